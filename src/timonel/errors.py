@@ -1,0 +1,84 @@
+"""The error tree.
+
+    TimonelError                everything timonel raises on purpose
+    ├── ArgumentError           a value at the border that cannot be used   (also ValueError)
+    │   ├── UnknownName         a name nobody has; lists the nearest        (also ValueError)
+    │   ├── GridError           levels that cannot be visited
+    │   └── PredictionError     a prediction that cannot be read at a level
+    ├── RunError                a run asked for something its state forbids
+    ├── HookError               a hook raised; names the hook and the step
+    ├── GuardStop               the run produced NaN, infinity or exploded
+    └── ModelError              a model folder or pipeline that cannot be used
+
+Every message says what was wrong, with the value, and the call that fixes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class TimonelError(Exception):
+    """Base of everything timonel raises on purpose."""
+
+
+class ArgumentError(TimonelError, ValueError):
+    """A value at the border that cannot be used."""
+
+
+class UnknownName(ArgumentError):
+    """A name nobody has."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
+        super().__init__(f"unknown {what} {name!r}: {hint}known: {listed}")
+        self.nearest = near
+
+
+class GridError(ArgumentError):
+    """Levels that cannot be visited."""
+
+
+class PredictionError(ArgumentError):
+    """A prediction that cannot be read at a level."""
+
+
+class RunError(TimonelError):
+    """A run asked for something its state forbids."""
+
+
+class HookError(TimonelError):
+    """A hook raised; the original exception is the cause."""
+
+
+class GuardStop(TimonelError):
+    """The run produced NaN, infinity or exploded."""
+
+
+class ModelError(TimonelError):
+    """A model folder or pipeline that cannot be used."""
+
+
+def finite(what: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a float, or raise `ArgumentError` unless it is finite and in [low, high]."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{what} must be a number, got {value!r}") from None
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ArgumentError(f"{what} must be a finite number in [{low:g}, {high:g}], got {value!r}")
+    return number
+
+
+def whole(what: str, value: int, low: int = 1, high: int | None = None) -> int:
+    """Return `value` as an int, or raise `ArgumentError` unless it is whole and in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ArgumentError(f"{what} must be a whole number of at least {low}, got {value!r}")
+    if high is not None and value > high:
+        raise ArgumentError(f"{what} must be at most {high}, got {value}")
+    return value

@@ -1,0 +1,31 @@
+"""The fused linear combination that executes every table row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Term = tuple[float, Tensor]
+HALF = (torch.float16, torch.bfloat16)
+
+
+def combine(terms: Sequence[Term], dtype: torch.dtype) -> Tensor:
+    """sum of c·t over `terms` (at least one, equal shapes) as a new tensor of `dtype`.
+
+    One pass per term and no allocation beyond the result. Coefficients are Python floats, so
+    nothing is read back from the device. Half precision accumulates in float32 and rounds once.
+    """
+    work = torch.float32 if dtype in HALF else dtype
+    (c, first), *rest = terms
+    if first.dtype != work:
+        total = first.to(work).mul_(c)
+    elif c == 1.0 and rest:
+        (d, second), *rest = rest
+        total = torch.add(first, second, alpha=d)
+    else:
+        total = torch.mul(first, c)
+    for c, tensor in rest:
+        total.add_(tensor, alpha=c)
+    return total.to(dtype)

@@ -1,0 +1,95 @@
+"""What the network's raw output means, and how the denoised sample follows from it.
+
+`denoised = c_x · x + c_raw · raw`, linear in both for every kind, so that it can be folded into a
+table row. With v = alpha·eps - sigma·x0 and flow = eps - x0:
+
+| kind    | denoised                                      | reference                   |
+|---------|-----------------------------------------------|-----------------------------|
+| epsilon | (x - sigma·raw) / alpha                       | arXiv 2006.11239, eq. 15    |
+| sample  | raw                                           |                             |
+| v       | (alpha·x - sigma·raw) / (alpha² + sigma²)     | arXiv 2202.00512, app. D    |
+| flow    | (x - sigma·raw) / (alpha + sigma)             | arXiv 2210.02747            |
+| edm     | d²·alpha·x + d·sigma·raw, d = data std        | arXiv 2206.00364, eq. 7     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import PredictionError, UnknownName
+from .process import Level
+
+KINDS = ("epsilon", "sample", "v", "flow", "edm")
+
+
+def check(kind: str) -> str:
+    """`kind`, or raise `UnknownName`."""
+    if kind not in KINDS:
+        raise UnknownName("prediction", kind, KINDS)
+    return kind
+
+
+def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
+    """(c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
+
+    Raises `PredictionError` for epsilon at alpha = 0, where the raw output says nothing about the
+    picture: the sample is pure noise and the network only names that noise.
+    """
+    alpha, sigma, _ = level
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    if check(kind) == "sample":
+        return zero, one
+    if kind == "epsilon":
+        if bool((alpha == 0).any()):
+            raise PredictionError(
+                "an epsilon prediction says nothing about the picture at pure noise (alpha = 0): use a model "
+                "that predicts v, flow or sample, or a grid that starts below it, e.g. grid='leading'"
+            )
+        return 1 / alpha, -sigma / alpha
+    if kind == "v":
+        norm = alpha**2 + sigma**2
+        return alpha / norm, -sigma / norm
+    if kind == "flow":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    data = torch.sqrt(1 - sigma**2) / alpha
+    return data**2 * alpha, data * sigma
+
+
+def denoised(kind: str, raw: Tensor, x: Tensor, level: Level) -> Tensor:
+    """The predicted clean sample from the raw output at `level` (0-d tensors), in float64 coefficients."""
+    c_x, c_raw = coefficients(kind, level)
+    return x * float(c_x) + raw * float(c_raw)
+
+
+def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
+    """The inverse: the raw output that means `clean`. Refused where the output does not depend on it."""
+    c_x, c_raw = coefficients(kind, level)
+    if float(c_raw) == 0:
+        raise PredictionError(f"{kind} output is not determined by the denoised sample at sigma = 0")
+    return (clean - x * float(c_x)) / float(c_raw)
+
+
+def from_config(config: Mapping[str, Any]) -> str:
+    """The prediction a diffusers scheduler config describes; EDM and flow classes imply their own."""
+    name = str(config.get("_class_name", ""))
+    given = str(config.get("prediction_type") or "epsilon")
+    if config.get("process") is not None:
+        return check({"v_prediction": "v", "flow_prediction": "flow"}.get(given, given))
+    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow_prediction":
+        return "flow"
+    if name.startswith("EDM"):
+        if given == "epsilon":
+            return "edm"
+        if float(config.get("sigma_data") or 0.5) != 1.0:
+            raise PredictionError(
+                f"{name} with prediction_type={given!r} and sigma_data={config.get('sigma_data')} has no timonel "
+                "prediction; supported there: prediction_type='epsilon', or 'v_prediction' with sigma_data=1"
+            )
+    kinds = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample", "flow": "flow", "v": "v"}
+    if given not in kinds:
+        raise UnknownName("prediction_type", given, kinds)
+    return kinds[given]

@@ -1,0 +1,432 @@
+"""A run: one journey from noise to sample, as a state machine.
+
+What a run remembers: the sample, the base where the solver needs one, as many predictions as the
+solver's history, and the initial sample; nothing that grows with the steps unless `keep` asks.
+
+    for row in run.rows():                      # waits while paused, goes back when rewound, ends when stopped
+        run.advance(network(run.latents, run.level.time))
+    picture = run.result
+
+`stop`, `pause`, `resume` and `rewind` may be called from any thread; they take effect at the next
+row. Hooks are called after every completed grid step, in the thread that advances the run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from .errors import ArgumentError, HookError, RunError, TimonelError, whole
+from .guidance import Guidance
+from .kernel import combine
+from .noise import Noise
+from .program import Program
+from .table import Table
+
+if TYPE_CHECKING:
+    from .hooks import Hook
+
+STATUSES = ("new", "running", "paused", "stopped", "done", "failed")
+
+
+class State(NamedTuple):
+    """Everything that changes: the next row, its x, the base, and predictions newest first."""
+
+    row: int
+    x: Tensor
+    base: Tensor | None
+    history: tuple[Tensor | None, ...]
+
+    def clone(self) -> State:
+        copies = tuple(h if h is None else h.clone() for h in self.history)
+        return State(self.row, self.x.clone(), None if self.base is None else self.base.clone(), copies)
+
+
+@dataclass(frozen=True)
+class At:
+    """A level as floats, for hooks and networks."""
+
+    alpha: float
+    sigma: float
+    time: float
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha, inf at pure noise."""
+        return self.sigma / self.alpha if self.alpha > 0 else float("inf")
+
+
+class Run:
+    """One journey. See the module's docstring.
+
+    `table`: the compiled sampler. `prediction`: what the raw output means. `noise`: the noise source,
+    needed by stochastic tables. `hooks`: called after each step. `shape`: changes the denoised
+    prediction before it is used (clipping, thresholding). `keep`: how many step states stay in
+    memory so that `rewind` is instant. `context`: what hooks may need of the model (decode, …).
+
+    Raises `ArgumentError` when a stochastic table gets no noise, `PredictionError` as `Program.bind`.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        prediction: str = "sample",
+        *,
+        noise: Noise | None = None,
+        guidance: Guidance | None = None,
+        hooks: Sequence[Hook | Callable[[Run], None]] = (),
+        shape: Callable[[Tensor], Tensor] | None = None,
+        keep: int = 0,
+        context: Any = None,
+    ) -> None:
+        from .hooks import adapt
+
+        self.table, self.prediction, self.noise = table.detach(), prediction, noise
+        self.guidance, self.shape, self.context = guidance, shape, context
+        if self.table.stochastic and noise is None:
+            raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
+        self.program = Program.bind(self.table, prediction, shaped=shape is not None)
+        self.scales = guidance.scales(self.table) if guidance else (None,) * table.nfe
+        self._levels = tuple(
+            At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
+        )
+        self.hooks = [adapt(hook) for hook in hooks]
+        self._keep = whole("keep", keep, 0)
+        self._kept: OrderedDict[int, State] = OrderedDict()
+        self._start: State | None = None
+        self._state: State | None = None
+        self._last: tuple[Tensor, Tensor, int] | None = None  # x, raw and row of the newest call
+        self._clean: Tensor | None = None  # the newest denoised prediction, when it was made a tensor
+        self._change = threading.Condition(threading.RLock())
+        self._status, self._paused, self._stopping = "new", False, False
+        self._goto: int | None = None
+        self._finished = False
+        self._watched: tuple[Tensor, int, Tensor] | None = None  # x, its version and a copy, while edits are possible
+        self.moved = False  # the state was replaced since the network's input was last handed out
+        self.reason = ""  # why the run was stopped
+
+    # -- where it is -------------------------------------------------------------------------
+    @property
+    def status(self) -> str:
+        """One of new, running, paused, stopped, done, failed."""
+        return "paused" if self._status == "running" and self._paused else self._status
+
+    @property
+    def started(self) -> bool:
+        return self._state is not None
+
+    @property
+    def _here(self) -> State:
+        if self._state is None:
+            raise RunError("the run has not started; call run.start(noise) first")
+        return self._state
+
+    @property
+    def row(self) -> int:
+        """The next row, 0 … nfe."""
+        return self._state.row if self._state else 0
+
+    @property
+    def step(self) -> int:
+        """Completed grid steps, 0 … steps."""
+        return self.table.steps if self.row == self.table.nfe else self.table.step[self.row]
+
+    @property
+    def steps(self) -> int:
+        return self.table.steps
+
+    @property
+    def level(self) -> At:
+        """The level the sample is at now."""
+        return self._levels[self.row]
+
+    @property
+    def called_at(self) -> At | None:
+        """The level of the newest network call."""
+        return None if self._last is None else self._levels[self._last[2]]
+
+    @property
+    def scale(self) -> float | None:
+        """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the pipeline's own."""
+        return self.scales[min(self.row, self.table.nfe - 1)]
+
+    @property
+    def latents(self) -> Tensor:
+        """The sample at `level`. Change it in place in a hook, or assign a tensor of the same shape."""
+        return self._here.x
+
+    @latents.setter
+    def latents(self, value: Tensor) -> None:
+        with self._change:
+            here = self._here
+            if value.shape != here.x.shape:
+                raise ArgumentError(f"latents must keep their shape {tuple(here.x.shape)}, got {tuple(value.shape)}")
+            watched = self._watched is not None
+            self._unwatch()
+            if value is not here.x:
+                self._state = self._edited(here.x, self._here._replace(x=value))
+            if watched:
+                self._watch()
+
+    @property
+    def denoised(self) -> Tensor:
+        """The newest prediction of the clean sample, as the solver used it."""
+        if self._clean is None:
+            if self._last is None:
+                raise RunError("there is no prediction yet; the network has not been called")
+            x, raw, row = self._last
+            c_x, c_raw = self.program.rows[row].denoised
+            clean = combine([(c_raw, raw), (c_x, x)], x.dtype)
+            self._clean = self.shape(clean) if self.shape else clean
+        return self._clean
+
+    @property
+    def result(self) -> Tensor:
+        """The sample of a finished run; of an unfinished one the newest denoised prediction."""
+        return self._here.x if self.row == self.table.nfe or self._last is None else self.denoised
+
+    # -- going -------------------------------------------------------------------------------
+    def start(self, x: Tensor) -> None:
+        """Begin at the table's first level with the sample x (batch, …), unit normal for a full journey."""
+        with self._change:
+            if self.started:
+                raise RunError("this run has already started; make a new Run, or rewind it with run.rewind(0)")
+            self._begin(State(0, x, x if self.table.uses_base else None, (None,) * (self.table.history - 1)))
+            self._start = self._here.clone()
+        self._fire("on_start")
+
+    def _begin(self, state: State) -> None:
+        self._state, self._status = state, "running"
+
+    def rows(self) -> Iterator[int]:
+        """The rows to call the network for. Yields the same row again until `advance` is called."""
+        while self.proceed():
+            yield self.row
+        self.finish()
+
+    def proceed(self) -> bool:
+        """Wait while paused, go back if a rewind was asked for; False once the run has ended."""
+        with self._change:
+            if self._paused:
+                self._watch()
+            while self._paused and not self._stopping:
+                self._change.wait()
+            self._unwatch()
+            if self._goto is not None:
+                self._go_back(self._goto)
+                self._goto = None
+            if self._stopping and self._status == "running":
+                self._status = "stopped"
+            return self._status == "running"
+
+    def advance(self, raw: Tensor) -> None:
+        """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks if a step ended."""
+        if self._status not in ("running", "stopped"):
+            raise RunError(f"cannot advance a run that is {self.status}")
+        state = self._here
+        if state.row == self.table.nfe:
+            raise RunError("the run is complete; there is no row left to advance")
+        if raw.shape != state.x.shape:
+            raise ArgumentError(f"the network returned shape {tuple(raw.shape)} for a sample of {tuple(state.x.shape)}")
+        new, clean = self._apply(state, raw)
+        with self._change:
+            self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
+            if new.row == self.table.nfe and self._goto is None:
+                self._status = "done"
+        if self.table.ends_step(state.row):
+            self._fire("on_step")
+            if self._keep and new.row < self.table.nfe:
+                self._kept[self.step] = self._here.clone()
+                while len(self._kept) > self._keep:
+                    self._kept.popitem(last=False)
+
+    def _apply(self, state: State, raw: Tensor) -> tuple[State, Tensor | None]:
+        """The next state, and the denoised prediction where it had to be made a tensor."""
+        row, dtype = self.program.rows[state.row], state.x.dtype
+        registers: dict[str, Tensor | None] = {"x": state.x, "raw": raw, "base": state.base}
+        h0: Tensor | None = None
+        clean: Tensor | None = None
+        if row.keeps_h0:
+            h0 = combine([(row.convert[1], raw), (row.convert[0], state.x)], dtype)
+            if self.shape is not None:
+                h0, clean = self._shaped(state, raw, row.denoised)
+            elif self.table.basis == "denoised":
+                clean = h0
+        registers["h0"] = h0
+        registers.update({f"h{i + 1}": h for i, h in enumerate(state.history)})
+
+        def total(terms: tuple[tuple[float, str], ...]) -> Tensor:
+            chosen = []
+            for c, name in terms:
+                tensor = registers.get(name)
+                if tensor is None and name in ("eps", "eps_prev") and self.noise is not None:
+                    tensor = registers[name] = self.noise(state.row - (name == "eps_prev"), state.x)
+                if tensor is None:
+                    raise RunError(
+                        f"row {state.row} of {self.table.solver!r} reads {name}, which no row before it made"
+                    )
+                chosen.append((c, tensor))
+            return combine(chosen, dtype)
+
+        x = total(row.x)
+        base = total(row.base) if row.base else None
+        history = (h0, *state.history)[: self.table.history - 1]
+        return State(state.row + 1, x, base, history), clean
+
+    def _shaped(self, state: State, raw: Tensor, to_clean: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """h0 in the table's basis and the denoised prediction, after `shape`."""
+        assert self.shape is not None
+        clean = self.shape(combine([(to_clean[1], raw), (to_clean[0], state.x)], state.x.dtype))
+        if self.table.basis == "denoised":
+            return clean, clean
+        at = self._levels[state.row]
+        return combine([(1 / at.sigma, state.x), (-at.alpha / at.sigma, clean)], state.x.dtype), clean
+
+    def finish(self) -> None:
+        """Call `on_end` hooks once; the loop that drives the run calls it when the rows are over."""
+        with self._change:
+            if self._status not in ("done", "stopped") or self._finished:
+                return
+            self._finished = True
+        self._fire("on_end")
+
+    # -- hooks -------------------------------------------------------------------------------
+    def _fire(self, point: str) -> None:
+        if self.hooks:
+            self._watch()
+        for hook in self.hooks:
+            try:
+                getattr(hook, point)(self)
+            except TimonelError:
+                self._status = "failed"
+                raise
+            except Exception as error:
+                self._status = "failed"
+                raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
+        with self._change:
+            self._unwatch()
+
+    # An edit of x must reach the base of solvers that correct it (UniPC), or the corrector undoes it.
+    def _carry(self) -> float | None:
+        return self.program.rows[self.row].carry if self.started and self.row < self.table.nfe else None
+
+    def _watch(self) -> None:
+        """From here to `_unwatch` x may be edited in place; remember it where that has to be carried on."""
+        if self._carry() is not None:
+            x = self._here.x
+            self._watched = (x, -1 if x.is_inference() else x._version, x.clone())
+
+    def _unwatch(self) -> None:
+        if self._watched is None:
+            return
+        x, version, before = self._watched
+        self._watched = None
+        if self._here.x is x and (version < 0 or x._version != version):
+            self._state = self._edited(before, self._here)
+
+    def _edited(self, before: Tensor, state: State) -> State:
+        """`state` with the edit x - before carried into its base."""
+        carry = self._carry()
+        if carry is None or state.base is None:
+            return state
+        return state._replace(base=combine([(1.0, state.base), (carry, state.x), (-carry, before)], state.x.dtype))
+
+    # -- control, from any thread ------------------------------------------------------------
+    def stop(self, reason: str = "") -> None:
+        """End at the next row; `result` is then the newest denoised prediction."""
+        with self._change:
+            self._stopping, self.reason = True, reason or self.reason
+            self._change.notify_all()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def pause(self) -> None:
+        """Wait before the next row until `resume` or `stop`."""
+        with self._change:
+            self._paused = True
+
+    def resume(self) -> None:
+        with self._change:
+            self._paused = False
+            self._change.notify_all()
+
+    def rewind(self, step: int) -> None:
+        """Go back so that `step` steps are completed, at the next row.
+
+        Continues from the kept state (`keep=`) at or nearest before `step`, else from the start;
+        steps in between are computed again, with the same noise and the same hooks.
+        Raises `RunError` for a step the run has not reached.
+        """
+        with self._change:
+            if not isinstance(step, int) or not 0 <= step <= self.step:
+                raise RunError(
+                    f"cannot rewind to step {step!r}: the run has completed {self.step} of {self.steps} steps"
+                )
+            if self._start is None:
+                raise RunError("the run has not started; there is nothing to rewind")
+            self._goto, self._stopping = step, False
+            if self._status in ("done", "stopped"):
+                self._status, self._finished = "running", False
+            self._change.notify_all()
+
+    def _go_back(self, step: int) -> None:
+        at = max((s for s in self._kept if s <= step), default=None)
+        source = self._start if at is None else self._kept[at]
+        assert source is not None
+        self._begin(source.clone())
+        for later in [s for s in self._kept if s > step]:
+            del self._kept[later]
+        self._last = self._clean = None
+        self.moved = True
+
+    def branch(self, *, hooks: Sequence[Hook | Callable[[Run], None]] = ()) -> Run:
+        """A second run at the same point, with its own copy of the state; edits to one leave the other alone."""
+        with self._change:
+            twin = Run(
+                self.table, self.prediction, noise=self.noise, guidance=self.guidance, hooks=hooks,
+                shape=self.shape, keep=self._keep, context=self.context,
+            )  # fmt: skip
+            twin._begin(self._here.clone())
+            twin._start = self._start
+            twin._kept = OrderedDict((k, s.clone()) for k, s in self._kept.items())
+            twin._last, twin._clean = self._last, self._clean
+            if self.row == self.table.nfe:
+                twin._status = "done"
+            return twin
+
+    # -- saving ------------------------------------------------------------------------------
+    def states(self) -> tuple[State, State]:
+        """The start and the present state, as one consistent pair."""
+        with self._change:
+            if self._start is None:
+                raise RunError("the run has not started; there is nothing to save")
+            return self._start, self._here
+
+    def restore(self, start: State, here: State) -> None:
+        """Continue from saved states instead of `start(x)`."""
+        with self._change:
+            self._start = start
+            self._begin(here)
+            if here.row == self.table.nfe:
+                self._status = "done"
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the run to one safetensors file, atomically; see `saving.save`."""
+        from .saving import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], **changes: Any) -> Run:
+        """A run that continues bit for bit from a saved file; see `saving.load`."""
+        from .saving import load
+
+        return load(path, **changes)

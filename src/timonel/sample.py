@@ -1,0 +1,115 @@
+"""The native loop: sample from any callable denoiser, without diffusers.
+
+    x0 = tm.sample(denoise, noise, "dpmpp_2m/karras", process=tm.EDM(0.002, 80), steps=10)
+
+`denoise(x, level)` gets the sample in unit-variance coordinates (see `process.py`) and the level as
+floats (alpha, sigma, time), and returns what `prediction` says: by default the denoised sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import guidance as guide
+from .errors import ArgumentError
+from .guidance import Guidance
+from .noise import Noise, SeededNoise
+from .process import Process
+from .run import At, Run
+from .sampler import Sampler
+
+Denoiser = Callable[[Tensor, At], Tensor]
+
+
+def begin(
+    x: Tensor,
+    sampler: Sampler | str,
+    *,
+    process: Process,
+    prediction: str = "sample",
+    steps: int | None = None,
+    seeds: Sequence[int] | None = None,
+    noise: Noise | None = None,
+    guidance: Guidance | float | None = None,
+    hooks: Sequence[Any] = (),
+    shape: Callable[[Tensor], Tensor] | None = None,
+    keep: int = 0,
+) -> Run:
+    """A run that has started at the sample x (batch, …): unit normal noise for a full journey.
+
+    `seeds`: one per sample, for the noise that stochastic samplers add. Raises `ArgumentError`
+    for anything that cannot be used, before any network call.
+    """
+    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
+        raise ArgumentError(
+            f"the start must be a floating-point tensor (batch, …), got {getattr(x, 'dtype', type(x).__name__)}"
+        )
+    if not isinstance(process, Process):
+        raise ArgumentError(f"process must be a timonel process such as tm.VP.from_schedule(), got {process!r}")
+    if seeds is not None and noise is not None:
+        raise ArgumentError("give seeds= or noise=, not both")
+    if seeds is not None:
+        noise = SeededNoise(tuple(seeds))
+        noise(0, x[:, :0] if x.ndim > 1 else x)  # the batch must match, said before any compute
+    if isinstance(guidance, (int, float)):
+        guidance = guide.cfg(guidance)
+    run = Run(
+        Sampler.of(sampler, steps).compile(process), prediction,
+        noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep,
+    )  # fmt: skip
+    run.start(x)
+    return run
+
+
+@torch.no_grad()
+def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> None:
+    """One network call (two where guidance is on) and one row."""
+    at = run.level
+    raw = denoise(run.latents, at)
+    scale = 1.0 if run.scale is None else run.scale
+    if unconditional is not None and scale != 1.0:
+        rescale = run.guidance.rescale if run.guidance else 0.0
+        raw = guide.combine(raw, unconditional(run.latents, at), scale, rescale)
+    run.advance(raw)
+
+
+def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
+    """Drive `run` and yield it after every completed step."""
+    if run.guidance is not None and unconditional is None:
+        raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
+    for row in run.rows():
+        advance(run, denoise, unconditional)
+        if run.table.ends_step(row):
+            yield run
+
+
+def sample(
+    denoise: Denoiser,
+    x: Tensor,
+    sampler: Sampler | str,
+    *,
+    process: Process,
+    prediction: str = "sample",
+    steps: int | None = None,
+    seeds: Sequence[int] | None = None,
+    noise: Noise | None = None,
+    unconditional: Denoiser | None = None,
+    guidance: Guidance | float | None = None,
+    hooks: Sequence[Any] = (),
+    shape: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Sample to the end and return the result (batch, …); a stopped run gives its denoised prediction.
+
+    The arguments are those of `begin`, where they are documented and checked.
+    """
+    run = begin(
+        x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
+        guidance=guidance, hooks=hooks, shape=shape,
+    )  # fmt: skip
+    for _ in iterate(run, denoise, unconditional):
+        pass
+    return run.result

@@ -1,0 +1,95 @@
+"""A run on disk: one safetensors file with the tensors, and the rest as JSON in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import ArgumentError
+from .files import replacing
+from .guidance import Guidance
+from .noise import Noise, SeededNoise
+from .run import Run, State
+from .table import Table
+
+FORMAT = "timonel-run-1"
+
+
+def save(run: Run, path: str | PathLike[str]) -> None:
+    """Write `run` atomically. A noise source other than seeds has to be given again to `load`."""
+    from safetensors.torch import save_file
+
+    start, here = run.states()
+    tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
+    data = {
+        "format": FORMAT,
+        "row": here.row,
+        "table": run.table.to_dict(),
+        "prediction": run.prediction,
+        "seeds": list(run.noise.seeds) if isinstance(run.noise, SeededNoise) else None,
+        "noise": run.noise is not None,
+        "guidance": None if run.guidance is None else asdict(run.guidance),
+        "shaped": run.shape is not None,
+        "history": len(here.history),
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    noise: Noise | None = None,
+    shape: Callable[[Tensor], Tensor] | None = None,
+    hooks: Sequence[Any] = (),
+    keep: int = 0,
+    device: str = "cpu",
+) -> Run:
+    """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise ArgumentError(f"there is no saved run at {str(path)!r}")
+    try:
+        with safe_open(str(path), framework="pt", device=device) as file:
+            data = json.loads((file.metadata() or {}).get("timonel", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ArgumentError(f"{str(path)!r} is not a saved run: {error}") from error
+    if data.get("format") != FORMAT:
+        raise ArgumentError(f"{str(path)!r} is not a saved run of this version (format {data.get('format')!r})")
+    if data["seeds"] is not None and noise is None:
+        noise = SeededNoise(tuple(data["seeds"]))
+    if data["noise"] and noise is None:
+        raise ArgumentError(f"{str(path)!r} was run with its own noise source; give it again: Run.load(path, noise=…)")
+    if data["shaped"] and shape is None:
+        raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
+    guidance = None if data["guidance"] is None else _guidance(data["guidance"])
+    run = Run(
+        Table.from_dict(data["table"]), data["prediction"],
+        noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep,
+    )  # fmt: skip
+    run.restore(_state(tensors, "start.", 0, data["history"]), _state(tensors, "", data["row"], data["history"]))
+    return run
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    named = {"x": state.x, "base": state.base} | {f"h{i + 1}": h for i, h in enumerate(state.history)}
+    # cloned: safetensors refuses tensors that share memory, as x and base do at the start
+    return {name: t.detach().contiguous().clone() for name, t in named.items() if t is not None}
+
+
+def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int) -> State:
+    predictions = tuple(tensors.get(f"{prefix}h{i + 1}") for i in range(history))
+    return State(row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), predictions)
+
+
+def _guidance(data: dict[str, Any]) -> Guidance:
+    scale = data["scale"]
+    return Guidance(**{**data, "scale": tuple(scale) if isinstance(scale, list) else scale})

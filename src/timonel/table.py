@@ -1,0 +1,221 @@
+"""The compiled sampler: one row of numbers per network call.
+
+At row k the sample `x` is at a known level and the network is called once. A row then makes the
+next `x` (and, where the solver needs it, the next `base`) as a linear combination of registers:
+
+| register      | meaning                                                                        |
+|---------------|--------------------------------------------------------------------------------|
+| `x`           | what the network saw at this row                                               |
+| `base`        | the sample where the current step began (multi-stage, predictor-corrector)     |
+| `h0, h1, …`   | predictions, newest first; `h0` is this row's, in the table's basis            |
+| `eps`         | fresh unit noise of this row                                                   |
+| `eps_prev`    | the fresh noise of the row before                                              |
+
+All coefficients are float64 and keep their gradient with respect to the levels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, GridError
+from .grids import Grid
+from .process import Level, double
+
+FORMAT = 1
+BASES = ("denoised", "noise")
+Coefficients = Mapping[str, "Tensor | float"]
+
+
+def registers(history: int) -> tuple[str, ...]:
+    """Names of the registers of a table that remembers `history` predictions, in column order."""
+    return ("x", "base", *(f"h{i}" for i in range(history)), "eps", "eps_prev")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A sampler compiled for one grid. K rows, R registers, N steps.
+
+    `alpha, sigma, time`: (K + 1,) levels of every row and of the result.
+    `step`: the grid step each row belongs to, rising from 0 to N - 1.
+    `x, base`: (K, R) coefficients of the next x and the next base.
+    `order`: order of convergence the solver declares (0 where it has none, as for LCM).
+    """
+
+    solver: str
+    grid: str
+    basis: str
+    order: int
+    alpha: Tensor
+    sigma: Tensor
+    time: Tensor
+    step: tuple[int, ...]
+    x: Tensor
+    base: Tensor
+
+    def __post_init__(self) -> None:
+        k = len(self.step)
+        if self.basis not in BASES:
+            raise ArgumentError(f"table basis must be one of {BASES}, got {self.basis!r}")
+        if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
+            raise ArgumentError(f"a table of {k} rows needs {k + 1} levels, got {len(self.alpha)}")
+        if self.x.shape != self.base.shape or self.x.ndim != 2 or len(self.x) != k or self.x.shape[1] < 5:
+            raise ArgumentError(
+                f"coefficients must both be ({k}, R>=5), got {tuple(self.x.shape)} and {tuple(self.base.shape)}"
+            )
+        numbers = torch.cat([v.detach().flatten() for v in (self.alpha, self.sigma, self.time, self.x, self.base)])
+        if not bool(torch.isfinite(numbers).all()):
+            row = next(
+                (r for r in range(k) if not bool(torch.isfinite(torch.cat([self.x[r], self.base[r]])).all())), None
+            )
+            where = "a level" if row is None else f"row {row}"
+            raise GridError(f"{self.solver!r} on grid {self.grid!r} gives a coefficient that is not finite in {where}")
+        if list(self.step) != sorted(self.step) or set(self.step) != set(range(self.steps)):
+            raise ArgumentError(f"steps of the rows must rise from 0 without a gap, got {self.step}")
+
+    # -- shape -------------------------------------------------------------------------------
+    @property
+    def nfe(self) -> int:
+        """Number of network calls."""
+        return len(self.step)
+
+    @property
+    def steps(self) -> int:
+        """Number of grid steps."""
+        return self.step[-1] + 1
+
+    @property
+    def history(self) -> int:
+        """How many predictions a run has to remember, this row's included."""
+        return self.x.shape[1] - 4
+
+    @property
+    def registers(self) -> tuple[str, ...]:
+        return registers(self.history)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return bool((self.x[:, -2:] != 0).any() or (self.base[:, -2:] != 0).any())
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether any row's next x depends on `base`."""
+        return bool((self.x[:, 1] != 0).any())
+
+    def level(self, row: int) -> Level:
+        """The level at which the network is called in `row`; `row = nfe` is the level of the result."""
+        return Level(self.alpha[row], self.sigma[row], self.time[row])
+
+    def first_row(self, step: int) -> int:
+        """The first row of a grid step; `step = steps` gives `nfe`."""
+        return self.nfe if step == self.steps else self.step.index(step)
+
+    def ends_step(self, row: int) -> bool:
+        """Whether `row` is the last of its step."""
+        return row + 1 == self.nfe or self.step[row + 1] != self.step[row]
+
+    # -- data --------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; floats are written so that they read back to the same bits."""
+        plain = {k: getattr(self, k) for k in ("solver", "grid", "basis", "order")}
+        arrays = {k: getattr(self, k).tolist() for k in ("alpha", "sigma", "time", "x", "base")}
+        return {"format": FORMAT, **plain, "step": list(self.step), "registers": list(self.registers), **arrays}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Table:
+        """The inverse of `to_dict`. Raises `ArgumentError` on data that is not a table."""
+        if data.get("format") != FORMAT:
+            raise ArgumentError(
+                f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"
+            )
+        try:
+            arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            return cls(
+                str(data["solver"]), str(data["grid"]), str(data["basis"]), int(data["order"]),
+                step=tuple(int(s) for s in data["step"]), **arrays,
+            )  # fmt: skip
+        except (KeyError, TypeError, IndexError) as error:
+            raise ArgumentError(f"this is not a table: {error!r}") from error
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ArgumentError(f"this is not a table in JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ArgumentError(f"this is not a table in JSON: it holds a {type(data).__name__}")
+        return cls.from_dict(data)
+
+    def detach(self) -> Table:
+        """The same numbers without a gradient."""
+        keys = ("alpha", "sigma", "time", "x", "base")
+        return replace(self, **{k: getattr(self, k).detach() for k in keys})
+
+    # -- reading -----------------------------------------------------------------------------
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The table as text: a line a row, coefficients that are zero left out."""
+        noise = "stochastic" if self.stochastic else "deterministic"
+        yield f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order {self.order}, {noise}, {self.basis} basis"
+        for r in range(self.nfe):
+            alpha, sigma, time = (float(v) for v in self.level(r))
+            ratio = sigma / alpha if alpha > 0 else math.inf
+            text = f"{r:4d}  step {self.step[r]:<4d} time {time:9.4f}  sigma/alpha {ratio:10.5f}  x' = {self._sum(self.x[r])}"
+            if self.uses_base:
+                text += f"   base' = {self._sum(self.base[r])}"
+            yield text
+
+    def _sum(self, row: Tensor) -> str:
+        terms = [f"{float(c):+.5f}·{n}" for c, n in zip(row, self.registers, strict=True) if float(c) != 0]
+        return " ".join(terms) or "0"
+
+
+class Rows:
+    """Collects the rows a solver writes, then makes the table.
+
+    A solver calls `add(step, level, x=…, base=…)` once per network call, naming only the registers
+    it uses, and `table(end)` at the end. `base` defaults to keeping the base.
+    """
+
+    def __init__(self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised") -> None:
+        self.solver, self.grid, self.order, self.basis = solver, grid, order, basis
+        self.names = registers(history)
+        self.levels: list[Level] = []
+        self.step: list[int] = []
+        self.x: list[Tensor] = []
+        self.base: list[Tensor] = []
+
+    def add(self, step: int, level: Level, x: Coefficients, base: Coefficients | None = None) -> None:
+        """One network call at `level`, belonging to grid step `step`."""
+        self.step.append(step)
+        self.levels.append(level)
+        self.x.append(self._row(x))
+        self.base.append(self._row({"base": 1.0} if base is None else base))
+
+    def _row(self, given: Coefficients) -> Tensor:
+        return torch.stack([double(given.get(n, 0.0)).reshape(()) for n in self.names])
+
+    def table(self) -> Table:
+        """The finished table; the result is at the grid's last level."""
+        last = self.grid[self.grid.steps]
+        alpha, sigma, time = (
+            torch.stack([*v, end]) for v, end in zip(zip(*self.levels, strict=True), last, strict=True)
+        )
+        return Table(
+            self.solver, self.grid.name, self.basis, self.order, alpha, sigma, time,
+            tuple(self.step), torch.stack(self.x), torch.stack(self.base),
+        )  # fmt: skip
