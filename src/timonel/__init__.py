@@ -36,17 +36,17 @@ _WHERE = {
     "Table": "table",
     "TimonelError": "errors",
     "VP": "process",
-    "begin": "sample",
+    "begin": "loop",
     "cfg": "guidance",
     "checkpoint": "hooks.checkpoint",
     "edit": "hooks.control",
     "guard": "hooks.guard",
-    "iterate": "sample",
+    "iterate": "loop",
     "preview": "hooks.preview",
     "process_from_config": "process:from_config",
     "progress": "hooks.progress",
     "replay": "recipe",
-    "sample": "sample",
+    "sample": "loop",
     "save_steps": "hooks.preview",
     "stop_when": "hooks.control",
     "trace": "hooks.trace",
@@ -81,9 +81,9 @@ if TYPE_CHECKING:
     from .recipe import Recipe as Recipe
     from .recipe import replay as replay
     from .run import Run as Run
-    from .sample import begin as begin
-    from .sample import iterate as iterate
-    from .sample import sample as sample
+    from .loop import begin as begin
+    from .loop import iterate as iterate
+    from .loop import sample as sample
     from .sampler import Sampler as Sampler
     from .solvers import SOLVERS as SOLVERS
     from .table import Table as Table
