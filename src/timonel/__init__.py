@@ -43,7 +43,6 @@ _WHERE = {
     "guard": "hooks.guard",
     "iterate": "loop",
     "preview": "hooks.preview",
-    "process_from_config": "process:from_config",
     "progress": "hooks.progress",
     "replay": "recipe",
     "sample": "loop",
@@ -69,6 +68,9 @@ if TYPE_CHECKING:
     from .hooks.preview import save_steps as save_steps
     from .hooks.progress import progress as progress
     from .hooks.trace import trace as trace
+    from .loop import begin as begin
+    from .loop import iterate as iterate
+    from .loop import sample as sample
     from .noise import SeededNoise as SeededNoise
     from .pipelines.helm import Helm as Helm
     from .pipelines.scheduler import Scheduler as Scheduler
@@ -77,13 +79,9 @@ if TYPE_CHECKING:
     from .process import Flow as Flow
     from .process import Level as Level
     from .process import Process as Process
-    from .process import from_config as process_from_config
     from .recipe import Recipe as Recipe
     from .recipe import replay as replay
     from .run import Run as Run
-    from .loop import begin as begin
-    from .loop import iterate as iterate
-    from .loop import sample as sample
     from .sampler import Sampler as Sampler
     from .solvers import SOLVERS as SOLVERS
     from .table import Table as Table
@@ -92,8 +90,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'timonel' has no attribute {name!r}")
-    module, _, other = _WHERE[name].partition(":")
-    value = getattr(importlib.import_module(f"timonel.{module}"), other or name)
+    value = getattr(importlib.import_module(f"timonel.{_WHERE[name]}"), name)
     globals()[name] = value
     return value
 

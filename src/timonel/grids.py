@@ -169,10 +169,8 @@ AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034,
 
 def _ays(name: str) -> Callable[[Process, int], Grid]:
     def grid(process: Process, steps: int) -> Grid:
-        if name in AYS_TIMES:
-            knots = VP.from_schedule().at_time(double(AYS_TIMES[name])).ratio
-        else:
-            knots = double(AYS_SVD)
+        published = AYS_TIMES.get(name)
+        knots = VP.from_schedule().at_time(double(published)).ratio if published else double(AYS_SVD)
         place = torch.linspace(0, len(knots) - 1, whole("steps", steps) + 1, dtype=torch.float64)
         sigma = torch.exp(interpolate(place, torch.arange(len(knots), dtype=torch.float64), torch.log(knots)))
         return Grid.of(process, process.at_sigma(sigma[:-1]), name)

@@ -73,6 +73,16 @@ def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
     return (clean - x * float(c_x)) / float(c_raw)
 
 
+def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
+    """Dynamic thresholding: clip to each sample's `ratio` quantile s of |clean|, in [1, top], divided by s.
+
+    Saharia et al. 2022, arXiv 2205.11487, section 2.3. For pixel-space models.
+    """
+    size = torch.quantile(clean.flatten(1).abs().float(), ratio, dim=1).clamp(1, max(1.0, top))
+    limit = size.to(clean.dtype).reshape(-1, *(1,) * (clean.ndim - 1))
+    return torch.maximum(torch.minimum(clean, limit), -limit) / limit
+
+
 def from_config(config: Mapping[str, Any]) -> str:
     """The prediction a diffusers scheduler config describes; EDM and flow classes imply their own."""
     name = str(config.get("_class_name", ""))

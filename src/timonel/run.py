@@ -108,7 +108,8 @@ class Run:
         self._goto: int | None = None
         self._finished = False
         self._watched: tuple[Tensor, int, Tensor] | None = None  # x, its version and a copy, while edits are possible
-        self.moved = False  # the state was replaced since the network's input was last handed out
+        self.advances = 0  # rows computed so far, those computed again after a rewind included
+        self.moved = False  # the state was replaced by a rewind since the last row
         self.reason = ""  # why the run was stopped
 
     # -- where it is -------------------------------------------------------------------------
@@ -237,6 +238,7 @@ class Run:
         new, clean = self._apply(state, raw)
         with self._change:
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
+            self.advances, self.moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
         if self.table.ends_step(state.row):
@@ -344,8 +346,14 @@ class Run:
             self._stopping, self.reason = True, reason or self.reason
             self._change.notify_all()
 
+    def release(self) -> None:
+        """Let go of the sample tensor that was handed out: the run continues with a copy of its own."""
+        with self._change:
+            self._state = self._here._replace(x=self._here.x.clone())
+
     @property
     def stopping(self) -> bool:
+        """Whether the run ends at the next row."""
         return self._stopping
 
     def pause(self) -> None:
@@ -390,6 +398,7 @@ class Run:
     def branch(self, *, hooks: Sequence[Hook | Callable[[Run], None]] = ()) -> Run:
         """A second run at the same point, with its own copy of the state; edits to one leave the other alone."""
         with self._change:
+            self.latents = self._here.x  # an edit in place reaches the base first
             twin = Run(
                 self.table, self.prediction, noise=self.noise, guidance=self.guidance, hooks=hooks,
                 shape=self.shape, keep=self._keep, context=self.context,
@@ -408,6 +417,7 @@ class Run:
         with self._change:
             if self._start is None:
                 raise RunError("the run has not started; there is nothing to save")
+            self.latents = self._here.x  # an edit in place reaches the base first
             return self._start, self._here
 
     def restore(self, start: State, here: State) -> None:

@@ -61,6 +61,13 @@ class Sampler:
         """ "solver/grid" as one would type it."""
         return f"{self.name}/{self.grid}" if self.grid else self.name
 
+    def on(self, process: Process) -> Sampler:
+        """The sampler with every choice made that depends on the process: grid and steps."""
+        if self.sigmas is not None or self.times is not None:
+            return replace(self, steps=self.levels(process).steps)
+        usual = solvers.find(self.name).grid or ("karras" if process.kind == "edm" else "trailing")
+        return replace(self, grid=self.grid or usual, steps=self.steps or STEPS)
+
     def levels(self, process: Process) -> Grid:
         """The grid on `process`."""
         given = self.sigmas if self.sigmas is not None else self.times
@@ -70,9 +77,10 @@ class Sampler:
             if self.steps is not None and self.steps != made.steps:
                 raise ArgumentError(f"steps={self.steps} but the given levels make {made.steps} steps; leave steps out")
             return made
-        usual = "karras" if process.kind == "edm" else "trailing"
-        name = self.grid or solvers.find(self.name).grid or usual
-        return grids.make(name, process, self.steps or STEPS, **self.grid_options)
+        full = self.on(process)
+        assert full.grid is not None
+        assert full.steps is not None
+        return grids.make(full.grid, process, full.steps, **full.grid_options)
 
     def compile(self, process: Process) -> Table:
         """The table of this sampler on `process`."""

@@ -170,14 +170,16 @@ class Table:
     def lines(self) -> Iterator[str]:
         """The table as text: a line a row, coefficients that are zero left out."""
         noise = "stochastic" if self.stochastic else "deterministic"
-        yield f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order {self.order}, {noise}, {self.basis} basis"
+        yield (
+            f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
+            f"{noise}, {self.basis} basis"
+        )
         for r in range(self.nfe):
             alpha, sigma, time = (float(v) for v in self.level(r))
             ratio = sigma / alpha if alpha > 0 else math.inf
-            text = f"{r:4d}  step {self.step[r]:<4d} time {time:9.4f}  sigma/alpha {ratio:10.5f}  x' = {self._sum(self.x[r])}"
-            if self.uses_base:
-                text += f"   base' = {self._sum(self.base[r])}"
-            yield text
+            where = f"{r:4d}  step {self.step[r]:<4d} time {time:9.4f}  sigma/alpha {ratio:10.5f}"
+            base = f"   base' = {self._sum(self.base[r])}" if self.uses_base else ""
+            yield f"{where}  x' = {self._sum(self.x[r])}{base}"
 
     def _sum(self, row: Tensor) -> str:
         terms = [f"{float(c):+.5f}·{n}" for c, n in zip(row, self.registers, strict=True) if float(c) != 0]

@@ -21,7 +21,7 @@ class SolverSpec:
     """One line of the table of solvers."""
 
     make: Callable[..., Table]
-    order: int  # of convergence on the ODE; 0 where the solver does not converge to it
+    order: int  # of convergence: strong on the ODE, weak for stochastic solvers; 0 where it does not converge
     calls: str  # network calls for N steps
     stochastic: bool
     reference: str
@@ -45,8 +45,8 @@ SOLVERS: dict[str, SolverSpec] = {
     ),
     "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2"),
     "dpmpp_3m": SolverSpec(dpmpp.dpmpp_3m, 3, "N", False, "arXiv 2211.01095"),
-    "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 1, "N", True, "arXiv 2211.01095; k-diffusion", ("eta",)),
-    "unipc": SolverSpec(unipc.unipc, 2, "N", False, "arXiv 2302.04867", ("order", "variant")),
+    "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion", ("eta",)),
+    "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867", ("order", "variant")),
     "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", (), "lcm"),
     "tcd": SolverSpec(consistency.tcd, 0, "N", True, "arXiv 2402.19159", ("eta",), "lcm"),
 }

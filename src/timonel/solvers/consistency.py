@@ -12,8 +12,9 @@ SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # constants of the released LCM checkpoint
 
 
 def lcm(grid: Grid) -> Table:
-    """`x' = alpha'·D + sigma'·eps`, D = c_out·h0 + c_skip·x. 1 call per step, stochastic. arXiv 2310.04378, algorithm 3.
+    """`x' = alpha'·D + sigma'·eps`, D = c_out·h0 + c_skip·x. 1 call per step, stochastic.
 
+    arXiv 2310.04378, algorithm 3.
     The boundary scalings c_skip, c_out belong to VP models; elsewhere D = h0.
     """
     rows = Rows("lcm", grid, order=0)

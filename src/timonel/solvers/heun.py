@@ -20,7 +20,7 @@ from .algebra import gain, keep
 
 
 def _corrected(grid: Grid, now: Level, new: Level) -> dict[str, Tensor]:
-    """Registers of the corrected sample at `new`: base at `now`, h1 its prediction, x the Euler sample, h0 its prediction."""
+    """Registers of the corrected sample: base and h1 are at `now`, x (the Euler sample) and h0 at `new`."""
     flow = grid.process.kind == "flow" or float(now.alpha) == 0
 
     def scale(level: Level) -> Tensor:

@@ -21,12 +21,13 @@ VARIANTS = ("bh1", "bh2")
 def unipc(grid: Grid, *, order: int = 2, variant: str = "bh2") -> Table:
     """UniPC of `order` 1 to 3 with B(h) = h (`bh1`) or e^h - 1 (`bh2`), for the denoised prediction.
 
-    1 call per step, deterministic. Order rises while history builds up and falls towards a clean end.
+    1 call per step, deterministic. Converges with order + 1, for the corrector adds one (theorem 3.1).
+    Order rises while history builds up and falls towards a clean end.
     """
     if variant not in VARIANTS:
         raise ArgumentError(f"variant must be one of {VARIANTS}, got {variant!r}")
     top = whole("order", order, 1, 3)
-    rows = Rows("unipc", grid, order=top, history=top + 1)
+    rows = Rows("unipc", grid, order=top + 1, history=top + 1)  # the corrector adds one
     clean = float(grid.sigma[-1]) == 0
     previous = 0  # order of the step that led here
     for k in range(grid.steps):

@@ -1,0 +1,37 @@
+# Everything runs in .venv, which each target makes when it is missing or out of date.
+PYTHON ?= python3
+BIN = .venv/bin
+# k-diffusion is a test peer; installed without its dependencies, since only its sampling file is used
+PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
+
+.PHONY: venv demo test test-all bench check clean
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	touch $@
+
+demo: venv
+	$(BIN)/timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
+	$(BIN)/timonel replay out/red-apple-7.png
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check
+	$(BIN)/python -m pytest
+
+bench: venv
+	$(BIN)/python benchmarks/run_all.py
+
+check: venv
+	$(BIN)/ruff check src tests benchmarks training
+	$(BIN)/ruff format --check src tests benchmarks training
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv out build dist

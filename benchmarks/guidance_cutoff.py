@@ -1,0 +1,98 @@
+"""What ending guidance early saves, and what the helm costs, in wall time on the shipped model.
+
+    python benchmarks/guidance_cutoff.py [--quick] [--repeats N] [--threads N]
+
+One picture of 25 steps (DPM++ 2M), prompt to pixels. Guided all the way the network sees 50 samples;
+guided for the first 40 % it sees 35, so the ideal ratio is 0.70 for a network whose cost is linear in
+its batch. The bare diffusers pipeline, guided all the way, makes the same network calls as the helm:
+its ratio is the helm's whole overhead. All variants take turns in one process; ratios are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import timonel as tm
+from measure import Peer, brief, interleave, machine, markdown, ratio
+
+MODEL, PROMPT, STEPS, SCALE, UNTIL, SEED = "emoji", "red apple", 25, 4.0, 0.4, 7
+FULL, CUT, NONE, BARE = "helm, guided", f"helm, guided until {UNTIL:g}", "helm, unguided", "diffusers, guided"
+
+
+def folder() -> Path:
+    """Where the shipped model lies. Raises `FileNotFoundError` where it does not."""
+    path = Path(tm.__file__).parent / "zoo" / MODEL
+    if not (path / "model_index.json").exists():
+        raise FileNotFoundError(f"the shipped model {MODEL!r} is not in this installation of timonel")
+    return path
+
+
+def helmed(name: str, helm: Any, guidance: tm.Guidance) -> Peer:
+    """One picture through timonel's public API."""
+
+    def body() -> object:
+        return helm(PROMPT, steps=STEPS, sampler="dpmpp_2m", guidance=guidance, seeds=[SEED]).images[0]
+
+    return Peer(name, lambda: body)
+
+
+def bare() -> Peer:
+    """One picture through the same pipeline as diffusers runs it."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder())
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+
+    def prepare() -> Callable[[], object]:
+        made = torch.Generator().manual_seed(SEED)
+        return lambda: pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=SCALE, generator=made).images[0]
+
+    return Peer(BARE, prepare)
+
+
+def measure(repeats: int) -> str:
+    """The table as Markdown. Raises `FileNotFoundError` where the model is not shipped."""
+    folder()
+    helm = tm.Helm(MODEL)
+    peers = [
+        helmed(FULL, helm, tm.cfg(SCALE)),
+        helmed(CUT, helm, tm.cfg(SCALE, until=UNTIL)),
+        helmed(NONE, helm, tm.cfg(1.0)),
+        bare(),
+    ]
+    times = interleave(peers, repeats)
+    seen = {FULL: 2 * STEPS, CUT: STEPS + round(UNTIL * STEPS), NONE: STEPS, BARE: 2 * STEPS}
+    rows = [
+        [
+            name, str(seen[name]), brief(ms, 0), f"{ratio(ms, times[FULL]):.3f}", f"{seen[name] / seen[FULL]:.2f}",
+            f"{ratio(ms, times[BARE]):.3f}",
+        ]
+        for name, ms in times.items()
+    ]  # fmt: skip
+    head = ("variant", "samples seen", "ms per picture, min / median", "/ guided", "ideal", "/ diffusers")
+    return markdown(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="wall time of guidance that ends early, and of the helm")
+    parser.add_argument("--quick", action="store_true", help="3 repeats instead of 15")
+    parser.add_argument("--repeats", type=int, help="pictures per variant")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    about = machine()
+    try:
+        table = measure(asked.repeats or (3 if asked.quick else 15))
+    except FileNotFoundError as error:
+        parser.exit(2, f"{error}\n")
+    print(f"{about}\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()

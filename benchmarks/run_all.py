@@ -1,0 +1,67 @@
+"""Runs every benchmark and rewrites RESULTS.md.
+
+python benchmarks/run_all.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import guidance_cutoff
+import step_cost
+from measure import machine
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def page(about: str, steps: str, cutoff: str, command: str) -> str:
+    """The text of RESULTS.md."""
+    return f"""# What a step costs
+
+Made by `{command}` on {date.today():%Y-%m-%d}. {about}
+
+Times are min / median; ratios are medians of paired ratios, the peers taking turns in one process.
+They hold on a busy machine, where the milliseconds do not.
+
+## One step of the sampler, without the network
+
+{step_cost.STEPS} steps, one thread, milliseconds per network call. {_notes(step_cost.__doc__)}
+
+{steps}
+
+## Guidance that ends early, on the shipped model
+
+{_notes(guidance_cutoff.__doc__)}
+
+{cutoff}
+"""
+
+
+def _notes(doc: str | None) -> str:
+    """A docstring without its first line and its command."""
+    parts = (doc or "").strip().split("\n\n")[1:]
+    return "\n\n".join(part for part in parts if not part.startswith("    python"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="run every benchmark and rewrite RESULTS.md")
+    parser.add_argument("--quick", action="store_true", help="few repeats: rough numbers in about a minute")
+    quick: bool = parser.parse_args().quick
+    torch.set_num_threads(1)
+    about = machine()
+    steps = step_cost.measure(5 if quick else 30)
+    print(f"{about}\n\n{steps}\n", flush=True)
+    try:
+        cutoff = guidance_cutoff.measure(3 if quick else 15)
+    except FileNotFoundError as error:
+        cutoff = f"Not measured: {error}."
+    print(cutoff)
+    RESULTS.write_text(page(about, steps, cutoff, "python benchmarks/run_all.py" + " --quick" * quick))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m timonel`."""
+
+from .cli import main
+
+main()

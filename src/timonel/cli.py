@@ -1,0 +1,269 @@
+"""The command line. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .guidance import Guidance
+    from .pipelines.helm import Helm
+    from .recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Take the helm of diffusion sampling: any sampler, any schedule, live previews, guidance only where it pays.",
+)
+
+Model = Annotated[str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+
+
+def main() -> None:
+    """Entry point: one clear message and exit status 2 for whatever timonel refuses."""
+    from .errors import TimonelError
+
+    try:
+        app()
+    except TimonelError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("aborted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except OSError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"timonel: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help='What to paint, e.g. "red apple".')],
+    model: Model = "emoji",
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="solver or solver/grid, see `timonel samplers` and `timonel grids`.")
+    ] = "dpmpp_2m",
+    eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) picture.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")] = 1,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
+    guidance_until: Annotated[
+        str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    width: Annotated[int | None, typer.Option(min=8)] = None,
+    height: Annotated[int | None, typer.Option(min=8)] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Write every step's picture while it runs.")] = False,
+    out: Out = Path("out"),
+) -> None:
+    """Make a picture, a contact sheet of how it came to be, and an animation of the steps.
+
+    Ctrl-C once stops at the next step and still saves what there is; twice aborts.
+
+    Example: timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
+    """
+    from .errors import ArgumentError
+    from .generate import generate as make
+    from .generate import writable
+    from .hooks.progress import progress
+    from .pipelines.helm import Helm
+    from .recipe import GuidanceData, Recipe
+    from .sampler import STEPS, Sampler
+
+    if not prompt.strip():
+        raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
+    chosen = Sampler(sampler, steps=steps, options={} if eta is None else {"eta": eta})
+    interval = _guidance(guidance, guidance_until)
+    writable(out)
+    helm = Helm(model, dtype=dtype, device=device)
+    if helm.card:
+        steps = steps or helm.card.default_steps
+        interval = _guidance(helm.card.default_guidance if guidance is None else guidance, guidance_until)
+    recipe = Recipe(
+        model=model, prompt=prompt, negative_prompt=negative, seed=seed, sampler=chosen.name, grid=chosen.grid,
+        steps=steps or STEPS, options=dict(chosen.options), width=width, height=height, dtype=dtype,
+        guidance=None if interval is None else GuidanceData.of(interval),
+    )  # fmt: skip
+    for number in range(seed, seed + count):
+        with _stoppable(helm):
+            made = make(
+                recipe.model_copy(update={"seed": number}), out, helm=helm, preview=preview, hooks=[progress(prompt)]
+            )
+        if made.stopped:
+            print(f"stopped after step {made.recipe.stopped_after} of {made.recipe.steps}")
+        print(f"picture    {made.picture}\nsteps      {made.sheet}\nanimation  {made.animation}")
+        print(f"{made.calls} network calls, {made.seconds:.2f} s, seed {number}")
+        if made.stopped:
+            break
+
+
+def _guidance(scale: float | None, until: str | None) -> Guidance | None:
+    """Guidance from the command line's two options."""
+    from .errors import ArgumentError
+    from .guidance import UNITS, cfg
+
+    if scale is None and until is None:
+        return None
+    if until is None:
+        return cfg(scale)
+    unit, colon, number = until.partition(":")
+    if not colon:
+        unit, number = "ratio", until
+    try:
+        end = float(number)
+    except ValueError:
+        raise ArgumentError(f"--guidance-until takes 0.4, step:4 or sigma:1.2, got {until!r}") from None
+    if unit not in UNITS:
+        raise ArgumentError(f"--guidance-until takes 0.4, step:4 or sigma:1.2, got {until!r}")
+    return cfg(scale, until=end, unit=unit)
+
+
+@contextmanager
+def _stoppable(helm: Helm) -> Iterator[None]:
+    """Ctrl-C once stops the run at its next step; twice aborts."""
+
+    def stop(number: int, frame: Any) -> None:
+        run = helm.run
+        if run is None or run.status not in ("new", "running") or run.stopping:
+            raise KeyboardInterrupt
+        print("\nstopping at the next step; Ctrl-C again to abort", file=sys.stderr)
+        run.stop("Ctrl-C")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@app.command()
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A PNG that timonel wrote.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write it; default: beside it, -replay.png.")
+    ] = None,
+) -> None:
+    """Make a picture again from the recipe inside it, and say whether it is the same."""
+    from PIL import Image, ImageChops
+
+    from .recipe import Recipe
+
+    recipe = Recipe.read(picture)
+    made, now = recipe.make()
+    path = now.save(made, out or picture.with_name(f"{picture.stem}-replay.png"))
+    with Image.open(picture) as old:
+        same = old.size == made.size and not ImageChops.difference(old.convert("RGB"), made.convert("RGB")).getbbox()
+    print(f"picture    {path}")
+    print("identical, bit for bit" if same else f"different: {_differences(recipe, now)}")
+    raise typer.Exit(0 if same else 1)
+
+
+def _differences(before: Recipe, now: Recipe) -> str:
+    """Which versions changed between two recipes."""
+    changed = [
+        f"{name} {before.versions.get(name, 'unknown')} -> {now.versions.get(name, 'unknown')}"
+        for name in sorted({*before.versions, *now.versions})
+        if before.versions.get(name) != now.versions.get(name)
+    ]
+    return ", ".join(changed) or "same versions, so another machine, device or number of threads"
+
+
+@app.command()
+def samplers() -> None:
+    """List the samplers: order, network calls for N steps, noise, options, reference."""
+    from .solvers import SOLVERS
+
+    rows = [
+        (name, str(s.order or "-"), s.calls, "yes" if s.stochastic else "no", ", ".join(s.options) or "-", s.reference)
+        for name, s in SOLVERS.items()
+    ]
+    _table(("sampler", "order", "calls", "noise", "options", "reference"), rows)
+
+
+@app.command()
+def grids() -> None:
+    """List the grids: the space each is defined in, options, reference."""
+    from .grids import GRIDS
+
+    _table(
+        ("grid", "space", "options", "reference"),
+        [(name, g.space, ", ".join(g.options) or "-", g.reference) for name, g in GRIDS.items()],
+    )
+
+
+@app.command()
+def models(
+    concepts: Annotated[bool, typer.Option("--concepts", help="Also list what each model knows.")] = False,
+) -> None:
+    """List the models that ship with timonel."""
+    from . import zoo
+
+    for name, what in zoo.MODELS.items():
+        card = zoo.card(name)
+        print(f"{name}: {what}, {len(card.concepts)} concepts in the styles {', '.join(card.styles)}")
+        if concepts:
+            print(", ".join(card.concepts))
+
+
+@app.command()
+def explain(
+    sampler: Annotated[str, typer.Argument(help="solver or solver/grid.")],
+    steps: Annotated[int, typer.Option(help="Steps.")] = 10,
+    model: Model = "emoji",
+    out: Out = Path("out"),
+) -> None:
+    """Print a sampler's table and plot its levels on a model's noise process."""
+    from . import zoo
+    from .explain import plot
+    from .sampler import Sampler
+
+    process = zoo.process_of(model)
+    chosen = Sampler(sampler, steps=steps).on(process)
+    table = chosen.compile(process)
+    print(table)
+    print(f"\nplot  {plot(table, out / f'explain-{table.solver}-{table.grid}-{steps}.png')}")
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print aligned columns."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A run that can be continued after the process is gone."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ArgumentError, whole
+from . import Hook
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+class Checkpoint(Hook):
+    """See `checkpoint`."""
+
+    def __init__(self, path: str | PathLike[str], every: int = 1) -> None:
+        self.path, self.every = fspath(path), whole("every", every)
+        self._saved: int | None = None
+        if Path(self.path).is_dir():
+            raise ArgumentError(f"{self.path!r} is a folder; name a file, e.g. {self.path}/run.safetensors")
+
+    @property
+    def name(self) -> str:
+        return "checkpoint"
+
+    def on_start(self, run: Run) -> None:
+        self._saved = None
+
+    def on_step(self, run: Run) -> None:
+        self._saved = None
+        if run.step % self.every == 0:
+            self._save(run)
+
+    def on_end(self, run: Run) -> None:
+        if self._saved != run.step:
+            self._save(run)
+
+    def _save(self, run: Run) -> None:
+        width = max(2, len(str(run.steps)))
+        run.save(self.path.replace("{step}", f"{run.step:0{width}d}"))
+        self._saved = run.step
+
+
+def checkpoint(path: str | PathLike[str], every: int = 1) -> Hook:
+    """Save the run to `path` after every `every`-th step and when it ends, atomically.
+
+    `{step}` in the path becomes the number of completed steps (01, 02, …), else one file is replaced
+    again and again. `Run.load(path)` continues bit for bit. Nothing is ever removed. Give this hook
+    last, so that it saves what the others changed.
+    Raises `ArgumentError` where `path` is a folder or cannot be written.
+    """
+    return Checkpoint(path, every)

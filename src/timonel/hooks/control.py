@@ -1,0 +1,98 @@
+"""Hooks that act on the run: stop it on a condition, change its latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import ArgumentError, whole
+from . import Hook
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+class StopWhen(Hook):
+    """See `stop_when`."""
+
+    def __init__(self, condition: Callable[[Run], bool], reason: str = "") -> None:
+        if not callable(condition):
+            raise ArgumentError(f"stop_when takes a function of the run, e.g. lambda run: ..., got {condition!r}")
+        self.condition, self.reason = condition, reason
+
+    @property
+    def name(self) -> str:
+        return "stop_when"
+
+    def on_step(self, run: Run) -> None:
+        if self.condition(run):
+            run.stop(self.reason)
+
+
+def stop_when(condition: Callable[[Run], bool], reason: str = "") -> Hook:
+    """Stop the run before its next step once `condition(run)` is true.
+
+    `condition` is asked after every completed step. `reason` is kept as `run.reason`. The stopped
+    run's `result` is its newest denoised prediction. Raises `ArgumentError` unless `condition` is callable.
+
+    >>> stop_when(lambda run: run.step == 10).name
+    'stop_when'
+    """
+    return StopWhen(condition, reason)
+
+
+class Edit(Hook):
+    """See `edit`."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None) -> None:
+        if not callable(change):
+            raise ArgumentError(f"edit takes a function of the latents, e.g. lambda x: x * 1.1, got {change!r}")
+        steps = None if at is None else (at,) if isinstance(at, int) else tuple(at)
+        if steps is not None:
+            if not steps:
+                raise ArgumentError("edit(at=[]) never applies; name steps from 1 up, or leave at out for every step")
+            for step in steps:
+                whole("edit step", step, 1)
+        self.change, self.at = change, steps
+
+    @property
+    def name(self) -> str:
+        return "edit"
+
+    def on_start(self, run: Run) -> None:
+        late = [step for step in self.at or () if step > run.steps]
+        if late:
+            raise ArgumentError(f"edit(at={late[0]}): the run has {run.steps} steps; name steps from 1 to {run.steps}")
+
+    def on_step(self, run: Run) -> None:
+        if self.at is not None and run.step not in self.at:
+            return
+        x = run.latents
+        shape = x.shape
+        value = self.change(x)
+        if value is None:
+            value = x
+        elif not isinstance(value, Tensor):
+            raise ArgumentError(f"edit's function must return a tensor or None (changed in place), got {value!r}")
+        if value.shape != shape:
+            raise ArgumentError(f"edit must keep the latents' shape {tuple(shape)}, got {tuple(value.shape)}")
+        run.latents = value.to(
+            device=x.device, dtype=x.dtype
+        )  # also settles an edit in place for the hooks that follow
+
+
+def edit(change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None) -> Hook:
+    """Change the latents after step `at`: a step, several, or None for every step.
+
+    `change` gets `run.latents` (batch, …) at the level the step arrived at, unit variance, and
+    changes them in place or returns new ones of the same shape. Solvers that correct a finished
+    step (UniPC) keep the edit. Steps count from 1; an edit after the last changes the result.
+
+    Raises `ArgumentError` for a step outside 1 … steps (at the start of the run) and for a changed shape.
+
+    >>> edit(lambda x: x.mul_(0.9), at=[1, 2]).name
+    'edit'
+    """
+    return Edit(change, at)

@@ -1,0 +1,242 @@
+"""Pictures of a run while it goes: of the denoised prediction, never of the noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, whole
+from ..files import replacing
+from . import Hook
+from .rgb import LatentRGB as LatentRGB
+from .rgb import bytes_to_images, to_bytes
+from .rgb import to_images as to_images
+from .worker import Pending, Worker
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..run import Run
+
+Convert = Callable[[Tensor], Tensor]
+SMALL = 256  # pixels; linear previews are enlarged to at least this
+
+
+class Context(Protocol):
+    """What a run's `context` offers to pictures; a missing attribute counts as None."""
+
+    latent_rgb: LatentRGB | None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as RGB (B, 3, H, W) or (B, F, 3, H, W) in 0 … 1."""
+
+
+class Moment(NamedTuple):
+    """Which picture this is: after `step` of `steps`, predicted at the level (alpha, sigma, time)."""
+
+    step: int
+    steps: int
+    alpha: float
+    sigma: float
+    time: float
+
+    @property
+    def label(self) -> str:
+        ratio = f"{self.sigma / self.alpha:.2f}" if self.alpha > 0 else "∞"
+        return f"step {self.step} · σ {ratio}"
+
+
+class Pictures(Hook):
+    """Base of hooks that make pictures of `run.denoised`; a subclass says in `deliver` where they go.
+
+    The conversion is queued on the latents' device; copying to the host, PIL and files happen in
+    a background thread. `deliver` is called in that thread, in order.
+    """
+
+    def __init__(
+        self, every: int, rgb: LatentRGB | None, decode: bool | Convert | None, size: int | None, worker: Worker
+    ) -> None:
+        if rgb is not None and decode:
+            raise ArgumentError("give rgb= for the linear preview or decode= for the full one, not both")
+        if decode is not None and not isinstance(decode, bool) and not callable(decode):
+            raise ArgumentError(f"decode is True, False or a function latents -> RGB, got {decode!r}")
+        self.every, self.rgb, self.decode = whole("every", every), rgb, decode
+        self.size = size if size is None else whole("size", size)
+        self.worker = worker
+        self._taken: int | None = None
+
+    @property
+    def dropped(self) -> int:
+        """How many late pictures gave way to newer ones."""
+        return self.worker.dropped
+
+    def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
+        raise NotImplementedError
+
+    def on_start(self, run: Run) -> None:
+        self._taken = None
+        self._converter(run)
+
+    def on_step(self, run: Run) -> None:
+        self.worker.check()
+        self._taken = None
+        if run.step % self.every == 0 or run.step == run.steps:
+            self._take(run)
+
+    def on_end(self, run: Run) -> None:
+        if self._taken != run.step and run.step and run.called_at is not None:
+            self._take(run)
+        self.worker.wait()
+
+    def _converter(self, run: Run) -> tuple[Convert, bool]:
+        """Latents to RGB, and whether it is the small linear one."""
+        own = getattr(run.context, "decode", None)
+        linear = self.rgb or getattr(run.context, "latent_rgb", None)
+        if self.decode is not None and not isinstance(self.decode, bool):
+            return self.decode, False
+        if linear is not None and not self.decode:
+            return linear, True
+        if own is not None and self.decode is not False:
+            return own, False
+        raise ArgumentError(
+            f"{self.name} has nothing to make pictures with: the run's model offers no "
+            f"{'decode' if self.decode else 'latent_rgb'}; "
+            f"pass rgb=LatentRGB.fit(latents, images) or decode=a function from latents to RGB (B, 3, H, W) in 0 … 1"
+        )
+
+    @torch.no_grad()
+    def _take(self, run: Run) -> None:
+        convert, linear = self._converter(run)
+        at = run.called_at
+        assert at is not None
+        moment = Moment(run.step, run.steps, at.alpha, at.sigma, at.time)
+        pixels = Pending(to_bytes(convert(run.denoised)))
+        size = SMALL if self.size is None and linear else self.size
+        self._taken = run.step
+
+        def job() -> None:
+            images = bytes_to_images(pixels.fetch(), size)
+            for image in images:
+                image.info.update(moment._asdict())
+            self.deliver(run, moment, images)
+
+        self.worker.submit(job)
+
+
+class Preview(Pictures):
+    """See `preview`."""
+
+    def __init__(
+        self,
+        to: str | PathLike[str] | Callable[[Run, list[Image.Image]], None],
+        every: int,
+        rgb: LatentRGB | None,
+        decode: bool | Convert | None,
+        size: int | None,
+        block: bool | None,
+    ) -> None:
+        self.call = to if callable(to) else None
+        self.folder = None if callable(to) else _folder(to)
+        block = self.folder is not None if block is None else block
+        super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
+
+    @property
+    def name(self) -> str:
+        return "preview"
+
+    def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
+        if self.call is not None:
+            self.call(run, images)
+        if self.folder is None:
+            return
+        for i, image in enumerate(images):
+            suffix = f"-{i}" if len(images) > 1 else ""
+            with replacing(self.folder / f"step-{_number(moment.step, moment.steps)}{suffix}.png") as temporary:
+                image.save(temporary)
+
+
+def preview(
+    to: str | PathLike[str] | Callable[[Run, list[Image.Image]], None],
+    every: int = 1,
+    rgb: LatentRGB | None = None,
+    decode: bool | Convert | None = None,
+    size: int | None = None,
+    block: bool | None = None,
+) -> Preview:
+    """Show the denoised prediction after every `every`-th step, and after the last.
+
+    `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid of
+    its frames), each written whole or not at all; or a function `(run, images)`, one PIL image per
+    sample, whose `info` says step, steps, alpha, sigma and time of the picture, for `run` may be
+    further by then. It is called in a background thread.
+    `rgb`, `decode`: how latents become RGB. By default the model's `latent_rgb`, else its `decode`;
+    `decode=True` wants the full decode, a function gives your own, `False` refuses the full decode.
+    `size`: enlarge, nearest, to at least so many pixels on the longer side; 256 for linear previews.
+    `block`: True makes every picture, and the sampler waits when 8 are waiting; False drops late ones,
+    never the last. By default True for a folder and False for a function.
+
+    The end of the run waits for the last picture, and raises what went wrong in making them.
+    Raises `ArgumentError` at the start of the run where there is nothing to make pictures with.
+    """
+    return Preview(to, every, rgb, decode, size, block)
+
+
+class SaveSteps(Hook):
+    """See `save_steps`."""
+
+    KINDS = ("denoised", "latents", "both")
+
+    def __init__(self, folder: str | PathLike[str], what: str = "denoised") -> None:
+        if what not in self.KINDS:
+            raise ArgumentError(f"save_steps saves one of {self.KINDS}, got {what!r}")
+        self.folder, self.what = _folder(folder), what
+
+    @property
+    def name(self) -> str:
+        return "save_steps"
+
+    def on_step(self, run: Run) -> None:
+        from safetensors.torch import save_file
+
+        names = ("denoised", "latents") if self.what == "both" else (self.what,)
+        tensors = {name: getattr(run, name).detach().cpu().contiguous().clone() for name in names}
+        called = run.called_at
+        data = {
+            "step": run.step,
+            "steps": run.steps,
+            "latents_at": asdict(run.level),
+            "denoised_at": None if called is None else asdict(called),
+        }
+        with replacing(self.folder / f"step-{_number(run.step, run.steps)}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+
+
+def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
+    """Write `step-01.safetensors`, … into `folder` after every step, each whole or not at all.
+
+    `what`: "denoised" (the prediction), "latents" (the sample, noise and all) or "both"; these are
+    the names in the file. Its metadata key `timonel` holds, as JSON, step, steps and the levels.
+    Waits for the device once a step. Raises `ArgumentError` on another `what` or an unusable folder.
+    """
+    return SaveSteps(folder, what)
+
+
+def _number(step: int, steps: int) -> str:
+    return f"{step:0{max(2, len(str(steps)))}d}"
+
+
+def _folder(path: Any) -> Path:
+    try:
+        folder = Path(path)
+    except TypeError:
+        raise ArgumentError(f"give a folder, or for previews a function (run, images), got {path!r}") from None
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"{str(folder)!r} is a file; give a folder")
+    return folder

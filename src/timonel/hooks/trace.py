@@ -1,0 +1,101 @@
+"""Numbers of a run, step by step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..files import replacing
+from . import Hook
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+COLUMNS = {
+    "step": "d", "time": ".3f", "alpha": ".5f", "sigma": ".5f", "ratio": ".5f", "latents": ".5f",
+    "denoised": ".5f", "cosine": ".5f", "seconds": ".4f", "nfe": "d",
+}  # fmt: skip
+
+
+class Trace(Hook):
+    """A hook that measures every step. Make one with `trace`.
+
+    `rows` has one dict per step, in the order they happened (a rewound run repeats steps):
+    `step`; `time`, `alpha`, `sigma`, `ratio` (sigma/alpha) of the newest network call; `latents` and
+    `denoised`, their root mean square per element; `cosine` between this denoised prediction and
+    that of the step before, mean over the batch; `seconds` since the step before; `nfe`, network
+    calls of this journey so far. The first step has no cosine, and no seconds where its start was not seen.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._before: tuple[int, Tensor] | None = None
+        self._clock: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "trace"
+
+    def on_start(self, run: Run) -> None:
+        self.rows, self._before, self._clock = [], None, time.perf_counter()
+
+    @torch.no_grad()
+    def on_step(self, run: Run) -> None:
+        at, step = run.called_at, run.step
+        assert at is not None
+        clean = run.denoised.detach().float()
+        follows = self._before is not None and self._before[0] == step - 1
+        cosine = _cosine(clean, self._before[1]) if self._before is not None and follows else clean.new_tensor(math.nan)
+        numbers = torch.stack([_rms(run.latents.detach().float()), _rms(clean), cosine])
+        latents, denoised, alike = numbers.tolist()  # the one wait for the device
+        now = time.perf_counter()
+        seconds = None if self._clock is None else now - self._clock
+        level = {"time": at.time, "alpha": at.alpha, "sigma": at.sigma, "ratio": at.ratio}
+        sizes = {"latents": latents, "denoised": denoised, "cosine": alike if follows else None}
+        self.rows.append({"step": step, **level, **sizes, "seconds": seconds, "nfe": run.row})
+        self._before, self._clock = (step, clean), now
+
+    def table(self) -> str:
+        """The rows as aligned text under a line of names; what is not known is a dash."""
+        cells = [list(COLUMNS)]
+        cells += [["-" if row[k] is None else format(row[k], f) for k, f in COLUMNS.items()] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+        return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write the rows to a JSON file, atomically; NaN and infinity become null.
+
+        Raises `ArgumentError` where the file cannot be written.
+        """
+        rows = [{k: None if _strange(v) else v for k, v in row.items()} for row in self.rows]
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def trace() -> Trace:
+    """Measure every step: levels, norms, how much the prediction turned, seconds. See `Trace`.
+
+    Waits for the device once a step, so the seconds are those of the work and not of its queueing.
+
+    >>> print(trace().table())
+    step  time  alpha  sigma  ratio  latents  denoised  cosine  seconds  nfe
+    """
+    return Trace()
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
+
+
+def _strange(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

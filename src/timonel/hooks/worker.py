@@ -1,0 +1,98 @@
+"""A background thread that turns pixels into pictures, so that the sampler does not wait for files."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CUDA: Any = torch.cuda  # torch does not annotate its streams
+
+
+class Pending:
+    """A tensor on its way to the host. Made in the sampler's thread, fetched in another.
+
+    Nothing waits at the making. `fetch` copies on a stream of its own, behind the work that made
+    the tensor and beside whatever the sampler has queued since.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.ready: Any = None
+        if tensor.device.type == "cuda":
+            self.ready = torch.cuda.current_stream(tensor.device).record_event()
+
+    def fetch(self) -> Tensor:
+        if self.ready is None:
+            return self.tensor.cpu()
+        stream = _CUDA.Stream(self.tensor.device)
+        stream.wait_event(self.ready)
+        with torch.cuda.stream(stream):
+            return self.tensor.cpu()
+
+
+class Worker:
+    """Runs jobs one at a time in a thread that exists only while there are jobs.
+
+    `room`: how many jobs may wait. A job that finds no room waits for it where `block` is set;
+    otherwise it takes the place of the oldest waiting one, so the newest is never lost.
+    After a job raised, the others are skipped and `check` or `wait` raises the error.
+    """
+
+    def __init__(self, room: int = 8, *, block: bool = True) -> None:
+        self.room, self.block, self.dropped = room, block, 0
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._busy = False
+        self._error: BaseException | None = None
+        self._change = threading.Condition()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Queue a job. Raises what an earlier job raised."""
+        self.check()
+        with self._change:
+            while self.block and len(self._jobs) >= self.room:
+                self._change.wait()
+            while len(self._jobs) >= self.room:
+                self._jobs.popleft()
+                self.dropped += 1
+            self._jobs.append(job)
+            if not self._busy:
+                self._busy = True
+                # not a daemon: what was submitted is finished even where the run fails and the program ends
+                threading.Thread(target=self._work, name="timonel-pictures", daemon=False).start()
+
+    def check(self) -> None:
+        """Raise what a job raised, once."""
+        with self._change:
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Return when every job is done. Raises what a job raised."""
+        with self._change:
+            while self._busy:
+                self._change.wait()
+        self.check()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                if not self._jobs:
+                    self._busy = False
+                    self._change.notify_all()
+                    return
+                job = self._jobs.popleft()
+                self._change.notify_all()
+            try:
+                job()
+            except BaseException as error:  # handed to the sampler's thread by `check`
+                with self._change:
+                    self._error = error
+                    self._jobs.clear()
+                    self._change.notify_all()
+            del job

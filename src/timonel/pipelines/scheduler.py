@@ -1,0 +1,329 @@
+"""The scheduler socket: a diffusers scheduler whose `step` advances a run.
+
+    pipe.scheduler = timonel.Scheduler.from_config(pipe.scheduler.config, sampler="dpmpp_2m_sde/karras")
+
+It works alone, on any pipeline, and survives `save_pretrained`. The helm also hangs guidance, hooks
+and seeds on it. Samples are in unit-variance coordinates, so the network's input needs no scaling.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from torch import Tensor
+
+from .. import prediction as predictions
+from .. import process as processes
+from .. import solvers
+from ..errors import ArgumentError, RunError, UnknownName
+from ..grids import Grid
+from ..guidance import Guidance
+from ..noise import Noise, SeededNoise
+from ..process import Flow, Process
+from ..run import Run
+from ..sampler import Sampler
+from .timesteps import Timesteps
+
+GRID_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
+
+
+@dataclass
+class Orders:
+    """What the helm asks of one call, beyond the sampler."""
+
+    guidance: Guidance | None = None
+    hooks: Sequence[Any] = ()
+    noise: Noise | None = None
+    keep: int = 0
+    context: Any = None
+
+
+class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """Any timonel sampler as a diffusers scheduler.
+
+    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver. Without a grid in
+    the name, the config's own is taken: Karras or exponential sigmas if they are on, else
+    `timestep_spacing`. The other arguments are those of diffusers' schedulers; see `from_config`.
+    """
+
+    order = 1
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        prediction_type: str = "epsilon",
+        process: str | None = None,
+        timestep_spacing: str = "trailing",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        timestep_type: str = "discrete",
+        shift: float | None = None,
+        flow_shift: float | None = None,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        sampler: str = "dpmpp_2m",
+        sampler_options: dict[str, Any] | None = None,
+    ) -> None:
+        config = {**self.config, "_class_name": ""}
+        self.process: Process = processes.from_config(config)
+        self.prediction = predictions.from_config(config)
+        self.sampler = Sampler(sampler, options=dict(sampler_options or {}))
+        self.orders = Orders()
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        self._grid: Grid | None = None
+        self._run: Run | None = None
+        self._handed: tuple[Tensor, int] | None = None  # what the pipeline holds, and its version
+        self._seeds: SeededNoise | None = None  # where the helm gave none
+        self.timesteps: Tensor = torch.arange(num_train_timesteps - 1, -1, -1)
+        self.sigmas: Tensor = torch.zeros(1)
+
+    # -- making ------------------------------------------------------------------------------
+    @classmethod
+    def from_config(cls, config: Any = None, sampler: str | None = None, **changes: Any) -> Scheduler:
+        """A scheduler for the model that `config` (of any diffusers scheduler) describes.
+
+        `changes` override keys of the config; a key that this scheduler does not have is refused
+        with `UnknownName` (diffusers drops it without a word).
+        """
+        names = set(cls._get_init_keys(cls)) - {"self"}
+        for key in changes:
+            if key not in names:
+                raise UnknownName("scheduler option", key, names)
+        given = {**dict(config or {}), **changes}
+        model: dict[str, Any] = {
+            "process": processes.from_config(given).kind,
+            "prediction_type": predictions.from_config(given),
+        }
+        if model["process"] == "edm":
+            edm = processes.from_config(given)
+            assert isinstance(edm, processes.EDM)
+            model |= {"sigma_data": edm.sigma_data, "sigma_min": edm.sigma_min, "sigma_max": edm.sigma_max}
+        if sampler is not None:
+            model["sampler"] = Sampler.of(sampler).label
+        kept = {key: value for key, value in given.items() if key in names and value is not None}
+        made: Scheduler = cls(**{**kept, **model})
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
+        """A scheduler with the same configuration and no run."""
+        kept = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        made: Scheduler = type(self)(**copy.deepcopy(kept, memo))
+        return made
+
+    # -- what pipelines read -------------------------------------------------------------------
+    @property
+    def run(self) -> Run:
+        """The run of the current call."""
+        if self._run is None:
+            raise RunError("there is no run yet; call set_timesteps(steps), as pipelines do, first")
+        return self._run
+
+    @property
+    def current(self) -> Run | None:
+        """The run of the current call, or None."""
+        return self._run
+
+    @property
+    def step_index(self) -> int | None:
+        return None if self._run is None else self._run.row
+
+    begin_index = None
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the levels and make the run. Give a number of steps, `timesteps` or `sigmas`.
+
+        `mu`: log of the flow shift, from pipelines that compute it from the picture's size.
+        """
+        process = self.process
+        if mu is not None:
+            if not isinstance(process, Flow):
+                raise ArgumentError(f"mu={mu} shifts flow models; this is a {process.kind} process")
+            process = process.with_mu(mu)
+        if timesteps is not None and sigmas is not None:
+            raise ArgumentError("give timesteps or sigmas, not both")
+        if sigmas is not None and process.kind == "flow" and _is_default_flow(sigmas):
+            num_inference_steps, sigmas = len(sigmas), None
+        sampler = self._with_grid()
+        if timesteps is not None or sigmas is not None:
+            sampler = replace(sampler, grid=None, steps=None, times=timesteps, sigmas=sigmas)
+        elif num_inference_steps is not None:
+            sampler = replace(sampler, steps=int(num_inference_steps))
+        self._device = device
+        self._make(sampler, sampler.levels(process))
+
+    def _with_grid(self) -> Sampler:
+        """The sampler with the grid of its name, its levels, or the config."""
+        sampler, config = self.sampler, self.config
+        if sampler.grid or sampler.sigmas is not None or sampler.times is not None:
+            return sampler
+        if solvers.find(sampler.name).grid:
+            return sampler
+        flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
+        if len(flagged) > 1:
+            raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
+        return replace(sampler, grid=flagged[0] if flagged else str(config.timestep_spacing))
+
+    def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
+        """Compile the table on `grid` and hang a fresh run on it."""
+        table = solvers.make(sampler.name, grid, **sampler.options)
+        self._sampler, self._grid = sampler, grid
+        orders = self.orders
+        noise = orders.noise or (self._late_noise if table.stochastic else None)
+        self._run = Run(
+            table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
+            shape=self._shape(), keep=orders.keep, context=orders.context,
+        )  # fmt: skip
+        self._handed, self._seeds = None, None
+        times = table.time[:-1]
+        whole = self.process.kind == "vp" and bool((times == times.round()).all())
+        self.timesteps = Timesteps.of(times.to(torch.int64 if whole else torch.float32).to(self._device), self)
+        ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
+        self.sigmas = ratio.to(torch.float32)
+        self.order = table.first_row(1) if table.steps > 1 else 1
+        self.num_inference_steps = table.steps
+        assert isinstance(self.timesteps, Timesteps)
+        return self.timesteps
+
+    def cut(self, start: int, stop: int) -> Timesteps:
+        """Keep only rows start … stop of the present list: image-to-image and two-stage pipelines slice it so."""
+        if self._grid is None:
+            raise RunError("call set_timesteps first")
+        first, last = (
+            self.run.table.step[start],
+            self.run.table.steps if stop >= self.run.table.nfe else self.run.table.step[stop],
+        )
+        g = self._grid
+        part = slice(first, last + 1)
+        return self._make(self._sampler, Grid(g.process, g.alpha[part], g.sigma[part], g.time[part], g.name))
+
+    def _shape(self) -> Callable[[Tensor], Tensor] | None:
+        config = self.config
+        if config.thresholding:
+            ratio, top = float(config.dynamic_thresholding_ratio), float(config.sample_max_value)
+            return lambda clean: predictions.threshold(clean, ratio, top)
+        if config.clip_sample:
+            limit = float(config.clip_sample_range)
+            return lambda clean: clean.clamp(-limit, limit)
+        return None
+
+    # -- what pipelines call -------------------------------------------------------------------
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself: unit-variance coordinates need no scaling."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Advance the run by one row. `generator` seeds the sampler's noise where the helm gave no seeds."""
+        if eta:
+            raise ArgumentError(f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})")
+        run = self.run
+        self._seed(generator, len(sample))
+        if not run.started:
+            run.start(sample)
+        elif self._handed is None or sample is not self._handed[0] or _version(sample) != self._handed[1]:
+            run.latents = sample
+        run.advance(model_output)
+        new = run.result if run.stopping else run.latents
+        self._handed = (new, _version(new))
+        return SchedulerOutput(prev_sample=new) if return_dict else (new,)
+
+    def _seed(self, generator: Any, batch: int) -> None:
+        """Seeds for a stochastic sampler that was given none: from the generators, else from torch's own."""
+        if self.orders.noise is not None or self._seeds is not None or not self.run.table.stochastic:
+            return
+        if isinstance(generator, (list, tuple)):
+            seeds = [g.initial_seed() for g in generator]
+        elif generator is not None:
+            seeds = [generator.initial_seed() + i for i in range(batch)]
+        else:
+            seeds = torch.randint(2**62, (batch,)).tolist()
+        self._seeds = SeededNoise(tuple(seeds))
+
+    def _late_noise(self, row: int, like: Tensor) -> Tensor:
+        assert self._seeds is not None
+        return self._seeds(row, like)
+
+    def hand_moved(self) -> None:
+        """After a rewind, the tensor that the pipeline holds becomes the run's sample again."""
+        if self.run.moved and self._handed is not None:
+            held = self._handed[0]
+            held.copy_(self.run.latents)
+            self._handed = (held, _version(held))
+
+    def hand_result(self) -> None:
+        """After a stop, the tensor that the pipeline holds and will decode becomes the result."""
+        if self.run.status == "stopped" and self._handed is not None:
+            held, result = self._handed[0], self.run.result
+            if held is not result:
+                self.run.release()
+                held.copy_(result)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all)."""
+        level = self.process.at_time(timesteps.detach().to("cpu", torch.float64).reshape(-1))
+        shape = (-1,) + (1,) * (original_samples.ndim - 1)
+        alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name that flow pipelines use."""
+        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; constant where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_default_flow(sigmas: Any) -> bool:
+    """Whether a list is linspace(1, 1/N, N), which flow pipelines pass when the user gave none."""
+    given = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
+    return len(given) > 0 and torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
+
+
+Scheduler.__module__ = "timonel"  # so that a saved pipeline names the package, not this file

@@ -1,0 +1,149 @@
+"""A recipe: everything needed to make the same picture again, as plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import guidance as guide
+from .errors import ArgumentError
+from .files import replacing
+from .guidance import Guidance
+from .sampler import Sampler
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .pipelines.helm import Helm
+
+KEY = "timonel"  # name of the text chunk in a PNG
+PACKAGES = ("timonel", "torch", "diffusers", "transformers")
+
+
+class GuidanceData(BaseModel):
+    """`Guidance` as data; `start` and `stop` are None where the interval is open."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: float | list[float] | None = None
+    start: float | None = None
+    stop: float | None = None
+    unit: str = "ratio"
+    rescale: float = 0.0
+
+    @classmethod
+    def of(cls, made: Guidance) -> GuidanceData:
+        scale = list(made.scale) if isinstance(made.scale, tuple) else made.scale
+        ends = {k: v if math.isfinite(v) else None for k, v in (("start", made.start), ("stop", made.stop))}
+        return cls(scale=scale, unit=made.unit, rescale=made.rescale, **ends)
+
+    def guidance(self) -> Guidance:
+        """The guidance, checked by `cfg`."""
+        high = self.unit == "sigma"
+        start = self.start if self.start is not None else (math.inf if high else 0.0)
+        stop = self.stop if self.stop is not None else (0.0 if high else math.inf)
+        return guide.cfg(self.scale, between=(start, stop), unit=self.unit, rescale=self.rescale)
+
+
+class Recipe(BaseModel):
+    """One picture as data. Written into the PNG by `save`, read back by `read`, made again by `make`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int = Field(ge=0)
+    sampler: str
+    grid: str | None = None
+    steps: int = Field(ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    grid_options: dict[str, Any] = Field(default_factory=dict)
+    sigmas: list[float] | None = None
+    guidance: GuidanceData | None = None
+    width: int | None = None
+    height: int | None = None
+    dtype: str | None = None
+    stopped_after: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def chosen(self) -> Sampler:
+        """The sampler this recipe names."""
+        levels = None if self.sigmas is not None else self.grid
+        return Sampler(self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the pipeline itself is called with."""
+        given = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+        size = {"width": self.width, "height": self.height}
+        return {k: v for k, v in {**given, **size}.items() if v is not None}
+
+    def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = ()) -> tuple[Image.Image, Recipe]:
+        """The picture, and the recipe of what really ran (versions, and where it was stopped)."""
+        from .hooks.control import stop_when
+        from .pipelines.helm import Helm
+
+        helm = helm or Helm(self.model, dtype=self.dtype)
+        hooks = list(hooks)
+        if self.stopped_after is not None:
+            hooks.append(stop_when(lambda run: run.step == self.stopped_after, "the recipe stops here"))
+        guidance = None if self.guidance is None else self.guidance.guidance()
+        output = helm(sampler=self.chosen(), guidance=guidance, seeds=[self.seed], hooks=hooks, **self.arguments())
+        run = helm.run
+        stopped = run.step if run is not None and run.status == "stopped" else None
+        return output.images[0], self.model_copy(update={"stopped_after": stopped, "versions": versions()})
+
+    def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
+        """Write the picture as a PNG with this recipe in it, atomically."""
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_itxt(KEY, self.model_dump_json(exclude_none=True))
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG", pnginfo=info)
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Recipe:
+        """The recipe in a PNG. Raises `ArgumentError` where there is none."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as picture:
+                text = getattr(picture, "text", {}).get(KEY)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise ArgumentError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        except UnidentifiedImageError as error:
+            raise ArgumentError(f"{str(path)!r} is not a picture") from error
+        if text is None:
+            raise ArgumentError(
+                f"{str(path)!r} has no timonel recipe in it; only PNGs that timonel wrote can be replayed"
+            )
+        try:
+            return cls.model_validate(json.loads(text))
+        except (ValueError, ValidationError) as error:
+            raise ArgumentError(f"the recipe in {str(path)!r} cannot be read: {error}") from error
+
+
+def replay(path: str | PathLike[str], *, hooks: Sequence[Any] = ()) -> Image.Image:
+    """Make the picture at `path` again from its recipe; the same bits on the same machine and versions."""
+    return Recipe.read(path).make(hooks=hooks)[0]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in the result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
