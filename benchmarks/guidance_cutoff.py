@@ -12,24 +12,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import timonel as tm
 from measure import Peer, brief, interleave, machine, markdown, ratio
+from timonel import zoo
+from timonel.errors import ModelError
 
 MODEL, PROMPT, STEPS, SCALE, UNTIL, SEED = "emoji", "red apple", 25, 4.0, 0.4, 7
 FULL, CUT, NONE, BARE = "helm, guided", f"helm, guided until {UNTIL:g}", "helm, unguided", "diffusers, guided"
-
-
-def folder() -> Path:
-    """Where the shipped model lies. Raises `FileNotFoundError` where it does not."""
-    path = Path(tm.__file__).parent / "zoo" / MODEL
-    if not (path / "model_index.json").exists():
-        raise FileNotFoundError(f"the shipped model {MODEL!r} is not in this installation of timonel")
-    return path
 
 
 def helmed(name: str, helm: Any, guidance: tm.Guidance) -> Peer:
@@ -43,9 +36,9 @@ def helmed(name: str, helm: Any, guidance: tm.Guidance) -> Peer:
 
 def bare() -> Peer:
     """One picture through the same pipeline as diffusers runs it."""
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder())
+    pipe = DiffusionPipeline.from_pretrained(zoo.folder(MODEL), dtype=torch.float32)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
 
@@ -57,9 +50,9 @@ def bare() -> Peer:
 
 
 def measure(repeats: int) -> str:
-    """The table as Markdown. Raises `FileNotFoundError` where the model is not shipped."""
-    folder()
+    """The table as Markdown. Raises `ModelError` where the model's files are missing."""
     helm = tm.Helm(MODEL)
+    helm.pipe.set_progress_bar_config(disable=True)
     peers = [
         helmed(FULL, helm, tm.cfg(SCALE)),
         helmed(CUT, helm, tm.cfg(SCALE, until=UNTIL)),
@@ -89,7 +82,7 @@ def main() -> None:
     about = machine()
     try:
         table = measure(asked.repeats or (3 if asked.quick else 15))
-    except FileNotFoundError as error:
+    except ModelError as error:
         parser.exit(2, f"{error}\n")
     print(f"{about}\n\n{table}")
 

@@ -14,6 +14,7 @@ import torch
 import guidance_cutoff
 import step_cost
 from measure import machine
+from timonel.errors import ModelError
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -57,7 +58,7 @@ def main() -> None:
     print(f"{about}\n\n{steps}\n", flush=True)
     try:
         cutoff = guidance_cutoff.measure(3 if quick else 15)
-    except FileNotFoundError as error:
+    except ModelError as error:
         cutoff = f"Not measured: {error}."
     print(cutoff)
     RESULTS.write_text(page(about, steps, cutoff, "python benchmarks/run_all.py" + " --quick" * quick))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import math
@@ -305,7 +304,7 @@ def test_bars_of_runs_within_runs_share_the_screen(monkeypatch):
         assert text in screen.getvalue()
 
 
-def test_the_bar_of_a_failed_run_goes_with_the_run(monkeypatch):
+def test_the_bar_of_a_failed_run_is_taken_down(monkeypatch):
     def fails(run):
         raise ValueError
 
@@ -313,9 +312,8 @@ def test_the_bar_of_a_failed_run_goes_with_the_run(monkeypatch):
         run = begin([tm.progress(), fails])
         with pytest.raises(HookError):
             drive(run)
-        assert progress_module._BARS._display is not None
-        del run
-        gc.collect()
+        assert run.status == "failed"
+        assert progress_module._BARS._display is None
 
 
 def test_a_stopped_run_says_why(capsys):

@@ -39,7 +39,9 @@ def unet(**changes: Any) -> UNet2DConditionModel:
 def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
     """A StableDiffusionXLPipeline with SDXL's scheduler configuration."""
     torch.manual_seed(seed)
-    network = unet(addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + POOLED)
+    network = unet(
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + POOLED
+    )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )

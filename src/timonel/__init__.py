@@ -36,9 +36,11 @@ _WHERE = {
     "Table": "table",
     "TimonelError": "errors",
     "VP": "process",
+    "LatentRGB": "hooks.preview",
     "begin": "loop",
     "cfg": "guidance",
     "checkpoint": "hooks.checkpoint",
+    "collect": "hooks.story",
     "edit": "hooks.control",
     "guard": "hooks.guard",
     "iterate": "loop",
@@ -64,9 +66,11 @@ if TYPE_CHECKING:
     from .hooks.control import edit as edit
     from .hooks.control import stop_when as stop_when
     from .hooks.guard import guard as guard
+    from .hooks.preview import LatentRGB as LatentRGB
     from .hooks.preview import preview as preview
     from .hooks.preview import save_steps as save_steps
     from .hooks.progress import progress as progress
+    from .hooks.story import collect as collect
     from .hooks.trace import trace as trace
     from .loop import begin as begin
     from .loop import iterate as iterate

@@ -15,6 +15,7 @@ from .hooks.story import collect
 from .pipelines.helm import Helm
 from .recipe import Recipe
 
+SHOWN = 256  # pixels of the longer side of every step's picture
 SMALL = 256  # pictures up to this many pixels are decoded at every step; larger ones use the linear preview
 
 
@@ -41,10 +42,10 @@ def generate(
     helm = helm or Helm(recipe.model, dtype=recipe.dtype)
     stem = f"{slug(recipe.prompt)}-{recipe.seed}"
     writable(folder)
-    story = collect(decode=_side(helm, recipe) <= SMALL)
+    story = collect(decode=_side(helm, recipe) <= SMALL, size=SHOWN)
     watchers: list[Any] = [story, *hooks]
     if preview:
-        watchers.append(preview_hook(folder / stem))
+        watchers.append(preview_hook(folder / stem, size=SHOWN))
     began = time.perf_counter()
     picture, made = recipe.make(helm, hooks=watchers)
     seconds = time.perf_counter() - began

@@ -82,7 +82,11 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     if run.guidance is not None and unconditional is None:
         raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
     for row in run.rows():
-        advance(run, denoise, unconditional)
+        try:
+            advance(run, denoise, unconditional)
+        except BaseException:
+            run.fail()
+            raise
         if run.table.ends_step(row):
             yield run
 

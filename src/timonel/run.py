@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -198,9 +199,12 @@ class Run:
         with self._change:
             if self.started:
                 raise RunError("this run has already started; make a new Run, or rewind it with run.rewind(0)")
+            x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
             self._begin(State(0, x, x if self.table.uses_base else None, (None,) * (self.table.history - 1)))
-            self._start = self._here.clone()
+            self._start = self._here
         self._fire("on_start")
+        with self._change:
+            self._start = self._here.clone()
 
     def _begin(self, state: State) -> None:
         self._state, self._status = state, "running"
@@ -298,6 +302,16 @@ class Run:
             self._finished = True
         self._fire("on_end")
 
+    def fail(self) -> None:
+        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is dropped."""
+        with self._change:
+            if self._finished or self._status == "new":
+                return
+            self._status, self._finished = "failed", True
+        for hook in self.hooks:
+            with suppress(Exception):
+                hook.on_end(self)
+
     # -- hooks -------------------------------------------------------------------------------
     def _fire(self, point: str) -> None:
         if self.hooks:
@@ -349,7 +363,11 @@ class Run:
     def release(self) -> None:
         """Let go of the sample tensor that was handed out: the run continues with a copy of its own."""
         with self._change:
+            watched = self._watched is not None
+            self._unwatch()
             self._state = self._here._replace(x=self._here.x.clone())
+            if watched:
+                self._watch()
 
     @property
     def stopping(self) -> bool:

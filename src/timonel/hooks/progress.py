@@ -106,7 +106,7 @@ class ProgressBar(Hook):
             self._close()
         self._begun, self._tenth = (time.perf_counter(), step), step * 10 // run.steps
         self._task = _BARS.add(self.label, run) if _terminal(sys.stderr) else None
-        # a run that fails has no end: its line goes when the run does, at the latest with the program
+        # a run that is dropped half way has no end: its line goes when the run does
         self._close = weakref.finalize(run, _BARS.close, -1 if self._task is None else self._task)
 
     def _title(self) -> str:

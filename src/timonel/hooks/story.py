@@ -75,16 +75,16 @@ class Story(Pictures):
         wide = columns if columns is None else whole("columns", columns)
         width, height = (max(getattr(image, side) for _, image in told) for side in ("width", "height"))
         font, strip = _font(max(10, min(18, width // 12)))
-        across = wide or math.ceil(math.sqrt(len(told) * (height + strip) / width))
-        across = min(across, len(told))
+        labels = [_readable(moment.label, font) for moment, _ in told]
+        width = max(width, *(math.ceil(font.getlength(label)) for label in labels))
+        across = min(len(told), wide or math.ceil(math.sqrt(len(told) * (height + strip) / width)))
         down = -(-len(told) // across)
         sheet = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + strip + GAP) + GAP), PAPER)
         draw = ImageDraw.Draw(sheet)
-        for i, (moment, image) in enumerate(told):
+        for i, ((_, image), label) in enumerate(zip(told, labels, strict=True)):
             x, y = GAP + i % across * (width + GAP), GAP + i // across * (height + strip + GAP)
-            sheet.paste(image, (x, y))
-            text = _fitting(moment.label, font, width)
-            draw.text((x + width // 2, y + height + strip // 2), text, fill=INK, font=font, anchor="mm")
+            sheet.paste(image, (x + (width - image.width) // 2, y))
+            draw.text((x + width // 2, y + height + strip // 2), label, fill=INK, font=font, anchor="mm")
         return _write(sheet, path)
 
     def animation(self, path: str | PathLike[str], fps: float = 8.0, *, sample: int = 0) -> Path:
@@ -151,10 +151,6 @@ def _font(points: int) -> tuple[Any, int]:
     return ImageFont.load_default(points), points + 8
 
 
-def _fitting(label: str, font: Any, width: int) -> str:
-    """The label, in a form the font has, cut to the picture's width."""
-    if font.getname()[0] != "DejaVu Sans":
-        label = label.replace("σ", "sigma").replace("∞", "inf")
-    while label and font.getlength(label) > width + GAP - 2:
-        label = label[:-1]
-    return label
+def _readable(label: str, font: Any) -> str:
+    """The label in letters the font has."""
+    return label if font.getname()[0] == "DejaVu Sans" else label.replace("σ", "sigma").replace("∞", "inf")

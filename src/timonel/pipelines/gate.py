@@ -57,13 +57,11 @@ class Gate:
         self.batch, self.cut = 0, False
         if run is None or run.guidance is None:
             return None
-        if run.scale is None and not run.guidance.rescale:
-            return None
         size = _batch(args, kwargs)
         half = self._half(run, args, kwargs, size)
         if half is None:
-            if run.scale == 1.0:
-                return None  # one conditional batch: already not guided
+            if all(scale == 1.0 for scale in run.scales):
+                return None  # no guidance was asked for, and there is none
             raise ArgumentError(
                 "guidance was asked for, but this pipeline gives its network no unconditional half "
                 f"(batch {size}): pass guidance_scale above 1, or leave guidance out for a guidance-distilled model"

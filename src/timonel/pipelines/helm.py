@@ -93,6 +93,8 @@ class Helm:
             with gated(networks(self.pipe), lambda: scheduler.current, batch):
                 return self.pipe(*args, **options)
         except BaseException:
+            if scheduler.current is not None:
+                scheduler.current.fail()
             getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
             raise
         finally:
@@ -191,7 +193,7 @@ def load(
         dtype = DTYPES[dtype]
     source = str(zoo.folder(name)) if name in zoo.MODELS else name
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype or torch.float32, variant=variant)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype or torch.float32, variant=variant)
         return pipe.to(device) if device else pipe
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         shipped = ", ".join(zoo.MODELS)

@@ -104,11 +104,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     # -- making ------------------------------------------------------------------------------
     @classmethod
-    def from_config(cls, config: Any = None, sampler: str | None = None, **changes: Any) -> Scheduler:
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, *, sampler: str | None = None, **changes: Any
+    ) -> Any:
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
         `changes` override keys of the config; a key that this scheduler does not have is refused
-        with `UnknownName` (diffusers drops it without a word).
+        with `UnknownName` (diffusers drops it without a word). `return_unused_kwargs` is for diffusers' own
+        loading, which asks for a pair.
         """
         names = set(cls._get_init_keys(cls)) - {"self"}
         for key in changes:
@@ -126,8 +129,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if sampler is not None:
             model["sampler"] = Sampler.of(sampler).label
         kept = {key: value for key, value in given.items() if key in names and value is not None}
-        made: Scheduler = cls(**{**kept, **model})
-        return made
+        made = cls(**{**kept, **model})
+        return (made, {}) if return_unused_kwargs else made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler with the same configuration and no run."""

@@ -21,7 +21,7 @@ VARIANTS = ("bh1", "bh2")
 def unipc(grid: Grid, *, order: int = 2, variant: str = "bh2") -> Table:
     """UniPC of `order` 1 to 3 with B(h) = h (`bh1`) or e^h - 1 (`bh2`), for the denoised prediction.
 
-    1 call per step, deterministic. Converges with order + 1, for the corrector adds one (theorem 3.1).
+    1 call per step, deterministic. Converges with order + 1, for the corrector adds one.
     Order rises while history builds up and falls towards a clean end.
     """
     if variant not in VARIANTS:
