@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from models import PROCESSES, VARIANTS, Gaussian, Mixture, drive, ends, label, lam_grid, propagate, slope, variance
 
+from models import PROCESSES, VARIANTS, Gaussian, Mixture, drive, ends, label, lam_grid, propagate, slope, variance
 from timonel import solvers
 from timonel.process import EDM, Flow
 

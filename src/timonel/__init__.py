@@ -3,7 +3,7 @@
 >>> import timonel as tm
 >>> print(tm.Sampler("dpmpp_2m/karras", steps=2).compile(tm.VP.from_schedule()))
 dpmpp_2m on karras: 2 steps, 2 network calls, order 2, deterministic, denoised basis
-   0  step 0    time  999.0000  sigma/alpha   14.61464  x' = +0.03112·x +0.99737·h0
+   0  step 0    time  999.0000  sigma/alpha   14.61464  x' = +0.02922·x +0.99758·h0
    1  step 1    time    0.0000  sigma/alpha    0.02917  x' = +1.00000·h0
 
 Names are imported when they are first used, so `import timonel` costs nothing.

@@ -42,10 +42,11 @@ def generate(
     helm = helm or Helm(recipe.model, dtype=recipe.dtype)
     stem = f"{slug(recipe.prompt)}-{recipe.seed}"
     writable(folder)
-    story = collect(decode=_side(helm, recipe) <= SMALL, size=SHOWN)
+    decode = True if _side(helm, recipe) <= SMALL else None
+    story = collect(decode=decode, size=SHOWN)
     watchers: list[Any] = [story, *hooks]
     if preview:
-        watchers.append(preview_hook(folder / stem, size=SHOWN))
+        watchers.append(preview_hook(folder / stem, decode=decode, size=SHOWN))
     began = time.perf_counter()
     picture, made = recipe.make(helm, hooks=watchers)
     seconds = time.perf_counter() - began

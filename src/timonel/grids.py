@@ -61,7 +61,7 @@ class Grid:
 
     def ratio_at(self, k: int) -> float:
         """sigma / alpha of level k as a float (inf at pure noise)."""
-        alpha, sigma = float(self.alpha[k]), float(self.sigma[k])
+        alpha, sigma = self.alpha[k].item(), self.sigma[k].item()
         return sigma / alpha if alpha > 0 else math.inf
 
     @property
@@ -130,6 +130,12 @@ def _range(process: Process, sigma_min: float | None, sigma_max: float | None, n
     return low, top
 
 
+def _falling(steps: int) -> Tensor:
+    """Evenly spaced from 1 to 0, both included; one step: 1."""
+    count = whole("steps", steps)
+    return torch.linspace(1, 0, count, dtype=torch.float64) if count > 1 else double([1.0])
+
+
 def karras(
     process: Process,
     steps: int,
@@ -144,7 +150,7 @@ def karras(
     """
     low, top = _range(process, sigma_min, sigma_max, "karras")
     r = finite("rho", rho, 1e-3, 1e3)
-    u = torch.linspace(1, 0, whole("steps", steps), dtype=torch.float64) if steps > 1 else double([1.0])
+    u = _falling(steps)
     sigma = (low ** (1 / r) + u * (top ** (1 / r) - low ** (1 / r))) ** r
     return Grid.of(process, process.at_sigma(sigma), "karras")
 
@@ -154,7 +160,7 @@ def exponential(
 ) -> Grid:
     """Evenly spaced log(sigma) from sigma_max to sigma_min, then 0, in schedule sigma. One step: sigma_max."""
     low, top = _range(process, sigma_min, sigma_max, "exponential")
-    u = torch.linspace(1, 0, whole("steps", steps), dtype=torch.float64) if steps > 1 else double([1.0])
+    u = _falling(steps)
     return Grid.of(process, process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))), "exponential")
 
 
@@ -208,10 +214,18 @@ def lcm(process: Process, steps: int, *, original_steps: int = 50) -> Grid:
     return Grid.of(process, process.at_index(origin[pick]), "lcm")
 
 
+def _numbers(what: str, values: Any) -> Tensor:
+    """`values` as a 1-D float64 tensor."""
+    try:
+        return double(values).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(f"{what} must be a list of numbers, got {values!r}") from None
+
+
 def custom_sigmas(process: Process, sigmas: Sequence[float] | Tensor) -> Grid:
     """Your own schedule sigmas, falling; the final 0 may be given or left out, never given twice."""
-    values = double(sigmas).flatten()
-    if len(values) and float(values[-1]) == 0:
+    values = _numbers("sigmas", sigmas)
+    if len(values) and bool(values[-1] == 0):
         values = values[:-1]
     if not len(values):
         raise GridError("a list of sigmas needs at least one value above 0, e.g. sigmas=[14.6, 2.8, 0.6, 0.0]")
@@ -222,7 +236,7 @@ def custom_sigmas(process: Process, sigmas: Sequence[float] | Tensor) -> Grid:
 
 def custom_times(process: Process, times: Sequence[float] | Tensor) -> Grid:
     """Your own network times, falling (fractional allowed); the clean level is appended."""
-    values = double(times).flatten()
+    values = _numbers("times", times)
     if not len(values):
         raise GridError("a list of times needs at least one value, e.g. times=[999, 845, 730, 587]")
     return Grid.of(process, process.at_time(values), "custom")

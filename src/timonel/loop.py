@@ -81,6 +81,8 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     """Drive `run` and yield it after every completed step."""
     if run.guidance is not None and unconditional is None:
         raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
+    if run.guidance is not None and run.guidance.scale is None:
+        raise ArgumentError("guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own")
     for row in run.rows():
         try:
             advance(run, denoise, unconditional)

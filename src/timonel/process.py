@@ -96,7 +96,7 @@ class Process(ABC):
             raise GridError(f"sigmas must be finite and not negative, got {_short(sigma)}")
         if bool((sigma > top * (1 + SNAP)).any()):
             raise GridError(
-                f"sigma {float(sigma.max()):.6g} is above this process' largest sigma {top:.6g}; "
+                f"sigma {sigma.max().item():.6g} is above this process' largest sigma {top:.6g}; "
                 f"start the list at {top:.6g} or below"
             )
         return torch.where(sigma > top, sigma - sigma.detach() + top, sigma) if math.isfinite(top) else sigma
@@ -221,7 +221,7 @@ class VP(Process):
             time = torch.where(log > self._log[edge], edge + share * (self.train_steps - 1 - edge), time)
         elif bool((log > self._log[-1] + SNAP).any()):
             raise GridError(
-                f"lam {float(-log.max()):.6g} is noisier than this process' noisiest level {float(-self._log[-1]):.6g}"
+                f"lam {-log.max().item():.6g} is noisier than this process' noisiest level {float(-self._log[-1]):.6g}"
             )
         return Level(alpha, sigma, time.clamp(max=self.train_steps - 1.0))
 

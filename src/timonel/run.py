@@ -19,19 +19,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .errors import ArgumentError, HookError, RunError, TimonelError, whole
 from .guidance import Guidance
+from .hooks import Hook, adapt
 from .kernel import combine
 from .noise import Noise
 from .program import Program
 from .table import Table
-
-if TYPE_CHECKING:
-    from .hooks import Hook
 
 STATUSES = ("new", "running", "paused", "stopped", "done", "failed")
 
@@ -86,8 +84,6 @@ class Run:
         keep: int = 0,
         context: Any = None,
     ) -> None:
-        from .hooks import adapt
-
         self.table, self.prediction, self.noise = table.detach(), prediction, noise
         self.guidance, self.shape, self.context = guidance, shape, context
         if self.table.stochastic and noise is None:

@@ -23,6 +23,7 @@ FORMAT = "timonel-run-1"
 
 def save(run: Run, path: str | PathLike[str]) -> None:
     """Write `run` atomically. A noise source other than seeds has to be given again to `load`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     start, here = run.states()
@@ -39,7 +40,10 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "history": len(here.history),
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+        try:
+            save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+        except SafetensorError as error:  # a full disk, among others
+            raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def load(
@@ -49,6 +53,7 @@ def load(
     shape: Callable[[Tensor], Tensor] | None = None,
     hooks: Sequence[Any] = (),
     keep: int = 0,
+    context: Any = None,
     device: str = "cpu",
 ) -> Run:
     """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one."""
@@ -73,7 +78,7 @@ def load(
     guidance = None if data["guidance"] is None else _guidance(data["guidance"])
     run = Run(
         Table.from_dict(data["table"]), data["prediction"],
-        noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep,
+        noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep, context=context,
     )  # fmt: skip
     run.restore(_state(tensors, "start.", 0, data["history"]), _state(tensors, "", data["row"], data["history"]))
     return run

@@ -175,14 +175,14 @@ class Table:
             f"{noise}, {self.basis} basis"
         )
         for r in range(self.nfe):
-            alpha, sigma, time = (float(v) for v in self.level(r))
+            alpha, sigma, time = (v.item() for v in self.level(r))
             ratio = sigma / alpha if alpha > 0 else math.inf
             where = f"{r:4d}  step {self.step[r]:<4d} time {time:9.4f}  sigma/alpha {ratio:10.5f}"
             base = f"   base' = {self._sum(self.base[r])}" if self.uses_base else ""
             yield f"{where}  x' = {self._sum(self.x[r])}{base}"
 
     def _sum(self, row: Tensor) -> str:
-        terms = [f"{float(c):+.5f}·{n}" for c, n in zip(row, self.registers, strict=True) if float(c) != 0]
+        terms = [f"{c:+.5f}·{n}" for c, n in zip(row.tolist(), self.registers, strict=True) if c != 0]
         return " ".join(terms) or "0"
 
 

@@ -31,7 +31,7 @@ def gap(now: Level, new: Level) -> Tensor:
 
 def finite_lam(level: Level) -> bool:
     """Whether lam is finite, so that the level can serve as an interpolation node in lam."""
-    return float(level.alpha) > 0 and float(level.sigma) > 0
+    return bool((level.alpha > 0) & (level.sigma > 0))
 
 
 def usable(grid: Grid, k: int, wanted: int) -> int:
@@ -56,3 +56,9 @@ def expm1_ratio(h: Tensor) -> Tensor:
 def ancestral_noise(now: Level, new: Level, eta: float) -> Tensor:
     """eta · sigma' · sqrt(1 - (e^(-h))²): std of the fresh noise that keeps the marginal at eta = 1 (DDPM)."""
     return eta * new.sigma * torch.sqrt((1 - shrink(now, new) ** 2).clamp(min=0))
+
+
+def ancestral_kept(now: Level, new: Level, eta: float) -> Tensor:
+    """sigma' · sqrt(1 - eta²·(1 - e^(-2h))): what is left of the old noise beside `ancestral_noise`."""
+    fall = shrink(now, new)
+    return new.sigma * (fall if eta == 1 else torch.sqrt(1 - eta**2 * (1 - fall**2)))

@@ -41,13 +41,13 @@ def tcd(grid: Grid, *, eta: float = 0.3) -> Table:
     for k in range(grid.steps):
         now, new = grid[k], grid[k + 1]
         mid = new
-        if e and float(new.sigma) > 0:
+        if e and bool(new.sigma > 0):
             if grid.process.kind == "vp":
                 mid = grid.process.at_time(torch.floor((1 - e) * new.time))
             else:
                 part = new.sigma if grid.process.kind == "flow" else new.ratio
                 mid = grid.process.at_sigma((1 - e) * part)
-            mid = new if float(mid.sigma) > float(new.sigma) else mid
+            mid = new if bool(mid.sigma > new.sigma) else mid
         rise = new.alpha / mid.alpha
         fresh = torch.sqrt((new.sigma**2 - (rise * mid.sigma) ** 2).clamp(min=0)) if mid is not new else new.sigma * 0
         h0 = rise * (mid.alpha - now.alpha * mid.sigma / now.sigma)

@@ -36,7 +36,7 @@ def dpmpp_3m(grid: Grid) -> Table:
     run that starts inside; order 2 on the step before a clean end and 1 on the last.
     """
     rows = Rows("dpmpp_3m", grid, order=3, history=3)
-    clean = float(grid.sigma[-1]) == 0
+    clean = bool(grid.sigma[-1] == 0)
     for k in range(grid.steps):
         now, new = grid[k], grid[k + 1]
         c, h = gain(now, new), gap(now, new)
@@ -69,6 +69,7 @@ def dpmpp_2m_sde(grid: Grid, *, eta: float = 1.0) -> Table:
     for k in range(grid.steps):
         now, new = grid[k], grid[k + 1]
         fall = shrink(now, new)
+        fall = fall if bool(fall > 0) else fall.detach()  # fall^eta has no finite slope at 0
         c = new.alpha * (1 - fall ** (1 + e))
         fresh = new.sigma * torch.sqrt((1 - fall ** (2 * e)).clamp(min=0)) if e else new.sigma * 0
         row = {"x": keep(now, new) * fall**e, "h0": c, "eps": fresh}

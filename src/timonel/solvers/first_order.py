@@ -7,20 +7,17 @@ coordinates, which is DDIM; eta = 1 is the DDPM posterior, which is Euler ancest
 
 from __future__ import annotations
 
-import torch
-
 from ..errors import finite
 from ..grids import Grid
 from ..table import Rows, Table
-from .algebra import ancestral_noise
+from .algebra import ancestral_kept, ancestral_noise
 
 
 def _ancestral(name: str, grid: Grid, eta: float) -> Table:
     rows = Rows(name, grid, order=1)
     for k in range(grid.steps):
         now, new = grid[k], grid[k + 1]
-        fresh = ancestral_noise(now, new, eta)
-        kept = torch.sqrt((new.sigma**2 - fresh**2).clamp(min=0)) if eta else new.sigma
+        fresh, kept = ancestral_noise(now, new, eta), ancestral_kept(now, new, eta)
         rows.add(k, now, {"x": kept / now.sigma, "h0": new.alpha - now.alpha * kept / now.sigma, "eps": fresh})
     return rows.table()
 

@@ -21,7 +21,7 @@ from .algebra import gain, keep
 
 def _corrected(grid: Grid, now: Level, new: Level) -> dict[str, Tensor]:
     """Registers of the corrected sample: base and h1 are at `now`, x (the Euler sample) and h0 at `new`."""
-    flow = grid.process.kind == "flow" or float(now.alpha) == 0
+    flow = grid.process.kind == "flow" or bool(now.alpha == 0)
 
     def scale(level: Level) -> Tensor:
         return level.alpha + level.sigma if flow else level.alpha
@@ -76,7 +76,7 @@ def _heun(name: str, grid: Grid, start: list[Level], s_noise: float) -> Table:
         now, new = start[k], grid[k + 1]
         lift = start[k + 1] if k + 1 < grid.steps else new
         euler: Coefficients = {"x": keep(now, new), "h0": gain(now, new)}
-        if float(new.sigma) == 0:
+        if bool(new.sigma == 0):
             rows.add(k, now, euler)
             continue
         rows.add(k, now, euler, base={"x": 1.0})
@@ -86,7 +86,7 @@ def _heun(name: str, grid: Grid, start: list[Level], s_noise: float) -> Table:
 
 def _lift(sample: Coefficients, at: Level, to: Level, s_noise: float) -> Coefficients:
     """Add the noise that takes a sample from level `at` up to the noisier level `to`."""
-    if to is at or float(to.sigma) == float(at.sigma):
+    if to is at or bool(to.sigma == at.sigma):
         return sample
     rise = to.alpha / at.alpha
     fresh = torch.sqrt((to.sigma**2 - (rise * at.sigma) ** 2).clamp(min=0)) * s_noise

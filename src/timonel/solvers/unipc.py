@@ -28,7 +28,7 @@ def unipc(grid: Grid, *, order: int = 2, variant: str = "bh2") -> Table:
         raise ArgumentError(f"variant must be one of {VARIANTS}, got {variant!r}")
     top = whole("order", order, 1, 3)
     rows = Rows("unipc", grid, order=top + 1, history=top + 1)  # the corrector adds one
-    clean = float(grid.sigma[-1]) == 0
+    clean = bool(grid.sigma[-1] == 0)
     previous = 0  # order of the step that led here
     for k in range(grid.steps):
         now, new = grid[k], grid[k + 1]

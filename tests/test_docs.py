@@ -1,0 +1,75 @@
+"""What the documents say is true: their code runs, and their lists are those of the tables."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from timonel import zoo
+from timonel.cli import app
+from timonel.grids import GRIDS
+from timonel.solvers import SOLVERS
+
+ROOT = Path(__file__).parent.parent
+READMES = ["README.md", "README.es.md"]
+FENCE = re.compile(r"```(\w+)\n(.*?)```", re.S)
+
+
+def blocks(language: str) -> list[pytest.param]:  # type: ignore[valid-type]
+    found = []
+    for name in [*READMES, "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/*.md")))]:
+        codes = [code for kind, code in FENCE.findall((ROOT / name).read_text("utf-8")) if kind == language]
+        found += [pytest.param(code, id=f"{name}-{i}") for i, code in enumerate(codes)]
+    return found
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_in_the_documents_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "document", "exec"), {"__name__": "document"})
+
+
+@pytest.mark.parametrize("code", blocks("bash")[:1])
+def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path) -> None:
+    for line in code.strip().splitlines():
+        assert line.startswith("timonel ")
+        command = f'"{sys.executable}" -m {line}'
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {
+        "red-apple-7.png",
+        "red-apple-7.sheet.png",
+        "red-apple-7.gif",
+    }
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readmes_list_every_sampler_and_grid(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    line = next(x for x in text.splitlines() if x.startswith("Samplers:"))
+    assert re.findall(r"`(\w+)`", line) == list(SOLVERS)
+    line = next(x for x in text.splitlines() if x.startswith("Grids"))
+    assert re.findall(r"`(\w+)`", line) == list(GRIDS)
+
+
+def test_both_readmes_run_the_same_commands() -> None:
+    one, two = ((ROOT / name).read_text("utf-8") for name in READMES)
+    assert [c for k, c in FENCE.findall(one) if k == "bash"] == [c for k, c in FENCE.findall(two) if k == "bash"]
+
+
+def test_links_and_pictures_in_the_documents_exist() -> None:
+    for name in [*READMES, "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text("utf-8")):
+            if "://" not in target:
+                assert (ROOT / target).exists(), f"{name} names {target}"
+
+
+def test_changelog_names_every_command_and_sampler() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    for word in [*commands, *SOLVERS, *zoo.MODELS]:
+        assert word in text

@@ -1,0 +1,193 @@
+"""Grids: exactly N falling levels, the same levels as diffusers, the published ones, and refusals."""
+
+from __future__ import annotations
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import PROCESSES
+
+from timonel import grids
+from timonel.errors import ArgumentError, GridError, TimonelError, UnknownName
+from timonel.grids import Grid
+from timonel.process import EDM, VP, Flow, double
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+EVERY = pytest.mark.parametrize("name", grids.GRIDS)
+ALL = {**PROCESSES, "zero-snr": VP.from_schedule(rescale_zero_snr=True, steps_offset=1), "svd": EDM(0.002, 700.0)}
+PLACES = pytest.mark.parametrize("process", ALL)
+# published noise levels that lie outside a process, and grids that need a finite largest sigma
+REFUSED = {
+    ("ays", "flow"), ("ays_sd15", "flow"), ("ays_sdxl", "flow"), ("ays_svd", "flow"), ("ays_svd", "vp"),
+    ("ays_svd", "edm"), ("ays", "edm"), ("karras", "zero-snr"), ("exponential", "zero-snr"),
+}  # fmt: skip
+
+
+@PLACES
+@EVERY
+@settings(max_examples=25)
+@given(steps=st.integers(1, 1000))
+def test_a_grid_has_exactly_n_strictly_falling_levels(name, process, steps):
+    if name == "lcm":
+        steps = (steps - 1) % 50 + 1
+    if (name, process) in REFUSED:
+        with pytest.raises(GridError):
+            grids.make(name, ALL[process], 10)
+        return
+    grid = grids.make(name, ALL[process], steps)
+    assert grid.steps == steps == len(grid) - 1
+    assert grid.name in (name, "ays_svd", "ays_sdxl")
+    assert bool((torch.atan2(grid.sigma, grid.alpha).diff() < 0).all())
+    assert float(grid.sigma[-1]) == 0
+    assert grid.alpha.dtype == torch.float64
+    assert torch.isfinite(grid.time).all()
+
+
+@EVERY
+def test_every_line_of_the_table_of_grids_is_true(name):
+    spec = grids.GRIDS[name]
+    assert spec.options == tuple(inspect.signature(spec.make).parameters)[2:]
+    assert spec.space
+    assert spec.reference
+    assert (spec.make.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 25, 50, 500])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_index_grids_visit_the_times_and_sigmas_of_diffusers(spacing, offset, steps):
+    """Euler keeps fractional linspace times, like ours. Its leading and trailing ones are whole."""
+    theirs = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing=spacing, steps_offset=offset)
+    theirs.set_timesteps(steps)
+    grid = grids.make(spacing, VP.from_schedule(steps_offset=offset), steps)
+    wanted = theirs.timesteps.double()
+    if spacing == "linspace" and steps == 1:
+        wanted = double([999.0])  # diffusers starts a one-step linspace at time 0, where there is no noise to remove
+    assert torch.allclose(grid.time[:-1], wanted, atol=1e-3)
+    if not (spacing == "linspace" and steps == 1):
+        # diffusers interpolates sigma linearly between training times, we (as k-diffusion) log sigma
+        assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double(), rtol=1e-4 if spacing == "linspace" else 2e-5)  # fmt: skip
+
+
+def test_leading_stays_in_the_training_range_where_diffusers_leaves_it():
+    """diffusers' DDIM with 1000 steps and offset 1 visits time 1000, which does not exist: IndexError."""
+    theirs = diffusers.DDIMScheduler(**SD, timestep_spacing="leading", steps_offset=1)
+    theirs.set_timesteps(1000)
+    assert int(theirs.timesteps[0]) == 1000
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(IndexError):
+        theirs.step(x, theirs.timesteps[0], x)
+    grid = grids.leading(VP.from_schedule(steps_offset=1), 1000)
+    assert grid.time[:-1].tolist() == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 25, 100])
+@pytest.mark.parametrize("kind", ["karras", "exponential"])
+def test_karras_and_exponential_have_the_sigmas_of_diffusers(kind, steps):
+    theirs = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="linspace", **{f"use_{kind}_sigmas": True})
+    theirs.set_timesteps(steps)
+    grid = grids.make(kind, VP.from_schedule(), steps)
+    assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double(), rtol=5e-5)
+    assert torch.allclose(grid.time[:-1], theirs.timesteps.double(), atol=0.05)
+    video = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=700.0, sigma_data=1.0, sigma_schedule=kind)
+    video.set_timesteps(steps)
+    grid = grids.make(kind, EDM(0.002, 700.0), steps)
+    assert torch.allclose(grid.sigma / grid.alpha, video.sigmas.double(), rtol=5e-5)
+    assert torch.allclose(grid.time[:-1], video.timesteps.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 28])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_trailing_has_the_sigmas_of_the_pipelines(shift, steps):
+    """What Flux and SD3 pipelines give to the scheduler: sigmas 1, …, 1/N, shifted once."""
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
+    grid = grids.trailing(Flow(shift), steps)
+    assert torch.allclose(grid.sigma, theirs.sigmas.double(), atol=1e-6)
+    # sigmas of one's own are visited as given; diffusers shifts them (and with them a shifted list, twice)
+    own = grids.custom_sigmas(Flow(shift), [1.0, 0.9, 0.4])
+    assert own.sigma.tolist() == [1.0, 0.9, 0.4, 0.0]
+
+
+def test_lcm_grid_has_the_times_of_diffusers():
+    for steps in (1, 2, 4, 8, 50):
+        theirs = diffusers.LCMScheduler(**SD)
+        theirs.set_timesteps(steps)
+        assert grids.lcm(VP.from_schedule(), steps).time[:-1].tolist() == theirs.timesteps.tolist()
+
+
+def test_align_your_steps_are_the_published_levels_at_ten_steps():
+    from diffusers.schedulers import AysSchedules
+
+    vp, edm = VP.from_schedule(), EDM(0.002, 700.0)
+    for name, key in (("ays_sd15", "StableDiffusionTimesteps"), ("ays_sdxl", "StableDiffusionXLTimesteps")):
+        grid = grids.make(name, vp, 10)
+        assert torch.allclose(grid.time[:-1], double(AysSchedules[key]), atol=1e-6)
+    sigmas = AysSchedules["StableDiffusionVideoSigmas"]
+    grid = grids.ays_svd(edm, 10)
+    assert torch.allclose(grid.sigma[:-1] / grid.alpha[:-1], double(sigmas[:10]), rtol=1e-9)
+    assert torch.equal(grids.ays(vp, 10).time, grids.ays_sdxl(vp, 10).time)
+    assert torch.equal(grids.ays(edm, 10).time, grid.time)
+
+
+def test_align_your_steps_is_log_linear_for_other_counts():
+    edm = EDM(0.002, 700.0)
+    ten, twenty = (torch.log(g.sigma[:-1] / g.alpha[:-1]) for g in (grids.ays_svd(edm, 10), grids.ays_svd(edm, 20)))
+    assert torch.allclose(twenty[::2], ten, atol=1e-9)
+    assert torch.allclose(twenty[1:-2:2], (ten[1:] + ten[:-1]) / 2, atol=1e-9)
+
+
+def test_custom_levels_are_visited_as_given():
+    vp = VP.from_schedule()
+    for given_ in ([14.0, 3.0, 0.5], [14.0, 3.0, 0.5, 0.0]):
+        grid = grids.custom_sigmas(vp, given_)
+        assert torch.allclose(grid.sigma / grid.alpha, double([14.0, 3.0, 0.5, 0.0]), rtol=1e-12)
+    times = grids.custom_times(vp, [999, 500.5, 10.25])
+    assert times.time[:-1].tolist() == [999.0, 500.5, 10.25]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda p: grids.make("karas", p, 5), UnknownName, "did you mean 'karras'"),
+        (lambda p: grids.make("karras", p, 5, rhoo=3), ArgumentError, "rhoo.*rho"),
+        (lambda p: grids.make("trailing", p, 5, rho=3), ArgumentError, "takes none"),
+        (lambda p: grids.make("karras", p, 0), ArgumentError, "steps.*got 0"),
+        (lambda p: grids.make("karras", p, 2.5), ArgumentError, "steps.*2.5"),
+        (lambda p: grids.make("karras", p, True), ArgumentError, "steps.*True"),
+        (lambda p: grids.make("trailing", p, 1001), GridError, "1001.*at most 1000"),
+        (lambda p: grids.make("karras", p, 5, rho=0), ArgumentError, "rho.*0"),
+        (lambda p: grids.make("karras", p, 5, sigma_max=50.0), GridError, "50.*14.6"),
+        (lambda p: grids.make("karras", p, 5, sigma_min=3.0, sigma_max=2.0), GridError, "3.*2"),
+        (lambda p: grids.make("lcm", p, 51), GridError, "51.*original_steps=50"),
+        (lambda p: grids.custom_sigmas(p, [1.0, 1.0]), GridError, "fall strictly.*level 1"),
+        (lambda p: grids.custom_sigmas(p, [1.0, 2.0]), GridError, "2.*not below"),
+        (lambda p: grids.custom_sigmas(p, []), GridError, "at least one"),
+        (lambda p: grids.custom_sigmas(p, [0.0]), GridError, "at least one"),
+        (lambda p: grids.custom_sigmas(p, [1.0, 0.0, 0.0]), GridError, "only once"),
+        (lambda p: grids.custom_sigmas(p, [100.0]), GridError, "100.*start the list"),
+        (lambda p: grids.custom_sigmas(p, [float("nan")]), GridError, "nan"),
+        (lambda p: grids.custom_times(p, []), GridError, "at least one"),
+        (lambda p: grids.custom_times(p, [1200.0]), GridError, "1200"),
+        (lambda p: grids.custom_times(p, [5.0, 10.0]), GridError, "fall strictly"),
+        (lambda p: grids.custom_sigmas(p, ["a"]), ArgumentError, "a"),
+        (lambda p: grids.custom_times(p, None), ArgumentError, "None"),
+        (lambda p: Grid(p, double([1.0]), double([0.0]), double([0.0])), GridError, "at least 2"),
+        (lambda p: Grid(p, double([1, 1.0]), double([1, float("inf")]), double([0, 0.0])), GridError, "not finite"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_grid_is_refused_with_the_value_and_a_remedy(call, error, said):
+    with pytest.raises(error, match=said) as caught:
+        call(VP.from_schedule())
+    assert isinstance(caught.value, TimonelError)
+
+
+def test_karras_at_pure_noise_names_the_remedy():
+    process = ALL["zero-snr"]
+    with pytest.raises(GridError, match="sigma_max=80"):
+        grids.karras(process, 5)
+    assert grids.karras(process, 5, sigma_max=80.0).steps == 5
