@@ -81,10 +81,12 @@ def cfg(
     if until is not None and between is not None:
         raise ArgumentError("give either until= or between=, not both")
     values: float | tuple[float, ...] | None
-    if scale is None or isinstance(scale, (int, float)):
-        values = None if scale is None else finite("guidance scale", scale, 0)
-    else:
+    if isinstance(scale, Sequence) and not isinstance(scale, str):
         values = tuple(finite("guidance scale", s, 0) for s in scale)
+    else:
+        values = None if scale is None else finite("guidance scale", scale, 0)
+    if between is not None and (isinstance(between, str) or not isinstance(between, Sequence) or len(between) != 2):
+        raise ArgumentError(f"between must be two numbers, e.g. between=(0.2, 0.6), got {between!r}")
     top = math.inf if unit == "sigma" else 0.0
     end = 0.0 if unit == "sigma" else math.inf
     start, stop = between if between is not None else (top, end if until is None else until)

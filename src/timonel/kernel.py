@@ -18,14 +18,16 @@ def combine(terms: Sequence[Term], dtype: torch.dtype) -> Tensor:
     nothing is read back from the device. Half precision accumulates in float32 and rounds once.
     """
     work = torch.float32 if dtype in HALF else dtype
-    (c, first), *rest = terms
+    c, first = terms[0]
+    done = 1
     if first.dtype != work:
         total = first.to(work).mul_(c)
-    elif c == 1.0 and rest:
-        (d, second), *rest = rest
+    elif c == 1.0 and len(terms) > 1:
+        d, second = terms[1]
         total = torch.add(first, second, alpha=d)
+        done = 2
     else:
         total = torch.mul(first, c)
-    for c, tensor in rest:
+    for c, tensor in terms[done:]:
         total.add_(tensor, alpha=c)
-    return total.to(dtype)
+    return total if work is dtype else total.to(dtype)

@@ -47,11 +47,11 @@ class SeededNoise:
                 f"{len(self.seeds)} seeds for a batch of {len(like)}: give one seed per sample, "
                 f"e.g. seeds=range({len(like)})"
             )
-        drawn = [
-            torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(key(s, row)), dtype=torch.float32)
-            for s in self.seeds
-        ]
-        return torch.stack(drawn).to(device=like.device, dtype=like.dtype)
+        drawn = torch.empty(like.shape, dtype=torch.float32)
+        generator = torch.Generator()
+        for sample, seed in zip(drawn, self.seeds, strict=True):
+            sample.normal_(generator=generator.manual_seed(key(seed, row)))
+        return drawn.to(device=like.device, dtype=like.dtype)
 
 
 def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .prediction import coefficients
+from .process import Level
 from .table import Table
 
 Terms = tuple[tuple[float, str], ...]  # coefficient and register; "raw" is the network's output
@@ -37,14 +38,14 @@ class Program:
     def bind(cls, table: Table, prediction: str, *, shaped: bool = False) -> Program:
         """Raises `PredictionError` where the prediction cannot be read at a level of the table."""
         names = table.registers
-        x, base = table.x.tolist(), table.base.tolist()
+        x, base, uses_base = table.x.tolist(), table.base.tolist(), table.uses_base
+        levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
+        to_clean = zip(*(c.tolist() for c in coefficients(prediction, levels)), strict=True)
         rows = []
-        for k in range(table.nfe):
-            level = table.level(k)
-            alpha, sigma = float(level.alpha), float(level.sigma)
-            c_x, c_raw = (float(c) for c in coefficients(prediction, level))
+        for k, (c_x, c_raw) in enumerate(to_clean):
             convert = (c_x, c_raw)
             if table.basis == "noise":
+                alpha, sigma = float(table.alpha[k]), float(table.sigma[k])
                 convert = ((1 - alpha * c_x) / sigma, -alpha * c_raw / sigma)
             later = [x[j][names.index(f"h{j - k}")] for j in range(k + 1, min(table.nfe, k + table.history))]
             later += [base[j][names.index(f"h{j - k}")] for j in range(k + 1, min(table.nfe, k + table.history))]
@@ -56,8 +57,8 @@ class Program:
                     (c_x, c_raw),
                     keeps,
                     _terms(names, x[k], convert, keeps),
-                    _terms(names, base[k], convert, keeps) if table.uses_base else (),
-                    (1 - a_x) / a_b if table.uses_base and a_b and a_x != 1 else None,
+                    _terms(names, base[k], convert, keeps) if uses_base else (),
+                    (1 - a_x) / a_b if uses_base and a_b and a_x != 1 else None,
                 )
             )
         return cls(tuple(rows))

@@ -277,7 +277,11 @@ class Run:
             return combine(chosen, dtype)
 
         x = total(row.x)
-        base = total(row.base) if row.base else None
+        base = None
+        if row.base:  # a base that only moves is not copied
+            c, name = row.base[0]
+            moved = registers[name] if len(row.base) == 1 and c == 1.0 else None
+            base = total(row.base) if moved is None else moved
         history = (h0, *state.history)[: self.table.history - 1]
         return State(state.row + 1, x, base, history), clean
 

@@ -36,6 +36,8 @@ class Sampler:
     times: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {self.name!r}")
         name, slash, grid = self.name.partition("/")
         if slash:
             if self.grid is not None and self.grid != grid:

@@ -97,6 +97,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps: int | None = None
         self._grid: Grid | None = None
         self._run: Run | None = None
+        self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self._handed: tuple[Tensor, int] | None = None  # what the pipeline holds, and its version
         self._seeds: SeededNoise | None = None  # where the helm gave none
         self.timesteps: Tensor = torch.arange(num_train_timesteps - 1, -1, -1)
@@ -172,6 +173,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         `mu`: log of the flow shift, from pipelines that compute it from the picture's size.
         """
+        asked = (num_inference_steps, _plain(timesteps), _plain(sigmas), mu, self.sampler, id(self.orders))
+        if asked == self._asked and self._run is not None and not self._run.started:
+            self.timesteps = Timesteps.of(self.timesteps.as_subclass(Tensor).to(device), self)
+            return
         process = self.process
         if mu is not None:
             if not isinstance(process, Flow):
@@ -188,6 +193,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sampler = replace(sampler, steps=int(num_inference_steps))
         self._device = device
         self._make(sampler, sampler.levels(process))
+        self._asked = asked
 
     def _with_grid(self) -> Sampler:
         """The sampler with the grid of its name, its levels, or the config."""
@@ -204,7 +210,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
         """Compile the table on `grid` and hang a fresh run on it."""
         table = solvers.make(sampler.name, grid, **sampler.options)
-        self._sampler, self._grid = sampler, grid
+        self._sampler, self._grid, self._asked = sampler, grid, None
         orders = self.orders
         noise = orders.noise or (self._late_noise if table.stochastic else None)
         self._run = Run(
@@ -316,6 +322,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def _plain(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(v) for v in values)
 
 
 def _version(tensor: Tensor) -> int:
