@@ -117,6 +117,17 @@ def test_refusals_reach_the_shell_as_status_2_without_a_traceback(tmp_path: Path
     assert done.stderr.count("\n") == 1
 
 
+def test_full_disk_is_one_clear_message_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    command = f'ulimit -f 2; "{sys.executable}" -m timonel generate pizza --steps 2'  # files of at most 2 blocks
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("timonel: cannot write 'out/pizza-0")
+    assert "Traceback" not in done.stderr
+    sizes = [p.stat().st_size for p in (tmp_path / "out").iterdir()]
+    assert all(size > 0 for size in sizes)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_listings_name_everything() -> None:
     runner = CliRunner()
     text = runner.invoke(app, ["samplers"]).output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results."
 
 def main() -> None:
     """Entry point: one clear message and exit status 2 for whatever timonel refuses."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks while it is imported
     from .errors import TimonelError
 
     try:
@@ -109,6 +111,7 @@ def generate(
     chosen = Sampler(sampler, steps=steps, options={} if eta is None else {"eta": eta})
     interval = _guidance(guidance, guidance_until)
     writable(out)
+    _quiet()
     helm = Helm(model, dtype=dtype, device=device)
     if helm.card:
         steps = steps or helm.card.default_steps
@@ -129,6 +132,16 @@ def generate(
         print(f"{made.calls} network calls, {made.seconds:.2f} s, seed {number}")
         if made.stopped:
             break
+
+
+def _quiet() -> None:
+    """Keep what the libraries say while loading off the screen; errors still come through."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    for logging in (diffusers, transformers):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _guidance(scale: float | None, until: str | None) -> Guidance | None:
@@ -180,10 +193,12 @@ def replay(
     """Make a picture again from the recipe inside it, and say whether it is the same."""
     from PIL import Image, ImageChops
 
+    from .hooks.progress import progress
     from .recipe import Recipe
 
     recipe = Recipe.read(picture)
-    made, now = recipe.make()
+    _quiet()
+    made, now = recipe.make(hooks=[progress(recipe.prompt)])
     path = now.save(made, out or picture.with_name(f"{picture.stem}-replay.png"))
     with Image.open(picture) as old:
         same = old.size == made.size and not ImageChops.difference(old.convert("RGB"), made.convert("RGB")).getbbox()

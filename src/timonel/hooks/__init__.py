@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Hook:
     """Base class of hooks with memory. Override what you need."""
 
+    shows_progress = False  # a pipeline's own bar is hidden where a hook shows one
+
     @property
     def name(self) -> str:
         """What error messages call this hook."""

@@ -67,6 +67,8 @@ def _display() -> Any:
 class ProgressBar(Hook):
     """See `progress`."""
 
+    shows_progress = True
+
     def __init__(self, label: str = "") -> None:
         self.label = label
         self._task: int | None = None

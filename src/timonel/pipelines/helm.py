@@ -87,7 +87,7 @@ class Helm:
         scheduler.set_timesteps(scheduler.sampler.steps)  # everything that can be refused is refused here
         own, bar = self.pipe.scheduler, getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.scheduler = self._scheduler = scheduler
-        if bar is not None or any(getattr(hook, "shows_progress", False) for hook in hooks):
+        if any(getattr(hook, "shows_progress", False) for hook in hooks):  # one bar is enough
             self.pipe._progress_bar_config = {**(bar or {}), "disable": True}
         try:
             with gated(networks(self.pipe), lambda: scheduler.current, batch):
