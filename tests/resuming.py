@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
-from models import VARIANTS, label, network
 
 import timonel as tm
+from models import VARIANTS, label, network
 from timonel import solvers
 from timonel.process import VP
 from timonel.run import Run

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import PROCESSES
 
+from models import PROCESSES
 from timonel import grids
 from timonel.errors import ArgumentError, GridError, TimonelError, UnknownName
 from timonel.grids import Grid
@@ -70,7 +70,8 @@ def test_index_grids_visit_the_times_and_sigmas_of_diffusers(spacing, offset, st
     assert torch.allclose(grid.time[:-1], wanted, atol=1e-3)
     if not (spacing == "linspace" and steps == 1):
         # diffusers interpolates sigma linearly between training times, we (as k-diffusion) log sigma
-        assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double(), rtol=1e-4 if spacing == "linspace" else 2e-5)  # fmt: skip
+        rtol = 1e-4 if spacing == "linspace" else 2e-5
+        assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double(), rtol=rtol)
 
 
 def test_leading_stays_in_the_training_range_where_diffusers_leaves_it():

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from models import PROCESSES
 
 import timonel as tm
+from models import PROCESSES
 from timonel import grids, solvers
 from timonel.errors import ArgumentError, UnknownName
 from timonel.guidance import cfg, combine

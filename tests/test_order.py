@@ -63,7 +63,7 @@ def test_a_start_inside_is_limited_by_the_start_up_step_only(variant):
 
 
 def test_the_declared_order_is_the_tables():
-    for name, spec in solvers.SOLVERS.items():
+    for spec in solvers.SOLVERS.values():
         assert spec.make(lam_grid(PROCESSES["vp"], 8)).order == spec.order
 
 

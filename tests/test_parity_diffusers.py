@@ -12,8 +12,8 @@ import importlib
 import diffusers
 import pytest
 import torch
-from models import drive, network
 
+from models import drive, network
 from timonel import grids, solvers
 from timonel.process import VP, Flow
 
@@ -146,7 +146,11 @@ def feed(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     """Let a scheduler that takes no noise as an argument draw ours, row by row."""
     rows = iter(range(1000))
     target = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
-    monkeypatch.setattr(target, "randn_tensor", lambda shape, dtype=None, **_: noise(next(rows), torch.empty(0, dtype=dtype)))  # fmt: skip
+
+    def draw(shape, dtype=None, **_):
+        return noise(next(rows), torch.empty(0, dtype=dtype))
+
+    monkeypatch.setattr(target, "randn_tensor", draw)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from models import Gaussian, Mixture, drive, lam_grid, slope
 from peers import k_diffusion_sampling
-
 from timonel import grids, solvers
 from timonel.process import EDM, double
 from timonel.run import At
@@ -75,7 +75,10 @@ def test_dpmpp_2m_sde_without_noise():
     assert compare("dpmpp_2m_sde", "sample_dpmpp_2m_sde", {"eta": 0.0}, eta=0.0, noise_sampler=sampler()) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("churn", "low", "high", "s_noise"), [(4.0, 0.0, float("inf"), 1.0), (40.0, 0.05, 50.0, 1.007)])
+CHURNS = [(4.0, 0.0, float("inf"), 1.0), (40.0, 0.05, 50.0, 1.007)]
+
+
+@pytest.mark.parametrize(("churn", "low", "high", "s_noise"), CHURNS)
 def test_edm_churn(churn, low, high, s_noise, monkeypatch):
     """k-diffusion lifts a sample where a step begins, ours where the step before ends: the same noise, a row early."""
     rows = iter(range(100))
@@ -93,7 +96,7 @@ def test_edm_churn(churn, low, high, s_noise, monkeypatch):
 def test_dpmpp_3m_of_k_diffusion_is_of_order_two_and_ours_of_three():
     """Both extrapolate quadratically. h²·D'' is twice the second divided difference; k-diffusion (and diffusers'
 
-    third-order DPM-Solver++, and the paper's released code) leave out that 2, so that their error falls with
+    third-order DPM-Solver++) leave out that 2, so that their error falls with
     order 2. From near pure noise, on Gaussian data, against the closed form.
     """
     data, process, steps = Gaussian(), EDM(0.002, 700.0), (48, 72, 108)

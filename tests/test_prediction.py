@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import PROCESSES
 
+from models import PROCESSES
 from timonel import prediction
 from timonel.errors import PredictionError, UnknownName
 from timonel.process import EDM, VP, Level, double
@@ -102,5 +102,5 @@ def test_configs_are_read(config, kind):
 
 def test_edm_velocity_with_other_data_is_refused():
     config = {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 0.5}
-    with pytest.raises(PredictionError, match="sigma_data=0.5"):
+    with pytest.raises(PredictionError, match=r"sigma_data=0\.5"):
         prediction.from_config(config)

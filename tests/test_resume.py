@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import VARIANTS, label
-from resuming import STEPS, advance, finish, fresh, path
 
 import timonel as tm
+from models import VARIANTS, label
+from resuming import STEPS, advance, finish, fresh, path
 from timonel import saving
 from timonel.errors import ArgumentError, RunError
 from timonel.run import Run
@@ -214,7 +214,7 @@ def test_a_stopped_run_can_be_rewound_and_finished():
 def test_the_order_of_calls_is_checked():
     run = Run(fresh(("euler", {})).table, "v")
     for call in (lambda: run.latents, lambda: run.save("x"), lambda: run.denoised):
-        with pytest.raises(RunError, match="not started|no prediction"):
+        with pytest.raises(RunError, match=r"not started|no prediction"):
             call()
     with pytest.raises(RunError, match="cannot advance a run that is new"):
         run.advance(torch.ones(1))
@@ -284,7 +284,8 @@ def test_what_a_file_cannot_hold_has_to_be_given_again(tmp_path):
         Run.load(target)
     assert torch.equal(finish(Run.load(target, noise=own)), finish(run))
 
-    run = Run(table, "v", noise=own, shape=lambda clean: clean.clamp(-1, 1), guidance=tm.cfg([3.0, 2.0, 1.0], until=0.5))
+    guidance = tm.cfg([3.0, 2.0, 1.0], until=0.5)
+    run = Run(table, "v", noise=own, shape=lambda clean: clean.clamp(-1, 1), guidance=guidance)
     run.start(torch.ones(1, 4, 6, 6))
     run.save(target)
     with pytest.raises(ArgumentError, match="shape="):

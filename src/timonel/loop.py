@@ -8,7 +8,7 @@ floats (alpha, sigma, time), and returns what `prediction` says: by default the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +53,11 @@ def begin(
     if seeds is not None and noise is not None:
         raise ArgumentError("give seeds= or noise=, not both")
     if seeds is not None:
+        if not isinstance(seeds, Iterable):
+            raise ArgumentError(f"seeds must be a list with one whole number per sample, e.g. seeds=[0], got {seeds!r}")
         noise = SeededNoise(tuple(seeds))
         noise(0, x[:, :0] if x.ndim > 1 else x)  # the batch must match, said before any compute
-    if isinstance(guidance, (int, float)):
+    if guidance is not None and not isinstance(guidance, Guidance):
         guidance = guide.cfg(guidance)
     run = Run(
         Sampler.of(sampler, steps).compile(process), prediction,

@@ -55,6 +55,8 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
         return alpha / norm, -sigma / norm
     if kind == "flow":
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    if bool((alpha == 0).any()):
+        raise PredictionError("an edm prediction belongs to an EDM process, which never reaches pure noise (alpha = 0)")
     data = torch.sqrt(1 - sigma**2) / alpha
     return data**2 * alpha, data * sigma
 
@@ -94,7 +96,7 @@ def from_config(config: Mapping[str, Any]) -> str:
     if name.startswith("EDM"):
         if given == "epsilon":
             return "edm"
-        if float(config.get("sigma_data") or 0.5) != 1.0:
+        if (config.get("sigma_data") or 0.5) != 1:
             raise PredictionError(
                 f"{name} with prediction_type={given!r} and sigma_data={config.get('sigma_data')} has no timonel "
                 "prediction; supported there: prediction_type='epsilon', or 'v_prediction' with sigma_data=1"

@@ -24,8 +24,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, GridError, UnknownName, finite, whole
+from .errors import ArgumentError, GridError, TimonelError, UnknownName, finite, whole
 
+MOST_LEVELS = 1_000_000  # a list of betas longer than this is a mistake
 SNAP = 1e-6  # relative slack when a listed sigma is the end of the process up to rounding
 
 
@@ -156,7 +157,7 @@ class VP(Process):
         `rescale_zero_snr` shifts and scales sqrt(abar) so that the last level is pure noise
         (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
         """
-        n = whole("train_steps", train_steps, 2)
+        n = whole("train_steps", train_steps, 2, MOST_LEVELS)
         start, end = finite("beta_start", beta_start, 0, 1), finite("beta_end", beta_end, 0, 1)
         if schedule == "linear":
             betas = torch.linspace(start, end, n, dtype=torch.float64)
@@ -203,7 +204,7 @@ class VP(Process):
     def at_sigma(self, sigma: Tensor) -> Level:
         sigma = self._check_sigma(double(sigma))
         clean = sigma == 0
-        level = self.at_lam(-torch.log(torch.where(clean, 1.0, sigma)))
+        level = self.at_lam(-torch.log(torch.where(clean, self.sigma_min, sigma)))
         return Level(
             torch.where(clean, 1.0, level.alpha),
             torch.where(clean, 0.0, level.sigma),
@@ -362,7 +363,19 @@ def from_config(config: Mapping[str, Any]) -> Process:
     Reads what real checkpoints carry: betas by name or trained, zero-SNR rescaling, SVD's
     continuous times with its sigma range, the EDM family's sigma_data, SD3's static and Flux's
     dynamic shift. The class name in the config decides only what no key says.
+
+    Raises `ArgumentError` on a value that cannot be read.
     """
+    try:
+        return _read(config)
+    except TimonelError:
+        raise
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise ArgumentError(f"the scheduler config cannot be read: {error}; check {dict(config)}") from error
+
+
+def _read(config: Mapping[str, Any]) -> Process:
+    """The process of a config whose numbers are numbers."""
     name = str(config.get("_class_name", ""))
     get = config.get
     steps = int(get("num_train_timesteps", 1000))

@@ -67,20 +67,26 @@ def load(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ArgumentError(f"{str(path)!r} is not a saved run: {error}") from error
-    if data.get("format") != FORMAT:
-        raise ArgumentError(f"{str(path)!r} is not a saved run of this version (format {data.get('format')!r})")
-    if data["seeds"] is not None and noise is None:
-        noise = SeededNoise(tuple(data["seeds"]))
-    if data["noise"] and noise is None:
+    written = data.get("format") if isinstance(data, dict) else None
+    if written != FORMAT:
+        raise ArgumentError(f"{str(path)!r} is not a saved run of this version (format {written!r})")
+    try:
+        seeds, own, shaped, scales = (data[k] for k in ("seeds", "noise", "shaped", "guidance"))
+        table, prediction = Table.from_dict(data["table"]), data["prediction"]
+        states = [_state(tensors, p, r, data["history"]) for p, r in (("start.", 0), ("", data["row"]))]
+    except (KeyError, TypeError) as error:
+        raise ArgumentError(f"{str(path)!r} is not a saved run: it lacks {error}") from error
+    if seeds is not None and noise is None:
+        noise = SeededNoise(tuple(seeds))
+    if own and noise is None:
         raise ArgumentError(f"{str(path)!r} was run with its own noise source; give it again: Run.load(path, noise=…)")
-    if data["shaped"] and shape is None:
+    if shaped and shape is None:
         raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
-    guidance = None if data["guidance"] is None else _guidance(data["guidance"])
     run = Run(
-        Table.from_dict(data["table"]), data["prediction"],
-        noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep, context=context,
+        table, prediction, noise=noise, guidance=None if scales is None else _guidance(scales),
+        hooks=hooks, shape=shape, keep=keep, context=context,
     )  # fmt: skip
-    run.restore(_state(tensors, "start.", 0, data["history"]), _state(tensors, "", data["row"], data["history"]))
+    run.restore(*states)
     return run
 
 

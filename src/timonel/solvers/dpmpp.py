@@ -50,7 +50,7 @@ def dpmpp_3m(grid: Grid) -> Table:
             second = expm1_ratio(h)
             third = torch.where(h.abs() < 1e-3, -h / 6 + h**2 / 24, second / h - 0.5)
             # h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and h²·D'' = 2·(d0 - d1)/(r0 + r1), d0 = (h0-h1)/r0, d1 = (h1-h2)/r1.
-            # The released code of DPM-Solver++, diffusers and k-diffusion leave out the 2, which makes it order 2.
+            # diffusers and k-diffusion leave out the 2, which makes theirs order 2.
             bend = (second * r0 - 2 * third) / (r0 + r1)
             d0, d1 = new.alpha * (second + bend) / r0, -new.alpha * bend / r1
             row |= {"h0": c + d0, "h1": d1 - d0, "h2": -d1}
