@@ -101,9 +101,7 @@ class Mixture:
             return (y - self(at.alpha * y, at)).flatten().numpy()
 
         span = [float(-level.lam) for level in (start, end)]
-        done = solve_ivp(
-            slope, span, (x / start.alpha).flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13
-        )
+        done = solve_ivp(slope, span, (x / start.alpha).flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13)
         return torch.from_numpy(done.y[:, -1]).reshape(x.shape) * end.alpha
 
 

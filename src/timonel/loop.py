@@ -19,6 +19,7 @@ from .errors import ArgumentError
 from .guidance import Guidance
 from .noise import Noise, SeededNoise
 from .process import Process
+from .program import Shape
 from .run import At, Run
 from .sampler import Sampler
 
@@ -36,7 +37,7 @@ def begin(
     noise: Noise | None = None,
     guidance: Guidance | float | None = None,
     hooks: Sequence[Any] = (),
-    shape: Callable[[Tensor], Tensor] | None = None,
+    shape: Shape | None = None,
     keep: int = 0,
 ) -> Run:
     """A run that has started at the sample x (batch, …): unit normal noise for a full journey.
@@ -108,7 +109,7 @@ def sample(
     unconditional: Denoiser | None = None,
     guidance: Guidance | float | None = None,
     hooks: Sequence[Any] = (),
-    shape: Callable[[Tensor], Tensor] | None = None,
+    shape: Shape | None = None,
 ) -> Tensor:
     """Sample to the end and return the result (batch, …); a stopped run gives its denoised prediction.
 

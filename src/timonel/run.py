@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -28,23 +28,10 @@ from .guidance import Guidance
 from .hooks import Hook, adapt
 from .kernel import combine
 from .noise import Noise
-from .program import Program
+from .program import Program, Shape, State
 from .table import Table
 
 STATUSES = ("new", "running", "paused", "stopped", "done", "failed")
-
-
-class State(NamedTuple):
-    """Everything that changes: the next row, its x, the base, and predictions newest first."""
-
-    row: int
-    x: Tensor
-    base: Tensor | None
-    history: tuple[Tensor | None, ...]
-
-    def clone(self) -> State:
-        copies = tuple(h if h is None else h.clone() for h in self.history)
-        return State(self.row, self.x.clone(), None if self.base is None else self.base.clone(), copies)
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ class Run:
         noise: Noise | None = None,
         guidance: Guidance | None = None,
         hooks: Sequence[Hook | Callable[[Run], None]] = (),
-        shape: Callable[[Tensor], Tensor] | None = None,
+        shape: Shape | None = None,
         keep: int = 0,
         context: Any = None,
     ) -> None:
@@ -88,7 +75,7 @@ class Run:
         self.guidance, self.shape, self.context = guidance, shape, context
         if self.table.stochastic and noise is None:
             raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
-        self.program = Program.bind(self.table, prediction, shaped=shape is not None)
+        self.program = Program.bind(self.table, prediction, shape)
         self.scales = guidance.scales(self.table) if guidance else (None,) * table.nfe
         self._levels = tuple(
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
@@ -179,9 +166,7 @@ class Run:
             if self._last is None:
                 raise RunError("there is no prediction yet; the network has not been called")
             x, raw, row = self._last
-            c_x, c_raw = self.program.rows[row].denoised
-            clean = combine([(c_raw, raw), (c_x, x)], x.dtype)
-            self._clean = self.shape(clean) if self.shape else clean
+            self._clean = self.program.denoised(row, x, raw)
         return self._clean
 
     @property
@@ -235,7 +220,7 @@ class Run:
             raise RunError("the run is complete; there is no row left to advance")
         if raw.shape != state.x.shape:
             raise ArgumentError(f"the network returned shape {tuple(raw.shape)} for a sample of {tuple(state.x.shape)}")
-        new, clean = self._apply(state, raw)
+        new, clean = self.program.execute(state, raw, self.noise)
         with self._change:
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
             self.advances, self.moved = self.advances + 1, False
@@ -247,52 +232,6 @@ class Run:
                 self._kept[self.step] = self._here.clone()
                 while len(self._kept) > self._keep:
                     self._kept.popitem(last=False)
-
-    def _apply(self, state: State, raw: Tensor) -> tuple[State, Tensor | None]:
-        """The next state, and the denoised prediction where it had to be made a tensor."""
-        row, dtype = self.program.rows[state.row], state.x.dtype
-        registers: dict[str, Tensor | None] = {"x": state.x, "raw": raw, "base": state.base}
-        h0: Tensor | None = None
-        clean: Tensor | None = None
-        if row.keeps_h0:
-            h0 = combine([(row.convert[1], raw), (row.convert[0], state.x)], dtype)
-            if self.shape is not None:
-                h0, clean = self._shaped(state, raw, row.denoised)
-            elif self.table.basis == "denoised":
-                clean = h0
-        registers["h0"] = h0
-        registers.update({f"h{i + 1}": h for i, h in enumerate(state.history)})
-
-        def total(terms: tuple[tuple[float, str], ...]) -> Tensor:
-            chosen = []
-            for c, name in terms:
-                tensor = registers.get(name)
-                if tensor is None and name in ("eps", "eps_prev") and self.noise is not None:
-                    tensor = registers[name] = self.noise(state.row - (name == "eps_prev"), state.x)
-                if tensor is None:
-                    raise RunError(
-                        f"row {state.row} of {self.table.solver!r} reads {name}, which no row before it made"
-                    )
-                chosen.append((c, tensor))
-            return combine(chosen, dtype)
-
-        x = total(row.x)
-        base = None
-        if row.base:  # a base that only moves is not copied
-            c, name = row.base[0]
-            moved = registers[name] if len(row.base) == 1 and c == 1.0 else None
-            base = total(row.base) if moved is None else moved
-        history = (h0, *state.history)[: self.table.history - 1]
-        return State(state.row + 1, x, base, history), clean
-
-    def _shaped(self, state: State, raw: Tensor, to_clean: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """h0 in the table's basis and the denoised prediction, after `shape`."""
-        assert self.shape is not None
-        clean = self.shape(combine([(to_clean[1], raw), (to_clean[0], state.x)], state.x.dtype))
-        if self.table.basis == "denoised":
-            return clean, clean
-        at = self._levels[state.row]
-        return combine([(1 / at.sigma, state.x), (-at.alpha / at.sigma, clean)], state.x.dtype), clean
 
     def finish(self) -> None:
         """Call `on_end` hooks once; the loop that drives the run calls it when the rows are over."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,8 @@ from .errors import ArgumentError
 from .files import replacing
 from .guidance import Guidance
 from .noise import Noise, SeededNoise
-from .run import Run, State
+from .program import Shape, State
+from .run import Run
 from .table import Table
 
 FORMAT = "timonel-run-1"
@@ -50,7 +51,7 @@ def load(
     path: str | PathLike[str],
     *,
     noise: Noise | None = None,
-    shape: Callable[[Tensor], Tensor] | None = None,
+    shape: Shape | None = None,
     hooks: Sequence[Any] = (),
     keep: int = 0,
     context: Any = None,

@@ -1,0 +1,25 @@
+"""Noise processes and levels: how much signal and how much noise a model sees at which time.
+
+Every level is a pair (alpha, sigma): `x = alpha * x0 + sigma * eps`. Coordinates are the model's
+own, with unit variance where the process has it, so latents stay of order one at every level and
+the network needs no input scaling.
+
+| process | alpha, sigma                                  | schedule sigma    | time the network is told |
+|---------|-----------------------------------------------|-------------------|--------------------------|
+| VP      | sqrt(abar), sqrt(1 - abar)                    | sigma / alpha     | 0 … T-1                  |
+| EDM     | 1 / sqrt(s² + d²), s / sqrt(s² + d²)          | s = sigma / alpha | 0.25 · log s             |
+| Flow    | 1 - t, t                                      | t                 | T · t                    |
+
+"Schedule sigma" is the number people write in sigma lists (`sigmas=[14.6, …]`, flow `[1.0, …]`).
+All conversions are float64 and differentiable.
+"""
+
+from __future__ import annotations
+
+from .config import from_config
+from .edm import EDM
+from .flow import Flow
+from .level import Level, Process, double, interpolate
+from .vp import VP, zero_snr
+
+__all__ = ["EDM", "VP", "Flow", "Level", "Process", "double", "from_config", "interpolate", "zero_snr"]

@@ -1,0 +1,77 @@
+"""What a diffusers scheduler config says of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ArgumentError, TimonelError
+from .edm import EDM
+from .flow import Flow
+from .level import Process, double
+from .vp import VP, zero_snr
+
+
+def from_config(config: Mapping[str, Any]) -> Process:
+    """The process a diffusers scheduler config describes.
+
+    Reads what real checkpoints carry: betas by name or trained, zero-SNR rescaling, SVD's
+    continuous times with its sigma range, the EDM family's sigma_data, SD3's static and Flux's
+    dynamic shift. The class name in the config decides only what no key says.
+
+    Raises `ArgumentError` on a value that cannot be read.
+    """
+    try:
+        return _read(config)
+    except TimonelError:
+        raise
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise ArgumentError(f"the scheduler config cannot be read: {error}; check {dict(config)}") from error
+
+
+def _read(config: Mapping[str, Any]) -> Process:
+    """The process of a config whose numbers are numbers."""
+    name = str(config.get("_class_name", ""))
+    get = config.get
+    steps = int(get("num_train_timesteps", 1000))
+    kind = get("process") or _kind(name, config)
+    if kind == "flow":
+        return Flow(
+            float(get("shift") or get("flow_shift") or 1.0),
+            train_steps=steps,
+            base_shift=float(get("base_shift") or 0.5),
+            max_shift=float(get("max_shift") or 1.15),
+            base_tokens=int(get("base_image_seq_len") or 256),
+            max_tokens=int(get("max_image_seq_len") or 4096),
+        )
+    if kind == "edm":
+        return EDM(
+            float(get("sigma_min") or 0.002),
+            float(get("sigma_max") or 80.0),
+            sigma_data=float(get("sigma_data") or (0.5 if name.startswith("EDM") else 1.0)),
+            train_steps=steps,
+        )
+    offset = int(get("steps_offset") or 0)
+    trained = get("trained_betas")
+    if trained is not None:
+        betas = double(trained)
+        return VP(zero_snr(betas) if get("rescale_betas_zero_snr") else betas, steps_offset=offset)
+    return VP.from_schedule(
+        str(get("beta_schedule", "linear")),
+        float(get("beta_start", 0.0001)),
+        float(get("beta_end", 0.02)),
+        steps,
+        rescale_zero_snr=bool(get("rescale_betas_zero_snr", False)),
+        steps_offset=offset,
+    )
+
+
+def _kind(name: str, config: Mapping[str, Any]) -> str:
+    """Which process a config without an explicit `process` key means."""
+    flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if name.startswith("FlowMatch") or flow or config.get("use_dynamic_shifting"):
+        return "flow"
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if name.startswith("EDM") or continuous:
+        return "edm"
+    return "vp"

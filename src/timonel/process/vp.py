@@ -1,0 +1,137 @@
+"""The variance preserving process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, GridError, UnknownName, finite, whole
+from .level import SNAP, Level, Process, double, interpolate, short
+
+MOST_LEVELS = 1_000_000  # a list of betas longer than this is a mistake
+
+
+class VP(Process):
+    """Variance preserving process given by betas.
+
+    `abar_t = prod(1 - beta)`, alpha = sqrt(abar), sigma = sqrt(1 - abar) at integer times 0…T-1
+    (Ho et al. 2020, arXiv 2006.11239). Between integer times log(sigma / alpha) is linear in time,
+    as in k-diffusion; where the last training level is pure noise (alpha = 0), the angle
+    atan2(sigma, alpha) is linear in time on the last interval instead.
+
+    Below the first training level (sigma_min) the time is 0.
+    """
+
+    kind = "vp"
+
+    def __init__(self, betas: Tensor | Sequence[float], *, steps_offset: int = 0) -> None:
+        betas = double(betas)
+        if betas.ndim != 1 or len(betas) < 2:
+            raise ArgumentError(f"betas must be a list of at least 2 numbers, got shape {tuple(betas.shape)}")
+        if not bool(((betas >= 0) & (betas <= 1)).all()) or float(betas[0]) <= 0:
+            raise ArgumentError(f"betas must lie in (0, 1], got {short(betas)}")
+        abar = torch.cumprod(1 - betas, 0)
+        self.train_steps = len(betas)
+        self.steps_offset = whole("steps_offset", steps_offset, 0, self.train_steps - 1)
+        self._alpha, self._sigma = abar.sqrt(), (1 - abar).sqrt()
+        self._log = torch.log(self._sigma) - torch.log(self._alpha)  # rising; last may be inf
+        self._finite = int(torch.isfinite(self._log).sum())  # training levels with signal left
+
+    @classmethod
+    def from_schedule(
+        cls,
+        schedule: str = "scaled_linear",
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        train_steps: int = 1000,
+        *,
+        rescale_zero_snr: bool = False,
+        steps_offset: int = 0,
+    ) -> VP:
+        """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol & Dhariwal 2021).
+
+        `rescale_zero_snr` shifts and scales sqrt(abar) so that the last level is pure noise
+        (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
+        """
+        n = whole("train_steps", train_steps, 2, MOST_LEVELS)
+        start, end = finite("beta_start", beta_start, 0, 1), finite("beta_end", beta_end, 0, 1)
+        if schedule == "linear":
+            betas = torch.linspace(start, end, n, dtype=torch.float64)
+        elif schedule == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
+        elif schedule == "squaredcos_cap_v2":
+            t = torch.arange(n + 1, dtype=torch.float64) / n
+            bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        else:
+            raise UnknownName("beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"])
+        return cls(zero_snr(betas) if rescale_zero_snr else betas, steps_offset=steps_offset)
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self._log[0].exp())
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self._log[-1].exp())
+
+    def _pair(self, log: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma from log(sigma / alpha)."""
+        return torch.sigmoid(-2 * log).sqrt(), torch.sigmoid(2 * log).sqrt()
+
+    def _knots(self) -> Tensor:
+        return torch.arange(self._finite, dtype=torch.float64)
+
+    def at_time(self, time: Tensor) -> Level:
+        time = double(time)
+        last = self.train_steps - 1
+        if not bool(torch.isfinite(time).all()) or bool(((time < 0) | (time > last)).any()):
+            raise GridError(f"times must lie in [0, {last}], got {short(time)}")
+        alpha, sigma = self._pair(interpolate(time, self._knots(), self._log[: self._finite]))
+        if self._finite < self.train_steps:
+            edge = self._finite - 1
+            angle0 = torch.atan2(self._sigma[edge], self._alpha[edge])
+            angle = angle0 + (math.pi / 2 - angle0) * (time - edge) / (last - edge)
+            beyond = time > edge
+            alpha = torch.where(beyond, torch.where(time == last, 0.0, torch.cos(angle)), alpha)
+            sigma = torch.where(beyond, torch.sin(angle), sigma)
+        return Level(alpha, sigma, time)
+
+    def at_sigma(self, sigma: Tensor) -> Level:
+        sigma = self._check_sigma(double(sigma))
+        clean = sigma == 0
+        level = self.at_lam(-torch.log(torch.where(clean, self.sigma_min, sigma)))
+        return Level(
+            torch.where(clean, 1.0, level.alpha),
+            torch.where(clean, 0.0, level.sigma),
+            torch.where(clean, 0.0, level.time),
+        )
+
+    def at_lam(self, lam: Tensor) -> Level:
+        log = -double(lam)
+        alpha, sigma = self._pair(log)
+        first, edge = self._log[0], self._finite - 1
+        time = interpolate(torch.maximum(log, first), self._log[: self._finite], self._knots())
+        if self._finite < self.train_steps:
+            angle0 = torch.atan2(self._sigma[edge], self._alpha[edge])
+            share = (torch.atan2(sigma, alpha) - angle0) / (math.pi / 2 - angle0)
+            time = torch.where(log > self._log[edge], edge + share * (self.train_steps - 1 - edge), time)
+        elif bool((log > self._log[-1] + SNAP).any()):
+            raise GridError(
+                f"lam {-log.max().item():.6g} is noisier than this process' noisiest level {float(-self._log[-1]):.6g}"
+            )
+        return Level(alpha, sigma, time.clamp(max=self.train_steps - 1.0))
+
+    def at_index(self, index: Tensor) -> Level:
+        return self.at_time(index)
+
+
+def zero_snr(betas: Tensor) -> Tensor:
+    """Betas rescaled so that the last level is pure noise (arXiv 2305.08891, algorithm 1)."""
+    root = torch.cumprod(1 - betas, 0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    bar = root**2
+    return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
