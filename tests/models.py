@@ -11,8 +11,8 @@ import torch
 import timonel as tm
 from timonel import solvers
 from timonel.grids import Grid
-from timonel.process import EDM, VP, Flow, Level, double
-from timonel.run import At, Run
+from timonel.process import EDM, VP, At, Flow, Level, double
+from timonel.run import Run
 
 torch.set_num_threads(1)
 

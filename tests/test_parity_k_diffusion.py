@@ -11,8 +11,7 @@ import torch
 from models import Gaussian, Mixture, drive, lam_grid, slope
 from peers import k_diffusion_sampling
 from timonel import grids, solvers
-from timonel.process import EDM, double
-from timonel.run import At
+from timonel.process import EDM, At, double
 
 theirs = k_diffusion_sampling()
 pytestmark = pytest.mark.skipif(theirs is None, reason="k-diffusion is not installed")

@@ -20,6 +20,7 @@ from models import VARIANTS, label
 from resuming import STEPS, advance, finish, fresh, path
 from timonel import saving
 from timonel.errors import ArgumentError, RunError
+from timonel.process import VP
 from timonel.run import Run
 
 EVERY = pytest.mark.parametrize("variant", VARIANTS, ids=label)
@@ -293,3 +294,43 @@ def test_what_a_file_cannot_hold_has_to_be_given_again(tmp_path):
     loaded = Run.load(target, noise=own, shape=run.shape)
     assert loaded.guidance == run.guidance
     assert torch.equal(finish(loaded), finish(run))
+
+
+def test_a_stopped_run_goes_on_where_it_stopped_after_resume():
+    whole = tm.begin(torch.ones(1, 4), "unipc", process=VP.from_schedule(), steps=6)
+    parts = tm.begin(torch.ones(1, 4), "unipc", process=VP.from_schedule(), steps=6)
+    for _ in tm.iterate(whole, lambda x, at: x * 0.5):
+        pass
+    for run in tm.iterate(parts, lambda x, at: x * 0.5):
+        if run.step == 3:
+            run.stop("a break")
+    assert (parts.status, parts.step) == ("stopped", 3)
+    parts.resume()
+    for _ in tm.iterate(parts, lambda x, at: x * 0.5):
+        pass
+    assert parts.status == "done"
+    assert torch.equal(whole.result, parts.result)
+
+
+def test_a_rewind_while_paused_shows_at_once():
+    run = tm.begin(torch.ones(1, 4), "euler", process=VP.from_schedule(), steps=6, keep=6)
+    seen = []
+
+    def control():
+        while run.status != "paused" or run.step < 4:
+            time.sleep(0.001)
+        run.rewind(2)
+        while run.step != 2:
+            time.sleep(0.001)
+        seen.append(run.step)
+        run.resume()
+
+    thread = threading.Thread(target=control)
+    thread.start()
+    for _ in tm.iterate(run, lambda x, at: x * 0.5):
+        if run.step == 4 and not seen:
+            run.pause()
+    thread.join()
+    assert seen == [2]
+    assert run.status == "done"
+    assert run.advances == 8

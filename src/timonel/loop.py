@@ -18,9 +18,9 @@ from . import guidance as guide
 from .errors import ArgumentError
 from .guidance import Guidance
 from .noise import Noise, SeededNoise
-from .process import Process
+from .process import At, Process
 from .program import Shape
-from .run import At, Run
+from .run import Run
 from .sampler import Sampler
 
 Denoiser = Callable[[Tensor, At], Tensor]

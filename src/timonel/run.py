@@ -17,7 +17,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -28,24 +27,11 @@ from .guidance import Guidance
 from .hooks import Hook, adapt
 from .kernel import combine
 from .noise import Noise
+from .process import At
 from .program import Program, Shape, State
 from .table import Table
 
 STATUSES = ("new", "running", "paused", "stopped", "done", "failed")
-
-
-@dataclass(frozen=True)
-class At:
-    """A level as floats, for hooks and networks."""
-
-    alpha: float
-    sigma: float
-    time: float
-
-    @property
-    def ratio(self) -> float:
-        """sigma / alpha, inf at pure noise."""
-        return self.sigma / self.alpha if self.alpha > 0 else float("inf")
 
 
 class Run:
@@ -143,7 +129,7 @@ class Run:
 
     @property
     def latents(self) -> Tensor:
-        """The sample at `level`. Change it in place in a hook, or assign a tensor of the same shape."""
+        """The sample at `level`. In a hook or while paused, change it in place or assign a tensor of its shape."""
         return self._here.x
 
     @latents.setter
@@ -199,14 +185,15 @@ class Run:
     def proceed(self) -> bool:
         """Wait while paused, go back if a rewind was asked for; False once the run has ended."""
         with self._change:
-            if self._paused:
+            while True:
+                self._unwatch()
+                if self._goto is not None:  # also while paused, so that one can rewind, look, edit and go on
+                    self._go_back(self._goto)
+                    self._goto = None
+                if not self._paused or self._stopping:
+                    break
                 self._watch()
-            while self._paused and not self._stopping:
                 self._change.wait()
-            self._unwatch()
-            if self._goto is not None:
-                self._go_back(self._goto)
-                self._goto = None
             if self._stopping and self._status == "running":
                 self._status = "stopped"
             return self._status == "running"
@@ -319,8 +306,11 @@ class Run:
             self._paused = True
 
     def resume(self) -> None:
+        """Go on after `pause`; after `stop`, the loop that drives the run can be entered again."""
         with self._change:
             self._paused = False
+            if self._status in ("running", "stopped"):
+                self._status, self._stopping, self._finished = "running", False, False
             self._change.notify_all()
 
     def rewind(self, step: int) -> None:
@@ -392,8 +382,18 @@ class Run:
         save(self, path)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], **changes: Any) -> Run:
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        noise: Noise | None = None,
+        shape: Shape | None = None,
+        hooks: Sequence[Hook | Callable[[Run], None]] = (),
+        keep: int = 0,
+        context: Any = None,
+        device: str = "cpu",
+    ) -> Run:
         """A run that continues bit for bit from a saved file; see `saving.load`."""
         from .saving import load
 
-        return load(path, **changes)
+        return load(path, noise=noise, shape=shape, hooks=hooks, keep=keep, context=context, device=device)

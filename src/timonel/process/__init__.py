@@ -19,7 +19,7 @@ from __future__ import annotations
 from .config import from_config
 from .edm import EDM
 from .flow import Flow
-from .level import Level, Process, double, interpolate
+from .level import At, Level, Process, double, interpolate
 from .vp import VP, zero_snr
 
-__all__ = ["EDM", "VP", "Flow", "Level", "Process", "double", "from_config", "interpolate", "zero_snr"]
+__all__ = ["EDM", "VP", "At", "Flow", "Level", "Process", "double", "from_config", "interpolate", "zero_snr"]

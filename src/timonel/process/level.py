@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,6 +31,20 @@ class Level(NamedTuple):
     def ratio(self) -> Tensor:
         """sigma / alpha, the noise of the sample rescaled to unit signal; inf at pure noise."""
         return self.sigma / self.alpha
+
+
+@dataclass(frozen=True)
+class At:
+    """A level as floats, for hooks and networks."""
+
+    alpha: float
+    sigma: float
+    time: float
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha, inf at pure noise."""
+        return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
 
 def double(values: Any) -> Tensor:
