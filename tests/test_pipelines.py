@@ -328,6 +328,20 @@ def test_timesteps_and_sigmas_lists_are_used_as_given(pipe: Any) -> None:
     assert made.images.isfinite().all()
 
 
+@pytest.mark.parametrize(("config", "grid"), [
+    ({"beta_schedule": "scaled_linear"}, "trailing"),
+    ({"timestep_spacing": "leading"}, "leading"),
+    ({"timestep_spacing": "leading", "use_karras_sigmas": True}, "karras"),
+    ({"_class_name": "EDMEulerScheduler"}, "karras"),
+    ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "exponential"}, "exponential"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "trailing"),
+])  # fmt: skip
+def test_scheduler_takes_the_grid_of_the_config(config: dict[str, Any], grid: str) -> None:
+    scheduler = tm.Scheduler.from_config(config, sampler="euler", prediction_type="v_prediction", sigma_data=1.0)
+    scheduler.set_timesteps(5)
+    assert scheduler.run.table.grid == grid
+
+
 def test_plain_use_of_timesteps_does_not_drive_the_run() -> None:
     scheduler = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, sampler="heun", timestep_spacing="trailing")
     scheduler.set_timesteps(4)
@@ -381,6 +395,8 @@ def test_what_is_not_a_pipeline_is_refused() -> None:
         tm.Helm(object())
     with pytest.raises(tm.TimonelError, match="shipped models: emoji"):
         tm.Helm("no/such-model-anywhere")
+    with pytest.raises(ArgumentError, match="use_beta_sigmas=True is not supported"):
+        tm.Scheduler.from_config({"use_beta_sigmas": True})
     with pytest.raises(UnknownName, match="bananas"):
         tm.Scheduler.from_config({}, bananas=3)
     with pytest.raises(RunError, match="set_timesteps"):

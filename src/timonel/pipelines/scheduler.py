@@ -31,6 +31,8 @@ from ..sampler import Sampler
 from .timesteps import Timesteps
 
 GRID_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
+# keys of diffusers' configs that change the levels in a way no grid here does
+REFUSED = ("use_beta_sigmas", "use_lu_lambdas", "invert_sigmas", "shift_terminal")
 
 
 @dataclass
@@ -47,9 +49,9 @@ class Orders:
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
-    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver. Without a grid in
-    the name, the config's own is taken: Karras or exponential sigmas if they are on, else
-    `timestep_spacing`. The other arguments are those of diffusers' schedulers; see `from_config`.
+    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver. Without a grid in the
+    name, the config's own is taken: Karras or exponential sigmas if they are on, else `timestep_spacing`,
+    else the process' usual one. The other arguments are those of diffusers' schedulers; see `from_config`.
     """
 
     order = 1
@@ -64,7 +66,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         trained_betas: list[float] | None = None,
         prediction_type: str = "epsilon",
         process: str | None = None,
-        timestep_spacing: str = "trailing",
+        timestep_spacing: str | None = None,
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         use_karras_sigmas: bool = False,
@@ -116,9 +118,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         names = set(cls._get_init_keys(cls)) - {"self"}
         for key in changes:
-            if key not in names:
+            if key not in names and key not in (*REFUSED, "final_sigmas_type"):
                 raise UnknownName("scheduler option", key, names)
         given = {**dict(config or {}), **changes}
+        for key in REFUSED:
+            if given.get(key):
+                raise ArgumentError(f"{key}={given[key]!r} is not supported; pass {key}=None and name a grid instead")
+        if given.get("final_sigmas_type") == "sigma_min":
+            raise ArgumentError(
+                "final_sigmas_type='sigma_min' leaves noise in the picture; pass final_sigmas_type=None"
+            )
+        if given.get("sigma_schedule") == "exponential":
+            given["use_exponential_sigmas"] = True
         model: dict[str, Any] = {
             "process": processes.from_config(given).kind,
             "prediction_type": predictions.from_config(given),
@@ -205,7 +216,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
         if len(flagged) > 1:
             raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
-        return replace(sampler, grid=flagged[0] if flagged else str(config.timestep_spacing))
+        return replace(sampler, grid=flagged[0] if flagged else config.timestep_spacing)
 
     def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
         """Compile the table on `grid` and hang a fresh run on it."""
