@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .decode import Context
 from .gate import gated, networks
 from .scheduler import Orders, Scheduler
 
+RENAMED = tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42)  # torch_dtype became dtype
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -193,7 +195,8 @@ def load(
         dtype = DTYPES[dtype]
     source = str(zoo.folder(name)) if name in zoo.MODELS else name
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype or torch.float32, variant=variant)
+        named = {"dtype" if RENAMED else "torch_dtype": dtype or torch.float32}
+        pipe = DiffusionPipeline.from_pretrained(source, variant=variant, **named)
         return pipe.to(device) if device else pipe
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         shipped = ", ".join(zoo.MODELS)
