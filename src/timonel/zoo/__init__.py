@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,7 +21,7 @@ MODELS = {"emoji": "text to emoji, 64x64 (StableDiffusionXLPipeline)"}
 class Card(BaseModel):
     """What a shipped model says of itself in `card.json`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
     concepts: list[str]
@@ -29,13 +29,12 @@ class Card(BaseModel):
     default_guidance: float
     default_steps: int
     resolution: int
-    rgb: dict[str, Any] | None = None
 
     def latent_rgb(self) -> LatentRGB | None:
         """The linear latents-to-RGB map fitted to this model's autoencoder."""
         from ..hooks.preview import LatentRGB
 
-        fitted = (self.model_extra or {}).get("latent_rgb") or self.rgb
+        fitted = (self.model_extra or {}).get("latent_rgb")
         return None if fitted is None else LatentRGB.from_card(fitted)
 
 
