@@ -91,3 +91,8 @@ def test_a_start_or_process_that_cannot_be_used_is_refused(x, process, said):
 def test_a_network_that_returns_another_shape_is_refused():
     with pytest.raises(ArgumentError, match=r"\(1, 2\).*\(1, 3\)"):
         tm.sample(lambda x, at: x[:, :2], torch.ones(1, 3), "euler", process=PROCESSES["vp"])
+
+
+def test_options_of_a_grid_are_refused_beside_given_levels():
+    with pytest.raises(ArgumentError, match="belong to a named grid"):
+        tm.Sampler("euler", sigmas=[10.0, 1.0], grid_options={"rho": 3.0})

@@ -15,6 +15,7 @@ import typer
 from . import __version__
 
 if TYPE_CHECKING:
+    from .generate import Made
     from .guidance import Guidance
     from .pipelines.helm import Helm
     from .recipe import Recipe
@@ -118,7 +119,7 @@ def generate(
         interval = _guidance(helm.card.default_guidance if guidance is None else guidance, guidance_until)
     recipe = Recipe(
         model=model, prompt=prompt, negative_prompt=negative, seed=seed, sampler=chosen.name, grid=chosen.grid,
-        steps=steps or STEPS, options=dict(chosen.options), width=width, height=height, dtype=dtype,
+        steps=steps or STEPS, options=dict(chosen.options), width=width, height=height, dtype=dtype, device=device,
         guidance=None if interval is None else GuidanceData.of(interval),
     )  # fmt: skip
     for number in range(seed, seed + count):
@@ -126,12 +127,17 @@ def generate(
             made = make(
                 recipe.model_copy(update={"seed": number}), out, helm=helm, preview=preview, hooks=[progress(prompt)]
             )
-        if made.stopped:
-            print(f"stopped after step {made.recipe.stopped_after} of {made.recipe.steps}")
-        print(f"picture    {made.picture}\nsteps      {made.sheet}\nanimation  {made.animation}")
-        print(f"{made.calls} network calls, {made.seconds:.2f} s, seed {number}")
+        _report(made)
         if made.stopped:
             break
+
+
+def _report(made: Made) -> None:
+    """Say where the results of one job are."""
+    if made.stopped:
+        print(f"stopped after step {made.recipe.stopped_after} of {made.recipe.steps}")
+    print(f"picture    {made.picture}\nsteps      {made.sheet}\nanimation  {made.animation}")
+    print(f"{made.calls} network calls, {made.seconds:.2f} s, seed {made.recipe.seed}")
 
 
 def _quiet() -> None:

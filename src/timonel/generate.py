@@ -39,7 +39,7 @@ def generate(
 
     `preview` also writes every step's picture while it runs. A stopped run is decoded and saved too.
     """
-    helm = helm or Helm(recipe.model, dtype=recipe.dtype)
+    helm = helm or Helm(recipe.model, dtype=recipe.dtype, device=recipe.device)
     stem = f"{slug(recipe.prompt)}-{recipe.seed}"
     writable(folder)
     decode = True if _side(helm, recipe) <= SMALL else None

@@ -72,6 +72,7 @@ class Recipe(BaseModel):
     width: int | None = None
     height: int | None = None
     dtype: str | None = None
+    device: str | None = None
     stopped_after: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -91,7 +92,7 @@ class Recipe(BaseModel):
         from .hooks.control import stop_when
         from .pipelines.helm import Helm
 
-        helm = helm or Helm(self.model, dtype=self.dtype)
+        helm = helm or Helm(self.model, dtype=self.dtype, device=self.device)
         hooks = list(hooks)
         if self.stopped_after is not None:
             hooks.append(stop_when(lambda run: run.step == self.stopped_after, "the recipe stops here"))

@@ -31,8 +31,6 @@ from .process import At
 from .program import Program, Shape, State
 from .table import Table
 
-STATUSES = ("new", "running", "paused", "stopped", "done", "failed")
-
 
 class Run:
     """One journey. See the module's docstring.

@@ -51,6 +51,8 @@ class Sampler:
             whole("steps", self.steps)
         if sum(v is not None for v in (self.grid, self.sigmas, self.times)) > 1:
             raise ArgumentError("give one of grid=, sigmas= and times=; each of them sets the levels")
+        if self.grid_options and (self.sigmas is not None or self.times is not None):
+            raise ArgumentError(f"grid_options {dict(self.grid_options)} belong to a named grid, not to given levels")
 
     @classmethod
     def of(cls, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:

@@ -80,7 +80,7 @@ class Helm:
 
         Raises `ArgumentError` before any compute for arguments the pipeline does not have.
         """
-        scheduler, options = self._prepare(args, sampler, steps, options)
+        scheduler, options = self._prepare(sampler, steps, options)
         batch = self._batch(args, options)
         orders = Orders(hooks=tuple(hooks), keep=keep, context=self.context)
         orders.guidance = self._guidance(guidance, options)
@@ -113,7 +113,7 @@ class Helm:
         return {name: p for name, p in given.items() if p.kind is not p.VAR_KEYWORD}
 
     def _prepare(
-        self, args: tuple[Any, ...], sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]
+        self, sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]
     ) -> tuple[Scheduler, dict[str, Any]]:
         """The scheduler of this call and the pipeline's own arguments, checked."""
         parameters, options = self._parameters, dict(options)
