@@ -72,7 +72,7 @@ class Program:
         to_clean = zip(*(c.tolist() for c in coefficients(prediction, levels)), strict=True)
         rows = []
         for k, (c_x, c_raw) in enumerate(to_clean):
-            rebase = (0.0, 1.0) if table.basis == "denoised" else (1 / sigmas[k], -alphas[k] / sigmas[k])
+            rebase = _from_clean(table.basis, alphas[k], sigmas[k])
             convert = (rebase[0] + rebase[1] * c_x, rebase[1] * c_raw)
             later = range(k + 1, min(table.nfe, k + table.history))  # rows that can still read this prediction
             keeps = shape is not None or any(m[j][2 + j - k] for m in (x, base) for j in later)
@@ -100,8 +100,8 @@ class Program:
             chosen = []
             for c, name in terms:
                 tensor = registers.get(name)
-                if tensor is None and noise is not None and name in ("eps", "eps_prev"):
-                    tensor = registers[name] = noise(state.row - (name == "eps_prev"), state.x)
+                if tensor is None and noise is not None and name == "eps":
+                    tensor = registers[name] = noise(state.row, state.x)
                 if tensor is None:
                     raise RunError(f"row {state.row} reads {name}, which no row before it made")
                 chosen.append((c, tensor))
@@ -125,6 +125,13 @@ class Program:
         if self.basis == "denoised":
             return clean, clean
         return combine([(row.rebase[0], state.x), (row.rebase[1], clean)], state.x.dtype), clean
+
+
+def _from_clean(basis: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """From x and the clean prediction to the table's basis."""
+    if basis == "denoised":
+        return 0.0, 1.0
+    return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
 
 
 def _terms(names: tuple[str, ...], row: list[float], convert: tuple[float, float], keeps: bool) -> Terms:

@@ -9,9 +9,9 @@ next `x` (and, where the solver needs it, the next `base`) as a linear combinati
 | `base`        | the sample where the current step began (multi-stage, predictor-corrector)     |
 | `h0, h1, …`   | predictions, newest first; `h0` is this row's, in the table's basis            |
 | `eps`         | fresh unit noise of this row                                                   |
-| `eps_prev`    | the fresh noise of the row before                                              |
 
-All coefficients are float64 and keep their gradient with respect to the levels.
+The basis says what a prediction is kept as: `denoised` D; `noise` (x - alpha·D)/sigma; or `velocity`
+noise - D, which is finite at pure noise too. All coefficients are float64 and keep their gradient with respect to the levels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .errors import ArgumentError, GridError
 from .grids import Grid
 from .process import Level, double
 
-FORMAT = 1
-BASES = ("denoised", "noise")
+FORMAT = 2
+BASES = ("denoised", "noise", "velocity")
 Coefficients = Mapping[str, "Tensor | float"]
 
 
 def registers(history: int) -> tuple[str, ...]:
     """Names of the registers of a table that remembers `history` predictions, in column order."""
-    return ("x", "base", *(f"h{i}" for i in range(history)), "eps", "eps_prev")
+    return ("x", "base", *(f"h{i}" for i in range(history)), "eps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +66,9 @@ class Table:
             raise ArgumentError(f"table basis must be one of {BASES}, got {self.basis!r}")
         if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
             raise ArgumentError(f"a table of {k} rows needs {k + 1} levels, got {len(self.alpha)}")
-        if self.x.shape != self.base.shape or self.x.ndim != 2 or len(self.x) != k or self.x.shape[1] < 5:
+        if self.x.shape != self.base.shape or self.x.ndim != 2 or len(self.x) != k or self.x.shape[1] < 4:
             raise ArgumentError(
-                f"coefficients must both be ({k}, R>=5), got {tuple(self.x.shape)} and {tuple(self.base.shape)}"
+                f"coefficients must both be ({k}, R>=4), got {tuple(self.x.shape)} and {tuple(self.base.shape)}"
             )
         numbers = torch.cat([v.detach().flatten() for v in (self.alpha, self.sigma, self.time, self.x, self.base)])
         if not bool(torch.isfinite(numbers).all()):
@@ -94,7 +94,7 @@ class Table:
     @property
     def history(self) -> int:
         """How many predictions a run has to remember, this row's included."""
-        return self.x.shape[1] - 4
+        return self.x.shape[1] - 3
 
     @property
     def registers(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class Table:
     @property
     def stochastic(self) -> bool:
         """Whether any row draws noise."""
-        return bool((self.x[:, -2:] != 0).any() or (self.base[:, -2:] != 0).any())
+        return bool((self.x[:, -1] != 0).any() or (self.base[:, -1] != 0).any())
 
     @property
     def uses_base(self) -> bool:
@@ -190,7 +190,8 @@ class Rows:
     """Collects the rows a solver writes, then makes the table.
 
     A solver calls `add(step, level, x=…, base=…)` once per network call, naming only the registers
-    it uses, and `table(end)` at the end. `base` defaults to keeping the base.
+    it uses, and `table()` at the end. `base` defaults to keeping the base. The last row of a step arrives
+    at `grid.end(step)`; where the grid lifts the sample from there, the noise is added here.
     """
 
     def __init__(self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised") -> None:
@@ -211,8 +212,19 @@ class Rows:
     def _row(self, given: Coefficients) -> Tensor:
         return torch.stack([double(given.get(n, 0.0)).reshape(()) for n in self.names])
 
+    def _lift(self, k: int) -> None:
+        """Add the noise that lifts the sample from the end of step k to level k + 1."""
+        last = len(self.step) - 1 - self.step[::-1].index(k)
+        end, new, row = self.grid.end(k), self.grid[k + 1], self.x[last]
+        rise = new.alpha / end.alpha
+        fresh = new.sigma**2 - (rise * end.sigma) ** 2
+        self.x[last] = torch.cat([rise * row[:-1], torch.sqrt((rise * row[-1:]) ** 2 + fresh)])
+
     def table(self) -> Table:
         """The finished table; the result is at the grid's last level."""
+        for k in range(self.grid.steps):
+            if self.grid.lifted(k + 1):
+                self._lift(k)
         last = self.grid[self.grid.steps]
         alpha, sigma, time = (
             torch.stack([*v, end]) for v, end in zip(zip(*self.levels, strict=True), last, strict=True)
