@@ -148,9 +148,10 @@ def propagate(table: tm.Table, affine: object, mean: torch.Tensor, spread: torch
         a, b = affine(level)
         h0 = a * x
         h0[0] = h0[0] + b
-        if table.basis == "noise":
-            h0 = (x - level.alpha * h0) / level.sigma
-        registers = torch.stack([x, base, h0, *history, unit(k), unit(max(k - 1, 0))])
+        if table.basis != "denoised":
+            scale = level.alpha + level.sigma * (table.basis == "velocity")
+            h0 = (x - scale * h0) / level.sigma
+        registers = torch.stack([x, base, h0, *history, unit(k)])
         x, base = (torch.einsum("r,rnd->nd", row[k], registers) for row in (table.x, table.base))
         history = [h0, *history][: table.history - 1]
         path.append(x)

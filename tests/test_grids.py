@@ -82,7 +82,7 @@ def test_leading_stays_in_the_training_range_where_diffusers_leaves_it():
     x = torch.zeros(1, 1, 2, 2)
     with pytest.raises(IndexError):
         theirs.step(x, theirs.timesteps[0], x)
-    grid = grids.leading(VP.from_schedule(steps_offset=1), 1000)
+    grid = grids.index.leading(VP.from_schedule(steps_offset=1), 1000)
     assert grid.time[:-1].tolist() == list(range(999, -1, -1))
 
 
@@ -107,7 +107,7 @@ def test_flow_trailing_has_the_sigmas_of_the_pipelines(shift, steps):
     """What Flux and SD3 pipelines give to the scheduler: sigmas 1, …, 1/N, shifted once."""
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-    grid = grids.trailing(Flow(shift), steps)
+    grid = grids.index.trailing(Flow(shift), steps)
     assert torch.allclose(grid.sigma, theirs.sigmas.double(), atol=1e-6)
     # sigmas of one's own are visited as given; diffusers shifts them (and with them a shifted list, twice)
     own = grids.custom_sigmas(Flow(shift), [1.0, 0.9, 0.4])
@@ -118,7 +118,7 @@ def test_lcm_grid_has_the_times_of_diffusers():
     for steps in (1, 2, 4, 8, 50):
         theirs = diffusers.LCMScheduler(**SD)
         theirs.set_timesteps(steps)
-        assert grids.lcm(VP.from_schedule(), steps).time[:-1].tolist() == theirs.timesteps.tolist()
+        assert grids.index.lcm(VP.from_schedule(), steps).time[:-1].tolist() == theirs.timesteps.tolist()
 
 
 def test_align_your_steps_are_the_published_levels_at_ten_steps():
@@ -129,15 +129,15 @@ def test_align_your_steps_are_the_published_levels_at_ten_steps():
         grid = grids.make(name, vp, 10)
         assert torch.allclose(grid.time[:-1], double(AysSchedules[key]), atol=1e-6)
     sigmas = AysSchedules["StableDiffusionVideoSigmas"]
-    grid = grids.ays_svd(edm, 10)
+    grid = grids.published.ays_svd(edm, 10)
     assert torch.allclose(grid.sigma[:-1] / grid.alpha[:-1], double(sigmas[:10]), rtol=1e-9)
-    assert torch.equal(grids.ays(vp, 10).time, grids.ays_sdxl(vp, 10).time)
-    assert torch.equal(grids.ays(edm, 10).time, grid.time)
+    assert torch.equal(grids.published.ays(vp, 10).time, grids.published.ays_sdxl(vp, 10).time)
+    assert torch.equal(grids.published.ays(edm, 10).time, grid.time)
 
 
 def test_align_your_steps_is_log_linear_for_other_counts():
     edm = EDM(0.002, 700.0)
-    ten, twenty = (torch.log(g.sigma[:-1] / g.alpha[:-1]) for g in (grids.ays_svd(edm, 10), grids.ays_svd(edm, 20)))
+    ten, twenty = (torch.log(g.sigma[:-1] / g.alpha[:-1]) for g in (grids.published.ays_svd(edm, 10), grids.published.ays_svd(edm, 20)))
     assert torch.allclose(twenty[::2], ten, atol=1e-9)
     assert torch.allclose(twenty[1:-2:2], (ten[1:] + ten[:-1]) / 2, atol=1e-9)
 
@@ -190,5 +190,5 @@ def test_what_cannot_be_a_grid_is_refused_with_the_value_and_a_remedy(call, erro
 def test_karras_at_pure_noise_names_the_remedy():
     process = ALL["zero-snr"]
     with pytest.raises(GridError, match="sigma_max=80"):
-        grids.karras(process, 5)
-    assert grids.karras(process, 5, sigma_max=80.0).steps == 5
+        grids.sigma.karras(process, 5)
+    assert grids.sigma.karras(process, 5, sigma_max=80.0).steps == 5

@@ -16,7 +16,7 @@ from timonel.guidance import cfg, combine
 
 
 def table(solver: str = "euler", steps: int = 10) -> tm.Table:
-    return solvers.make(solver, grids.trailing(PROCESSES["vp"], steps))
+    return solvers.make(solver, grids.index.trailing(PROCESSES["vp"], steps))
 
 
 def mask(guidance: tm.Guidance, of: tm.Table) -> list[bool]:
@@ -45,7 +45,7 @@ def test_sigma_intervals_are_sigma_over_alpha_from_high_to_low():
     ratio = [of.level(k).ratio.item() for k in range(10)]
     assert mask(cfg(5.0, between=(5.0, 0.5), unit="sigma"), of) == [0.5 < r <= 5.0 for r in ratio]
     assert mask(cfg(5.0, until=0.5, unit="sigma"), of) == [r > 0.5 for r in ratio]
-    noisy = solvers.make("euler", grids.trailing(tm.Flow(), 4))
+    noisy = solvers.make("euler", grids.index.trailing(tm.Flow(), 4))
     assert mask(cfg(5.0, until=1.5, unit="sigma"), noisy) == [True, True, False, False]
 
 

@@ -58,7 +58,7 @@ def test_every_row_keeps_the_mean_and_the_noise_of_its_level(variant, process):
     if variant[0] == "lcm" and process == "vp":
         pytest.skip("c_skip and c_out of the LCM checkpoints are not consistent at small times")
     c = double([0.7, -2.0])
-    for grid in (grids.trailing(PROCESSES[process], 6), lam_grid(PROCESSES[process], 6, bend=0.3)):
+    for grid in (grids.index.trailing(PROCESSES[process], 6), lam_grid(PROCESSES[process], 6, bend=0.3)):
         table = solvers.make(variant[0], grid, **variant[1])
         first = table.level(0)
         path = propagate(table, lambda level: (0.0, c), first.alpha * c, first.sigma.expand(2))
@@ -344,10 +344,10 @@ def test_every_line_of_the_table_of_solvers_is_true(name):
     assert spec.grid is None or spec.grid in grids.GRIDS
     assert spec.summary.endswith(".")
     assert spec.reference
-    table = spec.make(grids.trailing(PROCESSES["vp"], 3))
+    table = spec.make(grids.index.trailing(PROCESSES["vp"], 3))
     assert table.solver == name
     with pytest.raises(ArgumentError, match="banana"):
-        solvers.make(name, grids.trailing(PROCESSES["vp"], 3), banana=1)
+        solvers.make(name, grids.index.trailing(PROCESSES["vp"], 3), banana=1)
 
 
 def test_a_table_with_a_gradient_prints_and_compiles_without_a_warning():

@@ -16,7 +16,7 @@ from timonel.process import EDM, At, double
 theirs = k_diffusion_sampling()
 pytestmark = pytest.mark.skipif(theirs is None, reason="k-diffusion is not installed")
 PROCESS = EDM(0.002, 200.0)
-SIGMAS = grids.karras(PROCESS, 9, sigma_min=0.02, sigma_max=80.0)
+SIGMAS = grids.sigma.karras(PROCESS, 9, sigma_min=0.02, sigma_max=80.0)
 MODEL, TOLERANCE = Mixture(), 1e-10
 
 
@@ -52,10 +52,10 @@ def sampler():
 def test_sigmas_are_those_of_k_diffusion():
     for steps in (2, 5, 20):
         wanted = theirs.get_sigmas_karras(steps, 0.02, 80.0).double()
-        grid = grids.karras(PROCESS, steps, sigma_min=0.02, sigma_max=80.0)
+        grid = grids.sigma.karras(PROCESS, steps, sigma_min=0.02, sigma_max=80.0)
         assert torch.allclose(grid.sigma / grid.alpha, wanted, rtol=2e-5)
         wanted = theirs.get_sigmas_exponential(steps, 0.02, 80.0).double()
-        grid = grids.exponential(PROCESS, steps, sigma_min=0.02, sigma_max=80.0)
+        grid = grids.sigma.exponential(PROCESS, steps, sigma_min=0.02, sigma_max=80.0)
         assert torch.allclose(grid.sigma / grid.alpha, wanted, rtol=2e-5)
 
 

@@ -180,7 +180,7 @@ def test_flux_shift_follows_the_image_size_as_in_diffusers():
         theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_config(FLUX)
         theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 12, 12).tolist(), mu=mu)
         # the dynamic shift replaces the static one, which the config also carries
-        grid = grids.trailing(from_config(FLUX).with_image_tokens(tokens), 12)
+        grid = grids.index.trailing(from_config(FLUX).with_image_tokens(tokens), 12)
         assert torch.allclose(grid.sigma, theirs.sigmas.double(), atol=1e-6)
         assert torch.allclose(grid.time[:-1], theirs.timesteps.double(), atol=1e-3)
 
