@@ -86,5 +86,5 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     loop = grid.process.at_lam(-7 * torch.log(a + u * (b - a)))
     once = [Level(*(v[i] for v in loop)) for i in range(inner)]
     starts = levels[:at] + once * again + levels[at:]
-    ends = levels[1 : at + 1] + (once[1:] + [levels[at]]) * again + levels[at + 1 :]
+    ends = levels[1 : at + 1] + [*once[1:], levels[at]] * again + levels[at + 1 :]
     return replace(grid, **_stack(starts)._asdict(), ends=_stack(ends))

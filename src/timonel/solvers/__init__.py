@@ -2,18 +2,24 @@
 
 A solver is a function `(grid, **options) -> Table`. To add one: write it in the file of its family
 and add one line to `SOLVERS`.
+
+Any solver also takes EDM's churn, `s_churn, s_tmin, s_tmax` (see `grids.churn`), and `s_noise`, which multiplies
+all the noise it adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ArgumentError, UnknownName
-from ..grids import Grid
+from ..errors import ArgumentError, GridError, UnknownName, finite
+from ..grids import Grid, churn
 from ..table import Table
-from . import consistency, dpmpp, first_order, heun, unipc
+from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, unipc
+
+CHURN = ("s_churn", "s_tmin", "s_tmax")
+COMMON = (*CHURN, "s_noise")
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,63 @@ class SolverSpec:
 
 
 SOLVERS: dict[str, SolverSpec] = {
+    # one slope
     "euler": SolverSpec(first_order.euler, 1, "N", False, "arXiv 2206.00364"),
+    "euler_ancestral": SolverSpec(first_order.euler_ancestral, 1, "N", True, "k-diffusion", ("eta",)),
     "ddim": SolverSpec(first_order.ddim, 1, "N", False, "arXiv 2010.02502, eq. 12", ("eta",)),
     "ddpm": SolverSpec(first_order.ddpm, 1, "N", True, "arXiv 2006.11239, eq. 7"),
-    "euler_ancestral": SolverSpec(first_order.euler_ancestral, 1, "N", True, "k-diffusion", ("eta",)),
-    "heun": SolverSpec(heun.heun, 2, "2N - 1", False, "arXiv 2206.00364, algorithm 1"),
+    # Runge-Kutta
+    "heun": SolverSpec(runge_kutta.heun, 2, "2N - 1", False, "arXiv 2206.00364, algorithm 1"),
+    "heunpp2": SolverSpec(runge_kutta.heunpp2, 1, "3N - 3", False, "ComfyUI, Forge"),
     "edm": SolverSpec(
-        heun.edm, 2, "2N - 1", True, "arXiv 2206.00364, algorithm 2", ("s_churn", "s_tmin", "s_tmax", "s_noise")
+        runge_kutta.edm, 2, "2N - 1", True, "arXiv 2206.00364, algorithm 2", ("s_churn", "s_tmin", "s_tmax")
     ),
-    "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2"),
-    "dpmpp_3m": SolverSpec(dpmpp.dpmpp_3m, 3, "N", False, "arXiv 2211.01095"),
-    "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion", ("eta",)),
+    "restart": SolverSpec(
+        runge_kutta.restart, 0, "2N + 17", True, "arXiv 2306.14878", ("restarts", "restart_steps", "s_min", "s_max")
+    ),
+    "dpm2": SolverSpec(runge_kutta.dpm2, 2, "2N - 1", False, "k-diffusion"),
+    "dpm2_ancestral": SolverSpec(runge_kutta.dpm2_ancestral, 2, "2N - 1", True, "k-diffusion", ("eta",)),
+    "rk4": SolverSpec(runge_kutta.rk4, 4, "4N - 3", False, "Kutta 1901"),
+    "runge_kutta": SolverSpec(runge_kutta.runge_kutta, 3, "3N - 2", False, "Butcher's tableaus", ("tableau",)),
+    # Adams on slopes
+    "lms": SolverSpec(adams.lms, 4, "N", False, "k-diffusion", ("order",)),
+    "plms": SolverSpec(adams.plms, 2, "N + 1", False, "arXiv 2202.09778"),
+    "pndm": SolverSpec(adams.pndm, 2, "N + 9", False, "arXiv 2202.09778"),
+    "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902", ("order",)),
+    "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902", ("order",)),
+    "gradient_estimation": SolverSpec(adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848", ("gamma",)),
+    # exponential, singlestep
+    "dpm_solver": SolverSpec(exponential.dpm_solver, 3, "3N - 2", False, "arXiv 2206.00927", ("order",)),
+    "dpm_fast": SolverSpec(exponential.dpm_fast, 2, "3N - 3", False, "arXiv 2206.00927", ("remainder",), "lam"),
+    "dpmpp_2s": SolverSpec(exponential.dpmpp_2s, 2, "2N - 1", False, "arXiv 2211.01095, algorithm 1", ("r",)),
+    "dpmpp_2s_ancestral": SolverSpec(
+        exponential.dpmpp_2s_ancestral, 2, "2N - 1", True, "k-diffusion", ("eta",)
+    ),
+    "dpmpp_sde": SolverSpec(exponential.dpmpp_sde, 2, "2N - 1", True, "k-diffusion", ("eta", "r")),
+    "res_2s": SolverSpec(exponential.res_2s, 2, "2N - 1", False, "arXiv 2308.02157"),
+    "res_3s": SolverSpec(exponential.res_3s, 3, "3N - 2", False, "arXiv 2308.02157"),
+    "exponential_rk": SolverSpec(
+        exponential.exponential_rk, 4, "4N - 3", False, "Hochbruck & Ostermann 2005", ("tableau",)
+    ),
+    "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267", ("eta", "r")),
+    "seeds_3": SolverSpec(exponential.seeds_3, 2, "3N - 2", True, "arXiv 2305.14267", ("eta",)),
+    # exponential, multistep
+    "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2", ("variant",)),
+    "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion", ("eta", "variant")),
+    "dpmpp_3m": SolverSpec(dpmpp.dpmpp_3m, 3, "N", False, "arXiv 2211.01095", ("curvature",)),
+    "dpmpp_3m_sde": SolverSpec(dpmpp.dpmpp_3m_sde, 2, "N", True, "k-diffusion", ("eta", "curvature")),
+    "res_multistep": SolverSpec(dpmpp.res_multistep, 2, "N", False, "arXiv 2308.02157", ("order",)),
+    "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI", ("eta",)),
     "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867", ("order", "variant")),
+    "sa_solver": SolverSpec(
+        sa_solver.sa_solver, 2, "N", True, "arXiv 2309.05019",
+        ("eta", "start", "stop", "predictor_order", "corrector_order", "variant"),
+    ),
+    "er_sde": SolverSpec(er_sde.er_sde, 2, "N", True, "arXiv 2309.06169", ("order",)),
+    # distilled models
     "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", (), "lcm"),
     "tcd": SolverSpec(consistency.tcd, 0, "N", True, "arXiv 2402.19159", ("eta",), "lcm"),
-}
+}  # fmt: skip
 
 
 def find(name: str) -> SolverSpec:
@@ -59,11 +107,47 @@ def find(name: str) -> SolverSpec:
     return SOLVERS[name]
 
 
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the solver `name` does not have. No flag is ever ignored."""
+    spec = find(name)
+    known = (*spec.options, *COMMON)
+    for key in options:
+        if key not in known:
+            raise ArgumentError(
+                f"sampler {name!r} has no option {key!r}{_sibling(name, key)}; it takes {', '.join(known)}"
+            )
+
+
+def _sibling(name: str, option: str) -> str:
+    """Which sampler of the same family has the option."""
+    have = [n for n, spec in SOLVERS.items() if option in spec.options and n.startswith(name.split("_")[0])]
+    near = [n for n in have if n.startswith(name)] or have
+    return f" ({' and '.join(near[:2])} {'has' if len(near) == 1 else 'have'} it)" if near else ""
+
+
 def make(name: str, grid: Grid, **options: Any) -> Table:
     """Compile solver `name` on `grid`. Unknown options are refused, never ignored."""
-    spec = find(name)
-    for key in options:
-        if key not in spec.options:
-            has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
-            raise ArgumentError(f"sampler {name!r} has no option {key!r}; {has}")
-    return spec.make(grid, **options)
+    check(name, options)
+    spec = SOLVERS[name]
+    order = options.get("order")
+    if grid.steps == 1 and isinstance(order, int) and order > 1 and spec.calls.startswith("N"):
+        raise GridError(
+            f"order={order} needs at least 2 steps, for its predictions come from earlier ones; leave it out"
+        )
+    s_noise = options.pop("s_noise", None)
+    if "s_churn" not in spec.options:
+        lifting = {key: options.pop(key) for key in CHURN if key in options}
+        if lifting and "s_churn" not in lifting:
+            raise ArgumentError(f"{' and '.join(lifting)} say where churn acts; give s_churn too, e.g. s_churn=20")
+        grid = churn(grid, **lifting) if lifting else grid
+    table = replace(spec.make(grid, **options), solver=name)
+    return table if s_noise is None else _scaled(table, finite("s_noise", s_noise, 0, 100))
+
+
+def _scaled(table: Table, s_noise: float) -> Table:
+    """The table with all its noise multiplied."""
+    if not table.stochastic:
+        raise ArgumentError(f"{table.solver!r} adds no noise here, so s_noise={s_noise:g} has nothing to multiply")
+    scale = table.x.new_ones(table.x.shape[1])
+    scale[-1] = s_noise
+    return replace(table, x=table.x * scale, base=table.base * scale)

@@ -1,6 +1,10 @@
-"""The few formulas every solver is made of, in (alpha, sigma) pairs so that alpha = 0 and sigma = 0 are finite."""
+"""The formulas solvers are made of, in (alpha, sigma) pairs so that alpha = 0 and sigma = 0 are finite."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +12,10 @@ from torch import Tensor
 from ..grids import Grid
 from ..process import Level
 
+SERIES = 0.2  # below this |z| phi functions are summed as a series; above it the recurrence is accurate
 
+
+# -- one step of a constant denoised sample ------------------------------------------------------
 def shrink(now: Level, new: Level) -> Tensor:
     """e^(-h) = (sigma'/alpha') / (sigma/alpha), in [0, 1): 0 from pure noise and to the clean level."""
     return (new.sigma * now.alpha) / (new.alpha * now.sigma)
@@ -34,31 +41,100 @@ def finite_lam(level: Level) -> bool:
     return bool((level.alpha > 0) & (level.sigma > 0))
 
 
-def usable(grid: Grid, k: int, wanted: int) -> int:
-    """How many of the newest predictions at step k may be interpolated in lam: at least 1, at most `wanted`.
+# -- a step of the reverse SDE -------------------------------------------------------------------
+class Noised(NamedTuple):
+    """`x' = keep·x + alpha'·(1 - e^(-H))·D + fresh·eps`, H = (1 + eta)·h: exact for a constant D."""
 
-    Nodes need finite lam, and so does the end of the step; pure noise and the clean level do not qualify.
+    keep: Tensor  # sigma'/sigma · e^(-eta·h)
+    fresh: Tensor  # sigma' · sqrt(1 - e^(-2·eta·h))
+    rest: Tensor  # e^(-H)
+
+
+def noised(now: Level, new: Level, eta: float) -> Noised:
+    """One step of the reverse SDE with eta times its noise; eta = 0 is the probability-flow ODE."""
+    fall = shrink(now, new)
+    if not eta:
+        return Noised(keep(now, new), new.sigma * 0, fall)
+    fall = fall if bool(fall > 0) else fall.detach()  # fall^eta has no finite slope at 0
+    fresh = new.sigma * torch.sqrt((1 - fall ** (2 * eta)).clamp(min=0))
+    return Noised(keep(now, new) * fall**eta, fresh, fall ** (1 + eta))
+
+
+def ancestral_kept(now: Level, new: Level, eta: float) -> Tensor:
+    """sigma' · sqrt(1 - eta²·(1 - e^(-2h))): what is kept of the old noise where eta times DDPM's is added."""
+    fall = shrink(now, new)
+    return new.sigma * (fall if eta == 1 else torch.sqrt(1 - eta**2 * (1 - fall**2)))
+
+
+# -- the coordinates in which slopes are predictions ----------------------------------------------
+class Frame(NamedTuple):
+    """y = x / m and s = sigma / m, so that dy/ds is a prediction: noise if m = alpha, velocity if m = alpha + sigma."""
+
+    basis: str
+
+    def m(self, level: Level) -> Tensor:
+        return level.alpha if self.basis == "noise" else level.alpha + level.sigma
+
+    def s(self, level: Level) -> Tensor:
+        return level.sigma / self.m(level)
+
+
+def frame(grid: Grid) -> Frame:
+    """Velocity for flow processes and for grids that begin at pure noise, where sigma / alpha is infinite."""
+    flow = grid.process.kind == "flow" or bool((grid.alpha == 0).any())
+    return Frame("velocity" if flow else "noise")
+
+
+# -- history -------------------------------------------------------------------------------------
+def rising(grid: Grid, k: int, wanted: int) -> int:
+    """How many of the newest predictions at step k were made at ever noisier levels: at least 1, at most `wanted`.
+
+    A restart ends the history: what was predicted further down says nothing of the way down again.
     """
-    if not finite_lam(grid[k]) or not finite_lam(grid[k + 1]):
-        return 1
     count = 1
-    while count < wanted and k - count >= 0 and finite_lam(grid[k - count]):
+    while count < wanted and k - count >= 0 and bool(grid[k - count].lam < grid[k - count + 1].lam):
         count += 1
     return count
 
 
-def expm1_ratio(h: Tensor) -> Tensor:
-    """(e^(-h) - 1) / h + 1, the second exponential-integrator weight, accurate for small h."""
-    series = h / 2 - h**2 / 6 + h**3 / 24 - h**4 / 120
-    return torch.where(h.abs() < 1e-3, series, torch.expm1(-h) / h + 1)
+def usable(grid: Grid, k: int, wanted: int) -> int:
+    """As `rising`, for interpolation in lam: pure noise and the clean level are no nodes and no ends of a step."""
+    if not finite_lam(grid[k]) or not finite_lam(grid.end(k)):
+        return 1
+    count = rising(grid, k, wanted)
+    return count if finite_lam(grid[k - count + 1]) else count - 1
 
 
-def ancestral_noise(now: Level, new: Level, eta: float) -> Tensor:
-    """eta · sigma' · sqrt(1 - (e^(-h))²): std of the fresh noise that keeps the marginal at eta = 1 (DDPM)."""
-    return eta * new.sigma * torch.sqrt((1 - shrink(now, new) ** 2).clamp(min=0))
+# -- exponential integrators ---------------------------------------------------------------------
+def phi(order: int, z: Tensor) -> Tensor:
+    """phi_k(z) = int_0^1 e^((1-u)z) u^(k-1)/(k-1)! du, k >= 1; phi_k(0) = 1/k!. Accurate for every z.
+
+    phi_1 = (e^z - 1)/z and phi_{k+1}(z) = (phi_k(z) - 1/k!)/z. arXiv 2308.02157, eq. 8.
+    """
+    small = z.abs() < SERIES
+    near, far = torch.where(small, z, 0.0), torch.where(small, 1.0, z)
+    series = torch.zeros_like(z)
+    for i in reversed(range(14)):
+        series = series * near + 1 / math.factorial(i + order)
+    closed = torch.expm1(far) / far
+    for k in range(1, order):
+        closed = (closed - 1 / math.factorial(k)) / far
+    return torch.where(small, series, closed)
 
 
-def ancestral_kept(now: Level, new: Level, eta: float) -> Tensor:
-    """sigma' · sqrt(1 - eta²·(1 - e^(-2h))): what is left of the old noise beside `ancestral_noise`."""
-    fall = shrink(now, new)
-    return new.sigma * (fall if eta == 1 else torch.sqrt(1 - eta**2 * (1 - fall**2)))
+def fit(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
+    """Weights w with sum_j w_j·node_j^p = moment_p for p = 0 … n - 1: exact for polynomials through the nodes."""
+    if len(nodes) == 1:
+        return [moments[0]]
+    matrix = torch.stack([torch.stack(list(nodes)) ** p for p in range(len(nodes))])
+    return list(torch.linalg.solve(matrix, torch.stack(list(moments))))
+
+
+def decaying(h: Tensor, count: int) -> list[Tensor]:
+    """h · int_0^1 e^(-(1-u)h) u^p du for p = 0 … count - 1: what a denoised prediction u^p adds to x'/alpha'."""
+    return [h * math.factorial(p) * phi(p + 1, -h) for p in range(count)]
+
+
+def growing(h: Tensor, count: int) -> list[Tensor]:
+    """h · int_0^1 e^((1-u)h) u^p du for p = 0 … count - 1: what a slope u^p adds to -y'/s', u falling in log s."""
+    return [h * math.factorial(p) * phi(p + 1, h) for p in range(count)]

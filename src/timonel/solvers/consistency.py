@@ -19,7 +19,7 @@ def lcm(grid: Grid) -> Table:
     """
     rows = Rows("lcm", grid, order=0)
     for k in range(grid.steps):
-        now, new = grid[k], grid[k + 1]
+        now, new = grid[k], grid.end(k)
         skip, out = torch.zeros_like(now.alpha), torch.ones_like(now.alpha)
         if grid.process.kind == "vp":
             scaled = now.time * TIME_SCALING
@@ -39,7 +39,7 @@ def tcd(grid: Grid, *, eta: float = 0.3) -> Table:
     e = finite("eta", eta, 0, 1)
     rows = Rows("tcd", grid, order=0)
     for k in range(grid.steps):
-        now, new = grid[k], grid[k + 1]
+        now, new = grid[k], grid.end(k)
         mid = new
         if e and bool(new.sigma > 0):
             if grid.process.kind == "vp":

@@ -1,80 +1,142 @@
-"""The DPM-Solver++ multistep family (Lu et al. 2022, arXiv 2211.01095).
+"""The DPM-Solver++ multistep family (Lu et al. 2022, arXiv 2211.01095) and RES multistep. 1 call per step.
 
-Exponential integrators in lam = log(alpha/sigma) for the denoised prediction. With h = lam' - lam,
-`x' = (sigma'/sigma)·x + alpha'·(1 - e^(-h))·D`, where D extrapolates past predictions. A step from
-pure noise or to the clean level has infinite h and is of first order, which is exact there.
+Exponential integrators in lam = log(alpha/sigma) for the denoised prediction. With h = lam' - lam and H = (1 + eta)·h,
+`x' = (sigma'/sigma)·e^(-eta·h)·x + alpha'·(1 - e^(-H))·D + sigma'·sqrt(1 - e^(-2·eta·h))·eps`, where D extrapolates
+past predictions. A step from pure noise or to the clean level has infinite h and is of first order, which is
+exact there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
-from ..errors import finite
-from ..grids import Grid
+from ..errors import UnknownName, finite, whole
+from ..grids import Grid, ancestral
 from ..table import Rows, Table
-from .algebra import expm1_ratio, gain, gap, keep, shrink, usable
+from .algebra import decaying, fit, gap, noised, phi, usable
+
+VARIANTS = ("midpoint", "heun")
+Weights = Callable[[int, int, Tensor], "list[Tensor]"]  # step, order, H -> weights, their sum 1 - e^(-H)
 
 
-def dpmpp_2m(grid: Grid) -> Table:
-    """D = h0 + (h0 - h1)/(2r), r = h_prev/h. Order 2, 1 call per step, deterministic. Algorithm 2."""
-    rows = Rows("dpmpp_2m", grid, order=2, history=2)
+def _multistep(
+    name: str, grid: Grid, top: int, order: int, eta: float, weights: Weights, tapers: bool = False
+) -> Table:
+    """The family's common step through up to `top` predictions; `tapers` to order 2 before a clean end."""
+    e = finite("eta", eta, 0, 100)
+    rows = Rows(name, grid, order=order, history=top)
+    clean = bool(grid.sigma[-1] == 0)
     for k in range(grid.steps):
-        now, new = grid[k], grid[k + 1]
-        c = gain(now, new)
-        if usable(grid, k, 2) == 1:
-            rows.add(k, now, {"x": keep(now, new), "h0": c})
-            continue
-        tilt = gap(now, new) / (2 * gap(grid[k - 1], now))
-        rows.add(k, now, {"x": keep(now, new), "h0": c * (1 + tilt), "h1": -c * tilt})
+        now, new = grid[k], grid.end(k)
+        move, count = (
+            noised(now, new, e),
+            usable(grid, k, min(top, 2) if tapers and clean and k == grid.steps - 2 else top),
+        )
+        found = [1 - move.rest] if count == 1 else weights(k, count, (1 + e) * gap(now, new))
+        rows.add(k, now, {"x": move.keep, **{f"h{i}": new.alpha * w for i, w in enumerate(found)}, "eps": move.fresh})
     return rows.table()
 
 
-def dpmpp_3m(grid: Grid) -> Table:
+def _second(grid: Grid, variant: str) -> Weights:
+    """Two predictions: (1 - e^(-H))/(2r) of their difference (midpoint), or the exact phi function (heun)."""
+    if variant not in VARIANTS:
+        raise UnknownName("variant", variant, VARIANTS)
+
+    def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
+        total = -torch.expm1(-big)
+        slope = total / 2 if variant == "midpoint" else big * phi(2, -big)
+        tilt = slope * gap(grid[k], grid.end(k)) / gap(grid[k - 1], grid[k])
+        return [total + tilt, -tilt]
+
+    return weights
+
+
+def _third(grid: Grid, curvature: float) -> Weights:
+    """Three predictions: first and second derivative from divided differences, integrated exactly."""
+    second = _second(grid, "midpoint")
+
+    def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
+        if count == 2:
+            return second(k, count, big)
+        h = gap(grid[k], grid.end(k))
+        r0, r1 = gap(grid[k - 1], grid[k]) / h, gap(grid[k - 2], grid[k - 1]) / h
+        first, bend = big * phi(2, -big), big * phi(3, -big) * 2 * curvature
+        # h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and h²·D'' = 2·(d0 - d1)/(r0 + r1), d0 = (h0-h1)/r0, d1 = (h1-h2)/r1;
+        # with u in [0, 1] along the step D = h0 + h·D'·u + h²·D''·u²/2
+        spread = (first * r0 + bend) / (r0 + r1)
+        d0, d1 = (first + spread) / r0, -spread / r1
+        return [-torch.expm1(-big) + d0, d1 - d0, -d1]
+
+    return weights
+
+
+def dpmpp_2m(grid: Grid, *, variant: str = "midpoint") -> Table:
+    """Linear extrapolation through two predictions. Order 2, 1 call per step, deterministic. Algorithm 2.
+
+    variant "midpoint" is the published one, "heun" integrates the line exactly (then it is `res_multistep`).
+    """
+    return _multistep("dpmpp_2m", grid, 2, 2, 0.0, _second(grid, variant))
+
+
+def dpmpp_2m_sde(grid: Grid, *, eta: float = 1.0, variant: str = "midpoint") -> Table:
+    """`dpmpp_2m` on the reverse SDE. Order 2 (weak for eta > 0), 1 call per step, stochastic.
+
+    k-diffusion `dpmpp_2m_sde`; eta = 1 is diffusers' sde-dpmsolver++.
+    """
+    return _multistep("dpmpp_2m_sde", grid, 2, 2, eta, _second(grid, variant))
+
+
+def dpmpp_3m(grid: Grid, *, curvature: float = 1.0) -> Table:
     """Quadratic extrapolation through three predictions. Order 3, 1 call per step, deterministic.
 
     Orders 1 and 2 while history builds up, which costs nothing near pure noise but leaves order 2 to a
-    run that starts inside; order 2 on the step before a clean end and 1 on the last.
+    run that starts inside; order 2 on the step before a clean end and 1 on the last. `curvature` in [0, 1]
+    multiplies the second derivative: diffusers and k-diffusion leave out a 2, which is 0.5 here and order 2.
     """
-    rows = Rows("dpmpp_3m", grid, order=3, history=3)
-    clean = bool(grid.sigma[-1] == 0)
-    for k in range(grid.steps):
-        now, new = grid[k], grid[k + 1]
-        c, h = gain(now, new), gap(now, new)
-        order = usable(grid, k, 2 if clean and k == grid.steps - 2 else 3)
-        row = {"x": keep(now, new), "h0": c}
-        if order == 2:
-            tilt = h / (2 * gap(grid[k - 1], now))
-            row |= {"h0": c * (1 + tilt), "h1": -c * tilt}
-        elif order == 3:
-            r0, r1 = gap(grid[k - 1], now) / h, gap(grid[k - 2], grid[k - 1]) / h
-            second = expm1_ratio(h)
-            third = torch.where(h.abs() < 1e-3, -h / 6 + h**2 / 24, second / h - 0.5)
-            # h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and h²·D'' = 2·(d0 - d1)/(r0 + r1), d0 = (h0-h1)/r0, d1 = (h1-h2)/r1.
-            # diffusers and k-diffusion leave out the 2, which makes theirs order 2.
-            bend = (second * r0 - 2 * third) / (r0 + r1)
-            d0, d1 = new.alpha * (second + bend) / r0, -new.alpha * bend / r1
-            row |= {"h0": c + d0, "h1": d1 - d0, "h2": -d1}
-        rows.add(k, now, row)
-    return rows.table()
+    return _multistep(
+        "dpmpp_3m",
+        grid,
+        3,
+        3 if curvature == 1 else 2,
+        0.0,
+        _third(grid, finite("curvature", curvature, 0, 1)),
+        tapers=True,
+    )
 
 
-def dpmpp_2m_sde(grid: Grid, *, eta: float = 1.0) -> Table:
-    """DPM++ 2M on the reverse SDE, midpoint form. Order 2 (weak for eta > 0), 1 call per step.
+def dpmpp_3m_sde(grid: Grid, *, eta: float = 1.0, curvature: float = 1.0) -> Table:
+    """`dpmpp_3m` on the reverse SDE. Order 2 weakly (3 at eta = 0), 1 call per step, stochastic.
 
-    `x' = (sigma'/sigma)·e^(-eta·h)·x + alpha'·(1 - e^(-(1+eta)h))·D + sigma'·sqrt(1 - e^(-2·eta·h))·eps`,
-    D = h0 + (h0 - h1)/(2r). k-diffusion `sample_dpmpp_2m_sde`; eta = 1 is diffusers' sde-dpmsolver++.
+    k-diffusion `dpmpp_3m_sde` at curvature 0.5, except that it keeps order 3 to the last step but one.
     """
-    e = finite("eta", eta, 0, 100)
-    rows = Rows("dpmpp_2m_sde", grid, order=2, history=2)
-    for k in range(grid.steps):
-        now, new = grid[k], grid[k + 1]
-        fall = shrink(now, new)
-        fall = fall if bool(fall > 0) else fall.detach()  # fall^eta has no finite slope at 0
-        c = new.alpha * (1 - fall ** (1 + e))
-        fresh = new.sigma * torch.sqrt((1 - fall ** (2 * e)).clamp(min=0)) if e else new.sigma * 0
-        row = {"x": keep(now, new) * fall**e, "h0": c, "eps": fresh}
-        if usable(grid, k, 2) == 2:
-            tilt = gap(now, new) / (2 * gap(grid[k - 1], now))
-            row |= {"h0": c * (1 + tilt), "h1": -c * tilt}
-        rows.add(k, now, row)
-    return rows.table()
+    third = _third(grid, finite("curvature", curvature, 0, 1))
+    return _multistep("dpmpp_3m_sde", grid, 3, 2 if eta or curvature != 1 else 3, eta, third, tapers=True)
+
+
+def res_multistep(grid: Grid, *, order: int = 2) -> Table:
+    """The polynomial in lam through `order` predictions, integrated exactly. Order 1 to 4, 1 call per step.
+
+    Deterministic. Exponential Adams-Bashforth; arXiv 2308.02157, section 4 (order 2).
+    """
+    top = whole("order", order, 1, 4)
+    return _multistep("res_multistep", grid, top, top, 0.0, exact(grid))
+
+
+def res_multistep_ancestral(grid: Grid, *, eta: float = 1.0) -> Table:
+    """`res_multistep` of order 2 on ancestral levels. Order 1 weakly, 1 call per step, stochastic. ComfyUI's."""
+    down = ancestral(grid, eta)
+    return _multistep("res_multistep_ancestral", down, 2, 1 if eta else 2, 0.0, exact(down))
+
+
+def exact(grid: Grid) -> Weights:
+    """The polynomial through the newest predictions, integrated exactly over the step."""
+
+    def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
+        h = gap(grid[k], grid.end(k))
+        nodes = [gap(grid[k], grid[k - j]) / h for j in range(count)]
+        return fit(nodes, decaying(big, count))
+
+    return weights

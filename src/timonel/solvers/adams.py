@@ -1,0 +1,162 @@
+"""Linear multistep methods on slopes: LMS, PLMS, PNDM, iPNDM, DEIS, gradient estimation. 1 call per step.
+
+In the coordinates of `algebra.Frame`, `y' = y + (s' - s)·sum_j w_j·slope_j` over the newest slopes. The methods
+differ in the weights only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import finite, whole
+from ..grids import Grid
+from ..table import Rows, Table
+from .algebra import Frame, fit, frame, growing, rising
+from .runge_kutta import clean_step
+
+# Adams-Bashforth weights for evenly spaced slopes, newest first
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+Weights = Callable[[Frame, int, int], "list[Tensor]"]  # frame, step, how many slopes
+
+
+def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights) -> Table:
+    """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes."""
+    coordinates = frame(grid)
+    rows = Rows(name, grid, order=order, history=top, basis=coordinates.basis)
+    for k in range(grid.steps):
+        now, new = grid[k], grid.end(k)
+        m_new = coordinates.m(new)
+        found = weights(coordinates, k, rising(grid, k, top))
+        row = {f"h{i}": m_new * w for i, w in enumerate(found)}
+        rows.add(k, now, {"x": m_new / coordinates.m(now), **row})
+    return rows.table()
+
+
+def lms(grid: Grid, *, order: int = 4) -> Table:
+    """Adams-Bashforth for uneven levels: the polynomial in s through `order` slopes, integrated. Order 1 to 4.
+
+    1 call per step, deterministic. k-diffusion `lms`, ComfyUI `ipndm_v`. Liu et al. 2022, arXiv 2202.09778, eq. 7.
+    """
+    top = whole("order", order, 1, 4)
+
+    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+        s, step = at.s(grid[k]), at.s(grid.end(k)) - at.s(grid[k])
+        nodes = [(at.s(grid[k - j]) - s) / step for j in range(count)]
+        return [step * w for w in fit(nodes, [torch.ones_like(s) / (p + 1) for p in range(count)])]
+
+    return _multistep("lms", grid, top, top, weights)
+
+
+def ipndm(grid: Grid, *, order: int = 4) -> Table:
+    """Adams-Bashforth with the weights of even spacing, whatever the levels. 1 call per step, deterministic.
+
+    Order 2 (1 with order=1): the weights are exact for levels evenly spaced in s. Zhang & Chen 2022,
+    arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778, eq. 9.
+    """
+    top = whole("order", order, 1, 4)
+
+    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+        step = at.s(grid.end(k)) - at.s(grid[k])
+        return [step * w for w in ADAMS_BASHFORTH[count - 1]]
+
+    return _multistep("ipndm", grid, top, min(top, 2), weights)
+
+
+def deis(grid: Grid, *, order: int = 3) -> Table:
+    """The polynomial in log s through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
+
+    Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS" in log rho, as diffusers has it. First order to the clean
+    level, where log s has no end.
+    """
+    top = whole("order", order, 1, 3)
+
+    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+        s, to = at.s(grid[k]), at.s(grid.end(k))
+        if not bool(to > 0):
+            return [to - s]
+        h = torch.log(s / to)
+        nodes = [torch.log(s / at.s(grid[k - j])) / h for j in range(count)]
+        return [-to * w for w in fit(nodes, growing(h, count))]
+
+    return _multistep("deis", grid, top, top, weights)
+
+
+def gradient_estimation(grid: Grid, *, gamma: float = 2.0) -> Table:
+    """Slope gamma·h0 + (1 - gamma)·h1. Order 1 (2 at gamma = 1.5 and even spacing), 1 call per step, deterministic.
+
+    Permenter & Yuan 2023, arXiv 2306.04848, algorithm 1 (gamma = 2).
+    """
+    g = finite("gamma", gamma, 1, 5)
+
+    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+        step = at.s(grid.end(k)) - at.s(grid[k])
+        return [step] if count == 1 else [g * step, (1 - g) * step]
+
+    return _multistep("gradient_estimation", grid, 2, 1, weights)
+
+
+def plms(grid: Grid) -> Table:
+    """iPNDM of order 4 whose first step is Heun's. Order 2, N + 1 calls (N if N = 1), deterministic.
+
+    Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12; diffusers' PNDMScheduler with `skip_prk_steps`.
+    """
+    coordinates = frame(grid)
+    rows = Rows("plms", grid, order=2, history=5, basis=coordinates.basis)
+    for k in range(grid.steps):
+        now, new = grid[k], grid.end(k)
+        m, m_new = coordinates.m(now), coordinates.m(new)
+        c = m_new * (coordinates.s(new) - coordinates.s(now))
+        if k == 0 and bool(new.sigma > 0):
+            rows.add(0, now, {"x": m_new / m, "h0": c}, base={"x": 1.0})
+            rows.add(0, new, {"base": m_new / m, "h0": c / 2, "h1": c / 2})
+            continue
+        count = rising(grid, k, 4)
+        # the slope of the second call is not part of the history: where it lies in between, it is passed over
+        places = [j if j < k or not bool(grid.end(0).sigma > 0) else j + 1 for j in range(count)]
+        row = {f"h{i}": c * w for i, w in zip(places, ADAMS_BASHFORTH[count - 1], strict=True)}
+        rows.add(k, now, {"x": m_new / m, **row})
+    return rows.table()
+
+
+def pndm(grid: Grid) -> Table:
+    """iPNDM of order 4 whose first three steps are Runge-Kutta steps through the middle in time.
+
+    Order 2, N + 9 calls (fewer for N < 4), deterministic. Liu et al. 2022, arXiv 2202.09778, eq. 10 and 11;
+    diffusers' PNDMScheduler.
+    """
+    coordinates = frame(grid)
+    rows = Rows("pndm", grid, order=2, history=13, basis=coordinates.basis)
+    begins: list[int] = []  # the row of every step's first call
+    for k in range(grid.steps):
+        begins.append(len(rows.step))
+        now, new = grid[k], grid.end(k)
+        if not bool(new.sigma > 0) and k < 3:
+            clean_step(rows, grid, coordinates, k)
+        elif k < 3:
+            _middle_step(rows, grid, coordinates, k)
+        else:
+            c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
+            count = rising(grid, k, 4)
+            row = {f"h{begins[k] - begins[k - j]}": c * w for j, w in enumerate(ADAMS_BASHFORTH[count - 1])}
+            rows.add(k, now, {"x": coordinates.m(new) / coordinates.m(now), **row})
+    return rows.table()
+
+
+def _middle_step(rows: Rows, grid: Grid, at: Frame, k: int) -> None:
+    """The classical Runge-Kutta step, its inner stages at the level half way in time."""
+    now, new = grid[k], grid.end(k)
+    middle = grid.process.at_time((now.time + new.time) / 2)
+    m, m_mid, m_new = (at.m(v) for v in (now, middle, new))
+    half, full = m_mid * (at.s(middle) - at.s(now)), m_new * (at.s(new) - at.s(now))
+    rows.add(k, now, {"x": m_mid / m, "h0": half}, base={"x": 1.0})
+    rows.add(k, middle, {"base": m_mid / m, "h0": half})
+    rows.add(k, middle, {"base": m_new / m, "h0": full})
+    rows.add(k, new, {"base": m_new / m, "h3": full / 6, "h2": full / 3, "h1": full / 3, "h0": full / 6})
