@@ -13,6 +13,7 @@ from timonel import solvers
 from timonel.grids import Grid
 from timonel.process import EDM, VP, At, Flow, Level, double
 from timonel.run import Run
+from timonel.solvers import exponential, runge_kutta
 
 torch.set_num_threads(1)
 
@@ -30,8 +31,52 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("dpmpp_2m_sde", {"eta": 0.5}),
     ("tcd", {"eta": 0.0}),
     ("tcd", {"eta": 1.0}),
-    *(("unipc", {"order": order, "variant": v}) for order in (1, 2, 3) for v in ("bh1", "bh2")),
+    *(("unipc", {"order": order, "variant": v}) for order in (1, 2, 3) for v in ("bh1", "bh2", "vary")),
+    *(("lms", {"order": order}) for order in (1, 2, 3)),
+    *(("ipndm", {"order": order}) for order in (1, 2, 3)),
+    *(("deis", {"order": order}) for order in (1, 2)),
+    *(("res_multistep", {"order": order}) for order in (1, 3, 4)),
+    *(("er_sde", {"order": order}) for order in (1, 2)),
+    *(("dpm_solver", {"order": order}) for order in (1, 2)),
+    *(("dpm_fast", {"remainder": left}) for left in (1, 2)),
+    *(("runge_kutta", {"tableau": name}) for name in runge_kutta.TABLEAUS if name != "bogacki_shampine"),
+    *(("exponential_rk", {"tableau": name}) for name in exponential.EXPONENTIALS if name != "krogstad"),
+    ("dpm2_ancestral", {"eta": 0.5}),
+    ("dpmpp_2s", {"r": 0.3}),
+    ("dpmpp_2s_ancestral", {"eta": 0.5}),
+    ("dpmpp_sde", {"eta": 0.5}),
+    ("dpmpp_sde", {"eta": 0.0}),
+    ("dpmpp_2m", {"variant": "heun"}),
+    ("dpmpp_2m_sde", {"variant": "heun"}),
+    ("dpmpp_3m", {"curvature": 0.5}),
+    ("dpmpp_3m_sde", {"eta": 0.5}),
+    ("dpmpp_3m_sde", {"eta": 0.0}),
+    ("seeds_2", {"eta": 0.5, "r": 0.4}),
+    ("seeds_2", {"eta": 0.0}),
+    ("seeds_3", {"eta": 0.0}),
+    ("sa_solver", {"eta": 0.0}),
+    ("sa_solver", {"eta": 0.5, "start": 0.0, "stop": 1.0, "predictor_order": 3, "corrector_order": 4}),
+    ("sa_solver", {"predictor_order": 4, "corrector_order": 0}),
+    ("sa_solver", {"predictor_order": 1, "corrector_order": 1}),
+    ("sa_solver", {"variant": "simple"}),
+    ("restart", {"restarts": 2, "restart_steps": 3}),
+    # what any solver takes: churn, and more or less of its noise
+    ("dpmpp_2m", {"s_churn": 4.0}),
+    ("lms", {"s_churn": 4.0}),
+    ("unipc", {"s_churn": 4.0, "s_tmax": 2.0}),
+    ("dpmpp_2m_sde", {"s_churn": 4.0}),
 ]
+#: network calls for N steps, by the text in the table of solvers
+CALLS = {
+    "N": lambda n: n,
+    "N + 1": lambda n: n + (n > 1),
+    "N + 9": lambda n: n + 3 * min(n - 1, 3),
+    "2N - 1": lambda n: 2 * n - 1,
+    "2N + 17": lambda n: 2 * n + 17,
+    "3N - 2": lambda n: 3 * n - 2,
+    "3N - 3": lambda n: max(3 * n - 3, 1),
+    "4N - 3": lambda n: 4 * n - 3,
+}
 
 
 def label(value: object) -> str | None:

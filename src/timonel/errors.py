@@ -31,9 +31,10 @@ class ArgumentError(TimonelError, ValueError):
 class UnknownName(ArgumentError):
     """A name nobody has."""
 
-    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+    def __init__(self, what: str, name: object, known: Iterable[str], also: Iterable[str] = ()) -> None:
+        """`also`: other names that are understood, but too many to list."""
         names = sorted(known)
-        near = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name).lower(), [*names, *also], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
         super().__init__(f"unknown {what} {name!r}: {hint}known: {listed}")

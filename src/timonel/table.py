@@ -11,7 +11,8 @@ next `x` (and, where the solver needs it, the next `base`) as a linear combinati
 | `eps`         | fresh unit noise of this row                                                   |
 
 The basis says what a prediction is kept as: `denoised` D; `noise` (x - alpha·D)/sigma; or `velocity`
-noise - D, which is finite at pure noise too. All coefficients are float64 and keep their gradient with respect to the levels.
+noise - D, which is finite at pure noise too. All coefficients are float64 and keep their gradient with respect
+to the levels.
 """
 
 from __future__ import annotations

@@ -35,6 +35,11 @@ class SolverSpec:
     grid: str | None = None  # the grid it needs by default, where it matters
 
     @property
+    def multistep(self) -> bool:
+        """Whether a step makes one network call, so that a higher order comes from predictions of earlier steps."""
+        return self.calls.startswith("N")
+
+    @property
     def summary(self) -> str:
         """First line of the solver's docstring."""
         return (self.make.__doc__ or "").strip().splitlines()[0]
@@ -130,7 +135,7 @@ def make(name: str, grid: Grid, **options: Any) -> Table:
     check(name, options)
     spec = SOLVERS[name]
     order = options.get("order")
-    if grid.steps == 1 and isinstance(order, int) and order > 1 and spec.calls.startswith("N"):
+    if grid.steps == 1 and isinstance(order, int) and order > 1 and spec.multistep:
         raise GridError(
             f"order={order} needs at least 2 steps, for its predictions come from earlier ones; leave it out"
         )
@@ -141,6 +146,8 @@ def make(name: str, grid: Grid, **options: Any) -> Table:
             raise ArgumentError(f"{' and '.join(lifting)} say where churn acts; give s_churn too, e.g. s_churn=20")
         grid = churn(grid, **lifting) if lifting else grid
     table = replace(spec.make(grid, **options), solver=name)
+    if grid.ends is not None and spec.multistep:  # fresh noise between its predictions leaves order 1
+        table = replace(table, order=min(table.order, 1))
     return table if s_noise is None else _scaled(table, finite("s_noise", s_noise, 0, 100))
 
 

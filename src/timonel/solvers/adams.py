@@ -34,7 +34,7 @@ def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights) ->
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         m_new = coordinates.m(new)
-        found = weights(coordinates, k, rising(grid, k, top))
+        found = weights(coordinates, k, rising(grid, k, top, lifts=False))
         row = {f"h{i}": m_new * w for i, w in enumerate(found)}
         rows.add(k, now, {"x": m_new / coordinates.m(now), **row})
     return rows.table()
@@ -118,7 +118,7 @@ def plms(grid: Grid) -> Table:
             rows.add(0, now, {"x": m_new / m, "h0": c}, base={"x": 1.0})
             rows.add(0, new, {"base": m_new / m, "h0": c / 2, "h1": c / 2})
             continue
-        count = rising(grid, k, 4)
+        count = rising(grid, k, 4, lifts=False)
         # the slope of the second call is not part of the history: where it lies in between, it is passed over
         places = [j if j < k or not bool(grid.end(0).sigma > 0) else j + 1 for j in range(count)]
         row = {f"h{i}": c * w for i, w in zip(places, ADAMS_BASHFORTH[count - 1], strict=True)}
@@ -144,7 +144,7 @@ def pndm(grid: Grid) -> Table:
             _middle_step(rows, grid, coordinates, k)
         else:
             c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
-            count = rising(grid, k, 4)
+            count = rising(grid, k, 4, lifts=False)
             row = {f"h{begins[k] - begins[k - j]}": c * w for j, w in enumerate(ADAMS_BASHFORTH[count - 1])}
             rows.add(k, now, {"x": coordinates.m(new) / coordinates.m(now), **row})
     return rows.table()

@@ -250,7 +250,7 @@ def dpm_fast(grid: Grid, *, remainder: int = 0) -> Table:
     left = whole("remainder", remainder, 0, 2)
     tail = [left] if left else [2, 1]
     orders = [3] * (grid.steps - len(tail)) + tail[-grid.steps :]
-    return replace(_on_slopes("dpm_fast", grid, orders), order=2)
+    return replace(_on_slopes("dpm_fast", grid, orders), order=3 if left == 2 else 2)
 
 
 def _on_slopes(name: str, grid: Grid, orders: Sequence[int]) -> Table:

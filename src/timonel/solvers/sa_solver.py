@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnknownName, finite, whole
-from ..grids import Grid
+from ..grids import Grid, ratio
 from ..process import EDM, Level, Process
 from ..table import Rows, Table
 from .algebra import decaying, finite_lam, fit, gap, noised, usable
@@ -81,5 +81,5 @@ def share(process: Process, level: Level) -> float:
     """Where a level lies in the training range, 0 (clean) to 1 (noisiest)."""
     if isinstance(process, EDM):
         low, high = math.log(process.sigma_min), math.log(process.sigma_max)
-        return (math.log(float(level.ratio)) - low) / (high - low)
-    return float(level.time) / process.train_steps
+        return (math.log(ratio(level)) - low) / (high - low)
+    return level.time.item() / process.train_steps
