@@ -1,38 +1,119 @@
-"""A sampler explained: its table as text and its levels as a plot."""
+"""A sampler explained in one picture: levels, steps, weights, noise, and what it does to Gaussian data."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+
+from .analysis import effects, spreads
 from .files import replacing
 from .table import Table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def plot(table: Table, path: str | PathLike[str]) -> Path:
-    """Write a picture (png, svg or pdf by suffix) of the levels visited and the step sizes in lam."""
+COLORS = ("#1f5fa8", "#c9622b")  # of the sampler, and of the one beside it
+STDS = (0.1, 0.5, 1.0)  # of the Gaussian data; latents of pictures have about 1, their details less
+STYLES = (":", "--", "-")
+
+
+def plot(tables: Table | Sequence[Table], path: str | PathLike[str]) -> Path:
+    """Write a picture (png, svg or pdf by suffix) of one table, or of two side by side.
+
+    Six panels: the levels; the step sizes in lam; the weights of the newest predictions in every row; how much of
+    the noise is fresh; the spread of Gaussian data, which is the product of all steps' amplifications over the
+    exact one; and the weights of all predictions in the sample along the way. See `analysis`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    alpha, sigma = table.alpha.numpy(), table.sigma.numpy()
-    inner = (alpha > 0) & (sigma > 0)
-    rows = range(len(alpha))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    left.semilogy([r for r in rows if inner[r]], (sigma / alpha.clip(1e-30))[inner], "o-", color="#1f5fa8")
-    left.set(xlabel="row (network call)", ylabel="sigma / alpha", title="levels")
-    ends = [r for r in range(table.nfe) if inner[r] and inner[r + 1]]
-    lam = (table.alpha.log() - table.sigma.log()).numpy()
-    right.bar(ends, [lam[r + 1] - lam[r] for r in ends], color="#c9862b")
-    right.set(xlabel="row (network call)", ylabel="h = lam' - lam", title="step sizes")
-    for axis in (left, right):
+    shown = [tables] if isinstance(tables, Table) else list(tables)
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    panels: list[Axes] = list(axes.flat)
+    for i, table in enumerate(shown):
+        for axis, draw in zip(panels, (_levels, _steps, _weights, _noise, _spread), strict=False):
+            draw(axis, table, COLORS[i % len(COLORS)], i, len(shown))
+    _path(panels[5], shown[0])
+    for axis in panels[:5]:
         axis.grid(alpha=0.3)
-    noise = "stochastic" if table.stochastic else "deterministic"
-    figure.suptitle(
-        f"{table.solver} on {table.grid}: {table.steps} steps, {table.nfe} network calls, order {table.order}, {noise}"
-    )
+    for axis in (panels[0], panels[2], panels[4]):
+        axis.legend(fontsize=8)
+    figure.suptitle("\n".join(title(table) for table in shown))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return Path(path)
+
+
+def title(table: Table) -> str:
+    """What a table is, in a line."""
+    noise = "stochastic" if table.stochastic else "deterministic"
+    order = f"order {table.order}" if table.order else "no order"
+    return f"{table.solver} on {table.grid}: {table.steps} steps, {table.nfe} network calls, {order}, {noise}"
+
+
+def name(table: Table) -> str:
+    return f"{table.solver}/{table.grid}"
+
+
+def _levels(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
+    inner = (table.alpha > 0) & (table.sigma > 0)
+    rows = torch.arange(table.nfe + 1)[inner]
+    axis.semilogy(rows.numpy(), (table.sigma / table.alpha)[inner].numpy(), "o-", ms=4, color=color, label=name(table))
+    axis.set(xlabel="row (network call)", ylabel="sigma / alpha", title="levels (pure noise and clean left out)")
+
+
+def _steps(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
+    first = [table.first_row(step) for step in range(table.steps + 1)]
+    lam = (torch.log(table.alpha) - torch.log(table.sigma))[first]
+    width = lam.diff()
+    shown = torch.isfinite(width)
+    place = torch.arange(table.steps)[shown] + 0.8 * (i - (of - 1) / 2) / of
+    axis.bar(place.numpy(), width[shown].numpy(), 0.8 / of, color=color)
+    axis.set(xlabel="step", ylabel="h = lam' - lam", title="step sizes (infinite ones left out)")
+
+
+def _weights(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
+    newest = table.x[:, 2 : 2 + table.history]
+    total = newest.sum(1, keepdim=True)
+    share = newest / torch.where(total == 0, 1.0, total)
+    for j, style in zip(range(table.history), ("-", "--", "-.", ":"), strict=False):
+        if bool((share[:, j] != 0).any()):
+            label = f"h{j}" if i == 0 else None
+            axis.plot(range(table.nfe), share[:, j].numpy(), style, marker=".", color=color, label=label)
+    axis.set(xlabel="row (network call)", ylabel="share", title=f"weights of the newest predictions ({table.basis})")
+
+
+def _noise(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
+    done = effects(table).noise
+    added = [float((done[k + 1] ** 2).sum().sqrt()) for k in range(table.steps)]
+    ends = [table.first_row(k + 1) for k in range(table.steps)]
+    share = [
+        a / float(table.sigma[row]) if float(table.sigma[row]) > 0 else 0.0 for a, row in zip(added, ends, strict=True)
+    ]
+    axis.plot(range(1, table.steps + 1), share, "s-", ms=4, color=color)
+    axis.set(
+        xlabel="steps completed", ylabel="std / sigma", ylim=(-0.05, 1.1), title="how much of the noise is fresh by now"
+    )
+
+
+def _spread(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
+    for std, style in zip(STDS, STYLES, strict=True):
+        label = f"data std {std:g}" if i == 0 else None
+        axis.plot(range(table.steps + 1), spreads(table, std).numpy(), style, color=color, label=label)
+    axis.set(xlabel="steps completed", ylabel="std / exact std", title="spread of Gaussian data (1 is exact)")
+
+
+def _path(axis: Axes, table: Table) -> None:
+    """Weights of the predictions in the sample along the way, each row over its level's alpha."""
+    done = effects(table).weights
+    top = float(done.abs().max()) or 1.0
+    picture = axis.imshow(done.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+    axis.figure.colorbar(picture, ax=axis)
+    axis.set(xlabel="prediction of row", ylabel="steps completed", title=f"weights along the way: {name(table)}")
