@@ -20,31 +20,89 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 EVERY = pytest.mark.parametrize("name", grids.GRIDS)
 ALL = {**PROCESSES, "zero-snr": VP.from_schedule(rescale_zero_snr=True, steps_offset=1), "svd": EDM(0.002, 700.0)}
 PLACES = pytest.mark.parametrize("process", ALL)
-# published noise levels that lie outside a process, and grids that need a finite largest sigma
+# published noise levels that lie outside a process, and grids that need a finite largest sigma / alpha
+FINITE = (
+    "karras",
+    "exponential",
+    "polyexponential",
+    "laplace",
+    "cosine",
+    "beta_sigma",
+    "linear_quadratic",
+    "bong_tangent",
+)
 REFUSED = {
-    ("ays", "flow"), ("ays_sd15", "flow"), ("ays_sdxl", "flow"), ("ays_svd", "flow"), ("ays_svd", "vp"),
-    ("ays_svd", "edm"), ("ays", "edm"), ("karras", "zero-snr"), ("exponential", "zero-snr"),
+    *((name, "zero-snr") for name in (*FINITE, "lam", "vp")), ("lam", "flow"), ("vp", "flow"),
+    *((name, "flow") for name in ("ays", "ays_sd15", "ays_sdxl", "ays_svd")),
+    *((name, place) for name in ("oss_flux", "oss_wan") for place in ("vp", "edm", "svd", "zero-snr")),
+    ("ays_svd", "vp"), ("ays_svd", "edm"), ("ays", "edm"),
 }  # fmt: skip
+SHARED = {"normal": "linspace"}  # names that mean the levels of another grid
+
+
+def check(grid, name, steps):
+    assert grid.steps == steps == len(grid) - 1
+    assert grid.name in (name, SHARED.get(name), "ays_svd", "ays_sdxl")
+    assert bool((torch.atan2(grid.sigma, grid.alpha).diff() < 0).all())
+    assert float(grid.sigma[-1]) == 0
+    assert float(grid.alpha[-1]) > 0
+    assert grid.alpha.dtype == torch.float64
 
 
 @PLACES
 @EVERY
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(steps=st.integers(1, 1000))
 def test_a_grid_has_exactly_n_strictly_falling_levels(name, process, steps):
     if name == "lcm":
         steps = (steps - 1) % 50 + 1
     if (name, process) in REFUSED:
-        with pytest.raises(GridError):
+        with pytest.raises(GridError, match=r"use grid=|use 'trailing'"):
             grids.make(name, ALL[process], 10)
         return
     grid = grids.make(name, ALL[process], steps)
-    assert grid.steps == steps == len(grid) - 1
-    assert grid.name in (name, "ays_svd", "ays_sdxl")
-    assert bool((torch.atan2(grid.sigma, grid.alpha).diff() < 0).all())
-    assert float(grid.sigma[-1]) == 0
-    assert grid.alpha.dtype == torch.float64
+    check(grid, name, steps)
     assert torch.isfinite(grid.time).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in grids.GRIDS if n not in SHARED])
+def test_every_number_of_steps_gives_exactly_as_many_levels(name):
+    place = next(p for p in ALL if (name, p) not in REFUSED)
+    for steps in range(1, 51 if name == "lcm" else 1001):
+        check(grids.make(name, ALL[place], steps), name, steps)
+
+
+@EVERY
+def test_more_steps_than_training_times_are_refused_for_a_discrete_model(name):
+    for place in ("vp", "zero-snr"):
+        with pytest.raises(GridError, match=r"1001 steps.*use at most 1000"):
+            grids.make(name, ALL[place], 1001)
+
+
+@pytest.mark.parametrize("total", [2, 7, 20])
+@pytest.mark.parametrize("name", [n for n in grids.GRIDS if not n.startswith(("ays", "oss"))])
+def test_a_model_with_few_training_times_has_every_grid(name, total):
+    process = VP.from_schedule(beta_start=0.01, beta_end=0.9, train_steps=total)
+    for steps in range(1, total + 1):
+        grid = grids.make(name, process, steps, **({"original_steps": total} if name == "lcm" else {}))
+        check(grid, name, steps)
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_a_given_sigma_max_lets_a_grid_start_below_pure_noise(name):
+    grid = grids.make(name, ALL["zero-snr"], 9, sigma_max=80.0)
+    check(grid, name, 9)
+    assert grid.ratio_at(0) == pytest.approx(80.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lam", "vp"])
+def test_a_grid_in_lam_works_on_flow_from_a_level_with_signal(name):
+    with pytest.raises(GridError, match=r"sigma_max=0\.999"):
+        grids.make(name, ALL["flow"], 9)
+    grid = grids.make(name, ALL["flow"], 9, sigma_max=0.999)
+    check(grid, name, 9)
+    assert float(grid.sigma[0]) == pytest.approx(0.999, rel=1e-12)
 
 
 @EVERY
@@ -54,6 +112,10 @@ def test_every_line_of_the_table_of_grids_is_true(name):
     assert spec.space
     assert spec.reference
     assert (spec.make.__doc__ or "").strip()
+    assert name == spec.make.__name__ or name in SHARED or name.startswith(("ays", "oss"))
+    if name in SHARED:
+        assert spec.make is grids.GRIDS[SHARED[name]].make
+        assert f"`{name}`" in spec.make.__doc__
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 25, 50, 500])
@@ -137,7 +199,8 @@ def test_align_your_steps_are_the_published_levels_at_ten_steps():
 
 def test_align_your_steps_is_log_linear_for_other_counts():
     edm = EDM(0.002, 700.0)
-    ten, twenty = (torch.log(g.sigma[:-1] / g.alpha[:-1]) for g in (grids.published.ays_svd(edm, 10), grids.published.ays_svd(edm, 20)))
+    both = (grids.published.ays_svd(edm, steps) for steps in (10, 20))
+    ten, twenty = (torch.log(g.sigma[:-1] / g.alpha[:-1]) for g in both)
     assert torch.allclose(twenty[::2], ten, atol=1e-9)
     assert torch.allclose(twenty[1:-2:2], (ten[1:] + ten[:-1]) / 2, atol=1e-9)
 
@@ -164,6 +227,26 @@ def test_custom_levels_are_visited_as_given():
         (lambda p: grids.make("karras", p, 5, rho=0), ArgumentError, "rho.*0"),
         (lambda p: grids.make("karras", p, 5, sigma_max=50.0), GridError, "50.*14.6"),
         (lambda p: grids.make("karras", p, 5, sigma_min=3.0, sigma_max=2.0), GridError, "3.*2"),
+        (lambda p: grids.make("ays_svd", p, 5), GridError, "700 is above.*14.6.*SVD.*use grid='karras'"),
+        (lambda p: grids.make("ays", EDM(0.002, 80.0), 5), GridError, "'ays'.*700 is above.*80.*SVD.*sigma_max=700"),
+        (lambda p: grids.make("ays", Flow(), 5), GridError, "'ays' has no.*flow.*oss_flux"),
+        (lambda p: grids.make("oss_flux", p, 5), GridError, "flow models such as Flux.*use grid="),
+        (lambda p: grids.make("beta", p, 5, alpha=0), ArgumentError, "alpha.*0"),
+        (lambda p: grids.make("beta_sigma", p, 5, beta=-1.0), ArgumentError, "beta.*-1"),
+        (lambda p: grids.make("polyexponential", p, 5, rho=-1.0), ArgumentError, "rho.*-1"),
+        (lambda p: grids.make("laplace", p, 5, beta=0.0), ArgumentError, "beta.*0"),
+        (lambda p: grids.make("laplace", p, 5, mu=50.0, beta=0.01), GridError, "larger beta"),
+        (lambda p: grids.make("vp", p, 5, beta_d=0.0), ArgumentError, "beta_d.*0"),
+        (lambda p: grids.make("vp", p, 5, sigma_max=152.0), GridError, "152.*14.6"),
+        (lambda p: grids.make("bong_tangent", p, 5, pivot=1.0), ArgumentError, "pivot.*1"),
+        (lambda p: grids.make("bong_tangent", p, 5, sigma_max=0.0), ArgumentError, "sigma_max.*0"),
+        (lambda p: grids.make("linear_quadratic", p, 5, linear_steps=5), ArgumentError, "linear_steps.*4.*5"),
+        (lambda p: grids.make("linear_quadratic", p, 1, linear_steps=1), GridError, "leave linear_steps out"),
+        (lambda p: grids.make("linear_quadratic", p, 9, threshold_noise=0.9), GridError, "threshold_noise below 0.6"),
+        (lambda p: grids.make("flow", p, 5, shift=3.0, mu=1.0), ArgumentError, "give one of.*shift and mu"),
+        (lambda p: grids.make("flow", p, 5, shift=0.0), ArgumentError, "shift.*0"),
+        (lambda p: grids.make("flow", p, 1, terminal=0.1), GridError, "terminal=0.1.*2 steps.*got 1"),
+        (lambda p: grids.make("flow", p, 5, terminal=0.95), GridError, "terminal=0.95.*0.93"),
         (lambda p: grids.make("lcm", p, 51), GridError, "51.*original_steps=50"),
         (lambda p: grids.custom_sigmas(p, [1.0, 1.0]), GridError, "fall strictly.*level 1"),
         (lambda p: grids.custom_sigmas(p, [1.0, 2.0]), GridError, "2.*not below"),

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ArgumentError, UnknownName
+from ..errors import ArgumentError, GridError, UnknownName, whole
 from ..process import Process
-from . import index, published, sigma
+from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
 from .custom import custom_times as custom_times
+from .cut import cut as cut
+from .gits import gits as gits
 from .grid import Grid as Grid
 from .grid import ratio as ratio
 from .lifts import ancestral as ancestral
@@ -33,17 +35,45 @@ class GridSpec:
     options: tuple[str, ...] = field(default=())
 
 
+ENDS = ("sigma_min", "sigma_max")
+AYS, OSS = "arXiv 2404.14507", "arXiv 2503.21774"
 GRIDS: dict[str, GridSpec] = {
     "leading": GridSpec(index.leading, "training index", "DDIM, arXiv 2010.02502"),
     "linspace": GridSpec(index.linspace, "training index", "iDDPM, arXiv 2102.09672"),
     "trailing": GridSpec(index.trailing, "training index", "arXiv 2305.08891, table 2"),
-    "karras": GridSpec(sigma.karras, "schedule sigma", "arXiv 2206.00364, eq. 5", ("rho", "sigma_min", "sigma_max")),
-    "exponential": GridSpec(sigma.exponential, "log sigma", "k-diffusion", ("sigma_min", "sigma_max")),
-    "ays": GridSpec(published.ays, "log sigma / alpha", "arXiv 2404.14507"),
-    "ays_sd15": GridSpec(published.ays_sd15, "log sigma / alpha", "arXiv 2404.14507"),
-    "ays_sdxl": GridSpec(published.ays_sdxl, "log sigma / alpha", "arXiv 2404.14507"),
-    "ays_svd": GridSpec(published.ays_svd, "log sigma / alpha", "arXiv 2404.14507"),
+    "normal": GridSpec(index.linspace, "training index", "ComfyUI; the levels of linspace"),
+    "simple": GridSpec(index.simple, "training index", "ComfyUI"),
+    "sgm_uniform": GridSpec(index.sgm_uniform, "training index", "Stability generative-models"),
+    "ddim_uniform": GridSpec(index.ddim_uniform, "training index", "DDIM, arXiv 2010.02502; ComfyUI"),
+    "beta": GridSpec(beta.beta, "training index", "arXiv 2407.12173; ComfyUI", ("alpha", "beta")),
+    "smoothstep": GridSpec(index.smoothstep, "training index", "stable-diffusion.cpp"),
     "lcm": GridSpec(index.lcm, "training index", "arXiv 2310.04378", ("original_steps",)),
+    "karras": GridSpec(sigma.karras, "schedule sigma", "arXiv 2206.00364, eq. 5", ("rho", *ENDS)),
+    "exponential": GridSpec(sigma.exponential, "log sigma", "k-diffusion", ENDS),
+    "polyexponential": GridSpec(sigma.polyexponential, "log sigma", "k-diffusion", ("rho", *ENDS)),
+    "kl_optimal": GridSpec(sigma.kl_optimal, "atan sigma", "arXiv 2404.14507, theorem 3.1", ENDS),
+    "laplace": GridSpec(sigma.laplace, "log sigma", "arXiv 2407.03297", ("mu", "beta", *ENDS)),
+    "cosine": GridSpec(sigma.cosine, "schedule sigma", "reForge", ENDS),
+    "beta_sigma": GridSpec(
+        beta.beta_sigma, "schedule sigma", "arXiv 2407.12173; A1111, diffusers", ("alpha", "beta", *ENDS)
+    ),
+    "linear_quadratic": GridSpec(
+        sigma.linear_quadratic, "schedule sigma", "Mochi; ComfyUI", ("threshold_noise", "linear_steps", "sigma_max")
+    ),
+    "bong_tangent": GridSpec(
+        sigma.bong_tangent, "schedule sigma", "RES4LYF", ("pivot", "slope", "middle", "sigma_max")
+    ),
+    "lam": GridSpec(sigma.lam, "lam", "DPM-Solver, arXiv 2206.00927", ENDS),
+    "vp": GridSpec(sigma.vp, "time of the continuous VP process", "arXiv 2011.13456", ("beta_d", "beta_min", *ENDS)),
+    "flow": GridSpec(
+        flow.flow, "sigma / (alpha + sigma)", "arXiv 2403.03206, eq. 23", ("shift", "mu", "tokens", "terminal")
+    ),
+    "ays": GridSpec(published.ays, "log sigma / alpha", AYS),
+    "ays_sd15": GridSpec(published.ays_sd15, "log sigma / alpha", AYS),
+    "ays_sdxl": GridSpec(published.ays_sdxl, "log sigma / alpha", AYS),
+    "ays_svd": GridSpec(published.ays_svd, "log sigma / alpha", AYS),
+    "oss_flux": GridSpec(published.oss_flux, "log t", OSS),
+    "oss_wan": GridSpec(published.oss_wan, "log t", OSS),
 }
 
 
@@ -56,4 +86,9 @@ def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
         if key not in spec.options:
             has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
             raise ArgumentError(f"grid {name!r} has no option {key!r}; {has}")
+    if whole("steps", steps) > process.train_steps and process.kind == "vp":
+        raise GridError(
+            f"{steps} steps are more than the {process.train_steps} training levels of this model; "
+            f"use at most {process.train_steps}"
+        )
     return spec.make(process, steps, **options)

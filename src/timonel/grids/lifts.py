@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import GridError, finite, whole
+from ..errors import ArgumentError, GridError, finite, whole
 from ..process import Level, double
 from .grid import Grid, ratio
 
@@ -72,6 +72,9 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     """
     again, inner = whole("restarts", restarts, 0), whole("restart_steps", steps)
     low, high = finite("s_min", s_min, 1e-9), finite("s_max", s_max, s_min)
+    top = float(grid.process.at_index(double(grid.process.train_steps - 1.0)).ratio)
+    if high > top:
+        raise ArgumentError(f"s_max={high:g} is above this process' largest sigma {top:.6g}; use at most that")
     levels = [grid[k] for k in range(len(grid))]
     inside = [k for k in range(1, grid.steps) if ratio(levels[k]) > 0]
     if again == 0:
