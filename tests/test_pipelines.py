@@ -375,7 +375,7 @@ def test_cut_timesteps_start_from_an_intermediate_level() -> None:
     ({"hooks": [3]}, ArgumentError, "callable that takes the run"),
     ({"sampler": "euler/ays_svd"}, GridError, "14.6"),
     ({"seeds": [1], "generator": torch.Generator()}, ArgumentError, "not both"),
-    ({"sampler": tm.Sampler("euler", options={"eta": 1})}, ArgumentError, "no option 'eta'"),
+    ({"sampler": tm.Sampler("euler", options={"s_noise": 2})}, ArgumentError, "nothing to multiply"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_before_any_compute(bad: Any, error: Any, says: str) -> None:
     pipe = tiny.sdxl()
@@ -395,8 +395,10 @@ def test_what_is_not_a_pipeline_is_refused() -> None:
         tm.Helm(object())
     with pytest.raises(tm.TimonelError, match="shipped models: emoji"):
         tm.Helm("no/such-model-anywhere")
-    with pytest.raises(ArgumentError, match="use_beta_sigmas=True is not supported"):
-        tm.Scheduler.from_config({"use_beta_sigmas": True})
+    with pytest.raises(ArgumentError, match="invert_sigmas=True is not supported"):
+        tm.Scheduler.from_config({"invert_sigmas": True})
+    with pytest.raises(ArgumentError, match="keeps solver, grid name"):
+        tm.Scheduler.from_config({}, sampler=tm.Sampler("euler", steps=8, strength=0.5))
     with pytest.raises(UnknownName, match="bananas"):
         tm.Scheduler.from_config({}, bananas=3)
     with pytest.raises(RunError, match="set_timesteps"):

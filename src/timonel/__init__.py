@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ArgumentError": "errors",
+    "BrownianNoise": "noise",
     "EDM": "process",
     "Flow": "process",
     "GRIDS": "grids",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from .loop import begin as begin
     from .loop import iterate as iterate
     from .loop import sample as sample
+    from .noise import BrownianNoise as BrownianNoise
     from .noise import SeededNoise as SeededNoise
     from .pipelines.helm import Helm as Helm
     from .pipelines.scheduler import Scheduler as Scheduler

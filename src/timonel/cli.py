@@ -79,6 +79,9 @@ def generate(
         str, typer.Option(help="solver or solver/grid, see `timonel samplers` and `timonel grids`.")
     ] = "dpmpp_2m",
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
+    noise: Annotated[
+        str, typer.Option(help="independent, or brownian: any number of steps follows one noise per seed.")
+    ] = "independent",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) picture.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
@@ -109,7 +112,7 @@ def generate(
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
-    chosen = Sampler(sampler, steps=steps, options={} if eta is None else {"eta": eta})
+    chosen = Sampler(sampler, steps=steps, options={} if eta is None else {"eta": eta}, noise=noise)
     interval = _guidance(guidance, guidance_until)
     writable(out)
     _quiet()
@@ -119,7 +122,8 @@ def generate(
         interval = _guidance(helm.card.default_guidance if guidance is None else guidance, guidance_until)
     recipe = Recipe(
         model=model, prompt=prompt, negative_prompt=negative, seed=seed, sampler=chosen.name, grid=chosen.grid,
-        steps=steps or STEPS, options=dict(chosen.options), width=width, height=height, dtype=dtype, device=device,
+        steps=steps or STEPS, options=dict(chosen.options), noise=chosen.source,
+        width=width, height=height, dtype=dtype, device=device,
         guidance=None if interval is None else GuidanceData.of(interval),
     )  # fmt: skip
     for number in range(seed, seed + count):
@@ -262,21 +266,23 @@ def models(
 
 @app.command()
 def explain(
-    sampler: Annotated[str, typer.Argument(help="solver or solver/grid.")],
+    sampler: Annotated[str, typer.Argument(help="A sampler, such as dpmpp_2m/karras.")],
+    vs: Annotated[str | None, typer.Option(help="Another sampler to draw beside it.")] = None,
     steps: Annotated[int, typer.Option(help="Steps.")] = 10,
     model: Model = "emoji",
     out: Out = Path("out"),
 ) -> None:
-    """Print a sampler's table and plot its levels on a model's noise process."""
+    """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise process."""
     from . import zoo
     from .explain import plot
     from .sampler import Sampler
 
     process = zoo.process_of(model)
-    chosen = Sampler(sampler, steps=steps).on(process)
-    table = chosen.compile(process)
-    print(table)
-    print(f"\nplot  {plot(table, out / f'explain-{table.solver}-{table.grid}-{steps}.png')}")
+    tables = [Sampler(name, steps=steps).compile(process) for name in (sampler, vs) if name is not None]
+    for table in tables:
+        print(f"{table}\n")
+    names = "-vs-".join(f"{table.solver}-{table.grid}" for table in tables)
+    print(f"plot  {plot(tables, out / f'explain-{names}-{steps}.png')}")
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

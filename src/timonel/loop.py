@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import guidance as guide
+from . import noise as noises
 from .errors import ArgumentError
 from .guidance import Guidance
-from .noise import Noise, SeededNoise
+from .noise import Noise
 from .process import At, Process
 from .program import Shape
 from .run import Run
@@ -42,8 +43,9 @@ def begin(
 ) -> Run:
     """A run that has started at the sample x (batch, …): unit normal noise for a full journey.
 
-    `seeds`: one per sample, for the noise that stochastic samplers add. Raises `ArgumentError`
-    for anything that cannot be used, before any network call.
+    `seeds`: one per sample, for the noise that stochastic samplers add, from the source that the sampler names;
+    `noise`: a source of your own instead. Raises `ArgumentError` for anything that cannot be used, before any
+    network call.
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
         raise ArgumentError(
@@ -53,17 +55,18 @@ def begin(
         raise ArgumentError(f"process must be a timonel process such as tm.VP.from_schedule(), got {process!r}")
     if seeds is not None and noise is not None:
         raise ArgumentError("give seeds= or noise=, not both")
-    if seeds is not None:
-        if not isinstance(seeds, Iterable):
-            raise ArgumentError(f"seeds must be a list with one whole number per sample, e.g. seeds=[0], got {seeds!r}")
-        noise = SeededNoise(tuple(seeds))
-        noise(0, x[:, :0] if x.ndim > 1 else x)  # the batch must match, said before any compute
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise ArgumentError(f"seeds must be a list with one whole number per sample, e.g. seeds=[0], got {seeds!r}")
     if guidance is not None and not isinstance(guidance, Guidance):
         guidance = guide.cfg(guidance)
-    run = Run(
-        Sampler.of(sampler, steps).compile(process), prediction,
-        noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep,
-    )  # fmt: skip
+    chosen = Sampler.of(sampler, steps)
+    if noise is not None and chosen.source != noises.DEFAULT:
+        raise ArgumentError(f"give noise= or Sampler(noise={chosen.source!r}), not both")
+    table = chosen.compile(process)
+    if seeds is not None:
+        noise = seeded = noises.source(chosen.source, seeds, table)
+        seeded.check(len(x))
+    run = Run(table, prediction, noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep)
     run.start(x)
     return run
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .errors import PredictionError, UnknownName
 from .process import Level
+from .process.config import class_of
 
 KINDS = ("epsilon", "sample", "v", "flow", "edm")
 
@@ -87,7 +88,7 @@ def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
 
 def from_config(config: Mapping[str, Any]) -> str:
     """The prediction a diffusers scheduler config describes; EDM and flow classes imply their own."""
-    name = str(config.get("_class_name", ""))
+    name = class_of(config)
     given = str(config.get("prediction_type") or "epsilon")
     if config.get("process") is not None:
         return check({"v_prediction": "v", "flow_prediction": "flow"}.get(given, given))

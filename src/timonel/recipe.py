@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import guidance as guide
+from . import noise as noises
 from .errors import ArgumentError
 from .files import replacing
 from .guidance import Guidance
@@ -68,6 +69,7 @@ class Recipe(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
     sigmas: list[float] | None = None
+    noise: str = noises.DEFAULT
     guidance: GuidanceData | None = None
     width: int | None = None
     height: int | None = None
@@ -79,7 +81,7 @@ class Recipe(BaseModel):
     def chosen(self) -> Sampler:
         """The sampler this recipe names."""
         levels = None if self.sigmas is not None else self.grid
-        return Sampler(self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas)
+        return Sampler(self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas, noise=self.noise)
 
     def arguments(self) -> dict[str, Any]:
         """What the pipeline itself is called with."""

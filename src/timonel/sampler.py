@@ -6,23 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import grids, solvers
-from .errors import ArgumentError, UnknownName, whole
+from . import grids, names, solvers
+from . import noise as noises
+from .errors import ArgumentError, whole
 from .grids import Grid
 from .process import Process
 from .table import Table
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
+PART = ("start", "stop", "strength", "denoising_start", "denoising_end")
 
 
 @dataclass(frozen=True)
 class Sampler:
     """`Sampler("dpmpp_2m", grid="karras", steps=10)`; the name may carry the grid: "dpmpp_2m/karras".
 
+    The names of other programs work too ("DPM++ 2M Karras", "euler a", diffusers' class names); see `names.py`.
+
     `options` go to the solver (eta, order, …), `grid_options` to the grid (rho, sigma_max, …).
     `sigmas` or `times` give your own levels instead of a named grid and set the steps. Without a
     grid the solver's own is taken, else the process' usual one: karras for EDM, trailing otherwise.
+    `noise`: where the solver's fresh noise comes from, "independent" (unless the name says otherwise) or
+    "brownian"; see `noise.py`.
+    `start, stop, strength, denoising_start, denoising_end`: only a part of the levels; see `grids.cut`.
 
     Raises `UnknownName` and `ArgumentError` at once, before any compute.
     """
@@ -34,19 +41,25 @@ class Sampler:
     grid_options: Mapping[str, Any] = field(default_factory=dict)
     sigmas: Sequence[float] | None = None
     times: Sequence[float] | None = None
+    noise: str | None = None
+
+    start: int | None = None
+    stop: int | None = None
+    strength: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {self.name!r}")
-        name, slash, grid = self.name.partition("/")
-        if slash:
-            if self.grid is not None and self.grid != grid:
-                raise ArgumentError(f"sampler {self.name!r} names a grid and grid={self.grid!r} another; give one")
-            object.__setattr__(self, "name", name)
-            object.__setattr__(self, "grid", grid)
-        solvers.find(self.name)
-        if self.grid is not None and self.grid not in grids.GRIDS:
-            raise UnknownName("grid", self.grid, grids.GRIDS)
+        named = names.sampler(self.name)
+        grid = None if self.grid is None else names.grid(self.grid)
+        if named.grid is not None and grid not in (None, named.grid):
+            raise ArgumentError(f"sampler {self.name!r} names a grid and grid={self.grid!r} another; give one")
+        object.__setattr__(self, "name", named.solver)
+        object.__setattr__(self, "grid", grid or named.grid)
+        object.__setattr__(self, "options", {**named.options, **self.options})
+        object.__setattr__(self, "noise", self.noise or named.noise or noises.DEFAULT)
+        solvers.check(self.name, self.options)
+        noises.find(self.source)
         if self.steps is not None:
             whole("steps", self.steps)
         if sum(v is not None for v in (self.grid, self.sigmas, self.times)) > 1:
@@ -61,6 +74,16 @@ class Sampler:
         return made if steps is None else replace(made, steps=steps)
 
     @property
+    def source(self) -> str:
+        """The noise source, decided when the sampler was made."""
+        return self.noise or noises.DEFAULT
+
+    @property
+    def cuts(self) -> dict[str, Any]:
+        """Which part of the levels was asked for; empty for all of them."""
+        return {key: getattr(self, key) for key in PART if getattr(self, key) is not None}
+
+    @property
     def label(self) -> str:
         """ "solver/grid" as one would type it."""
         return f"{self.name}/{self.grid}" if self.grid else self.name
@@ -68,12 +91,17 @@ class Sampler:
     def on(self, process: Process) -> Sampler:
         """The sampler with every choice made that depends on the process: grid and steps."""
         if self.sigmas is not None or self.times is not None:
-            return replace(self, steps=self.levels(process).steps)
+            return replace(self, steps=self._levels(process).steps)
         usual = solvers.find(self.name).grid or ("karras" if process.kind == "edm" else "trailing")
         return replace(self, grid=self.grid or usual, steps=self.steps or STEPS)
 
     def levels(self, process: Process) -> Grid:
-        """The grid on `process`."""
+        """The grid on `process`, cut where asked."""
+        full = self._levels(process)
+        return grids.cut(full, **self.cuts) if self.cuts else full
+
+    def _levels(self, process: Process) -> Grid:
+        """All levels."""
         given = self.sigmas if self.sigmas is not None else self.times
         if given is not None:
             make = grids.custom_sigmas if self.sigmas is not None else grids.custom_times
@@ -87,5 +115,14 @@ class Sampler:
         return grids.make(full.grid, process, full.steps, **full.grid_options)
 
     def compile(self, process: Process) -> Table:
-        """The table of this sampler on `process`."""
-        return solvers.make(self.name, self.levels(process), **self.options)
+        """The table of this sampler on `process`. Raises `ArgumentError` for a noise source that it would not use."""
+        return self.drawing(solvers.make(self.name, self.levels(process), **self.options))
+
+    def drawing(self, table: Table) -> Table:
+        """`table`; raises `ArgumentError` where a noise source was chosen and the table draws no noise."""
+        if self.source != noises.DEFAULT and not table.stochastic:
+            raise ArgumentError(
+                f"noise={self.noise!r} has nothing to do: {table.solver!r} draws no noise in {table.steps} steps; "
+                "leave noise= out, or choose a stochastic sampler (eta above 0, more than one step)"
+            )
+        return table

@@ -14,12 +14,13 @@ from torch import Tensor
 from .errors import ArgumentError
 from .files import replacing
 from .guidance import Guidance
-from .noise import Noise, SeededNoise
+from .noise import Noise, Seeded, source
 from .program import Shape, State
 from .run import Run
 from .table import Table
 
-FORMAT = "timonel-run-1"
+FORMAT = "timonel-run-2"
+OWN = "own"  # a noise source that only the caller can make again
 
 
 def save(run: Run, path: str | PathLike[str]) -> None:
@@ -34,8 +35,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "row": here.row,
         "table": run.table.to_dict(),
         "prediction": run.prediction,
-        "seeds": list(run.noise.seeds) if isinstance(run.noise, SeededNoise) else None,
-        "noise": run.noise is not None,
+        "noise": _source(run.noise),
         "guidance": None if run.guidance is None else asdict(run.guidance),
         "shaped": run.shape is not None,
         "history": len(here.history),
@@ -72,23 +72,30 @@ def load(
     if written != FORMAT:
         raise ArgumentError(f"{str(path)!r} is not a saved run of this version (format {written!r})")
     try:
-        seeds, own, shaped, scales = (data[k] for k in ("seeds", "noise", "shaped", "guidance"))
+        made, shaped, scales = (data[k] for k in ("noise", "shaped", "guidance"))
         table, prediction = Table.from_dict(data["table"]), data["prediction"]
         states = [_state(tensors, p, r, data["history"]) for p, r in (("start.", 0), ("", data["row"]))]
     except (KeyError, TypeError) as error:
         raise ArgumentError(f"{str(path)!r} is not a saved run: it lacks {error}") from error
-    if seeds is not None and noise is None:
-        noise = SeededNoise(tuple(seeds))
-    if own and noise is None:
+    if made == OWN and noise is None:
         raise ArgumentError(f"{str(path)!r} was run with its own noise source; give it again: Run.load(path, noise=…)")
     if shaped and shape is None:
         raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
+    if made is not None and noise is None:
+        noise = source(**made, table=table)
     run = Run(
         table, prediction, noise=noise, guidance=None if scales is None else _guidance(scales),
         hooks=hooks, shape=shape, keep=keep, context=context,
     )  # fmt: skip
     run.restore(*states)
     return run
+
+
+def _source(noise: Noise | None) -> dict[str, Any] | str | None:
+    """A noise source as the arguments of `noise.source`, `OWN` where it is the caller's."""
+    if isinstance(noise, Seeded):
+        return {"kind": noise.kind, "seeds": list(noise.seeds), "device": noise.device}
+    return None if noise is None else OWN
 
 
 def _tensors(state: State) -> dict[str, Tensor]:

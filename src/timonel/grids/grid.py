@@ -46,8 +46,8 @@ class Grid:
             k = int(flat[0])
             a, b = self.ratio_at(k), self.end(k)
             raise GridError(
-                f"levels must fall strictly: in grid {self.name!r} level {k + 1} (sigma/alpha "
-                f"{ratio(b):.6g}) is not below level {k} ({a:.6g}); remove repeated or rising values, or use fewer steps"
+                f"levels must fall strictly: in grid {self.name!r} level {k + 1} (sigma/alpha {ratio(b):.6g}) "
+                f"is not below level {k} ({a:.6g}); remove repeated or rising values, or use fewer steps"
             )
         if bool((end > noise[1:] + 1e-9).any()):
             raise GridError(f"a step of grid {self.name!r} ends above the level where the next one begins")

@@ -13,7 +13,7 @@ import torch
 from .. import zoo
 from ..errors import ArgumentError, ModelError, UnknownName
 from ..guidance import Guidance, cfg
-from ..noise import SeededNoise
+from ..noise import checked
 from ..run import Run
 from ..sampler import Sampler
 from .decode import Context
@@ -84,7 +84,7 @@ class Helm:
         batch = self._batch(args, options)
         orders = Orders(hooks=tuple(hooks), keep=keep, context=self.context)
         orders.guidance = self._guidance(guidance, options)
-        orders.noise = self._seed(seeds, batch, options)
+        orders.seeds = self._seed(seeds, batch, options)
         scheduler.orders = orders
         scheduler.set_timesteps(scheduler.sampler.steps)  # everything that can be refused is refused here
         own, bar = self.pipe.scheduler, getattr(self.pipe, "_progress_bar_config", None)
@@ -141,7 +141,7 @@ class Helm:
 
     def _seed(
         self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any]
-    ) -> SeededNoise | None:
+    ) -> tuple[int, ...] | None:
         """Per-sample seeds, for the sampler's noise and for the pipeline's own."""
         if options.get("generator") is not None:
             if seeds is not None:
@@ -150,14 +150,13 @@ class Helm:
             return None
         if seeds is None:
             seeds = int(torch.randint(2**31, ()))
-        self.seeds = tuple(range(seeds, seeds + (batch or 1))) if isinstance(seeds, int) else tuple(seeds)
+        self.seeds = checked(tuple(range(seeds, seeds + (batch or 1))) if isinstance(seeds, int) else tuple(seeds))
         if batch is not None and len(self.seeds) != batch:
             raise ArgumentError(f"{len(self.seeds)} seeds for {batch} samples; give one per sample, or one number")
-        noise = SeededNoise(self.seeds)
         if "generator" in self._parameters:
             drawn = [torch.Generator().manual_seed(s) for s in self.seeds]
             options["generator"] = drawn[0] if len(drawn) == 1 else drawn
-        return noise
+        return self.seeds
 
     def _guidance(self, guidance: Guidance | float | None, options: dict[str, Any]) -> Guidance | None:
         """The guidance of this call; also switches the pipeline's own doubling on where it is needed."""

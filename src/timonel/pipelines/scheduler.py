@@ -9,6 +9,7 @@ and seeds on it. Samples are in unit-variance coordinates, so the network's inpu
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,21 +19,26 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
+from .. import grids, solvers
 from .. import prediction as predictions
 from .. import process as processes
-from .. import solvers
 from ..errors import ArgumentError, RunError, UnknownName
 from ..grids import Grid
 from ..guidance import Guidance
-from ..noise import Noise, SeededNoise
+from ..noise import DEFAULT, Noise, source
 from ..process import Flow, Process
 from ..run import Run
 from ..sampler import Sampler
 from .timesteps import Timesteps
 
-GRID_FLAGS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"}
+GRID_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta_sigma",
+    "use_lu_lambdas": "lam",
+}
 # keys of diffusers' configs that change the levels in a way no grid here does
-REFUSED = ("use_beta_sigmas", "use_lu_lambdas", "invert_sigmas", "shift_terminal")
+REFUSED = ("invert_sigmas",)
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Orders:
 
     guidance: Guidance | None = None
     hooks: Sequence[Any] = ()
+    seeds: tuple[int, ...] | None = None
     noise: Noise | None = None
     keep: int = 0
     context: Any = None
@@ -49,9 +56,10 @@ class Orders:
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
-    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver. Without a grid in the
-    name, the config's own is taken: Karras or exponential sigmas if they are on, else `timestep_spacing`,
-    else the process' usual one. The other arguments are those of diffusers' schedulers; see `from_config`.
+    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
+    its noise, "independent" or "brownian", see `noise.py`. Without a grid in the name, the config's own is
+    taken: Karras or exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
+    The other arguments are those of diffusers' schedulers; see `from_config`.
     """
 
     order = 1
@@ -71,6 +79,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         rescale_betas_zero_snr: bool = False,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         sigma_data: float | None = None,
@@ -78,6 +88,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shift: float | None = None,
         flow_shift: float | None = None,
         use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
         base_shift: float = 0.5,
         max_shift: float = 1.15,
         base_image_seq_len: int = 256,
@@ -89,11 +101,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sample_max_value: float = 1.0,
         sampler: str = "dpmpp_2m",
         sampler_options: dict[str, Any] | None = None,
+        sampler_noise: str = DEFAULT,
     ) -> None:
         config = {**self.config, "_class_name": ""}
         self.process: Process = processes.from_config(config)
         self.prediction = predictions.from_config(config)
-        self.sampler = Sampler(sampler, options=dict(sampler_options or {}))
+        self.sampler = Sampler(sampler, options=dict(sampler_options or {}), noise=sampler_noise)
         self.orders = Orders()
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -101,14 +114,19 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._run: Run | None = None
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self._handed: tuple[Tensor, int] | None = None  # what the pipeline holds, and its version
-        self._seeds: SeededNoise | None = None  # where the helm gave none
+        self._seeded: Noise | None = None  # where the helm gave none
         self.timesteps: Tensor = torch.arange(num_train_timesteps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
 
     # -- making ------------------------------------------------------------------------------
     @classmethod
     def from_config(
-        cls, config: Any = None, return_unused_kwargs: bool = False, *, sampler: str | None = None, **changes: Any
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        *,
+        sampler: Sampler | str | None = None,
+        **changes: Any,
     ) -> Any:
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
@@ -139,7 +157,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             assert isinstance(edm, processes.EDM)
             model |= {"sigma_data": edm.sigma_data, "sigma_min": edm.sigma_min, "sigma_max": edm.sigma_max}
         if sampler is not None:
-            model["sampler"] = Sampler.of(sampler).label
+            chosen = Sampler.of(sampler)
+            if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
+                raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
+            model |= {"sampler": chosen.label, "sampler_options": dict(chosen.options), "sampler_noise": chosen.source}
         kept = {key: value for key, value in given.items() if key in names and value is not None}
         made = cls(**{**kept, **model})
         return (made, {}) if return_unused_kwargs else made
@@ -182,7 +203,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Choose the levels and make the run. Give a number of steps, `timesteps` or `sigmas`.
 
-        `mu`: log of the flow shift, from pipelines that compute it from the picture's size.
+        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
+        it from the picture's size.
         """
         asked = (num_inference_steps, _plain(timesteps), _plain(sigmas), mu, self.sampler, id(self.orders))
         if asked == self._asked and self._run is not None and not self._run.started:
@@ -192,7 +214,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if mu is not None:
             if not isinstance(process, Flow):
                 raise ArgumentError(f"mu={mu} shifts flow models; this is a {process.kind} process")
-            process = process.with_mu(mu)
+            process = process.with_mu(math.log(mu) if self.config.time_shift_type == "linear" else mu)
         if timesteps is not None and sigmas is not None:
             raise ArgumentError("give timesteps or sigmas, not both")
         if sigmas is not None and process.kind == "flow" and _is_default_flow(sigmas):
@@ -204,6 +226,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sampler = replace(sampler, steps=int(num_inference_steps))
         self._device = device
         self._make(sampler, sampler.levels(process))
+        sampler.drawing(self.run.table)
         self._asked = asked
 
     def _with_grid(self) -> Sampler:
@@ -213,6 +236,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return sampler
         if solvers.find(sampler.name).grid:
             return sampler
+        if config.shift_terminal and self.process.kind == "flow":
+            return replace(sampler, grid="flow", grid_options={"terminal": config.shift_terminal})
         flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
         if len(flagged) > 1:
             raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
@@ -223,12 +248,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         table = solvers.make(sampler.name, grid, **sampler.options)
         self._sampler, self._grid, self._asked = sampler, grid, None
         orders = self.orders
-        noise = orders.noise or (self._late_noise if table.stochastic else None)
+        noise = orders.noise
+        if noise is None and table.stochastic:
+            noise = self._late_noise if orders.seeds is None else source(sampler.source, orders.seeds, table)
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
-        self._handed, self._seeds = None, None
+        self._handed, self._seeded = None, None
         times = table.time[:-1]
         whole = self.process.kind == "vp" and bool((times == times.round()).all())
         self.timesteps = Timesteps.of(times.to(torch.int64 if whole else torch.float32).to(self._device), self)
@@ -247,9 +274,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.run.table.step[start],
             self.run.table.steps if stop >= self.run.table.nfe else self.run.table.step[stop],
         )
-        g = self._grid
-        part = slice(first, last + 1)
-        return self._make(self._sampler, Grid(g.process, g.alpha[part], g.sigma[part], g.time[part], g.name))
+        return self._make(self._sampler, grids.cut(self._grid, start=first, stop=last))
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         config = self.config
@@ -291,7 +316,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _seed(self, generator: Any, batch: int) -> None:
         """Seeds for a stochastic sampler that was given none: from the generators, else from torch's own."""
-        if self.orders.noise is not None or self._seeds is not None or not self.run.table.stochastic:
+        if self.run.noise != self._late_noise or self._seeded is not None:
             return
         if isinstance(generator, (list, tuple)):
             seeds = [g.initial_seed() for g in generator]
@@ -299,11 +324,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             seeds = [generator.initial_seed() + i for i in range(batch)]
         else:
             seeds = torch.randint(2**62, (batch,)).tolist()
-        self._seeds = SeededNoise(tuple(seeds))
+        self._seeded = source(self._sampler.source, seeds, self.run.table)
 
     def _late_noise(self, row: int, like: Tensor) -> Tensor:
-        assert self._seeds is not None
-        return self._seeds(row, like)
+        assert self._seeded is not None
+        return self._seeded(row, like)
 
     def hand_moved(self) -> None:
         """After a rewind, the tensor that the pipeline holds becomes the run's sample again."""

@@ -31,7 +31,7 @@ def from_config(config: Mapping[str, Any]) -> Process:
 
 def _read(config: Mapping[str, Any]) -> Process:
     """The process of a config whose numbers are numbers."""
-    name = str(config.get("_class_name", ""))
+    name = class_of(config)
     get = config.get
     steps = int(get("num_train_timesteps", 1000))
     kind = get("process") or _kind(name, config)
@@ -64,6 +64,16 @@ def _read(config: Mapping[str, Any]) -> Process:
         rescale_zero_snr=bool(get("rescale_betas_zero_snr", False)),
         steps_offset=offset,
     )
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The scheduler class a config is of. A scheduler that was made in code writes no name: its keys tell then."""
+    name = str(config.get("_class_name") or "")
+    if name or config.get("process") or "beta_start" in config or config.get("trained_betas") is not None:
+        return name
+    if "shift" in config or "base_image_seq_len" in config:
+        return "FlowMatchEulerDiscreteScheduler"
+    return "EDMEulerScheduler" if "sigma_data" in config else ""
 
 
 def _kind(name: str, config: Mapping[str, Any]) -> str:
