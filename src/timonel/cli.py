@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .guidance import Guidance
     from .pipelines.helm import Helm
     from .recipe import Recipe
+    from .sampler import Sampler
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,10 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An option of the sampler or its grid, such as order=3 or rho=5."),
+]
 
 
 def main() -> None:
@@ -79,9 +84,10 @@ def generate(
         str, typer.Option(help="solver or solver/grid, see `timonel samplers` and `timonel grids`.")
     ] = "dpmpp_2m",
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
+    settings: Settings = None,
     noise: Annotated[
-        str, typer.Option(help="independent, or brownian: any number of steps follows one noise per seed.")
-    ] = "independent",
+        str | None, typer.Option(help="independent, or brownian: any number of steps follows one noise per seed.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) picture.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
@@ -108,11 +114,11 @@ def generate(
     from .hooks.progress import progress
     from .pipelines.helm import Helm
     from .recipe import GuidanceData, Recipe
-    from .sampler import STEPS, Sampler
+    from .sampler import STEPS
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
-    chosen = Sampler(sampler, steps=steps, options={} if eta is None else {"eta": eta}, noise=noise)
+    chosen = _sampler(sampler, steps, [*(settings or []), *([] if eta is None else [f"eta={eta}"])], noise)
     interval = _guidance(guidance, guidance_until)
     writable(out)
     _quiet()
@@ -122,7 +128,7 @@ def generate(
         interval = _guidance(helm.card.default_guidance if guidance is None else guidance, guidance_until)
     recipe = Recipe(
         model=model, prompt=prompt, negative_prompt=negative, seed=seed, sampler=chosen.name, grid=chosen.grid,
-        steps=steps or STEPS, options=dict(chosen.options), noise=chosen.source,
+        steps=steps or STEPS, options=dict(chosen.options), grid_options=dict(chosen.grid_options), noise=chosen.source,
         width=width, height=height, dtype=dtype, device=device,
         guidance=None if interval is None else GuidanceData.of(interval),
     )  # fmt: skip
@@ -134,6 +140,36 @@ def generate(
         _report(made)
         if made.stopped:
             break
+
+
+def _sampler(name: str, steps: int | None, settings: Sequence[str], noise: str | None = None) -> Sampler:
+    """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the grid."""
+    from . import names, solvers
+    from .errors import ArgumentError
+    from .grids import GRIDS
+    from .sampler import Sampler
+
+    named = names.sampler(name)
+    grid = GRIDS[named.grid].options if named.grid else ()
+    options: dict[str, Any] = {}
+    grid_options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ArgumentError(f"--set takes KEY=VALUE such as eta=0.5, got {setting!r}")
+        mine = key in grid and key not in solvers.SOLVERS[named.solver].options
+        (grid_options if mine else options)[key] = _value(value)
+    return Sampler(name, steps=steps, options=options, grid_options=grid_options, noise=noise)
+
+
+def _value(text: str) -> int | float | str:
+    """A number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _report(made: Made) -> None:
@@ -269,16 +305,17 @@ def explain(
     sampler: Annotated[str, typer.Argument(help="A sampler, such as dpmpp_2m/karras.")],
     vs: Annotated[str | None, typer.Option(help="Another sampler to draw beside it.")] = None,
     steps: Annotated[int, typer.Option(help="Steps.")] = 10,
+    settings: Settings = None,
     model: Model = "emoji",
     out: Out = Path("out"),
 ) -> None:
     """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise process."""
     from . import zoo
     from .explain import plot
-    from .sampler import Sampler
 
     process = zoo.process_of(model)
-    tables = [Sampler(name, steps=steps).compile(process) for name in (sampler, vs) if name is not None]
+    chosen = [_sampler(sampler, steps, settings or [])] + ([_sampler(vs, steps, [])] if vs else [])
+    tables = [one.compile(process) for one in chosen]
     for table in tables:
         print(f"{table}\n")
     names = "-vs-".join(f"{table.solver}-{table.grid}" for table in tables)

@@ -81,7 +81,8 @@ def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
 
     Saharia et al. 2022, arXiv 2205.11487, section 2.3. For pixel-space models.
     """
-    size = torch.quantile(clean.flatten(1).abs().float(), ratio, dim=1).clamp(1, max(1.0, top))
+    work = clean.float() if clean.dtype in (torch.float16, torch.bfloat16) else clean
+    size = torch.quantile(work.flatten(1).abs(), ratio, dim=1).clamp(1, max(1.0, top))
     limit = size.to(clean.dtype).reshape(-1, *(1,) * (clean.ndim - 1))
     return torch.maximum(torch.minimum(clean, limit), -limit) / limit
 

@@ -1,0 +1,114 @@
+"""Writes samplers.md: every sampler, its measured order, every grid, every other name. python docs/make_samplers.py"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from models import Gaussian, Mixture, drive, ends, lam_grid, propagate, slope, variance  # noqa: E402
+from timonel import names, solvers  # noqa: E402
+from timonel.grids import GRIDS  # noqa: E402
+from timonel.process import EDM  # noqa: E402
+from timonel.solvers import SOLVERS  # noqa: E402
+from timonel.table import Table  # noqa: E402
+
+PAGE = ROOT / "docs" / "samplers.md"
+STEPS, WIDE = (64, 96, 144), EDM(0.002, 700.0)
+OPTIONS = {"edm": {"s_churn": 4.0}}  # below the cap, so that the churn per step falls with N
+
+
+def tables(name: str, start: float) -> list[Table]:
+    return [solvers.make(name, lam_grid(WIDE, n, start, bend=0.4), **OPTIONS.get(name, {})) for n in STEPS]
+
+
+def deterministic_order(name: str) -> float:
+    """Slope of the global error on the mixture, from near pure noise, on an uneven grid."""
+    model, x = Mixture(), torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = model.solve(x, *ends(lam_grid(WIDE, 1, -6.0)))
+    return slope(list(STEPS), [float((drive(t, model, x) - exact).abs().max()) for t in tables(name, -6.0)])
+
+
+def weak_order(name: str) -> float:
+    """Slope of the error of the variance on Gaussian data, propagated exactly."""
+    data, errors = Gaussian(), []
+    for table in tables(name, -2.0):
+        first, last = table.level(0), table.level(table.nfe)
+        result = propagate(table, data.affine, first.alpha * data.mean, data.spread(first))[-1]
+        errors.append(float((variance(result) - data.spread(last) ** 2).abs().max()))
+    return slope(list(STEPS), errors)
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+def sampler_rows() -> list[str]:
+    rows = []
+    for name, spec in SOLVERS.items():
+        found = "-" if spec.order == 0 else f"{(weak_order if spec.stochastic else deterministic_order)(name):.2f}"
+        options = ", ".join(f"`{o}`" for o in spec.options) or "-"
+        kind = "stochastic" if spec.stochastic else "deterministic"
+        rows.append(row(f"`{name}`", spec.order or "-", found, spec.calls, kind, options, spec.reference))
+    return rows
+
+
+def alias_rows() -> list[str]:
+    rows = []
+    for alias, named in names.ALIASES.items():
+        options = "".join(f", {k}={v}" for k, v in named.options.items())
+        noise = f", noise={named.noise}" if named.noise else ""
+        rows.append(row(alias, f"`{named.solver}`{options}{noise}"))
+    return rows
+
+
+HEAD = """# Samplers and grids
+
+Made by `python docs/make_samplers.py`. Any sampler goes with any grid that the model's noise process can
+visit, and with every prediction.
+
+## {samplers} samplers
+
+*Order* is what the solver declares; *measured* is the slope of its error over {steps} steps. Where it is
+deterministic that is the error of the samples of a Gaussian mixture against an exact solution, where it is
+stochastic that of the variance of Gaussian data, propagated exactly. *Calls* are network calls for N steps that
+end at the clean level, options at their defaults. Every sampler also takes `s_churn`, `s_tmin`, `s_tmax` (EDM's
+churn) and, where it adds noise, `s_noise`. [Which one to choose](which-sampler.md);
+[how they compare with diffusers and k-diffusion](parity.md).
+"""
+GRID_HEAD = """
+## {grids} grids
+
+N steps visit exactly N + 1 strictly falling levels, for every N from 1 to 1000; the last is the clean level.
+"""
+NAME_HEAD = """
+## Other names
+
+Upper and lower case, blanks and underscores do not matter; a grid may follow (`DPM++ 2M Karras`,
+`euler a/simple`), and so may ComfyUI's `_gpu`.
+"""
+
+
+def page() -> str:
+    grids = [
+        row(f"`{n}`", g.space, ", ".join(f"`{o}`" for o in g.options) or "-", g.reference) for n, g in GRIDS.items()
+    ]
+    return "\n".join([
+        HEAD.format(samplers=len(SOLVERS), steps=", ".join(map(str, STEPS))),
+        row("sampler", "order", "measured", "calls", "noise", "options", "reference"), row(*["---"] * 7),
+        *sampler_rows(),
+        GRID_HEAD.format(grids=len(GRIDS)),
+        row("grid", "space", "options", "reference"), row(*["---"] * 4), *grids,
+        NAME_HEAD,
+        row("typed", "is"), row(*["---"] * 2), *alias_rows(), "",
+        *(f"`{name}` is refused: {why}.\n" for name, why in names.NOT_TABLES.items()),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE)
