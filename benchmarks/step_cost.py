@@ -6,14 +6,20 @@ The network's output is one fixed tensor. A whole trajectory is timed and divide
 calls; compiling the table and `set_timesteps` are left out. The peers take turns inside one process,
 so the ratios are paired: they hold on a busy machine, where the milliseconds do not.
 
-- timonel: `run.proceed()` and `run.advance(output)`, an epsilon model.
+- timonel: `run.proceed()` and `run.advance(output)`, an epsilon model, as installed; *native*: the same
+  with `TIMONEL_KERNEL=native`, one pass over memory in C++ built by this machine's compiler.
 - diffusers: `scheduler.step(output, t, x)`, the same model; its `scale_model_input` is left out.
 - k-diffusion: the sampling function with a model that returns the fixed tensor as the *denoised*
   sample, so that it is spared the conversion from epsilon which the other two do; its noise is a
-  plain `randn_like`, not its slower Brownian tree.
-- floor: `x + a·y`, one pass over memory.
+  plain `randn_like`, not its slower Brownian tree; the same goes for the diffusers scheduler that has one.
+- floor: the row's least memory traffic at the speed of a copy. Each tensor that the row reads (x, output,
+  remembered predictions, base, noise) is read once and each that it makes (next x, next base where it changes,
+  kept prediction) written once; a copy of one such tensor to another reads one and writes one, and is timed
+  among the peers. Mean over the rows; drawing the noise is not in it.
+- x + a·y: one operation over two tensors.
 
 Noise: timonel draws each sample's own stream, diffusers and k-diffusion one stream for the batch.
+The C library is told to keep freed memory, for all alike; else page faults would be what is measured.
 Tensor operations are counted in sample sizes written (an operation on a full-size tensor is one),
 mean over the calls after the first three and before the last three.
 """
@@ -28,6 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from inspect import signature
 from statistics import fmean
 from typing import Any
 
@@ -36,14 +43,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timonel as tm
-from measure import Peer, brief, interleave, machine, markdown, ratio
+from measure import Peer, brief, interleave, machine, markdown, ratio, steady_memory
+from timonel import kernel
+from timonel.kernel.native import library
+from timonel.program import Program
+from timonel.solvers import SOLVERS
 
 STEPS = 20
+ADD, COPY = "x + a·y", "copy"
 SIZES = ((1, 4, 128, 128), (8, 4, 128, 128), (1, 14, 4, 72, 128))
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 HEAD = (
-    "sampler", "size", "floor ms", "timonel ms", "diffusers ms", "k-diffusion ms",
-    "timonel / diffusers", "timonel / k-diffusion", "timonel / floor", "operations timonel", "diffusers",
+    "sampler", "size", "x + a·y ms", "floor ms", "timonel ms", "native ms", "diffusers ms", "k-diffusion ms",
+    "timonel / diffusers", "timonel / k-diffusion", "timonel / floor", "native / floor",
+    "operations timonel", "diffusers",
 )  # fmt: skip
 
 
@@ -60,46 +73,40 @@ class Case:
     k_noise: bool = False
 
 
-CASES = (
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+ALL_CASES = (
     Case("Euler", "euler", "EulerDiscreteScheduler", k="sample_euler"),
     Case(
-        "Euler ancestral",
-        "euler_ancestral",
-        "EulerAncestralDiscreteScheduler",
-        k="sample_euler_ancestral",
-        k_noise=True,
+        "Euler ancestral", "euler_ancestral", "EulerAncestralDiscreteScheduler", {}, "sample_euler_ancestral", {}, True
     ),
     Case("Heun", "heun", "HeunDiscreteScheduler", k="sample_heun"),
-    Case("DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", k="sample_dpmpp_2m"),
-    Case(
-        "DPM++ 2M SDE",
-        "dpmpp_2m_sde",
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++"},
-        "sample_dpmpp_2m_sde",
-        k_noise=True,
-    ),
-    Case(
-        "DPM++ 3M",
-        "dpmpp_3m",
-        "DPMSolverMultistepScheduler",
-        {"solver_order": 3},
-        "sample_dpmpp_3m_sde",
-        {"eta": 0.0},
-        True,
-    ),
-    Case("UniPC", "unipc", "UniPCMultistepScheduler"),
+    Case("DPM2", "dpm2", "KDPM2DiscreteScheduler", k="sample_dpm_2"),
     Case("DDIM", "ddim", "DDIMScheduler"),
+    Case("LMS", "lms", "LMSDiscreteScheduler", k="sample_lms"),
+    Case("iPNDM", "ipndm", "IPNDMScheduler"),
+    Case("DEIS", "deis", "DEISMultistepScheduler"),
+    Case("DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", k="sample_dpmpp_2m"),
+    Case("DPM++ 2M SDE", "dpmpp_2m_sde", "DPMSolverMultistepScheduler", SDE, "sample_dpmpp_2m_sde", {}, True),
+    Case(
+        "DPM++ 3M", "dpmpp_3m", "DPMSolverMultistepScheduler", {"solver_order": 3},
+        "sample_dpmpp_3m_sde", {"eta": 0.0}, True,
+    ),
+    Case("DPM++ SDE", "dpmpp_sde", "DPMSolverSDEScheduler", {}, "sample_dpmpp_sde", {}, True),
+    Case("UniPC", "unipc", "UniPCMultistepScheduler"),
+    Case("SA-Solver", "sa_solver", "SASolverScheduler"),
     Case("LCM", "lcm", "LCMScheduler"),
-)
+)  # fmt: skip
+CASES = tuple(case for case in ALL_CASES if case.sampler in SOLVERS)
+TWO_STAGE = ("heun", "dpm2", "dpmpp_sde")  # two calls a step, in k-diffusion too
 
 
 # -- the peers: each gives a body that runs one whole trajectory ---------------------------------
-def timonel(case: Case, x: Tensor, output: Tensor) -> Peer:
+def timonel(case: Case, x: Tensor, output: Tensor, choice: str = "auto") -> Peer:
     """The state machine as the native loop and the diffusers adapter drive it."""
-    table = tm.Sampler(case.sampler, steps=STEPS).compile(tm.VP.from_schedule())
+    table = compiled(case)
 
     def prepare() -> Callable[[], object]:
+        kernel.use(choice)
         run = tm.Run(table, "epsilon", noise=tm.SeededNoise(tuple(range(len(x)))))
         run.start(x.clone())
 
@@ -110,7 +117,12 @@ def timonel(case: Case, x: Tensor, output: Tensor) -> Peer:
 
         return body
 
-    return Peer("timonel", prepare, table.nfe)
+    return Peer("timonel" if choice == "auto" else choice, prepare, table.nfe)
+
+
+def compiled(case: Case) -> tm.Table:
+    """The table of a case; making it is not timed."""
+    return tm.Sampler(case.sampler, steps=STEPS).compile(tm.VP.from_schedule())
 
 
 def diffusers(case: Case, x: Tensor, output: Tensor) -> Peer:
@@ -119,6 +131,7 @@ def diffusers(case: Case, x: Tensor, output: Tensor) -> Peer:
 
     def prepare() -> Callable[[], object]:
         scheduler.set_timesteps(STEPS)
+        plain_noise(scheduler, x)
         times = scheduler.timesteps
 
         def body() -> Tensor:
@@ -132,11 +145,19 @@ def diffusers(case: Case, x: Tensor, output: Tensor) -> Peer:
     return Peer("diffusers", prepare, len(scheduler.timesteps))
 
 
+def plain_noise(scheduler: Any, x: Tensor) -> None:
+    """Spare a scheduler its Brownian tree, where it has one, as k-diffusion is spared it."""
+    if hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = lambda sigma, sigma_next: torch.randn_like(x)
+
+
 def diffusers_scheduler(case: Case) -> Any:
     """The scheduler, ready to step. It has scaled an input once, or some would log a warning at every step."""
     import diffusers as library
 
-    scheduler = getattr(library, case.scheduler)(**BETAS, **case.options)
+    made = getattr(library, case.scheduler)
+    betas = BETAS if "beta_schedule" in signature(made).parameters else {}  # iPNDM has a schedule of its own
+    scheduler = made(**betas, **case.options)
     scheduler.set_timesteps(STEPS)
     scheduler.scale_model_input(torch.zeros(1), scheduler.timesteps[0])
     scheduler.set_timesteps(STEPS)
@@ -148,7 +169,7 @@ def k_diffusion(case: Case, x: Tensor, output: Tensor) -> Peer | None:
     sampling = k_sampling()
     if sampling is None or case.k is None:
         return None
-    sample, calls = getattr(sampling, case.k), 2 * STEPS - 1 if case.sampler == "heun" else STEPS
+    sample, calls = getattr(sampling, case.k), 2 * STEPS - 1 if case.sampler in TWO_STAGE else STEPS
     sigmas = sampling.get_sigmas_karras(STEPS, 0.0292, 14.6146)
     options = dict(case.k_options)
     if case.k_noise:
@@ -192,8 +213,8 @@ def _without_torchvision() -> Iterator[None]:
             del sys.modules[name]
 
 
-def floor(x: Tensor, output: Tensor) -> Peer:
-    """One memory-bound pass per step."""
+def one_operation(x: Tensor, output: Tensor) -> Peer:
+    """x + a·y, into a new tensor."""
 
     def body() -> None:
         sample = x
@@ -201,7 +222,24 @@ def floor(x: Tensor, output: Tensor) -> Peer:
             sample = torch.add(x, output, alpha=0.5)
         del sample
 
-    return Peer("floor", lambda: body, STEPS)
+    return Peer(ADD, lambda: body, STEPS)
+
+
+def copy(x: Tensor) -> Peer:
+    """One tensor read and one written, among as many as a row of a multistep sampler has."""
+    tensors = [torch.randn_like(x) for _ in range(5)]
+
+    def body() -> None:
+        for i in range(STEPS):
+            tensors[i % 5].copy_(tensors[(i + 1) % 5])
+
+    return Peer(COPY, lambda: body, STEPS)
+
+
+def traffic(case: Case) -> float:
+    """Tensors that a row has to read and write, mean over the rows."""
+    rows = Program.bind(compiled(case), "epsilon").rows
+    return fmean(len(row.reads) + len(row.plan.sums) for row in rows)
 
 
 # -- counting ------------------------------------------------------------------------------------
@@ -223,10 +261,11 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def operations(case: Case) -> tuple[float, float]:
     """Sample sizes written per call in the middle of a trajectory, by timonel and by diffusers."""
     x = torch.randn(SIZES[0], generator=torch.Generator().manual_seed(0))
-    table = tm.Sampler(case.sampler, steps=STEPS).compile(tm.VP.from_schedule())
-    run = tm.Run(table, "epsilon", noise=tm.SeededNoise((0,)))
+    kernel.use("auto")
+    run = tm.Run(compiled(case), "epsilon", noise=tm.SeededNoise((0,)))
     run.start(x)
     scheduler = diffusers_scheduler(case)
+    plain_noise(scheduler, x)
     ours, theirs = [], []
     while run.proceed():
         with Written() as written:
@@ -244,22 +283,31 @@ def cell(case: Case, size: tuple[int, ...], repeats: int) -> list[str]:
     """One line of the table."""
     made = torch.Generator().manual_seed(0)
     x, output = torch.randn(size, generator=made), torch.randn(size, generator=made)
-    peers = [floor(x, output), timonel(case, x, output), diffusers(case, x, output)]
-    third = k_diffusion(case, x, output)
-    times = interleave([*peers, third] if third else peers, repeats)
-    ours, k = times["timonel"], times.get("k-diffusion")
+    peers = [one_operation(x, output), copy(x), timonel(case, x, output), diffusers(case, x, output)]
+    native = timonel(case, x, output, "native") if has_native() else None
+    times = interleave([*peers, *filter(None, (native, k_diffusion(case, x, output)))], repeats)
+    ours, k, fused = times["timonel"], times.get("k-diffusion"), times.get("native")
+    least = [t * traffic(case) / 2 for t in times[COPY]]
     counts = operations(case)
     return [
-        case.title, "×".join(map(str, size)), brief(times["floor"]), brief(ours), brief(times["diffusers"]), brief(k),
+        case.title, "×".join(map(str, size)), brief(times[ADD]), brief(least),
+        brief(ours), brief(fused), brief(times["diffusers"]), brief(k),
         f"{ratio(ours, times['diffusers']):.2f}", f"{ratio(ours, k):.2f}" if k else "–",
-        f"{ratio(ours, times['floor']):.1f}", *(f"{count:.4g}" for count in counts),
+        f"{ratio(ours, least):.2f}", f"{ratio(fused, least):.2f}" if fused else "–",
+        *(f"{count:.4g}" for count in counts),
     ]  # fmt: skip
+
+
+def has_native() -> bool:
+    """Whether this machine has a C++ compiler; builds the kernel, so that this is not timed."""
+    return bool(library())
 
 
 @torch.no_grad()
 def measure(repeats: int, only: list[str] | None = None) -> str:
     """The table as Markdown. `only`: names of timonel samplers."""
     torch.set_num_threads(1)
+    steady_memory()
     cases = [case for case in CASES if not only or case.sampler in only]
     return markdown(HEAD, [cell(case, size, repeats) for case in cases for size in SIZES])
 

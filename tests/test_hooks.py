@@ -86,7 +86,7 @@ def test_unipc_keeps_an_edit_on_a_linear_model():
         x = x + d if k == at else x
         h0 = gaussian(x, type("At", (), {"alpha": float(table.alpha[k]), "sigma": float(table.sigma[k])}))
         registers = dict(
-            zip(names, [x, base, *([h0, *history] + [x * 0] * 9)[: table.history], x * 0, x * 0], strict=True)
+            zip(names, [x, base, *([h0, *history] + [x * 0] * 9)[: table.history], x * 0], strict=True)
         )
         row_x, row_base = (dict(zip(names, v.tolist(), strict=True)) for v in (table.x[k], table.base[k]))
         new, corrected = (sum(row[n] * registers[n] for n in names) for row in (row_x, row_base))

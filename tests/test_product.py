@@ -14,7 +14,7 @@ import torch
 import timonel as tm
 from models import drive
 from timonel import grids, solvers
-from timonel.errors import TimonelError
+from timonel.errors import GridError, TimonelError
 from timonel.grids import GRIDS
 from timonel.prediction import KINDS
 from timonel.process import EDM, VP, Flow, Level, double
@@ -61,7 +61,7 @@ def rounding(table: tm.Table, kind: str) -> float:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_works_with_every_grid_process_and_prediction(solver):
-    """A constant clean sample comes out exactly, whatever the network predicts; levels and calls are the declared ones."""
+    """A constant clean sample comes out exactly, whatever the network predicts, in the steps that were asked for."""
     g, ran = torch.Generator().manual_seed(1), 0
     clean = torch.randn(1, 6, generator=g, dtype=torch.float64)
     start = torch.randn(2, 6, generator=g, dtype=torch.float64)
@@ -80,9 +80,8 @@ def test_a_solver_works_with_every_grid_process_and_prediction(solver):
         assert not refused, (place, name)
         try:
             table = solvers.make(solver, grid)
-        except TimonelError as error:
+        except GridError:  # no room for a restart
             assert solver == "restart", (place, name, steps)
-            assert "more steps" in str(error) or "s_max" in str(error)
             continue
         result = drive(table, Raw(clean, kind), start, prediction=kind)
         error = float((result - clean).abs().max())

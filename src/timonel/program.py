@@ -14,14 +14,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .errors import RunError
-from .kernel import combine
+from .kernel import Plan, Terms, combine, linear
 from .noise import Noise
 from .prediction import coefficients
 from .process import Level
 from .table import Table
 
 Shape = Callable[[Tensor], Tensor]  # a change of the denoised prediction, such as clipping
-Terms = tuple[tuple[float, str], ...]  # coefficient and register; "raw" is the network's output
+X, RAW, BASE, H0, H1 = range(5)  # places of a row's registers: h1 is followed by older predictions, these by eps
 
 
 class State(NamedTuple):
@@ -42,16 +42,18 @@ class State(NamedTuple):
 class Row:
     """One row, ready to run.
 
-    From x and raw, `denoised` makes the clean prediction and `convert` the same in the table's basis;
-    from x and the (changed) clean prediction, `rebase` makes it in the table's basis.
+    From x and raw, `denoised` makes the clean prediction; from x and the (changed) clean prediction,
+    `rebase` makes it in the table's basis. `reads` are the registers that are inputs of `plan`, whose outputs are
+    the prediction (where `keeps_h0` and no shape made it), the next base (where `makes_base`) and the next x.
     """
 
     denoised: tuple[float, float]
-    convert: tuple[float, float]
     rebase: tuple[float, float]
     keeps_h0: bool
-    x: Terms
-    base: Terms
+    makes_base: bool
+    base: int | None  # the register that is the next base as it is; None where there is no base, or it is made
+    reads: tuple[int, ...]
+    plan: Plan
     carry: float | None  # what an edit of x must add to base, per unit; None where base forgets
 
 
@@ -76,11 +78,16 @@ class Program:
             convert = (rebase[0] + rebase[1] * c_x, rebase[1] * c_raw)
             later = range(k + 1, min(table.nfe, k + table.history))  # rows that can still read this prediction
             keeps = shape is not None or any(m[j][2 + j - k] for m in (x, base) for j in later)
-            next_x = _terms(table.registers, x[k], convert, keeps)
-            next_base = _terms(table.registers, base[k], convert, keeps) if uses_base else ()
-            a_x, a_b = base[k][0], base[k][1]
-            carry = (1 - a_x) / a_b if uses_base and a_b and a_x != 1 else None
-            rows.append(Row((c_x, c_raw), convert, rebase, keeps, next_x, next_base, carry))
+            next_base = _terms(base[k], convert, keeps) if uses_base else ()
+            moved = None  # a base that only moves is not copied, unless it is the network's own tensor
+            if len(next_base) == 1 and next_base[0][0] == 1.0 and next_base[0][1] != RAW:
+                moved = next_base[0][1]
+            made = next_base if moved is None else ()
+            sums: list[Terms] = [((convert[1], RAW), (convert[0], X))] if keeps and shape is None else []
+            sums += [s for s in (made, _terms(x[k], convert, keeps)) if s]
+            reads, plan = _plan(sums, makes_h0=keeps and shape is None)
+            carry = (1 - base[k][0]) / base[k][1] if uses_base and base[k][1] and base[k][0] != 1 else None
+            rows.append(Row((c_x, c_raw), rebase, keeps, bool(made), moved, reads, plan, carry))
         return cls(tuple(rows), table.basis, shape)
 
     def denoised(self, row: int, x: Tensor, raw: Tensor) -> Tensor:
@@ -91,36 +98,30 @@ class Program:
 
     def execute(self, state: State, raw: Tensor, noise: Noise | None) -> tuple[State, Tensor | None]:
         """The next state, and the clean prediction where it had to be made a tensor."""
-        row, dtype = self.rows[state.row], state.x.dtype
-        h0, clean = self._prediction(row, state, raw)
-        registers: dict[str, Tensor | None] = {"x": state.x, "raw": raw, "base": state.base, "h0": h0}
-        registers.update({f"h{i + 1}": h for i, h in enumerate(state.history)})
+        row, x = self.rows[state.row], state.x
+        h0 = clean = None
+        if self.shape is not None:
+            h0, clean = self._shaped(row, state, raw)
+        eps = H1 + len(state.history)
+        registers: list[Tensor | None] = [x, raw, state.base, h0, *state.history, None]
+        if noise is not None and eps in row.reads:
+            registers[eps] = noise(state.row, x)
+        inputs = []
+        for place in row.reads:
+            tensor = registers[place]
+            if tensor is None:
+                raise RunError(f"row {state.row} reads {_name(place, eps)}, which no row before it made")
+            inputs.append(tensor)
+        out = linear(row.plan, inputs, x.dtype)
+        if row.keeps_h0 and self.shape is None:
+            h0 = registers[H0] = out[0]
+            clean = h0 if self.basis == "denoised" else None
+        base = out[-2] if row.makes_base else None if row.base is None else registers[row.base]
+        history = (h0, *state.history[:-1]) if state.history else ()
+        return State(state.row + 1, out[-1], base, history), clean
 
-        def total(terms: Terms) -> Tensor:
-            chosen = []
-            for c, name in terms:
-                tensor = registers.get(name)
-                if tensor is None and noise is not None and name == "eps":
-                    tensor = registers[name] = noise(state.row, state.x)
-                if tensor is None:
-                    raise RunError(f"row {state.row} reads {name}, which no row before it made")
-                chosen.append((c, tensor))
-            return combine(chosen, dtype)
-
-        x, base = total(row.x), None
-        if row.base:  # a base that only moves is not copied
-            c, name = row.base[0]
-            moved = registers[name] if len(row.base) == 1 and c == 1.0 else None
-            base = total(row.base) if moved is None else moved
-        return State(state.row + 1, x, base, (h0, *state.history)[: len(state.history)]), clean
-
-    def _prediction(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """h0 in the table's basis and the clean prediction, each where it is made a tensor."""
-        if not row.keeps_h0:
-            return None, None
-        if self.shape is None:
-            h0 = combine([(row.convert[1], raw), (row.convert[0], state.x)], state.x.dtype)
-            return h0, h0 if self.basis == "denoised" else None
+    def _shaped(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """h0 in the table's basis and the clean prediction, which `shape` has changed."""
         clean = self.denoised(state.row, state.x, raw)
         if self.basis == "denoised":
             return clean, clean
@@ -134,11 +135,23 @@ def _from_clean(basis: str, alpha: float, sigma: float) -> tuple[float, float]:
     return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
 
 
-def _terms(names: tuple[str, ...], row: list[float], convert: tuple[float, float], keeps: bool) -> Terms:
-    """Non-zero terms of a row; h0 is replaced by x and raw unless it is a tensor of its own."""
-    sums = dict(zip(names, row, strict=True))
+def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms:
+    """Non-zero terms of a table's row by register; h0 is replaced by x and raw unless it is a tensor of its own."""
+    x, base, h0, *rest = row
+    sums = [x, 0.0, base, h0, *rest]
     if not keeps:
-        c = sums.pop("h0")
-        sums["x"] += c * convert[0]
-        sums["raw"] = c * convert[1]
-    return tuple((c, name) for name, c in sums.items() if c != 0) or ((0.0, "x"),)
+        sums[X], sums[RAW], sums[H0] = x + h0 * convert[0], h0 * convert[1], 0.0
+    return tuple((c, place) for place, c in enumerate(sums) if c != 0) or ((0.0, X),)
+
+
+def _plan(sums: list[Terms], makes_h0: bool) -> tuple[tuple[int, ...], Plan]:
+    """The registers to read, and the sums with places among those; h0 is the first sum where it is made here."""
+    reads = sorted({place for terms in sums for c, place in terms if c != 0} - ({H0} if makes_h0 else set())) or [X]
+    at = {place: i for i, place in enumerate(reads)} | ({H0: len(reads)} if makes_h0 else {})
+    kept = (tuple((c, at[place]) for c, place in terms if c != 0) or ((0.0, 0),) for terms in sums)
+    return tuple(reads), Plan(len(reads), tuple(kept))
+
+
+def _name(place: int, eps: int) -> str:
+    """The name of a register, for messages."""
+    return ("x", "raw", "base")[place] if place < H0 else "eps" if place == eps else f"h{place - H0}"
