@@ -73,6 +73,19 @@ def test_the_sums_are_those_in_float64(dtype, choice):
         read.append(out.double())  # a sum reads the outputs before it as they are after rounding
 
 
+@pytest.mark.slow
+@COMPILER
+def test_inductor_compiles_the_same_sums():
+    """torch.compile of a row on the CPU: equal up to where it fuses a product and a sum that eager rounds."""
+    inputs = tensors(4, (4, 4, 16, 16), torch.float32)
+    compiled = torch.compile(lambda *t: eager.sums(PLAN, t, torch.float32), fullgraph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its compiler
+        made = compiled(*inputs)
+    for one, two in zip(made, eager.sums(PLAN, inputs, torch.float32), strict=True):
+        assert torch.allclose(one, two, rtol=4 * UNIT[torch.float32], atol=4 * UNIT[torch.float32])
+
+
 @pytest.mark.parametrize("choice", ["eager", pytest.param("native", marks=COMPILER)])
 def test_inputs_are_left_alone_and_outputs_share_no_memory(choice):
     kernel.use(choice)

@@ -87,7 +87,9 @@ def _weights(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
         if bool((share[:, j] != 0).any()):
             label = f"h{j}" if i == 0 else None
             axis.plot(range(table.nfe), share[:, j].numpy(), style, marker=".", color=color, label=label)
-    axis.set(xlabel="row (network call)", ylabel="share", title=f"weights of the newest predictions ({table.basis})")
+    bases = axis.get_ylabel().removeprefix("share of the ").removesuffix(" predictions")
+    bases = table.basis if i == 0 or bases == table.basis else f"{bases} | {table.basis}"
+    axis.set(xlabel="row (network call)", ylabel=f"share of the {bases} predictions", title="weights of the newest")
 
 
 def _noise(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
