@@ -11,7 +11,7 @@ from models import PROCESSES, VARIANTS, Gaussian, Mixture, drive, ends, label, l
 from timonel import solvers
 from timonel.process import EDM, Flow
 
-STEPS = (32, 48, 72)
+STEPS = (48, 72, 108)
 WIDE = {"edm": EDM(0.002, 700.0), "flow": Flow()}
 MODELS = {"gaussian": (Gaussian(), 3), "mixture": (Mixture(), 2)}
 PROBE = solvers.make  # a table's own `stochastic` decides, so options such as eta = 0 count

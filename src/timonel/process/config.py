@@ -69,7 +69,8 @@ def _read(config: Mapping[str, Any]) -> Process:
 def class_of(config: Mapping[str, Any]) -> str:
     """The scheduler class a config is of. A scheduler that was made in code writes no name: its keys tell then."""
     name = str(config.get("_class_name") or "")
-    if name or config.get("process") or "beta_start" in config or config.get("trained_betas") is not None:
+    betas = any(config.get(key) is not None for key in ("beta_start", "beta_schedule", "trained_betas"))
+    if name or config.get("process") or betas:
         return name
     if "shift" in config or "base_image_seq_len" in config:
         return "FlowMatchEulerDiscreteScheduler"
