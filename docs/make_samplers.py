@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,6 +58,12 @@ def sampler_rows() -> list[str]:
     return rows
 
 
+def what(function: Callable[..., object]) -> str:
+    """The first line of a docstring, up to its first full stop."""
+    line = (function.__doc__ or "").strip().splitlines()[0]
+    return line.split(". ")[0].rstrip(".").replace("|", "/")
+
+
 def alias_rows() -> list[str]:
     rows = []
     for alias, named in names.ALIASES.items():
@@ -95,14 +102,15 @@ Upper and lower case, blanks and underscores do not matter; a grid may follow (`
 
 def page() -> str:
     grids = [
-        row(f"`{n}`", g.space, ", ".join(f"`{o}`" for o in g.options) or "-", g.reference) for n, g in GRIDS.items()
+        row(f"`{n}`", what(g.make), g.space, ", ".join(f"`{o}`" for o in g.options) or "-", g.reference)
+        for n, g in GRIDS.items()
     ]
     return "\n".join([
         HEAD.format(samplers=len(SOLVERS), steps=", ".join(map(str, STEPS))),
         row("sampler", "order", "measured", "calls", "noise", "options", "reference"), row(*["---"] * 7),
         *sampler_rows(),
         GRID_HEAD.format(grids=len(GRIDS)),
-        row("grid", "space", "options", "reference"), row(*["---"] * 4), *grids,
+        row("grid", "levels", "space", "options", "reference"), row(*["---"] * 5), *grids,
         NAME_HEAD,
         row("typed", "is"), row(*["---"] * 2), *alias_rows(), "",
         *(f"`{name}` is refused: {why}.\n" for name, why in names.NOT_TABLES.items()),
