@@ -68,7 +68,7 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     """Go down to s_min, then `restarts` times back up to s_max with fresh noise and down again in `steps` steps.
 
     s = sigma/alpha. The levels nearest to s_min and s_max in the grid are taken, and the way down again
-    is Karras' with rho = 7. Xu et al. 2023, arXiv 2306.14878, algorithm 1.
+    is Karras' with rho = 7. Xu et al. 2023, arXiv 2306.14878.
     """
     again, inner = whole("restarts", restarts, 0), whole("restart_steps", steps)
     low, high = finite("s_min", s_min, 1e-9), finite("s_max", s_max, s_min)

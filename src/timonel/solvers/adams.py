@@ -43,7 +43,7 @@ def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights) ->
 def lms(grid: Grid, *, order: int = 4) -> Table:
     """Adams-Bashforth for uneven levels: the polynomial in s through `order` slopes, integrated. Order 1 to 4.
 
-    1 call per step, deterministic. k-diffusion `lms`, ComfyUI `ipndm_v`. Liu et al. 2022, arXiv 2202.09778, eq. 7.
+    1 call per step, deterministic. k-diffusion `lms`, ComfyUI `ipndm_v`. Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
 
@@ -59,7 +59,7 @@ def ipndm(grid: Grid, *, order: int = 4) -> Table:
     """Adams-Bashforth with the weights of even spacing, whatever the levels. 1 call per step, deterministic.
 
     Order 2 (1 with order=1): the weights are exact for levels evenly spaced in s. Zhang & Chen 2022,
-    arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778, eq. 9.
+    arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
 
@@ -92,7 +92,7 @@ def deis(grid: Grid, *, order: int = 3) -> Table:
 def gradient_estimation(grid: Grid, *, gamma: float = 2.0) -> Table:
     """Slope gamma·h0 + (1 - gamma)·h1. Order 1 (2 at gamma = 1.5 and even spacing), 1 call per step, deterministic.
 
-    Permenter & Yuan 2023, arXiv 2306.04848, algorithm 1 (gamma = 2).
+    Permenter & Yuan 2023, arXiv 2306.04848 (gamma = 2).
     """
     g = finite("gamma", gamma, 1, 5)
 
@@ -106,7 +106,7 @@ def gradient_estimation(grid: Grid, *, gamma: float = 2.0) -> Table:
 def plms(grid: Grid) -> Table:
     """iPNDM of order 4 whose first step is Heun's. Order 2, N + 1 calls (N if N = 1), deterministic.
 
-    Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12; diffusers' PNDMScheduler with `skip_prk_steps`.
+    Liu et al. 2022, arXiv 2202.09778; diffusers' PNDMScheduler with `skip_prk_steps`.
     """
     coordinates = frame(grid)
     rows = Rows("plms", grid, order=2, history=5, basis=coordinates.basis)
@@ -129,7 +129,7 @@ def plms(grid: Grid) -> Table:
 def pndm(grid: Grid) -> Table:
     """iPNDM of order 4 whose first three steps are Runge-Kutta steps through the middle in time.
 
-    Order 2, N + 9 calls (fewer for N < 4), deterministic. Liu et al. 2022, arXiv 2202.09778, eq. 10 and 11;
+    Order 2, N + 9 calls (fewer for N < 4), deterministic. Liu et al. 2022, arXiv 2202.09778;
     diffusers' PNDMScheduler.
     """
     coordinates = frame(grid)

@@ -112,7 +112,7 @@ def usable(grid: Grid, k: int, wanted: int) -> int:
 def phi(order: int, z: Tensor) -> Tensor:
     """phi_k(z) = int_0^1 e^((1-u)z) u^(k-1)/(k-1)! du, k >= 1; phi_k(0) = 1/k!. Accurate for every z.
 
-    phi_1 = (e^z - 1)/z and phi_{k+1}(z) = (phi_k(z) - 1/k!)/z. arXiv 2308.02157, eq. 8.
+    phi_1 = (e^z - 1)/z and phi_{k+1}(z) = (phi_k(z) - 1/k!)/z. arXiv 2308.02157.
     """
     small = z.abs() < SERIES
     near, far = torch.where(small, z, 0.0), torch.where(small, 1.0, z)

@@ -119,7 +119,7 @@ def dpmpp_3m_sde(grid: Grid, *, eta: float = 1.0, curvature: float = 1.0) -> Tab
 def res_multistep(grid: Grid, *, order: int = 2) -> Table:
     """The polynomial in lam through `order` predictions, integrated exactly. Order 1 to 4, 1 call per step.
 
-    Deterministic. Exponential Adams-Bashforth; arXiv 2308.02157, section 4 (order 2).
+    Deterministic. Exponential Adams-Bashforth; arXiv 2308.02157 (order 2).
     """
     top = whole("order", order, 1, 4)
     return _multistep("res_multistep", grid, top, top, 0.0, exact(grid))

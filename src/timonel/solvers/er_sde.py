@@ -25,7 +25,7 @@ def noise_scale(s: Tensor) -> Tensor:
 
 
 def er_sde(grid: Grid, *, order: int = 3) -> Table:
-    """Polynomial through 1 to 3 predictions: weak order 1 or 2, 1 call per step, stochastic. Algorithms 1 to 3.
+    """Polynomial through 1 to 3 predictions: weak order 1 or 2, 1 call per step, stochastic.
 
     First order from pure noise and to the clean level.
     """

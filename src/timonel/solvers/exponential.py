@@ -51,12 +51,12 @@ def dpmpp_2s_tableau(r: float) -> Exponential:
 
 
 def res_2s_tableau(c: float = 0.5) -> Exponential:
-    """arXiv 2308.02157, table 1; Hochbruck & Ostermann 2005, eq. 5.3."""
+    """arXiv 2308.02157; Hochbruck & Ostermann 2005, "Explicit exponential Runge-Kutta methods"."""
     return Exponential(2, (c,), (lambda z: (),), lambda z: (phi(2, z) / c,))
 
 
 def res_3s_tableau(c2: float = 0.5, c3: float = 1.0) -> Exponential:
-    """arXiv 2308.02157, eq. 13; Hochbruck & Ostermann 2005, eq. 5.8."""
+    """arXiv 2308.02157; Hochbruck & Ostermann 2005."""
     g = (3 * c3**3 - 2 * c3) / (c2 * (2 - 3 * c2))
     return Exponential(
         3, (c2, c3),
@@ -66,7 +66,7 @@ def res_3s_tableau(c2: float = 0.5, c3: float = 1.0) -> Exponential:
 
 
 def dpm_3_tableau(c2: float = 1 / 3, c3: float = 2 / 3) -> Exponential:
-    """arXiv 2206.00927, algorithm 5: DPM-Solver-3."""
+    """arXiv 2206.00927: DPM-Solver-3."""
     return Exponential(
         3, (c2, c3), (lambda z: (), lambda z: (c3**2 / c2 * phi(2, c3 * z),)), lambda z: (0.0, phi(2, z) / c3)
     )
@@ -86,7 +86,7 @@ def _etdrk4() -> Exponential:
 
 
 def _krogstad() -> Exponential:
-    """Krogstad 2005, eq. 51: like Cox & Matthews', with smaller error constants."""
+    """Krogstad 2005: like Cox & Matthews', with smaller error constants."""
     return Exponential(
         4, (0.5, 0.5, 1.0),
         (lambda z: (), lambda z: (phi(2, z / 2),), lambda z: (0.0, 2 * phi(2, z))),
@@ -191,12 +191,12 @@ def _between(now: Level, new: Level, c: float) -> Tensor:
 
 
 def res_2s(grid: Grid) -> Table:
-    """RES with two stages. Order 2, 2 calls per step, deterministic. arXiv 2308.02157, table 1 (c = 1/2)."""
+    """RES with two stages. Order 2, 2 calls per step, deterministic. arXiv 2308.02157 (c = 1/2)."""
     return singlestep("res_2s", grid, res_2s_tableau())
 
 
 def res_3s(grid: Grid) -> Table:
-    """RES with three stages. Order 3, 3 calls per step, deterministic. arXiv 2308.02157, eq. 13 (c = 1/2, 1)."""
+    """RES with three stages. Order 3, 3 calls per step, deterministic. arXiv 2308.02157 (c = 1/2, 1)."""
     return singlestep("res_3s", grid, res_3s_tableau())
 
 
@@ -213,7 +213,7 @@ def exponential_rk(grid: Grid, *, tableau: str = "krogstad") -> Table:
 def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5) -> Table:
     """SEEDS with two stages: `dpmpp_2s` on the reverse SDE. 2 calls per step, stochastic.
 
-    Order 2 (weak for eta > 0). Gonzalez et al. 2023, arXiv 2305.14267, algorithm 2.
+    Order 2 (weak for eta > 0). Gonzalez et al. 2023, arXiv 2305.14267.
     """
     return singlestep("seeds_2", grid, dpmpp_2s_tableau(finite("r", r, 0.01, 0.99)), eta)
 
@@ -221,7 +221,7 @@ def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5) -> Table:
 def seeds_3(grid: Grid, *, eta: float = 1.0) -> Table:
     """SEEDS with three stages: DPM-Solver-3's tableau on the reverse SDE. 3 calls per step, stochastic.
 
-    Order 2 weakly for eta > 0, 3 at eta = 0. Gonzalez et al. 2023, arXiv 2305.14267, algorithm 3.
+    Order 2 weakly for eta > 0, 3 at eta = 0. Gonzalez et al. 2023, arXiv 2305.14267.
     """
     return singlestep("seeds_3", grid, dpm_3_tableau(), eta)
 
@@ -235,7 +235,7 @@ DPM_SOLVERS = {1: STRAIGHT, 2: MIDDLE, 3: dpm_3_tableau()}
 def dpm_solver(grid: Grid, *, order: int = 3) -> Table:
     """DPM-Solver-1, -2 or -3: an exponential method on slopes in log s. `order` calls per step, deterministic.
 
-    Lu et al. 2022, arXiv 2206.00927, algorithms 1, 4 and 5. First order to the clean level.
+    Lu et al. 2022, arXiv 2206.00927. First order to the clean level.
     """
     whole("order", order, 1, 3)
     return _on_slopes("dpm_solver", grid, [order] * grid.steps)
@@ -245,7 +245,7 @@ def dpm_fast(grid: Grid, *, remainder: int = 0) -> Table:
     """DPM-Solver-fast: third order, the last steps of lower order. Deterministic.
 
     The orders of N steps are 3, …, 3, 2, 1 for a budget of 3(N - 1) calls (remainder 0), else 3, …, 3, remainder.
-    Lu et al. 2022, arXiv 2206.00927, section 3.4; k-diffusion `dpm_fast`, which also chooses the grid `lam`.
+    Lu et al. 2022, arXiv 2206.00927; k-diffusion `dpm_fast`, which also chooses the grid `lam`.
     """
     left = whole("remainder", remainder, 0, 2)
     tail = [left] if left else [2, 1]

@@ -117,7 +117,7 @@ def restart(grid: Grid, *, restarts: int = 1, restart_steps: int = 9, s_min: flo
     """Heun that goes back up from s_min to s_max, `restarts` times, with fresh noise. Stochastic.
 
     s = sigma/alpha; `restart_steps` steps for each way down again, whatever N, so its error does not vanish
-    with N and it declares no order. arXiv 2306.14878, algorithm 1.
+    with N and it declares no order. arXiv 2306.14878.
     Raises `GridError` where the grid has no level between 0 and s_max.
     """
     return replace(heun(restarted(grid, restarts, s_min, s_max, restart_steps)), order=0)

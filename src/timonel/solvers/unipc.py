@@ -21,7 +21,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
     """UniPC of `order` 1 to 3 for the denoised prediction. 1 call per step, deterministic.
 
     Converges with order + 1, for the corrector adds one. The order rises while history builds up and falls
-    towards a clean end; a string such as "12332" gives the most for every step (their "order schedule", table 4).
+    towards a clean end; a string such as "12332" gives the most for every step (their "order schedule").
     `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their UniPC_v, app. C).
     No correction is made across a lift, where the sample did not arrive along the path.
     """
@@ -76,7 +76,7 @@ def _corrected(grid: Grid, k: int, order: int, variant: str) -> dict[str, Tensor
 
 
 def _weights(nodes: list[Tensor], h: Tensor, variant: str) -> list[Tensor]:
-    """Weights of the prediction where the step began and of those at `nodes` (in units of h), eq. 8.
+    """Weights of the prediction where the step began and of those at `nodes` (in units of h).
 
     x'/alpha' gains (1 - e^(-h))·D_0 - B(h)·sum_i rho_i·(D_i - D_0)/node_i, for the denoised prediction.
     """
