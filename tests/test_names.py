@@ -78,6 +78,7 @@ def test_own_options_win_over_an_alias():
         ("euler_gpu", UnknownName, "euler"),
         (3, ArgumentError, "got 3"),
         ("", UnknownName, "known"),
+        ("karras", ArgumentError, "is a grid.*dpmpp_2m/karras"),
     ],
 )
 def test_what_is_no_sampler_is_refused_with_the_nearest(typed, error, said):

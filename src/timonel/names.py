@@ -142,6 +142,8 @@ def sampler(name: str) -> Named:
         return found
     if typed in NOT_TABLES:
         raise ArgumentError(f"there is no sampler {name!r}: {NOT_TABLES[typed]}")
+    if typed in {key(name) for name in (*GRIDS, *GRID_ALIASES)}:
+        raise ArgumentError(f"{name!r} is a grid; name a sampler before it, e.g. 'dpmpp_2m/{name}'")
     words = typed.split(" ")
     for cut in range(len(words) - 1, 0, -1):  # "dpm++ 2m karras": a grid at the end
         found, tail = _solver(" ".join(words[:cut])), "_".join(words[cut:])
