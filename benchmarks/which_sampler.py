@@ -8,11 +8,13 @@ Measures the parts, keeps the numbers in which_sampler.json, and writes docs/whi
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +27,15 @@ from timonel.errors import TimonelError
 from timonel.process import At
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+NUMBERS = Path(__file__).with_name("which_sampler.json")
+LIMIT_CALLS = 120
 GRIDS = ("karras", "trailing", "lam", "ays")
 EXACT_CALLS, MODEL_CALLS, SPREAD_CALLS = (5, 8, 12, 20, 30, 50), (5, 8, 12, 20, 30), (6, 10, 20, 40, 80)
 DISTILLED = ("lcm", "tcd")  # for models distilled for them
 GENERIC = ("runge_kutta", "exponential_rk", "ddim", "edm")  # the same tables under other names by default
 PROMPTS, SCALE, SEED = ("red apple", "ghost", "robot", "cat face"), 4.0, 7
 Error = Callable[[tm.Sampler], float]
+Table = dict[str, list[tuple[float, str]]]
 
 
 @dataclass(frozen=True)
@@ -138,14 +143,19 @@ def model_error(limit_steps: int, sampler: tm.Sampler) -> float:
 
 
 # -- the page ------------------------------------------------------------------------------------
-def table(
-    error: Error, samplers: Iterable[str], budgets: tuple[int, ...], process: tm.Process
-) -> dict[str, list[Cell]]:
+def table(error: Error, samplers: Iterable[str], budgets: tuple[int, ...], process: tm.Process) -> Table:
     found = {}
     for name in samplers:
-        found[name] = [best(error, name, calls, process) for calls in budgets]
-        print(f"{name:24s}", *(str(cell).rjust(12) for cell in found[name]), flush=True)
-    return dict(sorted(found.items(), key=lambda item: sum(math.log(max(c.error, 1e-12)) for c in item[1])))
+        cells = [best(error, name, calls, process) for calls in budgets]
+        print(f"{name:24s}", *(str(cell).rjust(12) for cell in cells), flush=True)
+        found[name] = [(cell.error, cell.grid) for cell in cells]
+    return found
+
+
+def ranked(found: Table) -> dict[str, list[Cell]]:
+    """Best first, by the geometric mean over the columns."""
+    cells = {name: [Cell(*cell) for cell in row] for name, row in found.items()}
+    return dict(sorted(cells.items(), key=lambda item: sum(math.log(max(c.error, 1e-12)) for c in item[1])))
 
 
 def lines(found: dict[str, list[Cell]], budgets: tuple[int, ...]) -> str:
@@ -167,17 +177,6 @@ def answer(found: dict[str, list[Cell]], budgets: tuple[int, ...]) -> str:
             f"- {calls} calls: " + ", ".join(f"`{n}/{found[n][i].grid}` {found[n][i].error:.2g}" for n in first)
         )
     return "\n".join(said)
-
-
-def spread_lines(budgets: tuple[int, ...]) -> str:
-    """Worst relative error of the standard deviation on Gaussian data, stochastic samplers on their better grid."""
-    process = tm.VP.from_schedule()
-
-    def error(sampler: tm.Sampler) -> float:
-        done = sampler.compile(process)
-        return max(abs(float(spreads(done, std)[-1]) - 1) for std in (0.1, 0.5, 1.0))
-
-    return lines(table(error, names(stochastic=True), budgets, process), budgets)
 
 
 def draw(exact: dict[str, list[Cell]], model: dict[str, list[Cell]], model_calls: tuple[int, ...]) -> None:
@@ -214,87 +213,114 @@ def draw(exact: dict[str, list[Cell]], model: dict[str, list[Cell]], model_calls
     figure.savefig(DOCS / "which-sampler.png", dpi=100)
 
 
-def page(exact: dict[str, list[Cell]], model: dict[str, list[Cell]], spread: str, paths: str, checks: list[str],
-         calls: tuple[int, ...]) -> str:  # fmt: skip
+# -- the parts -----------------------------------------------------------------------------------
+def exact() -> dict[str, Any]:
+    apart = rms(mixture_limit()[1], mixture_limit("rk4", 1000)[1])
+    note = f"Converged: two fourth-order methods with 1,000 steps each differ by {apart:.1e}."
+    found = table(mixture_error, names(stochastic=False), EXACT_CALLS, tm.VP.from_schedule())
+    return {"note": note, "calls": EXACT_CALLS, "table": found}
+
+
+def model() -> dict[str, Any]:
+    gap = rms(model_limit("res_3s", 100), model_limit("dpmpp_3m", 300))
+    note = f"Converged: two third-order methods with 300 calls each differ by {gap:.1e}."
+    error = partial(model_error, 100)
+    found = table(error, names(stochastic=False), MODEL_CALLS, zoo.process_of("emoji"))
+    return {"note": note, "calls": MODEL_CALLS, "table": found}
+
+
+def spread() -> dict[str, Any]:
+    """Worst relative error of the standard deviation on Gaussian data."""
+
+    def error(sampler: tm.Sampler) -> float:
+        done = sampler.compile(tm.VP.from_schedule())
+        return max(abs(float(spreads(done, std)[-1]) - 1) for std in (0.1, 0.5, 1.0))
+
+    found = table(error, names(stochastic=True), SPREAD_CALLS, tm.VP.from_schedule())
+    return {"note": "", "calls": SPREAD_CALLS, "table": found}
+
+
+def paths() -> dict[str, Any]:
+    """Distance to the sampler's own limit on the same Brownian path, karras levels."""
+    process, found = zoo.process_of("emoji"), {}
+    for name in names(stochastic=True):
+        if name == "restart":  # its fresh noise goes up again, which is on no path
+            continue
+        far = with_calls(name, "karras", LIMIT_CALLS, process)
+        assert far is not None
+        end, cells = model_limit(name, far.steps or 0, "brownian"), []
+        for calls in MODEL_CALLS:
+            near = with_calls(name, "karras", calls, process)
+            steps = 0 if near is None else near.steps or 0
+            cells.append((rms(model_limit(name, steps, "brownian"), end) if steps else math.inf, "karras"))
+        found[name] = cells
+        print(name, *cells, flush=True)
+    return {"note": "", "calls": MODEL_CALLS, "table": found}
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"exact": exact, "model": model, "spread": spread, "paths": paths}
+
+
+def page(parts: dict[str, Any]) -> str:
+    found = {name: ranked(part["table"]) for name, part in parts.items()}
+    calls = {name: tuple(part["calls"]) for name, part in parts.items()}
     return f"""# Which sampler?
 
 Made by `python benchmarks/which_sampler.py`; nothing here is written by hand. Every number is the error at equal
 **network calls**, not steps, on the best of the grids karras, trailing, lam and ays (the letter beside it), with
-options at their defaults. Bold: within 5 % of the best of its column.
+options at their defaults. Bold: within 5 % of the best of its column. What the samplers are:
+[samplers.md](samplers.md).
 
 ![error against network calls](which-sampler.png)
 
 ## Deterministic, on the shipped model
 
 {len(PROMPTS)} pictures with guidance {SCALE:g}; rms distance in latents (standard deviation about 1) to the
-converged pictures of the same noise. {checks[1]}
+converged pictures of the same noise. {parts["model"]["note"]}
 
-{answer(model, calls)}
+{answer(found["model"], calls["model"])}
 
-{lines(model, calls)}
+{lines(found["model"], calls["model"])}
 
 ## Deterministic, on a model that is known exactly
 
-256 samples of a mixture of 12 narrow Gaussians in 16 dimensions, the noise levels of Stable Diffusion. {checks[0]}
+256 samples of a mixture of 12 narrow Gaussians in 16 dimensions, the noise levels of Stable Diffusion; the median
+distance to the converged samples. {parts["exact"]["note"]}
 
-{answer(exact, EXACT_CALLS)}
+{answer(found["exact"], calls["exact"])}
 
-{lines(exact, EXACT_CALLS)}
+{lines(found["exact"], calls["exact"])}
 
 ## Stochastic: do they keep the distribution?
 
 There is no one right picture here. On Gaussian data everything can be computed: the worst relative error of the
 standard deviation of the result, for data of standard deviation 0.1, 0.5 and 1. 0.05 means 5 % too flat or too noisy.
 
-{spread}
+{lines(found["spread"], calls["spread"])}
 
 ## Stochastic: how far from its own limit
 
 The distance on the shipped model to the same sampler with {LIMIT_CALLS} calls on the same Brownian path
 (`noise="brownian"`), karras levels: how much of the picture is decided by the number of calls.
 
-{paths}
+{lines(found["paths"], calls["paths"])}
 """
-
-
-LIMIT_CALLS = 120
-
-
-def path_lines(budgets: tuple[int, ...], limit: int) -> str:
-    process = zoo.process_of("emoji")
-    rows = []
-    for name in names(stochastic=True):
-        if name == "restart":  # its fresh noise goes up again, which is on no path
-            continue
-        far = with_calls(name, "karras", limit, process)
-        assert far is not None
-        end = model_limit(name, far.steps or 0, "brownian")
-        row = [name]
-        for calls in budgets:
-            near = with_calls(name, "karras", calls, process)
-            row.append("–" if near is None else f"{rms(model_limit(name, near.steps or 0, 'brownian'), end):.2g}")
-        rows.append(row)
-        print(*row, flush=True)
-    return markdown(["sampler", *(f"{calls} calls" for calls in budgets)], rows)
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description="measure every sampler and write docs/which-sampler.md")
-    parser.add_argument("--quick", action="store_true", help="fewer calls, into the same files: to try the script")
-    quick: bool = parser.parse_args().quick
-    calls, limit = (MODEL_CALLS[:2], 40) if quick else (MODEL_CALLS, 100)
-    vp = tm.VP.from_schedule()
-    apart = rms(mixture_limit()[1], mixture_limit("rk4", 1000)[1])
-    checks = [f"Converged: two fourth-order methods with 1,000 steps each differ by {apart:.1e}."]
-    exact = table(mixture_error, names(stochastic=False), EXACT_CALLS, vp)
-    gap = rms(model_limit("res_3s", limit), model_limit("dpmpp_3m", 3 * limit))
-    checks.append(f"Converged: two third-order methods with {3 * limit} calls each differ by {gap:.1e}.")
-    model = table(partial(model_error, limit), names(stochastic=False), calls, zoo.process_of("emoji"))
-    spread = spread_lines(SPREAD_CALLS)
-    paths = path_lines(calls, LIMIT_CALLS if not quick else 40)
-    draw(exact, model, calls)
-    (DOCS / "which-sampler.md").write_text(page(exact, model, spread, paths, checks, calls))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    asked: list[str] = parser.parse_args().parts
+    if unknown := set(asked) - set(PARTS):
+        parser.error(f"unknown {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+    kept = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    for name in PARTS:
+        if name in asked or not asked:
+            kept[name] = PARTS[name]()
+            NUMBERS.write_text(json.dumps(kept, indent=1))
+    draw(ranked(kept["exact"]["table"]), ranked(kept["model"]["table"]), tuple(kept["model"]["calls"]))
+    (DOCS / "which-sampler.md").write_text(page(kept))
 
 
 if __name__ == "__main__":
