@@ -221,7 +221,7 @@ def _flow(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _edm(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
     ratio = double(s.sigmas)
-    norm = torch.sqrt(ratio**2 + s.config.sigma_data**2)
+    norm = torch.where(ratio > 0, torch.sqrt(ratio**2 + s.config.sigma_data**2), 1.0)  # the clean sample is x0 itself
     return 1 / norm, ratio / norm
 
 

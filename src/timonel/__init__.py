@@ -94,6 +94,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "SchedulerMixin":  # diffusers asks the package of a saved scheduler for it
+        from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+        return SchedulerMixin
     if name not in _WHERE:
         raise AttributeError(f"module 'timonel' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"timonel.{_WHERE[name]}"), name)

@@ -46,6 +46,10 @@ class EDM(Process):
         told = torch.where(s > 0, s, self._min)
         return Level(1 / norm, s / norm, 0.25 * torch.log(told))
 
+    def clean(self) -> Level:
+        """The denoised sample itself, whatever sigma_data."""
+        return Level(double([1.0]), double([0.0]), 0.25 * torch.log(double([self._min])))
+
     def at_time(self, time: Tensor) -> Level:
         return self._level(self._check_sigma(torch.exp(4 * double(time))))
 
