@@ -85,9 +85,7 @@ def test_unipc_keeps_an_edit_on_a_linear_model():
     for k in range(table.nfe):
         x = x + d if k == at else x
         h0 = gaussian(x, type("At", (), {"alpha": float(table.alpha[k]), "sigma": float(table.sigma[k])}))
-        registers = dict(
-            zip(names, [x, base, *([h0, *history] + [x * 0] * 9)[: table.history], x * 0], strict=True)
-        )
+        registers = dict(zip(names, [x, base, *([h0, *history] + [x * 0] * 9)[: table.history], x * 0], strict=True))
         row_x, row_base = (dict(zip(names, v.tolist(), strict=True)) for v in (table.x[k], table.base[k]))
         new, corrected = (sum(row[n] * registers[n] for n in names) for row in (row_x, row_base))
         if k == at:  # at this row x is seen only by the network; its shift has to reach the corrected sample

@@ -357,6 +357,9 @@ def test_cut_timesteps_start_from_an_intermediate_level() -> None:
     full = scheduler.timesteps.plain().clone()
     late = scheduler.timesteps[4:]
     assert torch.equal(late.plain(), full[4:])
+    assert scheduler.timesteps[:1].repeat(2).tolist() == [full[0]] * 2
+    assert scheduler.run.table.steps == 10  # looking at a part does not choose it
+    iter(late)
     assert scheduler.run.table.steps == 6
     x0, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     noisy = scheduler.add_noise(x0, noise, late.plain()[:1])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
+from pipes.registry import CASES
+from pipes.standins import Eyes, Lens
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
 )
 
 WIDTH, POOLED, WORDS = 16, 8, 5
@@ -87,3 +94,46 @@ def prompt(pipe: Any, batch: int = 1, seed: int = 1) -> dict[str, Any]:
         made["pooled_prompt_embeds"] = torch.randn(1, POOLED, generator=g).expand(batch, -1)
         made["negative_pooled_prompt_embeds"] = torch.randn(1, POOLED, generator=g).expand(batch, -1)
     return made
+
+
+def svd(seed: int = 0) -> StableVideoDiffusionPipeline:
+    """A StableVideoDiffusionPipeline with SVD's scheduler configuration."""
+    torch.manual_seed(seed)
+    network = UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=32,
+        num_attention_heads=8,
+        projection_class_embeddings_input_dim=96,
+        addition_time_embed_dim=32,
+    )
+    decoder = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4
+    )
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
+        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1, timestep_spacing="leading",
+        timestep_type="continuous", use_karras_sigmas=True,
+    )  # fmt: skip
+    pipe = StableVideoDiffusionPipeline(
+        vae=decoder.eval(), unet=network.eval(), scheduler=scheduler, image_encoder=Eyes(), feature_extractor=Lens()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def still(count: int = 1, seed: int = 0) -> torch.Tensor:
+    """Pictures (count, 3, 16, 16) in 0..1."""
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def case(family: str, key: str, dtype: torch.dtype = torch.float32) -> tuple[Any, dict[str, Any]]:
+    """A pipeline of `pipes` and the arguments of its call for one sample."""
+    importlib.import_module(f"pipes.{family}")
+    found = CASES[key]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers on its own configurations
+        return found.build().to(dtype), found.inputs()

@@ -24,6 +24,7 @@ _WHERE = {
     "GRIDS": "grids",
     "Grid": "grids",
     "Guidance": "guidance",
+    "Handle": "pipelines.handle",
     "Helm": "pipelines.helm",
     "Hook": "hooks",
     "Level": "process",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from .loop import sample as sample
     from .noise import BrownianNoise as BrownianNoise
     from .noise import SeededNoise as SeededNoise
+    from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm
     from .pipelines.scheduler import Scheduler as Scheduler
     from .process import EDM as EDM

@@ -1,129 +1,310 @@
-"""The gate socket: hooks on the network that decide what is computed under guidance.
+"""The gate socket: what the networks of a pipeline compute, under guidance and while the loop only turns.
 
-Pipelines feed the network [unconditional, conditional] batches and combine the outputs themselves,
-`u + g·(c - u)`. Outside the guidance interval the gate passes only the conditional half through the
-network and hands its output back twice, so that the pipeline's formula yields it for any g, at half
-the cost. Where a scale or a rescale is given it combines the halves itself and hands that back twice.
+Pipelines call their network for a conditional and an unconditional part, in one batch or one call each, and combine
+the outputs themselves, by a formula that is theirs: `u + g·(c - u)`, per frame, with an image's part, rescaled. The
+gate leaves the formula alone and changes the parts. Where a step is not guided it computes the conditional part only
+and hands that back for every part, so that any such formula yields it, at half the cost or less. Where a step has a
+scale of its own it hands back `c + k·(u - c)`, which scales the guidance of the pipeline by k.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
-from ..guidance import combine
+from ..errors import ArgumentError, ModelError
 from ..run import Run
+from . import parts
 
-NETWORKS = ("unet", "transformer", "transformer_2", "controlnet")
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+# the first of these groups that a pipeline has is called once a step (or once a part) with the sample
+NETWORKS = (("unet", "transformer", "transformer_2"), ("prior",), ("decoder",), ("dit",))
+HELPERS = ("controlnet",)  # called beside the network, with inputs that are batched alike
+NO_HALF = (
+    "guidance was asked for, but {pipe} gives its network no unconditional half that can be told apart: raise its "
+    "guidance scale above 1 and give what it needs for guidance (a negative prompt, for some), or leave guidance out "
+    "for a guidance-distilled model"
+)
 
 
-def networks(pipe: Any) -> list[nn.Module]:
-    """The modules of a pipeline that are called once per step with the whole batch."""
-    found = [getattr(pipe, name, None) for name in NETWORKS]
-    return [module for module in found if isinstance(module, nn.Module)]
+def networks(pipe: Any) -> dict[nn.Module, bool]:
+    """The modules that a pipeline calls in its loop, and whether each makes the prediction."""
+    for group in NETWORKS:
+        found = [module for name in group if isinstance(module := getattr(pipe, name, None), nn.Module)]
+        if found:
+            helpers = [module for name in HELPERS if isinstance(module := getattr(pipe, name, None), nn.Module)]
+            return dict.fromkeys(helpers, False) | dict.fromkeys(found, True)
+    return {}
 
 
 @contextmanager
-def gated(modules: list[nn.Module], current: Callable[[], Run | None], samples: int | None) -> Iterator[None]:
-    """Put a gate on every module while the context is open. `samples`: batch size, where it is known."""
-    gates = [Gate(current, samples) for _ in modules]
-    handles = []
-    try:
-        for module, gate in zip(modules, gates, strict=True):
-            handles.append(module.register_forward_pre_hook(gate.before, with_kwargs=True))
-            handles.append(module.register_forward_hook(gate.after))
+def gated(gate: Gate) -> Iterator[None]:
+    """Every network call of the pipeline goes through `gate` while the context is open."""
+    found = networks(gate.pipe)
+    with ExitStack() as stack:
+        if hasattr(gate.pipe, "_set_pag_attn_processor"):
+            stack.callback(_processors(found))
+        for module, main in found.items():
+            stack.callback(_put(gate, module, main))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _put(gate: Gate, module: nn.Module, main: bool) -> Callable[[], None]:
+    """Put the gate around a module's forward, outside other hooks and compiled code; returns what takes it out."""
+    name = "_compiled_call_impl" if module._compiled_call_impl is not None else "forward"
+    inner, own = getattr(module, name), module.__dict__
+
+    @functools.wraps(inner)
+    def through(*args: Any, **kwargs: Any) -> Any:
+        return gate.call(module, main, inner, args, kwargs)
+
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = through
+
+    def take_out() -> None:
+        if own.get(name) is not through:
+            return  # somebody replaced it during the call, as offloading does at its end
+        if before is missing:
+            del own[name]
+        else:
+            own[name] = before
+
+    return take_out
+
+
+def _processors(found: dict[nn.Module, bool]) -> Callable[[], None]:
+    """What restores attention processors, which pipelines with perturbed attention leave changed after an error."""
+    held: list[tuple[Any, dict[str, Any]]] = [
+        (module, dict(module.attn_processors))  # type: ignore[arg-type]
+        for module, main in found.items()
+        if main and hasattr(module, "attn_processors")
+    ]
+
+    def restore() -> None:
+        for module, before in held:
+            if module.attn_processors != before:
+                module.set_attn_processor(before)
+
+    return restore
 
 
 class Gate:
-    """One network's gate."""
+    """The gate of one call. `samples`: how many the call makes, where known; `own`: the pipeline's guidance scale."""
 
-    def __init__(self, current: Callable[[], Run | None], samples: int | None) -> None:
-        self.current, self.samples = current, samples
-        self.batch = 0  # samples in the half that is computed; 0 while the gate lets everything through
-        self.cut = False
+    def __init__(self, pipe: Any, scheduler: Scheduler, samples: int | None, own: float | None = None) -> None:
+        self.pipe, self.scheduler, self.samples, self.own = pipe, scheduler, samples, own
+        self.at: tuple[Run, int, int] | None = None
+        self.said: dict[nn.Module, list[Any]] = {}  # outputs of the newest row that was computed
+        self.opening: dict[nn.Module, list[Any]] = {}  # those of the first row, which may hold what later ones reuse
+        self.heard: dict[nn.Module, int] = {}  # how many of them were handed out again
+        self.first: tuple[Any, int, Any] | None = None  # sample, parts and output of this row's first call
+        self.found: list[Tensor] = []  # this row's parts, as the pipeline got them
+        self.place: int | None = None  # which of them is conditional, once measured
+        self.shift = 0.0  # 1 where a pipeline's scale is that of c + g·(c - u)
+        self.guided = self.skipped = self.scaled = False  # a second part was seen; a part was left out; k was not 1
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Keep only the conditional half of every batched input where this row is not guided."""
-        run = self.current()
-        self.batch, self.cut = 0, False
-        if run is None or run.guidance is None:
-            return None
-        size = _batch(args, kwargs)
-        half = self._half(run, args, kwargs, size)
-        if half is None:
-            if all(scale == 1.0 for scale in run.scales):
-                return None  # no guidance was asked for, and there is none
-            raise ArgumentError(
-                "guidance was asked for, but this pipeline gives its network no unconditional half "
-                f"(batch {size}): pass guidance_scale above 1, or leave guidance out for a guidance-distilled model"
-            )
-        self.batch, self.cut = half, run.scale == 1.0
-        if not self.cut:
-            return None
+    # -- around a network ------------------------------------------------------------------------
+    def call(
+        self, module: nn.Module, main: bool, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A network's output: computed, computed in part, or remembered."""
+        run = self.scheduler.current
+        if run is None:
+            return forward(*args, **kwargs)
+        self._enter(run)
+        known = self.opening if self.scheduler.hand.first and self.opening else self.said
+        if self.scheduler.hand.idle and known:
+            told = known.get(module) or next(iter(known.values()))
+            self.heard[module] = self.heard.get(module, -1) + 1
+            return told[min(self.heard[module], len(told) - 1)]
+        if run.guidance is None:
+            made = forward(*args, **kwargs)
+        elif main:
+            made = self._predict(run, forward, args, kwargs)
+        else:
+            made = self._help(run, forward, args, kwargs)
+        self.said.setdefault(module, []).append(made)
+        return made
 
-        def conditional(t: Tensor) -> Tensor:
-            return t[half:] if t.ndim and len(t) == 2 * half else t
+    def _enter(self, run: Run) -> None:
+        """Notice where a new turn of the loop begins."""
+        at = (run, run.advances, self.scheduler.hand.turn)
+        if self.at is None or self.at[0] is not run or self.at[1:] != at[1:]:
+            self.at, self.first, self.found, self.heard = at, None, [], {}
+            if not self.scheduler.hand.idle:
+                self.opening, self.said = self.opening or self.said, {}
 
-        return _map(args, conditional), _map(kwargs, conditional)
+    def _samples(self, run: Run, size: int) -> int:
+        """How many samples the batch is made of."""
+        count = len(run.latents) if run.started else 0
+        if self.samples and (not count or count % self.samples == 0):
+            return self.samples
+        return count or (size // 2 if parts.guides(self.pipe) and size % 2 == 0 else size)
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Hand back twice what the pipeline's own formula must not change."""
-        run, half = self.current(), self.batch
-        if not half or run is None or run.guidance is None:
-            return None
+    def _help(self, run: Run, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A controlnet's output; only for the conditional part where the network sees only that."""
+        size = len(parts.sample_of(args, kwargs))
+        samples = self._samples(run, size)
+        count = size // samples
+        if run.scale != 1.0 or count not in (2, 3) or size % samples:  # more where every frame is one of a batch
+            return forward(*args, **kwargs)
+        return self._cut(forward, args, kwargs, count, samples, frames=True)
 
-        def twice(t: Tensor) -> Tensor:
-            if self.cut:
-                return torch.cat([t, t]) if t.ndim and len(t) == half else t
-            if not t.ndim or len(t) != 2 * half or run.scale is None:
-                return t
-            uncond, cond = t.chunk(2)
-            guided = combine(cond, uncond, run.scale, run.guidance.rescale if run.guidance else 0.0)
-            return torch.cat([guided, guided])
+    def _predict(self, run: Run, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The prediction's parts."""
+        sample = parts.sample_of(args, kwargs)
+        if self.first is not None:
+            return self._again(run, sample, forward, args, kwargs)
+        size = len(sample)
+        samples = self._samples(run, size)
+        count = size // samples
+        if size % samples or count > 3:
+            raise ArgumentError(f"{NO_HALF.format(pipe=self._name)} (its network got {size} for {samples} samples)")
+        if count == 1:
+            if parts.guides(self.pipe) is False and not self._nothing(run):
+                raise ArgumentError(NO_HALF.format(pipe=self._name))
+            made = forward(*args, **kwargs)
+            self.found = [t for t in (parts.tensors(made),) if t is not None]
+        elif run.scale == 1.0:
+            self.skipped = self.guided = True
+            made = self._cut(forward, args, kwargs, count, samples)
+        else:
+            self.guided = True
+            made = self._scaled(run, forward(*args, **kwargs), count, size, isinstance(sample, list))
+            whole = parts.tensors(made)
+            self.found = [] if whole is None or len(whole) != size else list(whole.chunk(count))
+        self.first = (sample, count, made)
+        return made
 
-        return _map(output, twice)
+    def _again(self, run: Run, sample: Any, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A later call in the same turn: the unconditional part if it is about the same sample."""
+        assert self.first is not None
+        before, count, conditional = self.first
+        if count > 1 or not parts.same(before, sample):
+            return forward(*args, **kwargs)  # another window of a video, or a part that is not for guidance
+        self.guided = True
+        if run.scale == 1.0:
+            self.skipped = True
+            return conditional
+        made, k = forward(*args, **kwargs), self._share(run)
+        if k != 1.0:
+            made = parts.blend(conditional, made, k)
+        found = parts.tensors(made)
+        self.found = [] if found is None else [*self.found, found]
+        return made
 
-    def _half(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> int | None:
-        """Samples per half if the batch is doubled for guidance, else None."""
-        known = len(run.latents) if run.started else self.samples
-        if known is not None:
-            return known if size == 2 * known else None
-        if size % 2:
-            return None
-        sample = _first(args, kwargs)
-        self.samples = size // 2 if torch.equal(sample[: size // 2], sample[size // 2 :]) else size
-        return self.samples if self.samples * 2 == size else None
+    # -- parts ---------------------------------------------------------------------------------
+    def _conditional(self, count: int) -> int:
+        return parts.conditional(self.pipe, count) if self.place is None else self.place
 
+    def _cut(
+        self, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any], count: int, samples: int, *,
+        frames: bool = False,
+    ) -> Any:  # fmt: skip
+        """Compute the conditional part only and hand it back for all that guide by the prompt."""
+        place, size = self._conditional(count), count * samples
+        perturbed = parts.perturbed(self.pipe)
+        if perturbed and count == 2:
+            return forward(*args, **kwargs)  # conditional and perturbed: nothing to leave out
+        kept = 2 if perturbed else 1
+        wanted = slice(place * samples, (place + kept) * samples)
+        listed = isinstance(parts.sample_of(args, kwargs), list)
+        less = parts.narrow(args, size, wanted, listed), parts.narrow(kwargs, size, wanted, listed)
+        with self._perturbed_pair() if perturbed else ExitStack():
+            made = forward(*less[0], **less[1])
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The network's sample input: the first tensor with a batch."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim > 1:
-            return value
-    raise ArgumentError("the network was called without a batched tensor; timonel cannot tell its batch size")
+        def every(found: list[Any]) -> list[Any]:
+            return [found[0]] * (count - kept + 1) + found[1:]
 
+        return parts.rearrange(made, every, kept, kept * samples, listed, frames)
 
-def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    return len(_first(args, kwargs))
+    @contextmanager
+    def _perturbed_pair(self) -> Iterator[None]:
+        """Attention that expects [conditional, perturbed] instead of [unconditional, conditional, perturbed]."""
+        layers = self.pipe.pag_applied_layers
+        self.pipe._set_pag_attn_processor(pag_applied_layers=layers, do_classifier_free_guidance=False)
+        try:
+            yield
+        finally:
+            self.pipe._set_pag_attn_processor(pag_applied_layers=layers, do_classifier_free_guidance=True)
 
+    def _scaled(self, run: Run, made: Any, count: int, size: int, listed: bool) -> Any:
+        """The output with its guidance scaled to this row's."""
+        k = self._share(run)
+        if k == 1.0:
+            return made
+        if count == 3 and not parts.perturbed(self.pipe):
+            raise ArgumentError(f"{self._name} guides by two things at once; give one scale, not one per step")
+        place = self._conditional(count)
 
-def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with every tensor in it changed; containers keep their type."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        changed = {k: _map(v, change) for k, v in value.items()}
-        return changed if type(value) is dict else type(value)(**changed)
-    if isinstance(value, (list, tuple)):
-        items = [_map(v, change) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+        def nearer(found: list[Tensor]) -> list[Tensor]:
+            return [found[place].lerp(part, k) if i < 2 and i != place else part for i, part in enumerate(found)]
+
+        return parts.rearrange(made, nearer, count, size, listed)
+
+    def _share(self, run: Run) -> float:
+        """k: this row's guidance in units of the pipeline's own."""
+        if run.scale is None or self.own is None or run.scale == self.own:
+            return 1.0
+        self.scaled = True
+        return (run.scale - 1 + self.shift) / (self.own - 1 + self.shift)
+
+    # -- after the pipeline combined them ------------------------------------------------------
+    def combined(self, raw: Tensor) -> Tensor:
+        """What the row is advanced with: the pipeline's combination, checked the first time, rescaled where asked."""
+        run = self.scheduler.run
+        if run.guidance is None or self._nothing(run):
+            return raw
+        if not networks(self.pipe):
+            raise ModelError(f"timonel does not know the network of {self._name}, so it cannot guide it")
+        if not self.guided and getattr(self.pipe, "guider", None) is None:  # guiders have intervals of their own
+            raise ArgumentError(NO_HALF.format(pipe=self._name))
+        if run.scale == 1.0:
+            return raw
+        if self.place is None and len(self.found) > 1:
+            self._measure(raw)
+        return self._rescaled(raw, run.guidance.rescale) if run.guidance.rescale else raw
+
+    def _measure(self, raw: Tensor) -> None:
+        """Find out which part is the conditional one, and how the pipeline means its scale."""
+        assumed = 0 if self.first is not None and self.first[1] == 1 else self._conditional(len(self.found))
+        found = parts.weights(self.found, raw)
+        self.place = assumed
+        if found is None:
+            return
+        heaviest = max(range(len(found)), key=found.__getitem__)
+        sequential = self.first is not None and self.first[1] == 1
+        if heaviest != assumed and found[heaviest] > 1:
+            if self.skipped or self.scaled or sequential:
+                raise ArgumentError(
+                    f"{self._name} has its conditional part at {heaviest} of {len(found)}, not at {assumed}: begin the "
+                    "guidance interval at the first step, without a scale per step"
+                )
+            self.place = heaviest
+        if len(found) == 2 and self.own is not None and not self.scaled:
+            self.shift = 1.0 if abs(found[heaviest] - self.own - 1) < abs(found[heaviest] - self.own) else 0.0
+
+    def _rescaled(self, raw: Tensor, phi: float) -> Tensor:
+        """arXiv 2305.08891, eq. 15-16: the std of the conditional part, per sample."""
+        place = self._conditional(len(self.found)) if self.first is None or self.first[1] > 1 else 0
+        conditional = self.found[place] if self.found else None
+        if conditional is None or conditional.shape != raw.shape:
+            raise ArgumentError(f"{self._name} changes what its network returns; it cannot be rescaled from outside")
+        dims = tuple(range(1, raw.ndim))
+        factor = conditional.std(dim=dims, keepdim=True) / raw.std(dim=dims, keepdim=True)
+        return raw * (1 - phi + phi * factor)
+
+    def _nothing(self, run: Run) -> bool:
+        """Whether guidance was asked to be off everywhere."""
+        return all(scale == 1.0 for scale in run.scales)
+
+    @property
+    def _name(self) -> str:
+        return type(self.pipe).__name__

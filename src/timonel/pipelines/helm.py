@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import replace
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from .. import zoo
-from ..errors import ArgumentError, ModelError, UnknownName
-from ..guidance import Guidance, cfg
+from ..errors import ArgumentError, ModelError, RunError, UnknownName
+from ..guidance import Guidance
 from ..noise import checked
 from ..run import Run
 from ..sampler import Sampler
+from . import scale
 from .decode import Context
-from .gate import gated, networks
+from .fits import counts, steps_with_scheduler, takes_the_run
+from .gate import Gate, gated
+from .handle import Handle
 from .scheduler import Orders, Scheduler
+from .timesteps import Rewound
 
 RENAMED = tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42)  # torch_dtype became dtype
+OURS = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
+COUNTED = (
+    "prompt",
+    "prompt_embeds",
+    "task_prompt",
+    "class_labels",
+    "image",
+    "image_embeds",
+    "image_embeddings",
+)  # one per sample
+_GUARD = threading.Lock()
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -52,6 +70,11 @@ class Helm:
                 f"{type(self.pipe).__name__} is not a diffusers pipeline with a scheduler; "
                 "give a pipeline object, a folder or a model name"
             )
+        if not steps_with_scheduler(self.pipe):
+            raise ModelError(
+                f"{type(self.pipe).__name__} has no loop of its own that steps its scheduler; "
+                "give the pipelines inside it, one by one"
+            )
         self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
         self._scheduler: Scheduler | None = None
@@ -70,35 +93,86 @@ class Helm:
         hooks: Sequence[Any] = (),
         seeds: Sequence[int] | int | None = None,
         keep: int = 0,
+        resume: Run | None = None,
         **options: Any,
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
 
         `sampler, steps`: see `Sampler`; without a grid, the process' usual one. `guidance`: a scale
-        or `cfg(…)`. `seeds`: one per sample, or one number for the first of consecutive seeds; drawn
-        and left in `self.seeds` where none are given. `keep`: step states kept for instant rewinds.
+        or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
+        sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
+        `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched or stopped, to
+        continue with the same sampler and steps; a finished one is only decoded.
 
-        Raises `ArgumentError` before any compute for arguments the pipeline does not have.
+        Raises `ArgumentError` before any compute for arguments the pipeline does not have or that do not fit
+        each other, and `RunError` while another call on this pipeline goes on.
         """
-        scheduler, options = self._prepare(sampler, steps, options)
-        batch = self._batch(args, options)
-        orders = Orders(hooks=tuple(hooks), keep=keep, context=self.context)
-        orders.guidance = self._guidance(guidance, options)
-        orders.seeds = self._seed(seeds, batch, options)
-        scheduler.orders = orders
-        scheduler.set_timesteps(scheduler.sampler.steps)  # everything that can be refused is refused here
+        ours = {"sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks, "seeds": seeds, "keep": keep}
+        return self.ready(args, {**ours, "resume": resume, **options})()
+
+    def start(self, *args: Any, **options: Any) -> Handle:
+        """Call the pipeline in a background thread, with the arguments of a call; see `Handle`.
+
+        Raises before the thread starts what a call would raise before any compute.
+        """
+        return Handle(self, args, options)
+
+    def ready(self, args: tuple[Any, ...], given: dict[str, Any]) -> Callable[[], Any]:
+        """A call with everything checked, to be made later. Raises what a call raises before any compute."""
+        scheduler, gate, options = self._prepare(args, {name: given.pop(name, None) for name in OURS}, given)
+        return lambda: self._go(scheduler, gate, options)
+
+    # -- around the call -----------------------------------------------------------------------
+    def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any]) -> Any:
+        """The call itself. After it the pipeline is what it was before, whatever happened."""
+        with self._alone(), self._steered(scheduler), gated(gate):
+            self.context.call = options
+            try:
+                made = self._pass(scheduler, options)
+            except BaseException:
+                if scheduler.current is not None:
+                    scheduler.current.fail()
+                getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
+                raise
+        if not scheduler.hand.given:
+            raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
+        return made
+
+    def _pass(self, scheduler: Scheduler, options: dict[str, Any]) -> Any:
+        """Call the pipeline; again from its beginning after a rewind that its loop cannot follow."""
+        given = options.get("generator")
+        generators = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        states = [generator.get_state() for generator in generators]
+        while True:
+            try:
+                return self.pipe(**options)
+            except Rewound:
+                scheduler.hand.let_go()
+                scheduler.hand.replay = True
+                for generator, state in zip(generators, states, strict=True):
+                    generator.set_state(state)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One call at a time, for a pipeline has one scheduler."""
+        with _GUARD:
+            lock = _LOCKS.setdefault(self.pipe, threading.Lock())
+        if not lock.acquire(blocking=False):
+            raise RunError("this pipeline is at work in another call: wait for its end, or load a second pipeline")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _steered(self, scheduler: Scheduler) -> Iterator[None]:
+        """The pipeline with `scheduler`, and with one progress bar at most."""
         own, bar = self.pipe.scheduler, getattr(self.pipe, "_progress_bar_config", None)
         self.pipe.scheduler = self._scheduler = scheduler
-        if any(getattr(hook, "shows_progress", False) for hook in hooks):  # one bar is enough
+        if any(getattr(hook, "shows_progress", False) for hook in scheduler.orders.hooks):
             self.pipe._progress_bar_config = {**(bar or {}), "disable": True}
         try:
-            with gated(networks(self.pipe), lambda: scheduler.current, batch):
-                return self.pipe(*args, **options)
-        except BaseException:
-            if scheduler.current is not None:
-                scheduler.current.fail()
-            getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
-            raise
+            yield
         finally:
             self.pipe.scheduler = own
             if bar is not None:
@@ -113,31 +187,72 @@ class Helm:
         return {name: p for name, p in given.items() if p.kind is not p.VAR_KEYWORD}
 
     def _prepare(
-        self, sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]
-    ) -> tuple[Scheduler, dict[str, Any]]:
-        """The scheduler of this call and the pipeline's own arguments, checked."""
-        parameters, options = self._parameters, dict(options)
+        self, args: tuple[Any, ...], ours: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[Scheduler, Gate, dict[str, Any]]:
+        """Everything of a call but the call; what can be refused is refused here."""
+        options = self._repeated(self._named(args, options))
+        scheduler = self._sampling(ours["sampler"], ours["steps"], options)
+        batch = self._batch(options)
+        given, own = scale.order(self.pipe, self._parameters, options, ours["guidance"])
+        hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
+        for hook in hooks:
+            takes_the_run(hook)
+        if resume is not None and not resume.row:
+            raise RunError("the run to resume has made no step; call without resume= to begin one")
+        gate = Gate(self.pipe, scheduler, batch, own)
+        scheduler.orders = Orders(
+            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
+            context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume,
+        )  # fmt: skip
+        scheduler.set_timesteps(scheduler.sampler.steps)
+        return scheduler, gate, options
+
+    def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's own arguments by name; unknown ones are refused."""
+        parameters, what = self._parameters, f"argument of {type(self.pipe).__name__}"
+        if len(args) > len(parameters):
+            raise ArgumentError(f"{type(self.pipe).__name__} takes {len(parameters)} arguments, got {len(args)}")
+        named = dict(zip(parameters, args, strict=False))
         for key in options:
             if key not in parameters:
-                raise UnknownName(f"argument of {type(self.pipe).__name__}", key, parameters)
+                raise UnknownName(what, key, [*parameters, *OURS])
+            if key in named:
+                raise ArgumentError(f"{key} was given twice, by position and by name")
+        return named | options
+
+    def _repeated(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Several videos of one picture as several pictures: so each has its own seed for all of its noise."""
+        count = options.get("num_videos_per_prompt") or 1
+        if count == 1 or "prompt" in self._parameters:
+            return options
+        image: Any = options.get("image")
+        if isinstance(image, torch.Tensor):
+            many: Any = image.repeat_interleave(count, 0)
+        else:
+            many = [one for one in (image if isinstance(image, list) else [image]) for _ in range(count)]
+        return {**options, "image": many, "num_videos_per_prompt": 1}
+
+    def _sampling(self, sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]) -> Scheduler:
+        """The scheduler of this call; the number of steps is written into `options`."""
         asked = options.pop("num_inference_steps", None)
         if steps is not None and asked is not None and steps != asked:
             raise ArgumentError(f"steps={steps} and num_inference_steps={asked} disagree; give one")
-        scheduler = Scheduler.from_config(self.pipe.scheduler.config)
-        chosen = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
-        scheduler.sampler = chosen
-        if "num_inference_steps" in parameters:
-            options["num_inference_steps"] = chosen.steps
-        return scheduler, options
+        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config)
+        scheduler.sampler = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
+        if "num_inference_steps" in self._parameters:
+            options["num_inference_steps"] = scheduler.sampler.steps
+        return scheduler
 
-    def _batch(self, args: tuple[Any, ...], options: dict[str, Any]) -> int | None:
+    def _batch(self, options: dict[str, Any]) -> int | None:
         """How many samples the call makes, where its arguments tell."""
-        named = dict(zip(self._parameters, args, strict=False)) | options
-        given = next((named[k] for k in ("prompt", "prompt_embeds", "image") if named.get(k) is not None), None)
-        if given is None:
-            return None
-        count = len(given) if isinstance(given, (list, tuple, torch.Tensor)) else 1
-        return count * int(named.get("num_images_per_prompt") or named.get("num_videos_per_prompt") or 1)
+        name = next((k for k in COUNTED if options.get(k) is not None), None)
+        if name is None:
+            return options.get("batch_size")
+        given = options[name]
+        many = len(given) if isinstance(given, (list, tuple)) else 1
+        if isinstance(given, torch.Tensor):
+            many = 1 if name == "image" and given.ndim == 3 else len(given)
+        return many * int(options.get("num_images_per_prompt") or options.get("num_videos_per_prompt") or 1)
 
     def _seed(
         self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any]
@@ -157,29 +272,6 @@ class Helm:
             drawn = [torch.Generator().manual_seed(s) for s in self.seeds]
             options["generator"] = drawn[0] if len(drawn) == 1 else drawn
         return self.seeds
-
-    def _guidance(self, guidance: Guidance | float | None, options: dict[str, Any]) -> Guidance | None:
-        """The guidance of this call; also switches the pipeline's own doubling on where it is needed."""
-        made = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
-        if made is None:
-            return None
-        own = self._parameters.get("guidance_scale")
-        if made.scale is None and made.rescale:
-            scale = options.get("guidance_scale", own.default if own else None)
-            if not isinstance(scale, (int, float)):
-                raise ArgumentError("guidance rescale needs a scale: cfg(5.0, rescale=0.7)")
-            made = replace(made, scale=float(scale))
-        if made.scale is None:
-            return made
-        if options.get("guidance_scale") is not None:
-            raise ArgumentError("give the scale in guidance= or as guidance_scale=, not both")
-        if own is None:
-            raise ArgumentError(f"{type(self.pipe).__name__} takes no guidance_scale; leave the scale out of guidance=")
-        scales = made.scale if isinstance(made.scale, tuple) else (made.scale,)
-        top = max(scales)
-        # above 1 the pipeline doubles its batch; the number itself no longer matters, the gate combines
-        options["guidance_scale"] = top if top > 1 else 1.0 if set(scales) == {1.0} else 2.0
-        return made
 
 
 def load(

@@ -29,7 +29,8 @@ from ..noise import DEFAULT, Noise, source
 from ..process import Flow, Process
 from ..run import Run
 from ..sampler import Sampler
-from .timesteps import Timesteps
+from ..table import Table
+from .timesteps import Hand, Timesteps, adopted
 
 GRID_FLAGS = {
     "use_karras_sigmas": "karras",
@@ -51,6 +52,9 @@ class Orders:
     noise: Noise | None = None
     keep: int = 0
     context: Any = None
+    guided: Callable[[Tensor], Tensor] | None = None  # the last word on what the pipeline combined, see gate.py
+    recall: bool = False  # the pipeline is called again after a rewind, because its loop counts its steps
+    resume: Run | None = None  # continue this run instead of beginning one
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -104,18 +108,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler_noise: str = DEFAULT,
     ) -> None:
         config = {**self.config, "_class_name": ""}
-        self.process: Process = processes.from_config(config)
-        self.prediction = predictions.from_config(config)
-        self.sampler = Sampler(sampler, options=dict(sampler_options or {}), noise=sampler_noise)
+        chosen = Sampler(sampler, options=dict(sampler_options or {}), noise=sampler_noise)
+        self._set(processes.from_config(config), predictions.from_config(config), chosen)
+
+    def _set(self, process: Process, prediction: str, sampler: Sampler) -> None:
+        """Everything a scheduler has besides its configuration."""
+        self.process: Process = process
+        self.prediction = prediction
+        self.sampler = sampler
         self.orders = Orders()
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self._grid: Grid | None = None
         self._run: Run | None = None
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
-        self._handed: tuple[Tensor, int] | None = None  # what the pipeline holds, and its version
+        self.hand = Hand()
+        self._all: tuple[Timesteps, Sampler, Grid, tuple[int, ...]] | None = None  # what set_timesteps made
+        self._covered = (0, 0)  # which rows of it the run covers
         self._seeded: Noise | None = None  # where the helm gave none
-        self.timesteps: Tensor = torch.arange(num_train_timesteps - 1, -1, -1)
+        self.timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
 
     # -- making ------------------------------------------------------------------------------
@@ -160,15 +171,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             chosen = Sampler.of(sampler)
             if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
                 raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
-            model |= {"sampler": chosen.label, "sampler_options": dict(chosen.options), "sampler_noise": chosen.source}
+            told = {"sampler_options": dict(chosen.options), "sampler_noise": chosen.source}
+            model |= {"sampler": chosen.label, **{k: v for k, v in told.items() if k not in changes}}
         kept = {key: value for key, value in given.items() if key in names and value is not None}
         made = cls(**{**kept, **model})
         return (made, {}) if return_unused_kwargs else made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
-        """A scheduler with the same configuration and no run."""
+        """A scheduler with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound."""
         kept = {k: v for k, v in self.config.items() if not k.startswith("_")}
         made: Scheduler = type(self)(**copy.deepcopy(kept, memo))
+        made.sampler, made.orders = self.sampler, Orders(seeds=self.orders.seeds, noise=self.orders.noise)
+        made.hand.leader, self.hand.led = self, True
         return made
 
     # -- what pipelines read -------------------------------------------------------------------
@@ -206,6 +220,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
         it from the picture's size.
         """
+        if self.hand.replay and self._all is not None:
+            self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
+            return
         asked = (num_inference_steps, _plain(timesteps), _plain(sigmas), mu, self.sampler, id(self.orders))
         if asked == self._asked and self._run is not None and not self._run.started:
             self.timesteps = Timesteps.of(self.timesteps.as_subclass(Tensor).to(device), self)
@@ -227,6 +244,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._device = device
         self._make(sampler, sampler.levels(process))
         sampler.drawing(self.run.table)
+        assert isinstance(self.timesteps, Timesteps)
+        assert self._grid is not None
+        self._all, self._covered = (self.timesteps, sampler, self._grid, self.run.table.step), (0, len(self.timesteps))
         self._asked = asked
 
     def _with_grid(self) -> Sampler:
@@ -245,7 +265,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
         """Compile the table on `grid` and hang a fresh run on it."""
-        table = solvers.make(sampler.name, grid, **sampler.options)
+        table = self._compile(sampler, grid)
         self._sampler, self._grid, self._asked = sampler, grid, None
         orders = self.orders
         noise = orders.noise
@@ -255,26 +275,33 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
-        self._handed, self._seeded = None, None
+        self._seeded = None
+        self.hand.let_go()
         times = table.time[:-1]
         whole = self.process.kind == "vp" and bool((times == times.round()).all())
         self.timesteps = Timesteps.of(times.to(torch.int64 if whole else torch.float32).to(self._device), self)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
-        self.order = table.first_row(1) if table.steps > 1 else 1
+        self.order = _rows_per_step(table)
         self.num_inference_steps = table.steps
         assert isinstance(self.timesteps, Timesteps)
         return self.timesteps
 
-    def cut(self, start: int, stop: int) -> Timesteps:
-        """Keep only rows start … stop of the present list: image-to-image and two-stage pipelines slice it so."""
-        if self._grid is None:
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        return solvers.make(sampler.name, grid, **sampler.options)
+
+    def cover(self, start: int, stop: int) -> None:
+        """Let the run cover rows start … stop of the list that `set_timesteps` made, as pipelines slice it."""
+        if self._all is None:
             raise RunError("call set_timesteps first")
-        first, last = (
-            self.run.table.step[start],
-            self.run.table.steps if stop >= self.run.table.nfe else self.run.table.step[stop],
-        )
-        return self._make(self._sampler, grids.cut(self._grid, start=first, stop=last))
+        _, sampler, grid, steps = self._all
+        if (start, stop) != self._covered:
+            last = steps[-1] + 1 if stop >= len(steps) else steps[stop]
+            self._make(sampler, grids.cut(grid, start=steps[start], stop=last))
+            self._covered = (start, stop)
+        if self.orders.resume is not None:
+            self._run, self.orders.resume = adopted(self.orders.resume, self.run), None
+            self.hand.replay = True
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         config = self.config
@@ -304,14 +331,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if eta:
             raise ArgumentError(f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})")
         run = self.run
-        self._seed(generator, len(sample))
-        if not run.started:
-            run.start(sample)
-        elif self._handed is None or sample is not self._handed[0] or _version(sample) != self._handed[1]:
-            run.latents = sample
-        run.advance(model_output)
+        self.hand.follow(run)
+        if not self.hand.rests():
+            raw = model_output if self.orders.guided is None else self.orders.guided(model_output)
+            self._seed(generator, len(sample))
+            if not run.started:
+                run.start(sample)
+            elif not self.hand.holds(sample):
+                run.latents = sample
+            run.advance(raw)
         new = run.result if run.stopping else run.latents
-        self._handed = (new, _version(new))
+        self.hand.give(new)
         return SchedulerOutput(prev_sample=new) if return_dict else (new,)
 
     def _seed(self, generator: Any, batch: int) -> None:
@@ -330,23 +360,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         assert self._seeded is not None
         return self._seeded(row, like)
 
-    def hand_moved(self) -> None:
-        """After a rewind, the tensor that the pipeline holds becomes the run's sample again."""
-        if self.run.moved and self._handed is not None:
-            held = self._handed[0]
-            held.copy_(self.run.latents)
-            self._handed = (held, _version(held))
-
-    def hand_result(self) -> None:
-        """After a stop, the tensor that the pipeline holds and will decode becomes the result."""
-        if self.run.status == "stopped" and self._handed is not None:
-            held, result = self._handed[0], self.run.result
-            if held is not result:
-                self.run.release()
-                held.copy_(result)
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all)."""
+        """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).
+
+        `x0` itself once the run is stopped: what pipelines blend with the result is to be as clean as the result.
+        """
+        if self._run is not None and self._run.started and self._run.stopping:
+            return original_samples
         level = self.process.at_time(timesteps.detach().to("cpu", torch.float64).reshape(-1))
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))
@@ -364,15 +384,16 @@ def _plain(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(v) for v in values)
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; constant where torch does not count."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def _is_default_flow(sigmas: Any) -> bool:
     """Whether a list is linspace(1, 1/N, N), which flow pipelines pass when the user gave none."""
     given = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
     return len(given) > 0 and torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
+
+
+def _rows_per_step(table: Table) -> int:
+    """Network calls of a step, by which pipelines multiply where they slice; the first and the last may differ."""
+    k = max(table.steps - 2, 0)
+    return table.first_row(k + 1) - table.first_row(k)
 
 
 Scheduler.__module__ = "timonel"  # so that a saved pipeline names the package, not this file

@@ -2,6 +2,10 @@
 
 A pipeline's own `for t in timesteps` ends when the run is stopped, waits while it is paused and
 goes back when it is rewound. Everywhere else it is the plain tensor of network times, one per row.
+
+Where the pipeline keeps a sample of its own (it blends a mask in, casts, changes the layout), the run cannot put
+another into its hands between two turns of the loop. Then the loop turns once more and idly: the networks' outputs
+are remembered ones, and `step` hands over the sample without advancing the run.
 """
 
 from __future__ import annotations
@@ -12,37 +16,125 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError, RunError
+
 if TYPE_CHECKING:
+    from ..run import Run
     from .scheduler import Scheduler
 
 
+class Rewound(BaseException):
+    """The run went back in a pipeline whose loop counts its steps: it has to be called again from its beginning."""
+
+
+class Hand:
+    """What the pipeline holds of the run, and how its loop turns.
+
+    `idle`: the loop turns without advancing; `first`: for its first time. `turn`: turns so far. `replay`: the
+    pipeline is called again, and passes idly by the rows that the run has behind it. `owned`: it last came back with
+    the very tensor it was given.
+    """
+
+    leader: Scheduler | None
+
+    def __init__(self) -> None:
+        self.idle, self.first, self.replay, self.owned, self.turn = False, False, False, False, 0
+        self.given = 0
+        self.led, self.leader = False, None  # pipelines of video with sound step a copy of the scheduler beside it
+        self._held: tuple[Tensor, int] | None = None
+
+    def give(self, sample: Tensor) -> None:
+        """The pipeline is handed `sample`."""
+        self._held, self.given = (sample, _version(sample)), self.given + 1
+
+    def holds(self, sample: Tensor) -> bool:
+        """Whether the pipeline comes back with what it was given, unchanged."""
+        self.owned = self.is_held(sample)
+        return self.owned and self._held is not None and _version(sample) == self._held[1]
+
+    def is_held(self, sample: Tensor) -> bool:
+        """Whether it is the tensor that the pipeline was given last."""
+        return self._held is not None and sample is self._held[0]
+
+    def put(self, sample: Tensor) -> bool:
+        """Write `sample` into the tensor that the pipeline holds; False where it holds one of its own."""
+        if self._held is None:
+            return False
+        held = self._held[0]
+        if held is sample:
+            return True
+        held.copy_(sample)
+        self.give(held)
+        return self.owned and not self.led
+
+    def rests(self) -> bool:
+        """Whether this turn of the loop only hands the sample over."""
+        return self.idle or (self.leader is not None and self.leader.hand.idle)
+
+    def follow(self, run: Run) -> None:
+        """Stop where the scheduler that this one was copied from has stopped."""
+        lead = None if self.leader is None else self.leader.current
+        if lead is not None and lead.stopping:
+            run.stop(lead.reason)
+
+    def let_go(self) -> None:
+        """The pipeline's loop begins anew."""
+        self.idle, self.owned, self._held = False, False, None
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; constant where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def adopted(run: Run, fresh: Run) -> Run:
+    """`run`, to go on in the place of a fresh one of the same table, with what is asked of that one."""
+    old, new = run.table, fresh.table
+    if old.x.shape != new.x.shape or not (torch.equal(old.x, new.x) and torch.equal(old.time, new.time)):
+        raise ArgumentError(
+            f"the run to resume is {old.solver!r} on {old.grid!r} with {old.steps} steps, this call is {new.solver!r} "
+            f"on {new.grid!r} with {new.steps}: give the same sampler and steps"
+        )
+    if fresh.guidance is not None:
+        run.guidance, run.scales = fresh.guidance, fresh.scales
+    run.hooks, run.context, run.noise = [*run.hooks, *fresh.hooks], fresh.context, run.noise or fresh.noise
+    return run
+
+
 class Timesteps(Tensor):
-    """Network times of the rows, noisiest first; iterating drives `scheduler.run`."""
+    """Network times of the rows, noisiest first; iterating drives `scheduler.run`.
+
+    A contiguous slice is a part of the journey, as image-to-image and two-stage pipelines take it: once it is
+    iterated, the run covers only that part.
+    """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     scheduler: Scheduler
+    begin: int
 
     @staticmethod
-    def of(times: Tensor, scheduler: Scheduler) -> Timesteps:
+    def of(times: Tensor, scheduler: Scheduler, begin: int = 0) -> Timesteps:
+        """`begin`: which row of all that `scheduler.set_timesteps` made is the first one here."""
         made: Timesteps = Tensor._make_subclass(Timesteps, times)
-        made.scheduler = scheduler
+        made.scheduler, made.begin = scheduler, begin
         return made
 
     def plain(self) -> Tensor:
         """The same numbers without the socket."""
         return self.as_subclass(Tensor)
 
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        return Timesteps.of(self.plain().to(*args, **kwargs), self.scheduler, self.begin)
+
     def __getitem__(self, key: Any) -> Tensor:
-        """A contiguous slice cuts the run's grid, as image-to-image and two-stage pipelines do."""
         if isinstance(key, slice) and key.step in (None, 1):
             start, stop, _ = key.indices(len(self))
-            if (start, stop) != (0, len(self)) and start < stop:
-                return self.scheduler.cut(start, stop)
-            if (start, stop) == (0, len(self)):
-                return self
+            if start < stop:
+                return Timesteps.of(self.plain()[start:stop], self.scheduler, self.begin + start)
         return self.plain()[key]
 
     def __iter__(self) -> Iterator[Tensor]:
+        self.scheduler.cover(self.begin, self.begin + len(self))
         return _drive(self.plain(), self.scheduler)
 
 
@@ -52,8 +144,14 @@ def _drive(times: Tensor, scheduler: Scheduler) -> Iterator[Tensor]:
     Where nothing advanced since the last time was yielded, the caller is only reading the list (or
     skips steps because the pipeline was interrupted): then go on to the next entry.
     """
-    run = scheduler.run
-    listed = list(times)
+    run, hand, listed = scheduler.run, scheduler.hand, list(times)
+    if hand.replay:
+        before = hand.given
+        for row, time in enumerate(listed[: run.row]):
+            hand.first = row == 0
+            yield from _idly(time, hand)
+        hand.first = False
+        hand.replay = hand.given == before and run.row > 0  # where the list was only read, the loop is still to come
     position, seen = -1, -1
     while True:
         if run.advances == seen or not run.started:
@@ -64,12 +162,38 @@ def _drive(times: Tensor, scheduler: Scheduler) -> Iterator[Tensor]:
             if not run.proceed():
                 break
             position = run.row
-            scheduler.hand_moved()
+            if run.moved:
+                run.moved = False
+                if hand.led:
+                    raise RunError("this pipeline steps two schedulers side by side, so its run cannot go back")
+                if scheduler.orders.recall:
+                    raise Rewound
+                if not hand.put(run.latents):
+                    yield from _idly(listed[max(position - 1, 0)], hand)
         seen = run.advances
+        hand.turn += 1
         yield listed[position]
     if run.started and run.advances:
-        if run.status == "running":
-            run.stop("the pipeline was interrupted")
-            run.proceed()
-        scheduler.hand_result()
-        run.finish()
+        yield from _end(listed, scheduler)
+
+
+def _idly(time: Tensor, hand: Hand) -> Iterator[Tensor]:
+    """One turn of the loop that only hands the run's sample over."""
+    hand.idle, hand.turn = True, hand.turn + 1
+    yield time
+    hand.idle = False
+
+
+def _end(listed: list[Tensor], scheduler: Scheduler) -> Iterator[Tensor]:
+    """The loop is over: what the pipeline holds, and will decode, becomes the result."""
+    run, hand = scheduler.run, scheduler.hand
+    if run.status == "running":
+        run.stop("the pipeline was interrupted")
+        run.proceed()
+    if run.status == "stopped":
+        result = run.result
+        if not hand.is_held(result):
+            run.release()  # the tensor that is written to may be the run's own
+        if not hand.put(result):
+            yield from _idly(listed[min(run.row, len(listed) - 1)], hand)
+    run.finish()

@@ -1,0 +1,148 @@
+"""A pipeline call in a background thread, with what one does to it meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RunError
+from ..hooks import Hook
+from ..hooks.rgb import to_images
+from ..run import Run
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .helm import Helm
+
+
+class _Begun(Hook):
+    """Gives the run to the handle as soon as it exists, with the orders that came earlier."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+
+    def on_start(self, run: Run) -> None:
+        self.handle._begin(run)
+
+
+class Handle:
+    """A call that goes on in the background. Make one with `helm.start(…)`.
+
+        handle = helm.start("red apple", steps=20, keep=20)
+        handle.pause(); handle.preview()[0].show(); handle.rewind(8); handle.resume()
+        picture = handle.result().images[0]
+
+    `pause`, `stop` and `resume` may come before the first step; the pipeline's thread is a daemon.
+    """
+
+    def __init__(self, helm: Helm, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._helm = helm
+        self._run: Run | None = None
+        self._early: list[Callable[[Run], None]] = []
+        self._change = threading.Condition()
+        self._made: Any = None
+        self._error: BaseException | None = None
+        self._ended = False
+        hooks = [_Begun(self), *options.pop("hooks", ())]
+        self._call = helm.ready(args, {**options, "hooks": hooks})
+        self._thread = threading.Thread(target=self._work, name="timonel-helm", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._made = self._call()
+        except BaseException as error:
+            self._error = error
+        with self._change:
+            self._ended = True
+            self._change.notify_all()
+
+    def _begin(self, run: Run) -> None:
+        with self._change:
+            self._run = run
+            for order in self._early:
+                order(run)
+            self._early.clear()
+            self._change.notify_all()
+
+    def _order(self, order: Callable[[Run], None]) -> None:
+        with self._change:
+            if self.done:
+                raise RunError(f"this call has ended ({self.status}); begin another, with helm.start(…)")
+            if self._run is None:
+                self._early.append(order)
+            else:
+                order(self._run)
+
+    # -- where it is -----------------------------------------------------------------------------
+    @property
+    def done(self) -> bool:
+        """Whether the call has ended, by whatever way."""
+        return self._ended
+
+    @property
+    def status(self) -> str:
+        """One of starting, running, paused, finishing (decoding), done, stopped, failed."""
+        if self.done:
+            return "failed" if self._error is not None or self._run is None else self._run.status
+        if self._run is None:
+            return "starting"
+        return "finishing" if self._run.status in ("done", "stopped") else self._run.status
+
+    @property
+    def run(self) -> Run:
+        """The run. Raises `RunError` before the first network call."""
+        if self._run is None:
+            raise RunError("the call has no run yet; wait a moment, e.g. with handle.wait()")
+        return self._run
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return 0 if self._run is None else self._run.step
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until there is a run, or the call has failed; False if `timeout` seconds were not enough."""
+        with self._change:
+            return self._change.wait_for(lambda: self._run is not None or self.done, timeout)
+
+    # -- control -------------------------------------------------------------------------------
+    def pause(self) -> None:
+        """Wait before the next step."""
+        self._order(Run.pause)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._order(Run.resume)
+
+    def stop(self, reason: str = "") -> None:
+        """End at the next step; the newest denoised prediction is decoded and becomes the result."""
+        self._order(lambda run: run.stop(reason))
+
+    def rewind(self, step: int) -> None:
+        """Go back so that `step` steps are completed. Raises `RunError` for a step that was not reached."""
+        self._order(lambda run: run.rewind(step))
+
+    def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
+        """A second run at the same point; continue it with `helm(…, resume=branch)` once this call has ended."""
+        return self.run.branch(hooks=hooks)
+
+    def preview(self, *, decode: bool = False) -> list[Image.Image]:
+        """Pictures of the newest denoised prediction, one per sample; linear and small unless `decode`.
+
+        Raises `RunError` before the first step.
+        """
+        context, clean = self._helm.context, self.run.denoised
+        linear = None if decode else context.latent_rgb
+        return to_images(context.decode(clean) if linear is None else linear(clean))
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The pipeline's output, once it is there. Raises what the call raised, and `TimeoutError`."""
+        self._thread.join(timeout)
+        if not self.done:
+            raise TimeoutError(f"the call has not ended after {timeout:g} s: it is {self.status} at step {self.step}")
+        if self._error is not None:
+            raise self._error
+        return self._made
