@@ -1,0 +1,102 @@
+"""A still picture in, a video out: the second main job, for image-to-video pipelines such as Stable Video Diffusion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ArgumentError, finite, whole
+from .guidance import Guidance
+from .sampler import Sampler
+from .video import SUFFIXES, write
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .pipelines.helm import Helm
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What Stable Video Diffusion is told beside the picture.
+
+    `bucket`: how much moves, 1 to 255 (127 is usual). `fps`: the rate the model imagines, and the file's.
+    `noise`: std of the noise added to the picture, 0 to 1; more lets the video depart further from it.
+    """
+
+    bucket: int = 127
+    fps: int = 7
+    noise: float = 0.02
+
+    def __post_init__(self) -> None:
+        whole("motion bucket", self.bucket, 1, 255)
+        whole("fps", self.fps, 1, 120)
+        finite("noise", self.noise, 0, 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """As the pipeline calls them."""
+        return {"motion_bucket_id": self.bucket, "fps": self.fps, "noise_aug_strength": self.noise}
+
+
+@dataclass(frozen=True)
+class Animated:
+    """What one job left behind."""
+
+    video: Path
+    frames: list[Image.Image] = field(repr=False)
+    seconds: float
+    calls: int
+    stopped: str
+
+
+def still(path: str | PathLike[str]) -> Image.Image:
+    """The picture at `path` on white where it is transparent. Raises `ArgumentError` where there is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGBA")
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ArgumentError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnidentifiedImageError as error:
+        raise ArgumentError(f"{str(path)!r} is not a picture") from error
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def animate(
+    picture: Image.Image,
+    out: str | PathLike[str],
+    *,
+    helm: Helm,
+    sampler: Sampler | str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    motion: Motion | None = None,
+    guidance: Guidance | float | None = None,
+    chunk: int = 8,
+    hooks: Sequence[Any] = (),
+    **options: Any,
+) -> Animated:
+    """Make a video of `picture` with an image-to-video pipeline at the helm, and write it to `out` by its suffix.
+
+    `chunk`: frames decoded at once, which bounds memory. `options` go to the pipeline (height, width, num_frames, …).
+    A stopped run is decoded and written too. Raises `ArgumentError` for what cannot be used, before any compute.
+    """
+    if Path(out).suffix.lower() not in SUFFIXES:
+        raise ArgumentError(f"a video is a {', '.join(SUFFIXES)} file, got {str(out)!r}")
+    told = motion or Motion()
+    began = time.perf_counter()
+    output = helm(
+        picture, sampler=sampler, steps=steps, seeds=[seed], guidance=guidance, hooks=hooks,
+        decode_chunk_size=whole("chunk", chunk), **told.arguments(), **options,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    run = helm.run
+    assert run is not None
+    frames = output.frames[0]
+    stopped = run.reason if run.status == "stopped" else ""
+    return Animated(write(frames, out, told.fps), frames, seconds, run.advances, stopped)

@@ -1,0 +1,85 @@
+"""diffusers' scheduler and callback names on timonel: change one import line.
+
+    from timonel.compat import DPMSolverMultistepScheduler
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+
+Same arguments, same levels and, where timonel computes the same thing, the same latents. What diffusers drops
+without a word works here or is refused with what to write instead; `flags.py` lists what is refused and why.
+What differs from diffusers on purpose:
+
+- noise of stochastic samplers is keyed by each sample's own seed, so a picture does not depend on its batch;
+- samples have unit variance, so callbacks of the Euler family see x / sqrt(1 + sigma²) of diffusers' latents;
+- DDIM and PNDM on trailing times step to the next entry of their own list;
+- every class takes `timesteps` and `sigmas`; on Stable Video Diffusion every class tells 0.25·log(sigma);
+- exponential and beta sigmas tell the nearest whole time, where diffusers' DPM family rounds down;
+- `final_sigmas_type="sigma_min"` on a list that ends there makes one call less, unless that call corrects;
+- PNDM converts v-predictions before it combines them; DEIS and SA-Solver on flows end at sigma = 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_CALLBACKS = (
+    "IPAdapterScaleCutoffCallback", "MultiPipelineCallbacks", "PipelineCallback", "SD3CFGCutoffCallback",
+    "SDCFGCutoffCallback", "SDXLCFGCutoffCallback", "SDXLControlnetCFGCutoffCallback",
+)  # fmt: skip
+_SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
+    "TCDScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+# diffusers asks the module of a saved scheduler for SchedulerMixin, to know how to load it
+_DIFFUSERS = ("AysSchedules", "SchedulerMixin")
+_WHERE = {**dict.fromkeys(_CALLBACKS, "callbacks"), **dict.fromkeys(_SCHEDULERS, "schedulers")}
+__all__ = ["AysSchedules", *sorted(_WHERE)]
+
+if TYPE_CHECKING:
+    from .callbacks import IPAdapterScaleCutoffCallback as IPAdapterScaleCutoffCallback
+    from .callbacks import MultiPipelineCallbacks as MultiPipelineCallbacks
+    from .callbacks import PipelineCallback as PipelineCallback
+    from .callbacks import SD3CFGCutoffCallback as SD3CFGCutoffCallback
+    from .callbacks import SDCFGCutoffCallback as SDCFGCutoffCallback
+    from .callbacks import SDXLCFGCutoffCallback as SDXLCFGCutoffCallback
+    from .callbacks import SDXLControlnetCFGCutoffCallback as SDXLControlnetCFGCutoffCallback
+    from .schedulers import DDIMScheduler as DDIMScheduler
+    from .schedulers import DDPMScheduler as DDPMScheduler
+    from .schedulers import DEISMultistepScheduler as DEISMultistepScheduler
+    from .schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+    from .schedulers import DPMSolverSDEScheduler as DPMSolverSDEScheduler
+    from .schedulers import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
+    from .schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+    from .schedulers import EDMEulerScheduler as EDMEulerScheduler
+    from .schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+    from .schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
+    from .schedulers import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
+    from .schedulers import FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler
+    from .schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
+    from .schedulers import IPNDMScheduler as IPNDMScheduler
+    from .schedulers import KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler
+    from .schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
+    from .schedulers import LCMScheduler as LCMScheduler
+    from .schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
+    from .schedulers import PNDMScheduler as PNDMScheduler
+    from .schedulers import SASolverScheduler as SASolverScheduler
+    from .schedulers import TCDScheduler as TCDScheduler
+    from .schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DIFFUSERS:
+        value = getattr(importlib.import_module("diffusers.schedulers.scheduling_utils"), name)
+    elif name in _WHERE:
+        value = getattr(importlib.import_module(f"timonel.compat.{_WHERE[name]}"), name)
+    else:
+        raise AttributeError(f"module 'timonel.compat' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

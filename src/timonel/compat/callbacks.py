@@ -1,0 +1,174 @@
+"""diffusers' official callbacks by name, for any pipeline that calls `callback_on_step_end`.
+
+The cutoffs switch guidance off in every pipeline whose network is given [unconditional, conditional] batches, Stable
+Video Diffusion and batches of several prompts included: the network computes the conditional half only, and the
+pipeline's own formula `u + g·(c - u)` gives c. As in diffusers, step `cutoff` itself is still guided, and a ratio
+counts the calls of the pipeline's loop. One class would do; they keep diffusers' names so that scripts run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from diffusers.callbacks import MultiPipelineCallbacks as MultiPipelineCallbacks
+from diffusers.callbacks import PipelineCallback as Official
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from ..errors import ArgumentError, finite, whole
+from ..pipelines import parts
+from ..pipelines.gate import networks
+
+HELD = "_timonel_cutoff"  # where a pipeline holds its hooks for the time of a call
+
+
+class PipelineCallback(Official):  # type: ignore[misc]
+    """diffusers' base class; `cutoff_step_index` may be given alone. Raises `ArgumentError` for values out of range."""
+
+    tensor_inputs: ClassVar[Sequence[str]] = ()
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, cutoff_step_ratio: float | None = 1.0, cutoff_step_index: int | None = None) -> None:
+        if cutoff_step_index is not None:
+            if cutoff_step_ratio not in (None, 1.0):
+                raise ArgumentError("give cutoff_step_ratio or cutoff_step_index, not both")
+            whole("cutoff_step_index", cutoff_step_index, 0)
+        elif cutoff_step_ratio is None:
+            raise ArgumentError("give cutoff_step_ratio, e.g. 0.4, or cutoff_step_index")
+        else:
+            finite("cutoff_step_ratio", cutoff_step_ratio, 0, 1)
+
+    def cutoff(self, pipeline: Any) -> int:
+        """The call of the loop after which it acts: `cutoff_step_index`, or floor(calls · `cutoff_step_ratio`)."""
+        index, ratio = self.config.cutoff_step_index, self.config.cutoff_step_ratio
+        return int(index) if index is not None else math.floor(pipeline.num_timesteps * ratio)
+
+
+class SDCFGCutoffCallback(PipelineCallback):
+    """Guidance is switched off after `cutoff_step_ratio` of the steps, or after step `cutoff_step_index`.
+
+    Raises `ArgumentError` for a pipeline that has no guidance to switch off, or runs it in separate calls.
+    """
+
+    tensor_inputs = ("latents",)
+
+    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> Any:
+        """Hang a gate on the networks at the first step, close it at the cutoff, take it away after the last."""
+        if step_index == 0:
+            self._hang(pipeline, callback_kwargs)
+        gates = self._gates(pipeline)
+        if gates is not None and step_index == self.cutoff(pipeline):
+            gates.close()
+        if gates is not None and step_index == pipeline.num_timesteps - 1:
+            gates.remove()
+        return callback_kwargs
+
+    def _hang(self, pipeline: Any, callback_kwargs: dict[str, Any]) -> None:
+        if not hasattr(pipeline, "do_classifier_free_guidance"):
+            raise ArgumentError(f"{type(pipeline).__name__} has no classifier-free guidance that could be cut off")
+        if "latents" not in callback_kwargs:
+            raise ArgumentError("the cutoff needs to see the latents: leave callback_on_step_end_tensor_inputs out")
+        if pipeline.do_classifier_free_guidance:
+            pipeline.__dict__[HELD] = _Gates(pipeline, len(callback_kwargs["latents"]))
+
+    def _gates(self, pipeline: Any) -> _Gates | None:
+        held = pipeline.__dict__.get(HELD)
+        return held if held is not None and held.present else None
+
+
+class SDXLCFGCutoffCallback(SDCFGCutoffCallback):
+    """`SDCFGCutoffCallback` under the name that diffusers has for SDXL."""
+
+
+class SDXLControlnetCFGCutoffCallback(SDCFGCutoffCallback):
+    """`SDCFGCutoffCallback` under the name that diffusers has for SDXL with ControlNet, which is cut as well."""
+
+
+class SD3CFGCutoffCallback(SDCFGCutoffCallback):
+    """`SDCFGCutoffCallback` under the name that diffusers has for SD3; skip-layer guidance ends with it."""
+
+
+class IPAdapterScaleCutoffCallback(PipelineCallback):
+    """The scale of the IP adapter is 0 after the cutoff, and after the last step what it was before.
+
+    Raises `ArgumentError` at the first step for a pipeline without IP adapters.
+    """
+
+    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> Any:
+        if not hasattr(pipeline, "set_ip_adapter_scale"):
+            raise ArgumentError(f"{type(pipeline).__name__} takes no IP adapter whose scale could be cut off")
+        if step_index == self.cutoff(pipeline):
+            found = [module for module, denoises in networks(pipeline).items() if denoises]
+            processors = [p for module in found for p in module.attn_processors.values()]  # type: ignore[operator]
+            self._before = [(p, copy.copy(p.scale)) for p in processors if hasattr(p, "scale")]
+            pipeline.set_ip_adapter_scale(0.0)
+        if step_index == pipeline.num_timesteps - 1:
+            for processor, scale in self.__dict__.pop("_before", ()):
+                processor.scale = scale
+        return callback_kwargs
+
+
+class _Gates:
+    """Hooks on a pipeline's networks for one call of the pipeline."""
+
+    def __init__(self, pipe: Any, samples: int) -> None:
+        self.pipe, self.samples, self.closed = pipe, samples, False
+        self.times = pipe.scheduler.timesteps  # another call of the pipeline has another list
+        self.seen = False  # whether the network was called with both halves
+        self.handles: list[Any] = []
+        for module, denoises in networks(pipe).items():
+            gate = _Half(self, denoises)
+            self.handles.append(module.register_forward_pre_hook(gate.before, with_kwargs=True))
+            self.handles.append(module.register_forward_hook(gate.after))
+
+    @property
+    def present(self) -> bool:
+        """Whether the call goes on; a call that was interrupted or failed left its hooks behind."""
+        if self.pipe.scheduler.timesteps is not self.times:
+            self.remove()
+        return bool(self.handles)
+
+    def close(self) -> None:
+        self.closed = True
+        if hasattr(self.pipe, "_skip_layer_guidance_scale"):
+            self.pipe._skip_layer_guidance_scale = 0.0
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        self.pipe.__dict__.pop(HELD, None)
+
+
+class _Half:
+    """One network's: the conditional half goes in, and its output comes out twice."""
+
+    def __init__(self, gates: _Gates, denoises: bool) -> None:
+        self.gates, self.denoises, self.cut = gates, denoises, False
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        gates, self.cut = self.gates, False
+        if not gates.present:
+            return None
+        size, both = len(parts.sample_of(args, kwargs)), 2 * gates.samples
+        if self.denoises and not gates.seen and size != both:
+            name = type(gates.pipe).__name__
+            gates.remove()
+            raise ArgumentError(
+                f"{name} does not call its network with both halves of the guidance at once (batch {size} for "
+                f"{gates.samples} samples); use timonel.Helm(pipe)(…, guidance=timonel.cfg(until=…))"
+            )
+        gates.seen = gates.seen or self.denoises
+        if not gates.closed or size != both:
+            return None
+        self.cut, place = True, parts.conditional(gates.pipe, 2)
+        wanted = slice(place * gates.samples, (place + 1) * gates.samples)
+        return parts.narrow(args, both, wanted, False), parts.narrow(kwargs, both, wanted, False)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.cut:
+            return None
+        return parts.rearrange(output, lambda found: found * 2, 1, self.gates.samples, False)

@@ -1,0 +1,131 @@
+"""Which values of diffusers' flags are not done, and what to write instead. Everything else works.
+
+| flag | refused | why |
+|---|---|---|
+| `algorithm_type` | "dpmsolver" above order 1, "sde-dpmsolver" (deprecated in diffusers) | no timonel sampler |
+| | "noise_prediction" of SA-Solver | no timonel sampler |
+| | "sde-dpmsolver++" above order 1, DPMSolverSinglestep | diffusers' draws two noises for one interval |
+| `solver_order` | 3 in DPMSolverSinglestep; above 3 anywhere | diffusers' second stage is not the published one |
+| `solver_type` | "heun" with solver_order=3 | the step of order 2 would have to be Heun's too |
+| `lower_order_final` | False with solver_order=3; False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
+| `variance_type` | "fixed_large", "learned" and their kin | the posterior variance is part of the table |
+| `interpolation_type` | "log_linear" | diffusers tells the network times of other levels |
+| `predict_x0`, `disable_corrector`, `solver_p` | all but the defaults | UniPC predicts x0, corrects every step |
+| `tau_func` | a function | no function can be saved in a config |
+| `timestep_scaling` | other than 10 in LCM | 10 is a constant of the released models |
+| `invert_sigmas` | True | the times of such a model run backwards |
+| `trained_betas` | a list in IPNDM, which are its sigmas there | give `sigmas` to `set_timesteps` |
+
+A flag that changes nothing in the class is refused where it is asked for, and kept where it comes with a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Flag(NamedTuple):
+    """Which values are refused, and what to do."""
+
+    asks: Callable[[Any], bool]
+    remedy: str
+
+
+def _but(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value not in values
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential", "linear"),
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "sigma_schedule": ("karras", "exponential"),
+    "algorithm_type": (
+        "dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis", "data_prediction", "noise_prediction",
+    ),
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+}  # fmt: skip
+ANY_DPM = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
+#: words of other classes that a config may carry; diffusers takes the class's own default for them
+SUBSTITUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": ("deis", "data_prediction", "noise_prediction"), "solver_type": ("logrho", "bh1", "bh2"),
+    },
+    "DPMSolverSinglestepScheduler": {
+        "algorithm_type": ("deis", "data_prediction", "noise_prediction"), "solver_type": ("logrho", "bh1", "bh2"),
+    },
+    "EDMDPMSolverMultistepScheduler": {
+        "algorithm_type": ("deis", "data_prediction", "noise_prediction"), "solver_type": ("logrho", "bh1", "bh2"),
+    },
+    "DEISMultistepScheduler": {
+        "algorithm_type": (*ANY_DPM, "data_prediction", "noise_prediction"),
+        "solver_type": ("midpoint", "heun", "bh1", "bh2"),
+    },
+    "UniPCMultistepScheduler": {"solver_type": ("midpoint", "heun", "logrho")},
+    "SASolverScheduler": {"algorithm_type": (*ANY_DPM, "deis")},
+    "DDPMScheduler": {"variance_type": ()},
+}  # fmt: skip
+
+OTHER = "use an algorithm_type of this class"
+#: (class, flag) or ("", flag) for all classes
+REFUSED: dict[tuple[str, str], Flag] = {
+    ("", "invert_sigmas"): Flag(bool, "its times run backwards; keep diffusers' own class for such a model"),
+    ("", "disable_corrector"): Flag(
+        bool, "UniPC corrects every step; pass disable_corrector=[], or use DPMSolverMultistepScheduler"
+    ),
+    ("", "solver_p"): Flag(_but(None), "pass solver_p=None; the order of the predictor is solver_order"),
+    ("", "predict_x0"): Flag(_but(True), "pass predict_x0=True, which is the better of the two for guided models"),
+    ("", "tau_func"): Flag(
+        _but(None),
+        "use timonel.Scheduler with sampler=Sampler('sa_solver', options={'eta': …, 'start': …, 'stop': …})",
+    ),
+    ("", "interpolation_type"): Flag(_but("linear"), "pass use_exponential_sigmas=True, which has the same levels"),
+    ("LCMScheduler", "timestep_scaling"): Flag(_but(10, 10.0), "10 is a constant of the released models"),
+    ("DDPMScheduler", "variance_type"): Flag(
+        _but("fixed_small", "fixed_small_log", None), "pass variance_type='fixed_small'"
+    ),
+    ("", "variance_type"): Flag(
+        lambda value: str(value).startswith("learned"), "pass variance_type=None and a model of one output"
+    ),
+    ("SASolverScheduler", "algorithm_type"): Flag(_but("data_prediction"), "pass algorithm_type='data_prediction'"),
+    ("DEISMultistepScheduler", "algorithm_type"): Flag(
+        _but("deis"), "pass algorithm_type='deis', or use DPMSolverMultistepScheduler"
+    ),
+    ("DEISMultistepScheduler", "solver_type"): Flag(_but("logrho"), "pass solver_type='logrho'"),
+    ("UniPCMultistepScheduler", "solver_type"): Flag(_but("bh1", "bh2"), "pass solver_type='bh1' or 'bh2'"),
+    ("DPMSolverMultistepScheduler", "solver_type"): Flag(_but("midpoint", "heun"), "pass 'midpoint' or 'heun'"),
+    ("DPMSolverSinglestepScheduler", "solver_type"): Flag(_but("midpoint", "heun"), "pass 'midpoint' or 'heun'"),
+    ("EDMDPMSolverMultistepScheduler", "solver_type"): Flag(_but("midpoint", "heun"), "pass 'midpoint' or 'heun'"),
+    ("DPMSolverMultistepScheduler", "algorithm_type"): Flag(
+        _but("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), "pass 'dpmsolver++' or 'sde-dpmsolver++'"
+    ),
+    ("DPMSolverSinglestepScheduler", "algorithm_type"): Flag(
+        _but("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), "pass 'dpmsolver++' or 'sde-dpmsolver++'"
+    ),
+    ("EDMDPMSolverMultistepScheduler", "algorithm_type"): Flag(
+        _but("dpmsolver++", "sde-dpmsolver++"), "pass 'dpmsolver++' or 'sde-dpmsolver++'"
+    ),
+    ("DPMSolverSinglestepScheduler", "solver_order"): Flag(
+        _but(1, 2), "pass solver_order=2, or use DPMSolverMultistepScheduler with solver_order=3"
+    ),
+    ("", "solver_order"): Flag(_but(1, 2, 3), "pass solver_order=1, 2 or 3"),
+}
+DISTILLED = "its levels are those of the distillation, original_inference_steps of them"
+#: flags that diffusers' class has and never reads
+INERT: dict[tuple[str, str], str] = {
+    ("LCMScheduler", "timestep_spacing"): DISTILLED,
+    ("LCMScheduler", "steps_offset"): DISTILLED,
+    ("LCMScheduler", "set_alpha_to_one"): "its last step returns the denoised sample",
+    ("TCDScheduler", "timestep_spacing"): DISTILLED,
+    ("TCDScheduler", "steps_offset"): DISTILLED,
+    ("TCDScheduler", "set_alpha_to_one"): "its last step ends at training time 0",
+    ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
+}
+#: what diffusers' steps take besides, at the values that change nothing
+STEP_DEFAULTS: dict[str, Any] = {
+    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "variance_noise": None, "order": 4,
+    "use_clipped_model_output": False, "per_token_timesteps": None, "pred_original_sample": None,
+}  # fmt: skip

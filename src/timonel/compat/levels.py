@@ -1,0 +1,259 @@
+"""The levels that diffusers' schedulers visit, family by family, so that a script keeps its pictures.
+
+Every list of diffusers ends in sigma = 0 or, with `final_sigmas_type="sigma_min"`, at the lowest training level.
+Where that repeats the last level of the list, diffusers calls the network once more and moves nothing;
+here the call is left out (`Levels.idle`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import grids
+from ..errors import ArgumentError, GridError, UnknownName, whole
+from ..grids import Grid
+from ..process import EDM, Flow, Level, Process, double
+from ..process.level import interpolate
+
+Flags = Mapping[str, Any]
+SHAPES = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta_sigma",
+    "use_lu_lambdas": "lam",
+}
+SPACINGS = ("linspace", "leading", "trailing")
+FLOOR = 2.0**-24  # abar of the noisiest level where betas are rescaled to zero SNR, in schedules of sigma
+SNAP = 1e-6  # the first t of a UniPC flow stays this far below pure noise
+ROUNDED = 1e-4  # relative; published sigmas have five digits
+NUDGE = 1e-8  # a step in lam that is as good as none
+SAME = 1e-5  # relative distance of two levels that diffusers' float32 cannot tell apart
+
+
+class Asked(NamedTuple):
+    """What `set_timesteps` was called with."""
+
+    steps: int | None
+    times: Any = None
+    sigmas: Any = None
+    mu: float | None = None
+
+
+class Levels(NamedTuple):
+    """A grid, and how many calls of diffusers' list it leaves out because they move nothing."""
+
+    grid: Grid
+    idle: int = 0
+
+
+def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
+    """The levels of a scheduler family ("index", "sigma", "dpm", "distilled", "flow", "edm") on a model's process."""
+    given = [name for name, value in zip(("timesteps", "sigmas"), asked[1:3], strict=True) if value is not None]
+    if len(given) == 2:
+        raise ArgumentError("give timesteps or sigmas, not both")
+    if given and asked.steps is not None:
+        raise ArgumentError(f"num_inference_steps={asked.steps} and {given[0]} disagree; give one")
+    if not given and asked.steps is None:
+        raise ArgumentError("give num_inference_steps, timesteps or sigmas")
+    if given and shape(flags):
+        raise ArgumentError(f"{given[0]} set the levels and so does a sigma flag; switch {_flag(flags)} off")
+    if asked.mu is not None and not isinstance(process, Flow):
+        raise ArgumentError(f"mu={asked.mu} shifts flow models; this is a {process.kind} process")
+    if isinstance(process, Flow):
+        return _flow(process, flags, asked, lists="dpm" if family == "dpm" else "flow")
+    if isinstance(process, EDM):
+        return _edm(process, flags, asked)
+    if asked.sigmas is not None:
+        made = grids.custom_sigmas(process, _given(process, asked.sigmas))
+        listed = (made.alpha[:-1], made.sigma[:-1], made.time[:-1])
+        return _ended(process, *listed, bool(flags.get("corrects"))) if _stops(flags) else Levels(made)
+    return (
+        _indexed(family, process, flags, asked)
+        if family in ("index", "distilled")
+        else _sigmas(family, process, flags, asked)
+    )
+
+
+def _given(process: Process, sigmas: Any) -> Tensor:
+    """Sigmas of the user's own; published lists round the largest, which is then that of the process."""
+    given, top = double(sigmas).flatten(), process.sigma_max
+    return torch.where((given > top) & (given <= top * (1 + ROUNDED)), top, given)
+
+
+def shape(flags: Flags) -> str | None:
+    """The grid that a sigma flag asks for. Raises `ArgumentError` for two of them."""
+    on = [flag for flag in SHAPES if flags.get(flag)]
+    if len(on) > 1:
+        raise ArgumentError(f"{' and '.join(on)} each set the levels; leave one of them on")
+    return SHAPES[on[0]] if on else None
+
+
+def _flag(flags: Flags) -> str:
+    return next(flag for flag in SHAPES if flags.get(flag))
+
+
+def _stops(flags: Flags) -> bool:
+    return flags.get("final_sigmas_type") == "sigma_min"
+
+
+# -- training times ------------------------------------------------------------------------------------
+def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
+    """The training times of a list, noisiest first."""
+    if asked.times is not None:
+        return grids.custom_times(process, asked.times).time[:-1]
+    n, total = whole("num_inference_steps", asked.steps or 0), process.train_steps
+    if n > total:
+        raise GridError(f"{n} steps are more than the {total} training levels of this model; use at most {total}")
+    if family == "distilled":
+        return grids.make("lcm", process, n, original_steps=flags["original_inference_steps"]).time[:-1]
+    spacing, offset = flags.get("timestep_spacing") or "linspace", int(flags.get("steps_offset") or 0)
+    if spacing not in SPACINGS:
+        raise UnknownName("timestep_spacing", spacing, SPACINGS)
+    last = total - _clipped(process, flags)
+    count = torch.arange(n, dtype=torch.float64)
+    if spacing == "trailing":
+        times = (last - count * (total / n)).round() - 1
+    elif spacing == "leading":
+        times = (count.flip(0) + (family == "dpm")) * (last // (n + (family == "dpm"))) + offset
+    elif family == "dpm":
+        times = torch.linspace(0, last - 1, n + 1, dtype=torch.float64).round().flip(0)[:-1]
+    else:
+        even = torch.linspace(last - 1, 0, n, dtype=torch.float64)
+        times = even.round() if family == "index" else even
+    return times.clamp(max=total - 1)
+
+
+def _clipped(process: Process, flags: Flags) -> int:
+    """How many of the noisiest training levels `lambda_min_clipped` leaves out."""
+    low = flags.get("lambda_min_clipped")
+    if low is None or low == -math.inf:
+        return 0
+    lam = process.at_time(torch.arange(process.train_steps, dtype=torch.float64)).lam
+    return int((lam < low).sum())
+
+
+def _indexed(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
+    """Levels at whole training times, and an end at sigma = 0, or at time 0 where the scheduler says so."""
+    levels = process.at_time(_times(family, process, flags, asked))
+    if flags.get("set_alpha_to_one", True) and not flags.get("ends_at_time_zero"):
+        return Levels(Grid.of(process, levels, "index"))
+    return _ended(process, *levels)
+
+
+# -- sigmas ----------------------------------------------------------------------------------------------
+def _table(process: Process) -> Tensor:
+    """sigma / alpha of every training level, the noisiest finite."""
+    ratio = process.at_time(torch.arange(process.train_steps, dtype=torch.float64)).ratio
+    return ratio.clamp(max=math.sqrt(1 / FLOOR - 1))
+
+
+def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
+    """Levels by sigma / alpha: at training times, or a shape between the ends."""
+    table, name = _table(process), shape(flags)
+    index = torch.arange(len(table), dtype=torch.float64)
+    times = _times(family, process, flags, asked)
+    ratio = interpolate(times, index, table)
+    if name is not None:
+        ends = table if family == "dpm" else ratio.flip(0)
+        low = flags.get("sigma_min") or float(ends[0])
+        high = flags.get("sigma_max") or float(ends[-1])
+        made = grids.make(name, process, len(times), sigma_min=low, sigma_max=high)
+        ratio = (made.sigma / made.alpha)[:-1]
+        times = interpolate(torch.log(ratio), torch.log(table), index).clamp(0, len(table) - 1)
+        times = times.round() if family == "dpm" or (name == "karras" and flags.get("rounds")) else times
+    alpha = 1 / torch.sqrt(1 + ratio**2)
+    if _stops(flags) or flags.get("ends_at_time_zero"):
+        return _ended(process, alpha, alpha * ratio, times, bool(flags.get("corrects")))
+    return Levels(Grid.of(process, Level(alpha, alpha * ratio, times), name or "sigma"))
+
+
+def _ended(
+    process: Process, alpha: Tensor, sigma: Tensor, time: Tensor, corrects: bool = False, stay: bool = False
+) -> Levels:
+    """A grid that ends at the lowest training level, or where it is to `stay`.
+
+    A call that would move nothing is left out, unless it `corrects` the sample: then it moves by `NUDGE`.
+    """
+    end = Level(alpha[-1:], sigma[-1:], time[-1:]) if stay else process.at_sigma(double([process.sigma_min]))
+    idle = int(bool((sigma[-1] / alpha[-1]) <= end.ratio[0] * (1 + SAME)))
+    if idle and corrects:
+        end, idle = process.at_lam(Level(alpha[-1:], sigma[-1:], time[-1:]).lam + NUDGE), 0
+    if idle and len(alpha) < 2:
+        raise GridError("one step cannot begin and end at the same level; use more, or final_sigmas_type='zero'")
+    if idle:
+        alpha, sigma, time = alpha[:-1], sigma[:-1], time[:-1]
+    alpha, sigma, time = (torch.cat([a, b]) for a, b in zip((alpha, sigma, time), end, strict=True))
+    return Levels(Grid(process, alpha, sigma, time, "sigma"), idle)
+
+
+# -- EDM ---------------------------------------------------------------------------------------------------
+def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
+    """Levels of a model that is told 0.25·log(sigma): Karras unless a flag or a spacing says otherwise."""
+    if asked.times is not None:
+        return Levels(grids.custom_times(process, asked.times))
+    if asked.sigmas is not None:
+        made = grids.custom_sigmas(process, _given(process, asked.sigmas))
+    else:
+        spacing = flags.get("timestep_spacing") if "use_karras_sigmas" in flags else None
+        name = shape(flags) or flags.get("sigma_schedule") or spacing or "karras"
+        options = {"rho": flags["rho"]} if name == "karras" and flags.get("rho") else {}
+        made = grids.make(name, process, whole("num_inference_steps", asked.steps or 0), **options)
+    if not _stops(flags):
+        return Levels(made)
+    return _ended(process, made.alpha[:-1], made.sigma[:-1], made.time[:-1], bool(flags.get("corrects")), stay=True)
+
+
+# -- flow --------------------------------------------------------------------------------------------------
+def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
+    """t of a flow: evenly spaced, or as given, then shifted, stretched to `shift_terminal` and shaped."""
+    total, truncated = process.train_steps, lists == "dpm"
+    if asked.times is not None:
+        t = double(asked.times).flatten() / total
+        return _flow_ended(process, t, total * t, flags)
+    if flags.get("use_dynamic_shifting") and asked.mu is None:
+        raise ArgumentError("use_dynamic_shifting=True takes the shift from the picture's size: give mu")
+    t = _evenly(process, flags, asked, lists)
+    t = _shifted(process, flags, asked.mu, t)
+    if flags.get("shift_terminal"):
+        t = 1 - (1 - t) * (1 - float(flags["shift_terminal"])) / (1 - t[-1])
+    name = shape(flags)
+    if name is not None:
+        made = grids.make(name, Flow(train_steps=total), len(t), sigma_min=float(t[-1]), sigma_max=float(t[0]))
+        t, truncated = made.sigma[:-1], False
+    elif flags.get("snaps") and bool((t[0] - 1).abs() < SNAP):
+        t = torch.cat([t[:1] - SNAP, t[1:]])
+    return _flow_ended(process, t, (total * t).floor() if truncated else total * t, flags)
+
+
+def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:
+    """The t before the shift."""
+    if asked.sigmas is not None:
+        given = double(asked.sigmas).flatten()
+        return given[:-1] if len(given) > 1 and bool(given[-1] == 0) else given
+    n, total = whole("num_inference_steps", asked.steps or 0), process.train_steps
+    if lists == "dpm":
+        even = torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)
+        return even[:-1] if flags.get("snaps") else (1.0 - even).flip(0)[:-1]
+    low = double(1 / total)
+    low = low if flags.get("use_dynamic_shifting") else process.shift * low / (1 + (process.shift - 1) * low)
+    return torch.linspace(1, float(low), n, dtype=torch.float64)
+
+
+def _shifted(process: Flow, flags: Flags, mu: float | None, t: Tensor) -> Tensor:
+    """t = s·u / (1 + (s - 1)·u), with the model's shift s, or exp(mu) or mu where the pipeline gives one."""
+    s = process.shift
+    if mu is not None:
+        s = mu if flags.get("time_shift_type") == "linear" else process.with_mu(mu).shift
+    return s * t / (1 + (s - 1) * t)
+
+
+def _flow_ended(process: Flow, t: Tensor, time: Tensor, flags: Flags) -> Levels:
+    levels = Level(1 - t, t, time)
+    if not _stops(flags):
+        return Levels(Grid.of(process, levels, "flow"))
+    return _ended(process, *levels, bool(flags.get("corrects")), stay=True)

@@ -1,0 +1,393 @@
+"""diffusers' schedulers by name, on timonel's samplers."""
+
+# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .. import solvers
+from ..errors import ArgumentError
+from ..grids import Grid
+from ..sampler import Sampler
+from ..table import Table
+from .base import Compat
+from .defaults import (
+    BETAS,
+    DYNAMIC,
+    EDM,
+    FLOW,
+    LEADING,
+    NARROW,
+    SHAPES,
+    SPACING,
+    THRESHOLD,
+)  # fmt: skip
+from .distilled import LCMScheduler as LCMScheduler
+from .distilled import TCDScheduler as TCDScheduler
+from .rows import FEW, falling, lowered, pairs, second_order
+
+Flags = Mapping[str, Any]
+Named = tuple[str, dict[str, Any]]
+
+
+# -- one slope -------------------------------------------------------------------------------------------
+class DDIMScheduler(Compat):
+    """`ddim`. `eta` may come with the first step, as pipelines give it.
+
+    `clip_sample` and `thresholding` keep sample and noise consistent, as diffusers' use_clipped_model_output=True.
+    """
+
+    family, eta = "index", 0.0
+    defaults = {
+        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
+        **{k: v for k, v in THRESHOLD.items() if k != "sample_max_value"}, "clip_sample_range": 1.0,
+        "sample_max_value": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        return "ddim", {"eta": 0.0}
+
+
+class DDPMScheduler(Compat):
+    """`ddpm`, with the posterior variance ("fixed_small")."""
+
+    family = "index"
+    defaults = {
+        **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
+        "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
+        **LEADING, "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    solver = "ddpm"
+
+
+class EulerDiscreteScheduler(Compat):
+    """`euler`."""
+
+    unit = False
+    defaults = {
+        **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES, "sigma_min": None,
+        "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete", "steps_offset": 0,
+        "rescale_betas_zero_snr": False, "final_sigmas_type": "zero",
+    }  # fmt: skip
+    solver = "euler"
+
+
+class EulerAncestralDiscreteScheduler(Compat):
+    """`euler_ancestral`."""
+
+    unit = False
+    defaults = {**BETAS, "prediction_type": "epsilon", **SPACING, "rescale_betas_zero_snr": False}
+    solver = "euler_ancestral"
+
+
+class EDMEulerScheduler(Compat):
+    """`euler` on EDM's process."""
+
+    family, kinds, unit = "edm", ("edm",), False
+    defaults = {**EDM, "final_sigmas_type": "zero"}
+    solver = "euler"
+
+
+class FlowMatchEulerDiscreteScheduler(Compat):
+    """`euler` on a flow; `lcm`, denoise and add noise, with `stochastic_sampling`."""
+
+    family, kinds = "flow", ("flow",)
+    defaults = {
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
+        "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
+        **SHAPES, "time_shift_type": "exponential", "stochastic_sampling": False,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        return ("lcm" if flags["stochastic_sampling"] else "euler"), {}
+
+
+# -- two calls a step --------------------------------------------------------------------------------------
+class HeunDiscreteScheduler(Compat):
+    """`heun`."""
+
+    calls = 2
+    unit = False
+    defaults = {
+        **NARROW, "prediction_type": "epsilon", **SHAPES, "clip_sample": False, "clip_sample_range": 1.0, **SPACING,
+    }  # fmt: skip
+    solver = "heun"
+
+
+class FlowMatchHeunDiscreteScheduler(Compat):
+    """`heun` on a flow."""
+
+    calls = 2
+    family, kinds = "flow", ("flow",)
+    defaults = {"num_train_timesteps": 1000, "shift": 1.0}
+    solver = "heun"
+
+
+class KDPM2DiscreteScheduler(Compat):
+    """`dpm2`."""
+
+    calls = 2
+    unit, fixed = False, {"rounds": True}
+    defaults = {**NARROW, **SHAPES, "prediction_type": "epsilon", **SPACING}
+    solver = "dpm2"
+
+
+class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
+    """`dpm2_ancestral`."""
+
+    defaults = dict(KDPM2DiscreteScheduler.defaults)
+    solver = "dpm2_ancestral"
+
+
+class DPMSolverSDEScheduler(Compat):
+    """`dpmpp_sde` on Brownian noise; `noise_sampler_seed` seeds it."""
+
+    calls = 2
+    unit, _source = False, "brownian"
+    defaults = {**NARROW, "prediction_type": "epsilon", **SHAPES, "noise_sampler_seed": None, **SPACING}
+    solver = "dpmpp_sde"
+
+
+class DPMSolverSinglestepScheduler(Compat):
+    """`dpmpp_2s` with inner calls at every second level of diffusers' list; `euler` and `ddpm` at order 1.
+
+    As in diffusers, N steps are N network calls: half as many steps of order 2.
+    """
+
+    family = "dpm"
+    defaults = {
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint", "lower_order_final": False, **SHAPES, **FLOW, "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf, "variance_type": None, **DYNAMIC,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        order, algorithm = flags["solver_order"], flags["algorithm_type"]
+        if order == 2 and algorithm != "dpmsolver++":
+            raise ArgumentError(
+                f"algorithm_type={algorithm!r} of order 2 is not offered: pass 'dpmsolver++', or use "
+                "DPMSolverSDEScheduler for two calls and noise"
+            )
+        return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
+
+    def _grouped(self, grid: Grid) -> Grid:
+        flags, n = self._flags, grid.steps + self._list.idle
+        if flags["solver_order"] == 1:
+            return grid
+        even = n % 2 == 0
+        ends_lower = flags["lower_order_final"] or flags["final_sigmas_type"] == "zero" or not even
+        single = (2 if even else 1) if ends_lower else 0
+        return pairs(grid, min(grid.steps, max(0, single - self._list.idle)))
+
+    def cover(self, start: int, stop: int) -> None:
+        """As any scheduler's; a part that begins at an inner call begins with a step of order 1, as in diffusers."""
+        steps, listed = () if self._all is None else self._all[3], self._list.grid
+        if not 0 < start < len(steps) or steps[start] != steps[start - 1] or (start, stop) == self._covered:
+            return super().cover(start, stop)
+        assert self._all is not None
+        if stop < len(steps):
+            raise ArgumentError("a part of the list that begins at an inner call has to go to its end; use other steps")
+        grid, after = self._all[2], steps[start] + 1
+        first, rest = (slice(start, start + 1), slice(after, None))
+        alpha = torch.cat([listed.alpha[first], grid.alpha[rest]])
+        sigma = torch.cat([listed.sigma[first], grid.sigma[rest]])
+        time = torch.cat([listed.time[first], grid.time[rest]])
+        self._make(self._all[1], Grid(grid.process, alpha, sigma, time, grid.name))
+        self._covered = (start, stop)
+        return None
+
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        if sampler.name != "dpmpp_2s":
+            return super()._compile(sampler, grid)
+        return second_order(grid, self._list.grid, self._flags["solver_type"])
+
+
+# -- several predictions -----------------------------------------------------------------------------------
+class LMSDiscreteScheduler(Compat):
+    """`lms` of order 4."""
+
+    unit = False
+    defaults = {**BETAS, **SHAPES, "prediction_type": "epsilon", **SPACING}
+
+    def _solver(self, flags: Flags) -> Named:
+        return "lms", {"order": 4}
+
+
+class PNDMScheduler(Compat):
+    """`plms` with `skip_prk_steps`, else `pndm`."""
+
+    family = "index"
+    defaults = {**BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon", **LEADING}
+
+    def _solver(self, flags: Flags) -> Named:
+        return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
+
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        if grid.steps == self._list.grid.steps:
+            return super()._compile(sampler, grid)
+        if sampler.name == "pndm":
+            raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
+        return solvers.make("ipndm", grid)  # one call a step, as the rest of the list has it
+
+
+class IPNDMScheduler(Compat):
+    """`ipndm` for the model of the config it is made from.
+
+    diffusers' own is for one audio model; it drops its first prediction at pure noise, this one does not.
+    """
+
+    family, fixed = "index", {"timestep_spacing": "trailing"}
+    defaults = {"num_train_timesteps": 1000, "trained_betas": None}
+
+    def _create(self, explicit: Flags, carried: Flags, hidden: Flags) -> None:
+        if explicit.get("trained_betas") is not None:
+            raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
+        if not hidden and not carried.get("trained_betas"):
+            raise ArgumentError(
+                "IPNDMScheduler() names no betas, as it was made for one audio model; "
+                "use IPNDMScheduler.from_config(pipe.scheduler.config)"
+            )
+        super()._create(explicit, carried, hidden)
+
+    solver = "ipndm"
+
+
+class DPMSolverMultistepScheduler(Compat):
+    """`dpmpp_2m` and its kin: "dpmsolver++" of order 1 to 3, "sde-dpmsolver++", "dpmsolver" of order 1.
+
+    Order 3 has diffusers' second derivative (`curvature` 1/2), and falls to 2 before an end at sigma = 0 however
+    many steps there are; with noise it is k-diffusion's, for diffusers' has a wrong sign.
+    """
+
+    family = "dpm"
+    defaults = {
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
+        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
+        "variance_type": None, **SPACING, "rescale_betas_zero_snr": False, **DYNAMIC,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        order, algorithm = flags["solver_order"], flags["algorithm_type"]
+        if algorithm == "dpmsolver" and order > 1:
+            raise ArgumentError("algorithm_type='dpmsolver' is offered with solver_order=1; pass 'dpmsolver++'")
+        if order == 3 and flags["solver_type"] == "heun":
+            raise ArgumentError("solver_type='heun' is offered up to solver_order=2; pass solver_type='midpoint'")
+        if order == 3 and not flags["lower_order_final"]:
+            raise ArgumentError("order 3 always falls towards the end; pass lower_order_final=True, or solver_order=2")
+        return self._named(order)
+
+    def _named(self, order: int) -> Named:
+        config = self.config
+        noisy = config["algorithm_type"].startswith("sde")
+        name = {1: "ddpm" if noisy else "euler", 2: "dpmpp_2m", 3: "dpmpp_3m"}[order]
+        options = {1: {}, 2: {"variant": config["solver_type"]}, 3: {"curvature": 0.5}}[order]
+        return name + ("_sde" if noisy and order > 1 else ""), options
+
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        flags, after, order = self._flags, self._after(grid), self._flags["solver_order"]
+        few = flags["lower_order_final"] and self._list.grid.steps + self._list.idle < FEW
+        last = 1 if few or flags["euler_at_final"] else order
+        caps = {1: last, 2: min(order, 2) if few else order}
+        orders = [caps.get(grid.steps + after - k, order) for k in range(grid.steps)]
+        if grid.steps == 1:
+            orders = [1]
+
+        def make(order: int) -> Table:
+            name, options = self._named(order)
+            return solvers.make(name, grid, **options)
+
+        return lowered(make, orders)
+
+
+class EDMDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
+    """`DPMSolverMultistepScheduler` on EDM's process."""
+
+    family, kinds, unit = "edm", ("edm",), False
+    defaults = {
+        **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+        "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": "zero",
+    }  # fmt: skip
+
+
+class DEISMultistepScheduler(Compat):
+    """`deis`, which ends at the lowest training level as diffusers' does."""
+
+    family, fixed = "dpm", {"ends_at_time_zero": True}
+    defaults = {
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "deis",
+        "solver_type": "logrho", "lower_order_final": True, **SHAPES, **FLOW, **SPACING, **DYNAMIC,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        return "deis", {"order": flags["solver_order"]}
+
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        flags, after, order = self._flags, self._after(grid), self._flags["solver_order"]
+        few = flags["lower_order_final"] and self._list.grid.steps + self._list.idle < FEW
+        orders = falling(order, grid.steps, after) if few else [order] * grid.steps
+        orders = [1] if grid.steps == 1 else orders
+        return lowered(lambda o: solvers.make("deis", grid, order=o), orders)
+
+
+class UniPCMultistepScheduler(Compat):
+    """`unipc`."""
+
+    family, fixed = "dpm", {"snaps": True, "corrects": True}
+    defaults = {
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "predict_x0": True,
+        "solver_type": "bh2", "lower_order_final": True, "disable_corrector": [], "solver_p": None, **SHAPES, **FLOW,
+        **SPACING, "final_sigmas_type": "zero", "rescale_betas_zero_snr": False, **DYNAMIC, "sigma_min": None,
+        "sigma_max": None, "shift_terminal": None,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        if not flags["lower_order_final"] and flags["final_sigmas_type"] == "zero" and flags["solver_order"] > 1:
+            raise ArgumentError(
+                "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
+                "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
+            )
+        return "unipc", {"order": flags["solver_order"], "variant": flags["solver_type"]}
+
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        flags, after, order = self._flags, self._after(grid), self._flags["solver_order"]
+        orders = falling(order, grid.steps, after) if flags["lower_order_final"] else [order] * grid.steps
+        return solvers.make("unipc", grid, order="".join(map(str, orders)), variant=flags["solver_type"])
+
+
+class SASolverScheduler(Compat):
+    """`sa_solver`, with noise between training times 200 and 800, the weights of the paper's code and its end."""
+
+    family, fixed = "dpm", {"ends_at_time_zero": True, "corrects": True}
+    defaults = {
+        **BETAS, "predictor_order": 2, "corrector_order": 2, "prediction_type": "epsilon", "tau_func": None,
+        **THRESHOLD, "algorithm_type": "data_prediction", "lower_order_final": True, **SHAPES, **FLOW,
+        "lambda_min_clipped": -math.inf, "variance_type": None, **SPACING,
+    }  # fmt: skip
+
+    def _solver(self, flags: Flags) -> Named:
+        orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
+        return "sa_solver", {**orders, "variant": "simple"}
+
+    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        flags, after = self._flags, self._after(grid)
+        ahead, back = flags["predictor_order"], flags["corrector_order"]
+
+        def make(left: int) -> Table:
+            orders = {"predictor_order": min(ahead, left), "corrector_order": min(back, left + 1)}
+            return solvers.make("sa_solver", grid, **orders, variant="simple")
+
+        most = max(ahead, back)
+        orders = falling(most, grid.steps, after) if flags["lower_order_final"] else [most] * grid.steps
+        return lowered(make, orders)
+
+
+CLASSES: dict[str, type[Compat]] = {
+    name: value for name, value in list(vars().items()) if isinstance(value, type) and issubclass(value, Compat)
+}
+del CLASSES["Compat"]
