@@ -142,6 +142,53 @@ def generate(
             break
 
 
+@app.command()
+def animate(
+    picture: Annotated[Path, typer.Argument(help="The picture that the video begins with.")],
+    model: Annotated[str, typer.Option(help="An image-to-video model: a folder or a hub name, such as SVD's.")],
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 12,
+    sampler: Annotated[str, typer.Option(help="A sampler, such as dpmpp_2m/karras.")] = "dpmpp_2m",
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the video.")] = 0,
+    motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,
+    fps: Annotated[int, typer.Option(help="Frames a second, which the model is told too.")] = 7,
+    noise: Annotated[float, typer.Option(help="Noise added to the picture, 0 to 1.")] = 0.02,
+    guidance_until: Annotated[
+        str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=8)] = None,
+    height: Annotated[int | None, typer.Option(min=8)] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="Frames; default: the model's own number.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="An .mp4, .gif or .webp file.")] = Path("out/clip.mp4"),
+) -> None:
+    """Make a video of a picture with an image-to-video model such as Stable Video Diffusion.
+
+    Ctrl-C once stops at the next step and still decodes and saves what there is; twice aborts.
+    """
+    from .animate import Motion, still
+    from .animate import animate as make
+    from .hooks.progress import progress
+    from .pipelines.helm import Helm
+
+    chosen, told, first = _sampler(sampler, steps, settings or []), Motion(motion, fps, noise), still(picture)
+    interval = _guidance(None, guidance_until) if guidance_until else None
+    _quiet()
+    helm = Helm(model, dtype=dtype, device=device)
+    size = {"width": width, "height": height, "num_frames": frames}
+    with _stoppable(helm):
+        made = make(
+            first, out, helm=helm, sampler=chosen, seed=seed, motion=told, guidance=interval,
+            hooks=[progress(picture.name)], **{key: value for key, value in size.items() if value},
+        )  # fmt: skip
+    if made.stopped:
+        print(f"stopped: {made.stopped}")
+    print(
+        f"video      {made.video}\n{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}"
+    )
+
+
 def _sampler(name: str, steps: int | None, settings: Sequence[str], noise: str | None = None) -> Sampler:
     """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the grid."""
     from . import names, solvers
