@@ -185,7 +185,8 @@ def animate(
     if made.stopped:
         print(f"stopped: {made.stopped}")
     print(
-        f"video      {made.video}\n{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}"
+    print(f"video      {made.video}")
+    print(f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}")
     )
 
 
