@@ -184,10 +184,8 @@ def animate(
         )  # fmt: skip
     if made.stopped:
         print(f"stopped: {made.stopped}")
-    print(
     print(f"video      {made.video}")
     print(f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}")
-    )
 
 
 def _sampler(name: str, steps: int | None, settings: Sequence[str], noise: str | None = None) -> Sampler:
