@@ -6,6 +6,7 @@ import functools
 import math
 
 import numpy as np
+import pytest
 import torch
 
 import timonel as tm
@@ -66,6 +67,8 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("unipc", {"s_churn": 4.0, "s_tmax": 2.0}),
     ("dpmpp_2m_sde", {"s_churn": 4.0}),
 ]
+#: the defaults at once; what options change is left to the slow tests, where a law is about something else
+MAINLY = [v if not v[1] else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
 #: network calls for N steps, by the text in the table of solvers
 CALLS = {
     "N": lambda n: n,

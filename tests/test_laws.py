@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timonel as tm
-from models import CALLS, PROCESSES, VARIANTS, Constant, Gaussian, drive, label, lam_grid, network, propagate
+from models import CALLS, MAINLY, PROCESSES, VARIANTS, Constant, Gaussian, drive, label, lam_grid, network, propagate
 from timonel import grids, solvers
 from timonel.errors import ArgumentError, GridError, PredictionError
 from timonel.kernel import combine
@@ -20,6 +20,7 @@ from timonel.run import Run
 from timonel.table import Table
 
 EVERY = pytest.mark.parametrize("variant", VARIANTS, ids=label)
+MAIN = pytest.mark.parametrize("variant", MAINLY, ids=label)
 PLACES = pytest.mark.parametrize("process", PROCESSES)
 ZERO_SNR = VP.from_schedule(rescale_zero_snr=True)
 
@@ -124,7 +125,7 @@ def test_a_start_at_pure_noise_is_finite(variant, process):
 
 # -- independence --------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@EVERY
+@MAIN
 def test_a_sample_does_not_depend_on_its_batch(variant, dtype):
     """Bit-equal alone and in batches of 2, 3 and 8: noise is drawn per sample, rows act per element."""
     table = table_of(variant, PROCESSES["vp"])
@@ -137,7 +138,7 @@ def test_a_sample_does_not_depend_on_its_batch(variant, dtype):
 
 
 @PLACES
-@EVERY
+@MAIN
 def test_randomness_is_drawn_only_where_it_is_declared(variant, process):
     table = table_of(variant, PROCESSES[process])
     if not variant[1]:
@@ -160,7 +161,7 @@ def test_randomness_is_drawn_only_where_it_is_declared(variant, process):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @PLACES
-@EVERY
+@MAIN
 def test_the_number_of_network_calls_is_the_declared_one(variant, process, steps):
     if variant[1] and variant[0] in ("restart", "dpm_fast", "runge_kutta", "exponential_rk", "dpm_solver"):
         pytest.skip("their calls depend on the options; the table of solvers declares the defaults'")
@@ -183,7 +184,7 @@ def test_the_number_of_network_calls_is_the_declared_one(variant, process, steps
 
 
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)], ids=str)
-@EVERY
+@MAIN
 def test_half_precision_stays_within_rounding(variant, dtype, unit):
     """Against the same run in float32; each row rounds x once, so the error is a few units in the last place."""
     table, model = table_of(variant, PROCESSES["vp"], 10), Gaussian([0.3] * 4, [0.6] * 4)
@@ -201,7 +202,7 @@ def test_half_precision_stays_within_rounding(variant, dtype, unit):
 
 # -- tables as data ------------------------------------------------------------------------------
 @PLACES
-@EVERY
+@MAIN
 def test_a_table_round_trips_through_json_to_the_same_bits(variant, process):
     table = table_of(variant, PROCESSES[process])
     again = Table.from_json(table.to_json())
@@ -237,7 +238,7 @@ def test_what_is_not_a_table_is_refused():
         Table.from_dict(endless)
 
 
-@EVERY
+@MAIN
 def test_coefficients_are_differentiable_in_the_levels(variant):
     """gradcheck of every coefficient of x and base with respect to custom sigmas."""
     process = tm.EDM(0.002, 80.0)
@@ -257,7 +258,7 @@ def test_coefficients_are_differentiable_in_the_levels(variant):
 
 
 @pytest.mark.parametrize("process", ["vp", "flow"])
-@EVERY
+@MAIN
 def test_gradients_reach_the_levels_on_every_process(variant, process):
     sigmas = torch.tensor([0.9, 0.6, 0.4, 0.2], dtype=torch.float64, requires_grad=True)
     table = solvers.make(variant[0], grids.custom_sigmas(PROCESSES[process], sigmas), **variant[1])
@@ -266,7 +267,7 @@ def test_gradients_reach_the_levels_on_every_process(variant, process):
     assert float(grad.abs().max()) > 0
 
 
-@EVERY
+@MAIN
 def test_a_table_prints_itself_readably(variant):
     table = table_of(variant, PROCESSES["vp"], 4)
     lines = str(table).splitlines()
@@ -323,7 +324,7 @@ class Count(TorchDispatchMode):
         return out
 
 
-@EVERY
+@MAIN
 def test_a_row_costs_few_full_size_operations_and_no_synchronisation(variant):
     table, x, noises = table_of(variant, PROCESSES["vp"], 8), start(1, torch.float32), torch.randn(1, 4, 4, 4)
     run = Run(table, "epsilon", noise=lambda row, like: noises)
