@@ -120,7 +120,9 @@ def test_every_sound_configuration_stays_in_range(name, process, grid, steps, ki
         assert any(word in str(error) for word in ("sigma", "steps", "levels", "pure noise")), error  # noqa: PT017
         return
     assert torch.isfinite(result).all()
-    assert float(result.abs().max()) < 1e4
+    # slopes in sigma / alpha step over its whole range, which cosine betas stretch to 20,000 (diffusers' Heun alike)
+    top = process.sigma_max if math.isfinite(process.sigma_max) else 0.0
+    assert float(result.abs().max()) < max(1e4, 50 * top)
 
 
 @settings(max_examples=150)

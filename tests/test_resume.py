@@ -160,9 +160,11 @@ def test_pause_resume_and_rewind_from_another_thread_leave_the_bits(variant):
     wait(lambda: run.step >= 2)
     run.pause()
     wait(lambda: run.status == "paused")
-    time.sleep(0.02)
-    held = run.row
-    time.sleep(0.03)
+    held = -1
+    while held != run.row:  # the row under way when the pause came is still finished
+        held = run.row
+        time.sleep(0.1)
+    time.sleep(0.1)
     assert run.row == held
     assert thread.is_alive()
     run.rewind(1)
