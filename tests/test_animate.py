@@ -74,6 +74,11 @@ def test_wrong_input_is_one_clear_message(arguments, error, said, picture, monke
     assert said in str(result.exception)
 
 
+def test_a_pipeline_that_makes_no_videos_is_refused(tmp_path: Path, picture: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"StableDiffusionXLPipeline does not make videos.*image-to-video"):
+        animate(still(picture), tmp_path / "clip.mp4", helm=tm.Helm(tiny.sdxl()), steps=2)
+
+
 def test_another_suffix_is_refused_before_any_compute(picture: Path) -> None:
     pipe = tiny.svd()
     with pytest.raises(ArgumentError, match="avi"):

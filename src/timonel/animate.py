@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,11 @@ def animate(
     """
     if Path(out).suffix.lower() not in SUFFIXES:
         raise ArgumentError(f"a video is a {', '.join(SUFFIXES)} file, got {str(out)!r}")
+    if not {"image", "motion_bucket_id"} <= set(inspect.signature(type(helm.pipe).__call__).parameters):
+        raise ArgumentError(
+            f"{type(helm.pipe).__name__} does not make videos of pictures; name an image-to-video model, "
+            "e.g. stabilityai/stable-video-diffusion-img2vid-xt"
+        )
     told = motion or Motion()
     began = time.perf_counter()
     output = helm(
