@@ -10,6 +10,7 @@ import torch
 
 import timonel as tm
 import tiny
+from timonel.errors import ArgumentError
 
 FLAGS = [("use_karras_sigmas", "karras"), ("use_beta_sigmas", "beta_sigma"), ("use_lu_lambdas", "lam")]
 
@@ -63,3 +64,11 @@ def test_a_scheduler_made_in_code_is_recognised_though_its_config_has_no_class_n
     assert (made.process.kind, made.prediction) == (process, prediction)
     if process == "flow":
         assert made.process.shift == scheduler.config.get("shift", 1.0)
+
+
+def test_a_terminal_shift_beside_a_sigma_flag_is_refused():
+    scheduler = tm.Scheduler.from_config(
+        diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1, use_karras_sigmas=True).config
+    )
+    with pytest.raises(ArgumentError, match=r"shift_terminal.*'karras'"):
+        scheduler.set_timesteps(5)

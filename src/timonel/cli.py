@@ -109,9 +109,7 @@ def generate(
     Example: timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
     """
     from .errors import ArgumentError
-    from .generate import generate as make
     from .generate import writable
-    from .hooks.progress import progress
     from .pipelines.helm import Helm
     from .recipe import GuidanceData, Recipe
     from .sampler import STEPS
@@ -132,11 +130,18 @@ def generate(
         width=width, height=height, dtype=dtype, device=device,
         guidance=None if interval is None else GuidanceData.of(interval),
     )  # fmt: skip
-    for number in range(seed, seed + count):
+    _paint(helm, recipe, count, out, preview)
+
+
+def _paint(helm: Helm, recipe: Recipe, count: int, out: Path, preview: bool) -> None:
+    """Make the recipe's picture with `count` consecutive seeds, or until one is stopped."""
+    from .generate import generate as make
+    from .hooks.progress import progress
+
+    for number in range(recipe.seed, recipe.seed + count):
         with _stoppable(helm):
-            made = make(
-                recipe.model_copy(update={"seed": number}), out, helm=helm, preview=preview, hooks=[progress(prompt)]
-            )
+            one = recipe.model_copy(update={"seed": number})
+            made = make(one, out, helm=helm, preview=preview, hooks=[progress(recipe.prompt)])
         _report(made)
         if made.stopped:
             break

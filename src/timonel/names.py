@@ -32,7 +32,6 @@ PATHS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 ALIASES: dict[str, Named] = {
     # A1111, Forge, SD.Next
     "euler a": Named("euler_ancestral"),
-    "euler ancestral": Named("euler_ancestral"),
     "dpm2 a": Named("dpm2_ancestral"),
     "dpm++ 2m": Named("dpmpp_2m"),
     "dpm++ 3m": Named("dpmpp_3m"),
@@ -42,9 +41,7 @@ ALIASES: dict[str, Named] = {
     "dpm++ 3m sde": Named("dpmpp_3m_sde", noise=BROWNIAN),
     "dpm++ 2s": Named("dpmpp_2s"),
     "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
-    "dpm fast": Named("dpm_fast"),
     "ipndm v": Named("lms"),
-    "heunpp2": Named("heunpp2"),
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
@@ -96,8 +93,8 @@ ALIASES: dict[str, Named] = {
 }
 #: other names of grids, normalised by `key`
 GRID_ALIASES = {
-    "uniform": "linspace", "discrete": "linspace", "sgm uniform": "sgm_uniform", "align your steps": "ays",
-    "lambdas": "lam", "lu": "lam", "kl optimal": "kl_optimal", "trailing": "trailing",
+    "uniform": "linspace", "discrete": "linspace", "align your steps": "ays",
+    "lambdas": "lam", "lu": "lam",
 }  # fmt: skip
 #: what a name may mean that no table can do, and what to use instead
 NOT_TABLES = {

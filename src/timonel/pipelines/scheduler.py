@@ -256,9 +256,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return sampler
         if solvers.find(sampler.name).grid:
             return sampler
-        if config.shift_terminal and self.process.kind == "flow":
-            return replace(sampler, grid="flow", grid_options={"terminal": config.shift_terminal})
         flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
+        if config.shift_terminal and self.process.kind == "flow":
+            if flagged:
+                raise ArgumentError(
+                    f"shift_terminal stretches the flow grid, not {flagged[0]!r}; leave one of them out"
+                )
+            return replace(sampler, grid="flow", grid_options={"terminal": config.shift_terminal})
         if len(flagged) > 1:
             raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
         return replace(sampler, grid=flagged[0] if flagged else config.timestep_spacing)
