@@ -1,6 +1,7 @@
 # Everything runs in .venv, which each target makes when it is missing or out of date.
 PYTHON ?= python3
 BIN = .venv/bin
+WORKERS = --numprocesses auto --maxprocesses 8 --dist worksteal
 # k-diffusion is a test peer; installed without its dependencies, since only its sampling file is used
 PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
 
@@ -20,10 +21,11 @@ demo: venv
 	$(BIN)/timonel replay out/red-apple-7.png
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
+# also draws new random cases for the laws, where `make test` repeats the same ones
 test-all: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS) --hypothesis-profile explore
 
 bench: venv
 	$(BIN)/python benchmarks/run_all.py

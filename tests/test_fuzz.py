@@ -102,7 +102,9 @@ def test_a_configuration_gives_a_finite_result_or_a_timonel_error(c):
 @settings(max_examples=400)
 @given(
     name=st.sampled_from([*solvers.SOLVERS]),
-    process=PROCESSES,
+    # cosine betas reach sigma / alpha = 20,000 and do not end at pure noise: a slope method's first step over that
+    # range multiplies whatever the network has wrong by it, here and in the peers
+    process=PROCESSES.filter(lambda p: not 1e4 < p.sigma_max < math.inf),
     grid=st.sampled_from([*grids.GRIDS]),
     steps=st.integers(1, 40),
     kind=st.sampled_from(["v", "flow", "sample"]),
@@ -120,9 +122,7 @@ def test_every_sound_configuration_stays_in_range(name, process, grid, steps, ki
         assert any(word in str(error) for word in ("sigma", "steps", "levels", "pure noise")), error  # noqa: PT017
         return
     assert torch.isfinite(result).all()
-    # slopes in sigma / alpha step over its whole range, which cosine betas stretch to 20,000 (diffusers' Heun alike)
-    top = process.sigma_max if math.isfinite(process.sigma_max) else 0.0
-    assert float(result.abs().max()) < max(1e4, 50 * top)
+    assert float(result.abs().max()) < 1e4
 
 
 @settings(max_examples=150)
