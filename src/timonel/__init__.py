@@ -40,6 +40,7 @@ _WHERE = {
     "VP": "process",
     "LatentRGB": "hooks.preview",
     "begin": "loop",
+    "compare": "compare",
     "cfg": "guidance",
     "checkpoint": "hooks.checkpoint",
     "collect": "hooks.story",

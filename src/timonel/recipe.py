@@ -60,7 +60,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    prompt: str
+    prompt: str | None = None
+    image: str | None = None
     negative_prompt: str | None = None
     seed: int = Field(ge=0)
     sampler: str
@@ -73,6 +74,7 @@ class Recipe(BaseModel):
     guidance: GuidanceData | None = None
     width: int | None = None
     height: int | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
     dtype: str | None = None
     device: str | None = None
     stopped_after: int | None = None
@@ -83,23 +85,31 @@ class Recipe(BaseModel):
         levels = None if self.sigmas is not None else self.grid
         return Sampler(self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas, noise=self.noise)
 
-    def arguments(self) -> dict[str, Any]:
-        """What the pipeline itself is called with."""
-        given = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
-        size = {"width": self.width, "height": self.height}
+    def inputs(self) -> dict[str, Any]:
+        """What the pipeline itself is called with; `image` is a path, read here."""
+        from .animate import still
+
+        given = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, **self.arguments}
+        size = {"width": self.width, "height": self.height, "image": still(self.image) if self.image else None}
         return {k: v for k, v in {**given, **size}.items() if v is not None}
 
-    def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = ()) -> tuple[Image.Image, Recipe]:
-        """The picture, and the recipe of what really ran (versions, and where it was stopped)."""
+    def call(self, helm: Helm, *, hooks: Sequence[Any] = (), **more: Any) -> Any:
+        """The pipeline's own output under the helm; `more` are arguments of the pipeline that are not the recipe's."""
         from .hooks.control import stop_when
-        from .pipelines.helm import Helm
 
-        helm = helm or Helm(self.model, dtype=self.dtype, device=self.device)
         hooks = list(hooks)
         if self.stopped_after is not None:
             hooks.append(stop_when(lambda run: run.step == self.stopped_after, "the recipe stops here"))
         guidance = None if self.guidance is None else self.guidance.guidance()
-        output = helm(sampler=self.chosen(), guidance=guidance, seeds=[self.seed], hooks=hooks, **self.arguments())
+        given = {**self.inputs(), **more}
+        return helm(sampler=self.chosen(), guidance=guidance, seeds=[self.seed], hooks=hooks, **given)
+
+    def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = ()) -> tuple[Image.Image, Recipe]:
+        """The picture, and the recipe of what really ran (versions, and where it was stopped)."""
+        from .pipelines.helm import Helm
+
+        helm = helm or Helm(self.model, dtype=self.dtype, device=self.device)
+        output = self.call(helm, hooks=hooks)
         run = helm.run
         stopped = run.step if run is not None and run.status == "stopped" else None
         return output.images[0], self.model_copy(update={"stopped_after": stopped, "versions": versions()})

@@ -121,6 +121,11 @@ class Run:
         return None if self._last is None else self._levels[self._last[2]]
 
     @property
+    def newest(self) -> tuple[Tensor, Tensor] | None:
+        """The newest network call: the sample it was given, and the raw output as the row was advanced with it."""
+        return None if self._last is None else self._last[:2]
+
+    @property
     def scale(self) -> float | None:
         """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the pipeline's own."""
         return self.scales[min(self.row, self.table.nfe - 1)]

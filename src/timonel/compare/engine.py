@@ -1,0 +1,292 @@
+"""Running a plan: what shares a model and its settings shares the network calls.
+
+For every setting the pipeline's network is captured once with the conditions of all its samples; then the converged
+references run, then the cells, in one fleet each. Where a pipeline cannot be captured, its runs go through the helm
+one by one; what is measured is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import noise as noises
+from ..errors import TimonelError
+from ..generate import SMALL
+from ..pipelines.capture import Captured, NotCaptured, capture
+from ..pipelines.helm import Helm
+from ..recipe import GuidanceData, Recipe
+from ..run import Run
+from ..table import Table
+from . import measure
+from .fleet import Job, drive
+from .plan import Cell, Plan
+from .store import Outcome, Store
+
+BATCH = 16  # network evaluations a call
+SAMPLES = 64  # conditions captured at once
+DECODED = 8  # runs whose pictures are decoded and kept together
+SOLVER, FIRST, LAST, TRUSTED = "unipc", 64, 256, 2e-3  # of a reference: doubled until it changes by less
+Progress = Callable[[str, Outcome | None], None]
+
+
+@dataclass
+class Work:
+    """What one setting has to do: its cells, and the samples that they are about."""
+
+    cells: list[Cell]
+    samples: list[Recipe] = field(default_factory=list)  # one recipe for each prompt, picture and seed
+
+    def sample(self, recipe: Recipe) -> int:
+        """Which of the samples a recipe is about."""
+        return next(i for i, other in enumerate(self.samples) if subject(other) == subject(recipe))
+
+    @property
+    def scale(self) -> float | None:
+        """The guidance scale to capture with: the largest that is asked for, None for the pipeline's own."""
+        scales = [g.scale for cell in self.cells if (g := cell.recipe.guidance) is not None and g.scale is not None]
+        flat = [s for scale in scales for s in (scale if isinstance(scale, list) else [scale])]
+        return max(flat) if flat else None
+
+
+def subject(recipe: Recipe) -> tuple[Any, ...]:
+    """What makes another sample of the same setting."""
+    return recipe.prompt, recipe.image, recipe.negative_prompt, recipe.seed
+
+
+def works(plan: Plan) -> Iterator[Work]:
+    """The cells of a plan by what they can share: model, size, precision and the pipeline's own arguments."""
+    found: dict[str, list[Cell]] = {}
+    for cell in plan:
+        r = cell.recipe
+        key = json.dumps([r.model, r.dtype, r.device, r.width, r.height, r.arguments], sort_keys=True, default=str)
+        found.setdefault(key, []).append(cell)
+    for cells in found.values():
+        subjects = list(dict.fromkeys(subject(cell.recipe) for cell in cells))
+        for start in range(0, len(subjects), SAMPLES):
+            some = subjects[start : start + SAMPLES]
+            mine = [cell for cell in cells if subject(cell.recipe) in some]
+            first = {subject(cell.recipe): cell.recipe for cell in reversed(mine)}
+            yield Work(mine, [first[s] for s in some])
+
+
+def reference(recipe: Recipe, kind: str, steps: int) -> Recipe:
+    """The fine run that a recipe's is measured against: same model, sample and scale, guided all the way."""
+    grid = "trailing" if kind == "flow" else "karras"
+    g = recipe.guidance
+    always = None if g is None else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
+    return recipe.model_copy(update={
+        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {}, "sigmas": None,
+        "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
+    })  # fmt: skip
+
+
+class Engine:
+    """Runs a plan into a store. `notes`: what was noticed, as plain sentences by language."""
+
+    def __init__(self, plan: Plan, store: Store, *, batch: int = BATCH, progress: Progress | None = None) -> None:
+        self.plan, self.store, self.batch = plan, store, batch
+        self.progress: Progress = progress or (lambda what, outcome: None)
+        self.perceptual = measure.Perceptual()
+        self.references: dict[str, str] = {}  # cell to reference
+        self.notes: list[dict[str, str]] = []
+        self._helm: tuple[tuple[Any, ...], Helm] | None = None
+
+    def run(self) -> None:
+        """Everything that is not in the store yet."""
+        for work in works(self.plan):
+            self._work(work)
+
+    def helm(self, recipe: Recipe) -> Helm:
+        """The model of a recipe; one is kept."""
+        key = (recipe.model, recipe.dtype, recipe.device)
+        if self._helm is None or self._helm[0] != key:
+            self._helm = None  # the memory of the one before
+            helm = Helm(recipe.model, dtype=recipe.dtype, device=recipe.device)
+            helm.pipe.set_progress_bar_config(disable=True)
+            self._helm = key, helm
+        return self._helm[1]
+
+    # -- one setting ---------------------------------------------------------------------------
+    def _work(self, work: Work) -> None:
+        todo = [cell for cell in work.cells if self.store.done(cell.id) is None]
+        if not todo:
+            return
+        helm = self.helm(work.samples[0])
+        self.progress(f"{work.samples[0].model}: watching the pipeline", None)
+        captured = self.capture(helm, work)
+        process = captured.process if captured is not None else _process(helm)
+        self._refer(todo, work, helm, captured, process.kind)
+        self._go([(cell.recipe, cell.id, "cell") for cell in todo], work, helm, captured)
+
+    def capture(self, helm: Helm, work: Work) -> Captured | None:
+        """The pipeline's network with the conditions of all samples, or None where it stays in its loop."""
+        first = work.samples[0]
+        given = first.inputs()
+        for name in ("prompt", "image", "negative_prompt"):
+            if getattr(first, name) is not None:
+                given[name] = [sample.inputs()[name] for sample in work.samples]
+        try:
+            return capture(helm, seeds=[s.seed for s in work.samples], guidance=work.scale, **given)
+        except NotCaptured as reason:
+            self.notes.append({
+                "en": f"The runs of {first.model} were made one by one: {reason}.",
+                "es": f"Las muestras de {first.model} se hicieron una a una: {reason}.",
+            })  # fmt: skip
+            return None
+
+    def _refer(self, cells: list[Cell], work: Work, helm: Helm, captured: Captured | None, kind: str) -> None:
+        """The converged reference of every cell: doubled until it no longer changes."""
+        open_ = {cell.id: cell.recipe for cell in cells}
+        steps = FIRST
+        self._go_references(open_, work, helm, captured, kind, steps)
+        while open_ and steps < LAST:
+            steps *= 2
+            self._go_references(open_, work, helm, captured, kind, steps)
+            for name, recipe in list(open_.items()):
+                fine, coarse = (reference_id(reference(recipe, kind, n)) for n in (steps, steps // 2))
+                outcome = self.store.done(fine)
+                if outcome is None or self.store.done(coarse) is None:
+                    open_.pop(name)  # it failed, and says why
+                    continue
+                if outcome.change is None:
+                    outcome.change = measure.rmse(self.store.read_latents(fine), self.store.read_latents(coarse))
+                    self.store.keep([outcome])
+                self.references[name] = fine
+                if outcome.change <= TRUSTED:
+                    open_.pop(name)
+
+    def _go_references(
+        self, cells: dict[str, Recipe], work: Work, helm: Helm, captured: Captured | None, kind: str, steps: int
+    ) -> None:
+        wanted = {reference_id(r): r for r in (reference(recipe, kind, steps) for recipe in cells.values())}
+        missing = [(r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None]
+        self._go(missing, work, helm, captured)
+
+    # -- many runs -----------------------------------------------------------------------------
+    def _go(self, wanted: Sequence[tuple[Recipe, str, str]], work: Work, helm: Helm, captured: Captured | None) -> None:
+        """Run recipes to the end and keep what comes of them."""
+        if captured is None:
+            for recipe, name, kind in wanted:
+                self._alone(helm, recipe, name, kind)
+            return
+        jobs, outcomes, ready = [], dict[str, Outcome](), list[Job]()
+        for recipe, name, kind in wanted:
+            outcomes[name] = Outcome(name, kind, "done", recipe)
+            try:
+                run = self._run(recipe, captured)
+            except TimonelError as error:
+                self._fail(outcomes[name], str(error))
+                continue
+            jobs.append(Job(run, work.sample(recipe), name, told=kind == "cell"))
+
+        def flush() -> None:
+            if ready:
+                self._keep([(outcomes[job.name], job) for job in ready], helm, captured)
+                ready.clear()
+
+        def finished(job: Job) -> None:
+            if job.reason:
+                self._fail(outcomes[job.name], job.reason)
+                return
+            ready.append(job)
+            if len(ready) >= DECODED:
+                flush()
+
+        drive(jobs, captured, self.batch, finished)
+        flush()
+
+    def _run(self, recipe: Recipe, captured: Captured) -> Run:
+        """A recipe's run on the captured network."""
+        chosen = recipe.chosen()
+        table = chosen.compile(captured.process)
+        noise = noises.source(chosen.source, [recipe.seed], table) if table.stochastic else None
+        guidance = None if recipe.guidance is None else recipe.guidance.guidance()
+        return Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
+
+    def _alone(self, helm: Helm, recipe: Recipe, name: str, kind: str) -> None:
+        """One recipe through the helm, where its network cannot be captured."""
+        outcome, story = Outcome(name, kind, "done", recipe), list[Tensor]()
+        try:
+            began = time.perf_counter()
+            recipe.call(helm, hooks=[lambda run: story.append(run.denoised.clone())])
+            seconds = time.perf_counter() - began
+        except Exception as error:
+            self._fail(outcome, f"{type(error).__name__}: {error}")
+            return
+        run = helm.run
+        assert run is not None
+        halves = sum(1 if scale == 1.0 or run.guidance is None else 2 for scale in run.scales)
+        job = Job(run, 0, name, kind == "cell", seconds, halves, story)
+        self._keep([(outcome, job)], helm, None)
+
+    def _fail(self, outcome: Outcome, reason: str) -> None:
+        outcome.status, outcome.reason = "failed", reason
+        self.store.keep([outcome])
+        self.progress("failed", outcome)
+
+    @torch.no_grad()
+    def _keep(self, ended: list[tuple[Outcome, Job]], helm: Helm, captured: Captured | None) -> None:
+        """Decode, measure and write runs that ended."""
+        pictures = helm.context.decode(torch.cat([job.run.result for _, job in ended]))
+        for (outcome, job), pixels in zip(ended, pictures, strict=True):
+            run = job.run
+            outcome.nfe, outcome.seconds, outcome.stochastic = run.table.nfe, job.seconds, run.table.stochastic
+            outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
+            outcome.levels, outcome.times = _levels(run.table)
+            full = run.table.nfe * (captured.parts if captured is not None else 2)
+            outcome.halves_saved = full - job.halves if run.guidance is not None and run.guidance.stop < 1 else 0
+            story = self._story(helm, job.story, pixels) if job.told else None
+            if outcome.kind == "cell":
+                outcome.measures = self._measures(outcome, run.result, pixels)
+            self.store.save(outcome, run.result, pixels, story)
+        self.store.keep([outcome for outcome, _ in ended])
+        for outcome, _ in ended:
+            self.progress("done", outcome)
+
+    def _story(self, helm: Helm, story: list[Tensor], pixels: Tensor) -> Tensor:
+        """Previews of the steps: real pictures where they are small, else by the linear map; of a video its middle."""
+        linear = helm.context.latent_rgb
+        latents = torch.cat(story)
+        small = max(pixels.shape[-2:]) <= SMALL and pixels.ndim == 3
+        shown = helm.context.decode(latents) if small or linear is None else linear(latents)
+        return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown
+
+    def _measures(self, outcome: Outcome, latents: Tensor, pixels: Tensor) -> dict[str, float]:
+        """Distances to the reference; of a stochastic sampler only what is about the sample alone."""
+        found: dict[str, float | None] = {}
+        if pixels.ndim == 4:
+            found["consistency"] = measure.consistency(pixels)
+        fine = self.store.done(outcome.reference)
+        if fine is not None and not outcome.stochastic:
+            theirs = self.store.read_pixels(fine)
+            ours = (pixels.clamp(0, 1) * 255).round() / 255  # as it is written
+            found |= {
+                "latent_rmse": measure.rmse(latents, self.store.read_latents(fine.id)),
+                "rmse": measure.rmse(ours, theirs), "psnr": measure.psnr(ours, theirs),
+                "ssim": measure.ssim(ours, theirs), "lpips": self.perceptual(ours, theirs),
+            }  # fmt: skip
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _levels(table: Table) -> tuple[list[float], list[float]]:
+    """sigma / alpha and time of every step's beginning, and of the end."""
+    rows = [table.first_row(k) for k in range(table.steps)] + [table.nfe]
+    return (table.sigma / table.alpha)[rows].tolist(), table.time[rows].tolist()
+
+
+def reference_id(recipe: Recipe) -> str:
+    """The name of a reference in the store."""
+    return "r" + Cell({}, recipe).id
+
+
+def _process(helm: Helm) -> Any:
+    from ..process import from_config
+
+    return from_config(helm.pipe.scheduler.config)

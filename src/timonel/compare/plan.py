@@ -1,0 +1,219 @@
+"""A plan: which recipes to run, and where each stands on the axes that are compared.
+
+    plan = Plan.of("red apple", sampler=["euler", "dpmpp_2m/karras"], steps=[6, 10], seeds=4)
+
+Every field of a recipe may be an axis. The plan is the product of the axes, in the order in which they are listed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .. import grids, names, zoo
+from ..errors import ArgumentError, UnknownName, whole
+from ..guidance import UNITS, cfg
+from ..recipe import GuidanceData, Recipe
+from ..sampler import STEPS, Sampler
+
+AXES = (
+    "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options", "noise", "steps",
+    "guidance", "guidance_until", "rescale", "width", "height", "arguments", "dtype", "device", "seed",
+)  # fmt: skip
+SAMPLE_AXES = ("prompt", "negative_prompt", "image", "seed")  # what makes another sample of the same setting
+SAMPLER = "dpmpp_2m"  # of a bare grid
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+Value = Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a plan: its recipe, and its place on the axes."""
+
+    at: Mapping[str, Value]
+    recipe: Recipe
+
+    @cached_property
+    def id(self) -> str:
+        """A name for what is computed: equal recipes have equal names, in every plan."""
+        told = self.recipe.model_dump(mode="json", exclude={"versions", "stopped_after"}, exclude_none=True)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def setting(self) -> dict[str, Value]:
+        """Its place without what makes another sample of the same setting."""
+        return {name: value for name, value in self.at.items() if name not in SAMPLE_AXES}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a comparison. `axes`: name to values, in the order of the product, those with one value too."""
+
+    axes: Mapping[str, tuple[Value, ...]]
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def of(cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, **axes: Any) -> Plan:
+        """The product of the axes. A value that is no list is a list of one.
+
+        `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0; or give `seed`.
+        A sampler may be "solver", "solver/grid" or a bare grid. Raises `UnknownName` and `ArgumentError` for what
+        cannot be meant, before any compute; combinations that a model cannot run become failed cells later.
+        """
+        for name in axes:
+            if name not in AXES:
+                raise UnknownName("axis", name, AXES)
+        given = {name: _values(value) for name, value in axes.items()}
+        if seeds is not None:
+            if "seed" in given:
+                raise ArgumentError("give seeds= (how many) or seed= (which), not both")
+            given["seed"] = list(range(whole("seeds", seeds)))
+        given.setdefault("seed", [0])
+        given.setdefault("model", ["emoji"])
+        given.setdefault("sampler", [SAMPLER])
+        _subjects(given, [subjects] if isinstance(subjects, str) else list(subjects))
+        for name, values in given.items():
+            if not values:
+                raise ArgumentError(f"the plan is empty: {name} has no value")
+        given["sampler"] = [_sampler(name) for name in given["sampler"]]
+        given["grid"] = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
+        ordered = {name: _unique(given[name]) for name in AXES if name in given and given[name] != [None]}
+        spots = (dict(zip(ordered, values, strict=True)) for values in itertools.product(*ordered.values()))
+        return cls(ordered, tuple(Cell(at, recipe(at)) for at in spots))
+
+    @classmethod
+    def read(cls, path: str | PathLike[str], **more: Any) -> Plan:
+        """A plan from a TOML, YAML or JSON file whose keys are the axes; `more` goes on top of it."""
+        given = read_file(Path(path))
+        given |= {name: value for name, value in more.items() if value is not None}
+        return cls.of(given.pop("subjects", ()), **given)
+
+    @property
+    def varying(self) -> list[str]:
+        """The axes with more than one value."""
+        return [name for name, values in self.axes.items() if len(values) > 1]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.cells)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of a plan's file. Raises `ArgumentError` where it cannot be read or is no table of axes."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ArgumentError(f"cannot read the plan {str(path)!r}: {error.strerror}") from error
+    try:
+        given = _parsers()[path.suffix.lower()](text)
+    except KeyError:
+        raise ArgumentError(f"a plan is a .toml, .yaml or .json file, got {str(path)!r}") from None
+    except Exception as error:
+        raise ArgumentError(f"the plan {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(given, dict):
+        raise ArgumentError(f"the plan {str(path)!r} names no axes; write e.g. sampler = ['euler', 'dpmpp_2m/karras']")
+    return given
+
+
+def _parsers() -> dict[str, Any]:
+    import yaml
+
+    try:
+        import tomllib as toml
+    except ImportError:  # Python 3.10
+        import tomli as toml  # type: ignore[import-not-found, no-redef, unused-ignore]
+    return {".toml": toml.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+
+
+def recipe(at: Mapping[str, Value]) -> Recipe:
+    """The recipe at a place on the axes; what is not named there is the model's own default."""
+    model = at["model"]
+    card = zoo.card(model) if model in zoo.MODELS else None
+    chosen = Sampler(at["sampler"], at.get("grid"), options=at.get("options") or {},
+                     grid_options=at.get("grid_options") or {}, noise=at.get("noise"))  # fmt: skip
+    scale = at.get("guidance", card.default_guidance if card else None)
+    interval = guidance(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
+    plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
+    try:
+        return Recipe(
+            model=model, seed=at["seed"], sampler=chosen.name, grid=chosen.grid, noise=chosen.source,
+            steps=at.get("steps") or (card.default_steps if card else STEPS), options=dict(chosen.options),
+            grid_options=dict(chosen.grid_options), arguments=dict(at.get("arguments") or {}),
+            guidance=None if interval is None else GuidanceData.of(interval),
+            **{name: at[name] for name in plain if at.get(name) is not None},
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArgumentError(f"{place}={first['input']!r} cannot be: {first['msg']}") from error
+
+
+def guidance(scale: float | None, until: Any, rescale: float = 0.0) -> Any:
+    """Guidance from its axes: a scale, and an end such as 0.4 (of the steps), "step:4" or "sigma:1.2"."""
+    if scale is None and until is None and not rescale:
+        return None
+    if until is None:
+        return cfg(scale, rescale=rescale)
+    unit, _, number = str(until).rpartition(":")
+    try:
+        end = float(number)
+    except ValueError:
+        raise ArgumentError(f"guidance_until takes none, 0.4, step:4 or sigma:1.2, got {until!r}") from None
+    if unit and unit not in UNITS:
+        raise UnknownName("guidance unit", unit, UNITS)
+    return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale)
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, range)) else [value]
+
+
+def _unique(values: list[Any]) -> tuple[Any, ...]:
+    kept: list[Any] = []
+    for value in values:
+        if value not in kept:
+            kept.append(value)
+    return tuple(kept)
+
+
+def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
+    """Prompts and pictures, told apart: a picture is a file that is there, or a name that ends like one."""
+    for subject in subjects:
+        if not isinstance(subject, (str, Path)) or not str(subject).strip():
+            raise ArgumentError(f'a subject is a prompt or a picture, e.g. "red apple", got {subject!r}')
+    pictures = [s for s in subjects if re.fullmatch(r".+\.\w+", str(s)) and Path(s).suffix.lower() in PICTURES]
+    missing = [s for s in pictures if not Path(s).is_file()]
+    if missing:
+        raise ArgumentError(f"there is no picture {str(missing[0])!r}")
+    prompts = [s for s in subjects if s not in pictures]
+    if pictures and prompts:
+        raise ArgumentError("give prompts or pictures, not both")
+    for name, found in (("prompt", prompts), ("image", [str(p) for p in pictures])):
+        if found and name in given:
+            raise ArgumentError(f"give {name}= once")
+        if found:
+            given[name] = found
+    if "prompt" not in given and "image" not in given:
+        raise ArgumentError('the plan is empty: say what to paint, e.g. "red apple"')
+
+
+def _sampler(name: Any) -> str:
+    """A sampler as it is typed; a bare grid is the usual solver on it."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
+    if "/" not in name and name in grids.GRIDS:
+        name = f"{SAMPLER}/{name}"
+    names.sampler(name)
+    return str(name)

@@ -1,0 +1,291 @@
+"""What the page shows: the cells, what they have in common per setting, and what may be said of it."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..recipe import Recipe
+from . import measure
+from .plan import SAMPLE_AXES, Cell, Plan
+from .store import Outcome, Store, plain
+
+COUNTS = ("nfe", "halves", "halves_saved", "seconds")
+CHOICE = ("sampler", "grid", "options", "grid_options", "noise", "guidance_until", "rescale")  # what is weighed
+STOCHASTIC = {
+    "en": "Samplers that draw noise make another picture of the same seed, and are right to: they have no distance to "
+          "one picture. What can be compared is the distribution over seeds (energy distance; 0 is the same).",
+    "es": "Los muestreadores que añaden ruido hacen otra imagen con la misma semilla, y está bien que así sea: no se "
+          "mide su distancia a una imagen. Lo que se compara es la distribución sobre las semillas (distancia de "
+          "energía; 0 es la misma).",
+}  # fmt: skip
+SHARED = {
+    "en": "Seconds are a run's share of calls that served several runs at once, and its own steps; a picture alone "
+          "takes longer.",
+    "es": "Los segundos son la parte de cada muestra en llamadas que atendieron varias a la vez, más sus propios "
+          "pasos; una imagen sola tarda más.",
+}  # fmt: skip
+DOUBTFUL = {
+    "en": "Some references still changed by {change:.2g} (latent RMSE) when their steps were doubled; smaller "
+          "distances than that say nothing.",
+    "es": "Algunas referencias aún cambiaron {change:.2g} (RMSE latente) al duplicar sus pasos; distancias menores no "
+          "dicen nada.",
+}  # fmt: skip
+
+
+def content(plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), claims: Sequence[Any] = ()) -> Any:
+    """Everything the page is made of, as plain data."""
+    cells = [(cell, store.outcomes.get(cell.id)) for cell in plan]
+    groups = _groups(cells, store)
+    places = {key: i for i, key in enumerate(groups)}
+    schedules = _schedules(cells)
+    marks = {name: i for i, name in enumerate(schedules)}
+    return {
+        "title": ", ".join(_titles(plan)), "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": __version__, "complete": all(outcome is not None for _, outcome in cells),
+        "axes": [{"name": name, "values": [shown(v) for v in plan.axes[name]]} for name in plan.axes],
+        "cells": [_cell(cell, outcome, store, places[key(cell)], marks) for cell, outcome in cells],
+        "groups": [*groups.values()],
+        "schedules": [*schedules.values()],
+        "references": _references(cells, store),
+        "claims": list(claims), "notes": [*notes, *_notes(cells, store)],
+    }  # fmt: skip
+
+
+def shown(value: Any) -> Any:
+    """A place on an axis as it is shown: numbers stay, nothing is "none"."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, (str, int, float)) else str(value)
+
+
+def key(cell: Cell) -> tuple[tuple[str, str], ...]:
+    """What the cells of a group have in common."""
+    return tuple((name, str(shown(value))) for name, value in cell.setting.items())
+
+
+def _titles(plan: Plan) -> list[str]:
+    told = plan.axes.get("prompt") or plan.axes.get("image") or ()
+    names = [Path(str(t)).name if "image" in plan.axes else str(t) for t in told]
+    return names if len(names) <= 3 else [*names[:3], "…"]
+
+
+def command(recipe: Recipe, out: str = "out") -> str:
+    """The command line that makes a recipe's picture again."""
+    video = recipe.image is not None
+    words = ["timonel", "animate" if video else "generate", str(recipe.image if video else recipe.prompt)]
+    sampler = recipe.sampler + (f"/{recipe.grid}" if recipe.grid else "")
+    words += ["--model", recipe.model, "--sampler", sampler, "--steps", str(recipe.steps), "--seed", str(recipe.seed)]
+    names = {"motion_bucket_id": "motion", "fps": "fps", "noise_aug_strength": "noise", "num_frames": "frames"}
+    for name, value in recipe.arguments.items():
+        words += [f"--{names[name]}", str(value)] if name in names else []
+    for name, value in {**recipe.options, **recipe.grid_options}.items():
+        words += ["--set", f"{name}={value}"]
+    if recipe.noise != "independent":
+        words += ["--noise", recipe.noise]
+    for name in ("width", "height", "dtype", "device"):
+        if getattr(recipe, name) is not None:
+            words += [f"--{name}", str(getattr(recipe, name))]
+    if recipe.negative_prompt is not None:
+        words += ["--negative", recipe.negative_prompt]
+    words += _guided(recipe)
+    return shlex.join([*words, "-o", f"{out}/clip.mp4" if video else out])
+
+
+def _guided(recipe: Recipe) -> list[str]:
+    g = recipe.guidance
+    if g is None:
+        return []
+    scale = [] if g.scale is None or isinstance(g.scale, list) else ["--guidance", f"{g.scale:g}"]
+    unit = "" if g.unit == "ratio" else f"{g.unit}:"
+    return scale + ([] if g.stop is None else ["--guidance-until", f"{unit}{g.stop:g}"])
+
+
+# -- cells ------------------------------------------------------------------------------------------
+def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: Mapping[str, int]) -> dict[str, Any]:
+    at = {name: shown(value) for name, value in cell.at.items()}
+    told: dict[str, Any] = {
+        "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting", "reason": "", "nfe": None,
+        "halves": None, "halves_saved": None, "seconds": None, "picture": None, "frames": None, "fps": None,
+        "story": None, "measures": dict.fromkeys(measure.MEASURES),
+        "recipe": cell.recipe.model_dump(mode="json", exclude_none=True), "command": command(cell.recipe),
+    }  # fmt: skip
+    if outcome is None:
+        return told
+    told |= {"status": outcome.status, "reason": outcome.reason}
+    if outcome.status == "failed":
+        return told
+    picture, frames = _picture(outcome, store)
+    told |= {name: getattr(outcome, name) for name in COUNTS}
+    told |= {"picture": picture, "frames": frames, "schedule": marks[_schedule(outcome)]}
+    told |= {"fps": cell.recipe.arguments.get("fps", 7) if frames else None}
+    told["measures"] |= {name: plain(value) for name, value in outcome.measures.items()}
+    if outcome.steps_told:
+        size = {"count": outcome.steps_told, "width": outcome.width, "height": outcome.height}
+        told["story"] = {"sprite": _data(store.story(outcome.id)), **size}
+    return told
+
+
+def _data(path: Path) -> str:
+    kind = {".png": "png", ".webp": "webp"}[path.suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _picture(outcome: Outcome, store: Store) -> tuple[str | None, list[str] | None]:
+    """The picture, or the frames of a video one by one, so that several videos can be kept in step."""
+    path = store.picture(outcome)
+    if not outcome.frames:
+        return _data(path), None
+    import io
+
+    from PIL import Image, ImageSequence
+
+    frames = []
+    with Image.open(path) as opened:
+        for frame in ImageSequence.Iterator(opened):
+            buffer = io.BytesIO()
+            frame.convert("RGB").save(buffer, format="WEBP", quality=92)
+            frames.append(f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return None, frames
+
+
+# -- groups -----------------------------------------------------------------------------------------
+def _groups(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> dict[Any, dict[str, Any]]:
+    """A row for every setting: means over its samples, and how it stands among those it is weighed against."""
+    found: dict[Any, list[tuple[Cell, Outcome]]] = {}
+    for cell, outcome in cells:
+        found.setdefault(key(cell), [])
+        if outcome is not None and outcome.status == "done":
+            found[key(cell)].append((cell, outcome))
+    settings = {key(cell): cell.setting for cell, _ in cells}
+    groups = {name: _group(settings[name], members, store) for name, members in found.items()}
+    weighed: dict[Any, list[Any]] = {}
+    for name in groups:
+        weighed.setdefault(tuple(pair for pair in name if pair[0] not in CHOICE), []).append(name)
+    for names in weighed.values():
+        errors = {name: _errors(found[name]) for name in names}
+        for name, verdict in measure.verdicts(errors).items():
+            groups[name]["verdict"] = verdict
+    for names in _same_model(groups).values():
+        points = {n: (groups[n]["halves"], e) for n in names if (e := groups[n]["mean"].get("latent_rmse")) is not None}
+        for name in measure.pareto(points):
+            groups[name]["pareto"] = True
+    return groups
+
+
+def _same_model(groups: Mapping[Any, Any]) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = {}
+    for name in groups:
+        found.setdefault(tuple(p for p in name if p[0] not in (*CHOICE, "steps")), []).append(name)
+    return found
+
+
+def _errors(members: Sequence[tuple[Cell, Outcome]]) -> dict[Any, float]:
+    """Distance to the reference, sample by sample."""
+    told = ((tuple(str(cell.at.get(n)) for n in SAMPLE_AXES), o.measures.get("latent_rmse")) for cell, o in members)
+    return {sample: value for sample, value in told if value is not None}
+
+
+def _group(setting: Mapping[str, Any], members: list[tuple[Cell, Outcome]], store: Store) -> dict[str, Any]:
+    means: dict[str, float | None] = {}
+    errors: dict[str, float | None] = {}
+    outcomes = [outcome for _, outcome in members]
+    for name in measure.MEASURES:
+        values = [v for o in outcomes if (v := o.measures.get(name)) is not None and math.isfinite(v)]
+        if values:
+            means[name], errors[name] = measure.mean_and_error(values)
+    energy, doubt = _energy(outcomes, store)
+    average = {
+        name: _mean([getattr(o, name) for o in outcomes]) for name in ("nfe", "halves", "halves_saved", "seconds")
+    }
+    return {
+        "at": {name: shown(value) for name, value in setting.items()}, "label": label(setting),
+        "stochastic": any(o.stochastic for o in outcomes), "count": len(outcomes), **average, "mean": means,
+        "stderr": errors, "energy": energy, "energy_stderr": doubt, "verdict": None, "pareto": False,
+    }  # fmt: skip
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def label(setting: Mapping[str, Any]) -> str:
+    """A setting in words."""
+    words = [str(setting["sampler"])] if "sampler" in setting else []
+    words += [f"on {setting['grid']}"] if setting.get("grid") else []
+    words += [f"{setting['steps']} steps"] if "steps" in setting else []
+    rest = [n for n in setting if n not in ("model", "sampler", "grid", "steps") and setting[n] is not None]
+    return ", ".join([*words, *(f"{name.replace('_', ' ')} {shown(setting[name])}" for name in rest)])
+
+
+def _energy(outcomes: list[Outcome], store: Store) -> tuple[float | None, float | None]:
+    """Energy distance between a setting's samples and their references, prompt by prompt."""
+    found: dict[Any, list[Outcome]] = {}
+    for outcome in outcomes:
+        if store.done(outcome.reference) is not None:
+            found.setdefault((outcome.recipe.prompt, outcome.recipe.image), []).append(outcome)
+    values = []
+    for mine in found.values():
+        if len(mine) >= measure.LEAST:
+            ours = torch.cat([store.read_latents(o.id) for o in mine])
+            theirs = torch.cat([store.read_latents(o.reference) for o in mine])
+            values.append(measure.energy(ours, theirs))
+    if not values:
+        return None, None
+    mean = math.fsum(v for v, _ in values) / len(values)
+    return mean, math.sqrt(math.fsum(e**2 for _, e in values)) / len(values)
+
+
+# -- schedules, references, notes ---------------------------------------------------------------------
+def _schedule(outcome: Outcome) -> str:
+    grid = outcome.recipe.grid or ("own levels" if outcome.recipe.sigmas else outcome.recipe.sampler)
+    more = "".join(f", {name} {value}" for name, value in outcome.recipe.grid_options.items())
+    return f"{grid}, {outcome.recipe.steps} steps{more}"
+
+
+def _schedules(cells: Sequence[tuple[Cell, Outcome | None]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for _, outcome in cells:
+        if outcome is not None and outcome.levels and _schedule(outcome) not in found:
+            snr = [-2 * math.log(s) if 0 < s < math.inf else None for s in outcome.levels]
+            found[_schedule(outcome)] = {
+                "label": _schedule(outcome), "sigmas": [plain(s) for s in outcome.levels], "log_snr": snr,
+                "times": outcome.times,
+            }  # fmt: skip
+    return found
+
+
+def _references(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for cell, outcome in cells:
+        fine = None if outcome is None else store.done(outcome.reference)
+        if fine is None or fine.id in found:
+            continue
+        picture, frames = _picture(fine, store)
+        at = {name: shown(value) for name, value in cell.at.items() if name not in (*CHOICE, "steps")}
+        found[fine.id] = {
+            "at": at, "picture": picture, "frames": frames, "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
+            "steps": fine.recipe.steps, "change": fine.change,
+        }  # fmt: skip
+    return [*found.values()]
+
+
+def _notes(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> list[dict[str, str]]:
+    from .engine import TRUSTED
+
+    outcomes = [o for _, o in cells if o is not None and o.status == "done"]
+    notes = [SHARED] if outcomes else []
+    if any(o.stochastic for o in outcomes):
+        notes.append(STOCHASTIC)
+    changes = [fine.change for o in outcomes if (fine := store.done(o.reference)) and fine.change is not None]
+    if changes and max(changes) > TRUSTED:
+        notes.append({language: text.format(change=max(changes)) for language, text in DOUBTFUL.items()})
+    return notes
