@@ -398,8 +398,8 @@ def test_what_is_not_a_pipeline_is_refused() -> None:
         tm.Helm(object())
     with pytest.raises(tm.TimonelError, match="shipped models: emoji"):
         tm.Helm("no/such-model-anywhere")
-    with pytest.raises(ArgumentError, match="invert_sigmas=True is not supported"):
-        tm.Scheduler.from_config({"invert_sigmas": True})
+    with pytest.raises(ArgumentError, match="use_clipped_model_output"):
+        tm.Scheduler.from_config({}).step(torch.zeros(1), 0, torch.zeros(1), use_clipped_model_output=True)
     with pytest.raises(ArgumentError, match="keeps solver, grid name"):
         tm.Scheduler.from_config({}, sampler=tm.Sampler("euler", steps=8, strength=0.5))
     with pytest.raises(UnknownName, match="bananas"):

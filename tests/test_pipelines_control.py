@@ -298,7 +298,7 @@ def test_the_pipeline_is_as_before_whatever_raised(key: str, where: str) -> None
 
 
 # -- refused before compute ------------------------------------------------------------------------
-def test_video_with_sound_is_stopped_together_and_says_that_it_cannot_go_back() -> None:
+def test_video_with_sound_is_stopped_together_and_goes_back_together() -> None:
     pipe, inputs = tiny.case("video_new", "LTX2Pipeline")
     helm = tm.Helm(pipe)
     stepped: list[tm.Run] = []
@@ -310,8 +310,17 @@ def test_video_with_sound_is_stopped_together_and_says_that_it_cannot_go_back() 
     assert (video.step, sound.step) == (2, 2)
     assert torch.equal(sound.table.time, video.table.time)
     assert sound.stopping
-    with pytest.raises(RunError, match="two schedulers"):
-        helm(**inputs, steps=4, seeds=[0], hooks=[lambda run: run.rewind(1) if run.step == 3 else None])
+    whole, seen = helm(**inputs, steps=4, seeds=[0]), []
+
+    def back(run: tm.Run) -> None:
+        seen.append(run.step)
+        if seen == [1, 2, 3]:
+            run.rewind(1)
+
+    again = helm(**inputs, steps=4, seeds=[0], hooks=[back], keep=4)
+    assert seen == [1, 2, 3, 1, 2, 3, 4]  # from the beginning: the sound keeps no states
+    assert torch.equal(first(again), first(whole))
+    assert torch.equal(again[1], whole[1])
 
 
 def test_one_pipeline_does_one_call_at_a_time() -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -29,11 +29,14 @@ from torch import Tensor
 from .errors import ArgumentError, UnknownName
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .table import Table
 
 Noise = Callable[[int, Tensor], Tensor]
 Span = tuple[int, int, int]  # path, and the lattice points where a row's interval begins and ends
 START = -1  # the row whose noise is the initial sample
+PART = -2  # in place of a row: the seeds of the parts of a sample
 DEVICES = ("cpu", "sample")
 FINE = 1 << 16  # lattice points per unit of lam = log(alpha / sigma)
 NOISIEST, CLEANEST = -10, 20  # lam where the path begins and ends; further levels count as these
@@ -85,6 +88,19 @@ class Seeded(ABC):
             raise ArgumentError(
                 f"{len(self.seeds)} seeds for a batch of {batch}: give one seed per sample, e.g. seeds=range({batch})"
             )
+
+    def spread(self, sample: Tensor) -> Self:
+        """The source for a batch in which a sample is several entries; this one where each is one.
+
+        Copies of the whole batch (halves that a pipeline keeps alike) share their noise. Else a sample's entries
+        follow each other, as frames do, and each has a seed that is drawn from the sample's.
+        """
+        count, parts = len(self.seeds), len(sample) // len(self.seeds)
+        if len(sample) % count or parts < 2:
+            return self
+        if bool((sample.reshape(parts, count, *sample.shape[1:]) == sample[:count]).all()):
+            return replace(self, seeds=self.seeds * parts)
+        return replace(self, seeds=tuple(key(key(seed, PART), i) for seed in self.seeds for i in range(parts)))
 
     def _place(self, like: Tensor) -> torch.device:
         """Where the numbers are drawn."""

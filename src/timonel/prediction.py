@@ -3,13 +3,14 @@
 `denoised = c_x · x + c_raw · raw`, linear in both for every kind, so that it can be folded into a
 table row. With v = alpha·eps - sigma·x0 and flow = eps - x0:
 
-| kind    | denoised                                      | reference                   |
-|---------|-----------------------------------------------|-----------------------------|
-| epsilon | (x - sigma·raw) / alpha                       | arXiv 2006.11239, eq. 15    |
-| sample  | raw                                           |                             |
-| v       | (alpha·x - sigma·raw) / (alpha² + sigma²)     | arXiv 2202.00512, app. D    |
-| flow    | (x - sigma·raw) / (alpha + sigma)             | arXiv 2210.02747            |
-| edm     | d²·alpha·x + d·sigma·raw, d = data std        | arXiv 2206.00364, eq. 7     |
+| kind         | denoised                                  | reference                   |
+|--------------|-------------------------------------------|-----------------------------|
+| epsilon      | (x - sigma·raw) / alpha                   | arXiv 2006.11239, eq. 15    |
+| sample       | raw                                       |                             |
+| v            | (alpha·x - sigma·raw) / (alpha² + sigma²) | arXiv 2202.00512, app. D    |
+| flow         | (x - sigma·raw) / (alpha + sigma)         | arXiv 2210.02747            |
+| reverse_flow | (x + sigma·raw) / (alpha + sigma)         | raw = x0 - eps, as Mochi's  |
+| edm          | d²·alpha·x + d·sigma·raw, d = data std    | arXiv 2206.00364, eq. 7     |
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .errors import PredictionError, UnknownName
 from .process import Level
 from .process.config import class_of
 
-KINDS = ("epsilon", "sample", "v", "flow", "edm")
+KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
 
 
 def check(kind: str) -> str:
@@ -56,6 +57,8 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
         return alpha / norm, -sigma / norm
     if kind == "flow":
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    if kind == "reverse_flow":
+        return 1 / (alpha + sigma), sigma / (alpha + sigma)
     if bool((alpha == 0).any()):
         raise PredictionError("an edm prediction belongs to an EDM process, which never reaches pure noise (alpha = 0)")
     data = torch.sqrt(1 - sigma**2) / alpha
@@ -93,6 +96,12 @@ def from_config(config: Mapping[str, Any]) -> str:
     given = str(config.get("prediction_type") or "epsilon")
     if config.get("process") is not None:
         return check({"v_prediction": "v", "flow_prediction": "flow"}.get(given, given))
+    if config.get("invert_sigmas"):
+        return "reverse_flow"
+    if given == "trigflow":
+        return "v"
+    if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
+        return "epsilon"  # of levels that explode, see `process.VE`
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow_prediction":
         return "flow"
     if name.startswith("EDM"):

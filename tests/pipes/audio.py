@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers as d
@@ -60,8 +61,6 @@ class Vocoder(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from types import SimpleNamespace
-
         self.config = SimpleNamespace(model_in_dim=8, sampling_rate=16000, upsample_rates=[2, 2])
         self.scale = torch.nn.Parameter(torch.ones(1))
 
@@ -80,6 +79,47 @@ def audioldm(**more: Any) -> dict[str, Any]:
 
 HEARD: dict[str, Any] = {"audio_length_in_s": 0.02, "output_type": "pt"}
 add("AudioLDMPipeline", "AudioLDM", audioldm, lambda: HEARD, **SOUND)
+
+
+class Clap(torch.nn.Module):
+    """Sounds and words in one space: here words only."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_model, self.text_projection = Text(pooled=WIDTH), torch.nn.Identity()
+
+    def get_text_features(self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
+        return self.text_model(ids)[0]
+
+
+add(
+    "MusicLDMPipeline", "MusicLDM", lambda: audioldm(text_encoder=Clap(), feature_extractor=None),
+    lambda: HEARD, **SOUND,
+)  # fmt: skip
+
+
+def audioldm2() -> dict[str, Any]:
+    """Of two encodings, that of the words and that which a language model writes; both are given."""
+    network = d.AudioLDM2UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=8, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=(None, WIDTH, WIDTH), attention_head_dim=2,
+    )  # fmt: skip
+    made = audioldm(unet=network, text_encoder=Clap(), text_encoder_2=Text(model_type="t5"), feature_extractor=None)
+    return made | {"projection_model": Text(), "language_model": Text()}
+
+
+def encodings() -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(2)
+    made = torch.randn(4, 1, 8, WIDTH, generator=draw)
+    names = [f"{sign}{kind}prompt_embeds" for sign in ("", "negative_") for kind in ("", "generated_")]
+    ones = torch.ones(1, 8, dtype=torch.int64)
+    return dict(zip(names, made, strict=True)) | {"attention_mask": ones, "negative_attention_mask": ones}
+
+
+add("AudioLDM2Pipeline", "AudioLDM", audioldm2, lambda: HEARD | {"prompt": None} | encodings(), **SOUND)
 
 
 def dance() -> dict[str, Any]:

@@ -219,6 +219,7 @@ add(
             scaling_factor=0.47, spatial_compression_ratio=2, sample_size=16,
         ),
         scheduler=flow(shift=7.0), text_encoder=Text(), text_encoder_2=Text(),
+        guider=d.AdaptiveProjectedMixGuidance(guidance_scale=3.0), ocr_guider=None,
     ),
     guidance="sequential",
 )  # fmt: skip

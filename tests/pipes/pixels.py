@@ -56,6 +56,7 @@ add(
 add(
     "LDMSuperResolutionPipeline", "Latent diffusion",
     lambda: {"vqvae": vq(), "unet": unet2d(6), "scheduler": ddim()}, lambda: PIXELS | {"image": tensor(8)}, **NO,
+    two={"image": tensor(8).repeat(2, 1, 1, 1)},
 )  # fmt: skip
 
 

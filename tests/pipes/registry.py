@@ -123,6 +123,7 @@ FAMILIES = (
     "cascade",
     "pixels",
     "audio",
+    "newest",
 )
 
 

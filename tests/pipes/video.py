@@ -240,7 +240,7 @@ add("LTXImageToVideoPipeline", "LTX-Video", lambda: ltx(**DYNAMIC), lambda: LTX 
 add("LTXConditionPipeline", "LTX-Video", ltx, lambda: LTX | {"image": tensor(32)}, **VIDEO)
 add(
     "LTXI2VLongMultiPromptPipeline", "LTX-Video", ltx,
-    lambda: LTX | {"temporal_tile_size": 16, "temporal_overlap": 8}, **VIDEO,
+    lambda: LTX | {"temporal_tile_size": 16, "temporal_overlap": 8}, two="its call makes one video", **VIDEO,
 )  # fmt: skip
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "out_channels": 16,
@@ -311,7 +311,7 @@ add(
     ),
     lambda: {
         "image": picture(), "pose_video": clip(5), "face_video": clip(5), "segment_frame_length": 5,
-        "prev_segment_conditioning_frames": 1,
+        "prev_segment_conditioning_frames": 1, "guidance_scale": 2.0,
     },
     **ONE,
 )  # fmt: skip

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from .. import prediction as predictions
@@ -17,6 +16,7 @@ from .. import process as processes
 from ..errors import ArgumentError, RunError, UnknownName
 from ..grids import Grid
 from ..noise import source
+from ..pipelines.attributes import Stepped
 from ..pipelines.scheduler import Orders, Scheduler
 from ..pipelines.timesteps import Timesteps
 from ..process import Process
@@ -166,7 +166,7 @@ class Compat(Scheduler):
         """The class's flags as they are now; pipelines change some in place."""
         return {**{key: self.config[key] for key in self.defaults}, **self.fixed}
 
-    def set_timesteps(
+    def set_timesteps(  # type: ignore[override]
         self,
         num_inference_steps: int | None = None,
         device: Any = None,
@@ -240,7 +240,7 @@ class Compat(Scheduler):
         return alpha * original_samples + sigma * noise
 
     # -- steps -----------------------------------------------------------------------------------------
-    def step(
+    def step(  # type: ignore[override]
         self,
         model_output: Tensor,
         timestep: Any,
@@ -264,10 +264,10 @@ class Compat(Scheduler):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
-        (new,) = super().step(model_output, timestep, sample, eta=eta, generator=generator, return_dict=False)
+        new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
         if self.run.row == self.run.table.nfe and (not self.unit or self.process.kind == "edm"):
             new = new / float(self.run.table.alpha[-1])  # diffusers' samples have unit signal there
-        return SchedulerOutput(prev_sample=new) if return_dict else (new,)
+        return Stepped(self.run, new)
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""

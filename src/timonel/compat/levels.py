@@ -247,7 +247,7 @@ def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:
 def _shifted(process: Flow, flags: Flags, mu: float | None, t: Tensor) -> Tensor:
     """t = s·u / (1 + (s - 1)·u), with the model's shift s, or exp(mu) or mu where the pipeline gives one."""
     s = process.shift
-    if mu is not None:
+    if mu is not None and flags.get("use_dynamic_shifting"):
         s = mu if flags.get("time_shift_type") == "linear" else process.with_mu(mu).shift
     return s * t / (1 + (s - 1) * t)
 

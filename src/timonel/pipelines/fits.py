@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TimonelError
 from ..hooks import Hook
 
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+# what in a pipeline's source tells that its loop needs the sampler of its own scheduler
+FOREIGN = {
+    r"scheduler\.undo_step\(": "goes back in its list on its own to sample a part anew",
+    r"scheduler\.step_correct\(": "corrects each step with a second one of its own scheduler",
+    r"scheduler\.config\.mask_token_id": "chooses discrete tokens",
+    r"def posterior_sample\(": "computes noise from its own scheduler's variances",
+    r"sample_schedulers\b": "steps every frame with a scheduler of its own",
+    r"scheduler\.__dict__": "keeps a copy of its scheduler's state for each view",
+    r"scheduler\._step_index -= 1": "calls step twice a turn, once to read its own scheduler's prediction",
+}
+SHARES = re.compile(r"progress_bar\(timesteps\[:-1\]\)")  # of a list of shares, whose end is left out
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
     r"|\(i \+ 1\) % self\.scheduler\.order|step_idx = i //|i % callback_steps"
 )
+STEP = re.compile(r"scheduler\w*\.step\([^)]*\)")
+DRAWN = re.compile(r"\bgenerator\b|torch\.randn|randn_tensor|randn_like")
 NUMBER = re.compile(r"\b(i|index|step_idx|step_index|step)\b\]|\[(i|index|step_idx|step_index|step)\b|\bi\b")
 
 
 def counts(pipe: Any) -> bool:
-    """Whether a pipeline's loop uses the number of its turn, so that it cannot follow a rewind.
+    """Whether a pipeline's loop uses the number of its turn or draws noise in it, so that it cannot follow a rewind.
 
     True also where the source cannot be read: then a rewind calls the pipeline again, which is always right.
     """
@@ -27,8 +44,10 @@ def counts(pipe: Any) -> bool:
         source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
     except (OSError, TypeError):
         return True
-    loop = re.search(r"^\s*for \w+, \w+ in enumerate\(.*timesteps", source, re.MULTILINE)
-    return loop is None or NUMBER.search(HARMLESS.sub("", source[loop.start() :])) is not None
+    loop = re.search(r"^( *)for \w+, \w+ in enumerate\(.*timesteps.*\n((?:\1 +.*\n|\s*\n)*)", source, re.MULTILINE)
+    if loop is None or DRAWN.search(STEP.sub("", loop[2])):
+        return True
+    return NUMBER.search(HARMLESS.sub("", source[loop.start() :])) is not None
 
 
 def steps_with_scheduler(pipe: Any) -> bool:
@@ -43,6 +62,43 @@ def steps_with_scheduler(pipe: Any) -> bool:
         except (OSError, TypeError):
             return True
     return False
+
+
+def foreign(pipe: Any) -> str | None:
+    """What a pipeline's loop asks of the sampler of its own scheduler, which no table has; None where nothing."""
+    modules = {cls.__module__: cls for cls in type(pipe).__mro__ if cls.__module__.startswith("diffusers.pipelines.")}
+    shared = ("diffusers.pipelines.pipeline_utils",)
+    source = "".join(_source(inspect.getmodule(cls)) for name, cls in modules.items() if name not in shared)
+    return next((why for pattern, why in FOREIGN.items() if re.search(pattern, source)), None)
+
+
+def changes(pipe: Any) -> dict[str, Any]:
+    """What a pipeline's source says of its model that its scheduler's config does not: times that are shares."""
+    return {"process": "cosine"} if SHARES.search(_source(inspect.getmodule(type(pipe)))) else {}
+
+
+def _source(module: Any) -> str:
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError):
+        return ""
+
+
+@contextmanager
+def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
+    """Raises `ArgumentError` where a loop with lists of its own, one entry a step, fails in a run with more rows."""
+    try:
+        yield
+    except TimonelError:
+        raise
+    except (LookupError, ValueError) as error:
+        table = None if scheduler.current is None else scheduler.current.table
+        if table is None or table.nfe == table.steps:
+            raise
+        raise ArgumentError(
+            f"{type(pipe).__name__} has lists of its own with one entry a step, and {table.solver!r} calls the network "
+            f"{table.nfe} times in {table.steps} steps: use a sampler of one call a step, e.g. 'dpmpp_2m' ({error})"
+        ) from error
 
 
 def takes_the_run(hook: Any) -> None:

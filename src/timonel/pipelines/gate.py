@@ -144,8 +144,10 @@ class Gate:
     def _samples(self, run: Run, size: int) -> int:
         """How many samples the batch is made of."""
         count = len(run.latents) if run.started else 0
-        if self.samples and (not count or count % self.samples == 0):
+        if self.samples and size <= 3 * self.samples and (not count or count % self.samples == 0):
             return self.samples
+        if self.samples and not count and size % 2 == 0:  # every frame is one of the batch, in both halves
+            return size // 2
         return count or (size // 2 if parts.guides(self.pipe) and size % 2 == 0 else size)
 
     def _help(self, run: Run, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -160,7 +162,7 @@ class Gate:
     def _predict(self, run: Run, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The prediction's parts."""
         sample = parts.sample_of(args, kwargs)
-        if self.first is not None:
+        if self.first is not None and len(sample) <= len(self.first[0]):
             return self._again(run, sample, forward, args, kwargs)
         size = len(sample)
         samples = self._samples(run, size)

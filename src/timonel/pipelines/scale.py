@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ArgumentError
@@ -35,6 +36,28 @@ def argument(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any
     return None if distilled(pipe) else next((name for name in SCALES if name in parameters), None)
 
 
+def guiders(pipe: Any, parameters: Mapping[str, Any]) -> list[Any]:
+    """The objects that guide for pipelines whose call has no scale."""
+    if any(name in parameters for name in (*SCALES, TRUE)):
+        return []
+    found = (getattr(pipe, name, None) for name in ("guider", "ocr_guider"))
+    return [guider for guider in found if hasattr(guider, "guidance_scale")]
+
+
+@contextmanager
+def told(pipe: Any, parameters: Mapping[str, Any], own: float | None) -> Iterator[None]:
+    """The guiders with the scale `own` while the context is open."""
+    found = [] if own is None else guiders(pipe, parameters)
+    before = [guider.guidance_scale for guider in found]
+    for guider in found:
+        guider.guidance_scale = own
+    try:
+        yield
+    finally:
+        for guider, scale in zip(found, before, strict=True):
+            guider.guidance_scale = scale
+
+
 def order(
     pipe: Any, parameters: Mapping[str, Any], options: dict[str, Any], guidance: Guidance | float | None
 ) -> tuple[Guidance | None, float | None]:
@@ -50,15 +73,17 @@ def order(
         return None, _told(pipe, parameters, options, made)
     if made.scale is None:
         return made, None
+    scales = made.scale if isinstance(made.scale, tuple) else (made.scale,)
+    # above 1 the pipeline computes both parts; rows with another scale than this one are the gate's
+    own = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
+    if name is None and guiders(pipe, parameters):
+        return made, own
     if name is None:
         raise ArgumentError(f"{type(pipe).__name__} takes no guidance_scale; leave the scale out of guidance=")
     if options.get(name) is not None:
         raise ArgumentError(f"give the scale in guidance= or as {name}=, not both")
-    scales = made.scale if isinstance(made.scale, tuple) else (made.scale,)
     if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
         raise ArgumentError(f"give one scale per step or {name}_2=, not both")
-    # above 1 the pipeline computes both parts; rows with another scale than this one are the gate's
-    own = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
     options[name] = own
     return made, own
 

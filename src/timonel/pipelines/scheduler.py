@@ -9,37 +9,29 @@ and seeds on it. Samples are in unit-variance coordinates, so the network's inpu
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .. import grids, solvers
 from .. import prediction as predictions
 from .. import process as processes
+from .. import solvers
 from ..errors import ArgumentError, RunError, UnknownName
 from ..grids import Grid
 from ..guidance import Guidance
-from ..noise import DEFAULT, Noise, source
-from ..process import Flow, Process
+from ..noise import DEFAULT, Noise, Seeded, source
+from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
+from . import levels, model
+from .attributes import Attributes, Stepped, held
 from .timesteps import Hand, Timesteps, adopted
-
-GRID_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta_sigma",
-    "use_lu_lambdas": "lam",
-}
-# keys of diffusers' configs that change the levels in a way no grid here does
-REFUSED = ("invert_sigmas",)
 
 
 @dataclass
@@ -55,9 +47,10 @@ class Orders:
     guided: Callable[[Tensor], Tensor] | None = None  # the last word on what the pipeline combined, see gate.py
     recall: bool = False  # the pipeline is called again after a rewind, because its loop counts its steps
     resume: Run | None = None  # continue this run instead of beginning one
+    named: bool = False  # the sampler's grid was asked for, and goes before a list that the pipeline makes
 
 
-class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
@@ -94,6 +87,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
+        final_sigmas_type: str = "zero",
+        variance_type: str | None = None,
+        original_inference_steps: int = 50,
         base_shift: float = 0.5,
         max_shift: float = 1.15,
         base_image_seq_len: int = 256,
@@ -108,6 +105,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler_noise: str = DEFAULT,
     ) -> None:
         config = {**self.config, "_class_name": ""}
+        model.check(self.config)
         chosen = Sampler(sampler, options=dict(sampler_options or {}), noise=sampler_noise)
         self._set(processes.from_config(config), predictions.from_config(config), chosen)
 
@@ -121,6 +119,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps: int | None = None
         self._grid: Grid | None = None
         self._run: Run | None = None
+        self._before: Run | None = None  # the one before, of loops that choose the levels again after their end
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self.hand = Hand()
         self._all: tuple[Timesteps, Sampler, Grid, tuple[int, ...]] | None = None  # what set_timesteps made
@@ -147,34 +146,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         names = set(cls._get_init_keys(cls)) - {"self"}
         for key in changes:
-            if key not in names and key not in (*REFUSED, "final_sigmas_type"):
+            if key not in names:
                 raise UnknownName("scheduler option", key, names)
-        given = {**dict(config or {}), **changes}
-        for key in REFUSED:
-            if given.get(key):
-                raise ArgumentError(f"{key}={given[key]!r} is not supported; pass {key}=None and name a grid instead")
-        if given.get("final_sigmas_type") == "sigma_min":
-            raise ArgumentError(
-                "final_sigmas_type='sigma_min' leaves noise in the picture; pass final_sigmas_type=None"
-            )
-        if given.get("sigma_schedule") == "exponential":
-            given["use_exponential_sigmas"] = True
-        model: dict[str, Any] = {
-            "process": processes.from_config(given).kind,
-            "prediction_type": predictions.from_config(given),
-        }
-        if model["process"] == "edm":
-            edm = processes.from_config(given)
-            assert isinstance(edm, processes.EDM)
-            model |= {"sigma_data": edm.sigma_data, "sigma_min": edm.sigma_min, "sigma_max": edm.sigma_max}
+        given = {**dict(config or {}), "variance_type": None, **changes}
+        said = model.keys(given)
         if sampler is not None:
             chosen = Sampler.of(sampler)
             if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
                 raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
             told = {"sampler_options": dict(chosen.options), "sampler_noise": chosen.source}
-            model |= {"sampler": chosen.label, **{k: v for k, v in told.items() if k not in changes}}
+            said |= {"sampler": chosen.label, **{k: v for k, v in told.items() if k not in changes}}
         kept = {key: value for key, value in given.items() if key in names and value is not None}
-        made = cls(**{**kept, **model})
+        made = cls(**{**kept, **said})
         return (made, {}) if return_unused_kwargs else made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
@@ -199,6 +182,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._run
 
     @property
+    def newest(self) -> Run | None:
+        """The newest run that made a step, or else the current one."""
+        return (
+            self._before if self._before is not None and self._run is not None and not self._run.started else self._run
+        )
+
+    @property
     def step_index(self) -> int | None:
         return None if self._run is None else self._run.row
 
@@ -214,58 +204,36 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        max_timesteps: float | None = None,
+        intermediate_timesteps: float | None = None,
+        strength: float | None = None,
     ) -> None:
         """Choose the levels and make the run. Give a number of steps, `timesteps` or `sigmas`.
 
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
-        it from the picture's size.
+        it from the picture's size. `original_inference_steps`: of the grid "lcm". `max_timesteps` and
+        `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
+        `strength`: all steps in the last part of the levels, from loops that do not slice their list.
         """
         if self.hand.replay and self._all is not None:
             self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
             return
-        asked = (num_inference_steps, _plain(timesteps), _plain(sigmas), mu, self.sampler, id(self.orders))
-        if asked == self._asked and self._run is not None and not self._run.started:
+        asked = levels.Asked(
+            num_inference_steps, levels.plain(timesteps), levels.plain(sigmas), mu, original_inference_steps,
+            (max_timesteps, intermediate_timesteps), strength,
+        )  # fmt: skip
+        whole = (asked, self.sampler, id(self.orders))
+        if whole == self._asked and self._run is not None and not self._run.started:
             self.timesteps = Timesteps.of(self.timesteps.as_subclass(Tensor).to(device), self)
             return
-        process = self.process
-        if mu is not None:
-            if not isinstance(process, Flow):
-                raise ArgumentError(f"mu={mu} shifts flow models; this is a {process.kind} process")
-            process = process.with_mu(math.log(mu) if self.config.time_shift_type == "linear" else mu)
-        if timesteps is not None and sigmas is not None:
-            raise ArgumentError("give timesteps or sigmas, not both")
-        if sigmas is not None and process.kind == "flow" and _is_default_flow(sigmas):
-            num_inference_steps, sigmas = len(sigmas), None
-        sampler = self._with_grid()
-        if timesteps is not None or sigmas is not None:
-            sampler = replace(sampler, grid=None, steps=None, times=timesteps, sigmas=sigmas)
-        elif num_inference_steps is not None:
-            sampler = replace(sampler, steps=int(num_inference_steps))
         self._device = device
-        self._make(sampler, sampler.levels(process))
-        sampler.drawing(self.run.table)
-        assert isinstance(self.timesteps, Timesteps)
+        listed = self._make(*levels.of(self.sampler, self.process, self.config, asked, self.orders.named))
+        self._sampler.drawing(self.run.table)
         assert self._grid is not None
-        self._all, self._covered = (self.timesteps, sampler, self._grid, self.run.table.step), (0, len(self.timesteps))
-        self._asked = asked
-
-    def _with_grid(self) -> Sampler:
-        """The sampler with the grid of its name, its levels, or the config."""
-        sampler, config = self.sampler, self.config
-        if sampler.grid or sampler.sigmas is not None or sampler.times is not None:
-            return sampler
-        if solvers.find(sampler.name).grid:
-            return sampler
-        flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
-        if config.shift_terminal and self.process.kind == "flow":
-            if flagged:
-                raise ArgumentError(
-                    f"shift_terminal stretches the flow grid, not {flagged[0]!r}; leave one of them out"
-                )
-            return replace(sampler, grid="flow", grid_options={"terminal": config.shift_terminal})
-        if len(flagged) > 1:
-            raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
-        return replace(sampler, grid=flagged[0] if flagged else config.timestep_spacing)
+        table = self.run.table
+        self._all, self._covered = (listed, self._sampler, self._grid, table.step), (0, table.nfe)
+        self._asked = whole
 
     def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
         """Compile the table on `grid` and hang a fresh run on it."""
@@ -273,6 +241,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._sampler, self._grid, self._asked = sampler, grid, None
         orders = self.orders
         noise = orders.noise
+        self._before = self.newest
         if noise is None and table.stochastic:
             noise = self._late_noise if orders.seeds is None else source(sampler.source, orders.seeds, table)
         self._run = Run(
@@ -281,12 +250,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )  # fmt: skip
         self._seeded = None
         self.hand.let_go()
-        times = table.time[:-1]
+        times = table.time if self.process.lists_end else table.time[:-1]
         whole = self.process.kind == "vp" and bool((times == times.round()).all())
         self.timesteps = Timesteps.of(times.to(torch.int64 if whole else torch.float32).to(self._device), self)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
-        self.order = _rows_per_step(table)
+        self.order = levels.rows_per_step(table)
         self.num_inference_steps = table.steps
         assert isinstance(self.timesteps, Timesteps)
         return self.timesteps
@@ -299,23 +268,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._all is None:
             raise RunError("call set_timesteps first")
         _, sampler, grid, steps = self._all
+        stop = min(stop, len(steps))
         if (start, stop) != self._covered:
-            last = steps[-1] + 1 if stop >= len(steps) else steps[stop]
-            self._make(sampler, grids.cut(grid, start=steps[start], stop=last))
+            self._make(sampler, levels.part(grid, self._compile(sampler, grid), start, stop))
             self._covered = (start, stop)
         if self.orders.resume is not None:
             self._run, self.orders.resume = adopted(self.orders.resume, self.run), None
             self.hand.replay = True
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
-        config = self.config
-        if config.thresholding:
-            ratio, top = float(config.dynamic_thresholding_ratio), float(config.sample_max_value)
-            return lambda clean: predictions.threshold(clean, ratio, top)
-        if config.clip_sample:
-            limit = float(config.clip_sample_range)
-            return lambda clean: clean.clamp(-limit, limit)
-        return None
+        return model.shape(self.config)
 
     # -- what pipelines call -------------------------------------------------------------------
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -330,23 +292,63 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """Advance the run by one row. `generator` seeds the sampler's noise where the helm gave no seeds."""
-        if eta:
+        variance_noise: Tensor | None = None,
+        prev_timestep: Any = None,
+        use_clipped_model_output: bool | None = None,
+        per_token_timesteps: Tensor | None = None,
+    ) -> Stepped:
+        """Advance the run by one row. `generator` seeds the sampler's noise where the helm gave no seeds.
+
+        `variance_noise`: the noise of this row, from pipelines that found it by inversion; refused where the row draws
+        none. `prev_timestep`: what the table knows anyhow. `per_token_timesteps`: (batch, tokens), each below the
+        row's time where a token is held cleaner; the output is then the negative velocity, as diffusers has it.
+        """
+        if eta and variance_noise is None:
             raise ArgumentError(f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})")
+        if use_clipped_model_output:
+            raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
+        lead = self.hand.leader
+        if lead is not None and self._run is None:  # a copy that was given no levels goes on where it was made
+            return lead.step(
+                model_output, timestep, sample, eta, generator, return_dict, variance_noise, prev_timestep,
+                use_clipped_model_output, per_token_timesteps,
+            )  # fmt: skip
         run = self.run
         self.hand.follow(run)
         if not self.hand.rests():
             raw = model_output if self.orders.guided is None else self.orders.guided(model_output)
+            if per_token_timesteps is not None:
+                raw = held(raw, per_token_timesteps, run.level.time)
+            elif raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1] and raw.shape[0] == len(sample):
+                raw = raw[:, : sample.shape[1]]  # the rest is a learned variance
             self._seed(generator, len(sample))
+            self._spread(sample)
             if not run.started:
                 run.start(sample)
             elif not self.hand.holds(sample):
                 run.latents = sample
-            run.advance(raw)
+            self._advance(raw, variance_noise)
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
-        return SchedulerOutput(prev_sample=new) if return_dict else (new,)
+        return Stepped(run, new)
+
+    def _advance(self, raw: Tensor, noise: Tensor | None) -> None:
+        """One row, with `noise` instead of the run's own where it is given."""
+        run = self.run
+        if noise is None:
+            run.advance(raw)
+            return
+        if not (run.table.x[run.row, -1] or run.table.base[run.row, -1]):
+            raise ArgumentError(
+                f"this pipeline gives the noise that its inversion found, and {run.table.solver!r} takes none: use a "
+                "stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
+            )
+        own = run.noise
+        run.noise = lambda row, like: noise.to(like)
+        try:
+            run.advance(raw)
+        finally:
+            run.noise = own
 
     def _seed(self, generator: Any, batch: int) -> None:
         """Seeds for a stochastic sampler that was given none: from the generators, else from torch's own."""
@@ -360,6 +362,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             seeds = torch.randint(2**62, (batch,)).tolist()
         self._seeded = source(self._sampler.source, seeds, self.run.table)
 
+    def _spread(self, sample: Tensor) -> None:
+        """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
+        run = self.run
+        if run.started:
+            return
+        if isinstance(self._seeded, Seeded):
+            self._seeded = self._seeded.spread(sample)
+        if isinstance(run.noise, Seeded):
+            run.noise = run.noise.spread(sample)
+
     def _late_noise(self, row: int, like: Tensor) -> Tensor:
         assert self._seeded is not None
         return self._seeded(row, like)
@@ -371,7 +383,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self._run is not None and self._run.started and self._run.stopping:
             return original_samples
-        level = self.process.at_time(timesteps.detach().to("cpu", torch.float64).reshape(-1))
+        process = self.process if self._grid is None else self._grid.process
+        level = process.at_time(timesteps.detach().to("cpu", torch.float64).reshape(-1))
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))
         return alpha * original_samples + sigma * noise
@@ -382,22 +395,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def _plain(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(v) for v in values)
-
-
-def _is_default_flow(sigmas: Any) -> bool:
-    """Whether a list is linspace(1, 1/N, N), which flow pipelines pass when the user gave none."""
-    given = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
-    return len(given) > 0 and torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
-
-
-def _rows_per_step(table: Table) -> int:
-    """Network calls of a step, by which pipelines multiply where they slice; the first and the last may differ."""
-    k = max(table.steps - 2, 0)
-    return table.first_row(k + 1) - table.first_row(k)
 
 
 Scheduler.__module__ = "timonel"  # so that a saved pipeline names the package, not this file

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, RunError
+from ..errors import ArgumentError
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -135,7 +135,7 @@ class Timesteps(Tensor):
 
     def __iter__(self) -> Iterator[Tensor]:
         self.scheduler.cover(self.begin, self.begin + len(self))
-        return _drive(self.plain(), self.scheduler)
+        return _drive(self.scheduler.run.table.time[:-1].to(self.plain()), self.scheduler)
 
 
 def _drive(times: Tensor, scheduler: Scheduler) -> Iterator[Tensor]:
@@ -164,8 +164,11 @@ def _drive(times: Tensor, scheduler: Scheduler) -> Iterator[Tensor]:
             position = run.row
             if run.moved:
                 run.moved = False
-                if hand.led:
-                    raise RunError("this pipeline steps two schedulers side by side, so its run cannot go back")
+                if hand.led:  # the copy beside it keeps no state: both journeys begin anew
+                    run.rewind(0)
+                    run.proceed()
+                    run.moved = False
+                    raise Rewound
                 if scheduler.orders.recall:
                     raise Rewound
                 if not hand.put(run.latents):

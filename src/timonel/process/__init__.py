@@ -8,7 +8,10 @@ the network needs no input scaling.
 |---------|-----------------------------------------------|-------------------|--------------------------|
 | VP      | sqrt(abar), sqrt(1 - abar)                    | sigma / alpha     | 0 … T-1                  |
 | EDM     | 1 / sqrt(s² + d²), s / sqrt(s² + d²)          | s = sigma / alpha | 0.25 · log s             |
+| VE      | 1, s                                          | s                 | 0.25 · log s             |
 | Flow    | 1 - t, t                                      | t                 | T · t                    |
+| Cosine  | sqrt(abar), sqrt(1 - abar)                    | sigma / alpha     | t from 1 to 0            |
+| Trig    | cos(t), sin(t)                                | tan(t)            | t                        |
 
 "Schedule sigma" is the number people write in sigma lists (`sigmas=[14.6, …]`, flow `[1.0, …]`).
 All conversions are float64 and differentiable.
@@ -17,9 +20,14 @@ All conversions are float64 and differentiable.
 from __future__ import annotations
 
 from .config import from_config
-from .edm import EDM
+from .cosine import Cosine
+from .edm import EDM, VE
 from .flow import Flow
 from .level import At, Level, Process, double, interpolate
+from .trig import Trig
 from .vp import VP, zero_snr
 
-__all__ = ["EDM", "VP", "At", "Flow", "Level", "Process", "double", "from_config", "interpolate", "zero_snr"]
+__all__ = [
+    "EDM", "VE", "VP", "At", "Cosine", "Flow", "Level", "Process", "Trig", "double", "from_config", "interpolate",
+    "zero_snr",
+]  # fmt: skip

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ArgumentError, TimonelError
-from .edm import EDM
+from .cosine import Cosine
+from .edm import EDM, VE
 from .flow import Flow
 from .level import Process, double
+from .trig import Trig
 from .vp import VP, zero_snr
+
+COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")  # schedulers without a beta schedule in their config
 
 
 def from_config(config: Mapping[str, Any]) -> Process:
@@ -43,9 +47,12 @@ def _read(config: Mapping[str, Any]) -> Process:
             max_shift=float(get("max_shift") or 1.15),
             base_tokens=int(get("base_image_seq_len") or 256),
             max_tokens=int(get("max_image_seq_len") or 4096),
+            told="1 - t" if get("invert_sigmas") else "t",
         )
-    if kind == "edm":
-        return EDM(
+    if kind in ("trig", "cosine"):
+        return Trig(train_steps=steps) if kind == "trig" else Cosine(train_steps=steps)
+    if kind in ("edm", "ve"):
+        return (VE if kind == "ve" else EDM)(
             float(get("sigma_min") or 0.002),
             float(get("sigma_max") or 80.0),
             sigma_data=float(get("sigma_data") or (0.5 if name.startswith("EDM") else 1.0)),
@@ -57,13 +64,18 @@ def _read(config: Mapping[str, Any]) -> Process:
         betas = double(trained)
         return VP(zero_snr(betas) if get("rescale_betas_zero_snr") else betas, steps_offset=offset)
     return VP.from_schedule(
-        str(get("beta_schedule", "linear")),
+        str(get("beta_schedule") or ("squaredcos_cap_v2" if name in COSINE else "linear")),
         float(get("beta_start", 0.0001)),
         float(get("beta_end", 0.02)),
         steps,
         rescale_zero_snr=bool(get("rescale_betas_zero_snr", False)),
         steps_offset=offset,
     )
+
+
+def name_of(process: Process) -> str:
+    """What the key `process` of a config says for it."""
+    return "ve" if isinstance(process, VE) else process.kind
 
 
 def class_of(config: Mapping[str, Any]) -> str:
@@ -80,6 +92,10 @@ def class_of(config: Mapping[str, Any]) -> str:
 def _kind(name: str, config: Mapping[str, Any]) -> str:
     """Which process a config without an explicit `process` key means."""
     flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if config.get("prediction_type") == "trigflow":
+        return "trig"
+    if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
+        return "ve"  # Cosmos 2: Karras' levels in a scheduler for flows
     if name.startswith("FlowMatch") or flow or config.get("use_dynamic_shifting"):
         return "flow"
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"

@@ -63,3 +63,11 @@ class EDM(Process):
         share = double(index) / (self.train_steps - 1)
         low, high = math.log(self._min), math.log(self._max)
         return self.at_sigma(torch.exp(low + share * (high - low)))
+
+
+class VE(EDM):
+    """The same levels in coordinates that explode: `x = x0 + s·eps`, as loops keep them that scale their samples
+    themselves (Song et al. 2021, arXiv 2011.13456, eq. 9)."""
+
+    def _level(self, s: Tensor) -> Level:
+        return super()._level(s)._replace(alpha=torch.ones_like(s), sigma=s)

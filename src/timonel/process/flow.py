@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import finite, whole
+from ..errors import UnknownName, finite, whole
 from .level import Level, Process, double
+
+TOLD = ("t", "u", "1 - t")
 
 
 class Flow(Process):
@@ -17,6 +19,8 @@ class Flow(Process):
     `shift` s moves evenly spaced u to t = s·u / (1 + (s - 1)·u) (Esser et al. 2024,
     arXiv 2403.03206, eq. 23); it only changes which levels the spaced grids visit, never what the
     network is told. `with_image_tokens` gives the resolution-dependent shift of Flux.
+
+    `told`: "t"; or "u", the time before the shift (CogView4); or "1 - t", time that runs backwards (Mochi).
     """
 
     kind = "flow"
@@ -30,7 +34,11 @@ class Flow(Process):
         max_shift: float = 1.15,
         base_tokens: int = 256,
         max_tokens: int = 4096,
+        told: str = "t",
     ) -> None:
+        if told not in TOLD:
+            raise UnknownName("time of a flow", told, TOLD)
+        self.told = told
         self.shift = finite("shift", shift, 1e-9)
         self.train_steps = whole("train_steps", train_steps, 2)
         self._dynamic = (float(base_shift), float(max_shift), int(base_tokens), int(max_tokens))
@@ -45,7 +53,14 @@ class Flow(Process):
             max_shift=top,
             base_tokens=low,
             max_tokens=high,
+            told=self.told,
         )
+
+    def with_time(self, told: str) -> Flow:
+        """The same process with another time told to the network."""
+        made = self.with_mu(math.log(self.shift))
+        made.shift, made.told = self.shift, told
+        return made
 
     def with_image_tokens(self, tokens: int) -> Flow:
         """The shift for an image of `tokens` latent patches: mu is linear in the number of tokens."""
@@ -65,10 +80,12 @@ class Flow(Process):
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def _level(self, t: Tensor) -> Level:
-        return Level(1 - t, t, self.train_steps * t)
+        time = 1 - t if self.told == "1 - t" else t / (self.shift - (self.shift - 1) * t) if self.told == "u" else t
+        return Level(1 - t, t, self.train_steps * time)
 
     def at_time(self, time: Tensor) -> Level:
-        return self.at_sigma(double(time) / self.train_steps)
+        share = double(time) / self.train_steps
+        return self.at_sigma(1 - share if self.told == "1 - t" else self._shifted(share) if self.told == "u" else share)
 
     def at_sigma(self, sigma: Tensor) -> Level:
         return self._level(self._check_sigma(double(sigma)))

@@ -58,6 +58,7 @@ class Process(ABC):
     kind: ClassVar[str]
     train_steps: int
     steps_offset: int = 0
+    lists_end: ClassVar[bool] = False  # diffusers' lists of its times have the end too, and loops leave it out
 
     @property
     @abstractmethod

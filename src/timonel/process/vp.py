@@ -51,7 +51,8 @@ class VP(Process):
         rescale_zero_snr: bool = False,
         steps_offset: int = 0,
     ) -> VP:
-        """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol & Dhariwal 2021).
+        """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol & Dhariwal 2021),
+        exp (abar = e^(-12·t), as Shap-E).
 
         `rescale_zero_snr` shifts and scales sqrt(abar) so that the last level is pure noise
         (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
@@ -62,12 +63,12 @@ class VP(Process):
             betas = torch.linspace(start, end, n, dtype=torch.float64)
         elif schedule == "scaled_linear":
             betas = torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
-        elif schedule == "squaredcos_cap_v2":
+        elif schedule in ("squaredcos_cap_v2", "exp"):
             t = torch.arange(n + 1, dtype=torch.float64) / n
-            bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+            bar = torch.exp(-12 * t) if schedule == "exp" else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
         else:
-            raise UnknownName("beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2"])
+            raise UnknownName("beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2", "exp"])
         return cls(zero_snr(betas) if rescale_zero_snr else betas, steps_offset=steps_offset)
 
     @property

@@ -1,0 +1,184 @@
+"""Which levels a pipeline's call of `set_timesteps` means, and which of them a slice of its list means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import grids, solvers
+from ..errors import ArgumentError, GridError
+from ..grids import Grid
+from ..process import VE, Flow, Level, Process, double
+from ..sampler import Sampler
+from ..table import Table
+
+GRID_FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta_sigma",
+    "use_lu_lambdas": "lam",
+}
+SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
+
+
+class Asked(NamedTuple):
+    """What `set_timesteps` was called with: a number of steps, or lists of numbers.
+
+    `angles`: the first angle of a trigonometric flow, and the second where there are two steps.
+    """
+
+    steps: int | None = None
+    times: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    mu: float | None = None
+    original_steps: int | None = None
+    angles: tuple[float | None, float | None] = (None, None)
+    strength: float | None = None
+
+
+def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
+    """Whether the caller's sampler names its levels. Raises `ArgumentError` where the call lists others."""
+    made = Sampler.of(sampler)
+    lists = [name for name in ("timesteps", "sigmas") if options.get(name) is not None]
+    if made.grid is None and made.sigmas is None and made.times is None:
+        return False
+    if lists:
+        raise ArgumentError(f"{lists[0]}= and the sampler {made.label!r} both set the levels; leave one of them out")
+    return True
+
+
+def plain(values: Any) -> tuple[float, ...] | None:
+    """A list of numbers of any kind as a tuple."""
+    return None if values is None else tuple(float(v) for v in values)
+
+
+def of(
+    sampler: Sampler, process: Process, config: Mapping[str, Any], asked: Asked, named: bool
+) -> tuple[Sampler, Grid]:
+    """The sampler with its levels settled, and the levels.
+
+    `named`: the sampler's own grid goes before a list that the pipeline has made; the list only counts its steps.
+    """
+    process = _shifted(process, config, asked.mu)
+    steps, times, sigmas = asked.steps, asked.times, asked.sigmas
+    if times is not None and sigmas is not None:
+        process, sigmas = _before_the_shift(process, times, sigmas), None
+    if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
+        times = _angles(int(steps or 0), *asked.angles)
+    listed = sigmas if sigmas is not None else times
+    counts = named or isinstance(process, VE) or (process.kind == "flow" and times is None and _even(listed or ()))
+    if listed is not None and counts:  # Cosmos 2 lists numbers that its own scheduler replaces
+        steps, times, sigmas = len(listed), None, None
+    sampler = _gridded(sampler, process, config, asked.original_steps)
+    if times is not None or sigmas is not None:
+        sampler = replace(sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas)
+    elif steps is not None:
+        sampler = replace(sampler, steps=int(steps))
+    made = sampler.levels(process)
+    if asked.strength is not None:
+        if steps is None or not 0 < asked.strength <= 1:
+            raise ArgumentError(f"strength={asked.strength} lies in (0, 1] and takes a number of steps")
+        whole = round(steps / asked.strength)
+        made = grids.cut(replace(sampler, steps=whole).levels(process), start=whole - steps)
+    return sampler, _to_sigma_min(made) if config["final_sigmas_type"] == "sigma_min" else made
+
+
+def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> Process:
+    if mu is None:
+        return process
+    if not isinstance(process, Flow):
+        raise ArgumentError(f"mu={mu} shifts flow models; this is a {process.kind} process")
+    if not config["use_dynamic_shifting"]:  # Flux' pipeline gives mu to schnell's scheduler too
+        return process
+    return process.with_mu(math.log(mu) if config["time_shift_type"] == "linear" else mu)
+
+
+def _before_the_shift(process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]) -> Process:
+    """A flow whose network is told the time before the shift: what both lists together mean (CogView4)."""
+    given = double(sigmas) * process.train_steps
+    if not isinstance(process, Flow) or len(given) != len(times) or not torch.allclose(given, double(times), rtol=SAME):
+        raise ArgumentError("give timesteps or sigmas; both only for a flow, where they are the same levels")
+    return process.with_time("u")
+
+
+def _angles(steps: int, top: float | None, second: float | None) -> tuple[float, ...]:
+    """The angles of a consistency model: two that were tuned, else evenly spaced ones."""
+    assert top is not None
+    if second is not None and steps == 2:
+        return top, second
+    return tuple(top * (1 - i / steps) for i in range(steps))
+
+
+def _even(sigmas: tuple[float, ...]) -> bool:
+    """Whether a list is linspace(1, 1/N, N), which flow pipelines pass when the user gave none."""
+    given = double(sigmas)
+    return len(given) > 0 and torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
+
+
+def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None) -> Sampler:
+    """The sampler with the grid of its name, its levels, or the config."""
+    distilled = (sampler.grid or solvers.find(sampler.name).grid) == "lcm"
+    if distilled and sampler.sigmas is None and sampler.times is None:
+        own = {"original_steps": original or config["original_inference_steps"]}
+        return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
+    if original is not None:
+        raise ArgumentError(f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'")
+    if sampler.grid or sampler.sigmas is not None or sampler.times is not None or solvers.find(sampler.name).grid:
+        return sampler
+    flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
+    if config["shift_terminal"] and process.kind == "flow":
+        if flagged:
+            raise ArgumentError(f"shift_terminal stretches the flow grid, not {flagged[0]!r}; leave one of them out")
+        return replace(sampler, grid="flow", grid_options={"terminal": config["shift_terminal"]})
+    if len(flagged) > 1:
+        raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
+    return replace(sampler, grid=flagged[0] if flagged else config["timestep_spacing"])
+
+
+def _to_sigma_min(grid: Grid) -> Grid:
+    """`grid` with its end at the process' lowest level instead of at sigma = 0.
+
+    Where the last step begins there it is left out, for it would move nothing.
+    """
+    low = grid.process.at_sigma(double([grid.process.sigma_min]))
+    last = Level(grid.alpha[-2:-1], grid.sigma[-2:-1], grid.time[-2:-1])
+    if bool(last.ratio > low.ratio * (1 + SAME)):
+        alpha, sigma, time = _ended(Level(grid.alpha, grid.sigma, grid.time), low)
+        return replace(grid, alpha=alpha, sigma=sigma, time=time, ends=grid.ends and _ended(grid.ends, low))
+    if grid.steps == 1:
+        raise GridError("one step cannot begin and end at sigma_min; use more steps, or final_sigmas_type='zero'")
+    return grids.cut(grid, stop=grid.steps - 1)
+
+
+def _ended(levels: Level, end: Level) -> Level:
+    """`levels` with another last one."""
+    return Level(*(torch.cat([a[:-1], b]) for a, b in zip(levels, end, strict=True)))
+
+
+def rows_per_step(table: Table) -> int:
+    """Network calls of a step, by which pipelines multiply where they slice; the first and the last may differ."""
+    k = max(table.steps - 2, 0)
+    return table.first_row(k + 1) - table.first_row(k)
+
+
+def part(grid: Grid, table: Table, start: int, stop: int) -> Grid:
+    """The levels from row `start` to row `stop` of the table that was made on `grid`.
+
+    Pipelines slice their list by steps, and the list has one entry for each row: where a slice begins or ends inside a
+    step, the level of that row is the first or the last one.
+    """
+    first, last = table.step[start], table.steps if stop == table.nfe else table.step[stop]
+    if grid.ends is not None or (start == table.first_row(first) and stop == table.first_row(last)):
+        return grids.cut(grid, start=first, stop=last)
+    noise = torch.atan2(grid.sigma, grid.alpha)
+    top, low = table.level(start), table.level(stop)
+    inside = (noise < torch.atan2(top.sigma, top.alpha) - 1e-12) & (noise > torch.atan2(low.sigma, low.alpha) + 1e-12)
+    alpha, sigma, time = (
+        torch.cat([a.reshape(1), own[inside], b.reshape(1)])
+        for a, own, b in zip(top, (grid.alpha, grid.sigma, grid.time), low, strict=True)
+    )
+    return replace(grid, alpha=alpha, sigma=sigma, time=time)
