@@ -7,8 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,15 +17,18 @@ from ..guidance import Guidance
 from ..noise import checked
 from ..run import Run
 from ..sampler import Sampler
-from . import scale
+from . import levels, scale
 from .decode import Context
-from .fits import counts, steps_with_scheduler, takes_the_run
+from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated
 from .handle import Handle
+from .load import Loading, pipeline_of
 from .scheduler import Orders, Scheduler
 from .timesteps import Rewound
 
-RENAMED = tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42)  # torch_dtype became dtype
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 OURS = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
 COUNTED = (
     "prompt",
@@ -37,39 +39,36 @@ COUNTED = (
     "image_embeds",
     "image_embeddings",
 )  # one per sample
+MANY = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _GUARD = threading.Lock()
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Helm:
     """A pipeline at the helm.
 
-        helm = tm.Helm("emoji")                      # a shipped model, a folder, a hub name or a pipeline object
+        helm = tm.Helm("emoji")                      # a shipped model, a folder, a file, a hub name or a pipeline
         picture = helm("red apple", sampler="dpmpp_2m/karras", steps=12, guidance=tm.cfg(4, until=0.4),
                        seeds=[7], hooks=[tm.preview("frames/")]).images[0]
 
     The pipeline is used as it is: after a call everything on it is what it was before.
 
-    Raises `ModelError` for a model that cannot be loaded or has no scheduler loop.
+    Raises `ModelError` for a model that cannot be loaded or has no scheduler loop, `ArgumentError` for an option of
+    loading that does not fit.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        *,
-        dtype: str | torch.dtype | None = None,
-        device: str | None = None,
-        variant: str | None = None,
-    ) -> None:
+    def __init__(self, pipe: Any, **loading: Unpack[Loading]) -> None:
+        """`pipe`: a pipeline object, or the name of a model, which `loading` says how to load; see `Loading`."""
         self.name: str | None = pipe if isinstance(pipe, str) else None
         self.card: zoo.Card | None = zoo.card(pipe) if isinstance(pipe, str) and pipe in zoo.MODELS else None
-        self.pipe = load(pipe, dtype=dtype, device=device, variant=variant) if isinstance(pipe, str) else pipe
+        self.pipe = pipeline_of(pipe, **loading)
         if not callable(self.pipe) or not hasattr(getattr(self.pipe, "scheduler", None), "config"):
             raise ModelError(
                 f"{type(self.pipe).__name__} is not a diffusers pipeline with a scheduler; "
                 "give a pipeline object, a folder or a model name"
             )
+        if needs := foreign(self.pipe):
+            raise ModelError(f"{type(self.pipe).__name__} {needs}; timonel cannot steer it, use its own scheduler")
         if not steps_with_scheduler(self.pipe):
             raise ModelError(
                 f"{type(self.pipe).__name__} has no loop of its own that steps its scheduler; "
@@ -82,7 +81,7 @@ class Helm:
     @property
     def run(self) -> Run | None:
         """The run of the present call, or of the last one."""
-        return None if self._scheduler is None else self._scheduler.current
+        return None if self._scheduler is None else self._scheduler.newest
 
     def __call__(
         self,
@@ -125,7 +124,8 @@ class Helm:
     # -- around the call -----------------------------------------------------------------------
     def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any]) -> Any:
         """The call itself. After it the pipeline is what it was before, whatever happened."""
-        with self._alone(), self._steered(scheduler), gated(gate):
+        told = scale.told(self.pipe, self._parameters, gate.own)
+        with self._alone(), self._steered(scheduler), told, gated(gate), one_row_loops(self.pipe, scheduler):
             self.context.call = options
             try:
                 made = self._pass(scheduler, options)
@@ -142,6 +142,7 @@ class Helm:
         """Call the pipeline; again from its beginning after a rewind that its loop cannot follow."""
         given = options.get("generator")
         generators = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        generators += [torch.default_generator, *torch.cuda.default_generators]  # some draw from these too
         states = [generator.get_state() for generator in generators]
         while True:
             try:
@@ -192,6 +193,7 @@ class Helm:
         """Everything of a call but the call; what can be refused is refused here."""
         options = self._repeated(self._named(args, options))
         scheduler = self._sampling(ours["sampler"], ours["steps"], options)
+        named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         given, own = scale.order(self.pipe, self._parameters, options, ours["guidance"])
         hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
@@ -202,7 +204,7 @@ class Helm:
         gate = Gate(self.pipe, scheduler, batch, own)
         scheduler.orders = Orders(
             guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
-            context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume,
+            context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
         return scheduler, gate, options
@@ -237,7 +239,7 @@ class Helm:
         asked = options.pop("num_inference_steps", None)
         if steps is not None and asked is not None and steps != asked:
             raise ArgumentError(f"steps={steps} and num_inference_steps={asked} disagree; give one")
-        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config)
+        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, **changes(self.pipe))
         scheduler.sampler = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
         if "num_inference_steps" in self._parameters:
             options["num_inference_steps"] = scheduler.sampler.steps
@@ -252,7 +254,7 @@ class Helm:
         many = len(given) if isinstance(given, (list, tuple)) else 1
         if isinstance(given, torch.Tensor):
             many = 1 if name == "image" and given.ndim == 3 else len(given)
-        return many * int(options.get("num_images_per_prompt") or options.get("num_videos_per_prompt") or 1)
+        return many * next((int(options[name]) for name in MANY if options.get(name)), 1)
 
     def _seed(
         self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any]
@@ -272,26 +274,3 @@ class Helm:
             drawn = [torch.Generator().manual_seed(s) for s in self.seeds]
             options["generator"] = drawn[0] if len(drawn) == 1 else drawn
         return self.seeds
-
-
-def load(
-    name: str, *, dtype: str | torch.dtype | None = None, device: str | None = None, variant: str | None = None
-) -> Any:
-    """A diffusers pipeline from a shipped model's name, a folder or a hub name. Raises `ModelError`."""
-    from diffusers import DiffusionPipeline
-
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise UnknownName("dtype", dtype, DTYPES)
-        dtype = DTYPES[dtype]
-    source = str(zoo.folder(name)) if name in zoo.MODELS else name
-    try:
-        named = {"dtype" if RENAMED else "torch_dtype": dtype or torch.float32}
-        pipe = DiffusionPipeline.from_pretrained(source, variant=variant, **named)
-        return pipe.to(device) if device else pipe
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        shipped = ", ".join(zoo.MODELS)
-        raise ModelError(
-            f"cannot load the model {name!r}: {str(error).splitlines()[0] if str(error) else error!r} "
-            f"(shipped models: {shipped}; else a folder in diffusers' format or a hub name)"
-        ) from error

@@ -1,0 +1,299 @@
+"""Models by name: a shipped one, a folder in diffusers' format, a single file, or a name on the hub.
+
+Weights are read from safetensors only. Pickles, and code that comes with a model, are refused: both would run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import torch
+
+from .. import zoo
+from ..errors import ArgumentError, ModelError, TimonelError, UnknownName
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DTYPE = "dtype" if tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42) else "torch_dtype"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+INDEX = "model_index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+NO_PICKLE = (
+    "{file} is a pickle, which can run code when it is read; take the model's .safetensors, or convert it on a "
+    "machine that trusts it: pipe.save_pretrained(folder)"
+)
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+?))?(?:-\d+-of-\d+)?\.safetensors")
+HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+
+
+Dtype: TypeAlias = str | torch.dtype
+
+
+class Loading(TypedDict, total=False):
+    """How a model is loaded by name; nothing of it goes with a pipeline object.
+
+    `dtype`: "fp32" (the default), "fp16", "bf16" or a torch dtype, or a dict of these by part, with "default" for the
+    rest; `torch_dtype`: the same in diffusers' words.
+    `device`: where the whole pipeline goes, such as "cuda". `variant`: which files, such as "fp16" for
+    *.fp16.safetensors. `revision`: a branch, tag or commit on the hub. `cache_dir`: where the hub's files are kept.
+    `pipeline_class`: a diffusers class or its name, where it is not the one that the model names. `config`: for a
+    single file, the folder or hub name with its configuration; by default the one diffusers knows for such a file.
+    """
+
+    dtype: Dtype | dict[str, Dtype] | None
+    torch_dtype: Dtype | dict[str, Dtype] | None
+    device: str | torch.device | None
+    variant: str | None
+    revision: str | None
+    cache_dir: str | PathLike[str] | None
+    pipeline_class: str | type | None
+    config: str | PathLike[str] | None
+
+
+def pipeline_of(pipe: Any, **loading: Unpack[Loading]) -> Any:
+    """A pipeline object as it is, or the one that a name stands for: see `load`."""
+    if isinstance(pipe, (str, PathLike)):
+        return load(pipe, **loading)
+    if options := _given(loading):
+        raise ArgumentError(f"a pipeline object is used as it is: {', '.join(options)} go with a model's name only")
+    return pipe
+
+
+def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
+    """A diffusers pipeline from a shipped model's name, a folder, a .safetensors file or a hub name.
+
+    Raises `ArgumentError` for options that are unknown or do not go with that kind of name, and `ModelError` for a
+    model that is not there, cannot be read, or would have to be unpickled.
+    """
+    options = _given(loading)
+    named, device = {DTYPE: _dtype(options)}, _device(options.pop("device", None))
+    cls = _class(options.pop("pipeline_class", None))
+    text = os.fspath(name)
+    path = zoo.whole(text) if text in zoo.MODELS else Path(text).expanduser()
+    if path.suffix.lower() in PICKLES and not path.is_dir():
+        raise _refused(text, NO_PICKLE.format(file=f"{path.suffix!r}"))
+    if path.is_dir():
+        _only(options, "a folder", "variant", "cache_dir")
+        pipe = _folder(text, path, cls, options, named)
+    elif path.suffix.lower() == ".safetensors":
+        _only(options, "a single file", "config", "cache_dir")
+        if isinstance(named[DTYPE], dict):
+            raise ArgumentError("a single file is read in one dtype, not in one for each part")
+        pipe = _file(text, path, cls, options, named)
+    elif HUB_NAME.fullmatch(text):
+        _only(options, "a name on the hub", "variant", "revision", "cache_dir")
+        with _reading(text, f"; there is no folder of that name either {_usual()}"):
+            pipe = _any(cls).from_pretrained(text, use_safetensors=True, **named, **options)
+    else:
+        raise _refused(text, f"there is no such folder {_usual()}")
+    for part in named[DTYPE] if isinstance(named[DTYPE], dict) else ():
+        if part not in (*pipe.components, "default"):
+            raise UnknownName(f"part of {type(pipe).__name__}", part, [*pipe.components, "default"])
+    with _reading(text):
+        pipe = zoo.finish(pipe, text) if text in zoo.MODELS else pipe
+        return pipe if device is None else pipe.to(device)
+
+
+def _given(loading: Loading) -> dict[str, Any]:
+    """The options that were given. Raises `UnknownName` for others than `Loading` has."""
+    for key in loading:
+        if key not in Loading.__annotations__:
+            raise UnknownName("option of loading a model", key, Loading.__annotations__)
+    return {key: value for key, value in loading.items() if value is not None}
+
+
+# -- the kinds of names --------------------------------------------------------------------------
+def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
+    index = _index(name, path)
+    wanted, found = options.get("variant"), {part: _variants(path / part) for part in index}
+    known = sorted({v for some in found.values() for v in some if v})
+    if wanted is not None and wanted not in known:
+        raise _refused(name, f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})")
+    for part, some in found.items():
+        if some and not some & {None, wanted}:
+            raise _refused(name, f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}")
+    with _reading(name):
+        return _any(cls).from_pretrained(str(path), use_safetensors=True, **named, **options)
+
+
+def _file(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
+    """A checkpoint that holds all weights of a pipeline under their original names."""
+    from huggingface_hub import hf_hub_download
+
+    if not path.is_file():
+        raise _refused(name, "there is no such file; download it first")
+    with _reading(name):
+        config = str(options.pop("config", None) or _config(path))
+    folder = Path(config).expanduser()
+    if folder.is_dir():
+        _index(config, folder)
+    with _reading(name, f"; give config=, a folder with the configuration, where {config!r} cannot be had"):
+        index = folder / INDEX if folder.is_dir() else Path(hf_hub_download(config, INDEX, **options))
+        cls = cls or _class(json.loads(index.read_text("utf-8"))["_class_name"])
+        if not hasattr(cls, "from_single_file"):
+            raise _refused(name, f"diffusers reads no single files for {cls.__name__}; give its folder or hub name")
+        return cls.from_single_file(str(path), config=str(folder) if folder.is_dir() else config, **options, **named)
+
+
+def _config(path: Path) -> str:
+    """The hub name of the configuration that diffusers knows for a checkpoint with such weights."""
+    from diffusers.loaders import single_file_utils as known
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+    kind = known.infer_diffusers_model_type(shapes)
+    if kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes:  # diffusers' answer where it knows none
+        raise ModelError(
+            f"cannot load the model {str(path)!r}: diffusers does not know these weights; a LoRA or a single network "
+            "goes into a pipeline with diffusers' own loaders, for a whole model give config="
+        )
+    return str(known.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
+
+
+# -- what is checked before anything is read -----------------------------------------------------
+def _index(name: str, path: Path) -> list[str]:
+    """The parts of a model's folder. Raises `ModelError` where it is not one, or where reading it would run code."""
+    if not (path / INDEX).is_file():
+        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        more = "; one of snapshots/ is the model's" if (path / "snapshots").is_dir() else ""
+        raise _refused(name, f"the folder has no {INDEX}, it holds {held}{more}")
+    try:
+        index = json.loads((path / INDEX).read_text("utf-8"))
+        parts = {key: value for key, value in index.items() if isinstance(value, list) and key[0] != "_" and value[0]}
+        own = index["_class_name"]
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise _refused(name, f"its {INDEX} cannot be read: {error!r}") from error
+    brought = [part for part, (library, *_) in parts.items() if (path / part / f"{library}.py").is_file()]
+    if not isinstance(own, str) or brought:
+        raise _refused(
+            name, f"it brings code of its own ({', '.join(brought) or own[0]}); build it and give the object"
+        )
+    for part in parts:
+        files = sorted((path / part).iterdir()) if (path / part).is_dir() else []
+        pickle = next((f for f in files if f.suffix in PICKLES), None)
+        if pickle is not None and not any(f.suffix == ".safetensors" for f in files):
+            raise _refused(name, NO_PICKLE.format(file=f"{part}/{pickle.name}"))
+    return list(parts)
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """The variants of the weights in a part's folder; None stands for the plain ones."""
+    found = (WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors"))
+    return {match[1] for match in found if match}
+
+
+def _only(options: dict[str, Any], what: str, *fitting: str) -> None:
+    for key, value in options.items():
+        if key not in fitting:
+            raise ArgumentError(f"{key}={value!r} does not go with {what}, which takes {', '.join(fitting)}")
+
+
+def _dtype(options: dict[str, Any]) -> Any:
+    asked = [options.pop(key) for key in ("dtype", "torch_dtype") if key in options]
+    meant = [{k: _one(v) for k, v in each.items()} if isinstance(each, dict) else _one(each) for each in asked]
+    if len(meant) > 1 and meant[0] != meant[1]:
+        raise ArgumentError(f"dtype={asked[0]} and torch_dtype={asked[1]} disagree; give one")
+    return meant[0] if meant else torch.float32
+
+
+def _one(dtype: Any) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if str(dtype) not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES)
+    return DTYPES[str(dtype)]
+
+
+def _device(device: Any) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"device {str(device)!r} cannot be used here: {reason[:120]}; leave device out") from error
+
+
+def _class(wanted: Any) -> Any:
+    """A pipeline class of diffusers by its name; None stays None."""
+    import diffusers
+
+    found = getattr(diffusers, wanted, None) if isinstance(wanted, str) else wanted
+    if found is not None and isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
+        return found
+    if wanted is None:
+        return None
+    names = [name for name in dir(diffusers) if name.endswith("Pipeline")]
+    raise UnknownName("pipeline class of diffusers", wanted, names)
+
+
+def _any(cls: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return cls or DiffusionPipeline
+
+
+# -- errors --------------------------------------------------------------------------------------
+def _refused(name: str, why: str) -> ModelError:
+    return ModelError(f"cannot load the model {name!r}: {why}")
+
+
+@contextmanager
+def _reading(name: str, remedy: str = "") -> Iterator[None]:
+    """What the readers raise, as a `ModelError`; errors of the hub, diffusers and safetensors have no common base."""
+    try:
+        yield
+    except TimonelError:
+        raise
+    except Exception as error:
+        raise _refused(name, _why(error) + remedy) from error
+
+
+def _why(error: BaseException) -> str:
+    """What went wrong, and what mends it, where the hub was asked."""
+    from huggingface_hub import constants, errors
+
+    chain = _chain(error)
+    for kind, why in (
+        (errors.GatedRepoError, "it is gated: accept its licence on its page of the hub, then `hf auth login`"),
+        (errors.RevisionNotFoundError, "the hub has no such revision of it"),
+        (errors.RepositoryNotFoundError, "the hub shows no such model, at least not without `hf auth login`"),
+    ):
+        if any(isinstance(one, kind) for one in chain):
+            return why
+    if any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
+        while error.__cause__ is not None:
+            error = error.__cause__
+        said = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub was not reached ({_line(error)})"
+        return f"{said}, and the hub's cache does not hold all of its files"
+    return _line(error)
+
+
+def _usual() -> str:
+    return f"(shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a file or a hub name)"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and all that led to it."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is not None and one not in found:
+            found.append(one)
+            waiting += [one.__cause__, one.__context__]
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
