@@ -27,6 +27,7 @@ _WHERE = {
     "Handle": "pipelines.handle",
     "Helm": "pipelines.helm",
     "Hook": "hooks",
+    "LatentRGB": "hooks.preview",
     "Level": "process",
     "Process": "process",
     "Recipe": "recipe",
@@ -38,12 +39,12 @@ _WHERE = {
     "Table": "table",
     "TimonelError": "errors",
     "VP": "process",
-    "LatentRGB": "hooks.preview",
     "begin": "loop",
-    "compare": "compare",
     "cfg": "guidance",
     "checkpoint": "hooks.checkpoint",
     "collect": "hooks.story",
+    "compare": "compare",
+    "doctor": "diagnosis",
     "edit": "hooks.control",
     "guard": "hooks.guard",
     "iterate": "loop",
@@ -58,6 +59,8 @@ _WHERE = {
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
+    from .compare import compare as compare
+    from .diagnosis import doctor as doctor
     from .errors import ArgumentError as ArgumentError
     from .errors import TimonelError as TimonelError
     from .grids import GRIDS as GRIDS

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from . import __version__
+from .compare import command as compare_command
 
 if TYPE_CHECKING:
     from .generate import Made
@@ -81,8 +82,9 @@ def generate(
     model: Model = "emoji",
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
     sampler: Annotated[
-        str, typer.Option(help="solver or solver/grid, see `timonel samplers` and `timonel grids`.")
-    ] = "dpmpp_2m",
+        str | None,
+        typer.Option(help="solver or solver/grid, see `timonel samplers` and `grids`. Default: the model's own."),
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
     settings: Settings = None,
     noise: Annotated[
@@ -108,14 +110,17 @@ def generate(
 
     Example: timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
     """
+    from . import zoo
     from .errors import ArgumentError
     from .generate import writable
     from .pipelines.helm import Helm
     from .recipe import GuidanceData, Recipe
-    from .sampler import STEPS
+    from .sampler import DEFAULT, STEPS
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
+    if sampler is None:
+        sampler = zoo.card(model).default_sampler if model in zoo.MODELS else DEFAULT
     chosen = _sampler(sampler, steps, [*(settings or []), *([] if eta is None else [f"eta={eta}"])], noise)
     interval = _guidance(guidance, guidance_until)
     writable(out)
@@ -141,7 +146,7 @@ def _paint(helm: Helm, recipe: Recipe, count: int, out: Path, preview: bool) -> 
     for number in range(recipe.seed, recipe.seed + count):
         with _stoppable(helm):
             one = recipe.model_copy(update={"seed": number})
-            made = make(one, out, helm=helm, preview=preview, hooks=[progress(recipe.prompt)])
+            made = make(one, out, helm=helm, preview=preview, hooks=[progress(recipe.title)])
         _report(made)
         if made.stopped:
             break
@@ -295,7 +300,7 @@ def replay(
 
     recipe = Recipe.read(picture)
     _quiet()
-    made, now = recipe.make(hooks=[progress(recipe.prompt)])
+    made, now = recipe.make(hooks=[progress(recipe.title)])
     path = now.save(made, out or picture.with_name(f"{picture.stem}-replay.png"))
     with Image.open(picture) as old:
         same = old.size == made.size and not ImageChops.difference(old.convert("RGB"), made.convert("RGB")).getbbox()
@@ -371,6 +376,30 @@ def explain(
         print(f"{table}\n")
     names = "-vs-".join(f"{table.solver}-{table.grid}" for table in tables)
     print(f"plot  {plot(tables, out / f'explain-{names}-{steps}.png')}")
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="A shipped model, a folder in diffusers' format or a hub name.")],
+    sampler: Annotated[
+        str | None, typer.Option(help="A sampler, or a class of diffusers, to try on it. Default: its own.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps. Default: those of the recommendation.")] = None,
+    flags: Annotated[
+        list[str] | None, typer.Option("--flag", metavar="KEY=VALUE", help="What one gives to from_config besides.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a model is, what suits it, what diffusers would do wrong with a sampler, and what is recommended.
+
+    Example: timonel doctor folder/of/svd --sampler dpmpp_2m_sde/karras --flag timestep_spacing=trailing
+    """
+    from .diagnosis.command import run
+
+    run(model, sampler, steps, flags or [], as_json)
+
+
+compare_command.add(app)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -34,7 +34,8 @@ class UnknownName(ArgumentError):
     def __init__(self, what: str, name: object, known: Iterable[str], also: Iterable[str] = ()) -> None:
         """`also`: other names that are understood, but too many to list."""
         names = sorted(known)
-        near = difflib.get_close_matches(str(name).lower(), [*names, *also], n=3, cutoff=0.5)
+        folded = {n.lower(): n for n in (*also, *names)}
+        near = [folded[n] for n in difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
         super().__init__(f"unknown {what} {name!r}: {hint}known: {listed}")

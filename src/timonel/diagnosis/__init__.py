@@ -1,0 +1,171 @@
+"""The doctor: what a model is, what suits it, what diffusers would do wrong with a combination, what is recommended.
+
+    print(tm.doctor("stabilityai/stable-video-diffusion-img2vid-xt", "dpmpp_2m/karras").report())
+
+Everything is read from the configuration, no weights are loaded. The recommendations are a table with sources
+(`presets.py`); what diffusers does wrong is not folklore but found by running its scheduler (`trial.py`). From a model
+to a report: `reading` -> `families` -> `suits`, `presets`, `combination` -> `report`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import zoo
+from ..errors import ArgumentError, whole
+from ..process import EDM, Flow
+from ..sampler import DEFAULT, STEPS, Sampler
+from . import suits
+from .combination import Combination, examine
+from .families import FAMILIES, recognise
+from .presets import PRESETS, Preset
+from .reading import Facts, Loop, loop, read
+from .suits import Advice
+
+PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "the clean sample", "flow": "the flow", "edm": "EDM's F",
+               "reverse_flow": "the flow backwards"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found. `family`: a key of `FAMILIES`, or None; `doubt`: what the configuration does not tell;
+    `presets`: recommendations for the family; `alike`: those for families that are configured like it; `refused`: the
+    grids that the model cannot visit, with the reason; `combination`: what was asked, tried."""
+
+    model: str
+    pipeline: str
+    scheduler: str
+    family: str | None
+    title: str
+    told: str
+    doubt: str
+    process: str
+    prediction: str
+    time: str
+    samplers: tuple[Advice, ...]
+    grids: tuple[Advice, ...]
+    refused: Mapping[str, str]
+    presets: tuple[Preset, ...]
+    alike: Mapping[str, tuple[Preset, ...]]
+    combination: Combination
+
+    def report(self) -> str:
+        """The diagnosis as plain text."""
+        from .report import text
+
+        return text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The diagnosis as plain data, for JSON; a number that is not finite is None."""
+        return _plain(asdict(self)) | {"sound": self.combination.sound}  # type: ignore[no-any-return]
+
+
+def doctor(
+    model: Any,
+    sampler: str | None = None,
+    steps: int | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+) -> Diagnosis:
+    """Examine a model, and a sampler on it.
+
+    `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is fetched, nothing else) or
+    a pipeline object. `sampler`: as one types it, or a diffusers class such as "DDIMScheduler"; None examines the
+    model's own scheduler. `steps`: default the recommendation's for that sampler. `flags`: what one passes to that
+    class's `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
+
+    Raises `ModelError` for a model without a configuration, `UnknownName` for a sampler nobody has.
+    """
+    if sampler is not None and not isinstance(sampler, str):
+        raise ArgumentError(f"name the sampler, such as 'dpmpp_2m/karras'; got {type(sampler).__name__}")
+    if flags and sampler is None:
+        raise ArgumentError(f"flags {dict(flags)} belong to a sampler or a diffusers class; name it")
+    facts = read(model)
+    habits = loop(facts)
+    process = facts.process  # what cannot be read is refused here
+    family = recognise(facts)
+    row = None if family is None else FAMILIES[family]
+    presets = _shipped(facts) or (_defaults(facts, habits) if family is None else PRESETS[family])
+    count = whole("steps", steps) if steps is not None else _steps(presets, sampler)
+    return Diagnosis(
+        facts.model, facts.pipeline, facts.own, family,
+        zoo.MODELS.get(facts.model, "of no family in the table") if row is None else row.title,
+        "" if row is None else row.told,
+        "" if row is None else row.doubt,
+        _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
+        suits.samplers(facts, family), suits.grids_for(facts, family), suits.refused(facts),
+        presets, {} if row is None else {FAMILIES[key].title: PRESETS[key] for key in row.alike},
+        examine(facts, habits, sampler, count, dict(flags or {})),
+    )  # fmt: skip
+
+
+def _process(facts: Facts) -> str:
+    """The noise process in a line."""
+    process = facts.process
+    low, high = f"{process.sigma_min:.3g}", f"{process.sigma_max:.3g}"
+    if isinstance(process, Flow):
+        if facts.scheduler.get("use_dynamic_shifting"):
+            return "rectified flow, t from 1 to 0, shifted by the picture's size (tried: 1024 x 1024)"
+        return f"rectified flow, t from 1 to 0, shift {process.shift:g}"
+    if isinstance(process, EDM):
+        return f"EDM, sigma {high} to {low}"
+    if process.kind == "trig":
+        return "TrigFlow, t from pi/2 to 0"
+    if math.isinf(process.sigma_max):
+        return f"variance preserving with zero terminal SNR: pure noise down to sigma {low}"
+    return f"variance preserving, {process.train_steps} levels, sigma {high} to {low}"
+
+
+def _time(process: Any) -> str:
+    """What the network is told, in a line."""
+    if isinstance(process, Flow):
+        return (
+            f"{process.train_steps:g}·t, fractions too"
+            if process.told == "t"
+            else f"{process.train_steps:g}·({process.told})"
+        )
+    if process.kind == "trig":
+        return "t itself, 0 to pi/2"
+    if process.kind == "edm":
+        ends = (0.25 * math.log(v) for v in (process.sigma_max, process.sigma_min))
+        return "0.25·log(sigma), {:.3g} to {:.3g}; whole training times mean nothing to it".format(*ends)
+    return f"the training index, {process.train_steps - 1} to 0"
+
+
+def _shipped(facts: Facts) -> tuple[Preset, ...]:
+    """The recommendation of a shipped model's card."""
+    if facts.model not in zoo.MODELS:
+        return ()
+    card = zoo.card(facts.model)
+    return (Preset(card.default_sampler, card.default_steps, card.default_guidance, f"the card of {facts.model}"),)
+
+
+def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
+    """What a pipeline that is in no family does by itself."""
+    if habits.steps is None:
+        return ()
+    source = f"diffusers, defaults of {facts.pipeline}"
+    usual = "euler" if facts.process.kind != "vp" else DEFAULT
+    note = f"the sampler is timonel's choice; its own scheduler is {facts.own}"
+    return (Preset(usual, habits.steps, habits.guidance, source, note),)
+
+
+def _steps(presets: tuple[Preset, ...], sampler: str | None) -> int:
+    """The recommendation's number of steps for this sampler, else that of the first, else timonel's."""
+    if sampler is not None and not sampler.endswith("Scheduler"):
+        asked = Sampler(sampler)
+        for preset in presets:
+            if Sampler(preset.sampler).label == asked.label:
+                return preset.steps
+    return presets[0].steps if presets else STEPS
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

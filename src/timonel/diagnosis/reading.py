@@ -1,0 +1,169 @@
+"""What a pipeline's configuration says, read without its weights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .. import prediction as predictions
+from .. import zoo
+from ..errors import ModelError
+from ..process import Process, from_config
+
+NETWORKS = ("transformer", "unet", "prior")
+# of a hub repository, only the configurations are fetched: a few kilobytes
+PATTERNS = ["model_index.json", "scheduler/*.json", *(f"{name}/config.json" for name in NETWORKS)]
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The configurations of one model. `pipeline`: its class's name; `index`: the rest of model_index.json."""
+
+    model: str
+    pipeline: str
+    scheduler: Mapping[str, Any]
+    network: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def process(self) -> Process:
+        return from_config(self.scheduler)
+
+    @property
+    def prediction(self) -> str:
+        return predictions.from_config(self.scheduler)
+
+    @property
+    def own(self) -> str:
+        """The scheduler's class that the configuration names."""
+        return str(self.scheduler.get("_class_name") or "")
+
+    @property
+    def pipeline_class(self) -> type | None:
+        """diffusers' class of the pipeline, or None where diffusers has none of that name."""
+        import diffusers
+
+        found = getattr(diffusers, self.pipeline, None)
+        return found if isinstance(found, type) else None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a pipeline does with its scheduler, read from its source.
+
+    `begins`: it calls set_begin_index, so that the scheduler need not look its first time up; `generator`: it hands
+    its generator to `step`; `sigmas`: it gives a list of its own; `mu`: it gives a shift; `init`: it reads
+    init_noise_sigma; `scales`: it calls scale_model_input; `lists`: which lists its call takes from the user.
+    """
+
+    module: ModuleType | None = None
+    begins: bool = False
+    generator: bool = True
+    sigmas: bool = False
+    mu: bool = False
+    init: bool = True
+    scales: bool = True
+    lists: tuple[str, ...] = ("timesteps", "sigmas")
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def read(model: Any) -> Facts:
+    """The facts of a shipped model, a folder in diffusers' format, a hub name, or a pipeline object.
+
+    Raises `ModelError` where there is no configuration to read.
+    """
+    if not isinstance(model, (str, Path)):
+        return _of_pipeline(model)
+    name = str(model)
+    root = own = zoo.folder(name) if name in zoo.MODELS else Path(name)
+    if not root.is_dir():
+        root = own = _from_hub(name)
+    if name in zoo.MODELS:
+        root = zoo.whole(name)  # a derived model's other files are its base's
+    index = _json(root / "model_index.json", name) if (root / "model_index.json").is_file() else {}
+    path = own / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{name!r} has no scheduler/scheduler_config.json, so there is no noise process to read; give a shipped "
+            f"model ({', '.join(zoo.MODELS)}), or the folder of a whole pipeline in diffusers' format"
+        )
+    folder = next((n for n in NETWORKS if (root / n / "config.json").is_file()), None)
+    network = {} if folder is None else _json(root / folder / "config.json", name)
+    return Facts(name, str(index.pop("_class_name", "")), _json(path, name), network, index)
+
+
+def loop(facts: Facts) -> Loop:
+    """What the pipeline's own code does; the habits of Stable Diffusion's where there is no such class."""
+    cls = facts.pipeline_class
+    if cls is None:
+        return Loop()
+    call, module = inspect.unwrap(cls.__call__), inspect.getmodule(cls)
+    assert module is not None
+    try:
+        text, whole = inspect.getsource(call), inspect.getsource(module)
+    except (OSError, TypeError):  # a stand-in of diffusers' for a pipeline whose libraries are not installed
+        return Loop()
+    parameters = inspect.signature(call).parameters
+    values = {name: parameter.default for name, parameter in parameters.items()}
+    scales = [values.get(name) for name in ("guidance_scale", "true_cfg_scale", "max_guidance_scale")]
+    guidance = next((float(scale) for scale in scales if isinstance(scale, (int, float))), None)
+    steps = values.get("num_inference_steps")
+    return Loop(
+        module,
+        begins="set_begin_index" in text,
+        generator="prepare_extra_step_kwargs" in text or re.search(r"\.step\([^)]*generator", text) is not None,
+        sigmas=re.search(r"sigmas = .*linspace", text) is not None,
+        mu="calculate_shift(" in text,
+        init="init_noise_sigma" in whole,
+        scales="scale_model_input" in whole,
+        lists=tuple(n for n in ("timesteps", "sigmas") if n in parameters),
+        steps=steps if isinstance(steps, int) else None,
+        guidance=guidance,
+    )
+
+
+def _of_pipeline(pipe: Any) -> Facts:
+    """The facts of a loaded pipeline, as it is now, or of the one under a helm."""
+    pipe = getattr(pipe, "pipe", pipe)
+    config = getattr(getattr(pipe, "scheduler", None), "config", None)
+    if config is None:
+        raise ModelError(
+            f"a model is the name of a shipped one, a folder, a hub name or a diffusers pipeline with a scheduler; "
+            f"got {type(pipe).__name__}"
+        )
+    found = next((n for n in NETWORKS if getattr(pipe, n, None) is not None), None)
+    network = {} if found is None else dict(getattr(getattr(pipe, found), "config", None) or {})
+    index = {k: v for k, v in dict(getattr(pipe, "config", None) or {}).items() if not k.startswith("_")}
+    return Facts(type(pipe).__name__, type(pipe).__name__, dict(config), network, index)
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a hub repository's configurations. Raises `ModelError` where there is none."""
+    known = f"name a shipped model ({', '.join(zoo.MODELS)}), a folder in diffusers' format, or a hub repository"
+    if HUB.fullmatch(name) is None:
+        raise ModelError(f"no model {name!r}: {known}")
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"no folder {name!r} here, and the hub did not give it: {reason}; {known}") from error
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} of {name!r} cannot be read: {error}; save the pipeline again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path.name} of {name!r} holds {type(found).__name__}, not a configuration")
+    return found
