@@ -101,7 +101,7 @@ def start(args: argparse.Namespace) -> VideoTraining:
     """A new training, or the one that the work folder holds."""
     torch.manual_seed(0)
     encoder = build_encoder()
-    encoder.load_state_dict(load_checkpoint(args.work / "encoder.safetensors")["encoder"])
+    encoder.load_state_dict(load_checkpoint(args.work / "encoder.folded.safetensors")["encoder"])
     network = Network(encoder, build_unet())
     network.unet.set_attn_processor(AttnProcessor())
     for module in network.modules():
