@@ -40,7 +40,7 @@ def generate(
     `preview` also writes every step's picture while it runs. A stopped run is decoded and saved too.
     """
     helm = helm or Helm(recipe.model, dtype=recipe.dtype, device=recipe.device)
-    stem = f"{slug(recipe.prompt)}-{recipe.seed}"
+    stem = f"{slug(recipe.title)}-{recipe.seed}"
     writable(folder)
     decode = True if _side(helm, recipe) <= SMALL else None
     story = collect(decode=decode, size=SHOWN)

@@ -80,6 +80,11 @@ class Recipe(BaseModel):
     stopped_after: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What it is a picture of, in a few words."""
+        return self.prompt or (Path(self.image).stem if self.image else self.model)
+
     def chosen(self) -> Sampler:
         """The sampler this recipe names."""
         levels = None if self.sigmas is not None else self.grid

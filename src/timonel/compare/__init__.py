@@ -69,6 +69,7 @@ def compare(
     out: str | PathLike[str] = "report",
     plan: Plan | str | PathLike[str] | None = None,
     batch: int | None = None,
+    references: bool = True,
     yes: bool = False,
     progress: Callable[[str, Outcome | None], None] | None = None,
     claims: Sequence[Any] = (),
@@ -77,11 +78,13 @@ def compare(
     """Run a plan and write the page; a comparison that was killed goes on where it stopped.
 
     `subjects, axes`: see `Plan.of`; every field of a recipe may be a list. `plan`: a plan, or a TOML, YAML or JSON
-    file of axes. `batch`: network evaluations a call (16). `yes`: allow more than 1,000 runs.
+    file of axes. `batch`: network evaluations a call (16). `references`: also make the converged run of every sample,
+    64 to 256 steps, that distances are measured to. `yes`: allow more than 1,000 runs.
 
     Raises `UnknownName` and `ArgumentError` before any compute for what cannot be meant; a cell that fails later is
     kept with its reason, and the rest goes on.
     """
+    from ..generate import writable
     from .engine import BATCH, Engine
     from .store import Store
 
@@ -89,7 +92,9 @@ def compare(
     if len(chosen) > MANY and not yes:
         raise ArgumentError(f"the plan has {len(chosen)} runs; pass yes=True (--yes) if that is meant")
     store = Store(Path(out))
-    engine = Engine(chosen, store, batch=whole("batch", batch or BATCH), progress=_paging(chosen, store, progress))
+    writable(store.root)
+    told = _paging(chosen, store, progress)
+    engine = Engine(chosen, store, batch=whole("batch", batch or BATCH), references=references, progress=told)
     engine.run()
     return write(chosen, store, engine.notes, claims)
 

@@ -90,8 +90,10 @@ def reference(recipe: Recipe, kind: str, steps: int) -> Recipe:
 class Engine:
     """Runs a plan into a store. `notes`: what was noticed, as plain sentences by language."""
 
-    def __init__(self, plan: Plan, store: Store, *, batch: int = BATCH, progress: Progress | None = None) -> None:
-        self.plan, self.store, self.batch = plan, store, batch
+    def __init__(
+        self, plan: Plan, store: Store, *, batch: int = BATCH, references: bool = True, progress: Progress | None = None
+    ) -> None:
+        self.plan, self.store, self.batch, self.referring = plan, store, batch, references
         self.progress: Progress = progress or (lambda what, outcome: None)
         self.perceptual = measure.Perceptual()
         self.references: dict[str, str] = {}  # cell to reference
@@ -121,8 +123,9 @@ class Engine:
         helm = self.helm(work.samples[0])
         self.progress(f"{work.samples[0].model}: watching the pipeline", None)
         captured = self.capture(helm, work)
-        process = captured.process if captured is not None else _process(helm)
-        self._refer(todo, work, helm, captured, process.kind)
+        if self.referring:
+            process = captured.process if captured is not None else _process(helm)
+            self._refer(todo, work, helm, captured, process.kind)
         self._go([(cell.recipe, cell.id, "cell") for cell in todo], work, helm, captured)
 
     def capture(self, helm: Helm, work: Work) -> Captured | None:
@@ -180,7 +183,7 @@ class Engine:
         for recipe, name, kind in wanted:
             outcomes[name] = Outcome(name, kind, "done", recipe)
             try:
-                run = self._run(recipe, captured)
+                run = self.prepare(recipe, captured)
             except TimonelError as error:
                 self._fail(outcomes[name], str(error))
                 continue
@@ -202,7 +205,7 @@ class Engine:
         drive(jobs, captured, self.batch, finished)
         flush()
 
-    def _run(self, recipe: Recipe, captured: Captured) -> Run:
+    def prepare(self, recipe: Recipe, captured: Captured) -> Run:
         """A recipe's run on the captured network."""
         chosen = recipe.chosen()
         table = chosen.compile(captured.process)

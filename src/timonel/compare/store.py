@@ -90,11 +90,6 @@ class Store:
                 raise ArgumentError(f"{str(root)!r} holds something else ({foreign[0]!r}): give an empty folder")
         elif root.exists():
             raise ArgumentError(f"{str(root)!r} is a file; give a folder")
-        try:
-            for name in ("pictures", "stories", "latents"):
-                (root / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArgumentError(f"cannot write into {str(root)!r}: {error.strerror or error}") from error
         self.outcomes: dict[str, Outcome] = {o.id: o for o in self._read()}
 
     def _read(self) -> Iterable[Outcome]:

@@ -116,7 +116,7 @@ def capture(
         pass
     if scheduler._grid is None or scheduler._covered[0]:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
-    return _captured(helm, watch.rows, gate.own, scheduler.prediction, scheduler._grid.process, scheduler._shape())
+    return _captured(helm, watch.rows, gate.own, scheduler.run, scheduler._grid.process)
 
 
 def _noised(*_: Any) -> Tensor:
@@ -223,9 +223,7 @@ class Captured:
 
 
 # -- from the watched rows ---------------------------------------------------------------------------
-def _captured(
-    helm: Helm, rows: list[Row], own: float | None, prediction: str, process: Process, shape: Shape | None
-) -> Captured:
+def _captured(helm: Helm, rows: list[Row], own: float | None, run: Run, process: Process) -> Captured:
     """What the rows show, checked. Raises `NotCaptured` where they do not fit together."""
     pipe, start = type(helm.pipe).__name__, rows[0].x
     assert start is not None
@@ -247,8 +245,8 @@ def _captured(
     if own is None and len(weights) > 1 and weights[0].numel() == 1:
         own = float(weights[place] / weights.sum())
     made = Captured(
-        helm, modules.pop(), start, process, prediction, shape, own if len(weights) > 1 else None, merged[0], names,
-        extra, joined, clock, weights, place,
+        helm, modules.pop(), start, process, run.prediction, run.shape, own if len(weights) > 1 else None, merged[0],
+        names, extra, joined, clock, weights, place,
     )  # fmt: skip
     _check(made, rows, pipe)
     return made

@@ -1,0 +1,200 @@
+"""`timonel compare`: the command line of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from . import Comparison
+    from .plan import Plan
+
+Many = list[str] | None
+
+
+class Greedy(TyperCommand):
+    """A command whose lists may be written in a row: `--sampler euler unipc` for `--sampler euler --sampler unipc`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        told, name = list[str](), None
+        for word in args:
+            if word.startswith("-") and word != "-":
+                name, fresh = (word if word in lists else None), True
+                told.append(word)
+                continue
+            if name is not None and not fresh:
+                told.append(name)
+            fresh = False
+            told.append(word)
+        return super().parse_args(ctx, told)
+
+
+def add(app: typer.Typer) -> None:
+    """Give `app` the command."""
+    app.command(cls=Greedy, name="compare")(compare)
+
+
+def compare(
+    subjects: Annotated[Many, typer.Argument(help="Prompts, or pictures for an image-to-video model.")] = None,
+    model: Annotated[Many, typer.Option(help="Shipped models, folders or hub names.")] = None,
+    sampler: Annotated[Many, typer.Option(help="Samplers: solver, solver/grid, or a grid alone.")] = None,
+    grid: Annotated[Many, typer.Option(help="Grids, for every sampler.")] = None,
+    steps: Annotated[Many, typer.Option(help="Numbers of steps.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0.")] = None,
+    seed: Annotated[Many, typer.Option(help="These seeds.")] = None,
+    guidance: Annotated[Many, typer.Option(help="Guidance scales; none is the model's own.")] = None,
+    guidance_until: Annotated[Many, typer.Option(help="Ends of guidance: none, 0.4, step:4 or sigma:1.2.")] = None,
+    negative: Annotated[Many, typer.Option(help="Negative prompts.")] = None,
+    width: Annotated[Many, typer.Option(help="Widths in pixels.")] = None,
+    height: Annotated[Many, typer.Option(help="Heights in pixels.")] = None,
+    noise: Annotated[Many, typer.Option(help="independent, brownian.")] = None,
+    dtype: Annotated[Many, typer.Option(help="fp32, fp16, bf16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A TOML, YAML or JSON file of axes.")] = None,
+    preset: Annotated[str | None, typer.Option(help="tutorial: the claims of the tutorials, measured.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Network evaluations a call. Default: 16.")] = None,
+    references: Annotated[
+        bool, typer.Option(help="Also the converged run of every sample, which distances are measured to.")
+    ] = True,
+    yes: Annotated[bool, typer.Option("--yes", help="Allow more than 1,000 runs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many runs and calls, and about how long; compute nothing else.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Compare samplers, schedules and guidance: pictures and numbers on one page to open or to send.
+
+    A comparison that was stopped goes on where it was when the same command is given again.
+
+    Example: timonel compare "red apple" --sampler euler dpmpp_2m/karras ays --steps 6 10 20 --seeds 4
+    """
+    from . import planned
+
+    axes = {
+        "model": model, "sampler": sampler, "grid": _nones(grid), "steps": _whole("steps", steps),
+        "seed": _whole("seed", seed), "guidance": _real("guidance", guidance), "guidance_until": _nones(guidance_until),
+        "negative_prompt": negative, "width": _whole("width", width), "height": _whole("height", height),
+        "noise": noise, "dtype": dtype, "device": device, "seeds": seeds,
+    }  # fmt: skip
+    given = {name: value for name, value in axes.items() if value is not None}
+    ready = _preset(preset, subjects, given)
+    chosen, judge = ready if ready else (planned(subjects or [], plan, given), None)
+    _compare(chosen, judge, batch=batch, references=references, yes=yes, dry_run=dry_run, out=out)
+
+
+def _preset(
+    name: str | None, subjects: Sequence[str] | None, given: dict[str, Any]
+) -> tuple[Plan, Callable[[Comparison], Comparison]] | None:
+    """A preset's own plan, and what judges its claims."""
+    from ..errors import ArgumentError, UnknownName
+
+    if name is None:
+        return None
+    if name != "tutorial":
+        raise UnknownName("preset", name, ["tutorial"])
+    if subjects or given:
+        raise ArgumentError("a preset has its own plan: leave prompts and axes out")
+    from .claims import judged, plan
+
+    return plan(), judged
+
+
+def _compare(
+    chosen: Plan, judge: Callable[[Comparison], Comparison] | None, *, batch: int | None, references: bool, yes: bool,
+    dry_run: bool, out: Path,
+) -> None:  # fmt: skip
+    """Run it, with a bar, and say what was found."""
+    from ..cli import _quiet
+    from . import compare as make
+
+    _quiet()
+    if dry_run:
+        from .estimate import estimate
+
+        print(estimate(chosen, out, batch, references))
+        return
+    with _bar(chosen) as progress:
+        found = make(plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress)
+    found = judge(found) if judge else found
+    _say(found)
+    raise typer.Exit(1 if len(found.failed) == len(chosen) else 0)
+
+
+def _bar(plan: Plan) -> Any:
+    """A progress bar over the cells, as a context that gives what to call."""
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task("comparing", total=len(plan))
+
+            def told(what: str, outcome: Any) -> None:
+                if outcome is None:
+                    bar.update(task, description=what)
+                elif outcome.kind == "reference":
+                    bar.update(task, description="converging the references")
+                else:
+                    bar.update(task, advance=1, description="comparing")
+
+            yield told
+
+    return shown()
+
+
+def _say(found: Comparison) -> None:
+    """The table of settings, and where the page is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("setting", "calls", "latent RMSE", "PSNR", "energy", "s", ""):
+        table.add_column(name, justify="left" if name in ("setting", "") else "right")
+    for group in found.groups:
+        mean, error = group["mean"], group["stderr"]
+        verdict = {"best": "best", "tie": "ties with the best"}.get(group["verdict"] or "", "")
+        table.add_row(
+            group["label"], _number(group["halves"], 0), _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
+            _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),
+            _number(group["seconds"], 2), verdict,
+        )  # fmt: skip
+    Console(highlight=False, width=max(100, Console().width)).print(table)
+    for outcome in found.failed:
+        print(f"failed: {outcome.recipe.sampler}, {outcome.recipe.steps} steps: {outcome.reason}")
+    print(f"page  {found.page}")
+
+
+def _number(value: float | None, digits: int, error: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" + ("" if error is None or error != error else f" ± {error:.{digits}f}")
+
+
+def _nones(words: Many) -> list[Any] | None:
+    return None if words is None else [None if word.lower() == "none" else word for word in words]
+
+
+def _whole(name: str, words: Many) -> list[int] | None:
+    return None if words is None else [_parsed(name, word, int) for word in words]
+
+
+def _real(name: str, words: Many) -> list[Any] | None:
+    return None if words is None else [None if w.lower() == "none" else _parsed(name, w, float) for w in words]
+
+
+def _parsed(name: str, word: str, kind: Any) -> Any:
+    from ..errors import ArgumentError
+
+    try:
+        return kind(word)
+    except ValueError:
+        told = "whole numbers" if kind is int else "numbers"
+        raise ArgumentError(f"--{name} takes {told}, got {word!r}") from None
