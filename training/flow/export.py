@@ -1,0 +1,93 @@
+"""Write the trained transformer as a pipeline folder that shares its other parts with the emoji model.
+
+The folder holds the transformer (float16 safetensors), the scheduler's configuration,
+``model_index.json`` and a card; the card names the parts that come from the base model. It is
+written beside the target and renamed into place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import beside  # noqa: F401
+import export as emoji  # of training/emoji
+import torch
+from common import load_checkpoint
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from network import SCHEDULER, build_transformer
+from shared import COMPONENTS, shared_components
+
+
+def build_pipeline(work: Path, base: Path, shift: float) -> tuple[StableDiffusion3Pipeline, dict[str, Any]]:
+    """The pipeline with the averaged weights of the last checkpoint, and the checkpoint."""
+    state = load_checkpoint(work / "flow.safetensors")
+    transformer = build_transformer()
+    transformer.load_state_dict(state["average"])
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER | {"shift": shift}),
+        text_encoder_3=None,
+        tokenizer_3=None,
+        **shared_components(base, COMPONENTS, torch.float32),
+    )
+    return pipeline, state
+
+
+def card(work: Path, base: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """What a program should know about the model before it loads it; the rest is in the base's card."""
+    evaluation = work / "evaluation.json"
+    figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    first = json.loads((base / "card.json").read_text("utf-8"))
+    return {
+        "name": "emoji-flow",
+        "class": "StableDiffusion3Pipeline",
+        "base": first["name"],
+        "components": COMPONENTS,
+        "default_guidance": figures.get("best_guidance", 3.0),
+        "default_steps": 25,
+        "evaluation": figures,
+        "trained_on": {
+            "images": first["trained_on"]["images"],
+            "samples_seen": state["seen"],
+            "steps": state["step"],
+            "hours": round(state["seconds"] / 3600, 2),
+            "credits": emoji.CREDITS,
+        },
+    }
+
+
+def write(work: Path, base: Path, out: Path, shift: float) -> None:
+    pipeline, state = build_pipeline(work, base, shift)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    pipeline.transformer.to(torch.float16).save_pretrained(part / "transformer")
+    pipeline.scheduler.save_pretrained(part / "scheduler")
+    pipeline.save_config(part)
+    emoji.neutral_paths(part)
+    (part / "card.json").write_text(json.dumps(card(work, base, state), indent=1) + "\n")
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    part.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    print(f"{out}: {size / 1e6:.2f} MB, step {state['step']}, pictures {state['seen']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="the shipped emoji model")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shift", type=float, default=SCHEDULER["shift"], help="of the scheduler")
+    args = parser.parse_args()
+    write(args.work, args.model, args.out, args.shift)
+
+
+if __name__ == "__main__":
+    main()
