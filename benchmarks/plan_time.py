@@ -19,7 +19,7 @@ import torch
 
 from measure import Peer, brief, interleave, machine, markdown, ratio
 from timonel import zoo
-from timonel.compare import compare
+from timonel.comparison import compare
 
 MODEL, PROMPT, SCALE, SEEDS = "emoji", "red apple", 4.0, 4
 STEPS = (6, 10, 20)

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 import timonel as tm
 from timonel.cli import app
-from timonel.compare import compare, engine, fleet, planned
-from timonel.compare.estimate import estimate
-from timonel.compare.plan import Plan
-from timonel.compare.store import Store
+from timonel.comparison import compare, engine, fleet, planned
+from timonel.comparison.estimate import estimate
+from timonel.comparison.plan import Plan
+from timonel.comparison.store import Store
 from timonel.errors import ArgumentError, UnknownName
 from timonel.generate import generate
 from timonel.pipelines.capture import Captured
@@ -180,7 +180,7 @@ def test_a_cell_is_the_picture_that_its_recipe_makes(report, tmp_path):
 def _pixels(path: Path) -> Tensor:
     from PIL import Image
 
-    from timonel.compare.store import to_tensor
+    from timonel.comparison.store import to_tensor
 
     with Image.open(path) as picture:
         return to_tensor(picture.convert("RGB"))
@@ -253,7 +253,7 @@ def test_a_run_that_is_no_longer_finite_is_a_failure():
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     words = ["compare", "ghost", "--sampler", "euler", "dpmpp_2m/karras", "--steps", "3", "6", "--seeds", "4"]
     script = (
-        "import torch, timonel.compare.engine as e; torch.set_num_threads(1); e.FIRST, e.LAST, e.DECODED = 4, 8, 2\n"
+        "import torch, timonel.comparison.engine as e; torch.set_num_threads(1); e.FIRST, e.LAST, e.DECODED = 4, 8, 2\n"
         "from timonel.cli import main; main()"
     )
     command = [sys.executable, "-W", "ignore", "-c", script, *words, "-o", str(tmp_path)]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timonel.compare import measure
+from timonel.comparison import measure
 
 REAL = st.floats(0, 1)
 

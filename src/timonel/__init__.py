@@ -43,7 +43,7 @@ _WHERE = {
     "cfg": "guidance",
     "checkpoint": "hooks.checkpoint",
     "collect": "hooks.story",
-    "compare": "compare",
+    "compare": "comparison",
     "doctor": "diagnosis",
     "edit": "hooks.control",
     "guard": "hooks.guard",
@@ -59,7 +59,7 @@ _WHERE = {
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
-    from .compare import compare as compare
+    from .comparison import compare as compare
     from .diagnosis import doctor as doctor
     from .errors import ArgumentError as ArgumentError
     from .errors import TimonelError as TimonelError

@@ -1,8 +1,9 @@
 """Compare samplers, schedules and guidance on your own prompt: pictures, numbers, and one page to send to somebody.
 
-result = tm.compare("red apple", sampler=["euler", "dpmpp_2m/karras", "ays"], steps=[6, 10, 20], seeds=4, out="report")
-result.best()            # per number of steps, ties included
-result.table             # a pyarrow table; result.to_pandas()
+found = tm.compare("red apple", sampler=["euler", "dpmpp_2m/karras", "ays"], steps=[6, 10], seeds=4)
+found.page               # report/index.html
+found.best(steps=10)     # ties included
+found.table              # a pyarrow table; found.to_pandas()
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: 
     picture, frames = _picture(outcome, store)
     told |= {name: getattr(outcome, name) for name in COUNTS}
     told |= {"picture": picture, "frames": frames, "schedule": marks[_schedule(outcome)]}
-    told |= {"fps": cell.recipe.arguments.get("fps", 7) if frames else None}
+    told["fps"] = _fps(outcome)
     told["measures"] |= {name: plain(value) for name, value in outcome.measures.items()}
     if outcome.steps_told:
         size = {"count": outcome.steps_told, "width": outcome.width, "height": outcome.height}
@@ -137,6 +137,10 @@ def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: 
 def _data(path: Path) -> str:
     kind = {".png": "png", ".webp": "webp"}[path.suffix]
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _fps(outcome: Outcome) -> int | None:
+    return int(outcome.recipe.arguments.get("fps", 7)) if outcome.frames else None
 
 
 def _picture(outcome: Outcome, store: Store) -> tuple[str | None, list[str] | None]:
@@ -272,7 +276,8 @@ def _references(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> l
         picture, frames = _picture(fine, store)
         at = {name: shown(value) for name, value in cell.at.items() if name not in (*CHOICE, "steps")}
         found[fine.id] = {
-            "at": at, "picture": picture, "frames": frames, "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
+            "at": at, "picture": picture, "frames": frames, "fps": _fps(fine),
+            "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
             "steps": fine.recipe.steps, "change": fine.change,
         }  # fmt: skip
     return [*found.values()]
@@ -287,5 +292,8 @@ def _notes(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> list[d
         notes.append(STOCHASTIC)
     changes = [fine.change for o in outcomes if (fine := store.done(o.reference)) and fine.change is not None]
     if changes and max(changes) > TRUSTED:
-        notes.append({language: text.format(change=max(changes)) for language, text in DOUBTFUL.items()})
+        told = f"{max(changes):.2g}"
+        notes.append(
+            {"en": DOUBTFUL["en"].format(change=told), "es": DOUBTFUL["es"].format(change=told.replace(".", ","))}
+        )
     return notes

@@ -109,10 +109,10 @@ def _compare(
     dry_run: bool, out: Path,
 ) -> None:  # fmt: skip
     """Run it, with a bar, and say what was found."""
-    from ..cli import _quiet
+    from ..cli.options import quiet
     from . import compare as make
 
-    _quiet()
+    quiet()
     if dry_run:
         from .estimate import estimate
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TABLE = "results.parquet"
 OURS = {TABLE, "index.html", "pictures", "stories", "latents"}
-SPRITE = 96  # pixels of the longer side of a preview
+SPRITE, TOLD = 96, 100  # pixels of the longer side of a preview, and how many of them a run shows at most
 
 
 @dataclass
@@ -136,7 +136,8 @@ class Store:
     def _tell(self, outcome: Outcome, story: Tensor) -> None:
         from PIL import Image
 
-        images = [to_image(frame) for frame in story]
+        shown = story[torch.linspace(0, len(story) - 1, min(TOLD, len(story))).round().long()]
+        images = [to_image(frame) for frame in shown]
         share = min(1.0, SPRITE / max(images[0].size))
         width, height = (max(1, round(side * share)) for side in images[0].size)
         sprite = Image.new("RGB", (width * len(images), height))

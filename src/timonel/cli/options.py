@@ -1,0 +1,103 @@
+"""What the commands share: their common options, and what those mean."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..guidance import Guidance
+    from ..pipelines.helm import Helm
+    from ..sampler import Sampler
+
+Model = Annotated[str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An option of the sampler or its grid, such as order=3 or rho=5."),
+]
+
+
+def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str | None = None) -> Sampler:
+    """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the grid."""
+    from .. import names, solvers
+    from ..errors import ArgumentError
+    from ..grids import GRIDS
+    from ..sampler import Sampler
+
+    named = names.sampler(name)
+    grid = GRIDS[named.grid].options if named.grid else ()
+    options: dict[str, Any] = {}
+    grid_options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ArgumentError(f"--set takes KEY=VALUE such as eta=0.5, got {setting!r}")
+        mine = key in grid and key not in solvers.SOLVERS[named.solver].options
+        (grid_options if mine else options)[key] = _value(value)
+    return Sampler(name, steps=steps, options=options, grid_options=grid_options, noise=noise)
+
+
+def _value(text: str) -> int | float | str:
+    """A number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def guidance_of(scale: float | None, until: str | None) -> Guidance | None:
+    """Guidance from the command line's two options."""
+    from ..errors import ArgumentError
+    from ..guidance import UNITS, cfg
+
+    if scale is None and until is None:
+        return None
+    if until is None:
+        return cfg(scale)
+    unit, colon, number = until.partition(":")
+    if not colon:
+        unit, number = "ratio", until
+    try:
+        end = float(number)
+    except ValueError:
+        raise ArgumentError(f"--guidance-until takes 0.4, step:4 or sigma:1.2, got {until!r}") from None
+    if unit not in UNITS:
+        raise ArgumentError(f"--guidance-until takes 0.4, step:4 or sigma:1.2, got {until!r}")
+    return cfg(scale, until=end, unit=unit)
+
+
+def quiet() -> None:
+    """Keep what the libraries say while loading off the screen; errors still come through."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    for logging in (diffusers, transformers):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@contextmanager
+def stoppable(helm: Helm) -> Iterator[None]:
+    """Ctrl-C once stops the run at its next step; twice aborts."""
+
+    def stop(number: int, frame: Any) -> None:
+        run = helm.run
+        if run is None or run.status not in ("new", "running") or run.stopping:
+            raise KeyboardInterrupt
+        print("\nstopping at the next step; Ctrl-C again to abort", file=sys.stderr)
+        run.stop("Ctrl-C")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,64 @@
+// The frame of the page: heading, what is closest, claims, notes; and the start.
+
+function drawHead() {
+  const sum = (key) => data.cells.reduce((all, cell) => all + (cell[key] ?? 0), 0), n = data.cells.length;
+  const count = (status) => data.cells.filter((cell) => cell.status === status).length;
+  const facts = [
+    t(clock.film ? "videos" : "cells", { n }),
+    free.map((axis) => `${axis.values.length} ${axisName(axis.name, "axes")}`).join(" × "),
+    ...fixed.filter((axis) => axis.values[0] !== data.title).map((axis) => `${axisName(axis.name)} ${axis.values[0]}`),
+    t("time", { n: seconds(sum("seconds")) }),
+    sum("halves_saved") ? t("saved", { n: format(sum("halves_saved")) }) : "",
+    count("failed") ? t("failed.count", { n: count("failed") }) : "",
+  ];
+  $("title").textContent = data.title;
+  $("title").classList.toggle("long", data.title.length > 48);
+  $("facts").replaceChildren(...facts.filter(Boolean).map((fact) => h("span", {}, fact)));
+  $("sofar").hidden = data.complete;
+  $("sofar").textContent = t("sofar", { done: n - count("waiting"), n });
+  const date = new Intl.DateTimeFormat(state.language, { dateStyle: "long" }).format(new Date(data.created));
+  $("made").textContent = t("made", { version: data.version, date });
+}
+
+/** For each number of steps the group with the least error, and those that tie with it. */
+function drawGlance() {
+  const best = data.groups.filter((group) => group.verdict === "best"), short = (group) => groupName(group, weighed);
+  const list = new Intl.ListFormat(state.language);
+  $("glance").hidden = !best.length;
+  $("cards").replaceChildren(...best.sort((one, other) => one.at.steps - other.at.steps).map((group) => {
+    const peers = data.groups.filter((other) => asked.every((axis) => other.at[axis.name] === group.at[axis.name]));
+    const ties = peers.filter((other) => other.verdict === "tie").map(short);
+    const cell = data.cells.find((one) => data.groups[one.group] === group && one.status === "done");
+    return h("li", {}, cell ? picture(cell, name(cell)) : null, h("div", {},
+      h("small", {}, placeName(group.at, asked)), h("strong", {}, short(group)),
+      h("span", {}, plusMinus(meanOf(group, "latent_rmse"), stderrOf(group, "latent_rmse"))),
+      h("span", {}, ties.length ? verdict("tie") : t("glance.alone"),
+        ties.length ? ` ${t("glance.tie", { names: list.format(ties) })}` : null)));
+  }));
+}
+function drawClaims() {
+  $("claims").hidden = !data.claims.length;
+  const when = (claim) => (claim.when ? h("span", { class: "when" }, sentence(claim.when)) : null);
+  $("claimed").replaceChildren(...data.claims.map((claim) => h("tr", {},
+    h("th", { scope: "row" }, sentence(claim.claim)), h("td", {}, sentence(claim.measured)),
+    h("td", {}, verdict(claim.verdict), when(claim)))));
+}
+function drawNotes() {
+  const notes = [...data.notes.map(sentence), ...new Set(data.references.map(trust))];
+  $("notes").hidden = !notes.length;
+  $("noted").replaceChildren(...notes.slice(0, data.notes.length + 4).map((note) => h("li", {}, note)));
+}
+function drawAll() {
+  [translate, drawHead, drawGlance, drawPictures, drawSlider, drawErrors, drawSigmas, drawTable, drawClaims, drawNotes]
+    .forEach((draw) => draw());
+  for (const link of document.querySelectorAll("nav a")) link.hidden = $(link.hash.slice(1)).hidden;
+  clock.show();
+}
+
+pairAtFirst();
+drawAll();
+startClock();
+addEventListener("resize", () => {
+  sizeGrid();
+  document.querySelectorAll("img, canvas").forEach(crisp);
+});
