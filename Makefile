@@ -5,7 +5,7 @@ WORKERS = --numprocesses auto --maxprocesses 8 --dist worksteal
 # k-diffusion is a test peer; installed without its dependencies, since only its sampling file is used
 PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
 
-.PHONY: venv demo test test-all bench check clean
+.PHONY: venv demo test test-all bench report report-video claims check clean
 
 venv: .venv/ready
 
@@ -19,6 +19,7 @@ venv: .venv/ready
 demo: venv
 	$(BIN)/timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
 	$(BIN)/timonel replay out/red-apple-7.png
+	$(BIN)/timonel animate out/red-apple-7.png --steps 12 --out out/red-apple.mp4
 
 test: check
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
@@ -26,6 +27,14 @@ test: check
 # also draws new random cases for the laws, where `make test` repeats the same ones
 test-all: check
 	$(BIN)/python -m pytest $(WORKERS) --hypothesis-profile explore
+
+# 60 runs of the shipped model on one page, and the claims of the tutorials with what was measured
+report: venv
+	$(BIN)/timonel compare "red apple" --sampler euler dpmpp_2m dpmpp_2m/karras dpmpp_2m_sde/karras ays --steps 6 10 20 --seeds 4 -o out/report
+report-video: demo
+	$(BIN)/timonel compare out/red-apple-7.png --model emoji-video --sampler euler dpmpp_2m dpmpp_2m_sde --steps 6 12 --seeds 4 -o out/report-video
+claims: venv
+	$(BIN)/python docs/make_claims.py
 
 bench: venv
 	$(BIN)/python benchmarks/run_all.py

@@ -42,7 +42,7 @@ def test_a_picture_becomes_a_video_and_the_pipeline_is_told_how_it_moves(tmp_pat
 def test_the_command_line_writes_the_video_and_says_where(
     tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("timonel.pipelines.helm.load", lambda *_, **__: tiny.svd())
+    monkeypatch.setattr("timonel.pipelines.load.load", lambda *_, **__: tiny.svd())
     options = ["--model", "tiny", "--steps", "2", "--frames", "3", "--width", "16", "--height", "16"]
     done = CliRunner().invoke(app, ["animate", str(picture), *options, "-o", str(tmp_path / "clip.mp4")])
     assert done.exit_code == 0, done.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import timonel as tm
+from browser import chromium, opened
 from timonel.cli import app
 from timonel.comparison import compare, engine, fleet, planned
 from timonel.comparison.estimate import estimate
@@ -249,6 +251,23 @@ def test_a_run_that_is_no_longer_finite_is_a_failure():
     assert "not finite after row 0" in job.reason
 
 
+def test_a_command_copied_from_the_page_makes_the_picture_again(report, tmp_path, monkeypatch):
+    with chromium() as browser, opened(browser, report.page.as_uri()) as watched:
+        watched.page.locator("#grid .shot").first.click()
+        command = watched.page.locator("#command").inner_text()
+        watched.quiet()
+    monkeypatch.chdir(tmp_path)
+    program, *words = shlex.split(command)
+    assert program == "timonel"
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    (made,) = [p for p in (tmp_path / "out").glob("*.png") if ".sheet" not in p.name]
+    told = tm.Recipe.read(made)
+    cell = next(c for c in report.plan if c.recipe.chosen() == told.chosen() and c.recipe.guidance == told.guidance)
+    outcome = report.store.outcomes[cell.id]
+    assert (_pixels(made) - report.store.read_pixels(outcome)).abs().max() <= 2 / 255
+
+
 # -- killed, and from the command line -------------------------------------------------------------------
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     words = ["compare", "ghost", "--sampler", "euler", "dpmpp_2m/karras", "--steps", "3", "6", "--seeds", "4"]
@@ -290,7 +309,7 @@ def test_lists_on_the_command_line_may_be_written_in_a_row(tmp_path, coarse):
 def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     plan = Plan.of("ghost", sampler=["euler", "heun"], steps=[4], guidance_until=[None, 0.5])
     told = estimate(plan, tmp_path / "report")
-    halves = (8 + 6) + (14 + 10)  # Heun's last step is one call
+    halves = (8 + 6) + (14 + 11)  # Heun's last step is one call
     assert told.runs == 4
     assert told.halves == halves + 2 * 3 * engine.FIRST
     assert told.seconds > 0

@@ -85,6 +85,7 @@ def animate(
     """Make a video of `picture` with an image-to-video pipeline at the helm, and write it to `out` by its suffix.
 
     `chunk`: frames decoded at once, which bounds memory. `options` go to the pipeline (height, width, num_frames, …).
+    A shipped model has its own size, and its own guidance where none is given.
     A stopped run is decoded and written too. Raises `ArgumentError` for what cannot be used, before any compute.
     """
     if Path(out).suffix.lower() not in SUFFIXES:
@@ -95,6 +96,9 @@ def animate(
             "e.g. stabilityai/stable-video-diffusion-img2vid-xt"
         )
     told = motion or Motion()
+    if helm.card is not None:
+        options = {"height": helm.card.resolution, "width": helm.card.resolution, **options}
+        guidance = helm.card.default_guidance if guidance is None else guidance
     began = time.perf_counter()
     output = helm(
         picture, sampler=sampler, steps=steps, seeds=[seed], guidance=guidance, hooks=hooks,

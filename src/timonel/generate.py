@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from collections.abc import Sequence
@@ -40,6 +41,10 @@ def generate(
     `preview` also writes every step's picture while it runs. A stopped run is decoded and saved too.
     """
     helm = helm or Helm(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    if recipe.prompt and "prompt" not in inspect.signature(type(helm.pipe).__call__).parameters:
+        raise ArgumentError(
+            f"{type(helm.pipe).__name__} takes no prompt; it begins with a picture: timonel animate PICTURE"
+        )
     stem = f"{slug(recipe.title)}-{recipe.seed}"
     writable(folder)
     decode = True if _side(helm, recipe) <= SMALL else None

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .. import __version__
-from ..comparison import command as comparison
+from . import compare
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
 
@@ -62,4 +62,4 @@ def root(
 
 for command in (generate, animate, replay, samplers, grids, models, explain, doctor):
     app.command()(command)
-comparison.add(app)
+compare.add(app)

@@ -100,7 +100,9 @@ def _report(made: Made) -> None:
 
 def animate(
     picture: Annotated[Path, typer.Argument(help="The picture that the video begins with.")],
-    model: Annotated[str, typer.Option(help="An image-to-video model: a folder or a hub name, such as SVD's.")],
+    model: Annotated[
+        str, typer.Option(help="An image-to-video model: a shipped one, a folder or a hub name, such as SVD's.")
+    ] = "emoji-video",
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 12,
     sampler: Annotated[str, typer.Option(help="A sampler, such as dpmpp_2m/karras.")] = "dpmpp_2m",
     settings: Settings = None,
@@ -108,6 +110,9 @@ def animate(
     motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,
     fps: Annotated[int, typer.Option(help="Frames a second, which the model is told too.")] = 7,
     noise: Annotated[float, typer.Option(help="Noise added to the picture, 0 to 1.")] = 0.02,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of the last frame; 1 is none. Default: the model's own.")
+    ] = None,
     guidance_until: Annotated[
         str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
     ] = None,
@@ -128,7 +133,7 @@ def animate(
     from ..pipelines.helm import Helm
 
     chosen, told, first = sampler_of(sampler, steps, settings or []), Motion(motion, fps, noise), still(picture)
-    interval = guidance_of(None, guidance_until) if guidance_until else None
+    interval = guidance_of(guidance, guidance_until)
     quiet()
     helm = Helm(model, dtype=dtype, device=device)
     size = {"width": width, "height": height, "num_frames": frames}

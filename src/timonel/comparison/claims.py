@@ -187,16 +187,19 @@ def cutoff_time(e: Evidence) -> dict[str, Any]:
 CLAIMS: tuple[Claim, ...] = (ays, trailing, karras, soft, cutoff_picture, cutoff_time)
 
 
-def judged(found: Comparison) -> Comparison:
-    """The comparison with the claims on its page."""
+def measured(found: Comparison) -> list[dict[str, Any]]:
+    """Every claim with its measurement and verdict, in English and Spanish."""
     from ..pipelines.helm import Helm
 
     evidence = Evidence(found)
-    claims = [claim(evidence) for claim in CLAIMS]
     helm = Helm(found.plan.cells[0].recipe.model)
     helm.pipe.set_progress_bar_config(disable=True)
-    claims += [cutoff_memory(helm), middle(helm)]
-    return write(found.plan, found.store, claims=claims)
+    return [*(claim(evidence) for claim in CLAIMS), cutoff_memory(helm), middle(helm)]
+
+
+def judged(found: Comparison, claims: list[dict[str, Any]] | None = None) -> Comparison:
+    """The comparison with the claims on its page."""
+    return write(found.plan, found.store, claims=measured(found) if claims is None else claims)
 
 
 def cutoff_memory(helm: Any) -> dict[str, Any]:

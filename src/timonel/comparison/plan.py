@@ -146,10 +146,12 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     scale = at.get("guidance", card.default_guidance if card else None)
     interval = guidance(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
+    if card and at.get("image") is not None:  # pipelines of pictures have a size of their own, far larger
+        at = {"width": card.resolution, "height": card.resolution, **at}
     try:
         return Recipe(
             model=model, seed=at["seed"], sampler=chosen.name, grid=chosen.grid, noise=chosen.source,
-            steps=at.get("steps") or (card.default_steps if card else STEPS), options=dict(chosen.options),
+            steps=at.get("steps", card.default_steps if card else STEPS), options=dict(chosen.options),
             grid_options=dict(chosen.grid_options), arguments=dict(at.get("arguments") or {}),
             guidance=None if interval is None else GuidanceData.of(interval),
             **{name: at[name] for name in plain if at.get(name) is not None},

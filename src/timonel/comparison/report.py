@@ -34,9 +34,9 @@ SHARED = {
           "pasos; una imagen sola tarda más.",
 }  # fmt: skip
 DOUBTFUL = {
-    "en": "Some references still changed by {change:.2g} (latent RMSE) when their steps were doubled; smaller "
+    "en": "Some references still changed by {change} (latent RMSE) when their steps were doubled; smaller "
           "distances than that say nothing.",
-    "es": "Algunas referencias aún cambiaron {change:.2g} (RMSE latente) al duplicar sus pasos; distancias menores no "
+    "es": "Algunas referencias aún cambiaron {change} (RMSE latente) al duplicar sus pasos; distancias menores no "
           "dicen nada.",
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def command(recipe: Recipe, out: str = "out") -> str:
         words += [f"--{names[name]}", str(value)] if name in names else []
     for name, value in {**recipe.options, **recipe.grid_options}.items():
         words += ["--set", f"{name}={value}"]
-    if recipe.noise != "independent":
+    if recipe.noise != "independent" and not video:
         words += ["--noise", recipe.noise]
     for name in ("width", "height", "dtype", "device"):
         if getattr(recipe, name) is not None:

@@ -189,20 +189,7 @@ def schema() -> pyarrow.Schema:
     """The columns of the table."""
     import pyarrow as pa
 
-    text = (
-        "id",
-        "kind",
-        "status",
-        "reason",
-        "reference",
-        "model",
-        "prompt",
-        "image",
-        "sampler",
-        "grid",
-        "noise",
-        "recipe",
-    )
+    text = ("id", "kind", "status", "reason", "reference", "model", "prompt", "image", "sampler", "grid", "noise")
     whole = ("nfe", "halves", "halves_saved", "frames", "steps_told", "width", "height", "seed", "steps")
     real = ("seconds", "change", "guidance", "guidance_until", *MEASURES)
     kinds = dict.fromkeys(text, pa.string()) | dict.fromkeys(whole, pa.int64()) | dict.fromkeys(real, pa.float64())

@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from . import Comparison
-    from .plan import Plan
+    from ..comparison import Comparison
+    from ..comparison.plan import Plan
 
 Many = list[str] | None
 
@@ -73,7 +73,7 @@ def compare(
 
     Example: timonel compare "red apple" --sampler euler dpmpp_2m/karras ays --steps 6 10 20 --seeds 4
     """
-    from . import planned
+    from ..comparison import planned
 
     axes = {
         "model": model, "sampler": sampler, "grid": _nones(grid), "steps": _whole("steps", steps),
@@ -99,7 +99,7 @@ def _preset(
         raise UnknownName("preset", name, ["tutorial"])
     if subjects or given:
         raise ArgumentError("a preset has its own plan: leave prompts and axes out")
-    from .claims import judged, plan
+    from ..comparison.claims import judged, plan
 
     return plan(), judged
 
@@ -109,12 +109,12 @@ def _compare(
     dry_run: bool, out: Path,
 ) -> None:  # fmt: skip
     """Run it, with a bar, and say what was found."""
-    from ..cli.options import quiet
-    from . import compare as make
+    from ..comparison import compare as make
+    from .options import quiet
 
     quiet()
     if dry_run:
-        from .estimate import estimate
+        from ..comparison.estimate import estimate
 
         print(estimate(chosen, out, batch, references))
         return
