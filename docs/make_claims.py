@@ -21,10 +21,12 @@ PAGE = Path(__file__).with_name("claims.md")
 def text(found: list[dict[str, dict[str, str]]], runs: int) -> str:
     """The page: claim, measurement and verdict in English, then in Spanish."""
     parts = [
-        "# What tutorials say, measured\n\nMade by `python docs/make_claims.py` (`timonel compare --preset tutorial` "
+        "# What tutorials say, measured\n\n"
+        "Made by `python docs/make_claims.py` (`timonel compare --preset tutorial` "
         f"gives the same with pictures) from {runs} runs of the shipped model: {len(claims.PROMPTS)} prompts, "
-        f"{claims.SEEDS} seeds each, guidance 4. A verdict follows from the numbers: a difference inside two standard "
-        "errors of the paired differences is none. Other models may differ; the command takes any.\n"
+        f"{claims.SEEDS} seeds each, guidance 4. A verdict follows from the numbers, sample by sample: better is a mean "
+        f"log ratio beyond two standard errors, the same is at most {claims.SAME} times as much, two standard errors "
+        "included. Other models may differ.\n"
     ]
     heads = {"en": ("claim", "measured", "verdict"), "es": ("afirmación", "medición", "veredicto")}
     verdicts = {

@@ -31,7 +31,9 @@ def evidence(gap: float) -> Told:
             for steps in claims.STEPS:
                 for until in (None, 0.4):
                     shift = (gap if steps == 6 else -gap) * ("karras" in sampler)
-                    numbers[name, sampler, steps, until] = [1.0 + 0.01 * (-1) ** k + shift for k in range(8)]
+                    numbers[name, sampler, steps, until] = [
+                        1.0 + 0.01 * (-1) ** k + shift + 0.001 * k for k in range(8)
+                    ]
     return Told(numbers)
 
 
@@ -52,6 +54,15 @@ def test_a_difference_holds_beyond_two_standard_errors_only():
 )
 def test_a_claim_holds_where_it_holds(signs, verdict, when):
     assert claims._verdict(signs) == (verdict, when)
+
+
+def test_the_same_has_to_be_shown_not_only_not_refuted():
+    told = evidence(0.0)
+    told.numbers["latent_rmse", "dpmpp_2m/ays", 10, None] = [0.3, 3.0] * 4
+    pair = ("dpmpp_2m/ays", 10), ("euler/leading", 25)
+    assert told.less("latent_rmse", *pair) == 0
+    assert not told.no_more("latent_rmse", *pair)
+    assert told.no_more("latent_rmse", ("euler/trailing", 10), ("euler/leading", 25))
 
 
 def test_a_claim_of_more_is_judged_the_other_way_round():

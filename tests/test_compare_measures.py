@@ -88,7 +88,12 @@ def test_a_difference_inside_the_noise_is_a_tie():
 
 def test_a_verdict_is_about_paired_differences():
     """Samples differ much from each other, and a is better on every one of them."""
-    told = {"a": {k: float(k) for k in range(6)}, "b": {k: k + 0.01 for k in range(6)}}
+    told = {"a": {k: 1.0 + k for k in range(6)}, "b": {k: 1.01 * (1 + k) + 0.001 * (-1) ** k for k in range(6)}}
+    assert measure.verdicts(told) == {"a": "best", "b": "worse"}
+
+
+def test_one_sample_that_went_elsewhere_does_not_hide_a_factor():
+    told = {"a": dict.fromkeys(range(6), 0.01), "b": dict.fromkeys(range(5), 0.05) | {5: 5.0}}
     assert measure.verdicts(told) == {"a": "best", "b": "worse"}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 MEASURES = ("latent_rmse", "rmse", "psnr", "ssim", "lpips", "consistency")
 LEAST = 4  # seeds that a distance between distributions needs
 TIE = 2.0  # standard errors
+TINY = 1e-9  # added to errors before their ratio is taken
 WINDOW, SPREAD = 11, 1.5  # of the Gaussian window of SSIM, in pixels
 
 
@@ -89,19 +90,24 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(variance / len(values))
 
 
+def log_ratio(a: float, b: float) -> float:
+    """log(a / b) of two errors: what a factor between them is worth, small or large, and 0 for two that vanish."""
+    return math.log((a + TINY) / (b + TINY))
+
+
 def verdicts(errors: Mapping[Any, Mapping[Any, float]]) -> dict[Any, str | None]:
     """ "best", "tie" or "worse" for settings with an error per sample (seed and prompt), compared sample by sample.
 
-    `tie`: the mean difference to the setting of least mean error is inside two standard errors of that difference.
-    None where fewer than two samples are shared.
+    `best`: the least geometric mean; errors differ by factors, and one sample that went elsewhere should not decide.
+    `tie`: the mean log ratio to it is inside two standard errors. None where fewer than two samples are shared.
     """
     whole = {k: v for k, v in errors.items() if v}
     if len(whole) < 2:
         return dict.fromkeys(errors, None)
-    best = min(whole, key=lambda k: math.fsum(whole[k].values()) / len(whole[k]))
+    best = min(whole, key=lambda k: math.fsum(log_ratio(e, 1.0) for e in whole[k].values()) / len(whole[k]))
     found: dict[Any, str | None] = dict.fromkeys(errors, None)
     for name, mine in whole.items():
-        shared = [mine[sample] - whole[best][sample] for sample in mine if sample in whole[best]]
+        shared = [log_ratio(mine[sample], whole[best][sample]) for sample in mine if sample in whole[best]]
         if name == best:
             found[name] = "best"
         elif len(shared) > 1:
