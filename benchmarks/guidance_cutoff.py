@@ -1,4 +1,4 @@
-"""What ending guidance early saves, and what the helm costs, in wall time on the shipped model.
+"""What ending guidance early saves, and what the helm costs, in wall time on the shipped models.
 
     python benchmarks/guidance_cutoff.py [--quick] [--repeats N] [--threads N]
 
@@ -7,7 +7,8 @@ way the network sees 50 samples a picture; guided for the first 40 % it sees 35,
 0.70 for a network whose cost is linear in its batch. A call of this small network costs much the same
 for one sample as for two, so one picture at a time cannot reach it; eight at a time can. The bare
 diffusers pipeline, guided all the way, makes the same network calls as the helm: its ratio is the
-helm's whole overhead. All variants take turns in one process; ratios are paired.
+helm's whole overhead. Videos of 8 frames likewise, one at a time, with Euler and guidance up to 3 at the last frame.
+All variants take turns in one process; ratios are paired.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from timonel import zoo
 from timonel.errors import ModelError
 
 MODEL, PROMPT, STEPS, SCALE, UNTIL, SEED = "emoji", "red apple", 25, 4.0, 0.4, 7
+VIDEO, VIDEO_SCALE = "emoji-video", 3.0
 BATCHES = (1, 8)
 FULL, CUT, NONE, BARE = "helm, guided", f"helm, guided until {UNTIL:g}", "helm, unguided", "diffusers, guided"
 
@@ -55,19 +57,52 @@ def bare(count: int) -> Peer:
 
 
 def measure(repeats: int) -> str:
-    """The tables as Markdown. Raises `ModelError` where the model's files are missing."""
-    return "\n\n".join(_table(repeats, count) for count in BATCHES)
+    """The tables as Markdown. Raises `ModelError` where a model's files are missing."""
+    return "\n\n".join([*(_table(repeats, pictures(count), count) for count in BATCHES), _table(repeats, videos(), 0)])
 
 
-def _table(repeats: int, count: int) -> str:
+def pictures(count: int) -> list[Peer]:
+    """What is timed, for `count` pictures at once."""
     helm = tm.Helm(MODEL)
     helm.pipe.set_progress_bar_config(disable=True)
-    peers = [
+    return [
         helmed(FULL, helm, tm.cfg(SCALE), count),
         helmed(CUT, helm, tm.cfg(SCALE, until=UNTIL), count),
         helmed(NONE, helm, tm.cfg(1.0), count),
         bare(count),
     ]
+
+
+def videos() -> list[Peer]:
+    """What is timed, for one video; diffusers with the pipeline's own Euler scheduler."""
+    from diffusers import DiffusionPipeline
+
+    still = tm.Helm(MODEL)(PROMPT, steps=8, guidance=SCALE, seeds=[SEED]).images[0]
+    helm = tm.Helm(VIDEO)
+    pipe = DiffusionPipeline.from_pretrained(zoo.folder(VIDEO), dtype=torch.float32)
+    for one in (helm.pipe, pipe):
+        one.set_progress_bar_config(disable=True)
+    given = {"height": 64, "width": 64, "fps": 7, "motion_bucket_id": 127}
+
+    def steered(name: str, guidance: tm.Guidance) -> Peer:
+        call = {**given, "sampler": "euler", "steps": STEPS, "seeds": [SEED], "guidance": guidance}
+        return Peer(name, lambda: lambda: helm(still, **call).frames)
+
+    def plainly() -> object:
+        made = torch.Generator().manual_seed(SEED)
+        call = {**given, "num_inference_steps": STEPS, "max_guidance_scale": VIDEO_SCALE, "generator": made}
+        return pipe(still, **call).frames
+
+    return [
+        steered(FULL, tm.cfg(VIDEO_SCALE)),
+        steered(CUT, tm.cfg(VIDEO_SCALE, until=UNTIL)),
+        steered(NONE, tm.cfg(1.0)),
+        Peer(BARE, lambda: plainly),
+    ]
+
+
+def _table(repeats: int, peers: list[Peer], count: int) -> str:
+    """`count` pictures at once, or a video where it is 0."""
     times = interleave(peers, repeats)
     seen = {FULL: 2 * STEPS, CUT: STEPS + round(UNTIL * STEPS), NONE: STEPS, BARE: 2 * STEPS}
     rows = [
@@ -78,9 +113,9 @@ def _table(repeats: int, count: int) -> str:
         for name, ms in times.items()
     ]  # fmt: skip
     head = (
-        f"{count} at a time",
-        "samples a picture",
-        f"ms for {count}, min / median",
+        f"{count} at a time" if count else "a video",
+        "samples a picture" if count else "samples a video",
+        f"ms for {count or 1}, min / median",
         "/ guided",
         "ideal",
         "/ diffusers",

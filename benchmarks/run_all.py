@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 import guidance_cutoff
+import plan_time
+import preview_cost
 import step_cost
 from measure import machine
 from timonel.errors import ModelError
@@ -19,7 +21,7 @@ from timonel.errors import ModelError
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-def page(about: str, steps: str, cutoff: str, command: str) -> str:
+def page(about: str, steps: str, cutoff: str, preview: str, plan: str, command: str) -> str:
     """The text of RESULTS.md."""
     return f"""# What a step costs
 
@@ -33,11 +35,23 @@ Times are min / median; ratios are medians of the paired ratios.
 
 {steps}
 
-## Guidance that ends early, on the shipped model
+## Guidance that ends early, on the shipped models
 
 {_notes(guidance_cutoff.__doc__)}
 
 {cutoff}
+
+## A preview at every step
+
+{_notes(preview_cost.__doc__)}
+
+{preview}
+
+## Many runs at once
+
+{_notes(plan_time.__doc__)}
+
+{plan}
 """
 
 
@@ -59,8 +73,11 @@ def main() -> None:
         cutoff = guidance_cutoff.measure(3 if quick else 15)
     except ModelError:
         cutoff = "Not measured: this installation lacks the files of the shipped model."
-    print(cutoff)
-    RESULTS.write_text(page(about, steps, cutoff, "python benchmarks/run_all.py" + " --quick" * quick))
+    print(cutoff, flush=True)
+    preview = preview_cost.measure(2 if quick else 8)
+    plan = plan_time.measure(1 if quick else 3)
+    print(f"{preview}\n\n{plan}")
+    RESULTS.write_text(page(about, steps, cutoff, preview, plan, "python benchmarks/run_all.py" + " --quick" * quick))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def card(work: Path, model: Path, state: dict[str, Any]) -> dict[str, Any]:
         "frames": FRAMES,
         "fps": FPS,
         "default_guidance": figures.get("guidance", 1.0),
-        "default_steps": 25,
+        "default_steps": 12,
         "motion_buckets": [1, 255],
         "motions": list(KINDS),
         "styles": base["styles"],

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 MODELS = {
     "emoji": "text to emoji, 64x64 (StableDiffusionXLPipeline)",
     "emoji-zsnr": "emoji as a v model with zero terminal SNR, which paints plain black and white too",
+    "emoji-video": "a picture to 8 moving frames, 64x64 (StableVideoDiffusionPipeline)",
 }
 
 
