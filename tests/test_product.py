@@ -56,7 +56,7 @@ def rounding(table: tm.Table, kind: str) -> float:
     """How far float64 rounding may carry: predictions and slopes divide by alpha or sigma."""
     alpha, sigma = table.alpha[:-1], table.sigma[:-1]
     high, low = float((sigma / alpha.clamp(min=1e-3)).max()), float((alpha / sigma).max())
-    return (1e-12 * max(1.0, high, low) + 1e-13 * high * low) * (10 if kind == "edm" else 1)
+    return (2e-12 * max(1.0, high, low) + 2e-13 * high * low) * (10 if kind == "edm" else 1)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
