@@ -251,6 +251,24 @@ def test_a_run_that_is_no_longer_finite_is_a_failure():
     assert "not finite after row 0" in job.reason
 
 
+def test_the_page_of_a_real_comparison_slides_scrubs_and_sorts(report):
+    with chromium() as browser, opened(browser, report.page.as_uri()) as watched:
+        page = watched.page
+        before = page.locator("#split").get_attribute("aria-valuetext")
+        page.locator("#split").focus()
+        page.keyboard.press("Home")
+        assert page.locator("#split").get_attribute("aria-valuetext") != before
+        page.locator("#scrub").focus()
+        page.keyboard.press("Home")
+        page.locator("#grid .story:visible").first.wait_for()
+        page.click("#sort-nfe")
+        at = page.locator("#rows thead th").all_inner_texts().index("NFE") + 1
+        told = [text for text in page.locator(f"#rows tbody tr > :nth-child({at})").all_inner_texts() if text.isdigit()]
+        assert told == sorted(told, key=int)
+        assert set(told) == {"2", "8"}
+        watched.quiet()
+
+
 def test_a_command_copied_from_the_page_makes_the_picture_again(report, tmp_path, monkeypatch):
     with chromium() as browser, opened(browser, report.page.as_uri()) as watched:
         watched.page.locator("#grid .shot").first.click()

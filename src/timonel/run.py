@@ -122,7 +122,7 @@ class Run:
 
     @property
     def newest(self) -> tuple[Tensor, Tensor] | None:
-        """The newest network call: the sample it was given, and the raw output as the row was advanced with it."""
+        """The newest network call: its sample, and the raw output that its row was advanced with."""
         return None if self._last is None else self._last[:2]
 
     @property
@@ -386,16 +386,9 @@ class Run:
 
     @classmethod
     def load(
-        cls,
-        path: str | PathLike[str],
-        *,
-        noise: Noise | None = None,
-        shape: Shape | None = None,
-        hooks: Sequence[Hook | Callable[[Run], None]] = (),
-        keep: int = 0,
-        context: Any = None,
-        device: str = "cpu",
-    ) -> Run:
+        cls, path: str | PathLike[str], *, noise: Noise | None = None, shape: Shape | None = None,
+        hooks: Sequence[Hook | Callable[[Run], None]] = (), keep: int = 0, context: Any = None, device: str = "cpu",
+    ) -> Run:  # fmt: skip
         """A run that continues bit for bit from a saved file; see `saving.load`."""
         from .saving import load
 
