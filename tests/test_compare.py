@@ -261,8 +261,8 @@ def test_the_page_of_a_real_comparison_slides_scrubs_and_sorts(report):
         page.locator("#scrub").focus()
         page.keyboard.press("Home")
         page.locator("#grid .story:visible").first.wait_for()
-        page.click("#sort-nfe")
         at = page.locator("#rows thead th").all_inner_texts().index("NFE") + 1
+        page.click("#sort-nfe")
         told = [text for text in page.locator(f"#rows tbody tr > :nth-child({at})").all_inner_texts() if text.isdigit()]
         assert told == sorted(told, key=int)
         assert set(told) == {"2", "8"}
