@@ -296,10 +296,12 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", script, *words, "-o", str(tmp_path)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     table = tmp_path / "results.parquet"
-    while running.poll() is None and not (table.exists() and _cells(tmp_path) >= 3):
-        time.sleep(0.02)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    try:
+        while running.poll() is None and not (table.exists() and _cells(tmp_path) >= 3):
+            time.sleep(0.02)
+    finally:
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pictures").iterdir() if not p.name.startswith(".")}
     known = {o.id for o in Store(tmp_path).outcomes.values()}
     assert 3 <= _cells(tmp_path) < 16

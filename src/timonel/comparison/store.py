@@ -93,12 +93,15 @@ class Store:
         self.outcomes: dict[str, Outcome] = {o.id: o for o in self._read()}
 
     def _read(self) -> Iterable[Outcome]:
+        import pyarrow
         import pyarrow.parquet as parquet
 
-        if not (self.root / TABLE).is_file():
+        try:
+            held = (self.root / TABLE).read_bytes()  # at once: another process may put a newer table in its place
+        except FileNotFoundError:
             return []
         try:
-            return [Outcome.of(row) for row in parquet.read_table(self.root / TABLE).to_pylist()]
+            return [Outcome.of(row) for row in parquet.read_table(pyarrow.BufferReader(held)).to_pylist()]
         except Exception as error:
             raise ArgumentError(
                 f"{str(self.root / TABLE)!r} cannot be read: {error}; delete it to begin anew"
