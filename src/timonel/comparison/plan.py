@@ -24,14 +24,13 @@ from .. import grids, names, zoo
 from ..errors import ArgumentError, UnknownName, whole
 from ..guidance import UNITS, cfg
 from ..recipe import GuidanceData, Recipe
-from ..sampler import STEPS, Sampler
+from ..sampler import DEFAULT, STEPS, Sampler
 
 AXES = (
     "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options", "noise", "steps",
     "guidance", "guidance_until", "rescale", "width", "height", "arguments", "dtype", "device", "seed",
 )  # fmt: skip
 SAMPLE_AXES = ("prompt", "negative_prompt", "image", "seed")  # what makes another sample of the same setting
-SAMPLER = "dpmpp_2m"  # of a bare grid
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 Value = Any
 
@@ -47,6 +46,8 @@ class Cell:
     def id(self) -> str:
         """A name for what is computed: equal recipes have equal names, in every plan."""
         told = self.recipe.model_dump(mode="json", exclude={"versions", "stopped_after"}, exclude_none=True)
+        if self.recipe.image is not None:  # the picture itself, wherever it lies
+            told["image"] = hashlib.sha256(Path(self.recipe.image).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -80,7 +81,7 @@ class Plan:
             given["seed"] = list(range(whole("seeds", seeds)))
         given.setdefault("seed", [0])
         given.setdefault("model", ["emoji"])
-        given.setdefault("sampler", [SAMPLER])
+        given.setdefault("sampler", [DEFAULT])
         _subjects(given, [subjects] if isinstance(subjects, str) else list(subjects))
         for name, values in given.items():
             if not values:
@@ -216,6 +217,6 @@ def _sampler(name: Any) -> str:
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
     if "/" not in name and name in grids.GRIDS:
-        name = f"{SAMPLER}/{name}"
+        name = f"{DEFAULT}/{name}"
     names.sampler(name)
     return str(name)

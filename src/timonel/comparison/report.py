@@ -110,7 +110,7 @@ def _guided(recipe: Recipe) -> list[str]:
 
 
 # -- cells ------------------------------------------------------------------------------------------
-def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: Mapping[str, int]) -> dict[str, Any]:
+def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: Mapping[Any, int]) -> dict[str, Any]:
     at = {name: shown(value) for name, value in cell.at.items()}
     told: dict[str, Any] = {
         "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting", "reason": "", "nfe": None,
@@ -249,19 +249,28 @@ def _energy(outcomes: list[Outcome], store: Store) -> tuple[float | None, float 
 
 
 # -- schedules, references, notes ---------------------------------------------------------------------
-def _schedule(outcome: Outcome) -> str:
+def _schedule(outcome: Outcome) -> tuple[str, ...]:
+    """What tells schedules apart: their name, and the levels, which depend on the model too."""
+    return _schedule_name(outcome), *(f"{level:.6g}" for level in outcome.levels)
+
+
+def _schedule_name(outcome: Outcome) -> str:
     grid = outcome.recipe.grid or ("own levels" if outcome.recipe.sigmas else outcome.recipe.sampler)
     more = "".join(f", {name} {value}" for name, value in outcome.recipe.grid_options.items())
     return f"{grid}, {outcome.recipe.steps} steps{more}"
 
 
-def _schedules(cells: Sequence[tuple[Cell, Outcome | None]]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _schedules(cells: Sequence[tuple[Cell, Outcome | None]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    names: set[str] = set()
     for _, outcome in cells:
         if outcome is not None and outcome.levels and _schedule(outcome) not in found:
             snr = [-2 * math.log(s) if 0 < s < math.inf else None for s in outcome.levels]
+            name = _schedule_name(outcome)
+            label = f"{outcome.recipe.model}: {name}" if name in names else name
+            names.add(name)
             found[_schedule(outcome)] = {
-                "label": _schedule(outcome), "sigmas": [plain(s) for s in outcome.levels], "log_snr": snr,
+                "label": label, "sigmas": [plain(s) for s in outcome.levels], "log_snr": snr,
                 "times": outcome.times,
             }  # fmt: skip
     return found

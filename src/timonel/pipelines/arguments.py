@@ -10,20 +10,10 @@ from torch import Tensor
 from . import parts
 
 
-def batched(value: Tensor, size: int, name: str) -> int | None:
-    """The dimension along which a network's argument has the batch, or None."""
-    if any(word in name for word in parts.NOT_BATCHED):
-        return None
-    dim = 1 if name in parts.SECOND_DIM else 0
-    length = value.shape[dim] if value.ndim > dim else 0
-    each = length // size if any(word in name for word in parts.REPEATED) else 1
-    return dim if length and length == each * size else None
-
-
 def select(value: Any, size: int, rows: Tensor, name: str = "") -> Any:
     """`value` with the given `rows` of a batch of `size` in everything that is batched."""
     if isinstance(value, Tensor):
-        dim = batched(value, size, name)
+        dim = parts.batched(value, size, name)
         if dim is None:
             return value
         each = value.shape[dim] // size
@@ -40,7 +30,7 @@ def join(values: list[Any], size: int, name: str) -> Any:
     """The same argument of several calls as that of one. Raises `ValueError` where they do not fit."""
     first = values[0]
     if isinstance(first, Tensor) and all(isinstance(v, Tensor) for v in values):
-        dim = batched(first, size, name)
+        dim = parts.batched(first, size, name)
         if dim is not None and len({v.shape for v in values}) == 1:
             return torch.cat(values, dim)
     elif isinstance(first, dict):

@@ -80,16 +80,23 @@ def same(a: Tensor | list[Tensor], b: Tensor | list[Tensor]) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
+def batched(value: Tensor, size: int, name: str) -> int | None:
+    """The dimension along which a network's argument has the batch, or None."""
+    if any(word in name for word in NOT_BATCHED):
+        return None
+    dim = 1 if name in SECOND_DIM else 0
+    length = value.shape[dim] if value.ndim > dim else 0
+    each = length // size if any(word in name for word in REPEATED) else 1
+    return dim if length and length == each * size else None
+
+
 def narrow(value: Any, size: int, wanted: slice, listed: bool, name: str = "") -> Any:
     """`value` with only the `wanted` of `size` samples in everything that is batched."""
     if isinstance(value, Tensor):
-        if any(word in name for word in NOT_BATCHED):
+        dim = batched(value, size, name)
+        if dim is None:
             return value
-        dim = 1 if name in SECOND_DIM else 0
-        length = value.shape[dim] if value.ndim > dim else 0
-        each = length // size if any(word in name for word in REPEATED) else 1
-        if not length or length != each * size:
-            return value
+        each = value.shape[dim] // size
         return value[(slice(None),) * dim + (slice(wanted.start * each, wanted.stop * each),)]
     if isinstance(value, dict):
         return _like(value, {k: narrow(v, size, wanted, listed, str(k)) for k, v in value.items()})
