@@ -65,6 +65,19 @@ def test_equal_recipes_have_equal_names_in_every_plan():
     assert [cell.id for cell in narrow] == [wide.cells[-1].id]
 
 
+def test_a_picture_is_told_by_its_content(tmp_path):
+    from PIL import Image
+
+    def named(colour: str, name: str) -> str:
+        Image.new("RGB", (8, 8), colour).save(tmp_path / name)
+        (cell,) = Plan.of(str(tmp_path / name), model="emoji-video")
+        return cell.id
+
+    red = named("red", "one.png")
+    assert named("red", "two.png") == red
+    assert named("blue", "one.png") != red
+
+
 def test_a_bare_grid_is_the_usual_solver_on_it():
     (cell,) = Plan.of("ghost", sampler="ays", steps=10)
     assert (cell.recipe.sampler, cell.recipe.grid) == ("dpmpp_2m", "ays")
@@ -80,7 +93,7 @@ def test_a_bare_grid_is_the_usual_solver_on_it():
         ({"subjects": "a", "steps": []}, ArgumentError, "steps has no value"),
         ({"subjects": "a", "steps": 0}, ArgumentError, "steps=0"),
         ({"subjects": "a", "seeds": 2, "seed": 1}, ArgumentError, "not both"),
-        ({"subjects": "a", "guidance_until": "step:x"}, ArgumentError, "guidance_until"),
+        ({"subjects": "a", "guidance_until": "step:x"}, ArgumentError, "end of guidance"),
         ({"subjects": "missing.png"}, ArgumentError, "there is no picture"),
         ({"subjects": "a", "model": "emojy"}, tm.TimonelError, "emoj"),
     ],

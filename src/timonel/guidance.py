@@ -98,6 +98,23 @@ def cfg(
     return Guidance(values, float(start), float(stop), unit, finite("rescale", rescale, 0, 1))
 
 
+def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0) -> Guidance | None:
+    """Guidance as it is typed: a scale, and an end such as 0.4 (of the steps), "step:4" or "sigma:1.2".
+
+    None where nothing is asked. Raises `ArgumentError`.
+    """
+    if until is None:
+        return None if scale is None and not rescale else cfg(scale, rescale=rescale)
+    unit, colon, number = str(until).rpartition(":")
+    try:
+        end = float(number)
+    except ValueError:
+        end = math.nan
+    if math.isnan(end) or (unit or "ratio") not in UNITS or (colon and not unit):
+        raise ArgumentError(f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}")
+    return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale)
+
+
 def _check(what: str, value: float, unit: str) -> None:
     if value == math.inf:
         return

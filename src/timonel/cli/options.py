@@ -56,23 +56,9 @@ def _value(text: str) -> int | float | str:
 
 def guidance_of(scale: float | None, until: str | None) -> Guidance | None:
     """Guidance from the command line's two options."""
-    from ..errors import ArgumentError
-    from ..guidance import UNITS, cfg
+    from ..guidance import parsed
 
-    if scale is None and until is None:
-        return None
-    if until is None:
-        return cfg(scale)
-    unit, colon, number = until.partition(":")
-    if not colon:
-        unit, number = "ratio", until
-    try:
-        end = float(number)
-    except ValueError:
-        raise ArgumentError(f"--guidance-until takes 0.4, step:4 or sigma:1.2, got {until!r}") from None
-    if unit not in UNITS:
-        raise ArgumentError(f"--guidance-until takes 0.4, step:4 or sigma:1.2, got {until!r}")
-    return cfg(scale, until=end, unit=unit)
+    return parsed(scale, until)
 
 
 def quiet() -> None:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from .. import grids, names, zoo
 from ..errors import ArgumentError, UnknownName, whole
-from ..guidance import UNITS, cfg
+from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
 from ..sampler import DEFAULT, STEPS, Sampler
 
@@ -145,7 +145,7 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     chosen = Sampler(at["sampler"], at.get("grid"), options=at.get("options") or {},
                      grid_options=at.get("grid_options") or {}, noise=at.get("noise"))  # fmt: skip
     scale = at.get("guidance", card.default_guidance if card else None)
-    interval = guidance(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
+    interval = parsed(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
     if card and at.get("image") is not None:  # pipelines of pictures have a size of their own, far larger
         at = {"width": card.resolution, "height": card.resolution, **at}
@@ -161,22 +161,6 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ArgumentError(f"{place}={first['input']!r} cannot be: {first['msg']}") from error
-
-
-def guidance(scale: float | None, until: Any, rescale: float = 0.0) -> Any:
-    """Guidance from its axes: a scale, and an end such as 0.4 (of the steps), "step:4" or "sigma:1.2"."""
-    if scale is None and until is None and not rescale:
-        return None
-    if until is None:
-        return cfg(scale, rescale=rescale)
-    unit, _, number = str(until).rpartition(":")
-    try:
-        end = float(number)
-    except ValueError:
-        raise ArgumentError(f"guidance_until takes none, 0.4, step:4 or sigma:1.2, got {until!r}") from None
-    if unit and unit not in UNITS:
-        raise UnknownName("guidance unit", unit, UNITS)
-    return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale)
 
 
 def _values(value: Any) -> list[Any]:
@@ -197,7 +181,7 @@ def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
         if not isinstance(subject, (str, Path)) or not str(subject).strip():
             raise ArgumentError(f'a subject is a prompt or a picture, e.g. "red apple", got {subject!r}')
     pictures = [s for s in subjects if re.fullmatch(r".+\.\w+", str(s)) and Path(s).suffix.lower() in PICTURES]
-    missing = [s for s in pictures if not Path(s).is_file()]
+    missing = [s for s in [*pictures, *given.get("image", [])] if s is not None and not Path(s).is_file()]
     if missing:
         raise ArgumentError(f"there is no picture {str(missing[0])!r}")
     prompts = [s for s in subjects if s not in pictures]
