@@ -2,6 +2,13 @@
 
 `guided = uncond + scale·(cond - uncond)` on the raw output (Ho & Salimans 2022, arXiv 2207.12598);
 scale = 1 is no guidance. Outside the interval the unconditional half is not computed at all.
+
+Inside it the half may be forecast: what guidance adds is d = cond - uncond of the denoised predictions, which changes
+slowly, so `cfg(4.0, forecast=2)` computes both halves at every second guided network call only, the first two always,
+and repeats the newest d between (`order=2`: reads it off the line in lam through the newest two). Such a call costs
+one network evaluation instead of two. With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw,
+so no sample has to be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), which fits
+its weights to a model; these follow from the levels.
 """
 
 from __future__ import annotations
@@ -9,14 +16,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, UnknownName, finite
+from .errors import ArgumentError, RunError, UnknownName, finite, whole
+from .forecast import weights
+from .kernel import combine as summed
+from .prediction import coefficients
+from .process import Level
 from .table import Table
 
+if TYPE_CHECKING:
+    from .program import State
+
 UNITS = ("ratio", "step", "sigma")
+SAME = 1e-9  # distance in lam of two calls at one level
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,8 @@ class Guidance:
     `start, stop`: guided while start <= position < stop (for sigma: stop < sigma <= start), in `unit`.
     `rescale`: share phi of the guided output rescaled to the std of the conditional one
     (arXiv 2305.08891, eq. 15-16).
+    `forecast`: both halves are computed at every so-many-th guided call, and their difference is forecast from the
+    newest `order` between; 1 computes them always.
     """
 
     scale: float | tuple[float, ...] | None = None
@@ -34,6 +52,8 @@ class Guidance:
     stop: float = math.inf
     unit: str = "ratio"
     rescale: float = 0.0
+    forecast: int = 1
+    order: int = 1
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
         """One scale per row: 1.0 where the unconditional half is skipped, None for the pipeline's own."""
@@ -46,6 +66,28 @@ class Guidance:
         if not self._inside(table, table.first_row(step)):
             return 1.0
         return self.scale[step] if isinstance(self.scale, tuple) else self.scale
+
+    def forecasts(self, table: Table, prediction: str) -> tuple[tuple[float, ...], ...]:
+        """For every row the weights of the remembered differences, newest first, that forecast its own.
+
+        A difference is cond - uncond of the raw outputs. No weights where both halves are computed, or only one.
+        """
+        levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
+        _, c_raw = coefficients(prediction, levels)
+        made, since, found = list[int](), 0, list[tuple[float, ...]]()
+        for row, guided_by in enumerate(self.scales(table)):
+            nodes: list[int] = []
+            if guided_by != 1.0 and self.forecast > 1:
+                if made and bool(levels.lam[row] < levels.lam[made[0]] - SAME):
+                    made = []  # noise was added: what was computed further down says little here
+                if len(made) < 2 or since == self.forecast - 1:
+                    made, since = [row, *made[:1]], 0
+                else:
+                    apart = bool(levels.lam[made[0]] - levels.lam[made[1]] > SAME)
+                    nodes, since = made[: self.order if apart else 1], since + 1
+            share = weights(table, nodes, row) * c_raw[nodes] / c_raw[row] if nodes else levels.alpha[:0]
+            found.append(tuple(share.tolist()))
+        return tuple(found)
 
     def _inside(self, table: Table, row: int) -> bool:
         step = table.step[row]
@@ -64,12 +106,16 @@ def cfg(
     between: tuple[float, float] | None = None,
     unit: str = "ratio",
     rescale: float = 0.0,
+    forecast: int = 1,
+    order: int | None = None,
 ) -> Guidance:
     """Classifier-free guidance with a scale and an interval.
 
     `until=0.4`: guided for the first 40 % of the steps. `between=(a, b)`: guided from a to b. `unit`
     says what the numbers are: "ratio" of the steps in [0, 1], "step" index (0-based, end excluded),
     or "sigma" = sigma/alpha, given as (high, low).
+    `forecast=n`: the unconditional half is computed at every n-th guided network call, the first two included, and
+    forecast between, from the newest `order` differences (1 or 2; 1 unless it is given).
 
     Raises `ArgumentError` on a value outside its unit's range.
 
@@ -93,18 +139,26 @@ def cfg(
     for what, value in (("start", start), ("stop", stop)):
         _check(what, value, unit)
     if (start <= stop) if unit == "sigma" else (start >= stop):
-        order = "from high to low" if unit == "sigma" else "from low to high"
-        raise ArgumentError(f"a guidance interval runs {order} and is not empty, got between=({start:g}, {stop:g})")
-    return Guidance(values, float(start), float(stop), unit, finite("rescale", rescale, 0, 1))
+        way = "from high to low" if unit == "sigma" else "from low to high"
+        raise ArgumentError(f"a guidance interval runs {way} and is not empty, got between=({start:g}, {stop:g})")
+    if order is not None and forecast == 1:
+        raise ArgumentError(
+            f"order={order} says how the unconditional half is forecast; give forecast too, e.g. forecast=2"
+        )
+    return Guidance(
+        values, float(start), float(stop), unit, finite("rescale", rescale, 0, 1), whole("forecast", forecast),
+        whole("order", 1 if order is None else order, 1, 2),
+    )  # fmt: skip
 
 
-def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0) -> Guidance | None:
+def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1) -> Guidance | None:
     """Guidance as it is typed: a scale, and an end such as 0.4 (of the steps), "step:4" or "sigma:1.2".
 
     None where nothing is asked. Raises `ArgumentError`.
     """
     if until is None:
-        return None if scale is None and not rescale else cfg(scale, rescale=rescale)
+        asked = scale is not None or rescale or forecast != 1
+        return cfg(scale, rescale=rescale, forecast=forecast) if asked else None
     unit, colon, number = str(until).rpartition(":")
     try:
         end = float(number)
@@ -112,7 +166,7 @@ def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0)
         end = math.nan
     if math.isnan(end) or (unit or "ratio") not in UNITS or (colon and not unit):
         raise ArgumentError(f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}")
-    return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale)
+    return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale, forecast=forecast)
 
 
 def _check(what: str, value: float, unit: str) -> None:
@@ -136,3 +190,78 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
     dims = tuple(range(1, cond.ndim))
     factor = cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
     return guided * (1 - rescale + rescale * factor)
+
+
+class Guided:
+    """The part of a `Run` that tells how its network calls are guided.
+
+    `guidance`: None leaves it to who calls the network. `scales`, `forecasts`: what it says for every row; see
+    `Guidance`. The differences that forecasts are made from are a part of the run's state.
+    """
+
+    table: Table
+    prediction: str
+    _guidance: Guidance | None
+    _difference: Tensor | None
+
+    if TYPE_CHECKING:
+
+        @property
+        def row(self) -> int: ...
+
+        @property
+        def _here(self) -> State: ...
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """How the run is guided."""
+        return self._guidance
+
+    @guidance.setter
+    def guidance(self, made: Guidance | None) -> None:
+        self._guidance, self._difference = made, None
+        self.scales = made.scales(self.table) if made else (None,) * self.table.nfe
+        self.forecasts = made.forecasts(self.table, self.prediction) if made else ((),) * self.table.nfe
+
+    @property
+    def scale(self) -> float | None:
+        """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the pipeline's own."""
+        return self.scales[min(self.row, self.table.nfe - 1)]
+
+    @property
+    def forecasting(self) -> bool:
+        """Whether the coming network call computes its conditional half only and is guided by a forecast."""
+        return bool(self.forecasts[min(self.row, self.table.nfe - 1)])
+
+    @property
+    def forecast(self) -> Tensor | None:
+        """cond - uncond of the coming network call as it is foreseen, None where it is not.
+
+        Raises `RunError` where a difference that it is made from was not remembered.
+        """
+        if not self.forecasting:
+            return None
+        asked, known = self.forecasts[self.row], self._here.differences
+        if len(known) < len(asked):
+            raise RunError(
+                f"row {self.row} forecasts its unconditional half from {len(asked)} differences and {len(known)} are "
+                "remembered: go on with the guidance the run began with, and give run.remember(cond - uncond)"
+            )
+        kept = list(zip(asked, known, strict=False))
+        return summed(kept, kept[0][1].dtype)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether later rows need the difference of the coming call, where both of its halves are computed."""
+        return self._guidance is not None and self._guidance.forecast > 1
+
+    def remember(self, difference: Tensor) -> None:
+        """Give cond - uncond of the coming row's raw outputs, before `advance`, where both halves were computed."""
+        self._difference = difference
+
+    def _remembered(self, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The differences after a row that began with `before`."""
+        told, self._difference = self._difference, None
+        if told is None or self._guidance is None or not self.remembers:
+            return before
+        return (told, *before)[: self._guidance.order]

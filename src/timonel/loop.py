@@ -73,13 +73,17 @@ def begin(
 
 @torch.no_grad()
 def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> None:
-    """One network call (two where guidance is on) and one row."""
+    """One network call (two where guidance is on and its half is not forecast) and one row."""
     at = run.level
     raw = denoise(run.latents, at)
     scale = 1.0 if run.scale is None else run.scale
     if unconditional is not None and scale != 1.0:
         rescale = run.guidance.rescale if run.guidance else 0.0
-        raw = guide.combine(raw, unconditional(run.latents, at), scale, rescale)
+        forecast = run.forecast
+        other = unconditional(run.latents, at) if forecast is None else raw - forecast
+        if forecast is None and run.remembers:
+            run.remember(raw - other)
+        raw = guide.combine(raw, other, scale, rescale)
     run.advance(raw)
 
 

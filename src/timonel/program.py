@@ -25,17 +25,22 @@ X, RAW, BASE, H0, H1 = range(5)  # places of a row's registers: h1 is followed b
 
 
 class State(NamedTuple):
-    """Everything that changes in a run: the next row, its x, the base, and predictions newest first."""
+    """Everything that changes in a run: the next row, its x, the base, and predictions newest first.
+
+    `differences`: conditional minus unconditional raw outputs, newest first, where guidance forecasts its half.
+    """
 
     row: int
     x: Tensor
     base: Tensor | None
     history: tuple[Tensor | None, ...]
+    differences: tuple[Tensor, ...] = ()
 
     def clone(self) -> State:
         """The same state with tensors of its own."""
         copies = tuple(h if h is None else h.clone() for h in self.history)
-        return State(self.row, self.x.clone(), None if self.base is None else self.base.clone(), copies)
+        base = None if self.base is None else self.base.clone()
+        return State(self.row, self.x.clone(), base, copies, tuple(d.clone() for d in self.differences))
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Program:
             clean = h0 if self.basis == "denoised" else None
         base = out[-2] if row.makes_base else None if row.base is None else registers[row.base]
         history = (h0, *state.history[:-1]) if state.history else ()
-        return State(state.row + 1, out[-1], base, history), clean
+        return State(state.row + 1, out[-1], base, history, state.differences), clean
 
     def _shaped(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the clean prediction, which `shape` has changed."""

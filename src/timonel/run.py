@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import ArgumentError, HookError, RunError, TimonelError, whole
-from .guidance import Guidance
+from .guidance import Guidance, Guided
 from .hooks import Hook, adapt
 from .kernel import combine
 from .noise import Noise
@@ -32,8 +32,8 @@ from .program import Program, Shape, State
 from .table import Table
 
 
-class Run:
-    """One journey. See the module's docstring.
+class Run(Guided):
+    """One journey. See the module's docstring; how it is guided is told by `guidance.Guided`.
 
     `table`: the compiled sampler. `prediction`: what the raw output means. `noise`: the noise source,
     needed by stochastic tables. `hooks`: called after each step. `shape`: changes the denoised
@@ -56,11 +56,11 @@ class Run:
         context: Any = None,
     ) -> None:
         self.table, self.prediction, self.noise = table.detach(), prediction, noise
-        self.guidance, self.shape, self.context = guidance, shape, context
+        self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
             raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
         self.program = Program.bind(self.table, prediction, shape)
-        self.scales = guidance.scales(self.table) if guidance else (None,) * table.nfe
+        self.guidance = guidance
         self._levels = tuple(
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
         )
@@ -124,11 +124,6 @@ class Run:
     def newest(self) -> tuple[Tensor, Tensor] | None:
         """The newest network call: its sample, and the raw output that its row was advanced with."""
         return None if self._last is None else self._last[:2]
-
-    @property
-    def scale(self) -> float | None:
-        """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the pipeline's own."""
-        return self.scales[min(self.row, self.table.nfe - 1)]
 
     @property
     def latents(self) -> Tensor:
@@ -211,6 +206,7 @@ class Run:
         if raw.shape != state.x.shape:
             raise ArgumentError(f"the network returned shape {tuple(raw.shape)} for a sample of {tuple(state.x.shape)}")
         new, clean = self.program.execute(state, raw, self.noise)
+        new = new._replace(differences=self._remembered(state.differences))
         with self._change:
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
             self.advances, self.moved = self.advances + 1, False

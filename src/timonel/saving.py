@@ -39,6 +39,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "guidance": None if run.guidance is None else asdict(run.guidance),
         "shaped": run.shape is not None,
         "history": len(here.history),
+        "differences": len(here.differences),
     }
     with replacing(path) as temporary:
         try:
@@ -74,7 +75,9 @@ def load(
     try:
         made, shaped, scales = (data[k] for k in ("noise", "shaped", "guidance"))
         table, prediction = Table.from_dict(data["table"]), data["prediction"]
-        states = [_state(tensors, p, r, data["history"]) for p, r in (("start.", 0), ("", data["row"]))]
+        told = data.get("differences", 0)  # files of runs before there were any
+        places = (("start.", 0, 0), ("", data["row"], told))
+        states = [_state(tensors, prefix, row, data["history"], count) for prefix, row, count in places]
     except (KeyError, TypeError) as error:
         raise ArgumentError(f"{str(path)!r} is not a saved run: it lacks {error}") from error
     if made == OWN and noise is None:
@@ -100,13 +103,15 @@ def _source(noise: Noise | None) -> dict[str, Any] | str | None:
 
 def _tensors(state: State) -> dict[str, Tensor]:
     named = {"x": state.x, "base": state.base} | {f"h{i + 1}": h for i, h in enumerate(state.history)}
+    named |= {f"d{i}": d for i, d in enumerate(state.differences)}
     # cloned: safetensors refuses tensors that share memory, as x and base do at the start
     return {name: t.detach().contiguous().clone() for name, t in named.items() if t is not None}
 
 
-def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int) -> State:
+def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int, differences: int) -> State:
     predictions = tuple(tensors.get(f"{prefix}h{i + 1}") for i in range(history))
-    return State(row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), predictions)
+    told = tuple(tensors[f"{prefix}d{i}"] for i in range(differences))
+    return State(row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), predictions, told)
 
 
 def _guidance(data: dict[str, Any]) -> Guidance:

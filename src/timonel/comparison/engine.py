@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from torch import Tensor
 from .. import noise as noises
 from ..errors import TimonelError
 from ..generate import SMALL
+from ..guidance import Guidance
 from ..pipelines.capture import Captured, NotCaptured, capture
+from ..pipelines.elsewhere import guided
 from ..pipelines.helm import Helm
 from ..recipe import GuidanceData, Recipe
 from ..run import Run
@@ -28,6 +30,9 @@ from . import measure
 from .fleet import Job, drive
 from .plan import Cell, Plan
 from .store import Outcome, Store
+
+if TYPE_CHECKING:
+    from ..fitted import Fitted
 
 BATCH = 16  # network evaluations a call
 SAMPLES = 64  # conditions captured at once
@@ -82,8 +87,8 @@ def reference(recipe: Recipe, kind: str, steps: int) -> Recipe:
     g = recipe.guidance
     always = None if g is None else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
     return recipe.model_copy(update={
-        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {}, "sigmas": None,
-        "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
+        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {}, "table": None,
+        "sigmas": None, "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
     })  # fmt: skip
 
 
@@ -211,7 +216,23 @@ class Engine:
         table = chosen.compile(captured.process)
         noise = noises.source(chosen.source, [recipe.seed], table) if table.stochastic else None
         guidance = None if recipe.guidance is None else recipe.guidance.guidance()
+        if chosen.fitted is not None:
+            self._elsewhere(chosen.fitted, captured, recipe, guidance)
         return Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
+
+    def _elsewhere(self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None) -> None:
+        """Note in what a fitted sampler runs where it was not fitted."""
+        from ..fitted import fingerprint
+
+        helm, given = captured.helm, {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
+        whole = guided(helm.pipe, helm._parameters, given, guidance)
+        found = "; ".join(fitted.differences([fingerprint(captured.module)], captured.prediction, whole))
+        told = {
+            "en": f"Sampler {fitted.name} runs where it was not fitted: {found}.",
+            "es": f"El muestreador {fitted.name} corre donde no se ajustó: {found}.",
+        }
+        if found and told not in self.notes:
+            self.notes.append(told)
 
     def _alone(self, helm: Helm, recipe: Recipe, name: str, kind: str) -> None:
         """One recipe through the helm, where its network cannot be captured."""
@@ -225,7 +246,8 @@ class Engine:
             return
         run = helm.run
         assert run is not None
-        halves = sum(1 if scale == 1.0 or run.guidance is None else 2 for scale in run.scales)
+        rows = zip(run.scales, run.forecasts, strict=True)
+        halves = sum(1 if run.guidance is None or scale == 1.0 or seen else 2 for scale, seen in rows)
         job = Job(run, 0, name, kind == "cell", seconds, halves, story)
         self._keep([(outcome, job)], helm, None)
 
@@ -244,7 +266,8 @@ class Engine:
             outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
             full = run.table.nfe * (captured.parts if captured is not None else 2)
-            outcome.halves_saved = full - job.halves if run.guidance is not None and run.guidance.stop < 1 else 0
+            spares = run.guidance is not None and (run.guidance.stop < 1 or run.guidance.forecast > 1)
+            outcome.halves_saved = full - job.halves if spares else 0
             story = self._story(helm, job.story, pixels) if job.told else None
             if outcome.kind == "cell":
                 outcome.measures = self._measures(outcome, run.result, pixels)

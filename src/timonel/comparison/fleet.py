@@ -34,7 +34,7 @@ class Job:
 
     def cost(self, captured: Captured) -> int:
         """Network evaluations of its next row."""
-        return captured.cost(self.run.scale)
+        return 1 if self.run.forecasting else captured.cost(self.run.scale)
 
 
 @torch.no_grad()
@@ -98,7 +98,15 @@ def _call(jobs: list[Job], captured: Captured) -> Tensor:
     x = torch.cat([run.latents for run in runs])
     times = torch.tensor([run.level.time for run in runs], dtype=torch.float64)
     rescales = [0.0 if run.guidance is None else run.guidance.rescale for run in runs]
-    return captured(x, times, [job.sample for job in jobs], [run.scale for run in runs], rescales)
+    asked = x, times, [job.sample for job in jobs], [run.scale for run in runs], rescales
+    if not any(run.remembers for run in runs):
+        return captured(*asked)
+    forecasts = [None if (away := run.forecast) is None else away[0] for run in runs]
+    raws, differences = captured.guided(*asked, forecasts)
+    for run, difference in zip(runs, differences, strict=True):
+        if difference is not None and run.remembers:
+            run.remember(difference[None])
+    return raws
 
 
 def _step(job: Job, raw: Tensor) -> None:

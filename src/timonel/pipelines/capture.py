@@ -156,7 +156,6 @@ class Captured:
         """Network evaluations for one guided sample."""
         return len(self.weights)
 
-    @torch.no_grad()
     def outputs(self, x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
         """The network's own output (n, …) for samples x at `times`; `rows`: whose conditions, part·count + sample."""
         batch = self.parts * self.count
@@ -169,7 +168,7 @@ class Captured:
         whole = not isinstance(time_like, Tensor) or not time_like.is_floating_point()
         dtype = torch.float32 if not isinstance(time_like, Tensor) else time_like.dtype
         if whole:
-            dtype = torch.int64 if bool((clock == clock.round()).all()) else torch.float32
+            dtype = torch.int64 if bool((clock == clock.round()).all()) and not clock.requires_grad else torch.float32
         given |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
         made = parts.tensors(self.module(**given))
         assert made is not None
@@ -184,19 +183,39 @@ class Captured:
         `samples`: whose conditions each of them has, below `count`. `scales`: guidance of each; 1 computes the
         conditional part alone, None is the scale it was captured with. One network call for all of them.
         """
+        return self.guided(x, times, samples, scales, rescales)[0]
+
+    def guided(
+        self, x: Tensor, times: Tensor, samples: Sequence[int], scales: Sequence[float | None] | None = None,
+        rescales: Sequence[float] | None = None, forecasts: Sequence[Tensor | None] | None = None,
+    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
+        """As a call, and of each sample the conditional minus the unconditional part where both were computed.
+
+        `forecasts`: that difference where it is foreseen (None elsewhere), so that one part is computed.
+        """
         told = [None] * len(x) if scales is None else list(scales)
-        counts = [self.cost(scale) for scale in told]
+        seen = [None] * len(x) if forecasts is None else list(forecasts)
+        counts = [self.cost(s) if away is None else 1 for s, away in zip(told, seen, strict=True)]
         which = torch.tensor(samples).repeat_interleave(torch.tensor(counts))
         part = torch.tensor([p for n in counts for p in ([self.place] if n == 1 else range(n))])
         again = torch.arange(len(x)).repeat_interleave(torch.tensor(counts))
         made = self.outputs(x[again], times[again], (part * self.count + which).to(x.device))
         rest = [0.0] * len(x) if rescales is None else rescales
-        found = [self._one(p, s, r) for p, s, r in zip(torch.split(made, counts), told, rest, strict=True)]
-        return torch.stack(found)
+        found = torch.split(made, counts)
+        whole = [p if away is None else self._halves(p, away) for p, away in zip(found, seen, strict=True)]
+        raws = [self._one(p, s, r) for p, s, r in zip(whole, told, rest, strict=True)]
+        return torch.stack(raws), [p[self.place] - p[1 - self.place] if len(p) == 2 else None for p in found]
 
     def cost(self, scale: float | None) -> int:
         """Network evaluations for one sample at this guidance scale."""
         return 1 if scale == 1.0 else self.parts
+
+    def _halves(self, conditional: Tensor, away: Tensor) -> Tensor:
+        """Both parts of a sample, the unconditional one as it is foreseen."""
+        if self.parts != 2:
+            raise ArgumentError(f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out")
+        other = conditional - away.to(conditional)
+        return torch.cat([conditional, other] if self.place == 0 else [other, conditional])
 
     def _one(self, found: Tensor, scale: float | None, rescale: float) -> Tensor:
         """The parts of one sample combined."""

@@ -4,16 +4,19 @@ Pipelines call their network for a conditional and an unconditional part, in one
 the outputs themselves, by a formula that is theirs: `u + g·(c - u)`, per frame, with an image's part, rescaled. The
 gate leaves the formula alone and changes the parts. Where a step is not guided it computes the conditional part only
 and hands that back for every part, so that any such formula yields it, at half the cost or less. Where a step has a
-scale of its own it hands back `c + k·(u - c)`, which scales the guidance of the pipeline by k.
+scale of its own it hands back `c + k·(u - c)`, which scales the guidance of the pipeline by k. Where the unconditional
+part is forecast, u is `c - d`, d the difference of the parts as it is foreseen from those of the steps before.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ModelError
@@ -31,6 +34,7 @@ NO_HALF = (
     "guidance scale above 1 and give what it needs for guidance (a negative prompt, for some), or leave guidance out "
     "for a guidance-distilled model"
 )
+NO_FORECAST = "the unconditional half of {pipe} cannot be forecast: it {why}; leave forecast= out of cfg(…)"
 
 
 def networks(pipe: Any) -> dict[nn.Module, bool]:
@@ -106,6 +110,8 @@ class Gate:
         self.heard: dict[nn.Module, int] = {}  # how many of them were handed out again
         self.first: tuple[Any, int, Any] | None = None  # sample, parts and output of this row's first call
         self.found: list[Tensor] = []  # this row's parts, as the pipeline got them
+        self.halves: list[list[Tensor]] = []  # and as the network made them, of each of its outputs
+        self.fits = False  # the pipeline was seen to make nothing but a sum of the two
         self.place: int | None = None  # which of them is conditional, once measured
         self.shift = 0.0  # 1 where a pipeline's scale is that of c + g·(c - u)
         self.guided = self.skipped = self.scaled = False  # a second part was seen; a part was left out; k was not 1
@@ -137,7 +143,7 @@ class Gate:
         """Notice where a new turn of the loop begins."""
         at = (run, run.advances, self.scheduler.hand.turn)
         if self.at is None or self.at[0] is not run or self.at[1:] != at[1:]:
-            self.at, self.first, self.found, self.heard = at, None, [], {}
+            self.at, self.first, self.found, self.halves, self.heard = at, None, [], [], {}
             if not self.scheduler.hand.idle:
                 self.opening, self.said = self.opening or self.said, {}
 
@@ -155,7 +161,8 @@ class Gate:
         size = len(parts.sample_of(args, kwargs))
         samples = self._samples(run, size)
         count = size // samples
-        if run.scale != 1.0 or count not in (2, 3) or size % samples:  # more where every frame is one of a batch
+        both = run.scale != 1.0 and not run.forecasting
+        if both or count not in (2, 3) or size % samples:  # more where every frame is one of a batch
             return forward(*args, **kwargs)
         return self._cut(forward, args, kwargs, count, samples, frames=True)
 
@@ -173,13 +180,19 @@ class Gate:
             if parts.guides(self.pipe) is False and not self._nothing(run):
                 raise ArgumentError(NO_HALF.format(pipe=self._name))
             made = forward(*args, **kwargs)
+            self._note(run, made, 1, size, isinstance(sample, list))
             self.found = [t for t in (parts.tensors(made),) if t is not None]
         elif run.scale == 1.0:
             self.skipped = self.guided = True
             made = self._cut(forward, args, kwargs, count, samples)
         else:
             self.guided = True
-            made = self._scaled(run, forward(*args, **kwargs), count, size, isinstance(sample, list))
+            if run.forecasting:
+                made = self._cut(forward, args, kwargs, count, samples, away=self._foreseen(run))
+            else:
+                made = forward(*args, **kwargs)
+                self._note(run, made, count, size, isinstance(sample, list))
+                made = self._scaled(run, made, count, size, isinstance(sample, list))
             whole = parts.tensors(made)
             self.found = [] if whole is None or len(whole) != size else list(whole.chunk(count))
         self.first = (sample, count, made)
@@ -195,7 +208,14 @@ class Gate:
         if run.scale == 1.0:
             self.skipped = True
             return conditional
+        size, listed = len(sample), isinstance(sample, list)
+        if run.forecasting:
+            away = self._foreseen(run)
+            made = parts.rearrange(conditional, lambda found: [found[0] - away], 1, size, listed)
+            self.found = [*self.found, *(t for t in (parts.tensors(made),) if t is not None)]
+            return made
         made, k = forward(*args, **kwargs), self._share(run)
+        self._note(run, made, 1, size, listed)
         if k != 1.0:
             made = parts.blend(conditional, made, k)
         found = parts.tensors(made)
@@ -208,9 +228,9 @@ class Gate:
 
     def _cut(
         self, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any], count: int, samples: int, *,
-        frames: bool = False,
+        frames: bool = False, away: Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """Compute the conditional part only and hand it back for all that guide by the prompt."""
+        """Compute the conditional part only and hand it back for all that guide by the prompt, `away` from it."""
         place, size = self._conditional(count), count * samples
         perturbed = parts.perturbed(self.pipe)
         if perturbed and count == 2:
@@ -223,7 +243,8 @@ class Gate:
             made = forward(*less[0], **less[1])
 
         def every(found: list[Any]) -> list[Any]:
-            return [found[0]] * (count - kept + 1) + found[1:]
+            other = found[0] if away is None else found[0] - away
+            return [found[0] if part == place else other for part in range(count - kept + 1)] + found[1:]
 
         return parts.rearrange(made, every, kept, kept * samples, listed, frames)
 
@@ -258,6 +279,43 @@ class Gate:
         self.scaled = True
         return (run.scale - 1 + self.shift) / (self.own - 1 + self.shift)
 
+    # -- the unconditional part as it is foreseen ------------------------------------------------
+    def _note(self, run: Run, made: Any, count: int, size: int, listed: bool) -> None:
+        """Keep the parts of an output, for forecasts, before anything is made of them."""
+        if run.scale == 1.0 or not run.remembers:
+            return
+        found: list[list[Tensor]] = []
+        none: list[Tensor] = []
+
+        def look(part: list[Tensor]) -> list[Tensor]:
+            found.append(part)
+            return part
+
+        parts.rearrange(made, look, count, size, listed)
+        self.halves = [a + b for a, b in itertools.zip_longest(self.halves, found, fillvalue=none)]
+
+    def _foreseen(self, run: Run) -> Tensor:
+        """How far the unconditional part is from the conditional one, as this row scales guidance."""
+        away, k = run.forecast, self._share(run)
+        assert away is not None
+        return away if k == 1.0 else away * k
+
+    def _difference(self, raw: Tensor) -> Tensor:
+        """Conditional minus unconditional part. Raises `ArgumentError` where they are not all that guides."""
+        halves = self.halves[0] if len(self.halves) == 1 else []
+        why = ""
+        if len(self.halves) > 1:
+            why = f"has a network of {len(self.halves)} outputs"
+        elif len(halves) != 2 or parts.perturbed(self.pipe):
+            why = f"guides by {len(halves)} parts, not by a conditional and an unconditional one"
+        elif not self.fits and not _within(halves, raw):
+            why = "makes something else of its two parts than a sum"
+        if why:
+            raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=why))
+        self.fits = True
+        place = 0 if self.first is not None and self.first[1] == 1 else self._conditional(2)
+        return halves[place] - halves[1 - place]
+
     # -- after the pipeline combined them ------------------------------------------------------
     def combined(self, raw: Tensor) -> Tensor:
         """What the row is advanced with: the pipeline's combination, checked the first time, rescaled where asked."""
@@ -272,6 +330,8 @@ class Gate:
             return raw
         if self.place is None and len(self.found) > 1:
             self._measure(raw)
+        if run.remembers and not run.forecasting:
+            run.remember(self._difference(raw))
         return self._rescaled(raw, run.guidance.rescale) if run.guidance.rescale else raw
 
     def _measure(self, raw: Tensor) -> None:
@@ -310,3 +370,22 @@ class Gate:
     @property
     def _name(self) -> str:
         return type(self.pipe).__name__
+
+
+def _within(halves: Sequence[Tensor], made: Tensor) -> bool:
+    """Whether `made` is a weighted sum of the two, up to `parts.SLACK`: with weights for each sample and its frames."""
+    if halves[0].ndim == made.ndim > 1 and halves[0].shape[1] == 2 * made.shape[1]:
+        halves = [half[:, : made.shape[1]] for half in halves]  # the rest is a learned variance
+    if len(made) == 2 * len(halves[0]):
+        made = made[: len(halves[0])]  # both halves are stepped, alike
+    if halves[0].numel() != made.numel() or len(halves[0]) != len(made):
+        return False
+    keep = 2 if made.ndim > 2 and halves[0].shape == made.shape else 1
+    c, u, left = (t.detach().float().flatten(keep).flatten(0, keep - 1) for t in (*halves, made))
+
+    def without(t: Tensor, other: Tensor) -> Tensor:
+        tiny = torch.finfo(t.dtype).tiny
+        return t - other * ((t * other).sum(1, keepdim=True) / (other * other).sum(1, keepdim=True).clamp(min=tiny))
+
+    rest = without(without(left, c), without(u, c))
+    return bool(rest.norm() <= parts.SLACK * left.norm())

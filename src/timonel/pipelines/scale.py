@@ -92,11 +92,12 @@ def _told(pipe: Any, parameters: Mapping[str, Any], options: dict[str, Any], mad
     """A distilled network is told one scale; everything else about guidance is refused."""
     name = next((name for name in SCALES if name in parameters), None)
     constant = isinstance(made.scale, (int, float)) and (made.start, made.stop, made.unit) == (0.0, math.inf, "ratio")
-    if not constant or made.rescale or name is None:
+    if not constant or made.rescale or made.forecast > 1 or name is None:
         true = f", or give negative_prompt= for its {TRUE}" if TRUE in parameters else ""
         raise ArgumentError(
             f"the model of this {type(pipe).__name__} is guidance-distilled: its network is told the scale and has no "
-            f"unconditional half, so there is nothing to switch off, vary or rescale; give guidance= one number{true}"
+            "unconditional half, so there is nothing to switch off, vary, rescale or forecast; give guidance= one "
+            f"number{true}"
         )
     if options.get(name) is not None:
         raise ArgumentError(f"give the scale in guidance= or as {name}=, not both")

@@ -4,22 +4,25 @@ A solver is a function `(grid, **options) -> Table`. To add one: write it in the
 and add one line to `SOLVERS`.
 
 Any solver also takes EDM's churn, `s_churn, s_tmin, s_tmax` (see `grids.churn`), and `s_noise`, which multiplies
-all the noise it adds.
+all the noise it adds. Where it adds none and makes one call a step, it takes `skip` and `skip_order` too: steps that
+use a forecast instead of a network call (see `forecast.py`), e.g. `skip=3` or `skip="4,6"`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .. import forecast
 from ..errors import ArgumentError, GridError, UnknownName, finite
 from ..grids import Grid, churn
 from ..table import Table
 from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, unipc
 
 CHURN = ("s_churn", "s_tmin", "s_tmax")
-COMMON = (*CHURN, "s_noise")
+SKIP = ("skip", "skip_order")
+COMMON = (*CHURN, "s_noise", *SKIP)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def make(name: str, grid: Grid, **options: Any) -> Table:
             f"order={order} needs at least 2 steps, for its predictions come from earlier ones; leave it out"
         )
     s_noise = options.pop("s_noise", None)
+    skipping = {key: options.pop(key) for key in SKIP if key in options}
     if "s_churn" not in spec.options:
         lifting = {key: options.pop(key) for key in CHURN if key in options}
         if lifting and "s_churn" not in lifting:
@@ -148,7 +152,16 @@ def make(name: str, grid: Grid, **options: Any) -> Table:
     table = replace(spec.make(grid, **options), solver=name)
     if grid.ends is not None and spec.multistep:  # fresh noise between its predictions leaves order 1
         table = replace(table, order=min(table.order, 1))
-    return table if s_noise is None else _scaled(table, finite("s_noise", s_noise, 0, 100))
+    if s_noise is not None:
+        table = _scaled(table, finite("s_noise", s_noise, 0, 100))
+    return _skipped(table, **skipping) if skipping else table
+
+
+def _skipped(table: Table, skip: int | str | Sequence[int] | None = None, skip_order: int = forecast.ORDER) -> Table:
+    """The table with forecasts in the steps that `skip` names."""
+    if skip is None:
+        raise ArgumentError("skip_order says how steps are forecast; give skip too, e.g. skip=3")
+    return forecast.skip(table, forecast.chosen(skip, table.steps), skip_order)
 
 
 def _scaled(table: Table, s_noise: float) -> Table:
