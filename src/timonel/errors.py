@@ -10,6 +10,8 @@
     ├── GuardStop               the run produced NaN, infinity or exploded
     └── ModelError              a model folder or pipeline that cannot be used
 
+    FittedElsewhere             a warning: a sampler that was fitted to something else
+
 Every message says what was wrong, with the value, and the call that fixes it.
 """
 
@@ -64,6 +66,10 @@ class GuardStop(TimonelError):
 
 class ModelError(TimonelError):
     """A model folder or pipeline that cannot be used."""
+
+
+class FittedElsewhere(UserWarning):
+    """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
 
 
 def finite(what: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:

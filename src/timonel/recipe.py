@@ -30,7 +30,7 @@ PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
 class GuidanceData(BaseModel):
-    """`Guidance` as data; `start` and `stop` are None where the interval is open."""
+    """`Guidance` as data; `start` and `stop` are None where the interval is open, `forecast` where there is none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,19 +39,25 @@ class GuidanceData(BaseModel):
     stop: float | None = None
     unit: str = "ratio"
     rescale: float = 0.0
+    forecast: int | None = None
+    order: int | None = None
 
     @classmethod
     def of(cls, made: Guidance) -> GuidanceData:
         scale = list(made.scale) if isinstance(made.scale, tuple) else made.scale
         ends = {k: v if math.isfinite(v) else None for k, v in (("start", made.start), ("stop", made.stop))}
-        return cls(scale=scale, unit=made.unit, rescale=made.rescale, **ends)
+        forecast, order = (made.forecast, made.order) if made.forecast > 1 else (None, None)
+        return cls(scale=scale, unit=made.unit, rescale=made.rescale, forecast=forecast, order=order, **ends)
 
     def guidance(self) -> Guidance:
         """The guidance, checked by `cfg`."""
         high = self.unit == "sigma"
         start = self.start if self.start is not None else (math.inf if high else 0.0)
         stop = self.stop if self.stop is not None else (0.0 if high else math.inf)
-        return guide.cfg(self.scale, between=(start, stop), unit=self.unit, rescale=self.rescale)
+        return guide.cfg(
+            self.scale, between=(start, stop), unit=self.unit, rescale=self.rescale,
+            forecast=1 if self.forecast is None else self.forecast, order=self.order,
+        )  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -69,6 +75,7 @@ class Recipe(BaseModel):
     steps: int = Field(ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
+    table: dict[str, Any] | None = None  # of a fitted sampler: what its file holds
     sigmas: list[float] | None = None
     noise: str = noises.DEFAULT
     guidance: GuidanceData | None = None
@@ -85,10 +92,27 @@ class Recipe(BaseModel):
         """What it is a picture of, in a few words."""
         return self.prompt or (Path(self.image).stem if self.image else self.model)
 
+    @staticmethod
+    def choice(sampler: Sampler) -> dict[str, Any]:
+        """The fields that say which sampler it is, a fitted one with its table; without its steps."""
+        table = None if sampler.fitted is None else sampler.fitted.to_dict()
+        return {
+            "sampler": sampler.name, "grid": sampler.grid, "options": dict(sampler.options),
+            "grid_options": dict(sampler.grid_options), "noise": sampler.source, "table": table,
+        }  # fmt: skip
+
     def chosen(self) -> Sampler:
-        """The sampler this recipe names."""
+        """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that cannot be read."""
+        fitted = None
+        if self.table is not None:
+            from .fitted import Fitted
+
+            fitted = Fitted.from_dict(self.table, self.sampler)
         levels = None if self.sigmas is not None else self.grid
-        return Sampler(self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas, noise=self.noise)
+        return Sampler(
+            self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas, noise=self.noise,
+            fitted=fitted,
+        )  # fmt: skip
 
     def inputs(self) -> dict[str, Any]:
         """What the pipeline itself is called with; `image` is a path, read here."""

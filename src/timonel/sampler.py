@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from . import grids, names, solvers
 from . import noise as noises
@@ -13,9 +15,13 @@ from .grids import Grid
 from .process import Process
 from .table import Table
 
+if TYPE_CHECKING:
+    from .fitted import Fitted
+
 DEFAULT = "dpmpp_2m"
 STEPS = 20
 PART = ("start", "stop", "strength", "denoising_start", "denoising_end")
+FILE = ".json"  # how the name of a sampler file ends
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Sampler:
     `noise`: where the solver's fresh noise comes from, "independent" (unless the name says otherwise) or
     "brownian"; see `noise.py`.
     `start, stop, strength, denoising_start, denoising_end`: only a part of the levels; see `grids.cut`.
+
+    A name that ends in ".json" is a file with a sampler that was fitted to a model; see `fitted.py`. It has its own
+    table, so steps, levels, options and parts of it cannot be chosen; `fitted` is what the file holds.
 
     Raises `UnknownName` and `ArgumentError` at once, before any compute.
     """
@@ -49,7 +58,12 @@ class Sampler:
     denoising_start: float | None = None
     denoising_end: float | None = None
 
+    fitted: Fitted | None = None
+
     def __post_init__(self) -> None:
+        if self.fitted is not None or is_file(self.name):
+            self._take()
+            return
         named = names.sampler(self.name)
         grid = None if self.grid is None else names.grid(self.grid)
         if named.grid is not None and grid not in (None, named.grid):
@@ -66,6 +80,46 @@ class Sampler:
             raise ArgumentError("give one of grid=, sigmas= and times=; each of them sets the levels")
         if self.grid_options and (self.sigmas is not None or self.times is not None):
             raise ArgumentError(f"grid_options {dict(self.grid_options)} belong to a named grid, not to given levels")
+
+    def _take(self) -> None:
+        """Be the fitted sampler. Raises `ArgumentError` for anything that its table does not leave open."""
+        fitted = self.fitted
+        if fitted is None:
+            from .fitted import Fitted
+
+            fitted = Fitted.read(self.name)
+        elif self.name not in (DEFAULT, fitted.name):
+            raise ArgumentError(f"a sampler is {self.name!r} or the fitted {fitted.name!r}, not both")
+        for key in ("grid", "options", "grid_options", "sigmas", "times", *PART):
+            value = getattr(self, key)
+            if value is not None and not (isinstance(value, Mapping) and not value):
+                does = "is fitted as a whole journey, so" if key in PART else "has its own levels and coefficients, so"
+                raise ArgumentError(f"sampler {fitted.name!r} {does} {key}={value!r} has nothing to set; leave it out")
+        if self.steps is not None and whole("steps", self.steps) != fitted.steps:
+            raise ArgumentError(
+                f"sampler {fitted.name!r} was fitted for {fitted.steps} steps, not {self.steps}: leave steps out, or "
+                f"fit one for them: timonel tune {fitted.provenance.model} --steps {self.steps}"
+            )
+        object.__setattr__(self, "fitted", fitted)
+        object.__setattr__(self, "name", fitted.name)
+        object.__setattr__(self, "steps", fitted.steps)
+        object.__setattr__(self, "noise", self.noise or noises.DEFAULT)
+        noises.find(self.source)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Sampler:
+        """The sampler in a file that `save` or a fit has written. Raises `ArgumentError` where there is none."""
+        from .fitted import Fitted
+
+        return cls(fitted=Fitted.read(path))
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write a fitted sampler to a file whose name works as a sampler's. Raises `ArgumentError` for another one."""
+        if self.fitted is None:
+            raise ArgumentError(f"sampler {self.label!r} is not fitted to a model: its name is all there is to save")
+        if not is_file(str(path)):
+            raise ArgumentError(f"a sampler file's name ends in {FILE}, got {str(path)!r}")
+        return self.fitted.write(path)
 
     @classmethod
     def of(cls, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:
@@ -90,13 +144,17 @@ class Sampler:
 
     def on(self, process: Process) -> Sampler:
         """The sampler with every choice made that depends on the process: grid and steps."""
+        if self.fitted is not None:
+            return self
         if self.sigmas is not None or self.times is not None:
             return replace(self, steps=self._levels(process).steps)
         usual = solvers.find(self.name).grid or ("karras" if process.kind == "edm" else "trailing")
         return replace(self, grid=self.grid or usual, steps=self.steps or STEPS)
 
     def levels(self, process: Process) -> Grid:
-        """The grid on `process`, cut where asked."""
+        """The grid on `process`, cut where asked. Raises `ArgumentError` where it was fitted to another process."""
+        if self.fitted is not None:
+            return self.fitted.grid(process)
         full = self._levels(process)
         return grids.cut(full, **self.cuts) if self.cuts else full
 
@@ -115,7 +173,12 @@ class Sampler:
         return grids.make(full.grid, process, full.steps, **full.grid_options)
 
     def compile(self, process: Process) -> Table:
-        """The table of this sampler on `process`. Raises `ArgumentError` for a noise source that it would not use."""
+        """The table of this sampler on `process`.
+
+        Raises `ArgumentError` for a noise source that it would not use, or where it was fitted to another process.
+        """
+        if self.fitted is not None:
+            return self.drawing(self.fitted.on(process))
         return self.drawing(solvers.make(self.name, self.levels(process), **self.options))
 
     def drawing(self, table: Table) -> Table:
@@ -126,3 +189,8 @@ class Sampler:
                 "leave noise= out, or choose a stochastic sampler (eta above 0, more than one step)"
             )
         return table
+
+
+def is_file(name: object) -> bool:
+    """Whether the name of a sampler is that of a file."""
+    return isinstance(name, str) and name.lower().endswith(FILE)

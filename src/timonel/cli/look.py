@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Model, Out, Settings, sampler_of
+from .options import Out, Settings, sampler_of, steps_of
+
+if TYPE_CHECKING:
+    from ..sampler import Sampler
+    from ..table import Table
 
 
 def samplers() -> None:
@@ -46,24 +50,41 @@ def models(
 
 
 def explain(
-    sampler: Annotated[str, typer.Argument(help="A sampler, such as dpmpp_2m/karras.")],
+    sampler: Annotated[str, typer.Argument(help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file.")],
     vs: Annotated[str | None, typer.Option(help="Another sampler to draw beside it.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps.")] = 10,
+    steps: Annotated[int | None, typer.Option(help="Steps. Default: 10, or those of a fitted sampler.")] = None,
     settings: Settings = None,
-    model: Model = "emoji",
+    model: Annotated[
+        str | None, typer.Option(help="A shipped model or a folder, whose noise process it is for. Default: emoji.")
+    ] = None,
     out: Out = Path("out"),
 ) -> None:
     """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise process."""
-    from .. import zoo
     from ..explain import plot
 
-    process = zoo.process_of(model)
-    chosen = [sampler_of(sampler, steps, settings or [])] + ([sampler_of(vs, steps, [])] if vs else [])
-    tables = [one.compile(process) for one in chosen]
-    for table in tables:
+    asked = [(sampler, settings or []), *([(vs, [])] if vs else [])]
+    chosen = [sampler_of(name, steps_of(name, steps, 10), given) for name, given in asked]
+    tables = _tables(chosen, model)
+    for one, table in zip(chosen, tables, strict=True):
         print(f"{table}\n")
-    names = "-vs-".join(f"{table.solver}-{table.grid}" for table in tables)
-    print(f"plot  {plot(tables, out / f'explain-{names}-{steps}.png')}")
+        if one.fitted is not None:
+            print(f"{one.fitted}\n")
+    names = "-vs-".join(_name(one, table) for one, table in zip(chosen, tables, strict=True))
+    print(f"plot  {plot(tables, out / f'explain-{names}-{tables[0].steps}.png')}")
+
+
+def _tables(samplers: Sequence[Sampler], model: str | None) -> list[Table]:
+    """The samplers on a model's process; a fitted one alone is shown as it is, for its model may not be here."""
+    from .. import zoo
+
+    if model is None and len(samplers) == 1 and samplers[0].fitted is not None:
+        return [samplers[0].fitted.table]
+    process = zoo.process_of(model or "emoji")
+    return [one.compile(process) for one in samplers]
+
+
+def _name(sampler: Sampler, table: Table) -> str:
+    return f"{table.solver}-{table.grid}" if sampler.fitted is None else sampler.name
 
 
 def doctor(

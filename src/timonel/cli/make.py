@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Model, Out, Settings, guidance_of, quiet, sampler_of, stoppable
+from .options import Model, Out, Settings, choose, guidance_of, quiet, stoppable
 
 if TYPE_CHECKING:
     from ..generate import Made
@@ -21,7 +21,10 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="solver or solver/grid, see `timonel samplers` and `grids`. Default: the model's own."),
+        typer.Option(
+            help="solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json file. "
+            "Default: one fitted to the model for these steps, else the model's own."
+        ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
     settings: Settings = None,
@@ -53,25 +56,22 @@ def generate(
     from ..generate import writable
     from ..pipelines.helm import Helm
     from ..recipe import GuidanceData, Recipe
-    from ..sampler import DEFAULT, STEPS
+    from ..sampler import STEPS
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
-    if sampler is None:
-        sampler = zoo.card(model).default_sampler if model in zoo.MODELS else DEFAULT
-    chosen = sampler_of(sampler, steps, [*(settings or []), *([] if eta is None else [f"eta={eta}"])], noise)
-    interval = guidance_of(guidance, guidance_until)
+    card = zoo.card(model) if model in zoo.MODELS else None
+    interval = guidance_of(card.default_guidance if card and guidance is None else guidance, guidance_until)
+    told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
+    chosen = choose(model, sampler, steps, told, noise, interval, card.default_steps if card else STEPS)
+    assert chosen.steps is not None
     writable(out)
     quiet()
     helm = Helm(model, dtype=dtype, device=device)
-    if helm.card:
-        steps = steps or helm.card.default_steps
-        interval = guidance_of(helm.card.default_guidance if guidance is None else guidance, guidance_until)
     recipe = Recipe(
-        model=model, prompt=prompt, negative_prompt=negative, seed=seed, sampler=chosen.name, grid=chosen.grid,
-        steps=steps or STEPS, options=dict(chosen.options), grid_options=dict(chosen.grid_options), noise=chosen.source,
-        width=width, height=height, dtype=dtype, device=device,
-        guidance=None if interval is None else GuidanceData.of(interval),
+        model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps, width=width, height=height,
+        dtype=dtype, device=device, guidance=None if interval is None else GuidanceData.of(interval),
+        **Recipe.choice(chosen),
     )  # fmt: skip
     _paint(helm, recipe, count, out, preview)
 
@@ -103,8 +103,14 @@ def animate(
     model: Annotated[
         str, typer.Option(help="An image-to-video model: a shipped one, a folder or a hub name, such as SVD's.")
     ] = "emoji-video",
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 12,
-    sampler: Annotated[str, typer.Option(help="A sampler, such as dpmpp_2m/karras.")] = "dpmpp_2m",
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: 12.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file. "
+            "Default: one fitted to the model for these steps, else the model's own."
+        ),
+    ] = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the video.")] = 0,
     motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,
@@ -127,13 +133,16 @@ def animate(
 
     Ctrl-C once stops at the next step and still decodes and saves what there is; twice aborts.
     """
+    from .. import zoo
     from ..animate import Motion, still
     from ..animate import animate as make
     from ..hooks.progress import progress
     from ..pipelines.helm import Helm
 
-    chosen, told, first = sampler_of(sampler, steps, settings or []), Motion(motion, fps, noise), still(picture)
     interval = guidance_of(guidance, guidance_until)
+    own = guidance_of(zoo.card(model).default_guidance, None) if model in zoo.MODELS else None
+    chosen = choose(model, sampler, steps, settings or [], None, interval or own, 12)
+    told, first = Motion(motion, fps, noise), still(picture)
     quiet()
     helm = Helm(model, dtype=dtype, device=device)
     size = {"width": width, "height": height, "num_frames": frames}

@@ -29,8 +29,12 @@ def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str
     from .. import names, solvers
     from ..errors import ArgumentError
     from ..grids import GRIDS
-    from ..sampler import Sampler
+    from ..sampler import Sampler, is_file
 
+    if is_file(name):
+        if settings:
+            raise ArgumentError(f"{settings[0]} has nothing to set: {name!r} is fitted, with no options; leave it out")
+        return Sampler(name, steps=steps, noise=noise)
     named = names.sampler(name)
     grid = GRIDS[named.grid].options if named.grid else ()
     options: dict[str, Any] = {}
@@ -42,6 +46,36 @@ def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str
         mine = key in grid and key not in solvers.SOLVERS[named.solver].options
         (grid_options if mine else options)[key] = _value(value)
     return Sampler(name, steps=steps, options=options, grid_options=grid_options, noise=noise)
+
+
+def choose(
+    model: str, name: str | None, steps: int | None, settings: Sequence[str], noise: str | None,
+    guidance: Guidance | None, usual: int,
+) -> Sampler:  # fmt: skip
+    """The sampler of a command: the one that was named, else one that was fitted to the shipped model.
+
+    That is for just these steps and this guidance, and says so; where there is none, or anything else about the
+    sampler is asked for, the model's own. `usual`: steps where none are given.
+    """
+    from .. import zoo
+    from ..sampler import DEFAULT
+
+    if name is not None:
+        return sampler_of(name, steps_of(name, steps, usual), settings, noise)
+    steps = usual if steps is None else steps
+    if model not in zoo.MODELS:
+        return sampler_of(DEFAULT, steps, settings, noise)
+    fitted = None if settings or noise is not None else zoo.tuned(model, steps, guidance)
+    if fitted is not None:
+        print(f"sampler    {fitted.name}: fitted to this model for {steps} steps (--sampler to choose another)")
+    return fitted or sampler_of(zoo.card(model).default_sampler, steps, settings, noise)
+
+
+def steps_of(name: str, steps: int | None, usual: int) -> int | None:
+    """The steps of a command: those asked for, else the usual; None where a sampler file says them itself."""
+    from ..sampler import is_file
+
+    return usual if steps is None and not is_file(name) else steps
 
 
 def _value(text: str) -> int | float | str:

@@ -3,6 +3,8 @@
     plan = Plan.of("red apple", sampler=["euler", "dpmpp_2m/karras"], steps=[6, 10], seeds=4)
 
 Every field of a recipe may be an axis. The plan is the product of the axes, in the order in which they are listed here.
+A sampler that was fitted to a model, a .json file, has one number of steps: it runs at that one only, whichever are
+asked; where none are asked, the others run at those of the files, so that all are compared at the same steps.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .. import grids, names, zoo
 from ..errors import ArgumentError, UnknownName, whole
 from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
-from ..sampler import DEFAULT, STEPS, Sampler
+from ..sampler import DEFAULT, STEPS, Sampler, is_file
 
 AXES = (
     "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options", "noise", "steps",
@@ -68,8 +70,9 @@ class Plan:
         """The product of the axes. A value that is no list is a list of one.
 
         `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0; or give `seed`.
-        A sampler may be "solver", "solver/grid" or a bare grid. Raises `UnknownName` and `ArgumentError` for what
-        cannot be meant, before any compute; combinations that a model cannot run become failed cells later.
+        A sampler may be "solver", "solver/grid", a bare grid or a sampler file. Raises `UnknownName` and
+        `ArgumentError` for what cannot be meant, before any compute; combinations that a model cannot run become
+        failed cells later.
         """
         for name in axes:
             if name not in AXES:
@@ -86,11 +89,13 @@ class Plan:
         for name, values in given.items():
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
-        given["sampler"] = [_sampler(name) for name in given["sampler"]]
+        given["sampler"] = _samplers(given["sampler"])
+        asked = _steps(given)
         given["grid"] = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
         ordered = {name: _unique(given[name]) for name in AXES if name in given and given[name] != [None]}
         spots = (dict(zip(ordered, values, strict=True)) for values in itertools.product(*ordered.values()))
-        return cls(ordered, tuple(Cell(at, recipe(at)) for at in spots))
+        cells = tuple(Cell(_shown(at), recipe(at)) for at in spots if _fits(at, asked))
+        return cls({name: tuple(_label(value) for value in values) for name, values in ordered.items()}, cells)
 
     @classmethod
     def read(cls, path: str | PathLike[str], **more: Any) -> Plan:
@@ -142,8 +147,10 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     """The recipe at a place on the axes; what is not named there is the model's own default."""
     model = at["model"]
     card = zoo.card(model) if model in zoo.MODELS else None
-    chosen = Sampler(at["sampler"], at.get("grid"), options=at.get("options") or {},
-                     grid_options=at.get("grid_options") or {}, noise=at.get("noise"))  # fmt: skip
+    named = at["sampler"]
+    fitted = named.fitted if isinstance(named, Sampler) else None
+    chosen = Sampler(_label(named), at.get("grid"), options=at.get("options") or {},
+                     grid_options=at.get("grid_options") or {}, noise=at.get("noise"), fitted=fitted)  # fmt: skip
     scale = at.get("guidance", card.default_guidance if card else None)
     interval = parsed(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
@@ -151,9 +158,8 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
         at = {"width": card.resolution, "height": card.resolution, **at}
     try:
         return Recipe(
-            model=model, seed=at["seed"], sampler=chosen.name, grid=chosen.grid, noise=chosen.source,
-            steps=at.get("steps", card.default_steps if card else STEPS), options=dict(chosen.options),
-            grid_options=dict(chosen.grid_options), arguments=dict(at.get("arguments") or {}),
+            model=model, seed=at["seed"], steps=at.get("steps", card.default_steps if card else STEPS),
+            arguments=dict(at.get("arguments") or {}), **Recipe.choice(chosen),
             guidance=None if interval is None else GuidanceData.of(interval),
             **{name: at[name] for name in plain if at.get(name) is not None},
         )  # fmt: skip
@@ -196,11 +202,51 @@ def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
         raise ArgumentError('the plan is empty: say what to paint, e.g. "red apple"')
 
 
-def _sampler(name: Any) -> str:
-    """A sampler as it is typed; a bare grid is the usual solver on it."""
+def _samplers(given: list[Any]) -> list[str | Sampler]:
+    """Samplers as they are typed; files are read. Raises `ArgumentError` where two of them have one name."""
+    made = [_sampler(name) for name in given]
+    files = {one.name: one for one in made if isinstance(one, Sampler)}
+    for one in made:
+        if _label(one) in files and one != files[_label(one)]:
+            raise ArgumentError(f"two samplers are called {_label(one)!r} here: give one of the files another name")
+    return made
+
+
+def _sampler(name: Any) -> str | Sampler:
+    """A sampler as it is typed, a fitted one as itself; a bare grid is the usual solver on it."""
+    if isinstance(name, Sampler) and name.fitted is not None:
+        return name
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
+    if is_file(name):
+        return Sampler(name)
     if "/" not in name and name in grids.GRIDS:
         name = f"{DEFAULT}/{name}"
     names.sampler(name)
     return str(name)
+
+
+def _label(value: Value) -> Value:
+    """A place on an axis as plain data: a fitted sampler by its name."""
+    return value.name if isinstance(value, Sampler) else value
+
+
+def _steps(given: dict[str, list[Any]]) -> list[Any]:
+    """The steps at which named samplers run; those of sampler files join the axis, in order."""
+    own = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
+    asked = given.get("steps", own)
+    if any(steps not in asked for steps in own):
+        given["steps"] = sorted([*asked, *own], key=lambda steps: steps if isinstance(steps, int) else 0)
+    elif own:
+        given["steps"] = asked
+    return asked
+
+
+def _fits(at: Mapping[str, Value], asked: Sequence[Any]) -> bool:
+    """Whether a place is part of the plan: a sampler file at its own steps, a named sampler at those asked."""
+    one = at["sampler"]
+    return at["steps"] == one.steps if isinstance(one, Sampler) else "steps" not in at or at["steps"] in asked
+
+
+def _shown(at: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: _label(value) for name, value in at.items()}

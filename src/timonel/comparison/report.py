@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..recipe import Recipe
+from ..sampler import FILE
 from . import measure
 from .plan import SAMPLE_AXES, Cell, Plan
 from .store import Outcome, Store, plain
@@ -82,7 +83,7 @@ def command(recipe: Recipe, out: str = "out") -> str:
     """The command line that makes a recipe's picture again."""
     video = recipe.image is not None
     words = ["timonel", "animate" if video else "generate", str(recipe.image if video else recipe.prompt)]
-    sampler = recipe.sampler + (f"/{recipe.grid}" if recipe.grid else "")
+    sampler = recipe.sampler + (FILE if recipe.table is not None else f"/{recipe.grid}" if recipe.grid else "")
     words += ["--model", recipe.model, "--sampler", sampler, "--steps", str(recipe.steps), "--seed", str(recipe.seed)]
     names = {"motion_bucket_id": "motion", "fps": "fps", "noise_aug_strength": "noise", "num_frames": "frames"}
     for name, value in recipe.arguments.items():
@@ -116,7 +117,8 @@ def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: 
         "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting", "reason": "", "nfe": None,
         "halves": None, "halves_saved": None, "seconds": None, "picture": None, "frames": None, "fps": None,
         "story": None, "measures": dict.fromkeys(measure.MEASURES),
-        "recipe": cell.recipe.model_dump(mode="json", exclude_none=True), "command": command(cell.recipe),
+        "recipe": cell.recipe.model_dump(mode="json", exclude_none=True, exclude={"table"}),
+        "command": command(cell.recipe),
     }  # fmt: skip
     if outcome is None:
         return told

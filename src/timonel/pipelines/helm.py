@@ -17,7 +17,7 @@ from ..guidance import Guidance
 from ..noise import checked
 from ..run import Run
 from ..sampler import Sampler
-from . import levels, scale
+from . import elsewhere, levels, scale
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated
@@ -97,7 +97,8 @@ class Helm:
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
 
-        `sampler, steps`: see `Sampler`; without a grid, the process' usual one. `guidance`: a scale
+        `sampler, steps`: see `Sampler`; without a grid, the process' usual one. A sampler that was fitted to another
+        model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
         or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
         sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
         `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched or stopped, to
@@ -207,6 +208,9 @@ class Helm:
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
+        if scheduler.sampler.fitted is not None:
+            guided = elsewhere.guided(self.pipe, self._parameters, options, given)
+            elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         return scheduler, gate, options
 
     def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:

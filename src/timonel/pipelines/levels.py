@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
     """Whether the caller's sampler names its levels. Raises `ArgumentError` where the call lists others."""
     made = Sampler.of(sampler)
     lists = [name for name in ("timesteps", "sigmas") if options.get(name) is not None]
-    if made.grid is None and made.sigmas is None and made.times is None:
+    if made.grid is None and made.sigmas is None and made.times is None and made.fitted is None:
         return False
     if lists:
         raise ArgumentError(f"{lists[0]}= and the sampler {made.label!r} both set the levels; leave one of them out")
@@ -62,6 +62,7 @@ def of(
     """The sampler with its levels settled, and the levels.
 
     `named`: the sampler's own grid goes before a list that the pipeline has made; the list only counts its steps.
+    A fitted sampler visits the levels it was fitted on, to its own end, whatever the config says of grids.
     """
     process = _shifted(process, config, asked.mu)
     steps, times, sigmas = asked.steps, asked.times, asked.sigmas
@@ -70,6 +71,8 @@ def of(
     if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
         times = _angles(int(steps or 0), *asked.angles)
     listed = sigmas if sigmas is not None else times
+    if sampler.fitted is not None:
+        return _fitted(sampler, process, asked, None if listed is None else len(listed), named)
     counts = named or isinstance(process, VE) or (process.kind == "flow" and times is None and _even(listed or ()))
     if listed is not None and counts:  # Cosmos 2 lists numbers that its own scheduler replaces
         steps, times, sigmas = len(listed), None, None
@@ -85,6 +88,51 @@ def of(
         whole = round(steps / asked.strength)
         made = grids.cut(replace(sampler, steps=whole).levels(process), start=whole - steps)
     return sampler, _to_sigma_min(made) if config["final_sigmas_type"] == "sigma_min" else made
+
+
+def _fitted(sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool) -> tuple[Sampler, Grid]:
+    """A fitted sampler and its levels: of what the pipeline lists only the number counts, and has to be its own."""
+    given = asked.times if asked.times is not None else asked.sigmas
+    if given is not None and not named and process.kind in ("vp", "edm") and not isinstance(process, VE):
+        raise ArgumentError(
+            f"timesteps or sigmas were given, and the fitted sampler {sampler.name!r} has levels of its own: leave "
+            "the list out, or choose another sampler"
+        )
+    if asked.strength not in (None, 1):
+        raise ArgumentError(_part(sampler, f"strength={asked.strength} asks for a part of it"))
+    count = asked.steps if listed is None else listed
+    made = sampler if count is None else replace(sampler, steps=int(count))
+    return made, made.levels(process)
+
+
+def whole(sampler: Sampler, rows: Sequence[int], start: int, stop: int) -> None:
+    """Raises `ArgumentError` where only rows `start` … `stop` of a sampler are to run that is made for all of them."""
+    if "skip" in sampler.options:
+        raise ArgumentError(
+            f"skip={sampler.options['skip']!r} leaves out steps of a whole journey, and this call is to run rows "
+            f"{start} to {stop} of {len(rows)} alone: leave skip out (strength below 1, denoising_start, denoising_end)"
+        )
+    if sampler.fitted is not None:
+        raise ArgumentError(_part(sampler, f"this call is to run rows {start} to {stop} of its {len(rows)} alone"))
+
+
+def _part(sampler: Sampler, asks: str) -> str:
+    return (
+        f"sampler {sampler.name!r} was fitted for a whole journey of {sampler.steps} steps, and {asks}: choose a named "
+        "sampler where a picture is only partly made anew (strength below 1, denoising_start, denoising_end)"
+    )
+
+
+def at(table: Table, process: Process, times: torch.Tensor) -> Level:
+    """The levels of times (n,): of a fitted table that tells the network other times than the process, its own."""
+    from ..fitted import levels
+
+    told, slack = table.time[:-1], SAME * table.time.abs().max()  # as far as a float32 list tells them apart
+    near, row = (told[None] - times[:, None]).abs().min(1)
+    moved = bool(((told - levels(process, table).time[:-1]).abs() > slack).any())
+    if moved and bool((near <= slack).all()):
+        return Level(table.alpha[row], table.sigma[row], told[row])
+    return process.at_time(times)
 
 
 def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> Process:

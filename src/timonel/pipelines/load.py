@@ -113,8 +113,8 @@ def _given(loading: Loading) -> dict[str, Any]:
 
 # -- the kinds of names --------------------------------------------------------------------------
 def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
-    index = _index(name, path)
-    wanted, found = options.get("variant"), {part: _variants(path / part) for part in index}
+    parts, absent = _index(name, path)
+    wanted, found = options.get("variant"), {part: _variants(path / part) for part in parts}
     known = sorted({v for some in found.values() for v in some if v})
     if wanted is not None and wanted not in known:
         raise _refused(name, f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})")
@@ -122,7 +122,9 @@ def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dic
         if some and not some & {None, wanted}:
             raise _refused(name, f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}")
     with _reading(name):
-        return _any(cls).from_pretrained(str(path), use_safetensors=True, **named, **options)
+        # diffusers believes an index that a part is absent only where its class calls the part optional
+        given = dict.fromkeys(absent) | (zoo.parts(name, named[DTYPE]) if name in zoo.MODELS else {})
+        return _any(cls).from_pretrained(str(path), use_safetensors=True, **given, **named, **options)
 
 
 def _file(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
@@ -161,15 +163,19 @@ def _config(path: Path) -> str:
 
 
 # -- what is checked before anything is read -----------------------------------------------------
-def _index(name: str, path: Path) -> list[str]:
-    """The parts of a model's folder. Raises `ModelError` where it is not one, or where reading it would run code."""
+def _index(name: str, path: Path) -> tuple[list[str], list[str]]:
+    """The parts of a model's folder, and those it says it leaves out.
+
+    Raises `ModelError` where it is no such folder, or where reading it would run code.
+    """
     if not (path / INDEX).is_file():
         held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         more = "; one of snapshots/ is the model's" if (path / "snapshots").is_dir() else ""
         raise _refused(name, f"the folder has no {INDEX}, it holds {held}{more}")
     try:
         index = json.loads((path / INDEX).read_text("utf-8"))
-        parts = {key: value for key, value in index.items() if isinstance(value, list) and key[0] != "_" and value[0]}
+        named = {key: value for key, value in index.items() if isinstance(value, list) and key[0] != "_"}
+        parts = {key: value for key, value in named.items() if value[0]}
         own = index["_class_name"]
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise _refused(name, f"its {INDEX} cannot be read: {error!r}") from error
@@ -183,7 +189,7 @@ def _index(name: str, path: Path) -> list[str]:
         pickle = next((f for f in files if f.suffix in PICKLES), None)
         if pickle is not None and not any(f.suffix == ".safetensors" for f in files):
             raise _refused(name, NO_PICKLE.format(file=f"{part}/{pickle.name}"))
-    return list(parts)
+    return list(parts), [key for key, value in named.items() if value == [None, None]]
 
 
 def _variants(folder: Path) -> set[str | None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,31 +22,15 @@ from .. import process as processes
 from .. import solvers
 from ..errors import ArgumentError, RunError, UnknownName
 from ..grids import Grid
-from ..guidance import Guidance
 from ..noise import DEFAULT, Noise, Seeded, source
 from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import levels, model
+from . import kept, levels, model
 from .attributes import Attributes, Stepped, held
+from .orders import Orders as Orders
 from .timesteps import Hand, Timesteps, adopted
-
-
-@dataclass
-class Orders:
-    """What the helm asks of one call, beyond the sampler."""
-
-    guidance: Guidance | None = None
-    hooks: Sequence[Any] = ()
-    seeds: tuple[int, ...] | None = None
-    noise: Noise | None = None
-    keep: int = 0
-    context: Any = None
-    guided: Callable[[Tensor], Tensor] | None = None  # the last word on what the pipeline combined, see gate.py
-    recall: bool = False  # the pipeline is called again after a rewind, because its loop counts its steps
-    resume: Run | None = None  # continue this run instead of beginning one
-    named: bool = False  # the sampler's grid was asked for, and goes before a list that the pipeline makes
 
 
 class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -56,6 +39,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
     its noise, "independent" or "brownian", see `noise.py`. Without a grid in the name, the config's own is
     taken: Karras or exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
+    A `sampler` that is a file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
     The other arguments are those of diffusers' schedulers; see `from_config`.
     """
 
@@ -103,10 +87,13 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler: str = "dpmpp_2m",
         sampler_options: dict[str, Any] | None = None,
         sampler_noise: str = DEFAULT,
+        sampler_table: dict[str, Any] | None = None,
     ) -> None:
         config = {**self.config, "_class_name": ""}
         model.check(self.config)
-        chosen = Sampler(sampler, options=dict(sampler_options or {}), noise=sampler_noise)
+        chosen = kept.sampler(self.config)
+        if chosen.fitted is not None:
+            self.register_to_config(**kept.told(chosen))
         self._set(processes.from_config(config), predictions.from_config(config), chosen)
 
     def _set(self, process: Process, prediction: str, sampler: Sampler) -> None:
@@ -154,16 +141,15 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             chosen = Sampler.of(sampler)
             if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
                 raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
-            told = {"sampler_options": dict(chosen.options), "sampler_noise": chosen.source}
-            said |= {"sampler": chosen.label, **{k: v for k, v in told.items() if k not in changes}}
-        kept = {key: value for key, value in given.items() if key in names and value is not None}
-        made = cls(**{**kept, **said})
+            said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
+        own = {key: value for key, value in given.items() if key in names and value is not None}
+        made = cls(**{**own, **said})
         return (made, {}) if return_unused_kwargs else made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound."""
-        kept = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made: Scheduler = type(self)(**copy.deepcopy(kept, memo))
+        own = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        made: Scheduler = type(self)(**copy.deepcopy(own, memo))
         made.sampler, made.orders = self.sampler, Orders(seeds=self.orders.seeds, noise=self.orders.noise)
         made.hand.leader, self.hand.led = self, True
         return made
@@ -261,6 +247,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self.timesteps
 
     def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+        if sampler.fitted is not None:
+            return sampler.fitted.on(grid.process)
         return solvers.make(sampler.name, grid, **sampler.options)
 
     def cover(self, start: int, stop: int) -> None:
@@ -270,6 +258,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         _, sampler, grid, steps = self._all
         stop = min(stop, len(steps))
         if (start, stop) != self._covered:
+            levels.whole(sampler, steps, start, stop)
             self._make(sampler, levels.part(grid, self._compile(sampler, grid), start, stop))
             self._covered = (start, stop)
         if self.orders.resume is not None:
@@ -384,7 +373,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._run is not None and self._run.started and self._run.stopping:
             return original_samples
         process = self.process if self._grid is None else self._grid.process
-        level = process.at_time(timesteps.detach().to("cpu", torch.float64).reshape(-1))
+        times = timesteps.detach().to("cpu", torch.float64).reshape(-1)
+        table = None if self._all is None or self._sampler.fitted is None else self.run.table
+        level = process.at_time(times) if table is None else levels.at(table, process, times)
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))
         return alpha * original_samples + sigma * noise
