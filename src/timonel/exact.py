@@ -1,0 +1,399 @@
+"""Denoisers that are known exactly: no weights, no training, and an answer to hold every sampler against.
+
+    mixture = Mixture.random(seed=0, components=8, dimension=32, classes=2)
+    truth = solve(mixture, noise, process)              # what infinitely many steps reach
+    made = tm.sample(mixture, noise, "dpmpp_2m/karras", process=process, steps=10)
+    error = made - truth
+
+Every one is a callable `(x, level) -> denoised` for `x = alpha·x0 + sigma·noise` (batch, …), on any process. It
+reads alpha and sigma of the level, floats or tensors (batch,); it computes in float64 and returns the dtype of x.
+
+| data                             | denoised sample E[x0 | x]                                                   |
+|----------------------------------|------------------------------------------------------------------------------|
+| `Gaussian` N(m, s²)              | m + alpha·s² / (alpha²·s² + sigma²) · (x - alpha·m)                          |
+| `Mixture` of N(m, C), C = F·Fᵀ+s²| mean of m + alpha·C·(alpha²·C + sigma²)⁻¹·(x - alpha·m) by posterior weights |
+| `Pictures` y₁ … yₙ               | mean of the y by softmax(-|x - alpha·y|² / 2·sigma²)                         |
+
+`perturbed` adds a smooth error of known size, `rounded` the error of integer times and of half precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import solvers
+from .errors import ArgumentError, RunError, UnknownName, finite, whole
+from .grids import Grid
+from .guidance import combine
+from .process import At, Level, Process, double
+from .run import Run
+from .table import Table
+
+Denoiser = Callable[[Tensor, "At | Level"], Tensor]
+FINITE = 1e3  # sigma / alpha beyond which the levels of the reference are spaced in alpha / sigma
+DEPTH = 4  # how many orders the extrapolation of the reference may gain
+FEATURES = 64  # waves in the error that `perturbed` adds
+
+
+def _amounts(x: Tensor, level: At | Level) -> tuple[Tensor, Tensor]:
+    """alpha and sigma as (1, 1) or (batch, 1) in float64. Raises `ArgumentError` for another number of levels."""
+    pair = []
+    for name, value in (("alpha", level.alpha), ("sigma", level.sigma)):
+        one = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+        if one.ndim > 1 or (one.ndim == 1 and len(one) not in (1, len(x))):
+            raise ArgumentError(f"{name} must be one number or one per sample, got {tuple(one.shape)} for {len(x)}")
+        pair.append(one.reshape(-1, 1))
+    return pair[0], pair[1]
+
+
+class Exact(ABC):
+    """Data whose denoiser is known: reads the arguments, leaves the formula to the subclass. `shape`: of a sample."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Tensor, level: At | Level) -> Tensor:
+        """The denoised samples (batch, …) of x at a level. Raises `ArgumentError` for another shape."""
+        flat, alpha, sigma = self._read(x, level)
+        return self._denoised(flat, alpha, sigma).reshape(x.shape).to(x.dtype)
+
+    def _read(self, x: Tensor, level: At | Level) -> tuple[Tensor, Tensor, Tensor]:
+        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != self.shape or not x.is_floating_point():
+            raise ArgumentError(
+                f"a sample of this data has shape (batch, {', '.join(map(str, self.shape))}), got "
+                f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+            )
+        return x.reshape(len(x), -1).double(), *_amounts(x, level)
+
+    @abstractmethod
+    def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The formula, on samples (batch, dimension)."""
+
+    @abstractmethod
+    def draw(self, count: int, seed: int) -> Tensor:
+        """`count` clean samples of the data (count, …) in float64."""
+
+
+class Gaussian(Exact):
+    """Data N(mean, std²) with independent dimensions: also the probability-flow ODE is known in closed form.
+
+    `mean`, `std`: tensors of a sample's shape, or numbers for all its dimensions; std is not negative.
+    Wang & Vastola 2023, arXiv 2303.02490: what trained networks do at high noise.
+    """
+
+    def __init__(self, mean: Tensor | float, std: Tensor | float) -> None:
+        mean, std = double(mean), double(std)
+        self.mean, self.std = mean + torch.zeros_like(std), std + torch.zeros_like(mean)
+        if not bool(torch.isfinite(self.mean).all()) or not bool((torch.isfinite(self.std) & (self.std >= 0)).all()):
+            raise ArgumentError(f"mean must be finite and std finite and not negative, got {mean!r} and {std!r}")
+        self.shape = tuple(self.mean.shape)
+
+    def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        mean, variance = self.mean.to(x.device).reshape(1, -1), self.std.to(x.device).reshape(1, -1) ** 2
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+    def solution(self, x: Tensor, at: At | Level, end: At | Level | None = None) -> Tensor:
+        """Where the probability-flow ODE takes x from the level `at`: to `end`, or to the clean sample.
+
+        The standardised sample (x - alpha·mean) / sqrt(alpha²·std² + sigma²) does not change on the way.
+        """
+        flat, alpha, sigma = self._read(x, at)
+        to_alpha, to_sigma = _amounts(x, end or At(1.0, 0.0, 0.0))
+        mean, std = self.mean.to(x.device).reshape(1, -1), self.std.to(x.device).reshape(1, -1)
+        unit = (flat - alpha * mean) / torch.sqrt(alpha**2 * std**2 + sigma**2)
+        made = to_alpha * mean + torch.sqrt(to_alpha**2 * std**2 + to_sigma**2) * unit
+        return made.reshape(x.shape).to(x.dtype)
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        noise = torch.randn(whole("count", count), *self.shape, generator=_seeded(seed), dtype=torch.float64)
+        return self.mean + self.std * noise
+
+
+class Mixture(Exact):
+    """Data from components N(m_k, F_k·F_kᵀ + diag(s_k²)), each of a class, so that guidance is exact too.
+
+    `weights` (K,) above 0, made to sum to 1; `means` (K, …); `stds` (K,) or (K, …) above 0; `factors` (K, …, rank):
+    the directions in which a component is wider; `classes`: one whole number per component, all 0 by default.
+    The mixture is the unconditional denoiser, `conditional(label)` that of a class, `guided` their guidance.
+    Raises `ArgumentError` for numbers that make no mixture.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] | Tensor,
+        means: Tensor,
+        stds: Tensor | float,
+        factors: Tensor | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        self.weights, means, stds = double(weights), double(means), double(stds)
+        count, self.shape = len(self.weights), tuple(means.shape[1:])
+        if means.ndim < 2 or len(means) != count or count < 1:
+            raise ArgumentError(f"{count} weights need means ({count}, …), got {tuple(means.shape)}")
+        if stds.ndim not in (0, 1, means.ndim) or (stds.ndim and len(stds) != count):
+            raise ArgumentError(f"stds must be one number, ({count},) or {tuple(means.shape)}, got {tuple(stds.shape)}")
+        factors = means.new_zeros(*means.shape, 0) if factors is None else double(factors)
+        if factors.shape[:-1] != means.shape:
+            raise ArgumentError(f"factors must be {(*means.shape, 'rank')}, got {tuple(factors.shape)}")
+        if not all(bool(torch.isfinite(v).all()) for v in (self.weights, means, stds, factors)):
+            raise ArgumentError("weights, means, stds and factors of a mixture must be finite")
+        if not bool((self.weights > 0).all()) or not bool((stds > 0).all()):
+            raise ArgumentError("weights and stds of a mixture must be above 0; leave out components without weight")
+        self.weights = self.weights / self.weights.sum()
+        self.means = means.reshape(count, -1)
+        stds = stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim)).expand(means.shape) if stds.ndim else stds
+        self.variances = (stds**2).expand(means.shape).reshape(count, -1).clone()
+        self.factors = factors.reshape(count, self.means.shape[1], -1)
+        self.classes = (0,) * count if classes is None else tuple(int(c) for c in classes)
+        if len(self.classes) != count:
+            raise ArgumentError(f"{count} components need as many classes, got {len(self.classes)}")
+
+    @classmethod
+    def random(
+        cls,
+        seed: int,
+        components: int = 8,
+        dimension: int = 32,
+        *,
+        rank: int = 2,
+        classes: int = 2,
+        std: tuple[float, float] = (0.03, 0.3),
+    ) -> Mixture:
+        """A mixture drawn from a seed, of mean 0 and mean variance 1 per dimension.
+
+        Standard deviations are log-uniform in `std` before that scaling; along each of its `rank` directions a
+        component is as wide as the data. Component k is of class k mod `classes`.
+        """
+        k, d = whole("components", components), whole("dimension", dimension)
+        r, c = whole("rank", rank, 0, d), whole("classes", classes, 1, k)
+        low, high = finite("std", std[0], 1e-9), finite("std", std[1], std[0])
+        g = _seeded(seed)
+        weights = 0.5 + torch.rand(k, generator=g, dtype=torch.float64)
+        means = torch.randn(k, d, generator=g, dtype=torch.float64)
+        stds = low * (high / low) ** torch.rand(k, d, generator=g, dtype=torch.float64)
+        factors = torch.randn(k, d, r, generator=g, dtype=torch.float64) / math.sqrt(max(r, 1) * 2)
+        share = (weights / weights.sum())[:, None]
+        means = means - (share * means).sum(0)
+        scale = torch.sqrt((share * (means**2 + stds**2 + (factors**2).sum(-1))).sum() / d)
+        return cls(weights, means / scale, stds / scale, factors / scale, [i % c for i in range(k)])
+
+    def conditional(self, label: int) -> Mixture:
+        """The components of one class. Raises `UnknownName` for a class that no component is of."""
+        if label not in self.classes:
+            raise UnknownName("class", label, sorted({str(c) for c in self.classes}))
+        of = torch.tensor([c == label for c in self.classes])
+        shape = (int(of.sum()), *self.shape)
+        return Mixture(
+            self.weights[of], self.means[of].reshape(shape), self.variances[of].sqrt().reshape(shape),
+            self.factors[of].reshape(*shape, -1) if self.factors.shape[-1] else None, [label] * shape[0],
+        )  # fmt: skip
+
+    def guided(self, label: int, scale: float) -> Denoiser:
+        """uncond + scale·(cond - uncond), both exact: classifier-free guidance as one denoiser."""
+        cond, scale = self.conditional(label), finite("guidance scale", scale, 0)
+        return lambda x, level: combine(cond(x, level), self(x, level), scale)
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """log(weight·density) (batch, K) and denoised sample (batch, K, dimension) of every component.
+
+        (D + U·Uᵀ)⁻¹ with U = alpha·F by Woodbury's identity: only rank x rank matrices are factorised.
+        """
+        alpha, sigma = alpha[..., None], sigma[..., None]
+        weights, mean = self.weights.to(x.device), self.means.to(x.device)
+        variance, factors = self.variances.to(x.device), self.factors.to(x.device)
+        diagonal = alpha**2 * variance + sigma**2
+        apart = x[:, None] - alpha * mean
+        inverse = apart / diagonal
+        log = -torch.log(diagonal).sum(-1) / 2
+        clean = variance * inverse
+        if factors.shape[-1]:
+            eye = torch.eye(factors.shape[-1], dtype=torch.float64, device=x.device)
+            inner = factors.mT @ (factors / diagonal[..., None])
+            root = torch.linalg.cholesky(eye + alpha[..., None] ** 2 * inner)
+            along = torch.einsum("bkd,kdr->bkr", inverse, factors)
+            solved = (torch.cholesky_inverse(root) * along[:, :, None]).sum(-1)
+            across = torch.einsum("kdr,bkr->bkd", factors, solved)
+            inverse = inverse - alpha**2 * across / diagonal
+            clean = variance * inverse + across
+            log = log - torch.log(root.diagonal(dim1=-2, dim2=-1)).sum(-1)
+        quadratic = (apart * inverse).sum(-1)
+        return torch.log(weights) + log - quadratic / 2, mean + alpha * clean
+
+    def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        log, clean = self._components(x, alpha, sigma)
+        return (torch.softmax(log, -1)[..., None] * clean).sum(1)
+
+    def log_density(self, x: Tensor, level: At | Level) -> Tensor:
+        """log p(x) (batch,) of the noisy samples at a level, in float64."""
+        flat, alpha, sigma = self._read(x, level)
+        return torch.logsumexp(self._components(flat, alpha, sigma)[0], -1) - flat.shape[1] / 2 * math.log(2 * math.pi)
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        g, (_, d, r) = _seeded(seed), self.factors.shape
+        of = torch.multinomial(self.weights, whole("count", count), replacement=True, generator=g)
+        noise = torch.randn(count, d, generator=g, dtype=torch.float64) * self.variances[of].sqrt()
+        along = torch.randn(count, r, 1, generator=g, dtype=torch.float64)
+        return (self.means[of] + noise + (self.factors[of] @ along)[..., 0]).reshape(count, *self.shape)
+
+
+class Pictures(Exact):
+    """The data is a list of pictures (n, …) and nothing else: the ideal denoiser, which only remembers.
+
+    Towards sigma = 0 a sample is drawn to one picture, so this is the stiffest of the exact models.
+    """
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = double(pictures)
+        if self.pictures.ndim < 2 or not len(self.pictures) or not bool(torch.isfinite(self.pictures).all()):
+            raise ArgumentError(f"pictures must be finite and (n, …), got shape {tuple(self.pictures.shape)}")
+        self.shape = tuple(self.pictures.shape[1:])
+
+    def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if not bool((sigma > 0).all()):
+            raise ArgumentError("the ideal denoiser of pictures needs sigma above 0, where several are possible")
+        pictures = self.pictures.to(x.device).flatten(1)
+        log = (alpha * (x @ pictures.T) - alpha**2 * (pictures**2).sum(1) / 2) / sigma**2
+        return torch.softmax(log, -1) @ pictures
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        of = torch.randint(len(self.pictures), (whole("count", count),), generator=_seeded(seed))
+        return self.pictures[of]
+
+
+def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
+    """`denoiser` with a smooth random error of root mean square `size`·sigma / sqrt(alpha² + sigma²).
+
+    A model error that is controlled: a field of random waves in the sample and in the level, the same for a seed,
+    which vanishes with the noise as a network's does.
+    """
+    size = finite("size of the error", size, 0)
+
+    @functools.cache
+    def waves(dimension: int) -> tuple[Tensor, ...]:
+        g = _seeded(seed)
+        shapes = ((dimension, FEATURES), (1, FEATURES), (1, FEATURES), (FEATURES, dimension))
+        inner, rate, phase, outer = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+        return inner / math.sqrt(dimension), 2 * rate, math.pi * phase, outer * math.sqrt(2 / FEATURES)
+
+    def denoise(x: Tensor, level: At | Level) -> Tensor:
+        alpha, sigma = _amounts(x, level)
+        flat = x.reshape(len(x), -1).double() / torch.hypot(alpha, sigma)
+        inner, rate, phase, outer = (w.to(x.device) for w in waves(flat.shape[1]))
+        angle = torch.atan2(sigma, alpha)
+        error = torch.cos(flat @ inner + angle * rate + phase) @ outer
+        return denoiser(x, level) + (size * torch.sin(angle) * error).reshape(x.shape).to(x.dtype)
+
+    return denoise
+
+
+def rounded(
+    denoiser: Denoiser, *, process: Process | None = None, times: int = 1000, dtype: torch.dtype | None = None
+) -> Denoiser:
+    """`denoiser` with the rounding of a network: of the time that it is told, and of what it returns.
+
+    `process`: the level is the one at the nearest of `times` evenly spaced network times. `dtype`: the velocity
+    alpha·noise - sigma·denoised, in coordinates of unit variance, is rounded to e.g. torch.bfloat16.
+    Raises `ArgumentError` where neither is given.
+    """
+    if process is None and dtype is None:
+        raise ArgumentError("nothing to round: give process= for the times, dtype= for the output, or both")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentError(f"dtype must be a floating-point type such as torch.bfloat16, got {dtype!r}")
+    last = whole("times", times, 2) - 1
+    ends = None if process is None else process.at_index(double([0.0, process.train_steps - 1.0])).time
+
+    def told(level: At | Level) -> At | Level:
+        if process is None or ends is None:
+            return level
+        share = (double(level.time) - ends[0]) / (ends[1] - ends[0])
+        return process.at_time(ends[0] + torch.round(share.clamp(0, 1) * last) / last * (ends[1] - ends[0]))
+
+    def denoise(x: Tensor, level: At | Level) -> Tensor:
+        clean = denoiser(x, told(level))
+        if dtype is None:
+            return clean
+        alpha, sigma = (v.reshape(-1, *(1,) * (x.ndim - 1)) for v in _amounts(x, level))
+        norm = torch.hypot(alpha, sigma)
+        velocity = (alpha / norm * (x / norm) - clean) / (sigma / norm)
+        return (alpha / norm * (x / norm) - sigma / norm * velocity.to(dtype).double()).to(x.dtype)
+
+    return denoise
+
+
+def reference(process: Process, steps: int, sigma_min: float | None = None) -> Grid:
+    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise, which may be the start.
+
+    `sigma_min`: schedule sigma of the last level before the clean one, by default the process' own.
+    """
+    start = process.at_index(double([process.train_steps - 1.0]))
+    low = finite("sigma_min", process.sigma_min if sigma_min is None else sigma_min, 1e-12)
+    end = process.at_sigma(double([low]))
+    first, last = (-torch.log(1 / level.ratio + 1 / FINITE) for level in (start, end))
+    place = torch.linspace(0, 1, whole("steps", steps, 2), dtype=torch.float64)
+    inner = process.at_lam(torch.log(torch.exp(-(first + (last - first) * place[1:-1])) - 1 / FINITE))
+    levels = Level(*(torch.cat(parts) for parts in zip(start, inner, end, strict=True)))
+    return Grid.of(process, levels, "reference")
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoiser,
+    x: Tensor,
+    process: Process,
+    *,
+    tolerance: float = 1e-9,
+    solver: str = "exponential_rk",
+    steps: int = 32,
+    most: int = 2048,
+    sigma_min: float | None = None,
+) -> Tensor:
+    """The converged result for the start x (batch, …) at the noisiest level of `process`, in float64.
+
+    The steps of `solver` double from `steps` up to `most`, and the results are extrapolated to infinitely many
+    (Richardson; Hairer, Nørsett & Wanner 1993, section II.9), until no number of the extrapolated result changes by
+    more than `tolerance`. It ends as samplers do, with the denoised sample at `sigma_min`, by default the lowest that
+    the process was trained at; 1e-6 gives the clean end of the probability-flow ODE itself.
+
+    Raises `RunError` where it does not converge, as with a denoiser that is rounded or not deterministic.
+    """
+    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
+        raise ArgumentError(f"the start must be a floating-point tensor (batch, …), got {type(x).__name__}")
+    tolerance, count = finite("tolerance", tolerance, 1e-14), whole("steps", steps, 2)
+    whole("most", most, 2 * count)
+    spec = solvers.find(solver)
+    if spec.stochastic or spec.order < 1:
+        raise ArgumentError(f"a reference needs a deterministic solver that converges, and {solver!r} is not one")
+    before: list[Tensor] = []
+    change = math.inf
+    while count <= most:
+        table = solvers.make(solver, reference(process, count, sigma_min))
+        now = [_driven(table, denoiser, x.double())]
+        for j, coarse in enumerate(before[:DEPTH]):
+            now.append(now[j] + (now[j] - coarse) / (2 ** (table.order + j) - 1))
+        change = float((now[-1] - before[-1]).abs().max()) if before else math.inf
+        if change <= tolerance:
+            return now[-1]
+        before, count = now, 2 * count
+    raise RunError(
+        f"the reference has not converged: from {count // 4} to {count // 2} steps of {solver!r} it still changes by "
+        f"{change:.3g}, above the tolerance {tolerance:g}; allow more steps (most={2 * most}), a larger tolerance=, or "
+        f"a smoother denoiser"
+    )
+
+
+def _driven(table: Table, denoiser: Denoiser, x: Tensor) -> Tensor:
+    """The result of a table on a denoiser."""
+    run = Run(table)
+    run.start(x)
+    for _ in run.rows():
+        run.advance(denoiser(run.latents, run.level))
+    return run.result
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
