@@ -55,6 +55,7 @@ _WHERE = {
     "save_steps": "hooks.preview",
     "stop_when": "hooks.control",
     "trace": "hooks.trace",
+    "tune": "tuning",
 }
 __all__ = ["__version__", *sorted(_WHERE)]
 
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from .sampler import Sampler as Sampler
     from .solvers import SOLVERS as SOLVERS
     from .table import Table as Table
+    from .tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .. import __version__
-from . import compare
+from . import compare, tune
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
 
@@ -63,3 +63,4 @@ def root(
 for command in (generate, animate, replay, samplers, grids, models, explain, doctor):
     app.command()(command)
 compare.add(app)
+tune.add(app)

@@ -17,7 +17,10 @@ from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
 from .custom import custom_times as custom_times
 from .cut import cut as cut
+from .gaussian import gaussian
+from .gits import choose as choose
 from .gits import gits as gits
+from .gits import gits_cost as gits_cost
 from .grid import Grid as Grid
 from .grid import ratio as ratio
 from .lifts import ancestral as ancestral
@@ -51,6 +54,7 @@ GRIDS: dict[str, GridSpec] = {
     "karras": GridSpec(sigma.karras, "schedule sigma", "arXiv 2206.00364, eq. 5", ("rho", *ENDS)),
     "exponential": GridSpec(sigma.exponential, "log sigma", "k-diffusion", ENDS),
     "polyexponential": GridSpec(sigma.polyexponential, "log sigma", "k-diffusion", ("rho", *ENDS)),
+    "gaussian": GridSpec(gaussian, "sigma / alpha", "arXiv 2404.14507, lemma 3.3", ("std",)),
     "kl_optimal": GridSpec(sigma.kl_optimal, "atan sigma", "arXiv 2404.14507, theorem 3.1", ENDS),
     "laplace": GridSpec(sigma.laplace, "log sigma", "arXiv 2407.03297", ("mu", "beta", *ENDS)),
     "cosine": GridSpec(sigma.cosine, "schedule sigma", "reForge", ENDS),

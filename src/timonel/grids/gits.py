@@ -109,8 +109,16 @@ def gits(
         levels = karras(process, total) if known else trailing(process, total)
     if levels.process is not process or levels.ends is not None:
         raise ArgumentError("fine= must be a grid of the same process, without churn, ancestral steps or restarts")
-    cost = deviations(levels, *_teacher(denoise, x, levels, prediction))
+    path = choose(gits_cost(denoise, x, levels, prediction=prediction), count, weight)
+    return Grid(process, levels.alpha[path], levels.sigma[path], levels.time[path], "gits")
+
+
+def gits_cost(denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, *, prediction: str = "sample") -> Tensor:
+    """The (M + 1, M + 1) cost that `gits` minimises, for any number of steps; the arguments are those of `gits`.
+
+    Raises `GridError` for samples that are not finite.
+    """
+    cost = deviations(fine, *_teacher(denoise, x, fine, prediction))
     if not bool(torch.isfinite(cost).all()):
         raise GridError("the model gave samples that are not finite; check denoise, prediction= and the start x")
-    path = choose(cost, count, weight)
-    return Grid(process, levels.alpha[path], levels.sigma[path], levels.time[path], "gits")
+    return cost

@@ -1,0 +1,69 @@
+"""The command that fits a sampler to a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .compare import Greedy
+from .options import guidance_of, quiet
+
+
+def add(app: typer.Typer) -> None:
+    """Give `app` the command."""
+    app.command(cls=Greedy, name="tune")(tune)
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="A shipped model (see `timonel models`), a folder or a hub name.")],
+    steps: Annotated[list[int] | None, typer.Option(help="Steps to fit for, such as 8, or 4 6 8. Default: 8.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file of prompts or pictures, one a line. Default: the model's own.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Samples; a third of them only judge.")] = 64,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
+    guidance_until: Annotated[
+        str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Time for everything.")] = 5.0,
+    start: Annotated[
+        str | None, typer.Option(help="Begin at this sampler, such as dpmpp_2m/karras. Default: the best of the usual.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="levels, rows, differences or backward. Default: what the network permits.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Network evaluations a call.")] = 32,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The sampler file, or a folder for several numbers of steps.")
+    ] = None,
+) -> None:
+    """Fit a sampler to a model, so that few steps come near the picture of many, and prove it on unseen noise.
+
+    Ctrl-C ends the fit and keeps the best so far; a fit that was killed goes on where it was.
+
+    Example: timonel tune emoji --steps 8 -o fast.json
+    """
+    from ..pipelines.helm import Helm
+    from ..tuning import tune as fit
+
+    counts = steps or [8]
+    target = out or (Path("fast.json") if len(counts) == 1 else Path("fast"))
+    quiet()
+    helm = Helm(model, dtype=dtype, device=device)
+    interval = guidance_of(guidance, guidance_until)
+    if interval is not None and interval.scale is None and helm.card:
+        interval = guidance_of(helm.card.default_guidance, guidance_until)
+    found = fit(
+        helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes, out=target, start=start,
+        method=method, batch=batch, told=lambda message: print(message, file=sys.stderr),
+    )  # fmt: skip
+    print("\n".join(found.lines()))
+    for path in found.files:
+        print(f"sampler    {path}")
+    print(f"{found.evaluations:,} network evaluations, {found.seconds:.0f} s")
+    raise typer.Exit(0 if found.files else 1)

@@ -1,0 +1,367 @@
+"""Fit a sampler to a model: the same picture in fewer steps, proven on noise that the fit has not seen.
+
+    found = tm.tune("emoji", steps=8, minutes=5, out="fast.json")
+    picture = helm("red apple", sampler="fast.json").images[0]
+
+Everything is measured as the distance to the converged picture of the same noise, guided all the way. What is fitted
+is in `form.py`, how in `fit.py`; which way is taken is `METHODS`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import solvers
+from ..errors import ArgumentError, UnknownName, finite, whole
+from ..fitted import Fingerprint, ProcessData, fingerprint
+from ..guidance import Guidance, cfg
+from ..process import Level
+from ..recipe import GuidanceData
+from ..sampler import Sampler
+from . import judge
+from .form import Arrays
+from .job import Fitting, Outcome, Told, held_bytes
+from .model import Model, Pipeline, Plain
+from .store import Store
+from .student import travel
+from .teacher import FIRST, Targets, converge
+
+if TYPE_CHECKING:
+    from ..pipelines.helm import Helm
+    from .subjects import Subjects
+
+__all__ = ["METHODS", "Pipeline", "Plain", "Tuning", "fit_model", "tune"]
+
+METHODS = {
+    "levels": "none of the coefficients: the best of the usual grids, the closed form for Gaussian data and GITS",
+    "rows": "least squares, row after row: one long run and a short one",
+    "differences": "Gauss-Newton by forward calls alone: for networks that are quantised, compiled or offloaded",
+    "backward": "Gauss-Newton by gradients",
+}
+MEMORY = 4  # predictions that a row may correct
+BATCH = 32  # network evaluations a call
+SHARE = 0.6  # of the time, that the targets may take
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a fit found. `samplers`: by number of steps, those that were better than what they began with."""
+
+    outcomes: list[Outcome]
+    seconds: float
+    evaluations: int
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def samplers(self) -> dict[int, Sampler]:
+        """The fitted samplers by steps."""
+        return {one.steps: one.sampler for one in self.outcomes if one.sampler is not None}
+
+    def lines(self) -> list[str]:
+        """What was found, in words."""
+        found = []
+        for one in self.outcomes:
+            if one.sampler is None:
+                found.append(f"{one.steps} steps: nothing kept, {one.reason}")
+            else:
+                gain = one.held_start / one.held_tuned
+                found.append(
+                    f"{one.steps} steps: held-out error {one.held_tuned:.4g}, {gain:.3g} times below {one.start} "
+                    f"({one.held_start:.4g}){_equals(one.sampler)}"
+                )
+        return found or ["stopped before anything was found"]
+
+
+def _equals(sampler: Sampler) -> str:
+    """How many more steps of DPM++ 2M Karras it stands for, of those that were measured."""
+    fitted = sampler.fitted
+    assert fitted is not None
+    own = fitted.provenance.held_out["tuned"]
+    beaten = [m.steps for m in fitted.provenance.errors if m.sampler == judge.GOAL and m.error >= own]
+    return f"; as good as {judge.GOAL} in {max(beaten)} steps" if max(beaten, default=0) > fitted.steps else ""
+
+
+def tune(
+    model: Helm | Any,
+    *,
+    steps: int | Sequence[int] = 8,
+    prompts: Sequence[str] | str | PathLike[str] | None = None,
+    seeds: int = 64,
+    seed: int = 1_000_000,
+    guidance: Guidance | float | None = None,
+    minutes: float = 5.0,
+    out: str | PathLike[str] | None = None,
+    start: Sampler | str | None = None,
+    method: str | None = None,
+    batch: int = BATCH,
+    told: Told | None = None,
+    **inputs: Any,
+) -> Tuning:
+    """Fit samplers to a model of any diffusers pipeline, and keep those that are better on noise they never saw.
+
+    `model`: a name, a pipeline or a `Helm`. `steps`: one number, or several that share the converged samples.
+    `prompts`: a list or a file, a line each (pictures for models that begin with one); a shipped model has its own.
+    `seeds`: how many samples, a third of them held out; `seed`: the first. `guidance`: as the sampler will be used.
+    `minutes`: for everything. `out`: a .json file; for several steps a folder of them. `start`: where to begin, by
+    default the best of the usual. `method`: one of `METHODS`, by default the best that the network permits.
+    `batch`: network evaluations a call. `inputs`: of the pipeline. A fit that was killed goes on where it was.
+
+    Raises `ArgumentError` for what cannot be fitted, before or as soon as it shows: too few seeds or minutes, a
+    stochastic start, a network that is not deterministic, samples that do not converge; `NotCaptured` for a pipeline
+    whose network cannot be called outside its loop.
+    """
+    from ..pipelines import elsewhere
+    from ..pipelines import scale as scales
+    from ..pipelines.helm import Helm
+    from .subjects import subjects
+
+    counts = _counts(steps)
+    helm = model if isinstance(model, Helm) else Helm(model)
+    given = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
+    if given is None and helm.card is not None:
+        given = cfg(helm.card.default_guidance)
+    if given is not None and (given.forecast > 1 or isinstance(given.scale, tuple)):
+        raise ArgumentError("a fit takes one guidance scale and an interval; leave forecast= and scales per step out")
+    _checked(method, start, minutes)
+    if out is not None:
+        _target(Path(out), counts)
+    options = dict(inputs)
+    ordered, _ = scales.order(helm.pipe, helm._parameters, options, given)
+    whole_ = elsewhere.guided(helm.pipe, helm._parameters, options, ordered)  # as a use of the file is looked at
+    telling = told or (lambda message: None)
+    made = subjects(helm, prompts, seeds, seed)
+    telling("watching the pipeline")
+    if hasattr(helm.pipe, "set_progress_bar_config"):
+        helm.pipe.set_progress_bar_config(disable=True)
+    scale = None if given is None else given.scale
+    assert not isinstance(scale, tuple)
+    network, weights = _network(helm, made, given, batch, inputs, telling)
+    where = {
+        "model": helm.name or type(helm.pipe).__name__, "fingerprint": weights,
+        "guidance": None if whole_ is None else GuidanceData.of(whole_), "dtype": str(helm.pipe.dtype)[6:],
+        "prompts": made.prompts, "seeds": made.seeds,
+    }  # fmt: skip
+    return fit_model(
+        network, steps=counts, split=made.split(), minutes=minutes, out=out, start=start, method=method, told=telling,
+        where=where, scale=scale,
+    )  # fmt: skip
+
+
+def fit_model(
+    model: Model,
+    *,
+    steps: int | Sequence[int] = 8,
+    split: tuple[Sequence[int], Sequence[int]] | None = None,
+    minutes: float = 5.0,
+    iterations: int | None = None,
+    out: str | PathLike[str] | None = None,
+    start: Sampler | str | None = None,
+    method: str | None = None,
+    memory: int = MEMORY,
+    told: Told | None = None,
+    where: dict[str, Any] | None = None,
+    scale: float | None = None,
+) -> Tuning:
+    """As `tune`, for any `Model`, such as `Plain(denoise, noise, process)`.
+
+    `split`: samples to fit and samples held out, by default the last third. `iterations`: at most so many for every
+    number of steps. `memory`: predictions that a row may correct. `where`: what the file says it was fitted to.
+    """
+    counts, telling = _counts(steps), told or (lambda message: None)
+    began = time.monotonic()
+    budget = 60 * _checked(method, start, minutes)
+    chosen, held = _thirds(model.count) if split is None else _split(split, model.count)
+    target = None if out is None else _target(Path(out), counts)
+    facts = {"model": "a denoiser", "fingerprint": None, "guidance": None, "dtype": "float32", **(where or {})}
+    if scale is None and model.guidance is not None and not isinstance(model.guidance.scale, tuple):
+        scale = model.guidance.scale
+    answer = _deterministic(model)
+    way = _method(model, method)
+    settings = {
+        **facts, "fitted": sorted(chosen), "held": sorted(held), "start": str(start), "way": way, "memory": memory,
+        "process": ProcessData.of(model.process, _some(model, 2)), "answer": answer,
+    }  # fmt: skip
+    store = None if target is None else Store(target[0].with_name(target[0].name + ".part"), settings)
+    needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
+    room = f", {needs:,.0f} MiB beside the network" if needs else ""
+    telling(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
+    targets = _targets(model, [*chosen, *held], scale, budget, store, telling)
+    fitting = Fitting(model, targets, way, memory, facts, telling, store)
+    fitting.samples = tuple(s for s in chosen if s in targets.samples), tuple(s for s in held if s in targets.samples)
+    outcomes = []
+    try:
+        for i, count in enumerate(counts):
+            left = max(0.0, budget - (time.monotonic() - began))
+            share = left * count / sum(counts[i:])
+            outcomes.append(fitting.one(count, start, share, iterations, began))
+            if fitting.stopped:
+                break
+    except KeyboardInterrupt:
+        fitting.stopped = True
+    if fitting.stopped:
+        telling("stopped; what was found so far is kept" + (", the same call goes on" if store is not None else ""))
+    files = []
+    if target is not None:
+        for one in outcomes:
+            if one.sampler is not None:
+                path = target[0] / f"{one.steps}.json" if target[1] else target[0]
+                files.append(one.sampler.save(path))
+        if store is not None and not fitting.stopped:
+            store.clear()
+    return Tuning(outcomes, time.monotonic() - began, model.evaluations, files)
+
+
+def _network(
+    helm: Helm, made: Subjects, guidance: Guidance | None, batch: int, inputs: dict[str, Any], told: Told
+) -> tuple[Model, Fingerprint | None]:
+    """The pipeline's network with the conditions of all samples, or the pipeline as a black box."""
+    from ..pipelines.capture import NotCaptured, capture
+    from .blackbox import Whole
+
+    scale = None if guidance is None else guidance.scale
+    assert not isinstance(scale, tuple)
+    try:
+        captured = capture(helm, seeds=list(made.seeds), guidance=scale, **made.inputs(), **inputs)
+    except NotCaptured as reason:
+        told(f"every try is a whole call of the pipeline: {reason}")
+        network = getattr(helm.pipe, "unet", None) or getattr(helm.pipe, "transformer", None)
+        return Whole(helm, made.each(inputs), made.seeds, guidance), network and fingerprint(network)
+    for parameter in captured.module.parameters():
+        parameter.requires_grad_(False)
+    return Pipeline(captured, guidance, batch), fingerprint(captured.module)
+
+
+# -- before the fit ------------------------------------------------------------------------------------
+def _counts(steps: int | Sequence[int]) -> list[int]:
+    counts = [steps] if isinstance(steps, (int, float, str)) else list(steps)
+    if not counts:
+        raise ArgumentError("steps is empty: say for how many steps to fit, e.g. steps=8")
+    for count in counts:
+        if count == 1:
+            raise ArgumentError("one step has no levels to choose: fit 2 or more")
+        whole("steps", count, 2)
+    return list(dict.fromkeys(counts))
+
+
+def _checked(method: str | None, start: Sampler | str | None, minutes: float) -> float:
+    """The minutes, after a look at what needs no model."""
+    if method is not None and method not in METHODS:
+        raise UnknownName("method", method, METHODS)
+    if method == "levels" and start is not None:
+        raise ArgumentError(f"method='levels' looks for where to begin: leave start={str(start)!r} out")
+    return finite("minutes", minutes, 0.01, 24 * 60)
+
+
+def _method(model: Model, asked: str | None) -> str:
+    """How to fit, by default the best that the network permits. Raises `ArgumentError` where it permits none."""
+    if asked in (None, "backward"):
+        flows = _flows(model)
+        if asked is None:
+            return "backward" if flows else "differences"
+        if not flows:
+            raise ArgumentError("no gradient flows through this network: use method='differences'")
+    if asked == "rows" and not model.stepwise:
+        raise ArgumentError("the network of this pipeline cannot be called by itself: use method='differences'")
+    assert asked is not None
+    return asked
+
+
+def _flows(model: Model) -> bool:
+    """Whether a gradient comes through the network, from what it returns to what it is given."""
+    if not (model.differentiable and model.stepwise):
+        return False
+    x = model.start([0]).detach().requires_grad_()
+    first = Arrays.of(_some(model, 2)).level(0)
+    level = Level(*(v.reshape(1) for v in first))
+    try:
+        with torch.enable_grad():
+            raw = model.raw(x, level, [0], None)
+            (gradient,) = torch.autograd.grad(raw.sum(), x, allow_unused=True)
+    except (RuntimeError, NotImplementedError):  # quantised or compiled for inference
+        return False
+    return gradient is not None and bool(torch.isfinite(gradient).all())
+
+
+def _split(split: tuple[Sequence[int], Sequence[int]], count: int) -> tuple[Sequence[int], Sequence[int]]:
+    chosen, held = split
+    outside = [s for s in (*chosen, *held) if not 0 <= s < count]
+    if outside or set(chosen) & set(held) or len(chosen) < 2 or len(held) < 2:
+        raise ArgumentError(
+            f"split is two lists of two or more of the {count} samples, and none is in both; got {len(chosen)} and "
+            f"{len(held)}, {len(set(chosen) & set(held))} in both, {len(outside)} that are not there"
+        )
+    return chosen, held
+
+
+def _thirds(count: int) -> tuple[range, range]:
+    if count < 6:
+        raise ArgumentError(f"{count} samples are too few to fit and to judge by: give 12 or more")
+    return range(count - count // 3), range(count - count // 3, count)
+
+
+def _target(out: Path, counts: list[int]) -> tuple[Path, bool]:
+    """Where the files go, and whether that is a folder."""
+    several = len(counts) > 1
+    if not several and out.suffix.lower() != ".json":
+        raise ArgumentError(f"a sampler file's name ends in .json, got {str(out)!r}")
+    if several and out.suffix:
+        raise ArgumentError(f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}")
+    from ..generate import writable
+
+    writable(out if several else out.parent)
+    return out, several
+
+
+def _some(model: Model, count: int) -> Any:
+    grid = "karras" if model.process.kind in ("edm", "vp") and math.isfinite(model.process.sigma_max) else "trailing"
+    return solvers.make("dpmpp_2m", Sampler("dpmpp_2m", grid, count).levels(model.process))
+
+
+@torch.no_grad()
+def _deterministic(model: Model) -> str:
+    """What the network answers, in a word. Refuses one that answers differently when it is asked again."""
+    table, two = _some(model, 2), list(range(min(2, model.count)))
+    arrays, scales = Arrays.of(table), model.scales(table)
+    first, again = (travel(model, arrays, two, scales).result for _ in range(2))
+    away, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
+    if away > 1e-4 * float(first.abs().max()):
+        raise ArgumentError(
+            f"the network is not deterministic: asked twice, it differs by {away:.2g}. Switch dropout and noise off "
+            "(module.eval()), or fix its seeds"
+        )
+    return f"{tuple(first.shape)} {size:.3g}"
+
+
+def _targets(
+    model: Model, samples: list[int], scale: float | None, budget: float, store: Store | None, told: Told
+) -> Targets:
+    """The converged samples, from before or made now. Raises `ArgumentError` where the time is too short for them."""
+    made = None if store is None else store.targets()
+    if made is not None:
+        told(f"{len(made.samples)} converged samples from before")
+        return made
+    arrays, some = Arrays.of(_some(model, 2)), samples[: min(len(samples), 8)]
+    with torch.no_grad():
+        began = time.perf_counter()
+        travel(model, arrays, some, (scale,) * 2)
+        each = (time.perf_counter() - began) / len(some) / 2
+    need = each * len(samples) * 3 * FIRST
+    if need > SHARE * budget:
+        fewer = int(len(samples) * SHARE * budget / need)
+        raise ArgumentError(
+            f"the converged samples alone take about {need / 60:.1f} of the {budget / 60:.3g} minutes: give "
+            f"minutes={math.ceil(need / SHARE / 6) / 10:g}" + (f", or seeds={fewer}" if fewer >= 12 else "")
+        )
+    told(f"about {need:.0f} s for the converged samples, {budget - need:.0f} s are left for the fit")
+    made = converge(model, samples, told, scale)
+    if store is not None:
+        store.keep_targets(made)
+    return made

@@ -1,0 +1,61 @@
+"""Pipelines whose network cannot be called by itself: every sampler is a whole call of the helm."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..fitted import Fitted, ProcessData, Provenance
+from ..guidance import Guidance
+from ..pipelines.helm import Helm
+from ..prediction import from_config as prediction_of
+from ..process import Level
+from ..process import from_config as process_of
+from ..recipe import GuidanceData
+from ..sampler import Sampler
+from ..table import Table
+from .model import Model
+
+
+class Whole(Model):
+    """A pipeline as a black box. `inputs`: the pipeline's arguments for each sample; `seeds`: one for each."""
+
+    stepwise = False
+
+    def __init__(
+        self, helm: Helm, inputs: Sequence[Mapping[str, Any]], seeds: Sequence[int], guidance: Guidance | None
+    ) -> None:
+        super().__init__()
+        self.helm, self.inputs, self.seeds, self.guidance = helm, inputs, seeds, guidance
+        config = helm.pipe.scheduler.config
+        self.process, self.prediction, self.count = process_of(config), prediction_of(config), len(seeds)
+        outputs = inspect.signature(type(helm.pipe).__call__).parameters
+        self.more = {"output_type": "latent"} if "output_type" in outputs else {}
+
+    def start(self, samples: Sequence[int]) -> Tensor:
+        raise ModelError("the pipeline draws its own noise")
+
+    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+        raise ModelError("the network of this pipeline cannot be called by itself")
+
+    def run(self, table: Table, samples: Sequence[int]) -> Tensor:
+        guidance = None if self.guidance is None else GuidanceData.of(self.guidance)
+        provenance = Provenance(
+            model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction, guidance=guidance,
+            dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[], start="", method="", fitting={},
+            held_out={}, seconds=0, calls=0,
+        )  # fmt: skip
+        sampler, made = Sampler(fitted=Fitted("fit", table, provenance)), []
+        for sample in samples:
+            given = {**self.more, **self.inputs[sample]}
+            self.helm(sampler=sampler, seeds=[self.seeds[sample]], guidance=self.guidance, **given)
+            run = self.helm.run
+            assert run is not None
+            self.evaluations += run.advances
+            made.append(run.result)
+        return torch.cat(made)

@@ -1,0 +1,160 @@
+"""Fitting: damped Gauss-Newton steps on the mean log error of the results, watched on samples that it never uses.
+
+The log of the error makes every sample count alike, whatever its size (arXiv 2403.01329 maximises PSNR); its
+least-squares form weighs each sample by one over its squared error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import GridError
+from . import student
+from .form import Form
+from .model import Model
+from .student import Slope, distance, travel
+from .teacher import Targets
+
+MEMORY = 0.7  # of the curvature, from one iteration to the next
+AVERAGE = 0.6  # of the averaged parameters
+DAMPING, LEAST, MOST = 0.03, 1e-4, 1e3
+RIDGE = 1e-6  # of the mean curvature, toward the start
+PATIENCE = 8  # iterations without a better held-out error
+
+
+@dataclass
+class State:
+    """Where a fit is; plain numbers, so that it can be written and taken up again.
+
+    `best`: the parameters with the least held-out error so far, `error`; `held`: that error by iteration.
+    """
+
+    theta: Tensor
+    best: Tensor
+    error: float
+    average: Tensor
+    curvature: Tensor | None = None
+    damping: float = DAMPING
+    iteration: int = 0
+    idle: int = 0
+    held: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is fitted to what. `fit`: samples that the steps are computed from; `held`: samples that only judge."""
+
+    model: Model
+    form: Form
+    targets: Targets
+    fit: tuple[int, ...]
+    held: tuple[int, ...]
+    method: str  # backward or differences
+    batch: int = 8  # samples an iteration
+
+    @property
+    def scales(self) -> tuple[float | None, ...]:
+        """The guidance scale of every row."""
+        return self.model.scales(self.form.arrays(self.form.zero()).table("fit", "fit"))
+
+    @torch.no_grad()
+    def error(self, theta: Tensor, samples: Sequence[int]) -> Tensor:
+        """(n,) distance of the results to the targets; infinite where theta has no table."""
+        try:
+            arrays = self.form.arrays(theta)
+        except GridError:
+            return torch.full((len(samples),), torch.inf, dtype=torch.float64)
+        made = distance(travel(self.model, arrays, samples, self.scales).result, self.targets.of(samples))
+        return torch.nan_to_num(made, nan=torch.inf).clamp(min=1e-12)
+
+    def typical(self, theta: Tensor, samples: Sequence[int]) -> float:
+        """The geometric mean of the errors."""
+        return float(self.error(theta, samples).log().mean().exp())
+
+    def chosen(self, iteration: int) -> list[int]:
+        """The samples of an iteration: all of them in a new order, then again."""
+        many = min(self.batch, len(self.fit))
+        rounds = len(self.fit) // many
+        order = torch.randperm(len(self.fit), generator=torch.Generator().manual_seed(iteration // rounds))
+        begin = iteration % rounds * many
+        return [self.fit[i] for i in order[begin : begin + many].tolist()]
+
+    def slope(self, theta: Tensor, iteration: int) -> Slope:
+        """How the error moves with the parameters, from the samples of an iteration."""
+        samples = self.chosen(iteration)
+        given = (self.model, self.form, theta, samples, self.targets.of(samples), self.scales)
+        if self.method == "backward":
+            generator = torch.Generator().manual_seed(iteration)
+            return student.backward(*given, floor=self.targets.floor, generator=generator)
+        with torch.no_grad():
+            return student.differences(*given, floor=self.targets.floor)
+
+
+def begin(task: Task) -> State:
+    """A fit that has not moved."""
+    zero = task.form.zero()
+    error = task.typical(zero, task.held)
+    return State(zero, zero, error, zero, held=[(0, error)])
+
+
+def improve(task: Task, state: State, until: Callable[[State], bool], told: Callable[[State], None]) -> State:
+    """Iterate until `until(state)` or no held-out gain for a while; `told` sees every state."""
+    while not until(state) and state.idle < PATIENCE:
+        state = step(task, state)
+        told(state)
+    return state
+
+
+def step(task: Task, state: State) -> State:
+    """One iteration: a slope, a few damped steps tried, the best kept, and a look at the held-out samples."""
+    slope = task.slope(state.theta, state.iteration)
+    curvature = slope.curvature
+    if state.curvature is not None:
+        curvature = MEMORY * state.curvature + (1 - MEMORY) * curvature
+    proposals = [(state.damping * f, _move(curvature, slope.gradient, state.damping * f)) for f in (0.2, 1.0, 5.0)]
+    samples = _judges(task, state.iteration)
+    here = task.typical(state.theta, samples)
+    scored = [(task.typical(state.theta + move, samples), damping, move) for damping, move in proposals]
+    error, damping, move = min(scored, key=lambda one: one[0])
+    if error < here:
+        theta, damping = state.theta + move, max(LEAST, damping)
+    else:
+        theta, damping = state.theta, min(MOST, state.damping * 10)
+    average = AVERAGE * state.average + (1 - AVERAGE) * theta
+    new = replace(
+        state, theta=theta, average=average, curvature=curvature, damping=damping, iteration=state.iteration + 1
+    )
+    return look(task, new)
+
+
+def _judges(task: Task, iteration: int) -> list[int]:
+    """The samples that tell which step is best: those of this iteration, and those of the one before."""
+    return list(dict.fromkeys(task.chosen(iteration) + task.chosen(max(iteration - 1, 0))))
+
+
+def _move(curvature: Tensor, gradient: Tensor, damping: float) -> Tensor:
+    """The step to the lowest point of the damped quadratic model."""
+    scale = curvature.diagonal().clamp(min=1e-12)
+    ridge = RIDGE * scale.mean()
+    move: Tensor = -torch.linalg.solve(curvature + torch.diag(damping * scale + ridge), gradient)
+    return move
+
+
+def look(task: Task, state: State) -> State:
+    """The held-out error of the parameters and of their average; the best is kept."""
+    tried = [(task.typical(theta, task.held), theta) for theta in (state.theta, state.average)]
+    error, theta = min(tried, key=lambda one: one[0])
+    held = [*state.held, (state.iteration, error)]
+    if error < state.error:
+        idle = 0 if error < 0.99 * state.error else state.idle + 1
+        return replace(state, best=theta, error=error, held=held, idle=idle)
+    return replace(state, held=held, idle=state.idle + 1)
+
+
+def moved(state: State, theta: Tensor) -> State:
+    """The state at other parameters."""
+    return replace(state, theta=theta, average=theta, iteration=state.iteration + 1)

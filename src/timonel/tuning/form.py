@@ -1,0 +1,188 @@
+"""What can be fitted: the levels of a sampler, the times its network is told, and corrections of its coefficients.
+
+The table is the solver's own on the fitted levels plus corrections that begin at zero (arXiv 2510.17699), so a fit
+begins as a known sampler, and levels that move take their coefficients along. All numbers are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..errors import GridError
+from ..grids import Grid
+from ..process import Level, Process, double
+from ..table import Table, registers
+
+STEP = 1e-6  # of the differences that give the derivatives of `Arrays`
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A sampler of N rows with one call each: x' = keep[k]·x + sum over j <= k of weights[k, j]·D_j.
+
+    `alpha, sigma`: (N,) levels of the calls; `time`: (N,) what the network is told there; `keep`: (N,);
+    `weights`: (N, N), of the denoised predictions in the order of their calls. The result is at `end`.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    time: Tensor
+    keep: Tensor
+    weights: Tensor
+    end: Level
+
+    @property
+    def rows(self) -> int:
+        """Number of network calls N."""
+        return len(self.keep)
+
+    def flat(self) -> Tensor:
+        """All numbers in one vector: N each of alpha, sigma, time and keep, then N·N weights."""
+        return torch.cat([self.alpha, self.sigma, self.time, self.keep, self.weights.flatten()])
+
+    def level(self, row: int) -> Level:
+        """The level of the call of `row`."""
+        return Level(self.alpha[row], self.sigma[row], self.time[row])
+
+    @classmethod
+    def of(cls, table: Table) -> Arrays:
+        """The numbers of a deterministic table in the denoised basis, with one call a step."""
+        n = table.nfe
+        weights = torch.zeros(n, n, dtype=torch.float64)
+        for k in range(n):
+            for i in range(min(table.history, k + 1)):
+                weights[k, k - i] = table.x[k, 2 + i]
+        return cls(
+            table.alpha[:-1], table.sigma[:-1], table.time[:-1], table.x[:, 0], weights,
+            Level(table.alpha[-1], table.sigma[-1], table.time[-1]),
+        )  # fmt: skip
+
+    def table(self, solver: str, grid: str) -> Table:
+        """The same as a table. `order` is 0: fitted coefficients have no order of convergence."""
+        n = self.rows
+        used = (self.weights != 0).nonzero()
+        history = max([int(k - j) + 1 for k, j in used.tolist()], default=1)
+        names = registers(history)
+        x = torch.zeros(n, len(names), dtype=torch.float64)
+        base = torch.zeros_like(x)
+        base[:, 1], x[:, 0] = 1, self.keep
+        for k, j in used.tolist():
+            x[k, 2 + k - j] = self.weights[k, j]
+        alpha, sigma, time = (
+            torch.cat([v, e.reshape(1)]) for v, e in zip((self.alpha, self.sigma, self.time), self.end, strict=True)
+        )
+        return Table(solver, grid, "denoised", 0, alpha, sigma, time, tuple(range(n)), x, base)
+
+
+def supports(table: Table) -> bool:
+    """Whether a fit can begin at `table`."""
+    calls = table.step == tuple(range(table.nfe))
+    return calls and table.basis == "denoised" and not table.stochastic and not table.uses_base
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The parameters theta of a sampler of N steps on `process`, zero for `solver` on the levels it begins with.
+
+    theta holds, in this order: N - 1 shifts of the levels after the first, as parts of the spacing of lam beside them;
+    N shifts of the times the network is told, as parts of the spacing of the times; and for every row a correction of
+    the coefficient of x and of each of the last `memory` denoised predictions.
+    """
+
+    process: Process
+    solver: str
+    start: Grid
+    memory: int
+
+    @property
+    def steps(self) -> int:
+        """Number of steps N."""
+        return self.start.steps
+
+    @cached_property
+    def names(self) -> tuple[tuple[str, int, int], ...]:
+        """(what, row, prediction) of every parameter."""
+        n = self.steps
+        levels = [("level", k, 0) for k in range(1, n)]
+        clock = [("time", k, 0) for k in range(n)]
+        rows = [("keep", k, 0) for k in range(n)]
+        weights = [("weight", k, j) for k in range(n) for j in range(max(0, k + 1 - self.memory), k + 1)]
+        return (*levels, *clock, *rows, *weights)
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return len(self.names)
+
+    def zero(self) -> Tensor:
+        """The parameters of the start."""
+        return torch.zeros(self.size, dtype=torch.float64)
+
+    @cached_property
+    def _spacing(self) -> Tensor:
+        """(N - 1,) units of the shifts of lam: the smaller of the finite spacings beside a level."""
+        lam = self.start.lam
+        gaps = [float(g) if math.isfinite(float(g)) else math.inf for g in lam[1:] - lam[:-1]]
+        units = [min(gaps[k - 1], gaps[k]) for k in range(1, self.steps)]
+        return double([u if math.isfinite(u) else 1.0 for u in units])
+
+    @cached_property
+    def _ticks(self) -> Tensor:
+        """(N,) units of the shifts of the times."""
+        time = self.start.time[:-1]
+        if self.steps == 1:
+            return (time.abs() * 0.1).clamp(min=1e-3)
+        gaps = (time[1:] - time[:-1]).abs()
+        return torch.minimum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]]))
+
+    def grid(self, theta: Tensor) -> Grid:
+        """The fitted levels. Raises `GridError` where they do not fall."""
+        n, own = self.steps, self.start
+        if n == 1:
+            return own
+        lam = own.lam[1:n] + theta[: n - 1] * self._spacing
+        made = self.process.at_lam(lam)
+        parts = ((own.alpha, made.alpha), (own.sigma, made.sigma), (own.time, made.time))
+        alpha, sigma, time = (torch.cat([a[:1], b, a[-1:]]) for a, b in parts)
+        return Grid(self.process, alpha, sigma, time, own.name)
+
+    def arrays(self, theta: Tensor) -> Arrays:
+        """The sampler of `theta`. Raises `GridError` for levels that do not fall."""
+        n = self.steps
+        plain = Arrays.of(solvers.make(self.solver, self.grid(theta)))
+        told = theta[n - 1 : 2 * n - 1]
+        low, high = float(self.start.time[-1].clamp(max=float(self.start.time[-2]))), float(self.start.time[0])
+        low = min(low, _lowest(self.process, float(self.start.time[-2])))
+        time = (plain.time + told * self._ticks).clamp(min(low, high), max(low, high))
+        keep = plain.keep + theta[2 * n - 1 : 3 * n - 1]
+        weights = plain.weights.clone()
+        for (_, k, j), value in zip(self.names[3 * n - 1 :], theta[3 * n - 1 :], strict=True):
+            weights[k, j] += value
+        return Arrays(plain.alpha, plain.sigma, time, keep, weights, plain.end)
+
+    def jacobian(self, theta: Tensor) -> Tensor:
+        """(Q, P) derivatives of the Q numbers of `Arrays.flat` by central differences."""
+        columns = []
+        for p in range(self.size):
+            step = torch.zeros_like(theta)
+            step[p] = STEP
+            try:
+                up, down = self.arrays(theta + step).flat(), self.arrays(theta - step).flat()
+            except GridError:  # two levels are almost one
+                up, down = self.arrays(theta).flat(), self.arrays(theta).flat()
+            columns.append((up - down) / (2 * STEP))
+        return torch.stack(columns, 1)
+
+
+def _lowest(process: Process, last: float) -> float:
+    """The lowest time the network knows."""
+    try:
+        return float(process.at_sigma(double([process.sigma_min])).time)
+    except GridError:
+        return last

@@ -1,0 +1,186 @@
+"""The fits of one model for several numbers of steps, and what is kept of them."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..fitted import Fitted, ProcessData, Provenance
+from ..grids import Grid
+from ..recipe import versions
+from ..sampler import Sampler
+from . import fit, judge, rows, start
+from .fit import State, Task
+from .form import Form
+from .model import Model
+from .store import Store
+from .teacher import Targets
+
+Told = Callable[[str], None]
+SOME = 16  # samples that choose where to begin
+BATCH = 8  # samples an iteration
+ROOM = 2**31  # bytes that an iteration, and the paths for GITS, may hold beside the network
+LONG = 5  # samples and predictions that a long run holds
+
+
+def held_bytes(model: Model, count: int, steps: int, method: str, memory: int) -> int:
+    """About what a fit to `count` samples holds beside the network and its graph; 0 for a pipeline as a whole."""
+    if not model.stepwise:
+        return 0
+    each = _bytes(model)
+    iteration = at_once(model, steps, method, memory) * _share(each, steps, method, memory)
+    paths = min(SOME, start.fits(each, ROOM)) * start.PATH * each
+    return 2 * count * each + max(LONG * count * each, (2 * steps + 1) * count * each, iteration, paths)
+
+
+def at_once(model: Model, steps: int, method: str, memory: int) -> int:
+    """Samples an iteration, fewer where `BATCH` would hold more than `ROOM`."""
+    if not model.stepwise:
+        return BATCH
+    return max(1, min(BATCH, ROOM // _share(_bytes(model), steps, method, memory)))
+
+
+def _bytes(model: Model) -> int:
+    """Of one sample, at the precision of the predictions."""
+    x = model.start([0])
+    return x.numel() * max(4, x.element_size())
+
+
+def _share(each: int, steps: int, method: str, memory: int) -> int:
+    """Of one sample in an iteration: its runs, and for differences its part of the Jacobian, four times over."""
+    runs = 4 * steps * each
+    return runs if method != "differences" else runs + 4 * (memory + 3) * steps * each + 16 * (steps + 2) * each
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one number of steps: `sampler`, or the `reason` why none was kept."""
+
+    steps: int
+    sampler: Sampler | None
+    reason: str
+    start: str
+    held_start: float
+    held_tuned: float
+
+
+@dataclass(eq=False)
+class Fitting:
+    """Everything that the fits for several numbers of steps share."""
+
+    model: Model
+    targets: Targets
+    method: str
+    memory: int
+    facts: dict[str, Any]
+    told: Told
+    store: Store | None
+    samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    paths: start.Paths | None = None
+    stopped: bool = False
+
+    def one(
+        self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None, began: float
+    ) -> Outcome:
+        """Fit one number of steps, and judge it."""
+        ends = time.monotonic() + seconds
+        fitted, held = self.samples
+        label, grid, state = self._begun(steps, asked)
+        form = Form(self.model.process, label.partition("/")[0], grid, self.memory)
+        self._seeds_enough(form)
+        batch = at_once(self.model, steps, self.method, self.memory)
+        task = Task(self.model, form, self.targets, fitted, held, self.method, batch)
+        state = self._fit(task, label, state, ends, iterations)
+        return self._judged(task, state, label, began)
+
+    def _begun(self, steps: int, asked: Sampler | str | None) -> tuple[str, Grid, State | None]:
+        """Where the fit begins, or where it was."""
+        known = None if self.store is None else self.store.read(steps, self.model.process)
+        if known is not None:
+            self.told(f"{steps} steps: going on at iteration {known[2].iteration}")
+            return known
+        if asked is not None:
+            return *start.named(self.model, asked, steps), None
+        some = self.samples[0][:SOME]
+        if self.model.stepwise and self.paths is None:
+            self.told("paths for the levels")
+            self.paths = start.Paths(self.model, some[: start.fits(_bytes(self.model), ROOM)])
+        self.told(f"{steps} steps: looking for where to begin")
+        return *start.best(self.model, self.targets, some, list(start.begins(self.model, steps, self.paths))), None
+
+    def _fit(self, task: Task, label: str, state: State | None, ends: float, iterations: int | None) -> State:
+        steps = task.form.steps
+        if state is None:
+            state = fit.begin(task)
+        if self.method == "levels":
+            return state
+        if not state.iteration and self.model.stepwise:
+            with_rows = fit.look(task, fit.moved(state, rows.squares(task, rows.enough(task))))
+            state = with_rows if with_rows.error < state.error or self.method == "rows" else state
+        if self.method == "rows":
+            return state
+
+        def until(now: State) -> bool:
+            return time.monotonic() >= ends or (iterations is not None and now.iteration >= iterations)
+
+        def seen(now: State) -> None:
+            nonlocal state
+            state = now
+            if self.store is not None:
+                self.store.keep(steps, label, task.form.start, now)
+            began = now.held[0][1]
+            self.told(f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of {began:.4g}")
+
+        try:
+            return fit.improve(task, state, until, seen)
+        except KeyboardInterrupt:
+            self.stopped = True
+            return state
+
+    def _seeds_enough(self, form: Form) -> None:
+        count = sum(len(s) for s in self.samples)
+        if count < form.size and self.method not in ("levels",):
+            warnings.warn(
+                f"{count} seeds for {form.size} corrections of {form.steps} steps: what is fitted may not carry over; "
+                f"give seeds={form.size} or more",
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def _judged(self, task: Task, state: State, label: str, began: float) -> Outcome:
+        """The sampler, if it is better than its start on held-out samples."""
+        zero, steps = task.form.zero(), task.form.steps
+        before, first = task, label
+        if self.method == "levels":  # where it begins is what was found, so it is measured by the usual one
+            first, grid = start.named(self.model, f"dpmpp_2m/{start.usual(self.model)}", steps)
+            before = replace(task, form=Form(self.model.process, "dpmpp_2m", grid, self.memory))
+        own, theirs = task.error(state.best, task.held), before.error(zero, task.held)
+        held = {"tuned": judge.geometric(own)[0], "start": judge.geometric(theirs)[0]}
+        if not judge.better(own, theirs):
+            reason = (
+                f"the held-out error {held['tuned']:.4g} is not clearly below that of its start {first} "
+                f"({held['start']:.4g})"
+            )
+            return Outcome(steps, None, reason, first, held["start"], held["tuned"])
+        table = task.form.arrays(state.best).table("fitted", f"{label}, fitted")
+        fitting = {"tuned": task.typical(state.best, task.fit), "start": before.typical(zero, task.fit)}
+        errors = judge.usual(self.model, self.targets, task.held, steps)
+        prompts, seeds = self.facts.get("prompts", ()), self.facts.get("seeds", ())
+        part = [tuple(dict.fromkeys(prompts[s] for s in some if prompts)) for some in self.samples]
+        drawn = [tuple(seeds[s] for s in some if seeds) for some in self.samples]
+        provenance = Provenance(
+            model=self.facts["model"], fingerprint=self.facts["fingerprint"],
+            process=ProcessData.of(self.model.process, table), prediction=self.model.prediction,
+            guidance=self.facts["guidance"], dtype=self.facts["dtype"], prompts=list(part[0]), seeds=list(drawn[0]),
+            held_out_prompts=list(part[1]), held_out_seeds=list(drawn[1]), start=first, method=self.method,
+            fitting=fitting, held_out=held, errors=errors, seconds=round(time.monotonic() - began, 1),
+            calls=self.model.evaluations, versions=versions(),
+        )  # fmt: skip
+        name = f"{self.facts['model'].rpartition('/')[2]}-{steps}"
+        sampler = Sampler(fitted=Fitted(name, table, provenance))
+        return Outcome(steps, sampler, "", first, held["start"], held["tuned"])

@@ -1,0 +1,134 @@
+"""The network that a sampler is fitted to, as a denoiser of many samples at levels of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance import Guidance, combine
+from ..pipelines.capture import Captured
+from ..prediction import coefficients
+from ..process import At, Level, Process
+from ..program import Shape
+from ..run import Run
+from ..table import Table
+
+
+class Model(ABC):
+    """A network with `count` samples: their initial noise, and whatever else belongs to each.
+
+    `differentiable`: whether a gradient flows through `denoised`. `stepwise`: whether the network can be called by
+    itself; else only `run` works. `evaluations`: network evaluations so far.
+    """
+
+    process: Process
+    prediction: str
+    count: int
+    shape: Shape | None = None
+    differentiable = False
+    stepwise = True
+    guidance: Guidance | None = None
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    @abstractmethod
+    def start(self, samples: Sequence[int]) -> Tensor:
+        """The initial noise (n, …) of `samples`."""
+
+    @abstractmethod
+    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+        """The network's guided output (n, …) for x at levels of (n,) numbers."""
+
+    def denoised(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+        """The denoised prediction (n, …) in at least single precision; `scale` 1 is no guidance, None the model's."""
+        raw = self.raw(x, level, samples, scale)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        c_x, c_raw = (
+            c.to(x.device, wide).reshape(-1, *(1,) * (x.ndim - 1)) for c in coefficients(self.prediction, level)
+        )
+        clean = c_x * x.to(wide) + c_raw * raw.to(wide)
+        return clean if self.shape is None else self.shape(clean)
+
+    def run(self, table: Table, samples: Sequence[int]) -> Tensor:
+        """The results (n, …) of any deterministic table."""
+        made = Run(table, self.prediction, shape=self.shape, guidance=self.guidance)
+        made.start(self.start(samples))
+        for _ in made.rows():
+            made.advance(self.raw(made.latents, spread(made.level, len(samples)), samples, made.scale))
+        return made.result
+
+    def scales(self, table: Table) -> tuple[float | None, ...]:
+        """The guidance scale of every row."""
+        return (None,) * table.nfe if self.guidance is None else self.guidance.scales(table)
+
+
+def spread(at: At, count: int) -> Level:
+    """A level of floats as one for each of `count` samples."""
+    return Level(*(torch.full((count,), v, dtype=torch.float64) for v in (at.alpha, at.sigma, at.time)))
+
+
+class Pipeline(Model):
+    """A captured pipeline: `batch` network evaluations a call."""
+
+    differentiable = True
+
+    def __init__(self, captured: Captured, guidance: Guidance | None, batch: int) -> None:
+        super().__init__()
+        self.captured, self.guidance, self.batch = captured, guidance, batch
+        self.process, self.prediction, self.shape = captured.process, captured.prediction, captured.shape
+        self.count = captured.count
+
+    def start(self, samples: Sequence[int]) -> Tensor:
+        return self.captured.start[list(samples)]
+
+    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+        each = self.captured.cost(scale)
+        many = max(1, self.batch // each)
+        rescale = 0.0 if self.guidance is None else self.guidance.rescale
+        self.evaluations += each * len(x)
+        made = []
+        for i in range(0, len(x), many):
+            part = slice(i, i + many)
+            n = len(x[part])
+            told = level.time[part] if level.time.ndim else level.time
+            made.append(self.captured(x[part], told.expand(n), list(samples[part]), [scale] * n, [rescale] * n))
+        return torch.cat(made)
+
+
+class Plain(Model):
+    """A denoiser of your own, `denoise(x, level)`, as `timonel.sample` takes it; x (count, …) is the initial noise."""
+
+    def __init__(
+        self, denoise: Callable[[Tensor, At], Tensor], x: Tensor, process: Process, prediction: str = "sample",
+        unconditional: Callable[[Tensor, At], Tensor] | None = None, guidance: Guidance | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.denoise, self.x, self.process, self.prediction = denoise, x, process, prediction
+        self.unconditional, self.guidance, self.count = unconditional, guidance, len(x)
+
+    def start(self, samples: Sequence[int]) -> Tensor:
+        return self.x[list(samples)]
+
+    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+        told = torch.stack([v.expand(len(x)) for v in level], 1)
+        made: Any = None
+        for one in torch.unique(told, dim=0):
+            chosen = (told == one).all(1)
+            out = self._at(x[chosen], At(*one.tolist()), scale)
+            made = x.new_empty(len(x), *out.shape[1:]) if made is None else made
+            made[chosen] = out
+        return made  # type: ignore[no-any-return]
+
+    def _at(self, x: Tensor, at: At, scale: float | None) -> Tensor:
+        self.evaluations += len(x)
+        cond = self.denoise(x, at)
+        if self.unconditional is None or scale in (None, 1.0):
+            return cond
+        self.evaluations += len(x)
+        rescale = 0.0 if self.guidance is None else self.guidance.rescale
+        return combine(cond, self.unconditional(x, at), float(scale or 1.0), rescale)

@@ -1,0 +1,79 @@
+"""Corrections without a gradient and without a search: least squares, one row after the other.
+
+The next sample of a row is linear in its coefficients, so the row that comes nearest to the converged sample at the
+next level is a least-squares problem in float64, with a ridge toward the solver's own row. The samples and predictions
+are those of the fitted sampler itself, so every row also makes up for what the rows before it missed. It costs one
+long run and one short one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..grids import Grid
+from ..process import Level
+from .fit import Task
+from .form import Arrays
+from .teacher import FIRST, SOLVER, fine
+
+EQUATIONS = 16_384  # at least, for a few numbers a row
+RIDGE = 1e-3  # of the mean diagonal of the normal equations
+
+
+@torch.no_grad()
+def path(task: Task, samples: Sequence[int]) -> list[Tensor]:
+    """Nearly converged samples (n, …) at every level of the start after the first, the clean one included."""
+    model, own = task.model, task.form.start
+    long = fine(model, FIRST).levels(model.process)
+    lam = torch.cat([long.lam[:-1], own.lam[1:-1]])
+    order = torch.argsort(lam)
+    kept = [int((order == len(long) - 1 + i).nonzero()) for i in range(own.steps - 1)]
+    apart = torch.ones(len(order), dtype=torch.bool)
+    for at in kept:  # a level of the long run beside one of ours is left out, for the two would be almost one
+        for other in (at - 1, at + 1):
+            if 0 < other < len(order) and other not in kept and abs(float(lam[order[at]] - lam[order[other]])) < 1e-3:
+                apart[other] = False
+    parts = ((long.alpha, own.alpha), (long.sigma, own.sigma), (long.time, own.time))
+    level = Level(*(torch.cat([a[:-1], b[1:-1]])[order][apart] for a, b in parts))
+    arrays = Arrays.of(solvers.make(SOLVER, Grid.of(model.process, level, "path")))
+    wanted = {int(apart[:at].sum()) for at in kept}
+    x, found, seen = model.start(samples), dict[int, Tensor](), list[Tensor]()
+    for k in range(arrays.rows):
+        if k in wanted:
+            seen.append(x)
+        found[k] = model.denoised(x, arrays.level(k), samples, task.scales[0])
+        x = float(arrays.keep[k]) * x + sum(float(arrays.weights[k, j]) * d for j, d in found.items())
+        found.pop(k - 2, None)
+    return [*seen, task.targets.of(samples)]
+
+
+def enough(task: Task) -> list[int]:
+    """As many of the fitted samples as give enough equations."""
+    each = task.targets.result[0].numel()
+    return list(task.fit[: max(8, -(-EQUATIONS // each))])
+
+
+@torch.no_grad()
+def squares(task: Task, samples: Sequence[int]) -> Tensor:
+    """The parameters whose rows were fitted one by one, on the levels of the start."""
+    form, aims = task.form, path(task, samples)
+    arrays, theta = form.arrays(form.zero()), form.zero()
+    place = {name: p for p, name in enumerate(form.names)}
+    x, found = task.model.start(samples), list[Tensor]()
+    for k in range(form.steps):
+        found.append(task.model.denoised(x, arrays.level(k), samples, task.scales[k]))
+        plain = float(arrays.keep[k]) * x + sum(float(arrays.weights[k, j]) * d for j, d in enumerate(found))
+        free = [("keep", k, 0), *(("weight", k, j) for j in range(max(0, k + 1 - form.memory), k + 1))]
+        reads = torch.stack([x, *found[max(0, k + 1 - form.memory) :]], -1).double().flatten(0, -2)
+        miss = (aims[k].double() - plain.double()).flatten()
+        normal = reads.T @ reads
+        ridge = RIDGE * normal.diagonal().mean() * torch.eye(len(free), dtype=torch.float64)
+        solved = torch.linalg.solve(normal + ridge, reads.T @ miss)
+        for name, value in zip(free, solved, strict=True):
+            theta[place[name]] = value
+        x = (plain.double() + (reads @ solved).reshape(plain.shape)).to(x.dtype)
+    return theta

@@ -1,0 +1,109 @@
+"""Where a fit begins: the best of the usual samplers, and levels found without a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import grids, solvers
+from ..errors import ArgumentError, TimonelError
+from ..grids import Grid
+from ..process import At
+from ..sampler import Sampler
+from .form import Arrays, supports
+from .model import Model, spread
+from .student import distance, travel
+from .teacher import Targets
+
+FINE, GITS = 40, 1.15  # steps of the paths that GITS chooses from, and its coefficient (arXiv 2405.11326)
+PATH = 205  # samples that GITS holds for each of its paths: what a path saw, and what it is compared with
+FEW, FINALISTS = 4, 3  # samples that every start is tried on, and how many of them are tried on more
+SOLVERS = ("dpmpp_2m", "dpmpp_3m")
+GRIDS = ("karras", "lam", "gaussian", "ays", "trailing", "beta", "exponential")
+FLOW_GRIDS = ("trailing", "flow", "gaussian", "lam", "beta")
+
+
+def begins(model: Model, steps: int, paths: Paths | None = None) -> Iterator[tuple[str, Grid]]:
+    """Solvers and the levels that they may begin on; grids that this process does not have are left out.
+
+    `paths`: for GITS, which chooses levels on which Euler steps stay near the model's own paths.
+    """
+    for grid in FLOW_GRIDS if model.process.kind == "flow" else GRIDS:
+        for solver in SOLVERS:
+            try:
+                sampler = Sampler(solver, grid, steps)
+                made = sampler.levels(model.process)
+                table = sampler.compile(model.process)
+            except TimonelError:
+                continue
+            if supports(table) and full(made, model):
+                yield f"{solver}/{grid}", made
+    if paths is not None and steps < FINE:
+        yield from ((f"{solver}/gits", paths.levels(steps)) for solver in SOLVERS)
+
+
+class Paths:
+    """What GITS needs of a model: a few of its Euler paths, computed once for all numbers of steps."""
+
+    @torch.no_grad()
+    def __init__(self, model: Model, samples: Sequence[int]) -> None:
+        def denoise(x: Tensor, at: At) -> Tensor:
+            return model.denoised(x, spread(at, len(x)), samples, None)
+
+        self.fine = Sampler("euler", usual(model), FINE).levels(model.process)
+        self.cost = grids.gits_cost(denoise, model.start(samples), self.fine)
+
+    def levels(self, steps: int) -> Grid:
+        """The levels on which `steps` Euler steps stay near the model's own paths; see `timonel.grids.gits`."""
+        path = grids.choose(self.cost, steps, GITS)
+        fine = self.fine
+        return Grid(fine.process, fine.alpha[path], fine.sigma[path], fine.time[path], "gits")
+
+
+def fits(each: int, room: int) -> int:
+    """How many paths of samples of `each` bytes `room` bytes hold; two at least."""
+    return max(2, room // (PATH * each))
+
+
+def usual(model: Model) -> str:
+    """The usual grid of a process for many steps."""
+    finite = model.process.kind != "flow" and math.isfinite(model.process.sigma_max)
+    return "karras" if finite else "trailing"
+
+
+def full(grid: Grid, model: Model) -> bool:
+    """Whether a grid begins where the others do, so that the initial noise means the same."""
+    top = Sampler("dpmpp_2m", "trailing" if model.process.kind != "edm" else "karras", 2).levels(model.process)
+    return bool(torch.isclose(grid.sigma[0], top.sigma[0], rtol=1e-3))
+
+
+def named(model: Model, sampler: Sampler | str, steps: int) -> tuple[str, Grid]:
+    """The start that was asked for. Raises `ArgumentError` where a fit cannot begin there."""
+    chosen = Sampler.of(sampler, steps).on(model.process)
+    table = chosen.compile(model.process)
+    if table.stochastic:
+        raise ArgumentError(
+            f"{chosen.label!r} draws noise, so its pictures have no target: begin at a deterministic sampler, "
+            f"such as start='dpmpp_2m/{chosen.grid or 'karras'}'"
+        )
+    if chosen.name not in SOLVERS or not supports(table):
+        raise ArgumentError(f"a fit begins at {' or '.join(SOLVERS)} on any grid, got {chosen.label!r}")
+    return chosen.label, chosen.levels(model.process)
+
+
+@torch.no_grad()
+def best(
+    model: Model, targets: Targets, samples: Sequence[int], starts: Sequence[tuple[str, Grid]]
+) -> tuple[str, Grid]:
+    """The start with the least error on `samples`; all are tried on a few of them, and the first ones on all."""
+
+    def error(one: tuple[str, Grid], some: Sequence[int]) -> float:
+        table = solvers.make(one[0].partition("/")[0], one[1])
+        made = travel(model, Arrays.of(table), some, model.scales(table)).result
+        return float(distance(made, targets.of(some)).clamp(min=1e-12).log().nan_to_num(nan=99.0).mean())
+
+    ranked = sorted(starts, key=lambda one: error(one, samples[:FEW])) if len(starts) > 1 else list(starts)
+    return min(ranked[:FINALISTS], key=lambda one: error(one, samples)) if len(ranked) > 1 else ranked[0]

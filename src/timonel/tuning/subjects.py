@@ -1,0 +1,106 @@
+"""The samples of a fit: prompts or pictures with seeds, some of them held out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..comparison.plan import PICTURES
+from ..errors import ArgumentError, whole
+from ..pipelines.helm import Helm
+
+LEAST = 12  # seeds of a fit, a third of them held out
+NAMED = 48  # prompts taken from a shipped model's own list
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """One prompt or picture and one seed for every sample; the last `held` samples are held out."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    held: int
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the prompts are files of pictures."""
+        return Path(self.prompts[0]).suffix.lower() in PICTURES
+
+    def inputs(self) -> dict[str, Any]:
+        """What the pipeline is called with."""
+        from ..animate import still
+
+        return {"image": [still(p) for p in self.prompts]} if self.pictures else {"prompt": list(self.prompts)}
+
+    def each(self, more: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the pipeline is called with for one sample at a time."""
+        return [{**{name: values[i] for name, values in self.inputs().items()}, **more} for i in range(len(self.seeds))]
+
+    def split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The samples that are fitted, and those that are held out."""
+        first = len(self.seeds) - self.held
+        return tuple(range(first)), tuple(range(first, len(self.seeds)))
+
+
+def subjects(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, seeds: int, seed: int) -> Subjects:
+    """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has its own.
+
+    Prompts that are held out are none of those that are fitted, where there are three or more. Raises
+    `ArgumentError` for too few seeds, for no prompts, or for a file that cannot be read.
+    """
+    count = whole("seeds", seeds)
+    if count < LEAST:
+        raise ArgumentError(f"{count} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
+    lines = _lines(helm, prompts)
+    held = count // 3
+    cut = len(lines) - max(1, len(lines) // 3) if len(lines) >= 3 else 0
+    fitted, other = (lines[:cut], lines[cut:]) if cut else (lines, lines)
+    told = [fitted[i % len(fitted)] for i in range(count - held)] + [other[i % len(other)] for i in range(held)]
+    made = Subjects(tuple(told), tuple(range(seed, seed + count)), held)
+    _refuse(helm, made)
+    return made
+
+
+def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> list[str]:
+    """The prompts, without repetitions."""
+    if prompts is None:
+        if helm.card is None or "prompt" not in helm._parameters:
+            what = "prompts" if "prompt" in helm._parameters else "pictures to begin with"
+            raise ArgumentError(f"say what to fit to: {what}, one a line in a file (--prompts FILE) or as a list")
+        every = max(1, len(helm.card.concepts) // NAMED)
+        return helm.card.concepts[::every][:NAMED]
+    if isinstance(prompts, (str, PathLike)):
+        try:
+            prompts = Path(prompts).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"cannot read the prompts in {str(prompts)!r}: {error}") from error
+    lines = list(dict.fromkeys(line.strip() for line in prompts if line.strip()))
+    if not lines:
+        raise ArgumentError("there is no prompt: give one a line")
+    return lines
+
+
+def _refuse(helm: Helm, made: Subjects) -> None:
+    """Pictures that are missing, and prompts that the model would not read to their end."""
+    if made.pictures:
+        missing = [p for p in made.prompts if not Path(p).is_file()]
+        if missing:
+            raise ArgumentError(f"there is no picture {missing[0]!r}")
+        return
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = getattr(helm.pipe, name, None)
+        most = getattr(tokenizer, "model_max_length", None)
+        if tokenizer is None or not isinstance(most, int) or most > 100_000:
+            continue
+        for prompt in dict.fromkeys(made.prompts):
+            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if length > most:
+                warnings.warn(
+                    f"the prompt {prompt[:40]!r}… has {length} tokens and {name} reads {most}: the rest is not fitted "
+                    "to",
+                    stacklevel=4,
+                )

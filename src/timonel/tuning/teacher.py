@@ -1,0 +1,94 @@
+"""The pictures to come near: the same noise, sampled until more steps change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..sampler import Sampler
+from .form import Arrays
+from .model import Model
+from .student import distance
+
+SOLVER = "dpmpp_3m"  # order 3, one call a step, in the denoised basis
+FIRST, LAST = 32, 512  # steps, doubled
+TRUSTED = 0.02  # of the size of a picture: what doubling may change on average; the finer run is 4 to 8 times better
+LOST = 10.0  # times that, and a sample is left out: its picture still depends on the steps
+KEPT = 0.75  # of the samples at least
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """`result` (n, …) of `samples`; `change` (n,): RMS distance to the run of half the steps; `steps` it took."""
+
+    samples: tuple[int, ...]
+    result: Tensor
+    change: Tensor
+    steps: int
+
+    def of(self, samples: Sequence[int]) -> Tensor:
+        """The targets of some samples."""
+        return self.result[[self.samples.index(s) for s in samples]]
+
+    @property
+    def floor(self) -> float:
+        """Error of the targets themselves, an estimate: the change is an eighth in the next doubling."""
+        return float(self.change.clamp(min=1e-12).log().mean().exp()) / 8
+
+
+def fine(model: Model, steps: int) -> Sampler:
+    """The sampler of the targets."""
+    grid = "trailing" if model.process.kind == "flow" else "karras"
+    return Sampler(SOLVER, grid, steps)
+
+
+def march(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None) -> Tensor:
+    """The result of a long run; only the predictions that a row still reads are kept."""
+    if not model.stepwise:
+        return model.run(arrays.table("fit", "fit"), samples)
+    x = model.start(samples)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    found: dict[int, Tensor] = {}
+    for k in range(arrays.rows):
+        found[k] = model.denoised(x, arrays.level(k), samples, scale).to(wide)
+        total = float(arrays.keep[k]) * x.to(wide)
+        for j in sorted(found):
+            if float(arrays.weights[k, j]):
+                total = total.add(found[j], alpha=float(arrays.weights[k, j]))
+        found.pop(k - 2, None)
+        x = total.to(x.dtype)
+    return x
+
+
+@torch.no_grad()
+def converge(model: Model, samples: Sequence[int], told: Told, scale: float | None = None) -> Targets:
+    """The converged results of `samples`, guided all the way at `scale` (None is the model's own).
+
+    Raises `ArgumentError` where more than a quarter of them still depend on the steps at the finest run.
+    """
+    steps, coarse = FIRST, None
+    while True:
+        told(f"targets: {len(samples)} samples in {steps} steps")
+        arrays = Arrays.of(fine(model, steps).compile(model.process))
+        made = march(model, arrays, samples, scale)
+        if not bool(torch.isfinite(made).all()):
+            raise ArgumentError(f"the model gives numbers that are not finite in {steps} steps of {SOLVER}")
+        if coarse is not None:
+            change, size = distance(made, coarse), float(made.double().square().mean().sqrt())
+            typical = float(change.clamp(min=1e-12).log().mean().exp())
+            if typical <= TRUSTED * size:
+                good = change <= LOST * TRUSTED * size
+                if float(good.double().mean()) >= KEPT:
+                    kept = tuple(s for s, g in zip(samples, good.tolist(), strict=True) if g)
+                    return Targets(kept, made[good], change[good], steps)
+            if steps >= LAST:
+                raise ArgumentError(
+                    f"the samples have not converged in {steps} steps: doubling still changes them by {typical:.3g} of "
+                    f"{size:.3g}. Use a lower guidance scale, or a model that is smoother in time"
+                )
+        coarse, steps = made, 2 * steps
