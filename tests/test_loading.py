@@ -110,6 +110,16 @@ def test_shards_of_a_variant_make_the_same_latents(tmp_path: Path) -> None:
     same("sdxl", tm.Helm(tmp_path, dtype="fp16", variant="fp16").pipe, torch.float16)
 
 
+def test_a_folder_may_leave_out_a_part_that_its_class_asks_for(tmp_path: Path) -> None:
+    """SD3 is often kept without its T5, and diffusers asks for it."""
+    own = saved.PIPES["sd3"].build()
+    own.register_modules(text_encoder_3=None, tokenizer_3=None)
+    own.save_pretrained(tmp_path)
+    loaded = tm.Helm(tmp_path).pipe
+    assert (loaded.text_encoder_3, loaded.tokenizer_3) == (None, None)
+    assert torch.equal(made(loaded, "sd3"), made(own, "sd3"))
+
+
 def test_each_part_is_read_in_the_precision_asked_for(folders: Path) -> None:
     pipe = tm.Helm(folders / "wan22", dtype={"vae": torch.float32, "default": "bf16"}).pipe
     found = {name: part.dtype for name, part in modules(pipe).items()}

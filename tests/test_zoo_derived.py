@@ -1,4 +1,4 @@
-"""The shipped models made from `emoji` by a LoRA: how they load, what they are, and what they can do."""
+"""The shipped models made from `emoji`, most by a LoRA: how they load, what they are, and what they can do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from timonel.errors import ModelError
 from timonel.recipe import Recipe
 from timonel.zoo.lora import merge
 
-DERIVED = [name for name in zoo.MODELS if zoo.card(name).base]
+HEIRS = [name for name in zoo.MODELS if zoo.card(name).base]
+DERIVED = [name for name in HEIRS if (zoo.folder(name) / zoo.LORA).is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,8 @@ def test_shipped_models_together_are_small() -> None:
         assert size(name) <= 4.2e6
 
 
-@pytest.mark.parametrize("name", DERIVED)
-def test_derived_card_inherits_what_the_autoencoder_and_data_decide(name: str) -> None:
+@pytest.mark.parametrize("name", HEIRS)
+def test_card_inherits_what_the_autoencoder_and_data_decide(name: str) -> None:
     card, base = zoo.card(name), zoo.card("emoji")
     assert (card.name, card.base) == (name, "emoji")
     assert set(base.concepts) <= set(card.concepts)
@@ -156,8 +157,24 @@ def test_zero_snr_model_still_paints_emoji(helms: dict[str, tm.Helm]) -> None:
         assert picture[:, :3, :3].mean() > 0.85  # on white, as the data
 
 
-def test_command_line_paints_with_the_models_own_sampler_and_replays_it(tmp_path: Path) -> None:
-    name = DERIVED[-1]
+def test_four_steps_of_the_distilled_model_beat_the_teachers_two_at_the_same_number_of_calls(
+    helms: dict[str, tm.Helm],
+) -> None:
+    """Both make four network evaluations; the picture to reach is the teacher's own at 20 steps."""
+    prompt = ["red apple", "pine tree", "panda", "bell", "snail", "blue heart"]
+    end = paint(helms["emoji"], prompt, sampler="dpmpp_2m/trailing", steps=20, guidance=4.0)
+
+    def psnr(name: str, **given: Any) -> float:
+        error = (paint(helms[name], prompt, **given) - end).square().mean(dim=(1, 2, 3))
+        return float((-10 * error.log10()).mean())
+
+    teacher = psnr("emoji", sampler="dpmpp_2m/trailing", steps=2, guidance=4.0)
+    for sampler in ("lcm", "tcd"):
+        assert psnr("emoji-lcm", sampler=sampler, steps=4, guidance=1.0) > teacher + 1
+
+
+@pytest.mark.parametrize("name", HEIRS)
+def test_command_line_paints_with_the_models_own_sampler_and_replays_it(name: str, tmp_path: Path) -> None:
     card, runner = zoo.card(name), CliRunner()
     assert runner.invoke(app, ["generate", "red apple", "--model", name, "--out", str(tmp_path)]).exit_code == 0
     recipe = Recipe.read(tmp_path / "red-apple-0.png")

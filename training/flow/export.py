@@ -19,7 +19,9 @@ import torch
 from common import load_checkpoint
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from network import SCHEDULER, build_transformer
-from shared import COMPONENTS, shared_components
+from shared import COMPONENTS, NO_T5
+
+from timonel.zoo.shared import taken
 
 
 def build_pipeline(work: Path, base: Path, shift: float) -> tuple[StableDiffusion3Pipeline, dict[str, Any]]:
@@ -30,9 +32,8 @@ def build_pipeline(work: Path, base: Path, shift: float) -> tuple[StableDiffusio
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER | {"shift": shift}),
-        text_encoder_3=None,
-        tokenizer_3=None,
-        **shared_components(base, COMPONENTS, torch.float32),
+        **NO_T5,
+        **taken(base, COMPONENTS, torch.float32),
     )
     return pipeline, state
 
@@ -46,9 +47,9 @@ def card(work: Path, base: Path, state: dict[str, Any]) -> dict[str, Any]:
         "name": "emoji-flow",
         "class": "StableDiffusion3Pipeline",
         "base": first["name"],
-        "components": COMPONENTS,
+        "components": {name: part.model_dump(exclude_defaults=True) for name, part in COMPONENTS.items()},
         "default_guidance": figures.get("best_guidance", 3.0),
-        "default_steps": 25,
+        "default_steps": 20,
         "evaluation": figures,
         "trained_on": {
             "images": first["trained_on"]["images"],

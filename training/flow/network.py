@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import Attention
 from text import WIDTH
 from torch import Tensor, nn
 
-SCHEDULER = {"num_train_timesteps": 1000, "shift": 1.0}
+SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0}
 ZEROS = 256  # the pipeline's default max_sequence_length
 APART = ("pos_embed.proj.weight", "proj_out.weight")
 

@@ -196,7 +196,7 @@ class Helm:
         scheduler = self._sampling(ours["sampler"], ours["steps"], options)
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
-        given, own = scale.order(self.pipe, self._parameters, options, ours["guidance"])
+        given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))
         hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
@@ -212,6 +212,13 @@ class Helm:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         return scheduler, gate, options
+
+    def _scaled(self, guidance: Guidance | float | None, options: dict[str, Any]) -> Guidance | float | None:
+        """The guidance of a call; a shipped model that is told nothing of it is guided as its card says."""
+        if guidance is not None or self.card is None:
+            return guidance
+        name = scale.argument(self.pipe, self._parameters, options)
+        return None if name is None or options.get(name) is not None else self.card.default_guidance
 
     def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's own arguments by name; unknown ones are refused."""

@@ -1,12 +1,13 @@
 """The small trained models that ship with the package.
 
-Each is a folder: a pipeline in diffusers' own format, or, for a model made from another one, its scheduler's
-configuration and a LoRA on the network of its base.
+Each is a folder: a pipeline in diffusers' own format, which may share parts with its base, or, for a model made from
+another one, its scheduler's configuration and a LoRA on the network of its base.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +15,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ModelError, TimonelError, UnknownName
 from ..process import Process, from_config
-from ..sampler import DEFAULT
+from ..sampler import DEFAULT, Sampler
 from .lora import LORA, merge
+from .shared import Shared, taken
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from ..guidance import Guidance
     from ..hooks.preview import LatentRGB
 
-__all__ = ["HERE", "LORA", "MODELS", "Card", "card", "finish", "folder", "process_of", "whole"]
+__all__ = ["HERE", "LORA", "MODELS", "Card", "card", "finish", "folder", "parts", "process_of", "tuned", "whole"]
 
 HERE = Path(__file__).parent
+TUNED = "tuned"  # a model's folder of fitted samplers, by steps
 MODELS = {
     "emoji": "text to emoji, 64x64 (StableDiffusionXLPipeline)",
+    "emoji-flow": "text to emoji by flow matching, 64x64 (StableDiffusion3Pipeline)",
     "emoji-zsnr": "emoji as a v model with zero terminal SNR, which paints plain black and white too",
+    "emoji-lcm": "emoji in two to four steps, for the samplers lcm and tcd",
     "emoji-video": "a picture to 8 moving frames, 64x64 (StableVideoDiffusionPipeline)",
 }
 
@@ -37,6 +47,7 @@ class Card(BaseModel):
 
     name: str
     base: str | None = None
+    components: dict[str, Shared] = {}
     concepts: list[str]
     styles: list[str]
     default_guidance: float
@@ -63,16 +74,23 @@ def folder(name: str) -> Path:
 
 
 def whole(name: str) -> Path:
-    """The folder of the whole pipeline to load: the model's own, or its base's, which `finish` makes this model."""
-    return folder(card(name).base or name)
+    """The folder of the pipeline to load: the model's own, or its base's, which `finish` makes this model."""
+    own = folder(name)
+    return own if (own / "model_index.json").is_file() else folder(card(name).base or name)
+
+
+def parts(name: str, dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The parts that the pipeline in this model's folder takes from its base, by name; see `taken`."""
+    made = card(name)
+    return taken(folder(made.base), made.components, dtype) if made.base else {}
 
 
 def finish(pipe: Any, name: str) -> Any:
-    """The pipeline loaded from `whole(name)`, with this model's LoRA merged in and its scheduler in place.
+    """The pipeline loaded from `whole(name)`, with this model's LoRA, if it is one, merged in and its scheduler.
 
     Raises `ModelError` for a LoRA that does not fit the base.
     """
-    if card(name).base is None:
+    if not (folder(name) / LORA).is_file():
         return pipe
     import diffusers
 
@@ -97,6 +115,20 @@ def _card(name: str) -> dict[str, Any]:
     shared = ("concepts", "styles", "resolution", "latent_rgb")
     base = {key: value for key, value in _card(own["base"]).items() if key in shared} if own.get("base") else {}
     return {**base, **own}
+
+
+def tuned(name: str, steps: int, guidance: Guidance | None) -> Sampler | None:
+    """The shipped sampler that was fitted to this model for so many steps under this guidance, or None.
+
+    `guidance`: with its scale, None for none; where another scale or interval was fitted, there is none for it.
+    """
+    path = folder(name) / TUNED / f"{steps}.json"
+    if not path.is_file():
+        return None
+    from ..fitted import Fitted
+
+    fitted = replace(Fitted.read(path), name=f"{name}-{steps}")
+    return Sampler(fitted=fitted) if fitted.guided_alike(guidance) else None
 
 
 def process_of(model: str) -> Process:
