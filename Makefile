@@ -5,7 +5,7 @@ WORKERS = --numprocesses auto --maxprocesses 8 --dist worksteal
 # k-diffusion is a test peer; installed without its dependencies, since only its sampling file is used
 PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
 
-.PHONY: venv demo test test-all bench report report-video claims check clean
+.PHONY: venv demo test test-all bench bench-tune report report-video claims check clean
 
 venv: .venv/ready
 
@@ -38,6 +38,10 @@ claims: venv
 
 bench: venv
 	$(BIN)/python benchmarks/run_all.py
+
+# fitted samplers against the usual ones, on samples that no fit has seen; into docs/tune.md
+bench-tune: venv
+	$(BIN)/python benchmarks/tune.py
 
 check: venv
 	$(BIN)/ruff check src tests benchmarks training

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import exact
 import guidance_cutoff
 import plan_time
 import preview_cost
@@ -27,7 +28,9 @@ def page(about: str, steps: str, cutoff: str, preview: str, plan: str, command: 
 
 Made by `{command}` on {date.today():%Y-%m-%d}. {about}
 
-Times are min / median; ratios are medians of the paired ratios.
+Times are min / median; ratios are medians of the paired ratios. Errors on exactly known models:
+[docs/exact.md](../docs/exact.md), by benchmarks/exact.py. Fitted samplers: [docs/tune.md](../docs/tune.md), by
+benchmarks/tune.py.
 
 ## One step of the sampler, without the network
 
@@ -78,6 +81,7 @@ def main() -> None:
     plan = plan_time.measure(1 if quick else 3)
     print(f"{preview}\n\n{plan}")
     RESULTS.write_text(page(about, steps, cutoff, preview, plan, "python benchmarks/run_all.py" + " --quick" * quick))
+    print(exact.run(exact.QUICK if quick else exact.Size(), None if quick else exact.DOCS))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import typer
 
 from timonel import zoo
 from timonel.cli import app
@@ -45,6 +48,16 @@ def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path) -> 
         "red-apple-7.sheet.png",
         "red-apple-7.gif",
     }
+
+
+@pytest.mark.parametrize("code", blocks("bash"))
+def test_commands_in_the_documents_take_their_options(code: str) -> None:
+    known = typer.main.get_command(app)
+    for line in (line for line in code.splitlines() if line.startswith("timonel ")):
+        _, name, *given = shlex.split(line, comments=True)
+        command = known.get_command(click.Context(known), name)
+        assert command is not None, line
+        command.make_context(name, given)  # raises for what it does not take
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -157,6 +157,8 @@ def _steps(presets: tuple[Preset, ...], sampler: str | None) -> int:
     """The recommendation's number of steps for this sampler, else that of the first, else timonel's."""
     if sampler is not None and not sampler.endswith("Scheduler"):
         asked = Sampler(sampler)
+        if asked.fitted is not None:
+            return asked.fitted.steps
         for preset in presets:
             if Sampler(preset.sampler).label == asked.label:
                 return preset.steps

@@ -23,13 +23,15 @@ from .. import solvers
 from ..errors import ArgumentError, UnknownName, finite, whole
 from ..fitted import Fingerprint, ProcessData, fingerprint
 from ..guidance import Guidance, cfg
-from ..process import Level
+from ..process import Level, Process
+from ..process import from_config as process_of
 from ..recipe import GuidanceData
 from ..sampler import Sampler
 from . import judge
 from .form import Arrays
 from .job import Fitting, Outcome, Told, held_bytes
 from .model import Model, Pipeline, Plain
+from .start import named
 from .store import Store
 from .student import travel
 from .teacher import FIRST, Targets, converge
@@ -48,7 +50,7 @@ METHODS = {
 }
 MEMORY = 4  # predictions that a row may correct
 BATCH = 32  # network evaluations a call
-SHARE = 0.6  # of the time, that the targets may take
+SHARE, LIMIT = 0.6, 0.8  # of the time: what the targets may take if they converge at once, and at most
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,13 @@ def tune(
         given = cfg(helm.card.default_guidance)
     if given is not None and (given.forecast > 1 or isinstance(given.scale, tuple)):
         raise ArgumentError("a fit takes one guidance scale and an interval; leave forecast= and scales per step out")
-    _checked(method, start, minutes)
+    _checked(method, start, minutes, counts, process_of(helm.pipe.scheduler.config))
+    whole("batch", batch)
     if out is not None:
         _target(Path(out), counts)
     options = dict(inputs)
     ordered, _ = scales.order(helm.pipe, helm._parameters, options, given)
-    whole_ = elsewhere.guided(helm.pipe, helm._parameters, options, ordered)  # as a use of the file is looked at
+    used = elsewhere.guided(helm.pipe, helm._parameters, options, ordered)  # as a use of the file is looked at
     telling = told or (lambda message: None)
     made = subjects(helm, prompts, seeds, seed)
     telling("watching the pipeline")
@@ -146,7 +149,7 @@ def tune(
     network, weights = _network(helm, made, given, batch, inputs, telling)
     where = {
         "model": helm.name or type(helm.pipe).__name__, "fingerprint": weights,
-        "guidance": None if whole_ is None else GuidanceData.of(whole_), "dtype": str(helm.pipe.dtype)[6:],
+        "guidance": None if used is None else GuidanceData.of(used), "dtype": str(helm.pipe.dtype)[6:],
         "prompts": made.prompts, "seeds": made.seeds,
     }  # fmt: skip
     return fit_model(
@@ -177,7 +180,7 @@ def fit_model(
     """
     counts, telling = _counts(steps), told or (lambda message: None)
     began = time.monotonic()
-    budget = 60 * _checked(method, start, minutes)
+    budget = 60 * _checked(method, start, minutes, counts, model.process)
     chosen, held = _thirds(model.count) if split is None else _split(split, model.count)
     target = None if out is None else _target(Path(out), counts)
     facts = {"model": "a denoiser", "fingerprint": None, "guidance": None, "dtype": "float32", **(where or {})}
@@ -196,26 +199,23 @@ def fit_model(
     targets = _targets(model, [*chosen, *held], scale, budget, store, telling)
     fitting = Fitting(model, targets, way, memory, facts, telling, store)
     fitting.samples = tuple(s for s in chosen if s in targets.samples), tuple(s for s in held if s in targets.samples)
-    outcomes = []
+    outcomes, files = list[Outcome](), list[Path]()
     try:
         for i, count in enumerate(counts):
             left = max(0.0, budget - (time.monotonic() - began))
             share = left * count / sum(counts[i:])
-            outcomes.append(fitting.one(count, start, share, iterations, began))
+            made = fitting.one(count, start, share, iterations, began)
+            outcomes.append(made)
+            if target is not None and made.sampler is not None:
+                files.append(made.sampler.save(target[0] / f"{count}.json" if target[1] else target[0]))
             if fitting.stopped:
                 break
     except KeyboardInterrupt:
         fitting.stopped = True
     if fitting.stopped:
         telling("stopped; what was found so far is kept" + (", the same call goes on" if store is not None else ""))
-    files = []
-    if target is not None:
-        for one in outcomes:
-            if one.sampler is not None:
-                path = target[0] / f"{one.steps}.json" if target[1] else target[0]
-                files.append(one.sampler.save(path))
-        if store is not None and not fitting.stopped:
-            store.clear()
+    if store is not None and not fitting.stopped:
+        store.clear()
     return Tuning(outcomes, time.monotonic() - began, model.evaluations, files)
 
 
@@ -251,12 +251,17 @@ def _counts(steps: int | Sequence[int]) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-def _checked(method: str | None, start: Sampler | str | None, minutes: float) -> float:
-    """The minutes, after a look at what needs no model."""
+def _checked(
+    method: str | None, start: Sampler | str | None, minutes: float, counts: list[int], process: Process
+) -> float:
+    """The minutes, after a look at what needs no network."""
     if method is not None and method not in METHODS:
         raise UnknownName("method", method, METHODS)
     if method == "levels" and start is not None:
         raise ArgumentError(f"method='levels' looks for where to begin: leave start={str(start)!r} out")
+    if start is not None:
+        for count in counts:
+            named(process, start, count)
     return finite("minutes", minutes, 0.01, 24 * 60)
 
 
@@ -361,7 +366,7 @@ def _targets(
             f"minutes={math.ceil(need / SHARE / 6) / 10:g}" + (f", or seeds={fewer}" if fewer >= 12 else "")
         )
     told(f"about {need:.0f} s for the converged samples, {budget - need:.0f} s are left for the fit")
-    made = converge(model, samples, told, scale)
+    made = converge(model, samples, told, scale, LIMIT * budget)
     if store is not None:
         store.keep_targets(made)
     return made

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import math
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import FittedElsewhere, ModelError
 from ..fitted import Fitted, ProcessData, Provenance
 from ..guidance import Guidance
 from ..pipelines.helm import Helm
 from ..prediction import from_config as prediction_of
 from ..process import Level
 from ..process import from_config as process_of
-from ..recipe import GuidanceData
 from ..sampler import Sampler
 from ..table import Table
 from .model import Model
@@ -43,17 +45,22 @@ class Whole(Model):
     def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
         raise ModelError("the network of this pipeline cannot be called by itself")
 
-    def run(self, table: Table, samples: Sequence[int]) -> Tensor:
-        guidance = None if self.guidance is None else GuidanceData.of(self.guidance)
+    def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
+        """The results of a table. `always`: guided all the way, as targets are."""
+        guidance = self.guidance
+        if always and guidance is not None:
+            guidance = replace(guidance, start=0.0, stop=math.inf, unit="ratio")
         provenance = Provenance(
-            model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction, guidance=guidance,
+            model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction, guidance=None,
             dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[], start="", method="", fitting={},
             held_out={}, seconds=0, calls=0,
         )  # fmt: skip
         sampler, made = Sampler(fitted=Fitted("fit", table, provenance)), []
         for sample in samples:
             given = {**self.more, **self.inputs[sample]}
-            self.helm(sampler=sampler, seeds=[self.seeds[sample]], guidance=self.guidance, **given)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FittedElsewhere)  # nobody's file
+                self.helm(sampler=sampler, seeds=[self.seeds[sample]], guidance=guidance, **given)
             run = self.helm.run
             assert run is not None
             self.evaluations += run.advances

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ MEMORY = 0.7  # of the curvature, from one iteration to the next
 AVERAGE = 0.6  # of the averaged parameters
 DAMPING, LEAST, MOST = 0.03, 1e-4, 1e3
 RIDGE = 1e-6  # of the mean curvature, toward the start
+TOGETHER = 16  # samples that travel together
 PATIENCE = 8  # iterations without a better held-out error
 
 
@@ -56,7 +58,7 @@ class Task:
     method: str  # backward or differences
     batch: int = 8  # samples an iteration
 
-    @property
+    @cached_property
     def scales(self) -> tuple[float | None, ...]:
         """The guidance scale of every row."""
         return self.model.scales(self.form.arrays(self.form.zero()).table("fit", "fit"))
@@ -68,8 +70,11 @@ class Task:
             arrays = self.form.arrays(theta)
         except GridError:
             return torch.full((len(samples),), torch.inf, dtype=torch.float64)
-        made = distance(travel(self.model, arrays, samples, self.scales).result, self.targets.of(samples))
-        return torch.nan_to_num(made, nan=torch.inf).clamp(min=1e-12)
+        made = [
+            distance(travel(self.model, arrays, some, self.scales).result, self.targets.of(some))
+            for some in (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
+        ]
+        return torch.nan_to_num(torch.cat(made), nan=torch.inf).clamp(min=1e-12)
 
     def typical(self, theta: Tensor, samples: Sequence[int]) -> float:
         """The geometric mean of the errors."""
@@ -157,4 +162,4 @@ def look(task: Task, state: State) -> State:
 
 def moved(state: State, theta: Tensor) -> State:
     """The state at other parameters."""
-    return replace(state, theta=theta, average=theta, iteration=state.iteration + 1)
+    return replace(state, theta=theta, average=theta)

@@ -148,35 +148,49 @@ class Form:
             return own
         lam = own.lam[1:n] + theta[: n - 1] * self._spacing
         made = self.process.at_lam(lam)
+        still = theta[: n - 1] == 0  # to the bit where it begins
         parts = ((own.alpha, made.alpha), (own.sigma, made.sigma), (own.time, made.time))
-        alpha, sigma, time = (torch.cat([a[:1], b, a[-1:]]) for a, b in parts)
+        alpha, sigma, time = (torch.cat([a[:1], torch.where(still, a[1:n], b), a[-1:]]) for a, b in parts)
         return Grid(self.process, alpha, sigma, time, own.name)
 
     def arrays(self, theta: Tensor) -> Arrays:
         """The sampler of `theta`. Raises `GridError` for levels that do not fall."""
         n = self.steps
         plain = Arrays.of(solvers.make(self.solver, self.grid(theta)))
-        told = theta[n - 1 : 2 * n - 1]
-        low, high = float(self.start.time[-1].clamp(max=float(self.start.time[-2]))), float(self.start.time[0])
-        low = min(low, _lowest(self.process, float(self.start.time[-2])))
-        time = (plain.time + told * self._ticks).clamp(min(low, high), max(low, high))
+        low, high = self._range
+        time = (plain.time + theta[n - 1 : 2 * n - 1] * self._ticks).clamp(low, high)
         keep = plain.keep + theta[2 * n - 1 : 3 * n - 1]
         weights = plain.weights.clone()
         for (_, k, j), value in zip(self.names[3 * n - 1 :], theta[3 * n - 1 :], strict=True):
             weights[k, j] += value
         return Arrays(plain.alpha, plain.sigma, time, keep, weights, plain.end)
 
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        """The lowest and the highest time that the network knows."""
+        own = self.start.time[:-1]
+        ends = [float(own[0]), float(own[-1]), _lowest(self.process, float(own[-1]))]
+        return min(ends), max(ends)
+
+    def inward(self, theta: Tensor) -> Tensor:
+        """(P,) 1, and -1 for a time that is at the highest which the network knows, so that it can only fall."""
+        n = self.steps
+        time = self.grid(theta).time[:-1] + theta[n - 1 : 2 * n - 1] * self._ticks
+        ways = torch.ones_like(theta)
+        ways[n - 1 : 2 * n - 1] = torch.where(time >= self._range[1] - 1e-9, -1.0, 1.0)
+        return ways
+
     def jacobian(self, theta: Tensor) -> Tensor:
-        """(Q, P) derivatives of the Q numbers of `Arrays.flat` by central differences."""
+        """(Q, P) derivatives of the Q numbers of `Arrays.flat` by differences toward what the network knows."""
+        ways, here = self.inward(theta), self.arrays(theta).flat()
         columns = []
         for p in range(self.size):
             step = torch.zeros_like(theta)
-            step[p] = STEP
+            step[p] = STEP * ways[p]
             try:
-                up, down = self.arrays(theta + step).flat(), self.arrays(theta - step).flat()
+                columns.append((self.arrays(theta + step).flat() - here) / step[p])
             except GridError:  # two levels are almost one
-                up, down = self.arrays(theta).flat(), self.arrays(theta).flat()
-            columns.append((up - down) / (2 * STEP))
+                columns.append(torch.zeros_like(here))
         return torch.stack(columns, 1)
 
 

@@ -105,7 +105,7 @@ class Fitting:
             self.told(f"{steps} steps: going on at iteration {known[2].iteration}")
             return known
         if asked is not None:
-            return *start.named(self.model, asked, steps), None
+            return *start.named(self.model.process, asked, steps), None
         some = self.samples[0][:SOME]
         if self.model.stepwise and self.paths is None:
             self.told("paths for the levels")
@@ -116,7 +116,10 @@ class Fitting:
     def _fit(self, task: Task, label: str, state: State | None, ends: float, iterations: int | None) -> State:
         steps = task.form.steps
         if state is None:
+            began = time.monotonic()
             state = fit.begin(task)
+            runs = len(judge.USUAL) + sum(judge.GOALS) / steps  # as long as this one, that follow the fit
+            ends -= runs * (time.monotonic() - began)
         if self.method == "levels":
             return state
         if not state.iteration and self.model.stepwise:
@@ -157,7 +160,7 @@ class Fitting:
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
         if self.method == "levels":  # where it begins is what was found, so it is measured by the usual one
-            first, grid = start.named(self.model, f"dpmpp_2m/{start.usual(self.model)}", steps)
+            first, grid = start.named(self.model.process, f"dpmpp_2m/{start.usual(self.model)}", steps)
             before = replace(task, form=Form(self.model.process, "dpmpp_2m", grid, self.memory))
         own, theirs = task.error(state.best, task.held), before.error(zero, task.held)
         held = {"tuned": judge.geometric(own)[0], "start": judge.geometric(theirs)[0]}

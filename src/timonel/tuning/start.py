@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import grids, solvers
 from ..errors import ArgumentError, TimonelError
 from ..grids import Grid
-from ..process import At
+from ..process import At, Process
 from ..sampler import Sampler
 from .form import Arrays, supports
 from .model import Model, spread
@@ -80,10 +80,10 @@ def full(grid: Grid, model: Model) -> bool:
     return bool(torch.isclose(grid.sigma[0], top.sigma[0], rtol=1e-3))
 
 
-def named(model: Model, sampler: Sampler | str, steps: int) -> tuple[str, Grid]:
+def named(process: Process, sampler: Sampler | str, steps: int) -> tuple[str, Grid]:
     """The start that was asked for. Raises `ArgumentError` where a fit cannot begin there."""
-    chosen = Sampler.of(sampler, steps).on(model.process)
-    table = chosen.compile(model.process)
+    chosen = Sampler.of(sampler, steps).on(process)
+    table = chosen.compile(process)
     if table.stochastic:
         raise ArgumentError(
             f"{chosen.label!r} draws noise, so its pictures have no target: begin at a deterministic sampler, "
@@ -91,7 +91,7 @@ def named(model: Model, sampler: Sampler | str, steps: int) -> tuple[str, Grid]:
         )
     if chosen.name not in SOLVERS or not supports(table):
         raise ArgumentError(f"a fit begins at {' or '.join(SOLVERS)} on any grid, got {chosen.label!r}")
-    return chosen.label, chosen.levels(model.process)
+    return chosen.label, chosen.levels(process)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..process import Level
 from .form import Arrays, Form
@@ -109,12 +110,12 @@ def differences(
     arrays = form.arrays(theta)
     known = travel(model, arrays, samples, scales)
     miss = (known.result.double() - target.double()).flatten(1)
-    columns = []
+    columns, ways = list[Tensor](), form.inward(theta)
     for begin in range(0, form.size, at_once):
         moved = range(begin, min(begin + at_once, form.size))
-        candidates = [form.arrays(theta + size * _unit(form.size, p)) for p in moved]
-        for end in ends(model, candidates, arrays, known, samples, scales):
-            columns.append(((end.double() - known.result.double()) / size).flatten(1).float())
+        candidates = [form.arrays(theta + size * ways[p] * _unit(form.size, p)) for p in moved]
+        for p, end in zip(moved, ends(model, candidates, arrays, known, samples, scales), strict=True):
+            columns.append(((end.double() - known.result.double()) / (size * ways[p])).flatten(1).float())
     jacobian = torch.stack(columns, -1)
     weight = _weight(miss, floor)
     scaled = jacobian * weight.sqrt()[:, None, None].to(jacobian)
@@ -136,6 +137,7 @@ def backward(
     chain = form.jacobian(theta)
     arrays = form.arrays(theta)
     errors, gradient, curvature = [], theta.new_zeros(form.size), theta.new_zeros(form.size, form.size)
+    at_once = 1 if model.lean else at_once
     for begin in range(0, len(samples), at_once):
         some = list(samples[begin : begin + at_once])
         leaf = arrays.flat().repeat(len(some), 1).requires_grad_()
@@ -168,7 +170,11 @@ def _each(model: Model, numbers: Tensor, arrays: Arrays, samples: Sequence[int],
     broad = (-1, *(1,) * (x.ndim - 1))
     found = list[Tensor]()
     for k in range(n):
-        found.append(model.denoised(x, Level(alpha[:, k], sigma[:, k], time[:, k]), samples, scales[k]))
+        told = Level(alpha[:, k], sigma[:, k], time[:, k]), samples, scales[k]
+        if model.lean:
+            found.append(checkpoint(model.denoised, x, *told, use_reentrant=False))
+        else:
+            found.append(model.denoised(x, *told))
         total = keep[:, k].to(wide).reshape(broad) * x.to(wide)
         for j in range(k + 1):
             total = total + weights[:, k, j].to(wide).reshape(broad) * found[j]

@@ -77,7 +77,9 @@ def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> l
         try:
             prompts = Path(prompts).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"cannot read the prompts in {str(prompts)!r}: {error}") from error
+            raise ArgumentError(
+                f"cannot read the prompts in {str(prompts)!r}: {error}. Give a text file with one a line, or a list"
+            ) from error
     lines = list(dict.fromkeys(line.strip() for line in prompts if line.strip()))
     if not lines:
         raise ArgumentError("there is no prompt: give one a line")
@@ -97,10 +99,11 @@ def _refuse(helm: Helm, made: Subjects) -> None:
         if tokenizer is None or not isinstance(most, int) or most > 100_000:
             continue
         for prompt in dict.fromkeys(made.prompts):
-            length = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if length > most:
+            ids = tokenizer([prompt], truncation=False, verbose=False).input_ids[0]
+            if len(ids) > most:
+                lost = tokenizer.decode(ids[most - 1 :], skip_special_tokens=True)
                 warnings.warn(
-                    f"the prompt {prompt[:40]!r}… has {length} tokens and {name} reads {most}: the rest is not fitted "
-                    "to",
+                    f"the prompt {prompt[:40]!r}… has {len(ids)} tokens and {name} reads {most}: {lost.strip()!r} is "
+                    "cut off, by the pipeline too; shorten it",
                     stacklevel=4,
                 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +52,10 @@ def fine(model: Model, steps: int) -> Sampler:
 def march(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None) -> Tensor:
     """The result of a long run; only the predictions that a row still reads are kept."""
     if not model.stepwise:
-        return model.run(arrays.table("fit", "fit"), samples)
+        from .blackbox import Whole
+
+        assert isinstance(model, Whole)
+        return model.run(arrays.table("fit", "fit"), samples, always=True)
     x = model.start(samples)
     wide = torch.promote_types(x.dtype, torch.float32)
     found: dict[int, Tensor] = {}
@@ -66,16 +71,21 @@ def march(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | N
 
 
 @torch.no_grad()
-def converge(model: Model, samples: Sequence[int], told: Told, scale: float | None = None) -> Targets:
+def converge(
+    model: Model, samples: Sequence[int], told: Told, scale: float | None = None, seconds: float = math.inf
+) -> Targets:
     """The converged results of `samples`, guided all the way at `scale` (None is the model's own).
 
-    Raises `ArgumentError` where more than a quarter of them still depend on the steps at the finest run.
+    Raises `ArgumentError` where more than a quarter of them still depend on the steps at the finest run, or at the
+    finest that `seconds` permit.
     """
-    steps, coarse = FIRST, None
+    steps, coarse, ends = FIRST, None, time.monotonic() + seconds
     while True:
         told(f"targets: {len(samples)} samples in {steps} steps")
+        began = time.monotonic()
         arrays = Arrays.of(fine(model, steps).compile(model.process))
         made = march(model, arrays, samples, scale)
+        took = time.monotonic() - began
         if not bool(torch.isfinite(made).all()):
             raise ArgumentError(f"the model gives numbers that are not finite in {steps} steps of {SOLVER}")
         if coarse is not None:
@@ -90,5 +100,11 @@ def converge(model: Model, samples: Sequence[int], told: Told, scale: float | No
                 raise ArgumentError(
                     f"the samples have not converged in {steps} steps: doubling still changes them by {typical:.3g} of "
                     f"{size:.3g}. Use a lower guidance scale, or a model that is smoother in time"
+                )
+            if time.monotonic() + 2 * took > ends:
+                raise ArgumentError(
+                    f"the samples have not converged in {steps} steps, doubling still changes them by {typical:.3g} of "
+                    f"{size:.3g}, and {2 * steps} steps take another {2 * took:.0f} s: give more minutes, fewer seeds "
+                    "or a lower guidance scale"
                 )
         coarse, steps = made, 2 * steps

@@ -1,0 +1,131 @@
+"""Laws of a fit that was killed: the same call goes on where it was, and finds what it would have found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import timonel as tm
+from timonel.tuning import fit_model
+from timonel.tuning.fit import State
+from timonel.tuning.store import Store
+from tuned_models import START, brief, mixture
+
+__all__ = ["brief"]
+pytestmark = [pytest.mark.usefixtures("brief"), pytest.mark.filterwarnings("ignore:.*seeds for.*corrections")]
+SCRIPT = """
+import sys, time, warnings
+import torch
+torch.set_num_threads(1)
+from timonel.tuning import fit_model, judge
+from tuned_models import START, mixture
+warnings.simplefilter("ignore")
+judge.USUAL, judge.GOALS = (START,), ()
+
+def told(message):
+    print(message, flush=True)
+    if "iteration 2" in message:
+        time.sleep(600)  # to be killed here
+
+fit_model(mixture(0), steps=3, start=START, method="differences", iterations=4, out=sys.argv[1], told=told)
+"""
+FIT = {"steps": 3, "start": START, "method": "differences", "iterations": 4}
+
+
+def test_a_fit_that_was_killed_goes_on_and_finds_the_same(tmp_path: Path) -> None:
+    whole = fit_model(mixture(0), **FIT)  # type: ignore[arg-type]
+    out = tmp_path / "fast.json"
+    tests = Path(__file__).parent
+    script = tmp_path / "fitting.py"
+    script.write_text(SCRIPT, "utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent / "src"), str(tests)]),
+                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+    with subprocess.Popen([sys.executable, str(script), str(out)], env=environment) as child:
+        state = tmp_path / "fast.json.part" / "3.json"
+        ends = time.monotonic() + 240
+        while not state.is_file() or json.loads(state.read_text("utf-8"))["iteration"] < 2:
+            assert child.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert not out.exists()
+    told: list[str] = []
+    found = fit_model(mixture(0), out=out, told=told.append, **FIT)  # type: ignore[arg-type]
+    assert "3 steps: going on at iteration 2" in told
+    assert "18 converged samples from before" in told
+    assert not any("targets:" in line for line in told)
+    assert found.files == [out]
+    assert not (tmp_path / "fast.json.part").exists()
+    one, other = (tm.Sampler.of(s).compile(mixture(0).process) for s in (whole.samplers[3], str(out)))
+    for name in ("alpha", "sigma", "time", "x"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert found.outcomes[0].held_tuned == whole.outcomes[0].held_tuned
+
+
+def test_ctrl_c_leaves_what_the_same_call_goes_on_with(tmp_path: Path) -> None:
+    def stop(message: str) -> None:
+        if "iteration 2" in message:
+            raise KeyboardInterrupt
+
+    out, told = tmp_path / "fast.json", list[str]()
+    fit_model(mixture(0), out=out, told=stop, **FIT)  # type: ignore[arg-type]
+    assert (tmp_path / "fast.json.part").is_dir()
+    fit_model(mixture(0), out=out, told=told.append, **FIT)  # type: ignore[arg-type]
+    assert "3 steps: going on at iteration 2" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.json"]
+
+
+@pytest.mark.parametrize("other", ["network", "noise", "samples", "start"])
+def test_what_is_left_of_another_fit_is_not_taken_up(other: str, tmp_path: Path) -> None:
+    def stop(message: str) -> None:
+        if "iteration 2" in message:
+            raise KeyboardInterrupt
+
+    out, told = tmp_path / "fast.json", list[str]()
+    fit_model(mixture(0, 12), out=out, told=stop, **FIT)  # type: ignore[arg-type]
+    other_noise = mixture(0, 12)
+    other_noise.x = other_noise.x.flip(0)
+    model = {
+        "network": mixture(1, 12), "noise": other_noise, "samples": mixture(0, 15), "start": mixture(0, 12),
+    }[other]  # fmt: skip
+    more = {**FIT, "iterations": 1, **({"start": "dpmpp_2m/lam"} if other == "start" else {})}
+    with pytest.raises(KeyboardInterrupt):
+        fit_model(model, out=out, told=_until_targets(told), **more)  # type: ignore[arg-type]
+    assert "targets: " in told[-1]
+
+
+def _until_targets(told: list[str]):  # type: ignore[no-untyped-def]
+    def tell(message: str) -> None:
+        told.append(message)
+        if "targets: " in message or "from before" in message:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", '{"key": 1}', "null"])
+def test_a_state_that_cannot_be_read_is_begun_anew(broken: str, tmp_path: Path) -> None:
+    store, model = Store(tmp_path / "x.part", {"a": 1}), mixture(0, 12)
+    grid = tm.Sampler(START, steps=3).levels(model.process)
+    theta = torch.zeros(4, dtype=torch.float64)
+    state = State(theta, theta + 1, 0.5, theta, torch.eye(4, dtype=torch.float64), held=[(0, 0.7), (1, 0.5)])
+    store.keep(3, START, grid, state)
+    known = store.read(3, model.process)
+    assert known is not None
+    assert (known[0], known[2].held, known[2].error) == (START, state.held, 0.5)
+    assert torch.equal(known[2].best, state.best)
+    assert torch.equal(known[1].sigma, grid.sigma)
+    (tmp_path / "x.part" / "3.json").write_text(broken, "utf-8")
+    (tmp_path / "x.part" / "targets.safetensors").write_text(broken, "utf-8")
+    assert store.read(3, model.process) is None
+    assert store.targets() is None
+    assert Store(tmp_path / "x.part", {"a": 2}).read(3, model.process) is None
