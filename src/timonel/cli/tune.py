@@ -33,7 +33,8 @@ def tune(
         str | None, typer.Option(help="Begin at this sampler, such as dpmpp_2m/karras. Default: the best of the usual.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="levels, rows, differences or backward. Default: what the network permits.")
+        str | None,
+        typer.Option(help="levels, rows, differences or backward. Default: differences, in half precision backward."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Network evaluations a call.")] = 32,
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,

@@ -45,8 +45,8 @@ __all__ = ["METHODS", "Pipeline", "Plain", "Tuning", "fit_model", "tune"]
 METHODS = {
     "levels": "none of the coefficients: the best of the usual grids, the closed form for Gaussian data and GITS",
     "rows": "least squares, row after row: one long run and a short one",
-    "differences": "Gauss-Newton by forward calls alone: for networks that are quantised, compiled or offloaded",
-    "backward": "Gauss-Newton by gradients",
+    "differences": "Gauss-Newton by forward calls alone: also for networks that are quantised, compiled or offloaded",
+    "backward": "Gauss-Newton by gradients: for half precision, which rounds small differences away",
 }
 MEMORY = 4  # predictions that a row may correct
 BATCH = 32  # network evaluations a call
@@ -113,7 +113,7 @@ def tune(
     `prompts`: a list or a file, a line each (pictures for models that begin with one); a shipped model has its own.
     `seeds`: how many samples, a third of them held out; `seed`: the first. `guidance`: as the sampler will be used.
     `minutes`: for everything. `out`: a .json file; for several steps a folder of them. `start`: where to begin, by
-    default the best of the usual. `method`: one of `METHODS`, by default the best that the network permits.
+    default the best of the usual. `method`: one of `METHODS`, by default the best for the network's precision.
     `batch`: network evaluations a call. `inputs`: of the pipeline. A fit that was killed goes on where it was.
 
     Raises `ArgumentError` for what cannot be fitted, before or as soon as it shows: too few seeds or minutes, a
@@ -266,13 +266,14 @@ def _checked(
 
 
 def _method(model: Model, asked: str | None) -> str:
-    """How to fit, by default the best that the network permits. Raises `ArgumentError` where it permits none."""
-    if asked in (None, "backward"):
-        flows = _flows(model)
-        if asked is None:
-            return "backward" if flows else "differences"
-        if not flows:
-            raise ArgumentError("no gradient flows through this network: use method='differences'")
+    """How to fit; by default by differences, and in half precision, which rounds them away, by gradients.
+
+    Raises `ArgumentError` for a way that the network does not permit.
+    """
+    if asked is None:
+        return "backward" if model.half and _flows(model) else "differences"
+    if asked == "backward" and not _flows(model):
+        raise ArgumentError("no gradient flows through this network: use method='differences'")
     if asked == "rows" and not model.stepwise:
         raise ArgumentError("the network of this pipeline cannot be called by itself: use method='differences'")
     assert asked is not None

@@ -23,7 +23,7 @@ from .teacher import Targets
 
 Told = Callable[[str], None]
 SOME = 16  # samples that choose where to begin
-BATCH = 8  # samples an iteration
+BATCH = 16  # samples an iteration
 ROOM = 2**31  # bytes that an iteration, and the paths for GITS, may hold beside the network
 LONG = 5  # samples and predictions that a long run holds
 

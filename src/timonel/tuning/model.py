@@ -25,7 +25,8 @@ class Model(ABC):
 
     `differentiable`: whether a gradient flows through `denoised`. `stepwise`: whether the network can be called by
     itself; else only `run` works. `lean`: whether a gradient computes the network again instead of keeping what it
-    made, which takes a third more time and a fraction of the memory. `evaluations`: network evaluations so far.
+    made, which takes a third more time and a fraction of the memory. `half`: whether it computes in half precision.
+    `evaluations`: network evaluations so far.
     """
 
     process: Process
@@ -35,6 +36,7 @@ class Model(ABC):
     differentiable = False
     stepwise = True
     lean = False
+    half = False
     guidance: Guidance | None = None
 
     def __init__(self) -> None:
@@ -86,6 +88,7 @@ class Pipeline(Model):
         self.captured, self.guidance, self.batch = captured, guidance, batch
         self.process, self.prediction, self.shape = captured.process, captured.prediction, captured.shape
         self.count = captured.count
+        self.half = captured.given[captured.names[0]].dtype in (torch.float16, torch.bfloat16)
         self.lean = sum(p.numel() for p in captured.module.parameters()) > LARGE
 
     def start(self, samples: Sequence[int]) -> Tensor:

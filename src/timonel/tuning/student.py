@@ -126,7 +126,7 @@ def differences(
 
 def backward(
     model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor, scales: Scales,
-    *, floor: float = 0.0, probes: int = 2, generator: torch.Generator | None = None, at_once: int = 8,
+    *, floor: float = 0.0, probes: int = 8, generator: torch.Generator | None = None, at_once: int = 8,
 ) -> Slope:  # fmt: skip
     """By gradients: exact for the error, and the curvature from random projections of the results.
 
