@@ -61,7 +61,7 @@ class Size:
 
     steps: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
     samples: int = 16
-    iterations: int = 16
+    iterations: int = 24
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--quick", action="store_true", help="exact models only, 5 and 8 steps, nothing written")
     parser.add_argument("--samples", type=int, help="samples of a shipped model, 16; mixtures have four times as many")
-    parser.add_argument("--iterations", type=int, help="of the fits of the mixtures, 16")
+    parser.add_argument("--iterations", type=int, help="of the fits of the mixtures, 24")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     size = Size((5, 8), 8, 3) if asked.quick else Size()
