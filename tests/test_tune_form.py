@@ -166,7 +166,7 @@ def test_the_cost_of_a_step_is_the_integral_that_it_says() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"steps": 400}, "fewer than 400"), ({"steps": 0}, "at least 1"), ({"std": 0.0}, "std"), ({"std": 1e4}, "std")],
+    [({"steps": 0}, "at least 1"), ({"std": 0.0}, "std"), ({"std": 1e4}, "std")],
 )
 def test_levels_for_gaussian_data_refuse_what_they_cannot_do(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ArgumentError, match=said):

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import GridError, finite, whole
+from ..errors import finite, whole
 from ..process import Level, Process, double
+from ..process.level import interpolate
 from .gits import choose
 from .grid import Grid
 
-FINE = 400  # levels to choose from
+FINE, MOST = 400, 100  # levels to choose from, and how many of them
 NODES = 8  # of the quadrature between two of them
 
 
@@ -23,16 +24,19 @@ def gaussian(process: Process, steps: int, *, std: float = 1.0) -> Grid:
     `c^4 * integral from b to a of (1/(t^2 + c^2) - 1/(a^2 + c^2))^2 / t^3 dt` (arXiv 2404.14507, theorem 3.1 and
     lemma 3.3). std in [1e-3, 1e3]: 1 for latents, whose scale makes it so; about 0.5 for pictures in -1..1.
 
-    Raises `GridError` for more steps than there are levels to choose from.
+    Above 100 steps the levels lie evenly in lam between those of 100.
     """
     c = finite("std", std, 1e-3, 1e3)
     count = whole("steps", steps)
-    if count >= FINE:
-        raise GridError(f"grid 'gaussian' chooses from {FINE} levels; use fewer than {FINE} steps, got {count}")
     levels = _levels(process)
-    path = choose(_cost(levels.ratio, c), count)[:-1]  # the last one is the lowest level, where nothing is called
-    chosen = Level(*(v[path] for v in levels))
-    return Grid.of(process, chosen, "gaussian")
+    path = choose(_cost(levels.ratio, c), min(count, MOST))  # the last one is the lowest level: nothing is called there
+    if count <= MOST:
+        return Grid.of(process, Level(*(v[path[:-1]] for v in levels)), "gaussian")
+    lam = levels.lam[path]
+    lam[0] = lam[1] - (lam[2] - lam[1]) if not math.isfinite(float(lam[0])) else lam[0]
+    places = torch.linspace(0, MOST, count + 1, dtype=torch.float64)[1:-1]
+    inner = process.at_lam(interpolate(places, torch.arange(MOST + 1, dtype=torch.float64), lam))
+    return Grid.of(process, Level(*(torch.cat([a[:1], b]) for a, b in zip(levels, inner, strict=True))), "gaussian")
 
 
 def _levels(process: Process) -> Level:
