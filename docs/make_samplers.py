@@ -84,7 +84,8 @@ visit, and with every prediction.
 deterministic that is the error of the samples of a Gaussian mixture against an exact solution, where it is
 stochastic that of the variance of Gaussian data, propagated exactly. *Calls* are network calls for N steps that
 end at the clean level, options at their defaults. Every sampler also takes `s_churn`, `s_tmin`, `s_tmax` (EDM's
-churn) and, where it adds noise, `s_noise`. [Which one to choose](which-sampler.md);
+churn) and, where it adds noise, `s_noise`; those with one call a step also `skip` and `skip_order` (steps whose
+prediction is forecast instead of computed). [Which one to choose](which-sampler.md);
 [how they compare with diffusers and k-diffusion](parity.md).
 """
 GRID_HEAD = """
