@@ -32,11 +32,12 @@ from timonel.animate import Motion
 from timonel.errors import ModelError, TimonelError
 from timonel.exact import Mixture, solve
 from timonel.files import replacing
+from timonel.grids import usual
 from timonel.pipelines.capture import capture
 from timonel.tuning import Pipeline, Plain, fit_model
 from timonel.tuning.judge import geometric
 from timonel.tuning.model import Model
-from timonel.tuning.start import Paths, usual
+from timonel.tuning.start import Paths
 from timonel.tuning.student import distance
 from timonel.tuning.teacher import Targets, converge
 
@@ -143,7 +144,7 @@ class Problem:
     def rows(self, steps: int) -> Iterator[tuple[str, Iterable[tuple[str, tm.Table]]]]:
         """The rows of the table: what is to be beaten, each with the variants that it may choose from."""
         grids = FLOW_GRIDS if self.model.process.kind == "flow" else GRIDS
-        goal = usual(self.model)
+        goal = usual(self.model.process)
         for title, solver in SOLVERS.items():
             yield title, self.named(solver, grids, steps)
         yield f"DPM++ 2M {goal}", self.named("dpmpp_2m", (goal,), steps)
@@ -165,7 +166,7 @@ class Problem:
 
     def goal(self, steps: int) -> Cell:
         """DPM++ 2M on the usual grid."""
-        return self.cell(self.run(tm.Sampler("dpmpp_2m", usual(self.model), steps).compile(self.model.process)))
+        return self.cell(self.run(tm.Sampler("dpmpp_2m", usual(self.model.process), steps).compile(self.model.process)))
 
 
 # -- the problems --------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def shipped(name: str, size: Size, setting: Setting = SETTINGS[0], truth: Target
     scale = helm.card.default_guidance if setting.scale is None else setting.scale
     captured = capture(helm, seeds=seeds, guidance=scale, **given, **dict(setting.inputs))
     model = Pipeline(captured, tm.cfg(scale, until=setting.until), BATCH)
-    targets = truth or converge(model, range(size.samples), lambda message: None, scale)
+    targets = truth or converge(model, range(size.samples), lambda message: None)
     return Problem(name, model, targets, fitted, about, helm.context.decode)
 
 
@@ -279,7 +280,7 @@ def against(ours: Cell, theirs: Cell) -> str:
 
 def section(problem: Problem, size: Size) -> str:
     """The table of a problem, and whether the goals are met."""
-    goal = f"DPM++ 2M {usual(problem.model)}"
+    goal = f"DPM++ 2M {usual(problem.model.process)}"
     curve = {n: problem.goal(n) for n in CURVE}
     known = {n: cell.error for n, cell in curve.items()}
     tuned = {n: problem.tuned(n) for n in size.steps}

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import timonel as tm
 from browser import chromium, opened
+from timonel import zoo
 from timonel.cli import app
 from timonel.comparison import compare, engine, fleet, planned
 from timonel.comparison.estimate import estimate
@@ -347,3 +348,11 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
     assert told.halves == halves + 2 * 3 * engine.FIRST
     assert told.seconds > 0
     assert not (tmp_path / "report").exists()
+
+
+def test_references_visit_every_shipped_models_levels():
+    for name in zoo.MODELS:
+        process = zoo.process_of(name)
+        (cell,) = planned("red apple", None, {})
+        fine = engine.reference(cell.recipe, process, 8)
+        assert fine.chosen().compile(process).steps == 8

@@ -16,7 +16,7 @@ import timonel as tm
 from models import PROCESSES
 from timonel.errors import ArgumentError
 from timonel.exact import Gaussian, Mixture, solve
-from timonel.process import Level
+from timonel.process import Level, Process
 from timonel.tuning import METHODS, Plain, fit_model, judge, teacher
 from timonel.tuning.job import BATCH, ROOM, at_once, held_bytes
 from timonel.tuning.student import distance
@@ -298,3 +298,9 @@ def test_time_that_is_too_short_is_refused_with_the_time_that_would_do() -> None
         fit_model(model, steps=3, minutes=0.05)
     asked = float(re.search(r"minutes=([\d.]+)", str(refused.value))[1])  # type: ignore[index]
     assert 40 * 96 * 0.02 / 8 / 60 < asked < 4
+
+
+@pytest.mark.parametrize("process", [tm.VP.from_schedule(rescale_zero_snr=True), PROCESSES["edm"], PROCESSES["flow"]])
+def test_every_noise_process_is_fitted_pure_noise_too(process: Process, brief: None) -> None:
+    (one,) = fit_model(mixture(0, 18, process=process), steps=4, method="rows").outcomes
+    assert one.held_tuned < one.held_start

@@ -16,9 +16,11 @@ from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
 from timonel.fitted import Fitted
 from timonel.process import Level
-from timonel.tuning import student
+from timonel.tuning import Plain, rows, student
+from timonel.tuning.fit import Task
 from timonel.tuning.form import Arrays, Form
 from timonel.tuning.start import Paths
+from timonel.tuning.teacher import converge
 from tuned_models import Exact, mixture
 
 closed = importlib.import_module("timonel.grids.gaussian")
@@ -200,3 +202,22 @@ def test_a_fitted_table_is_written_and_read_to_the_same_bits(tmp_path: Any) -> N
     assert torch.equal(Arrays.of(back.table).flat(), Arrays.of(table).flat())
     model = Exact(mixture().denoise, 4)
     assert torch.equal(model.run(back.table, range(4)), model.run(table, range(4)))
+
+
+def test_the_path_that_rows_come_near_is_guided_all_the_way_whatever_the_interval() -> None:
+    data = Mixture.random(0, 4, 3, classes=2)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made = []
+    for guidance in (tm.cfg(3.0), tm.cfg(3.0, between=(0.5, 1.0))):
+        model = Plain(data.conditional(0), x, PROCESSES["vp"], unconditional=data, guidance=guidance)
+        form = Form(model.process, "dpmpp_2m", tm.Sampler("dpmpp_2m/karras", steps=4).levels(model.process), 4)
+        targets = converge(model, range(8), lambda _: None)
+        made.append(torch.stack(rows.path(Task(model, form, targets, tuple(range(8)), (), "rows"), range(8))))
+    assert torch.equal(*made)
+
+
+def test_a_walk_that_forgets_ends_where_one_that_remembers_does() -> None:
+    model = mixture(0, 4)
+    arrays = Arrays.of(tm.Sampler("dpmpp_3m/karras", steps=7).compile(model.process))
+    kept = student.travel(model, arrays, range(4), (None,) * 7)
+    assert all(torch.equal(a, b) for a, b in zip(student.walk(model, arrays, range(4), None), kept.x, strict=True))

@@ -263,3 +263,21 @@ def test_prompts_and_seeds_that_are_held_out_are_never_fitted(plain: tm.Helm, tm
         assert not {made.prompts[i] for i in fitted} & {made.prompts[i] for i in held}
         assert made.seeds == tuple(range(100, 114))
     assert set(subjects(plain, ["one"], 12, 0).prompts) == {"one"}
+
+
+def test_a_pipeline_is_after_a_fit_what_it_was_before() -> None:
+    pipe = pipeline("StableDiffusionPipeline")[0].pipe
+    weights = [p for part in pipe.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    for i, parameter in enumerate(weights):
+        parameter.requires_grad_(i % 2 == 0)
+    pipe.set_progress_bar_config(desc="mine")
+
+    def fail() -> None:
+        with tuning._still(pipe):
+            assert not any(p.requires_grad for p in weights)
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fail()
+    assert [p.requires_grad for p in weights] == [i % 2 == 0 for i in range(len(weights))]
+    assert pipe._progress_bar_config == {"desc": "mine"}

@@ -19,10 +19,12 @@ from torch import Tensor
 from .. import noise as noises
 from ..errors import TimonelError
 from ..generate import SMALL
+from ..grids import usual
 from ..guidance import Guidance
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.elsewhere import guided
 from ..pipelines.helm import Helm
+from ..process import Process
 from ..recipe import GuidanceData, Recipe
 from ..run import Run
 from ..table import Table
@@ -81,13 +83,12 @@ def works(plan: Plan) -> Iterator[Work]:
             yield Work(mine, [first[s] for s in some])
 
 
-def reference(recipe: Recipe, kind: str, steps: int) -> Recipe:
+def reference(recipe: Recipe, process: Process, steps: int) -> Recipe:
     """The fine run that a recipe's is measured against: same model, sample and scale, guided all the way."""
-    grid = "trailing" if kind == "flow" else "karras"
     g = recipe.guidance
     always = None if g is None else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
     return recipe.model_copy(update={
-        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {}, "table": None,
+        "sampler": SOLVER, "grid": usual(process), "steps": steps, "options": {}, "grid_options": {}, "table": None,
         "sigmas": None, "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
     })  # fmt: skip
 
@@ -130,7 +131,7 @@ class Engine:
         captured = self.capture(helm, work)
         if self.referring:
             process = captured.process if captured is not None else _process(helm)
-            self._refer(todo, work, helm, captured, process.kind)
+            self._refer(todo, work, helm, captured, process)
         self._go([(cell.recipe, cell.id, "cell") for cell in todo], work, helm, captured)
 
     def capture(self, helm: Helm, work: Work) -> Captured | None:
@@ -149,16 +150,16 @@ class Engine:
             })  # fmt: skip
             return None
 
-    def _refer(self, cells: list[Cell], work: Work, helm: Helm, captured: Captured | None, kind: str) -> None:
+    def _refer(self, cells: list[Cell], work: Work, helm: Helm, captured: Captured | None, process: Process) -> None:
         """The converged reference of every cell: doubled until it no longer changes."""
         open_ = {cell.id: cell.recipe for cell in cells}
         steps = FIRST
-        self._go_references(open_, work, helm, captured, kind, steps)
+        self._go_references(open_, work, helm, captured, process, steps)
         while open_ and steps < LAST:
             steps *= 2
-            self._go_references(open_, work, helm, captured, kind, steps)
+            self._go_references(open_, work, helm, captured, process, steps)
             for name, recipe in list(open_.items()):
-                fine, coarse = (reference_id(reference(recipe, kind, n)) for n in (steps, steps // 2))
+                fine, coarse = (reference_id(reference(recipe, process, n)) for n in (steps, steps // 2))
                 outcome = self.store.done(fine)
                 if outcome is None or self.store.done(coarse) is None:
                     open_.pop(name)  # it failed, and says why
@@ -171,9 +172,9 @@ class Engine:
                     open_.pop(name)
 
     def _go_references(
-        self, cells: dict[str, Recipe], work: Work, helm: Helm, captured: Captured | None, kind: str, steps: int
+        self, cells: dict[str, Recipe], work: Work, helm: Helm, captured: Captured | None, process: Process, steps: int
     ) -> None:
-        wanted = {reference_id(r): r for r in (reference(recipe, kind, steps) for recipe in cells.values())}
+        wanted = {reference_id(r): r for r in (reference(recipe, process, steps) for recipe in cells.values())}
         missing = [(r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None]
         self._go(missing, work, helm, captured)
 

@@ -64,8 +64,9 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
             except TimonelError:
                 total.refused += 1
                 continue
-            halves += sum(captured.cost(scale) for scale in run.scales)
-        fine = {reference(c.recipe, captured.process.kind, FIRST).model_dump_json() for c in todo if references}
+            rows = zip(run.scales, run.forecasts, strict=True)
+            halves += sum(1 if seen else captured.cost(scale) for scale, seen in rows)
+        fine = {reference(c.recipe, captured.process, FIRST).model_dump_json() for c in todo if references}
         halves += len(fine) * 3 * FIRST * captured.parts
         size = min(batch or BATCH, halves)
         x = captured.start[torch.arange(size) % captured.count]

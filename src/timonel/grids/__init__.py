@@ -26,6 +26,7 @@ from .grid import ratio as ratio
 from .lifts import ancestral as ancestral
 from .lifts import churn as churn
 from .lifts import restart as restart
+from .sigma import usual as usual
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..errors import ArgumentError, GridError, finite, whole
 from ..process import At, Process
 from .grid import Grid
 from .index import trailing
-from .sigma import karras
+from .sigma import karras, usual
 
 
 def choose(cost: Tensor, steps: int, coefficient: float = 1.0) -> list[int]:
@@ -105,8 +105,7 @@ def gits(
     if count > total:
         raise GridError(f"{count} steps cannot be chosen from {total} fine ones; use fewer steps or a larger fine=")
     if levels is None:
-        known = process.kind != "flow" and process.sigma_max < float("inf")
-        levels = karras(process, total) if known else trailing(process, total)
+        levels = (karras if usual(process) == "karras" else trailing)(process, total)
     if levels.process is not process or levels.ends is not None:
         raise ArgumentError("fine= must be a grid of the same process, without churn, ancestral steps or restarts")
     path = choose(gits_cost(denoise, x, levels, prediction=prediction), count, weight)

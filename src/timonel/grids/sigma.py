@@ -60,6 +60,11 @@ def at_sigmas(process: Process, sigma: Tensor) -> Level:
     return Level(*(torch.cat(v) for v in zip(*parts, strict=True)))
 
 
+def usual(process: Process) -> str:
+    """The grid of many steps that suits a process: karras, and trailing where it is a flow or begins at pure noise."""
+    return "karras" if process.kind != "flow" and math.isfinite(process.sigma_max) else "trailing"
+
+
 def karras(
     process: Process,
     steps: int,

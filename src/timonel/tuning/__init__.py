@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import solvers
 from ..errors import ArgumentError, UnknownName, finite, whole
 from ..fitted import Fingerprint, ProcessData, fingerprint
+from ..grids import usual
 from ..guidance import Guidance, cfg
 from ..process import Level, Process
 from ..process import from_config as process_of
@@ -29,12 +30,12 @@ from ..recipe import GuidanceData
 from ..sampler import Sampler
 from . import judge
 from .form import Arrays
-from .job import Fitting, Outcome, Told, held_bytes
+from .job import Fitting, Outcome, held_bytes
 from .model import Model, Pipeline, Plain
 from .start import named
 from .store import Store
 from .student import travel
-from .teacher import FIRST, Targets, converge
+from .teacher import FIRST, Targets, Told, converge
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm
@@ -117,11 +118,8 @@ def tune(
     `batch`: network evaluations a call. `inputs`: of the pipeline. A fit that was killed goes on where it was.
 
     Raises `ArgumentError` for what cannot be fitted, before or as soon as it shows: too few seeds or minutes, a
-    stochastic start, a network that is not deterministic, samples that do not converge; `NotCaptured` for a pipeline
-    whose network cannot be called outside its loop.
+    stochastic start, a network that is not deterministic, samples that do not converge.
     """
-    from ..pipelines import elsewhere
-    from ..pipelines import scale as scales
     from ..pipelines.helm import Helm
     from .subjects import subjects
 
@@ -136,26 +134,50 @@ def tune(
     whole("batch", batch)
     if out is not None:
         _target(Path(out), counts)
-    options = dict(inputs)
-    ordered, _ = scales.order(helm.pipe, helm._parameters, options, given)
-    used = elsewhere.guided(helm.pipe, helm._parameters, options, ordered)  # as a use of the file is looked at
+    used = _used(helm, inputs, given)
     telling = told or (lambda message: None)
     made = subjects(helm, prompts, seeds, seed)
     telling("watching the pipeline")
-    if hasattr(helm.pipe, "set_progress_bar_config"):
-        helm.pipe.set_progress_bar_config(disable=True)
-    scale = None if given is None else given.scale
-    assert not isinstance(scale, tuple)
-    network, weights = _network(helm, made, given, batch, inputs, telling)
-    where = {
-        "model": helm.name or type(helm.pipe).__name__, "fingerprint": weights,
-        "guidance": None if used is None else GuidanceData.of(used), "dtype": str(helm.pipe.dtype)[6:],
-        "prompts": made.prompts, "seeds": made.seeds,
-    }  # fmt: skip
-    return fit_model(
-        network, steps=counts, split=made.split(), minutes=minutes, out=out, start=start, method=method, told=telling,
-        where=where, scale=scale,
-    )  # fmt: skip
+    with _still(helm.pipe):
+        network, weights = _network(helm, made, given, batch, inputs, telling)
+        where = {
+            "model": helm.name or type(helm.pipe).__name__, "fingerprint": weights,
+            "guidance": None if used is None else GuidanceData.of(used), "dtype": str(helm.pipe.dtype)[6:],
+            "prompts": made.prompts, "seeds": made.seeds,
+        }  # fmt: skip
+        return fit_model(
+            network, steps=counts, split=made.split(), minutes=minutes, out=out, start=start, method=method,
+            told=telling, where=where,
+        )  # fmt: skip
+
+
+def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guidance | None:
+    """The guidance of the fit as a use of its file is looked at: with the pipeline's own scale where it has one."""
+    from ..pipelines import elsewhere
+    from ..pipelines import scale as scales
+
+    options = dict(inputs)
+    ordered, _ = scales.order(helm.pipe, helm._parameters, options, guidance)
+    return elsewhere.guided(helm.pipe, helm._parameters, options, ordered)
+
+
+@contextmanager
+def _still(pipe: Any) -> Iterator[None]:
+    """The pipeline without progress bars and without gradients of its weights; afterwards as it was."""
+    bar = dict(getattr(pipe, "_progress_bar_config", None) or {})
+    modules = [part for part in getattr(pipe, "components", {}).values() if isinstance(part, torch.nn.Module)]
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    if hasattr(pipe, "set_progress_bar_config"):
+        pipe.set_progress_bar_config(**{**bar, "disable": True})
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        if hasattr(pipe, "set_progress_bar_config"):
+            pipe.set_progress_bar_config(**bar)
 
 
 def fit_model(
@@ -171,7 +193,6 @@ def fit_model(
     memory: int = MEMORY,
     told: Told | None = None,
     where: dict[str, Any] | None = None,
-    scale: float | None = None,
 ) -> Tuning:
     """As `tune`, for any `Model`, such as `Plain(denoise, noise, process)`.
 
@@ -184,8 +205,6 @@ def fit_model(
     chosen, held = _thirds(model.count) if split is None else _split(split, model.count)
     target = None if out is None else _target(Path(out), counts)
     facts = {"model": "a denoiser", "fingerprint": None, "guidance": None, "dtype": "float32", **(where or {})}
-    if scale is None and model.guidance is not None and not isinstance(model.guidance.scale, tuple):
-        scale = model.guidance.scale
     answer = _deterministic(model)
     way = _method(model, method)
     settings = {
@@ -196,7 +215,7 @@ def fit_model(
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
     room = f", {needs:,.0f} MiB beside the network" if needs else ""
     telling(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
-    targets = _targets(model, [*chosen, *held], scale, budget, store, telling)
+    targets = _targets(model, [*chosen, *held], budget, store, telling)
     fitting = Fitting(model, targets, way, memory, facts, telling, store)
     fitting.samples = tuple(s for s in chosen if s in targets.samples), tuple(s for s in held if s in targets.samples)
     outcomes, files = list[Outcome](), list[Path]()
@@ -234,8 +253,6 @@ def _network(
         told(f"every try is a whole call of the pipeline: {reason}")
         network = getattr(helm.pipe, "unet", None) or getattr(helm.pipe, "transformer", None)
         return Whole(helm, made.each(inputs), made.seeds, guidance), network and fingerprint(network)
-    for parameter in captured.module.parameters():
-        parameter.requires_grad_(False)
     return Pipeline(captured, guidance, batch), fingerprint(captured.module)
 
 
@@ -327,8 +344,7 @@ def _target(out: Path, counts: list[int]) -> tuple[Path, bool]:
 
 
 def _some(model: Model, count: int) -> Any:
-    grid = "karras" if model.process.kind in ("edm", "vp") and math.isfinite(model.process.sigma_max) else "trailing"
-    return solvers.make("dpmpp_2m", Sampler("dpmpp_2m", grid, count).levels(model.process))
+    return Sampler("dpmpp_2m", usual(model.process), count).compile(model.process)
 
 
 @torch.no_grad()
@@ -346,9 +362,7 @@ def _deterministic(model: Model) -> str:
     return f"{tuple(first.shape)} {size:.3g}"
 
 
-def _targets(
-    model: Model, samples: list[int], scale: float | None, budget: float, store: Store | None, told: Told
-) -> Targets:
+def _targets(model: Model, samples: list[int], budget: float, store: Store | None, told: Told) -> Targets:
     """The converged samples, from before or made now. Raises `ArgumentError` where the time is too short for them."""
     made = None if store is None else store.targets()
     if made is not None:
@@ -357,7 +371,7 @@ def _targets(
     arrays, some = Arrays.of(_some(model, 2)), samples[: min(len(samples), 8)]
     with torch.no_grad():
         began = time.perf_counter()
-        travel(model, arrays, some, (scale,) * 2)
+        travel(model, arrays, some, (model.scale,) * 2)
         each = (time.perf_counter() - began) / len(some) / 2
     need = each * len(samples) * 3 * FIRST
     if need > SHARE * budget:
@@ -367,7 +381,7 @@ def _targets(
             f"minutes={math.ceil(need / SHARE / 6) / 10:g}" + (f", or seeds={fewer}" if fewer >= 12 else "")
         )
     told(f"about {need:.0f} s for the converged samples, {budget - need:.0f} s are left for the fit")
-    made = converge(model, samples, told, scale, LIMIT * budget)
+    made = converge(model, samples, told, LIMIT * budget)
     if store is not None:
         store.keep_targets(made)
     return made

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,10 +44,7 @@ class Whole(Model):
         raise ModelError("the network of this pipeline cannot be called by itself")
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
-        """The results of a table. `always`: guided all the way, as targets are."""
-        guidance = self.guidance
-        if always and guidance is not None:
-            guidance = replace(guidance, start=0.0, stop=math.inf, unit="ratio")
+        guidance = self.always() if always else self.guidance
         provenance = Provenance(
             model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction, guidance=None,
             dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[], start="", method="", fitting={},

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..fitted import Fitted, ProcessData, Provenance
-from ..grids import Grid
+from ..grids import Grid, usual
 from ..recipe import versions
 from ..sampler import Sampler
 from . import fit, judge, rows, start
@@ -19,9 +18,8 @@ from .fit import State, Task
 from .form import Form
 from .model import Model
 from .store import Store
-from .teacher import Targets
+from .teacher import Targets, Told
 
-Told = Callable[[str], None]
 SOME = 16  # samples that choose where to begin
 BATCH = 16  # samples an iteration
 ROOM = 2**31  # bytes that an iteration, and the paths for GITS, may hold beside the network
@@ -160,7 +158,7 @@ class Fitting:
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
         if self.method == "levels":  # where it begins is what was found, so it is measured by the usual one
-            first, grid = start.named(self.model.process, f"dpmpp_2m/{start.usual(self.model)}", steps)
+            first, grid = start.named(self.model.process, f"dpmpp_2m/{usual(self.model.process)}", steps)
             before = replace(task, form=Form(self.model.process, "dpmpp_2m", grid, self.memory))
         own, theirs = task.error(state.best, task.held), before.error(zero, task.held)
         held = {"tuned": judge.geometric(own)[0], "start": judge.geometric(theirs)[0]}

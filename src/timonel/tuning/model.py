@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,9 +62,21 @@ class Model(ABC):
         clean = c_x * x.to(wide) + c_raw * raw.to(wide)
         return clean if self.shape is None else self.shape(clean)
 
-    def run(self, table: Table, samples: Sequence[int]) -> Tensor:
-        """The results (n, …) of any deterministic table."""
-        made = Run(table, self.prediction, shape=self.shape, guidance=self.guidance)
+    @property
+    def scale(self) -> float | None:
+        """The guidance scale where it is guided all the way, as targets are; None is the network's own."""
+        scale = None if self.guidance is None else self.guidance.scale
+        assert not isinstance(scale, tuple)
+        return scale
+
+    def always(self) -> Guidance | None:
+        """The guidance without its interval."""
+        return self.guidance and replace(self.guidance, start=0.0, stop=math.inf, unit="ratio")
+
+    def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
+        """The results (n, …) of any deterministic table. `always`: guided all the way."""
+        guidance = self.always() if always else self.guidance
+        made = Run(table, self.prediction, shape=self.shape, guidance=guidance)
         made.start(self.start(samples))
         for _ in made.rows():
             made.advance(self.raw(made.latents, spread(made.level, len(samples)), samples, made.scale))

@@ -18,6 +18,7 @@ from ..grids import Grid
 from ..process import Level
 from .fit import Task
 from .form import Arrays
+from .student import walk
 from .teacher import FIRST, SOLVER, fine
 
 EQUATIONS = 16_384  # at least, for a few numbers a row
@@ -41,13 +42,7 @@ def path(task: Task, samples: Sequence[int]) -> list[Tensor]:
     level = Level(*(torch.cat([a[:-1], b[1:-1]])[order][apart] for a, b in parts))
     arrays = Arrays.of(solvers.make(SOLVER, Grid.of(model.process, level, "path")))
     wanted = {int(apart[:at].sum()) for at in kept}
-    x, found, seen = model.start(samples), dict[int, Tensor](), list[Tensor]()
-    for k in range(arrays.rows):
-        if k in wanted:
-            seen.append(x)
-        found[k] = model.denoised(x, arrays.level(k), samples, task.scales[0])
-        x = float(arrays.keep[k]) * x + sum(float(arrays.weights[k, j]) * d for j, d in found.items())
-        found.pop(k - 2, None)
+    seen = [x for k, x in enumerate(walk(model, arrays, samples, model.scale)) if k in wanted]
     return [*seen, task.targets.of(samples)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -51,9 +50,9 @@ class Paths:
     @torch.no_grad()
     def __init__(self, model: Model, samples: Sequence[int]) -> None:
         def denoise(x: Tensor, at: At) -> Tensor:
-            return model.denoised(x, spread(at, len(x)), samples, None)
+            return model.denoised(x, spread(at, len(x)), samples, model.scale)
 
-        self.fine = Sampler("euler", usual(model), FINE).levels(model.process)
+        self.fine = Sampler("euler", grids.usual(model.process), FINE).levels(model.process)
         self.cost = grids.gits_cost(denoise, model.start(samples), self.fine)
 
     def levels(self, steps: int) -> Grid:
@@ -68,15 +67,9 @@ def fits(each: int, room: int) -> int:
     return max(2, room // (PATH * each))
 
 
-def usual(model: Model) -> str:
-    """The usual grid of a process for many steps."""
-    finite = model.process.kind != "flow" and math.isfinite(model.process.sigma_max)
-    return "karras" if finite else "trailing"
-
-
 def full(grid: Grid, model: Model) -> bool:
     """Whether a grid begins where the others do, so that the initial noise means the same."""
-    top = Sampler("dpmpp_2m", "trailing" if model.process.kind != "edm" else "karras", 2).levels(model.process)
+    top = Sampler("dpmpp_2m", grids.usual(model.process), 2).levels(model.process)
     return bool(torch.isclose(grid.sigma[0], top.sigma[0], rtol=1e-3))
 
 

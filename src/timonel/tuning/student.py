@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,18 @@ def travel(model: Model, arrays: Arrays, samples: Sequence[int], scales: Scales)
         x = _next(arrays, k, x, found)
         xs.append(x)
     return Journey(xs, found)
+
+
+def walk(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None) -> Iterator[Tensor]:
+    """The samples of every row and the result; of the predictions only those are held that a later row reads."""
+    x = model.start(samples)
+    found: list[Tensor | None] = []
+    for k in range(arrays.rows):
+        yield x
+        found.append(model.denoised(x, arrays.level(k), samples, scale))
+        x = _next(arrays, k, x, found)
+        found = [d if bool(arrays.weights[k + 1 :, j].any()) else None for j, d in enumerate(found)]
+    yield x
 
 
 def _next(arrays: Arrays, k: int, x: Tensor, found: Sequence[Tensor | None]) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..grids import usual
 from ..sampler import Sampler
 from .form import Arrays
 from .model import Model
-from .student import distance
+from .student import distance, walk
 
 SOLVER = "dpmpp_3m"  # order 3, one call a step, in the denoised basis
 FIRST, LAST = 32, 512  # steps, doubled
@@ -45,36 +46,21 @@ class Targets:
 
 def fine(model: Model, steps: int) -> Sampler:
     """The sampler of the targets."""
-    grid = "trailing" if model.process.kind == "flow" else "karras"
-    return Sampler(SOLVER, grid, steps)
+    return Sampler(SOLVER, usual(model.process), steps)
 
 
-def march(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None) -> Tensor:
-    """The result of a long run; only the predictions that a row still reads are kept."""
+def march(model: Model, arrays: Arrays, samples: Sequence[int]) -> Tensor:
+    """The result of a long run, guided all the way."""
     if not model.stepwise:
-        from .blackbox import Whole
-
-        assert isinstance(model, Whole)
         return model.run(arrays.table("fit", "fit"), samples, always=True)
-    x = model.start(samples)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    found: dict[int, Tensor] = {}
-    for k in range(arrays.rows):
-        found[k] = model.denoised(x, arrays.level(k), samples, scale).to(wide)
-        total = float(arrays.keep[k]) * x.to(wide)
-        for j in sorted(found):
-            if float(arrays.weights[k, j]):
-                total = total.add(found[j], alpha=float(arrays.weights[k, j]))
-        found.pop(k - 2, None)
-        x = total.to(x.dtype)
-    return x
+    for x in walk(model, arrays, samples, model.scale):
+        result = x
+    return result
 
 
 @torch.no_grad()
-def converge(
-    model: Model, samples: Sequence[int], told: Told, scale: float | None = None, seconds: float = math.inf
-) -> Targets:
-    """The converged results of `samples`, guided all the way at `scale` (None is the model's own).
+def converge(model: Model, samples: Sequence[int], told: Told, seconds: float = math.inf) -> Targets:
+    """The converged results of `samples`, guided all the way.
 
     Raises `ArgumentError` where more than a quarter of them still depend on the steps at the finest run, or at the
     finest that `seconds` permit.
@@ -84,7 +70,7 @@ def converge(
         told(f"targets: {len(samples)} samples in {steps} steps")
         began = time.monotonic()
         arrays = Arrays.of(fine(model, steps).compile(model.process))
-        made = march(model, arrays, samples, scale)
+        made = march(model, arrays, samples)
         took = time.monotonic() - began
         if not bool(torch.isfinite(made).all()):
             raise ArgumentError(f"the model gives numbers that are not finite in {steps} steps of {SOLVER}")
