@@ -36,7 +36,7 @@ def tune(
         str | None,
         typer.Option(help="levels, rows, differences or backward. Default: differences, in half precision backward."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Network evaluations a call.")] = 32,
+    batch: Annotated[int | None, typer.Option(min=1, help="Network evaluations a call.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
     out: Annotated[
@@ -49,17 +49,18 @@ def tune(
 
     Example: timonel tune emoji --steps 8 -o fast.json
     """
+    from .. import tuning
     from ..pipelines.helm import Helm
-    from ..tuning import tune as fit
 
     counts = steps or [8]
     target = out or (Path("fast.json") if len(counts) == 1 else Path("fast"))
+    tuning.asked(counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch)
     quiet()
     helm = Helm(model, dtype=dtype, device=device)
     interval = guidance_of(guidance, guidance_until)
     if interval is not None and interval.scale is None and helm.card:
         interval = guidance_of(helm.card.default_guidance, guidance_until)
-    found = fit(
+    found = tuning.tune(
         helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes, out=target, start=start,
         method=method, batch=batch, told=lambda message: print(message, file=sys.stderr),
     )  # fmt: skip

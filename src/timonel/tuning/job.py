@@ -78,15 +78,15 @@ class Fitting:
     facts: dict[str, Any]
     told: Told
     store: Store | None
+    shared: tuple[float, int] = (0.0, 0)  # seconds and evaluations that were for all of them
     samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     paths: start.Paths | None = None
     stopped: bool = False
 
-    def one(
-        self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None, began: float
-    ) -> Outcome:
+    def one(self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None) -> Outcome:
         """Fit one number of steps, and judge it."""
-        ends = time.monotonic() + seconds
+        began, calls = time.monotonic(), self.model.evaluations
+        ends = began + seconds
         fitted, held = self.samples
         label, grid, state = self._begun(steps, asked)
         form = Form(self.model.process, label.partition("/")[0], grid, self.memory)
@@ -94,7 +94,9 @@ class Fitting:
         batch = at_once(self.model, steps, self.method, self.memory)
         task = Task(self.model, form, self.targets, fitted, held, self.method, batch)
         state = self._fit(task, label, state, ends, iterations)
-        return self._judged(task, state, label, began)
+        judged = self._judged(task, state, label)
+        spent = time.monotonic() - began + self.shared[0], self.model.evaluations - calls + self.shared[1]
+        return judged if judged.sampler is None else replace(judged, sampler=_cost(judged.sampler, *spent))
 
     def _begun(self, steps: int, asked: Sampler | str | None) -> tuple[str, Grid, State | None]:
         """Where the fit begins, or where it was."""
@@ -126,16 +128,22 @@ class Fitting:
         if self.method == "rows":
             return state
 
+        first, began = state.iteration, time.monotonic()
+
         def until(now: State) -> bool:
-            return time.monotonic() >= ends or (iterations is not None and now.iteration >= iterations)
+            spent = time.monotonic() - began
+            each = spent / max(1, now.iteration - first)  # 0 before the first
+            late = time.monotonic() + each > ends
+            return late or (iterations is not None and now.iteration >= iterations)
 
         def seen(now: State) -> None:
             nonlocal state
             state = now
             if self.store is not None:
                 self.store.keep(steps, label, task.form.start, now)
-            began = now.held[0][1]
-            self.told(f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of {began:.4g}")
+            self.told(
+                f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of {now.held[0][1]:.4g}"
+            )
 
         try:
             return fit.improve(task, state, until, seen)
@@ -153,7 +161,7 @@ class Fitting:
             )
 
     @torch.no_grad()
-    def _judged(self, task: Task, state: State, label: str, began: float) -> Outcome:
+    def _judged(self, task: Task, state: State, label: str) -> Outcome:
         """The sampler, if it is better than its start on held-out samples."""
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
@@ -179,9 +187,16 @@ class Fitting:
             process=ProcessData.of(self.model.process, table), prediction=self.model.prediction,
             guidance=self.facts["guidance"], dtype=self.facts["dtype"], prompts=list(part[0]), seeds=list(drawn[0]),
             held_out_prompts=list(part[1]), held_out_seeds=list(drawn[1]), start=first, method=self.method,
-            fitting=fitting, held_out=held, errors=errors, seconds=round(time.monotonic() - began, 1),
-            calls=self.model.evaluations, versions=versions(),
+            fitting=fitting, held_out=held, errors=errors, seconds=0.0, calls=0, versions=versions(),
         )  # fmt: skip
         name = f"{self.facts['model'].rpartition('/')[2]}-{steps}"
         sampler = Sampler(fitted=Fitted(name, table, provenance))
         return Outcome(steps, sampler, "", first, held["start"], held["tuned"])
+
+
+def _cost(sampler: Sampler, seconds: float, calls: int) -> Sampler:
+    """The sampler with what it cost."""
+    fitted = sampler.fitted
+    assert fitted is not None
+    told = fitted.provenance.model_copy(update={"seconds": round(seconds, 1), "calls": calls})
+    return Sampler(fitted=replace(fitted, provenance=told))

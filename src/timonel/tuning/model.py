@@ -20,6 +20,7 @@ from ..run import Run
 from ..table import Table
 
 LARGE = 100_000_000  # parameters of a network whose graph is not kept
+TOGETHER, MOST = 2**17, 64  # numbers of the samples in a network call, and evaluations in it
 
 
 class Model(ABC):
@@ -93,13 +94,14 @@ def spread(at: At, count: int) -> Level:
 
 
 class Pipeline(Model):
-    """A captured pipeline: `batch` network evaluations a call."""
+    """A captured pipeline: `batch` network evaluations a call, by default as many as `TOGETHER` numbers make up."""
 
     differentiable = True
 
-    def __init__(self, captured: Captured, guidance: Guidance | None, batch: int) -> None:
+    def __init__(self, captured: Captured, guidance: Guidance | None, batch: int | None = None) -> None:
         super().__init__()
-        self.captured, self.guidance, self.batch = captured, guidance, batch
+        self.captured, self.guidance = captured, guidance
+        self.batch = batch or max(1, min(MOST, TOGETHER // captured.start[0].numel()))
         self.process, self.prediction, self.shape = captured.process, captured.prediction, captured.shape
         self.count = captured.count
         self.half = captured.given[captured.names[0]].dtype in (torch.float16, torch.bfloat16)

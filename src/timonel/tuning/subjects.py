@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comparison.plan import PICTURES
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError
 from ..pipelines.helm import Helm
 
 LEAST = 12  # seeds of a fit, a third of them held out
@@ -50,17 +50,14 @@ def subjects(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, se
     """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has its own.
 
     Prompts that are held out are none of those that are fitted, where there are three or more. Raises
-    `ArgumentError` for too few seeds, for no prompts, or for a file that cannot be read.
+    `ArgumentError` for no prompts, or for a file that cannot be read.
     """
-    count = whole("seeds", seeds)
-    if count < LEAST:
-        raise ArgumentError(f"{count} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
     lines = _lines(helm, prompts)
-    held = count // 3
+    held = seeds // 3
     cut = len(lines) - max(1, len(lines) // 3) if len(lines) >= 3 else 0
     fitted, other = (lines[:cut], lines[cut:]) if cut else (lines, lines)
-    told = [fitted[i % len(fitted)] for i in range(count - held)] + [other[i % len(other)] for i in range(held)]
-    made = Subjects(tuple(told), tuple(range(seed, seed + count)), held)
+    told = [fitted[i % len(fitted)] for i in range(seeds - held)] + [other[i % len(other)] for i in range(held)]
+    made = Subjects(tuple(told), tuple(range(seed, seed + seeds)), held)
     _refuse(helm, made)
     return made
 

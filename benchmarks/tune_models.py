@@ -1,0 +1,122 @@
+"""The models of the benchmark: mixtures that are fitted here, and the shipped ones with the tables they come with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import timonel as tm
+from timonel import zoo
+from timonel.animate import Motion
+from timonel.errors import ModelError
+from timonel.exact import Mixture, solve
+from timonel.pipelines.capture import capture
+from timonel.tuning import Pipeline, Plain, fit_model
+from timonel.tuning.teacher import Targets, converge
+from tune_problem import Problem
+
+FITTED, DIMENSION, SCALE = 96, 16, 4.0  # samples and dimension of the mixtures that are fitted, and their guidance
+SEED = 2_000_000  # first seed of the shipped models
+SIBLINGS = ("emoji-zsnr", "emoji-lcm")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `samples`: of the shipped models; the mixtures are judged by four times as many."""
+
+    steps: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
+    samples: int = 16
+    iterations: int = 24
+
+
+def exact(name: str, size: Size) -> Problem:
+    """A mixture, fitted to some noise and judged by other noise against its exact answer."""
+    mixture = Mixture.random(1, components=8, dimension=DIMENSION, classes=2)
+    process = tm.Flow() if name == "flow-mixture" else tm.VP.from_schedule()
+    guidance = tm.cfg(SCALE) if name == "guided-mixture" else None
+
+    def posed(count: int, seed: int) -> Plain:
+        noise = torch.randn(count, DIMENSION, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        if guidance is None:
+            return Plain(mixture, noise, process)
+        return Plain(mixture.conditional(0), noise, process, unconditional=mixture, guidance=guidance)
+
+    made = fit_model(posed(FITTED, 0), steps=size.steps, iterations=size.iterations, minutes=24 * 60)
+    judged = posed(4 * size.samples, 1)
+    truth = solve(mixture if guidance is None else mixture.guided(0, SCALE), judged.x, process, tolerance=1e-6)
+    targets = Targets(tuple(range(judged.count)), truth, torch.zeros(judged.count, dtype=torch.float64), 0)
+    about = (
+        f"8 Gaussians in {DIMENSION} dimensions, "
+        + ("flow" if process.kind == "flow" else "the noise levels of Stable Diffusion")
+        + (f", guidance {SCALE:g} toward one of two classes" if guidance else "")
+        + f"; the answer is exact. Fitted here to {FITTED} samples in {made.seconds:.0f} s ({made.evaluations:,} "
+        f"evaluations for all numbers of steps together), judged by {judged.count} others."
+    )
+    return Problem(name, judged, targets, made.samplers, about)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a shipped model is run. `scale`: of the guidance, None for its own; `inputs`: of the pipeline."""
+
+    title: str
+    scale: float | None = None
+    until: float | None = None
+    dtype: str | None = None
+    model: str | None = None
+    inputs: tuple[tuple[str, Any], ...] = ()
+
+
+SETTINGS = (
+    Setting("as fitted"), Setting("guidance 2", scale=2.0), Setting("guidance 6", scale=6.0),
+    Setting("guidance until 0.4", until=0.4), Setting("bf16", dtype="bf16"),
+    Setting("96 x 96 pixels", inputs=(("height", 96), ("width", 96))),
+    *(Setting(sibling, model=sibling) for sibling in SIBLINGS if sibling in zoo.MODELS),
+)  # fmt: skip
+
+
+def shipped(name: str, size: Size, setting: Setting = SETTINGS[0], truth: Targets | None = None) -> Problem:
+    """A shipped model with prompts and seeds that its tables have not seen; `truth`: the converged, where known.
+
+    Raises `ModelError` where no table is shipped with it.
+    """
+    own = tm.cfg(zoo.card(name).default_guidance)
+    found = {steps: zoo.tuned(name, steps, own) for steps in size.steps}
+    fitted = {steps: sampler for steps, sampler in found.items() if sampler is not None}
+    if not fitted:
+        raise ModelError(f"no fitted tables are shipped with {name}")
+    helm = tm.Helm(setting.model or name, dtype=setting.dtype)
+    helm.pipe.set_progress_bar_config(disable=True)
+    assert helm.card is not None
+    given, seeds, about = unseen(helm, fitted, size.samples)
+    scale = helm.card.default_guidance if setting.scale is None else setting.scale
+    captured = capture(helm, seeds=seeds, guidance=scale, **given, **dict(setting.inputs))
+    model = Pipeline(captured, tm.cfg(scale, until=setting.until), BATCH)
+    targets = truth or converge(model, range(size.samples), lambda message: None)
+    return Problem(name, model, targets, fitted, about, helm.context.decode)
+
+
+def unseen(helm: tm.Helm, fitted: dict[int, tm.Sampler], count: int) -> tuple[dict[str, Any], list[int], str]:
+    """Inputs and seeds that are in no table's provenance, and what they are in words."""
+    known = [sampler.fitted.provenance for sampler in fitted.values() if sampler.fitted is not None]
+    first = max([SEED, *(seed + 1 for told in known for seed in told.seeds + told.held_out_seeds)])
+    seeds = list(range(first, first + count))
+    prompts = {prompt for told in known for prompt in told.prompts + told.held_out_prompts}
+    card = helm.card
+    assert card is not None
+    fresh = [concept for concept in card.concepts if concept not in prompts]
+    chosen = fresh[:: max(1, len(fresh) // count)][:count]
+    chosen = [chosen[i % len(chosen)] for i in range(count)]
+    if "prompt" in helm._parameters:
+        return {"prompt": chosen}, seeds, f"{count} prompts and seeds that no fit has seen; in brackets that of pixels."
+    painter = tm.Helm("emoji")
+    painter.pipe.set_progress_bar_config(disable=True)
+    scale = zoo.card("emoji").default_guidance
+    pictures = painter(chosen, sampler="dpmpp_2m/karras", steps=20, guidance=scale, seeds=seeds).images
+    side = {"height": card.resolution, "width": card.resolution}
+    about = f"{count} pictures painted for this by emoji, and seeds, that no fit has seen; in brackets that of pixels."
+    return {"image": pictures, **Motion().arguments(), **side}, seeds, about

@@ -1,0 +1,32 @@
+"""Write the judge as benchmarks/judge.safetensors: half precision, with the names of its classes as metadata."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from classifier import build
+from common import load_checkpoint
+from safetensors.torch import save_file
+
+from timonel.files import replacing
+
+OUT = Path(__file__).resolve().parents[2] / "benchmarks" / "judge.safetensors"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="with judge.safetensors and captions.json")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    names = [row["name"] for row in json.loads((args.work / "captions.json").read_text("utf-8"))]
+    judge = build(len(names))
+    judge.load_state_dict(load_checkpoint(args.work / "judge.safetensors")["model"])
+    with replacing(args.out) as temporary:
+        save_file(judge.half().state_dict(), temporary, metadata={"names": json.dumps(names)})
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB, {len(names)} names")
+
+
+if __name__ == "__main__":
+    main()
