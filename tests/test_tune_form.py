@@ -16,7 +16,7 @@ from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
 from timonel.fitted import Fitted
 from timonel.process import Level
-from timonel.tuning import Plain, rows, student
+from timonel.tuning import Plain, fit_model, rows, student
 from timonel.tuning.fit import Task
 from timonel.tuning.form import Arrays, Form
 from timonel.tuning.start import Paths
@@ -58,7 +58,7 @@ def test_a_fitted_table_runs_as_a_sampler_as_it_ran_in_the_fit() -> None:
     of, model = form(), mixture()
     arrays = of.arrays(some(of))
     table = arrays.table("fitted", "fitted")
-    travelled = student.travel(model, arrays, range(6), [None] * of.steps).result
+    travelled = student.travel(model, arrays, range(6)).result
     assert torch.allclose(model.run(table, range(6)), travelled, rtol=1e-9, atol=1e-12)
     back = tm.Table.from_dict(table.to_dict())
     assert torch.equal(back.x, table.x)
@@ -88,7 +88,7 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
     theta, samples = some(of, 0.02), list(range(6))
     theta[2 : 2 + of.steps] = -theta[2 : 2 + of.steps].abs()  # the first time is the highest that there is
     target = model.x * 0.1
-    given = (model, of, theta, samples, target, [None] * 3)
+    given = (model, of, theta, samples, target)
     plain = student.differences(*given, size=1e-5)
     probed = student.backward(*given, probes=100, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(probed.error, plain.error, rtol=1e-9)
@@ -107,15 +107,15 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
 
 def test_a_run_that_begins_on_the_way_of_another_ends_where_a_whole_run_does() -> None:
     of, model = form(), mixture()
-    base, samples, scales = of.arrays(some(of)), range(5), [None] * 4
-    known = student.travel(model, base, samples, scales)
+    base, samples = of.arrays(some(of)), range(5)
+    known = student.travel(model, base, samples)
     units = torch.eye(of.size, dtype=torch.float64)
     moved = [of.arrays(some(of) + 0.01 * unit) for unit in units] + [base]
     before = model.evaluations
-    found = student.ends(model, moved, base, known, samples, scales)
+    found = student.ends(model, moved, base, known, samples)
     shared = model.evaluations - before
     for candidate, end in zip(moved, found, strict=True):
-        whole = student.travel(model, candidate, samples, scales).result
+        whole = student.travel(model, candidate, samples).result
         assert torch.allclose(end, whole, rtol=1e-9, atol=1e-12)
     assert shared < 0.7 * len(moved) * 4 * 5
 
@@ -219,5 +219,47 @@ def test_the_path_that_rows_come_near_is_guided_all_the_way_whatever_the_interva
 def test_a_walk_that_forgets_ends_where_one_that_remembers_does() -> None:
     model = mixture(0, 4)
     arrays = Arrays.of(tm.Sampler("dpmpp_3m/karras", steps=7).compile(model.process))
-    kept = student.travel(model, arrays, range(4), (None,) * 7)
+    kept = student.travel(model, arrays, range(4))
     assert all(torch.equal(a, b) for a, b in zip(student.walk(model, arrays, range(4), None), kept.x, strict=True))
+
+
+def guided(guidance: tm.Guidance, count: int = 6, seed: int = 0) -> Plain:
+    """A mixture of two classes, guided toward one of them."""
+    data = Mixture.random(0, 4, 3, classes=2)
+    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Plain(data.conditional(0), x, PROCESSES["vp"], unconditional=data, guidance=guidance)
+
+
+@pytest.mark.parametrize("guidance", [tm.cfg(3.0, forecast=2), tm.cfg(3.0, forecast=3, order=2, until=0.7),
+                                      tm.cfg(3.0, until=1.5, unit="sigma")])  # fmt: skip
+def test_a_fit_sees_the_halves_that_a_run_forecasts(guidance: tm.Guidance) -> None:
+    model = guided(guidance)
+    of = form(steps=6)
+    units = torch.eye(of.size, dtype=torch.float64)
+    base = of.arrays(some(of))
+    known = student.travel(model, base, range(6))
+    assert torch.allclose(known.result, model.run(base.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12)
+    assert any(d is not None for d in known.apart)
+    moved = [of.arrays(some(of) + 0.3 * unit * of.inward(some(of))) for unit in units[: 2 * of.steps]]
+    for candidate, end in zip(moved, student.ends(model, moved, base, known, range(6)), strict=True):
+        assert torch.allclose(end, model.run(candidate.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*seeds for.*corrections")
+def test_a_forecast_half_is_fitted_with_the_table_and_costs_less() -> None:
+    whole, halved = guided(tm.cfg(3.0), 24), guided(tm.cfg(3.0, forecast=2), 24)
+    assert torch.equal(converge(whole, range(4), lambda _: None).result,
+                       converge(halved, range(4), lambda _: None).result)  # fmt: skip
+    made = fit_model(halved, steps=6, start="dpmpp_2m/karras", iterations=3, minutes=60)
+    (one,) = made.outcomes
+    assert one.sampler is not None
+    assert one.held_tuned < 0.8 * one.held_start
+    table = one.sampler.compile(halved.process)
+    costs = []
+    for model in (whole, halved):
+        before = model.evaluations
+        model.run(table, range(4))
+        costs.append((model.evaluations - before) // 4)
+    assert costs == [12, 10]  # both halves in the rows 0, 1, 3 and 5
+    with pytest.raises(ArgumentError, match="forecast halves: use method='differences'"):
+        fit_model(guided(tm.cfg(3.0, forecast=2), 24), steps=4, method="backward")

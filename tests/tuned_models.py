@@ -37,9 +37,11 @@ class Exact(Model):
     def start(self, samples: Sequence[int]) -> Tensor:
         return self.x[list(samples)]
 
-    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+    def guided(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         self.evaluations += len(x)
-        return self.denoise(x, level)
+        return self.denoise(x, level), None
 
 
 def mixture(seed: int = 0, count: int = 18, dimension: int = 4, **more: Any) -> Exact:

@@ -54,7 +54,7 @@ def tune(
 
     counts = steps or [8]
     target = out or (Path("fast.json") if len(counts) == 1 else Path("fast"))
-    tuning.asked(counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch)
+    tuning.checks.asked(counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch)
     quiet()
     helm = Helm(model, dtype=dtype, device=device)
     interval = guidance_of(guidance, guidance_until)

@@ -20,35 +20,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ArgumentError, UnknownName, finite, whole
+from ..errors import ArgumentError
 from ..fitted import Fingerprint, ProcessData, fingerprint
-from ..grids import usual
 from ..guidance import Guidance, cfg
-from ..process import Level, Process
 from ..process import from_config as process_of
 from ..recipe import GuidanceData
 from ..sampler import Sampler
-from . import judge
+from . import checks, judge
+from .checks import METHODS
 from .form import Arrays
 from .job import Fitting, Outcome, held_bytes
 from .model import Model, Pipeline, Plain
-from .start import named
 from .store import Store
-from .student import travel
-from .subjects import LEAST, Subjects, subjects
-from .teacher import FIRST, Targets, Told, converge
+from .subjects import Subjects, subjects
+from .teacher import FIRST, Targets, Told, converge, march
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm
 
 __all__ = ["METHODS", "Pipeline", "Plain", "Tuning", "fit_model", "tune"]
 
-METHODS = {
-    "levels": "none of the coefficients: the best of the usual grids, the closed form for Gaussian data and GITS",
-    "rows": "least squares, row after row: one long run and a short one",
-    "differences": "Gauss-Newton by forward calls alone: also for networks that are quantised, compiled or offloaded",
-    "backward": "Gauss-Newton by gradients: for half precision, which rounds small differences away",
-}
 MEMORY = 4  # predictions that a row may correct
 SHARE, LIMIT = 0.6, 0.8  # of the time: what the targets may take if they converge at once, and at most
 
@@ -122,14 +113,16 @@ def tune(
     """
     from ..pipelines.helm import Helm
 
-    counts = asked(steps, seeds=seeds, minutes=minutes, out=out, method=method, batch=batch)
+    counts = checks.asked(steps, seeds=seeds, minutes=minutes, out=out, method=method, batch=batch)
     helm = model if isinstance(model, Helm) else Helm(model)
     given = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
     if given is None and helm.card is not None:
         given = cfg(helm.card.default_guidance)
-    if given is not None and (given.forecast > 1 or isinstance(given.scale, tuple)):
-        raise ArgumentError("a fit takes one guidance scale and an interval; leave forecast= and scales per step out")
-    _begins(method, start, counts, process_of(helm.pipe.scheduler.config))
+    if helm.card is not None and "image" in helm._parameters:  # such pipelines have a size of their own, far larger
+        inputs = {"height": helm.card.resolution, "width": helm.card.resolution, **inputs}
+    if given is not None and isinstance(given.scale, tuple):
+        raise ArgumentError("a fit takes one guidance scale and an interval; leave scales per step out")
+    checks.begins(method, start, counts, process_of(helm.pipe.scheduler.config))
     used = _used(helm, inputs, given)
     telling = told or (lambda message: None)
     made = subjects(helm, prompts, seeds, seed)
@@ -207,17 +200,17 @@ def fit_model(
     `split`: samples to fit and samples held out, by default the last third. `iterations`: at most so many for every
     number of steps. `memory`: predictions that a row may correct. `where`: what the file says it was fitted to.
     """
-    counts, telling = asked(steps, minutes=minutes, out=out, method=method), told or (lambda message: None)
+    counts, telling = checks.asked(steps, minutes=minutes, out=out, method=method), told or (lambda message: None)
     began, budget = time.monotonic(), 60 * minutes
-    _begins(method, start, counts, model.process)
-    chosen, held = _thirds(model.count) if split is None else _split(split, model.count)
-    target = None if out is None else _target(Path(out), counts)
+    checks.begins(method, start, counts, model.process)
+    chosen, held = checks.thirds(model.count) if split is None else checks.split(split, model.count)
+    target = None if out is None else checks.target(Path(out), counts)
     facts = {"model": "a denoiser", "fingerprint": None, "guidance": None, "dtype": "float32", **(where or {})}
-    answer = _deterministic(model)
-    way = _method(model, method)
+    answer = checks.answer(model)
+    way = checks.way(model, method)
     settings = {
         **facts, "fitted": sorted(chosen), "held": sorted(held), "start": str(start), "way": way, "memory": memory,
-        "process": ProcessData.of(model.process, _some(model, 2)), "answer": answer,
+        "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer,
     }  # fmt: skip
     store = None if target is None else Store(target[0].with_name(target[0].name + ".part"), settings)
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
@@ -265,136 +258,16 @@ def _network(
     return Pipeline(captured, guidance, batch), fingerprint(captured.module)
 
 
-# -- before the fit ------------------------------------------------------------------------------------
-def asked(
-    steps: int | Sequence[int], *, seeds: int = LEAST, minutes: float = 5.0, out: str | PathLike[str] | None = None,
-    method: str | None = None, batch: int | None = None,
-) -> list[int]:  # fmt: skip
-    """The numbers of steps, after a look at all that needs no model. Raises `ArgumentError` or `UnknownName`."""
-    counts = _counts(steps)
-    if whole("seeds", seeds) < LEAST:
-        raise ArgumentError(f"{seeds} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
-    if method is not None and method not in METHODS:
-        raise UnknownName("method", method, METHODS)
-    if batch is not None:
-        whole("batch", batch)
-    finite("minutes", minutes, 0.01, 24 * 60)
-    if out is not None:
-        _target(Path(out), counts)
-    return counts
-
-
-def _counts(steps: int | Sequence[int]) -> list[int]:
-    counts = [steps] if isinstance(steps, (int, float, str)) else list(steps)
-    if not counts:
-        raise ArgumentError("steps is empty: say for how many steps to fit, e.g. steps=8")
-    for count in counts:
-        if count == 1:
-            raise ArgumentError("one step has no levels to choose: fit 2 or more")
-        whole("steps", count, 2)
-    return list(dict.fromkeys(counts))
-
-
-def _begins(method: str | None, start: Sampler | str | None, counts: list[int], process: Process) -> None:
-    """Refuses a start that a fit cannot have."""
-    if start is None:
-        return
-    if method == "levels":
-        raise ArgumentError(f"method='levels' looks for where to begin: leave start={str(start)!r} out")
-    for count in counts:
-        named(process, start, count)
-
-
-def _method(model: Model, asked: str | None) -> str:
-    """How to fit; by default by differences, and in half precision, which rounds them away, by gradients.
-
-    Raises `ArgumentError` for a way that the network does not permit.
-    """
-    if asked is None:
-        return "backward" if model.half and _flows(model) else "differences"
-    if asked == "backward" and not _flows(model):
-        raise ArgumentError("no gradient flows through this network: use method='differences'")
-    if asked == "rows" and not model.stepwise:
-        raise ArgumentError("the network of this pipeline cannot be called by itself: use method='differences'")
-    assert asked is not None
-    return asked
-
-
-def _flows(model: Model) -> bool:
-    """Whether a gradient comes through the network, from what it returns to what it is given."""
-    if not (model.differentiable and model.stepwise):
-        return False
-    x = model.start([0]).detach().requires_grad_()
-    first = Arrays.of(_some(model, 2)).level(0)
-    level = Level(*(v.reshape(1) for v in first))
-    try:
-        with torch.enable_grad():
-            raw = model.raw(x, level, [0], None)
-            (gradient,) = torch.autograd.grad(raw.sum(), x, allow_unused=True)
-    except (RuntimeError, NotImplementedError):  # quantised or compiled for inference
-        return False
-    return gradient is not None and bool(torch.isfinite(gradient).all())
-
-
-def _split(split: tuple[Sequence[int], Sequence[int]], count: int) -> tuple[Sequence[int], Sequence[int]]:
-    chosen, held = split
-    outside = [s for s in (*chosen, *held) if not 0 <= s < count]
-    if outside or set(chosen) & set(held) or len(chosen) < 2 or len(held) < 2:
-        raise ArgumentError(
-            f"split is two lists of two or more of the {count} samples, and none is in both; got {len(chosen)} and "
-            f"{len(held)}, {len(set(chosen) & set(held))} in both, {len(outside)} that are not there"
-        )
-    return chosen, held
-
-
-def _thirds(count: int) -> tuple[range, range]:
-    if count < 6:
-        raise ArgumentError(f"{count} samples are too few to fit and to judge by: give 12 or more")
-    return range(count - count // 3), range(count - count // 3, count)
-
-
-def _target(out: Path, counts: list[int]) -> tuple[Path, bool]:
-    """Where the files go, and whether that is a folder."""
-    several = len(counts) > 1
-    if not several and out.suffix.lower() != ".json":
-        raise ArgumentError(f"a sampler file's name ends in .json, got {str(out)!r}")
-    if several and out.suffix:
-        raise ArgumentError(f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}")
-    from ..generate import writable
-
-    writable(out if several else out.parent)
-    return out, several
-
-
-def _some(model: Model, count: int) -> Any:
-    return Sampler("dpmpp_2m", usual(model.process), count).compile(model.process)
-
-
-@torch.no_grad()
-def _deterministic(model: Model) -> str:
-    """What the network answers, in a word. Refuses one that answers differently when it is asked again."""
-    table, two = _some(model, 2), list(range(min(2, model.count)))
-    arrays, scales = Arrays.of(table), model.scales(table)
-    first, again = (travel(model, arrays, two, scales).result for _ in range(2))
-    away, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
-    if away > 1e-4 * float(first.abs().max()):
-        raise ArgumentError(
-            f"the network is not deterministic: asked twice, it differs by {away:.2g}. Switch dropout and noise off "
-            "(module.eval()), or fix its seeds"
-        )
-    return f"{tuple(first.shape)} {size:.3g}"
-
-
 def _targets(model: Model, samples: list[int], budget: float, store: Store | None, told: Told) -> Targets:
     """The converged samples, from before or made now. Raises `ArgumentError` where the time is too short for them."""
     made = None if store is None else store.targets()
     if made is not None:
         told(f"{len(made.samples)} converged samples from before")
         return made
-    arrays, some = Arrays.of(_some(model, 2)), samples[: min(len(samples), 8)]
+    arrays, some = Arrays.of(checks.short(model, 2)), samples[: min(len(samples), 8)]
     with torch.no_grad():
         began = time.perf_counter()
-        travel(model, arrays, some, (model.scale,) * 2)
+        march(model, arrays, some)
         each = (time.perf_counter() - began) / len(some) / 2
     need = each * len(samples) * 3 * FIRST
     if need > SHARE * budget:

@@ -40,7 +40,9 @@ class Whole(Model):
     def start(self, samples: Sequence[int]) -> Tensor:
         raise ModelError("the pipeline draws its own noise")
 
-    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+    def guided(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         raise ModelError("the network of this pipeline cannot be called by itself")
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,11 +57,6 @@ class Task:
     method: str  # backward or differences
     batch: int = 8  # samples an iteration
 
-    @cached_property
-    def scales(self) -> tuple[float | None, ...]:
-        """The guidance scale of every row."""
-        return self.model.scales(self.form.arrays(self.form.zero()).table("fit", "fit"))
-
     @torch.no_grad()
     def error(self, theta: Tensor, samples: Sequence[int]) -> Tensor:
         """(n,) distance of the results to the targets; infinite where theta has no table."""
@@ -71,7 +65,7 @@ class Task:
         except GridError:
             return torch.full((len(samples),), torch.inf, dtype=torch.float64)
         made = [
-            distance(travel(self.model, arrays, some, self.scales).result, self.targets.of(some))
+            distance(travel(self.model, arrays, some).result, self.targets.of(some))
             for some in (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
         ]
         return torch.nan_to_num(torch.cat(made), nan=torch.inf).clamp(min=1e-12)
@@ -91,7 +85,7 @@ class Task:
     def slope(self, theta: Tensor, iteration: int) -> Slope:
         """How the error moves with the parameters, from the samples of an iteration."""
         samples = self.chosen(iteration)
-        given = (self.model, self.form, theta, samples, self.targets.of(samples), self.scales)
+        given = (self.model, self.form, theta, samples, self.targets.of(samples))
         if self.method == "backward":
             generator = torch.Generator().manual_seed(iteration)
             return student.backward(*given, floor=self.targets.floor, generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,12 +88,9 @@ class Fitting:
         """Fit one number of steps, and judge it."""
         began, calls = time.monotonic(), self.model.evaluations
         ends = began + seconds
-        fitted, held = self.samples
         label, grid, state = self._begun(steps, asked)
-        form = Form(self.model.process, label.partition("/")[0], grid, self.memory)
-        self._seeds_enough(form)
-        batch = at_once(self.model, steps, self.method, self.memory)
-        task = Task(self.model, form, self.targets, fitted, held, self.method, batch)
+        task = self._task(label, grid)
+        self._seeds_enough(task.form)
         state = self._fit(task, label, state, ends, iterations)
         judged = self._judged(task, state, label)
         spent = time.monotonic() - began + self.shared[0], self.model.evaluations - calls + self.shared[1]
@@ -111,7 +109,21 @@ class Fitting:
             self.told("paths for the levels")
             self.paths = start.Paths(self.model, some[: start.fits(_bytes(self.model), ROOM)])
         self.told(f"{steps} steps: looking for where to begin")
-        return *start.best(self.model, self.targets, some, list(start.begins(self.model, steps, self.paths))), None
+        few = start.best(self.model, self.targets, some, list(start.begins(self.model, steps, self.paths)))
+        if self.method == "levels" or not self.model.stepwise or len(few) == 1:
+            return *few[0], None
+        return *min(few, key=lambda one: self._promise(self._task(*one), some)), None
+
+    def _task(self, label: str, grid: Grid) -> Task:
+        """The fit that begins there."""
+        form = Form(self.model.process, label.partition("/")[0], grid, self.memory)
+        batch = at_once(self.model, grid.steps, self.method, self.memory)
+        return Task(self.model, form, self.targets, *self.samples, self.method, batch)
+
+    def _promise(self, task: Task, samples: Sequence[int]) -> float:
+        """The error of a start on `samples`, or what is left of it when its rows are fitted, whichever is less."""
+        thetas = task.form.zero(), rows.squares(task, rows.enough(task))
+        return min(task.typical(theta, samples) for theta in thetas)
 
     def _fit(self, task: Task, label: str, state: State | None, ends: float, iterations: int | None) -> State:
         steps = task.form.steps

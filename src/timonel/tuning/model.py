@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,22 @@ from ..process import At, Level, Process
 from ..program import Shape
 from ..run import Run
 from ..table import Table
+from .form import Arrays
 
 LARGE = 100_000_000  # parameters of a network whose graph is not kept
 TOGETHER, MOST = 2**17, 64  # numbers of the samples in a network call, and evaluations in it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the rows of a run are guided. `scales`: one a row; 1 is no guidance, None the model's own.
+
+    `shares`: for every row the weights of the differences (conditional minus unconditional output) computed before,
+    newest first, that forecast its own; none where both halves are computed, or only one.
+    """
+
+    scales: tuple[float | None, ...]
+    shares: tuple[tuple[float, ...], ...]
 
 
 class Model(ABC):
@@ -50,18 +63,29 @@ class Model(ABC):
         """The initial noise (n, …) of `samples`."""
 
     @abstractmethod
-    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
-        """The network's guided output (n, …) for x at levels of (n,) numbers."""
+    def guided(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's guided output (n, …) for x at levels of (n,) numbers, and cond - uncond where it has both.
 
-    def denoised(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
-        """The denoised prediction (n, …) in at least single precision; `scale` 1 is no guidance, None the model's."""
-        raw = self.raw(x, level, samples, scale)
+        `away`: that difference as it is foreseen, so that only the conditional half is computed.
+        """
+
+    def call(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `guided`, with the denoised prediction (n, …), in at least single precision, for the output."""
+        raw, apart = self.guided(x, level, samples, scale, away)
         wide = torch.promote_types(x.dtype, torch.float32)
         c_x, c_raw = (
             c.to(x.device, wide).reshape(-1, *(1,) * (x.ndim - 1)) for c in coefficients(self.prediction, level)
         )
         clean = c_x * x.to(wide) + c_raw * raw.to(wide)
-        return clean if self.shape is None else self.shape(clean)
+        return clean if self.shape is None else self.shape(clean), apart
+
+    def denoised(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+        """The denoised prediction (n, …); `scale` 1 is no guidance, None the model's own."""
+        return self.call(x, level, samples, scale)[0]
 
     @property
     def scale(self) -> float | None:
@@ -71,8 +95,8 @@ class Model(ABC):
         return scale
 
     def always(self) -> Guidance | None:
-        """The guidance without its interval."""
-        return self.guidance and replace(self.guidance, start=0.0, stop=math.inf, unit="ratio")
+        """The guidance without its interval and without forecasts."""
+        return self.guidance and replace(self.guidance, start=0.0, stop=math.inf, unit="ratio", forecast=1)
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
         """The results (n, …) of any deterministic table. `always`: guided all the way."""
@@ -80,12 +104,19 @@ class Model(ABC):
         made = Run(table, self.prediction, shape=self.shape, guidance=guidance)
         made.start(self.start(samples))
         for _ in made.rows():
-            made.advance(self.raw(made.latents, spread(made.level, len(samples)), samples, made.scale))
+            raw, apart = self.guided(made.latents, spread(made.level, len(samples)), samples, made.scale, made.forecast)
+            if apart is not None and made.remembers:
+                made.remember(apart)
+            made.advance(raw)
         return made.result
 
-    def scales(self, table: Table) -> tuple[float | None, ...]:
-        """The guidance scale of every row."""
-        return (None,) * table.nfe if self.guidance is None else self.guidance.scales(table)
+    def plan(self, arrays: Arrays) -> Plan:
+        """How every row is guided."""
+        if self.guidance is None:
+            return Plan((None,) * arrays.rows, ((),) * arrays.rows)
+        table = arrays.table("fit", "fit")
+        shares = self.guidance.forecasts(table, self.prediction) if self.guidance.forecast > 1 else ((),) * arrays.rows
+        return Plan(self.guidance.scales(table), shares)
 
 
 def spread(at: At, count: int) -> Level:
@@ -110,18 +141,25 @@ class Pipeline(Model):
     def start(self, samples: Sequence[int]) -> Tensor:
         return self.captured.start[list(samples)]
 
-    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
-        each = self.captured.cost(scale)
+    def guided(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        each = self.captured.cost(scale) if away is None else 1
         many = max(1, self.batch // each)
         rescale = 0.0 if self.guidance is None else self.guidance.rescale
         self.evaluations += each * len(x)
-        made = []
+        made, apart = list[Tensor](), list[Tensor]()
         for i in range(0, len(x), many):
             part = slice(i, i + many)
             n = len(x[part])
             told = level.time[part] if level.time.ndim else level.time
-            made.append(self.captured(x[part], told.expand(n), list(samples[part]), [scale] * n, [rescale] * n))
-        return torch.cat(made)
+            foreseen = None if away is None else list(away[part])
+            raw, found = self.captured.guided(
+                x[part], told.expand(n), list(samples[part]), [scale] * n, [rescale] * n, foreseen
+            )
+            made.append(raw)
+            apart += [d for d in found if d is not None]
+        return torch.cat(made), torch.stack(apart) if apart else None
 
 
 class Plain(Model):
@@ -138,21 +176,29 @@ class Plain(Model):
     def start(self, samples: Sequence[int]) -> Tensor:
         return self.x[list(samples)]
 
-    def raw(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+    def guided(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         told = torch.stack([v.expand(len(x)) for v in level], 1)
         made: Any = None
+        apart: Any = None
         for one in torch.unique(told, dim=0):
             chosen = (told == one).all(1)
-            out = self._at(x[chosen], At(*one.tolist()), scale)
+            out, other = self._at(x[chosen], At(*one.tolist()), scale, None if away is None else away[chosen])
             made = x.new_empty(len(x), *out.shape[1:]) if made is None else made
             made[chosen] = out
-        return made  # type: ignore[no-any-return]
+            if other is not None:
+                apart = torch.empty_like(made) if apart is None else apart
+                apart[chosen] = other
+        return made, apart
 
-    def _at(self, x: Tensor, at: At, scale: float | None) -> Tensor:
+    def _at(self, x: Tensor, at: At, scale: float | None, away: Tensor | None) -> tuple[Tensor, Tensor | None]:
         self.evaluations += len(x)
         cond = self.denoise(x, at)
         if self.unconditional is None or scale in (None, 1.0):
-            return cond
-        self.evaluations += len(x)
+            return cond, None
+        if away is None:
+            self.evaluations += len(x)
+        uncond = self.unconditional(x, at) if away is None else cond - away
         rescale = 0.0 if self.guidance is None else self.guidance.rescale
-        return combine(cond, self.unconditional(x, at), float(scale or 1.0), rescale)
+        return combine(cond, uncond, float(scale or 1.0), rescale), None if away is not None else cond - uncond

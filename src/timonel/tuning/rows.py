@@ -18,7 +18,7 @@ from ..grids import Grid
 from ..process import Level
 from .fit import Task
 from .form import Arrays
-from .student import walk
+from .student import foreseen, walk
 from .teacher import FIRST, SOLVER, fine
 
 EQUATIONS = 16_384  # at least, for a few numbers a row
@@ -58,9 +58,13 @@ def squares(task: Task, samples: Sequence[int]) -> Tensor:
     form, aims = task.form, path(task, samples)
     arrays, theta = form.arrays(form.zero()), form.zero()
     place = {name: p for p, name in enumerate(form.names)}
-    x, found = task.model.start(samples), list[Tensor]()
+    x, found, apart = task.model.start(samples), list[Tensor](), list[Tensor | None]()
+    plan = task.model.plan(arrays)
     for k in range(form.steps):
-        found.append(task.model.denoised(x, arrays.level(k), samples, task.scales[k]))
+        away = foreseen(plan.shares[k], apart)
+        clean, difference = task.model.call(x, arrays.level(k), samples, plan.scales[k], away)
+        found.append(clean)
+        apart.append(difference)
         plain = float(arrays.keep[k]) * x + sum(float(arrays.weights[k, j]) * d for j, d in enumerate(found))
         free = [("keep", k, 0), *(("weight", k, j) for j in range(max(0, k + 1 - form.memory), k + 1))]
         reads = torch.stack([x, *found[max(0, k + 1 - form.memory) :]], -1).double().flatten(0, -2)

@@ -13,15 +13,17 @@ from ..process import Level
 from .form import Arrays, Form
 from .model import Model
 
-Scales = Sequence["float | None"]
-
 
 @dataclass(frozen=True, eq=False)
 class Journey:
-    """What a run of N rows saw: `x`, its N + 1 samples (n, …); `denoised`, its N predictions."""
+    """What a run of N rows saw: `x`, its N + 1 samples (n, …); `denoised`, its N predictions.
+
+    `apart`: conditional minus unconditional output of its rows, where both were computed.
+    """
 
     x: list[Tensor]
     denoised: list[Tensor]
+    apart: list[Tensor | None]
 
     @property
     def result(self) -> Tensor:
@@ -29,17 +31,28 @@ class Journey:
         return self.x[-1]
 
 
-def travel(model: Model, arrays: Arrays, samples: Sequence[int], scales: Scales) -> Journey:
+def travel(model: Model, arrays: Arrays, samples: Sequence[int]) -> Journey:
     """One sampler, from noise to the result; only the result where the network cannot be called by itself."""
     if not model.stepwise:
-        return Journey([model.run(arrays.table("fit", "fit"), samples)], [])
-    x = model.start(samples)
-    xs, found = [x], list[Tensor]()
+        return Journey([model.run(arrays.table("fit", "fit"), samples)], [], [])
+    x, plan = model.start(samples), model.plan(arrays)
+    seen = Journey([x], [], [])
     for k in range(arrays.rows):
-        found.append(model.denoised(x, arrays.level(k), samples, scales[k]))
-        x = _next(arrays, k, x, found)
-        xs.append(x)
-    return Journey(xs, found)
+        away = foreseen(plan.shares[k], seen.apart)
+        clean, apart = model.call(x, arrays.level(k), samples, plan.scales[k], away)
+        seen.denoised.append(clean)
+        seen.apart.append(apart)
+        x = _next(arrays, k, x, seen.denoised)
+        seen.x.append(x)
+    return seen
+
+
+def foreseen(shares: Sequence[float], apart: Sequence[Tensor | None]) -> Tensor | None:
+    """The forecast of a row's difference from those before it, `shares` newest first; None where it has no shares."""
+    if not shares:
+        return None
+    known = [difference for difference in reversed(apart) if difference is not None]
+    return torch.stack([share * d for share, d in zip(shares, known, strict=False)]).sum(0)
 
 
 def walk(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None) -> Iterator[Tensor]:
@@ -66,28 +79,37 @@ def _next(arrays: Arrays, k: int, x: Tensor, found: Sequence[Tensor | None]) -> 
 
 
 def ends(
-    model: Model, candidates: Sequence[Arrays], base: Arrays, known: Journey, samples: Sequence[int], scales: Scales
+    model: Model, candidates: Sequence[Arrays], base: Arrays, known: Journey, samples: Sequence[int]
 ) -> list[Tensor]:
     """The results of many samplers that differ from `base`, whose journey is known up to their first difference."""
     if not model.stepwise:
-        return [travel(model, candidate, samples, scales).result for candidate in candidates]
-    n, count = base.rows, len(samples)
+        return [travel(model, candidate, samples).result for candidate in candidates]
+    n = base.rows
     calls = torch.stack([(c.alpha != base.alpha) | (c.sigma != base.sigma) | (c.time != base.time) for c in candidates])
     moves = torch.stack([(c.keep != base.keep) | (c.weights != base.weights).any(-1) for c in candidates]) | calls
     first = [int(m.nonzero()[0]) if bool(m.any()) else n for m in moves]
+    plans = [model.plan(candidate) for candidate in candidates]
     xs = [known.x[f] for f in first]
     found: list[list[Tensor | None]] = [[*known.denoised[:f], *[None] * (n - f)] for f in first]
+    apart: list[list[Tensor | None]] = [[*known.apart[:f], *[None] * (n - f)] for f in first]
     for k in range(n):
-        called = [i for i, f in enumerate(first) if f < k or (f == k and bool(calls[i, k]))]
-        if called:
+        alike: dict[tuple[float | None, bool], list[int]] = {}
+        for i, f in enumerate(first):
+            if f < k or (f == k and bool(calls[i, k])):
+                alike.setdefault((plans[i].scales[k], bool(plans[i].shares[k])), []).append(i)
+            elif f == k:
+                found[i][k], apart[i][k] = known.denoised[k], known.apart[k]
+        for (scale, foretold), called in alike.items():
             told = zip(*(candidates[i].level(k) for i in called), strict=True)
-            level = Level(*(torch.stack(v).repeat_interleave(count) for v in told))
-            made = model.denoised(torch.cat([xs[i] for i in called]), level, list(samples) * len(called), scales[k])
-            for i, clean in zip(called, torch.split(made, count), strict=True):
-                found[i][k] = clean
+            level = Level(*(torch.stack(v).repeat_interleave(len(samples)) for v in told))
+            away = [foreseen(plans[i].shares[k], apart[i][:k]) for i in called] if foretold else []
+            joined = torch.cat([d for d in away if d is not None]) if foretold else None
+            made = model.call(torch.cat([xs[i] for i in called]), level, list(samples) * len(called), scale, joined)
+            for part, held in zip(made, (found, apart), strict=True):
+                for i, one in zip(called, [] if part is None else torch.split(part, len(samples)), strict=False):
+                    held[i][k] = one
         for i, f in enumerate(first):
             if f <= k:
-                found[i][k] = known.denoised[k] if found[i][k] is None else found[i][k]
                 xs[i] = _next(candidates[i], k, xs[i], found[i])
     return xs
 
@@ -111,7 +133,7 @@ def distance(result: Tensor, target: Tensor) -> Tensor:
 
 
 def differences(
-    model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor, scales: Scales,
+    model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor,
     *, floor: float = 0.0, size: float = 2e-3, at_once: int = 16,
 ) -> Slope:  # fmt: skip
     """By forward calls alone: every parameter is moved by `size`, and the run repeated from where that tells.
@@ -120,13 +142,13 @@ def differences(
     nothing is gained.
     """
     arrays = form.arrays(theta)
-    known = travel(model, arrays, samples, scales)
+    known = travel(model, arrays, samples)
     miss = (known.result.double() - target.double()).flatten(1)
     columns, ways = list[Tensor](), form.inward(theta)
     for begin in range(0, form.size, at_once):
         moved = range(begin, min(begin + at_once, form.size))
         candidates = [form.arrays(theta + size * ways[p] * _unit(form.size, p)) for p in moved]
-        for p, end in zip(moved, ends(model, candidates, arrays, known, samples, scales), strict=True):
+        for p, end in zip(moved, ends(model, candidates, arrays, known, samples), strict=True):
             columns.append(((end.double() - known.result.double()) / (size * ways[p])).flatten(1).float())
     jacobian = torch.stack(columns, -1)
     weight = _weight(miss, floor)
@@ -137,7 +159,7 @@ def differences(
 
 
 def backward(
-    model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor, scales: Scales,
+    model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor,
     *, floor: float = 0.0, probes: int = 8, generator: torch.Generator | None = None, at_once: int = 8,
 ) -> Slope:  # fmt: skip
     """By gradients: exact for the error, and the curvature from random projections of the results.
@@ -154,7 +176,7 @@ def backward(
         some = list(samples[begin : begin + at_once])
         leaf = arrays.flat().repeat(len(some), 1).requires_grad_()
         with torch.enable_grad():
-            result = _each(model, leaf, arrays, some, scales)
+            result = _each(model, leaf, arrays, some)
         miss = (result.detach().double() - target[begin : begin + at_once].double()).flatten(1)
         weight = _weight(miss, floor)
         seeds = [miss * weight[:, None]]
@@ -172,9 +194,9 @@ def backward(
     return Slope(torch.cat(errors), gradient / len(samples), curvature / len(samples))
 
 
-def _each(model: Model, numbers: Tensor, arrays: Arrays, samples: Sequence[int], scales: Scales) -> Tensor:
+def _each(model: Model, numbers: Tensor, arrays: Arrays, samples: Sequence[int]) -> Tensor:
     """The results of a run in which every sample has numbers (n, Q) of its own, with their graph."""
-    n = arrays.rows
+    n, scales = arrays.rows, model.plan(arrays).scales
     alpha, sigma, time, keep = (numbers[:, i * n : (i + 1) * n] for i in range(4))
     weights = numbers[:, 4 * n :].reshape(len(samples), n, n)
     x = model.start(samples)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .. import zoo
 from ..comparison.plan import PICTURES
 from ..errors import ArgumentError
 from ..pipelines.helm import Helm
 
 LEAST = 12  # seeds of a fit, a third of them held out
 NAMED = 48  # prompts taken from a shipped model's own list
+PAINTER = "emoji"
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """One prompt or picture and one seed for every sample; the last `held` samples are held out."""
+    """One prompt or picture and one seed for every sample; the last `held` samples are held out.
+
+    `painted`: the pictures, where they were made of the prompts.
+    """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     held: int
+    painted: tuple[Any, ...] = ()
 
     @property
     def pictures(self) -> bool:
@@ -34,6 +40,8 @@ class Subjects:
         """What the pipeline is called with."""
         from ..animate import still
 
+        if self.painted:
+            return {"image": list(self.painted)}
         return {"image": [still(p) for p in self.prompts]} if self.pictures else {"prompt": list(self.prompts)}
 
     def each(self, more: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -47,7 +55,8 @@ class Subjects:
 
 
 def subjects(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, seeds: int, seed: int) -> Subjects:
-    """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has its own.
+    """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has its own, and paints
+    them where it begins with pictures.
 
     Prompts that are held out are none of those that are fitted, where there are three or more. Raises
     `ArgumentError` for no prompts, or for a file that cannot be read.
@@ -58,14 +67,28 @@ def subjects(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, se
     fitted, other = (lines[:cut], lines[cut:]) if cut else (lines, lines)
     told = [fitted[i % len(fitted)] for i in range(seeds - held)] + [other[i % len(other)] for i in range(held)]
     made = Subjects(tuple(told), tuple(range(seed, seed + seeds)), held)
+    if prompts is None and "prompt" not in helm._parameters:
+        return replace(made, painted=tuple(painted(told, made.seeds)))
     _refuse(helm, made)
     return made
+
+
+def painted(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+    """Pictures of prompts by `PAINTER`, for models that begin with one."""
+    card = zoo.card(PAINTER)
+    helm = Helm(PAINTER)
+    helm.pipe.set_progress_bar_config(disable=True)
+    made = helm(
+        list(prompts), sampler="dpmpp_2m/karras", steps=card.default_steps, guidance=card.default_guidance,
+        seeds=list(seeds),
+    )  # fmt: skip
+    return list(made.images)
 
 
 def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> list[str]:
     """The prompts, without repetitions."""
     if prompts is None:
-        if helm.card is None or "prompt" not in helm._parameters:
+        if helm.card is None:
             what = "prompts" if "prompt" in helm._parameters else "pictures to begin with"
             raise ArgumentError(f"say what to fit to: {what}, one a line in a file (--prompts FILE) or as a list")
         every = max(1, len(helm.card.concepts) // NAMED)

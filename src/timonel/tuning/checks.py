@@ -1,0 +1,151 @@
+"""What a fit looks at before it computes: refusals, defaults, and how the network may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from ..errors import ArgumentError, UnknownName, finite, whole
+from ..grids import usual
+from ..process import Level, Process
+from ..sampler import Sampler
+from ..table import Table
+from .form import Arrays
+from .model import Model
+from .start import named
+from .student import travel
+from .subjects import LEAST
+
+METHODS = {
+    "levels": "none of the coefficients: the best of the usual grids, the closed form for Gaussian data and GITS",
+    "rows": "least squares, row after row: one long run and a short one",
+    "differences": "Gauss-Newton by forward calls alone: also for networks that are quantised, compiled or offloaded",
+    "backward": "Gauss-Newton by gradients: for half precision, which rounds small differences away",
+}
+
+
+def asked(
+    steps: int | Sequence[int], *, seeds: int = LEAST, minutes: float = 5.0, out: str | PathLike[str] | None = None,
+    method: str | None = None, batch: int | None = None,
+) -> list[int]:  # fmt: skip
+    """The numbers of steps, after a look at all that needs no model. Raises `ArgumentError` or `UnknownName`."""
+    counts = _counts(steps)
+    if whole("seeds", seeds) < LEAST:
+        raise ArgumentError(f"{seeds} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
+    if method is not None and method not in METHODS:
+        raise UnknownName("method", method, METHODS)
+    if batch is not None:
+        whole("batch", batch)
+    finite("minutes", minutes, 0.01, 24 * 60)
+    if out is not None:
+        target(Path(out), counts)
+    return counts
+
+
+def _counts(steps: int | Sequence[int]) -> list[int]:
+    counts = [steps] if isinstance(steps, (int, float, str)) else list(steps)
+    if not counts:
+        raise ArgumentError("steps is empty: say for how many steps to fit, e.g. steps=8")
+    for count in counts:
+        if count == 1:
+            raise ArgumentError("one step has no levels to choose: fit 2 or more")
+        whole("steps", count, 2)
+    return list(dict.fromkeys(counts))
+
+
+def begins(method: str | None, start: Sampler | str | None, counts: list[int], process: Process) -> None:
+    """Refuses a start that a fit cannot have."""
+    if start is None:
+        return
+    if method == "levels":
+        raise ArgumentError(f"method='levels' looks for where to begin: leave start={str(start)!r} out")
+    for count in counts:
+        named(process, start, count)
+
+
+def way(model: Model, asked: str | None) -> str:
+    """How to fit; by default by differences, and in half precision, which rounds them away, by gradients.
+
+    Raises `ArgumentError` for a way that the network does not permit.
+    """
+    foretold = model.guidance is not None and model.guidance.forecast > 1
+    if asked is None:
+        return "backward" if model.half and not foretold and _flows(model) else "differences"
+    if asked == "backward" and foretold:
+        raise ArgumentError("gradients do not go through forecast halves: use method='differences'")
+    if asked == "backward" and not _flows(model):
+        raise ArgumentError("no gradient flows through this network: use method='differences'")
+    if asked == "rows" and not model.stepwise:
+        raise ArgumentError("the network of this pipeline cannot be called by itself: use method='differences'")
+    assert asked is not None
+    return asked
+
+
+def _flows(model: Model) -> bool:
+    """Whether a gradient comes through the network, from what it returns to what it is given."""
+    if not (model.differentiable and model.stepwise):
+        return False
+    x = model.start([0]).detach().requires_grad_()
+    first = Arrays.of(short(model, 2)).level(0)
+    level = Level(*(v.reshape(1) for v in first))
+    try:
+        with torch.enable_grad():
+            raw, _ = model.guided(x, level, [0], None)
+            (gradient,) = torch.autograd.grad(raw.sum(), x, allow_unused=True)
+    except (RuntimeError, NotImplementedError):  # quantised or compiled for inference
+        return False
+    return gradient is not None and bool(torch.isfinite(gradient).all())
+
+
+def split(given: tuple[Sequence[int], Sequence[int]], count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The samples to fit and those held out. Raises `ArgumentError` where they are not two parts of `count`."""
+    chosen, held = given
+    outside = [s for s in (*chosen, *held) if not 0 <= s < count]
+    if outside or set(chosen) & set(held) or len(chosen) < 2 or len(held) < 2:
+        raise ArgumentError(
+            f"split is two lists of two or more of the {count} samples, and none is in both; got {len(chosen)} and "
+            f"{len(held)}, {len(set(chosen) & set(held))} in both, {len(outside)} that are not there"
+        )
+    return chosen, held
+
+
+def thirds(count: int) -> tuple[range, range]:
+    """Two thirds of the samples to fit, the last third held out. Raises `ArgumentError` for fewer than six."""
+    if count < 6:
+        raise ArgumentError(f"{count} samples are too few to fit and to judge by: give 12 or more")
+    return range(count - count // 3), range(count - count // 3, count)
+
+
+def target(out: Path, counts: list[int]) -> tuple[Path, bool]:
+    """Where the files go, and whether that is a folder."""
+    several = len(counts) > 1
+    if not several and out.suffix.lower() != ".json":
+        raise ArgumentError(f"a sampler file's name ends in .json, got {str(out)!r}")
+    if several and out.suffix:
+        raise ArgumentError(f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}")
+    from ..generate import writable
+
+    writable(out if several else out.parent)
+    return out, several
+
+
+def short(model: Model, count: int) -> Table:
+    """A usual sampler of a few steps."""
+    return Sampler("dpmpp_2m", usual(model.process), count).compile(model.process)
+
+
+@torch.no_grad()
+def answer(model: Model) -> str:
+    """What the network answers, in a word. Refuses one that answers differently when it is asked again."""
+    table, two = short(model, 2), list(range(min(2, model.count)))
+    first, again = (travel(model, Arrays.of(table), two).result for _ in range(2))
+    away, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
+    if away > 1e-4 * float(first.abs().max()):
+        raise ArgumentError(
+            f"the network is not deterministic: asked twice, it differs by {away:.2g}. Switch dropout and noise off "
+            "(module.eval()), or fix its seeds"
+        )
+    return f"{tuple(first.shape)} {size:.3g}"
