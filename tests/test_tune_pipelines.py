@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from pipes import load
@@ -13,12 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import timonel as tm
-from timonel import tuning
+from timonel import tuning, zoo
 from timonel.cli import app
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.fitted import Fitted, fingerprint
 from timonel.tuning import judge, rows, teacher
-from timonel.tuning.subjects import subjects
+from timonel.tuning.subjects import painted, subjects
 from tuned_models import START, brief
 
 __all__ = ["brief"]
@@ -151,6 +152,22 @@ def test_a_pipeline_whose_network_stays_in_its_loop_is_fitted_as_a_whole() -> No
     assert found.lines() == ["stopped before anything was found"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("rough")
+@pytest.mark.filterwarnings("ignore:.*seeds for.*corrections")
+def test_an_iteration_on_a_whole_pipeline_moves_the_table_and_never_for_the_worse() -> None:
+    helm, given = pipeline("ZImagePipeline")
+    told: list[str] = []
+    small = {**SMALL, "steps": 2, "start": "dpmpp_2m/trailing", "method": "differences", "minutes": 30}
+    (one,) = tm.tune(helm, prompts=WORDS, told=told.append, **small, **given).outcomes
+    assert any("2 steps, iteration 1" in line for line in told)
+    assert one.held_tuned <= one.held_start
+    if one.sampler is None:
+        assert "not clearly below" in one.reason
+    else:
+        helm(**given, prompt="a red apple", sampler=one.sampler, seeds=[3])
+
+
 # -- the command line -------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.usefixtures("rough")
@@ -262,6 +279,38 @@ def test_prompts_and_seeds_that_are_held_out_are_never_fitted(plain: tm.Helm, tm
         assert not {made.prompts[i] for i in fitted} & {made.prompts[i] for i in held}
         assert made.seeds == tuple(range(100, 114))
     assert set(subjects(plain, ["one"], 12, 0).prompts) == {"one"}
+
+
+def test_the_shipped_video_model_begins_with_pictures_of_its_concepts_at_its_own_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def paint(prompts: list[str], seeds: tuple[int, ...]) -> list[Image.Image]:
+        return [Image.new("RGB", (64, 64), (seed, len(prompt), 0)) for prompt, seed in zip(prompts, seeds, strict=True)]
+
+    def stop(_: tm.Helm, made: Any, *rest: Any) -> None:
+        asked.update(made=made, inputs=rest[2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("timonel.tuning.subjects"), "painted", paint)
+    monkeypatch.setattr(tuning, "_network", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tm.tune("emoji-video", steps=4, seeds=12, seed=5)
+    made = asked["made"]
+    assert set(made.prompts) <= set(zoo.card("emoji-video").concepts)
+    assert [picture.getpixel((0, 0))[:2] for picture in made.inputs()["image"]] == [
+        (seed, len(prompt)) for prompt, seed in zip(made.prompts, range(5, 17), strict=True)
+    ]
+    assert asked["inputs"] == {"height": 64, "width": 64}
+
+
+@pytest.mark.slow
+def test_the_painter_paints_what_it_is_asked_for() -> None:
+    pictures = painted(["red apple", "blue car"], [3, 4])
+    assert [picture.size for picture in pictures] == [(64, 64)] * 2
+    reds = [sum(p.resize((1, 1)).getpixel((0, 0))[i] * w for i, w in ((0, 1), (2, -1))) for p in pictures]
+    assert reds[0] > reds[1] + 20
 
 
 def test_a_pipeline_is_after_a_fit_what_it_was_before() -> None:

@@ -156,11 +156,11 @@ def _still(pipe: Any) -> Iterator[None]:
     bar = dict(getattr(pipe, "_progress_bar_config", None) or {})
     modules = [part for part in getattr(pipe, "components", {}).values() if isinstance(part, torch.nn.Module)]
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    swift = [module for module in modules if _rearranges(module)]
+    kernels = [p for module in modules for p in module.parameters() if _rearranges(p)]
     for parameter in trained:
         parameter.requires_grad_(False)
-    for module in swift:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
     if hasattr(pipe, "set_progress_bar_config"):
         pipe.set_progress_bar_config(**{**bar, "disable": True})
     try:
@@ -168,17 +168,15 @@ def _still(pipe: Any) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module in swift:
-            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for kernel in kernels:
+            kernel.data = kernel.data.contiguous()
         if hasattr(pipe, "set_progress_bar_config"):
             pipe.set_progress_bar_config(**bar)
 
 
-def _rearranges(module: torch.nn.Module) -> bool:
-    """Whether convolutions of a module may compute with channels last, a fifth faster, and be put back."""
-    kernels = [p for p in module.parameters() if p.ndim == 4]
-    plain = all(p.is_contiguous() and p.is_floating_point() and p.device.type != "meta" for p in kernels)
-    return bool(kernels) and plain
+def _rearranges(p: torch.nn.Parameter) -> bool:
+    """Whether this is the kernel of a convolution that may have channels last, a fifth faster, and be put back."""
+    return p.ndim == 4 and p.is_floating_point() and p.device.type != "meta" and p.is_contiguous()
 
 
 def fit_model(
