@@ -1,13 +1,13 @@
 """Fitted samplers against the usual ones, on noise and prompts that no fit has seen.
 
-    python benchmarks/tune.py [--quick] [--samples N] [--iterations N] [PROBLEM ...]
+    python benchmarks/tune.py [--quick] [--samples N] [--iterations N] [--pictures N] [PROBLEM ...]
 
 Exact mixtures are fitted here; of the shipped models the tables that they come with are judged. Error: root mean
 square distance of the latents to the converged sample of the same noise, guided all the way; geometric mean over the
 samples ± its standard error. Every solver is on the best of the declared grids for just these samples (of the two that
-are best on a quarter of them), so the usual ones are chosen in hindsight and the fitted one is not. Prints a table for
-each problem and writes it into its place in docs/tune.md; `--quick` takes the exact models only, few steps and
-samples, and writes nothing.
+are best on a quarter of them), so the usual ones are chosen in hindsight and the fitted one is not. `pictures` asks a
+judge what emoji's show. Prints a table for each problem and writes it into its place in docs/tune.md; `--quick` takes
+the exact models only unless others are named, few steps and samples, and writes nothing.
 """
 
 from __future__ import annotations
@@ -15,45 +15,30 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-import timonel as tm
 from measure import markdown
-from timonel import solvers, zoo
-from timonel.animate import Motion
+from timonel import zoo
 from timonel.errors import ModelError, TimonelError
-from timonel.exact import Mixture, solve
 from timonel.files import replacing
 from timonel.grids import usual
-from timonel.pipelines.capture import capture
-from timonel.tuning import Pipeline, Plain, fit_model
-from timonel.tuning.judge import geometric
-from timonel.tuning.model import Model
-from timonel.tuning.start import Paths
-from timonel.tuning.student import distance
-from timonel.tuning.teacher import Targets, converge
+from tune_models import SETTINGS, Size, exact, shipped
+from tune_pictures import pictures
+from tune_problem import Cell, Problem
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tune.md"
-SOLVERS = {"Euler": "euler", "DPM++ 2M": "dpmpp_2m", "DPM++ 3M": "dpmpp_3m", "UniPC": "unipc", "iPNDM": "ipndm"}
-GRIDS = ("karras", "trailing", "lam", "beta", "gaussian")
-FLOW_GRIDS = ("trailing", "flow", "lam", "beta", "gaussian")
 CURVE = (6, 8, 10, 12, 15, 20, 25, 30, 40)  # steps of DPM++ 2M Karras that a fitted sampler is placed between
 GOALS = ((5, 12), (8, 25))  # so many fitted steps are meant to reach the error of so many of its
 CARRIED = (5, 8)  # steps for which it is looked how a fit carries over
-LEAST, FEW, FINALISTS = 8, 4, 2  # samples; of those every variant is tried on; variants that are tried on all
-FITTED, DIMENSION, SCALE = 96, 16, 4.0  # samples and dimension of the mixtures that are fitted, and their guidance
-PATHS, BATCH, SEED = 16, 32, 2_000_000  # samples that GITS sees; evaluations a call; first seed of the shipped models
+LEAST = 8  # samples
 EXACT = ("mixture", "guided-mixture", "flow-mixture")
 SHIPPED = ("emoji", "emoji-flow", "emoji-video")
-SIBLINGS = ("emoji-zsnr", "emoji-lcm")
 
 
 # -- what is shown -------------------------------------------------------------------------------
@@ -98,12 +83,22 @@ def section(problem: Problem, size: Size) -> str:
         row("/ the best below", lambda n: fitted(n, lambda cell: against(cell, top[n]))),
         *([title, *(str(others[n].get(title, "–")) for n in size.steps)] for title in titles),
     ]
+    if problem.steady is not None:
+        rows += [
+            row("frame consistency, fitted", lambda n: fitted(n, problem.steadiness)),
+            row("frame consistency, the best above", lambda n: problem.steadiness(top[n])),
+        ]
     table = markdown([f"{problem.name}, steps", *map(str, size.steps)], rows)
     met = [
         f"* {n} fitted steps against {m} of {goal} ({known[m]:.2g}): error ratio {against(cell, curve[m])}."
         for n, m in GOALS
         if (cell := tuned.get(n)) is not None
     ]
+    if problem.steady is not None:
+        met.append(
+            "* Frame consistency is the mean PSNR between neighbouring frames in dB, in brackets how much more it is "
+            f"than in the converged clip of the same noise; in these it is {float(problem.steady.mean()):.2f}."
+        )
     return "\n\n".join([problem.about, table, "\n".join(met)])
 
 
@@ -153,7 +148,7 @@ def parts(size: Size) -> dict[str, Callable[[], str]]:
     made: dict[str, Callable[[], str]] = {
         name: partial(lambda n, pose: section(pose(n, size), size), name, pose) for name, pose in posed.items()
     }
-    return made | {"carry-over": partial(carried, size)}
+    return made | {"pictures": partial(pictures, size), "carry-over": partial(carried, size)}
 
 
 @torch.no_grad()
@@ -161,18 +156,21 @@ def main() -> None:
     names = list(parts(Size()))
     parser = argparse.ArgumentParser(description="fitted samplers against the usual ones")
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="exact models only, 5 and 8 steps, nothing written")
+    parser.add_argument("--quick", action="store_true", help="5 and 8 steps, few samples, nothing written")
     parser.add_argument("--samples", type=int, help="samples of a shipped model, 16; mixtures have four times as many")
     parser.add_argument("--iterations", type=int, help="of the fits of the mixtures, 24")
+    parser.add_argument("--pictures", type=int, help="that the judge is shown of each sampler, 96")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
-    size = Size((5, 8), 8, 3) if asked.quick else Size()
-    size = replace(size, **{k: v for k in ("samples", "iterations") if (v := getattr(asked, k)) is not None})
+    size = Size((5, 8), 8, 3, 8) if asked.quick else Size()
+    given = ("samples", "iterations", "pictures")
+    size = replace(size, **{k: v for k in given if (v := getattr(asked, k)) is not None})
     chosen = asked.problems or (list(EXACT) if asked.quick else names)
     if wrong := [name for name in chosen if name not in names]:
         parser.error(f"no problem {wrong[0]!r}; there are {', '.join(names)}")
-    if size.samples < LEAST:
-        parser.error(f"--samples must be {LEAST} or more, got {size.samples}")
+    for option in ("samples", "pictures"):
+        if getattr(size, option) < LEAST:
+            parser.error(f"--{option} must be {LEAST} or more, got {getattr(size, option)}")
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")
     for name in chosen:

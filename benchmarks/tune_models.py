@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +27,15 @@ SIBLINGS = ("emoji-zsnr", "emoji-lcm")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `samples`: of the shipped models; the mixtures are judged by four times as many."""
+    """How much is measured. `samples`: of the shipped models; the mixtures are judged by four times as many.
+
+    `iterations`: of the fits of the mixtures. `pictures`: of each sampler that the judge is shown.
+    """
 
     steps: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
     samples: int = 16
     iterations: int = 24
+    pictures: int = 96
 
 
 def exact(name: str, size: Size) -> Problem:
@@ -84,20 +89,48 @@ def shipped(name: str, size: Size, setting: Setting = SETTINGS[0], truth: Target
 
     Raises `ModelError` where no table is shipped with it.
     """
+    fitted = tables(name, size.steps)
+    helm = still(setting.model or name, setting.dtype)
+    given, seeds, about = unseen(helm, fitted, size.samples)
+    model = network(helm, given, seeds, setting)
+    targets = truth or converge(model, range(size.samples), lambda message: None)
+    return Problem(name, model, targets, fitted, about, partial(decoded, helm))
+
+
+def tables(name: str, steps: Iterable[int]) -> dict[int, tm.Sampler]:
+    """The samplers that a model is shipped with, by steps. Raises `ModelError` where there are none."""
     own = tm.cfg(zoo.card(name).default_guidance)
-    found = {steps: zoo.tuned(name, steps, own) for steps in size.steps}
-    fitted = {steps: sampler for steps, sampler in found.items() if sampler is not None}
+    found = {n: zoo.tuned(name, n, own) for n in steps}
+    fitted = {n: sampler for n, sampler in found.items() if sampler is not None}
     if not fitted:
         raise ModelError(f"no fitted tables are shipped with {name}")
-    helm = tm.Helm(setting.model or name, dtype=setting.dtype)
+    return fitted
+
+
+def still(name: str, dtype: str | None = None) -> tm.Helm:
+    """A shipped model without progress bars, with its convolutions in the memory order that is faster on CPUs."""
+    helm = tm.Helm(name, dtype=dtype)
     helm.pipe.set_progress_bar_config(disable=True)
+    unet = getattr(helm.pipe, "unet", None)
+    for kernel in [] if unet is None else unet.parameters():
+        if kernel.ndim == 4:
+            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    return helm
+
+
+def network(helm: tm.Helm, given: dict[str, Any], seeds: list[int], setting: Setting = SETTINGS[0]) -> Pipeline:
+    """The network of a shipped model under a setting, with a sample for every seed."""
     assert helm.card is not None
-    given, seeds, about = unseen(helm, fitted, size.samples)
     scale = helm.card.default_guidance if setting.scale is None else setting.scale
     captured = capture(helm, seeds=seeds, guidance=scale, **given, **dict(setting.inputs))
-    model = Pipeline(captured, tm.cfg(scale, until=setting.until), BATCH)
-    targets = truth or converge(model, range(size.samples), lambda message: None)
-    return Problem(name, model, targets, fitted, about, helm.context.decode)
+    return Pipeline(captured, tm.cfg(scale, until=setting.until))
+
+
+def decoded(helm: tm.Helm, latents: Tensor) -> Tensor:
+    """Pictures, or clips, of which the autoencoder is to see one at a time."""
+    if latents.ndim < 5:
+        return helm.context.decode(latents)
+    return torch.cat([helm.context.decode(clip) for clip in latents.split(1)])
 
 
 def unseen(helm: tm.Helm, fitted: dict[int, tm.Sampler], count: int) -> tuple[dict[str, Any], list[int], str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import timonel as tm
 from timonel import solvers
-from timonel.comparison.measure import consistency
+from timonel.comparison.measure import consistency, mean_and_error
 from timonel.errors import TimonelError
 from timonel.grids import usual
 from timonel.tuning.judge import geometric
@@ -30,12 +30,16 @@ PATHS = 16  # samples that GITS sees
 
 @dataclass(frozen=True)
 class Cell:
-    """Errors (n,) of the results `made` of one sampler, which `mark` tells from others, and those of its pictures."""
+    """Errors (n,) of the results `made` of one sampler, which `mark` tells from others.
+
+    `pixels`: those of its pictures; `steady`: the frame consistency of its clips in dB.
+    """
 
     errors: Tensor
     mark: str
     made: Tensor
     pixels: Tensor | None = None
+    steady: Tensor | None = None
 
     @property
     def error(self) -> float:
@@ -46,6 +50,11 @@ class Cell:
         mean, doubt = geometric(self.errors)
         seen = "" if self.pixels is None else f" ({geometric(self.pixels)[0]:.2g})"
         return f"{mean:.2g} ±{doubt / mean:.0%}{seen} {self.mark}".rstrip() if math.isfinite(mean) else "–"
+
+
+def steady(seen: Tensor) -> Tensor | None:
+    """The frame consistency (n,) in dB of clips (n, F, 3, H, W); None for pictures."""
+    return torch.tensor([consistency(clip) for clip in seen], dtype=torch.float64) if seen.ndim == 5 else None
 
 
 @dataclass(eq=False)
@@ -69,6 +78,11 @@ class Problem:
         """The converged pictures."""
         return None if self.decode is None else self.decode(self.targets.result)
 
+    @cached_property
+    def steady(self) -> Tensor | None:
+        """The frame consistency of the converged clips; None for pictures."""
+        return None if self.truth is None else steady(self.truth)
+
     def run(self, table: tm.Table) -> Tensor:
         """The results of a sampler."""
         return self.model.run(table, self.targets.samples)
@@ -78,10 +92,18 @@ class Problem:
         return Cell(distance(made, self.targets.result[: len(made)]), mark, made)
 
     def shown(self, cell: Cell) -> Cell:
-        """`cell` with the errors of its pictures."""
+        """`cell` with the errors of its pictures, and the frame consistency of clips."""
         if self.decode is None or self.truth is None:
             return cell
-        return replace(cell, pixels=distance(self.decode(cell.made), self.truth))
+        seen = self.decode(cell.made)
+        return replace(cell, pixels=distance(seen, self.truth), steady=steady(seen))
+
+    def steadiness(self, cell: Cell) -> str:
+        """The mean frame consistency of its clips, and by how much it is above that of the converged ones."""
+        if cell.steady is None or self.steady is None:
+            return "–"
+        above, doubt = mean_and_error((cell.steady - self.steady).tolist())
+        return f"{float(cell.steady.mean()):.2f} ({above:+.2f} ±{math.nan if doubt is None else doubt:.2f})"
 
     def best(self, tables: Iterable[tuple[str, tm.Table]]) -> Cell | None:
         """The best on all samples of those samplers that are the best on a quarter of them."""

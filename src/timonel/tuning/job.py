@@ -130,7 +130,8 @@ class Fitting:
         if state is None:
             began = time.monotonic()
             state = fit.begin(task)
-            runs = len(judge.USUAL) + sum(judge.GOALS) / steps  # as long as this one, that follow the fit
+            named = len(judge.USUAL) + sum(judge.GOALS) / steps
+            runs = named + 2 * (1 + len(task.fit) / len(task.held))  # as long as this one, that follow the fit
             ends -= runs * (time.monotonic() - began)
         if self.method == "levels":
             return state
