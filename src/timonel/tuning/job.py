@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,21 +108,13 @@ class Fitting:
             self.told("paths for the levels")
             self.paths = start.Paths(self.model, some[: start.fits(_bytes(self.model), ROOM)])
         self.told(f"{steps} steps: looking for where to begin")
-        few = start.best(self.model, self.targets, some, list(start.begins(self.model, steps, self.paths)))
-        if self.method == "levels" or not self.model.stepwise or len(few) == 1:
-            return *few[0], None
-        return *min(few, key=lambda one: self._promise(self._task(*one), some)), None
+        return *start.best(self.model, self.targets, some, list(start.begins(self.model, steps, self.paths))), None
 
     def _task(self, label: str, grid: Grid) -> Task:
         """The fit that begins there."""
         form = Form(self.model.process, label.partition("/")[0], grid, self.memory)
         batch = at_once(self.model, grid.steps, self.method, self.memory)
         return Task(self.model, form, self.targets, *self.samples, self.method, batch)
-
-    def _promise(self, task: Task, samples: Sequence[int]) -> float:
-        """The error of a start on `samples`, or what is left of it when its rows are fitted, whichever is less."""
-        thetas = task.form.zero(), rows.squares(task, rows.enough(task))
-        return min(task.typical(theta, samples) for theta in thetas)
 
     def _fit(self, task: Task, label: str, state: State | None, ends: float, iterations: int | None) -> State:
         steps = task.form.steps

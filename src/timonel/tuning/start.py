@@ -90,11 +90,8 @@ def named(process: Process, sampler: Sampler | str, steps: int) -> tuple[str, Gr
 @torch.no_grad()
 def best(
     model: Model, targets: Targets, samples: Sequence[int], starts: Sequence[tuple[str, Grid]]
-) -> list[tuple[str, Grid]]:
-    """The few starts with the least error on `samples`, best first, one for each grid.
-
-    All are tried on a few of the samples, and the first ones on all.
-    """
+) -> tuple[str, Grid]:
+    """The start with the least error on `samples`; all are tried on a few of them, and the first ones on all."""
 
     def error(one: tuple[str, Grid], some: Sequence[int]) -> float:
         table = solvers.make(one[0].partition("/")[0], one[1])
@@ -102,6 +99,5 @@ def best(
         return float(distance(made, targets.of(some)).clamp(min=1e-12).log().nan_to_num(nan=99.0).mean())
 
     ranked = sorted(starts, key=lambda one: error(one, samples[:FEW])) if len(starts) > 1 else list(starts)
-    first = {label.partition("/")[2]: (label, grid) for label, grid in reversed(ranked)}  # the better solver stays
-    few = [one for one in ranked if one in first.values()][:FINALISTS]
-    return sorted(few, key=lambda one: error(one, samples)) if len(few) > 1 else few
+    few = ranked[:FINALISTS]
+    return min(few, key=lambda one: error(one, samples)) if len(few) > 1 else few[0]
