@@ -20,7 +20,8 @@ from timonel.tuning import Pipeline, Plain, fit_model
 from timonel.tuning.teacher import Targets, converge
 from tune_problem import Problem
 
-FITTED, DIMENSION, SCALE = 96, 16, 4.0  # samples and dimension of the mixtures that are fitted, and their guidance
+FITTED, DIMENSION, SCALE = 192, 16, 4.0  # samples and dimension of the mixtures that are fitted, and their guidance
+MEMORY = 8  # predictions that a row of theirs may correct
 SEED = 2_000_000  # first seed of the shipped models
 SIBLINGS = ("emoji-zsnr", "emoji-lcm")
 
@@ -34,7 +35,7 @@ class Size:
 
     steps: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
     samples: int = 16
-    iterations: int = 24
+    iterations: int = 60
     pictures: int = 96
 
 
@@ -50,7 +51,7 @@ def exact(name: str, size: Size) -> Problem:
             return Plain(mixture, noise, process)
         return Plain(mixture.conditional(0), noise, process, unconditional=mixture, guidance=guidance)
 
-    made = fit_model(posed(FITTED, 0), steps=size.steps, iterations=size.iterations, minutes=24 * 60)
+    made = fit_model(posed(FITTED, 0), steps=size.steps, iterations=size.iterations, minutes=24 * 60, memory=MEMORY)
     judged = posed(4 * size.samples, 1)
     truth = solve(mixture if guidance is None else mixture.guided(0, SCALE), judged.x, process, tolerance=1e-6)
     targets = Targets(tuple(range(judged.count)), truth, torch.zeros(judged.count, dtype=torch.float64), 0)
