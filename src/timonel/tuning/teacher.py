@@ -40,13 +40,13 @@ class Targets:
 
     @property
     def floor(self) -> float:
-        """Error of the targets themselves, an estimate: the change is an eighth in the next doubling."""
-        return float(self.change.clamp(min=1e-12).log().mean().exp()) / 8
+        """Error of the targets themselves, at most: doubling halves it for flow models, elsewhere it does far more."""
+        return float(self.change.clamp(min=1e-12).log().mean().exp()) / 2
 
 
 def fine(model: Model, steps: int) -> Sampler:
-    """The sampler of the targets."""
-    return Sampler(SOLVER, usual(model.process), steps)
+    """The sampler of the targets. Flow models settle at both ends last, where `beta` is dense."""
+    return Sampler(SOLVER, "beta" if model.process.kind == "flow" else usual(model.process), steps)
 
 
 def march(model: Model, arrays: Arrays, samples: Sequence[int]) -> Tensor:
