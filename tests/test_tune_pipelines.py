@@ -18,7 +18,10 @@ from timonel import tuning, zoo
 from timonel.cli import app
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.fitted import Fitted, fingerprint
+from timonel.pipelines.capture import capture
 from timonel.tuning import judge, rows, teacher
+from timonel.tuning.form import Arrays
+from timonel.tuning.student import travel
 from timonel.tuning.subjects import painted, subjects
 from tuned_models import START, brief
 
@@ -86,6 +89,21 @@ def test_a_file_of_a_fit_is_used_at_the_helm_and_in_the_drop_in_scheduler(tmp_pa
         warnings.simplefilter("ignore", FittedElsewhere)
         dropped = helm.pipe(**call, num_inference_steps=3, guidance_scale=3.0, generator=generator).images
     assert torch.allclose(dropped, guided, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [tm.cfg(3.0, forecast=2), tm.cfg(3.0, until=0.5)])
+def test_what_a_fit_runs_is_what_the_helm_runs(guidance: tm.Guidance) -> None:
+    helm, given = pipeline("StableDiffusionXLPipeline")
+    call = {**given, "prompt": WORDS[0], "seeds": [3]}
+    sampler = tm.Sampler("dpmpp_2m/karras", steps=6)
+    model = tuning.Pipeline(capture(helm, guidance=3.0, **call), guidance)
+    table = sampler.compile(model.process)
+    ours, known = model.run(table, [0]), travel(model, Arrays.of(table), [0])
+    helm(**call, sampler=sampler, guidance=guidance)
+    assert helm.run is not None
+    for made in (ours, known.result):
+        assert torch.allclose(made, helm.run.result.to(made), rtol=1e-3, atol=1e-4)
+    assert (None in known.apart) == (guidance.forecast > 1 or guidance.stop < 1)
 
 
 @pytest.mark.usefixtures("rough")
