@@ -74,12 +74,12 @@ class Tuning:
 
 
 def _equals(sampler: Sampler) -> str:
-    """How many more steps of DPM++ 2M Karras it stands for, of those that were measured."""
+    """How many more steps of the sampler that is to be equalled it stands for, of those that were measured."""
     fitted = sampler.fitted
     assert fitted is not None
-    own = fitted.provenance.held_out["tuned"]
-    beaten = [m.steps for m in fitted.provenance.errors if m.sampler == judge.GOAL and m.error >= own]
-    return f"; as good as {judge.GOAL} in {max(beaten)} steps" if max(beaten, default=0) > fitted.steps else ""
+    own, goals = fitted.provenance.held_out["tuned"], [m for m in fitted.provenance.errors if m.steps in judge.GOALS]
+    beaten = [m for m in goals if m.error >= own and m.steps > fitted.steps]
+    return f"; as good as {beaten[-1].sampler} in {beaten[-1].steps} steps" if beaten else ""
 
 
 def tune(

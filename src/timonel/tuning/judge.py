@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import grids
 from ..errors import TimonelError
 from ..fitted import Measured
 from ..sampler import Sampler
@@ -15,9 +16,8 @@ from .model import Model
 from .student import distance
 from .teacher import Targets
 
-USUAL = ("euler", "dpmpp_2m/karras", "dpmpp_3m/karras", "unipc", "ipndm", "dpmpp_2m/ays")
-GOALS = (12, 25)  # steps of DPM++ 2M Karras that 5 and 8 fitted ones are meant to equal
-GOAL = "dpmpp_2m/karras"
+USUAL = ("euler", "dpmpp_2m/{}", "dpmpp_3m/{}", "unipc", "ipndm", "dpmpp_2m/ays")  # {}: the usual grid
+GOAL, GOALS = "dpmpp_2m/{}", (12, 25)  # what 5 and 8 fitted steps are meant to equal, and its steps
 
 
 def geometric(error: Tensor) -> tuple[float, float]:
@@ -30,7 +30,8 @@ def geometric(error: Tensor) -> tuple[float, float]:
 @torch.no_grad()
 def usual(model: Model, targets: Targets, samples: Sequence[int], steps: int) -> list[Measured]:
     """The held-out error of the samplers people use at so many steps, and of the goals; what cannot run is left out."""
-    wanted = [(name, steps) for name in USUAL] + [(GOAL, n) for n in GOALS]
+    grid = grids.usual(model.process)
+    wanted = [(name.format(grid), steps) for name in USUAL] + [(GOAL.format(grid), n) for n in GOALS]
     found = []
     for name, n in wanted:
         try:
