@@ -17,6 +17,7 @@ from timonel.errors import ModelError
 from timonel.exact import Mixture, solve
 from timonel.pipelines.capture import capture
 from timonel.tuning import Pipeline, Plain, fit_model
+from timonel.tuning.subjects import painted
 from timonel.tuning.teacher import Targets, converge
 from tune_problem import Problem
 
@@ -147,10 +148,6 @@ def unseen(helm: tm.Helm, fitted: dict[int, tm.Sampler], count: int) -> tuple[di
     chosen = [chosen[i % len(chosen)] for i in range(count)]
     if "prompt" in helm._parameters:
         return {"prompt": chosen}, seeds, f"{count} prompts and seeds that no fit has seen; in brackets that of pixels."
-    painter = tm.Helm("emoji")
-    painter.pipe.set_progress_bar_config(disable=True)
-    scale = zoo.card("emoji").default_guidance
-    pictures = painter(chosen, sampler="dpmpp_2m/karras", steps=20, guidance=scale, seeds=seeds).images
     side = {"height": card.resolution, "width": card.resolution}
     about = f"{count} pictures painted for this by emoji, and seeds, that no fit has seen; in brackets that of pixels."
-    return {"image": pictures, **Motion().arguments(), **side}, seeds, about
+    return {"image": painted(chosen, seeds), **Motion().arguments(), **side}, seeds, about
