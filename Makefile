@@ -44,7 +44,7 @@ bench-tune: venv
 	$(BIN)/python benchmarks/tune.py
 
 check: venv
-	$(BIN)/ruff check src tests benchmarks training
+	$(BIN)/ruff check --no-cache src tests benchmarks training
 	$(BIN)/ruff format --check src tests benchmarks training
 	$(BIN)/mypy
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-import judge
+import emoji_judge as judge
 import timonel as tm
 from measure import markdown
 from timonel.tuning.model import Model

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 def judge() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("judge")
+        yield importlib.import_module("emoji_judge")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

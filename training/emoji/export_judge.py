@@ -1,4 +1,4 @@
-"""Write the judge as benchmarks/judge.safetensors: half precision, with the names of its classes as metadata."""
+"""Write the judge as benchmarks/emoji_judge.safetensors: half precision, with the names of its classes as metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from timonel.files import replacing
 
-OUT = Path(__file__).resolve().parents[2] / "benchmarks" / "judge.safetensors"
+OUT = Path(__file__).resolve().parents[2] / "benchmarks" / "emoji_judge.safetensors"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from timonel.errors import ArgumentError, ModelError, UnknownName
 
-FILE = Path(__file__).with_name("judge.safetensors")
+FILE = Path(__file__).with_suffix(".safetensors")
 SIDE, AT_ONCE = 64, 64  # pixels of a picture, and pictures in a call
 sys.path.append(str(FILE.parents[1] / "training" / "emoji"))
 
