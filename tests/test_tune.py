@@ -17,7 +17,7 @@ from models import PROCESSES
 from timonel.errors import ArgumentError
 from timonel.exact import Gaussian, Mixture, solve
 from timonel.process import Level, Process
-from timonel.tuning import METHODS, Plain, fit_model, judge, teacher
+from timonel.tuning import METHODS, Plain, Tuning, fit_model, judge, teacher
 from timonel.tuning.job import BATCH, ROOM, at_once, held_bytes
 from timonel.tuning.student import distance
 from tuned_models import START, Exact, brief, fresh, mixture
@@ -298,6 +298,30 @@ def test_time_that_is_too_short_is_refused_with_the_time_that_would_do() -> None
         fit_model(model, steps=3, minutes=0.05)
     asked = float(re.search(r"minutes=([\d.]+)", str(refused.value))[1])  # type: ignore[index]
     assert 40 * 96 * 0.02 / 8 / 60 < asked < 4
+
+
+def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_what_was_spent_counts() -> None:
+    data = mixture().denoise
+
+    def slow(x: Tensor, level: Level) -> Tensor:
+        time.sleep(0.01)
+        return data(x, level)
+
+    def fitted(spent: float) -> tuple[Tuning, list[str]]:
+        said = list[str]()
+        model = Exact(slow, 60, shape=(4,))
+        given = {"minutes": 0.15, "method": "levels", "told": said.append, "began": time.monotonic() - spent}
+        return fit_model(model, steps=3, split=(range(50), range(50, 60)), fewer=True, **given), said
+
+    found, said = fitted(0)
+    told = next(line for line in said if "for the time is short" in line)
+    many = int(told.split()[0])
+    assert told == f"{many} of the 60 samples, for the time is short"
+    assert 12 <= many < 60
+    assert f"targets: {many} samples in 32 steps" in said
+    assert found.seconds < 60
+    with pytest.raises(ArgumentError, match=r"of the 0\.15 minutes: give minutes=[\d.]+$"):
+        fitted(8.9)
 
 
 @pytest.mark.parametrize("process", [tm.VP.from_schedule(rescale_zero_snr=True), PROCESSES["edm"], PROCESSES["flow"]])

@@ -212,7 +212,7 @@ def test_the_path_that_rows_come_near_is_guided_all_the_way_whatever_the_interva
         model = Plain(data.conditional(0), x, PROCESSES["vp"], unconditional=data, guidance=guidance)
         form = Form(model.process, "dpmpp_2m", tm.Sampler("dpmpp_2m/karras", steps=4).levels(model.process), 4)
         targets = converge(model, range(8), lambda _: None)
-        made.append(torch.stack(rows.path(Task(model, form, targets, tuple(range(8)), (), "rows"), range(8))))
+        made.append(torch.stack(rows.path(Task(model, form, targets, tuple(range(8)), (), "rows", 8), range(8))))
     assert torch.equal(*made)
 
 

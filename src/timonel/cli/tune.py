@@ -23,7 +23,9 @@ def tune(
     prompts: Annotated[
         Path | None, typer.Option(help="A text file of prompts or pictures, one a line. Default: the model's own.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Samples; a third of them only judge.")] = 64,
+    seeds: Annotated[
+        int | None, typer.Option(help="Samples; a third of them only judge. Default: 64, fewer where time is short.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
     guidance_until: Annotated[
         str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")

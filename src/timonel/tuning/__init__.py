@@ -32,7 +32,7 @@ from .form import Arrays
 from .job import Fitting, Outcome, held_bytes
 from .model import Model, Pipeline, Plain
 from .store import Store
-from .subjects import Subjects, subjects
+from .subjects import LEAST, Subjects, subjects
 from .teacher import FIRST, Targets, Told, converge, march
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Pipeline", "Plain", "Tuning", "fit_model", "tune"]
 
 MEMORY = 4  # predictions that a row may correct
-SHARE, LIMIT = 0.6, 0.8  # of the time: what the targets may take if they converge at once, and at most
+SEEDS = 64  # samples, where the time is enough for them
+EASY, SHARE, LIMIT = 0.25, 0.6, 0.8  # of the time: what targets take by choice, may if they converge at once, at most
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def tune(
     *,
     steps: int | Sequence[int] = 8,
     prompts: Sequence[str] | str | PathLike[str] | None = None,
-    seeds: int = 64,
+    seeds: int | None = None,
     seed: int = 1_000_000,
     guidance: Guidance | float | None = None,
     minutes: float = 5.0,
@@ -102,7 +103,8 @@ def tune(
 
     `model`: a name, a pipeline or a `Helm`. `steps`: one number, or several that share the converged samples.
     `prompts`: a list or a file, a line each (pictures for models that begin with one); a shipped model has its own.
-    `seeds`: how many samples, a third of them held out; `seed`: the first. `guidance`: as the sampler will be used.
+    `seeds`: how many samples, a third of them held out, by default 64 or, where a quarter of the time is too short to
+    make so many converge, as many as it is enough for; `seed`: the first. `guidance`: as the sampler will be used.
     `minutes`: for everything. `out`: a .json file; for several steps a folder of them. `start`: where to begin, by
     default the best of the usual. `method`: one of `METHODS`, by default the best for the network's precision.
     `batch`: network evaluations a call, by default as many as fit into little memory. `inputs`: of the pipeline.
@@ -113,6 +115,7 @@ def tune(
     """
     from ..pipelines.helm import Helm
 
+    began = time.monotonic()
     counts = checks.asked(steps, seeds=seeds, minutes=minutes, out=out, method=method, batch=batch)
     helm = model if isinstance(model, Helm) else Helm(model)
     given = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
@@ -125,7 +128,7 @@ def tune(
     checks.begins(method, start, counts, process_of(helm.pipe.scheduler.config))
     used = _used(helm, inputs, given)
     telling = told or (lambda message: None)
-    made = subjects(helm, prompts, seeds, seed)
+    made = subjects(helm, prompts, SEEDS if seeds is None else seeds, seed)
     telling("watching the pipeline")
     with _still(helm.pipe):
         network, weights = _network(helm, made, given, batch, inputs, telling)
@@ -135,8 +138,8 @@ def tune(
             "prompts": made.prompts, "seeds": made.seeds,
         }  # fmt: skip
         return fit_model(
-            network, steps=counts, split=made.split(), minutes=minutes, out=out, start=start, method=method,
-            told=telling, where=where,
+            network, steps=counts, split=made.split(), fewer=seeds is None, minutes=minutes, out=out, start=start,
+            method=method, told=telling, where=where, began=began,
         )  # fmt: skip
 
 
@@ -184,6 +187,7 @@ def fit_model(
     *,
     steps: int | Sequence[int] = 8,
     split: tuple[Sequence[int], Sequence[int]] | None = None,
+    fewer: bool = False,
     minutes: float = 5.0,
     iterations: int | None = None,
     out: str | PathLike[str] | None = None,
@@ -192,14 +196,16 @@ def fit_model(
     memory: int = MEMORY,
     told: Told | None = None,
     where: dict[str, Any] | None = None,
+    began: float | None = None,
 ) -> Tuning:
     """As `tune`, for any `Model`, such as `Plain(denoise, noise, process)`.
 
-    `split`: samples to fit and samples held out, by default the last third. `iterations`: at most so many for every
-    number of steps. `memory`: predictions that a row may correct. `where`: what the file says it was fitted to.
+    `split`: samples to fit and samples held out, by default the last third. `fewer`: take the first of both alone where
+    the time is short. `iterations`: at most so many for every number of steps. `memory`: predictions that a row may
+    correct. `where`: what the file says it was fitted to. `began`: when the minutes did, by `time.monotonic`.
     """
     counts, telling = checks.asked(steps, minutes=minutes, out=out, method=method), told or (lambda message: None)
-    began, budget = time.monotonic(), 60 * minutes
+    began = time.monotonic() if began is None else began
     checks.begins(method, start, counts, model.process)
     chosen, held = checks.thirds(model.count) if split is None else checks.split(split, model.count)
     target = None if out is None else checks.target(Path(out), counts)
@@ -208,20 +214,21 @@ def fit_model(
     way = checks.way(model, method)
     settings = {
         **facts, "fitted": sorted(chosen), "held": sorted(held), "start": str(start), "way": way, "memory": memory,
-        "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer,
+        "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer, "fewer": fewer,
     }  # fmt: skip
     store = None if target is None else Store(target[0].with_name(target[0].name + ".part"), settings)
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
     room = f", {needs:,.0f} MiB beside the network" if needs else ""
     telling(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
-    targets = _targets(model, [*chosen, *held], budget, store, telling)
+    spent, ends = time.monotonic() - began, began + 60 * minutes
+    targets = _targets(model, (chosen, held), fewer, spent, 60 * minutes, store, telling)
     fitting = Fitting(model, targets, way, memory, facts, telling, store)
     fitting.shared = time.monotonic() - began, model.evaluations
     fitting.samples = tuple(s for s in chosen if s in targets.samples), tuple(s for s in held if s in targets.samples)
     outcomes, files = list[Outcome](), list[Path]()
     try:
         for i, count in enumerate(counts):
-            left = max(0.0, budget - (time.monotonic() - began))
+            left = max(0.0, ends - time.monotonic())
             share = left * count / sum(counts[i:])
             made = fitting.one(count, start, share, iterations)
             outcomes.append(made)
@@ -256,26 +263,40 @@ def _network(
     return Pipeline(captured, guidance, batch), fingerprint(captured.module)
 
 
-def _targets(model: Model, samples: list[int], budget: float, store: Store | None, told: Told) -> Targets:
+def _targets(
+    model: Model, split: tuple[Sequence[int], Sequence[int]], fewer: bool, spent: float, budget: float,
+    store: Store | None, told: Told,
+) -> Targets:  # fmt: skip
     """The converged samples, from before or made now. Raises `ArgumentError` where the time is too short for them."""
     made = None if store is None else store.targets()
     if made is not None:
         told(f"{len(made.samples)} converged samples from before")
         return made
-    arrays, some = Arrays.of(checks.short(model, 2)), samples[: min(len(samples), 8)]
-    with torch.no_grad():
-        began = time.perf_counter()
-        march(model, arrays, some)
-        each = (time.perf_counter() - began) / len(some) / 2
-    need = each * len(samples) * 3 * FIRST
-    if need > SHARE * budget:
-        fewer = int(len(samples) * SHARE * budget / need)
+    chosen, held = split
+    count, left = len(chosen) + len(held), max(0.0, budget - spent)
+    each = 3 * FIRST * _seconds(model, [*chosen, *held])
+    easy = max(LEAST, int(EASY * left / each))
+    if fewer and easy < count:
+        told(f"{easy} of the {count} samples, for the time is short")
+        count, chosen, held = easy, chosen[: easy - easy // 3], held[: easy // 3]
+    need = each * count
+    if need > SHARE * left:
+        most = int(SHARE * left / each)
         raise ArgumentError(
             f"the converged samples alone take about {need / 60:.1f} of the {budget / 60:.3g} minutes: give "
-            f"minutes={math.ceil(need / SHARE / 6) / 10:g}" + (f", or seeds={fewer}" if fewer >= 12 else "")
+            f"minutes={math.ceil((spent + need / SHARE) / 6) / 10:g}" + (f", or seeds={most}" if most >= LEAST else "")
         )
-    told(f"about {need:.0f} s for the converged samples, {budget - need:.0f} s are left for the fit")
-    made = converge(model, samples, told, LIMIT * budget)
+    told(f"about {need:.0f} s for the converged samples, {left - need:.0f} s are left for the fit")
+    made = converge(model, [*chosen, *held], told, LIMIT * left)
     if store is not None:
         store.keep_targets(made)
     return made
+
+
+@torch.no_grad()
+def _seconds(model: Model, samples: Sequence[int]) -> float:
+    """Of one step of one sample, among as many as a network call takes."""
+    some = samples[: min(len(samples), 8)]
+    began = time.perf_counter()
+    march(model, Arrays.of(checks.short(model, 2)), some)
+    return (time.perf_counter() - began) / len(some) / 2

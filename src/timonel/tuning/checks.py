@@ -28,12 +28,12 @@ METHODS = {
 
 
 def asked(
-    steps: int | Sequence[int], *, seeds: int = LEAST, minutes: float = 5.0, out: str | PathLike[str] | None = None,
-    method: str | None = None, batch: int | None = None,
+    steps: int | Sequence[int], *, seeds: int | None = None, minutes: float = 5.0,
+    out: str | PathLike[str] | None = None, method: str | None = None, batch: int | None = None,
 ) -> list[int]:  # fmt: skip
     """The numbers of steps, after a look at all that needs no model. Raises `ArgumentError` or `UnknownName`."""
     counts = _counts(steps)
-    if whole("seeds", seeds) < LEAST:
+    if seeds is not None and whole("seeds", seeds) < LEAST:
         raise ArgumentError(f"{seeds} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
     if method is not None and method not in METHODS:
         raise UnknownName("method", method, METHODS)

@@ -55,7 +55,7 @@ class Task:
     fit: tuple[int, ...]
     held: tuple[int, ...]
     method: str  # backward or differences
-    batch: int = 8  # samples an iteration
+    batch: int  # samples an iteration
 
     @torch.no_grad()
     def error(self, theta: Tensor, samples: Sequence[int]) -> Tensor:
