@@ -1,0 +1,72 @@
+"""How near tables of so many calls could come at all: one fitted to each sample alone, by that sample's own target.
+
+A table for all samples cannot do better, nor can a choice among tables by what a sample shows on its way. The fit may
+stop in a hollow, so what it finds is an estimate from above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import timonel as tm
+from measure import markdown
+from timonel.grids import usual
+from timonel.tuning import fit, start
+from timonel.tuning.fit import Task
+from timonel.tuning.form import Form
+from timonel.tuning.judge import geometric
+from timonel.tuning.model import Model
+from timonel.tuning.student import distance
+from timonel.tuning.teacher import Targets, converge
+from tune_models import network, still, tables, unseen
+
+MODEL = "emoji"
+SAMPLES, ITERATIONS = 8, 24
+
+
+def limit(goals: Sequence[tuple[int, int]]) -> str:
+    """The table: what is shipped, what each sample could have of its own, and what both are meant to equal."""
+    fitted, helm = tables(MODEL, [n for n, _ in goals]), still(MODEL)
+    given, seeds, _ = unseen(helm, fitted, SAMPLES)
+    model = network(helm, given, seeds)
+    targets = converge(model, range(SAMPLES), lambda message: None)
+    some, process = targets.samples, model.process
+    title = f"dpmpp_2m/{usual(process)}"
+
+    def error(sampler: tm.Sampler) -> str:
+        return told(distance(model.run(sampler.compile(process), some), targets.of(some)))
+
+    rows = [
+        ["**fitted**, one table for all", *(error(fitted[n]) for n, _ in goals)],
+        [
+            "each sample its own table",
+            *(told(torch.cat([alone(model, targets, n, s) for s in some])) for n, _ in goals),
+        ],
+        [
+            f"{title} in {' and '.join(str(m) for _, m in goals)}",
+            *(error(tm.Sampler(title, steps=m)) for _, m in goals),
+        ],
+    ]
+    about = (
+        f"{len(some)} prompts and seeds that no fit has seen. A table of a sample's own was fitted to that sample and "
+        f"its target alone, all its coefficients free, in up to {ITERATIONS} iterations."
+    )
+    return f"{about}\n\n{markdown([f'{MODEL}, steps', *(str(n) for n, _ in goals)], rows)}"
+
+
+def alone(model: Model, targets: Targets, steps: int, sample: int) -> Tensor:
+    """The error (1,) of the table that was fitted to one sample, and that no other sample could use."""
+    label, grid = start.best(model, targets, [sample], list(start.begins(model, steps)))
+    form = Form(model.process, label.partition("/")[0], grid, steps)
+    task = Task(model, form, targets, (sample,), (sample,), "differences", 1)
+    state = fit.improve(task, fit.begin(task), lambda now: now.iteration >= ITERATIONS, lambda now: None)
+    return task.error(state.best, (sample,))
+
+
+def told(errors: Tensor) -> str:
+    """Their geometric mean ± its standard error."""
+    mean, doubt = geometric(errors)
+    return f"{mean:.2g} ±{doubt / mean:.0%}"
