@@ -107,7 +107,7 @@ def section(problem: Problem, size: Size) -> str:
 def carried(size: Size) -> str:
     """How the tables of emoji do where they were not fitted: for each setting against the best of the usual there."""
     part = replace(size, steps=CARRIED, samples=max(LEAST, size.samples // 2))
-    rows, truth = [], None
+    rows, truth, refused = [], None, list[str]()
     for setting in SETTINGS:
         try:
             problem = shipped("emoji", part, setting, truth if setting.dtype else None)
@@ -116,13 +116,14 @@ def carried(size: Size) -> str:
         except TimonelError as error:
             if setting is SETTINGS[0]:
                 raise
-            cells = [f"refused: {error}", *["–"] * (3 * len(CARRIED) - 1)]
+            cells = ["refused", *["–"] * (3 * len(CARRIED) - 1)]
+            refused.append(f"* {setting.title}: {error}")
         else:
             truth = truth or problem.targets
         rows.append([setting.title, *cells])
     head = ["", *(f"{n} steps: {what}" for n in CARRIED for what in ("fitted", "best usual", "ratio"))]
     about = f"{part.samples} prompts and seeds that no fit has seen; bf16 is held against the converged in float32."
-    return f"{about}\n\n{markdown(head, rows)}"
+    return "\n\n".join([about, markdown(head, rows), *(["\n".join(refused)] if refused else [])])
 
 
 def _carried(problem: Problem, steps: int) -> Iterator[str]:
