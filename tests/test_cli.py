@@ -78,6 +78,7 @@ def test_ctrl_c_once_stops_at_the_next_step_and_saves(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_same_seed_and_prompt_give_the_same_picture_whatever_the_count(tmp_path: Path) -> None:
     run("generate", "cat face", "--steps", "3", "--seed", "4", "--count", "2", folder=tmp_path)
     run("generate", "cat face", "--steps", "3", "--seed", "5", "--out", "alone", folder=tmp_path)

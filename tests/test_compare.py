@@ -301,6 +301,7 @@ def test_a_command_copied_from_the_page_makes_the_picture_again(report, tmp_path
 
 
 # -- killed, and from the command line -------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     words = ["compare", "ghost", "--sampler", "euler", "dpmpp_2m/karras", "--steps", "3", "6", "--seeds", "4"]
     script = (

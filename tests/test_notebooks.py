@@ -117,7 +117,9 @@ def check_run(name: str, language: str, small: bool) -> None:
     assert drawn == sum(cell.text.count("display(") for cell in cells if cell.is_code)
 
 
-@pytest.mark.parametrize(("name", "language"), [("callbacks", "es"), ("schedulers", "en")])
+@pytest.mark.parametrize(
+    ("name", "language"), [("callbacks", "es"), pytest.param("schedulers", "en", marks=pytest.mark.slow)]
+)
 def test_every_cell_runs_with_fewer_steps(name: str, language: str) -> None:
     check_run(name, language, small=True)
 

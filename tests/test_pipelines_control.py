@@ -217,6 +217,7 @@ def test_a_branch_and_a_saved_run_are_continued_in_the_pipeline(tmp_path: Any) -
 
 
 # -- what is on the network already --------------------------------------------------------------
+@pytest.mark.slow
 def test_a_compiled_network_is_gated_and_left_compiled() -> None:
     pipe, inputs = tiny.case("sd", "StableDiffusionPipeline (v)")
     plain = tm.Helm(pipe)(**inputs, steps=4, seeds=[0], guidance=tm.cfg(3.0, until=0.5)).images

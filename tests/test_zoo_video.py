@@ -49,6 +49,7 @@ def test_the_first_frame_is_the_given_picture(helm, pictures, tmp_path):
         assert psnr(clip[0], np.asarray(picture, dtype=float)) >= 22
 
 
+@pytest.mark.slow
 def test_motion_grows_with_the_bucket(helm, pictures, tmp_path):
     for picture in pictures:
         moved = []
