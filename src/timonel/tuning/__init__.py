@@ -277,8 +277,9 @@ def _targets(
     each = 3 * FIRST * _seconds(model, [*chosen, *held])
     easy = max(LEAST, int(EASY * left / each))
     if fewer and easy < count:
-        told(f"{easy} of the {count} samples, for the time is short")
-        count, chosen, held = easy, chosen[: easy - easy // 3], held[: easy // 3]
+        chosen, held = chosen[: easy - easy // 3], held[: easy // 3]
+        told(f"{len(chosen) + len(held)} of the {count} samples, for the time is short")
+        count = len(chosen) + len(held)
     need = each * count
     if need > SHARE * left:
         most = int(SHARE * left / each)
