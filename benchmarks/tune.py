@@ -6,9 +6,9 @@ Exact mixtures are fitted here; of the shipped models the tables that they come 
 square distance of the latents to the converged sample of the same noise, guided all the way; geometric mean over the
 samples ± its standard error. Every solver is on the best of the declared grids for just these samples (of the two that
 are best on a quarter of them), so the usual ones are chosen in hindsight and the fitted one is not. `pictures` asks a
-judge what emoji's show; `limit` fits a table to each of a few samples alone. Prints a table for each problem and
-writes it into its place in docs/tune.md; `--quick` takes the exact models only unless others are named, few steps and
-samples, and writes nothing.
+judge what emoji's show; `limit` fits a table to each of a few samples alone, and `last-row` solves for richer last
+rows. Prints a table for each problem and writes it into its place in docs/tune.md; `--quick` takes the exact models
+only unless others are named, few steps and samples, and writes nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from timonel import zoo
 from timonel.errors import ModelError, TimonelError
 from timonel.files import replacing
 from timonel.grids import usual
+from tune_last_row import last_row
 from tune_limit import limit
 from tune_models import SETTINGS, Size, exact, shipped
 from tune_pictures import pictures
@@ -152,7 +153,8 @@ def parts(size: Size) -> dict[str, Callable[[], str]]:
         name: partial(lambda n, pose: section(pose(n, size), size), name, pose) for name, pose in posed.items()
     }
     return made | {
-        "limit": partial(limit, GOALS), "pictures": partial(pictures, size), "carry-over": partial(carried, size),
+        "limit": partial(limit, GOALS), "last-row": partial(last_row, CARRIED),
+        "pictures": partial(pictures, size), "carry-over": partial(carried, size),
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """How near tables of so many calls could come at all: one fitted to each sample alone, by that sample's own target.
 
-A table for all samples cannot do better, nor can a choice among tables by what a sample shows on its way. The fit may
-stop in a hollow, so what it finds is an estimate from above.
+The best table for all samples is no better than the best of each, and nor is a choice among tables by what a sample
+shows on its way. The fit may stop in a hollow, so what it finds is an estimate of that from above.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from timonel.grids import usual
 from timonel.tuning import fit, start
 from timonel.tuning.fit import Task
 from timonel.tuning.form import Form
-from timonel.tuning.judge import geometric
 from timonel.tuning.model import Model
 from timonel.tuning.student import distance
 from timonel.tuning.teacher import Targets, converge
 from tune_models import network, still, tables, unseen
+from tune_problem import told
 
 MODEL = "emoji"
 SAMPLES, ITERATIONS = 8, 24
@@ -64,9 +64,3 @@ def alone(model: Model, targets: Targets, steps: int, sample: int) -> Tensor:
     task = Task(model, form, targets, (sample,), (sample,), "differences", 1)
     state = fit.improve(task, fit.begin(task), lambda now: now.iteration >= ITERATIONS, lambda now: None)
     return task.error(state.best, (sample,))
-
-
-def told(errors: Tensor) -> str:
-    """Their geometric mean ± its standard error."""
-    mean, doubt = geometric(errors)
-    return f"{mean:.2g} ±{doubt / mean:.0%}"

@@ -28,6 +28,12 @@ FEW, FINALISTS = 4, 2  # samples that every variant is tried on; variants that a
 PATHS = 16  # samples that GITS sees
 
 
+def told(errors: Tensor) -> str:
+    """Their geometric mean ± its standard error."""
+    mean, doubt = geometric(errors)
+    return f"{mean:.2g} ±{doubt / mean:.0%}" if math.isfinite(mean) else "–"
+
+
 @dataclass(frozen=True)
 class Cell:
     """Errors (n,) of the results `made` of one sampler, which `mark` tells from others.
@@ -47,9 +53,8 @@ class Cell:
         return geometric(self.errors)[0]
 
     def __str__(self) -> str:
-        mean, doubt = geometric(self.errors)
         seen = "" if self.pixels is None else f" ({geometric(self.pixels)[0]:.2g})"
-        return f"{mean:.2g} ±{doubt / mean:.0%}{seen} {self.mark}".rstrip() if math.isfinite(mean) else "–"
+        return f"{told(self.errors)}{seen} {self.mark}".rstrip() if math.isfinite(self.error) else "–"
 
 
 def steady(seen: Tensor) -> Tensor | None:
