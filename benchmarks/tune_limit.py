@@ -23,13 +23,12 @@ from timonel.tuning.teacher import Targets, converge
 from tune_models import network, still, tables, unseen
 from tune_problem import told
 
-MODEL = "emoji"
 SAMPLES, ITERATIONS = 8, 24
 
 
-def limit(goals: Sequence[tuple[int, int]]) -> str:
+def limit(name: str, goals: Sequence[tuple[int, int]]) -> str:
     """The table: what is shipped, what each sample could have of its own, and what both are meant to equal."""
-    fitted, helm = tables(MODEL, [n for n, _ in goals]), still(MODEL)
+    fitted, helm = tables(name, [n for n, _ in goals]), still(name)
     given, seeds, _ = unseen(helm, fitted, SAMPLES)
     model = network(helm, given, seeds)
     targets = converge(model, range(SAMPLES), lambda message: None)
@@ -54,7 +53,7 @@ def limit(goals: Sequence[tuple[int, int]]) -> str:
         f"{len(some)} prompts and seeds that no fit has seen. A table of a sample's own was fitted to that sample and "
         f"its target alone, all its coefficients free, in up to {ITERATIONS} iterations."
     )
-    return f"{about}\n\n{markdown([f'{MODEL}, steps', *(str(n) for n, _ in goals)], rows)}"
+    return f"{about}\n\n{markdown([f'{name}, steps', *(str(n) for n, _ in goals)], rows)}"
 
 
 def alone(model: Model, targets: Targets, steps: int, sample: int) -> Tensor:

@@ -29,14 +29,23 @@ def run(*arguments: str, folder: Path, check: int = 0) -> subprocess.CompletedPr
     return done
 
 
+def here(*arguments: str, folder: Path, check: int = 0) -> str:
+    """What the command prints, run in this process, where everything is imported already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == check, (done.output, done.exception)
+    return done.stdout
+
+
 def test_generate_leaves_picture_sheet_animation_and_previews(tmp_path: Path) -> None:
-    done = run(*APPLE, "--guidance-until", "0.4", "--preview", folder=tmp_path)
+    said = here(*APPLE, "--guidance-until", "0.4", "--preview", folder=tmp_path)
     out = tmp_path / "out"
     written = {"red-apple-7.png", "red-apple-7.sheet.png", "red-apple-7.gif"}
     assert {p.name for p in out.iterdir()} == {*written, "red-apple-7"}
     assert len(list((out / "red-apple-7").iterdir())) == 6
     for name in written:
-        assert f"out/{name}" in done.stdout
+        assert f"out/{name}" in said
     with Image.open(out / "red-apple-7.gif") as animation:
         assert animation.n_frames > 1
     recipe = Recipe.read(out / "red-apple-7.png")
@@ -47,14 +56,14 @@ def test_generate_leaves_picture_sheet_animation_and_previews(tmp_path: Path) ->
 
 
 def test_replay_makes_the_same_bits_and_says_when_it_cannot(tmp_path: Path) -> None:
-    run(*APPLE[:-2], "--sampler", "dpmpp_2m_sde", folder=tmp_path)
+    here(*APPLE[:-2], "--sampler", "dpmpp_2m_sde", folder=tmp_path)
     picture = tmp_path / "out/red-apple-7.png"
     assert "identical, bit for bit" in run("replay", str(picture), folder=tmp_path).stdout
     with Image.open(picture) as old, Image.open(picture.with_name("red-apple-7-replay.png")) as new:
         assert old.tobytes() == new.tobytes()
     recipe = Recipe.read(picture)
     recipe.model_copy(update={"seed": 8}).save(Image.open(picture).copy(), picture)
-    assert "different" in run("replay", str(picture), folder=tmp_path, check=1).stdout
+    assert "different" in here("replay", str(picture), folder=tmp_path, check=1)
 
 
 def test_ctrl_c_once_stops_at_the_next_step_and_saves(tmp_path: Path) -> None:
@@ -78,10 +87,9 @@ def test_ctrl_c_once_stops_at_the_next_step_and_saves(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".*"))
 
 
-@pytest.mark.slow
 def test_same_seed_and_prompt_give_the_same_picture_whatever_the_count(tmp_path: Path) -> None:
-    run("generate", "cat face", "--steps", "3", "--seed", "4", "--count", "2", folder=tmp_path)
-    run("generate", "cat face", "--steps", "3", "--seed", "5", "--out", "alone", folder=tmp_path)
+    here("generate", "cat face", "--steps", "3", "--seed", "4", "--count", "2", folder=tmp_path)
+    here("generate", "cat face", "--steps", "3", "--seed", "5", "--out", "alone", folder=tmp_path)
     with Image.open(tmp_path / "out/cat-face-5.png") as a, Image.open(tmp_path / "alone/cat-face-5.png") as b:
         assert a.tobytes() == b.tobytes()
 
@@ -112,8 +120,17 @@ def test_wrong_input_is_one_clear_message_and_nothing_half_written(
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_refusals_reach_the_shell_as_status_2_without_a_traceback(tmp_path: Path) -> None:
-    done = run("generate", "x", "--sampler", "nothing", folder=tmp_path, check=2)
+@pytest.mark.parametrize("command", [["generate", "x"], ["animate", "x.png"]])
+def test_refusals_reach_the_shell_as_status_2_and_one_line_before_diffusers_is_imported(
+    command: list[str], tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    code = "import sys\nfrom timonel.cli import main\ntry: main()\nfinally: print('diffusers' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--sampler", "nothing"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
     assert done.stderr.startswith("timonel: unknown sampler 'nothing'")
     assert done.stderr.count("\n") == 1
 

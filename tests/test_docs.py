@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from timonel import zoo
 from timonel.cli import app
@@ -37,12 +36,13 @@ def test_python_in_the_documents_runs_as_written(code: str, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("code", blocks("bash")[:1])
-def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path) -> None:
+def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for line in code.strip().splitlines():
-        assert line.startswith("timonel ")
-        command = f'"{sys.executable}" -m {line}'
-        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        program, *arguments = shlex.split(line)
+        assert program == "timonel"
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, (line, done.output, done.exception)
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {
         "red-apple-7.png",
         "red-apple-7.sheet.png",

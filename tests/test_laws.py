@@ -240,7 +240,7 @@ def test_what_is_not_a_table_is_refused():
 
 @MAIN
 def test_coefficients_are_differentiable_in_the_levels(variant):
-    """gradcheck of every coefficient of x and base with respect to custom sigmas."""
+    """gradcheck of all coefficients of x and base with respect to custom sigmas, along random directions."""
     process = tm.EDM(0.002, 80.0)
 
     def coefficients(sigmas):
@@ -248,7 +248,7 @@ def test_coefficients_are_differentiable_in_the_levels(variant):
         return table.x, table.base
 
     sigmas = torch.tensor([9.0, 4.0, 1.9, 0.7, 0.3], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(coefficients, (sigmas,), raise_exception=True)
+    assert torch.autograd.gradcheck(coefficients, (sigmas,), raise_exception=True, fast_mode=True)
     x, _ = coefficients(sigmas)
     assert x.requires_grad
     loose = solvers.make(variant[0], grids.custom_sigmas(process, sigmas), **variant[1])

@@ -36,6 +36,17 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def writable(folder: Path) -> None:
+    """Make the folder, or raise `ArgumentError` before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".timonel"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ArgumentError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError
+from .files import writable
 from .hooks.preview import preview as preview_hook
 from .hooks.story import collect
 from .pipelines.helm import Helm
@@ -80,14 +81,3 @@ def _side(helm: Helm, recipe: Recipe) -> int:
 def slug(text: str) -> str:
     """A prompt as a file name: letters and digits of any script, joined by dashes, at most 60."""
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60].strip("-") or "picture"
-
-
-def writable(folder: Path) -> None:
-    """Make the folder, or raise `ArgumentError` before anything is computed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".timonel"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ArgumentError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error

@@ -53,9 +53,7 @@ def generate(
     """
     from .. import zoo
     from ..errors import ArgumentError
-    from ..generate import writable
-    from ..pipelines.helm import Helm
-    from ..recipe import GuidanceData, Recipe
+    from ..files import writable
     from ..sampler import STEPS
 
     if not prompt.strip():
@@ -67,6 +65,9 @@ def generate(
     assert chosen.steps is not None
     writable(out)
     quiet()
+    from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+    from ..recipe import GuidanceData, Recipe
+
     helm = Helm(model, dtype=dtype, device=device)
     recipe = Recipe(
         model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps, width=width, height=height,
@@ -137,13 +138,14 @@ def animate(
     from ..animate import Motion, still
     from ..animate import animate as make
     from ..hooks.progress import progress
-    from ..pipelines.helm import Helm
 
     interval = guidance_of(guidance, guidance_until)
     own = guidance_of(zoo.card(model).default_guidance, None) if model in zoo.MODELS else None
     chosen = choose(model, sampler, steps, settings or [], None, interval or own, 12)
     told, first = Motion(motion, fps, noise), still(picture)
     quiet()
+    from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+
     helm = Helm(model, dtype=dtype, device=device)
     size = {"width": width, "height": height, "num_frames": frames}
     with stoppable(helm):

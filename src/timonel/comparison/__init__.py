@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, whole
+from ..files import writable
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ def compare(
     Raises `UnknownName` and `ArgumentError` before any compute for what cannot be meant; a cell that fails later is
     kept with its reason, and the rest goes on.
     """
-    from ..generate import writable
     from .engine import BATCH, Engine
     from .store import Store
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,8 +61,12 @@ class Grid:
     def __len__(self) -> int:
         return len(self.alpha)
 
+    @cached_property
+    def _levels(self) -> list[Level]:
+        return [Level(*one) for one in zip(self.alpha.unbind(), self.sigma.unbind(), self.time.unbind(), strict=True)]
+
     def __getitem__(self, k: int) -> Level:
-        return Level(self.alpha[k], self.sigma[k], self.time[k])
+        return self._levels[k]
 
     def end(self, k: int) -> Level:
         """Where step k arrives, before fresh noise may lift it to level k + 1."""

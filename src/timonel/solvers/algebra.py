@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..grids import Grid
-from ..process import Level
+from ..process import Level, double
 
-SERIES = 0.2  # below this |z| phi functions are summed as a series; above it the recurrence is accurate
+SERIES, TERMS = (
+    0.2,
+    14,
+)  # below this |z| phi functions are a series of so many terms; above it the recurrence is accurate
 
 
 # -- one step of a constant denoised sample ------------------------------------------------------
@@ -110,19 +113,20 @@ def usable(grid: Grid, k: int, wanted: int) -> int:
 
 # -- exponential integrators ---------------------------------------------------------------------
 def phi(order: int, z: Tensor) -> Tensor:
-    """phi_k(z) = int_0^1 e^((1-u)z) u^(k-1)/(k-1)! du, k >= 1; phi_k(0) = 1/k!. Accurate for every z.
+    """phi_k(z) = int_0^1 e^((1-u)z) u^(k-1)/(k-1)! du, k >= 1; phi_k(0) = 1/k!. Accurate for every number z.
 
     phi_1 = (e^z - 1)/z and phi_{k+1}(z) = (phi_k(z) - 1/k!)/z. arXiv 2308.02157.
     """
-    small = z.abs() < SERIES
-    near, far = torch.where(small, z, 0.0), torch.where(small, 1.0, z)
-    series = torch.zeros_like(z)
-    for i in reversed(range(14)):
-        series = series * near + 1 / math.factorial(i + order)
-    closed = torch.expm1(far) / far
-    for k in range(1, order):
-        closed = (closed - 1 / math.factorial(k)) / far
-    return torch.where(small, series, closed)
+    if bool(z.abs() >= SERIES):
+        closed = torch.expm1(z) / z
+        for k in range(1, order):
+            closed = (closed - 1 / math.factorial(k)) / z
+        return closed
+    at: Any = z if z.requires_grad else z.item()  # a dozen operations on tensors of one number are slow
+    series: Any = 0.0
+    for i in reversed(range(TERMS)):
+        series = series * at + 1 / math.factorial(i + order)
+    return double(series)
 
 
 def fit(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ArgumentError, UnknownName, finite, whole
+from ..files import writable
 from ..grids import usual
 from ..process import Level, Process
 from ..sampler import Sampler
@@ -126,8 +127,6 @@ def target(out: Path, counts: list[int]) -> tuple[Path, bool]:
         raise ArgumentError(f"a sampler file's name ends in .json, got {str(out)!r}")
     if several and out.suffix:
         raise ArgumentError(f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}")
-    from ..generate import writable
-
     writable(out if several else out.parent)
     return out, several
 
