@@ -153,8 +153,9 @@ def parts(size: Size) -> dict[str, Callable[[], str]]:
         name: partial(lambda n, pose: section(pose(n, size), size), name, pose) for name, pose in posed.items()
     }
     return made | {
-        "limit": partial(limit, "emoji", GOALS), "limit-flow": partial(limit, "emoji-flow", GOALS), "last-row": partial(last_row, CARRIED),
-        "pictures": partial(pictures, size), "carry-over": partial(carried, size),
+        "limit": partial(limit, "emoji", GOALS), "limit-flow": partial(limit, "emoji-flow", GOALS),
+        "last-row": partial(last_row, CARRIED), "pictures": partial(pictures, size),
+        "carry-over": partial(carried, size),
     }  # fmt: skip
 
 
