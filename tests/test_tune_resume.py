@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import timonel as tm
+from timonel.process import Level
 from timonel.tuning import fit_model
 from timonel.tuning.fit import State
 from timonel.tuning.store import Store
@@ -82,6 +84,29 @@ def test_ctrl_c_leaves_what_the_same_call_goes_on_with(tmp_path: Path) -> None:
     fit_model(mixture(0), out=out, told=told.append, **FIT)  # type: ignore[arg-type]
     assert "3 steps: going on at iteration 2" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.json"]
+
+
+def test_a_fit_that_goes_on_keeps_time_for_what_follows_it(tmp_path: Path) -> None:
+    """What follows takes two seconds here, and one is left: no iteration is begun."""
+
+    def stop(message: str) -> None:
+        if "iteration 2" in message:
+            raise KeyboardInterrupt
+
+    given, told = {**FIT, "out": tmp_path / "fast.json", "iterations": None}, list[str]()
+    fit_model(mixture(0), told=stop, **given)  # type: ignore[arg-type]
+    slow = mixture(0)
+    quick = slow.denoise
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        time.sleep(0.1)
+        return quick(x, level)
+
+    slow.denoise = denoise
+    found = fit_model(slow, told=told.append, minutes=0.02, **given)  # type: ignore[arg-type]
+    assert "3 steps: going on at iteration 2" in told
+    assert not any("iteration 3" in line for line in told)
+    assert found.files == [tmp_path / "fast.json"]
 
 
 @pytest.mark.parametrize("other", ["network", "noise", "samples", "start"])

@@ -117,13 +117,14 @@ class Fitting:
         return Task(self.model, form, self.targets, *self.samples, self.method, batch)
 
     def _fit(self, task: Task, label: str, state: State | None, ends: float, iterations: int | None) -> State:
-        steps = task.form.steps
+        steps, began = task.form.steps, time.monotonic()
         if state is None:
-            began = time.monotonic()
             state = fit.begin(task)
-            named = len(judge.USUAL) + sum(judge.GOALS) / steps
-            runs = named + 2 * (1 + len(task.fit) / len(task.held))  # as long as this one, that follow the fit
-            ends -= runs * (time.monotonic() - began)
+        else:
+            task.typical(state.best, task.held)
+        named = len(judge.USUAL) + sum(judge.GOALS) / steps
+        runs = named + 2 * (1 + len(task.fit) / len(task.held))  # as long as this one, that follow the fit
+        ends -= runs * (time.monotonic() - began)
         if self.method == "levels":
             return state
         if not state.iteration and self.model.stepwise:
