@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +223,6 @@ def fit_model(
     spent, ends = time.monotonic() - began, began + 60 * minutes
     targets = _targets(model, (chosen, held), fewer, spent, 60 * minutes, store, telling)
     fitting = Fitting(model, targets, way, memory, facts, telling, store)
-    fitting.shared = time.monotonic() - began, model.evaluations
     fitting.samples = tuple(s for s in chosen if s in targets.samples), tuple(s for s in held if s in targets.samples)
     outcomes, files = list[Outcome](), list[Path]()
     try:
@@ -288,7 +287,9 @@ def _targets(
             f"minutes={math.ceil((spent + need / SHARE) / 6) / 10:g}" + (f", or seeds={most}" if most >= LEAST else "")
         )
     told(f"about {need:.0f} s for the converged samples, {left - need:.0f} s are left for the fit")
+    began = time.monotonic()
     made = converge(model, [*chosen, *held], told, LIMIT * left)
+    made = replace(made, seconds=spent + time.monotonic() - began, calls=model.evaluations)
     if store is not None:
         store.keep_targets(made)
     return made

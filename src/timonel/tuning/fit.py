@@ -31,7 +31,8 @@ PATIENCE = 8  # iterations without a better held-out error
 class State:
     """Where a fit is; plain numbers, so that it can be written and taken up again.
 
-    `best`: the parameters with the least held-out error so far, `error`; `held`: that error by iteration.
+    `best`: the parameters with the least held-out error so far, `error`; `held`: that error by iteration. `seconds` and
+    network `calls`: what it cost in processes that were killed.
     """
 
     theta: Tensor
@@ -43,6 +44,8 @@ class State:
     iteration: int = 0
     idle: int = 0
     held: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    calls: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +79,6 @@ class Fitting:
     facts: dict[str, Any]
     told: Told
     store: Store | None
-    shared: tuple[float, int] = (0.0, 0)  # seconds and evaluations that were for all of them
     samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     paths: start.Paths | None = None
     stopped: bool = False
@@ -87,13 +87,21 @@ class Fitting:
         """Fit one number of steps, and judge it."""
         began, calls = time.monotonic(), self.model.evaluations
         ends = began + seconds
-        label, grid, state = self._begun(steps, asked)
+        label, grid, known = self._begun(steps, asked)
+        if known is not None:
+            began, calls = began - known.seconds, calls - known.calls
+
+        def spent() -> tuple[float, int]:
+            return time.monotonic() - began, self.model.evaluations - calls
+
         task = self._task(label, grid)
         self._seeds_enough(task.form)
-        state = self._fit(task, label, state, ends, iterations)
+        state = self._fit(task, label, known, ends, iterations, spent)
         judged = self._judged(task, state, label)
-        spent = time.monotonic() - began + self.shared[0], self.model.evaluations - calls + self.shared[1]
-        return judged if judged.sampler is None else replace(judged, sampler=_cost(judged.sampler, *spent))
+        if judged.sampler is None:
+            return judged
+        took, made = spent()
+        return replace(judged, sampler=_cost(judged.sampler, took + self.targets.seconds, made + self.targets.calls))
 
     def _begun(self, steps: int, asked: Sampler | str | None) -> tuple[str, Grid, State | None]:
         """Where the fit begins, or where it was."""
@@ -116,7 +124,10 @@ class Fitting:
         batch = at_once(self.model, grid.steps, self.method, self.memory)
         return Task(self.model, form, self.targets, *self.samples, self.method, batch)
 
-    def _fit(self, task: Task, label: str, state: State | None, ends: float, iterations: int | None) -> State:
+    def _fit(
+        self, task: Task, label: str, state: State | None, ends: float, iterations: int | None,
+        spent: Callable[[], tuple[float, int]],
+    ) -> State:  # fmt: skip
         steps, began = task.form.steps, time.monotonic()
         if state is None:
             state = fit.begin(task)
@@ -145,7 +156,8 @@ class Fitting:
             nonlocal state
             state = now
             if self.store is not None:
-                self.store.keep(steps, label, task.form.start, now)
+                seconds, calls = spent()
+                self.store.keep(steps, label, task.form.start, replace(now, seconds=seconds, calls=calls))
             self.told(
                 f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of {now.held[0][1]:.4g}"
             )

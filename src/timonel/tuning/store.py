@@ -38,7 +38,8 @@ class Store:
                 if meta.get("key") != self.key:
                     return None
                 samples = tuple(json.loads(meta["samples"]))
-                return Targets(samples, file.get_tensor("result"), file.get_tensor("change"), int(meta["steps"]))
+                result, change = file.get_tensor("result"), file.get_tensor("change")
+                return Targets(samples, result, change, int(meta["steps"]), float(meta["seconds"]), int(meta["calls"]))
         except (SafetensorError, KeyError, ValueError):
             return None  # made again
 
@@ -46,7 +47,8 @@ class Store:
         """Write the converged samples."""
         from safetensors.torch import save_file
 
-        meta = {"key": self.key, "samples": json.dumps(made.samples), "steps": str(made.steps)}
+        told = {name: str(getattr(made, name)) for name in ("steps", "seconds", "calls")}
+        meta = {"key": self.key, "samples": json.dumps(made.samples), **told}
         with replacing(self.folder / "targets.safetensors") as temporary:
             save_file(
                 {"result": made.result.contiguous(), "change": made.change.contiguous()}, temporary, metadata=meta

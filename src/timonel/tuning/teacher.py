@@ -27,12 +27,17 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """`result` (n, …) of `samples`; `change` (n,): RMS distance to the run of half the steps; `steps` it took."""
+    """`result` (n, …) of `samples`; `change` (n,): RMS distance to the run of half the steps; `steps` it took.
+
+    `seconds` and network `calls`: what a fit has spent when it has them.
+    """
 
     samples: tuple[int, ...]
     result: Tensor
     change: Tensor
     steps: int
+    seconds: float = 0.0
+    calls: int = 0
 
     def of(self, samples: Sequence[int]) -> Tensor:
         """The targets of some samples."""
