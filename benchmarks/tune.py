@@ -33,7 +33,7 @@ from tune_last_row import last_row
 from tune_limit import limit
 from tune_models import SETTINGS, Size, exact, shipped
 from tune_pictures import pictures
-from tune_problem import Cell, Problem
+from tune_problem import Cell, Problem, ratio
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tune.md"
 CURVE = (6, 8, 10, 12, 15, 20, 25, 30, 40)  # steps of DPM++ 2M Karras that a fitted sampler is placed between
@@ -56,13 +56,6 @@ def equals(error: float, curve: dict[int, float]) -> str:
     return f"above {points[-1][0]}"
 
 
-def against(ours: Cell, theirs: Cell) -> str:
-    """The mean ratio of paired errors, and two standard errors of its logarithm either way."""
-    ratio = (ours.errors.clamp(min=1e-12) / theirs.errors.clamp(min=1e-12)).log()
-    middle, doubt = float(ratio.mean()), 2 * float(ratio.std()) / math.sqrt(len(ratio))
-    return f"{math.exp(middle):.2f} ({math.exp(middle - doubt):.2f} to {math.exp(middle + doubt):.2f})"
-
-
 def section(problem: Problem, size: Size) -> str:
     """The table of a problem, and whether the goals are met."""
     goal = f"DPM++ 2M {usual(problem.model.process)}"
@@ -83,7 +76,7 @@ def section(problem: Problem, size: Size) -> str:
     rows = [
         row("**fitted**", lambda n: fitted(n, lambda cell: f"**{cell}**")),
         row(f"steps of {goal} that equal it", lambda n: fitted(n, lambda cell: equals(cell.error, known))),
-        row("/ the best below", lambda n: fitted(n, lambda cell: against(cell, top[n]))),
+        row("/ the best below", lambda n: fitted(n, lambda cell: ratio(cell.errors, top[n].errors))),
         *([title, *(str(others[n].get(title, "–")) for n in size.steps)] for title in titles),
     ]
     if problem.steady is not None:
@@ -93,7 +86,7 @@ def section(problem: Problem, size: Size) -> str:
         ]
     table = markdown([f"{problem.name}, steps", *map(str, size.steps)], rows)
     met = [
-        f"* {n} fitted steps against {m} of {goal} ({known[m]:.2g}): error ratio {against(cell, curve[m])}."
+        f"* {n} fitted steps against {m} of {goal} ({known[m]:.2g}): error ratio {ratio(cell.errors, curve[m].errors)}."
         for n, m in GOALS
         if (cell := tuned.get(n)) is not None
     ]
@@ -131,7 +124,7 @@ def _carried(problem: Problem, steps: int) -> Iterator[str]:
     tuned, others = problem.tuned(steps), problem.others(steps)
     title = min(others, key=lambda one: others[one].error)
     yield from ("–" if tuned is None else str(tuned), f"{others[title]} {title}")
-    yield "–" if tuned is None else against(tuned, others[title])
+    yield "–" if tuned is None else ratio(tuned.errors, others[title].errors)
 
 
 def put(name: str, text: str) -> None:

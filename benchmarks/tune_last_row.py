@@ -19,7 +19,7 @@ from timonel.tuning.model import Model
 from timonel.tuning.student import distance, travel
 from timonel.tuning.teacher import converge
 from tune_models import network, still, tables, unseen
-from tune_problem import told
+from tune_problem import ratio, told
 
 MODEL = "emoji"
 SAMPLES, JUDGES = 64, 16  # samples in all, and those of them that judge
@@ -72,22 +72,23 @@ def last_row(steps: Sequence[int]) -> str:
     model = network(helm, given, seeds)
     targets = converge(model, range(SAMPLES), lambda message: None)
     solve, judge = targets.samples[:-JUDGES], targets.samples[-JUDGES:]
-    cells: dict[str, list[str]] = {"**the row as it is shipped**": []}
+    rows = {name: [name] for name in KINDS}
     for n in steps:
         arrays = Arrays.of(fitted[n].compile(model.process))
         known, own = seen(model, arrays, solve), seen(model, arrays, judge)
         truth, aim = targets.of(solve).double(), targets.of(judge).double()
-        cells["**the row as it is shipped**"].append(told(distance(own[0], aim)))
+        error = distance(own[0], aim)
         for name, apart in KINDS.items():
             numbers = solved(known, truth, apart)
             result = own[0] + (pieces(own[1], apart) @ numbers).reshape_as(own[0])
-            cells.setdefault(name, []).append(f"{told(distance(result, aim))}, {len(numbers):,} numbers")
+            rows[name] += [told(distance(result, aim)), ratio(distance(result, aim), error), f"{len(numbers):,}"]
+    head = [MODEL, *(title for n in steps for title in (f"{n} steps", "/ the row as it is shipped", "numbers"))]
     about = (
         f"{len(solve)} samples to solve by and {len(judge)} to judge by, all with prompts and seeds that no fit has "
-        f"seen. Numbers for the last sample, the last {MEMORY} predictions and the last difference of conditional "
-        "and unconditional one."
+        f"seen. The last row reads the last sample, the last {MEMORY} predictions, and of the last call the difference "
+        "of the conditional and the unconditional half."
     )
-    return f"{about}\n\n{markdown([f'{MODEL}, steps', *map(str, steps)], [[k, *v] for k, v in cells.items()])}"
+    return f"{about}\n\n{markdown(head, list(rows.values()))}"
 
 
 def seen(model: Model, arrays: Arrays, samples: Sequence[int]) -> tuple[Tensor, list[Tensor]]:

@@ -34,6 +34,13 @@ def told(errors: Tensor) -> str:
     return f"{mean:.2g} ±{doubt / mean:.0%}" if math.isfinite(mean) else "–"
 
 
+def ratio(ours: Tensor, theirs: Tensor) -> str:
+    """The mean ratio of paired errors, and two standard errors of its logarithm either way."""
+    logs = (ours.clamp(min=1e-12) / theirs.clamp(min=1e-12)).log()
+    middle, doubt = float(logs.mean()), 2 * float(logs.std()) / math.sqrt(len(logs))
+    return f"{math.exp(middle):.2f} ({math.exp(middle - doubt):.2f} to {math.exp(middle + doubt):.2f})"
+
+
 @dataclass(frozen=True)
 class Cell:
     """Errors (n,) of the results `made` of one sampler, which `mark` tells from others.
