@@ -22,9 +22,11 @@ APPLE = ["generate", "red apple", "--steps", "6", "--sampler", "dpmpp_2m/karras"
 
 
 def run(*arguments: str, folder: Path, check: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the bits of a picture depend on the threads
     done = subprocess.run(
-        [sys.executable, "-m", "timonel", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "timonel", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == check, done.stderr
     return done
 
