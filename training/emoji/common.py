@@ -6,7 +6,10 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
         state: dict[str, Any] = built(tree)
         return state
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, beside `folder`, whose place it takes when all went well."""
+    part, old = (folder.with_name(folder.name + ending) for ending in (".part", ".old"))
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def size(folder: Path) -> float:
+    """Of all its files, in MB."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
 
 
 def log(path: Path, line: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import load_checkpoint, to_float
+from common import load_checkpoint, replacing, size, to_float
 from data import STYLES, EmojiData, load
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from text import build_encoder
@@ -116,22 +116,14 @@ def card(data: EmojiData, work: Path, state: dict[str, Any]) -> dict[str, Any]:
 def write(work: Path, out: Path) -> None:
     data = load(work)
     pipeline, state = build_pipeline(work)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.to(dtype=torch.float16).save_pretrained(part, safe_serialization=True)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(work / "tokenizer_2" / name, part / "tokenizer_2" / name)
-    neutral_dtype(part)
-    neutral_paths(part)
-    (part / "card.json").write_text(json.dumps(card(data, work, state), indent=1) + "\n")
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    print(f"{out}: {size / 1e6:.2f} MB, step {state['step']}, pictures {state['seen']}")
+    with replacing(out) as part:
+        pipeline.to(dtype=torch.float16).save_pretrained(part, safe_serialization=True)
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(work / "tokenizer_2" / name, part / "tokenizer_2" / name)
+        neutral_dtype(part)
+        neutral_paths(part)
+        (part / "card.json").write_text(json.dumps(card(data, work, state), indent=1) + "\n")
+    print(f"{out}: {size(out):.2f} MB, step {state['step']}, pictures {state['seen']}")
 
 
 def main() -> None:

@@ -7,19 +7,19 @@ checkpoint in ``--work`` is continued.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import Average, Clock, load_checkpoint, log, save_atomic
+from common import Average, Clock, load_checkpoint, save_atomic
 from data import EmojiData, caption, load
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from loop import Training, joined
 from muon import Muon
 from text import WIDTH, build_encoder, encode, token_ids, write_tokenizer
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from vae import latents
 
@@ -143,81 +143,27 @@ def optimizers(network: Network, rate: float) -> list[torch.optim.Optimizer]:
     return [Muon(hidden, rate), adamw]
 
 
-def agree(weights: list[nn.Parameter], rate: float, done: bool) -> tuple[float, bool]:
-    """Mean gradients over the processes of a `torchrun`; one rate and one end for all of them."""
-    if not distributed.is_initialized():
-        return rate, done
-    weights = [w for w in weights if w.grad is not None]
-    flat = torch.cat([w.grad.flatten() for w in weights] + [torch.tensor([rate, float(done)])])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    start = 0
-    for w in weights:
-        w.grad.copy_(flat[start : start + w.numel()].view_as(w))
-        start += w.numel()
-    return float(flat[-2]), float(flat[-1]) > 0
+class EmojiTraining(Training):
+    """Epsilon prediction, weighted by the noise."""
 
-
-@dataclass
-class Training:
-    """Everything that a checkpoint holds."""
-
+    called, logged = "unet", 50
     network: Network
-    average: Average
-    both: list[torch.optim.Optimizer]
-    clock: Clock
-    step: int = 0
-    seen: int = 0
 
-    def load(self, path: Path) -> None:
-        state = load_checkpoint(path)
-        self.network.load_state_dict(state["model"])
-        self.average.model.load_state_dict(state["average"])
-        for optimizer, kept in zip(self.both, state.get("optimizers", []), strict=False):
-            optimizer.load_state_dict(kept)
-        self.step, self.seen = state["step"], state["seen"]
-        self.average.steps, self.clock.before = self.step, state["seconds"]
-
-    def save(self, path: Path) -> None:
-        state = {
-            "model": self.network.state_dict(),
-            "average": self.average.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.both],
-            "step": self.step,
-            "seen": self.seen,
-            "seconds": self.clock.seconds,
-        }
-        save_atomic(state, path)
-
-    def advance(self, batches: Batches, args: argparse.Namespace, world: int) -> tuple[float, bool]:
-        """One step over all processes. Returns the loss and whether the time is up."""
-        noisy, time, ids, keep, noise, weight = batches.draw(args.batch // world)
+    def loss(self, batches: Batches, size: int) -> Tensor:
+        noisy, time, ids, keep, noise, weight = batches.draw(size)
         error = (self.network(noisy, time, ids, keep) - noise).square().mean(dim=(1, 2, 3))
-        loss = (error * weight).mean()
-        self.network.zero_grad(set_to_none=True)
-        loss.backward()
-        weights = list(self.network.parameters())
-        rate, done = agree(weights, args.rate * self.clock.rate(flat=args.flat), self.clock.done)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in self.both:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-        self.step, self.seen = self.step + 1, self.seen + args.batch
-        return loss.item(), done
+        return (error * weight).mean()
 
 
 def train(args: argparse.Namespace) -> None:
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if world > 1:  # one thread each: two processes use two cores better than two threads do
-        distributed.init_process_group("gloo")
-    torch.set_num_threads(max(1, 2 // world))
+    world, rank = joined()
+    torch.set_num_threads(max(1, 2 // world))  # two processes use two cores better than two threads do
     torch.manual_seed(0)
     data = load(args.work)
     network, tokenizer = start(args, data)
     average = Average(network, args.decay)
-    training = Training(network, average, optimizers(network, args.rate), Clock(args.minutes))
-    path, log_path = args.work / "unet.safetensors", args.work / "unet.log"
+    training = EmojiTraining(network, average, optimizers(network, args.rate), Clock(args.minutes))
+    path = args.work / "unet.safetensors"
     if path.exists() and not args.init:
         training.load(path)
     mean, std = scaled_latents(args.work, data)
@@ -225,26 +171,7 @@ def train(args: argparse.Namespace) -> None:
     seed = training.step * world + rank
     generator = torch.Generator().manual_seed(1000 + seed)
     batches = Batches(data, mean, std, tokenizer, alphas, generator, random.Random(seed))
-    if rank == 0:
-        count = sum(w.numel() for w in network.parameters()) / 1e6
-        log(log_path, f"unet start step {training.step} parameters {count:.2f} M")
-    saved, running, done = training.clock.seconds, 0.0, False
-    while not done:
-        loss, done = training.advance(batches, args, world)
-        running = loss if running == 0 else 0.98 * running + 0.02 * loss
-        if rank != 0:
-            continue
-        average.update(network)
-        if training.step % 50 == 0:
-            rate = training.both[0].param_groups[0]["lr"]
-            log(
-                log_path,
-                f"unet step {training.step} pictures {training.seen} "
-                f"seconds {training.clock.seconds:.0f} loss {running:.4f} rate {rate:.2e}",
-            )
-        if training.clock.seconds - saved > 180 or done:
-            saved = training.clock.seconds
-            training.save(path)
+    training.run(batches, args, world, rank)
 
 
 def main() -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import beside  # noqa: F401
 import export as emoji  # of training/emoji
 import torch
-from common import load_checkpoint
+from common import load_checkpoint, replacing, size
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from network import SCHEDULER, build_transformer
 from shared import COMPONENTS, NO_T5
@@ -63,21 +62,13 @@ def card(work: Path, base: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def write(work: Path, base: Path, out: Path, shift: float) -> None:
     pipeline, state = build_pipeline(work, base, shift)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.transformer.to(torch.float16).save_pretrained(part / "transformer")
-    pipeline.scheduler.save_pretrained(part / "scheduler")
-    pipeline.save_config(part)
-    emoji.neutral_paths(part)
-    (part / "card.json").write_text(json.dumps(card(work, base, state), indent=1) + "\n")
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    print(f"{out}: {size / 1e6:.2f} MB, step {state['step']}, pictures {state['seen']}")
+    with replacing(out) as part:
+        pipeline.transformer.to(torch.float16).save_pretrained(part / "transformer")
+        pipeline.scheduler.save_pretrained(part / "scheduler")
+        pipeline.save_config(part)
+        emoji.neutral_paths(part)
+        (part / "card.json").write_text(json.dumps(card(work, base, state), indent=1) + "\n")
+    print(f"{out}: {size(out):.2f} MB, step {state['step']}, pictures {state['seen']}")
 
 
 def main() -> None:

@@ -9,22 +9,21 @@ picture and every caption is encoded once, at the start. A checkpoint in ``--wor
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import beside  # noqa: F401
 import torch
-from common import Average, Clock, log
+from common import Average, Clock
 from data import STYLES, EmojiData, caption, load
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from loop import Training, joined
 from muon import Muon
 from network import APART, ZEROS, CountedAttention, build_transformer, condition, velocity
 from text import encode, token_ids
-from torch import Tensor, distributed
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-from unet import Training, agree
 from vae import latents
 
 DROPOUT = 0.1
@@ -106,26 +105,20 @@ def probe(network: SD3Transformer2DModel, fixed: tuple[dict[str, Tensor], Tensor
     return torch.cat(errors).mean().item()
 
 
+@dataclass
 class FlowTraining(Training):
-    """The emoji model's training with this model's loss."""
+    """Velocity prediction. `fixed`: what the averaged network is asked whenever it is saved."""
 
+    called = "flow"
     network: SD3Transformer2DModel
+    fixed: tuple[dict[str, Tensor], Tensor] | None = None
 
-    def advance(self, batches: Batches, args: argparse.Namespace, world: int) -> tuple[float, bool]:
-        """One step over all processes. Returns the loss and whether the time is up."""
-        inputs, target = batches.draw(args.batch // world)
-        loss = (velocity(self.network, **inputs) - target).square().mean()
-        self.network.zero_grad(set_to_none=True)
-        loss.backward()
-        weights = list(self.network.parameters())
-        rate, done = agree(weights, args.rate * self.clock.rate(flat=args.flat), self.clock.done)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in self.both:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-        self.step, self.seen = self.step + 1, self.seen + args.batch
-        return loss.item(), done
+    def loss(self, batches: Batches, size: int) -> Tensor:
+        inputs, target = batches.draw(size)
+        return (velocity(self.network, **inputs) - target).square().mean()
+
+    def checked(self) -> str:
+        return "" if self.fixed is None else f"probe {probe(self.average.model, self.fixed):.4f}"
 
 
 def start(args: argparse.Namespace) -> FlowTraining:
@@ -146,38 +139,16 @@ def start(args: argparse.Namespace) -> FlowTraining:
 
 
 def train(args: argparse.Namespace) -> None:
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if world > 1:
-        distributed.init_process_group("gloo")
+    world, rank = joined()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    path, log_path = args.work / "flow.safetensors", args.work / "flow.log"
     batches = Batches.read(args.emoji, args.model)
     batches.seed(0)
     fixed = batches.draw(PROBES)
     training = start(args)
+    training.fixed = fixed
     batches.seed(1000 + training.step * world + rank)
-    if rank == 0:
-        count = sum(w.numel() for w in training.network.parameters()) / 1e6
-        log(log_path, f"flow start step {training.step} parameters {count:.2f} M")
-    saved, running, done = training.clock.seconds, 0.0, False
-    while not done:
-        loss, done = training.advance(batches, args, world)
-        running = loss if running == 0 else 0.98 * running + 0.02 * loss
-        if rank != 0:
-            continue
-        training.average.update(training.network)
-        if training.step % 25 == 0:
-            rate = training.both[0].param_groups[0]["lr"]
-            log(
-                log_path,
-                f"flow step {training.step} pictures {training.seen} "
-                f"seconds {training.clock.seconds:.0f} loss {running:.4f} rate {rate:.2e}",
-            )
-        if training.clock.seconds - saved > 180 or done:
-            saved = training.clock.seconds
-            training.save(path)
-            log(log_path, f"flow step {training.step} probe {probe(training.average.model, fixed):.4f}")
+    training.run(batches, args, world, rank)
 
 
 def main() -> None:

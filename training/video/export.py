@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import beside  # noqa: F401
 import export as emoji  # of training/emoji
 import torch
 from clips import FPS, FRAMES, KINDS
-from common import load_checkpoint
+from common import load_checkpoint, replacing, size
 from decoder import built
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from network import SCHEDULER, Network, build_encoder, build_unet
@@ -88,20 +87,12 @@ def card(work: Path, model: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def write(work: Path, model: Path, out: Path) -> None:
     pipeline, state = build_pipeline(work, model)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    pipeline.to(dtype=torch.float16).save_pretrained(part, safe_serialization=True)
-    neutral_classes(part)
-    emoji.neutral_paths(part)
-    (part / "card.json").write_text(json.dumps(card(work, model, state), indent=1) + "\n")
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    print(f"{out}: {size / 1e6:.2f} MB, step {state['step']}, clips {state['seen']}")
+    with replacing(out) as part:
+        pipeline.to(dtype=torch.float16).save_pretrained(part, safe_serialization=True)
+        neutral_classes(part)
+        emoji.neutral_paths(part)
+        (part / "card.json").write_text(json.dumps(card(work, model, state), indent=1) + "\n")
+    print(f"{out}: {size(out):.2f} MB, step {state['step']}, clips {state['seen']}")
 
 
 def main() -> None:

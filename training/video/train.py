@@ -7,18 +7,18 @@ in ``--work`` is continued; ``torchrun --nproc_per_node 2`` shares the batch ove
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import beside  # noqa: F401
 import clips
 import torch
-from common import Average, Clock, load_checkpoint, log, to_float
+from common import Average, Clock, load_checkpoint, to_float
 from diffusers.models.attention_processor import AttnProcessor
+from loop import Training, joined
 from network import Network, build_encoder, build_unet
-from torch import Tensor, distributed
-from unet import Training, agree, optimizers
+from torch import Tensor
+from unet import optimizers
 
 SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of log sigma; SVD: 0.7 and 1.6 for clips of 14 frames
 DROP_BOTH, DROP_STILL, DROP_EMBEDDING = 0.05, 0.02, 0.03
@@ -69,32 +69,27 @@ class Batches:
         }
 
 
+@dataclass
 class VideoTraining(Training):
-    """The emoji model's training with this model's loss."""
+    """v prediction. `far`: the running loss of clips that are mostly noise."""
 
+    called = "video"
     network: Network
     far: float = 0.0
 
-    def advance(self, batches: Batches, args: argparse.Namespace, world: int) -> tuple[float, bool]:
-        """One step over all processes. Returns the loss and whether the time is up."""
-        batch = batches.draw(args.batch // world)
-        embedding = self.network.embed(to_float(batch["picture"]))
-        embedding = embedding * batch["keep"][:, None]
+    def loss(self, batches: Batches, size: int) -> Tensor:
+        if self.step % 100 == 0 or not batches.rows:
+            batches.refresh()
+        batch = batches.draw(size)
+        embedding = self.network.embed(to_float(batch["picture"])) * batch["keep"][:, None]
         output = self.network(batch["noisy"], batch["still"], batch["sigma"], embedding, batch["ids"])
         error = (output - batch["target"]).square().mean(dim=(1, 2, 3, 4))
-        self.network.zero_grad(set_to_none=True)
-        error.mean().backward()
-        weights = [w for w in self.network.parameters() if w.grad is not None]
-        rate, done = agree(weights, args.rate * self.clock.rate(flat=args.flat), self.clock.done)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for optimizer in self.both:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-        self.step, self.seen = self.step + 1, self.seen + args.batch
         for value in error.detach()[batch["sigma"] > 5].tolist():
             self.far = value if self.far == 0 else 0.99 * self.far + 0.01 * value
-        return error.mean().item(), done
+        return error.mean()
+
+    def told(self, batches: Batches) -> str:
+        return f"clips {self.seen} of {len(batches.rows['ids'])} far {self.far:.4f}"
 
 
 def start(args: argparse.Namespace) -> VideoTraining:
@@ -117,36 +112,11 @@ def start(args: argparse.Namespace) -> VideoTraining:
 
 
 def train(args: argparse.Namespace) -> None:
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if world > 1:
-        distributed.init_process_group("gloo")
+    world, rank = joined()
     torch.set_num_threads(1)
     training = start(args)
-    path, log_path = args.work / "video.safetensors", args.work / "video.log"
     batches = Batches(args.work, torch.Generator().manual_seed(1000 + training.step * world + rank))
-    if rank == 0:
-        count = sum(w.numel() for w in training.network.parameters()) / 1e6
-        log(log_path, f"video start step {training.step} parameters {count:.2f} M")
-    saved, running, done = training.clock.seconds, 0.0, False
-    while not done:
-        if training.step % 100 == 0 or not batches.rows:
-            batches.refresh()
-        loss, done = training.advance(batches, args, world)
-        running = loss if running == 0 else 0.98 * running + 0.02 * loss
-        if rank != 0:
-            continue
-        training.average.update(training.network)
-        if training.step % 25 == 0:
-            rate = training.both[0].param_groups[0]["lr"]
-            log(
-                log_path,
-                f"video step {training.step} clips {training.seen} of {len(batches.rows['ids'])} "
-                f"seconds {training.clock.seconds:.0f} loss {running:.4f} far {training.far:.4f} "
-                f"rate {rate:.2e}",
-            )
-        if training.clock.seconds - saved > 180 or done:
-            saved = training.clock.seconds
-            training.save(path)
+    training.run(batches, args, world, rank)
 
 
 def main() -> None:
