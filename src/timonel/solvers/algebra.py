@@ -12,10 +12,8 @@ from torch import Tensor
 from ..grids import Grid
 from ..process import Level, double
 
-SERIES, TERMS = (
-    0.2,
-    14,
-)  # below this |z| phi functions are a series of so many terms; above it the recurrence is accurate
+SERIES = 0.2  # below this |z| phi functions are summed as a series; above it the recurrence is accurate
+TERMS = 14  # of that series
 
 
 # -- one step of a constant denoised sample ------------------------------------------------------

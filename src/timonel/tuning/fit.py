@@ -32,7 +32,7 @@ class State:
     """Where a fit is; plain numbers, so that it can be written and taken up again.
 
     `best`: the parameters with the least held-out error so far, `error`; `held`: that error by iteration. `seconds` and
-    network `calls`: what it cost in processes that were killed.
+    network `calls`: what it cost before this call took it up.
     """
 
     theta: Tensor
