@@ -72,3 +72,20 @@ def test_a_terminal_shift_beside_a_sigma_flag_is_refused():
     )
     with pytest.raises(ArgumentError, match=r"shift_terminal.*'karras'"):
         scheduler.set_timesteps(5)
+
+
+def test_what_a_step_returns_is_read_by_attribute_place_and_name_as_in_diffusers():
+    scheduler = tm.Scheduler(sampler="euler")
+    scheduler.set_timesteps(3)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    made = scheduler.step(x * 0.1, scheduler.timesteps[0], x)
+    for place, name in enumerate(("prev_sample", "pred_original_sample")):
+        value = getattr(made, name)
+        assert torch.equal(made[place], value)
+        assert torch.equal(made[place - 2], value)
+        assert torch.equal(made[name], value)
+    assert [v.shape for v in made] == [x.shape, x.shape]
+    with pytest.raises(KeyError, match="sample"):
+        made["sample"]
+    with pytest.raises(IndexError):
+        made[2]

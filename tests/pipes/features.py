@@ -254,7 +254,8 @@ def rewind(trial: Trial) -> None:
 
     again = trial.steer(hooks=[back], keep=3)
     assert done, "no step to go back from"
-    assert gap(again, trial.usual) < 1e-6, f"{gap(again, trial.usual):.1e} apart"
+    # not to the bit: some pipelines blend into the sample themselves, which rounds once more
+    assert gap(again, trial.usual) < 1e-5, f"{gap(again, trial.usual):.1e} apart"
 
 
 def seeds(trial: Trial) -> None:

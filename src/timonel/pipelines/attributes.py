@@ -45,7 +45,12 @@ class Attributes:
 
 
 class Stepped:
-    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only where it is read."""
+    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only where it is read.
+
+    By attribute, place or name, as diffusers' outputs are read.
+    """
+
+    NAMES = ("prev_sample", "pred_original_sample")
 
     def __init__(self, run: Run, sample: Tensor) -> None:
         self._run, self.prev_sample = run, sample
@@ -60,10 +65,11 @@ class Stepped:
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> Tensor:
-        if index not in (0, 1, -1, -2):
-            raise IndexError(index)
-        return self.pred_original_sample if index in (1, -1) else self.prev_sample
+    def __getitem__(self, key: int | str) -> Tensor:
+        if isinstance(key, str) and key not in self.NAMES:
+            raise KeyError(key)
+        made: Tensor = getattr(self, key if isinstance(key, str) else self.NAMES[key])
+        return made
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self[0]
