@@ -158,7 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="fitted samplers against the usual ones")
     parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--quick", action="store_true", help="5 and 8 steps, few samples, nothing written")
-    parser.add_argument("--samples", type=int, help="samples of a shipped model, 16; mixtures have four times as many")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help="of a shipped model, 16; mixtures have four times as many, limit and last-row their own number",
+    )
     parser.add_argument("--iterations", type=int, help="of the fits of the mixtures, 60")
     parser.add_argument("--pictures", type=int, help="that the judge is shown of each sampler, 96")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

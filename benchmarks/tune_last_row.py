@@ -77,11 +77,11 @@ def last_row(steps: Sequence[int]) -> str:
         arrays = Arrays.of(fitted[n].compile(model.process))
         known, own = seen(model, arrays, solve), seen(model, arrays, judge)
         truth, aim = targets.of(solve).double(), targets.of(judge).double()
-        error = distance(own[0], aim)
+        shipped = distance(own[0], aim)
         for name, apart in KINDS.items():
             numbers = solved(known, truth, apart)
-            result = own[0] + (pieces(own[1], apart) @ numbers).reshape_as(own[0])
-            rows[name] += [told(distance(result, aim)), ratio(distance(result, aim), error), f"{len(numbers):,}"]
+            errors = distance(own[0] + (pieces(own[1], apart) @ numbers).reshape_as(own[0]), aim)
+            rows[name] += [told(errors), ratio(errors, shipped), f"{len(numbers):,}"]
     head = [MODEL, *(title for n in steps for title in (f"{n} steps", "/ the row as it is shipped", "numbers"))]
     about = (
         f"{len(solve)} samples to solve by and {len(judge)} to judge by, all with prompts and seeds that no fit has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,10 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("emoji_judge")
+def judge(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("emoji_judge")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
-def row() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("tune_last_row")
+def row(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_module("tune_last_row")
 
 
 def drawn(count: int, seed: int = 0) -> Tensor:

@@ -33,7 +33,7 @@ from .process import Level, double
 FORMAT = 2
 BASES = ("denoised", "noise", "velocity")
 Coefficients = Mapping[str, "Tensor | float"]
-NONE = double(0.0)
+ZERO = double(0.0)
 
 
 def registers(history: int) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ class Rows:
         self.base.append(self._row({"base": 1.0} if base is None else base))
 
     def _row(self, given: Coefficients) -> Tensor:
-        values = (given.get(name, NONE) for name in self.names)
+        values = (given.get(name, ZERO) for name in self.names)
         return torch.stack([v if isinstance(v, Tensor) and v.ndim == 0 else double(v).reshape(()) for v in values])
 
     def _lift(self, k: int) -> None:
