@@ -67,7 +67,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
 SOCKETS = pytest.mark.parametrize("socket", MAKERS)
 
 
-# -- readers ---------------------------------------------------------------------------------------------------
+# -- readers -----------------------------------------------------------------------------------------------
 READERS: dict[str, Callable[[Tensor], Any]] = {
     "list": list, "tuple of a slice": lambda ts: tuple(ts[2:5]), "max": max, "first": lambda ts: next(iter(ts)),
     "a for that breaks": lambda ts: [t for t, _ in zip(ts, range(3), strict=False)],
@@ -136,7 +136,7 @@ def test_a_run_that_is_rewound_while_somebody_reads_goes_on_from_there() -> None
     assert torch.allclose(x, loop(made("dpmpp_2m"), noise()), atol=1e-6)
 
 
-# -- the row of a step -------------------------------------------------------------------------------------------
+# -- the row of a step -------------------------------------------------------------------------------------
 WAYS: dict[str, Callable[[Any, int], Iterable[Tensor]]] = {
     "slice": lambda s, k: s.timesteps[k:],
     "if i >= start": lambda s, k: (t for i, t in enumerate(s.timesteps) if i >= k),
@@ -226,8 +226,8 @@ def test_what_is_no_row_of_the_run_is_refused_with_what_happened() -> None:
             scheduler.step(x, odd, x)
     x = scheduler.step(epsilon(x, times[1]), times[1], x).prev_sample  # and the run stands where it stood
     assert scheduler.run.step == 2
+    dpm2 = made("dpm2")
     with pytest.raises(RunError, match=r"at which no step begins"):
-        dpm2 = made("dpm2")
         dpm2.step(x, dpm2.timesteps[3], x)
 
 
@@ -241,7 +241,7 @@ def test_a_time_that_was_rounded_on_its_way_is_that_of_the_next_row(rounded: Cal
     assert torch.equal(x, loop(made("dpmpp_2m/karras", 25), noise()))
 
 
-# -- lists that are assigned -----------------------------------------------------------------------------------------
+# -- lists that are assigned -------------------------------------------------------------------------------
 def test_times_that_are_assigned_are_the_levels_of_the_run() -> None:
     scheduler, other = made("dpmpp_2m"), made("dpmpp_2m")
     scheduler.timesteps = torch.tensor([981, 600, 300, 90])
@@ -258,7 +258,7 @@ def test_times_that_are_assigned_are_the_levels_of_the_run() -> None:
         scheduler.timesteps = torch.tensor([1, 2, 3])
 
 
-# -- two models on one journey ------------------------------------------------------------------------------------------
+# -- two models on one journey -----------------------------------------------------------------------------
 def parts(scheduler: Any, fraction: float) -> tuple[Tensor, Tensor]:
     """What SDXL's two pipelines do with the list."""
     cut, times = round(1000 - fraction * 1000), scheduler.timesteps
@@ -315,7 +315,7 @@ def test_a_base_that_holds_no_whole_step_is_refused_with_the_remedy() -> None:
         loop(scheduler, noise(), scheduler.timesteps[:1])
 
 
-# -- generators ----------------------------------------------------------------------------------------------------------
+# -- generators --------------------------------------------------------------------------------------------
 STOCHASTIC = [name for name, spec in SOLVERS.items() if spec.stochastic and name != "restart"]
 
 
