@@ -13,6 +13,7 @@ from torch import Tensor
 
 import timonel as tm
 import timonel.compat as compat
+import tiny
 from timonel.errors import GridError, RunError
 from timonel.solvers import SOLVERS
 
@@ -367,3 +368,24 @@ def test_a_copy_of_a_scheduler_in_a_run_changes_nothing() -> None:
         copy.deepcopy(scheduler)
         x = scheduler.step(epsilon(x, t), t, x).prev_sample
     assert torch.equal(x, loop(made("dpmpp_2m"), noise()))
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("sd3", "StableDiffusion3Pipeline"), ("video", "StableVideoDiffusionPipeline"), ("sd", "StableDiffusionPipeline")],
+)
+def test_a_pipelines_generator_reaches_a_sampler_that_is_given_none(family: str, key: str) -> None:
+    pipe, inputs = tiny.case(family, key)
+    config = pipe.scheduler.config
+
+    def run(seed: int, generator: torch.Generator | None = None) -> Tensor:
+        pipe.scheduler = tm.Scheduler.from_config(config, sampler="euler_ancestral")
+        torch.manual_seed(seed)
+        generator = generator or torch.Generator().manual_seed(7)
+        result = pipe(**inputs, num_inference_steps=4, generator=generator, return_dict=False)
+        return torch.as_tensor(result[0])
+
+    assert torch.equal(run(0), run(1))
+    generator = torch.Generator().manual_seed(7)
+    assert not torch.equal(run(0, generator), run(0, generator))
