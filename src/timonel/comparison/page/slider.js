@@ -39,6 +39,7 @@ function moveSplit() {
   tell($("split"), t("slider.value", { n: percent($("split").value / 100) }));
 }
 $("split").oninput = moveSplit;
+$("split").onpointerenter = $("split").onfocus = () => sharpen($("stage"));
 $("swap").onclick = () => {
   [state.a, state.b] = [state.b, state.a];
   put("a", state.a);
