@@ -185,7 +185,7 @@ def _say(found: Comparison) -> None:
     for group in sorted(found.groups, key=_order):
         mean, error = group["mean"], group["stderr"]
         cost = _number(group["halves"], 0)
-        verdict = {"best": f"best of {cost} evaluations", "tie": "ties with it"}.get(group["verdict"] or "", "")
+        verdict = {"best": f"best at {cost}", "tie": "ties with it"}.get(group["verdict"] or "", "")
         table.add_row(
             group["label"], cost, _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
             _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),

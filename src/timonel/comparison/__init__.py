@@ -129,6 +129,8 @@ def compare(
             raise ArgumentError("give the model once, first or as model=")
         subjects, axes = prompts or (), {**axes, "model": subjects}
     elif prompts is not None:
+        if not isinstance(subjects, (str, list, tuple)):
+            raise ArgumentError(f"a model is a name, a pipeline or a Helm, got {subjects!r}")
         raise ArgumentError("several prompts are one list, and a model by name is model='emoji'")
     chosen = planned(subjects, plan, axes)
     if len(chosen) > MANY and not yes:
@@ -137,7 +139,7 @@ def compare(
     writable(store.root)
     telling = progress if callable(progress) else Lines() if progress else lambda state: None
     paging = _paging(chosen, store, telling)
-    engine = Engine(chosen, store, batch=whole("batch", batch or BATCH), references=references, progress=paging)
+    engine = Engine(chosen, store, batch=whole("batch", BATCH if batch is None else batch), references=references, progress=paging)
     try:
         engine.run()
         engine.tell("page")

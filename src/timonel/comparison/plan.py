@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -94,7 +94,8 @@ class Plan:
         given.setdefault("seed", [0])
         given["model"] = _models(given)
         given.setdefault("sampler", [DEFAULT])
-        _subjects(given, [subjects] if isinstance(subjects, str) else list(subjects))
+        alone = isinstance(subjects, (str, PathLike)) or not isinstance(subjects, Iterable)
+        _subjects(given, [subjects] if alone else list(subjects))
         for name, values in given.items():
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")

@@ -28,7 +28,7 @@ from ..errors import ArgumentError
 from ..files import replacing
 from ..recipe import Recipe, versions
 from ..video import write as write_video
-from . import rows
+from . import pictures, rows
 from .measure import MEASURES
 
 TABLE, VERSION = "results.sqlite", 1
@@ -36,7 +36,7 @@ OURS = {
     TABLE, f"{TABLE}-journal", rows.BEFORE, rows.KEPT, "index.html", "pictures", "stories", "latents",
 }  # fmt: skip
 WAIT = 60.0  # seconds that a writer waits for another
-SPRITE, TOLD = 96, 32  # pixels of the longer side of a preview, and how many of them a run shows at most
+TOLD = 32  # previews that a run shows at most
 CREATE = """CREATE TABLE IF NOT EXISTS runs
     (at INTEGER PRIMARY KEY, id TEXT UNIQUE, kind TEXT, status TEXT, outcome TEXT)"""
 # what ended well is never replaced by a failure; `at` grows with every change, so that a reader finds what is new
@@ -179,18 +179,11 @@ class Store:
             self._tell(outcome, story)
 
     def _tell(self, outcome: Outcome, story: Tensor) -> None:
-        from PIL import Image
-
-        shown = story[torch.linspace(0, len(story) - 1, min(TOLD, len(story))).round().long()]
-        images = [to_image(frame) for frame in shown]
-        share = min(1.0, SPRITE / max(images[0].size))
-        width, height = (max(1, round(side * share)) for side in images[0].size)
-        sprite = Image.new("RGB", (width * len(images), height))
-        for k, image in enumerate(images):
-            sprite.paste(image.resize((width, height), Image.Resampling.LANCZOS), (k * width, 0))
-        outcome.steps_told, outcome.width, outcome.height = len(images), width, height
+        seen = story[torch.linspace(0, len(story) - 1, min(TOLD, len(story))).round().long()]
+        content, (outcome.width, outcome.height) = pictures.sprite([to_image(frame) for frame in seen])
+        outcome.steps_told = len(seen)
         with replacing(self.story(outcome.id)) as temporary:
-            sprite.save(temporary, format="WEBP", quality=75)
+            temporary.write_bytes(content)
 
     # -- where things are ------------------------------------------------------------------------
     def picture(self, outcome: Outcome) -> Path:
