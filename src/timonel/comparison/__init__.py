@@ -139,7 +139,9 @@ def compare(
     writable(store.root)
     telling = progress if callable(progress) else Lines() if progress else lambda state: None
     paging = _paging(chosen, store, telling)
-    engine = Engine(chosen, store, batch=whole("batch", BATCH if batch is None else batch), references=references, progress=paging)
+    engine = Engine(
+        chosen, store, batch=whole("batch", BATCH if batch is None else batch), references=references, progress=paging
+    )
     try:
         engine.run()
         engine.tell("page")

@@ -264,8 +264,10 @@ class Engine:
         self._rows(0, rows, wanted[0][2] if wanted else "")
         try:
             drive(jobs, captured, self.batch, finished, lambda many: self._rows(many, rows))
-        finally:
             flush()
+        except KeyboardInterrupt:
+            flush()
+            raise
 
     def _rows(self, many: int, rows: int, kind: str = "") -> None:
         """Say that `many` more of `rows` network calls are done; at the beginning, of which `kind`."""

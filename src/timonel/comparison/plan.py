@@ -94,8 +94,7 @@ class Plan:
         given.setdefault("seed", [0])
         given["model"] = _models(given)
         given.setdefault("sampler", [DEFAULT])
-        alone = isinstance(subjects, (str, PathLike)) or not isinstance(subjects, Iterable)
-        _subjects(given, [subjects] if alone else list(subjects))
+        _subjects(given, _listed(subjects))
         for name, values in given.items():
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
@@ -185,6 +184,11 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
 
 def _values(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple, range)) else [value]
+
+
+def _listed(subjects: Any) -> list[Any]:
+    alone = isinstance(subjects, (str, PathLike)) or not isinstance(subjects, Iterable)
+    return [subjects] if alone else list(subjects)
 
 
 def _unique(values: list[Any]) -> tuple[Any, ...]:
