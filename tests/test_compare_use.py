@@ -378,6 +378,7 @@ def test_a_phone_of_390_pixels_shows_all_of_a_report(report: Any, theme: str) ->
         )
         for one, other in zip(sorted(marks), sorted(marks)[1:], strict=False):
             assert one[0] != other[0] or one[2] < other[1]  # numbers on one line do not run into each other
+        assert page.locator("#errorplot .tick").count() >= 2
         page.locator("#grid .shot").first.click()
         assert page.evaluate("[document.documentElement.scrollWidth, cell.scrollWidth - cell.clientWidth]") == [390, 0]
         watched.quiet()

@@ -91,8 +91,8 @@ def _within(most: int, made: Callable[[float], Any]) -> tuple[bytes, float]:
     """A picture as WebP of at most so many bytes, or the smallest that is tried; and at which share of its side."""
     content, share = b"", 1.0
     for share, quality in TRIES:
-        buffer = io.BytesIO()
-        made(share).save(buffer, format="WEBP", quality=quality)
+        buffer, picture = io.BytesIO(), made(share)
+        picture.save(buffer, format="WEBP", quality=92 if max(picture.size) <= SMALL and share == 1 else quality)
         content = buffer.getvalue()
         if len(content) <= most:
             break

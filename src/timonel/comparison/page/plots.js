@@ -18,7 +18,8 @@ function ticks([low, high], log, most = 6) {
     const powers = upTo(Math.floor(Math.log10(low)), Math.floor(Math.log10(high)), (power) => power);
     const all = [[1, 2, 5], [1, 3], [1]].map((steps) =>
       inside(powers.flatMap((power) => steps.map((step) => step * 10 ** power))));
-    return all.find((list) => list.length <= most) ?? all[2];
+    const found = all.find((list) => list.length <= most) ?? all[2];
+    if (found.length > 1) return found; // else the range is too narrow for powers of ten
   }
   const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
