@@ -346,7 +346,11 @@ def test_a_click_opens_the_full_picture_and_a_page_that_moved_alone_keeps_the_sm
             shots = watched.page.locator("#grid .shot img")
             assert shots.first.evaluate("image => image.decode().then(() => image.naturalWidth)") <= 320
             watched.page.locator("#grid .shot").first.click()
-            watched.page.wait_for_function(f"{width} === 1024")
+            for _ in range(100):
+                watched.page.wait_for_timeout(50)
+                if watched.page.evaluate(width) == 1024:
+                    break
+            assert watched.page.evaluate(width) == 1024
             with watched.page.context.expect_page() as new:
                 watched.page.click("#full")
             new.value.wait_for_load_state()
