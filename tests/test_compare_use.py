@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import timonel as tm
-from browser import chromium, opened
+from browser import chromium, opened, until
 from timonel.cli import app
 from timonel.comparison import Stopped, compare, engine, page, write
 from timonel.comparison.engine import Engine
@@ -346,11 +346,7 @@ def test_a_click_opens_the_full_picture_and_a_page_that_moved_alone_keeps_the_sm
             shots = watched.page.locator("#grid .shot img")
             assert shots.first.evaluate("image => image.decode().then(() => image.naturalWidth)") <= 320
             watched.page.locator("#grid .shot").first.click()
-            for _ in range(100):
-                watched.page.wait_for_timeout(50)
-                if watched.page.evaluate(width) == 1024:
-                    break
-            assert watched.page.evaluate(width) == 1024
+            until(watched.page, f"{width} === 1024")
             with watched.page.context.expect_page() as new:
                 watched.page.click("#full")
             new.value.wait_for_load_state()
