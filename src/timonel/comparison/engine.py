@@ -158,6 +158,7 @@ class Engine:
         return outcome is None or self.store.done(outcome.reference) is None
 
     def _work(self, work: Work) -> None:
+        self.store.refresh()  # another process may have done some of it
         todo = [cell for cell in work.cells if self.store.done(cell.id) is None]
         unmeasured = [cell for cell in work.cells if self._unmeasured(cell)] if self.referring else []
         if not todo and not unmeasured:

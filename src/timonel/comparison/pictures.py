@@ -58,12 +58,12 @@ def _webp(picture: Any, side: int, most: int) -> str:
 
     whole = picture.convert("RGB")
 
-    def made(share: float) -> Any:
+    def draw(share: float) -> Any:
         smaller = whole.copy()
         smaller.thumbnail((round(side * share),) * 2, Image.Resampling.LANCZOS)
         return smaller
 
-    return _address(_within(most, made)[0], "webp")
+    return _address(_within(most, draw)[0], "webp")
 
 
 def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
@@ -76,22 +76,22 @@ def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
         width, height = (max(1, round(n * min(1.0, SPRITE * share / longer))) for n in pictures[0].size)
         return width, height
 
-    def made(share: float) -> Any:
+    def draw(share: float) -> Any:
         width, height = size(share)
         sheet = Image.new("RGB", (width * len(pictures), height))
         for k, picture in enumerate(pictures):
             sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (k * width, 0))
         return sheet
 
-    content, share = _within(STORY_BYTES, made)
+    content, share = _within(STORY_BYTES, draw)
     return content, size(share)
 
 
-def _within(most: int, made: Callable[[float], Any]) -> tuple[bytes, float]:
+def _within(most: int, draw: Callable[[float], Any]) -> tuple[bytes, float]:
     """A picture as WebP of at most so many bytes, or the smallest that is tried; and at which share of its side."""
     content, share = b"", 1.0
     for share, quality in TRIES:
-        buffer, picture = io.BytesIO(), made(share)
+        buffer, picture = io.BytesIO(), draw(share)
         picture.save(buffer, format="WEBP", quality=92 if max(picture.size) <= SMALL and share == 1 else quality)
         content = buffer.getvalue()
         if len(content) <= most:

@@ -31,7 +31,7 @@ from ..sampler import DEFAULT, STEPS, Sampler, is_file
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm
-    from .given import Given
+    from .loaded import Loaded
 
 AXES = (
     "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options", "noise", "steps",
@@ -204,21 +204,21 @@ def is_model(value: Any) -> bool:
     return not isinstance(value, type) and callable(value) and (hasattr(value, "scheduler") or hasattr(value, "pipe"))
 
 
-def _models(given: Mapping[str, list[Any]]) -> list[str | Given]:
+def _models(given: Mapping[str, list[Any]]) -> list[str | Loaded]:
     """The axis of models: names, and what is loaded already."""
     models = [os.fspath(m) if isinstance(m, os.PathLike) else m for m in given.get("model", ["emoji"])]
-    loaded = [model for model in models if not isinstance(model, str)]
-    for model in loaded:
+    objects = [model for model in models if not isinstance(model, str)]
+    for model in objects:
         if not is_model(model):
             raise ArgumentError(f"a model is a name, a pipeline or a Helm, got {model!r}")
-    if not loaded:
+    if not objects:
         return models
-    from .given import Given
+    from .loaded import Loaded
 
     for name in ("dtype", "device"):
         if any(value is not None for value in given.get(name, ())):
             raise ArgumentError(f"a loaded model is used as it is: leave {name} out, or give the model's name")
-    return [model if isinstance(model, str) else Given.of(model) for model in models]
+    return [model if isinstance(model, str) else Loaded.of(model) for model in models]
 
 
 def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:

@@ -51,11 +51,11 @@ def exportable(path: str | PathLike[str]) -> Path:
 
 def export(rows: Sequence[dict[str, Any]], path: str | PathLike[str]) -> Path:
     """Write the rows as a Parquet file; see `exportable`."""
-    target, made = exportable(path), table(rows)
+    target, content = exportable(path), table(rows)
     import pyarrow.parquet as parquet
 
     with replacing(target) as temporary:
-        parquet.write_table(made, temporary)
+        parquet.write_table(content, temporary)
     return target
 
 
@@ -68,10 +68,10 @@ def before(root: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     try:
-        found: list[dict[str, Any]] = parquet.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
+        rows: list[dict[str, Any]] = parquet.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
     except Exception as error:
         raise ArgumentError(f"{str(path)!r} cannot be read: {error}; delete it to begin anew") from error
-    return found
+    return rows
 
 
 def put_away(root: Path) -> None:

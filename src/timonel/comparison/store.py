@@ -135,8 +135,8 @@ class Store:
             with self._open("DEFERRED") as table:
                 there = table.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone()
                 new = "SELECT at, outcome FROM runs WHERE at > ? ORDER BY at"
-                found = table.execute(new, (self._seen,)).fetchall() if there else []
-            for at, text in found:
+                fresh = table.execute(new, (self._seen,)).fetchall() if there else []
+            for at, text in fresh:
                 outcome = Outcome.of(json.loads(text))
                 self.outcomes[outcome.id], self._seen = outcome, at
         for row in rows.before(self.root):
@@ -155,12 +155,12 @@ class Store:
     def keep(self, outcomes: Sequence[Outcome]) -> None:
         """Write the rows of outcomes; their files were written before."""
         known = list(self.outcomes.values()) if (self.root / rows.BEFORE).is_file() else []
-        told = {outcome.id: outcome for outcome in (*known, *outcomes)}
+        changed = {outcome.id: outcome for outcome in (*known, *outcomes)}
         with self._open("IMMEDIATE") as table:
             table.execute(CREATE)
             table.execute(f"PRAGMA user_version = {VERSION}")
-            table.executemany(KEEP, [(o.id, o.kind, o.status, json.dumps(o.row())) for o in told.values()])
-        self.outcomes |= told
+            table.executemany(KEEP, [(o.id, o.kind, o.status, json.dumps(o.row())) for o in changed.values()])
+        self.outcomes |= changed
         rows.put_away(self.root)
 
     # -- files ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A model that is at hand as an object, a pipeline or a `Helm`, told by what it computes with."""
+"""A model that is loaded already, a pipeline or a `Helm`, named by what it computes with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 
 @dataclass(frozen=True)
-class Given:
+class Loaded:
     """A loaded model on the axis of models. `name`: NAME@DIGEST, of its weights and configurations."""
 
     name: str
@@ -27,7 +27,7 @@ class Given:
     helm: Helm = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, model: Any) -> Given:
+    def of(cls, model: Any) -> Loaded:
         """Raises `ModelError` for what is no pipeline that timonel can steer."""
         helm = model if isinstance(model, Helm) else Helm(model)
         pipe, words = helm.pipe, {dtype: word for word, dtype in DTYPES.items()}
@@ -41,15 +41,15 @@ class Given:
 
 def digest(pipe: Any) -> str:
     """Eight letters that change with the weights of any part, the parts' classes and the scheduler's configuration."""
-    told = hashlib.sha256(type(pipe).__name__.encode())
+    state = hashlib.sha256(type(pipe).__name__.encode())
     for name, part in sorted(getattr(pipe, "components", {}).items()):
-        told.update(f"{name}:{type(part).__name__}\n".encode())
+        state.update(f"{name}:{type(part).__name__}\n".encode())
         if name == "scheduler":
-            told.update(_plain(part.config))
+            state.update(_plain(part.config))
         if isinstance(part, torch.nn.Module):
             for key, value in [*part.named_parameters(), *part.named_buffers()]:
-                told.update(f"{key}:{tuple(value.shape)}:{value.dtype}:{_sum(value)}\n".encode())
-    return told.hexdigest()[:8]
+                state.update(f"{key}:{tuple(value.shape)}:{value.dtype}:{_sum(value)}\n".encode())
+    return state.hexdigest()[:8]
 
 
 def _plain(config: Any) -> bytes:
