@@ -279,6 +279,22 @@ def test_loaded_and_named_models_stand_in_one_plan(half: tm.Helm) -> None:
     assert [cell.recipe.dtype for cell in plan] == ["bf16", None]
 
 
+def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(tmp_path: Path, half: tm.Helm, report: Any) -> None:
+    from diffusers import AutoPipelineForImage2Image
+
+    pipe = AutoPipelineForImage2Image.from_pipe(half.pipe)
+    begin, seen = report[0].store.picture(report[0].outcomes[0]), list[State]()
+    made = compare(
+        pipe, "ghost", image=str(begin), sampler=["euler", "heun"], steps=4, guidance=4.0,
+        arguments={"strength": 0.5}, out=tmp_path, progress=seen.append,
+    )  # fmt: skip
+    assert not made.failed
+    assert [(o.nfe, o.halves, "latent_rmse" in o.measures) for o in made.outcomes] == [(2, 4, True), (3, 6, True)]
+    assert [group["verdict"] for group in made.groups] == [None, None]  # at unequal cost
+    assert max(state.row for state in seen if state.phase == "references") == 4
+    assert "one by one" in made.page.read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [

@@ -235,8 +235,11 @@ class Engine:
         if captured is None:
             rows = sum(recipe.steps for recipe, _, _ in wanted)
             self._rows(0, rows, wanted[0][2] if wanted else "")
+            row = 0
             for recipe, name, kind in wanted:
                 self._alone(helm, recipe, name, kind, rows)
+                row += recipe.steps
+                self._state = replace(self._state, row=row)  # a pipeline that begins on the way makes fewer
             return
         jobs, outcomes, ready = [], dict[str, Outcome](), list[Job]()
         for recipe, name, kind in wanted:
