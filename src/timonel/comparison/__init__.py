@@ -159,7 +159,8 @@ def kept(plan: Plan, store: Store, notes: Sequence[Any] = ()) -> str:
         page = " (the page is an older one)"
     done = sum(store.done(cell.id) is not None for cell in plan)
     fine = sum(o.kind == "reference" and o.status == "done" for o in store.outcomes.values())
-    return f"stopped: {done} of {len(plan)} runs and {fine} reference runs are kept in {str(store.root)!r}{page}"
+    what = f"{done} of {len(plan)} runs and {fine} reference runs are kept in {str(store.root)!r}{page}"
+    return f"stopped: {what}; what was on its way begins again"
 
 
 def _call(subjects: Any, prompts: Any, axes: dict[str, Any], **others: Any) -> str:
