@@ -27,3 +27,6 @@ class Driver:
 
     def recall(self, memory: Any) -> None:
         """Give the network back what it kept; None is what it knows before its first call."""
+
+    def looping(self, on: bool) -> None:
+        """The rows begin (True) or are over (False), in the thread that computes them."""

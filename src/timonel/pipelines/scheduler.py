@@ -30,6 +30,7 @@ from ..table import Table
 from . import kept, levels, model
 from .attributes import Attributes, Stepped, held
 from .orders import Orders as Orders
+from .piped import caller
 from .timesteps import Hand, Timesteps, adopted
 
 
@@ -234,6 +235,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
+        self._run.driver, self._run.lent = orders.driver or caller(self), tuple(self._run.hooks)
         self._seeded = None
         self.hand.let_go()
         times = table.time if self.process.lists_end else table.time[:-1]
