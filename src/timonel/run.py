@@ -217,7 +217,7 @@ class Run(Guided):
                 if not self._paused or self._stopping or self.step < self._until:
                     break
                 self._watch()
-                self._change.wait()
+                self._change.wait(self.driver.patience)
             if self._stopping and self._status == "running":
                 self._status = "stopped"
                 self.memory = self.driver.remembered() if self._keep else UNKNOWN
@@ -381,6 +381,7 @@ class Run(Guided):
             self.driver = before
             raise
         self.disown()
+        self.driver = fresh.driver
         self.hooks, self.lent = [*self.hooks, *fresh.hooks], tuple(fresh.hooks)
         self.context, self.noise = fresh.context, self.noise or fresh.noise
         self._due = None if self.memory is UNKNOWN else self.memory
@@ -389,7 +390,8 @@ class Run(Guided):
             self._call(hook, "on_resume")
 
     def disown(self) -> None:
-        """The call that lent its hooks is over: whoever resumes the run brings hooks of their own."""
+        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of their own."""
+        self.driver = Driver()
         self.hooks, self.lent = [hook for hook in self.hooks if all(hook is not other for other in self.lent)], ()
 
     def rewind(self, step: int) -> None:

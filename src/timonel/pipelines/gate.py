@@ -139,10 +139,10 @@ class Gate:
             return forward(*args, **kwargs)
         self._enter(run)
         known = self.opening if self.scheduler.hand.first and self.opening else self.said
-        if self.scheduler.hand.idle and known:
-            told = known.get(module) or next(iter(known.values()))
+        remembered = self._remembered(known, module, main) if self.scheduler.hand.idle else []
+        if remembered:
             self.heard[module] = self.heard.get(module, -1) + 1
-            return told[min(self.heard[module], len(told) - 1)]
+            return remembered[min(self.heard[module], len(remembered) - 1)]
         if run.guiding is None:
             made = forward(*args, **kwargs)
         elif main:
@@ -151,6 +151,12 @@ class Gate:
             made = self._help(run, forward, args, kwargs)
         self.said.setdefault(module, []).append(made)
         return made
+
+    def _remembered(self, known: dict[nn.Module, list[Any]], module: nn.Module, main: bool) -> list[Any]:
+        """The outputs of a network, or of the one that it takes turns with; empty where it has to be computed."""
+        if module in known or not main:
+            return known.get(module, [])
+        return next((known[other] for other, alike in networks(self.pipe).items() if alike and other in known), [])
 
     def _enter(self, run: Run) -> None:
         """Notice where a new turn of the loop begins."""

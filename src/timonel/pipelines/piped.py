@@ -18,6 +18,8 @@ from .gate import Gate, networks
 class Piped(Driver):
     """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
 
+    patience = 0.2
+
     def __init__(self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None) -> None:
         self.pipe, self.gate, self.claim = pipe, gate, claim
         self.modules = list(networks(pipe))
