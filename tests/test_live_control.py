@@ -390,6 +390,35 @@ def test_a_run_that_does_not_fit_the_call_is_refused_before_compute_and_stays_us
     assert torch.equal(helm(**call, resume=branch).images, whole)
 
 
+def test_a_run_of_another_size_is_refused_and_stays_usable() -> None:
+    helm, branches = tm.Helm(tiny.sdxl()), list[Run]()
+    call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 4, "seeds": [1], "sampler": "euler"}
+    whole = helm(**call, hooks=[lambda run: branches.append(run.branch()) if run.step == 2 else None]).images
+    for change in ({"height": 24}, {**tiny.prompt(helm.pipe, batch=2), "seeds": [1, 2]}):
+        with pytest.raises(ArgumentError, match="the size and the number of pictures"):
+            helm(**{**call, **change}, resume=branches[0])
+    assert torch.equal(helm(**call, resume=branches[0]).images, whole)
+
+
+def test_a_call_that_ends_before_its_first_step_leaves_the_last_run_in_place() -> None:
+    helm = tm.Helm(tiny.sdxl())
+    call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 4, "seeds": [1], "sampler": "euler"}
+    whole = helm(**call).images
+    helm(**call, hooks=[tm.stop_when(lambda run: run.step == 2)])
+    stopped = helm.run
+
+    def breaks(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    held = helm.pipe.unet.register_forward_pre_hook(breaks)
+    for resume in (None, stopped):
+        with pytest.raises(KeyboardInterrupt):
+            helm(**call, resume=resume)
+        assert helm.run is stopped
+    held.remove()
+    assert torch.equal(helm(**call, resume=helm.run).images, whole)
+
+
 def test_a_run_that_goes_on_elsewhere_is_not_resumed() -> None:
     helm, other, refused = tm.Helm(tiny.sdxl()), tm.Helm(tiny.sdxl()), list[int]()
     call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 3, "seeds": [1], "sampler": "euler"}

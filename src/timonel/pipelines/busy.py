@@ -173,8 +173,9 @@ def _calls(frame: FrameType | None) -> Iterator[Any]:
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             one = frame.f_locals.get("self")
-            if hasattr(getattr(one, "scheduler", None), "step"):
-                yield one
+            with suppress(Exception):  # any object may be there, with any attributes
+                if hasattr(getattr(one, "scheduler", None), "step"):
+                    yield one
         frame = frame.f_back
 
 

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import zoo
+from ..driver import UNKNOWN
 from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName
 from ..guidance import Guidance
 from ..hooks.rgb import to_images
 from ..noise import checked
 from ..run import Run
 from ..sampler import Sampler
-from . import busy, elsewhere, levels, scale
+from . import busy, caches, elsewhere, levels, scale
 from .busy import Claim
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
-from .gate import Gate, gated
+from .gate import Gate, gated, networks
 from .handle import Handle
 from .load import Loading, pipeline_of
 from .piped import Piped
@@ -208,12 +209,15 @@ class Helm:
     def _steered(self, scheduler: Scheduler) -> Iterator[None]:
         """The pipeline with `scheduler`, and with one progress bar at most."""
         own, bar = self.pipe.scheduler, getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.scheduler = self._scheduler = scheduler
+        before, self._scheduler = self._scheduler, scheduler
+        self.pipe.scheduler = scheduler
         if any(getattr(hook, "shows_progress", False) for hook in scheduler.orders.hooks):
             self.pipe._progress_bar_config = {**(bar or {}), "disable": True}
         try:
             yield
         finally:
+            if scheduler.newest is None or not scheduler.newest.started:
+                self._scheduler = before  # it ended before its run began: the last run is still there to go on with
             self.pipe.scheduler = own
             if bar is not None:
                 self.pipe._progress_bar_config = bar
@@ -280,7 +284,7 @@ class Helm:
                 f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
                 f"{sampler.steps}: give the same sampler and steps"
             )
-        if run.row < table.nfe and not Piped(self.pipe).fits(run):
+        if run.row < table.nfe and not caches.fits(networks(self.pipe), None if run.memory is UNKNOWN else run.memory):
             warnings.warn(
                 f"the network of this {type(self.pipe).__name__} has a cache, and what that remembered was not kept "
                 "with the run: it goes on with an empty one, near to what it would have been but not exactly",

@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from ..driver import UNKNOWN, Driver
+from ..driver import Driver
 from ..errors import ArgumentError
 from ..guidance import Guidance
 from ..run import Run
@@ -46,10 +46,6 @@ class Piped(Driver):
 
     def recall(self, memory: Any) -> None:
         caches.put(self.modules, memory)
-
-    def fits(self, run: Run) -> bool:
-        """Whether the caches of the network, if it has any, can be what they were when `run` came to rest."""
-        return caches.fits(self.modules, None if run.memory is UNKNOWN else run.memory)
 
     def looping(self, on: bool) -> None:
         if self.claim is not None:

@@ -319,6 +319,11 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             elif not self.hand.holds(sample):
                 run.latents = sample
             self._advance(raw, variance_noise)
+        elif sample.shape != run.latents.shape:
+            raise ArgumentError(
+                f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
+                "size and the number of pictures that it was begun with"
+            )
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
