@@ -400,6 +400,15 @@ def test_a_run_of_another_size_is_refused_and_stays_usable() -> None:
     assert torch.equal(helm(**call, resume=branches[0]).images, whole)
 
 
+def test_a_run_of_video_with_sound_is_not_resumed_without_its_sound() -> None:
+    pipe, inputs = tiny.case("video_new", "LTX2Pipeline")
+    helm = tm.Helm(pipe)
+    call: dict[str, Any] = {**inputs, "steps": 4, "seeds": [0]}
+    helm(**call, hooks=[tm.stop_when(lambda run: run.step == 2)])
+    with pytest.raises(RunError, match="the sound of its video"):
+        helm(**call, resume=helm.run)
+
+
 def test_a_call_that_ends_before_its_first_step_leaves_the_last_run_in_place() -> None:
     helm = tm.Helm(tiny.sdxl())
     call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 4, "seeds": [1], "sampler": "euler"}

@@ -319,6 +319,11 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             elif not self.hand.holds(sample):
                 run.latents = sample
             self._advance(raw, variance_noise)
+        elif not run.started:
+            raise RunError(
+                "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "
+                "kept: begin a new call, without resume="
+            )
         elif sample.shape != run.latents.shape:
             raise ArgumentError(
                 f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
