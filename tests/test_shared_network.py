@@ -14,6 +14,7 @@ from diffusers import MultiControlNetModel, StableDiffusionXLPipeline
 
 import timonel as tm
 import tiny
+from timonel.compat import SDXLCFGCutoffCallback
 from timonel.errors import RunError
 from timonel.pipelines.busy import needs
 from timonel.pipelines.capture import capture
@@ -217,6 +218,22 @@ def test_random_overlaps_in_threads_are_right_or_refused() -> None:
     assert count["refused"] >= 20
     untouched(pipes, schedulers)
     assert torch.equal(ways["helm"](pipes[2]), right["helm"])
+
+
+def test_a_cutoff_of_a_call_that_was_interrupted_does_not_reach_another_pipeline() -> None:
+    one, other = pipelines()[:2]
+    before = plain(other, 2)
+    cutoff = SDXLCFGCutoffCallback(cutoff_step_index=0)
+
+    def ends(pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = cutoff.callback_fn(pipe, i, t, tensors)
+        if i == 2:
+            raise KeyboardInterrupt
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        one(**tiny.prompt(one), num_inference_steps=4, callback_on_step_end=ends)
+    assert torch.equal(plain(other, 2), before)
 
 
 def test_a_network_is_known_under_what_wraps_it() -> None:

@@ -125,7 +125,7 @@ class Claim:
         run = None if self.scheduler is None else self.scheduler.current
         if run is not None and run.firing:
             return False
-        return next(_calls(sys._getframe(2)), self.pipe) is self.pipe
+        return called_by(self.pipe)
 
     def looping(self, on: bool) -> None:
         """Outside its loop the pipeline encodes and decodes: its autoencoders are its own then."""
@@ -146,6 +146,11 @@ def turn(autoencoder: Any) -> Any:
     """The lock of who encodes or decodes with it, for that may change its dtype meanwhile."""
     with _GUARD:
         return _TURNS.setdefault(autoencoder, threading.RLock())
+
+
+def called_by(pipe: Any) -> bool:
+    """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in none."""
+    return next(_calls(sys._getframe(1)), pipe) is pipe
 
 
 def live(run: Any) -> bool:

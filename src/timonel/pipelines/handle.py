@@ -34,6 +34,7 @@ class Handle:
 
         handle = helm.start("red apple", steps=20, keep=20)
         handle.pause(); handle.preview()[0].show(); handle.rewind(8); handle.resume()
+        handle.run.guidance = 9.0
         picture = handle.result().images[0]
 
     `pause`, `stop` and `resume` may come before the first step; the pipeline's thread is a daemon.
