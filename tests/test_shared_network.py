@@ -214,8 +214,8 @@ def test_random_overlaps_in_threads_are_right_or_refused() -> None:
         for thread in threads:
             thread.join(60)
     assert not wrong, wrong[:5]
-    assert count["right"] >= 50
-    assert count["refused"] >= 20
+    assert count["right"] >= 40
+    assert count["refused"] >= 10
     untouched(pipes, schedulers)
     assert torch.equal(ways["helm"](pipes[2]), right["helm"])
 

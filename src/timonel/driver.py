@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .guidance import Guidance
     from .run import Run
 
-UNKNOWN: Any = object()  # what a network remembers is not known at a state
+
+class Memory(Enum):
+    """What stands for the memory of a network where it has none that could be given back."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN: Any = Memory.UNKNOWN  # one, also after a copy or a pickle
 
 
 class Driver:
