@@ -119,6 +119,7 @@ class Gate:
         self.at: tuple[Run, int, int] | None = None
         self.said: dict[nn.Module, list[Any]] = {}  # outputs of the newest row that was computed
         self.opening: dict[nn.Module, list[Any]] = {}  # those of the first row, which may hold what later ones reuse
+        self.blank = True  # there was no output to hand out again when this turn began: it is computed in full
         self.heard: dict[nn.Module, int] = {}  # how many of them were handed out again
         self.first: tuple[Any, int, Any] | None = None  # sample, parts and output of this row's first call
         self.found: list[Tensor] = []  # this row's parts, as the pipeline got them
@@ -139,11 +140,12 @@ class Gate:
             return forward(*args, **kwargs)
         self._enter(run)
         known = self.opening if self.scheduler.hand.first and self.opening else self.said
-        remembered = self._remembered(known, module, main) if self.scheduler.hand.idle else []
+        idle = self.scheduler.hand.idle
+        remembered = self._remembered(known, module, main) if idle and not self.blank else []
         if remembered:
             self.heard[module] = self.heard.get(module, -1) + 1
             return remembered[min(self.heard[module], len(remembered) - 1)]
-        if run.guiding is None:
+        if run.guiding is None or idle:
             made = forward(*args, **kwargs)
         elif main:
             made = self._predict(run, forward, args, kwargs)
@@ -163,6 +165,7 @@ class Gate:
         at = (run, run.advances, self.scheduler.hand.turn)
         if self.at is None or self.at[0] is not run or self.at[1:] != at[1:]:
             self.at, self.first, self.found, self.halves, self.heard = at, None, [], [], {}
+            self.blank = not (self.opening or self.said)
             if not self.scheduler.hand.idle:
                 self.opening, self.said = self.opening or self.said, {}
 
