@@ -11,6 +11,7 @@
     └── ModelError              a model folder or pipeline that cannot be used
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
+    Inexact                     a warning: a run goes on near to what it would have been, not exactly
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -70,6 +71,10 @@ class ModelError(TimonelError):
 
 class FittedElsewhere(UserWarning):
     """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+
+
+class Inexact(UserWarning):
+    """A run goes on without what a cache of its network remembered; it ends near to where it would have."""
 
 
 def finite(what: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
