@@ -46,6 +46,11 @@ class Facts:
         return str(self.scheduler.get("_class_name") or "")
 
     @property
+    def modular(self) -> bool:
+        """Whether it is a ModularPipeline of diffusers, whose guider counts the calls of its loop."""
+        return self.pipeline.endswith("ModularPipeline")
+
+    @property
     def pipeline_class(self) -> type | None:
         """diffusers' class of the pipeline, or None where diffusers has none of that name."""
         import diffusers

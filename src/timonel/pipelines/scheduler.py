@@ -27,7 +27,7 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import choice, kept, levels, model
+from . import choice, kept, levels, model, modular
 from .attributes import Attributes, Stepped, held
 from .orders import Orders as Orders
 from .timesteps import Hand, Timesteps, adopted
@@ -240,8 +240,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if noise is None and table.stochastic:
             noise = self._late_noise if orders.seeds is None else source(sampler.source, orders.seeds, table)
         self._run = Run(
-            table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
-            shape=self._shape(), keep=orders.keep, context=orders.context,
+            table, self.prediction, noise=noise, guidance=orders.guidance,
+            hooks=[*orders.hooks, *modular.counted(self)], shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
         self._seeded = None
         self.hand.let_go()
