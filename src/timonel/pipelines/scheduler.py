@@ -241,7 +241,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             noise = self._late_noise if orders.seeds is None else source(sampler.source, orders.seeds, table)
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance,
-            hooks=[*orders.hooks, *modular.counted(self)], shape=self._shape(), keep=orders.keep, context=orders.context,
+            hooks=[*orders.hooks, *modular.counted(self)],
+            shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
         self._seeded = None
         self.hand.let_go()
