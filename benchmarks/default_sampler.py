@@ -2,31 +2,40 @@
 
     python benchmarks/default_sampler.py [SUBJECT ...]        emoji, emoji-zsnr, emoji-flow, vp, cosine, zsnr, flow, edm
 
-Prints a table for each subject: a row for each sampler and grid, best first by the geometric mean over the steps. One
-network call a step everywhere, except that `leading` and others begin below pure noise. The shipped models are guided
-as their cards say; the other subjects are a Gaussian mixture whose denoiser is known exactly.
+Prints a table for each subject and keeps its numbers in default_sampler.json, from which docs/which-sampler.md is
+written: a row for each sampler and grid, best first by the geometric mean over the steps, at one network call a step.
+The shipped models are guided as their cards say; the other subjects are a Gaussian mixture whose denoiser is known
+exactly.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import timonel as tm
 from measure import markdown
+from timonel import zoo
 from timonel.errors import TimonelError
 from timonel.exact import Mixture, solve
 from timonel.process import Process
+from timonel.sampler import DEFAULT
 
 STEPS = (8, 12, 16, 20, 25)
-SAMPLERS = ("euler", "dpmpp_2m", "unipc", "deis")
+SAMPLERS = ("euler", "dpmpp_2m", "unipc")
 GRIDS = ("leading", "trailing", "karras", "lam", "beta", "ays")
 PROMPTS, SEEDS = ("red apple", "ghost"), (7, 8)
-SHOWN = 12  # rows of a table
+SHOWN = 12  # rows of a table, besides these
+ALWAYS = ("dpmpp_2m/karras", "dpmpp_2m/trailing", "dpmpp_2m/leading")
+NUMBERS = Path(__file__).with_name("default_sampler.json")
+HEADER = ["sampler", "mean", *(f"{steps} steps" for steps in STEPS)]
+Rows = list[list[str]]
 PROCESSES: dict[str, Callable[[], Process]] = {
     "vp": tm.VP.from_schedule,
     "cosine": lambda: tm.VP.from_schedule("squaredcos_cap_v2"),
@@ -79,8 +88,8 @@ def mean(row: list[float]) -> float:
     return math.exp(sum(math.log(max(value, 1e-12)) for value in row) / len(row))
 
 
-def measured(subject: str) -> str:
-    """The table of one subject."""
+def measured(subject: str) -> Rows:
+    """The rows of one subject's table: the sampler, the mean of its errors, and they."""
     run, truth = exact(PROCESSES[subject]()) if subject in PROCESSES else shipped(subject)
     found = {}
     for name in SAMPLERS:
@@ -89,9 +98,20 @@ def measured(subject: str) -> str:
             if row is not None and all(math.isfinite(value) for value in row):
                 found[f"{name}/{grid}"] = row
     best = sorted(found, key=lambda label: mean(found[label]))
-    shown = [label for i, label in enumerate(best) if i < SHOWN or label in ("dpmpp_2m/trailing", "dpmpp_2m/leading")]
-    rows = [[label, f"{mean(found[label]):.3g}", *(f"{v:.2g}" for v in found[label])] for label in shown]
-    return markdown([subject, "mean", *(f"{steps} steps" for steps in STEPS)], rows)
+    shown = [label for i, label in enumerate(best) if i < SHOWN or label in ALWAYS]
+    return [[label, f"{mean(found[label]):.3g}", *(f"{v:.2g}" for v in found[label])] for label in shown]
+
+
+def page(best: int = 3) -> str:
+    """The kept numbers for the docs: of each subject the best, what runs by default, and ALWAYS."""
+    rows = []
+    for subject, table in json.loads(NUMBERS.read_text("utf-8")).items():
+        process = PROCESSES[subject]() if subject in PROCESSES else zoo.process_of(subject)
+        named = zoo.card(subject).default_sampler if subject in zoo.MODELS else DEFAULT
+        usual = tm.Sampler(named).on(process).label
+        shown = [row for i, row in enumerate(table) if i < best or row[0] in (*ALWAYS, usual)]
+        rows += [[subject, f"**{row[0]}**" if row[0] == usual else row[0], *row[1:]] for row in shown]
+    return markdown(["model", *HEADER], rows)
 
 
 @torch.no_grad()
@@ -103,8 +123,10 @@ def main() -> None:
     if unknown := set(asked) - set(every):
         parser.error(f"unknown {', '.join(unknown)}; subjects are {', '.join(every)}")
     for subject in asked or every:
-        print(measured(subject), flush=True)
-        print()
+        kept = json.loads(NUMBERS.read_text("utf-8")) if NUMBERS.exists() else {}
+        kept[subject] = measured(subject)
+        NUMBERS.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+        print(f"{subject}\n\n{markdown(HEADER, kept[subject])}\n", flush=True)
 
 
 if __name__ == "__main__":

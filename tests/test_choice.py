@@ -91,8 +91,10 @@ def test_a_scheduler_that_is_replaced_is_said_to_be(pipe: Any) -> None:
         found = tm.Helm(pipe).choose(steps=4)
     assert "in place of OwnScheduler" in str(found)
     assert found.sampler.label == "dpmpp_2m/trailing"
-    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver")
-    with pytest.warns(SchedulerReplaced, match="algorithm_type='dpmsolver' is offered with solver_order=1"):
+    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, solver_order=3, solver_type="heun"
+    )
+    with pytest.warns(SchedulerReplaced, match="solver_type='heun' is offered up to solver_order=2"):
         tm.Helm(pipe).choose(steps=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -115,6 +117,8 @@ def test_a_shipped_model_runs_as_its_card_says(model: str) -> None:
     assert str(found).startswith(f"{found.sampler.label}, {card.default_steps} steps (")
     assert helm.choose("euler").sampler.steps == card.default_steps
     assert helm.choose("euler").sampler.grid == grids.usual(zoo.process_of(model))
+    if names.sampler(card.default_sampler).grid is not None:
+        assert found.sampler.label == card.default_sampler
     helm.pipe.scheduler = tm.Scheduler.from_config(helm.pipe.scheduler.config, sampler="ddim/trailing")
     assert helm.choose().sampler.label == "ddim/trailing"
     assert helm.choose().sampler.steps == card.default_steps
@@ -165,6 +169,8 @@ def test_one_usual_grid_for_samplers_and_fits() -> None:
     for process in (tm.VP.from_schedule(), pure, tm.EDM(0.002, 700.0), tm.Flow(3.0)):
         assert tm.Sampler("dpmpp_2m", steps=4).compile(process).grid == grids.usual(process)
     assert grids.usual(pure) == grids.usual(tm.Flow(3.0)) == "trailing"
+    assert grids.usual(tm.VP.from_schedule("squaredcos_cap_v2")) == "trailing"  # Karras' levels are nearly all noise
+    assert grids.usual(tm.VP.from_schedule("linear", 1e-4, 0.02)) == "karras"
 
 
 def test_steps_are_the_callers_else_those_of_the_pipeline(pipe: Any) -> None:

@@ -32,8 +32,8 @@ class Sampler:
 
     `options` go to the solver (eta, order, …), `grid_options` to the grid (rho, sigma_max, …).
     `sigmas` or `times` give your own levels instead of a named grid and set the steps. Without a
-    grid the solver's own is taken, else the process' usual one: karras, and trailing for a flow or where the process
-    begins at pure noise (`grids.usual`).
+    grid the solver's own is taken, else the process' usual one, `grids.usual`: karras, and trailing for a flow or
+    where the process begins at pure noise.
     `noise`: where the solver's fresh noise comes from, "independent" (unless the name says otherwise) or
     "brownian"; see `noise.py`.
     `start, stop, strength, denoising_start, denoising_end`: only a part of the levels; see `grids.cut`.
