@@ -17,8 +17,8 @@ from ..guidance import Guidance
 from ..hooks.rgb import to_images
 from ..noise import checked
 from ..run import Run
-from ..sampler import Sampler
-from . import busy, caches, elsewhere, levels, scale
+from ..sampler import DEFAULT, Sampler
+from . import busy, caches, choice, elsewhere, levels, scale
 from .busy import Claim
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
@@ -93,7 +93,9 @@ class Helm:
             )
         self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
+        self.choice: choice.Choice | None = None  # the sampler and steps of the last call, and why; see `choose`
         self._scheduler: Scheduler | None = None
+        self._came = (self.pipe.scheduler, dict(self.pipe.scheduler.config))  # with the model
 
     @property
     def run(self) -> Run | None:
@@ -129,8 +131,9 @@ class Helm:
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
 
-        `sampler, steps`: see `Sampler`; without a grid, the process' usual one. A sampler that was fitted to another
-        model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
+        `sampler, steps`: see `Sampler`; what is not named here is taken from the scheduler that is set on the
+        pipeline, a shipped model's card, or what was measured nearest: see `choose`. A sampler that was fitted to
+        another model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
         or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
         sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
         `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched, stopped or
@@ -235,16 +238,16 @@ class Helm:
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
         options = self._repeated(self._named(args, options))
-        scheduler = self._sampling(ours["sampler"], ours["steps"], options)
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
-        if resume is not None:
-            self._resumable(resume, scheduler)
         guidance = self._scaled(ours["guidance"], options, resume)
         given, own = scale.order(self.pipe, self._parameters, options, guidance)
+        scheduler, made = self._sampling(ours, options, given)
+        if resume is not None:
+            self._resumable(resume, scheduler)
         gate = Gate(self.pipe, scheduler, batch, own)
         gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
@@ -252,7 +255,8 @@ class Helm:
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
-        if scheduler.sampler.fitted is not None:
+        self.choice = made.on(scheduler.settled)
+        if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         return scheduler, gate, options
@@ -261,13 +265,14 @@ class Helm:
         self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None
     ) -> Guidance | float | None:
         """The guidance of a call: what it names, else that of the run it resumes, else what the model's card says."""
-        if guidance is not None or (self.card is None and (resume is None or resume.guidance is None)):
+        resumed = resume.guidance if isinstance(resume, Run) else None
+        if guidance is not None or (self.card is None and resumed is None):
             return guidance
         name = scale.argument(self.pipe, self._parameters, options)
         if name is not None and options.get(name) is not None:
             return None
         if resume is not None:
-            return resume.guidance
+            return resumed
         return None if name is None or self.card is None else self.card.default_guidance
 
     def _resumable(self, run: Run, scheduler: Scheduler) -> None:
@@ -316,16 +321,53 @@ class Helm:
             many = [one for one in (image if isinstance(image, list) else [image]) for _ in range(count)]
         return {**options, "image": many, "num_videos_per_prompt": 1}
 
-    def _sampling(self, sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]) -> Scheduler:
-        """The scheduler of this call; the number of steps is written into `options`."""
-        asked = options.pop("num_inference_steps", None)
-        if steps is not None and asked is not None and steps != asked:
-            raise ArgumentError(f"steps={steps} and num_inference_steps={asked} disagree; give one")
-        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, **changes(self.pipe))
-        scheduler.sampler = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
+    def choose(
+        self,
+        sampler: Sampler | str | None = None,
+        steps: int | None = None,
+        guidance: Guidance | float | None = None,
+        *,
+        fitted: bool = True,
+    ) -> choice.Choice:
+        """The sampler and steps that a call with these arguments runs with, and why; nothing is computed.
+
+        Args:
+            sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.
+            fitted: whether one that was fitted to a shipped model may be taken.
+
+        Returns:
+            The choice; `str` of it is one line.
+
+        Raises:
+            ArgumentError: what the call would raise for these arguments.
+        """
+        given: Guidance | None = None
+        if self.card is not None:
+            given, _ = scale.order(self.pipe, self._parameters, {}, self._scaled(guidance, {}, None))
+        ours = {"sampler": sampler, "steps": steps, "fitted": fitted}
+        scheduler, made = self._sampling(ours, {}, given)
+        scheduler.set_timesteps(scheduler.sampler.steps)
+        return made.on(scheduler.settled)
+
+    def _sampling(
+        self, ours: dict[str, Any], options: dict[str, Any], guidance: Guidance | None
+    ) -> tuple[Scheduler, choice.Choice]:
+        """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
+        steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
+        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
+        own, config = self._came
+        shipped = self.card is not None and self.pipe.scheduler is own and dict(own.config) == config
+        model = choice.Model(scheduler.process, self.pipe, self.card, shipped)
+        fitted = None
+        if model.card is not None and shipped and ours["sampler"] is None and ours.get("fitted", True):
+            count = model.card.default_steps if steps is None else steps
+            asked = (self.pipe, self._parameters, options, guidance)
+            fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
+        made = choice.choose(model, ours["sampler"], steps, fitted=fitted)
+        scheduler.sampler = made.sampler
         if "num_inference_steps" in self._parameters:
             options["num_inference_steps"] = scheduler.sampler.steps
-        return scheduler
+        return scheduler, made
 
     def _batch(self, options: dict[str, Any]) -> int | None:
         """How many samples the call makes, where its arguments tell."""
