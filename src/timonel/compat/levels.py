@@ -118,6 +118,8 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
     count = torch.arange(n, dtype=torch.float64)
     if spacing == "trailing":
         times = (last - count * (total / n)).round() - 1
+    elif spacing == "leading" and n == 1:
+        times = double([last - 1.0])  # at its own place, at the cleanest level, it would give the noise back
     elif spacing == "leading":
         times = (count.flip(0) + (family == "dpm")) * (last // (n + (family == "dpm"))) + offset
     elif family == "dpm":

@@ -250,6 +250,7 @@ class Helm:
         asked = options.pop("num_inference_steps", None)
         if steps is not None and asked is not None and steps != asked:
             raise ArgumentError(f"steps={steps} and num_inference_steps={asked} disagree; give one")
+        levels.agree(asked if steps is None else steps, options)
         scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, **changes(self.pipe))
         scheduler.sampler = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
         if "num_inference_steps" in self._parameters:

@@ -26,4 +26,4 @@ class Orders:
     guided: Callable[[Tensor], Tensor] | None = None  # the last word on what the pipeline combined, see gate.py
     recall: bool = False  # the pipeline is called again after a rewind, because its loop counts its steps
     resume: Run | None = None  # continue this run instead of beginning one
-    named: bool = False  # the sampler's grid was asked for, and goes before a list that the pipeline makes
+    named: bool | None = None  # the sampler's grid was asked for, and goes before a list that the pipeline makes
