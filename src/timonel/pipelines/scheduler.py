@@ -9,7 +9,8 @@ and seeds on it. Samples are in unit-variance coordinates, so the network's inpu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import kept, levels, model
+from . import acting, kept, levels, model
 from .attributes import Attributes, Stepped, held
 from .orders import Orders as Orders
 from .timesteps import Hand, Timesteps, adopted
@@ -89,12 +90,18 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler_noise: str = DEFAULT,
         sampler_table: dict[str, Any] | None = None,
     ) -> None:
-        config = {**self.config, "_class_name": ""}
         model.check(self.config)
         chosen = kept.sampler(self.config)
         if chosen.fitted is not None:
             self.register_to_config(**kept.told(chosen))
+        asked = self.__dict__.pop("_asked_for", None)
+        if asked is None:  # made in code: every argument is the caller's own
+            unwritten = self.config.get("_use_default_values", ())
+            asked = {key: self.config[key] for key in self._defaults() if key not in unwritten}
+        acting.check(lambda asked: {**self._defaults(), **asked, **kept.told(chosen)}, asked, self._defaults())
+        config = {**self.config, "_class_name": ""}
         self._set(processes.from_config(config), predictions.from_config(config), chosen)
+        self._read = self._plain()
 
     def _set(self, process: Process, prediction: str, sampler: Sampler) -> None:
         """Everything a scheduler has besides its configuration."""
@@ -131,25 +138,89 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         with `UnknownName` (diffusers drops it without a word). `return_unused_kwargs` is for diffusers' own
         loading, which asks for a pair.
         """
-        names = set(cls._get_init_keys(cls)) - {"self"}
+        defaults = cls._defaults()
         for key in changes:
-            if key not in names:
-                raise UnknownName("scheduler option", key, names)
-        given = {**dict(config or {}), "variance_type": None, **changes}
-        said = model.keys(given)
-        if sampler is not None:
-            chosen = Sampler.of(sampler)
+            if key not in defaults:
+                raise UnknownName("scheduler option", key, defaults)
+        chosen = None if sampler is None else Sampler.of(sampler)
+        if chosen is not None:
             if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
                 raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
-            said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
-        own = {key: value for key, value in given.items() if key in names and value is not None}
-        made = cls(**{**own, **said})
+        own = dict(config or {}) if not hasattr(config, "__dict__") else config
+
+        def written(changes: Mapping[str, Any]) -> dict[str, Any]:
+            whole, said = model.given(own, changes), model.read(own, changes)
+            if chosen is not None:
+                said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
+            return {key: value for key, value in whole.items() if key in defaults and value is not None} | said
+
+        made = cls._of(written(changes))
+        acting.check(lambda changes: {**defaults, **written(changes)}, changes, defaults)
         return (made, {}) if return_unused_kwargs else made
+
+    @classmethod
+    def _of(cls, config: Mapping[str, Any]) -> Scheduler:
+        """A scheduler with a configuration that was checked before."""
+        made = cls.__new__(cls)
+        made._asked_for = {}
+        made.__init__(**config)  # type: ignore[misc]
+        return made
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Every key of a configuration, with its default."""
+        given = inspect.signature(cls.__init__).parameters
+        return {name: parameter.default for name, parameter in given.items() if name != "self"}
+
+    # -- its configuration, which may be changed in place -----------------------------------------
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that would do nothing."""
+        changes = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+        if "_read" in vars(self):
+            kwargs = kwargs | self._change(changes, changes)
+        super().register_to_config(**kwargs)
+        if "_read" in vars(self):
+            self._read = self._plain()
+
+    def _plain(self) -> dict[str, Any]:
+        return {key: value for key, value in self.config.items() if not key.startswith("_")}
+
+    def _reread(self) -> None:
+        """Follow changes that were made in the configuration itself, as pipelines and scripts make them."""
+        before, config = self._read, self.config
+        live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
+        changes = {key: value for part in (self._plain(), live) for key, value in part.items()
+                   if key not in before or value != before[key]}  # fmt: skip
+        if changes:
+            asked = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
+            super().register_to_config(**self._change(changes, asked))
+            self._read = self._plain()
+
+    def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Take changed keys, of which those that are `asked` for have to act; returns them as they are kept."""
+        defaults = self._defaults()
+        for key in changes:
+            if key not in defaults:
+                raise UnknownName("scheduler option", key, defaults)
+        changes = model.registered(self.process, changes)
+
+        def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
+            return {**defaults, **model.given(self._read, changes)}
+
+        config = resolve(changes)
+        model.check(config)
+        acting.check(lambda asked: resolve({**changes, **asked}), asked, defaults)
+        plain = {**config, "_class_name": ""}
+        self.process, self.prediction = processes.from_config(plain), predictions.from_config(plain)
+        if any(key in acting.SAMPLER for key in changes):
+            self.sampler = kept.sampler(config)
+        self._asked = None
+        return changes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound."""
         own = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made: Scheduler = type(self)(**copy.deepcopy(own, memo))
+        made: Scheduler = type(self)._of(copy.deepcopy(own, memo))
         made.sampler, made.orders = self.sampler, Orders(seeds=self.orders.seeds, noise=self.orders.noise)
         made.hand.leader, self.hand.led = self, True
         return made
@@ -202,6 +273,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
         `strength`: all steps in the last part of the levels, from loops that do not slice their list.
         """
+        self._reread()
         if self.hand.replay and self._all is not None:
             self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
             return
