@@ -43,26 +43,34 @@ FOR = {
 
 def check(resolve: Callable[[Config], Config], changes: Config, defaults: Config) -> None:
     """Raises `ArgumentError` for a key in `changes` that does nothing; `resolve` gives the whole config for changes."""
-    asked = {key: value for key, value in changes.items() if key not in SAMPLER and value != defaults[key]}
-    if not asked:
-        return
-    config = resolve(changes)
-    now = seen(config)
+    changes = {key: value for key, value in changes.items() if key not in SAMPLER}
+    for key in idle(lambda changes: seen(resolve(changes)), changes, defaults):
+        value = changes[key]
+        raise ArgumentError(f"{key}={value!r} changes nothing: {remedy(key, value, resolve(changes))}")
+
+
+def idle(see: Callable[[Config], tuple[Any, ...] | None], changes: Config, defaults: Config) -> list[str]:
+    """The keys of `changes` whose other values change nothing of what `see` gives for changes, and do not say what is.
+
+    None where nothing can be seen.
+    """
+    asked = {key: value for key, value in changes.items() if value != defaults.get(key)}
+    now = see(changes) if asked else None
     if now is None:
-        return
+        return []
+
+    def same(changes: Config) -> bool:
+        try:
+            return see(changes) == now
+        except TimonelError:
+            return False
+
+    found = []
     for key, value in asked.items():
-        if _agrees(key, value, config, now):
-            continue
-        others = _others(key, value, defaults[key])
-        if all(_same(now, resolve, {**changes, key: other}) for other in others):
-            raise ArgumentError(f"{key}={value!r} changes nothing: {remedy(key, value, config)}")
-
-
-def _same(now: tuple[Any, ...], resolve: Callable[[Config], Config], changes: Config) -> bool:
-    try:
-        return seen(resolve(changes)) == now
-    except TimonelError:
-        return False
+        others = _others(key, value, defaults.get(key))
+        if not _agrees(key, value, now) and all(same({**changes, key: other}) for other in others):
+            found.append(key)
+    return found
 
 
 def seen(config: Config) -> tuple[Any, ...] | None:
@@ -78,28 +86,33 @@ def seen(config: Config) -> tuple[Any, ...] | None:
     if grid is None:
         return None
     listed = (tuple(v.tolist()) for v in (grid.alpha, grid.sigma, grid.time))
-    return name, prediction, read_by_pipelines, grid.name, *listed, *shaped(model.shape(config))
+    return name, prediction, read_by_pipelines, grid.name, *listed, *shaped(config, model.shape(config))
 
 
 def _visited(process: Process, config: Config) -> Grid | None:
     """The levels of a few steps."""
-    mu = None
-    if isinstance(process, Flow) and config["use_dynamic_shifting"]:
-        mu = abs(math.log(process.with_image_tokens(TOKENS).shift)) + 0.01  # positive for a linear shift too
     sampler = kept.sampler(config)
     steps = STEPS if sampler.fitted is None else sampler.steps
     try:
-        return levels.of(sampler, process, config, levels.Asked(steps, mu=mu), None)[1]
+        return levels.of(sampler, process, config, levels.Asked(steps, mu=mu(process, config)), None)[1]
     except TimonelError:
         return None
 
 
-def shaped(shape: Callable[[torch.Tensor], torch.Tensor] | None) -> tuple[Any, ...]:
-    """What is done to denoised predictions of many sizes."""
+def mu(process: Process, config: Config) -> float | None:
+    """What a pipeline makes of a picture's size, where the config asks for it."""
+    if not isinstance(process, Flow) or not config.get("use_dynamic_shifting"):
+        return None
+    return abs(math.log(process.with_image_tokens(TOKENS).shift)) + 0.01  # positive for a linear shift too
+
+
+def shaped(config: Config, shape: Callable[[torch.Tensor], torch.Tensor] | None) -> tuple[Any, ...]:
+    """What is done to denoised predictions of many sizes, and how, for two ways may agree at some values."""
     if shape is None:
         return ()
     clean = torch.logspace(-2, 4, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
-    return tuple(tuple(shape(clean * size).flatten().tolist()) for size in (1.0, 1e-2, 1e-4))
+    values = tuple(tuple(shape(clean * size).flatten().tolist()) for size in (1.0, 1e-2, 1e-4))
+    return bool(config.get("thresholding")), *values
 
 
 def _others(key: str, value: Any, default: Any) -> list[Any]:
@@ -111,7 +124,7 @@ def _others(key: str, value: Any, default: Any) -> list[Any]:
     return [default, near, value - 1 if isinstance(value, int) else near]
 
 
-def _agrees(key: str, value: Any, config: Config, now: tuple[Any, ...]) -> bool:
+def _agrees(key: str, value: Any, now: tuple[Any, ...]) -> bool:
     """Whether a key says what is so anyhow."""
     if key == "process":
         return bool(value == now[0])
@@ -130,6 +143,8 @@ def remedy(key: str, value: Any, config: Config) -> str:
     kind, name = name_of(process), kept.sampler(config).name
     if key in levels.GRID_FLAGS or key == "timestep_spacing":
         grid = levels.GRID_FLAGS.get(key, value)
+        if kept.sampler(config).fitted is not None:
+            return f"the fitted sampler {name!r} has levels of its own; leave it out"
         return f"the levels are set by {_setter(config, kind)}; take sampler='{name}/{grid}' instead"
     if kind not in FOR.get(key, (kind,)):
         what = " and ".join(FOR[key])

@@ -61,17 +61,24 @@ def given(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return {**live, "variance_type": None, **changes}
 
 
-def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`keys` of a config with changes. Raises `ArgumentError` for a change that would make another process of a flow."""
-    whole = given(config, changes)
-    made = keys(whole)
-    flow = made["process"] == "flow"
-    if made["process"] == "ve" and "process" not in changes and keys(given(config, {}))["process"] == "flow":
+def stays_flow(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raises `ArgumentError` where a changed sigma_max would make levels that explode of a flow's."""
+    if changes.get("sigma_max") is None or "process" in changes:
+        return
+    before, after = (processes.from_config(given(config, more)) for more in ({}, changes))
+    if before.kind == "flow" and after.kind != "flow":
         raise ArgumentError(
             f"sigma_max={changes['sigma_max']!r} is above 1, where a flow begins: pass process='ve' as well for a model "
             "whose samples explode, or leave it out"
         )
-    if flow and changes.get("prediction_type") is not None:
+
+
+def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`keys` of a config with changes. Raises `ArgumentError` for a change that would make another process of a flow."""
+    whole = given(config, changes)
+    made = keys(whole)
+    stays_flow(config, changes)
+    if made["process"] == "flow" and changes.get("prediction_type") is not None:
         word = changes["prediction_type"]
         made["prediction_type"] = predictions.check(predictions.WORDS.get(word, word))
     return made
