@@ -18,6 +18,7 @@ from . import guidance as guide
 from . import noise as noises
 from .errors import ArgumentError
 from .guidance import Guidance
+from .hooks.guard import check_result
 from .noise import Noise
 from .process import At, Process
 from .program import Shape
@@ -91,6 +92,8 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     """Drive `run` and yield it after every completed step."""
     if run.guidance is not None and unconditional is None:
         raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
+    if run.guidance is None and unconditional is not None:
+        raise ArgumentError("unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out")
     if run.guidance is not None and run.guidance.scale is None:
         raise ArgumentError("guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own")
     for row in run.rows():
@@ -120,6 +123,9 @@ def sample(
 ) -> Tensor:
     """Sample to the end and return the result (batch, …); a stopped run gives its denoised prediction.
 
+    Raises `GuardStop` where every sample of the result has NaN or infinity; warns where only some have. The hook
+    `guard` ends a run at the step where it goes wrong.
+
     The arguments are those of `begin`, where they are documented and checked.
     """
     run = begin(
@@ -128,4 +134,5 @@ def sample(
     )  # fmt: skip
     for _ in iterate(run, denoise, unconditional):
         pass
+    check_result(run, run.result)
     return run.result

@@ -136,6 +136,7 @@ class Helm:
                 getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
                 raise
         if not scheduler.hand.given:
+            levels.left(scheduler.sampler.steps, options, self._parameters)
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
         return made
 
@@ -192,7 +193,7 @@ class Helm:
         self, args: tuple[Any, ...], ours: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
-        options = self._repeated(self._named(args, options))
+        options = levels.shares(self._repeated(self._named(args, options)))
         scheduler = self._sampling(ours["sampler"], ours["steps"], options)
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import grids, solvers
-from ..errors import ArgumentError, GridError
+from ..errors import ArgumentError, GridError, finite
 from ..grids import Grid
+from ..grids.cut import none_left
 from ..process import VE, Flow, Level, Process, double
 from ..sampler import Sampler
 from ..table import Table
@@ -63,6 +64,32 @@ def agree(steps: int | None, options: Mapping[str, Any]) -> None:
         listed = plain(options.get(name))
         if listed is not None:
             _counted(steps, name, listed)
+
+
+SHARES = {"strength": (0.0, 1.0), "denoising_start": (1e-9, 1 - 1e-9), "denoising_end": (1e-9, 1.0)}
+
+
+def shares(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with numbers for the parts of a journey. Raises `ArgumentError` for one that pipelines leave unread."""
+    made = dict(options)
+    for name, (low, high) in SHARES.items():
+        value = options.get(name)
+        if value is None or isinstance(value, (list, tuple)):
+            continue
+        made[name] = finite(name, value, low, high)
+    if made.get("denoising_start") is not None and made.get("strength") is not None:
+        raise ArgumentError(
+            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say where to begin; give one"
+        )
+    return made
+
+
+def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raises `GridError` where a pipeline made no step because its strength leaves none."""
+    default = parameters["strength"].default if "strength" in parameters else None
+    strength = options.get("strength", default)
+    if isinstance(strength, (int, float)) and steps and int(steps * strength) == 0:
+        raise GridError(none_left(steps, strength))
 
 
 def _counted(steps: int | None, name: str, listed: tuple[float, ...]) -> None:

@@ -21,8 +21,10 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from .. import solvers
-from ..errors import ArgumentError, RunError, UnknownName
+from ..errors import ArgumentError, GridError, RunError, UnknownName
 from ..grids import Grid
+from ..grids.cut import none_left
+from ..hooks.guard import check_result
 from ..noise import DEFAULT, Noise, Seeded, source
 from ..process import Process
 from ..run import Run
@@ -252,7 +254,13 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     begin_index = None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
+        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`.
+
+        Raises `GridError` where nothing of the list is left, which pipelines would decode without a step.
+        """
+        if self._all is not None and begin_index >= len(self._all[3]):
+            call = getattr(self.orders.context, "call", None) or {}
+            raise GridError(none_left(self._all[2].steps, call.get("strength")))
 
     def set_timesteps(
         self,
@@ -389,6 +397,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             elif not self.hand.holds(sample):
                 run.latents = sample
             self._advance(raw, variance_noise)
+            if run.row >= run.table.nfe:
+                check_result(run, run.latents)
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
