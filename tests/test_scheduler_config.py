@@ -74,7 +74,9 @@ def test_a_scheduler_made_in_code_is_recognised_though_its_config_has_no_class_n
 
 @pytest.mark.parametrize("sampler", ["euler", *[f"euler/{grid}" for grid in grids.GRIDS if grid not in ELSEWHERE]])
 def test_a_terminal_shift_holds_whoever_names_the_grid(sampler: str) -> None:
-    scheduler, free = (tm.Scheduler.from_config({**LTX, **end}, sampler=sampler) for end in ({}, {"shift_terminal": None}))
+    scheduler, free = (
+        tm.Scheduler.from_config({**LTX, **end}, sampler=sampler) for end in ({}, {"shift_terminal": None})
+    )
     for one in (scheduler, free):
         one.set_timesteps(8, mu=1.5)
     assert scheduler.sigmas[0] == pytest.approx(float(free.sigmas[0]), rel=1e-6)

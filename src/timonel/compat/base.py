@@ -26,7 +26,7 @@ from ..process import Process
 from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
-from .config import MODEL, read
+from .config import MODEL, TRAINING, read
 from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
 from .rows import FEW
 
@@ -81,7 +81,9 @@ class Compat(Scheduler):
         to change something, except in a `trial`.
         """
         flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
-        hidden = {**hidden, **of_model}
+        # a constructor describes its model as a config does, with the betas of a process that has none too
+        described = () if carried or hidden else (*TRAINING, "steps_offset")
+        rest, hidden = hidden, {**hidden, **of_model}
         for key, choices in CHOICES.items():
             substitute = SUBSTITUTES.get(type(self).__name__, {}).get(key, ())
             if key in carried and key not in explicit and flags[key] in substitute:
@@ -99,7 +101,8 @@ class Compat(Scheduler):
         self._check(flags, explicit, process)
         name, options = self._solver(flags)
         if not trial:
-            self._all_act(flags, {**explicit, **of_model}, {key: v for key, v in hidden.items() if key not in of_model})
+            asked = {key: value for key, value in {**explicit, **of_model}.items() if key not in described}
+            self._all_act(flags, asked, {**rest, **{k: v for k, v in of_model.items() if k in described}})
         self._set(process, prediction, Sampler(name, options=options, noise=self._source))
         self._visited = None
         self._read = self._plain()
@@ -118,7 +121,9 @@ class Compat(Scheduler):
         for key in acting.idle(see, rest, self.defaults):
             spaced = key == "timestep_spacing" and next((flag for flag in levels.SHAPES if asked.get(flag)), None)
             if not spaced:
-                raise ArgumentError(f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}")
+                raise ArgumentError(
+                    f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
+                )
             logger.warning("%s=%r changes nothing beside %s=True; leave one of them out", key, asked[key], spaced)
 
     def _seen(self) -> tuple[Any, ...] | None:
@@ -129,7 +134,9 @@ class Compat(Scheduler):
             for steps in (6, FEW + 1):
                 self.set_timesteps(steps, mu=mu)
                 table = self.run.table
-                rows += [tuple(v.flatten().tolist()) for v in (table.x, table.base, table.alpha, table.sigma, table.time)]
+                rows += [
+                    tuple(v.flatten().tolist()) for v in (table.x, table.base, table.alpha, table.sigma, table.time)
+                ]
                 rows.append(self.init_noise_sigma)
         except TimonelError:
             return None
@@ -159,7 +166,7 @@ class Compat(Scheduler):
         """Take keys that were changed in place, of which those that are `asked` for have to act."""
         known = {**self.defaults, **dict.fromkeys(MODEL)}
         for key in changes:
-            if key not in known and key not in self._read:
+            if key in asked and key not in known and key not in self._read:
                 raise UnknownName(f"argument of {type(self).__name__}", key, known)
         explicit = {key: value for key, value in asked.items() if key in self.defaults}
         of_model = {key: value for key, value in asked.items() if key not in self.defaults}

@@ -124,8 +124,8 @@ INERT: dict[tuple[str, str], str] = {
     ("TCDScheduler", "set_alpha_to_one"): "its last step ends at training time 0",
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
 }
-#: flags whose effect is in the noise or in pipelines, and not in a table
-UNSEEN = ("noise_sampler_seed", "variance_type", "tau_func", "predict_x0", "solver_p")
+#: flags whose effect is in the noise or in pipelines, or that choose between two ways which agree at order 1
+UNSEEN = ("noise_sampler_seed", "variance_type", "tau_func", "predict_x0", "solver_p", "algorithm_type")
 #: what would act instead of a flag that another flag or the model keeps from acting
 REMEDIES: dict[str, str] = {
     **dict.fromkeys(

@@ -110,7 +110,9 @@ def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
         return spec.make(process, steps, **options)
     if "sigma_min" in spec.options:
         if "sigma_min" in options:
-            raise ArgumentError(f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid; give one")
+            raise ArgumentError(
+                f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid; give one"
+            )
         return spec.make(process, steps, **options, sigma_min=terminal)
     made = spec.make(process, steps, **options)
     t = stretched(made.sigma[:-1], made.sigma[0].item(), terminal)

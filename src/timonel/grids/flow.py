@@ -66,5 +66,7 @@ def stretched(t: Tensor, top: float, terminal: float) -> Tensor:
     """
     last = finite("terminal", terminal, 1e-9, 1)
     if last >= top:
-        raise GridError(f"terminal={last:g} must lie below the first level, t = {top:g}: use a smaller one or leave it out")
+        raise GridError(
+            f"terminal={last:g} must lie below the first level, t = {top:g}: use a smaller one or leave it out"
+        )
     return t if len(t) == 1 else top - (top - t) * (top - last) / (top - t[-1])

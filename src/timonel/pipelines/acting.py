@@ -22,8 +22,13 @@ from . import kept, levels, model
 
 Config = Mapping[str, Any]
 SAMPLER = ("sampler", "sampler_options", "sampler_noise", "sampler_table")  # checked where a sampler is made
-WRITTEN = ("steps_offset", "clip_sample")  # pipelines' own constructors write these into any scheduler
+WRITTEN = (
+    "steps_offset",
+    "clip_sample",
+    "skip_prk_steps",
+)  # pipelines' own constructors write these into any scheduler
 STEPS, TOKENS = 6, 1111  # of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
+SIZES_OF_SAMPLES = [10 ** (-k / 4) for k in range(17)]
 BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "num_train_timesteps")
 SIZES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
 WORDS = {**model.CHOICES, "beta_schedule": SCHEDULES}  # the values of keys that take a word
@@ -111,7 +116,7 @@ def shaped(config: Config, shape: Callable[[torch.Tensor], torch.Tensor] | None)
     if shape is None:
         return ()
     clean = torch.logspace(-2, 4, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
-    values = tuple(tuple(shape(clean * size).flatten().tolist()) for size in (1.0, 1e-2, 1e-4))
+    values = tuple(tuple(shape(clean * size).flatten().tolist()) for size in SIZES_OF_SAMPLES)
     return bool(config.get("thresholding")), *values
 
 
@@ -130,6 +135,8 @@ def _agrees(key: str, value: Any, now: tuple[Any, ...]) -> bool:
         return bool(value == now[0])
     if key == "prediction_type":
         return bool(predictions.WORDS.get(value, value) == now[1])
+    if key == "use_flow_sigmas":
+        return bool(now[0] == "flow")
     if key == "timestep_type":
         return bool(value == "continuous" and now[0] in ("edm", "ve"))
     if key in levels.GRID_FLAGS or key == "timestep_spacing":

@@ -52,7 +52,9 @@ def given(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
     What diffusers reads of a config are its attributes, which scripts and pipelines set in place.
     """
-    live = {key: vars(config).get(key, value) if hasattr(config, "__dict__") else value for key, value in config.items()}
+    live = {
+        key: vars(config).get(key, value) if hasattr(config, "__dict__") else value for key, value in config.items()
+    }
     shifts = {changes[key] for key in ("shift", "flow_shift") if changes.get(key) is not None}
     if len(shifts) > 1:
         raise ArgumentError(f"shift={changes['shift']!r} and flow_shift={changes['flow_shift']!r} differ; give one")

@@ -201,7 +201,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """Take changed keys, of which those that are `asked` for have to act; returns them as they are kept."""
         defaults = self._defaults()
-        for key in changes:
+        for key in asked:
             if key not in defaults:
                 raise UnknownName("scheduler option", key, defaults)
         changes = model.registered(self.process, changes)
