@@ -222,7 +222,7 @@ def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     t = _evenly(process, flags, asked, lists)
     t = _shifted(process, flags, asked.mu, t)
     if flags.get("shift_terminal"):
-        t = 1 - (1 - t) * (1 - float(flags["shift_terminal"])) / (1 - t[-1])
+        t = grids.stretched(t, 1.0, float(flags["shift_terminal"]))
     name = shape(flags)
     if name is not None:
         made = grids.make(name, Flow(train_steps=total), len(t), sigma_min=float(t[-1]), sigma_max=float(t[0]))

@@ -41,8 +41,8 @@ def flow(
     eq. 23; diffusers' static shift, and its dynamic one with time_shift_type "linear"), or exp(`mu`) ("exponential"),
     or exp(mu) with mu linear in the image's `tokens` as in Flux; it replaces the process' own shift, which
     holds when none of the three is given (1 where the process has none). `terminal` then stretches 1 - t so
-    that the last t above 0 is `terminal`, as diffusers' shift_terminal (one step has only the first level). On VP and EDM u begins where t is the
-    noisiest level of the process, and the stretch leaves that level in place.
+    that the last t above 0 is `terminal`, as diffusers' shift_terminal; one step has only the first level. On VP and
+    EDM u begins where t is the noisiest level of the process, and the stretch leaves that level in place.
 
     Raises `ArgumentError` for two shifts, `GridError` where `terminal` cannot be met.
     """

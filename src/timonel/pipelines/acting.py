@@ -41,8 +41,10 @@ LEVELS = {
 }
 #: which processes a key is for, where it is not for all
 FOR = {
-    **dict.fromkeys((*BETAS[:-1], "steps_offset"), ("vp",)), "sigma_data": ("edm", "ve"), "timestep_type": ("vp", "edm"),
-    **dict.fromkeys((*SIZES, "shift", "flow_shift", "shift_terminal", "use_dynamic_shifting", "invert_sigmas"), ("flow",)),
+    **dict.fromkeys((*BETAS[:-1], "steps_offset"), ("vp",)),
+    **dict.fromkeys((*SIZES, "use_dynamic_shifting"), ("flow",)),
+    **dict.fromkeys(("shift", "flow_shift", "shift_terminal", "invert_sigmas"), ("flow",)),
+    "sigma_data": ("edm", "ve"), "timestep_type": ("vp", "edm"),
 }  # fmt: skip
 
 
@@ -189,7 +191,8 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
     clips = "pass thresholding=False as well" if config["thresholding"] else "pass clip_sample=True as well"
     fixed = {
         "dynamic_thresholding_ratio": (
-            "it is of a quantile between 1 and sample_max_value; pass thresholding=True and sample_max_value=2.0 as well"
+            "it is of a quantile between 1 and sample_max_value; "
+            "pass thresholding=True and sample_max_value=2.0 as well"
         ),
         "sample_max_value": "pass thresholding=True as well" + ("; it acts above 1" if config["thresholding"] else ""),
         "clip_sample_range": clips,

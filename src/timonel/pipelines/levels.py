@@ -79,7 +79,8 @@ def shares(options: Mapping[str, Any]) -> dict[str, Any]:
         made[name] = finite(name, value, low, high)
     if made.get("denoising_start") is not None and made.get("strength") is not None:
         raise ArgumentError(
-            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say where to begin; give one"
+            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say where to begin; "
+            "give one"
         )
     return made
 
@@ -149,8 +150,8 @@ def _only_counts(
     if named is None and own and not default and process.kind != "trig":
         what = "timesteps" if asked.sigmas is None else "sigmas"
         raise ArgumentError(
-            f"{what} and the sampler {sampler.label!r} both set the levels; take sampler={sampler.name!r} for the list, "
-            "or leave the list out"
+            f"{what} and the sampler {sampler.label!r} both set the levels; take sampler={sampler.name!r} "
+            "for the list, or leave the list out"
         )
     return default and (solvers.find(sampler.name).grid is not None or (named is None and own))
 

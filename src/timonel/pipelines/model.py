@@ -70,13 +70,13 @@ def stays_flow(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     before, after = (processes.from_config(given(config, more)) for more in ({}, changes))
     if before.kind == "flow" and after.kind != "flow":
         raise ArgumentError(
-            f"sigma_max={changes['sigma_max']!r} is above 1, where a flow begins: pass process='ve' as well for a model "
-            "whose samples explode, or leave it out"
+            f"sigma_max={changes['sigma_max']!r} is above 1, where a flow begins: pass process='ve' as well for a "
+            "model whose samples explode, or leave it out"
         )
 
 
 def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`keys` of a config with changes. Raises `ArgumentError` for a change that would make another process of a flow."""
+    """`keys` of a config with changes. Raises `ArgumentError` for one that would make another process of a flow."""
     whole = given(config, changes)
     made = keys(whole)
     stays_flow(config, changes)

@@ -41,7 +41,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
     its noise, "independent" or "brownian", see `noise.py`. Without a grid in the name, the config's own is
-    taken: Karras or exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
+    taken: Karras or exponential sigmas if they are on, else `timestep_spacing`, which means nothing on a flow, else the
+    process' usual one. What the config says of the ends (sigma_min, sigma_max, shift_terminal) holds on any grid that
+    has them. An argument that would change nothing is refused, with the one that would.
     A `sampler` that is a file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
     The other arguments are those of diffusers' schedulers; see `from_config`.
     """
@@ -137,17 +139,17 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
         `changes` override keys of the config; a key that this scheduler does not have is refused
-        with `UnknownName` (diffusers drops it without a word). `return_unused_kwargs` is for diffusers' own
-        loading, which asks for a pair.
+        with `UnknownName` (diffusers drops it without a word), and one that changes nothing with `ArgumentError`. Keys
+        that the config carries are never refused, for real ones carry those of other classes. `return_unused_kwargs` is for
+        diffusers' own loading, which asks for a pair.
         """
         defaults = cls._defaults()
         for key in changes:
             if key not in defaults:
                 raise UnknownName("scheduler option", key, defaults)
         chosen = None if sampler is None else Sampler.of(sampler)
-        if chosen is not None:
-            if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
-                raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
+        if chosen is not None and not chosen.named_alone:
+            raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
         own = dict(config or {}) if not hasattr(config, "__dict__") else config
 
         def written(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,6 +277,11 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         strength: float | None = None,
     ) -> None:
         """Choose the levels and make the run. Give a number of steps, `timesteps` or `sigmas`.
+
+        `timesteps` are visited as they are. `sigmas` too, but those of a flow are read as diffusers' schedulers read
+        them: before the shift of the model or of `mu`, then stretched to `shift_terminal`, and where a sigma flag is on
+        only their ends count. A `Sampler` with `sigmas` or `times` of its own visits just these. Where the sampler
+        names a grid, a list is refused, unless it is linspace(1, 1/N, N), which pipelines make for a number of steps.
 
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
         it from the picture's size. `original_inference_steps`: of the grid "lcm". `max_timesteps` and
