@@ -19,7 +19,7 @@ from ..run import Run
 from ..sampler import Sampler
 from . import elsewhere, levels, scale
 from .decode import Context
-from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
+from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated
 from .handle import Handle
 from .load import Loading, pipeline_of
@@ -195,6 +195,8 @@ class Helm:
         """Everything of a call but the call; what can be refused is refused here."""
         options = levels.shares(self._repeated(self._named(args, options)))
         scheduler = self._sampling(ours["sampler"], ours["steps"], options)
+        if rounds_down(self.pipe):
+            levels.left(scheduler.sampler.steps, options, self._parameters)
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))

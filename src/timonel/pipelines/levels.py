@@ -86,7 +86,9 @@ def shares(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    """Raises `GridError` where a pipeline made no step because its strength leaves none."""
+    """Raises `GridError` where the strength of a pipeline that rounds down leaves no step."""
+    if options.get("denoising_start") is not None:  # which goes before the strength
+        return
     default = parameters["strength"].default if "strength" in parameters else None
     strength = options.get("strength", default)
     if isinstance(strength, (int, float)) and steps and int(steps * strength) == 0:
@@ -168,6 +170,9 @@ def _before_shift_and_shape(
     if config["shift_terminal"]:
         t = grids.stretched(t, 1.0, config["shift_terminal"])
     shape = _flagged(config)
+    if shape is None and _even(sigmas) and float(given[0]) > 1 - SAME:  # the levels of a grid that has a name
+        end = {"terminal": config["shift_terminal"]} if config["shift_terminal"] else {}
+        return replace(sampler, grid="trailing", grid_options=end, steps=len(t), sigmas=None, times=None)
     if shape is None:
         return replace(sampler, grid=None, grid_options={}, steps=None, times=None, sigmas=tuple(t.tolist()))
     ends = {"sigma_max": float(t[0]), **({"sigma_min": float(t[-1])} if len(t) > 1 else {})}

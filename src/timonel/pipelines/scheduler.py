@@ -138,10 +138,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
-        `changes` override keys of the config; a key that this scheduler does not have is refused
-        with `UnknownName` (diffusers drops it without a word), and one that changes nothing with `ArgumentError`. Keys
-        that the config carries are never refused, for real ones carry those of other classes. `return_unused_kwargs` is for
-        diffusers' own loading, which asks for a pair.
+        `changes` override keys of the config; a key that this scheduler does not have is refused with `UnknownName`
+        (diffusers drops it without a word), and one that changes nothing with `ArgumentError`. Keys that the config
+        carries are never refused, for real ones carry those of other classes. `return_unused_kwargs` is for diffusers'
+        own loading, which asks for a pair.
         """
         defaults = cls._defaults()
         for key in changes:
