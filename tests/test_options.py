@@ -288,6 +288,17 @@ def test_sigmas_with_their_end_agree_with_the_number_of_their_steps(helm: tm.Hel
     assert helm.run.steps == 2
 
 
+@pytest.mark.parametrize("sampler", [None, "lcm", "euler"])
+def test_a_helm_visits_the_callers_own_list_though_it_is_even(sampler: str | None) -> None:
+    helm = tm.Helm("emoji-flow")
+    helm.pipe.set_progress_bar_config(disable=True)
+    helm("red apple", seeds=[1], output_type="latent", sampler=sampler, sigmas=[1.0, 2 / 3, 1 / 3])
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_config(helm.pipe.scheduler.config)
+    theirs.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    assert helm.run is not None
+    assert torch.allclose(helm.run.table.sigma.float(), theirs.sigmas, atol=1e-6)
+
+
 @pytest.mark.parametrize("drop_in", [False, True])
 def test_a_strength_that_leaves_no_step_is_refused_with_the_least_that_leaves_one(helm: tm.Helm, drop_in: bool) -> None:
     pipe = diffusers.StableDiffusionXLImg2ImgPipeline(**helm.pipe.components)

@@ -209,6 +209,7 @@ class Helm:
         scheduler.orders = Orders(
             guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
+            listed=options.get("sigmas") is not None or options.get("timesteps") is not None,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
         if scheduler.sampler.fitted is not None:

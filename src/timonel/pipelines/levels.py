@@ -103,13 +103,18 @@ def _counted(steps: int | None, name: str, listed: tuple[float, ...]) -> None:
 
 
 def of(
-    sampler: Sampler, process: Process, config: Mapping[str, Any], asked: Asked, named: bool | None
+    sampler: Sampler,
+    process: Process,
+    config: Mapping[str, Any],
+    asked: Asked,
+    named: bool | None,
+    listed_by_caller: bool = False,
 ) -> tuple[Sampler, Grid]:
     """The sampler with its levels settled, and the levels.
 
     `named`: the sampler's own grid goes before a list that the pipeline has made; the list only counts its steps.
     None: nobody says who made a list, so that a grid of the sampler beside it is refused, unless the list is the one
-    that flow pipelines make where the user gives none.
+    that flow pipelines make where the user gives none. `listed_by_caller`: that one too is the user's own.
     A fitted sampler visits the levels it was fitted on, to its own end, whatever the config says of grids.
     """
     process = _shifted(process, config, asked.mu)
@@ -123,9 +128,11 @@ def of(
         _counted(steps, "timesteps" if sigmas is None else "sigmas", listed)
     if sampler.fitted is not None:
         return _fitted(sampler, process, asked, None if listed is None else len(listed), bool(named))
-    if listed is not None and _only_counts(sampler, process, asked, listed, named):
+    by_caller = listed_by_caller and not isinstance(process, VE)
+    if listed is not None and not by_caller and _only_counts(sampler, process, asked, listed, named):
         steps, times, sigmas = len(listed), None, None
-    sampler = _gridded(sampler, process, config, asked.original_steps)
+    if not by_caller or listed is None:
+        sampler = _gridded(sampler, process, config, asked.original_steps)
     if sigmas is not None and process.kind == "flow":
         sampler = _before_shift_and_shape(sampler, process, config, sigmas)
     elif times is not None or sigmas is not None:

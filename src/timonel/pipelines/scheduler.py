@@ -301,7 +301,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.timesteps = Timesteps.of(self.timesteps.as_subclass(Tensor).to(device), self)
             return
         self._device = device
-        listed = self._make(*levels.of(self.sampler, self.process, self.config, asked, self.orders.named))
+        listed = self._make(
+            *levels.of(self.sampler, self.process, self.config, asked, self.orders.named, self.orders.listed)
+        )
         self._sampler.drawing(self.run.table)
         assert self._grid is not None
         table = self.run.table
