@@ -156,6 +156,8 @@ def test_the_constructor_asks_of_every_argument_that_it_acts() -> None:
     with pytest.raises(ArgumentError, match=r"beta_start=0\.1 changes nothing: it is a key of vp models"):
         tm.Scheduler(process="flow", prediction_type="flow", beta_start=0.1)
     assert tm.Scheduler(process="flow", prediction_type="flow", shift=7.0).process.shift == 7
+    svd = {key: value for key, value in made(CONFIGS["svd"], "euler").config.items() if not key.startswith("_")}
+    assert tm.Scheduler(**svd).process.kind == "edm"  # a whole config, with the betas that it carries
     with pytest.raises(UnknownName, match="did you mean 'flow'"):
         tm.Scheduler(process="flows")
     with pytest.raises(UnknownName, match="did you mean 'linspace'"):

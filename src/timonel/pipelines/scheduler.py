@@ -99,9 +99,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if chosen.fitted is not None:
             self.register_to_config(**kept.told(chosen))
         asked = self.__dict__.pop("_asked_for", None)
-        if asked is None:  # made in code: every argument is the caller's own
-            unwritten = self.config.get("_use_default_values", ())
-            asked = {key: self.config[key] for key in self._defaults() if key not in unwritten}
+        if asked is None:  # made in code: every argument is the caller's own, unless it is a whole config
+            unwritten = set(self.config.get("_use_default_values", ()))
+            picked = [key for key in self._defaults() if key not in unwritten]
+            asked = {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
         acting.check(lambda asked: {**self._defaults(), **asked, **kept.told(chosen)}, asked, self._defaults())
         config = {**self.config, "_class_name": ""}
         self._set(processes.from_config(config), predictions.from_config(config), chosen)
