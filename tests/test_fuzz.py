@@ -77,7 +77,7 @@ def attempt(c: dict) -> torch.Tensor:
 
     return tm.sample(
         network, x, sampler, process=c["process"], prediction=c["prediction"], seeds=c["seeds"],
-        guidance=c["guidance"], unconditional=lambda x, at: x * 0,
+        guidance=c["guidance"], unconditional=None if c["guidance"] is None else lambda x, at: x * 0,
     )  # fmt: skip
 
 
@@ -91,6 +91,10 @@ def test_a_configuration_gives_a_finite_result_or_a_timonel_error(c):
     except TimonelError as error:
         event(type(error).__name__)
         assert str(error)  # noqa: PT017
+        return
+    except RuntimeWarning as error:  # of one sample of the two
+        assert c["dtype"] == torch.float16
+        assert "has NaN or infinity" in str(error)  # noqa: PT017
         return
     event("finite")
     assert result.dtype == c["dtype"]

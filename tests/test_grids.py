@@ -127,8 +127,9 @@ def test_index_grids_visit_the_times_and_sigmas_of_diffusers(spacing, offset, st
     theirs.set_timesteps(steps)
     grid = grids.make(spacing, VP.from_schedule(steps_offset=offset), steps)
     wanted = theirs.timesteps.double()
-    if spacing == "linspace" and steps == 1:
-        wanted = double([999.0])  # diffusers starts a one-step linspace at time 0, where there is no noise to remove
+    if spacing in ("linspace", "leading") and steps == 1:
+        wanted = double([999.0])  # diffusers' one step is at time 0 or 1, where there is no noise to remove
+        theirs.sigmas[0] = grid.process.sigma_max
     assert torch.allclose(grid.time[:-1], wanted, atol=1e-3)
     if not (spacing == "linspace" and steps == 1):
         # diffusers interpolates sigma linearly between training times, we (as k-diffusion) log sigma
@@ -245,7 +246,7 @@ def test_custom_levels_are_visited_as_given():
         (lambda p: grids.make("linear_quadratic", p, 9, threshold_noise=0.9), GridError, "threshold_noise below 0.6"),
         (lambda p: grids.make("flow", p, 5, shift=3.0, mu=1.0), ArgumentError, "give one of.*shift and mu"),
         (lambda p: grids.make("flow", p, 5, shift=0.0), ArgumentError, "shift.*0"),
-        (lambda p: grids.make("flow", p, 1, terminal=0.1), GridError, "terminal=0.1.*2 steps.*got 1"),
+        (lambda p: grids.make("trailing", p, 5, terminal=0.1), ArgumentError, "terminal=0.1.*take grid 'flow'"),
         (lambda p: grids.make("flow", p, 5, terminal=0.95), GridError, "terminal=0.95.*0.93"),
         (lambda p: grids.make("lcm", p, 51), GridError, "51.*original_steps=50"),
         (lambda p: grids.custom_sigmas(p, [1.0, 1.0]), GridError, "fall strictly.*level 1"),
@@ -275,3 +276,18 @@ def test_karras_at_pure_noise_names_the_remedy():
     with pytest.raises(GridError, match="sigma_max=80"):
         grids.sigma.karras(process, 5)
     assert grids.sigma.karras(process, 5, sigma_max=80.0).steps == 5
+
+
+@pytest.mark.parametrize("kind", sorted(ALL))
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_the_only_step_of_a_grid_begins_at_the_noisiest_level_or_is_refused(name, kind):
+    """Below it, a sample of pure noise is taken for one with a picture in it, and given back as the result."""
+    process = ALL[kind]
+    try:
+        grid = grids.make(name, process, 1)
+    except GridError as refused:
+        assert kind in ("flow", "zero-snr") or name.startswith(("ays", "oss")), refused  # noqa: PT017
+        return
+    top = process.at_index(double([process.train_steps - 1.0]))
+    angle = torch.atan2(grid.sigma[0], grid.alpha[0])
+    assert float(angle) > 0.95 * float(torch.atan2(top.sigma, top.alpha))  # published lists have tops of their own

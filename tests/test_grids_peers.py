@@ -142,7 +142,7 @@ def comfy_ddim_uniform(steps: int) -> list[float]:
 def test_ddim_uniform_has_the_sigmas_of_comfy_where_the_steps_divide_the_table():
     extra = [n for n in range(1, 61) if len(comfy_ddim_uniform(n)) != n + 1]
     assert len(extra) == 46  # ComfyUI makes more steps than asked for; ours never does
-    for steps in (n for n in range(1, 61) if 1000 % n == 0):
+    for steps in (n for n in range(2, 61) if 1000 % n == 0):  # its one step is at index 1 and gives the noise back
         same(grids.make("ddim_uniform", PROCESS, steps), comfy_ddim_uniform(steps))
     for steps in (*extra, 600, 1000):
         gaps = grids.make("ddim_uniform", PROCESS, steps).time[:-1].diff()

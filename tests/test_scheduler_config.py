@@ -10,8 +10,14 @@ import torch
 
 import timonel as tm
 import tiny
+from timonel import grids
 from timonel.errors import ArgumentError
 
+LTX = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.95,
+    "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1,
+}  # fmt: skip
+ELSEWHERE = ("lam", "vp", "ays", "ays_sd15", "ays_sdxl", "ays_svd")  # cannot begin at pure noise, or no flow's
 FLAGS = [("use_karras_sigmas", "karras"), ("use_beta_sigmas", "beta_sigma"), ("use_lu_lambdas", "lam")]
 
 
@@ -66,12 +72,67 @@ def test_a_scheduler_made_in_code_is_recognised_though_its_config_has_no_class_n
         assert made.process.shift == scheduler.config.get("shift", 1.0)
 
 
-def test_a_terminal_shift_beside_a_sigma_flag_is_refused():
-    scheduler = tm.Scheduler.from_config(
-        diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1, use_karras_sigmas=True).config
+@pytest.mark.parametrize("sampler", ["euler", *[f"euler/{grid}" for grid in grids.GRIDS if grid not in ELSEWHERE]])
+def test_a_terminal_shift_holds_whoever_names_the_grid(sampler: str) -> None:
+    scheduler, free = (
+        tm.Scheduler.from_config({**LTX, **end}, sampler=sampler) for end in ({}, {"shift_terminal": None})
     )
-    with pytest.raises(ArgumentError, match=r"shift_terminal.*'karras'"):
-        scheduler.set_timesteps(5)
+    for one in (scheduler, free):
+        one.set_timesteps(8, mu=1.5)
+    assert scheduler.sigmas[0] == pytest.approx(float(free.sigmas[0]), rel=1e-6)
+    assert float(scheduler.sigmas[-2]) == pytest.approx(0.1, abs=1e-6)
+    scheduler.set_timesteps(1, mu=1.5)  # the only level is the noisiest; diffusers' stretch of it is NaN
+    assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.0], abs=4e-3)
+
+
+def test_a_samplers_own_end_goes_before_the_terminal_shift() -> None:
+    scheduler = tm.Scheduler.from_config(LTX)
+    for own, last in (({"terminal": 0.2}, 0.2), ({"sigma_min": 0.3}, 0.3)):
+        scheduler.sampler = tm.Sampler("euler", grid="karras", grid_options=own)
+        scheduler.set_timesteps(6, mu=1.5)
+        assert float(scheduler.sigmas[-2]) == pytest.approx(last, abs=1e-6)
+    scheduler.sampler = tm.Sampler("euler", grid="karras", grid_options={"terminal": 0.2, "sigma_min": 0.3})
+    with pytest.raises(ArgumentError, match=r"terminal=0\.2 and sigma_min=0\.3 both end the grid"):
+        scheduler.set_timesteps(6, mu=1.5)
+
+
+@pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("given", [[1.0, 0.9, 0.5, 0.3], [1.0, 0.75, 0.5, 0.25]])
+def test_a_list_of_flow_sigmas_is_shifted_stretched_and_shaped_as_diffusers_does(flag: str, given: list[float]) -> None:
+    if flag == "use_beta_sigmas":
+        pytest.importorskip("scipy")
+    for more in ({}, {"shift_terminal": 0.1}, {flag: True}, {flag: True, "shift_terminal": 0.1}):
+        theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, **more)
+        theirs.set_timesteps(sigmas=given)
+        ours = tm.Scheduler.from_config(theirs.config, sampler="euler")
+        ours.set_timesteps(sigmas=given)
+        assert torch.allclose(ours.sigmas, theirs.sigmas, atol=1e-6), more
+
+
+def test_a_list_beside_a_named_grid_is_refused_or_only_counts_where_pipelines_make_it() -> None:
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    scheduler = tm.Scheduler.from_config(flow, sampler="euler/karras")
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # what flow pipelines pass where the user gives none
+    assert (scheduler.run.table.grid, scheduler.run.steps) == ("karras", 4)
+    with pytest.raises(ArgumentError, match="sigmas and the sampler 'euler/karras' both set the levels"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.3])
+    images = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, sampler="euler/karras")
+    with pytest.raises(ArgumentError, match="take sampler='euler' for the list"):
+        images.set_timesteps(timesteps=[999, 500])
+    with pytest.raises(ArgumentError, match=r"steps=8 and timesteps with 2 entries disagree"):
+        images.set_timesteps(8, timesteps=[999, 500])
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_the_spacing_of_a_flow_config_means_nothing_as_in_diffusers(spacing: str) -> None:
+    """UniPC and DPM++ write it into every config, Wan's and Sana's too, and never read it there."""
+    config = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 5.0}
+    theirs = diffusers.UniPCMultistepScheduler(**config, prediction_type="flow_prediction", timestep_spacing=spacing)
+    theirs.set_timesteps(4)
+    ours = tm.Scheduler.from_config(theirs.config, sampler="unipc")
+    ours.set_timesteps(4)
+    assert ours.timesteps.plain().tolist() == pytest.approx([1000.0, 937.5, 2500 / 3, 625.0], abs=1e-3)
+    assert torch.allclose(ours.sigmas, theirs.sigmas, atol=2e-3)  # its list ends at 1/1000 before the shift, not at 0
 
 
 def test_what_a_step_returns_is_read_by_attribute_place_and_name_as_in_diffusers():

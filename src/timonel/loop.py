@@ -19,6 +19,7 @@ from . import noise as noises
 from .driver import Driver
 from .errors import ArgumentError
 from .guidance import Guidance
+from .hooks.guard import check_result
 from .noise import Noise
 from .process import At, Process
 from .program import Shape
@@ -107,6 +108,8 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     Raises what `denoise` or a hook raises; the run is then failed, or stopped by a `KeyboardInterrupt`, and goes on
     where it was when it is given here again after `run.resume()`.
     """
+    if run.guidance is None and unconditional is not None:
+        raise ArgumentError("unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out")
     run.driver = Loop(unconditional)
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
@@ -137,6 +140,9 @@ def sample(
 ) -> Tensor:
     """Sample to the end and return the result (batch, …); a stopped run gives its denoised prediction.
 
+    Raises `GuardStop` where every sample of the result has NaN or infinity; warns where only some have. The hook
+    `guard` ends a run at the step where it goes wrong.
+
     The arguments are those of `begin`, where they are documented and checked.
     """
     run = begin(
@@ -145,4 +151,5 @@ def sample(
     )  # fmt: skip
     for _ in iterate(run, denoise, unconditional):
         pass
+    check_result(run, run.result)
     return run.result

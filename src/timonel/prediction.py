@@ -25,6 +25,7 @@ from .errors import PredictionError, UnknownName
 from .process import Level
 from .process.config import class_of
 
+WORDS = {"v_prediction": "v", "flow_prediction": "flow"}  # diffusers' words for them
 KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
 
 
@@ -95,7 +96,7 @@ def from_config(config: Mapping[str, Any]) -> str:
     name = class_of(config)
     given = str(config.get("prediction_type") or "epsilon")
     if config.get("process") is not None:
-        return check({"v_prediction": "v", "flow_prediction": "flow"}.get(given, given))
+        return check(WORDS.get(given, given))
     if config.get("invert_sigmas"):
         return "reverse_flow"
     if given == "trigflow":

@@ -139,6 +139,11 @@ class Sampler:
         return {key: getattr(self, key) for key in PART if getattr(self, key) is not None}
 
     @property
+    def named_alone(self) -> bool:
+        """Whether solver, grid name, options and noise say all of it: no levels, ends or parts of its own."""
+        return not (self.grid_options or self.cuts or self.sigmas is not None or self.times is not None)
+
+    @property
     def label(self) -> str:
         """ "solver/grid" as one would type it."""
         return f"{self.name}/{self.grid}" if self.grid else self.name

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -14,17 +16,24 @@ from torch import Tensor
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, RunError, UnknownName
+from ..errors import ArgumentError, RunError, TimonelError, UnknownName
 from ..grids import Grid
 from ..noise import source
+from ..pipelines import acting
 from ..pipelines.attributes import Stepped
 from ..pipelines.scheduler import Listing, Orders, Scheduler
 from ..pipelines.timesteps import number
 from ..process import Process
+from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
-from .config import MODEL, read
-from .flags import CHOICES, INERT, REFUSED, STEP_DEFAULTS, SUBSTITUTES
+from .config import MODEL, TRAINING, read
+from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
+from .rows import FEW
+
+Config = Mapping[str, Any]
+NOTHING: Config = MappingProxyType({})
+logger = logging.getLogger("timonel")
 
 
 class Compat(Scheduler):
@@ -53,9 +62,10 @@ class Compat(Scheduler):
 
         def __init__(self: Compat, *args: Any, **kwargs: Any) -> None:
             public = {key: value for key, value in kwargs.items() if not key.startswith("_")}
-            cls._known(public, cls.defaults)
-            given = signature.bind(self, *args, **public).arguments
-            self._create({key: value for key, value in given.items() if key != "self"}, {}, {})
+            cls._known(public, {**cls.defaults, **dict.fromkeys(MODEL)})
+            of_model = {key: value for key, value in public.items() if key not in cls.defaults}
+            given = signature.bind(self, *args, **{k: v for k, v in public.items() if k in cls.defaults}).arguments
+            self._create({key: value for key, value in given.items() if key != "self"}, {}, {}, of_model)
 
         __init__.__signature__ = signature  # type: ignore[attr-defined]
         __init__.__doc__ = f"The arguments of diffusers' {cls.__name__}."
@@ -63,15 +73,26 @@ class Compat(Scheduler):
         cls.__module__ = "timonel.compat"  # so that a saved pipeline names the package
 
     # -- making ----------------------------------------------------------------------------------------
-    def _create(self, explicit: Mapping[str, Any], carried: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
-        """`explicit`: flags that were asked for; `carried`: those of the config; `hidden`: its other keys."""
+    def _create(
+        self, explicit: Config, carried: Config, hidden: Config, of_model: Config = NOTHING, trial: bool = False
+    ) -> None:
+        """`explicit`: flags that were asked for; `carried`: those of the config; `hidden`: its other keys.
+
+        `of_model`: other keys that were asked for, which say what the model was trained for. All that was asked for has
+        to change something, except in a `trial`.
+        """
         flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
+        # a constructor describes its model as a config does, with the betas of a process that has none too
+        described = () if carried or hidden else (*TRAINING, "steps_offset")
+        rest, hidden = hidden, {**hidden, **of_model}
         for key, choices in CHOICES.items():
             substitute = SUBSTITUTES.get(type(self).__name__, {}).get(key, ())
             if key in carried and key not in explicit and flags[key] in substitute:
                 flags[key] = self.defaults[key]  # what diffusers does with the words of another class
-            elif key in flags and flags[key] not in (*choices, self.defaults[key]):
-                raise UnknownName(key, flags[key], [c for c in choices if isinstance(c, str)])
+                continue
+            value = flags.get(key, of_model.get(key))
+            if value not in (None, *choices, self.defaults.get(key)):
+                raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
         unused = [key for key in self.defaults if key not in explicit and key not in carried]
         written = {**hidden, "_use_default_values": unused, "_class_name": type(self).__name__}
         ConfigMixin.register_to_config(self, **flags, **written)
@@ -81,8 +102,83 @@ class Compat(Scheduler):
             raise ArgumentError(self._unfit(process))
         self._check(flags, explicit, process)
         name, options = self._solver(flags)
+        if not trial:
+            asked = {key: value for key, value in {**explicit, **of_model}.items() if key not in described}
+            self._all_act(flags, asked, {**rest, **{k: v for k, v in of_model.items() if k in described}})
         self._set(process, prediction, Sampler(name, options=options, noise=self._source))
         self._visited = None
+        self._read = self._plain()
+
+    def _all_act(self, flags: Config, asked: Config, hidden: Config) -> None:
+        """Raises `ArgumentError` for something asked for that changes nothing."""
+        cls = type(self)
+
+        def see(asked: Config) -> tuple[Any, ...] | None:
+            of_model = {key: v for key, v in asked.items() if key not in cls.defaults and v is not None}
+            made = cls.__new__(cls)
+            made._create({}, {**flags, **{k: v for k, v in asked.items() if k in flags}}, hidden, of_model, trial=True)
+            return made._seen()
+
+        rest = {key: value for key, value in asked.items() if key not in UNSEEN}
+        for key in acting.idle(see, rest, self.defaults):
+            spaced = key == "timestep_spacing" and next((flag for flag in levels.SHAPES if asked.get(flag)), None)
+            if not spaced:
+                raise ArgumentError(
+                    f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
+                )
+            logger.warning("%s=%r changes nothing beside %s=True; leave one of them out", key, asked[key], spaced)
+
+    def _seen(self) -> tuple[Any, ...] | None:
+        """All that the class does for a few and for more steps, in numbers; None where it has no levels."""
+        mu = acting.mu(self.process, self.config)
+        rows: list[Any] = []
+        try:
+            for steps in (6, FEW + 1):
+                self.set_timesteps(steps, mu=mu)
+                table = self.run.table
+                rows += [
+                    tuple(v.flatten().tolist()) for v in (table.x, table.base, table.alpha, table.sigma, table.time)
+                ]
+                rows.append(self.init_noise_sigma)
+        except TimonelError:
+            return None
+        eta = self.sampler.options.get("eta")
+        grid = self._levels.grid.name
+        return name_of(self.process), self.prediction, eta, grid, *rows, *acting.shaped(self.config, self._shape())
+
+    def _remedy(self, key: str, flags: Config) -> str:
+        """What would act instead of a key that does not."""
+        kind = name_of(self.process) if "process" in vars(self) else processes.from_config(self._classed()).kind
+        if (type(self).__name__, key) in INERT:
+            return INERT[type(self).__name__, key]
+        if kind not in acting.FOR.get(key, (kind,)):
+            return f"it is a key of {' and '.join(acting.FOR[key])} models, and this model's process is {kind!r}"
+        shape = next((flag for flag in levels.SHAPES if flags.get(flag)), None)
+        if key in ("sigma_min", "sigma_max"):
+            flag = "e.g. use_karras_sigmas=True" if "use_karras_sigmas" in flags else "which EulerDiscreteScheduler has"
+            return f"it needs a sigma flag, {flag}; or leave it out"
+        if shape and key in ("timestep_spacing", "steps_offset", "lambda_min_clipped"):
+            return f"{shape}=True sets the levels; pass {shape}=False as well"
+        return REMEDIES.get(key, "leave it out")
+
+    def _classed(self) -> dict[str, Any]:
+        return {**self.config, "_class_name": type(self).__name__}
+
+    def _change(self, changes: Config, asked: Config) -> dict[str, Any]:
+        """Take keys that were changed in place, of which those that are `asked` for have to act."""
+        known = {**self.defaults, **dict.fromkeys(MODEL)}
+        for key in changes:
+            if key in asked and key not in known and key not in self._read:
+                raise UnknownName(f"argument of {type(self).__name__}", key, known)
+        explicit = {key: value for key, value in asked.items() if key in self.defaults}
+        of_model = {key: value for key, value in asked.items() if key not in self.defaults}
+        config = {key: value for key, value in {**self._read, **changes}.items() if key not in asked}
+        made = type(self).__new__(type(self))
+        flags = {key: value for key, value in config.items() if key in self.defaults}
+        hidden = {key: value for key, value in config.items() if key not in self.defaults}
+        made._create(explicit, flags, hidden, of_model)
+        self.process, self.prediction, self.sampler = made.process, made.prediction, made.sampler
+        return dict(changes)
 
     _source: ClassVar[str | None] = None  # where its noise comes from, if not independent
     _visited: levels.Levels | None = None
@@ -105,6 +201,7 @@ class Compat(Scheduler):
     @classmethod
     def _check(cls, flags: Mapping[str, Any], explicit: Mapping[str, Any], process: Process) -> None:
         """Refuse every flag that would not be done."""
+        levels.shape(flags)
         for key, value in flags.items():
             refused = REFUSED.get((cls.__name__, key), REFUSED.get(("", key)))
             if refused is not None and refused.asks(value):
@@ -118,12 +215,6 @@ class Compat(Scheduler):
                 "timestep_type='continuous' is for models of v-prediction that are told 0.25·log(sigma); pass "
                 "prediction_type='v_prediction' as well, or leave it out"
             )
-        shaped = levels.shape(flags) is not None or process.kind == "edm"
-        for key in ("sigma_min", "sigma_max"):
-            if explicit.get(key) is not None and not shaped:
-                raise ArgumentError(
-                    f"{key}={flags[key]!r} needs a sigma flag, e.g. use_karras_sigmas=True; or leave it out"
-                )
 
     def _solver(self, flags: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """timonel's solver and options for these flags."""
@@ -142,11 +233,13 @@ class Compat(Scheduler):
             raise ArgumentError(f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler")
         cls._known(changes, {**cls.defaults, **dict.fromkeys(MODEL)})
         explicit = {key: value for key, value in changes.items() if key in cls.defaults}
+        of_model = {key: value for key, value in changes.items() if key not in cls.defaults}
         process, carried, hidden = read(cls.__name__, cls.defaults, dict(config or {}), changes)
         if process.kind not in cls.kinds:
             raise ArgumentError(cls._unfit(process))
         made = cls.__new__(cls)
-        made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden)
+        hidden = {key: value for key, value in hidden.items() if key not in of_model}
+        made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compat:
@@ -166,7 +259,8 @@ class Compat(Scheduler):
     @property
     def _flags(self) -> dict[str, Any]:
         """The class's flags as they are now; pipelines change some in place."""
-        return {**{key: self.config[key] for key in self.defaults}, **self.fixed}
+        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}  # other classes' configs may have them
+        return {**ends, **{key: self.config[key] for key in self.defaults}, **self.fixed}
 
     def set_timesteps(  # type: ignore[override]
         self,
@@ -181,6 +275,7 @@ class Compat(Scheduler):
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). Raises `ArgumentError` and
         `GridError` before any compute.
         """
+        self._reread()
         flags = self._flags
         made = levels.make(self.family, self.process, flags, levels.Asked(num_inference_steps, timesteps, sigmas, mu))
         self._visited = made

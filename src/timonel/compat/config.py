@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import prediction as predictions
 from .. import process as processes
+from ..pipelines.model import stays_flow
 from ..process import EDM, Flow, Process
 from ..process.config import class_of
 
@@ -30,6 +31,7 @@ def read(
     full = {**given, **changes}
     if not class_of(full) and not {"process", *TRAINING[1:5]} & set(full):
         full["_class_name"] = name  # a config of nothing but this class's own flags
+    stays_flow({**given, "_class_name": full.get("_class_name")}, changes)
     process, prediction = processes.from_config(full), predictions.from_config(full)
     public = {key: value for key, value in given.items() if not key.startswith("_")}
     written = {key: value for key, value in public.items() if key not in unwritten}

@@ -16,7 +16,9 @@
 | `invert_sigmas` | True | the times of such a model run backwards |
 | `trained_betas` | a list in IPNDM, which are its sigmas there | give `sigmas` to `set_timesteps` |
 
-A flag that changes nothing in the class is refused where it is asked for, and kept where it comes with a config.
+A flag that changes nothing is refused where it is asked for, in `from_config` as in the constructor, and kept where it
+comes with a config. Only `timestep_spacing` beside a sigma flag, which many scripts write together, is logged instead
+where the class takes its levels from the flag alone; and a constructor may describe a model by betas that it has not.
 """
 
 from __future__ import annotations
@@ -123,6 +125,32 @@ INERT: dict[tuple[str, str], str] = {
     ("TCDScheduler", "steps_offset"): DISTILLED,
     ("TCDScheduler", "set_alpha_to_one"): "its last step ends at training time 0",
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
+}
+#: flags whose effect is in the noise or in pipelines, or that choose between two ways which agree at order 1
+UNSEEN = ("noise_sampler_seed", "variance_type", "tau_func", "predict_x0", "solver_p", "algorithm_type")
+#: what would act instead of a flag that another flag or the model keeps from acting
+REMEDIES: dict[str, str] = {
+    **dict.fromkeys(
+        ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"),
+        "it is read where the shift comes from the picture's size; pass use_dynamic_shifting=True as well",
+    ),
+    **dict.fromkeys(
+        ("shift", "flow_shift"), "the shift comes from the picture's size; pass use_dynamic_shifting=False as well"
+    ),
+    **dict.fromkeys(("beta_start", "beta_end"), "this beta_schedule has no ends; pass beta_schedule='linear' as well"),
+    "clip_sample_range": "pass clip_sample=True as well",
+    "clip_sample": "thresholding=True clips already; pass thresholding=False as well",
+    "sample_max_value": "pass thresholding=True as well; it acts above 1",
+    "dynamic_thresholding_ratio": (
+        "it is of a quantile between 1 and sample_max_value; pass thresholding=True and sample_max_value=2.0 as well"
+    ),
+    "steps_offset": "it moves the list of one spacing; pass timestep_spacing='leading' as well",
+    "timestep_type": "continuous times are those of v models; pass prediction_type='v_prediction' as well",
+    "rho": "it is of Karras' sigmas; pass sigma_schedule='karras' as well",
+    "solver_type": "it is of steps of order 2; pass solver_order=2 as well",
+    "lower_order_final": "the order cannot fall from 1; pass solver_order=2 as well",
+    "euler_at_final": "order 1 is Euler anyhow; pass solver_order=2 as well",
+    "use_flow_sigmas": "the model's process is a flow where prediction_type='flow_prediction'",
 }
 #: what diffusers' steps take besides, at the values that change nothing
 STEP_DEFAULTS: dict[str, Any] = {

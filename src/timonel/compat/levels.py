@@ -118,6 +118,8 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
     count = torch.arange(n, dtype=torch.float64)
     if spacing == "trailing":
         times = (last - count * (total / n)).round() - 1
+    elif spacing == "leading" and n == 1:
+        times = double([last - 1.0])  # at its own place, at the cleanest level, it would give the noise back
     elif spacing == "leading":
         times = (count.flip(0) + (family == "dpm")) * (last // (n + (family == "dpm"))) + offset
     elif family == "dpm":
@@ -220,7 +222,7 @@ def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     t = _evenly(process, flags, asked, lists)
     t = _shifted(process, flags, asked.mu, t)
     if flags.get("shift_terminal"):
-        t = 1 - (1 - t) * (1 - float(flags["shift_terminal"])) / (1 - t[-1])
+        t = grids.stretched(t, 1.0, float(flags["shift_terminal"]))
     name = shape(flags)
     if name is not None:
         made = grids.make(name, Flow(train_steps=total), len(t), sigma_min=float(t[-1]), sigma_max=float(t[0]))

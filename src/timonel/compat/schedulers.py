@@ -14,7 +14,7 @@ from ..grids import Grid
 from ..pipelines.levels import between
 from ..sampler import Sampler
 from ..table import Table
-from .base import Compat
+from .base import NOTHING, Compat
 from .defaults import (
     BETAS,
     DYNAMIC,
@@ -240,15 +240,17 @@ class IPNDMScheduler(Compat):
     family, fixed = "index", {"timestep_spacing": "trailing"}
     defaults = {"num_train_timesteps": 1000, "trained_betas": None}
 
-    def _create(self, explicit: Flags, carried: Flags, hidden: Flags) -> None:
+    def _create(
+        self, explicit: Flags, carried: Flags, hidden: Flags, of_model: Flags = NOTHING, trial: bool = False
+    ) -> None:
         if explicit.get("trained_betas") is not None:
             raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
-        if not hidden and not carried.get("trained_betas"):
+        if not {**hidden, **of_model} and not carried.get("trained_betas"):
             raise ArgumentError(
                 "IPNDMScheduler() names no betas, as it was made for one audio model; "
                 "use IPNDMScheduler.from_config(pipe.scheduler.config)"
             )
-        super()._create(explicit, carried, hidden)
+        super()._create(explicit, carried, hidden, of_model, trial)
 
     solver = "ipndm"
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ArgumentError, GridError, UnknownName, whole
-from ..process import Process
+from ..process import Flow, Process
 from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
 from .custom import custom_times as custom_times
 from .cut import bounds as bounds
 from .cut import cut as cut
+from .flow import stretched as stretched
 from .gaussian import gaussian
 from .gits import choose as choose
 from .gits import gits as gits
@@ -84,10 +85,19 @@ GRIDS: dict[str, GridSpec] = {
 
 
 def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
-    """The grid called `name`. Raises `UnknownName` or `GridError`, always before any compute."""
+    """The grid called `name`. Raises `UnknownName` or `GridError`, always before any compute.
+
+    On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as their `sigma_min`, the
+    others are stretched, see `flow.stretched`. One step has only the first level.
+    """
     if name not in GRIDS:
         raise UnknownName("grid", name, GRIDS)
     spec = GRIDS[name]
+    terminal = None if "terminal" in spec.options else options.pop("terminal", None)
+    if terminal is not None and not isinstance(process, Flow):
+        raise ArgumentError(
+            f"terminal={terminal!r} is the last level of a flow's grids; on a {process.kind} process take grid 'flow'"
+        )
     for key in options:
         if key not in spec.options:
             has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
@@ -97,4 +107,14 @@ def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
             f"{steps} steps are more than the {process.train_steps} training levels of this model; "
             f"use at most {process.train_steps}"
         )
-    return spec.make(process, steps, **options)
+    if terminal is None:
+        return spec.make(process, steps, **options)
+    if "sigma_min" in spec.options:
+        if "sigma_min" in options:
+            raise ArgumentError(
+                f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid; give one"
+            )
+        return spec.make(process, steps, **options, sigma_min=terminal)
+    made = spec.make(process, steps, **options)
+    t = stretched(made.sigma[:-1], made.sigma[0].item(), terminal)
+    return Grid.of(process, process.at_sigma(t), made.name)

@@ -32,6 +32,12 @@ def _crossing(grid: Grid, fraction: float) -> int:
     return int(torch.cumprod(above.long(), 0).sum())
 
 
+def none_left(total: int, strength: object = None) -> str:
+    """What to do where a strength leaves none of all steps."""
+    given = f"strength={strength:g}" if isinstance(strength, (int, float)) else "this strength"
+    return f"{given} of {total} steps leaves none; use at least {1 / total:.4g}, or more steps"
+
+
 def bounds(
     grid: Grid,
     *,
@@ -52,9 +58,7 @@ def bounds(
         share = finite("strength", strength, 0, 1)
         first = total - int(total * share)
         if first == total:
-            raise GridError(
-                f"strength={share:g} of {total} steps leaves none; use at least {1 / total:.4g}, or more steps"
-            )
+            raise GridError(none_left(total, share))
     elif denoising_start is not None:
         first = _crossing(grid, finite("denoising_start", denoising_start, 0, 1))
     if stop is not None:

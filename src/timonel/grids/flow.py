@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from ..errors import ArgumentError, GridError, finite, whole
 from ..process import Flow, Process, double
@@ -40,8 +41,8 @@ def flow(
     eq. 23; diffusers' static shift, and its dynamic one with time_shift_type "linear"), or exp(`mu`) ("exponential"),
     or exp(mu) with mu linear in the image's `tokens` as in Flux; it replaces the process' own shift, which
     holds when none of the three is given (1 where the process has none). `terminal` then stretches 1 - t so
-    that the last t above 0 is `terminal`, as diffusers' shift_terminal. On VP and EDM u begins where t is the
-    noisiest level of the process, and the stretch leaves that level in place.
+    that the last t above 0 is `terminal`, as diffusers' shift_terminal; one step has only the first level. On VP and
+    EDM u begins where t is the noisiest level of the process, and the stretch leaves that level in place.
 
     Raises `ArgumentError` for two shifts, `GridError` where `terminal` cannot be met.
     """
@@ -53,12 +54,19 @@ def flow(
     u = start * (1 - torch.arange(count, dtype=torch.float64) / count)
     t = s * u / (1 + (s - 1) * u)
     if terminal is not None:
-        last = finite("terminal", terminal, 1e-9, 1)
-        if count == 1 or last >= top:
-            raise GridError(
-                f"terminal={last:g} must lie below the first level, t = {top:g}, and after it, so at least 2 steps are "
-                f"needed; got {count}: use more steps, a smaller terminal, or leave it out"
-            )
-        t = top - (top - t) * (top - last) / (top - t[-1])
+        t = stretched(t, top, terminal)
     t = torch.cat([double([top]), t[1:]])  # exactly the noisiest level, not up to rounding
     return Grid.of(process, at_sigmas(process, t if isinstance(process, Flow) else t / (1 - t)), "flow")
+
+
+def stretched(t: Tensor, top: float, terminal: float) -> Tensor:
+    """Falling t with 1 - t stretched so that the last one is `terminal`; the noisiest level `top` stays in place.
+
+    One level is the noisiest alone and stays (diffusers' stretch of it is NaN).
+    """
+    last = finite("terminal", terminal, 1e-9, 1)
+    if last >= top:
+        raise GridError(
+            f"terminal={last:g} must lie below the first level, t = {top:g}: use a smaller one or leave it out"
+        )
+    return t if len(t) == 1 else top - (top - t) * (top - last) / (top - t[-1])

@@ -24,16 +24,22 @@ def _counted(steps: int) -> Tensor:
     return torch.arange(steps, dtype=torch.float64)
 
 
+def _top(index: Tensor, total: int) -> Tensor:
+    """A list of one index begins at the noisiest: every grid's only step has to remove all the noise."""
+    return index if len(index) > 1 else torch.full_like(index, total - 1)
+
+
 def leading(process: Process, steps: int) -> Grid:
     """Evenly spaced training indices that end at `steps_offset`: i·(T // N) + offset.
 
     Starts below the noisiest level: with N = 10 of 1000 at index 900. The offset is reduced where
-    the list would leave the training range (diffusers then raises IndexError).
+    the list would leave the training range (diffusers then raises IndexError). One step: T - 1, for at its
+    own place, the cleanest level, it would give the noise back (as diffusers' does).
     """
     total = _training_indices(process, steps)
     index = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (total // steps)
     offset = min(process.steps_offset, total - 1 - int(index[0]))
-    return Grid.of(process, process.at_index(index + offset), "leading")
+    return Grid.of(process, process.at_index(_top(index + offset, total)), "leading")
 
 
 def ddim_uniform(process: Process, steps: int) -> Grid:
@@ -41,12 +47,12 @@ def ddim_uniform(process: Process, steps: int) -> Grid:
 
     ComfyUI's of the same name where N divides T. Elsewhere ComfyUI strides T // N until the range ends and
     makes more steps than asked for; here the stride is T/N, so there are exactly N. Above T/2 steps the
-    last index is T/N - 1, so that the first stays in the training range.
+    last index is T/N - 1, so that the first stays in the training range. One step: T - 1, as in `leading`.
     """
     total = _training_indices(process, steps)
     stride = total / steps
     index = _counted(steps).flip(0) * stride + min(1.0, stride - 1)
-    return Grid.of(process, process.at_index(index.clamp(max=total - 1)), "ddim_uniform")
+    return Grid.of(process, process.at_index(_top(index.clamp(max=total - 1), total)), "ddim_uniform")
 
 
 def linspace(process: Process, steps: int) -> Grid:

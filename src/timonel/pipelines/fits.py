@@ -30,6 +30,7 @@ HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
     r"|\(i \+ 1\) % self\.scheduler\.order|step_idx = i //|i % callback_steps"
 )
+FLOOR = "int(num_inference_steps * strength)"
 STEP = re.compile(r"scheduler\w*\.step\([^)]*\)")
 DRAWN = re.compile(r"\bgenerator\b|torch\.randn|randn_tensor|randn_like")
 NUMBER = re.compile(r"\b(i|index|step_idx|step_index|step)\b\]|\[(i|index|step_idx|step_index|step)\b|\bi\b")
@@ -70,6 +71,14 @@ def foreign(pipe: Any) -> str | None:
     shared = ("diffusers.pipelines.pipeline_utils",)
     source = "".join(_source(inspect.getmodule(cls)) for name, cls in modules.items() if name not in shared)
     return next((why for pattern, why in FOREIGN.items() if re.search(pattern, source)), None)
+
+
+def rounds_down(pipe: Any) -> bool:
+    """Whether a pipeline begins int(steps · strength) steps before the end, of which a low strength leaves none."""
+    try:
+        return FLOOR in inspect.getsource(inspect.unwrap(type(pipe).get_timesteps))
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def changes(pipe: Any) -> dict[str, Any]:

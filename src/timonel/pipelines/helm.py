@@ -21,7 +21,7 @@ from ..sampler import DEFAULT, Sampler
 from . import busy, caches, choice, elsewhere, levels, scale
 from .busy import Claim
 from .decode import Context
-from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
+from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated, networks
 from .handle import Handle
 from .load import Loading, pipeline_of
@@ -189,6 +189,7 @@ class Helm:
                 if scheduler.current is not None:
                     scheduler.current.disown()
         if not scheduler.hand.given:
+            levels.left(scheduler.sampler.steps, options, self._parameters)
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
         return made
 
@@ -237,7 +238,7 @@ class Helm:
         self, args: tuple[Any, ...], ours: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
-        options = self._repeated(self._named(args, options))
+        options = levels.shares(self._repeated(self._named(args, options)))
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
@@ -246,6 +247,8 @@ class Helm:
         guidance = self._scaled(ours["guidance"], options, resume)
         given, own = scale.order(self.pipe, self._parameters, options, guidance)
         scheduler, made = self._sampling(ours, options, given)
+        if rounds_down(self.pipe):
+            levels.left(scheduler.sampler.steps, options, self._parameters)
         if resume is not None:
             self._resumable(resume, scheduler)
         gate = Gate(self.pipe, scheduler, batch, own)
@@ -253,6 +256,7 @@ class Helm:
         scheduler.orders = Orders(
             guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
+            listed=options.get("sigmas") is not None or options.get("timesteps") is not None,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
         self.choice = made.on(scheduler.settled)
@@ -354,6 +358,7 @@ class Helm:
     ) -> tuple[Scheduler, choice.Choice]:
         """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
         steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
+        levels.agree(steps, options)
         scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
         own, config = self._came
         shipped = self.card is not None and self.pipe.scheduler is own and dict(own.config) == config

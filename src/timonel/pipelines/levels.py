@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import grids, solvers
-from ..errors import ArgumentError, GridError
+from ..errors import ArgumentError, GridError, finite
 from ..grids import Grid
+from ..grids.cut import none_left
 from ..process import VE, Flow, Level, Process, double
 from ..sampler import Sampler
 from ..table import Table
@@ -23,6 +24,7 @@ GRID_FLAGS = {
     "use_beta_sigmas": "beta_sigma",
     "use_lu_lambdas": "lam",
 }
+SPACED = ("vp", "edm")  # what `timestep_spacing` means something for: training levels that are counted
 SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
 
 
@@ -57,12 +59,63 @@ def plain(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(v) for v in values)
 
 
+def agree(steps: int | None, options: Mapping[str, Any]) -> None:
+    """Raises `ArgumentError` where a number of steps and a list of levels in `options` disagree."""
+    for name in ("timesteps", "sigmas"):
+        listed = plain(options.get(name))
+        if listed is not None:
+            _counted(steps, name, listed)
+
+
+SHARES = {"strength": (0.0, 1.0), "denoising_start": (1e-9, 1 - 1e-9), "denoising_end": (1e-9, 1.0)}
+
+
+def shares(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with numbers for the parts of a journey. Raises `ArgumentError` for one that pipelines leave unread."""
+    made = dict(options)
+    for name, (low, high) in SHARES.items():
+        value = options.get(name)
+        if value is None or isinstance(value, (list, tuple)):
+            continue
+        made[name] = finite(name, value, low, high)
+    if made.get("denoising_start") is not None and made.get("strength") is not None:
+        raise ArgumentError(
+            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say where to begin; "
+            "give one"
+        )
+    return made
+
+
+def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raises `GridError` where the strength of a pipeline that rounds down leaves no step."""
+    if options.get("denoising_start") is not None:  # which goes before the strength
+        return
+    default = parameters["strength"].default if "strength" in parameters else None
+    strength = options.get("strength", default)
+    if isinstance(strength, (int, float)) and steps and int(steps * strength) == 0:
+        raise GridError(none_left(steps, strength))
+
+
+def _counted(steps: int | None, name: str, listed: tuple[float, ...]) -> None:
+    """Raises `ArgumentError` where `steps` is not the number of a list, whose last entry may be the end at 0."""
+    most = len(listed)
+    if steps is not None and steps not in (most, most - (most > 0 and listed[-1] == 0)):
+        raise ArgumentError(f"steps={steps} and {name} with {most} entries disagree; leave steps out")
+
+
 def of(
-    sampler: Sampler, process: Process, config: Mapping[str, Any], asked: Asked, named: bool
+    sampler: Sampler,
+    process: Process,
+    config: Mapping[str, Any],
+    asked: Asked,
+    named: bool | None,
+    listed_by_caller: bool = False,
 ) -> tuple[Sampler, Grid]:
     """The sampler with its levels settled, and the levels.
 
     `named`: the sampler's own grid goes before a list that the pipeline has made; the list only counts its steps.
+    None: nobody says who made a list, so that a grid of the sampler beside it is refused, unless the list is the one
+    that flow pipelines make where the user gives none. `listed_by_caller`: that one too is the user's own.
     A fitted sampler visits the levels it was fitted on, to its own end, whatever the config says of grids.
     """
     process = _shifted(process, config, asked.mu)
@@ -72,16 +125,21 @@ def of(
     if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
         times = _angles(int(steps or 0), *asked.angles)
     listed = sigmas if sigmas is not None else times
+    if listed is not None:
+        _counted(steps, "timesteps" if sigmas is None else "sigmas", listed)
     if sampler.fitted is not None:
-        return _fitted(sampler, process, asked, None if listed is None else len(listed), named)
-    counts = named or isinstance(process, VE) or (process.kind == "flow" and times is None and _even(listed or ()))
-    if listed is not None and counts:  # Cosmos 2 lists numbers that its own scheduler replaces
+        return _fitted(sampler, process, asked, None if listed is None else len(listed), bool(named))
+    by_caller = listed_by_caller and not isinstance(process, VE)
+    if listed is not None and not by_caller and _only_counts(sampler, process, asked, listed, named):
         steps, times, sigmas = len(listed), None, None
-    sampler = _gridded(sampler, process, config, asked.original_steps)
-    if times is not None or sigmas is not None:
+    if not by_caller or listed is None:
+        sampler = _gridded(sampler, process, config, asked.original_steps)
+    if sigmas is not None and process.kind == "flow":
+        sampler = _before_shift_and_shape(sampler, process, config, sigmas)
+    elif times is not None or sigmas is not None:
         sampler = replace(sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas)
-    elif steps is not None:
-        sampler = replace(sampler, steps=int(steps))
+    else:
+        sampler = _ended_as_said(sampler if steps is None else replace(sampler, steps=int(steps)), process, config)
     made = sampler.levels(process)
     if asked.strength is not None:
         if steps is None or not 0 < asked.strength <= 1:
@@ -89,6 +147,44 @@ def of(
         whole = round(steps / asked.strength)
         made = grids.cut(replace(sampler, steps=whole).levels(process), start=whole - steps)
     return sampler, _to_sigma_min(made) if config["final_sigmas_type"] == "sigma_min" else made
+
+
+def _only_counts(
+    sampler: Sampler, process: Process, asked: Asked, listed: tuple[float, ...], named: bool | None
+) -> bool:
+    """Whether of a list only the number of its entries matters. Raises `ArgumentError` where two set the levels."""
+    if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
+        return True
+    default = process.kind == "flow" and asked.times is None and _even(listed)
+    own = sampler.grid is not None or sampler.sigmas is not None or sampler.times is not None
+    if named is None and own and not default and process.kind != "trig":
+        what = "timesteps" if asked.sigmas is None else "sigmas"
+        raise ArgumentError(
+            f"{what} and the sampler {sampler.label!r} both set the levels; take sampler={sampler.name!r} "
+            "for the list, or leave the list out"
+        )
+    return default and (solvers.find(sampler.name).grid is not None or (named is None and own))
+
+
+def _before_shift_and_shape(
+    sampler: Sampler, process: Process, config: Mapping[str, Any], sigmas: tuple[float, ...]
+) -> Sampler:
+    """A list of a flow as diffusers reads it: shifted, stretched to `shift_terminal`, and its ends those of a shape."""
+    given = double(sigmas)
+    given = given[:-1] if len(given) > 1 and bool(given[-1] == 0) else given
+    if not bool(((given > 0) & (given <= 1)).all()):
+        raise GridError(f"sigmas of a flow lie in (0, 1], before its shift; got {list(sigmas)}")
+    t = process.at_index(given * process.train_steps - 1).sigma
+    if config["shift_terminal"]:
+        t = grids.stretched(t, 1.0, config["shift_terminal"])
+    shape = _flagged(config)
+    if shape is None and _even(sigmas) and float(given[0]) > 1 - SAME:  # the levels of a grid that has a name
+        end = {"terminal": config["shift_terminal"]} if config["shift_terminal"] else {}
+        return replace(sampler, grid="trailing", grid_options=end, steps=len(t), sigmas=None, times=None)
+    if shape is None:
+        return replace(sampler, grid=None, grid_options={}, steps=None, times=None, sigmas=tuple(t.tolist()))
+    ends = {"sigma_max": float(t[0]), **({"sigma_min": float(t[-1])} if len(t) > 1 else {})}
+    return replace(sampler, grid=shape, grid_options=ends, steps=len(t))
 
 
 def _fitted(sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool) -> tuple[Sampler, Grid]:
@@ -163,9 +259,11 @@ def _angles(steps: int, top: float | None, second: float | None) -> tuple[float,
 
 
 def _even(sigmas: tuple[float, ...]) -> bool:
-    """Whether a list is linspace(1, 1/N, N), which flow pipelines pass when the user gave none."""
-    given = double(sigmas)
-    return len(given) > 0 and torch.allclose(given, torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
+    """Whether a list is linspace(1, 1/N, N), or nearly, which flow pipelines pass when the user gave none."""
+    given = double(sigmas[:-1] if len(sigmas) > 1 and sigmas[-1] == 0 else sigmas)
+    if not len(given) or not 0.99 <= float(given[0]) <= 1 + SAME:
+        return False
+    return torch.allclose(given, given[0] * torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
 
 
 def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None) -> Sampler:
@@ -178,14 +276,31 @@ def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], orig
         raise ArgumentError(f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'")
     if sampler.grid or sampler.sigmas is not None or sampler.times is not None or solvers.find(sampler.name).grid:
         return sampler
-    flagged = [grid for flag, grid in GRID_FLAGS.items() if config[flag]]
-    if config["shift_terminal"] and process.kind == "flow":
-        if flagged:
-            raise ArgumentError(f"shift_terminal stretches the flow grid, not {flagged[0]!r}; leave one of them out")
-        return replace(sampler, grid="flow", grid_options={"terminal": config["shift_terminal"]})
-    if len(flagged) > 1:
-        raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on")
-    return replace(sampler, grid=flagged[0] if flagged else config["timestep_spacing"])
+    spaced = config["timestep_spacing"] if process.kind in SPACED else None
+    return replace(sampler, grid=_flagged(config) or spaced)
+
+
+def _flagged(config: Mapping[str, Any]) -> str | None:
+    """The grid of the config's sigma flag. Raises `ArgumentError` for two of them."""
+    flags = [flag for flag in GRID_FLAGS if config[flag]]
+    if len(flags) > 1:
+        raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on, got {' and '.join(flags)}")
+    return GRID_FLAGS[flags[0]] if flags else None
+
+
+def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]) -> Sampler:
+    """The sampler with the ends of its grid that the config says, whoever named the grid; its own options go first.
+
+    The range of an EDM process is in the process itself.
+    """
+    if sampler.sigmas is not None or sampler.times is not None:
+        return sampler
+    grid = str(sampler.on(process).grid)
+    takes = () if process.kind == "edm" else grids.GRIDS[grid].options
+    said = {key: config[key] for key in grids.ENDS if key in takes and config[key] is not None}
+    if process.kind == "flow" and config["shift_terminal"] and "sigma_min" not in sampler.grid_options:
+        said["terminal"] = config["shift_terminal"]
+    return replace(sampler, grid=grid, grid_options={**said, **sampler.grid_options})
 
 
 def _to_sigma_min(grid: Grid) -> Grid:

@@ -10,15 +10,22 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, UnknownName
-from ..process.config import COSINE, name_of
+from ..process.config import COSINE, PROCESSES, name_of
 
-ENDS = ("zero", "sigma_min")
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "timestep_spacing": (None, "leading", "linspace", "trailing"),
+    "timestep_type": ("discrete", "continuous"),
+    "time_shift_type": ("exponential", "linear"),
+    "process": (None, *PROCESSES),
+}
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises `UnknownName` or `ArgumentError` for an end that no grid has, or a variance of another sampler."""
-    if config["final_sigmas_type"] not in ENDS:
-        raise UnknownName("final_sigmas_type", config["final_sigmas_type"], ENDS)
+    """Raises `UnknownName` or `ArgumentError` for a word that nothing has, or a variance of another sampler."""
+    for key, choices in CHOICES.items():
+        if config[key] not in choices:
+            raise UnknownName(key, config[key], [choice for choice in choices if choice is not None])
     if config["variance_type"] is not None:
         raise ArgumentError(
             f"variance_type={config['variance_type']!r} belongs to the sampler: a table has its own variances"
@@ -38,6 +45,53 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("sigma_schedule") == "exponential":
         made["use_exponential_sigmas"] = True
     return made
+
+
+def given(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with changes. Raises `ArgumentError` for two changes that contradict each other.
+
+    What diffusers reads of a config are its attributes, which scripts and pipelines set in place.
+    """
+    live = {
+        key: vars(config).get(key, value) if hasattr(config, "__dict__") else value for key, value in config.items()
+    }
+    shifts = {changes[key] for key in ("shift", "flow_shift") if changes.get(key) is not None}
+    if len(shifts) > 1:
+        raise ArgumentError(f"shift={changes['shift']!r} and flow_shift={changes['flow_shift']!r} differ; give one")
+    if changes.get("flow_shift") is not None:
+        live["shift"] = None  # what is read first
+    return {**live, "variance_type": None, **changes}
+
+
+def stays_flow(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raises `ArgumentError` where a changed sigma_max would make levels that explode of a flow's."""
+    if changes.get("sigma_max") is None or "process" in changes:
+        return
+    before, after = (processes.from_config(given(config, more)) for more in ({}, changes))
+    if before.kind == "flow" and after.kind != "flow":
+        raise ArgumentError(
+            f"sigma_max={changes['sigma_max']!r} is above 1, where a flow begins: pass process='ve' as well for a "
+            "model whose samples explode, or leave it out"
+        )
+
+
+def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`keys` of a config with changes. Raises `ArgumentError` for one that would make another process of a flow."""
+    whole = given(config, changes)
+    made = keys(whole)
+    stays_flow(config, changes)
+    if made["process"] == "flow" and changes.get("prediction_type") is not None:
+        word = changes["prediction_type"]
+        made["prediction_type"] = predictions.check(predictions.WORDS.get(word, word))
+    return made
+
+
+def registered(process: processes.Process, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that a pipeline registers, with what they mean for a flow: Cosmos 2 makes Karras' levels of one."""
+    explodes = {"sigma_max", "sigma_data"} <= set(changes) and float(changes["sigma_max"]) > 1
+    if process.kind == "flow" and explodes:
+        return {**changes, "process": "ve", "prediction_type": "epsilon"}
+    return dict(changes)
 
 
 def shape(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:

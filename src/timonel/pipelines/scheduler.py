@@ -9,7 +9,8 @@ and seeds on it. Samples are in unit-variance coordinates, so the network's inpu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,12 +24,14 @@ from .. import process as processes
 from .. import solvers
 from ..errors import ArgumentError, GridError, RunError, UnknownName
 from ..grids import Grid
+from ..grids.cut import none_left
+from ..hooks.guard import check_result
 from ..noise import DEFAULT, Noise, Seeded, source
 from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import choice, kept, levels, model, modular
+from . import acting, choice, kept, levels, model, modular
 from .attributes import Attributes, Stepped, held
 from .generators import drawn, pipelines_generator
 from .orders import Orders as Orders
@@ -53,7 +56,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
     its noise, "independent" or "brownian", see `noise.py`. Where none is named, `from_config` takes the one that the
     config's class and flags say, see `choice.py`. Without a grid in the name, the config's own is taken: Karras or
-    exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
+    exponential sigmas if they are on, else `timestep_spacing`, which means nothing on a flow, else the process' usual
+    one. What the config says of the ends (sigma_min, sigma_max, shift_terminal) holds on any grid that has them. An
+    argument that would change nothing is refused, with the one that would.
     A `sampler` that is a file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
     The other arguments are those of diffusers' schedulers; see `from_config`.
     """
@@ -104,12 +109,19 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler_noise: str = DEFAULT,
         sampler_table: dict[str, Any] | None = None,
     ) -> None:
-        config = {**self.config, "_class_name": ""}
         model.check(self.config)
         chosen = kept.sampler(self.config)
         if chosen.fitted is not None:
             self.register_to_config(**kept.told(chosen))
+        asked = self.__dict__.pop("_asked_for", None)
+        if asked is None:  # made in code: every argument is the caller's own, unless it is a whole config
+            unwritten = set(self.config.get("_use_default_values", ()))
+            picked = [key for key in self._defaults() if key not in unwritten]
+            asked = {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
+        acting.check(lambda asked: {**self._defaults(), **asked, **kept.told(chosen)}, asked, self._defaults())
+        config = {**self.config, "_class_name": ""}
         self._set(processes.from_config(config), predictions.from_config(config), chosen)
+        self._read = self._plain()
 
     def _set(self, process: Process, prediction: str, sampler: Sampler) -> None:
         """Everything a scheduler has besides its configuration."""
@@ -144,30 +156,95 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand for, else the
         default. `changes` override keys of the config; a key that this scheduler does not have is refused
-        with `UnknownName` (diffusers drops it without a word). `return_unused_kwargs` is for diffusers' own
-        loading, which asks for a pair.
+        with `UnknownName` (diffusers drops it without a word), and one that changes nothing with `ArgumentError`. Keys
+        that the config carries are never refused, for real ones carry those of other classes. `return_unused_kwargs`
+        is for diffusers' own loading, which asks for a pair.
         """
-        names = set(cls._get_init_keys(cls)) - {"self"}
+        defaults = cls._defaults()
         for key in changes:
-            if key not in names:
-                raise UnknownName("scheduler option", key, names)
-        given = {**dict(config or {}), "variance_type": None, **changes}
-        said = model.keys(given)
-        if sampler is None and given.get("sampler") is None:
-            sampler = choice.of_config(given)
-        if sampler is not None:
-            chosen = Sampler.of(sampler)
-            if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
-                raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
-            said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
-        own = {key: value for key, value in given.items() if key in names and value is not None}
-        made = cls(**{**own, **said})
+            if key not in defaults:
+                raise UnknownName("scheduler option", key, defaults)
+        carried = dict(config or {})
+        if sampler is None and carried.get("sampler") is None:
+            sampler = choice.of_config({**carried, "variance_type": None, **changes})
+        chosen = None if sampler is None else Sampler.of(sampler)
+        if chosen is not None and not chosen.named_alone:
+            raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
+        own = config if hasattr(config, "__dict__") else carried
+
+        def written(changes: Mapping[str, Any]) -> dict[str, Any]:
+            whole, said = model.given(own, changes), model.read(own, changes)
+            if chosen is not None:
+                said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
+            return {key: value for key, value in whole.items() if key in defaults and value is not None} | said
+
+        made = cls._of(written(changes))
+        acting.check(lambda changes: {**defaults, **written(changes)}, changes, defaults)
         return (made, {}) if return_unused_kwargs else made
+
+    @classmethod
+    def _of(cls, config: Mapping[str, Any]) -> Scheduler:
+        """A scheduler with a configuration that was checked before."""
+        made = cls.__new__(cls)
+        made._asked_for = {}
+        made.__init__(**config)  # type: ignore[misc]
+        return made
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Every key of a configuration, with its default."""
+        given = inspect.signature(cls.__init__).parameters
+        return {name: parameter.default for name, parameter in given.items() if name != "self"}
+
+    # -- its configuration, which may be changed in place -----------------------------------------
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that would do nothing."""
+        changes = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+        if "_read" in vars(self):
+            kwargs = kwargs | self._change(changes, changes)
+        super().register_to_config(**kwargs)
+        if "_read" in vars(self):
+            self._read = self._plain()
+
+    def _plain(self) -> dict[str, Any]:
+        return {key: value for key, value in self.config.items() if not key.startswith("_")}
+
+    def _reread(self) -> None:
+        """Follow changes that were made in the configuration itself, as pipelines and scripts make them."""
+        before, config = self._read, self.config
+        live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
+        changes = {key: value for part in (self._plain(), live) for key, value in part.items()
+                   if key not in before or value != before[key]}  # fmt: skip
+        if changes:
+            asked = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
+            super().register_to_config(**self._change(changes, asked))
+            self._read = self._plain()
+
+    def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Take changed keys, of which those that are `asked` for have to act; returns them as they are kept."""
+        defaults = self._defaults()
+        for key in asked:
+            if key not in defaults:
+                raise UnknownName("scheduler option", key, defaults)
+        changes = model.registered(self.process, changes)
+
+        def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
+            return {**defaults, **model.given(self._read, changes)}
+
+        config = resolve(changes)
+        model.check(config)
+        acting.check(lambda asked: resolve({**changes, **asked}), asked, defaults)
+        plain = {**config, "_class_name": ""}
+        self.process, self.prediction = processes.from_config(plain), predictions.from_config(plain)
+        if any(key in acting.SAMPLER for key in changes):
+            self.sampler = kept.sampler(config)
+        self._asked = None
+        return changes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound."""
         own = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made: Scheduler = type(self)(**copy.deepcopy(own, memo))
+        made: Scheduler = type(self)._of(copy.deepcopy(own, memo))
         made.sampler, made.orders = self.sampler, Orders(seeds=self.orders.seeds, noise=self.orders.noise)
         made.hand.leader, self.hand.led = self, True
         return made
@@ -231,7 +308,13 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     begin_index = None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
+        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`.
+
+        Raises `GridError` where nothing of the list is left, which pipelines would decode without a step.
+        """
+        if self._listing is not None and begin_index >= self._listing.table.nfe:
+            call = getattr(self.orders.context, "call", None) or {}
+            raise GridError(none_left(self._listing.grid.steps, call.get("strength")))
 
     def set_timesteps(
         self,
@@ -247,11 +330,17 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Choose the levels and make the run. Give a number of steps, `timesteps` or `sigmas`.
 
+        `timesteps` are visited as they are. `sigmas` too, but those of a flow are read as diffusers' schedulers read
+        them: before the shift of the model or of `mu`, then stretched to `shift_terminal`, and where a sigma flag is on
+        only their ends count. A `Sampler` with `sigmas` or `times` of its own visits just these. Where the sampler
+        names a grid, a list is refused, unless it is linspace(1, 1/N, N), which pipelines make for a number of steps.
+
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
         it from the picture's size. `original_inference_steps`: of the grid "lcm". `max_timesteps` and
         `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
         `strength`: all steps in the last part of the levels, from loops that do not slice their list.
         """
+        self._reread()
         if self.hand.replay and self._listing is not None:
             self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
             return
@@ -263,7 +352,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if whole == self._asked and self._run is not None and not self._run.started:
             self._timesteps = self._timesteps.to(device)
             return
-        self._list(*levels.of(self.sampler, self.process, self.config, asked, self.orders.named), device)
+        orders = self.orders
+        self._list(*levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device)
         self._sampler.drawing(self.run.table)
         self._asked = whole
 
@@ -497,6 +587,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             elif not self.hand.holds(sample):
                 run.latents = sample
             self._advance(raw, variance_noise)
+            if run.row >= run.table.nfe:
+                check_result(run, run.latents)
         elif not run.started:
             raise RunError(
                 "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "

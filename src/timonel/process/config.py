@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ArgumentError, TimonelError
+from ..errors import ArgumentError, TimonelError, UnknownName
 from .cosine import Cosine
 from .edm import EDM, VE
 from .flow import Flow
@@ -13,6 +13,7 @@ from .level import Process, double
 from .trig import Trig
 from .vp import VP, zero_snr
 
+PROCESSES = ("vp", "edm", "ve", "flow", "trig", "cosine")  # what the key `process` of a config may say
 COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")  # schedulers without a beta schedule in their config
 
 
@@ -39,6 +40,8 @@ def _read(config: Mapping[str, Any]) -> Process:
     get = config.get
     steps = int(get("num_train_timesteps", 1000))
     kind = get("process") or _kind(name, config)
+    if kind not in PROCESSES:
+        raise UnknownName("process", kind, PROCESSES)
     if kind == "flow":
         return Flow(
             float(get("shift") or get("flow_shift") or 1.0),

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from .level import SNAP, Level, Process, double, interpolate, short
 
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
 MOST_LEVELS = 1_000_000  # a list of betas longer than this is a mistake
 
 
@@ -68,7 +69,7 @@ class VP(Process):
             bar = torch.exp(-12 * t) if schedule == "exp" else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
         else:
-            raise UnknownName("beta schedule", schedule, ["linear", "scaled_linear", "squaredcos_cap_v2", "exp"])
+            raise UnknownName("beta schedule", schedule, SCHEDULES)
         return cls(zero_snr(betas) if rescale_zero_snr else betas, steps_offset=steps_offset)
 
     @property
