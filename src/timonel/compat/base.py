@@ -179,11 +179,16 @@ class Compat(Scheduler):
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). Raises `ArgumentError` and
         `GridError` before any compute.
         """
+        self._visit(levels.Asked(num_inference_steps, timesteps, sigmas, mu), device)
+
+    def _visit(self, asked: levels.Asked, device: Any) -> None:
+        """Make the run on the levels that `asked` means."""
         if self.hand.replay and self._all is not None:
             self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
             return
         flags = self._flags
-        made = levels.make(self.family, self.process, flags, levels.Asked(num_inference_steps, timesteps, sigmas, mu))
+        made = levels.make(self.family, self.process, flags, asked)
+        self.custom_timesteps = asked.times is not None
         self._visited, self._device = made, device
         if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
             raise ArgumentError(
