@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PredictionError, UnknownName
+from .errors import PredictionError, UnknownName, among
 from .process import Level
 from .process.config import class_of
 
@@ -30,9 +30,7 @@ KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
 
 def check(kind: str) -> str:
     """`kind`, or raise `UnknownName`."""
-    if kind not in KINDS:
-        raise UnknownName("prediction", kind, KINDS)
-    return kind
+    return among("prediction", kind, KINDS)
 
 
 def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:

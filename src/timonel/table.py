@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, GridError
+from .errors import ArgumentError, GridError, instance
 from .grids import Grid
 from .process import Level, double
 
@@ -134,6 +134,7 @@ class Table:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
         """The inverse of `to_dict`. Raises `ArgumentError` on data that is not a table."""
+        instance("data", data, Mapping, "the dictionary of a table, table.to_dict()")
         if data.get("format") != FORMAT:
             raise ArgumentError(
                 f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"

@@ -24,9 +24,10 @@ from ..sampler import Sampler
 from . import levels
 from .config import MODEL, read
 from .flags import CHOICES, INERT, REFUSED, STEP_DEFAULTS, SUBSTITUTES
+from .members import DIRECT, INTERNAL, Members, initial
 
 
-class Compat(Scheduler):
+class Compat(Members, Scheduler):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -81,6 +82,22 @@ class Compat(Scheduler):
         name, options = self._solver(flags)
         self._set(process, prediction, Sampler(name, options=options, noise=self._source))
         self._visited = None
+        self.order = self.calls
+        self.timesteps, self.sigmas, top = initial(process, self.family)
+        self.init_noise_sigma = self._start(*top[:2], flags)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in INTERNAL:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: {INTERNAL[name]}")
+        if name in DIRECT and name in self.defaults:
+            return self.config[name]
+        return super().__getattr__(name)
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """abar where the list ends: 1, or that of training time 0 where the config says `set_alpha_to_one=False`."""
+        bar = self.alphas_cumprod[0]
+        return torch.ones_like(bar) if self.config.get("set_alpha_to_one", True) else bar
 
     _source: ClassVar[str | None] = None  # where its noise comes from, if not independent
     _visited: levels.Levels | None = None
@@ -164,7 +181,8 @@ class Compat(Scheduler):
     @property
     def _flags(self) -> dict[str, Any]:
         """The class's flags as they are now; pipelines change some in place."""
-        return {**{key: self.config[key] for key in self.defaults}, **self.fixed}
+        first = {} if self._first_shift is None else {"first_shift": self._first_shift}
+        return {**{key: self.config[key] for key in self.defaults}, **self.fixed, **first}
 
     def set_timesteps(  # type: ignore[override]
         self,
@@ -173,12 +191,19 @@ class Compat(Scheduler):
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        num_train_timesteps: int | None = None,
     ) -> None:
         """Visit the levels that diffusers' class visits. Give a number of steps, `timesteps` or `sigmas`.
 
-        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). Raises `ArgumentError` and
+        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). `num_train_timesteps`: the
+        config's, as some of diffusers' classes take it; another number is refused. Raises `ArgumentError` and
         `GridError` before any compute.
         """
+        if num_train_timesteps not in (None, self.process.train_steps):
+            raise ArgumentError(
+                f"num_train_timesteps={num_train_timesteps!r} is not the {self.process.train_steps} of this model's "
+                "config; leave it out, or make the scheduler with another config"
+            )
         self._visit(levels.Asked(num_inference_steps, timesteps, sigmas, mu), device)
 
     def _visit(self, asked: levels.Asked, device: Any) -> None:
@@ -198,18 +223,19 @@ class Compat(Scheduler):
         grid = self._grouped(made.grid)
         shown = self._make(self.sampler, grid)
         self._all, self._covered = (shown, self.sampler, grid, self.run.table.step), (0, len(shown))
-        self.init_noise_sigma = self._start(made.grid, flags)
+        self.init_noise_sigma = self._start(made.grid.alpha[:1], made.grid.sigma[:1], flags)
 
     def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
         made = super()._make(sampler, grid)
         self.order = self.calls
+        self.num_inference_steps = self._list.grid.steps + self._list.idle
         return made
 
-    def _start(self, grid: Grid, flags: Mapping[str, Any]) -> float:
+    def _start(self, alphas: Tensor, sigmas: Tensor, flags: Mapping[str, Any]) -> float:
         """The std of diffusers' initial sample, in coordinates of unit variance."""
         if self.unit or self.process.kind == "flow":
             return 1.0
-        alpha, ratio = float(grid.alpha[0]), grid.ratio_at(0)
+        alpha, ratio = float(alphas[0]), float(sigmas[0] / alphas[0])
         far = flags.get("timestep_spacing") in ("linspace", "trailing")
         return alpha * (ratio if far else (ratio**2 + 1) ** 0.5)
 

@@ -10,6 +10,7 @@ from typing import Any
 from . import levels
 from .base import Compat
 from .defaults import DISTILLED
+from .members import DATA
 
 Flags = Mapping[str, Any]
 Named = tuple[str, dict[str, Any]]
@@ -27,6 +28,8 @@ class Distilled(Compat):
         original_inference_steps: int | None = None,
         timesteps: Any = None,
         strength: float = 1.0,
+        sigmas: Any = None,
+        mu: float | None = None,
     ) -> None:
         """Visit some of the levels of the distillation, as the latent consistency pipelines choose them.
 
@@ -36,17 +39,22 @@ class Distilled(Compat):
             original_inference_steps: steps of the distillation, 1 to the training levels; None: the config's.
             timesteps: training times instead of a number, falling.
             strength: the share of the list that is visited, its clean end, (0, 1].
+            sigmas: sigma / alpha instead of a number, falling.
+            mu: refused, as by any class that is not for flows.
 
         Raises:
             ArgumentError, GridError: before any compute.
         """
-        self._visit(levels.Asked(num_inference_steps, timesteps, None, None, original_inference_steps, strength), device)
+        self._visit(
+            levels.Asked(num_inference_steps, timesteps, sigmas, mu, original_inference_steps, strength), device
+        )
 
 
 class LCMScheduler(Distilled):
     """`lcm`."""
 
     fixed = {"set_alpha_to_one": True}
+    sigma_data = DATA
     defaults = DISTILLED
     solver = "lcm"
 

@@ -266,8 +266,8 @@ def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:
     if lists == "dpm":
         even = torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)
         return even[:-1] if flags.get("snaps") else (1.0 - even).flip(0)[:-1]
-    low = double(1 / total)
-    low = low if flags.get("use_dynamic_shifting") else process.shift * low / (1 + (process.shift - 1) * low)
+    low, first = double(1 / total), flags.get("first_shift") or process.shift
+    low = low if flags.get("use_dynamic_shifting") else first * low / (1 + (first - 1) * low)
     return torch.linspace(1, float(low), n, dtype=torch.float64)
 
 

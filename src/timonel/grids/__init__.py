@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ArgumentError, GridError, UnknownName, whole
+from ..errors import ArgumentError, GridError, among, whole
 from ..process import Process
 from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
@@ -84,16 +84,14 @@ GRIDS: dict[str, GridSpec] = {
 
 def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
     """The grid called `name`. Raises `UnknownName` or `GridError`, always before any compute."""
-    if name not in GRIDS:
-        raise UnknownName("grid", name, GRIDS)
-    spec = GRIDS[name]
+    spec, count = GRIDS[among("grid", name, GRIDS)], whole("steps", steps)
     for key in options:
         if key not in spec.options:
             has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
             raise ArgumentError(f"grid {name!r} has no option {key!r}; {has}")
-    if whole("steps", steps) > process.train_steps and process.kind == "vp":
+    if count > process.train_steps and process.kind == "vp":
         raise GridError(
-            f"{steps} steps are more than the {process.train_steps} training levels of this model; "
+            f"{count} steps are more than the {process.train_steps} training levels of this model; "
             f"use at most {process.train_steps}"
         )
-    return spec.make(process, steps, **options)
+    return spec.make(process, count, **options)

@@ -174,15 +174,6 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._before if self._before is not None and self._run is not None and not self._run.started else self._run
         )
 
-    @property
-    def step_index(self) -> int | None:
-        return None if self._run is None else self._run.row
-
-    begin_index = None
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
-
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
