@@ -11,6 +11,7 @@
     └── ModelError              a model folder or pipeline that cannot be used
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
+    SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of timonel
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -76,6 +77,10 @@ class ModelError(TimonelError):
 
 class FittedElsewhere(UserWarning):
     """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+
+
+class SchedulerReplaced(UserWarning):
+    """No sampler was named and the pipeline's own scheduler is none of timonel's, so another one runs."""
 
 
 def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:

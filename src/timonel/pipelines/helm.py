@@ -16,8 +16,8 @@ from ..errors import ArgumentError, ModelError, RunError, UnknownName
 from ..guidance import Guidance
 from ..noise import checked
 from ..run import Run
-from ..sampler import Sampler
-from . import elsewhere, levels, scale
+from ..sampler import DEFAULT, Sampler
+from . import choice, elsewhere, levels, scale
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated
@@ -76,7 +76,9 @@ class Helm:
             )
         self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
+        self.choice: choice.Choice | None = None  # the sampler and steps of the last call, and why; see `choose`
         self._scheduler: Scheduler | None = None
+        self._came = (self.pipe.scheduler, dict(self.pipe.scheduler.config))  # with the model
 
     @property
     def run(self) -> Run | None:
@@ -97,8 +99,9 @@ class Helm:
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
 
-        `sampler, steps`: see `Sampler`; without a grid, the process' usual one. A sampler that was fitted to another
-        model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
+        `sampler, steps`: see `Sampler`; what is not named here is taken from the scheduler that is set on the
+        pipeline, a shipped model's card, or what was measured nearest: see `choose`. A sampler that was fitted to
+        another model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
         or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
         sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
         `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched or stopped, to
@@ -193,10 +196,10 @@ class Helm:
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
         options = self._repeated(self._named(args, options))
-        scheduler = self._sampling(ours["sampler"], ours["steps"], options)
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))
+        scheduler = self._sampling(ours, options, given)
         hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
@@ -208,7 +211,9 @@ class Helm:
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
-        if scheduler.sampler.fitted is not None:
+        if self.choice is not None:
+            self.choice = self.choice.on(scheduler.settled)
+        if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         return scheduler, gate, options
@@ -245,13 +250,49 @@ class Helm:
             many = [one for one in (image if isinstance(image, list) else [image]) for _ in range(count)]
         return {**options, "image": many, "num_videos_per_prompt": 1}
 
-    def _sampling(self, sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]) -> Scheduler:
+    def choose(
+        self,
+        sampler: Sampler | str | None = None,
+        steps: int | None = None,
+        guidance: Guidance | float | None = None,
+        *,
+        fitted: bool = True,
+    ) -> choice.Choice:
+        """The sampler and steps that a call with these arguments runs with, and why; nothing is computed.
+
+        Args:
+            sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.
+            fitted: whether one that was fitted to a shipped model may be taken.
+
+        Returns:
+            The choice; `str` of it is one line.
+
+        Raises:
+            ArgumentError: what the call would raise for these arguments.
+        """
+        given: Guidance | None = None
+        if self.card is not None:
+            given, _ = scale.order(self.pipe, self._parameters, {}, self._scaled(guidance, {}))
+        ours = {"sampler": sampler, "steps": steps, "fitted": fitted}
+        scheduler = self._sampling(ours, {}, given)
+        scheduler.set_timesteps(scheduler.sampler.steps)
+        assert self.choice is not None
+        return self.choice.on(scheduler.settled)
+
+    def _sampling(self, ours: dict[str, Any], options: dict[str, Any], guidance: Guidance | None) -> Scheduler:
         """The scheduler of this call; the number of steps is written into `options`."""
-        asked = options.pop("num_inference_steps", None)
-        if steps is not None and asked is not None and steps != asked:
-            raise ArgumentError(f"steps={steps} and num_inference_steps={asked} disagree; give one")
-        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, **changes(self.pipe))
-        scheduler.sampler = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
+        steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
+        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
+        own, config = self._came
+        shipped = self.card is not None and self.pipe.scheduler is own and dict(own.config) == config
+        model = choice.Model(scheduler.process, self.pipe, self.card, shipped)
+        fitted = None
+        if model.card is not None and shipped and ours["sampler"] is None and ours.get("fitted", True):
+            count = model.card.default_steps if steps is None else steps
+            asked = (self.pipe, self._parameters, options, guidance)
+            fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
+        self.choice = choice.choose(model, ours["sampler"], steps, fitted=fitted)
+        scheduler.sampler = self.choice.sampler
         if "num_inference_steps" in self._parameters:
             options["num_inference_steps"] = scheduler.sampler.steps
         return scheduler

@@ -27,7 +27,7 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import kept, levels, model
+from . import choice, kept, levels, model
 from .attributes import Attributes, Stepped, held
 from .orders import Orders as Orders
 from .timesteps import Hand, Timesteps, adopted
@@ -37,8 +37,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
-    its noise, "independent" or "brownian", see `noise.py`. Without a grid in the name, the config's own is
-    taken: Karras or exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
+    its noise, "independent" or "brownian", see `noise.py`. Where none is named, `from_config` takes the one that the
+    config's class and flags say, see `choice.py`. Without a grid in the name, the config's own is taken: Karras or
+    exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
     A `sampler` that is a file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
     The other arguments are those of diffusers' schedulers; see `from_config`.
     """
@@ -127,7 +128,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
-        `changes` override keys of the config; a key that this scheduler does not have is refused
+        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand for, else the
+        default. `changes` override keys of the config; a key that this scheduler does not have is refused
         with `UnknownName` (diffusers drops it without a word). `return_unused_kwargs` is for diffusers' own
         loading, which asks for a pair.
         """
@@ -137,6 +139,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise UnknownName("scheduler option", key, names)
         given = {**dict(config or {}), "variance_type": None, **changes}
         said = model.keys(given)
+        if sampler is None and given.get("sampler") is None:
+            sampler = choice.of_config(given)
         if sampler is not None:
             chosen = Sampler.of(sampler)
             if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
@@ -173,6 +177,11 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return (
             self._before if self._before is not None and self._run is not None and not self._run.started else self._run
         )
+
+    @property
+    def settled(self) -> Sampler:
+        """The sampler of the present levels, with the grid that the name or the config decided."""
+        return self._sampler
 
     def set_timesteps(
         self,
