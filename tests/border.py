@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import timonel as tm
+from timonel import compat
 
 
 class Odd:
@@ -167,3 +168,96 @@ def native() -> list[Target]:
         target("doctor", tm.doctor, model="emoji"),
         target("LatentRGB", tm.LatentRGB, weight=torch.ones(3, 4), bias=torch.zeros(3)),
     ]  # fmt: skip
+
+
+def set_up(scheduler: Any, **asked: Any) -> Any:
+    """`set_timesteps`, and a step."""
+    scheduler.set_timesteps(**asked)
+    return scheduler.step(0.1 * X, scheduler.timesteps[0], X).prev_sample
+
+
+def scheduled(**changes: Any) -> Any:
+    return set_up(tm.Scheduler.from_config(XL, **changes), num_inference_steps=3)
+
+
+def schedulers() -> list[Target]:
+    """The scheduler of timonel, and a class of compat for each kind of list."""
+
+    def ready(config: Any = XL, **more: Any) -> Any:
+        made = tm.Scheduler.from_config(config, **more)
+        made.set_timesteps(3)
+        return made
+
+    found = [
+        target("Scheduler", lambda **k: set_up(tm.Scheduler(**k), num_inference_steps=3), of=tm.Scheduler),
+        target("Scheduler.from_config", tm.Scheduler.from_config, config=XL),
+        target("Scheduler.from_config(…)", scheduled, of=tm.Scheduler),
+        target("set_timesteps", lambda **k: set_up(tm.Scheduler.from_config(XL), **k), "device",
+               of=tm.Scheduler.set_timesteps, num_inference_steps=3),
+        target("set_timesteps flow", lambda **k: set_up(tm.Scheduler.from_config(FLOW, sampler="euler"), **k), "device",
+               of=tm.Scheduler.set_timesteps, num_inference_steps=3),
+        target("step", lambda **k: ready().step(**k), of=tm.Scheduler.step, model_output=0.1 * X, timestep=999,
+               sample=X),
+        target("add_noise", lambda **k: ready().add_noise(**k), of=tm.Scheduler.add_noise, original_samples=X, noise=X,
+               timesteps=torch.tensor([500])),
+        target("get_velocity", lambda **k: ready().get_velocity(**k), of=tm.Scheduler.get_velocity, sample=X, noise=X,
+               timesteps=torch.tensor([500])),
+        target("set_shift", lambda shift: ready(FLOW, sampler="euler").set_shift(shift)),
+        target("time_shift", lambda **k: ready(FLOW, sampler="euler").time_shift(**k), "t", of=tm.Scheduler.time_shift,
+               mu=1.0, sigma=1.0, t=0.5),
+        target("index_for_timestep", lambda **k: ready().index_for_timestep(**k), of=tm.Scheduler.index_for_timestep,
+               timestep=999),
+        target("set_begin_index", lambda begin_index: ready().set_begin_index(begin_index)),
+    ]  # fmt: skip
+    for name, flags in (
+        ("DPMSolverMultistep", {}), ("EulerDiscrete", {}), ("LCM", {}), ("DDIM", {}),
+        ("FlowMatchEulerDiscrete", {}), ("EDMEuler", {}),
+    ):  # fmt: skip
+        cls = getattr(compat, f"{name}Scheduler")
+        found.append(
+            target(f"{name}.set_timesteps", lambda cls=cls, **k: set_up(cls(), **k), "device", of=cls.set_timesteps,
+                   num_inference_steps=3, **flags)
+        )  # fmt: skip
+        found.append(target(f"{name}.from_config", cls.from_config, config={**XL, "_class_name": None}))
+    return found
+
+
+def classes() -> list[Target]:
+    """The constructors of all classes of compat."""
+    made = []
+    for name in compat.__all__:
+        cls = getattr(compat, name)
+        if isinstance(cls, type) and issubclass(cls, tm.Scheduler) and name != "IPNDMScheduler":
+            made.append(target(name, lambda cls=cls, **k: cls(**k).set_timesteps(4), of=cls))
+    return made
+
+
+PIPE = ("prompt", "height", "width", "num_images_per_prompt", "generator", "latents", "guidance_scale", "output_type")
+
+
+def helms(every: bool = False) -> list[Target]:
+    """A helm's own arguments, checked and not computed, and a pipeline's arguments in a call of one step."""
+    helm = tm.Helm("emoji")
+    helm.pipe.set_progress_bar_config(disable=True)
+    rest = () if every else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
+
+    def ready(**given: Any) -> None:
+        helm.ready((), {"prompt": "red apple", **given})
+
+    def call(**given: Any) -> Any:
+        return helm(**{"prompt": "red apple", "steps": 1, "output_type": "latent", **given})
+
+    return [
+        target("Helm()", ready, of=tm.Helm.__call__, steps=1),
+        target("Helm", tm.Helm, pipe="none"),
+        target("Helm.start", lambda hooks: helm.start("red apple", steps=1, output_type="latent", hooks=hooks).result()),
+        target("Helm(…)", call, *rest, of=helm.pipe.__call__),
+    ]
+
+
+def jobs(reached: Callable[..., Any]) -> list[Target]:
+    """The long jobs, which `reached` ends where they would compute."""
+    return [
+        target("compare", tm.compare, subjects="red apple", sampler="euler", steps=4),
+        target("tune", tm.tune, "told", model="emoji", steps=4),
+    ]

@@ -26,7 +26,7 @@ def output(raw: Any, x: Tensor) -> Tensor:
     Its dtype may be another one, for networks in half precision are advanced in full; its shape and device may not.
     """
     if not isinstance(raw, Tensor):
-        raise ArgumentError(f"the network must return a tensor {tuple(x.shape)}, got {_kind(raw)}")
+        raise ArgumentError(f"the network must return a tensor {tuple(x.shape)}, got {kind(raw)}")
     if raw.shape != x.shape:
         raise ArgumentError(f"the network returned shape {tuple(raw.shape)} for a sample of {tuple(x.shape)}")
     if not raw.is_floating_point():
@@ -40,7 +40,7 @@ def output(raw: Any, x: Tensor) -> Tensor:
     return raw
 
 
-def _kind(raw: Any) -> str:
+def kind(raw: Any) -> str:
     """What somebody returned instead of a tensor, and what to return."""
     if raw is None:
         return "None: does the function return its result?"
@@ -55,9 +55,14 @@ def _kind(raw: Any) -> str:
 
 def hooks(given: Any) -> list[Hook]:
     """Hooks as a list of `Hook`; None is none. Raises `ArgumentError` for anything else than a list of callables."""
+    return [adapt(hook) for hook in listed(given)]
+
+
+def listed(given: Any) -> list[Any]:
+    """Hooks as they are, in a list; None is none. Raises `ArgumentError` for anything else than a list."""
     if given is None:
         return []
     if isinstance(given, (str, bytes, dict, type)) or not isinstance(given, Iterable) or hasattr(given, "dtype"):
         one = "a hook" if isinstance(given, (Hook, Callable)) else shown(given)  # type: ignore[arg-type]
         raise ArgumentError(f"hooks must be a list of callables, e.g. hooks=[tm.progress()], got {one}")
-    return [adapt(hook) for hook in given]
+    return list(given)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
+MOST_STEPS = 1_000_000  # more is a mistake
 PART = ("start", "stop", "strength", "denoising_start", "denoising_end")
 FILE = ".json"  # how the name of a sampler file ends
 
@@ -92,7 +93,7 @@ class Sampler:
         }
         for key, low in (("steps", 1), ("start", 0), ("stop", 1)):
             if getattr(self, key) is not None:
-                made[key] = whole(key, getattr(self, key), low)
+                made[key] = whole(key, getattr(self, key), low, MOST_STEPS)
         for key in ("strength", "denoising_start", "denoising_end"):
             if getattr(self, key) is not None:
                 made[key] = finite(key, getattr(self, key), 0, 1)

@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError, flag, function, path, several, whole
 from ..files import writable
 from .plan import Plan
 
@@ -89,24 +89,31 @@ def compare(
     from .engine import BATCH, Engine
     from .store import Store
 
+    path("out", out)
+    size = BATCH if batch is None else whole("batch", batch)
+    references, yes = flag("references", references), flag("yes", yes)
+    if progress is not None:
+        function("progress", progress, "lambda what, outcome: print(what)", 2)
     chosen = planned(subjects, plan, axes)
     if len(chosen) > MANY and not yes:
         raise ArgumentError(f"the plan has {len(chosen)} runs; pass yes=True (--yes) if that is meant")
     store = Store(Path(out))
     writable(store.root)
     told = _paging(chosen, store, progress)
-    engine = Engine(chosen, store, batch=whole("batch", batch or BATCH), references=references, progress=told)
+    engine = Engine(chosen, store, batch=size, references=references, progress=told)
     engine.run()
     return write(chosen, store, engine.notes, claims)
 
 
 def planned(subjects: Sequence[str] | str, plan: Plan | str | PathLike[str] | None, axes: dict[str, Any]) -> Plan:
     """The plan of a call: given, read from a file, or made of axes."""
+    subjects = subjects if isinstance(subjects, str) else several("subjects", subjects, "['red apple']")
     if isinstance(plan, Plan):
         if subjects or axes:
             raise ArgumentError("give a plan or its axes, not both")
         return plan
     if plan is not None:
+        path("plan", plan)
         return Plan.read(plan, **axes, **({"subjects": subjects} if subjects else {}))
     return Plan.of(subjects, **axes)
 

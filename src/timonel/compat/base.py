@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, RunError, UnknownName
+from ..errors import ArgumentError, RunError, UnknownName, finite, options, whole
 from ..grids import Grid
 from ..noise import source
+from ..pipelines import request
 from ..pipelines.attributes import Stepped
 from ..pipelines.scheduler import Orders, Scheduler
 from ..pipelines.timesteps import Timesteps
@@ -65,6 +66,7 @@ class Compat(Members, Scheduler):
     # -- making ----------------------------------------------------------------------------------------
     def _create(self, explicit: Mapping[str, Any], carried: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
         """`explicit`: flags that were asked for; `carried`: those of the config; `hidden`: its other keys."""
+        explicit = request.typed(self.defaults, explicit)
         flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
         for key, choices in CHOICES.items():
             substitute = SUBSTITUTES.get(type(self).__name__, {}).get(key, ())
@@ -80,8 +82,8 @@ class Compat(Members, Scheduler):
         if process.kind not in self.kinds:
             raise ArgumentError(self._unfit(process))
         self._check(flags, explicit, process)
-        name, options = self._solver(flags)
-        self._set(process, prediction, Sampler(name, options=options, noise=self._source))
+        name, chosen = self._solver(flags)
+        self._set(process, prediction, Sampler(name, options=chosen, noise=self._source))
         self._visited = None
         self.order = self.calls
         self.timesteps, self.sigmas, top = initial(process, self.family)
@@ -157,8 +159,11 @@ class Compat(Members, Scheduler):
         if sampler is not None:
             raise ArgumentError(f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler")
         cls._known(changes, {**cls.defaults, **dict.fromkeys(MODEL)})
+        changes = request.typed(cls.defaults, changes)
         explicit = {key: value for key, value in changes.items() if key in cls.defaults}
-        process, carried, hidden = read(cls.__name__, cls.defaults, dict(config or {}), changes)
+        process, carried, hidden = read(
+            cls.__name__, cls.defaults, options("config", {} if config is None else config), changes
+        )
         if process.kind not in cls.kinds:
             raise ArgumentError(cls._unfit(process))
         made = cls.__new__(cls)
@@ -200,7 +205,7 @@ class Compat(Members, Scheduler):
         config's, as some of diffusers' classes take it; another number is refused. Raises `ArgumentError` and
         `GridError` before any compute.
         """
-        if num_train_timesteps not in (None, self.process.train_steps):
+        if num_train_timesteps is not None and whole("num_train_timesteps", num_train_timesteps) != len(self):
             raise ArgumentError(
                 f"num_train_timesteps={num_train_timesteps!r} is not the {self.process.train_steps} of this model's "
                 "config; leave it out, or make the scheduler with another config"
@@ -213,6 +218,11 @@ class Compat(Members, Scheduler):
             self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
             return
         flags = self._flags
+        asked = asked._replace(
+            steps=request.steps(asked.steps), times=request.numbers("timesteps", asked.times),
+            sigmas=request.numbers("sigmas", asked.sigmas), mu=request.number("mu", asked.mu),
+            strength=finite("strength", asked.strength, 0, 1),
+        )  # fmt: skip
         made = levels.make(self.family, self.process, flags, asked)
         self.custom_timesteps = asked.times is not None
         self._visited, self._device = made, device
@@ -259,7 +269,7 @@ class Compat(Members, Scheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        times = timesteps.detach().to("cpu", torch.float64).reshape(-1)
+        times = request.noised(original_samples, noise, timesteps)
         grid = self._grid
         if grid is None:
             return super().add_noise(original_samples, noise, timesteps)
@@ -293,6 +303,7 @@ class Compat(Members, Scheduler):
                     f"{type(self).__name__}.step cannot do {key}={value!r}; options of a sampler are given to "
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
                 )
+        request.step(model_output, sample, generator, eta)
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None

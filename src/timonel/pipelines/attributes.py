@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, finite, whole
+from ..errors import ArgumentError, finite, shown, whole
 from ..process import VP, Flow, Process, double
 from ..process.level import Level
 from ..run import Run
+from . import request
 
 
 class Members:
@@ -56,6 +57,8 @@ class Members:
             ArgumentError: the list does not have it.
         """
         times = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        if not isinstance(times, Tensor) or times.ndim != 1:
+            raise ArgumentError(f"schedule_timesteps must be a tensor of times (N,), got {shown(times)}")
         listed = times.as_subclass(Tensor).detach().cpu().to(torch.float64)
         time = finite("timestep", timestep)
         found = (listed == time).nonzero().flatten().tolist()
@@ -113,9 +116,10 @@ class Members:
         Returns:
             `alpha·noise - sigma·sample` (arXiv 2202.00512, app. D), of a flow `noise - sample`.
         """
+        times = request.noised(sample, noise, timesteps)
         if self.process.kind == "flow":
             return noise - sample
-        level = self.process.at_time(torch.as_tensor(timesteps).detach().to("cpu", torch.float64).reshape(-1))
+        level = self.process.at_time(times)
         shape = (-1,) + (1,) * (sample.ndim - 1)
         alpha, sigma = (v.to(sample).reshape(shape) for v in (level.alpha, level.sigma))
         return alpha * noise - sigma * sample

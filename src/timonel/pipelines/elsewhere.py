@@ -67,7 +67,6 @@ def warn(fitted: Fitted, pipe: Any, prediction: str, guidance: Guidance | None) 
         )
 
 
-
 def shipped(
     model: str,
     steps: int,

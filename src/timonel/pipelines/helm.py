@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import zoo
-from ..errors import ArgumentError, ModelError, RunError, UnknownName
+from ..errors import ArgumentError, ModelError, RunError, UnknownName, is_number, whole
 from ..guidance import Guidance
-from ..noise import checked
+from ..noise import MOST, checked
 from ..run import Run
 from ..sampler import DEFAULT, Sampler
-from . import choice, elsewhere, levels, scale
+from . import choice, elsewhere, levels, request, scale
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated
@@ -133,10 +133,13 @@ class Helm:
             self.context.call = options
             try:
                 made = self._pass(scheduler, options)
-            except BaseException:
+            except BaseException as error:
                 if scheduler.current is not None:
                     scheduler.current.fail()
                 getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
+                begun = gate.at is not None or scheduler.hand.given
+                if not begun and (refused := request.refused(self.pipe, error)) is not None:
+                    raise refused from error
                 raise
         if not scheduler.hand.given:
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
@@ -195,19 +198,20 @@ class Helm:
         self, args: tuple[Any, ...], ours: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
-        options = self._repeated(self._named(args, options))
+        ours = request.ours(ours)
+        options = self._repeated(request.options(self._named(args, options)))
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))
         scheduler = self._sampling(ours, options, given)
-        hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
+        hooks, resume = tuple(ours["hooks"]), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
         if resume is not None and not resume.row:
             raise RunError("the run to resume has made no step; call without resume= to begin one")
         gate = Gate(self.pipe, scheduler, batch, own)
         scheduler.orders = Orders(
-            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
+            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"],
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
@@ -313,13 +317,17 @@ class Helm:
     ) -> tuple[int, ...] | None:
         """Per-sample seeds, for the sampler's noise and for the pipeline's own."""
         if options.get("generator") is not None:
+            request.generators(options["generator"])
             if seeds is not None:
                 raise ArgumentError("give seeds= or generator=, not both; seeds= also seeds the sampler's noise")
             self.seeds = ()
             return None
         if seeds is None:
             seeds = int(torch.randint(2**31, ()))
-        self.seeds = checked(tuple(range(seeds, seeds + (batch or 1))) if isinstance(seeds, int) else tuple(seeds))
+        if is_number(seeds):
+            first, count = whole("seeds", seeds, 0, MOST - (batch or 1) + 1), batch or 1
+            seeds = range(first, first + count)
+        self.seeds = checked(seeds)
         if batch is not None and len(self.seeds) != batch:
             raise ArgumentError(f"{len(self.seeds)} seeds for {batch} samples; give one per sample, or one number")
         if "generator" in self._parameters:

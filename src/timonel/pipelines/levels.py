@@ -51,11 +51,6 @@ def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
     return True
 
 
-def plain(values: Any) -> tuple[float, ...] | None:
-    """A list of numbers of any kind as a tuple."""
-    return None if values is None else tuple(float(v) for v in values)
-
-
 def of(
     sampler: Sampler, process: Process, config: Mapping[str, Any], asked: Asked, named: bool
 ) -> tuple[Sampler, Grid]:

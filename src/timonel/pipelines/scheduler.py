@@ -9,6 +9,7 @@ and seeds on it. Samples are in unit-variance coordinates, so the network's inpu
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,14 +21,14 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from .. import solvers
-from ..errors import ArgumentError, RunError, UnknownName
+from ..errors import ArgumentError, RunError, UnknownName, flag, options, whole
 from ..grids import Grid
 from ..noise import DEFAULT, Noise, Seeded, source
 from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import choice, kept, levels, model
+from . import choice, kept, levels, model, request
 from .attributes import Attributes, Stepped, held
 from .orders import Orders as Orders
 from .timesteps import Hand, Timesteps, adopted
@@ -90,6 +91,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler_noise: str = DEFAULT,
         sampler_table: dict[str, Any] | None = None,
     ) -> None:
+        public = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        self.register_to_config(**request.typed(_defaults(type(self)), public))
         config = {**self.config, "_class_name": ""}
         model.check(self.config)
         chosen = kept.sampler(self.config)
@@ -137,7 +140,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for key in changes:
             if key not in names:
                 raise UnknownName("scheduler option", key, names)
-        given = {**dict(config or {}), "variance_type": None, **changes}
+        changes = request.typed(_defaults(cls), changes)
+        given = {**(options("config", {} if config is None else config)), "variance_type": None, **changes}
         said = model.keys(given)
         if sampler is None and given.get("sampler") is None:
             sampler = choice.of_config(given)
@@ -206,11 +210,15 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
             return
         asked = levels.Asked(
-            num_inference_steps, levels.plain(timesteps), levels.plain(sigmas), mu, original_inference_steps,
-            (max_timesteps, intermediate_timesteps), strength,
+            request.steps(num_inference_steps), request.numbers("timesteps", timesteps),
+            request.numbers("sigmas", sigmas), request.number("mu", mu),
+            None if original_inference_steps is None else whole("original_inference_steps", original_inference_steps),
+            (request.number("max_timesteps", max_timesteps),
+             request.number("intermediate_timesteps", intermediate_timesteps)),
+            request.number("strength", strength),
         )  # fmt: skip
-        whole = (asked, self.sampler, id(self.orders))
-        if whole == self._asked and self._run is not None and not self._run.started:
+        request_of = (asked, self.sampler, id(self.orders))
+        if request_of == self._asked and self._run is not None and not self._run.started:
             self.timesteps = Timesteps.of(self.timesteps.as_subclass(Tensor).to(device), self)
             return
         self._device = device
@@ -219,7 +227,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         assert self._grid is not None
         table = self.run.table
         self._all, self._covered = (listed, self._sampler, self._grid, table.step), (0, table.nfe)
-        self._asked = whole
+        self._asked = request_of
 
     def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
         """Compile the table on `grid` and hang a fresh run on it."""
@@ -237,8 +245,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._seeded = None
         self.hand.let_go()
         times = table.time if self.process.lists_end else table.time[:-1]
-        whole = self.process.kind == "vp" and bool((times == times.round()).all())
-        self.timesteps = Timesteps.of(times.to(torch.int64 if whole else torch.float32).to(self._device), self)
+        integral = self.process.kind == "vp" and bool((times == times.round()).all())
+        self.timesteps = Timesteps.of(times.to(torch.int64 if integral else torch.float32).to(self._device), self)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
         self.order = levels.rows_per_step(table)
@@ -292,9 +300,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         none. `prev_timestep`: what the table knows anyhow. `per_token_timesteps`: (batch, tokens), each below the
         row's time where a token is held cleaner; the output is then the negative velocity, as diffusers has it.
         """
+        request.step(model_output, sample, generator, eta, per_token_timesteps)
         if eta and variance_noise is None:
             raise ArgumentError(f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})")
-        if use_clipped_model_output:
+        if use_clipped_model_output is not None and flag("use_clipped_model_output", use_clipped_model_output):
             raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
         lead = self.hand.leader
         if lead is not None and self._run is None:  # a copy that was given no levels goes on where it was made
@@ -373,7 +382,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._run is not None and self._run.started and self._run.stopping:
             return original_samples
         process = self.process if self._grid is None else self._grid.process
-        times = timesteps.detach().to("cpu", torch.float64).reshape(-1)
+        times = request.noised(original_samples, noise, timesteps)
         table = None if self._all is None or self._sampler.fitted is None else self.run.table
         level = process.at_time(times) if table is None else levels.at(table, process, times)
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
@@ -382,10 +391,15 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name that flow pipelines use."""
-        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+        return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def _defaults(cls: type[Scheduler]) -> dict[str, Any]:
+    """What the options are where they are not given."""
+    return {name: parameter.default for name, parameter in inspect.signature(cls.__init__).parameters.items()}
 
 
 Scheduler.__module__ = "timonel"  # so that a saved pipeline names the package, not this file

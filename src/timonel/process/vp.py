@@ -40,6 +40,10 @@ class VP(Process):
         self._alpha, self._sigma = abar.sqrt(), (1 - abar).sqrt()
         self._log = torch.log(self._sigma) - torch.log(self._alpha)  # rising; last may be inf
         self._finite = int(torch.isfinite(self._log).sum())  # training levels with signal left
+        if not self._finite:
+            raise ArgumentError(
+                f"betas of 1 leave no signal at any training level; give smaller ones, got {short(betas)}"
+            )
 
     @classmethod
     def from_schedule(

@@ -118,7 +118,7 @@ def tune(
     began = time.monotonic()
     counts = checks.asked(steps, seeds=seeds, minutes=minutes, out=out, method=method, batch=batch)
     helm = model if isinstance(model, Helm) else Helm(model)
-    given = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
+    given = guidance if guidance is None or isinstance(guidance, Guidance) else cfg(guidance)
     if given is None and helm.card is not None:
         given = cfg(helm.card.default_guidance)
     if helm.card is not None and "image" in helm._parameters:  # such pipelines have a size of their own, far larger

@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     from ..guidance import Guidance
     from ..hooks.preview import LatentRGB
 
-__all__ = ["HERE", "LORA", "MODELS", "Card", "card", "finish", "fitted", "folder", "parts", "process_of", "tuned", "whole"]
+__all__ = [
+    "HERE",
+    "LORA",
+    "MODELS",
+    "Card",
+    "card",
+    "finish",
+    "fitted",
+    "folder",
+    "parts",
+    "process_of",
+    "tuned",
+    "whole",
+]
 
 HERE = Path(__file__).parent
 TUNED = "tuned"  # a model's folder of fitted samplers, by steps
