@@ -421,6 +421,22 @@ class Run(Guided):
             return self._memory
         return self.driver.remembered() if self._due is UNKNOWN else self._due
 
+    # -- copies ------------------------------------------------------------------------------
+    def __getstate__(self) -> dict[str, Any]:
+        from .copying import packed
+
+        return packed(self)
+
+    def __setstate__(self, made: dict[str, Any]) -> None:
+        from .copying import revive
+
+        revive(self, made)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        from .copying import deep
+
+        return deep(self, memo)
+
     # -- saving ------------------------------------------------------------------------------
     def states(self) -> tuple[State, State]:
         """The start and the present state, as one consistent pair."""
