@@ -77,6 +77,11 @@ def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
     return (clean - x * float(c_x)) / float(c_raw)
 
 
+def clip(clean: Tensor, limit: float) -> Tensor:
+    """The clean sample in [-limit, limit]. For pixel-space models."""
+    return clean.clamp(-limit, limit)
+
+
 def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
     """Dynamic thresholding: clip to each sample's `ratio` quantile s of |clean|, in [1, top], divided by s.
 

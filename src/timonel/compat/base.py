@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from functools import partial
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +20,7 @@ from ..grids import Grid
 from ..noise import source
 from ..pipelines import request
 from ..pipelines.attributes import Stepped
-from ..pipelines.scheduler import Orders, Scheduler
-from ..pipelines.timesteps import Timesteps
+from ..pipelines.scheduler import Listing, Orders, Scheduler
 from ..process import Process
 from ..sampler import Sampler
 from . import levels
@@ -86,7 +87,7 @@ class Compat(Members, Scheduler):
         self._set(process, prediction, Sampler(name, options=chosen, noise=self._source))
         self._visited = None
         self.order = self.calls
-        self.timesteps, self.sigmas, top = initial(process, self.family)
+        self._timesteps, self.sigmas, top = initial(process, self.family)
         self.init_noise_sigma = self._start(*top[:2], flags)
 
     def __getattr__(self, name: str) -> Any:
@@ -170,12 +171,6 @@ class Compat(Members, Scheduler):
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden)
         return (made, {}) if return_unused_kwargs else made
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Compat:
-        """A scheduler with the same configuration and seeds, and no run."""
-        made: Compat = type(self).from_config(copy.deepcopy(dict(self.config), memo))
-        made.orders = Orders(seeds=self.orders.seeds, noise=self.orders.noise)
-        return made
-
     @property
     def compatibles(self) -> list[type[Compat]]:
         """The classes of `timonel.compat` that fit this model."""
@@ -214,9 +209,6 @@ class Compat(Members, Scheduler):
 
     def _visit(self, asked: levels.Asked, device: Any) -> None:
         """Make the run on the levels that `asked` means."""
-        if self.hand.replay and self._all is not None:
-            self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
-            return
         flags = self._flags
         asked = asked._replace(
             steps=request.steps(asked.steps), times=request.numbers("timesteps", asked.times),
@@ -225,22 +217,16 @@ class Compat(Members, Scheduler):
         )  # fmt: skip
         made = levels.make(self.family, self.process, flags, asked)
         self.custom_timesteps = asked.times is not None
-        self._visited, self._device = made, device
+        self._visited, self._begins = made, None
         if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
             )
-        grid = self._grouped(made.grid)
-        shown = self._make(self.sampler, grid)
-        self._all, self._covered = (shown, self.sampler, grid, self.run.table.step), (0, len(shown))
-        self.init_noise_sigma = self._start(made.grid.alpha[:1], made.grid.sigma[:1], flags)
-
-    def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
-        made = super()._make(sampler, grid)
+        self._list(self.sampler, self._grouped(made.grid), device)
         self.order = self.calls
-        self.num_inference_steps = self._list.grid.steps + self._list.idle
-        return made
+        self.num_inference_steps = made.grid.steps + made.idle
+        self.init_noise_sigma = self._start(made.grid.alpha[:1], made.grid.sigma[:1], flags)
 
     def _start(self, alphas: Tensor, sigmas: Tensor, flags: Mapping[str, Any]) -> float:
         """The std of diffusers' initial sample, in coordinates of unit variance."""
@@ -255,24 +241,19 @@ class Compat(Members, Scheduler):
         return grid
 
     @property
-    def _list(self) -> levels.Levels:
+    def _levels(self) -> levels.Levels:
         """The whole list of the present call, which image-to-image pipelines use a part of."""
         if self._visited is None:
             raise RunError("call set_timesteps first")
         return self._visited
 
-    def _after(self, grid: Grid) -> int:
-        """How many calls of diffusers' list come after those of `grid`, idle ones included."""
-        whole = self._list.grid
-        below = (whole.sigma / whole.alpha) < float(grid.sigma[-1] / grid.alpha[-1])
-        return int(below.sum()) + self._list.idle
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        times = request.noised(original_samples, noise, timesteps)
-        grid = self._grid
-        if grid is None:
+        found = request.noised(original_samples, noise, timesteps)
+        if self._listing is None:
             return super().add_noise(original_samples, noise, timesteps)
+        self._mixed = True
+        times, grid = found, self._listing.grid
         near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
         if bool((near.min(1).values > 1e-3).any()):
             return super().add_noise(original_samples, noise, timesteps)
@@ -307,6 +288,9 @@ class Compat(Members, Scheduler):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
+        run = self._at(timestep)
+        if not (self.unit or run.started or self._mixed) and self.begins:
+            sample = sample * float(run.table.alpha[0])  # of another scheduler's part, which has unit signal
         new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
         if self.run.row == self.run.table.nfe and (not self.unit or self.process.kind == "edm"):
             new = new / float(self.run.table.alpha[-1])  # diffusers' samples have unit signal there
@@ -314,17 +298,15 @@ class Compat(Members, Scheduler):
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
-        now = self._sampler.options.get("eta")
+        now, run = self._sampler.options.get("eta"), self.run
         if now == eta:
             return
-        if self.run.started:
+        if run.started and run.status != "done":
             raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
-        held, grid = self.run, self._grid
-        assert grid is not None
-        shown = self.timesteps
-        self._make(Sampler(self._sampler.name, options={**self._sampler.options, "eta": eta}), grid)
-        vars(held).update(vars(self.run))  # the pipeline's loop already follows this run
-        self._run, self.timesteps = held, shown
+        sampler, grid, _, times = self._listed
+        sampler = replace(sampler, options={**sampler.options, "eta": eta})
+        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
+        self.cover(*self._covered)
 
     def _seed(self, generator: Any, batch: int) -> None:
         """`noise_sampler_seed` of the config first, as diffusers' class has it."""
@@ -338,8 +320,8 @@ class Compat(Members, Scheduler):
         flags = self._flags
         if flags.get("thresholding"):
             ratio, top = float(flags["dynamic_thresholding_ratio"]), float(flags["sample_max_value"])
-            return lambda clean: predictions.threshold(clean, ratio, top)
+            return partial(predictions.threshold, ratio=ratio, top=top)
         if flags.get("clip_sample"):
             limit = float(flags["clip_sample_range"])
-            return lambda clean: clean.clamp(-limit, limit)
+            return partial(predictions.clip, limit=limit)
         return None

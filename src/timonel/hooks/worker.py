@@ -48,6 +48,7 @@ class Worker:
         self._jobs: deque[Callable[[], None]] = deque()
         self._busy = False
         self._error: BaseException | None = None
+
         self._change = threading.Condition()
 
     def submit(self, job: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ def first_rows(table: Table, grid: Grid) -> tuple[int, ...]:
     is left for good.
     """
     begins = [table.first_row(step) for step in range(table.steps)]
-    if table.steps == grid.steps:
+    if table.steps <= grid.steps:  # fewer where steps are forecast
         return tuple(begins)
     noise = torch.atan2(table.sigma, table.alpha)[begins]
     levels = torch.atan2(grid.sigma, grid.alpha)[:-1]
