@@ -250,7 +250,9 @@ def helms(every: bool = False) -> list[Target]:
     return [
         target("Helm()", ready, of=tm.Helm.__call__, steps=1),
         target("Helm", tm.Helm, pipe="none"),
-        target("Helm.start", lambda hooks: helm.start("red apple", steps=1, output_type="latent", hooks=hooks).result()),
+        target(
+            "Helm.start", lambda hooks: helm.start("red apple", steps=1, output_type="latent", hooks=hooks).result()
+        ),
         target("Helm(…)", call, *rest, of=helm.pipe.__call__),
     ]
 

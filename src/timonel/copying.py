@@ -11,6 +11,7 @@ import copy
 import pickle
 import threading
 from collections import OrderedDict
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from .driver import UNKNOWN, Driver
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 #: fields that are made anew, for they are a process' own or follow from the others
-ANEW = ("_change", "_due", "_flight", "_memory", "_watched", "driver", "program")
+ANEW = ("_change", "_due", "_flight", "_memory", "_watched", "driver", "lent", "memory", "program")
 SHARED = ("context", "hooks", "noise", "shape")  # of copies in one process
 
 
@@ -42,8 +43,8 @@ def revive(run: Run, made: dict[str, Any]) -> None:
     """Make `run` of the fields of another one."""
     vars(run).update(made)
     run._kept = OrderedDict((step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items())
-    run._change = threading.Condition(threading.RLock())
-    run._due, run._memory, run._flight, run._watched, run.driver = UNKNOWN, UNKNOWN, None, None, Driver()
+    fresh = {"_due": UNKNOWN, "_memory": UNKNOWN, "memory": UNKNOWN, "_flight": None, "_watched": None, "lent": ()}
+    vars(run).update(fresh, _change=threading.Condition(threading.RLock()), driver=Driver())
     run.program = Program.bind(run.table, run.prediction, run.shape)
 
 
@@ -54,7 +55,7 @@ def packed(run: Run) -> dict[str, Any]:
     made["_kept"] = OrderedDict((step, kept._replace(memory=None)) for step, kept in made["_kept"].items())
     named = [(f"hook {hook.name!r}", hook) for hook in run.hooks]
     for what, value in (*named, ("noise", run.noise), ("shape", run.shape)):
-        if getattr(value, "__self__", None) is not None and not isinstance(value.__self__, type):
+        if isinstance(value, MethodType):
             continue  # a method, of a scheduler that is pickled with its run
         try:
             pickle.dumps(value)
@@ -74,7 +75,7 @@ def deep(run: Run, memo: dict[int, Any]) -> Run:
     shared = {name: made.pop(name) for name in SHARED}
     own = {name: copy.deepcopy(value, memo) for name, value in made.items()}
     noise = shared["noise"]
-    if getattr(noise, "__self__", None) is not None:
+    if isinstance(noise, MethodType):
         shared["noise"] = copy.deepcopy(noise, memo)  # a scheduler's, which is copied with its run
     revive(twin, {**own, **shared, "hooks": list(shared["hooks"])})
     return twin

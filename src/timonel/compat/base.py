@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from ..grids import Grid
 from ..noise import source
 from ..pipelines import request
 from ..pipelines.attributes import Stepped
-from ..pipelines.scheduler import Listing, Orders, Scheduler
+from ..pipelines.scheduler import Listing, Scheduler
 from ..process import Process
 from ..sampler import Sampler
 from . import levels

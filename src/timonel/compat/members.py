@@ -41,7 +41,7 @@ INTERNAL: Mapping[str, str] = {
         (
             "counter", "cur_model_output", "cur_sample", "derivatives", "dt", "ets", "last_noise", "last_sample",
             "mid_point_sigma", "model_outputs", "noise_sampler", "prev_derivative", "sample",
-            "this_corrector_order", "this_order",
+            "this_corrector_order", "this_predictor_order", "this_order",
             "timestep_list",
         ),
         _STATE,

@@ -55,4 +55,6 @@ def adapt(hook: Hook | Callable[[Run], None]) -> Hook:
         raise ArgumentError(f"hook {hook.__name__} is a class; give an instance, {hook.__name__}(…)")
     if isinstance(hook, Hook):
         return hook
+    if not callable(hook):
+        raise ArgumentError(f"a hook is a callable that takes the run, got {hook!r}")
     return Function(function("a hook", hook, "lambda run: print(run.step)", 1))

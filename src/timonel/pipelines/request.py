@@ -118,7 +118,8 @@ def noised(samples: Any, noise: Any, timesteps: Any) -> Tensor:
     if not found:
         raise ArgumentError(f"timesteps must be one time for each sample, or one for all, got {shown(timesteps)}")
     try:
-        torch.broadcast_shapes(samples.shape, noise.shape, (len(found), *[1] * (samples.ndim - 1)))
+        times = (len(found), *[1] * (samples.ndim - 1))
+        torch.broadcast_shapes(samples.shape, noise.shape, times)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ArgumentError(
             f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(found)} timesteps do not fit"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import replace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -171,7 +171,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what belongs to a pipeline's call; a copy has a run of its own at the same point."""
         orders = replace(self.orders, context=None, guided=None, resume=None, recall=False, hooks=())
-        return {**vars(self), "hand": Hand(), "orders": orders, "_before": None, "_asked": None}
+        hand = Hand()
+        hand.copied = True
+        return {**vars(self), "hand": hand, "orders": orders, "_before": None, "_asked": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler that goes on by itself from the same point, with the same hooks.
@@ -184,7 +186,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             memo[id(self)] = twin
             state = self.__getstate__()
             orders = state.pop("orders")
-            vars(twin).update({name: copy.deepcopy(value, memo) for name, value in state.items()}, orders=orders)
+            twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()}, orders=orders)
             return twin
         own = {k: v for k, v in self.config.items() if not k.startswith("_")}
         made: Scheduler = type(self)(**copy.deepcopy(own, memo))
@@ -502,7 +504,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._spread(sample)
             if not run.started:
                 run.start(sample)
-            elif not self.hand.holds(sample):
+            elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
                 run.latents = sample
             self._advance(raw, variance_noise)
         new = run.result if run.stopping else run.latents

@@ -69,16 +69,21 @@ class Hand:
         self.given = 0
         self.led, self.leader = False, None  # pipelines of video with sound step a copy of the scheduler beside it
         self.loops: list[Loop] = []
+        self.copied = False  # its scheduler is a copy, and nothing was given since
         self._held: tuple[Tensor, int] | None = None
 
     def give(self, sample: Tensor) -> None:
         """The pipeline is handed `sample`."""
-        self._held, self.given = (sample, _version(sample)), self.given + 1
+        self._held, self.given, self.copied = (sample, _version(sample)), self.given + 1, False
 
     def holds(self, sample: Tensor) -> bool:
         """Whether the pipeline comes back with what it was given, unchanged."""
         self.owned = self.is_held(sample)
         return self.owned and self._held is not None and _version(sample) == self._held[1]
+
+    def brings(self, sample: Tensor, run: Run) -> bool:
+        """Whether the pipeline comes to a copy of the scheduler with the sample that the first one gave it."""
+        return self.copied and run.latents.shape == sample.shape and torch.equal(run.latents, sample)
 
     def is_held(self, sample: Tensor) -> bool:
         """Whether it is the tensor that the pipeline was given last."""
@@ -154,7 +159,7 @@ def adopted(run: Run, fresh: Run) -> Run:
             f"on {new.grid!r} with {new.steps}: give the same sampler and steps"
         )
     if fresh.guidance is not None:
-        run.guidance, run.scales = fresh.guidance, fresh.scales
+        run.guidance = fresh.guidance
     run.hooks, run.context, run.noise = [*run.hooks, *fresh.hooks], fresh.context, run.noise or fresh.noise
     return run
 
