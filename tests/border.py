@@ -190,7 +190,7 @@ def schedulers() -> list[Target]:
 
     found = [
         target("Scheduler", lambda **k: set_up(tm.Scheduler(**k), num_inference_steps=3), of=tm.Scheduler),
-        target("Scheduler.from_config", tm.Scheduler.from_config, config=XL),
+        target("Scheduler.from_config", tm.Scheduler.from_config, "return_unused_kwargs", config=XL),
         target("Scheduler.from_config(…)", scheduled, of=tm.Scheduler),
         target("set_timesteps", lambda **k: set_up(tm.Scheduler.from_config(XL), **k), "device",
                of=tm.Scheduler.set_timesteps, num_inference_steps=3),
@@ -218,7 +218,9 @@ def schedulers() -> list[Target]:
             target(f"{name}.set_timesteps", lambda cls=cls, **k: set_up(cls(), **k), "device", of=cls.set_timesteps,
                    num_inference_steps=3, **flags)
         )  # fmt: skip
-        found.append(target(f"{name}.from_config", cls.from_config, config={**XL, "_class_name": None}))
+        found.append(
+            target(f"{name}.from_config", cls.from_config, "return_unused_kwargs", config={**XL, "_class_name": None})
+        )
     return found
 
 
@@ -232,6 +234,7 @@ def classes() -> list[Target]:
     return made
 
 
+AXES = ("model", "sampler", "steps", "seed", "seeds", "guidance", "guidance_until", "grid", "negative_prompt", "width")
 PIPE = ("prompt", "height", "width", "num_images_per_prompt", "generator", "latents", "guidance_scale", "output_type")
 
 
@@ -257,9 +260,12 @@ def helms(every: bool = False) -> list[Target]:
     ]
 
 
-def jobs(reached: Callable[..., Any]) -> list[Target]:
-    """The long jobs, which `reached` ends where they would compute."""
+def jobs() -> list[Target]:
+    """The long jobs; whoever tries them ends them where they would compute."""
+    helm = tm.Helm("emoji")
+    names = [name for name in inspect.signature(tm.tune).parameters if name in ("prompts", "told", "start")]
     return [
         target("compare", tm.compare, subjects="red apple", sampler="euler", steps=4),
-        target("tune", tm.tune, "told", model="emoji", steps=4),
+        Target("compare axes", tm.compare, {"subjects": "red apple"}, AXES),
+        target("tune", tm.tune, *names, model=helm, steps=4),
     ]

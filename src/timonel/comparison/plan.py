@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .. import grids, names, zoo
-from ..errors import ArgumentError, UnknownName, whole
+from ..errors import ArgumentError, UnknownName, instance, plain, whole
 from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
 from ..sampler import DEFAULT, STEPS, Sampler, is_file
@@ -83,7 +83,8 @@ class Plan:
                 raise ArgumentError("give seeds= (how many) or seed= (which), not both")
             given["seed"] = list(range(whole("seeds", seeds)))
         given.setdefault("seed", [0])
-        given.setdefault("model", ["emoji"])
+        for model in given.setdefault("model", ["emoji"]):
+            instance("model", model, (str, Path), "the name of a model, a folder or a file")
         given.setdefault("sampler", [DEFAULT])
         _subjects(given, [subjects] if isinstance(subjects, str) else list(subjects))
         for name, values in given.items():
@@ -170,7 +171,8 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
 
 
 def _values(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple, range)) else [value]
+    made = plain(value)
+    return list(made) if isinstance(made, (list, tuple, range)) else [made]
 
 
 def _unique(values: list[Any]) -> tuple[Any, ...]:
