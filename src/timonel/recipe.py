@@ -40,7 +40,7 @@ class Data(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
             raise ArgumentError(
-                f"{where} of a {type(self).__name__}: {first['msg']}, got {shown(first['input'])}"
+                f"{where}={shown(first['input'])} cannot be in a {type(self).__name__}: {first['msg']}"
             ) from error
 
 
