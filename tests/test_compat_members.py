@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pipes
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import timonel as tm
+from compat_runs import relative, same_noise
 from timonel import compat
 from timonel.compat.members import INTERNAL
 from timonel.compat.schedulers import CLASSES
@@ -283,3 +285,22 @@ def test_distilled_lists_are_diffusers_for_each_original_number_and_strength(
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     with pytest.raises(tm.ArgumentError, match="strength"):
         ours.set_timesteps(45, original_inference_steps=40, strength=0.5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
+@pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_latent_consistency_pipelines_give_the_latents_that_they_give_with_diffusers_class(
+    name: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = pipes.load()[name]
+    pipe = case.build()
+    made = []
+    for library in (diffusers, compat):
+        scheduler = library.LCMScheduler.from_config(pipe.scheduler.config)
+        with monkeypatch.context() as patch:
+            same_noise(scheduler, patch)
+            pipe.scheduler = scheduler
+            given = {**case.inputs(), "num_inference_steps": steps, "original_inference_steps": 40}
+            made.append(pipe(**given, generator=torch.Generator().manual_seed(3)).images)
+    assert relative(made[1], made[0]) < 1e-4
