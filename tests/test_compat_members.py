@@ -261,8 +261,9 @@ def test_step_index_counts_from_the_first_step() -> None:
 
 def test_a_config_that_ends_at_time_zero_says_so() -> None:
     for flags in ({}, {"set_alpha_to_one": False}):
-        theirs, ours = (s.DDIMScheduler(**flags) for s in (diffusers, compat))
-        assert float(ours.final_alpha_cumprod) == pytest.approx(float(theirs.final_alpha_cumprod))
+        for name in ("DDIMScheduler", "LCMScheduler", "TCDScheduler"):
+            theirs, ours = (getattr(library, name)(**flags) for library in (diffusers, compat))
+            assert float(ours.final_alpha_cumprod) == pytest.approx(float(theirs.final_alpha_cumprod))
 
 
 ORIGINAL = [

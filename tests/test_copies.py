@@ -149,3 +149,23 @@ def test_a_copied_list_is_a_list_and_drives_what_it_drove(way: str) -> None:
     assert scheduler.run.row == 0
     half = COPIES[way](scheduler.timesteps[3:])
     assert list(map(float, half)) == list(map(float, scheduler.timesteps))[3:]
+
+
+def test_a_pickled_branch_goes_on_inside_its_pipeline() -> None:
+    helm = tm.Helm("emoji")
+    helm.pipe.set_progress_bar_config(disable=True)
+    kept: list[Any] = []
+
+    def keep(run: tm.Run) -> None:
+        if run.step == 2 and not kept:
+            kept.extend([pickle.dumps(run.branch()), copy.deepcopy(run.branch())])
+
+    def call(**more: Any) -> torch.Tensor:
+        given = {"steps": 4, "seeds": [7], "sampler": "dpmpp_2m/karras", "guidance": 4.0, "output_type": "latent"}
+        images: torch.Tensor = helm("red apple", **given, **more).images
+        return images
+
+    want = call()
+    assert torch.equal(call(hooks=[keep]), want)
+    assert torch.equal(call(resume=pickle.loads(kept[0])), want)
+    assert torch.equal(call(resume=kept[1]), want)

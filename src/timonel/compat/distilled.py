@@ -17,7 +17,10 @@ Named = tuple[str, dict[str, Any]]
 
 
 class Distilled(Compat):
-    """What both classes have in common: a list that is a part of the distillation's."""
+    """What both classes have in common: a list that is a part of the distillation's.
+
+    `set_alpha_to_one` says what `final_alpha_cumprod` is, and nothing else, as in diffusers.
+    """
 
     family = "distilled"
 

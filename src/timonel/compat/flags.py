@@ -118,10 +118,8 @@ DISTILLED = "its levels are those of the distillation, original_inference_steps 
 INERT: dict[tuple[str, str], str] = {
     ("LCMScheduler", "timestep_spacing"): DISTILLED,
     ("LCMScheduler", "steps_offset"): DISTILLED,
-    ("LCMScheduler", "set_alpha_to_one"): "its last step returns the denoised sample",
     ("TCDScheduler", "timestep_spacing"): DISTILLED,
     ("TCDScheduler", "steps_offset"): DISTILLED,
-    ("TCDScheduler", "set_alpha_to_one"): "its last step ends at training time 0",
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
 }
 #: what diffusers' steps take besides, at the values that change nothing
