@@ -235,14 +235,14 @@ def classes() -> list[Target]:
 
 
 AXES = ("model", "sampler", "steps", "seed", "seeds", "guidance", "guidance_until", "grid", "negative_prompt", "width")
-PIPE = ("prompt", "height", "width", "num_images_per_prompt", "generator", "latents", "guidance_scale", "output_type")
+PIPE = ("prompt", "height", "width", "num_images_per_prompt", "generator", "guidance_scale", "output_type")
 
 
 def helms(every: bool = False) -> list[Target]:
     """A helm's own arguments, checked and not computed, and a pipeline's arguments in a call of one step."""
     helm = tm.Helm("emoji")
     helm.pipe.set_progress_bar_config(disable=True)
-    rest = () if every else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
+    rest = ("latents",) if every else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
 
     def ready(**given: Any) -> None:
         helm.ready((), {"prompt": "red apple", **given})

@@ -133,7 +133,15 @@ def test_a_helm_takes_numbers_of_numpy_and_torch() -> None:
     want = call(steps=2, seeds=[0], guidance=3.0)
     assert torch.equal(call(steps=np.int64(2), seeds=np.arange(1), guidance=np.float32(3), width=np.int64(64)), want)
     assert torch.equal(call(steps=torch.tensor(2), seeds=torch.tensor(0), guidance=[3.0, 3.0], keep=np.int8(1)), want)
-    for name, bad in (("seeds", -1), ("seeds", True), ("seeds", [2**64]), ("seeds", "1"), ("hooks", tm.progress())):
+    for name, bad in (
+        ("latents", np.ones((1, 4, 8, 8))),
+        ("latents", torch.ones(1, 4, 8, 8).long()),
+        ("seeds", -1),
+        ("seeds", True),
+        ("seeds", [2**64]),
+        ("seeds", "1"),
+        ("hooks", tm.progress()),
+    ):
         with pytest.raises(tm.ArgumentError, match=name):
             call(steps=1, **{name: bad})
 

@@ -19,7 +19,6 @@ COUNTS = (
     "num_inference_steps", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size",
     "num_frames", "height", "width",
 )  # fmt: skip
-LEAST_DIMENSIONS = 3  # dimensions of latents: (batch, tokens, channels) at least
 #: errors that arguments cause; a full memory, a missing file or an interrupt is none of them
 NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal", "noise_sampler_seed")
 WORDS = ("process", "timestep_spacing", "variance_type")
@@ -47,7 +46,7 @@ def options(given: Mapping[str, Any]) -> dict[str, Any]:
     are none."""
     made = {key: plain(value) if is_number(value) else value for key, value in given.items()}
     x = made.get("latents")
-    if x is not None and (not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < LEAST_DIMENSIONS):
+    if x is not None and (not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2):
         raise ArgumentError(f"latents must be a floating-point tensor, one sample after another, got {shown(x)}")
     for key in COUNTS:
         if made.get(key) is not None:
