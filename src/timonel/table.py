@@ -164,7 +164,10 @@ class Table:
                 f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"
             )
         try:
-            arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            try:
+                arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            except ArgumentError as error:
+                raise ArgumentError(f"this is not a table: {error}") from error
             return cls(
                 str(data["solver"]), str(data["grid"]), str(data["basis"]), int(data["order"]),
                 step=tuple(int(s) for s in data["step"]), **arrays,
