@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import guidance as guide
 from . import noise as noises
+from . import process as processes
+from . import solvers
 from .errors import ArgumentError, plain, shown
 from .errors import path as file
 from .files import replacing
@@ -129,6 +132,14 @@ class Recipe(Data):
             fitted=fitted,
         )  # fmt: skip
 
+    def _sampler(self, helm: Helm) -> Sampler:
+        """The sampler of a call. A picture from before grids were always written was made on the usual one of then."""
+        found = self.chosen()
+        if not self.versions or found.fitted is not None or found.sigmas is not None or found.grid is not None:
+            return found
+        former = "karras" if processes.from_config(helm.pipe.scheduler.config).kind == "edm" else "trailing"
+        return replace(found, grid=solvers.find(found.name).grid or former)
+
     def inputs(self) -> dict[str, Any]:
         """What the pipeline itself is called with; `image` is a path, read here."""
         from .animate import still
@@ -146,7 +157,7 @@ class Recipe(Data):
             hooks.append(stop_when(lambda run: run.step == self.stopped_after, "the recipe stops here"))
         guidance = None if self.guidance is None else self.guidance.guidance()
         given = {**self.inputs(), **more}
-        return helm(sampler=self.chosen(), guidance=guidance, seeds=[self.seed], hooks=hooks, **given)
+        return helm(sampler=self._sampler(helm), guidance=guidance, seeds=[self.seed], hooks=hooks, **given)
 
     def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = ()) -> tuple[Image.Image, Recipe]:
         """The picture, and the recipe of what really ran (versions, and where it was stopped)."""

@@ -83,6 +83,14 @@ def works(plan: Plan) -> Iterator[Work]:
             yield Work(mine, [first[s] for s in some])
 
 
+def settled(recipe: Recipe, helm: Helm) -> Recipe:
+    """The recipe with the grid that its sampler leaves to the model, as a call of the helm has it."""
+    if recipe.grid is not None or recipe.sigmas is not None or recipe.table is not None:
+        return recipe
+    found = helm.choose(recipe.chosen()).sampler
+    return recipe.model_copy(update={"grid": found.grid, "grid_options": dict(found.grid_options)})
+
+
 def reference(recipe: Recipe, process: Process, steps: int) -> Recipe:
     """The fine run that a recipe's is measured against: same model, sample and scale, guided all the way."""
     g = recipe.guidance
@@ -189,6 +197,7 @@ class Engine:
         for recipe, name, kind in wanted:
             outcomes[name] = Outcome(name, kind, "done", recipe)
             try:
+                outcomes[name].recipe = recipe = settled(recipe, helm)
                 run = self.prepare(recipe, captured)
             except TimonelError as error:
                 self._fail(outcomes[name], str(error))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import grids, zoo
+from .. import zoo
 from ..errors import ArgumentError, options, whole
 from ..process import EDM, Flow
 from ..sampler import DEFAULT, STEPS, Sampler
@@ -141,8 +141,7 @@ def _shipped(facts: Facts) -> tuple[Preset, ...]:
     if facts.model not in zoo.MODELS:
         return ()
     card = zoo.card(facts.model)
-    own = card.default_sampler or f"{DEFAULT}/{grids.usual(facts.process)}"
-    return (Preset(own, card.default_steps, card.default_guidance, f"the card of {facts.model}"),)
+    return (Preset(card.default_sampler, card.default_steps, card.default_guidance, f"the card of {facts.model}"),)
 
 
 def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:

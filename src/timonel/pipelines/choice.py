@@ -10,8 +10,13 @@ The sampler is the first of these that there is:
 4. what was measured nearest: `sampler.DEFAULT` on the grid `grids.usual`, see docs/which-sampler.md.
 
 A shipped model is used as its card says: the scheduler in its folder says what the network was trained for and counts
-as set once it is replaced or changed. A sampler that names no grid takes the solver's own, else the one that is set on
-the pipeline, else the process' usual one.
+as set once it is replaced or changed.
+
+A sampler that names no grid takes the solver's own. The one that is set on the pipeline keeps the levels that its
+config asks for. One that the caller names is put on them too where somebody chose them: a sigma flag, or trailing
+times, which no class of diffusers has by default (few-step models are distilled on them). Else it takes the process'
+usual grid, `grids.usual`. In the drop-in scheduler the config is the caller's word, so its `timestep_spacing` always
+acts.
 
 The steps are the caller's, else the card's, else the few that a model was distilled for where the sampler is lcm or
 tcd, else the pipeline's own default, else `STEPS`.
@@ -31,8 +36,10 @@ from ..process import Process
 from ..process.config import class_of
 from ..sampler import STEPS, Sampler
 from . import kept
+from .levels import GRID_FLAGS
 
 FEW = 4  # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model card
+SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
 NAMED, SET, NEAREST = "as named", "set on the pipeline", "measured nearest for this noise process"
 
 
@@ -101,7 +108,24 @@ def choose(
     made, why = _sampler(model, sampler, fitted)
     count, steps_why = _steps(model, made, steps)
     made = replace(made, steps=count)
-    return Choice(made.on(model.process) if model.as_shipped else made, why, steps_why)
+    if why.startswith(SET):
+        return Choice(_few(made, count), why, steps_why)
+    return Choice(made if _configured(model) else made.on(model.process), why, steps_why)
+
+
+def _configured(model: Model) -> bool:
+    """Whether the config of the scheduler that is set on the pipeline decides the levels of another sampler too."""
+    config = model.scheduler.config
+    flagged = any(config.get(flag) for flag in GRID_FLAGS)
+    return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
+
+
+def _few(sampler: Sampler, steps: int) -> Sampler:
+    """The sampler with an order that so few steps have; diffusers' classes lower theirs without a word too."""
+    order = sampler.options.get("order")
+    if not isinstance(order, int) or order <= steps:
+        return sampler
+    return replace(sampler, options={**sampler.options, "order": steps})
 
 
 def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) -> tuple[Sampler, str]:
@@ -110,8 +134,7 @@ def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) 
     if model.card is not None and model.as_shipped:
         if fitted is not None:
             return fitted, f"fitted to {model.card.name} for these steps"
-        own = model.card.default_sampler
-        return (Sampler(), NEAREST) if own is None else (Sampler(own), f"of the card of {model.card.name}")
+        return Sampler(model.card.default_sampler), f"of the card of {model.card.name}"
     try:
         return of_scheduler(model.scheduler), f"{SET}: {type(model.scheduler).__name__}"
     except TimonelError as error:
@@ -152,7 +175,8 @@ def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
 
     if name in CLASSES:
         made: Sampler = CLASSES[name].from_config({**config, "_class_name": name}).sampler
-        return made
+        usual = inspect.signature(solvers.find(made.name).make).parameters
+        return replace(made, options={k: v for k, v in made.options.items() if k not in usual or usual[k].default != v})
     if names.key(name) in names.ALIASES:
         return Sampler(name)
     raise ArgumentError(f"{name or 'a scheduler without a name'} is no sampler of timonel")

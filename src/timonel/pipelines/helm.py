@@ -203,7 +203,7 @@ class Helm:
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))
-        scheduler = self._sampling(ours, options, given)
+        scheduler, made = self._sampling(ours, options, given)
         hooks, resume = tuple(ours["hooks"]), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
@@ -215,8 +215,7 @@ class Helm:
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
-        if self.choice is not None:
-            self.choice = self.choice.on(scheduler.settled)
+        self.choice = made.on(scheduler.settled)
         if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
@@ -278,13 +277,14 @@ class Helm:
         if self.card is not None:
             given, _ = scale.order(self.pipe, self._parameters, {}, self._scaled(guidance, {}))
         ours = {"sampler": sampler, "steps": steps, "fitted": fitted}
-        scheduler = self._sampling(ours, {}, given)
+        scheduler, made = self._sampling(ours, {}, given)
         scheduler.set_timesteps(scheduler.sampler.steps)
-        assert self.choice is not None
-        return self.choice.on(scheduler.settled)
+        return made.on(scheduler.settled)
 
-    def _sampling(self, ours: dict[str, Any], options: dict[str, Any], guidance: Guidance | None) -> Scheduler:
-        """The scheduler of this call; the number of steps is written into `options`."""
+    def _sampling(
+        self, ours: dict[str, Any], options: dict[str, Any], guidance: Guidance | None
+    ) -> tuple[Scheduler, choice.Choice]:
+        """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
         steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
         scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
         own, config = self._came
@@ -295,11 +295,11 @@ class Helm:
             count = model.card.default_steps if steps is None else steps
             asked = (self.pipe, self._parameters, options, guidance)
             fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
-        self.choice = choice.choose(model, ours["sampler"], steps, fitted=fitted)
-        scheduler.sampler = self.choice.sampler
+        made = choice.choose(model, ours["sampler"], steps, fitted=fitted)
+        scheduler.sampler = made.sampler
         if "num_inference_steps" in self._parameters:
             options["num_inference_steps"] = scheduler.sampler.steps
-        return scheduler
+        return scheduler, made
 
     def _batch(self, options: dict[str, Any]) -> int | None:
         """How many samples the call makes, where its arguments tell."""

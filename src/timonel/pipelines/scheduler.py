@@ -30,7 +30,7 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import choice, kept, levels, model, request
+from . import choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .generators import drawn, pipelines_generator
 from .orders import Orders as Orders
@@ -309,7 +309,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if noise is None and table.stochastic:
             noise = self._late_noise if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
         self._run = Run(
-            table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
+            table, self.prediction, noise=noise, guidance=orders.guidance,
+            hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
         self._covered, self._seeded = rows, None

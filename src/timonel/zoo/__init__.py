@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ModelError, TimonelError, UnknownName
 from ..process import Process, from_config
-from ..sampler import Sampler
+from ..sampler import DEFAULT, Sampler
 from .lora import LORA, merge
 from .shared import Shared, taken
 
@@ -65,7 +65,7 @@ class Card(BaseModel):
     styles: list[str]
     default_guidance: float
     default_steps: int
-    default_sampler: str | None = None  # none: what was measured nearest for its process
+    default_sampler: str = DEFAULT
     resolution: int
 
     def latent_rgb(self) -> LatentRGB | None:
