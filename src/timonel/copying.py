@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 #: fields that are made anew, for they are a process' own or follow from the others
-ANEW = ("_change", "_due", "_flight", "_memory", "_watched", "driver", "lent", "memory", "program")
+ANEW = ("_change", "_due", "_flight", "_watched", "driver", "lent", "memory", "program")
 SHARED = ("context", "hooks", "noise", "shape")  # of copies in one process
 
 
@@ -43,7 +43,7 @@ def revive(run: Run, made: dict[str, Any]) -> None:
     """Make `run` of the fields of another one."""
     vars(run).update(made)
     run._kept = OrderedDict((step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items())
-    fresh = {"_due": UNKNOWN, "_memory": UNKNOWN, "memory": UNKNOWN, "_flight": None, "_watched": None, "lent": ()}
+    fresh = {"_due": UNKNOWN, "memory": UNKNOWN, "_flight": None, "_watched": None, "lent": ()}
     vars(run).update(fresh, _change=threading.Condition(threading.RLock()), driver=Driver())
     run.program = Program.bind(run.table, run.prediction, run.shape)
 

@@ -12,7 +12,12 @@ UNKNOWN: Any = object()  # what a network remembers is not known at a state
 
 
 class Driver:
-    """What calls the network for a run, as far as the run has to know it. A plain loop has nothing to say."""
+    """What calls the network for a run, as far as the run has to know it. A plain loop has nothing to say.
+
+    `patience`: seconds after which a paused run asks again whether it was interrupted.
+    """
+
+    patience: float | None = None
 
     def interrupted(self) -> bool:
         """Whether the caller's own switch ends the run; the switch is off again afterwards."""
@@ -27,3 +32,6 @@ class Driver:
 
     def recall(self, memory: Any) -> None:
         """Give the network back what it kept; None is what it knows before its first call."""
+
+    def looping(self, on: bool) -> None:
+        """The rows begin (True) or are over (False), in the thread that computes them."""

@@ -12,6 +12,7 @@
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
     SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of timonel
+    Inexact                     a warning: a run goes on near to what it would have been, not exactly
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -77,6 +78,10 @@ class ModelError(TimonelError):
 
 class FittedElsewhere(UserWarning):
     """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+
+
+class Inexact(UserWarning):
+    """A run goes on without what a cache of its network remembered; it ends near to where it would have."""
 
 
 class SchedulerReplaced(UserWarning):

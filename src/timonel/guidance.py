@@ -84,18 +84,18 @@ class Guidance:
             return 1.0
         return self.scale[step] if isinstance(self.scale, tuple) else self.scale
 
-    def forecasts(self, table: Table, prediction: str, since: int = 0) -> tuple[tuple[float, ...], ...]:
+    def forecasts(self, table: Table, prediction: str, begin: int = 0) -> tuple[tuple[float, ...], ...]:
         """For every row the weights of the remembered differences, newest first, that forecast its own.
 
         A difference is cond - uncond of the raw outputs. No weights where both halves are computed, or only one.
-        `since`: the row from which the run is guided so; none of the rows before it is forecast.
+        `begin`: the row from which the run is guided so; none of the rows before it is forecast.
         """
         levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
         _, c_raw = coefficients(prediction, levels)
         made, since, found = list[int](), 0, list[tuple[float, ...]]()
         for row, guided_by in enumerate(self.scales(table)):
             nodes: list[int] = []
-            if guided_by != 1.0 and self.forecast > 1 and row >= since:
+            if guided_by != 1.0 and self.forecast > 1 and row >= begin:
                 if made and bool(levels.lam[row] < levels.lam[made[0]] - SAME):
                     made = []  # noise was added: what was computed further down says little here
                 if len(made) < 2 or since == self.forecast - 1:

@@ -82,6 +82,7 @@ class Run(Guided):
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
         )
         self.hooks = border.hooks(hooks)
+        self.lent: tuple[Hook, ...] = ()  # those of `hooks` that belong to a call
         self._keep = whole("keep", keep, 0)
         self._kept: OrderedDict[int, Kept] = OrderedDict()
         self._start: State | None = None
@@ -89,7 +90,7 @@ class Run(Guided):
         self._last: tuple[Tensor, Tensor, int] | None = None  # x, raw and row of the newest call
         self._clean: Tensor | None = None  # the newest denoised prediction, when it was made a tensor
         self._called: int | None = None  # the row of the newest call
-        self._memory: Any = UNKNOWN  # what the network remembered where the run came to rest
+        self.memory: Any = UNKNOWN  # what the network remembered where the run came to rest
         self._due: Any = UNKNOWN  # what it has to be given back before the next row
         self._flight: int | None = None  # the thread that computes a row
         self._change = threading.Condition(threading.RLock())
@@ -99,6 +100,7 @@ class Run(Guided):
         self._finished = False
         self._watched: tuple[Tensor, int, Tensor] | None = None  # x, its version and a copy, while edits are possible
         self.advances = 0  # rows computed so far, those computed again after a rewind included
+        self.firing = False  # hooks are being called
         self.moved = False  # the state was replaced by a rewind since the last row
         self.reason = ""  # why the run was stopped
 
@@ -194,6 +196,7 @@ class Run(Guided):
             x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
             self._begin(State(0, x, x if self.table.uses_base else None, (None,) * (self.table.history - 1)))
             self._start = self._here
+        self.driver.looping(True)
         self._fire("on_start")
         with self._change:
             self._start = self._here.clone()
@@ -222,12 +225,13 @@ class Run(Guided):
                 if not self._paused or self._stopping or self.step < self._until:
                     break
                 self._watch()
-                self._change.wait()
+                self._change.wait(self.driver.patience)
             if self._stopping and self._status == "running":
                 self._status = "stopped"
-                self._memory = self.driver.remembered() if self._keep else UNKNOWN
+                self.memory = self.driver.remembered() if self._keep else UNKNOWN
             if self._status != "running":
                 return False
+            self.driver.looping(True)
             if self._due is not UNKNOWN:
                 self.driver.recall(self._due)
             self._flight = threading.get_ident()
@@ -245,7 +249,7 @@ class Run(Guided):
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
-            self._called, self._memory, self._due, self._flight = state.row, UNKNOWN, UNKNOWN, None
+            self._called, self.memory, self._due, self._flight = state.row, UNKNOWN, UNKNOWN, None
             self._settle()
             self.advances, self.moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
@@ -264,6 +268,7 @@ class Run(Guided):
                 return
             self._finished = True
         self._fire("on_end")
+        self.driver.looping(False)
 
     def fail(self, error: BaseException | None = None) -> None:
         """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is dropped.
@@ -287,17 +292,24 @@ class Run(Guided):
     def _fire(self, point: str) -> None:
         if self.hooks:
             self._watch()
-        for hook in self.hooks:
-            try:
-                getattr(hook, point)(self)
-            except TimonelError:
-                self._status = "failed"
-                raise
-            except Exception as error:
-                self._status = "failed"
-                raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
+        self.firing = True
+        try:
+            for hook in self.hooks:
+                self._call(hook, point)
+        finally:
+            self.firing = False
         with self._change:
             self._unwatch()
+
+    def _call(self, hook: Hook, point: str) -> None:
+        try:
+            getattr(hook, point)(self)
+        except TimonelError:
+            self._status = "failed"
+            raise
+        except Exception as error:
+            self._status = "failed"
+            raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
 
     # An edit of x must reach the base of solvers that correct it (UniPC), or the corrector undoes it.
     def _carry(self) -> float | None:
@@ -363,6 +375,33 @@ class Run(Guided):
                 self.reason = ""
             self._change.notify_all()
 
+    def adopt(self, fresh: Run) -> None:
+        """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver and context.
+
+        A run that was stopped, interrupted or has failed goes on; one that is done stays so. Raises `TimonelError`,
+        and changes nothing, where `fresh` could not be guided so.
+        """
+        before, self.driver = self.driver, fresh.driver
+        try:
+            if self.row < self.table.nfe:
+                self.guidance = fresh.guidance
+        except TimonelError:
+            self.driver = before
+            raise
+        self.disown()
+        self.driver = fresh.driver
+        self.hooks, self.lent = [*self.hooks, *fresh.hooks], tuple(fresh.hooks)
+        self.context, self.noise = fresh.context, self.noise or fresh.noise
+        self._due = None if self.memory is UNKNOWN else self.memory
+        self.resume()
+        for hook in self.lent:
+            self._call(hook, "on_resume")
+
+    def disown(self) -> None:
+        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of their own."""
+        self.driver = Driver()
+        self.hooks, self.lent = [hook for hook in self.hooks if all(hook is not other for other in self.lent)], ()
+
     def rewind(self, step: int) -> None:
         """Go back so that `step` steps are completed, at the next row.
 
@@ -410,7 +449,7 @@ class Run(Guided):
             twin._start = self._start
             twin._kept = OrderedDict((k, s._replace(state=s.state.clone())) for k, s in self._kept.items())
             twin._last, twin._clean, twin._called = self._last, self._clean, self._called
-            twin._memory = self._resting()
+            twin.memory = self._resting()
             if self.row == self.table.nfe:
                 twin._status = "done"
             return twin
@@ -418,7 +457,7 @@ class Run(Guided):
     def _resting(self) -> Any:
         """What the network remembers at this state; `UNKNOWN` while a row is computed or after the run's end."""
         if self._flight is not None or self._status != "running":
-            return self._memory
+            return self.memory
         return self.driver.remembered() if self._due is UNKNOWN else self._due
 
     # -- copies ------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def load(
         hooks=hooks, shape=shape, keep=keep, context=context,
     )  # fmt: skip
     # files of runs before predictions and changes of guidance were saved have neither
-    run.restore(*states, tensors.get("denoised"), data.get("called"), data.get("guided_since", 0))
+    start, here = states
+    run.restore(start, here, tensors.get("denoised"), data.get("called"), data.get("guided_since", 0))
     return run
 
 

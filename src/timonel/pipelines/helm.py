@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import threading
-import weakref
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import zoo
-from ..errors import ArgumentError, ModelError, RunError, UnknownName, is_number, whole
+from ..driver import UNKNOWN
+from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName, is_number, whole
 from ..guidance import Guidance
+from ..hooks.rgb import to_images
 from ..noise import MOST, checked
 from ..run import Run
 from ..sampler import DEFAULT, Sampler
-from . import choice, elsewhere, levels, request, scale
+from . import busy, caches, choice, elsewhere, levels, request, scale
+from .busy import Claim
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
-from .gate import Gate, gated
+from .gate import Gate, gated, networks
 from .handle import Handle
 from .load import Loading, pipeline_of
+from .piped import Piped
 from .scheduler import Orders, Scheduler
 from .timesteps import Rewound
 
 if TYPE_CHECKING:
+    from PIL import Image
     from typing_extensions import Unpack
 
 OURS = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
@@ -40,8 +44,21 @@ COUNTED = (
     "image_embeddings",
 )  # one per sample
 MANY = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-_GUARD = threading.Lock()
-_LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+
+
+class Ready:
+    """A call that has everything it needs for itself. Calling it makes the call; else `cancel` lets go of it."""
+
+    def __init__(self, go: Callable[[], Any], held: ExitStack) -> None:
+        self._go, self._held = go, held
+
+    def __call__(self) -> Any:
+        with self._held:
+            return self._go()
+
+    def cancel(self) -> None:
+        """Make no call."""
+        self._held.close()
 
 
 class Helm:
@@ -82,8 +99,23 @@ class Helm:
 
     @property
     def run(self) -> Run | None:
-        """The run of the present call, or of the last one."""
+        """The run of the present call, or of the last one, however that ended: `resume=helm.run` goes on with it."""
         return None if self._scheduler is None else self._scheduler.newest
+
+    def preview(self, *, decode: bool = False) -> list[Image.Image]:
+        """Pictures of the newest denoised prediction of `run`, one per sample; linear and small unless `decode`.
+
+        Of a call that was stopped, interrupted or failed, too. Raises `RunError` before there is a run.
+        """
+        if self.run is None or not self.run.started:
+            raise RunError("there is no run to show yet; call the helm first")
+        return self.pictures(self.run, decode)
+
+    def pictures(self, run: Run, decode: bool) -> list[Image.Image]:
+        """Pictures of the newest denoised prediction of a run of this helm; of its noise where there is none yet."""
+        clean = run.latents if run.called_at is None else run.denoised
+        linear = None if decode else self.context.latent_rgb
+        return to_images(self.context.decode(clean) if linear is None else linear(clean))
 
     def __call__(
         self,
@@ -104,11 +136,13 @@ class Helm:
         another model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
         or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
         sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
-        `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched or stopped, to
-        continue with the same sampler and steps; a finished one is only decoded.
+        `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched, stopped or
+        interrupted, or that failed, to continue with the same sampler and steps, and with its guidance unless another
+        is named here; a finished one is only decoded. A network with a cache of diffusers' warns with `Inexact` where
+        what it remembered was not kept with the run.
 
         Raises `ArgumentError` before any compute for arguments the pipeline does not have or that do not fit
-        each other, and `RunError` while another call on this pipeline goes on.
+        each other, and `RunError` while another call on this pipeline goes on, or on one that shares its network.
         """
         ours = {"sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks, "seeds": seeds, "keep": keep}
         return self.ready(args, {**ours, "resume": resume, **options})()
@@ -116,36 +150,52 @@ class Helm:
     def start(self, *args: Any, **options: Any) -> Handle:
         """Call the pipeline in a background thread, with the arguments of a call; see `Handle`.
 
-        Raises before the thread starts what a call would raise before any compute.
+        Raises before the thread starts what a call would raise before any compute. Until the call ends, plain calls
+        of the pipeline and of others that share its network are refused with `RunError`.
         """
         return Handle(self, args, options)
 
-    def ready(self, args: tuple[Any, ...], given: dict[str, Any]) -> Callable[[], Any]:
-        """A call with everything checked, to be made later. Raises what a call raises before any compute."""
-        scheduler, gate, options = self._prepare(args, {name: given.pop(name, None) for name in OURS}, given)
-        return lambda: self._go(scheduler, gate, options)
+    def ready(self, args: tuple[Any, ...], given: dict[str, Any]) -> Ready:
+        """A call with everything checked and claimed, to be made later. Raises what a call raises before compute."""
+        with ExitStack() as stack:
+            claim = stack.enter_context(Claim(self.pipe))
+            scheduler, gate, options = self._prepare(args, {name: given.pop(name, None) for name in OURS}, given)
+            stack.enter_context(self.opened(claim, scheduler, gate))
+            return Ready(lambda: self._go(scheduler, gate, options, claim), stack.pop_all())
 
     # -- around the call -----------------------------------------------------------------------
-    def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any]) -> Any:
+    @contextmanager
+    def opened(self, claim: Claim, scheduler: Scheduler, gate: Gate) -> Iterator[None]:
+        """The networks behind `gate`. Raises `RunError` where something else uses them already."""
+        claim.scheduler, driver = scheduler, Piped(self.pipe, gate, claim)
+        scheduler.orders.driver = scheduler.run.driver = driver
+        with gated(gate, claim):
+            yield
+
+    def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any], claim: Claim) -> Any:
         """The call itself. After it the pipeline is what it was before, whatever happened."""
-        told = scale.told(self.pipe, self._parameters, gate.own)
-        with self._alone(), self._steered(scheduler), told, gated(gate), one_row_loops(self.pipe, scheduler):
+        told, driver = scale.told(self.pipe, self._parameters, gate.own), scheduler.run.driver
+        with claim.working(), self._steered(scheduler), told, one_row_loops(self.pipe, scheduler):
             self.context.call = options
+            driver.recall(None)  # a plain call that failed leaves its caches as they are
             try:
-                made = self._pass(scheduler, options)
+                made = self._pass(scheduler, options, claim)
             except BaseException as error:
                 if scheduler.current is not None:
-                    scheduler.current.fail()
+                    scheduler.current.fail(error)
                 getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
                 begun = gate.at is not None or scheduler.hand.given
                 if not begun and (refused := request.refused(self.pipe, error)) is not None:
                     raise refused from error
                 raise
+            finally:
+                if scheduler.current is not None:
+                    scheduler.current.disown()
         if not scheduler.hand.given:
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
         return made
 
-    def _pass(self, scheduler: Scheduler, options: dict[str, Any]) -> Any:
+    def _pass(self, scheduler: Scheduler, options: dict[str, Any], claim: Claim) -> Any:
         """Call the pipeline; again from its beginning after a rewind that its loop cannot follow."""
         given = options.get("generator")
         generators = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
@@ -155,33 +205,25 @@ class Helm:
             try:
                 return self.pipe(**options)
             except Rewound:
+                claim.looping(False)
                 scheduler.hand.let_go()
                 scheduler.hand.replay = True
                 for generator, state in zip(generators, states, strict=True):
                     generator.set_state(state)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One call at a time, for a pipeline has one scheduler."""
-        with _GUARD:
-            lock = _LOCKS.setdefault(self.pipe, threading.Lock())
-        if not lock.acquire(blocking=False):
-            raise RunError("this pipeline is at work in another call: wait for its end, or load a second pipeline")
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
     def _steered(self, scheduler: Scheduler) -> Iterator[None]:
         """The pipeline with `scheduler`, and with one progress bar at most."""
         own, bar = self.pipe.scheduler, getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.scheduler = self._scheduler = scheduler
+        before, self._scheduler = self._scheduler, scheduler
+        self.pipe.scheduler = scheduler
         if any(getattr(hook, "shows_progress", False) for hook in scheduler.orders.hooks):
             self.pipe._progress_bar_config = {**(bar or {}), "disable": True}
         try:
             yield
         finally:
+            if scheduler.newest is None or not scheduler.newest.started:
+                self._scheduler = before  # it ended before its run began: the last run is still there to go on with
             self.pipe.scheduler = own
             if bar is not None:
                 self.pipe._progress_bar_config = bar
@@ -202,14 +244,16 @@ class Helm:
         options = self._repeated(request.options(self._named(args, options)))
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
-        given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))
-        scheduler, made = self._sampling(ours, options, given)
         hooks, resume = tuple(ours["hooks"]), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
-        if resume is not None and not resume.row:
-            raise RunError("the run to resume has made no step; call without resume= to begin one")
+        guidance = self._scaled(ours["guidance"], options, resume)
+        given, own = scale.order(self.pipe, self._parameters, options, guidance)
+        scheduler, made = self._sampling(ours, options, given)
+        if resume is not None:
+            self._resumable(resume, scheduler)
         gate = Gate(self.pipe, scheduler, batch, own)
+        gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
             guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"],
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
@@ -221,12 +265,39 @@ class Helm:
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         return scheduler, gate, options
 
-    def _scaled(self, guidance: Guidance | float | None, options: dict[str, Any]) -> Guidance | float | None:
-        """The guidance of a call; a shipped model that is told nothing of it is guided as its card says."""
-        if guidance is not None or self.card is None:
+    def _scaled(
+        self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None = None
+    ) -> Guidance | float | None:
+        """The guidance of a call: what it names, else that of the run it resumes, else what the model's card says."""
+        if guidance is not None or (self.card is None and (resume is None or resume.guidance is None)):
             return guidance
         name = scale.argument(self.pipe, self._parameters, options)
-        return None if name is None or options.get(name) is not None else self.card.default_guidance
+        if name is not None and options.get(name) is not None:
+            return None
+        if resume is not None:
+            return resume.guidance
+        return None if name is None or self.card is None else self.card.default_guidance
+
+    def _resumable(self, run: Run, scheduler: Scheduler) -> None:
+        """Refuse, before anything is computed, a run that cannot go on in this call."""
+        if not isinstance(run, Run):
+            raise ArgumentError(f"resume= takes a run, such as helm.run, handle.branch() or Run.load(…), got {run!r}")
+        if busy.live(run):
+            raise RunError("the run to resume goes on in another call: wait for its end, or resume a run.branch()")
+        if not run.row:
+            raise RunError("the run to resume has made no step; call without resume= to begin one")
+        table, sampler = run.table, scheduler.sampler
+        if table.solver != sampler.name or (sampler.steps or table.steps) < table.steps:
+            raise ArgumentError(
+                f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
+                f"{sampler.steps}: give the same sampler and steps"
+            )
+        if run.row < table.nfe and not caches.fits(networks(self.pipe), None if run.memory is UNKNOWN else run.memory):
+            warnings.warn(
+                f"the network of this {type(self.pipe).__name__} has a cache, and what that remembered was not kept "
+                "with the run: it goes on with an empty one, near to what it would have been but not exactly",
+                Inexact, stacklevel=5,
+            )  # fmt: skip
 
     def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's own arguments by name; unknown ones are refused."""

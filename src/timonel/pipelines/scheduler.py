@@ -34,6 +34,7 @@ from . import choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .generators import drawn, pipelines_generator
 from .orders import Orders as Orders
+from .piped import caller
 from .timesteps import Hand, Loop, Timesteps, adopted, equal, number
 
 ROUNDED = 2.0**-7  # relative, of a time in bfloat16
@@ -170,7 +171,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what belongs to a pipeline's call; a copy has a run of its own at the same point."""
-        orders = replace(self.orders, context=None, guided=None, resume=None, recall=False, hooks=())
+        orders = replace(self.orders, context=None, guided=None, resume=None, recall=False, driver=None, hooks=())
         hand = Hand()
         hand.copied = True
         return {**vars(self), "hand": hand, "orders": orders, "_before": None, "_asked": None}
@@ -313,6 +314,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
+        self._run.driver, self._run.lent = orders.driver or caller(self), tuple(self._run.hooks)
         self._covered, self._seeded = rows, None
         self.hand.let_go()
 
@@ -516,6 +518,16 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
                 run.latents = sample
             self._advance(raw, variance_noise)
+        elif not run.started:
+            raise RunError(
+                "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "
+                "kept: begin a new call, without resume="
+            )
+        elif sample.shape != run.latents.shape:
+            raise ArgumentError(
+                f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
+                "size and the number of pictures that it was begun with"
+            )
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
