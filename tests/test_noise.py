@@ -22,7 +22,7 @@ TABLES = {name: tm.Sampler(name, steps=12).compile(VP) for name in ("ddpm", "eul
 BROWNIAN = tm.Sampler("ddpm", steps=6, noise="brownian")
 
 
-@given(seeds=st.lists(st.integers(-(2**70), 2**70), min_size=1, max_size=5), row=st.integers(-1, 400))
+@given(seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), row=st.integers(-1, 400))
 def test_noise_does_not_depend_on_the_batch_or_its_order(seeds, row):
     together = SeededNoise(tuple(seeds))(row, torch.empty(len(seeds), *SHAPE))
     for i, seed in enumerate(seeds):

@@ -78,7 +78,7 @@ def test_what_cannot_be_a_sampler_is_refused_with_the_value(call, error, said):
     ("x", "process", "said"),
     [
         (torch.ones(2, 3, dtype=torch.int64), PROCESSES["vp"], "int64"),
-        ([1.0], PROCESSES["vp"], "list"),
+        ([1.0], PROCESSES["vp"], "tensor"),
         (torch.tensor(1.0), PROCESSES["vp"], "batch"),
         (torch.ones(2, 3), "vp", "'vp'"),
     ],

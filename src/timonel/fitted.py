@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from .errors import ArgumentError, GridError
+from .errors import path as file
 from .files import replacing
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint as fingerprint
@@ -97,6 +98,7 @@ class Fitted:
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Fitted:
         """The sampler in a file. Raises `ArgumentError` where there is none."""
+        file("path", path)
         try:
             data = json.loads(Path(path).read_text("utf-8"))
         except OSError as error:

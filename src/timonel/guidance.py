@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .driver import Driver
-from .errors import ArgumentError, RunError, UnknownName, finite, whole
+from .errors import ArgumentError, RunError, among, finite, is_number, plain, several, shown, whole
 from .forecast import weights
 from .kernel import combine as summed
 from .prediction import coefficients
@@ -56,6 +56,21 @@ class Guidance:
     rescale: float = 0.0
     forecast: int = 1
     order: int = 1
+
+    def __post_init__(self) -> None:
+        """Keep Python's numbers. Raises `ArgumentError` for what is none, and for an interval that is none."""
+        among("guidance unit", self.unit, UNITS)
+        start, stop = (_place(what, getattr(self, what), self.unit) for what in ("start", "stop"))
+        if (start <= stop) if self.unit == "sigma" else (start >= stop):
+            way = "from high to low" if self.unit == "sigma" else "from low to high"
+            raise ArgumentError(f"a guidance interval runs {way} and is not empty, got between=({start:g}, {stop:g})")
+        made = {
+            "scale": _scale(self.scale), "start": start, "stop": stop,
+            "rescale": finite("rescale", self.rescale, 0, 1), "forecast": whole("forecast", self.forecast),
+            "order": whole("order", self.order, 1, 2),
+        }  # fmt: skip
+        for key, value in made.items():
+            object.__setattr__(self, key, value)
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
         """One scale per row: 1.0 where the unconditional half is skipped, None for the pipeline's own."""
@@ -125,33 +140,20 @@ def cfg(
     >>> cfg(5.0, until=0.4).stop
     0.4
     """
-    if unit not in UNITS:
-        raise UnknownName("guidance unit", unit, UNITS)
+    among("guidance unit", unit, UNITS)
     if until is not None and between is not None:
         raise ArgumentError("give either until= or between=, not both")
-    values: float | tuple[float, ...] | None
-    if isinstance(scale, Sequence) and not isinstance(scale, str):
-        values = tuple(finite("guidance scale", s, 0) for s in scale)
-    else:
-        values = None if scale is None else finite("guidance scale", scale, 0)
-    if between is not None and (isinstance(between, str) or not isinstance(between, Sequence) or len(between) != 2):
-        raise ArgumentError(f"between must be two numbers, e.g. between=(0.2, 0.6), got {between!r}")
+    ends = None if between is None else several("between", between, "between=(0.2, 0.6)")
+    if ends is not None and len(ends) != 2:
+        raise ArgumentError(f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}")
     top = math.inf if unit == "sigma" else 0.0
     end = 0.0 if unit == "sigma" else math.inf
-    start, stop = between if between is not None else (top, end if until is None else until)
-    for what, value in (("start", start), ("stop", stop)):
-        _check(what, value, unit)
-    if (start <= stop) if unit == "sigma" else (start >= stop):
-        way = "from high to low" if unit == "sigma" else "from low to high"
-        raise ArgumentError(f"a guidance interval runs {way} and is not empty, got between=({start:g}, {stop:g})")
-    if order is not None and forecast == 1:
+    start, stop = ends if ends is not None else (top, end if until is None else until)
+    if order is not None and whole("forecast", forecast) == 1:
         raise ArgumentError(
             f"order={order} says how the unconditional half is forecast; give forecast too, e.g. forecast=2"
         )
-    return Guidance(
-        values, float(start), float(stop), unit, finite("rescale", rescale, 0, 1), whole("forecast", forecast),
-        whole("order", 1 if order is None else order, 1, 2),
-    )  # fmt: skip
+    return Guidance(scale, start, stop, unit, rescale, forecast, 1 if order is None else order)  # type: ignore[arg-type]
 
 
 def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1) -> Guidance | None:
@@ -172,17 +174,31 @@ def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0,
     return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale, forecast=forecast)
 
 
-def _check(what: str, value: float, unit: str) -> None:
-    if value == math.inf:
-        return
+def _scale(scale: Any) -> float | tuple[float, ...] | None:
+    """One scale, or one per step, as Python's numbers."""
+    if scale is None:
+        return None
+    made = plain(scale)
+    if not isinstance(made, (list, tuple, range)):
+        return finite("guidance scale", scale, 0)
+    if not made:
+        raise ArgumentError("guidance scale is an empty list; give one number, or one per step")
+    return tuple(finite("guidance scale", one, 0) for one in made)
+
+
+def _place(what: str, value: Any, unit: str) -> float:
+    """An end of the interval as a Python number."""
+    if is_number(value) and value == math.inf:
+        return math.inf
     number = finite(f"guidance {what}", value, 0)
     if unit == "ratio" and number > 1:
         raise ArgumentError(
-            f"guidance {what} {value:g} is not a ratio of the steps in [0, 1]; "
+            f"guidance {what} {number:g} is not a ratio of the steps in [0, 1]; "
             f"for a step index say unit='step', for a noise level unit='sigma'"
         )
     if unit == "step" and number != int(number):
-        raise ArgumentError(f"guidance {what} {value:g} is not a step index")
+        raise ArgumentError(f"guidance {what} {number:g} is not a step index")
+    return number
 
 
 def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

@@ -8,16 +8,17 @@ floats (alpha, sigma, time), and returns what `prediction` says: by default the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import border
 from . import guidance as guide
 from . import noise as noises
 from .driver import Driver
-from .errors import ArgumentError
+from .errors import ArgumentError, function, instance
 from .guidance import Guidance
 from .hooks.guard import check_result
 from .noise import Noise
@@ -49,16 +50,11 @@ def begin(
     `noise`: a source of your own instead. Raises `ArgumentError` for anything that cannot be used, before any
     network call.
     """
-    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-        raise ArgumentError(
-            f"the start must be a floating-point tensor (batch, …), got {getattr(x, 'dtype', type(x).__name__)}"
-        )
-    if not isinstance(process, Process):
-        raise ArgumentError(f"process must be a timonel process such as tm.VP.from_schedule(), got {process!r}")
+    border.tensor("the start", x)
+    instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
     if seeds is not None and noise is not None:
         raise ArgumentError("give seeds= or noise=, not both")
-    if seeds is not None and not isinstance(seeds, Iterable):
-        raise ArgumentError(f"seeds must be a list with one whole number per sample, e.g. seeds=[0], got {seeds!r}")
+    seeds = None if seeds is None else noises.checked(seeds)
     if guidance is not None and not isinstance(guidance, Guidance):
         guidance = guide.cfg(guidance)
     chosen = Sampler.of(sampler, steps)
@@ -77,12 +73,12 @@ def begin(
 def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> None:
     """One network call (two where guidance is on and its half is not forecast) and one row."""
     at = run.level
-    raw = denoise(run.latents, at)
+    raw = border.output(denoise(run.latents, at), run.latents)
     scale = 1.0 if run.scale is None else run.scale
     if unconditional is not None and scale != 1.0:
         rescale = run.guiding.rescale if run.guiding else 0.0
         forecast = run.forecast
-        other = unconditional(run.latents, at) if forecast is None else raw - forecast
+        other = border.output(unconditional(run.latents, at), run.latents) if forecast is None else raw - forecast
         if forecast is None and run.remembers:
             run.remember(raw - other)
         raw = guide.combine(raw, other, scale, rescale)
@@ -108,6 +104,10 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     Raises what `denoise` or a hook raises; the run is then failed, or stopped by a `KeyboardInterrupt`, and goes on
     where it was when it is given here again after `run.resume()`.
     """
+    instance("run", run, Run, "a run, as begin(…) makes one")
+    function("denoise", denoise, "lambda x, level: network(x, level.time)", 2)
+    if unconditional is not None:
+        function("unconditional", unconditional, "lambda x, level: network(x, level.time)", 2)
     if run.guidance is None and unconditional is not None:
         raise ArgumentError("unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out")
     run.driver = Loop(unconditional)
@@ -145,6 +145,9 @@ def sample(
 
     The arguments are those of `begin`, where they are documented and checked.
     """
+    function("denoise", denoise, "lambda x, level: network(x, level.time)", 2)
+    if unconditional is not None:
+        function("unconditional", unconditional, "lambda x, level: network(x, level.time)", 2)
     run = begin(
         x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
         guidance=guidance, hooks=hooks, shape=shape,

@@ -112,6 +112,8 @@ def key(name: str) -> str:
 
 def grid(name: str) -> str:
     """The grid a name stands for. Raises `UnknownName` with the nearest."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"a grid is a name such as 'karras', got {name!r}")
     if name in GRIDS:
         return name
     found = {key(g): g for g in GRIDS} | GRID_ALIASES

@@ -21,12 +21,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, UnknownName
+from .errors import ArgumentError, among, instance, several, shown, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,7 +40,8 @@ PART = -2  # in place of a row: the seeds of the parts of a sample
 DEVICES = ("cpu", "sample")
 FINE = 1 << 16  # lattice points per unit of lam = log(alpha / sigma)
 NOISIEST, CLEANEST = -10, 20  # lam where the path begins and ends; further levels count as these
-_MASK = (1 << 64) - 1
+MOST = (1 << 64) - 1  # the largest seed
+_MASK = MOST
 
 
 def key(seed: int, row: int) -> int:
@@ -54,11 +55,18 @@ def key(seed: int, row: int) -> int:
     return state >> 1
 
 
-def checked(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """`seeds`, or `ArgumentError` unless they are whole numbers."""
-    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) for s in seeds):
-        raise ArgumentError(f"seeds must be whole numbers, one per sample, got {seeds!r}")
-    return seeds
+def checked(seeds: Any) -> tuple[int, ...]:
+    """Seeds as Python's numbers, or `ArgumentError` unless they are a list of whole numbers from 0 to 2^64 - 1."""
+    made = several("seeds", seeds, "seeds=[0], one per sample")
+    try:
+        found = tuple(whole("seed", seed, 0, MOST) for seed in made)
+    except ArgumentError:
+        found = ()
+    if not found:
+        raise ArgumentError(
+            f"seeds must be whole numbers from 0 to 2^64 - 1, one per sample, e.g. seeds=[0], got {shown(seeds)}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,8 @@ class Seeded(ABC):
     device: str = field(default="cpu", kw_only=True)
 
     def __post_init__(self) -> None:
-        checked(self.seeds)
-        if self.device not in DEVICES:
+        object.__setattr__(self, "seeds", checked(self.seeds))
+        if not isinstance(self.device, str) or self.device not in DEVICES:
             raise ArgumentError(f"noise is drawn on device 'cpu' or 'sample' (the sample's own), got {self.device!r}")
 
     @abstractmethod
@@ -111,6 +119,8 @@ class Seeded(ABC):
 
         Samples are never computed together: how a vector loop is cut could show in the last bit.
         """
+        if not isinstance(like, Tensor) or not like.ndim:
+            raise ArgumentError(f"like must be a tensor (batch, …), got {shown(like)}")
         self.check(len(like))
         place = self._place(like)
         made = torch.empty(like.shape, dtype=torch.float32, device=place)
@@ -130,6 +140,7 @@ class Seeded(ABC):
 
     def _fresh(self, row: int, like: Tensor) -> Tensor:
         """Noise keyed by the row alone."""
+        row = whole("row", row, START)
         return self._each(like, lambda draw, i: draw(row)).to(like)
 
 
@@ -171,12 +182,16 @@ class BrownianNoise(Seeded):
     _last: tuple[object, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        from .table import Table
+
         super().__post_init__()
+        instance("table", self.table, Table, "a timonel table, Sampler(…).compile(process)")
         object.__setattr__(self, "_spans", spans(self.table))
         if not self._spans:
             raise ArgumentError(f"Brownian noise has nothing to do: {self.table.solver!r} draws no noise in this table")
 
     def __call__(self, row: int, like: Tensor) -> Tensor:
+        row = whole("row", row, START)
         if row != START and row not in self._spans:
             raise ArgumentError(f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}")
         span = None if row == START else self._spans[row]
@@ -272,16 +287,14 @@ NOISES = (SeededNoise.kind, BrownianNoise.kind)
 
 def find(kind: str) -> str:
     """`kind`, or `UnknownName` with the nearest names."""
-    if kind not in NOISES:
-        raise UnknownName("noise source", kind, NOISES)
-    return kind
+    return among("noise source", kind, NOISES)
 
 
 def source(kind: str, seeds: Sequence[int], table: Table, *, device: str = "cpu") -> Seeded:
     """The noise source called `kind` for a run of `table`. Raises `UnknownName` and `ArgumentError`."""
     if find(kind) == BrownianNoise.kind:
-        return BrownianNoise(tuple(seeds), table, device=device)
-    return SeededNoise(tuple(seeds), device=device)
+        return BrownianNoise(checked(seeds), table, device=device)
+    return SeededNoise(checked(seeds), device=device)
 
 
 def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PredictionError, UnknownName
+from .errors import PredictionError, UnknownName, among
 from .process import Level
 from .process.config import class_of
 
@@ -31,9 +31,7 @@ KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
 
 def check(kind: str) -> str:
     """`kind`, or raise `UnknownName`."""
-    if kind not in KINDS:
-        raise UnknownName("prediction", kind, KINDS)
-    return kind
+    return among("prediction", kind, KINDS)
 
 
 def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
@@ -78,6 +76,11 @@ def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
     if float(c_raw) == 0:
         raise PredictionError(f"{kind} output is not determined by the denoised sample at sigma = 0")
     return (clean - x * float(c_x)) / float(c_raw)
+
+
+def clip(clean: Tensor, limit: float) -> Tensor:
+    """The clean sample in [-limit, limit]. For pixel-space models."""
+    return clean.clamp(-limit, limit)
 
 
 def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:

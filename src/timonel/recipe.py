@@ -18,7 +18,8 @@ from . import guidance as guide
 from . import noise as noises
 from . import process as processes
 from . import solvers
-from .errors import ArgumentError
+from .errors import ArgumentError, plain, shown
+from .errors import path as file
 from .files import replacing
 from .guidance import Guidance
 from .sampler import Sampler
@@ -32,7 +33,21 @@ KEY = "timonel"  # name of the text chunk in a PNG
 PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
-class GuidanceData(BaseModel):
+class Data(BaseModel):
+    """Plain data whose errors are timonel's."""
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**plain(given))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
+            raise ArgumentError(
+                f"{where}={shown(first['input'])} cannot be in a {type(self).__name__}: {first['msg']}"
+            ) from error
+
+
+class GuidanceData(Data):
     """`Guidance` as data; `start` and `stop` are None where the interval is open, `forecast` where there is none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +78,7 @@ class GuidanceData(BaseModel):
         )  # fmt: skip
 
 
-class Recipe(BaseModel):
+class Recipe(Data):
     """One picture as data. Written into the PNG by `save`, read back by `read`, made again by `make`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,22 +87,22 @@ class Recipe(BaseModel):
     prompt: str | None = None
     image: str | None = None
     negative_prompt: str | None = None
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=noises.MOST, strict=True)
     sampler: str
     grid: str | None = None
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, strict=True)
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
     table: dict[str, Any] | None = None  # of a fitted sampler: what its file holds
     sigmas: list[float] | None = None
     noise: str = noises.DEFAULT
     guidance: GuidanceData | None = None
-    width: int | None = None
-    height: int | None = None
+    width: int | None = Field(default=None, ge=1, strict=True)
+    height: int | None = Field(default=None, ge=1, strict=True)
     arguments: dict[str, Any] = Field(default_factory=dict)
     dtype: str | None = None
     device: str | None = None
-    stopped_after: int | None = None
+    stopped_after: int | None = Field(default=None, ge=0, strict=True)
     versions: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -167,6 +182,7 @@ class Recipe(BaseModel):
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Recipe:
         """The recipe in a PNG. Raises `ArgumentError` where there is none."""
+        file("path", path)
         from PIL import Image, UnidentifiedImageError
 
         try:

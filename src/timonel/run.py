@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from . import border
 from .driver import UNKNOWN, Driver
-from .errors import ArgumentError, HookError, RunError, TimonelError, whole
+from .errors import ArgumentError, HookError, RunError, TimonelError, function, instance, shown, whole
 from .guidance import Guidance, Guided, Guiding, settled
-from .hooks import Hook, adapt
+from .hooks import Hook
 from .kernel import combine
 from .noise import Noise
 from .process import At
@@ -65,6 +66,11 @@ class Run(Guided):
         keep: int = 0,
         context: Any = None,
     ) -> None:
+        instance("table", table, Table, "a timonel table, Sampler(…).compile(process)")
+        for what, value in (("noise", noise), ("shape", shape)):
+            if value is not None:
+                example = "tm.SeededNoise([0])" if what == "noise" else "lambda clean: clean.clamp(-1, 1)"
+                function(what, value, example, 2 if what == "noise" else 1)
         self.table, self.prediction, self.noise = table.detach(), prediction, noise
         self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
@@ -75,7 +81,7 @@ class Run(Guided):
         self._levels = tuple(
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
         )
-        self.hooks = [adapt(hook) for hook in hooks]
+        self.hooks = border.hooks(hooks)
         self.lent: tuple[Hook, ...] = ()  # those of `hooks` that belong to a call
         self._keep = whole("keep", keep, 0)
         self._kept: OrderedDict[int, Kept] = OrderedDict()
@@ -155,6 +161,7 @@ class Run(Guided):
     def latents(self, value: Tensor) -> None:
         with self._change:
             here = self._here
+            border.tensor("latents", value)
             if value.shape != here.x.shape:
                 raise ArgumentError(f"latents must keep their shape {tuple(here.x.shape)}, got {tuple(value.shape)}")
             watched = self._watched is not None
@@ -182,6 +189,7 @@ class Run(Guided):
     # -- going -------------------------------------------------------------------------------
     def start(self, x: Tensor) -> None:
         """Begin at the table's first level with the sample x (batch, …), unit normal for a full journey."""
+        border.tensor("the start", x)
         with self._change:
             if self.started:
                 raise RunError("this run has already started; make a new Run, or rewind it with run.rewind(0)")
@@ -236,8 +244,7 @@ class Run(Guided):
         state = self._here
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
-        if raw.shape != state.x.shape:
-            raise ArgumentError(f"the network returned shape {tuple(raw.shape)} for a sample of {tuple(state.x.shape)}")
+        border.output(raw, state.x)
         new, clean = self.program.execute(state, raw, self.noise)
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
@@ -332,6 +339,7 @@ class Run(Guided):
     # -- control, from any thread ------------------------------------------------------------
     def stop(self, reason: str = "") -> None:
         """End at the next row; `result` is then the newest denoised prediction."""
+        instance("reason", reason, str, "a sentence")
         with self._change:
             self._stopping, self.reason = True, reason or self.reason
             self._change.notify_all()
@@ -402,10 +410,12 @@ class Run(Guided):
         Raises `RunError` for a step the run has not reached.
         """
         with self._change:
-            if not isinstance(step, int) or not 0 <= step <= self.step:
+            try:
+                step = whole("step", step, 0, self.step)
+            except ArgumentError:
                 raise RunError(
-                    f"cannot rewind to step {step!r}: the run has completed {self.step} of {self.steps} steps"
-                )
+                    f"cannot rewind to step {shown(step)}: the run has completed {self.step} of {self.steps} steps"
+                ) from None
             if self._start is None:
                 raise RunError("the run has not started; there is nothing to rewind")
             self._goto, self._until, self._stopping = step, step, False
@@ -449,6 +459,22 @@ class Run(Guided):
         if self._flight is not None or self._status != "running":
             return self.memory
         return self.driver.remembered() if self._due is UNKNOWN else self._due
+
+    # -- copies ------------------------------------------------------------------------------
+    def __getstate__(self) -> dict[str, Any]:
+        from .copying import packed
+
+        return packed(self)
+
+    def __setstate__(self, made: dict[str, Any]) -> None:
+        from .copying import revive
+
+        revive(self, made)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        from .copying import deep
+
+        return deep(self, memo)
 
     # -- saving ------------------------------------------------------------------------------
     def states(self) -> tuple[State, State]:

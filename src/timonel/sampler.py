@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import grids, names, solvers
 from . import noise as noises
-from .errors import ArgumentError, whole
+from .errors import ArgumentError, finite, instance, options, several, whole
 from .grids import Grid
 from .process import Process
 from .table import Table
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
+MOST_STEPS = 1_000_000  # more is a mistake
 PART = ("start", "stop", "strength", "denoising_start", "denoising_end")
 FILE = ".json"  # how the name of a sampler file ends
 
@@ -65,6 +66,7 @@ class Sampler:
         if self.fitted is not None or is_file(self.name):
             self._take()
             return
+        self._plain()
         named = names.sampler(self.name)
         grid = None if self.grid is None else names.grid(self.grid)
         if named.grid is not None and grid not in (None, named.grid):
@@ -72,22 +74,40 @@ class Sampler:
         object.__setattr__(self, "name", named.solver)
         object.__setattr__(self, "grid", grid or named.grid)
         object.__setattr__(self, "options", {**named.options, **self.options})
-        object.__setattr__(self, "noise", self.noise or named.noise or noises.DEFAULT)
+        own = named.noise or noises.DEFAULT
+        object.__setattr__(self, "noise", own if self.noise is None else noises.find(self.noise))
         solvers.check(self.name, self.options)
         noises.find(self.source)
-        if self.steps is not None:
-            whole("steps", self.steps)
         if sum(v is not None for v in (self.grid, self.sigmas, self.times)) > 1:
             raise ArgumentError("give one of grid=, sigmas= and times=; each of them sets the levels")
         if self.grid_options and (self.sigmas is not None or self.times is not None):
             raise ArgumentError(f"grid_options {dict(self.grid_options)} belong to a named grid, not to given levels")
 
+    def _plain(self) -> None:
+        """Keep Python's numbers. Raises `ArgumentError` for what is none."""
+        made: dict[str, Any] = {key: options(key, getattr(self, key)) for key in ("options", "grid_options")}
+        made |= {
+            key: tuple(finite(key, one) for one in several(key, values, f"{key}=[14.6, 2.8, 0.6]"))
+            for key in ("sigmas", "times")
+            if (values := getattr(self, key)) is not None
+        }
+        for key, low in (("steps", 1), ("start", 0), ("stop", 1)):
+            if getattr(self, key) is not None:
+                made[key] = whole(key, getattr(self, key), low, MOST_STEPS)
+        for key in ("strength", "denoising_start", "denoising_end"):
+            if getattr(self, key) is not None:
+                made[key] = finite(key, getattr(self, key), 0, 1)
+        for key, value in made.items():
+            object.__setattr__(self, key, value)
+
     def _take(self) -> None:
         """Be the fitted sampler. Raises `ArgumentError` for anything that its table does not leave open."""
-        fitted = self.fitted
-        if fitted is None:
-            from .fitted import Fitted
+        from .fitted import Fitted
 
+        fitted = self.fitted
+        if fitted is not None:
+            instance("fitted", fitted, Fitted, "what Sampler.load reads")
+        if fitted is None:
             fitted = Fitted.read(self.name)
         elif self.name not in (DEFAULT, fitted.name):
             raise ArgumentError(f"a sampler is {self.name!r} or the fitted {fitted.name!r}, not both")
@@ -125,7 +145,7 @@ class Sampler:
     @classmethod
     def of(cls, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:
         """A `Sampler` from a name or a sampler, with `steps` where given."""
-        made = sampler if isinstance(sampler, Sampler) else cls(sampler or DEFAULT)
+        made = sampler if isinstance(sampler, Sampler) else cls(DEFAULT if sampler is None else sampler)
         return made if steps is None else replace(made, steps=steps)
 
     @property
@@ -150,6 +170,7 @@ class Sampler:
 
     def on(self, process: Process) -> Sampler:
         """The sampler with every choice made that depends on the process: grid and steps."""
+        instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
             return self
         if self.sigmas is not None or self.times is not None:
@@ -159,6 +180,7 @@ class Sampler:
 
     def levels(self, process: Process) -> Grid:
         """The grid on `process`, cut where asked. Raises `ArgumentError` where it was fitted to another process."""
+        instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
             return self.fitted.grid(process)
         full = self._levels(process)
@@ -183,6 +205,7 @@ class Sampler:
 
         Raises `ArgumentError` for a noise source that it would not use, or where it was fitted to another process.
         """
+        instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
             return self.drawing(self.fitted.on(process))
         if self.cuts and "skip" not in self.options:  # which counts the steps of the part

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import ArgumentError
+from .errors import path as file_of
 from .files import replacing
 from .guidance import Guidance
 from .noise import Noise, Seeded, source
@@ -65,6 +66,7 @@ def load(
     """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one."""
     from safetensors import SafetensorError, safe_open
 
+    file_of("path", path)
     if not Path(path).is_file():
         raise ArgumentError(f"there is no saved run at {str(path)!r}")
     try:

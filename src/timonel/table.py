@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, GridError
+from .errors import ArgumentError, GridError, instance
 from .grids import Grid
 from .process import Level, double
 
@@ -158,12 +158,16 @@ class Table:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
         """The inverse of `to_dict`. Raises `ArgumentError` on data that is not a table."""
+        instance("data", data, Mapping, "the dictionary of a table, table.to_dict()")
         if data.get("format") != FORMAT:
             raise ArgumentError(
                 f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"
             )
         try:
-            arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            try:
+                arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            except ArgumentError as error:
+                raise ArgumentError(f"this is not a table: {error}") from error
             return cls(
                 str(data["solver"]), str(data["grid"]), str(data["basis"]), int(data["order"]),
                 step=tuple(int(s) for s in data["step"]), **arrays,

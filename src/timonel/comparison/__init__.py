@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError, flag, function, path, several, whole
 from ..files import writable
 from .plan import Plan, is_model
 from .progress import Lines, Progress, State
@@ -123,6 +123,11 @@ def compare(
     from .engine import BATCH, Engine
     from .store import Store
 
+    path("out", out)
+    size = BATCH if batch is None else whole("batch", batch)
+    references, yes = flag("references", references), flag("yes", yes)
+    if not isinstance(progress, bool):
+        function("progress", progress, "lambda state: print(state)", 1)
     again = _call(subjects, prompts, axes, out=str(out), plan=plan, batch=batch, references=references, yes=yes)
     if is_model(subjects):
         if "model" in axes:
@@ -139,9 +144,7 @@ def compare(
     writable(store.root)
     telling = progress if callable(progress) else Lines() if progress else lambda state: None
     paging = _paging(chosen, store, telling)
-    engine = Engine(
-        chosen, store, batch=whole("batch", BATCH if batch is None else batch), references=references, progress=paging
-    )
+    engine = Engine(chosen, store, batch=size, references=references, progress=paging)
     try:
         engine.run()
         engine.tell("page")
@@ -182,11 +185,13 @@ def _typed(value: Any) -> str:
 
 def planned(subjects: Sequence[str] | str, plan: Plan | str | PathLike[str] | None, axes: dict[str, Any]) -> Plan:
     """The plan of a call: given, read from a file, or made of axes."""
+    subjects = subjects if isinstance(subjects, str) else several("subjects", subjects, "['red apple']")
     if isinstance(plan, Plan):
         if subjects or axes:
             raise ArgumentError("give a plan or its axes, not both")
         return plan
     if plan is not None:
+        path("plan", plan)
         return Plan.read(plan, **axes, **({"subjects": subjects} if subjects else {}))
     return Plan.of(subjects, **axes)
 

@@ -21,10 +21,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from .. import grids, names, zoo
-from ..errors import ArgumentError, UnknownName, whole
+from ..errors import ArgumentError, UnknownName, plain, whole
 from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
 from ..sampler import DEFAULT, STEPS, Sampler, is_file
@@ -169,21 +167,17 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
     if card and at.get("image") is not None:  # pipelines of pictures have a size of their own, far larger
         at = {"width": card.resolution, "height": card.resolution, **at}
-    try:
-        return Recipe(
-            model=_label(model), seed=at["seed"], steps=at.get("steps", card.default_steps if card else STEPS),
-            arguments=dict(at.get("arguments") or {}), **Recipe.choice(chosen),
-            guidance=None if interval is None else GuidanceData.of(interval),
-            **{name: at[name] for name in plain if at.get(name) is not None},
-        )  # fmt: skip
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArgumentError(f"{place}={first['input']!r} cannot be: {first['msg']}") from error
+    return Recipe(
+        model=_label(model), seed=at["seed"], steps=at.get("steps", card.default_steps if card else STEPS),
+        arguments=dict(at.get("arguments") or {}), **Recipe.choice(chosen),
+        guidance=None if interval is None else GuidanceData.of(interval),
+        **{name: at[name] for name in plain if at.get(name) is not None},
+    )  # fmt: skip
 
 
 def _values(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple, range)) else [value]
+    made = plain(value)
+    return list(made) if isinstance(made, (list, tuple, range)) else [made]
 
 
 def _listed(subjects: Any) -> list[Any]:

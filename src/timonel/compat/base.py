@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, RunError, TimonelError, UnknownName
+from ..errors import ArgumentError, RunError, TimonelError, UnknownName, finite, options, whole
 from ..grids import Grid
 from ..noise import source
-from ..pipelines import acting
+from ..pipelines import acting, request
 from ..pipelines.attributes import Stepped
-from ..pipelines.scheduler import Listing, Orders, Scheduler
+from ..pipelines.scheduler import Listing, Scheduler
 from ..pipelines.timesteps import number
 from ..process import Process
 from ..process.config import name_of
@@ -29,6 +30,7 @@ from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
 from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
+from .members import DIRECT, INTERNAL, Members, initial
 from .rows import FEW
 
 Config = Mapping[str, Any]
@@ -36,7 +38,7 @@ NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Scheduler):
+class Compat(Members, Scheduler):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -81,6 +83,7 @@ class Compat(Scheduler):
         `of_model`: other keys that were asked for, which say what the model was trained for. All that was asked for has
         to change something, except in a `trial`.
         """
+        explicit, of_model = request.typed(self.defaults, explicit), dict(of_model)
         flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
         # a constructor describes its model as a config does, with the betas of a process that has none too
         described = () if carried or hidden else (*TRAINING, "steps_offset")
@@ -101,12 +104,15 @@ class Compat(Scheduler):
         if process.kind not in self.kinds:
             raise ArgumentError(self._unfit(process))
         self._check(flags, explicit, process)
-        name, options = self._solver(flags)
+        name, chosen = self._solver(flags)
         if not trial:
             asked = {key: value for key, value in {**explicit, **of_model}.items() if key not in described}
             self._all_act(flags, asked, {**rest, **{k: v for k, v in of_model.items() if k in described}})
-        self._set(process, prediction, Sampler(name, options=options, noise=self._source))
+        self._set(process, prediction, Sampler(name, options=chosen, noise=self._source))
         self._visited = None
+        self.order = self.calls
+        self._timesteps, self.sigmas, top = initial(process, self.family)
+        self.init_noise_sigma = self._start(*top[:2], flags)
         self._read = self._plain()
 
     def _all_act(self, flags: Config, asked: Config, hidden: Config) -> None:
@@ -180,6 +186,19 @@ class Compat(Scheduler):
         self.process, self.prediction, self.sampler = made.process, made.prediction, made.sampler
         return dict(changes)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in INTERNAL:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: {INTERNAL[name]}")
+        if name in DIRECT and name in self.defaults:
+            return self.config[name]
+        return super().__getattr__(name)
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """abar where the list ends: 1, or that of training time 0 where the config says `set_alpha_to_one=False`."""
+        bar = self.alphas_cumprod[0]
+        return torch.ones_like(bar) if self.config.get("set_alpha_to_one", True) else bar
+
     _source: ClassVar[str | None] = None  # where its noise comes from, if not independent
     _visited: levels.Levels | None = None
 
@@ -232,21 +251,18 @@ class Compat(Scheduler):
         if sampler is not None:
             raise ArgumentError(f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler")
         cls._known(changes, {**cls.defaults, **dict.fromkeys(MODEL)})
+        changes = request.typed(cls.defaults, changes)
         explicit = {key: value for key, value in changes.items() if key in cls.defaults}
         of_model = {key: value for key, value in changes.items() if key not in cls.defaults}
-        process, carried, hidden = read(cls.__name__, cls.defaults, dict(config or {}), changes)
+        process, carried, hidden = read(
+            cls.__name__, cls.defaults, options("config", {} if config is None else config), changes
+        )
         if process.kind not in cls.kinds:
             raise ArgumentError(cls._unfit(process))
         made = cls.__new__(cls)
         hidden = {key: value for key, value in hidden.items() if key not in of_model}
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Compat:
-        """A scheduler with the same configuration and seeds, and no run."""
-        made: Compat = type(self).from_config(copy.deepcopy(dict(self.config), memo))
-        made.orders = Orders(seeds=self.orders.seeds, noise=self.orders.noise)
-        return made
 
     @property
     def compatibles(self) -> list[type[Compat]]:
@@ -260,7 +276,8 @@ class Compat(Scheduler):
     def _flags(self) -> dict[str, Any]:
         """The class's flags as they are now; pipelines change some in place."""
         ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}  # other classes' configs may have them
-        return {**ends, **{key: self.config[key] for key in self.defaults}, **self.fixed}
+        first = {} if self._first_shift is None else {"first_shift": self._first_shift}
+        return {**ends, **{key: self.config[key] for key in self.defaults}, **self.fixed, **first}
 
     def set_timesteps(  # type: ignore[override]
         self,
@@ -269,16 +286,33 @@ class Compat(Scheduler):
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        num_train_timesteps: int | None = None,
     ) -> None:
         """Visit the levels that diffusers' class visits. Give a number of steps, `timesteps` or `sigmas`.
 
-        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). Raises `ArgumentError` and
+        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). `num_train_timesteps`: the
+        config's, as some of diffusers' classes take it; another number is refused. Raises `ArgumentError` and
         `GridError` before any compute.
         """
+        if num_train_timesteps is not None and whole("num_train_timesteps", num_train_timesteps) != len(self):
+            raise ArgumentError(
+                f"num_train_timesteps={num_train_timesteps!r} is not the {self.process.train_steps} of this model's "
+                "config; leave it out, or make the scheduler with another config"
+            )
+        self._visit(levels.Asked(num_inference_steps, timesteps, sigmas, mu), device)
+
+    def _visit(self, asked: levels.Asked, device: Any) -> None:
+        """Make the run on the levels that `asked` means."""
         self._reread()
         flags = self._flags
-        made = levels.make(self.family, self.process, flags, levels.Asked(num_inference_steps, timesteps, sigmas, mu))
-        self._visited = made
+        asked = asked._replace(
+            steps=request.steps(asked.steps), times=request.numbers("timesteps", asked.times),
+            sigmas=request.numbers("sigmas", asked.sigmas), mu=request.number("mu", asked.mu),
+            strength=finite("strength", asked.strength, 0, 1),
+        )  # fmt: skip
+        made = levels.make(self.family, self.process, flags, asked)
+        self.custom_timesteps = asked.times is not None
+        self._visited, self._begins = made, None
         if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
@@ -286,13 +320,14 @@ class Compat(Scheduler):
             )
         self._list(self.sampler, self._grouped(made.grid), device)
         self.order = self.calls
-        self.init_noise_sigma = self._start(made.grid, flags)
+        self.num_inference_steps = made.grid.steps + made.idle
+        self.init_noise_sigma = self._start(made.grid.alpha[:1], made.grid.sigma[:1], flags)
 
-    def _start(self, grid: Grid, flags: Mapping[str, Any]) -> float:
+    def _start(self, alphas: Tensor, sigmas: Tensor, flags: Mapping[str, Any]) -> float:
         """The std of diffusers' initial sample, in coordinates of unit variance."""
         if self.unit or self.process.kind == "flow":
             return 1.0
-        alpha, ratio = float(grid.alpha[0]), grid.ratio_at(0)
+        alpha, ratio = float(alphas[0]), float(sigmas[0] / alphas[0])
         far = flags.get("timestep_spacing") in ("linspace", "trailing")
         return alpha * (ratio if far else (ratio**2 + 1) ** 0.5)
 
@@ -309,10 +344,11 @@ class Compat(Scheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
+        found = request.noised(original_samples, noise, timesteps)
         if self._listing is None:
             return super().add_noise(original_samples, noise, timesteps)
         self._mixed = True
-        times, grid = timesteps.detach().to("cpu", torch.float64).reshape(-1), self._listing.grid
+        times, grid = found, self._listing.grid
         near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
         if bool((near.min(1).values > 1e-3).any()):
             return super().add_noise(original_samples, noise, timesteps)
@@ -356,6 +392,7 @@ class Compat(Scheduler):
                     f"{type(self).__name__}.step cannot do {key}={value!r}; options of a sampler are given to "
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
                 )
+        request.step(model_output, sample, generator, eta)
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
@@ -389,8 +426,8 @@ class Compat(Scheduler):
         flags = self._flags
         if flags.get("thresholding"):
             ratio, top = float(flags["dynamic_thresholding_ratio"]), float(flags["sample_max_value"])
-            return lambda clean: predictions.threshold(clean, ratio, top)
+            return partial(predictions.threshold, ratio=ratio, top=top)
         if flags.get("clip_sample"):
             limit = float(flags["clip_sample_range"])
-            return lambda clean: clean.clamp(-limit, limit)
+            return partial(predictions.clip, limit=limit)
         return None

@@ -120,10 +120,8 @@ DISTILLED = "its levels are those of the distillation, original_inference_steps 
 INERT: dict[tuple[str, str], str] = {
     ("LCMScheduler", "timestep_spacing"): DISTILLED,
     ("LCMScheduler", "steps_offset"): DISTILLED,
-    ("LCMScheduler", "set_alpha_to_one"): "its last step returns the denoised sample",
     ("TCDScheduler", "timestep_spacing"): DISTILLED,
     ("TCDScheduler", "steps_offset"): DISTILLED,
-    ("TCDScheduler", "set_alpha_to_one"): "its last step ends at training time 0",
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
 }
 #: flags whose effect is in the noise or in pipelines, or that choose between two ways which agree at order 1

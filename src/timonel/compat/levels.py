@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..errors import ArgumentError, GridError, UnknownName, whole
+from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
 from ..process import EDM, Flow, Level, Process, double
 from ..process.level import interpolate
@@ -42,6 +42,8 @@ class Asked(NamedTuple):
     times: Any = None
     sigmas: Any = None
     mu: float | None = None
+    original: int | None = None  # steps of the distillation
+    strength: float = 1.0  # the share of them that image-to-image visits
 
 
 class Levels(NamedTuple):
@@ -105,12 +107,13 @@ def _stops(flags: Flags) -> bool:
 def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
     """The training times of a list, noisiest first."""
     if asked.times is not None:
-        return grids.custom_times(process, asked.times).time[:-1]
+        times = grids.custom_times(process, asked.times).time[:-1]
+        return times[len(times) - _share(len(times), asked.strength, "timesteps") :]
     n, total = whole("num_inference_steps", asked.steps or 0), process.train_steps
     if n > total:
         raise GridError(f"{n} steps are more than the {total} training levels of this model; use at most {total}")
     if family == "distilled":
-        return grids.make("lcm", process, n, original_steps=flags["original_inference_steps"]).time[:-1]
+        return _distilled(process, flags, asked, n)
     spacing, offset = flags.get("timestep_spacing") or "linspace", int(flags.get("steps_offset") or 0)
     if spacing not in SPACINGS:
         raise UnknownName("timestep_spacing", spacing, SPACINGS)
@@ -128,6 +131,30 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
         even = torch.linspace(last - 1, 0, n, dtype=torch.float64)
         times = even.round() if family == "index" else even
     return times.clamp(max=total - 1)
+
+
+def _distilled(process: Process, flags: Flags, asked: Asked, n: int) -> Tensor:
+    """`n` of the times of the distillation, or of its last share: arXiv 2310.04378, section 4.3."""
+    total = process.train_steps
+    steps = asked.original if asked.original is not None else flags["original_inference_steps"]
+    original = total if steps is None else whole("original_inference_steps", steps, 1, total)
+    anywhere = bool(flags.get("anywhere")) and asked.original is not None  # TCD: then the number is a limit only
+    left = _share(total if anywhere else original, asked.strength, "levels")
+    if n > min(left, original):
+        raise GridError(
+            f"{n} steps are more than the {min(left, original)} levels that strength={asked.strength:g} leaves of "
+            f"original_inference_steps={original}; use fewer steps, or raise one of the two"
+        )
+    origin = torch.arange(left, 0, -1, dtype=torch.float64) * (1 if anywhere else total // original) - 1
+    return origin[torch.floor(torch.arange(n, dtype=torch.float64) * (left / n)).long()]
+
+
+def _share(count: int, strength: float, what: str) -> int:
+    """How many of `count` levels image-to-image visits."""
+    left = int(count * finite("strength", strength, 0, 1))
+    if not left:
+        raise GridError(f"strength={strength:g} of {count} {what} leaves none; use at least {1 / count:.4g}")
+    return left
 
 
 def _clipped(process: Process, flags: Flags) -> int:
@@ -241,8 +268,8 @@ def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:
     if lists == "dpm":
         even = torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)
         return even[:-1] if flags.get("snaps") else (1.0 - even).flip(0)[:-1]
-    low = double(1 / total)
-    low = low if flags.get("use_dynamic_shifting") else process.shift * low / (1 + (process.shift - 1) * low)
+    low, first = double(1 / total), flags.get("first_shift") or process.shift
+    low = low if flags.get("use_dynamic_shifting") else first * low / (1 + (first - 1) * low)
     return torch.linspace(1, float(low), n, dtype=torch.float64)
 
 

@@ -223,6 +223,12 @@ class PNDMScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
 
+    def step_prk(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        """`step`: a row of the table is the Runge-Kutta or the multistep call that its time asks for."""
+        return self.step(model_output, timestep, sample, return_dict=return_dict)
+
+    step_plms = step_prk
+
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         if grid.steps == self._levels.grid.steps:
             return super()._compile(sampler, grid, before)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import zoo
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError, options, whole
 from ..process import EDM, Flow
 from ..sampler import DEFAULT, STEPS, Sampler
 from . import suits
@@ -81,6 +81,7 @@ def doctor(
     """
     if sampler is not None and not isinstance(sampler, str):
         raise ArgumentError(f"name the sampler, such as 'dpmpp_2m/karras'; got {type(sampler).__name__}")
+    flags = {} if flags is None else options("flags", flags)
     if flags and sampler is None:
         raise ArgumentError(f"flags {dict(flags)} belong to a sampler or a diffusers class; name it")
     facts = read(model)
@@ -98,7 +99,7 @@ def doctor(
         _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
         suits.samplers(facts, family), suits.grids_for(facts, family), suits.refused(facts),
         presets, {} if row is None else {FAMILIES[key].title: PRESETS[key] for key in row.alike},
-        examine(facts, habits, sampler, count, dict(flags or {})),
+        examine(facts, habits, sampler, count, flags),
     )  # fmt: skip
 
 

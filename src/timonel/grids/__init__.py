@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ArgumentError, GridError, UnknownName, whole
+from ..errors import ArgumentError, GridError, among, whole
 from ..process import Flow, Process
 from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
@@ -90,9 +90,7 @@ def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
     On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as their `sigma_min`, the
     others are stretched, see `flow.stretched`. One step has only the first level.
     """
-    if name not in GRIDS:
-        raise UnknownName("grid", name, GRIDS)
-    spec = GRIDS[name]
+    spec, count = GRIDS[among("grid", name, GRIDS)], whole("steps", steps)
     terminal = None if "terminal" in spec.options else options.pop("terminal", None)
     if terminal is not None and not isinstance(process, Flow):
         raise ArgumentError(
@@ -102,19 +100,19 @@ def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
         if key not in spec.options:
             has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
             raise ArgumentError(f"grid {name!r} has no option {key!r}; {has}")
-    if whole("steps", steps) > process.train_steps and process.kind == "vp":
+    if count > process.train_steps and process.kind == "vp":
         raise GridError(
-            f"{steps} steps are more than the {process.train_steps} training levels of this model; "
+            f"{count} steps are more than the {process.train_steps} training levels of this model; "
             f"use at most {process.train_steps}"
         )
     if terminal is None:
-        return spec.make(process, steps, **options)
+        return spec.make(process, count, **options)
     if "sigma_min" in spec.options:
         if "sigma_min" in options:
             raise ArgumentError(
                 f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid; give one"
             )
-        return spec.make(process, steps, **options, sigma_min=terminal)
-    made = spec.make(process, steps, **options)
+        return spec.make(process, count, **options, sigma_min=terminal)
+    made = spec.make(process, count, **options)
     t = stretched(made.sigma[:-1], made.sigma[0].item(), terminal)
     return Grid.of(process, process.at_sigma(t), made.name)

@@ -101,7 +101,7 @@ def gits(
     weight = finite("coefficient", coefficient, 0.01, 100)
     count = whole("steps", steps)
     levels = fine if isinstance(fine, Grid) else None
-    total = levels.steps if levels is not None else whole("fine", fine)  # type: ignore[arg-type]
+    total = levels.steps if levels is not None else whole("fine", fine)
     if count > total:
         raise GridError(f"{count} steps cannot be chosen from {total} fine ones; use fewer steps or a larger fine=")
     if levels is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, function
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -58,6 +58,6 @@ def adapt(hook: Hook | Callable[[Run], None]) -> Hook:
         raise ArgumentError(f"hook {hook.__name__} is a class; give an instance, {hook.__name__}(…)")
     if isinstance(hook, Hook):
         return hook
-    if callable(hook):
-        return Function(hook)
-    raise ArgumentError(f"a hook is a callable that takes the run, got {hook!r}")
+    if not callable(hook):
+        raise ArgumentError(f"a hook is a callable that takes the run, got {hook!r}")
+    return Function(function("a hook", hook, "lambda run: print(run.step)", 1))

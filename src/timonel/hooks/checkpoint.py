@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, whole
+from ..errors import path as file
 from . import Hook
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class Checkpoint(Hook):
     """See `checkpoint`."""
 
     def __init__(self, path: str | PathLike[str], every: int = 1) -> None:
-        self.path, self.every = fspath(path), whole("every", every)
+        self.path, self.every = fspath(file("path", path)), whole("every", every)
         self._saved: int | None = None
         if Path(self.path).is_dir():
             raise ArgumentError(f"{self.path!r} is a folder; name a file, e.g. {self.path}/run.safetensors")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError, function, instance, is_number, several, whole
 from . import Hook
 
 if TYPE_CHECKING:
@@ -18,9 +18,8 @@ class StopWhen(Hook):
     """See `stop_when`."""
 
     def __init__(self, condition: Callable[[Run], bool], reason: str = "") -> None:
-        if not callable(condition):
-            raise ArgumentError(f"stop_when takes a function of the run, e.g. lambda run: ..., got {condition!r}")
-        self.condition, self.reason = condition, reason
+        function("the condition of stop_when", condition, "lambda run: run.step == 4", 1)
+        self.condition, self.reason = condition, instance("reason", reason, str, "a sentence")
 
     @property
     def name(self) -> str:
@@ -47,15 +46,11 @@ class Edit(Hook):
     """See `edit`."""
 
     def __init__(self, change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None) -> None:
-        if not callable(change):
-            raise ArgumentError(f"edit takes a function of the latents, e.g. lambda x: x * 1.1, got {change!r}")
-        steps = None if at is None else (at,) if isinstance(at, int) else tuple(at)
-        if steps is not None:
-            if not steps:
-                raise ArgumentError("edit(at=[]) never applies; name steps from 1 up, or leave at out for every step")
-            for step in steps:
-                whole("edit step", step, 1)
-        self.change, self.at = change, steps
+        function("the change of edit", change, "lambda latents: latents * 1.1", 1)
+        named = None if at is None else (at,) if is_number(at) else several("at", at, "at=[1, 2]")
+        if named is not None and not named:
+            raise ArgumentError("edit(at=[]) never applies; name steps from 1 up, or leave at out for every step")
+        self.change, self.at = change, None if named is None else tuple(whole("edit step", step, 1) for step in named)
 
     @property
     def name(self) -> str:

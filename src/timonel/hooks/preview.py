@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError, flag, whole
 from ..files import replacing
 from . import Hook
 from .rgb import LatentRGB as LatentRGB
@@ -144,7 +144,7 @@ class Preview(Pictures):
     ) -> None:
         self.call = to if callable(to) else None
         self.folder = None if callable(to) else _folder(to)
-        block = self.folder is not None if block is None else block
+        block = self.folder is not None if block is None else flag("block", block)
         super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
 
     @property
@@ -194,7 +194,7 @@ class SaveSteps(Hook):
     KINDS = ("denoised", "latents", "both")
 
     def __init__(self, folder: str | PathLike[str], what: str = "denoised") -> None:
-        if what not in self.KINDS:
+        if not isinstance(what, str) or what not in self.KINDS:
             raise ArgumentError(f"save_steps saves one of {self.KINDS}, got {what!r}")
         self.folder, self.what = _folder(folder), what
 

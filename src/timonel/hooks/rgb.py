@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, finite, instance, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,16 +29,18 @@ class LatentRGB:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, psnr: float | None = None, frames_dim: int = 1) -> None:
+        for what, value in (("weight", weight), ("bias", bias)):
+            instance(what, value, Tensor, "a tensor")
         if weight.ndim != 2 or weight.shape[0] != 3 or bias.shape != (3,):
             raise ArgumentError(
                 f"LatentRGB needs a weight (3, C) and a bias (3,), got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
-        if frames_dim not in (1, 2):
-            raise ArgumentError(f"frames_dim is 1 for (B, F, C, h, w) or 2 for (B, C, F, h, w), got {frames_dim!r}")
+        frames_dim = whole("frames_dim, 1 for (B, F, C, h, w) or 2 for (B, C, F, h, w),", frames_dim, 1, 2)
         self.weight, self.bias = weight.detach().float(), bias.detach().float()
         if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
             raise ArgumentError("LatentRGB needs finite numbers; its weight or bias has NaN or infinity")
-        self.psnr, self.frames_dim = psnr, frames_dim
+        self.psnr = None if psnr is None else finite("psnr", psnr)
+        self.frames_dim = frames_dim
         self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}  # sent to a device once, not every step
 
     @property

@@ -48,7 +48,15 @@ class Worker:
         self._jobs: deque[Callable[[], None]] = deque()
         self._busy = False
         self._error: BaseException | None = None
+
         self._change = threading.Condition()
+
+    def __reduce__(self) -> Any:
+        """Another process has a worker of its own, without the jobs of this one."""
+        return _worker, (self.room, self.block)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Worker:
+        return Worker(self.room, block=self.block)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Queue a job. Raises what an earlier job raised."""
@@ -96,3 +104,7 @@ class Worker:
                     self._jobs.clear()
                     self._change.notify_all()
             del job
+
+
+def _worker(room: int, block: bool) -> Worker:
+    return Worker(room, block=block)

@@ -2,16 +2,176 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..process import VP, Process, double
+from ..errors import ArgumentError, finite, shown, whole
+from ..process import VP, Flow, Process, double
+from ..process.level import Level
 from ..run import Run
+from . import request
 
 
-class Attributes:
+class Members:
+    """What scripts read of any scheduler of diffusers beside its protocol, under diffusers' names."""
+
+    process: Process
+    config: Any
+    timesteps: Tensor
+    num_inference_steps: int | None
+    _run: Run | None
+    _covered: tuple[int, int]
+    _begins: int | None = None
+    custom_timesteps = False  # whether set_timesteps was last called with a list of times
+
+    # -- where a call is ---------------------------------------------------------------------------
+    @property
+    def step_index(self) -> int | None:
+        """The place in `timesteps` of the next step; None before the first one."""
+        return None if self._run is None or not self._run.started else self._covered[0] + self._run.row
+
+    @property
+    def begin_index(self) -> int | None:
+        """The place in `timesteps` that `set_begin_index` has named; None without it."""
+        return self._begins
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
+        self._begins = whole("begin_index", begin_index, 0)
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """The place of a time in a list.
+
+        Args:
+            timestep: one of the times.
+            schedule_timesteps: the list, (N,); None: `timesteps`.
+
+        Returns:
+            Its index; the second where the list has it twice, as diffusers counts.
+
+        Raises:
+            ArgumentError: the list does not have it.
+        """
+        times = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        if not isinstance(times, Tensor) or times.ndim != 1:
+            raise ArgumentError(f"schedule_timesteps must be a tensor of times (N,), got {shown(times)}")
+        listed = times.as_subclass(Tensor).detach().cpu().to(torch.float64)
+        time = finite("timestep", timestep)
+        found = (listed == time).nonzero().flatten().tolist()
+        if not found:
+            near = float(listed[(listed - time).abs().argmin()]) if len(listed) else None
+            raise ArgumentError(f"timestep {time:g} is not in the list of {len(listed)} times; the nearest is {near:g}")
+        return int(found[1] if len(found) > 1 else found[0])
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last; t - 1 without a list."""
+        if self.num_inference_steps is None:
+            return timestep - 1
+        listed = self.timesteps.as_subclass(Tensor)
+        after = self.index_for_timestep(timestep) + 1
+        return listed[after] if after < len(listed) else torch.tensor(-1)
+
+    # -- levels ------------------------------------------------------------------------------------
+    def _trained(self) -> Level:
+        """The training levels, cleanest first, (T,)."""
+        return self.process.at_index(torch.arange(self.process.train_steps, dtype=torch.float64))
+
+    @property
+    def alpha_t(self) -> Tensor:
+        """alpha of every training level, (T,)."""
+        return self._trained().alpha.float()
+
+    @property
+    def sigma_t(self) -> Tensor:
+        """sigma of every training level, (T,)."""
+        return self._trained().sigma.float()
+
+    @property
+    def lambda_t(self) -> Tensor:
+        """log(alpha / sigma) of every training level, (T,)."""
+        return self._trained().lam.float()
+
+    @property
+    def sigma_min(self) -> float:
+        """The smallest sigma / alpha of the training levels, of a flow the smallest t."""
+        return self.process.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest sigma / alpha of the training levels, of a flow the largest t."""
+        return self.process.sigma_max
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a model of v-prediction or of a flow is trained to predict.
+
+        Args:
+            sample: clean samples, (batch, …).
+            noise: unit noise of their shape.
+            timesteps: a time for each, or one for all.
+
+        Returns:
+            `alpha·noise - sigma·sample` (arXiv 2202.00512, app. D), of a flow `noise - sample`.
+        """
+        times = request.noised(sample, noise, timesteps)
+        if self.process.kind == "flow":
+            return noise - sample
+        level = self.process.at_time(times)
+        shape = (-1,) + (1,) * (sample.ndim - 1)
+        alpha, sigma = (v.to(sample).reshape(shape) for v in (level.alpha, level.sigma))
+        return alpha * noise - sigma * sample
+
+    # -- flows -------------------------------------------------------------------------------------
+    def _flow(self, name: str) -> Flow:
+        if not isinstance(self.process, Flow):
+            raise ArgumentError(f"{name} is of flow models; this scheduler is of a {self.process.kind} process")
+        return self.process
+
+    @property
+    def shift(self) -> float:
+        """The shift of a flow's levels. Missing, as Python means it, elsewhere."""
+        if not isinstance(self.process, Flow):
+            raise AttributeError(f"a {self.process.kind} process has no shift")
+        return self.process.shift
+
+    def set_shift(self, shift: float) -> None:
+        """Shift the levels of the next `set_timesteps` by `shift`; the config says so too.
+
+        Raises `ArgumentError` for a model that is no flow.
+        """
+        old, value = self._flow("set_shift"), finite("shift", shift, 1e-9)
+        self.process = old.with_mu(math.log(value)).with_time(old.told)
+        self.process.shift = value
+        key = "flow_shift" if "flow_shift" in self.config and self.config.get("shift") is None else "shift"
+        self.register_to_config(**{key: value})
+
+    register_to_config: Any
+
+    def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
+        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`; by mu with `time_shift_type="linear"`.
+
+        arXiv 2403.03206, eq. 23. `t`: numbers or tensors in (0, 1].
+        """
+        self._flow("time_shift")
+        number, power = finite("mu", mu, -50, 50), finite("sigma", sigma, 1e-9)
+        s = number if self.config.get("time_shift_type") == "linear" else math.exp(number)
+        return s / (s + (1 / t - 1) ** power)
+
+    def stretch_shift_to_terminal(self, t: Any) -> Any:
+        """t stretched so that the last is the config's `shift_terminal`: `1 - (1 - t)·(1 - terminal) / (1 - t[-1])`."""
+        self._flow("stretch_shift_to_terminal")
+        terminal = self.config.get("shift_terminal")
+        if not terminal:
+            raise ArgumentError(
+                f"shift_terminal={terminal!r} of the config says no end; give it, e.g. shift_terminal=0.1"
+            )
+        return 1 - (1 - t) * (1 - finite("shift_terminal", terminal, 1e-9, 1)) / (1 - t[-1])
+
+
+class Attributes(Members):
     """The betas of a variance preserving process under diffusers' names, as some loops use them.
 
     Missing, as Python means it, where the process has none.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .. import border
 from ..errors import RunError
 from ..hooks import Hook
 from ..run import Run
@@ -48,7 +49,7 @@ class Handle:
         self._made: Any = None
         self._error: BaseException | None = None
         self._ended = False
-        hooks = [_Begun(self), *options.pop("hooks", ())]
+        hooks = [_Begun(self), *border.listed(options.pop("hooks", None))]
         self._call = helm.ready(args, {**options, "hooks": hooks})
         self._thread = threading.Thread(target=self._work, name="timonel-helm", daemon=True)
         try:

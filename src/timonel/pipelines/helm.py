@@ -12,13 +12,13 @@ import torch
 
 from .. import zoo
 from ..driver import UNKNOWN
-from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName
+from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName, is_number, whole
 from ..guidance import Guidance
 from ..hooks.rgb import to_images
-from ..noise import checked
+from ..noise import MOST, checked
 from ..run import Run
 from ..sampler import DEFAULT, Sampler
-from . import busy, caches, choice, elsewhere, levels, scale
+from . import busy, caches, choice, elsewhere, levels, request, scale
 from .busy import Claim
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_with_scheduler, takes_the_run
@@ -184,6 +184,9 @@ class Helm:
                 if scheduler.current is not None:
                     scheduler.current.fail(error)
                 getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
+                begun = gate.at is not None or scheduler.hand.given
+                if not begun and (refused := request.refused(self.pipe, error)) is not None:
+                    raise refused from error
                 raise
             finally:
                 if scheduler.current is not None:
@@ -238,10 +241,11 @@ class Helm:
         self, args: tuple[Any, ...], ours: dict[str, Any], options: dict[str, Any]
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
-        options = levels.shares(self._repeated(self._named(args, options)))
+        ours = request.ours(ours)
+        options = levels.shares(self._repeated(request.options(self._named(args, options))))
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
-        hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
+        hooks, resume = tuple(ours["hooks"]), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
         guidance = self._scaled(ours["guidance"], options, resume)
@@ -254,7 +258,7 @@ class Helm:
         gate = Gate(self.pipe, scheduler, batch, own)
         gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
-            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
+            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"],
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
             listed=options.get("sigmas") is not None or options.get("timesteps") is not None,
         )  # fmt: skip
@@ -266,7 +270,7 @@ class Helm:
         return scheduler, gate, options
 
     def _scaled(
-        self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None
+        self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None = None
     ) -> Guidance | float | None:
         """The guidance of a call: what it names, else that of the run it resumes, else what the model's card says."""
         resumed = resume.guidance if isinstance(resume, Run) else None
@@ -390,13 +394,17 @@ class Helm:
     ) -> tuple[int, ...] | None:
         """Per-sample seeds, for the sampler's noise and for the pipeline's own."""
         if options.get("generator") is not None:
+            request.generators(options["generator"])
             if seeds is not None:
                 raise ArgumentError("give seeds= or generator=, not both; seeds= also seeds the sampler's noise")
             self.seeds = ()
             return None
         if seeds is None:
             seeds = int(torch.randint(2**31, ()))
-        self.seeds = checked(tuple(range(seeds, seeds + (batch or 1))) if isinstance(seeds, int) else tuple(seeds))
+        if is_number(seeds):
+            first, count = whole("seeds", seeds, 0, MOST - (batch or 1) + 1), batch or 1
+            seeds = range(first, first + count)
+        self.seeds = checked(seeds)
         if batch is not None and len(self.seeds) != batch:
             raise ArgumentError(f"{len(self.seeds)} seeds for {batch} samples; give one per sample, or one number")
         if "generator" in self._parameters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import options
 from ..sampler import Sampler
 
 
@@ -23,5 +24,6 @@ def sampler(config: Mapping[str, Any]) -> Sampler:
         from ..fitted import Fitted
 
         fitted = Fitted.from_dict(table, config["sampler"])
-    options = dict(config["sampler_options"] or {})
-    return Sampler(config["sampler"], options=options, noise=config["sampler_noise"], fitted=fitted)
+    given = config["sampler_options"]
+    chosen = options("sampler_options", {} if given is None else given)
+    return Sampler(config["sampler"], options=chosen, noise=config["sampler_noise"], fitted=fitted)

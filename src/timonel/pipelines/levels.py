@@ -17,6 +17,7 @@ from ..grids.cut import none_left
 from ..process import VE, Flow, Level, Process, double
 from ..sampler import Sampler
 from ..table import Table
+from . import request
 
 GRID_FLAGS = {
     "use_karras_sigmas": "karras",
@@ -54,15 +55,10 @@ def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
     return True
 
 
-def plain(values: Any) -> tuple[float, ...] | None:
-    """A list of numbers of any kind as a tuple."""
-    return None if values is None else tuple(float(v) for v in values)
-
-
 def agree(steps: int | None, options: Mapping[str, Any]) -> None:
     """Raises `ArgumentError` where a number of steps and a list of levels in `options` disagree."""
     for name in ("timesteps", "sigmas"):
-        listed = plain(options.get(name))
+        listed = request.numbers(name, options.get(name))
         if listed is not None:
             _counted(steps, name, listed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -98,8 +99,8 @@ def shape(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """What a config does to the denoised prediction before it is used: dynamic thresholding, clipping, nothing."""
     if config["thresholding"]:
         ratio, top = float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
-        return lambda clean: predictions.threshold(clean, ratio, top)
+        return partial(predictions.threshold, ratio=ratio, top=top)
     if config["clip_sample"]:
         limit = float(config["clip_sample_range"])
-        return lambda clean: clean.clamp(-limit, limit)
+        return partial(predictions.clip, limit=limit)
     return None

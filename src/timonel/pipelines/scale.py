@@ -79,7 +79,7 @@ def order(
 
     Raises `ArgumentError` where the pipeline cannot guide as asked.
     """
-    made = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
+    made = guidance if guidance is None or isinstance(guidance, Guidance) else cfg(guidance)
     if made is None:
         return None, None
     name = argument(pipe, parameters, options)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from .. import solvers
-from ..errors import ArgumentError, GridError, RunError, UnknownName
+from ..errors import ArgumentError, GridError, RunError, UnknownName, flag, options, whole
 from ..grids import Grid
 from ..grids.cut import none_left
 from ..hooks.guard import check_result
@@ -31,7 +32,7 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import acting, choice, kept, levels, model, modular
+from . import acting, choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .generators import drawn, pipelines_generator
 from .orders import Orders as Orders
@@ -109,6 +110,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler_noise: str = DEFAULT,
         sampler_table: dict[str, Any] | None = None,
     ) -> None:
+        public = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        self.register_to_config(**request.typed(self._defaults(), public))
         model.check(self.config)
         chosen = kept.sampler(self.config)
         if chosen.fitted is not None:
@@ -164,7 +167,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for key in changes:
             if key not in defaults:
                 raise UnknownName("scheduler option", key, defaults)
-        carried = dict(config or {})
+        changes = request.typed(defaults, changes)
+        carried = options("config", {} if config is None else config)
         if sampler is None and carried.get("sampler") is None:
             sampler = choice.of_config({**carried, "variance_type": None, **changes})
         chosen = None if sampler is None else Sampler.of(sampler)
@@ -241,8 +245,26 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._asked = None
         return changes
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what belongs to a pipeline's call; a copy has a run of its own at the same point."""
+        orders = replace(self.orders, context=None, guided=None, resume=None, recall=False, driver=None, hooks=())
+        hand = Hand()
+        hand.copied = True
+        return {**vars(self), "hand": hand, "orders": orders, "_before": None, "_asked": None}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
-        """A scheduler with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound."""
+        """A scheduler that goes on by itself from the same point, with the same hooks.
+
+        Under a helm one with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound,
+        which is to stop and to rewind with the other.
+        """
+        if self.orders.guided is None:
+            twin = type(self).__new__(type(self))
+            memo[id(self)] = twin
+            state = self.__getstate__()
+            orders = state.pop("orders")
+            twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()}, orders=orders)
+            return twin
         own = {k: v for k, v in self.config.items() if not k.startswith("_")}
         made: Scheduler = type(self)._of(copy.deepcopy(own, memo))
         made.sampler, made.orders = self.sampler, Orders(seeds=self.orders.seeds, noise=self.orders.noise)
@@ -285,7 +307,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(times, Timesteps) and self.lists(times.whole):
             self._timesteps = times
             return
-        plain = torch.as_tensor(times).detach().as_subclass(Tensor)
+        if not isinstance(times, Tensor):
+            times = torch.tensor(request.numbers("timesteps", times) or (), dtype=torch.float64)
+        plain = times.detach().as_subclass(Tensor)
         begin = None if self._listing is None else levels.place(self._listing.times, plain)
         if begin is None or self._listing is None:
             self.set_timesteps(timesteps=plain.tolist(), device=plain.device)
@@ -301,17 +325,12 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The sampler of the present levels, with the grid that the name or the config decided."""
         return self._sampler
 
-    @property
-    def step_index(self) -> int | None:
-        return None if self._run is None else self._run.row
-
-    begin_index = None
-
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`.
 
         Raises `GridError` where nothing of the list is left, which pipelines would decode without a step.
         """
+        super().set_begin_index(begin_index)
         if self._listing is not None and begin_index >= self._listing.table.nfe:
             call = getattr(self.orders.context, "call", None) or {}
             raise GridError(none_left(self._listing.grid.steps, call.get("strength")))
@@ -345,17 +364,21 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
             return
         asked = levels.Asked(
-            num_inference_steps, levels.plain(timesteps), levels.plain(sigmas), mu, original_inference_steps,
-            (max_timesteps, intermediate_timesteps), strength,
+            request.steps(num_inference_steps), request.numbers("timesteps", timesteps),
+            request.numbers("sigmas", sigmas), request.number("mu", mu),
+            None if original_inference_steps is None else whole("original_inference_steps", original_inference_steps),
+            (request.number("max_timesteps", max_timesteps),
+             request.number("intermediate_timesteps", intermediate_timesteps)),
+            request.number("strength", strength),
         )  # fmt: skip
-        whole = (asked, self.sampler, id(self.orders))
-        if whole == self._asked and self._run is not None and not self._run.started:
+        request_of = (asked, self.sampler, id(self.orders))
+        if request_of == self._asked and self._run is not None and not self._run.started:
             self._timesteps = self._timesteps.to(device)
             return
         orders = self.orders
         self._list(*levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device)
         self._sampler.drawing(self.run.table)
-        self._asked = whole
+        self._asked = request_of
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
@@ -561,9 +584,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         none. `prev_timestep`: what the table knows anyhow. `per_token_timesteps`: (batch, tokens), each below the
         row's time where a token is held cleaner; the output is then the negative velocity, as diffusers has it.
         """
+        request.step(model_output, sample, generator, eta, per_token_timesteps)
         if eta and variance_noise is None:
             raise ArgumentError(f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})")
-        if use_clipped_model_output:
+        if use_clipped_model_output is not None and flag("use_clipped_model_output", use_clipped_model_output):
             raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
         lead = self.hand.leader
         if lead is not None and self._run is None:  # a copy that was given no levels goes on where it was made
@@ -584,7 +608,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._spread(sample)
             if not run.started:
                 run.start(sample)
-            elif not self.hand.holds(sample):
+            elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
                 run.latents = sample
             self._advance(raw, variance_noise)
             if run.row >= run.table.nfe:
@@ -648,9 +672,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self._run is not None and self._run.started and self._run.stopping:
             return original_samples
+        times = request.noised(original_samples, noise, timesteps)
         self._mixed = True
         process = self.process if self._listing is None else self._listing.grid.process
-        times = timesteps.detach().to("cpu", torch.float64).reshape(-1)
         table = None if self._listing is None or self._sampler.fitted is None else self.run.table
         level = process.at_time(times) if table is None else levels.at(table, process, times)
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
@@ -659,7 +683,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name that flow pipelines use."""
-        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+        return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

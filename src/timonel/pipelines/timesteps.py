@@ -16,6 +16,7 @@ are remembered ones, and `step` hands over the sample without advancing the run.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -68,16 +69,21 @@ class Hand:
         self.given = 0
         self.led, self.leader = False, None  # pipelines of video with sound step a copy of the scheduler beside it
         self.loops: list[Loop] = []
+        self.copied = False  # its scheduler is a copy, and nothing was given since
         self._held: tuple[Tensor, int] | None = None
 
     def give(self, sample: Tensor) -> None:
         """The pipeline is handed `sample`."""
-        self._held, self.given = (sample, _version(sample)), self.given + 1
+        self._held, self.given, self.copied = (sample, _version(sample)), self.given + 1, False
 
     def holds(self, sample: Tensor) -> bool:
         """Whether the pipeline comes back with what it was given, unchanged."""
         self.owned = self.is_held(sample)
         return self.owned and self._held is not None and _version(sample) == self._held[1]
+
+    def brings(self, sample: Tensor, run: Run) -> bool:
+        """Whether the pipeline comes to a copy of the scheduler with the sample that the first one gave it."""
+        return self.copied and run.latents.shape == sample.shape and torch.equal(run.latents, sample)
 
     def is_held(self, sample: Tensor) -> bool:
         """Whether it is the tensor that the pipeline was given last."""
@@ -190,6 +196,18 @@ class Timesteps(Tensor):
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         return Timesteps.of(self.plain().to(*args, **kwargs), self.scheduler, self.whole, self.begin)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Timesteps:
+        """A list of its own; of the scheduler's copy where that is copied."""
+        twin = Timesteps.of(self.plain().clone(), memo.get(id(self.scheduler), self.scheduler), self.whole, self.begin)
+        if id(self.scheduler) in memo:
+            twin.whole = copy.deepcopy(self.whole, memo)
+        memo[id(self)] = twin
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Its scheduler travels with it; the state comes last, for the scheduler has this list among its own."""
+        return _alone, (self.plain(),), (self.scheduler, self.whole, self.begin), None, None, _joined
+
     def __getitem__(self, key: Any) -> Tensor:
         if isinstance(key, slice) and key.step in (None, 1):
             start, stop, _ = key.indices(len(self))
@@ -201,6 +219,16 @@ class Timesteps(Tensor):
         if not self.scheduler.lists(self.whole):  # of levels that were chosen before the present ones
             return iter(self.plain())
         return _turns(self)
+
+
+def _alone(times: Tensor) -> Timesteps:
+    """A list that `_joined` gives its scheduler."""
+    made: Timesteps = Tensor._make_subclass(Timesteps, times)
+    return made
+
+
+def _joined(listed: Timesteps, state: tuple[Scheduler, Tensor, int]) -> None:
+    listed.scheduler, listed.whole, listed.begin = state
 
 
 def _turns(listed: Timesteps) -> Iterator[Tensor]:

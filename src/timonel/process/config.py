@@ -30,7 +30,7 @@ def from_config(config: Mapping[str, Any]) -> Process:
         return _read(config)
     except TimonelError:
         raise
-    except (TypeError, ValueError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
         raise ArgumentError(f"the scheduler config cannot be read: {error}; check {dict(config)}") from error
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, whole
+from ..errors import among, finite, whole
 from .level import Level, Process, double
 
 TOLD = ("t", "u", "1 - t")
@@ -36,12 +36,14 @@ class Flow(Process):
         max_tokens: int = 4096,
         told: str = "t",
     ) -> None:
-        if told not in TOLD:
-            raise UnknownName("time of a flow", told, TOLD)
-        self.told = told
+        self.told = among("time of a flow", told, TOLD)
         self.shift = finite("shift", shift, 1e-9)
         self.train_steps = whole("train_steps", train_steps, 2)
-        self._dynamic = (float(base_shift), float(max_shift), int(base_tokens), int(max_tokens))
+        low = whole("base_tokens", base_tokens)
+        self._dynamic = (
+            finite("base_shift", base_shift), finite("max_shift", max_shift), low,
+            whole("max_tokens", max_tokens, low + 1),
+        )  # fmt: skip
 
     def with_mu(self, mu: float) -> Flow:
         """The same process with shift exp(mu): exp(mu) / (exp(mu) + 1/u - 1)."""

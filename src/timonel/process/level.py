@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import GridError
+from ..errors import ArgumentError, GridError, shown
 
 SNAP = 1e-6  # relative slack when a listed sigma is the end of the process up to rounding
 
@@ -49,7 +49,10 @@ class At:
 
 def double(values: Any) -> Tensor:
     """`values` as a float64 tensor on the CPU, keeping a gradient if it has one."""
-    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    try:
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ArgumentError(f"numbers are needed, got {shown(values)}") from None
 
 
 class Process(ABC):

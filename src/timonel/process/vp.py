@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, GridError, UnknownName, finite, whole
+from ..errors import ArgumentError, GridError, among, finite, flag, whole
 from .level import SNAP, Level, Process, double, interpolate, short
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
@@ -40,6 +40,10 @@ class VP(Process):
         self._alpha, self._sigma = abar.sqrt(), (1 - abar).sqrt()
         self._log = torch.log(self._sigma) - torch.log(self._alpha)  # rising; last may be inf
         self._finite = int(torch.isfinite(self._log).sum())  # training levels with signal left
+        if not self._finite:
+            raise ArgumentError(
+                f"betas of 1 leave no signal at any training level; give smaller ones, got {short(betas)}"
+            )
 
     @classmethod
     def from_schedule(
@@ -59,18 +63,17 @@ class VP(Process):
         (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
         """
         n = whole("train_steps", train_steps, 2, MOST_LEVELS)
+        among("beta schedule", schedule, SCHEDULES)
         start, end = finite("beta_start", beta_start, 0, 1), finite("beta_end", beta_end, 0, 1)
         if schedule == "linear":
             betas = torch.linspace(start, end, n, dtype=torch.float64)
         elif schedule == "scaled_linear":
             betas = torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
-        elif schedule in ("squaredcos_cap_v2", "exp"):
+        else:
             t = torch.arange(n + 1, dtype=torch.float64) / n
             bar = torch.exp(-12 * t) if schedule == "exp" else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-        else:
-            raise UnknownName("beta schedule", schedule, SCHEDULES)
-        return cls(zero_snr(betas) if rescale_zero_snr else betas, steps_offset=steps_offset)
+        return cls(zero_snr(betas) if flag("rescale_zero_snr", rescale_zero_snr) else betas, steps_offset=steps_offset)
 
     @property
     def sigma_min(self) -> float:

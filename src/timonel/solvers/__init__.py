@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import forecast
-from ..errors import ArgumentError, GridError, UnknownName, finite
+from ..errors import ArgumentError, GridError, among, finite
 from ..grids import Grid, churn
 from ..table import Table
 from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, unipc
@@ -113,9 +113,7 @@ SOLVERS: dict[str, SolverSpec] = {
 
 def find(name: str) -> SolverSpec:
     """The line of the table called `name`. Raises `UnknownName` with the nearest names."""
-    if name not in SOLVERS:
-        raise UnknownName("sampler", name, SOLVERS)
-    return SOLVERS[name]
+    return SOLVERS[among("sampler", name, SOLVERS)]
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ArgumentError, UnknownName, finite, whole
+from ..errors import ArgumentError, among, finite, is_number, path, several, whole
 from ..files import writable
 from ..grids import usual
 from ..guidance import Guidance
@@ -37,12 +37,13 @@ def asked(
     counts = _counts(steps)
     if seeds is not None and whole("seeds", seeds) < LEAST:
         raise ArgumentError(f"{seeds} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
-    if method is not None and method not in METHODS:
-        raise UnknownName("method", method, METHODS)
+    if method is not None:
+        among("method", method, METHODS)
     if batch is not None:
         whole("batch", batch)
     finite("minutes", minutes, 0.01, 24 * 60)
     if out is not None:
+        path("out", out)
         target(Path(out), counts)
     return counts
 
@@ -57,14 +58,13 @@ def one_scale(guidance: Guidance | None) -> None:
 
 
 def _counts(steps: int | Sequence[int]) -> list[int]:
-    counts = [steps] if isinstance(steps, (int, float, str)) else list(steps)
+    counts = [steps] if is_number(steps) else list(several("steps", steps, "steps=[4, 6, 8]"))
     if not counts:
         raise ArgumentError("steps is empty: say for how many steps to fit, e.g. steps=8")
     for count in counts:
         if count == 1:
             raise ArgumentError("one step has no levels to choose: fit 2 or more")
-        whole("steps", count, 2)
-    return list(dict.fromkeys(counts))
+    return list(dict.fromkeys(whole("steps", count, 2) for count in counts))
 
 
 def begins(method: str | None, start: Sampler | str | None, counts: list[int], process: Process) -> None:
