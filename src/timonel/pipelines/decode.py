@@ -1,4 +1,8 @@
-"""Latents to pictures for previews: the pipeline's own autoencoder, or a linear fit of it."""
+"""Latents to pictures for previews: the pipeline's own way where its call goes on, or a linear fit of its autoencoder.
+
+While a call goes on, latents are decoded by the rest of that call (`tail.py`), whatever it does with them. Latents of
+no call, as comparisons have them, go through the autoencoder by the usual layouts and scalings.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..hooks.preview import LatentRGB
+from . import tail
+from .pictures import pictures, spread, spectrogram
 
 FIT_PIXELS, FIT_PICTURES = 256, 4
+ROUNDS = 16  # of pictures at most, for autoencoders with many channels
 CHUNK = 14  # frames decoded at once where the call does not say
 
 
@@ -28,7 +35,55 @@ class Context:
     def __init__(self, pipe: Any, latent_rgb: LatentRGB | None = None) -> None:
         self.pipe, self._given = pipe, latent_rgb
         self.call: dict[str, Any] = {}
+        self._tail: tail.Tail | None = None
+        self._shape: torch.Size | None = None
+        self._maps: dict[int, LatentRGB] = {}  # of each autoencoder, from its own latents
 
+    # -- in a call -----------------------------------------------------------------------------
+    def look(self, latents: Tensor) -> None:
+        """Note where the present call is, from a hook of its run, so that `latents` and others like it can be shown."""
+        self._tail, self._shape = tail.look(self.pipe), latents.shape
+
+    def _rest(self, latents: Tensor) -> tail.Tail | None:
+        """The rest of the call that has such latents."""
+        return self._tail if latents.shape == self._shape else None
+
+    @torch.no_grad()
+    def small(self, latents: Tensor) -> Tensor:
+        """Small RGB of the call's latents by the linear map: (B, 3, h, w), or (B, F, 3, h, w) of a video.
+
+        Raises `ModelError` where the pipeline has no autoencoder, or one that no map fits.
+        """
+        rest = self._rest(latents)
+        if rest is None or self._given is not None:
+            if self.latent_rgb is None:
+                raise ModelError(f"{type(self.pipe).__name__} has no autoencoder that a linear map could stand for")
+            return self.latent_rgb(latents)
+        shown = [rgb[:, :3] for rgb in rest.output(latents, self._linear)[1]]
+        if not shown:
+            raise ModelError(f"{type(self.pipe).__name__} decodes without an autoencoder")
+        return spread(torch.cat(shown), len(latents)).clamp(0, 1)
+
+    def _linear(self, vae: Any, z: Tensor) -> Tensor:
+        """An autoencoder's latents as small pictures in its channels."""
+        if id(vae) not in self._maps:
+            self._maps[id(vae)] = fitted(vae, z.shape[1])
+        shown = self._maps[id(vae)](z.transpose(1, 2) if z.ndim == 5 else z)
+        shown = shown.transpose(1, 2) if z.ndim == 5 else shown
+        rest = _channels(vae) - 3
+        return torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(rest, 1)], 1) if rest > 0 else shown
+
+    def _finished(self, rest: tail.Tail, latents: Tensor) -> Tensor:
+        """The pipeline's own pictures of `latents`; of sound its spectrogram."""
+        output, decoded = rest.output(latents)
+        made = pictures(output, len(latents))
+        if made is None and decoded:
+            made = spectrogram(decoded[0])
+        if made is None:
+            raise ModelError(f"{type(self.pipe).__name__} makes no pictures")
+        return made
+
+    # -- without one ---------------------------------------------------------------------------
     @cached_property
     def _fitted(self) -> LatentRGB | None:
         """The model's linear latents-to-RGB map; fitted once from its autoencoder where none is shipped."""
@@ -116,24 +171,19 @@ class Context:
         return 1.0 / factor, float(getattr(config, "shift_factor", None) or 0.0)
 
     # -- the autoencoder -----------------------------------------------------------------------
-    @contextmanager
-    def _safe(self) -> Iterator[Any]:
-        """The autoencoder; half-precision ones of the SDXL kind overflow, and say so in their config."""
-        vae = self._vae
-        upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-        if upcast:
-            vae.to(dtype=torch.float32)
-        try:
-            yield vae
-        finally:
-            if upcast:
-                vae.to(dtype=torch.float16)
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as the run has them to pictures (B, 3, H, W), or videos (B, F, 3, H, W), in 0..1."""
+        """Latents as the run has them to pictures (B, 3, H, W), or videos (B, F, 3, H, W), in 0..1.
+
+        Raises `ModelError` where the pipeline makes none, and whatever its own code raises.
+        """
+        rest = self._rest(latents)
+        return self._directly(latents) if rest is None else self._finished(rest, latents)
+
+    def _directly(self, latents: Tensor) -> Tensor:
+        """Latents of no call to pictures, by the usual layouts and scalings."""
         frames, video = self.frames(latents)
-        with self._safe() as vae:
+        with _safe(self._vae) as vae:
             if video and not _is_video(vae):
                 decoded = self._decode_frames(vae, frames)
             elif _is_video(vae):
@@ -160,10 +210,7 @@ class Context:
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in 0..1 to the mean latents (B, C, h, w) the network would see."""
-        with self._safe() as vae:
-            given = pictures.unsqueeze(2) if _is_video(vae) else pictures
-            made = vae.encode((given * 2 - 1).to(device=vae.device, dtype=vae.dtype))
-            raw: Tensor = (made.latent_dist.mean if hasattr(made, "latent_dist") else made.latent).float()
+        raw = _encoded(self._vae, pictures)
         std, mean = self._scaling(raw)
         clean = (raw - mean) / std
         return clean[:, :, 0] if clean.ndim == 5 else clean
@@ -187,6 +234,64 @@ def _parameters(call: Any) -> Any:
 def _is_video(vae: Any) -> bool:
     """Whether an autoencoder takes (B, C, F, H, W)."""
     return any(isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules())
+
+
+@contextmanager
+def _safe(vae: Any) -> Iterator[Any]:
+    """The autoencoder; half-precision ones of the SDXL kind overflow, and say so in their config."""
+    upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+    if upcast:
+        vae.to(dtype=torch.float32)
+    try:
+        yield vae
+    finally:
+        if upcast:
+            vae.to(dtype=torch.float16)
+
+
+def _encoded(vae: Any, images: Tensor) -> Tensor:
+    """Pictures in 0..1, in the autoencoder's channels, to its own mean latents (B, C, [1,] h, w)."""
+    with _safe(vae):
+        values = images.unsqueeze(2) if _is_video(vae) else images
+        made = vae.encode((values * 2 - 1).to(device=vae.device, dtype=vae.dtype))
+    for name in ("latent", "latents"):
+        if isinstance(raw := getattr(made, name, None), Tensor):
+            return raw.float()
+    mean: Tensor = made.latent_dist.mean
+    return mean.float()
+
+
+def _channels(vae: Any) -> int:
+    """Channels of an autoencoder's pictures: 4 with transparency, 6 with depth beside the colours, 1 of spectra."""
+    names = ("out_channels", "in_channels", "input_channels")
+    found = (getattr(vae.config, name, None) for name in names)
+    return next((n for n in found if isinstance(n, int)), 3)
+
+
+def fitted(vae: Any, channels: int) -> LatentRGB:
+    """The linear map from an autoencoder's own latents to RGB, fitted to smooth pictures.
+
+    Raises `ModelError` where it has no encoder, or latents of other than `channels` channels.
+    """
+    name, rounds = type(vae).__name__, range(ROUNDS)
+    latents: list[Tensor] = []
+    shown: list[Tensor] = []
+    for seed in rounds:
+        images = synthetic_pictures(FIT_PICTURES, FIT_PIXELS, seed)
+        more = _channels(vae) - 3
+        given = torch.cat([images, torch.ones(len(images), more, FIT_PIXELS, FIT_PIXELS)], 1) if more > 0 else images
+        try:
+            raw = _encoded(vae, given if more >= 0 else images.mean(1, keepdim=True))
+        except Exception as error:
+            raise ModelError(f"no linear map fits {name}, which encodes no picture: {error}") from error
+        raw = raw[:, :, 0] if raw.ndim == 5 else raw
+        if raw.ndim != 4 or raw.shape[1] != channels:
+            raise ModelError(f"no linear map fits {name}: it encodes {tuple(raw.shape)} and decodes {channels} channels")
+        latents.append(raw)
+        shown.append(images)
+        if len(latents) * raw[:, 0].numel() > 4 * channels:
+            break
+    return LatentRGB.fit(torch.cat(latents), torch.cat(shown))
 
 
 def synthetic_pictures(count: int, pixels: int, seed: int = 0) -> Tensor:
