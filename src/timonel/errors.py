@@ -11,6 +11,7 @@
     └── ModelError              a model folder or pipeline that cannot be used
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
+    PreviewMissing              a warning: a picture of a run that could not be made, written or shown
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -70,6 +71,10 @@ class ModelError(TimonelError):
 
 class FittedElsewhere(UserWarning):
     """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+
+
+class PreviewMissing(UserWarning):
+    """A picture of a run could not be made, written or shown; the run goes on."""
 
 
 def finite(what: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:

@@ -11,15 +11,21 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, RunError
 from ..hooks.preview import LatentRGB
+from ..hooks.rgb import to_images
 from . import tail
-from .pictures import pictures, spread, spectrogram
+from .pictures import pictures, spectrogram, spread
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..run import Run
 
 FIT_PIXELS, FIT_PICTURES = 256, 4
 ROUNDS = 16  # of pictures at most, for autoencoders with many channels
@@ -35,18 +41,26 @@ class Context:
     def __init__(self, pipe: Any, latent_rgb: LatentRGB | None = None) -> None:
         self.pipe, self._given = pipe, latent_rgb
         self.call: dict[str, Any] = {}
-        self._tail: tail.Tail | None = None
+        self._tail: tail.Tail | tail.NoTail | None = None
         self._shape: torch.Size | None = None
         self._maps: dict[int, LatentRGB] = {}  # of each autoencoder, from its own latents
 
     # -- in a call -----------------------------------------------------------------------------
     def look(self, latents: Tensor) -> None:
         """Note where the present call is, from a hook of its run, so that `latents` and others like it can be shown."""
-        self._tail, self._shape = tail.look(self.pipe), latents.shape
+        self._shape = latents.shape
+        try:
+            self._tail = tail.look(self.pipe)
+        except tail.NoTail as error:
+            self._tail = error
 
     def _rest(self, latents: Tensor) -> tail.Tail | None:
-        """The rest of the call that has such latents."""
-        return self._tail if latents.shape == self._shape else None
+        """The rest of the call that has such latents; None for latents of no call."""
+        if latents.shape != self._shape:
+            return None
+        if isinstance(self._tail, tail.NoTail):
+            raise self._tail
+        return self._tail
 
     @torch.no_grad()
     def small(self, latents: Tensor) -> Tensor:
@@ -54,15 +68,17 @@ class Context:
 
         Raises `ModelError` where the pipeline has no autoencoder, or one that no map fits.
         """
-        rest = self._rest(latents)
-        if rest is None or self._given is not None:
+        rest = None if self._given is not None else self._rest(latents)
+        if rest is None:
             if self.latent_rgb is None:
                 raise ModelError(f"{type(self.pipe).__name__} has no autoencoder that a linear map could stand for")
             return self.latent_rgb(latents)
         shown = [rgb[:, :3] for rgb in rest.output(latents, self._linear)[1]]
         if not shown:
             raise ModelError(f"{type(self.pipe).__name__} decodes without an autoencoder")
-        return spread(torch.cat(shown), len(latents)).clamp(0, 1)
+        small = torch.cat(shown)
+        spectra = spectrogram(small)
+        return spread(small, len(latents)).clamp(0, 1) if spectra is None else spectra
 
     def _linear(self, vae: Any, z: Tensor) -> Tensor:
         """An autoencoder's latents as small pictures in its channels."""
@@ -70,8 +86,10 @@ class Context:
             self._maps[id(vae)] = fitted(vae, z.shape[1])
         shown = self._maps[id(vae)](z.transpose(1, 2) if z.ndim == 5 else z)
         shown = shown.transpose(1, 2) if z.ndim == 5 else shown
-        rest = _channels(vae) - 3
-        return torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(rest, 1)], 1) if rest > 0 else shown
+        more = _channels(vae) - 3
+        if more < 0:
+            return shown[:, :1]
+        return torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(more, 1)], 1) if more else shown
 
     def _finished(self, rest: tail.Tail, latents: Tensor) -> Tensor:
         """The pipeline's own pictures of `latents`; of sound its spectrogram."""
@@ -216,6 +234,18 @@ class Context:
         return clean[:, :, 0] if clean.ndim == 5 else clean
 
 
+def previewed(context: Context, run: Run, *, decode: bool) -> list[Image.Image]:
+    """Pictures of a run's newest prediction, from any thread. Raises `RunError` where none can be made."""
+    clean = run.denoised
+    refusal: Exception | None = None
+    for convert in (context.decode,) if decode else (context.small, context.decode):
+        try:
+            return to_images(convert(clean))
+        except Exception as error:
+            refusal = error
+    raise RunError(f"no picture of this run: {refusal}") from refusal
+
+
 class Unpacking(LatentRGB):
     """A linear map that first brings latents from the pipeline's layout into frames."""
 
@@ -273,20 +303,21 @@ def fitted(vae: Any, channels: int) -> LatentRGB:
 
     Raises `ModelError` where it has no encoder, or latents of other than `channels` channels.
     """
-    name, rounds = type(vae).__name__, range(ROUNDS)
+    name, more = type(vae).__name__, _channels(vae) - 3
     latents: list[Tensor] = []
     shown: list[Tensor] = []
-    for seed in rounds:
+    for seed in range(ROUNDS):
         images = synthetic_pictures(FIT_PICTURES, FIT_PIXELS, seed)
-        more = _channels(vae) - 3
-        given = torch.cat([images, torch.ones(len(images), more, FIT_PIXELS, FIT_PIXELS)], 1) if more > 0 else images
+        if more < 0:
+            images = images.mean(1, keepdim=True).expand_as(images)
+        rest = torch.ones(len(images), max(more, 0), FIT_PIXELS, FIT_PIXELS)
         try:
-            raw = _encoded(vae, given if more >= 0 else images.mean(1, keepdim=True))
+            raw = _encoded(vae, torch.cat([images, rest], 1) if more >= 0 else images[:, :1])
         except Exception as error:
             raise ModelError(f"no linear map fits {name}, which encodes no picture: {error}") from error
         raw = raw[:, :, 0] if raw.ndim == 5 else raw
         if raw.ndim != 4 or raw.shape[1] != channels:
-            raise ModelError(f"no linear map fits {name}: it encodes {tuple(raw.shape)} and decodes {channels} channels")
+            raise ModelError(f"no linear map fits {name}, which encodes {tuple(raw.shape)}, not {channels} channels")
         latents.append(raw)
         shown.append(images)
         if len(latents) * raw[:, 0].numel() > 4 * channels:

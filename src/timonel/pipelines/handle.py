@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..hooks import Hook
-from ..hooks.rgb import to_images
 from ..run import Run
+from .decode import previewed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,9 @@ class _Begun(Hook):
 
     def on_start(self, run: Run) -> None:
         self.handle._begin(run)
+
+    def on_step(self, run: Run) -> None:
+        run.context.look(run.latents)  # for `Handle.preview`
 
 
 class Handle:
@@ -132,11 +135,9 @@ class Handle:
     def preview(self, *, decode: bool = False) -> list[Image.Image]:
         """Pictures of the newest denoised prediction, one per sample; linear and small unless `decode`.
 
-        Raises `RunError` before the first step.
+        Raises `RunError` before the first step, and where no picture can be made, with the reason; the run goes on.
         """
-        context, clean = self._helm.context, self.run.denoised
-        linear = None if decode else context.latent_rgb
-        return to_images(context.decode(clean) if linear is None else linear(clean))
+        return previewed(self._helm.context, self.run, decode=decode)
 
     def result(self, timeout: float | None = None) -> Any:
         """The pipeline's output, once it is there. Raises what the call raised, and `TimeoutError`."""

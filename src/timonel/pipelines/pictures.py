@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 COLOURS = (1, 3, 4)  # channels of a picture: grey, RGB, RGB with transparency
+LEAST = 8  # pixels of a side
 
 
 def pictures(output: Any, count: int) -> Tensor | None:
@@ -41,7 +42,7 @@ def spectrogram(decoded: Tensor) -> Tensor | None:
     if decoded.ndim != 4 or decoded.shape[1] != 1:
         return None
     values = decoded.float().transpose(-1, -2).flip(-2)
-    low, high = (getattr(values, end)((1, 2, 3), keepdim=True) for end in ("amin", "amax"))
+    low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
     return ((values - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1)
 
 
@@ -55,17 +56,19 @@ def _first(output: Any) -> Any:
 def _tensor(value: Any) -> Tensor | None:
     """Nested lists of tensors, arrays or PIL images as one tensor, channels last where they were."""
     if isinstance(value, Tensor):
-        return value.detach()
+        held: Tensor = value.detach()
+        return held
     if isinstance(value, np.ndarray):
         return _last(torch.from_numpy(np.ascontiguousarray(value)))
     if hasattr(value, "getbands"):
         return _last(torch.from_numpy(np.array(value.convert("RGB"))))
-    if isinstance(value, (list, tuple)) and value:
-        parts = [_tensor(v) for v in value]
-        tensors = [part for part in parts if part is not None]
-        if len(tensors) == len(parts) and len({t.shape for t in tensors}) == 1:
-            return torch.stack(tensors)
-    return None
+    parts = [_tensor(v) for v in value] if isinstance(value, (list, tuple)) else []
+    tensors = [part for part in parts if part is not None]
+    alike = len(tensors) == len(parts) and len({t.shape for t in tensors}) == 1
+    if not alike:
+        return None
+    stacked: Tensor = torch.stack(tensors)
+    return stacked
 
 
 def _last(values: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ def _channels_last(values: Tensor) -> Tensor | None:
         return values.movedim(1, -1)
     if values.ndim >= 4 and values.shape[-1] in COLOURS:
         return values
-    if values.ndim == 3 and min(values.shape[-2:]) > 1:  # grey pictures without a channel
+    if values.ndim == 3 and min(values.shape[-2:]) >= LEAST:  # grey pictures without a channel; sound has few rows
         return values[..., None]
     return None
 

@@ -48,7 +48,7 @@ class Enough(BaseException):
 # -- where a call is ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Rest:
-    """The compiled rest of a function. `names`: the variables it reads; `loop`: (count, time, list) of its last turn."""
+    """The compiled rest of a function. `names`: the variables it reads; `loop`: the names of (count, time, list)."""
 
     code: types.CodeType
     names: tuple[str, ...]
@@ -330,7 +330,7 @@ class Still(Stands):
         return Moved(self._samples.pop(0) if self._samples else sample)
 
     def set_timesteps(self, *_: Any, **__: Any) -> None:
-        raise NoTail("the call goes on with another loop after this one")
+        """Another loop would begin; its network refuses (see `Network`)."""
 
     def add_noise(self, original_samples: Any, *_: Any, **__: Any) -> Any:
         """What is blended with a prediction is to be as clean as it."""
