@@ -223,7 +223,7 @@ def shap_e() -> dict[str, Any]:
     return {"prior": network, "scheduler": scheduler, "shap_e_renderer": renderer}
 
 
-SHAPE: dict[str, Any] = {"frame_size": 8, "guidance_scale": 3.0}
+SHAPE: dict[str, Any] = {"frame_size": 32, "guidance_scale": 3.0}
 add("ShapEPipeline", "Shap-E", lambda: shap_e() | {"text_encoder": Clip()}, lambda: SHAPE, kind="3D")
 add("ShapEImg2ImgPipeline", "Shap-E", lambda: shap_e() | {"image_encoder": Eyes(), "image_processor": Lens()},
     lambda: SHAPE | {"image": picture()}, kind="3D")  # fmt: skip

@@ -73,7 +73,9 @@ class Context:
             if self.latent_rgb is None:
                 raise ModelError(f"{type(self.pipe).__name__} has no autoencoder that a linear map could stand for")
             return self.latent_rgb(latents)
-        shown = [rgb[:, :3] for rgb in rest.output(latents, self._linear)[1]]
+        parts = dict(getattr(self.pipe, "components", {})).values()
+        some = any(isinstance(part, torch.nn.Module) and hasattr(part, "decode") for part in parts)
+        shown = [rgb[:, :3] for rgb in rest.output(latents, self._linear)[1]] if some else []
         if not shown:
             raise ModelError(f"{type(self.pipe).__name__} decodes without an autoencoder")
         small = torch.cat(shown)
@@ -283,11 +285,16 @@ def _encoded(vae: Any, images: Tensor) -> Tensor:
     """Pictures in 0..1, in the autoencoder's channels, to its own mean latents (B, C, [1,] h, w)."""
     with _safe(vae):
         values = images.unsqueeze(2) if _is_video(vae) else images
-        made = vae.encode((values * 2 - 1).to(device=vae.device, dtype=vae.dtype))
+        values = (values * 2 - 1).to(device=vae.device, dtype=vae.dtype)
+        return torch.cat([_mean(vae.encode(value)) for value in values.split(1)])  # some take no batch
+
+
+def _mean(encoded: Any) -> Tensor:
+    """The latents in what an autoencoder's `encode` returns."""
     for name in ("latent", "latents"):
-        if isinstance(raw := getattr(made, name, None), Tensor):
+        if isinstance(raw := getattr(encoded, name, None), Tensor):
             return raw.float()
-    mean: Tensor = made.latent_dist.mean
+    mean: Tensor = encoded.latent_dist.mean
     return mean.float()
 
 
@@ -295,7 +302,9 @@ def _channels(vae: Any) -> int:
     """Channels of an autoencoder's pictures: 4 with transparency, 6 with depth beside the colours, 1 of spectra."""
     names = ("out_channels", "in_channels", "input_channels")
     found = (getattr(vae.config, name, None) for name in names)
-    return next((n for n in found if isinstance(n, int)), 3)
+    channels = next((n for n in found if isinstance(n, int)), 3)
+    patch = getattr(vae.config, "patch_size", None)  # of pixels that it takes for channels
+    return channels // patch**2 if isinstance(patch, int) and channels % patch**2 == 0 else channels
 
 
 def fitted(vae: Any, channels: int) -> LatentRGB:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 COLOURS = (1, 3, 4)  # channels of a picture: grey, RGB, RGB with transparency
+OTHER = ("embed", "audio", "latent")  # in the names of fields without pictures
 LEAST = 8  # pixels of a side
 
 
@@ -47,8 +48,10 @@ def spectrogram(decoded: Tensor) -> Tensor | None:
 
 
 def _first(output: Any) -> Any:
-    """The first field of an output object."""
+    """The first field of an output object; None where its name says that it is none."""
     if hasattr(output, "to_tuple"):
+        if any(word in next(iter(output)) for word in OTHER):
+            return None
         output = output.to_tuple()
     return output[0] if isinstance(output, tuple) and output else output
 
