@@ -286,7 +286,7 @@ def _encoded(vae: Any, images: Tensor) -> Tensor:
     with _safe(vae):
         values = images.unsqueeze(2) if _is_video(vae) else images
         values = (values * 2 - 1).to(device=vae.device, dtype=vae.dtype)
-        return torch.cat([_mean(vae.encode(value)) for value in values.split(1)])  # some take no batch
+        return torch.cat([_mean(vae.encode(value)) for value in torch.split(values, 1)])  # some take no batch
 
 
 def _mean(encoded: Any) -> Tensor:
