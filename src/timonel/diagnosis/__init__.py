@@ -74,8 +74,8 @@ def doctor(
 
     `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is fetched, nothing else),
     a pipeline object or a scheduler. `sampler`: as one types it, or a diffusers class such as "DDIMScheduler"; None
-    examines the model's own scheduler. `steps`: default the recommendation's for that sampler. `flags`: what one passes to that
-    class's `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
+    examines the model's own scheduler. `steps`: default the recommendation's for that sampler. `flags`: what one
+    passes to that class's `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
 
     Raises `ModelError` for a model without a configuration, `UnknownName` for a sampler nobody has.
     """

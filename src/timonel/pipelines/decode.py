@@ -45,6 +45,17 @@ class Context:
         self._shape: torch.Size | None = None
         self._maps: dict[int, LatentRGB] = {}  # of each autoencoder, from its own latents
 
+    @property
+    def shipped(self) -> bool:
+        """Whether the linear map came with the model, so that it needs no autoencoder."""
+        return self._given is not None
+
+    @property
+    def moves(self) -> bool:
+        """Whether the pipeline's models are moved to their device when they are called."""
+        parts = dict(getattr(self.pipe, "components", {})).values()
+        return any(getattr(part, "_hf_hook", None) is not None for part in parts)
+
     # -- in a call -----------------------------------------------------------------------------
     def look(self, latents: Tensor) -> None:
         """Note where the present call is, from a hook of its run, so that `latents` and others like it can be shown."""
@@ -236,9 +247,17 @@ class Context:
         return clean[:, :, 0] if clean.ndim == 5 else clean
 
 
-def previewed(context: Context, run: Run, *, decode: bool) -> list[Image.Image]:
-    """Pictures of a run's newest prediction, from any thread. Raises `RunError` where none can be made."""
+def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[Image.Image]:
+    """Pictures of a run's newest prediction, from any thread. Raises `RunError` where none can be made.
+
+    `going`: the call is at work in another thread, which may need what a decode would move out of its way.
+    """
     clean = run.denoised
+    if going and context.moves and (decode or not context.shipped):
+        raise RunError(
+            "no picture from outside while the models of this pipeline are moved between devices: use "
+            "hooks=[tm.preview(…)], which decodes between the steps, or wait for the end of the call"
+        )
     refusal: Exception | None = None
     for convert in (context.decode,) if decode else (context.small, context.decode):
         try:

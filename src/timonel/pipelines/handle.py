@@ -137,7 +137,7 @@ class Handle:
 
         Raises `RunError` before the first step, and where no picture can be made, with the reason; the run goes on.
         """
-        return previewed(self._helm.context, self.run, decode=decode)
+        return previewed(self._helm.context, self.run, decode=decode, going=not self.done)
 
     def result(self, timeout: float | None = None) -> Any:
         """The pipeline's output, once it is there. Raises what the call raised, and `TimeoutError`."""
