@@ -139,7 +139,7 @@ def _of_pipeline(pipe: Any) -> Facts:
     if getattr(scheduler, "config", None) is None:
         raise ModelError(
             f"a model is the name of a shipped one, a folder, a hub name, a diffusers scheduler or a diffusers "
-            f"pipeline with one; got {type(pipe).__name__}"
+            f"pipeline with a scheduler; got {type(pipe).__name__}"
         )
     found = next((n for n in NETWORKS if getattr(pipe, n, None) is not None), None)
     network = {} if found is None else dict(getattr(getattr(pipe, found), "config", None) or {})

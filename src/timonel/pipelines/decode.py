@@ -209,7 +209,21 @@ class Context:
         Raises `ModelError` where the pipeline makes none, and whatever its own code raises.
         """
         rest = self._rest(latents)
-        return self._directly(latents) if rest is None else self._finished(rest, latents)
+        if rest is not None:
+            return self._finished(rest, latents)
+        try:
+            return self._directly(latents)
+        except Exception:
+            if self._shape is None or (like := self._alike(latents)) is None:
+                raise
+            pieces = torch.split(latents, self._shape[0])
+            return torch.cat([self._finished(like, piece) for piece in pieces])
+
+    def _alike(self, latents: Tensor) -> tail.Tail | None:
+        """The rest of the last call, where `latents` are several batches of it."""
+        if self._shape is None or latents.shape[1:] != self._shape[1:] or len(latents) % self._shape[0]:
+            return None
+        return self._tail if isinstance(self._tail, tail.Tail) else None
 
     def _directly(self, latents: Tensor) -> Tensor:
         """Latents of no call to pictures, by the usual layouts and scalings."""

@@ -6,7 +6,7 @@ reads. `Tail.run` runs the rest with other latents in the place of what `step` r
 follows it in the loop's last turn, and everything after the loop.
 
 The rest reads the pipeline through a stage (`Stage`): it steps no scheduler, moves no model away and leaves no
-attribute behind. Generators are copies, so looking at a run never changes what it draws.
+attribute behind. Generators are copies and torch's own are put back, so looking at a run never changes what it draws.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import inspect
 import re
 import sys
 import textwrap
+import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class Tail:
 
     def __init__(self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]) -> None:
         self.pipe, self.rest, self.values, self.globals = pipe, rest, values, names
-        self._formats = list(FORMATS)
+        self._formats, self._thread = list(FORMATS), threading.get_ident()
 
     def output(self, latents: Tensor, decode: Decode | None = None) -> tuple[Any, list[Tensor]]:
         """What the pipeline returns for `latents`, and what its autoencoder decoded on the way.
@@ -188,7 +189,10 @@ class Tail:
         taken = {name: value for name, value in given.items() if name in self.rest.code.co_varnames}
         missing = [n for n in self.rest.code.co_varnames[: self.rest.code.co_argcount] if n not in taken]
         function = types.FunctionType(self.rest.code, self.globals, argdefs=(None,) * self.rest.code.co_argcount)
-        with torch.inference_mode(stage._stage_latents.is_inference()), torch.no_grad():
+        latents = stage._stage_latents
+        devices = [latents.device] if latents.device.type == "cuda" else []
+        here = threading.get_ident() == self._thread  # elsewhere the call draws at the same time
+        with torch.inference_mode(latents.is_inference()), torch.no_grad(), torch.random.fork_rng(devices, here):
             return function(**taken, **dict.fromkeys(missing))
 
     def _value(self, name: str, value: Any, stage: Stage) -> Any:
