@@ -262,11 +262,13 @@ class Context:
 
 
 def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[Image.Image]:
-    """Pictures of a run's newest prediction, from any thread. Raises `RunError` where none can be made.
+    """Pictures of a run's newest prediction, or of its noise where there is none yet, from any thread.
+
+    Raises `RunError` where no picture can be made.
 
     `going`: the call is at work in another thread, which may need what a decode would move out of its way.
     """
-    clean = run.denoised
+    clean = run.latents if run.called_at is None else run.denoised
     if going and context.moves and (decode or not context.shipped):
         raise RunError(
             "no picture from outside while the models of this pipeline are moved between devices: use "

@@ -34,6 +34,7 @@ CHANGING = re.compile(r"_?(set|clear|reset|enable|disable|remove|delete|load|unl
 PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple, type, torch.dtype, torch.device, torch.Size)
 QUIET = ("safety_checker", "watermark", "watermarker")  # networks that only judge or mark a finished picture
 CHANGED = {"return_dict": True, "callback": None, "callback_on_step_end": None}
+NAME = "rest_of_call"  # in tracebacks
 FORMATS = ("pt", "np", "pil")  # what pipelines call a picture as numbers; not every one knows the first
 Decode = Callable[[nn.Module, Tensor], Tensor]
 
@@ -96,10 +97,10 @@ def _rest(code: types.CodeType, line: int) -> Rest:
     arguments = ast.arguments(
         posonlyargs=[], args=places, kwonlyargs=[], kw_defaults=[], defaults=[ast.Constant(None)] * len(places)
     )
-    rest = ast.FunctionDef(name=code.co_name, args=arguments, body=body, decorator_list=[], lineno=1, col_offset=0)
+    rest = ast.FunctionDef(name=NAME, args=arguments, body=body, decorator_list=[], lineno=1, col_offset=0)
     module = ast.fix_missing_locations(ast.Module(body=[rest], type_ignores=[]))
     compiled = compile(module, code.co_filename, "exec")
-    made = next(c for c in compiled.co_consts if isinstance(c, types.CodeType) and c.co_name == code.co_name)
+    made = next(c for c in compiled.co_consts if isinstance(c, types.CodeType) and c.co_name == NAME)
     needed = names if loop is None else [*names, *(n for n in loop if n is not None and n not in names)]
     return Rest(made, tuple(needed), loop)
 
