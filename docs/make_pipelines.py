@@ -1,7 +1,8 @@
 """Writes docs/pipelines.md: every pipeline class that can be built, under the helm.
 
-    python docs/make_pipelines.py [--rows FILE] [NAME …]
+    python docs/make_pipelines.py [--rows FILE] [--only CHECK] [NAME …]
 
+`--only CHECK`: that column alone; the others, and with NAME … the other rows, stay as the page has them.
 `--rows FILE`: one line of JSON for each pipeline is added to FILE; pipelines that are in it already are not run
 again, except those named. Takes about 15 minutes on one core.
 """
@@ -17,28 +18,40 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
 from pipes import load  # noqa: E402
-from pipes.page import lines  # noqa: E402
+from pipes.page import lines, read  # noqa: E402
 from pipes.worker import table  # noqa: E402
 
 
 def main(arguments: list[str]) -> None:
     kept = Path(arguments.pop(1 + arguments.index("--rows"))) if "--rows" in arguments else None
-    named = [name for name in arguments if name != "--rows"]
+    only = arguments.pop(1 + arguments.index("--only")) if "--only" in arguments else ""
+    named = [name for name in arguments if name not in ("--rows", "--only")]
     rows: dict[str, dict[str, Any]] = {}
     if kept and kept.exists():
         for line in kept.read_text().splitlines():
             row = json.loads(line)
             rows[row.pop("key")] = row
     cases = load()
-    for key, said in table([key for key in cases if key not in rows or key in named]):
+    page = read((DOCS / "pipelines.md").read_text()) if only or (named and not kept) else {}
+    wanted = (named or list(cases)) if page else [key for key in cases if key in named or key not in rows]
+    for key, said in table([key for key in wanted if key not in rows or key in named], only=only):
         rows[key] = said
         wrong = {name: result["why"] for name, result in said["results"].items() if result["went"] == "no"}
         print(key, said["built"] or wrong or "yes", flush=True)
         if kept:
             with kept.open("a") as file:
                 file.write(json.dumps({"key": key} | said) + "\n")
+    if page:
+        rows = {key: merged(page.get(key, {"built": "", "results": {}}), rows.get(key), only) for key in cases}
     ordered = {key: rows[key] for key in cases}
     (DOCS / "pipelines.md").write_text("\n".join(lines(ordered)))
+
+
+def merged(old: dict[str, Any], new: dict[str, Any] | None, only: str) -> dict[str, Any]:
+    """A row of the page with what was found anew; a row that ended before its checks stays."""
+    if new is None or (only and "grid" not in old["results"]):
+        return old
+    return {**new, "results": {**old["results"], **new["results"]} if only else new["results"]}
 
 
 if __name__ == "__main__":

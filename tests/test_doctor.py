@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import diffusers
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -421,3 +423,57 @@ def test_the_page_is_that_of_the_tables() -> None:
     finally:
         sys.path.remove(str(docs))
     assert (docs / "doctor.md").read_text("utf-8") == page()
+
+
+# -- a scheduler that was made in code -----------------------------------------------------------------------
+def constructed() -> dict[str, Any]:
+    """Every scheduler of diffusers that can be made without arguments, by its class."""
+    found = {}
+    for name in dir(diffusers.schedulers):
+        cls = getattr(diffusers, name, None)
+        if name.endswith("Scheduler") and isinstance(cls, type):
+            with contextlib.suppress(TypeError):  # of tokens or proteins: their own sizes are missing
+                found[name] = cls()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, about diffusers
+def test_a_scheduler_made_in_code_is_examined_as_the_one_that_is_loaded(tmp_path: Path) -> None:
+    schedulers = constructed()
+    assert len(schedulers) > 40
+    for name, scheduler in schedulers.items():
+        assert "_class_name" not in scheduler.config
+        found = doctor(scheduler, steps=2)
+        assert found.scheduler == name
+        assert found.report()
+        json.dumps(found.to_dict(), allow_nan=False)
+        scheduler.save_pretrained(tmp_path / name / "scheduler")
+        for same in (str(tmp_path / name), SimpleNamespace(scheduler=scheduler, config={})):
+            facts, made = reading.read(same), reading.read(scheduler)
+            assert facts.own == name
+            assert facts.prediction == made.prediction
+            ends = [(f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (facts, made)]
+            assert ends[0] == ends[1], name
+
+
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [
+        ("CosineDPMSolverMultistepScheduler", "EDM, sigma 500 to 0.3"),
+        ("CMStochasticIterativeScheduler", "EDM, sigma 80 to 0.002"),
+        ("LTXEulerAncestralRFScheduler", "rectified flow, t from 1 to 0, shift 1"),
+        ("FlowMapEulerDiscreteScheduler", "rectified flow, t from 1 to 0, shift 1"),
+        ("UnCLIPScheduler", "variance preserving, 1000 levels, sigma 2.03e+04 to 0.00643"),
+    ],
+)
+def test_a_name_that_says_nothing_of_the_process_leaves_it_to_the_keys(name: str, process: str) -> None:
+    assert doctor(getattr(diffusers, name)(), steps=4).process == process
+
+
+def test_a_scheduler_of_ones_own_counts_as_the_class_it_is_of() -> None:
+    class Mine(diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+        pass
+
+    assert doctor(Mine(), steps=4).scheduler == "EulerDiscreteScheduler"
+    with pytest.raises(ModelError, match="a diffusers scheduler or"):
+        doctor(object())

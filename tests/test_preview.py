@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import timonel as tm
-from timonel.errors import ArgumentError, HookError
+from timonel.errors import ArgumentError, ModelError, PreviewMissing
 from timonel.hooks.preview import LatentRGB, to_images
 from timonel.hooks.story import collect
 
@@ -206,12 +208,75 @@ def test_with_block_every_picture_is_shown_in_order():
     assert seen == list(range(1, 21))
 
 
-def test_an_error_in_the_viewer_ends_the_run_and_names_the_hook():
+def test_an_error_in_the_viewer_is_said_once_and_the_run_goes_on():
+    seen = []
+
     def show(run, images):
+        seen.append(images[0].info["step"])
         raise KeyError("window closed")
 
-    with pytest.raises(HookError, match=r"'preview' raised at step \d+ of 3.*window closed"):
-        journey([tm.preview(show, rgb=RGB)], steps=3)
+    with pytest.warns(PreviewMissing, match="'window closed'; the run goes on") as said:
+        run = journey([tm.preview(show, rgb=RGB, block=True)], steps=5)
+    assert run.status == "done"
+    assert seen == [1, 2, 3, 4, 5]  # it is called again, for the next may work
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("hook", [tm.preview, lambda to, **options: collect(**options)])
+def test_a_decode_that_raises_in_the_middle_is_said_once_and_the_run_goes_on(hook):
+    calls = []
+
+    def decode(latents):
+        calls.append(len(latents))
+        if len(calls) == 2:
+            raise RuntimeError("CUDA out of memory")
+        return torch.zeros(len(latents), 3, 8, 8)
+
+    with pytest.warns(PreviewMissing, match="no more pictures of this run: RuntimeError: CUDA out of memory") as said:
+        run = journey([hook(lambda run, images: None, decode=decode)], steps=5)
+    assert run.status == "done"
+    assert len(said) == 1
+    assert len(calls) == 2  # what cannot be decoded is not tried at every step
+    torch.testing.assert_close(run.result, journey([], steps=5).result, atol=0, rtol=0)
+
+
+def test_the_next_run_of_a_hook_is_shown_and_says_again():
+    broken = [True]
+
+    def decode(latents):
+        if broken:
+            raise ValueError("no")
+        return torch.zeros(len(latents), 3, 8, 8)
+
+    story = collect(decode=decode)
+    for _ in range(2):
+        with pytest.warns(PreviewMissing):
+            journey([story], steps=2)
+    broken.clear()
+    journey([story], steps=2)
+    assert [moment.step for moment, _ in story.frames] == [1, 2]
+
+
+def test_a_warning_that_is_an_error_does_not_end_the_run_either(caplog):
+    def decode(latents):
+        raise ValueError("no")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert journey([collect(decode=decode)], steps=3).status == "done"
+    assert caplog.text.count("no more pictures") == 1
+
+
+def test_the_linear_picture_that_fails_gives_way_to_the_full_one():
+    def small(latents):
+        raise ModelError("no map fits")
+
+    seen = []
+    model = SimpleNamespace(small=small, latent_rgb=None, decode=lambda x: torch.zeros(len(x), 3, 40, 30))
+    journey([tm.preview(lambda run, images: seen.append(images[0].size), block=True)], steps=3, context=model)
+    assert seen == [(30, 40)] * 3
+    with pytest.warns(PreviewMissing, match="no map fits"):
+        journey([tm.preview(lambda run, images: None, decode=False)], steps=3, context=model)
 
 
 def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
@@ -223,8 +288,9 @@ def test_a_picture_is_never_half_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", torn)
-    with pytest.raises(ArgumentError, match="No space left"):
-        journey([tm.preview(tmp_path, rgb=RGB)])
+    with pytest.warns(PreviewMissing, match="No space left") as said:
+        assert journey([tm.preview(tmp_path, rgb=RGB)]).status == "done"
+    assert len(said) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step-06.png"]
     assert (tmp_path / "step-06.png").read_bytes() == before
 
@@ -259,6 +325,23 @@ def test_a_file_is_not_taken_for_a_folder(tmp_path):
             make(tmp_path / "x")
     with pytest.raises(ArgumentError, match="give a folder"):
         tm.preview(3)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path):
+    (tmp_path / "x").write_text("")
+    inside = tmp_path / "x" / "frames"
+    for make in (tm.preview, tm.save_steps, lambda folder: tm.checkpoint(folder / "run.safetensors")):
+        with pytest.raises(ArgumentError, match="cannot write"):
+            make(inside)
+    tm.preview(tmp_path / "new" / "frames")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]  # nothing is left behind by a hook without a run
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_without_permission_is_refused_before_the_run(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ArgumentError, match="Permission denied"):
+        tm.preview(tmp_path)
 
 
 # -- stories -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
     FittedElsewhere             a warning: a sampler that was fitted to something else
     Inexact                     a warning: a run goes on near to what it would have been, not exactly
     SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of timonel
+    PreviewMissing              a warning: a picture of a run that could not be made, written or shown
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -86,6 +87,10 @@ class Inexact(UserWarning):
 
 class SchedulerReplaced(UserWarning):
     """No sampler was named and the pipeline's own scheduler is none of timonel's, so another one runs."""
+
+
+class PreviewMissing(UserWarning):
+    """A picture of a run could not be made, written or shown; the run goes on."""
 
 
 def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
@@ -45,6 +45,17 @@ def writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ArgumentError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error
+
+
+def writable_later(folder: Path) -> None:
+    """Raise `ArgumentError` where the folder could not be written, and leave nothing behind."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        writable(folder)
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _umask() -> int:

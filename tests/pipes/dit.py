@@ -125,7 +125,7 @@ add(
             num_attention_heads=3, num_kv_heads=1, multiple_of=16, norm_eps=1e-5, axes_dim_rope=[4, 2, 2],
             axes_lens=[64, 64, 64], cap_feat_dim=WIDTH,
         ),
-        scheduler=flow(shift=6.0),
+        scheduler=flow(shift=6.0), vae=kl(shift_factor=0.06),
     ),
     guidance="sequential",
 )  # fmt: skip
@@ -174,6 +174,7 @@ add(
             num_activated_experts=2, axes_dims_rope=(4, 2, 2), max_resolution=(8, 8), llama_layers=(0, 1),
         ),
         text_encoder=Text(pooled=WIDTH), text_encoder_2=Text(pooled=WIDTH), scheduler=flow(shift=3.0),
+        vae=kl(shift_factor=0.06),
     ),
     lambda: {"height": 128, "width": 128},
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,11 +19,15 @@ import torch
 from torch import Tensor, nn
 
 import timonel as tm
-from timonel.errors import GridError
+from timonel.errors import GridError, PreviewMissing
+from timonel.hooks.rgb import to_images
+from timonel.pipelines import decode
+from timonel.pipelines.pictures import pictures
 
 from .registry import Case
 
 STEPS, LIMIT, CLOSE = 3, 60, 2e-3  # steps of a run, seconds a check may take, relative difference of a batch
+NEAR = 8  # of 255, on average: some blend the last step of the run with noise, which a preview leaves out
 NETWORKS = (("unet", "transformer", "transformer_2"), ("decoder",), ("prior",))
 SCALES = ("guidance_scale", "true_cfg_scale")
 SAMPLE = ("sample", "hidden_states", "x", "latent_model_input", "noisy_latents")
@@ -45,6 +50,10 @@ def values(output: Any) -> Tensor:
         else:
             first = first.to_tuple()[0] if hasattr(first, "to_tuple") else first[0]
     return torch.as_tensor(first).detach().double()
+
+
+class SaysNo(Lacks):
+    """Timonel says that it cannot, with the reason, and goes on."""
 
 
 class Trial:
@@ -328,19 +337,77 @@ def restored(trial: Trial) -> None:
     assert before == after, "hooks are left on the network"
 
 
-CHECKS: dict[str, Callable[[Trial], None]] = {
+def preview(trial: Trial) -> str:
+    """A preview changes nothing: of every step a picture by the linear map, or decoded as the pipeline decodes."""
+    small: list[Any] = []
+    full: list[Any] = []
+    solid = trial.case.kind == "3D"  # each of its pictures is 20 views of a shape: one will do
+    every = STEPS if solid else 1
+    hooks = [
+        tm.preview(lambda run, images: small.append((run, images)), every, decode=False, block=True),
+        tm.preview(lambda run, images: full.append((run, images)), every, decode=True, block=True),
+    ]
+    steps: list[tm.Run] = []
+    with warnings.catch_warnings(record=True) as said, _quickly():
+        warnings.simplefilter("always")
+        made = trial.steer(hooks=[*hooks, steps.append])
+    assert torch.equal(made, trial.usual), "the result is another"
+    assert trial.run.status == "done", f"the run is {trial.run.status}"
+    ways = [name for name, shown in (("linear", small), ("decoded", full)) if len(shown) == len(steps) // every]
+    if not ways:
+        missing = [str(w.message) for w in said if issubclass(w.category, PreviewMissing)]
+        assert missing, f"{len(small)} and {len(full)} pictures of {len(steps)} steps, and not a word"
+        raise SaysNo(
+            missing[-1].removeprefix("preview: no more pictures of this run: ").removesuffix("; the run goes on")
+        )
+    if full and not solid and (theirs := _own_picture(trial)) is not None:
+        ours = np.asarray(full[-1][1][0], dtype=float)
+        assert ours.shape == theirs.shape, f"{ours.shape}, the pipeline's own are {theirs.shape}"
+        assert abs(ours - theirs).mean() < NEAR, f"{abs(ours - theirs).mean():.0f} of 255 from the pipeline's own"
+    return " + ".join(ways)
+
+
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """Linear maps fitted to smaller pictures: tiny autoencoders cost as much as large ones at their size."""
+    pixels, decode.FIT_PIXELS = decode.FIT_PIXELS, 64
+    try:
+        yield
+    finally:
+        decode.FIT_PIXELS = pixels
+
+
+def _own_picture(trial: Trial) -> Any:
+    """The first picture, or grid of frames, that the pipeline itself makes of the run; None where it makes none."""
+    if "output_type" not in trial.parameters:
+        return None
+    torch.manual_seed(0)
+    for form in ("np", "pil"):
+        try:
+            output = trial.helm(**(trial.case.inputs() | {"seeds": [0], "steps": STEPS, "output_type": form}))
+        except Exception:
+            continue
+        made = pictures(output, len(trial.run.latents))
+        return None if made is None else np.asarray(to_images(made)[0], dtype=float)
+    return None
+
+
+CHECKS: dict[str, Callable[[Trial], str | None]] = {
     check.__name__: check
-    for check in (own, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, restored)
-}
+    for check in (
+        own, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, preview, restored,
+    )
+}  # fmt: skip
 
 
-def attempt(check: Callable[[Trial], None], trial: Trial) -> dict[str, str]:
-    """How a check went: "yes", "no" with the reason, or "-" with why there is nothing to try."""
+def attempt(check: Callable[[Trial], str | None], trial: Trial) -> dict[str, str]:
+    """How a check went: "yes" or how it does it, "no" with the reason, or "-" with why there is nothing to try."""
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(LIMIT)
     try:
-        check(trial)
-        return {"went": "yes", "why": "", "where": ""}
+        return {"went": check(trial) or "yes", "why": "", "where": ""}
+    except SaysNo as reason:
+        return {"went": "says no", "why": str(reason), "where": ""}
     except Lacks as nothing:
         return {"went": "-", "why": str(nothing), "where": ""}
     except Exception as error:
@@ -360,14 +427,16 @@ def _late(*_: Any) -> None:
     raise TimeoutError(f"took longer than {LIMIT} s")
 
 
-def try_all(case: Case) -> dict[str, Any]:
-    """Every check on one pipeline."""
+def try_all(case: Case, only: str = "") -> dict[str, Any]:
+    """Every check on one pipeline, or one."""
     began, results = time.perf_counter(), {}
     try:
         trial = Trial(case)
     except Exception as error:
         return {"built": f"{type(error).__name__}: {str(error).splitlines()[:1]}", "results": {}, "seconds": 0.0}
     for name, check in CHECKS.items():
+        if only not in ("", name):
+            continue
         results[name] = attempt(check, trial)
         if name in ("own", "helm") and results[name]["went"] == "no":
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,9 @@ HEAD = """# Pipelines
 Every pipeline class of diffusers {version} that can be built without a checkpoint, with tiny random weights, called
 under `tm.Helm(pipe)`. Networks, autoencoders and schedulers are diffusers' own classes; tokenizers and encoders of
 words and pictures are stand-ins (`tests/pipes/standins.py`). "yes": the check passed. A number points to the reason
-below the table. "–": the pipeline has nothing to try.
+below the table. "–": the pipeline has nothing to try. Under preview: "linear", pictures by the linear map;
+"decoded", by the pipeline's own way, compared with its own picture; "says no", a warning with the reason, and the run
+goes on.
 
 Made by `{command}`; the checks are `tests/pipes/features.py`, the pipelines `tests/pipes/`.
 `tests/test_every_pipeline.py` fails when a row of this page stops being true.
@@ -48,13 +51,11 @@ def row(case: Case, said: dict[str, Any], reasons: dict[str, int]) -> str:
     cells = []
     for name in CHECKS:
         result = said["results"].get(name, {"went": "no", "why": said["built"]})
-        if result["went"] == "yes":
-            cells.append("yes")
-        elif not result["why"]:
-            cells.append("")
+        if not result["why"]:
+            cells.append("" if result["went"] == "no" else result["went"])
         else:
             number = reasons.setdefault(result["why"], len(reasons) + 1)
-            cells.append(f"{'–' if result['went'] == '-' else 'no'} [{number}]")
+            cells.append(f"{'–' if result['went'] == '-' else result['went']} [{number}]")
     return f"| {case.key} | {case.family} | {' | '.join(cells)} |"
 
 
@@ -64,10 +65,14 @@ def totals(rows: Mapping[str, dict[str, Any]]) -> list[str]:
     for said in rows.values():
         for name in CHECKS:
             went[name][said["results"].get(name, {"went": "not reached"})["went"]] += 1
+    # how it is done counts as yes, and saying that it is not as nothing to try
+    plain = ("yes", "no", "-", "says no", "not reached")
     made = ["| check | what | yes | no | nothing to try | not reached |", "|---|---|---|---|---|---|"]
     for name, check in CHECKS.items():
         what, count = (inspect.getdoc(check) or "").rstrip("."), went[name]
-        made.append(f"| {name} | {what} | {count['yes']} | {count['no']} | {count['-']} | {count['not reached']} |")
+        yes = count["yes"] + sum(n for word, n in count.items() if word not in plain)
+        nothing = count["-"] + count["says no"]
+        made.append(f"| {name} | {what} | {yes} | {count['no']} | {nothing} | {count['not reached']} |")
     return made
 
 
@@ -94,6 +99,22 @@ def absent(built: set[str]) -> list[str]:
         by_reason.setdefault(why_absent(name), []).append(name)
     made = [f"## Not built: {len(missing)} classes", "", "| reason | classes |", "|---|---|"]
     return made + [f"| {reason} | {', '.join(names)} |" for reason, names in by_reason.items()]
+
+
+def read(text: str) -> dict[str, dict[str, Any]]:
+    """The rows of the page as what `features.try_all` said of them; checks that the page does not have are left out."""
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    names = next(cells[2:] for cells in lines if cells[:2] == ["class", "family"])
+    found: dict[str, dict[str, Any]] = {}
+    for key, _, *cells in (cells for cells in lines if len(cells) == 2 + len(names) and cells[0] in CASES):
+        results = {}
+        for name, cell in zip(names, cells, strict=True):
+            went, number = re.fullmatch(r"(.*?)(?: \[(\d+)\])?", cell).groups()  # type: ignore[union-attr]
+            if went:
+                results[name] = {"went": went.replace("–", "-"), "why": reasons.get(number, "")}
+        found[key] = {"built": "", "results": results}
+    return found
 
 
 def parse(text: str) -> dict[str, Sequence[str]]:

@@ -1,6 +1,6 @@
 """Runs the checks in one subprocess at a time, so that a pipeline that dies or hangs costs its own row only.
 
-python -m pipes.worker NAME …       # in tests/: one line of JSON for each pipeline
+python -m pipes.worker NAME …       # in tests/: one line of JSON for each pipeline; --only=CHECK for one check
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ TESTS = Path(__file__).resolve().parent.parent
 SHARE = 40  # pipelines before a fresh process, for its memory
 
 
-def table(keys: Sequence[str], seconds: int = 900) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, what `features.try_all` says) of each pipeline, in order."""
+def table(keys: Sequence[str], seconds: int = 900, only: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, what `features.try_all` says) of each pipeline, in order. `only`: the one check to make."""
     left = list(keys)
     while left:
         share = left[:SHARE]
         done = 0
-        for key, made in _process(share, seconds):
+        for key, made in _process(share, seconds, only):
             yield key, made
             done += 1
         if done < len(share):
@@ -32,10 +32,10 @@ def table(keys: Sequence[str], seconds: int = 900) -> Iterator[tuple[str, dict[s
         left = left[done:]
 
 
-def _process(keys: Sequence[str], seconds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _process(keys: Sequence[str], seconds: int, only: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """What one process says about `keys`; ends early where it does."""
     quiet = {"OMP_NUM_THREADS": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
-    command = [sys.executable, "-W", "ignore", "-m", "pipes.worker", *keys]
+    command = [sys.executable, "-W", "ignore", "-m", "pipes.worker", *([f"--only={only}"] if only else []), *keys]
     with subprocess.Popen(
         ["timeout", str(seconds), *command], cwd=TESTS, env=os.environ | quiet, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -55,8 +55,10 @@ def main(keys: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     cases = load()
+    only = next((word.removeprefix("--only=") for word in keys if word.startswith("--only=")), "")
     for key in keys:
-        print(json.dumps({"key": key} | try_all(cases[key])), flush=True)
+        if not key.startswith("--only="):
+            print(json.dumps({"key": key} | try_all(cases[key], only)), flush=True)
 
 
 if __name__ == "__main__":

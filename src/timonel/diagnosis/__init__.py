@@ -72,10 +72,10 @@ def doctor(
 ) -> Diagnosis:
     """Examine a model, and a sampler on it.
 
-    `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is fetched, nothing else) or
-    a pipeline object. `sampler`: as one types it, or a diffusers class such as "DDIMScheduler"; None examines the
-    model's own scheduler. `steps`: default the recommendation's for that sampler. `flags`: what one passes to that
-    class's `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
+    `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is fetched, nothing else),
+    a pipeline object or a scheduler. `sampler`: as one types it, or a diffusers class such as "DDIMScheduler"; None
+    examines the model's own scheduler. `steps`: default the recommendation's for that sampler. `flags`: what one
+    passes to that class's `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
 
     Raises `ModelError` for a model without a configuration, `UnknownName` for a sampler nobody has.
     """

@@ -82,7 +82,7 @@ class Loop:
 
 
 def read(model: Any) -> Facts:
-    """The facts of a shipped model, a folder in diffusers' format, a hub name, or a pipeline object.
+    """The facts of a shipped model, a folder in diffusers' format, a hub name, a pipeline or a scheduler object.
 
     Raises `ModelError` where there is no configuration to read.
     """
@@ -158,18 +158,27 @@ def _of_blocks(module: ModuleType) -> Loop:
 
 
 def _of_pipeline(pipe: Any) -> Facts:
-    """The facts of a loaded pipeline, as it is now, or of the one under a helm."""
+    """The facts of a loaded pipeline, as it is now, of the one under a helm, or of a scheduler alone."""
     pipe = getattr(pipe, "pipe", pipe)
-    config = getattr(getattr(pipe, "scheduler", None), "config", None)
-    if config is None:
+    if callable(getattr(pipe, "set_timesteps", None)) and getattr(pipe, "config", None) is not None:
+        return Facts(type(pipe).__name__, "", _of_scheduler(pipe))
+    scheduler = getattr(pipe, "scheduler", None)
+    if getattr(scheduler, "config", None) is None:
         raise ModelError(
-            f"a model is the name of a shipped one, a folder, a hub name or a diffusers pipeline with a scheduler; "
-            f"got {type(pipe).__name__}"
+            f"a model is the name of a shipped one, a folder, a hub name, a diffusers scheduler or a diffusers "
+            f"pipeline with a scheduler; got {type(pipe).__name__}"
         )
     found = next((n for n in NETWORKS if getattr(pipe, n, None) is not None), None)
     network = {} if found is None else dict(getattr(getattr(pipe, found), "config", None) or {})
     index = {k: v for k, v in dict(getattr(pipe, "config", None) or {}).items() if not k.startswith("_")}
-    return Facts(type(pipe).__name__, type(pipe).__name__, dict(config), network, index)
+    return Facts(type(pipe).__name__, type(pipe).__name__, _of_scheduler(scheduler), network, index)
+
+
+def _of_scheduler(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration with its class, which one that was made in code does not write into it."""
+    known = ("diffusers.", "timonel")
+    name = next((c.__name__ for c in type(scheduler).__mro__ if c.__module__.startswith(known)), "")
+    return {**scheduler.config, "_class_name": name}
 
 
 def _from_hub(name: str) -> Path:

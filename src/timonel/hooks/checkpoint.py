@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, whole
 from ..errors import path as file
+from ..files import writable_later
 from . import Hook
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ class Checkpoint(Hook):
         self._saved: int | None = None
         if Path(self.path).is_dir():
             raise ArgumentError(f"{self.path!r} is a folder; name a file, e.g. {self.path}/run.safetensors")
+        if "{step}" not in str(Path(self.path).parent):
+            writable_later(Path(self.path).parent)
 
     @property
     def name(self) -> str:

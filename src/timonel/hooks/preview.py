@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
@@ -12,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, flag, whole
-from ..files import replacing
+from ..errors import ArgumentError, ModelError, PreviewMissing, flag, whole
+from ..files import replacing, writable_later
 from . import Hook
 from .rgb import LatentRGB as LatentRGB
 from .rgb import bytes_to_images, to_bytes
@@ -33,6 +35,12 @@ class Context(Protocol):
     """What a run's `context` offers to pictures; a missing attribute counts as None."""
 
     latent_rgb: LatentRGB | None
+
+    def look(self, latents: Tensor) -> None:
+        """Called in every step, where the model's own code is on the stack."""
+
+    def small(self, latents: Tensor) -> Tensor:
+        """Latents as small RGB, in the place of `latent_rgb`."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as RGB (B, 3, H, W) or (B, F, 3, H, W) in 0 … 1."""
@@ -58,6 +66,9 @@ class Pictures(Hook):
 
     The conversion is queued on the latents' device; copying to the host, PIL and files happen in
     a background thread. `deliver` is called in that thread, in order.
+
+    Pictures never end a run. What goes wrong in making or delivering them is said once a call, with the warning
+    `PreviewMissing`, and the run goes on: without pictures where none can be made.
     """
 
     def __init__(
@@ -65,12 +76,17 @@ class Pictures(Hook):
     ) -> None:
         if rgb is not None and decode:
             raise ArgumentError("give rgb= for the linear preview or decode= for the full one, not both")
+        if rgb is not None and not callable(rgb):
+            raise ArgumentError(f"rgb is a LatentRGB, got {rgb!r}")
         if decode is not None and not isinstance(decode, bool) and not callable(decode):
             raise ArgumentError(f"decode is True, False or a function latents -> RGB, got {decode!r}")
         self.every, self.rgb, self.decode = whole("every", every), rgb, decode
         self.size = size if size is None else whole("size", size)
         self.worker = worker
         self._taken: int | None = None
+        self._ways: list[tuple[Convert, bool]] = []  # how latents become RGB, and whether small and linear
+        self._call: Any = None
+        self._said: set[str] = set()
 
     @property
     def dropped(self) -> int:
@@ -82,11 +98,15 @@ class Pictures(Hook):
 
     def on_start(self, run: Run) -> None:
         self._taken = None
-        self._converter(run)
+        self._ways = self._converters(run)
+        call = getattr(run.context, "call", run)
+        if call is not self._call:  # some calls make several runs
+            self._call, self._said = call, set()
 
     def on_step(self, run: Run) -> None:
-        self.worker.check()
         self._taken = None
+        getattr(run.context, "look", _nowhere)(run.latents)
+        self._report()
         if run.step % self.every == 0 or run.step == run.steps:
             self._take(run)
 
@@ -94,32 +114,47 @@ class Pictures(Hook):
         if self._taken != run.step and run.step and run.called_at is not None:
             self._take(run)
         self.worker.wait()
+        self._report()
 
-    def _converter(self, run: Run) -> tuple[Convert, bool]:
-        """Latents to RGB, and whether it is the small linear one."""
-        own = getattr(run.context, "decode", None)
-        linear = self.rgb or getattr(run.context, "latent_rgb", None)
+    def _converters(self, run: Run) -> list[tuple[Convert, bool]]:
+        """The ways from latents to RGB, best first."""
         if self.decode is not None and not isinstance(self.decode, bool):
-            return self.decode, False
-        if linear is not None and not self.decode:
-            return linear, True
-        if own is not None and self.decode is not False:
-            return own, False
-        raise ArgumentError(
-            f"{self.name} has nothing to make pictures with: the run's model offers no "
-            f"{'decode' if self.decode else 'latent_rgb'}; "
-            f"pass rgb=LatentRGB.fit(latents, images) or decode=a function from latents to RGB (B, 3, H, W) in 0 … 1"
-        )
+            return [(self.decode, False)]
+        if self.rgb is not None:
+            return [(self.rgb, True)]
+        ways: list[tuple[Convert, bool]] = []
+        small = getattr(run.context, "small", None) or getattr(run.context, "latent_rgb", None)
+        if small is not None and not self.decode:
+            ways.append((small, True))
+        full = getattr(run.context, "decode", None)
+        if full is not None and self.decode is not False:
+            ways.append((full, False))
+        if not ways:
+            raise ArgumentError(
+                f"{self.name} has nothing to make pictures with: the run's model offers no "
+                f"{'decode' if self.decode else 'latent_rgb'}; pass rgb=LatentRGB.fit(latents, images) or decode=a "
+                "function from latents to RGB (B, 3, H, W) in 0 … 1"
+            )
+        return ways
 
     @torch.no_grad()
     def _take(self, run: Run) -> None:
-        convert, linear = self._converter(run)
+        self._taken = run.step
         at = run.called_at
         assert at is not None
+        while self._ways:
+            convert, linear = self._ways[0]
+            try:
+                pixels = Pending(to_bytes(convert(run.denoised)))
+                break
+            except Exception as error:
+                self._ways.pop(0)
+                if not self._ways:
+                    self._say(f"no more pictures of this run: {_reason(error)}")
+        else:
+            return
         moment = Moment(run.step, run.steps, at.alpha, at.sigma, at.time)
-        pixels = Pending(to_bytes(convert(run.denoised)))
         size = SMALL if self.size is None and linear else self.size
-        self._taken = run.step
 
         def job() -> None:
             images = bytes_to_images(pixels.fetch(), size)
@@ -128,6 +163,32 @@ class Pictures(Hook):
             self.deliver(run, moment, images)
 
         self.worker.submit(job)
+
+    def _report(self) -> None:
+        """Say what went wrong in the background."""
+        if (error := self.worker.failure()) is not None:
+            self._say(f"a picture is lost: {_reason(error)}")
+
+    def _say(self, text: str) -> None:
+        kind = text.split(":")[0]
+        if kind in self._said:
+            return
+        self._said.add(kind)
+        message = f"{self.name}: {text}; the run goes on"
+        try:
+            warnings.warn(message, PreviewMissing, stacklevel=2)
+        except PreviewMissing:  # warnings are errors here, and no picture is worth a run
+            logging.getLogger("timonel").warning(message)
+
+
+def _nowhere(latents: Tensor) -> None:
+    """Where a run has no model with code of its own."""
+
+
+def _reason(error: BaseException) -> str:
+    """An error in a line; what is not timonel's own with its name."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, (ModelError, ArgumentError)) else f"{type(error).__name__}: {first}"
 
 
 class Preview(Pictures):
@@ -176,14 +237,17 @@ def preview(
     its frames), each written whole or not at all; or a function `(run, images)`, one PIL image per
     sample, whose `info` says step, steps, alpha, sigma and time of the picture, for `run` may be
     further by then. It is called in a background thread.
-    `rgb`, `decode`: how latents become RGB. By default the model's `latent_rgb`, else its `decode`;
-    `decode=True` wants the full decode, a function gives your own, `False` refuses the full decode.
+    `rgb`, `decode`: how latents become RGB. By default the model's linear map, else its full decode, which for a
+    pipeline is what its own call does after the loop; `decode=True` wants the full decode, a function is your own,
+    `False` refuses the full decode.
     `size`: enlarge, nearest, to at least so many pixels on the longer side; 256 for linear previews.
     `block`: True makes every picture, and the sampler waits when 8 are waiting; False drops late ones,
     never the last. By default True for a folder and False for a function.
 
-    The end of the run waits for the last picture, and raises what went wrong in making them.
-    Raises `ArgumentError` at the start of the run where there is nothing to make pictures with.
+    The end of the run waits for the last picture. A preview never ends a run: where a picture cannot be made, written
+    or shown, the warning `PreviewMissing` says so once, with the reason, and the run goes on.
+    Raises `ArgumentError` for a folder that cannot be written, and at the start of a run whose model offers nothing to
+    make pictures with.
     """
     return Preview(to, every, rgb, decode, size, block)
 
@@ -239,4 +303,5 @@ def _folder(path: Any) -> Path:
         raise ArgumentError(f"give a folder, or for previews a function (run, images), got {path!r}") from None
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"{str(folder)!r} is a file; give a folder")
+    writable_later(folder)
     return folder

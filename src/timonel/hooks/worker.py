@@ -59,8 +59,7 @@ class Worker:
         return Worker(self.room, block=self.block)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job. Raises what an earlier job raised."""
-        self.check()
+        """Queue a job. What it raises waits in `failure`."""
         with self._change:
             while self.block and len(self._jobs) >= self.room:
                 self._change.wait()
@@ -73,19 +72,17 @@ class Worker:
                 # not a daemon: what was submitted is finished even where the run fails and the program ends
                 threading.Thread(target=self._work, name="timonel-pictures", daemon=False).start()
 
-    def check(self) -> None:
-        """Raise what a job raised, once."""
+    def failure(self) -> BaseException | None:
+        """The newest error that a job raised since the last look, or None."""
         with self._change:
             error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return error
 
     def wait(self) -> None:
-        """Return when every job is done. Raises what a job raised."""
+        """Return when every job is done."""
         with self._change:
             while self._busy:
                 self._change.wait()
-        self.check()
 
     def _work(self) -> None:
         while True:
@@ -98,11 +95,9 @@ class Worker:
                 self._change.notify_all()
             try:
                 job()
-            except BaseException as error:  # handed to the sampler's thread by `check`
+            except BaseException as error:  # the hook says it from the sampler's thread
                 with self._change:
                     self._error = error
-                    self._jobs.clear()
-                    self._change.notify_all()
             del job
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -135,9 +135,7 @@ class Claim:
             while self._turns:
                 self._turns.pop().release()
         elif not self._turns:
-            modules = {id(m): m for m in (getattr(self.pipe, name, None) for name in AUTOENCODERS) if m is not None}
-            for _, module in sorted(modules.items()):
-                lock = turn(module)
+            for lock in _turns_of(self.pipe):
                 lock.acquire()
                 self._turns.append(lock)
 
@@ -146,6 +144,21 @@ def turn(autoencoder: Any) -> Any:
     """The lock of who encodes or decodes with it, for that may change its dtype meanwhile."""
     with _GUARD:
         return _TURNS.setdefault(autoencoder, threading.RLock())
+
+
+@contextmanager
+def turns(pipe: Any) -> Iterator[None]:
+    """The turn with every autoencoder of a pipeline."""
+    with ExitStack() as stack:
+        for lock in _turns_of(pipe):
+            stack.enter_context(lock)
+        yield
+
+
+def _turns_of(pipe: Any) -> list[Any]:
+    """The locks of a pipeline's autoencoders, in one order for all threads."""
+    modules = {id(m): m for m in (getattr(pipe, name, None) for name in AUTOENCODERS) if m is not None}
+    return [turn(module) for _, module in sorted(modules.items())]
 
 
 def called_by(pipe: Any) -> bool:

@@ -64,6 +64,7 @@ class Watch(Hook):
         self.process: Process | None = None
 
     def on_step(self, run: Run) -> None:
+        run.context.look(run.latents)  # what is captured here will be decoded as this call would
         row, newest, at = self.rows[-1], run.newest, run.called_at
         assert newest is not None
         assert at is not None

@@ -1,4 +1,8 @@
-"""Latents to pictures for previews: the pipeline's own autoencoder, or a linear fit of it."""
+"""Latents to pictures for previews: the pipeline's own way where its call goes on, or a linear fit of its autoencoder.
+
+While a call goes on, latents are decoded by the rest of that call (`tail.py`), whatever it does with them. Latents of
+no call, as comparisons have them, go through the autoencoder by the usual layouts and scalings.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,25 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, RunError
 from ..hooks.preview import LatentRGB
-from .busy import turn
+from ..hooks.rgb import to_images
+from . import tail
+from .busy import turn, turns
+from .pictures import pictures, spectrogram, spread
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..run import Run
 
 FIT_PIXELS, FIT_PICTURES = 256, 4
+ROUNDS = 16  # of pictures at most, for autoencoders with many channels
 CHUNK = 14  # frames decoded at once where the call does not say
 
 
@@ -29,7 +42,82 @@ class Context:
     def __init__(self, pipe: Any, latent_rgb: LatentRGB | None = None) -> None:
         self.pipe, self._given = pipe, latent_rgb
         self.call: dict[str, Any] = {}
+        self._tail: tail.Tail | tail.NoTail | None = None
+        self._shape: torch.Size | None = None
+        self._maps: dict[int, LatentRGB] = {}  # of each autoencoder, from its own latents
 
+    @property
+    def shipped(self) -> bool:
+        """Whether the linear map came with the model, so that it needs no autoencoder."""
+        return self._given is not None
+
+    @property
+    def moves(self) -> bool:
+        """Whether the pipeline's models are moved to their device when they are called."""
+        parts = dict(getattr(self.pipe, "components", {})).values()
+        return any(getattr(part, "_hf_hook", None) is not None for part in parts)
+
+    # -- in a call -----------------------------------------------------------------------------
+    def look(self, latents: Tensor) -> None:
+        """Note where the present call is, from a hook of its run, so that `latents` and others like it can be shown."""
+        self._shape = latents.shape
+        try:
+            self._tail = tail.look(self.pipe)
+        except tail.NoTail as error:
+            self._tail = error
+
+    def _rest(self, latents: Tensor) -> tail.Tail | None:
+        """The rest of the call that has such latents; None for latents of no call."""
+        if latents.shape != self._shape:
+            return None
+        if isinstance(self._tail, tail.NoTail):
+            raise self._tail
+        return self._tail
+
+    @torch.no_grad()
+    def small(self, latents: Tensor) -> Tensor:
+        """Small RGB of the call's latents by the linear map: (B, 3, h, w), or (B, F, 3, h, w) of a video.
+
+        Raises `ModelError` where the pipeline has no autoencoder, or one that no map fits.
+        """
+        rest = None if self._given is not None else self._rest(latents)
+        if rest is None:
+            if self.latent_rgb is None:
+                raise ModelError(f"{type(self.pipe).__name__} has no autoencoder that a linear map could stand for")
+            return self.latent_rgb(latents)
+        parts = dict(getattr(self.pipe, "components", {})).values()
+        some = any(isinstance(part, torch.nn.Module) and hasattr(part, "decode") for part in parts)
+        with turns(self.pipe):
+            shown = [rgb[:, :3] for rgb in rest.output(latents, self._linear)[1]] if some else []
+        if not shown:
+            raise ModelError(f"{type(self.pipe).__name__} decodes without an autoencoder")
+        small = torch.cat(shown)
+        spectra = spectrogram(small)
+        return spread(small, len(latents)).clamp(0, 1) if spectra is None else spectra
+
+    def _linear(self, vae: Any, z: Tensor) -> Tensor:
+        """An autoencoder's latents as small pictures in its channels."""
+        if id(vae) not in self._maps:
+            self._maps[id(vae)] = fitted(vae, z.shape[1])
+        shown = self._maps[id(vae)](z.transpose(1, 2) if z.ndim == 5 else z)
+        shown = shown.transpose(1, 2) if z.ndim == 5 else shown
+        more = _channels(vae) - 3
+        if more < 0:
+            return shown[:, :1]
+        return torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(more, 1)], 1) if more else shown
+
+    def _finished(self, rest: tail.Tail, latents: Tensor) -> Tensor:
+        """The pipeline's own pictures of `latents`; of sound its spectrogram."""
+        with turns(self.pipe):  # its code may cast the autoencoder, as the call itself does at its end
+            output, decoded = rest.output(latents)
+        made = pictures(output, len(latents))
+        if made is None and decoded:
+            made = spectrogram(decoded[0])
+        if made is None:
+            raise ModelError(f"{type(self.pipe).__name__} makes no pictures")
+        return made
+
+    # -- without one ---------------------------------------------------------------------------
     @cached_property
     def _fitted(self) -> LatentRGB | None:
         """The model's linear latents-to-RGB map; fitted once from its autoencoder where none is shipped."""
@@ -117,25 +205,33 @@ class Context:
         return 1.0 / factor, float(getattr(config, "shift_factor", None) or 0.0)
 
     # -- the autoencoder -----------------------------------------------------------------------
-    @contextmanager
-    def _safe(self) -> Iterator[Any]:
-        """The autoencoder; half-precision ones of the SDXL kind overflow, and say so in their config."""
-        vae = self._vae
-        with turn(vae):  # not while a pipeline encodes or decodes with it, which may cast it too
-            upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-            if upcast:
-                vae.to(dtype=torch.float32)
-            try:
-                yield vae
-            finally:
-                if upcast:
-                    vae.to(dtype=torch.float16)
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as the run has them to pictures (B, 3, H, W), or videos (B, F, 3, H, W), in 0..1."""
+        """Latents as the run has them to pictures (B, 3, H, W), or videos (B, F, 3, H, W), in 0..1.
+
+        Raises `ModelError` where the pipeline makes none, and whatever its own code raises.
+        """
+        rest = self._rest(latents)
+        if rest is not None:
+            return self._finished(rest, latents)
+        try:
+            return self._directly(latents)
+        except Exception:
+            if self._shape is None or (like := self._alike(latents)) is None:
+                raise
+            pieces = torch.split(latents, self._shape[0])
+            return torch.cat([self._finished(like, piece) for piece in pieces])
+
+    def _alike(self, latents: Tensor) -> tail.Tail | None:
+        """The rest of the last call, where `latents` are several batches of it."""
+        if self._shape is None or latents.shape[1:] != self._shape[1:] or len(latents) % self._shape[0]:
+            return None
+        return self._tail if isinstance(self._tail, tail.Tail) else None
+
+    def _directly(self, latents: Tensor) -> Tensor:
+        """Latents of no call to pictures, by the usual layouts and scalings."""
         frames, video = self.frames(latents)
-        with self._safe() as vae:
+        with _safe(self._vae) as vae:
             if video and not _is_video(vae):
                 decoded = self._decode_frames(vae, frames)
             elif _is_video(vae):
@@ -162,13 +258,32 @@ class Context:
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in 0..1 to the mean latents (B, C, h, w) the network would see."""
-        with self._safe() as vae:
-            given = pictures.unsqueeze(2) if _is_video(vae) else pictures
-            made = vae.encode((given * 2 - 1).to(device=vae.device, dtype=vae.dtype))
-            raw: Tensor = (made.latent_dist.mean if hasattr(made, "latent_dist") else made.latent).float()
+        raw = _encoded(self._vae, pictures)
         std, mean = self._scaling(raw)
         clean = (raw - mean) / std
         return clean[:, :, 0] if clean.ndim == 5 else clean
+
+
+def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[Image.Image]:
+    """Pictures of a run's newest prediction, or of its noise where there is none yet, from any thread.
+
+    Raises `RunError` where no picture can be made.
+
+    `going`: the call is at work in another thread, which may need what a decode would move out of its way.
+    """
+    clean = run.latents if run.called_at is None else run.denoised
+    if going and context.moves and (decode or not context.shipped):
+        raise RunError(
+            "no picture from outside while the models of this pipeline are moved between devices: use "
+            "hooks=[tm.preview(…)], which decodes between the steps, or wait for the end of the call"
+        )
+    refusal: Exception | None = None
+    for convert in (context.decode,) if decode else (context.small, context.decode):
+        try:
+            return to_images(convert(clean))
+        except Exception as error:
+            refusal = error
+    raise RunError(f"no picture of this run: {refusal}") from refusal
 
 
 class Unpacking(LatentRGB):
@@ -189,6 +304,73 @@ def _parameters(call: Any) -> Any:
 def _is_video(vae: Any) -> bool:
     """Whether an autoencoder takes (B, C, F, H, W)."""
     return any(isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules())
+
+
+@contextmanager
+def _safe(vae: Any) -> Iterator[Any]:
+    """The autoencoder; half-precision ones of the SDXL kind overflow, and say so in their config."""
+    with turn(vae):  # not while a pipeline encodes or decodes with it, which may cast it too
+        upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+        if upcast:
+            vae.to(dtype=torch.float32)
+        try:
+            yield vae
+        finally:
+            if upcast:
+                vae.to(dtype=torch.float16)
+
+
+def _encoded(vae: Any, images: Tensor) -> Tensor:
+    """Pictures in 0..1, in the autoencoder's channels, to its own mean latents (B, C, [1,] h, w)."""
+    with _safe(vae):
+        values = images.unsqueeze(2) if _is_video(vae) else images
+        values = (values * 2 - 1).to(device=vae.device, dtype=vae.dtype)
+        return torch.cat([_mean(vae.encode(value)) for value in torch.split(values, 1)])  # some take no batch
+
+
+def _mean(encoded: Any) -> Tensor:
+    """The latents in what an autoencoder's `encode` returns."""
+    for name in ("latent", "latents"):
+        if isinstance(raw := getattr(encoded, name, None), Tensor):
+            return raw.float()
+    mean: Tensor = encoded.latent_dist.mean
+    return mean.float()
+
+
+def _channels(vae: Any) -> int:
+    """Channels of an autoencoder's pictures: 4 with transparency, 6 with depth beside the colours, 1 of spectra."""
+    names = ("out_channels", "in_channels", "input_channels")
+    found = (getattr(vae.config, name, None) for name in names)
+    channels = next((n for n in found if isinstance(n, int)), 3)
+    patch = getattr(vae.config, "patch_size", None)  # of pixels that it takes for channels
+    return channels // patch**2 if isinstance(patch, int) and channels % patch**2 == 0 else channels
+
+
+def fitted(vae: Any, channels: int) -> LatentRGB:
+    """The linear map from an autoencoder's own latents to RGB, fitted to smooth pictures.
+
+    Raises `ModelError` where it has no encoder, or latents of other than `channels` channels.
+    """
+    name, more = type(vae).__name__, _channels(vae) - 3
+    latents: list[Tensor] = []
+    shown: list[Tensor] = []
+    for seed in range(ROUNDS):
+        images = synthetic_pictures(FIT_PICTURES, FIT_PIXELS, seed)
+        if more < 0:
+            images = images.mean(1, keepdim=True).expand_as(images)
+        rest = torch.ones(len(images), max(more, 0), FIT_PIXELS, FIT_PIXELS)
+        try:
+            raw = _encoded(vae, torch.cat([images, rest], 1) if more >= 0 else images[:, :1])
+        except Exception as error:
+            raise ModelError(f"no linear map fits {name}, which encodes no picture: {error}") from error
+        raw = raw[:, :, 0] if raw.ndim == 5 else raw
+        if raw.ndim != 4 or raw.shape[1] != channels:
+            raise ModelError(f"no linear map fits {name}, which encodes {tuple(raw.shape)}, not {channels} channels")
+        latents.append(raw)
+        shown.append(images)
+        if len(latents) * raw[:, 0].numel() > 4 * channels:
+            break
+    return LatentRGB.fit(torch.cat(latents), torch.cat(shown))
 
 
 def synthetic_pictures(count: int, pixels: int, seed: int = 0) -> Tensor:

@@ -10,6 +10,7 @@ from .. import border
 from ..errors import RunError
 from ..hooks import Hook
 from ..run import Run
+from .decode import previewed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,9 @@ class _Begun(Hook):
 
     def on_resume(self, run: Run) -> None:
         self.handle._begin(run)
+
+    def on_step(self, run: Run) -> None:
+        run.context.look(run.latents)  # for `Handle.preview`
 
 
 class Handle:
@@ -141,9 +145,10 @@ class Handle:
         """Pictures of the newest denoised prediction, one per sample; linear and small unless `decode`.
 
         After a rewind they are those of the step that the run is at; at step 0 there is only its noise. With `decode`
-        while the pipeline encodes or decodes itself, they wait for its end. Raises `RunError` before there is a run.
+        while the pipeline encodes or decodes itself, they wait for its end. Raises `RunError` before there is a run,
+        and where no picture can be made, with the reason; the run goes on.
         """
-        return self._helm.pictures(self.run, decode)
+        return previewed(self._helm.context, self.run, decode=decode, going=not self.done)
 
     def result(self, timeout: float | None = None) -> Any:
         """The pipeline's output, once it is there, as often as it is asked for; the call outlives an interrupted wait.

@@ -14,13 +14,12 @@ from .. import zoo
 from ..driver import UNKNOWN
 from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName, is_number, whole
 from ..guidance import Guidance
-from ..hooks.rgb import to_images
 from ..noise import MOST, checked
 from ..run import Run
 from ..sampler import DEFAULT, Sampler
 from . import busy, caches, choice, elsewhere, levels, request, scale
 from .busy import Claim
-from .decode import Context
+from .decode import Context, previewed
 from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated, networks
 from .handle import Handle
@@ -113,9 +112,7 @@ class Helm:
 
     def pictures(self, run: Run, decode: bool) -> list[Image.Image]:
         """Pictures of the newest denoised prediction of a run of this helm; of its noise where there is none yet."""
-        clean = run.latents if run.called_at is None else run.denoised
-        linear = None if decode else self.context.latent_rgb
-        return to_images(self.context.decode(clean) if linear is None else linear(clean))
+        return previewed(self.context, run, decode=decode, going=False)
 
     def __call__(
         self,

@@ -16,6 +16,8 @@ from .vp import VP, zero_snr
 PROCESSES = ("vp", "edm", "ve", "flow", "trig", "cosine")  # what the key `process` of a config may say
 COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")  # schedulers without a beta schedule in their config
 
+FLOWS = ("LTXEulerAncestralRFScheduler",)  # of flows, without a key that says so
+
 
 def from_config(config: Mapping[str, Any]) -> Process:
     """The process a diffusers scheduler config describes.
@@ -82,14 +84,17 @@ def name_of(process: Process) -> str:
 
 
 def class_of(config: Mapping[str, Any]) -> str:
-    """The scheduler class a config is of. A scheduler that was made in code writes no name: its keys tell then."""
+    """The scheduler class a config is of, or one of the same process.
+
+    A scheduler that was made in code writes no name, and the names of some say nothing of their process: the keys do.
+    """
     name = str(config.get("_class_name") or "")
     betas = any(config.get(key) is not None for key in ("beta_start", "beta_schedule", "trained_betas"))
-    if name or config.get("process") or betas:
+    if name.startswith(("FlowMatch", "EDM")) or name in COSINE or config.get("process") or betas:
         return name
-    if "shift" in config or "base_image_seq_len" in config:
+    if name in FLOWS or "shift" in config or "base_image_seq_len" in config:
         return "FlowMatchEulerDiscreteScheduler"
-    return "EDMEulerScheduler" if "sigma_data" in config else ""
+    return "EDMEulerScheduler" if "sigma_data" in config else name
 
 
 def _kind(name: str, config: Mapping[str, Any]) -> str:
