@@ -304,7 +304,7 @@ Measured by `python benchmarks/default_sampler.py`: the median rms distance to t
 calls; `mean` is the geometric mean. Bold is what runs by default (the card of `emoji-flow` says `dpmpp_2m/beta`). vp,
 cosine, zsnr, flow and edm are an exactly known mixture on the levels of Stable Diffusion, cosine betas, zero terminal
 SNR, a flow of shift 3 and Stable Video Diffusion. Of each the best three, the default, karras, trailing and leading.
-UniPC is nearer on the mixture, DPM++ 2M on `emoji` up to 12 calls (next table), and it is the more robust at few steps.
+UniPC is nearer from 12 calls on, DPM++ 2M at 8 and fewer, where the differences are large enough to be seen.
 ays is searched for other models; with zero terminal SNR it begins below pure noise, where such a model cannot paint
 black or white. Flows stay on trailing, for their pipelines list those times and their few-step models are distilled on
 them; Stable Video Diffusion stays on karras, with which it was published.
