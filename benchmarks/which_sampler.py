@@ -274,7 +274,7 @@ the first of these that there is:
 3. the card of a shipped model, or the preset of the family that `timonel doctor` recognises. For a whole call with just
    the steps and the guidance that it was fitted for, a shipped fitted sampler goes before the card's;
 4. what was measured nearest: `dpmpp_2m` on the usual grid, which is karras, and trailing for a flow or where the model
-   begins at pure noise.
+   begins at pure noise, or as good as (cosine betas).
 
 A shipped model runs as its card says; the scheduler in its folder counts as set once you replace or change it.
 
@@ -303,9 +303,11 @@ lcm/lcm, 4 steps (sampler of the card of emoji-lcm; steps of the card of emoji-l
 Measured by `python benchmarks/default_sampler.py`: the median rms distance to the converged result, at 8 to 25 network
 calls; `mean` is the geometric mean. Bold is what runs by default (the card of `emoji-flow` says `dpmpp_2m/beta`). vp,
 cosine, zsnr, flow and edm are an exactly known mixture on the levels of Stable Diffusion, cosine betas, zero terminal
-SNR, a flow of shift 3 and Stable Video Diffusion. Of each the best three, the default, trailing and leading. UniPC is a
-little nearer at 16 calls and more, DPM++ 2M at 8; ays is searched for other models; with zero terminal SNR it begins
-below pure noise, where such a model cannot paint black or white.
+SNR, a flow of shift 3 and Stable Video Diffusion. Of each the best three, the default, karras, trailing and leading.
+UniPC is nearer from 12 calls on, DPM++ 2M at 8 and fewer, where the differences are large enough to be seen.
+ays is searched for other models; with zero terminal SNR it begins below pure noise, where such a model cannot paint
+black or white. Flows stay on trailing, for their pipelines list those times and their few-step models are distilled on
+them; Stable Video Diffusion stays on karras, with which it was published.
 """
 
 
