@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from . import prediction as predictions
 from .errors import ArgumentError, HookError, RunError, TimonelError, whole
 from .guidance import Guidance, Guided
 from .hooks import Hook, adapt
@@ -55,11 +56,11 @@ class Run(Guided):
         keep: int = 0,
         context: Any = None,
     ) -> None:
-        self.table, self.prediction, self.noise = table.detach(), prediction, noise
+        self.table, self.prediction, self.noise = table.detach(), predictions.check(prediction), noise
         self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
             raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
-        self.program = Program.bind(self.table, prediction, shape)
+        self.program = Program.bind(self.table, self.prediction, shape)
         self.guidance = guidance
         self._levels = tuple(
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)

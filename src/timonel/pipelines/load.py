@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 
-from .. import zoo
+from .. import words, zoo
 from ..errors import ArgumentError, ModelError, TimonelError, UnknownName
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ Dtype: TypeAlias = str | torch.dtype
 class Loading(TypedDict, total=False):
     """How a model is loaded by name; nothing of it goes with a pipeline object.
 
-    `dtype`: "fp32" (the default), "fp16", "bf16" or a torch dtype, or a dict of these by part, with "default" for the
-    rest; `torch_dtype`: the same in diffusers' words.
+    `dtype`: "fp32" (the default), "fp16", "bf16", torch's names for them or a torch dtype, or a dict of these by part,
+    with "default" for the rest; `torch_dtype`: the same in diffusers' words.
     `device`: where the whole pipeline goes, such as "cuda". `variant`: which files, such as "fp16" for
     *.fp16.safetensors. `revision`: a branch, tag or commit on the hub. `cache_dir`: where the hub's files are kept.
     `pipeline_class`: a diffusers class or its name, where it is not the one that the model names. `config`: for a
@@ -215,9 +215,10 @@ def _dtype(options: dict[str, Any]) -> Any:
 def _one(dtype: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
-    if str(dtype) not in DTYPES:
-        raise UnknownName("dtype", dtype, DTYPES)
-    return DTYPES[str(dtype)]
+    word = words.dtype(dtype)
+    if word not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES, words.DTYPES)
+    return DTYPES[word]
 
 
 def _device(device: Any) -> torch.device | None:
