@@ -116,14 +116,11 @@ def claimed(stem: Path, *endings: str) -> Iterator[Path]:
 
     Two processes never get the same one. Files that a failed block left empty are removed again.
     """
-    for one in names(stem):
-        taken = _take([beside(one, end) for end in endings])
-        if taken is not None:
-            break
+    one = next(one for one in names(stem) if _take([beside(one, end) for end in endings]))
     try:
         yield one
     except BaseException:
-        for path in taken:
+        for path in (beside(one, end) for end in endings):
             with suppress(OSError):
                 if not path.stat().st_size:
                     path.unlink()
@@ -149,8 +146,8 @@ def plain(text: object) -> str:
     )
 
 
-def _take(paths: list[Path]) -> list[Path] | None:
-    """All of the paths as new empty files, or none of them where one exists."""
+def _take(paths: list[Path]) -> bool:
+    """Make all of the paths as new empty files, or none of them where one exists."""
     made: list[Path] = []
     for path in paths:
         try:
@@ -161,9 +158,9 @@ def _take(paths: list[Path]) -> list[Path] | None:
             for other in made:
                 other.unlink(missing_ok=True)
             if isinstance(error, FileExistsError):
-                return None
+                return False
             raise _cannot("write", path, error) from error
-    return made
+    return True
 
 
 def _cannot(what: str, path: Path, error: Exception) -> ArgumentError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from .gate import Gate, gated
 from .handle import Handle
 from .load import Loading, pipeline_of
 from .scheduler import Orders, Scheduler
+from .signed import sign
 from .timesteps import Rewound
 
 if TYPE_CHECKING:
@@ -59,9 +61,10 @@ class Helm:
 
     def __init__(self, pipe: Any, **loading: Unpack[Loading]) -> None:
         """`pipe`: a pipeline object, or the name of a model, which `loading` says how to load; see `Loading`."""
-        self.name: str | None = pipe if isinstance(pipe, str) else None
+        self.name: str | None = os.fspath(pipe) if isinstance(pipe, (str, os.PathLike)) else None
         self.card: zoo.Card | None = zoo.card(pipe) if isinstance(pipe, str) and pipe in zoo.MODELS else None
         self.pipe = pipeline_of(pipe, **loading)
+        self.loading: dict[str, Any] = dict(loading)
         if not callable(self.pipe) or not hasattr(getattr(self.pipe, "scheduler", None), "config"):
             raise ModelError(
                 f"{type(self.pipe).__name__} is not a diffusers pipeline with a scheduler; "
@@ -137,6 +140,7 @@ class Helm:
                 raise
         if not scheduler.hand.given:
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
+        sign(self, scheduler, options, gate.own, made)
         return made
 
     def _pass(self, scheduler: Scheduler, options: dict[str, Any]) -> Any:
