@@ -11,6 +11,7 @@
     └── ModelError              a model folder or pipeline that cannot be used
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
+    UnknownPrompt               a warning: a prompt that a shipped model has never met
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -70,6 +71,10 @@ class ModelError(TimonelError):
 
 class FittedElsewhere(UserWarning):
     """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+
+
+class UnknownPrompt(UserWarning):
+    """A shipped model is asked for what it has never met; it paints something all the same."""
 
 
 def finite(what: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError
-from .files import beside, claimed, free, new_folder, ready, writable
+from .files import beside, claimed, free, new_folder, writable
 from .hooks.preview import preview as preview_hook
 from .hooks.story import collect
 from .pipelines.helm import Helm
+from .places import ENDINGS, unused
 from .recipe import Recipe
 
 SHOWN = 256  # pixels of the longer side of every step's picture
-ENDINGS = (".png", ".sheet.png", ".gif")  # of the picture, its contact sheet and its animation
-OTHERS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg", ".pdf", ".mp4", ".json")
 SMALL = 256  # pictures up to this many pixels are decoded at every step; larger ones use the linear preview
 
 
@@ -77,25 +76,6 @@ def generate(
             made.save(picture, png), story.contact_sheet(sheet), story.animation(animation, fps=6), made, seconds,
             run.advances, run.reason if run.status == "stopped" else "", previews,
         )  # fmt: skip
-
-
-def placed(out: Path, count: int, overwrite: bool) -> tuple[Path, str | None]:
-    """The folder and, where `out` names a picture, its name. Raises `ArgumentError` where that cannot be written."""
-    if out.is_dir() or out.suffix.lower() not in (".png", *OTHERS):
-        writable(out)
-        return out, None
-    if out.suffix.lower() != ".png":
-        raise ArgumentError(f"a picture is a .png file, which holds its recipe, got {str(out)!r}; or name a folder")
-    if count > 1:
-        raise ArgumentError(f"{count} pictures have names of their own: give a folder, got {str(out)!r}")
-    unused(out.with_suffix(""), overwrite)
-    return out.parent, out.stem
-
-
-def unused(stem: Path, overwrite: bool) -> None:
-    """Raise `ArgumentError` where a file of this picture exists or cannot be written."""
-    for ending in ENDINGS:
-        ready(beside(stem, ending), overwrite=overwrite)
 
 
 @contextmanager

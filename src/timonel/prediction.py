@@ -114,7 +114,8 @@ def from_config(config: Mapping[str, Any]) -> str:
         if (config.get("sigma_data") or 0.5) != 1:
             raise PredictionError(
                 f"{name} with prediction_type={config['prediction_type']!r} and sigma_data={config.get('sigma_data')} "
-                "has no timonel prediction; supported there: prediction_type='epsilon', or 'v_prediction' with sigma_data=1"
+                "has no timonel prediction; supported there: prediction_type='epsilon', or 'v_prediction' with "
+                "sigma_data=1"
             )
     if given not in ("epsilon", "sample", "v"):
         raise UnknownName("prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS))

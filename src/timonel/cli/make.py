@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..pipelines.helm import Helm
     from ..recipe import Recipe
 
+SEEDS = 2**63 - 1  # the largest that generators of torch take everywhere
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to paint, e.g. "red apple".')],
@@ -37,7 +39,7 @@ def generate(
     noise: Annotated[
         str | None, typer.Option(help="independent, or brownian: any number of steps follows one noise per seed.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) picture.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the (first) picture.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
     guidance_until: Annotated[
@@ -64,7 +66,7 @@ def generate(
     """
     from .. import zoo
     from ..errors import ArgumentError
-    from ..generate import placed
+    from ..places import placed
     from ..sampler import STEPS
 
     if not prompt.strip():
@@ -142,7 +144,7 @@ def animate(
         ),
     ] = None,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the video.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the video.")] = 0,
     motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,
     fps: Annotated[int, typer.Option(help="Frames a second, which the model is told too.")] = 7,
     noise: Annotated[float, typer.Option(help="Noise added to the picture, 0 to 1.")] = 0.02,

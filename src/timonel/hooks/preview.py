@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, whole
 from ..files import replacing
-from . import Hook
+from . import Hook, steps
 from .rgb import LatentRGB as LatentRGB
 from .rgb import bytes_to_images, to_bytes
 from .rgb import to_images as to_images
@@ -151,6 +151,11 @@ class Preview(Pictures):
     def name(self) -> str:
         return "preview"
 
+    def on_start(self, run: Run) -> None:
+        super().on_start(run)
+        if self.folder is not None:
+            steps.clear(self.folder, ".png")
+
     def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
         if self.call is not None:
             self.call(run, images)
@@ -159,7 +164,7 @@ class Preview(Pictures):
         for i, image in enumerate(images):
             suffix = f"-{i}" if len(images) > 1 else ""
             with replacing(self.folder / f"step-{_number(moment.step, moment.steps)}{suffix}.png") as temporary:
-                image.save(temporary)
+                image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
 
 
 def preview(
@@ -173,7 +178,7 @@ def preview(
     """Show the denoised prediction after every `every`-th step, and after the last.
 
     `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid of
-    its frames), each written whole or not at all; or a function `(run, images)`, one PIL image per
+    its frames), each written whole or not at all, while those of an earlier run there go; or a function `(run, images)`, one PIL image per
     sample, whose `info` says step, steps, alpha, sigma and time of the picture, for `run` may be
     further by then. It is called in a background thread.
     `rgb`, `decode`: how latents become RGB. By default the model's `latent_rgb`, else its `decode`;
@@ -202,6 +207,9 @@ class SaveSteps(Hook):
     def name(self) -> str:
         return "save_steps"
 
+    def on_start(self, run: Run) -> None:
+        steps.clear(self.folder, ".safetensors")
+
     def on_step(self, run: Run) -> None:
         from safetensors.torch import save_file
 
@@ -220,6 +228,8 @@ class SaveSteps(Hook):
 
 def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
     """Write `step-01.safetensors`, … into `folder` after every step, each whole or not at all.
+
+    Those of an earlier run go when a run starts; other files stay.
 
     `what`: "denoised" (the prediction), "latents" (the sample, noise and all) or "both"; these are
     the names in the file. Its metadata key `timonel` holds, as JSON, step, steps and the levels.

@@ -18,6 +18,7 @@ from ..guidance import Guidance
 from ..noise import checked
 from ..run import Run
 from ..sampler import Sampler
+from ..zoo import prompts
 from . import elsewhere, levels, scale
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
@@ -215,6 +216,8 @@ class Helm:
         if scheduler.sampler.fitted is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
+        if self.card is not None:
+            prompts.warn(self.card, options.get("prompt"), stacklevel=4)
         return scheduler, gate, options
 
     def _scaled(self, guidance: Guidance | float | None, options: dict[str, Any]) -> Guidance | float | None:
