@@ -144,6 +144,7 @@ class Preview(Pictures):
     ) -> None:
         self.call = to if callable(to) else None
         self.folder = None if callable(to) else _folder(to)
+        self._first = False  # of a run that is seen from its start
         block = self.folder is not None if block is None else block
         super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
 
@@ -153,18 +154,22 @@ class Preview(Pictures):
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)
-        if self.folder is not None:
-            steps.clear(self.folder, ".png")
+        self._first = True
 
     def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
         if self.call is not None:
             self.call(run, images)
         if self.folder is None:
             return
+        written = []
         for i, image in enumerate(images):
             suffix = f"-{i}" if len(images) > 1 else ""
-            with replacing(self.folder / f"step-{_number(moment.step, moment.steps)}{suffix}.png") as temporary:
+            written.append(self.folder / f"step-{_number(moment.step, moment.steps)}{suffix}.png")
+            with replacing(written[-1]) as temporary:
                 image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
+        if self._first:
+            self._first = False
+            steps.clear(written)
 
 
 def preview(
@@ -178,9 +183,9 @@ def preview(
     """Show the denoised prediction after every `every`-th step, and after the last.
 
     `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid of
-    its frames), each written whole or not at all, while those of an earlier run there go; or a function `(run, images)`, one PIL image per
-    sample, whose `info` says step, steps, alpha, sigma and time of the picture, for `run` may be
-    further by then. It is called in a background thread.
+    its frames), each written whole or not at all, while those of an earlier run there go; or a function
+    `(run, images)`, one PIL image per sample, whose `info` says step, steps, alpha, sigma and time of the
+    picture, for `run` may be further by then. It is called in a background thread.
     `rgb`, `decode`: how latents become RGB. By default the model's `latent_rgb`, else its `decode`;
     `decode=True` wants the full decode, a function gives your own, `False` refuses the full decode.
     `size`: enlarge, nearest, to at least so many pixels on the longer side; 256 for linear previews.
@@ -202,13 +207,14 @@ class SaveSteps(Hook):
         if what not in self.KINDS:
             raise ArgumentError(f"save_steps saves one of {self.KINDS}, got {what!r}")
         self.folder, self.what = _folder(folder), what
+        self._first = False  # of a run that is seen from its start
 
     @property
     def name(self) -> str:
         return "save_steps"
 
     def on_start(self, run: Run) -> None:
-        steps.clear(self.folder, ".safetensors")
+        self._first = True
 
     def on_step(self, run: Run) -> None:
         from safetensors.torch import save_file
@@ -222,8 +228,12 @@ class SaveSteps(Hook):
             "latents_at": asdict(run.level),
             "denoised_at": None if called is None else asdict(called),
         }
-        with replacing(self.folder / f"step-{_number(run.step, run.steps)}.safetensors") as temporary:
+        path = self.folder / f"step-{_number(run.step, run.steps)}.safetensors"
+        with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+        if self._first:
+            self._first = False
+            steps.clear([path])
 
 
 def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ def chunk(step: int, steps: int) -> Any:
     return info
 
 
-def clear(folder: Path, suffix: str) -> None:
-    """Remove the step files of an earlier run: by their name, and by what timonel wrote into them. Others stay."""
-    for path in sorted(folder.glob(f"step-*{suffix}")) if folder.is_dir() else []:
+def clear(written: Sequence[Path]) -> None:
+    """Remove the step files of an earlier run beside the first `written` by this one.
+
+    They are known by their name and by what timonel wrote into them; others stay.
+    """
+    first = written[0]
+    for path in sorted(first.parent.glob(f"step-*{first.suffix}")):
+        if path in written:
+            continue
         if NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink() and _ours(path):
             with suppress(OSError):
                 path.unlink()

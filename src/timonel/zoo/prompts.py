@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 #: words that say nothing of what is in the picture
-FILLERS = frozenset(
-    "a an and at by emoji for from her his icon image in is it its of on one or our over picture some style that the "
-    "their this to two under with your".split()
-)
+FILLERS = frozenset((
+    "a", "an", "and", "at", "by", "emoji", "for", "from", "her", "his", "icon", "image", "in", "is", "it", "its", "of",
+    "on", "one", "or", "our", "over", "picture", "some", "style", "that", "the", "their", "this", "to", "two", "under",
+    "with", "your",
+))  # fmt: skip
 _SAID: set[tuple[str, str]] = set()
 
 
