@@ -144,7 +144,7 @@ class Preview(Pictures):
     ) -> None:
         self.call = to if callable(to) else None
         self.folder = None if callable(to) else _folder(to)
-        self._first = False  # of a run that is seen from its start
+        self.files = None if self.folder is None else steps.Folder(self.folder, ".png")
         block = self.folder is not None if block is None else block
         super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
 
@@ -154,22 +154,26 @@ class Preview(Pictures):
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)
-        self._first = True
+        if self.files is not None:
+            self.files.begin()
+
+    def on_end(self, run: Run) -> None:
+        super().on_end(run)
+        if self.files is not None:
+            self.files.end()
 
     def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
         if self.call is not None:
             self.call(run, images)
-        if self.folder is None:
+        if self.folder is None or self.files is None:
             return
-        written = []
-        for i, image in enumerate(images):
-            suffix = f"-{i}" if len(images) > 1 else ""
-            written.append(self.folder / f"step-{_number(moment.step, moment.steps)}{suffix}.png")
-            with replacing(written[-1]) as temporary:
+        samples = [f"-{i}" for i in range(len(images))] if len(images) > 1 else [""]
+        names = [self.files.name(moment.step, moment.steps, sample) for sample in samples]
+        for name, image in zip(names, images, strict=True):
+            with replacing(self.folder / name) as temporary:
                 image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
-        if self._first:
-            self._first = False
-            steps.clear(written)
+        due = [step for step in range(1, run.steps + 1) if step % self.every == 0 or step == run.steps]
+        self.files.wrote(names, [self.files.name(step, run.steps, sample) for step in due for sample in samples])
 
 
 def preview(
@@ -207,14 +211,17 @@ class SaveSteps(Hook):
         if what not in self.KINDS:
             raise ArgumentError(f"save_steps saves one of {self.KINDS}, got {what!r}")
         self.folder, self.what = _folder(folder), what
-        self._first = False  # of a run that is seen from its start
+        self.files = steps.Folder(self.folder, ".safetensors")
 
     @property
     def name(self) -> str:
         return "save_steps"
 
     def on_start(self, run: Run) -> None:
-        self._first = True
+        self.files.begin()
+
+    def on_end(self, run: Run) -> None:
+        self.files.end()
 
     def on_step(self, run: Run) -> None:
         from safetensors.torch import save_file
@@ -228,12 +235,10 @@ class SaveSteps(Hook):
             "latents_at": asdict(run.level),
             "denoised_at": None if called is None else asdict(called),
         }
-        path = self.folder / f"step-{_number(run.step, run.steps)}.safetensors"
-        with replacing(path) as temporary:
+        name = self.files.name(run.step, run.steps)
+        with replacing(self.folder / name) as temporary:
             save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
-        if self._first:
-            self._first = False
-            steps.clear([path])
+        self.files.wrote([name], [self.files.name(step, run.steps) for step in range(1, run.steps + 1)])
 
 
 def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
@@ -246,10 +251,6 @@ def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
     Waits for the device once a step. Raises `ArgumentError` on another `what` or an unusable folder.
     """
     return SaveSteps(folder, what)
-
-
-def _number(step: int, steps: int) -> str:
-    return f"{step:0{max(2, len(str(steps)))}d}"
 
 
 def _folder(path: Any) -> Path:
