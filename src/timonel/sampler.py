@@ -179,7 +179,21 @@ class Sampler:
         """
         if self.fitted is not None:
             return self.drawing(self.fitted.on(process))
+        if self.cuts and "skip" not in self.options:  # which counts the steps of the part
+            return self.drawing(self._part(process))
         return self.drawing(solvers.make(self.name, self.levels(process), **self.options))
+
+    def _part(self, process: Process) -> Table:
+        """The rows of the whole journey's table that the cuts leave."""
+
+        def make(grid: Grid, before: int = 0) -> Table:
+            return solvers.make(self.name, grid, before=before, **self.options)
+
+        whole = self._levels(process)
+        table = make(whole)
+        rows = (*solvers.first_rows(table, whole), table.nfe)
+        first, last = (rows[k] for k in grids.bounds(whole, **self.cuts))
+        return solvers.part(table, whole, table.step[first], table.step_at(last), make)
 
     def drawing(self, table: Table) -> Table:
         """`table`; raises `ArgumentError` where a noise source was chosen and the table draws no noise."""

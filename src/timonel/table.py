@@ -120,9 +120,33 @@ class Table:
         """The first row of a grid step; `step = steps` gives `nfe`."""
         return self.nfe if step == self.steps else self.step.index(step)
 
+    def step_at(self, row: int) -> int:
+        """The step that `row` belongs to; `row = nfe` gives `steps`."""
+        return self.steps if row == self.nfe else self.step[row]
+
     def ends_step(self, row: int) -> bool:
         """Whether `row` is the last of its step."""
         return row + 1 == self.nfe or self.step[row + 1] != self.step[row]
+
+    def part(self, first: int, last: int) -> Table:
+        """Steps `first` … `last - 1` as a table of their own: the same rows, the same numbers."""
+        start, stop = self.first_row(first), self.first_row(last)
+        levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
+        rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
+        return replace(self, **levels, **rows, step=tuple(k - first for k in self.step[start:stop]))
+
+    def remembers(self, step: int) -> bool:
+        """Whether `step` or a later one reads a prediction or a base from before `step`."""
+        start, fresh = self.first_row(step), False
+        for row in range(start, self.nfe):
+            x, base = self.x[row] != 0, self.base[row] != 0
+            if bool(x[1]) and not fresh:
+                return True
+            older = slice(3 + row - start, -1)  # predictions made before `step`
+            if bool(x[older].any() or base[older].any()):
+                return True
+            fresh = fresh or not bool(base[1])
+        return False
 
     # -- data --------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:

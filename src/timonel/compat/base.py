@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +18,7 @@ from ..errors import ArgumentError, RunError, UnknownName
 from ..grids import Grid
 from ..noise import source
 from ..pipelines.attributes import Stepped
-from ..pipelines.scheduler import Orders, Scheduler
-from ..pipelines.timesteps import Timesteps
+from ..pipelines.scheduler import Listing, Orders, Scheduler
 from ..process import Process
 from ..sampler import Sampler
 from . import levels
@@ -179,26 +179,17 @@ class Compat(Scheduler):
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`). Raises `ArgumentError` and
         `GridError` before any compute.
         """
-        if self.hand.replay and self._all is not None:
-            self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
-            return
         flags = self._flags
         made = levels.make(self.family, self.process, flags, levels.Asked(num_inference_steps, timesteps, sigmas, mu))
-        self._visited, self._device = made, device
+        self._visited = made
         if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
             )
-        grid = self._grouped(made.grid)
-        shown = self._make(self.sampler, grid)
-        self._all, self._covered = (shown, self.sampler, grid, self.run.table.step), (0, len(shown))
-        self.init_noise_sigma = self._start(made.grid, flags)
-
-    def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
-        made = super()._make(sampler, grid)
+        self._list(self.sampler, self._grouped(made.grid), device)
         self.order = self.calls
-        return made
+        self.init_noise_sigma = self._start(made.grid, flags)
 
     def _start(self, grid: Grid, flags: Mapping[str, Any]) -> float:
         """The std of diffusers' initial sample, in coordinates of unit variance."""
@@ -213,24 +204,18 @@ class Compat(Scheduler):
         return grid
 
     @property
-    def _list(self) -> levels.Levels:
+    def _levels(self) -> levels.Levels:
         """The whole list of the present call, which image-to-image pipelines use a part of."""
         if self._visited is None:
             raise RunError("call set_timesteps first")
         return self._visited
 
-    def _after(self, grid: Grid) -> int:
-        """How many calls of diffusers' list come after those of `grid`, idle ones included."""
-        whole = self._list.grid
-        below = (whole.sigma / whole.alpha) < float(grid.sigma[-1] / grid.alpha[-1])
-        return int(below.sum()) + self._list.idle
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        times = timesteps.detach().to("cpu", torch.float64).reshape(-1)
-        grid = self._grid
-        if grid is None:
+        if self._listing is None:
             return super().add_noise(original_samples, noise, timesteps)
+        self._mixed = True
+        times, grid = timesteps.detach().to("cpu", torch.float64).reshape(-1), self._listing.grid
         near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
         if bool((near.min(1).values > 1e-3).any()):
             return super().add_noise(original_samples, noise, timesteps)
@@ -264,6 +249,9 @@ class Compat(Scheduler):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
+        run = self._at(timestep)
+        if not (self.unit or run.started or self._mixed) and self.begins:
+            sample = sample * float(run.table.alpha[0])  # of another scheduler's part, which has unit signal
         new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
         if self.run.row == self.run.table.nfe and (not self.unit or self.process.kind == "edm"):
             new = new / float(self.run.table.alpha[-1])  # diffusers' samples have unit signal there
@@ -271,17 +259,15 @@ class Compat(Scheduler):
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
-        now = self._sampler.options.get("eta")
+        now, run = self._sampler.options.get("eta"), self.run
         if now == eta:
             return
-        if self.run.started:
+        if run.started and run.status != "done":
             raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
-        held, grid = self.run, self._grid
-        assert grid is not None
-        shown = self.timesteps
-        self._make(Sampler(self._sampler.name, options={**self._sampler.options, "eta": eta}), grid)
-        vars(held).update(vars(self.run))  # the pipeline's loop already follows this run
-        self._run, self.timesteps = held, shown
+        sampler, grid, _, times = self._listed
+        sampler = replace(sampler, options={**sampler.options, "eta": eta})
+        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
+        self.cover(*self._covered)
 
     def _seed(self, generator: Any, batch: int) -> None:
         """`noise_sampler_seed` of the config first, as diffusers' class has it."""

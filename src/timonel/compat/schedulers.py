@@ -8,11 +8,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
+from ..pipelines.levels import between
 from ..sampler import Sampler
 from ..table import Table
 from .base import Compat
@@ -176,35 +175,32 @@ class DPMSolverSinglestepScheduler(Compat):
         return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
 
     def _grouped(self, grid: Grid) -> Grid:
-        flags, n = self._flags, grid.steps + self._list.idle
+        flags, n = self._flags, grid.steps + self._levels.idle
         if flags["solver_order"] == 1:
             return grid
         even = n % 2 == 0
         ends_lower = flags["lower_order_final"] or flags["final_sigmas_type"] == "zero" or not even
         single = (2 if even else 1) if ends_lower else 0
-        return pairs(grid, min(grid.steps, max(0, single - self._list.idle)))
+        return pairs(grid, min(grid.steps, max(0, single - self._levels.idle)))
+
+    def loop_begin(self, row: int) -> int:
+        return row
+
+    def _steps(self, start: int, stop: int) -> tuple[int, int]:
+        """As they are: in diffusers' list every call is a step."""
+        return start, min(stop, self._listed.table.nfe)
 
     def cover(self, start: int, stop: int) -> None:
-        """As any scheduler's; a part that begins at an inner call begins with a step of order 1, as in diffusers."""
-        steps, listed = () if self._all is None else self._all[3], self._list.grid
-        if not 0 < start < len(steps) or steps[start] != steps[start - 1] or (start, stop) == self._covered:
-            return super().cover(start, stop)
-        assert self._all is not None
-        if stop < len(steps):
-            raise ArgumentError("a part of the list that begins at an inner call has to go to its end; use other steps")
-        grid, after = self._all[2], steps[start] + 1
-        first, rest = (slice(start, start + 1), slice(after, None))
-        alpha = torch.cat([listed.alpha[first], grid.alpha[rest]])
-        sigma = torch.cat([listed.sigma[first], grid.sigma[rest]])
-        time = torch.cat([listed.time[first], grid.time[rest]])
-        self._make(self._all[1], Grid(grid.process, alpha, sigma, time, grid.name))
-        self._covered = (start, stop)
-        return None
+        """A part that begins or ends at an inner call has a step of order 1 there, as in diffusers."""
+        sampler, grid, table, _ = self._listed
+        start, stop = self._steps(start, stop)
+        part = between(grid, table, start, stop)
+        self._begin(self._compile(sampler, part), (start, stop))
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         if sampler.name != "dpmpp_2s":
-            return super()._compile(sampler, grid)
-        return second_order(grid, self._list.grid, self._flags["solver_type"])
+            return super()._compile(sampler, grid, before)
+        return second_order(grid, self._levels.grid, self._flags["solver_type"])
 
 
 # -- several predictions -----------------------------------------------------------------------------------
@@ -227,9 +223,9 @@ class PNDMScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
-        if grid.steps == self._list.grid.steps:
-            return super()._compile(sampler, grid)
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        if grid.steps == self._levels.grid.steps:
+            return super()._compile(sampler, grid, before)
         if sampler.name == "pndm":
             raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
         return solvers.make("ipndm", grid)  # one call a step, as the rest of the list has it
@@ -289,9 +285,9 @@ class DPMSolverMultistepScheduler(Compat):
         options = {1: {}, 2: {"variant": config["solver_type"]}, 3: {"curvature": 0.5}}[order]
         return name + ("_sde" if noisy and order > 1 else ""), options
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
-        flags, after, order = self._flags, self._after(grid), self._flags["solver_order"]
-        few = flags["lower_order_final"] and self._list.grid.steps + self._list.idle < FEW
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
+        few = flags["lower_order_final"] and self._levels.grid.steps + self._levels.idle < FEW
         last = 1 if few or flags["euler_at_final"] else order
         caps = {1: last, 2: min(order, 2) if few else order}
         orders = [caps.get(grid.steps + after - k, order) for k in range(grid.steps)]
@@ -327,9 +323,9 @@ class DEISMultistepScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "deis", {"order": flags["solver_order"]}
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
-        flags, after, order = self._flags, self._after(grid), self._flags["solver_order"]
-        few = flags["lower_order_final"] and self._list.grid.steps + self._list.idle < FEW
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
+        few = flags["lower_order_final"] and self._levels.grid.steps + self._levels.idle < FEW
         orders = falling(order, grid.steps, after) if few else [order] * grid.steps
         orders = [1] if grid.steps == 1 else orders
         return lowered(lambda o: solvers.make("deis", grid, order=o), orders)
@@ -354,8 +350,8 @@ class UniPCMultistepScheduler(Compat):
             )
         return "unipc", {"order": flags["solver_order"], "variant": flags["solver_type"]}
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
-        flags, after, order = self._flags, self._after(grid), self._flags["solver_order"]
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
         orders = falling(order, grid.steps, after) if flags["lower_order_final"] else [order] * grid.steps
         return solvers.make("unipc", grid, order="".join(map(str, orders)), variant=flags["solver_type"])
 
@@ -374,8 +370,8 @@ class SASolverScheduler(Compat):
         orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
         return "sa_solver", {**orders, "variant": "simple"}
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
-        flags, after = self._flags, self._after(grid)
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        flags, after = self._flags, self._levels.idle
         ahead, back = flags["predictor_order"], flags["corrector_order"]
 
         def make(left: int) -> Table:

@@ -16,6 +16,7 @@ from ..process import Process
 from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
 from .custom import custom_times as custom_times
+from .cut import bounds as bounds
 from .cut import cut as cut
 from .gaussian import gaussian
 from .gits import choose as choose

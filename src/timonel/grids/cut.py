@@ -32,6 +32,43 @@ def _crossing(grid: Grid, fraction: float) -> int:
     return int(torch.cumprod(above.long(), 0).sum())
 
 
+def bounds(
+    grid: Grid,
+    *,
+    start: int | None = None,
+    stop: int | None = None,
+    strength: float | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+) -> tuple[int, int]:
+    """The first step of the part that `cut` makes, and the one that it stops before."""
+    _one("beginning", start=start, strength=strength, denoising_start=denoising_start)
+    _one("end", stop=stop, denoising_end=denoising_end)
+    total = grid.steps
+    first, last = 0, total
+    if start is not None:
+        first = whole("start", start, 0, total - 1)
+    elif strength is not None:
+        share = finite("strength", strength, 0, 1)
+        first = total - int(total * share)
+        if first == total:
+            raise GridError(
+                f"strength={share:g} of {total} steps leaves none; use at least {1 / total:.4g}, or more steps"
+            )
+    elif denoising_start is not None:
+        first = _crossing(grid, finite("denoising_start", denoising_start, 0, 1))
+    if stop is not None:
+        last = whole("stop", stop, 1, total)
+    elif denoising_end is not None:
+        last = _crossing(grid, finite("denoising_end", denoising_end, 0, 1))
+    if first >= last:
+        raise GridError(
+            f"nothing is left of {total} steps between step {first}, where the part begins, and step {last}, where it "
+            f"ends; begin earlier, end later, or use more steps"
+        )
+    return first, last
+
+
 def cut(
     grid: Grid,
     *,
@@ -58,30 +95,10 @@ def cut(
 
     Raises `ArgumentError` for values out of range or two beginnings, `GridError` where no step is left.
     """
-    _one("beginning", start=start, strength=strength, denoising_start=denoising_start)
-    _one("end", stop=stop, denoising_end=denoising_end)
-    total = grid.steps
-    first, last = 0, total
-    if start is not None:
-        first = whole("start", start, 0, total - 1)
-    elif strength is not None:
-        share = finite("strength", strength, 0, 1)
-        first = total - int(total * share)
-        if first == total:
-            raise GridError(
-                f"strength={share:g} of {total} steps leaves none; use at least {1 / total:.4g}, or more steps"
-            )
-    elif denoising_start is not None:
-        first = _crossing(grid, finite("denoising_start", denoising_start, 0, 1))
-    if stop is not None:
-        last = whole("stop", stop, 1, total)
-    elif denoising_end is not None:
-        last = _crossing(grid, finite("denoising_end", denoising_end, 0, 1))
-    if first >= last:
-        raise GridError(
-            f"nothing is left of {total} steps between step {first}, where the part begins, and step {last}, where it "
-            f"ends; begin earlier, end later, or use more steps"
-        )
+    first, last = bounds(
+        grid, start=start, stop=stop, strength=strength,
+        denoising_start=denoising_start, denoising_end=denoising_end,
+    )  # fmt: skip
     levels = {k: getattr(grid, k)[first : last + 1] for k in ("alpha", "sigma", "time")}
     ends = None if grid.ends is None else Level(*(v[first:last] for v in grid.ends))
     return replace(grid, **levels, ends=ends)

@@ -114,9 +114,9 @@ def capture(
         raise NotCaptured(f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to")
     except Enough:
         pass
-    if scheduler._grid is None or scheduler._covered[0]:
+    if scheduler.begins:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
-    return _captured(helm, watch.rows, gate.own, scheduler.run, scheduler._grid.process)
+    return _captured(helm, watch.rows, gate.own, scheduler.run, scheduler._listed.grid.process)
 
 
 def _noised(*_: Any) -> Tensor:

@@ -121,7 +121,7 @@ class Gate:
         self, module: nn.Module, main: bool, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A network's output: computed, computed in part, or remembered."""
-        run = self.scheduler.current
+        run = self.scheduler.coming()
         if run is None:
             return forward(*args, **kwargs)
         self._enter(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -207,21 +208,56 @@ def _ended(levels: Level, end: Level) -> Level:
     return Level(*(torch.cat([a[:-1], b]) for a, b in zip(levels, end, strict=True)))
 
 
-def rows_per_step(table: Table) -> int:
-    """Network calls of a step, by which pipelines multiply where they slice; the first and the last may differ."""
-    k = max(table.steps - 2, 0)
-    return table.first_row(k + 1) - table.first_row(k)
+class Order(int):
+    """`Scheduler.order`: as a number, the network calls of a step; times a step, the place in the list where it begins.
 
-
-def part(grid: Grid, table: Table, start: int, stop: int) -> Grid:
-    """The levels from row `start` to row `stop` of the table that was made on `grid`.
-
-    Pipelines slice their list by steps, and the list has one entry for each row: where a slice begins or ends inside a
-    step, the level of that row is the first or the last one.
+    Pipelines take their list from `timesteps[t_start * scheduler.order:]`. Where steps have unlike numbers of calls,
+    only the table knows which entry that is. The number is 2 only where every second entry begins a step, for SDXL's
+    refiner moves its beginning by one entry then.
     """
-    first, last = table.step[start], table.steps if stop == table.nfe else table.step[stop]
-    if grid.ends is not None or (start == table.first_row(first) and stop == table.first_row(last)):
-        return grids.cut(grid, start=first, stop=last)
+
+    first_rows: tuple[int, ...]
+    rows: int
+
+    @classmethod
+    def of(cls, table: Table, grid: Grid) -> Order:
+        counts = Counter(table.step)
+        usual = counts[max(table.steps - 2, 0)]
+        alike = all(counts[k] == usual for k in range(table.steps - 1))
+        order = cls(usual if alike else 1)
+        order.first_rows, order.rows = solvers.first_rows(table, grid), table.nfe
+        return order
+
+    def __mul__(self, step: object) -> Any:
+        if isinstance(step, bool) or not isinstance(step, int):
+            return NotImplemented
+        known = len(self.first_rows)
+        if 0 <= step < known:
+            return self.first_rows[step]
+        return self.rows + (step - known) * int(self) if step > 0 else step * int(self)
+
+    __rmul__ = __mul__
+
+    def __reduce__(self) -> Any:
+        return _order, (int(self), self.first_rows, self.rows)
+
+
+def _order(number: int, first_rows: tuple[int, ...], rows: int) -> Order:
+    order = Order(number)
+    order.first_rows, order.rows = first_rows, rows
+    return order
+
+
+def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
+    """Where `times` stand in the list as a part of it; None where they do not."""
+    if times.ndim != 1 or not 0 < len(times) <= len(listed):
+        return None
+    own, part = listed.double(), times.to("cpu", torch.float64)
+    return next((k for k in range(len(own) - len(part) + 1) if torch.equal(own[k : k + len(part)], part)), None)
+
+
+def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
+    """The levels from row `start` to row `stop` of the table on `grid`; both may lie inside its steps."""
     noise = torch.atan2(grid.sigma, grid.alpha)
     top, low = table.level(start), table.level(stop)
     inside = (noise < torch.atan2(top.sigma, top.alpha) - 1e-12) & (noise > torch.atan2(low.sigma, low.alpha) + 1e-12)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -29,8 +30,20 @@ from ..sampler import Sampler
 from ..table import Table
 from . import kept, levels, model
 from .attributes import Attributes, Stepped, held
+from .generators import drawn, pipelines_generator
 from .orders import Orders as Orders
-from .timesteps import Hand, Timesteps, adopted
+from .timesteps import Hand, Loop, Timesteps, adopted, equal, number
+
+ROUNDED = 2.0**-7  # relative, of a time in bfloat16
+
+
+class Listing(NamedTuple):
+    """The levels that `set_timesteps` has chosen. `times`: of all rows, as the scheduler shows them."""
+
+    sampler: Sampler
+    grid: Grid
+    table: Table
+    times: Tensor
 
 
 class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -104,15 +117,15 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.orders = Orders()
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
-        self._grid: Grid | None = None
+        self._listing: Listing | None = None  # what set_timesteps made
         self._run: Run | None = None
+        self._covered = (0, 0)  # which rows of the listing the run covers
+        self._mixed = False  # add_noise was called for the present levels
         self._before: Run | None = None  # the one before, of loops that choose the levels again after their end
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self.hand = Hand()
-        self._all: tuple[Timesteps, Sampler, Grid, tuple[int, ...]] | None = None  # what set_timesteps made
-        self._covered = (0, 0)  # which rows of it the run covers
         self._seeded: Noise | None = None  # where the helm gave none
-        self.timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
+        self._timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
 
     # -- making ------------------------------------------------------------------------------
@@ -175,6 +188,33 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )
 
     @property
+    def begins(self) -> int:
+        """The row of the list where the run begins."""
+        return self._covered[0]
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The network's times, one for each row, noisiest first; the loop over them drives the run."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, times: Any) -> None:
+        """A part of the present list, as a slice of it; any other list is that of `set_timesteps(timesteps=…)`."""
+        if isinstance(times, Timesteps) and self.lists(times.whole):
+            self._timesteps = times
+            return
+        plain = torch.as_tensor(times).detach().as_subclass(Tensor)
+        begin = None if self._listing is None else levels.place(self._listing.times, plain)
+        if begin is None or self._listing is None:
+            self.set_timesteps(timesteps=plain.tolist(), device=plain.device)
+        else:
+            self._timesteps = Timesteps.of(plain, self, self._listing.times, begin)
+
+    def lists(self, times: Tensor) -> bool:
+        """Whether `times` is the list of the present levels."""
+        return self._listing is not None and times is self._listing.times
+
+    @property
     def step_index(self) -> int | None:
         return None if self._run is None else self._run.row
 
@@ -202,8 +242,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
         `strength`: all steps in the last part of the levels, from loops that do not slice their list.
         """
-        if self.hand.replay and self._all is not None:
-            self.timesteps = Timesteps.of(self._all[0].plain().to(device), self)
+        if self.hand.replay and self._listing is not None:
+            self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
             return
         asked = levels.Asked(
             num_inference_steps, levels.plain(timesteps), levels.plain(sigmas), mu, original_inference_steps,
@@ -211,59 +251,178 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )  # fmt: skip
         whole = (asked, self.sampler, id(self.orders))
         if whole == self._asked and self._run is not None and not self._run.started:
-            self.timesteps = Timesteps.of(self.timesteps.as_subclass(Tensor).to(device), self)
+            self._timesteps = self._timesteps.to(device)
             return
-        self._device = device
-        listed = self._make(*levels.of(self.sampler, self.process, self.config, asked, self.orders.named))
+        self._list(*levels.of(self.sampler, self.process, self.config, asked, self.orders.named), device)
         self._sampler.drawing(self.run.table)
-        assert self._grid is not None
-        table = self.run.table
-        self._all, self._covered = (listed, self._sampler, self._grid, table.step), (0, table.nfe)
         self._asked = whole
 
-    def _make(self, sampler: Sampler, grid: Grid) -> Timesteps:
-        """Compile the table on `grid` and hang a fresh run on it."""
+    def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
+        """Compile the table on `grid`, list its rows, and make the run of all of them."""
         table = self._compile(sampler, grid)
-        self._sampler, self._grid, self._asked = sampler, grid, None
-        orders = self.orders
-        noise = orders.noise
+        times = table.time if self.process.lists_end else table.time[:-1]
+        whole = self.process.kind == "vp" and bool((times == times.round()).all())
+        listed = times.to(torch.int64 if whole else torch.float32)
+        self._listing = Listing(sampler, grid, table, listed)
+        self._timesteps = Timesteps.of(listed.to(device), self, listed)
+        ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
+        self.sigmas = ratio.to(torch.float32)
+        self.order = levels.Order.of(table, grid)
+        self.num_inference_steps = table.steps
+        self._asked, self._mixed = None, False
+        self.hand.loops = []  # of the levels before
+        self._begin(table, (0, table.nfe))
+
+    def _begin(self, table: Table, rows: tuple[int, int]) -> None:
+        """A fresh run of `table`, which is `rows` of the listing."""
+        orders, noise = self.orders, self.orders.noise
         self._before = self.newest
         if noise is None and table.stochastic:
-            noise = self._late_noise if orders.seeds is None else source(sampler.source, orders.seeds, table)
+            noise = self._late_noise if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
-        self._seeded = None
+        self._covered, self._seeded = rows, None
         self.hand.let_go()
-        times = table.time if self.process.lists_end else table.time[:-1]
-        whole = self.process.kind == "vp" and bool((times == times.round()).all())
-        self.timesteps = Timesteps.of(times.to(torch.int64 if whole else torch.float32).to(self._device), self)
-        ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
-        self.sigmas = ratio.to(torch.float32)
-        self.order = levels.rows_per_step(table)
-        self.num_inference_steps = table.steps
-        assert isinstance(self.timesteps, Timesteps)
-        return self.timesteps
 
-    def _compile(self, sampler: Sampler, grid: Grid) -> Table:
+    @property
+    def _sampler(self) -> Sampler:
+        return self._listed.sampler
+
+    @property
+    def _listed(self) -> Listing:
+        if self._listing is None:
+            raise RunError("there are no levels yet; call set_timesteps(steps), as pipelines do, first")
+        return self._listing
+
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        """`before`: how many steps of the journey come before those of `grid`."""
         if sampler.fitted is not None:
             return sampler.fitted.on(grid.process)
-        return solvers.make(sampler.name, grid, **sampler.options)
+        return solvers.make(sampler.name, grid, before=before, **sampler.options)
+
+    # -- which row -----------------------------------------------------------------------------
+    def loop_begin(self, row: int) -> int:
+        """The row where a loop over the list from `row` on begins.
+
+        A picture that was mixed with noise is at the level of `row`. Any other sample comes from a loop that ended
+        before the step of `row`, as SDXL's base does for its refiner.
+        """
+        table = self._listed.table
+        return row if self._mixed else table.first_row(table.step_at(min(row, table.nfe - 1)))
+
+    def _steps(self, start: int, stop: int) -> tuple[int, int]:
+        """Rows `start` … `stop` of the list, less a last step that is not completed."""
+        table = self._listed.table
+        stop = min(stop, table.nfe)  # some lists have the end too
+        return self.loop_begin(start), table.first_row(table.step_at(stop))
 
     def cover(self, start: int, stop: int) -> None:
-        """Let the run cover rows start … stop of the list that `set_timesteps` made, as pipelines slice it."""
-        if self._all is None:
-            raise RunError("call set_timesteps first")
-        _, sampler, grid, steps = self._all
-        stop = min(stop, len(steps))
-        if (start, stop) != self._covered:
-            levels.whole(sampler, steps, start, stop)
-            self._make(sampler, levels.part(grid, self._compile(sampler, grid), start, stop))
-            self._covered = (start, stop)
+        """A fresh run of the whole steps in rows `start` … `stop - 1` of the list, as pipelines slice it.
+
+        Raises `ArgumentError` where the sampler is made for all of them, `GridError` where no step is left.
+        """
+        sampler, grid, table, _ = self._listed
+        rows = self._steps(start, stop)
+        if rows != (0, table.nfe):
+            levels.whole(sampler, table.step, start, stop)
+            first, last = (table.step_at(row) for row in rows)
+            if rows[0] != table.first_row(first):
+                table = self._compile(sampler, levels.between(grid, table, *rows), first)
+            else:
+                table = solvers.part(table, grid, first, last, partial(self._compile, sampler))
+        self._begin(table, rows)
+
+    def resumes(self, loop: Loop) -> bool:
+        """Whether the run that `loop` begins with has rows behind it."""
         if self.orders.resume is not None:
+            self.cover(loop.start, loop.stop)
             self._run, self.orders.resume = adopted(self.orders.resume, self.run), None
             self.hand.replay = True
+        if self.hand.replay:
+            loop.run = self.run
+        return self.hand.replay
+
+    def coming(self) -> Run | None:
+        """The run that the network's coming call is for; a loop that is about to begin gets its own."""
+        if self._run is not None and self.hand.loops and not self.hand.idle:
+            self._join(self.hand.loops[0])
+        return self._run
+
+    def _join(self, loop: Loop) -> None:
+        """Let the run be that of `loop`: a fresh one where it begins, from the row that it has shown."""
+        if loop.stepped or loop.shown is None:
+            return
+        run = self.run
+        if loop.run is run and run.started:  # it goes on with a run that has rows behind it
+            return
+        if run.started or self._covered != self._steps(loop.row, loop.stop):
+            self.cover(loop.row, loop.stop)
+        loop.run = self.run
+
+    def _at(self, timestep: Any) -> Run:
+        """The run, with the row next to which `timestep` belongs. Raises `RunError` where that is another row.
+
+        A loop says by what it has shown which row is meant. Else it is the row of that time: a run that has not begun
+        begins there, and one that is complete is followed by another.
+        """
+        loop = self.hand.loop_of(timestep)
+        if loop is not None:
+            self._join(loop)
+            loop.stepped = True
+            rows = [loop.row]
+        else:
+            rows = self._rows(number(timestep))
+            if self.run.status == "done":
+                self.cover(0, self._listed.table.nfe)
+        run, first = self.run, self.begins
+        if first + run.row in rows:
+            return run
+        if not run.started and rows:
+            table = self._listed.table
+            begins = [row for row in rows if row == table.first_row(table.step[row])]
+            begins = begins or [row for row in rows if row == self.loop_begin(row)]
+            if begins:
+                self.cover(begins[0], table.nfe)
+                return self.run
+        raise RunError(self._elsewhere(number(timestep), rows))
+
+    def _rows(self, time: float) -> list[int]:
+        """The rows of the list that have this time; the next one also where the time was rounded on its way."""
+        times = self._listed.times[: self._listed.table.nfe].tolist()
+        exact = [row for row, own in enumerate(times) if equal(own, time)]
+        row = self.begins + self.run.row
+        if exact or row >= len(times):
+            return exact
+        near = min(abs(own - time) for own in times)
+        step = 1.0 if self.process.kind == "vp" else 0.0  # int(t)
+        rounded = abs(times[row] - time) <= max(step, ROUNDED * abs(time)) and abs(times[row] - time) == near
+        return [row] if rounded else []
+
+    def _elsewhere(self, time: float, rows: list[int]) -> str:
+        """Why a step at `time` cannot be made now."""
+        run, times = self.run, self._listed.times
+        at = "the run is complete"
+        if run.row < run.table.nfe:
+            at = f"the sample is at time {float(times[self.begins + run.row]):g}, after {run.step} of {run.steps} steps"
+        if not rows:
+            return f"step was given time {time:g}, which is not in scheduler.timesteps; {at}"
+        if not run.started:
+            return (
+                f"step was given time {time:g}, at which no step begins: it is a call inside a step of "
+                f"{run.table.solver!r}; begin at one of scheduler.timesteps[k * scheduler.order]"
+            )
+        if self.begins + run.row - 1 in rows:
+            return (
+                f"step was called again with time {time:g}, whose step is made: {at}. A scheduler follows one sample: "
+                "put two into one batch, or step the second with copy.deepcopy(scheduler); the denoised prediction is "
+                "in step(…).pred_original_sample"
+            )
+        return (
+            f"step was given time {time:g}, and {at}: steps cannot be left out or made in another order. Choose the "
+            "levels with set_timesteps(timesteps=[…]), and call it again before another loop"
+        )
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)
@@ -302,9 +461,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 model_output, timestep, sample, eta, generator, return_dict, variance_noise, prev_timestep,
                 use_clipped_model_output, per_token_timesteps,
             )  # fmt: skip
-        run = self.run
+        rests = self.hand.rests()
+        run = self.run if rests else self._at(timestep)
         self.hand.follow(run)
-        if not self.hand.rests():
+        if not rests:
             raw = model_output if self.orders.guided is None else self.orders.guided(model_output)
             if per_token_timesteps is not None:
                 raw = held(raw, per_token_timesteps, run.level.time)
@@ -340,16 +500,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             run.noise = own
 
     def _seed(self, generator: Any, batch: int) -> None:
-        """Seeds for a stochastic sampler that was given none: from the generators, else from torch's own."""
+        """Seeds for a stochastic sampler that was given none: drawn from the call's generators, else from torch's."""
         if self.run.noise != self._late_noise or self._seeded is not None:
             return
-        if isinstance(generator, (list, tuple)):
-            seeds = [g.initial_seed() for g in generator]
-        elif generator is not None:
-            seeds = [generator.initial_seed() + i for i in range(batch)]
-        else:
-            seeds = torch.randint(2**62, (batch,)).tolist()
-        self._seeded = source(self._sampler.source, seeds, self.run.table)
+        self._seeded = source(self._sampler.source, drawn(generator or pipelines_generator(), batch), self.run.table)
 
     def _spread(self, sample: Tensor) -> None:
         """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
@@ -372,9 +526,10 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self._run is not None and self._run.started and self._run.stopping:
             return original_samples
-        process = self.process if self._grid is None else self._grid.process
+        self._mixed = True
+        process = self.process if self._listing is None else self._listing.grid.process
         times = timesteps.detach().to("cpu", torch.float64).reshape(-1)
-        table = None if self._all is None or self._sampler.fitted is None else self.run.table
+        table = None if self._listing is None or self._sampler.fitted is None else self.run.table
         level = process.at_time(times) if table is None else levels.at(table, process, times)
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))

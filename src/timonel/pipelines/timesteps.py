@@ -3,6 +3,12 @@
 A pipeline's own `for t in timesteps` ends when the run is stopped, waits while it is paused and
 goes back when it is rewound. Everywhere else it is the plain tensor of network times, one per row.
 
+**Loop or reader.** `list(timesteps)`, `max`, a `for` that breaks: they iterate as the loop does. An iteration is a
+reader and gets all the times, until `step` is called with the time that it has shown; from then on it is the loop
+of the run, and follows it. Whether an iteration is the loop is known by the very tensor it has shown, or by its value
+where a pipeline passes on another; see `Hand.loop_of`. Which row a step belongs to is decided by
+`Scheduler._at`: the row that the loop has shown, or the one whose time it is.
+
 Where the pipeline keeps a sample of its own (it blends a mask in, casts, changes the layout), the run cannot put
 another into its hands between two turns of the loop. Then the loop turns once more and idly: the networks' outputs
 are remembered ones, and `step` hands over the sample without advancing the run.
@@ -22,9 +28,29 @@ if TYPE_CHECKING:
     from ..run import Run
     from .scheduler import Scheduler
 
+EQUAL = 1e-6  # relative distance of two times that float32 does not tell apart
+
 
 class Rewound(BaseException):
     """The run went back in a pipeline whose loop counts its steps: it has to be called again from its beginning."""
+
+
+class Loop:
+    """One iteration over rows `start` … `stop - 1` of the list.
+
+    `shown`: the time it has yielded last, that of `row`. `run`: the run that its rows belong to, once one was looked
+    for. `stepped`: a step was made with a time that it has shown, so it is the loop that drives the run.
+    """
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop, self.row = start, stop, start
+        self.shown: Tensor | None = None
+        self.run: Run | None = None
+        self.stepped = False
+
+    def show(self, row: int, time: Tensor) -> Tensor:
+        self.row, self.shown = row, time
+        return time
 
 
 class Hand:
@@ -32,7 +58,7 @@ class Hand:
 
     `idle`: the loop turns without advancing; `first`: for its first time. `turn`: turns so far. `replay`: the
     pipeline is called again, and passes idly by the rows that the run has behind it. `owned`: it last came back with
-    the very tensor it was given.
+    the very tensor it was given. `loops`: the iterations that have begun and not ended, the oldest first.
     """
 
     leader: Scheduler | None
@@ -41,6 +67,7 @@ class Hand:
         self.idle, self.first, self.replay, self.owned, self.turn = False, False, False, False, 0
         self.given = 0
         self.led, self.leader = False, None  # pipelines of video with sound step a copy of the scheduler beside it
+        self.loops: list[Loop] = []
         self._held: tuple[Tensor, int] | None = None
 
     def give(self, sample: Tensor) -> None:
@@ -77,9 +104,39 @@ class Hand:
         if lead is not None and lead.stopping:
             run.stop(lead.reason)
 
+    def loop_of(self, timestep: Any) -> Loop | None:
+        """The iteration that has shown this time: the very tensor, else one of its value; None where none has."""
+        for loop in self.loops:
+            if loop.shown is timestep:
+                return loop
+        if not self.loops:
+            return None
+        time = number(timestep)
+        same = (loop for loop in self.loops if loop.shown is not None and equal(float(loop.shown), time))
+        return next(same, None)
+
+    def leads(self, loop: Loop) -> bool:
+        """Whether `loop` is the oldest iteration that has not ended: the pipeline's, as far as can be known."""
+        return bool(self.loops) and self.loops[0] is loop
+
     def let_go(self) -> None:
         """The pipeline's loop begins anew."""
         self.idle, self.owned, self._held = False, False, None
+
+
+def number(timestep: Any) -> float:
+    """The time of a step as a float; a batch of times has one for all."""
+    try:
+        return float(torch.as_tensor(timestep).flatten()[0])
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        raise ArgumentError(
+            f"step takes the time of its row, a number of scheduler.timesteps, got {timestep!r}"
+        ) from None
+
+
+def equal(a: float, b: float) -> bool:
+    """Whether two times are one in float32."""
+    return abs(a - b) <= EQUAL * max(1.0, abs(a), abs(b))
 
 
 def _version(tensor: Tensor) -> int:
@@ -102,21 +159,22 @@ def adopted(run: Run, fresh: Run) -> Run:
 
 
 class Timesteps(Tensor):
-    """Network times of the rows, noisiest first; iterating drives `scheduler.run`.
+    """Network times of the rows, noisiest first; the loop over them drives `scheduler.run`.
 
-    A contiguous slice is a part of the journey, as image-to-image and two-stage pipelines take it: once it is
-    iterated, the run covers only that part.
+    A contiguous slice is a part of the journey, as image-to-image and two-stage pipelines take it. Its loop runs whole
+    steps: it begins where the step of its first row begins, and ends before a step that it does not complete.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     scheduler: Scheduler
+    whole: Tensor
     begin: int
 
     @staticmethod
-    def of(times: Tensor, scheduler: Scheduler, begin: int = 0) -> Timesteps:
-        """`begin`: which row of all that `scheduler.set_timesteps` made is the first one here."""
+    def of(times: Tensor, scheduler: Scheduler, whole: Tensor | None = None, begin: int = 0) -> Timesteps:
+        """`whole`: the list of all rows, of which these begin at row `begin`; the times themselves unless given."""
         made: Timesteps = Tensor._make_subclass(Timesteps, times)
-        made.scheduler, made.begin = scheduler, begin
+        made.scheduler, made.whole, made.begin = scheduler, times if whole is None else whole, begin
         return made
 
     def plain(self) -> Tensor:
@@ -124,44 +182,74 @@ class Timesteps(Tensor):
         return self.as_subclass(Tensor)
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        return Timesteps.of(self.plain().to(*args, **kwargs), self.scheduler, self.begin)
+        return Timesteps.of(self.plain().to(*args, **kwargs), self.scheduler, self.whole, self.begin)
 
     def __getitem__(self, key: Any) -> Tensor:
         if isinstance(key, slice) and key.step in (None, 1):
             start, stop, _ = key.indices(len(self))
             if start < stop:
-                return Timesteps.of(self.plain()[start:stop], self.scheduler, self.begin + start)
+                return Timesteps.of(self.plain()[start:stop], self.scheduler, self.whole, self.begin + start)
         return self.plain()[key]
 
     def __iter__(self) -> Iterator[Tensor]:
-        self.scheduler.cover(self.begin, self.begin + len(self))
-        return _drive(self.scheduler.run.table.time[:-1].to(self.plain()), self.scheduler)
+        if not self.scheduler.lists(self.whole):  # of levels that were chosen before the present ones
+            return iter(self.plain())
+        return _turns(self)
 
 
-def _drive(times: Tensor, scheduler: Scheduler) -> Iterator[Tensor]:
+def _turns(listed: Timesteps) -> Iterator[Tensor]:
+    """All times of the list; for the loop that steps, the time of the run's next row until the run ends."""
+    scheduler, hand = listed.scheduler, listed.scheduler.hand
+    start = scheduler.loop_begin(listed.begin)
+    lead = listed.whole[start : listed.begin].to(listed.plain())
+    times = [*lead.unbind(), *listed.plain().unbind()]
+    loop = Loop(start, start + len(times))
+    hand.loops.append(loop)
+    try:
+        if hand.leads(loop) and scheduler.resumes(loop):
+            yield from _replayed(loop, times, hand)
+        place = 0 if loop.run is None else loop.run.row
+        while not loop.stepped and place < len(times):
+            hand.turn += hand.leads(loop)
+            yield loop.show(start + place, times[place])
+            place += 1
+        if loop.stepped:
+            yield from _follow(loop, times, scheduler)
+    finally:
+        if loop in hand.loops:
+            hand.loops.remove(loop)
+
+
+def _replayed(loop: Loop, times: list[Tensor], hand: Hand) -> Iterator[Tensor]:
+    """Idle turns for the rows that the run has behind it."""
+    run, before = loop.run, hand.given
+    assert run is not None
+    for row, time in enumerate(times[: run.row]):
+        hand.first = row == 0
+        yield from _idly(time, hand)
+    hand.first = False
+    loop.stepped = hand.given != before
+    hand.replay = not loop.stepped and run.row > 0  # where the list was only read, the loop is still to come
+
+
+def _follow(loop: Loop, times: list[Tensor], scheduler: Scheduler) -> Iterator[Tensor]:
     """Yield the time of the run's next row until the run ends.
 
-    Where nothing advanced since the last time was yielded, the caller is only reading the list (or
-    skips steps because the pipeline was interrupted): then go on to the next entry.
+    Where nothing advanced since the last time was yielded, the pipeline skips steps because it was interrupted: then
+    go on to the next entry.
     """
-    run, hand, listed = scheduler.run, scheduler.hand, list(times)
-    if hand.replay:
-        before = hand.given
-        for row, time in enumerate(listed[: run.row]):
-            hand.first = row == 0
-            yield from _idly(time, hand)
-        hand.first = False
-        hand.replay = hand.given == before and run.row > 0  # where the list was only read, the loop is still to come
-    position, seen = -1, -1
-    while True:
-        if run.advances == seen or not run.started:
-            position += 1
-            if position >= len(listed):
-                break
+    run, hand = loop.run, scheduler.hand
+    assert run is not None
+    first = scheduler.begins  # the run's row 0 in the list
+    times = [*run.table.time[:-1].to(times[0]).unbind()]
+    seen, row = -1, run.row
+    while scheduler.current is run:
+        if run.advances == seen:
+            row += 1
         else:
             if not run.proceed():
                 break
-            position = run.row
+            row = run.row
             if run.moved:
                 run.moved = False
                 if hand.led:  # the copy beside it keeps no state: both journeys begin anew
@@ -172,12 +260,14 @@ def _drive(times: Tensor, scheduler: Scheduler) -> Iterator[Tensor]:
                 if scheduler.orders.recall:
                     raise Rewound
                 if not hand.put(run.latents):
-                    yield from _idly(listed[max(position - 1, 0)], hand)
+                    yield from _idly(times[max(row - 1, 0)], hand)
+        if row >= len(times):
+            break
         seen = run.advances
         hand.turn += 1
-        yield listed[position]
-    if run.started and run.advances:
-        yield from _end(listed, scheduler)
+        yield loop.show(first + row, times[row])
+    if scheduler.current is run:
+        yield from _end(times, scheduler)
 
 
 def _idly(time: Tensor, hand: Hand) -> Iterator[Tensor]:

@@ -19,6 +19,8 @@ from ..errors import ArgumentError, GridError, UnknownName, finite
 from ..grids import Grid, churn
 from ..table import Table
 from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, unipc
+from .partial import first_rows as first_rows
+from .partial import part as part
 
 CHURN = ("s_churn", "s_tmin", "s_tmax")
 SKIP = ("skip", "skip_order")
@@ -36,6 +38,7 @@ class SolverSpec:
     reference: str
     options: tuple[str, ...] = field(default=())
     grid: str | None = None  # the grid it needs by default, where it matters
+    rest: Callable[[Grid, int], Table] | None = None  # the steps after the first so many, where those are unlike others
 
     @property
     def multistep(self) -> bool:
@@ -69,8 +72,8 @@ SOLVERS: dict[str, SolverSpec] = {
     "runge_kutta": SolverSpec(runge_kutta.runge_kutta, 3, "3N - 2", False, "Butcher's tableaus", ("tableau",)),
     # Adams on slopes
     "lms": SolverSpec(adams.lms, 4, "N", False, "k-diffusion", ("order",)),
-    "plms": SolverSpec(adams.plms, 2, "N + 1", False, "arXiv 2202.09778"),
-    "pndm": SolverSpec(adams.pndm, 2, "N + 9", False, "arXiv 2202.09778"),
+    "plms": SolverSpec(adams.plms, 2, "N + 1", False, "arXiv 2202.09778", rest=adams.plms_rest),
+    "pndm": SolverSpec(adams.pndm, 2, "N + 9", False, "arXiv 2202.09778", rest=adams.pndm_rest),
     "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902", ("order",)),
     "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902", ("order",)),
     "gradient_estimation": SolverSpec(adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848", ("gamma",)),
@@ -133,8 +136,11 @@ def _sibling(name: str, option: str) -> str:
     return f" ({' and '.join(near[:2])} {'has' if len(near) == 1 else 'have'} it)" if near else ""
 
 
-def make(name: str, grid: Grid, **options: Any) -> Table:
-    """Compile solver `name` on `grid`. Unknown options are refused, never ignored."""
+def make(name: str, grid: Grid, *, before: int = 0, **options: Any) -> Table:
+    """Compile solver `name` on `grid`. Unknown options are refused, never ignored.
+
+    `before`: how many steps of a longer journey come before this grid.
+    """
     check(name, options)
     spec = SOLVERS[name]
     order = options.get("order")
@@ -149,7 +155,8 @@ def make(name: str, grid: Grid, **options: Any) -> Table:
         if lifting and "s_churn" not in lifting:
             raise ArgumentError(f"{' and '.join(lifting)} say where churn acts; give s_churn too, e.g. s_churn=20")
         grid = churn(grid, **lifting) if lifting else grid
-    table = replace(spec.make(grid, **options), solver=name)
+    made = spec.rest(grid, before) if spec.rest and before else spec.make(grid, **options)
+    table = replace(made, solver=name)
     if grid.ends is not None and spec.multistep:  # fresh noise between its predictions leaves order 1
         table = replace(table, order=min(table.order, 1))
     if s_noise is not None:

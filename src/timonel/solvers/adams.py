@@ -126,21 +126,31 @@ def plms(grid: Grid) -> Table:
     return rows.table()
 
 
+def plms_rest(grid: Grid, before: int) -> Table:
+    """The steps of `plms` after its first: one call each, and a history that begins anew."""
+    return ipndm(grid)
+
+
 def pndm(grid: Grid) -> Table:
     """iPNDM of order 4 whose first three steps are Runge-Kutta steps through the middle in time.
 
     Order 2, N + 9 calls (fewer for N < 4), deterministic. Liu et al. 2022, arXiv 2202.09778;
     diffusers' PNDMScheduler.
     """
+    return pndm_rest(grid, 0)
+
+
+def pndm_rest(grid: Grid, before: int) -> Table:
+    """The steps of `pndm` after the first `before`, with a history that begins anew."""
     coordinates = frame(grid)
     rows = Rows("pndm", grid, order=2, history=13, basis=coordinates.basis)
     begins: list[int] = []  # the row of every step's first call
     for k in range(grid.steps):
         begins.append(len(rows.step))
         now, new = grid[k], grid.end(k)
-        if not bool(new.sigma > 0) and k < 3:
+        if not bool(new.sigma > 0) and k + before < 3:
             clean_step(rows, grid, coordinates, k)
-        elif k < 3:
+        elif k + before < 3:
             _middle_step(rows, grid, coordinates, k)
         else:
             c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
