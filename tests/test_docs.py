@@ -30,9 +30,20 @@ def blocks(language: str) -> list[pytest.param]:  # type: ignore[valid-type]
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_in_the_documents_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_in_the_documents_runs_as_written(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs, and prints what the comment behind a `print` of a formatted text says."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "document", "exec"), {"__name__": "document"})
+    said = re.findall(r'^print\(f".*"\)  # (.+)$', code, re.M)
+    assert [line for line in capsys.readouterr().out.splitlines() if line in said] == said
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_example_of_a_denoiser_prints_the_data_it_names(name: str) -> None:
+    code = next(c for k, c in FENCE.findall((ROOT / name).read_text("utf-8")) if "variance" in c or "varianza" in c)
+    assert re.search(r"# \w+ 1\.00, \w+ 0\.50$", code, re.M)
 
 
 @pytest.mark.parametrize("code", blocks("bash")[:1])
