@@ -71,7 +71,7 @@ def _run(arguments: list[str]) -> int:
             1,
         )
     if status == 130:
-        files = f"; kept: {', '.join(map(str, say.KEPT))}" if say.KEPT else "; nothing was written"
+        files = f"; kept: {', '.join(map(str, say.KEPT))}" if say.KEPT else "; no result was saved"
         _fail(f"aborted{files}", 130)
     return status if isinstance(status, int) else 0
 
