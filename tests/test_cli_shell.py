@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import timonel as tm
 from timonel import cli, zoo
 from timonel.cli import app, complete, say
+from timonel.cli.options import sampler_of
 from timonel.files import plain
 from timonel.grids import GRIDS
 from timonel.pipelines.load import DTYPES
@@ -215,3 +217,13 @@ def test_a_prompt_that_the_model_does_not_know_says_so_in_a_line(shell) -> None:
     lines = [line for line in err.splitlines() if line.startswith("timonel: ")]
     assert len(lines) == 1
     assert "did you mean 'red apple'?" in lines[0]
+
+
+@pytest.mark.parametrize("value", ["abc", "nan", "inf", "1e99", "-1", "", "9" * 30])
+def test_every_option_of_every_sampler_and_grid_refuses_nonsense_as_ours(value: str) -> None:
+    process = zoo.process_of("emoji")
+    options = [(name, key) for name, s in SOLVERS.items() for key in s.options]
+    options += [(f"euler/{name}", key) for name, g in GRIDS.items() for key in g.options]
+    for name, key in options:
+        with contextlib.suppress(tm.TimonelError):
+            sampler_of(name, 4, [f"{key}={value}"]).compile(process)
