@@ -61,7 +61,7 @@ def commands() -> list[str]:
     (["generate", "pizza", "--sampler", "ddim", "--eta", "nan"], "eta must be a finite number"),
     (["generate", "pizza", "--sampler", "euler/karras", "--set", "rho=inf"], "rho must be a finite number"),
     (["generate", "pizza", "--dtype", "flaot16"], "did you mean 'float16'"),
-    (["generate", "pizza", "--model", "emojy-flow!"], "cannot load the model"),
+    (["generate", "pizza", "--model", "emojy-flow!"], "did you mean 'emoji-flow'"),
     (["generate", "pizza", "--device", "nowhere"], "device 'nowhere' cannot be used"),
     (["generate", "pizza", "-o", "a.jpg"], "is a .png file"),
     (["generate", "pizza", "-o", "text"], "cannot write into 'text'"),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .pipelines.helm import Helm
 
 
+LEAST = 8  # pixels of a picture's sides: below, image encoders cannot resize it
+
+
 @dataclass(frozen=True)
 class Motion:
     """What Stable Video Diffusion is told beside the picture.
@@ -94,6 +97,8 @@ def animate(
             f"{type(helm.pipe).__name__} does not make videos of pictures; name an image-to-video model, "
             "e.g. stabilityai/stable-video-diffusion-img2vid-xt"
         )
+    if min(picture.size) < LEAST:
+        raise ArgumentError(f"the picture has {picture.width}x{picture.height} pixels; give one of at least {LEAST}")
     told = motion or Motion()
     if helm.card is not None:
         options = {"height": helm.card.resolution, "width": helm.card.resolution, **options}

@@ -5,6 +5,7 @@ Weights are read from safetensors only. Pickles, and code that comes with a mode
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -91,10 +92,10 @@ def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
         pipe = _file(text, path, cls, options, named)
     elif HUB_NAME.fullmatch(text):
         _only(options, "a name on the hub", "variant", "revision", "cache_dir")
-        with _reading(text, f"; there is no folder of that name either {_usual()}"):
+        with _reading(text, f"; there is no folder of that name either {_usual(text)}"):
             pipe = _any(cls).from_pretrained(text, use_safetensors=True, **named, **options)
     else:
-        raise _refused(text, f"there is no such folder {_usual()}")
+        raise _refused(text, f"there is no such folder {_usual(text)}")
     for part in named[DTYPE] if isinstance(named[DTYPE], dict) else ():
         if part not in (*pipe.components, "default"):
             raise UnknownName(f"part of {type(pipe).__name__}", part, [*pipe.components, "default"])
@@ -225,10 +226,13 @@ def _device(device: Any) -> torch.device | None:
     if device is None:
         return None
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"device {str(device)!r} cannot be used here: {reason[:120]}; leave device out") from error
+    if found.type == "meta":
+        raise ArgumentError("device 'meta' holds no numbers, so nothing can be computed there; leave device out")
+    return found
 
 
 def _class(wanted: Any) -> Any:
@@ -286,8 +290,10 @@ def _why(error: BaseException) -> str:
     return _line(error)
 
 
-def _usual() -> str:
-    return f"(shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a file or a hub name)"
+def _usual(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), zoo.MODELS, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"({hint}shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a file or a hub name)"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
