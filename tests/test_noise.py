@@ -147,10 +147,12 @@ def test_a_scheduler_draws_it_from_the_generators_and_keeps_it_when_saved(tmp_pa
     assert scheduler.sampler.noise == "brownian"
     scheduler.set_timesteps(5)
     table, x = scheduler.run.table, torch.randn(2, 4, 6, 6)
-    noise, net = BrownianNoise((5, 6), table), network()
+    seeds, net = (5, 6), network()
+    drawn = [int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
+    noise = BrownianNoise(tuple(drawn), table)
     expected = Run(table, "epsilon", noise=noise)
     expected.start(x)
-    generators = [torch.Generator().manual_seed(seed) for seed in noise.seeds]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     sample = x
     for t in scheduler.timesteps:
         sample = scheduler.step(net(sample, float(t)), t, sample, generator=generators, return_dict=False)[0]

@@ -19,6 +19,7 @@ from ..grids import Grid
 from ..noise import source
 from ..pipelines.attributes import Stepped
 from ..pipelines.scheduler import Listing, Orders, Scheduler
+from ..pipelines.timesteps import number
 from ..process import Process
 from ..sampler import Sampler
 from . import levels
@@ -225,6 +226,19 @@ class Compat(Scheduler):
         return alpha * original_samples + sigma * noise
 
     # -- steps -----------------------------------------------------------------------------------------
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample in coordinates of unit variance, which the network was trained on."""
+        return self._unit(sample, timestep)
+
+    def _unit(self, sample: Tensor, timestep: Any) -> Tensor:
+        """A sample that another scheduler left on the way has unit signal in this family; see `step`."""
+        run = self.current
+        if self.unit or self._mixed or run is None or (run.started and run.status != "done") or timestep is None:
+            return sample
+        loop = self.hand.loop_of(timestep)
+        row = max(self._rows(number(timestep)), default=0) if loop is None else loop.row
+        return sample * float(self._listed.table.alpha[row]) if row else sample
+
     def step(  # type: ignore[override]
         self,
         model_output: Tensor,
@@ -249,9 +263,7 @@ class Compat(Scheduler):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
-        run = self._at(timestep)
-        if not (self.unit or run.started or self._mixed) and self.begins:
-            sample = sample * float(run.table.alpha[0])  # of another scheduler's part, which has unit signal
+        sample = self._unit(sample, timestep)
         new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
         if self.run.row == self.run.table.nfe and (not self.unit or self.process.kind == "edm"):
             new = new / float(self.run.table.alpha[-1])  # diffusers' samples have unit signal there

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from .. import solvers
-from ..errors import ArgumentError, RunError, UnknownName
+from ..errors import ArgumentError, GridError, RunError, UnknownName
 from ..grids import Grid
 from ..noise import DEFAULT, Noise, Seeded, source
 from ..process import Process
@@ -325,6 +325,12 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         sampler, grid, table, _ = self._listed
         rows = self._steps(start, stop)
+        if rows[0] >= rows[1]:
+            raise GridError(
+                f"entries {start} to {stop} of the {table.nfe} timesteps hold no whole step of {table.solver!r}, which "
+                "calls the network more than once a step: end the part later (a larger denoising_end), take more "
+                "steps, or a sampler of one call a step, e.g. 'dpmpp_2m'"
+            )
         if rows != (0, table.nfe):
             levels.whole(sampler, table.step, start, stop)
             first, last = (table.step_at(row) for row in rows)
@@ -389,16 +395,18 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         raise RunError(self._elsewhere(number(timestep), rows))
 
     def _rows(self, time: float) -> list[int]:
-        """The rows of the list that have this time; the next one also where the time was rounded on its way."""
-        times = self._listed.times[: self._listed.table.nfe].tolist()
+        """The rows of the list that have this time, or the nearest to it, where it was rounded on its way."""
+        run, times = self.run, self._listed.times[: self._listed.table.nfe].tolist()
         exact = [row for row, own in enumerate(times) if equal(own, time)]
-        row = self.begins + self.run.row
-        if exact or row >= len(times):
+        if exact:
             return exact
         near = min(abs(own - time) for own in times)
-        step = 1.0 if self.process.kind == "vp" else 0.0  # int(t)
-        rounded = abs(times[row] - time) <= max(step, ROUNDED * abs(time)) and abs(times[row] - time) == near
-        return [row] if rounded else []
+        whole = 1.0 if self.process.kind == "vp" else 0.0  # int(t)
+        if near > max(whole, ROUNDED * abs(time)):
+            return []
+        rows = [row for row, own in enumerate(times) if abs(own - time) == near]
+        following = self.begins + run.row
+        return rows if following in rows or not run.started else []
 
     def _elsewhere(self, time: float, rows: list[int]) -> str:
         """Why a step at `time` cannot be made now."""
