@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from .. import words
 from ..hooks.control import Edit
 from ..recipe import GuidanceData, Recipe, versions
+from ..sampler import Sampler
 from . import scale
 
 if TYPE_CHECKING:
@@ -56,12 +58,22 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
     besides += ["generator="] if not helm.seeds else []
     many = run.latents.shape[0]
     return {
-        **_model(helm), **Recipe.choice(scheduler.sampler), "steps": scheduler.sampler.steps or run.steps,
+        **_model(helm), **Recipe.choice(_settled(scheduler)), "steps": scheduler.sampler.steps or run.steps,
         "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
         "width": arguments.pop("width", None), "height": arguments.pop("height", None), "arguments": arguments,
         "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,
         "stopped_after": run.step if run.status == "stopped" else None, "versions": versions(),
     }  # fmt: skip
+
+
+def _settled(scheduler: Scheduler) -> Sampler:
+    """The sampler with the grid that was taken; without any where the levels are a list that the pipeline makes."""
+    sampler, made = scheduler.sampler, scheduler._sampler
+    if sampler.fitted is not None or scheduler.orders.named:
+        return sampler
+    listed = made.sigmas is not None or made.times is not None
+    options = {} if listed else made.grid_options
+    return replace(sampler, grid=None if listed else made.grid, grid_options=options)
 
 
 def _model(helm: Helm) -> dict[str, Any]:
