@@ -61,6 +61,21 @@ def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path, mon
     }
 
 
+@pytest.mark.slow
+def test_the_demo_of_the_makefile_runs_twice_and_replays_its_first_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "Makefile").read_text("utf-8").split("\ndemo:")[1].split("\n\n")[0]
+    commands = re.findall(r"^\t\$\(BIN\)/timonel (.+)$", text, re.M)
+    assert len(commands) == 3
+    for _ in range(2):
+        for command in commands:
+            done = CliRunner().invoke(app, shlex.split(command))
+            assert done.exit_code == 0, (command, done.output, done.exception)
+    assert {"red-apple-7.png", "red-apple-7-2.png", "red-apple.mp4"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.parametrize("code", blocks("bash"))
 def test_commands_in_the_documents_take_their_options(code: str) -> None:
     known = typer.main.get_command(app)

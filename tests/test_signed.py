@@ -173,10 +173,8 @@ def test_a_broken_picture_or_recipe_is_one_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [{}, {"sampler": "euler"}, {"sampler": "dpmpp_2m/karras"}, {"levels": True}])
 def test_the_levels_are_in_the_recipe_whoever_chose_them(name: str, given: dict[str, object]) -> None:
     """A call that names less than a recipe does is replayed on the levels that it was made on."""
-    helm, levels = (
-        tm.Helm(name),
-        {"sigmas": [1.0, 0.7, 0.3]} if name == "emoji-flow" else {"timesteps": [900, 600, 200]},
-    )
+    helm = tm.Helm(name)
+    levels = {"sigmas": [1.0, 0.7, 0.3]} if name == "emoji-flow" else {"timesteps": [900, 600, 200]}
     helm.pipe.set_progress_bar_config(disable=True)
     call = {"seeds": 3, "steps": 4, **given}
     if call.pop("levels", None):
@@ -186,6 +184,7 @@ def test_the_levels_are_in_the_recipe_whoever_chose_them(name: str, given: dict[
     made = helm("red apple", **call).images[0]
     run = helm.run
     assert run is not None
+    assert tm.Recipe.of(made).steps == (3 if "levels" in given else 4)
     assert tm.Recipe.of(made).make(helm)[0] == made
     assert helm.run is not run
     assert torch.equal(helm.run.table.time, run.table.time)

@@ -57,8 +57,10 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
     besides += ["resume="] if orders.resume is not None else []
     besides += ["generator="] if not helm.seeds else []
     many = run.latents.shape[0]
+    listed = "sigmas" in arguments or "timesteps" in arguments
+    steps = None if listed else scheduler.sampler.steps
     return {
-        **_model(helm), **Recipe.choice(_settled(scheduler)), "steps": scheduler.sampler.steps or run.steps,
+        **_model(helm), **Recipe.choice(_settled(scheduler)), "steps": steps or run.steps,
         "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
         "width": arguments.pop("width", None), "height": arguments.pop("height", None), "arguments": arguments,
         "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,
