@@ -89,3 +89,12 @@ def opened(browser: Browser, address: str, **context: Any) -> Iterator[Watched]:
 def style(page: Page, selector: str, name: str) -> str:
     """What the browser made of a CSS property of the first element."""
     return str(page.locator(selector).first.evaluate(f"node => getComputedStyle(node)['{name}']"))
+
+
+def until(page: Page, script: str) -> None:
+    """Wait until `script` is true; asked from outside, for the page's policy lets no script in that waits there."""
+    for _ in range(200):
+        if page.evaluate(script):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"this did not become true: {script}")

@@ -50,8 +50,8 @@ def test_the_same_command_twice_leaves_the_first_result_and_numbers_the_second(
     assert names(out / "red-apple-7-2") == {"step-01.png", "step-02.png"}
     assert "red-apple-7-replay.png" in run("replay", "out/red-apple-7.png")
     assert "red-apple-7-replay-2.png" in run("replay", "out/red-apple-7.png")
-    run("explain", "euler", "--steps", "3")
-    assert "explain-euler-trailing-3-2.png" in run("explain", "euler", "--steps", "3")
+    run("explain", "euler/karras", "--steps", "3")
+    assert "explain-euler-karras-3-2.png" in run("explain", "euler/karras", "--steps", "3")
 
     keep = {"notes.txt": b"mine", "step-99.png": picture(tmp_path / "mine.png")}  # the name alone does not make it ours
     for name, data in keep.items():

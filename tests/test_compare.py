@@ -102,7 +102,7 @@ def test_a_bare_grid_is_the_usual_solver_on_it():
 def test_what_cannot_be_meant_is_refused_before_any_compute(given, error, words, tmp_path):
     with pytest.raises(error, match=words):
         compare(**given, out=tmp_path / "report")
-    assert not (tmp_path / "report" / "results.parquet").exists()
+    assert not (tmp_path / "report" / "results.sqlite").exists()
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".yaml", ".json"])
@@ -310,7 +310,7 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     )
     command = [sys.executable, "-W", "ignore", "-c", script, *words, "-o", str(tmp_path)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    table = tmp_path / "results.parquet"
+    table = tmp_path / "results.sqlite"
     try:
         while running.poll() is None and not (table.exists() and _cells(tmp_path) >= 3):
             time.sleep(0.02)

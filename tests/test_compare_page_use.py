@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from browser import PHONE, chromium, opened, style
+from browser import PHONE, chromium, opened, style, until
 from page_data import Reports, pixels
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def test_one_click_copies_the_command_with_and_without_a_clipboard(
         page.select_option("#place-seed", "1")
         page.locator("#grid .shot").first.click()
         page.click("#copy")
-        page.wait_for_function("document.getElementById('said').textContent !== ''")
+        until(page, "document.getElementById('said').textContent !== ''")
         assert page.locator("#said").inner_text() == "The command was copied."
         page.keyboard.press("Escape")
         page.evaluate("document.body.append(Object.assign(document.createElement('textarea'), { id: 'paste' }))")

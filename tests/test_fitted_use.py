@@ -17,7 +17,7 @@ from fitted_files import NAMED, made
 from models import PROCESSES
 from timonel import zoo
 from timonel.cli import app
-from timonel.cli.options import choose
+from timonel.cli.options import choose, sampler_of
 from timonel.comparison import compare, engine
 from timonel.comparison.plan import Plan
 from timonel.errors import ArgumentError, FittedElsewhere
@@ -90,11 +90,11 @@ def test_generate_uses_a_shipped_table_and_says_so(shipped: Path, tmp_path: Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FittedElsewhere)  # the file here says nothing of the network
         said, recipe = painted()
-    assert "emoji-3: fitted to this model for 3 steps (--sampler to choose another)" in said
+    assert "sampler    emoji-3, 3 steps (sampler fitted to emoji for these steps; steps as named)" in said
     assert (recipe.sampler, recipe.table is None) == ("emoji-3", False)
     for options in (["--sampler", "euler"], ["--guidance", "3"], ["--set", "variant=midpoint"]):
         said, recipe = painted(*options)
-        assert "fitted" not in said
+        assert "sampler    emoji-3" not in said
         assert recipe.table is None
 
 
@@ -111,7 +111,7 @@ def test_the_command_line_takes_a_file_for_a_sampler(fast: str, tmp_path: Path) 
         assert words in told
     assert (out / "explain-fast-6.png").is_file()
     said("explain", fast, "--vs", "euler", "--model", "emoji", "-o", str(out))
-    assert (out / "explain-fast-vs-euler-trailing-6.png").is_file()
+    assert (out / "explain-fast-vs-euler-karras-6.png").is_file()
     for words, why in (
         (["explain", fast, "--steps", "9"], "fitted for 6 steps, not 9"),
         (["explain", fast, "--model", "emoji-video"], "was fitted to 'emoji'"),
@@ -183,22 +183,22 @@ def test_a_file_is_compared_under_its_own_name_with_the_bits_of_its_table(
 def test_a_command_that_names_no_sampler_takes_a_fitted_one_only_where_it_fits(
     shipped: Path, fast: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def chosen(
-        name: str | None = None, steps: int | None = None, model: str = "emoji", scale: float = 4.0, **more: Any
-    ) -> Any:
-        given = {"settings": [], "noise": None, **more}
-        made_ = choose(model, name, steps, guidance=tm.cfg(scale), usual=3, **given)
-        return made_.label, made_.steps, bool(capsys.readouterr().out)
+    helm = tm.Helm("emoji")
 
-    assert chosen() == ("emoji-3", 3, True)
-    assert chosen(steps=3) == ("emoji-3", 3, True)
+    def chosen(name: str | None = None, steps: int = 3, scale: float = 4.0, **more: Any) -> Any:
+        given: dict[str, Any] = {"settings": [], "noise": None, **more}
+        named = None if name is None else sampler_of(name, None if name == fast else steps, **given)
+        found = choose(helm, named, None if name else steps, guidance=tm.cfg(scale), **given)
+        assert f"sampler    {found.label}, {found.steps} steps (" in capsys.readouterr().out
+        return found.label, found.steps
+
+    assert chosen() == ("emoji-3", 3)
     for words, options in (
-        (("dpmpp_2m", 4, False), {"steps": 4}),
-        (("dpmpp_2m", 3, False), {"scale": 5.0}),
-        (("dpmpp_2m", 3, False), {"settings": ["variant=midpoint"]}),
-        (("dpmpp_2m", 3, False), {"noise": "independent"}),
-        (("dpmpp_2m", 3, False), {"model": "folder/of/svd"}),
-        (("euler", 3, False), {"name": "euler"}),
-        (("fast", 6, False), {"name": fast}),
+        (("dpmpp_2m/karras", 4), {"steps": 4}),
+        (("dpmpp_2m/karras", 3), {"scale": 5.0}),
+        (("dpmpp_2m/karras", 3), {"settings": ["variant=midpoint"]}),
+        (("dpmpp_2m/karras", 3), {"noise": "independent"}),
+        (("euler/karras", 3), {"name": "euler"}),
+        (("fast", 6), {"name": fast}),
     ):
         assert chosen(**options) == words

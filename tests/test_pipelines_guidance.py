@@ -91,7 +91,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_the_unconditional_part_is_not_computed_outside_the_interval(key: str) -> None:
     pipe, inputs, _ = built(key)
     counted, helm = Samples(pipe), tm.Helm(pipe)
-    helm(**inputs, steps=STEPS, seeds=[0], guidance=tm.cfg(4.0, until=0.5), hooks=[counted.ends])
+    asked = {"sampler": "dpmpp_2m", "guidance": tm.cfg(4.0, until=0.5)}
+    helm(**inputs, **asked, steps=STEPS, seeds=[0], hooks=[counted.ends])
     steps = len(counted.rows)  # img2img takes fewer
     guided = -(-steps // 2)
     high, low = GUIDED[key][2]

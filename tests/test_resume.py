@@ -20,6 +20,7 @@ from models import MAINLY, VARIANTS, label
 from resuming import STEPS, advance, finish, fresh, path
 from timonel import saving
 from timonel.errors import ArgumentError, RunError
+from timonel.hooks import adapt
 from timonel.process import VP
 from timonel.run import Run
 
@@ -156,14 +157,15 @@ def wait(condition: object, seconds: float = 20.0) -> None:
 @pytest.mark.parametrize("variant", [("euler", {}), ("unipc", {}), ("edm", {}), ("dpmpp_2m_sde", {})], ids=label)
 def test_pause_resume_and_rewind_from_another_thread_leave_the_bits(variant):
     whole, run = finish(fresh(variant)), fresh(variant)
+    go = threading.Event()
+    run.hooks = [adapt(lambda run: run.step != 2 or go.wait(20))]
     thread = driven(run)
     wait(lambda: run.step >= 2)
     run.pause()
-    wait(lambda: run.status == "paused")
-    held = -1
-    while held != run.row:  # the row under way when the pause came is still finished
-        held = run.row
-        time.sleep(0.1)
+    go.set()
+    assert run.status == "paused"
+    wait(lambda: not run.firing and run._flight is None)  # the row under way when the pause came is still finished
+    held = run.row
     time.sleep(0.1)
     assert run.row == held
     assert thread.is_alive()

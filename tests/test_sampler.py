@@ -18,8 +18,8 @@ def test_the_name_may_carry_the_grid():
     assert tm.Sampler("dpmpp_2m/karras", grid="karras") == tm.Sampler("dpmpp_2m/karras")
 
 
-def test_the_usual_grid_is_karras_for_edm_and_trailing_otherwise():
-    for process, grid in (("vp", "trailing"), ("edm", "karras"), ("flow", "trailing")):
+def test_the_usual_grid_is_karras_and_trailing_for_flows():
+    for process, grid in (("vp", "karras"), ("edm", "karras"), ("flow", "trailing")):
         assert tm.Sampler("euler").compile(PROCESSES[process]).grid == grid
     assert tm.Sampler("lcm", steps=4).compile(PROCESSES["vp"]).grid == "lcm"
     assert tm.Sampler("lcm/trailing", steps=4).compile(PROCESSES["vp"]).grid == "trailing"

@@ -289,6 +289,19 @@ def test_too_few_samples_are_refused() -> None:
         fit_model(mixture(0, 4), steps=3)
 
 
+@pytest.mark.parametrize("scales", [2, 3, 8])
+def test_a_guidance_scale_for_every_step_is_refused_before_the_network_is_called(scales: int) -> None:
+    def called(x: Tensor, level: Any) -> Tensor:
+        raise AssertionError("the network was called")
+
+    model = Plain(
+        called, torch.zeros(12, 2, 4), tm.VP.from_schedule(), unconditional=called, guidance=tm.cfg([4.0] * scales)
+    )
+    said = rf"one guidance scale and an interval, got {scales} scales, one for each step: give one, such as cfg\(4,"
+    with pytest.raises(ArgumentError, match=said):
+        fit_model(model, steps=3)
+
+
 def test_time_that_is_too_short_is_refused_with_the_time_that_would_do() -> None:
     data = mixture().denoise
 

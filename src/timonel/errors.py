@@ -12,6 +12,8 @@
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
     UnknownPrompt               a warning: a prompt that a shipped model has never met
+    Inexact                     a warning: a run goes on near to what it would have been, not exactly
+    SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of timonel
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -75,6 +77,14 @@ class FittedElsewhere(UserWarning):
 
 class UnknownPrompt(UserWarning):
     """A shipped model is asked for what it has never met; it paints something all the same."""
+
+
+class Inexact(UserWarning):
+    """A run goes on without what a cache of its network remembered; it ends near to where it would have."""
+
+
+class SchedulerReplaced(UserWarning):
+    """No sampler was named and the pipeline's own scheduler is none of timonel's, so another one runs."""
 
 
 def finite(what: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:

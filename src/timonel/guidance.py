@@ -14,13 +14,15 @@ its weights to a model; these follow from the levels.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .driver import Driver
 from .errors import ArgumentError, RunError, UnknownName, finite, whole
 from .forecast import weights
 from .kernel import combine as summed
@@ -67,17 +69,18 @@ class Guidance:
             return 1.0
         return self.scale[step] if isinstance(self.scale, tuple) else self.scale
 
-    def forecasts(self, table: Table, prediction: str) -> tuple[tuple[float, ...], ...]:
+    def forecasts(self, table: Table, prediction: str, begin: int = 0) -> tuple[tuple[float, ...], ...]:
         """For every row the weights of the remembered differences, newest first, that forecast its own.
 
         A difference is cond - uncond of the raw outputs. No weights where both halves are computed, or only one.
+        `begin`: the row from which the run is guided so; none of the rows before it is forecast.
         """
         levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
         _, c_raw = coefficients(prediction, levels)
         made, since, found = list[int](), 0, list[tuple[float, ...]]()
         for row, guided_by in enumerate(self.scales(table)):
             nodes: list[int] = []
-            if guided_by != 1.0 and self.forecast > 1:
+            if guided_by != 1.0 and self.forecast > 1 and row >= begin:
                 if made and bool(levels.lam[row] < levels.lam[made[0]] - SAME):
                     made = []  # noise was added: what was computed further down says little here
                 if len(made) < 2 or since == self.forecast - 1:
@@ -192,6 +195,34 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
     return guided * (1 - rescale + rescale * factor)
 
 
+def settled(value: Any) -> Guidance | None:
+    """Guidance as it may be assigned: a `Guidance`, None, or a scale (one number, or one per step).
+
+    Raises `ArgumentError` for anything else.
+    """
+    if value is None or isinstance(value, Guidance):
+        return value
+    if isinstance(value, (bool, str)) or callable(value):
+        raise ArgumentError(f"guidance is a scale such as 4.0, tm.cfg(…) or None, got {value!r}")
+    return cfg(value)
+
+
+class Guiding(NamedTuple):
+    """Guidance, and what it says for every row of a run that is guided so from row `since` on."""
+
+    guidance: Guidance | None
+    scales: tuple[float | None, ...]
+    forecasts: tuple[tuple[float, ...], ...]
+    since: int
+
+    @classmethod
+    def of(cls, guidance: Guidance | None, table: Table, prediction: str, since: int = 0) -> Guiding:
+        """Raises `ArgumentError` where the guidance does not fit the table."""
+        if guidance is None:
+            return cls(None, (None,) * table.nfe, ((),) * table.nfe, since)
+        return cls(guidance, guidance.scales(table), guidance.forecasts(table, prediction, since), since)
+
+
 class Guided:
     """The part of a `Run` that tells how its network calls are guided.
 
@@ -201,7 +232,11 @@ class Guided:
 
     table: Table
     prediction: str
-    _guidance: Guidance | None
+    driver: Driver
+    _change: threading.Condition
+    _guiding: Guiding
+    _coming: Guiding | None  # from the next row on
+    _flight: int | None
     _difference: Tensor | None
 
     if TYPE_CHECKING:
@@ -214,14 +249,49 @@ class Guided:
 
     @property
     def guidance(self) -> Guidance | None:
-        """How the run is guided."""
-        return self._guidance
+        """How the run is guided. Assign `cfg(…)`, a scale or None, from any thread: it acts from the next row on.
+
+        Raises `TimonelError` at the assignment, and the run goes on as it was, where the rows to come cannot be
+        guided so.
+        """
+        return (self._coming or self._guiding).guidance
 
     @guidance.setter
-    def guidance(self, made: Guidance | None) -> None:
-        self._guidance, self._difference = made, None
-        self.scales = made.scales(self.table) if made else (None,) * self.table.nfe
-        self.forecasts = made.forecasts(self.table, self.prediction) if made else ((),) * self.table.nfe
+    def guidance(self, value: Guidance | float | Sequence[float] | None) -> None:
+        guidance = settled(value)
+        with self._change:
+            flies = self._flight not in (None, threading.get_ident())  # another thread computes a row
+            new = Guiding.of(guidance, self.table, self.prediction, self.row + flies)
+            if guidance is not None:
+                self.driver.admit(self, guidance)  # type: ignore[arg-type]
+            self._coming = new if guidance != self._guiding.guidance else None
+            if not flies:
+                self._settle()
+
+    @property
+    def guided_since(self) -> int:
+        """The row from which `guidance` holds."""
+        return (self._coming or self._guiding).since
+
+    def _settle(self) -> None:
+        """Between two rows: what was assigned while one was computed holds from here on."""
+        if self._coming is not None:
+            self._guiding, self._coming, self._difference = self._coming, None, None
+
+    @property
+    def guiding(self) -> Guidance | None:
+        """The guidance of the row that is computed, whatever was assigned meanwhile."""
+        return self._guiding.guidance
+
+    @property
+    def scales(self) -> tuple[float | None, ...]:
+        """Guidance scale of every row: 1.0 skips the unconditional half, None is the pipeline's own."""
+        return self._guiding.scales
+
+    @property
+    def forecasts(self) -> tuple[tuple[float, ...], ...]:
+        """Of every row the weights that its unconditional half is forecast with."""
+        return self._guiding.forecasts
 
     @property
     def scale(self) -> float | None:
@@ -253,7 +323,7 @@ class Guided:
     @property
     def remembers(self) -> bool:
         """Whether later rows need the difference of the coming call, where both of its halves are computed."""
-        return self._guidance is not None and self._guidance.forecast > 1
+        return self.guiding is not None and self.guiding.forecast > 1
 
     def remember(self, difference: Tensor) -> None:
         """Give cond - uncond of the coming row's raw outputs, before `advance`, where both halves were computed."""
@@ -262,6 +332,6 @@ class Guided:
     def _remembered(self, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The differences after a row that began with `before`."""
         told, self._difference = self._difference, None
-        if told is None or self._guidance is None or not self.remembers:
+        if told is None or self.guiding is None or not self.remembers:
             return before
-        return (told, *before)[: self._guidance.order]
+        return (told, *before)[: self.guiding.order]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import guidance as guide
 from . import noise as noises
+from .driver import Driver
 from .errors import ArgumentError
 from .guidance import Guidance
 from .noise import Noise
@@ -78,7 +79,7 @@ def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     raw = denoise(run.latents, at)
     scale = 1.0 if run.scale is None else run.scale
     if unconditional is not None and scale != 1.0:
-        rescale = run.guidance.rescale if run.guidance else 0.0
+        rescale = run.guiding.rescale if run.guiding else 0.0
         forecast = run.forecast
         other = unconditional(run.latents, at) if forecast is None else raw - forecast
         if forecast is None and run.remembers:
@@ -87,17 +88,33 @@ def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     run.advance(raw)
 
 
+class Loop(Driver):
+    """The native loop, which guides where it has an unconditional denoiser, and by a scale only."""
+
+    def __init__(self, unconditional: Denoiser | None) -> None:
+        self.unconditional = unconditional
+
+    def admit(self, run: Run, guidance: Guidance) -> None:
+        if self.unconditional is None:
+            raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
+        if guidance.scale is None:
+            raise ArgumentError("guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own")
+
+
 def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
-    """Drive `run` and yield it after every completed step."""
-    if run.guidance is not None and unconditional is None:
-        raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
-    if run.guidance is not None and run.guidance.scale is None:
-        raise ArgumentError("guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own")
+    """Drive `run` and yield it after every completed step.
+
+    Raises what `denoise` or a hook raises; the run is then failed, or stopped by a `KeyboardInterrupt`, and goes on
+    where it was when it is given here again after `run.resume()`.
+    """
+    run.driver = Loop(unconditional)
+    if run.guidance is not None:
+        run.driver.admit(run, run.guidance)
     for row in run.rows():
         try:
             advance(run, denoise, unconditional)
-        except BaseException:
-            run.fail()
+        except BaseException as error:
+            run.fail(error)
             raise
         if run.table.ends_step(row):
             yield run

@@ -7,6 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import guidance as guide
 from . import noise as noises
+from . import process as processes
+from . import solvers
 from .errors import ArgumentError
 from .files import replacing
 from .guidance import Guidance
@@ -68,7 +71,8 @@ class Recipe(BaseModel):
     A picture that the helm makes has its recipe in `info`, and its own `save` writes it into a PNG too. `pipeline`: the
     class of a pipeline object that was at the helm; `model` is then only where that says it comes from. `missing`:
     arguments that a file cannot hold, such as a picture. `besides`: what else had a part in it, such as a hook.
-    `batch`: how many pictures were made at once. `part`: which part of the levels, see `Sampler`.
+    `batch`: how many pictures were made at once. `listed`: the levels are a list that the pipeline is called with.
+    `part`: which part of the levels, see `Sampler`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,6 +104,7 @@ class Recipe(BaseModel):
     missing: list[str] | None = None
     besides: list[str] | None = None
     batch: int | None = None
+    listed: bool | None = None
     stopped_after: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -134,6 +139,16 @@ class Recipe(BaseModel):
             self.sigmas, self.times, noise=self.noise, fitted=fitted, **part,
         )  # fmt: skip
 
+    def _sampler(self, helm: Helm) -> Sampler:
+        """The sampler of a call. A picture from before grids were always written was made on the usual one of then."""
+        found = self.chosen()
+        if self.listed or found.times is not None:
+            return found
+        if not self.versions or found.fitted is not None or found.sigmas is not None or found.grid is not None:
+            return found
+        former = "karras" if processes.from_config(helm.pipe.scheduler.config).kind == "edm" else "trailing"
+        return replace(found, grid=solvers.find(found.name).grid or former)
+
     def inputs(self) -> dict[str, Any]:
         """What the pipeline itself is called with; `image` is a path, read here."""
         from .animate import still
@@ -153,7 +168,7 @@ class Recipe(BaseModel):
             hooks.append(stop_when(lambda run: run.step == self.stopped_after, "the recipe stops here"))
         guidance = None if self.guidance is None else self.guidance.guidance()
         given = {**self.inputs(), **more}
-        return helm(sampler=self.chosen(), guidance=guidance, seeds=[self.seed], hooks=hooks, **given)
+        return helm(sampler=self._sampler(helm), guidance=guidance, seeds=[self.seed], hooks=hooks, **given)
 
     def check(self, *held: str, helm: bool = False) -> None:
         """Raise `ArgumentError` where a file cannot hold all it takes: a pipeline object, or inputs not in `held`."""

@@ -18,19 +18,29 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from . import prediction as predictions
+from .driver import UNKNOWN, Driver
 from .errors import ArgumentError, HookError, RunError, TimonelError, whole
-from .guidance import Guidance, Guided
+from .guidance import Guidance, Guided, Guiding, settled
 from .hooks import Hook, adapt
 from .kernel import combine
 from .noise import Noise
 from .process import At
 from .program import Program, Shape, State
 from .table import Table
+
+
+class Kept(NamedTuple):
+    """A state that can be gone back to, with the picture it shows and what the network remembered at it."""
+
+    state: State
+    clean: Tensor | None
+    called: int | None  # the row of the network call that `clean` comes from
+    memory: Any
 
 
 class Run(Guided):
@@ -50,7 +60,7 @@ class Run(Guided):
         prediction: str = "sample",
         *,
         noise: Noise | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | float | None = None,
         hooks: Sequence[Hook | Callable[[Run], None]] = (),
         shape: Shape | None = None,
         keep: int = 0,
@@ -61,23 +71,31 @@ class Run(Guided):
         if self.table.stochastic and noise is None:
             raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
         self.program = Program.bind(self.table, self.prediction, shape)
-        self.guidance = guidance
+        self._guiding = Guiding.of(settled(guidance), self.table, self.prediction)
+        self._coming, self._difference, self.driver = None, None, Driver()
         self._levels = tuple(
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
         )
         self.hooks = [adapt(hook) for hook in hooks]
+        self.lent: tuple[Hook, ...] = ()  # those of `hooks` that belong to a call
         self._keep = whole("keep", keep, 0)
-        self._kept: OrderedDict[int, State] = OrderedDict()
+        self._kept: OrderedDict[int, Kept] = OrderedDict()
         self._start: State | None = None
         self._state: State | None = None
         self._last: tuple[Tensor, Tensor, int] | None = None  # x, raw and row of the newest call
         self._clean: Tensor | None = None  # the newest denoised prediction, when it was made a tensor
+        self._called: int | None = None  # the row of the newest call
+        self.memory: Any = UNKNOWN  # what the network remembered where the run came to rest
+        self._due: Any = UNKNOWN  # what it has to be given back before the next row
+        self._flight: int | None = None  # the thread that computes a row
         self._change = threading.Condition(threading.RLock())
         self._status, self._paused, self._stopping = "new", False, False
         self._goto: int | None = None
+        self._until = 0  # the step up to which a run that is paused goes, after a rewind
         self._finished = False
         self._watched: tuple[Tensor, int, Tensor] | None = None  # x, its version and a copy, while edits are possible
         self.advances = 0  # rows computed so far, those computed again after a rewind included
+        self.firing = False  # hooks are being called
         self.moved = False  # the state was replaced by a rewind since the last row
         self.reason = ""  # why the run was stopped
 
@@ -119,11 +137,14 @@ class Run(Guided):
     @property
     def called_at(self) -> At | None:
         """The level of the newest network call."""
-        return None if self._last is None else self._levels[self._last[2]]
+        return None if self._called is None else self._levels[self._called]
 
     @property
     def newest(self) -> tuple[Tensor, Tensor] | None:
-        """The newest network call: its sample, and the raw output that its row was advanced with."""
+        """The newest network call: its sample, and the raw output that its row was advanced with.
+
+        None after a rewind, until the network is called again.
+        """
         return None if self._last is None else self._last[:2]
 
     @property
@@ -146,7 +167,7 @@ class Run(Guided):
 
     @property
     def denoised(self) -> Tensor:
-        """The newest prediction of the clean sample, as the solver used it."""
+        """The newest prediction of the clean sample, as the solver used it; after a rewind that of its step."""
         if self._clean is None:
             if self._last is None:
                 raise RunError("there is no prediction yet; the network has not been called")
@@ -157,7 +178,7 @@ class Run(Guided):
     @property
     def result(self) -> Tensor:
         """The sample of a finished run; of an unfinished one the newest denoised prediction."""
-        return self._here.x if self.row == self.table.nfe or self._last is None else self.denoised
+        return self._here.x if self.row == self.table.nfe or self._called is None else self.denoised
 
     # -- going -------------------------------------------------------------------------------
     def start(self, x: Tensor) -> None:
@@ -168,6 +189,7 @@ class Run(Guided):
             x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
             self._begin(State(0, x, x if self.table.uses_base else None, (None,) * (self.table.history - 1)))
             self._start = self._here
+        self.driver.looping(True)
         self._fire("on_start")
         with self._change:
             self._start = self._here.clone()
@@ -184,18 +206,29 @@ class Run(Guided):
     def proceed(self) -> bool:
         """Wait while paused, go back if a rewind was asked for; False once the run has ended."""
         with self._change:
+            self._flight = None
             while True:
                 self._unwatch()
+                self._settle()
                 if self._goto is not None:  # also while paused, so that one can rewind, look, edit and go on
                     self._go_back(self._goto)
                     self._goto = None
-                if not self._paused or self._stopping:
+                if self.driver.interrupted():
+                    self.stop("the pipeline was interrupted")
+                if not self._paused or self._stopping or self.step < self._until:
                     break
                 self._watch()
-                self._change.wait()
+                self._change.wait(self.driver.patience)
             if self._stopping and self._status == "running":
                 self._status = "stopped"
-            return self._status == "running"
+                self.memory = self.driver.remembered() if self._keep else UNKNOWN
+            if self._status != "running":
+                return False
+            self.driver.looping(True)
+            if self._due is not UNKNOWN:
+                self.driver.recall(self._due)
+            self._flight = threading.get_ident()
+            return True
 
     def advance(self, raw: Tensor) -> None:
         """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks if a step ended."""
@@ -210,13 +243,15 @@ class Run(Guided):
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
+            self._called, self.memory, self._due, self._flight = state.row, UNKNOWN, UNKNOWN, None
+            self._settle()
             self.advances, self.moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
         if self.table.ends_step(state.row):
             self._fire("on_step")
             if self._keep and new.row < self.table.nfe:
-                self._kept[self.step] = self._here.clone()
+                self._kept[self.step] = Kept(self._here.clone(), self.denoised, self._called, self.driver.remembered())
                 while len(self._kept) > self._keep:
                     self._kept.popitem(last=False)
 
@@ -227,13 +262,22 @@ class Run(Guided):
                 return
             self._finished = True
         self._fire("on_end")
+        self.driver.looping(False)
 
-    def fail(self) -> None:
-        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is dropped."""
+    def fail(self, error: BaseException | None = None) -> None:
+        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is dropped.
+
+        One that somebody interrupted (`KeyboardInterrupt`) is stopped; `resume` lets either of them go on.
+        """
         with self._change:
+            self._flight = None
+            self._settle()
             if self._finished or self._status == "new":
                 return
-            self._status, self._finished = "failed", True
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self._status, self._finished = "stopped" if interrupted else "failed", True
+            if not self.reason and error is not None:
+                self.reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
         for hook in self.hooks:
             with suppress(Exception):
                 hook.on_end(self)
@@ -242,17 +286,24 @@ class Run(Guided):
     def _fire(self, point: str) -> None:
         if self.hooks:
             self._watch()
-        for hook in self.hooks:
-            try:
-                getattr(hook, point)(self)
-            except TimonelError:
-                self._status = "failed"
-                raise
-            except Exception as error:
-                self._status = "failed"
-                raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
+        self.firing = True
+        try:
+            for hook in self.hooks:
+                self._call(hook, point)
+        finally:
+            self.firing = False
         with self._change:
             self._unwatch()
+
+    def _call(self, hook: Hook, point: str) -> None:
+        try:
+            getattr(hook, point)(self)
+        except TimonelError:
+            self._status = "failed"
+            raise
+        except Exception as error:
+            self._status = "failed"
+            raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
 
     # An edit of x must reach the base of solvers that correct it (UniPC), or the corrector undoes it.
     def _carry(self) -> float | None:
@@ -304,20 +355,51 @@ class Run(Guided):
         """Wait before the next row until `resume` or `stop`."""
         with self._change:
             self._paused = True
+            if self._goto is None:
+                self._until = 0
 
     def resume(self) -> None:
-        """Go on after `pause`; after `stop`, the loop that drives the run can be entered again."""
+        """Go on after `pause`; after a stop or a failure, the loop that drives the run can be entered again."""
         with self._change:
             self._paused = False
-            if self._status in ("running", "stopped"):
-                self._status, self._stopping, self._finished = "running", False, False
+            if self._status in ("running", "stopped", "failed") and self.started:
+                ended = self.row == self.table.nfe
+                self._status, self._stopping, self._finished = "done" if ended else "running", False, False
+                self.reason = ""
             self._change.notify_all()
+
+    def adopt(self, fresh: Run) -> None:
+        """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver and context.
+
+        A run that was stopped, interrupted or has failed goes on; one that is done stays so. Raises `TimonelError`,
+        and changes nothing, where `fresh` could not be guided so.
+        """
+        before, self.driver = self.driver, fresh.driver
+        try:
+            if self.row < self.table.nfe:
+                self.guidance = fresh.guidance
+        except TimonelError:
+            self.driver = before
+            raise
+        self.disown()
+        self.driver = fresh.driver
+        self.hooks, self.lent = [*self.hooks, *fresh.hooks], tuple(fresh.hooks)
+        self.context, self.noise = fresh.context, self.noise or fresh.noise
+        self._due = None if self.memory is UNKNOWN else self.memory
+        self.resume()
+        for hook in self.lent:
+            self._call(hook, "on_resume")
+
+    def disown(self) -> None:
+        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of their own."""
+        self.driver = Driver()
+        self.hooks, self.lent = [hook for hook in self.hooks if all(hook is not other for other in self.lent)], ()
 
     def rewind(self, step: int) -> None:
         """Go back so that `step` steps are completed, at the next row.
 
         Continues from the kept state (`keep=`) at or nearest before `step`, else from the start;
-        steps in between are computed again, with the same noise and the same hooks.
+        steps in between are computed again, with the same noise and the same hooks, while the run is paused too.
         Raises `RunError` for a step the run has not reached.
         """
         with self._change:
@@ -327,19 +409,22 @@ class Run(Guided):
                 )
             if self._start is None:
                 raise RunError("the run has not started; there is nothing to rewind")
-            self._goto, self._stopping = step, False
-            if self._status in ("done", "stopped"):
+            self._goto, self._until, self._stopping = step, step, False
+            if self._status in ("done", "stopped", "failed"):
                 self._status, self._finished = "running", False
             self._change.notify_all()
 
     def _go_back(self, step: int) -> None:
         at = max((s for s in self._kept if s <= step), default=None)
-        source = self._start if at is None else self._kept[at]
+        kept = None if at is None else self._kept[at]
+        source = self._start if kept is None else kept.state
         assert source is not None
         self._begin(source.clone())
         for later in [s for s in self._kept if s > step]:
             del self._kept[later]
-        self._last = self._clean = None
+        self._last = None
+        self._clean, self._called = (None, None) if kept is None else (kept.clean, kept.called)
+        self._due = None if kept is None else kept.memory
         self.moved = True
 
     def branch(self, *, hooks: Sequence[Hook | Callable[[Run], None]] = ()) -> Run:
@@ -347,16 +432,24 @@ class Run(Guided):
         with self._change:
             self.latents = self._here.x  # an edit in place reaches the base first
             twin = Run(
-                self.table, self.prediction, noise=self.noise, guidance=self.guidance, hooks=hooks,
-                shape=self.shape, keep=self._keep, context=self.context,
+                self.table, self.prediction, noise=self.noise, hooks=hooks, shape=self.shape, keep=self._keep,
+                context=self.context,
             )  # fmt: skip
+            twin._guiding = self._coming or self._guiding
             twin._begin(self._here.clone())
             twin._start = self._start
-            twin._kept = OrderedDict((k, s.clone()) for k, s in self._kept.items())
-            twin._last, twin._clean = self._last, self._clean
+            twin._kept = OrderedDict((k, s._replace(state=s.state.clone())) for k, s in self._kept.items())
+            twin._last, twin._clean, twin._called = self._last, self._clean, self._called
+            twin.memory = self._resting()
             if self.row == self.table.nfe:
                 twin._status = "done"
             return twin
+
+    def _resting(self) -> Any:
+        """What the network remembers at this state; `UNKNOWN` while a row is computed or after the run's end."""
+        if self._flight is not None or self._status != "running":
+            return self.memory
+        return self.driver.remembered() if self._due is UNKNOWN else self._due
 
     # -- saving ------------------------------------------------------------------------------
     def states(self) -> tuple[State, State]:
@@ -367,11 +460,25 @@ class Run(Guided):
             self.latents = self._here.x  # an edit in place reaches the base first
             return self._start, self._here
 
-    def restore(self, start: State, here: State) -> None:
-        """Continue from saved states instead of `start(x)`."""
+    def snapshot(self) -> tuple[State, Kept]:
+        """The start, and the present state with its prediction, as one consistent pair."""
+        with self._change:
+            start, here = self.states()
+            return start, Kept(here, None if self._called is None else self.denoised, self._called, self._resting())
+
+    def restore(
+        self, start: State, here: State, clean: Tensor | None = None, called: int | None = None, since: int = 0
+    ) -> None:
+        """Continue from saved states instead of `start(x)`.
+
+        `clean, called`: the newest denoised prediction and the row of its network call. `since`: the row from which
+        the run has its guidance.
+        """
         with self._change:
             self._start = start
             self._begin(here)
+            self._clean, self._called = clean, called
+            self._guiding = Guiding.of(self.guiding, self.table, self.prediction, since)
             if here.row == self.table.nfe:
                 self._status = "done"
 

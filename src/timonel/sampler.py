@@ -32,7 +32,8 @@ class Sampler:
 
     `options` go to the solver (eta, order, …), `grid_options` to the grid (rho, sigma_max, …).
     `sigmas` or `times` give your own levels instead of a named grid and set the steps. Without a
-    grid the solver's own is taken, else the process' usual one: karras for EDM, trailing otherwise.
+    grid the solver's own is taken, else the process' usual one, `grids.usual`: karras, and trailing for a flow or
+    where the process begins at pure noise.
     `noise`: where the solver's fresh noise comes from, "independent" (unless the name says otherwise) or
     "brownian"; see `noise.py`.
     `start, stop, strength, denoising_start, denoising_end`: only a part of the levels; see `grids.cut`.
@@ -148,7 +149,7 @@ class Sampler:
             return self
         if self.sigmas is not None or self.times is not None:
             return replace(self, steps=self._levels(process).steps)
-        usual = solvers.find(self.name).grid or ("karras" if process.kind == "edm" else "trailing")
+        usual = solvers.find(self.name).grid or grids.usual(process)
         return replace(self, grid=self.grid or usual, steps=self.steps or STEPS)
 
     def levels(self, process: Process) -> Grid:

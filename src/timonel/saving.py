@@ -28,15 +28,19 @@ def save(run: Run, path: str | PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    start, here = run.states()
+    start, (here, clean, called, _) = run.snapshot()
     tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
+    if clean is not None:
+        tensors["denoised"] = clean.detach().contiguous().clone()
     data = {
         "format": FORMAT,
         "row": here.row,
         "table": run.table.to_dict(),
         "prediction": run.prediction,
         "noise": _source(run.noise),
+        "called": called,
         "guidance": None if run.guidance is None else asdict(run.guidance),
+        "guided_since": run.guided_since,
         "shaped": run.shape is not None,
         "history": len(here.history),
         "differences": len(here.differences),
@@ -90,7 +94,9 @@ def load(
         table, prediction, noise=noise, guidance=None if scales is None else _guidance(scales),
         hooks=hooks, shape=shape, keep=keep, context=context,
     )  # fmt: skip
-    run.restore(*states)
+    # files of runs before predictions and changes of guidance were saved have neither
+    start, here = states
+    run.restore(start, here, tensors.get("denoised"), data.get("called"), data.get("guided_since", 0))
     return run
 
 

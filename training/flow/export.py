@@ -49,6 +49,7 @@ def card(work: Path, base: Path, state: dict[str, Any]) -> dict[str, Any]:
         "components": {name: part.model_dump(exclude_defaults=True) for name, part in COMPONENTS.items()},
         "default_guidance": figures.get("best_guidance", 3.0),
         "default_steps": 20,
+        "default_sampler": "dpmpp_2m/beta",
         "evaluation": figures,
         "trained_on": {
             "images": first["trained_on"]["images"],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +16,17 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from ..comparison import Comparison
     from ..comparison.plan import Plan
+    from ..comparison.progress import State
 
 Many = list[str] | None
+WORDS = "timonel.words"  # of the command as it was typed
 
 
 class Greedy(TyperCommand):
     """A command whose lists may be written in a row: `--sampler euler unipc` for `--sampler euler --sampler unipc`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = list(args)
         lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
         told, name = list[str](), None
         for word in args:
@@ -40,6 +47,7 @@ def add(app: typer.Typer) -> None:
 
 
 def compare(
+    ctx: typer.Context,
     subjects: Annotated[Many, typer.Argument(help="Prompts, or pictures for an image-to-video model.")] = None,
     model: Annotated[Many, typer.Option(help="Shipped models, folders or hub names.")] = None,
     sampler: Annotated[Many, typer.Option(help="Samplers: solver, solver/grid, or a grid alone.")] = None,
@@ -65,11 +73,12 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many runs and calls, and about how long; compute nothing else.")
     ] = False,
+    export: Annotated[Path | None, typer.Option(help="Also write the numbers as a .parquet file.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
 ) -> None:
     """Compare samplers, schedules and guidance: pictures and numbers on one page to open or to send.
 
-    A comparison that was stopped goes on where it was when the same command is given again.
+    A comparison that was stopped, with Ctrl-C too, goes on where it was when the same command is given again.
 
     Example: timonel compare "red apple" --sampler euler dpmpp_2m/karras ays --steps 6 10 20 --seeds 4
     """
@@ -84,7 +93,18 @@ def compare(
     given = {name: value for name, value in axes.items() if value is not None}
     ready = _preset(preset, subjects, given)
     chosen, judge = ready if ready else (planned(subjects or [], plan, given), None)
-    _compare(chosen, judge, batch=batch, references=references, yes=yes, dry_run=dry_run, out=out)
+    if export is not None:
+        from ..comparison.rows import exportable
+
+        exportable(export)
+    again = shlex.join(["timonel", "compare", *ctx.meta[WORDS]])
+    made = _compare(chosen, judge, again, batch=batch, references=references, yes=yes, dry_run=dry_run, out=out)
+    if made is None:
+        return
+    if export is not None:
+        made.export(export)
+    _say(made)
+    raise typer.Exit(1 if len(made.failed) == len(chosen) else 0)
 
 
 def _preset(
@@ -105,11 +125,12 @@ def _preset(
 
 
 def _compare(
-    chosen: Plan, judge: Callable[[Comparison], Comparison] | None, *, batch: int | None, references: bool, yes: bool,
-    dry_run: bool, out: Path,
-) -> None:  # fmt: skip
-    """Run it, with a bar, and say what was found."""
+    chosen: Plan, judge: Callable[[Comparison], Comparison] | None, again: str, *, batch: int | None, references: bool,
+    yes: bool, dry_run: bool, out: Path,
+) -> Comparison | None:  # fmt: skip
+    """Run it, with a bar. On Ctrl-C, whenever it comes, say what is kept, and that the command `again` goes on."""
     from ..comparison import compare as make
+    from ..comparison import kept
     from .options import quiet
 
     quiet()
@@ -117,37 +138,40 @@ def _compare(
         from ..comparison.estimate import estimate
 
         print(estimate(chosen, out, batch, references))
+        return None
+    try:
+        with _bar() as progress:
+            found = make(plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress)
+        return judge(found) if judge else found
+    except KeyboardInterrupt as stop:
+        from ..comparison.store import Store
+
+        what = getattr(stop, "kept", None) or kept(chosen, Store(out))
+        print(f"{what}\nthis goes on:  {again}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[State], None]]:
+    """Shows how far it is: a bar on a terminal, lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..comparison.progress import Lines
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(patience=0)
         return
-    with _bar(chosen) as progress:
-        found = make(plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress)
-    found = judge(found) if judge else found
-    _say(found)
-    raise typer.Exit(1 if len(found.failed) == len(chosen) else 0)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, transient=True, console=console) as bar:
+        task = bar.add_task("comparing")
 
+        def seen(state: State) -> None:
+            done, total = (state.row, state.rows) if state.phase != "runs" else (state.done, state.total)
+            bar.update(task, description=str(state), completed=done, total=total or None)
 
-def _bar(plan: Plan) -> Any:
-    """A progress bar over the cells, as a context that gives what to call."""
-    from contextlib import contextmanager
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, transient=True) as bar:
-            task = bar.add_task("comparing", total=len(plan))
-
-            def told(what: str, outcome: Any) -> None:
-                if outcome is None:
-                    bar.update(task, description=what)
-                elif outcome.kind == "reference":
-                    bar.update(task, description="converging the references")
-                else:
-                    bar.update(task, advance=1, description="comparing")
-
-            yield told
-
-    return shown()
+        yield seen
 
 
 def _say(found: Comparison) -> None:
@@ -156,13 +180,14 @@ def _say(found: Comparison) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("setting", "calls", "latent RMSE", "PSNR", "energy", "s", ""):
+    for name in ("setting", "evaluations", "latent RMSE", "PSNR", "energy", "s", ""):
         table.add_column(name, justify="left" if name in ("setting", "") else "right")
-    for group in found.groups:
+    for group in sorted(found.groups, key=_order):
         mean, error = group["mean"], group["stderr"]
-        verdict = {"best": "best", "tie": "ties with the best"}.get(group["verdict"] or "", "")
+        cost = _number(group["halves"], 0)
+        verdict = {"best": f"best at {cost}", "tie": "ties with it"}.get(group["verdict"] or "", "")
         table.add_row(
-            group["label"], _number(group["halves"], 0), _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
+            group["label"], cost, _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
             _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),
             _number(group["seconds"], 2), verdict,
         )  # fmt: skip
@@ -170,6 +195,12 @@ def _say(found: Comparison) -> None:
     for outcome in found.failed:
         print(f"failed: {outcome.recipe.sampler}, {outcome.recipe.steps} steps: {outcome.reason}")
     print(f"page  {found.page}")
+
+
+def _order(group: dict[str, Any]) -> tuple[float, float]:
+    """Settings of equal cost stand together, the best of them first; what failed comes last."""
+    error = group["mean"].get("latent_rmse")
+    return math.inf if group["halves"] is None else group["halves"], math.inf if error is None else error
 
 
 def _number(value: float | None, digits: int, error: float | None = None) -> str:

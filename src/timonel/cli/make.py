@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import complete
-from .options import Dtype, Model, Overwrite, Settings, choose, guidance_of, quiet, stoppable
+from .options import Dtype, Model, Overwrite, Settings, choose, guidance_of, quiet, sampler_of, stoppable
 from .say import Json, kept, reporting, say
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def generate(
     from .. import zoo
     from ..errors import ArgumentError
     from ..places import placed
-    from ..sampler import STEPS
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
@@ -76,13 +75,14 @@ def generate(
         card = zoo.card(model) if model in zoo.MODELS else None
         interval = guidance_of(card.default_guidance if card and guidance is None else guidance, guidance_until)
         told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
-        chosen = choose(model, sampler, steps, told, noise, interval, card.default_steps if card else STEPS)
-        assert chosen.steps is not None
+        named = None if sampler is None else sampler_of(sampler, steps, told, noise)
         quiet()
         from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
         from ..recipe import GuidanceData, Recipe
 
         helm = Helm(model, dtype=dtype, device=device)
+        chosen = choose(helm, named, steps, told, noise, interval)
+        assert chosen.steps is not None
         recipe = Recipe(
             model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps, width=width,
             height=height, dtype=dtype, device=device, guidance=None if interval is None else GuidanceData.of(interval),
@@ -134,7 +134,7 @@ def animate(
             autocompletion=complete.models,
         ),
     ] = "emoji-video",
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: 12.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -169,7 +169,6 @@ def animate(
 
     Ctrl-C once stops at the next step and still decodes and saves what there is; twice aborts.
     """
-    from .. import zoo
     from ..animate import Motion, still, target
     from ..animate import animate as make
     from ..files import free
@@ -178,13 +177,13 @@ def animate(
     video = target(out or free(Path("out/clip"), ".mp4").with_suffix(".mp4"), overwrite=overwrite or out is None)
     with reporting(as_json) as report:
         interval = guidance_of(guidance, guidance_until)
-        own = guidance_of(zoo.card(model).default_guidance, None) if model in zoo.MODELS else None
-        chosen = choose(model, sampler, steps, settings or [], None, interval or own, 12)
+        named = None if sampler is None else sampler_of(sampler, steps, settings or [])
         told, first = Motion(motion, fps, noise), still(picture)
         quiet()
         from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
 
         helm = Helm(model, dtype=dtype, device=device)
+        chosen = choose(helm, named, steps, settings or [], None, interval)
         size = {"width": width, "height": height, "num_frames": frames}
         with stoppable(helm):
             made = make(

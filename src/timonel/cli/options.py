@@ -58,26 +58,20 @@ def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str
 
 
 def choose(
-    model: str, name: str | None, steps: int | None, settings: Sequence[str], noise: str | None,
-    guidance: Guidance | None, usual: int,
+    helm: Helm, named: Sampler | None, steps: int | None, settings: Sequence[str], noise: str | None,
+    guidance: Guidance | None,
 ) -> Sampler:  # fmt: skip
-    """The sampler of a command: the one that was named, else one that was fitted to the shipped model.
+    """The sampler of a command with its steps, by the rule of `pipelines/choice.py`; says which, and why.
 
-    That is for just these steps and this guidance, and says so; where there is none, or anything else about the
-    sampler is asked for, the model's own. `usual`: steps where none are given.
+    `named`: the one that the command names, as `sampler_of` has read it. `settings` and `noise` of a command that
+    names none are those of the sampler that the rule takes; one that was fitted has none.
     """
-    from .. import zoo
-    from ..sampler import DEFAULT
-
-    if name is not None:
-        return sampler_of(name, steps_of(name, steps, usual), settings, noise)
-    steps = usual if steps is None else steps
-    if model not in zoo.MODELS:
-        return sampler_of(DEFAULT, steps, settings, noise)
-    fitted = None if settings or noise is not None else zoo.tuned(model, steps, guidance)
-    if fitted is not None:
-        say(f"sampler    {fitted.name}: fitted to this model for {steps} steps (--sampler to choose another)")
-    return fitted or sampler_of(zoo.card(model).default_sampler, steps, settings, noise)
+    plain = not settings and noise is None
+    found = helm.choose(named, steps, guidance, fitted=plain)
+    if named is None and not plain:
+        found = helm.choose(sampler_of(found.sampler.label, found.sampler.steps, settings, noise), guidance=guidance)
+    say(f"sampler    {found}")
+    return found.sampler
 
 
 def steps_of(name: str, steps: int | None, usual: int) -> int | None:

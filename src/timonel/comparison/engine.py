@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ from ..table import Table
 from . import measure
 from .fleet import Job, drive
 from .plan import Cell, Plan
+from .progress import Progress, State
 from .store import Outcome, Store
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ BATCH = 16  # network evaluations a call
 SAMPLES = 64  # conditions captured at once
 DECODED = 8  # runs whose pictures are decoded and kept together
 SOLVER, FIRST, LAST, TRUSTED = "unipc", 64, 256, 2e-3  # of a reference: doubled until it changes by less
-Progress = Callable[[str, Outcome | None], None]
 
 
 @dataclass
@@ -83,14 +84,31 @@ def works(plan: Plan) -> Iterator[Work]:
             yield Work(mine, [first[s] for s in some])
 
 
+def settled(recipe: Recipe, helm: Helm) -> Recipe:
+    """The recipe with the grid that its sampler leaves to the model, as a call of the helm has it."""
+    if recipe.grid is not None or recipe.sigmas is not None or recipe.table is not None:
+        return recipe
+    found = helm.choose(recipe.chosen()).sampler
+    return recipe.model_copy(update={"grid": found.grid, "grid_options": dict(found.grid_options)})
+
+
 def reference(recipe: Recipe, process: Process, steps: int) -> Recipe:
     """The fine run that a recipe's is measured against: same model, sample and scale, guided all the way."""
+    return _fine(recipe, usual(process), steps)
+
+
+def _fine(recipe: Recipe, grid: str, steps: int) -> Recipe:
     g = recipe.guidance
     always = None if g is None else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
     return recipe.model_copy(update={
-        "sampler": SOLVER, "grid": usual(process), "steps": steps, "options": {}, "grid_options": {}, "table": None,
+        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {}, "table": None,
         "sigmas": None, "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
     })  # fmt: skip
+
+
+def shared(recipe: Recipe) -> str:
+    """What recipes that are measured against the same reference have in common."""
+    return _fine(recipe, "", 1).model_dump_json()
 
 
 class Engine:
@@ -100,19 +118,30 @@ class Engine:
         self, plan: Plan, store: Store, *, batch: int = BATCH, references: bool = True, progress: Progress | None = None
     ) -> None:
         self.plan, self.store, self.batch, self.referring = plan, store, batch, references
-        self.progress: Progress = progress or (lambda what, outcome: None)
+        self.progress: Progress = progress or (lambda state: None)
         self.perceptual = measure.Perceptual()
         self.references: dict[str, str] = {}  # cell to reference
         self.notes: list[dict[str, str]] = []
         self._helm: tuple[tuple[Any, ...], Helm] | None = None
+        self._began, self._state = time.monotonic(), State("watching")
+        self._settled, self._samples, self._ended = set[str](), 0, 0  # references that are done, of how many; runs
 
     def run(self) -> None:
-        """Everything that is not in the store yet."""
-        for work in works(self.plan):
-            self._work(work)
+        """Everything that is not in the store yet, or whose files are gone."""
+        self.store.refresh()
+        known = [self.store.outcomes.get(cell.id) for cell in self.plan]
+        gone = sum(o is not None and o.status == "done" and not self.store.whole(o) for o in known)
+        self._ended = sum(self.store.done(cell.id) is not None for cell in self.plan)
+        self._samples = len({shared(cell.recipe) for cell in self.plan if self.referring and self._unmeasured(cell)})
+        self._state = replace(self._state, gone=gone)
+        with _quiet(self.plan.helms.values()):
+            for work in works(self.plan):
+                self._work(work)
 
     def helm(self, recipe: Recipe) -> Helm:
-        """The model of a recipe; one is kept."""
+        """The model of a recipe; of those that are loaded here, one is kept."""
+        if recipe.model in self.plan.helms:
+            return self.plan.helms[recipe.model]
         key = (recipe.model, recipe.dtype, recipe.device)
         if self._helm is None or self._helm[0] != key:
             self._helm = None  # the memory of the one before
@@ -121,18 +150,35 @@ class Engine:
             self._helm = key, helm
         return self._helm[1]
 
+    def tell(self, phase: str, outcome: Outcome | None = None, **changes: Any) -> None:
+        """Say where the comparison is."""
+        done, total = (self._ended, len(self.plan)) if phase == "runs" else (len(self._settled), self._samples)
+        self._state = replace(
+            self._state, phase=phase, outcome=outcome, done=done, total=total, seconds=time.monotonic() - self._began,
+            **changes,
+        )  # fmt: skip
+        self.progress(self._state)
+
     # -- one setting ---------------------------------------------------------------------------
+    def _unmeasured(self, cell: Cell) -> bool:
+        """Whether a cell has not run, or has no reference to be measured against."""
+        outcome = self.store.done(cell.id)
+        return outcome is None or self.store.done(outcome.reference) is None
+
     def _work(self, work: Work) -> None:
+        self.store.refresh()  # another process may have done some of it
         todo = [cell for cell in work.cells if self.store.done(cell.id) is None]
-        if not todo:
+        unmeasured = [cell for cell in work.cells if self._unmeasured(cell)] if self.referring else []
+        if not todo and not unmeasured:
             return
         helm = self.helm(work.samples[0])
-        self.progress(f"{work.samples[0].model}: watching the pipeline", None)
+        self.tell("watching", model=work.samples[0].model)
         captured = self.capture(helm, work)
-        if self.referring:
+        if unmeasured:
             process = captured.process if captured is not None else _process(helm)
-            self._refer(todo, work, helm, captured, process)
+            self._refer(unmeasured, work, helm, captured, process)
         self._go([(cell.recipe, cell.id, "cell") for cell in todo], work, helm, captured)
+        self._measure([cell for cell in unmeasured if cell not in todo])
 
     def capture(self, helm: Helm, work: Work) -> Captured | None:
         """The pipeline's network with the conditions of all samples, or None where it stays in its loop."""
@@ -170,30 +216,50 @@ class Engine:
                 self.references[name] = fine
                 if outcome.change <= TRUSTED:
                     open_.pop(name)
+            self._settled |= {shared(c.recipe) for c in cells if c.id not in open_ or steps >= LAST}
+            self.tell("references")
 
     def _go_references(
         self, cells: dict[str, Recipe], work: Work, helm: Helm, captured: Captured | None, process: Process, steps: int
     ) -> None:
         wanted = {reference_id(r): r for r in (reference(recipe, process, steps) for recipe in cells.values())}
         missing = [(r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None]
+        self.tell("references", steps=steps, row=0, rows=0)
         self._go(missing, work, helm, captured)
+
+    def _measure(self, cells: list[Cell]) -> None:
+        """Measure cells that had run before, against references that were made now."""
+        for cell in cells:
+            outcome, reference = self.store.done(cell.id), self.references.get(cell.id, "")
+            if outcome is not None and reference and outcome.reference != reference:
+                outcome.reference = reference
+                latents, pixels = self.store.read_latents(cell.id), self.store.read_pixels(outcome)
+                outcome.measures = self._measures(outcome, latents, pixels)
+                self.store.keep([outcome])
 
     # -- many runs -----------------------------------------------------------------------------
     def _go(self, wanted: Sequence[tuple[Recipe, str, str]], work: Work, helm: Helm, captured: Captured | None) -> None:
-        """Run recipes to the end and keep what comes of them."""
+        """Run recipes to the end and keep what comes of them, of those that have ended too where it is interrupted."""
         if captured is None:
+            rows = sum(recipe.steps for recipe, _, _ in wanted)
+            self._rows(0, rows, wanted[0][2] if wanted else "")
+            row = 0
             for recipe, name, kind in wanted:
-                self._alone(helm, recipe, name, kind)
+                self._alone(helm, recipe, name, kind, rows)
+                row += recipe.steps
+                self._state = replace(self._state, row=row)  # a pipeline that begins on the way makes fewer
             return
         jobs, outcomes, ready = [], dict[str, Outcome](), list[Job]()
         for recipe, name, kind in wanted:
             outcomes[name] = Outcome(name, kind, "done", recipe)
             try:
+                outcomes[name].recipe = recipe = settled(recipe, helm)
                 run = self.prepare(recipe, captured)
             except TimonelError as error:
                 self._fail(outcomes[name], str(error))
                 continue
             jobs.append(Job(run, work.sample(recipe), name, told=kind == "cell"))
+        rows = sum(job.run.table.nfe for job in jobs)
 
         def flush() -> None:
             if ready:
@@ -208,8 +274,22 @@ class Engine:
             if len(ready) >= DECODED:
                 flush()
 
-        drive(jobs, captured, self.batch, finished)
-        flush()
+        self._rows(0, rows, wanted[0][2] if wanted else "")
+        try:
+            drive(jobs, captured, self.batch, finished, lambda many: self._rows(many, rows))
+            flush()
+        except KeyboardInterrupt:
+            flush()
+            raise
+
+    def _rows(self, many: int, rows: int, kind: str = "") -> None:
+        """Say that `many` more of `rows` network calls are done; at the beginning, of which `kind`."""
+        if kind:
+            self._state = replace(self._state, phase="runs" if kind == "cell" else "references", row=0)
+            if kind == "cell":
+                self._state = replace(self._state, steps=None)
+        if rows:
+            self.tell(self._state.phase, row=min(rows, self._state.row + many), rows=rows)
 
     def prepare(self, recipe: Recipe, captured: Captured) -> Run:
         """A recipe's run on the captured network."""
@@ -235,27 +315,40 @@ class Engine:
         if found and told not in self.notes:
             self.notes.append(told)
 
-    def _alone(self, helm: Helm, recipe: Recipe, name: str, kind: str) -> None:
+    def _alone(self, helm: Helm, recipe: Recipe, name: str, kind: str, rows: int) -> None:
         """One recipe through the helm, where its network cannot be captured."""
         outcome, story = Outcome(name, kind, "done", recipe), list[Tensor]()
+
+        def seen(run: Run) -> None:
+            story.append(run.denoised.clone())
+            self._rows(1, rows)
+
         try:
             began = time.perf_counter()
-            recipe.call(helm, hooks=[lambda run: story.append(run.denoised.clone())])
+            recipe.call(helm, hooks=[seen])
             seconds = time.perf_counter() - began
         except Exception as error:
             self._fail(outcome, f"{type(error).__name__}: {error}")
             return
         run = helm.run
         assert run is not None
-        rows = zip(run.scales, run.forecasts, strict=True)
-        halves = sum(1 if run.guidance is None or scale == 1.0 or seen else 2 for scale, seen in rows)
+        if run.status != "done":
+            self._fail(outcome, f"it {run.status} after row {run.row} of {run.table.nfe}")
+            return
+        guided = zip(run.scales, run.forecasts, strict=True)
+        halves = sum(1 if run.guidance is None or scale == 1.0 or foretold else 2 for scale, foretold in guided)
         job = Job(run, 0, name, kind == "cell", seconds, halves, story)
         self._keep([(outcome, job)], helm, None)
 
     def _fail(self, outcome: Outcome, reason: str) -> None:
         outcome.status, outcome.reason = "failed", reason
         self.store.keep([outcome])
-        self.progress("failed", outcome)
+        self._said(outcome)
+
+    def _said(self, outcome: Outcome) -> None:
+        """Say that a run ended."""
+        self._ended += outcome.kind == "cell"
+        self.tell(self._state.phase, outcome)
 
     @torch.no_grad()
     def _keep(self, ended: list[tuple[Outcome, Job]], helm: Helm, captured: Captured | None) -> None:
@@ -273,9 +366,8 @@ class Engine:
             if outcome.kind == "cell":
                 outcome.measures = self._measures(outcome, run.result, pixels)
             self.store.save(outcome, run.result, pixels, story)
-        self.store.keep([outcome for outcome, _ in ended])
-        for outcome, _ in ended:
-            self.progress("done", outcome)
+            self.store.keep([outcome])
+            self._said(outcome)
 
     def _story(self, helm: Helm, story: list[Tensor], pixels: Tensor) -> Tensor:
         """Previews of the steps: real pictures where they are small, else by the linear map; of a video its middle."""
@@ -300,6 +392,23 @@ class Engine:
                 "ssim": measure.ssim(ours, theirs), "lpips": self.perceptual(ours, theirs),
             }  # fmt: skip
         return {name: value for name, value in found.items() if value is not None}
+
+
+@contextmanager
+def _quiet(helms: Iterable[Helm]) -> Iterator[None]:
+    """Loaded pipelines without their progress bars; afterwards with what they had."""
+    pipes = [helm.pipe for helm in helms if hasattr(helm.pipe, "set_progress_bar_config")]
+    before = [vars(pipe).get("_progress_bar_config") for pipe in pipes]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        for pipe, bar in zip(pipes, before, strict=True):
+            if bar is None:
+                del pipe._progress_bar_config
+            else:
+                pipe._progress_bar_config = bar
 
 
 def _levels(table: Table) -> tuple[list[float], list[float]]:

@@ -38,15 +38,20 @@ class Job:
 
 
 @torch.no_grad()
-def drive(jobs: Iterable[Job], captured: Captured, batch: int, finished: Finished) -> None:
+def drive(
+    jobs: Iterable[Job], captured: Captured, batch: int, finished: Finished,
+    advanced: Callable[[int], None] = lambda rows: None,
+) -> None:  # fmt: skip
     """Drive every job to its end, at most `batch` network evaluations a call; the first jobs end first.
 
-    A job that fails, or whose sample is no longer finite, ends with its `reason`; the others go on.
+    A job that fails, or whose sample is no longer finite, ends with its `reason`; the others go on. `advanced`: is
+    called after every network call with the number of rows that it served.
     """
     waiting, active = deque(jobs), list[Job]()
     while active or waiting:
         chosen = _choose(active, waiting, captured, batch)
         _advance(chosen, captured)
+        advanced(len(chosen))
         for job in chosen:
             if job.reason or not job.run.proceed():
                 job.run.finish()

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -27,6 +28,10 @@ from ..errors import ArgumentError, UnknownName, whole
 from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
 from ..sampler import DEFAULT, STEPS, Sampler, is_file
+
+if TYPE_CHECKING:
+    from ..pipelines.helm import Helm
+    from .loaded import Loaded
 
 AXES = (
     "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options", "noise", "steps",
@@ -60,19 +65,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a comparison. `axes`: name to values, in the order of the product, those with one value too."""
+    """The cells of a comparison. `axes`: name to values, in the order of the product, those with one value too.
+
+    `helms`: models that are loaded already, by the name that their recipes have for them.
+    """
 
     axes: Mapping[str, tuple[Value, ...]]
     cells: tuple[Cell, ...]
+    helms: Mapping[str, Helm] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, **axes: Any) -> Plan:
         """The product of the axes. A value that is no list is a list of one.
 
         `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0; or give `seed`.
-        A sampler may be "solver", "solver/grid", a bare grid or a sampler file. Raises `UnknownName` and
-        `ArgumentError` for what cannot be meant, before any compute; combinations that a model cannot run become
-        failed cells later.
+        A model is a name, a pipeline or a `Helm`; the latter two are used as they are. A sampler may be "solver",
+        "solver/grid", a bare grid or a sampler file. Raises `UnknownName` and `ArgumentError` for what cannot be
+        meant, before any compute; combinations that a model cannot run become failed cells later.
         """
         for name in axes:
             if name not in AXES:
@@ -83,9 +92,9 @@ class Plan:
                 raise ArgumentError("give seeds= (how many) or seed= (which), not both")
             given["seed"] = list(range(whole("seeds", seeds)))
         given.setdefault("seed", [0])
-        given.setdefault("model", ["emoji"])
+        given["model"] = _models(given)
         given.setdefault("sampler", [DEFAULT])
-        _subjects(given, [subjects] if isinstance(subjects, str) else list(subjects))
+        _subjects(given, _listed(subjects))
         for name, values in given.items():
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
@@ -95,7 +104,8 @@ class Plan:
         ordered = {name: _unique(given[name]) for name in AXES if name in given and given[name] != [None]}
         spots = (dict(zip(ordered, values, strict=True)) for values in itertools.product(*ordered.values()))
         cells = tuple(Cell(_shown(at), recipe(at)) for at in spots if _fits(at, asked))
-        return cls({name: tuple(_label(value) for value in values) for name, values in ordered.items()}, cells)
+        axes = {name: tuple(_label(value) for value in values) for name, values in ordered.items()}
+        return cls(axes, cells, {model.name: model.helm for model in given["model"] if not isinstance(model, str)})
 
     @classmethod
     def read(cls, path: str | PathLike[str], **more: Any) -> Plan:
@@ -146,7 +156,10 @@ def _parsers() -> dict[str, Any]:
 def recipe(at: Mapping[str, Value]) -> Recipe:
     """The recipe at a place on the axes; what is not named there is the model's own default."""
     model = at["model"]
-    card = zoo.card(model) if model in zoo.MODELS else None
+    if isinstance(model, str):
+        card = zoo.card(model) if model in zoo.MODELS else None
+    else:
+        card, at = model.helm.card, {**at, "dtype": model.dtype, "device": model.device}
     named = at["sampler"]
     fitted = named.fitted if isinstance(named, Sampler) else None
     chosen = Sampler(_label(named), at.get("grid"), options=at.get("options") or {},
@@ -158,7 +171,7 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
         at = {"width": card.resolution, "height": card.resolution, **at}
     try:
         return Recipe(
-            model=model, seed=at["seed"], steps=at.get("steps", card.default_steps if card else STEPS),
+            model=_label(model), seed=at["seed"], steps=at.get("steps", card.default_steps if card else STEPS),
             arguments=dict(at.get("arguments") or {}), **Recipe.choice(chosen),
             guidance=None if interval is None else GuidanceData.of(interval),
             **{name: at[name] for name in plain if at.get(name) is not None},
@@ -173,12 +186,39 @@ def _values(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple, range)) else [value]
 
 
+def _listed(subjects: Any) -> list[Any]:
+    alone = isinstance(subjects, (str, PathLike)) or not isinstance(subjects, Iterable)
+    return [subjects] if alone else list(subjects)
+
+
 def _unique(values: list[Any]) -> tuple[Any, ...]:
     kept: list[Any] = []
     for value in values:
         if value not in kept:
             kept.append(value)
     return tuple(kept)
+
+
+def is_model(value: Any) -> bool:
+    """Whether this is a loaded model, a pipeline or a `Helm`, not the name of one."""
+    return not isinstance(value, type) and callable(value) and (hasattr(value, "scheduler") or hasattr(value, "pipe"))
+
+
+def _models(given: Mapping[str, list[Any]]) -> list[str | Loaded]:
+    """The axis of models: names, and what is loaded already."""
+    models = [os.fspath(m) if isinstance(m, os.PathLike) else m for m in given.get("model", ["emoji"])]
+    objects = [model for model in models if not isinstance(model, str)]
+    for model in objects:
+        if not is_model(model):
+            raise ArgumentError(f"a model is a name, a pipeline or a Helm, got {model!r}")
+    if not objects:
+        return models
+    from .loaded import Loaded
+
+    for name in ("dtype", "device"):
+        if any(value is not None for value in given.get(name, ())):
+            raise ArgumentError(f"a loaded model is used as it is: leave {name} out, or give the model's name")
+    return [model if isinstance(model, str) else Loaded.of(model) for model in models]
 
 
 def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
@@ -227,8 +267,8 @@ def _sampler(name: Any) -> str | Sampler:
 
 
 def _label(value: Value) -> Value:
-    """A place on an axis as plain data: a fitted sampler by its name."""
-    return value.name if isinstance(value, Sampler) else value
+    """A place on an axis as plain data: a fitted sampler and a loaded model by their names."""
+    return value.name if isinstance(value, Sampler) or hasattr(value, "helm") else value
 
 
 def _steps(given: dict[str, list[Any]]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,12 @@ from .. import __version__
 from ..recipe import Recipe
 from ..sampler import FILE
 from . import measure
+from .pictures import data, link, small
 from .plan import SAMPLE_AXES, Cell, Plan
 from .store import Outcome, Store, plain
 
 COUNTS = ("nfe", "halves", "halves_saved", "seconds")
-CHOICE = ("sampler", "grid", "options", "grid_options", "noise", "guidance_until", "rescale")  # what is weighed
+CHOICE = ("sampler", "grid", "options", "grid_options", "noise", "guidance_until", "rescale", "steps")  # weighed
 STOCHASTIC = {
     "en": "Samplers that draw noise make another picture of the same seed, and are right to: they have no distance to "
           "one picture. What can be compared is the distribution over seeds (energy distance; 0 is the same).",
@@ -44,7 +44,7 @@ DOUBTFUL = {
 
 def content(plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), claims: Sequence[Any] = ()) -> Any:
     """Everything the page is made of, as plain data."""
-    cells = [(cell, store.outcomes.get(cell.id)) for cell in plan]
+    cells = [(cell, _known(cell, store)) for cell in plan]
     groups = _groups(cells, store)
     places = {key: i for i, key in enumerate(groups)}
     schedules = _schedules(cells)
@@ -53,12 +53,18 @@ def content(plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), c
         "title": ", ".join(_titles(plan)), "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__, "complete": all(outcome is not None for _, outcome in cells),
         "axes": [{"name": name, "values": [shown(v) for v in plan.axes[name]]} for name in plan.axes],
-        "cells": [_cell(cell, outcome, store, places[key(cell)], marks) for cell, outcome in cells],
+        "cells": [_cell(cell, outcome, store, places[key(cell)], marks, plan) for cell, outcome in cells],
         "groups": [*groups.values()],
         "schedules": [*schedules.values()],
         "references": _references(cells, store),
         "claims": list(claims), "notes": [*notes, *_notes(cells, store)],
     }  # fmt: skip
+
+
+def _known(cell: Cell, store: Store) -> Outcome | None:
+    """What came of a cell; nothing yet where its files are gone."""
+    outcome = store.outcomes.get(cell.id)
+    return None if outcome is None or (outcome.status == "done" and not store.whole(outcome)) else outcome
 
 
 def shown(value: Any) -> Any:
@@ -77,6 +83,13 @@ def _titles(plan: Plan) -> list[str]:
     told = plan.axes.get("prompt") or plan.axes.get("image") or ()
     names = [Path(str(t)).name if "image" in plan.axes else str(t) for t in told]
     return names if len(names) <= 3 else [*names[:3], "…"]
+
+
+def _command(cell: Cell, plan: Plan) -> str | None:
+    """What makes a picture again; a loaded model has no name for the command line, and takes a line of Python."""
+    if cell.recipe.model not in plan.helms:
+        return command(cell.recipe)
+    return None if cell.recipe.image else f"timonel.Recipe.read('pictures/{cell.id}.png').make(helm)"
 
 
 def command(recipe: Recipe, out: str = "out") -> str:
@@ -111,56 +124,39 @@ def _guided(recipe: Recipe) -> list[str]:
 
 
 # -- cells ------------------------------------------------------------------------------------------
-def _cell(cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: Mapping[Any, int]) -> dict[str, Any]:
+def _cell(
+    cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: Mapping[Any, int], plan: Plan
+) -> dict[str, Any]:
     at = {name: shown(value) for name, value in cell.at.items()}
     told: dict[str, Any] = {
         "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting", "reason": "", "nfe": None,
         "halves": None, "halves_saved": None, "seconds": None, "picture": None, "frames": None, "fps": None,
-        "story": None, "measures": dict.fromkeys(measure.MEASURES),
+        "full": None, "story": None, "measures": dict.fromkeys(measure.MEASURES),
         "recipe": cell.recipe.model_dump(mode="json", exclude_none=True, exclude={"table"}),
-        "command": command(cell.recipe),
+        "command": _command(cell, plan),
     }  # fmt: skip
     if outcome is None:
         return told
     told |= {"status": outcome.status, "reason": outcome.reason}
     if outcome.status == "failed":
         return told
-    picture, frames = _picture(outcome, store)
+    told |= _pictures(outcome, store)
     told |= {name: getattr(outcome, name) for name in COUNTS}
-    told |= {"picture": picture, "frames": frames, "schedule": marks[_schedule(outcome)]}
-    told["fps"] = _fps(outcome)
+    told["schedule"] = marks[_schedule(outcome)]
     told["measures"] |= {name: plain(value) for name, value in outcome.measures.items()}
     if outcome.steps_told:
         size = {"count": outcome.steps_told, "width": outcome.width, "height": outcome.height}
-        told["story"] = {"sprite": _data(store.story(outcome.id)), **size}
+        told["story"] = {"sprite": data(store.story(outcome.id)), **size}
     return told
 
 
-def _data(path: Path) -> str:
-    kind = {".png": "png", ".webp": "webp"}[path.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _fps(outcome: Outcome) -> int | None:
-    return int(outcome.recipe.arguments.get("fps", 7)) if outcome.frames else None
-
-
-def _picture(outcome: Outcome, store: Store) -> tuple[str | None, list[str] | None]:
-    """The picture, or the frames of a video one by one, so that several videos can be kept in step."""
-    path = store.picture(outcome)
-    if not outcome.frames:
-        return _data(path), None
-    import io
-
-    from PIL import Image, ImageSequence
-
-    frames = []
-    with Image.open(path) as opened:
-        for frame in ImageSequence.Iterator(opened):
-            buffer = io.BytesIO()
-            frame.convert("RGB").save(buffer, format="WEBP", quality=92)
-            frames.append(f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return None, frames
+def _pictures(outcome: Outcome, store: Store) -> dict[str, Any]:
+    """The small picture, or the small frames of a video, and where the full one is."""
+    shown, moving = small(outcome, store), bool(outcome.frames)
+    return {
+        "picture": None if moving else shown[0], "frames": shown if moving else None, "full": link(outcome, store),
+        "fps": int(outcome.recipe.arguments.get("fps", 7)) if moving else None,
+    }  # fmt: skip
 
 
 # -- groups -----------------------------------------------------------------------------------------
@@ -173,25 +169,27 @@ def _groups(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> dict[
             found[key(cell)].append((cell, outcome))
     settings = {key(cell): cell.setting for cell, _ in cells}
     groups = {name: _group(settings[name], members, store) for name, members in found.items()}
-    weighed: dict[Any, list[Any]] = {}
-    for name in groups:
-        weighed.setdefault(tuple(pair for pair in name if pair[0] not in CHOICE), []).append(name)
-    for names in weighed.values():
+    equal: dict[Any, list[Any]] = {}  # in what is asked, and in what it costs
+    for name, group in groups.items():
+        if group["count"]:
+            equal.setdefault((_asked(name), round(group["halves"], 6)), []).append(name)
+    for names in equal.values():
         errors = {name: _errors(found[name]) for name in names}
         for name, verdict in measure.verdicts(errors).items():
             groups[name]["verdict"] = verdict
-    for names in _same_model(groups).values():
+    models: dict[Any, list[Any]] = {}
+    for name in groups:
+        models.setdefault(_asked(name), []).append(name)
+    for names in models.values():
         points = {n: (groups[n]["halves"], e) for n in names if (e := groups[n]["mean"].get("latent_rmse")) is not None}
         for name in measure.pareto(points):
             groups[name]["pareto"] = True
     return groups
 
 
-def _same_model(groups: Mapping[Any, Any]) -> dict[Any, list[Any]]:
-    found: dict[Any, list[Any]] = {}
-    for name in groups:
-        found.setdefault(tuple(p for p in name if p[0] not in (*CHOICE, "steps")), []).append(name)
-    return found
+def _asked(name: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Of what tells a setting apart, what is asked of it: a verdict is among those that are asked the same."""
+    return tuple(pair for pair in name if pair[0] not in CHOICE)
 
 
 def _errors(members: Sequence[tuple[Cell, Outcome]]) -> dict[Any, float]:
@@ -284,11 +282,9 @@ def _references(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> l
         fine = None if outcome is None else store.done(outcome.reference)
         if fine is None or fine.id in found:
             continue
-        picture, frames = _picture(fine, store)
-        at = {name: shown(value) for name, value in cell.at.items() if name not in (*CHOICE, "steps")}
+        at = {name: shown(value) for name, value in cell.at.items() if name not in CHOICE}
         found[fine.id] = {
-            "at": at, "picture": picture, "frames": frames, "fps": _fps(fine),
-            "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
+            "at": at, **_pictures(fine, store), "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
             "steps": fine.recipe.steps, "change": fine.change,
         }  # fmt: skip
     return [*found.values()]

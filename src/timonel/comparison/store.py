@@ -1,20 +1,24 @@
 """The folder of a comparison: what was computed stays, and is found again by the name of its recipe.
 
-index.html            the page
-results.parquet       a row for every run that ended, references included; rewritten whole, so never half a table
+index.html            the page, with small pictures in it
+results.sqlite        a row for every run that ended, references included
 pictures/ID.png       the picture with its recipe in it (`timonel replay`); of a video ID.webp
 stories/ID.webp       the previews over the steps, side by side
 latents/ID.safetensors
+
+Several processes may write at once: a row is one transaction, and it is written after its files.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,14 +28,21 @@ from ..errors import ArgumentError
 from ..files import replacing
 from ..recipe import Recipe, versions
 from ..video import write as write_video
+from . import pictures, rows
 from .measure import MEASURES
 
-if TYPE_CHECKING:
-    import pyarrow
-
-TABLE = "results.parquet"
-OURS = {TABLE, "index.html", "pictures", "stories", "latents"}
-SPRITE, TOLD = 96, 100  # pixels of the longer side of a preview, and how many of them a run shows at most
+TABLE, VERSION = "results.sqlite", 1
+OURS = {
+    TABLE, f"{TABLE}-journal", rows.BEFORE, rows.KEPT, "index.html", "pictures", "stories", "latents",
+}  # fmt: skip
+WAIT = 60.0  # seconds that a writer waits for another
+TOLD = 32  # previews that a run shows at most
+CREATE = """CREATE TABLE IF NOT EXISTS runs
+    (at INTEGER PRIMARY KEY, id TEXT UNIQUE, kind TEXT, status TEXT, outcome TEXT)"""
+# what ended well is never replaced by a failure; `at` grows with every change, so that a reader finds what is new
+KEEP = """INSERT INTO runs VALUES ((SELECT coalesce(max(at), 0) + 1 FROM runs), ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET at = (SELECT max(at) + 1 FROM runs), kind = excluded.kind,
+    status = excluded.status, outcome = excluded.outcome WHERE excluded.status = 'done' OR runs.status <> 'done'"""
 
 
 @dataclass
@@ -72,11 +83,16 @@ class Outcome:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Outcome:
-        """From a row of the table."""
+        """From a row."""
         known = {f.name for f in fields(cls)} - {"recipe", "measures"}
         measures = {m: row[m] for m in MEASURES if row.get(m) is not None}
         recipe = Recipe.model_validate(json.loads(row["recipe"]))
         return cls(recipe=recipe, measures=measures, **{k: v for k, v in row.items() if k in known})
+
+
+def _ours(name: str) -> bool:
+    """Whether a report may hold a file of this name; an exported table is welcome."""
+    return name in OURS or name.startswith(".") or name.endswith(".parquet")
 
 
 class Store:
@@ -85,44 +101,69 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         if root.is_dir():
-            foreign = sorted(p.name for p in root.iterdir() if p.name not in OURS and not p.name.startswith("."))
+            foreign = sorted(p.name for p in root.iterdir() if not _ours(p.name))
             if foreign:
                 raise ArgumentError(f"{str(root)!r} holds something else ({foreign[0]!r}): give an empty folder")
         elif root.exists():
             raise ArgumentError(f"{str(root)!r} is a file; give a folder")
-        self.outcomes: dict[str, Outcome] = {o.id: o for o in self._read()}
+        self.outcomes: dict[str, Outcome] = {}
+        self.small: dict[str, list[str]] = {}  # what the page shows of a picture, by the run
+        self._seen = 0
+        self.refresh()
 
-    def _read(self) -> Iterable[Outcome]:
-        import pyarrow
-        import pyarrow.parquet as parquet
+    # -- rows ----------------------------------------------------------------------------------
+    @contextmanager
+    def _open(self, kind: str) -> Iterator[sqlite3.Connection]:
+        """The table, in one transaction of this kind. Raises `ArgumentError` where it cannot be read or written."""
+        path = self.root / TABLE
+        try:
+            with closing(sqlite3.connect(path, timeout=WAIT, isolation_level=None)) as table:
+                table.execute(f"BEGIN {kind}")
+                (version,) = table.execute("PRAGMA user_version").fetchone()
+                if version > VERSION:
+                    raise ArgumentError(f"{str(path)!r} is of a newer timonel: upgrade, or give another folder")
+                yield table
+                table.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise ArgumentError(f"cannot use {str(path)!r}: {error}; what it holds stays") from error
+        except sqlite3.DatabaseError as error:
+            raise ArgumentError(f"{str(path)!r} cannot be read: {error}; delete it to begin anew") from error
 
-        try:
-            held = (self.root / TABLE).read_bytes()  # at once: another process may put a newer table in its place
-        except FileNotFoundError:
-            return []
-        try:
-            return [Outcome.of(row) for row in parquet.read_table(pyarrow.BufferReader(held)).to_pylist()]
-        except Exception as error:
-            raise ArgumentError(
-                f"{str(self.root / TABLE)!r} cannot be read: {error}; delete it to begin anew"
-            ) from error
+    def refresh(self) -> None:
+        """Read what other processes wrote meanwhile, and the table of before sqlite."""
+        if (self.root / TABLE).is_file():
+            with self._open("DEFERRED") as table:
+                there = table.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone()
+                new = "SELECT at, outcome FROM runs WHERE at > ? ORDER BY at"
+                fresh = table.execute(new, (self._seen,)).fetchall() if there else []
+            for at, text in fresh:
+                outcome = Outcome.of(json.loads(text))
+                self.outcomes[outcome.id], self._seen = outcome, at
+        for row in rows.before(self.root):
+            self.outcomes.setdefault(row["id"], Outcome.of(row))
 
     def done(self, name: str) -> Outcome | None:
-        """The outcome of a run that ended well before."""
+        """The outcome of a run that ended well before, and whose files are still there."""
         found = self.outcomes.get(name)
-        return found if found is not None and found.status == "done" else None
+        return found if found is not None and found.status == "done" and self.whole(found) else None
 
-    # -- writing -------------------------------------------------------------------------------
+    def whole(self, outcome: Outcome) -> bool:
+        """Whether the files of a run that ended well are there: somebody may have deleted pictures."""
+        files = [self.picture(outcome), self.latents(outcome.id)]
+        return all(p.is_file() for p in [*files, *([self.story(outcome.id)] if outcome.steps_told else [])])
+
     def keep(self, outcomes: Sequence[Outcome]) -> None:
-        """Put outcomes into the table; their files were written before."""
-        import pyarrow
-        import pyarrow.parquet as parquet
+        """Write the rows of outcomes; their files were written before."""
+        known = list(self.outcomes.values()) if (self.root / rows.BEFORE).is_file() else []
+        changed = {outcome.id: outcome for outcome in (*known, *outcomes)}
+        with self._open("IMMEDIATE") as table:
+            table.execute(CREATE)
+            table.execute(f"PRAGMA user_version = {VERSION}")
+            table.executemany(KEEP, [(o.id, o.kind, o.status, json.dumps(o.row())) for o in changed.values()])
+        self.outcomes |= changed
+        rows.put_away(self.root)
 
-        self.outcomes |= {outcome.id: outcome for outcome in outcomes}
-        table = pyarrow.Table.from_pylist([o.row() for o in self.outcomes.values()], schema=schema())
-        with replacing(self.root / TABLE) as temporary:
-            parquet.write_table(table, temporary)
-
+    # -- files ---------------------------------------------------------------------------------
     def save(self, outcome: Outcome, latents: Tensor, pixels: Tensor, story: Tensor | None) -> None:
         """Write a run's files. `pixels` (3, H, W) or (F, 3, H, W), `story` (steps, 3, h, w), in 0..1."""
         with replacing(self.latents(outcome.id)) as temporary:
@@ -133,22 +174,16 @@ class Store:
         else:
             told = outcome.recipe.model_copy(update={"versions": versions()})
             told.save(to_image(pixels), self.picture(outcome))
+        self.small.pop(outcome.id, None)
         if story is not None:
             self._tell(outcome, story)
 
     def _tell(self, outcome: Outcome, story: Tensor) -> None:
-        from PIL import Image
-
-        shown = story[torch.linspace(0, len(story) - 1, min(TOLD, len(story))).round().long()]
-        images = [to_image(frame) for frame in shown]
-        share = min(1.0, SPRITE / max(images[0].size))
-        width, height = (max(1, round(side * share)) for side in images[0].size)
-        sprite = Image.new("RGB", (width * len(images), height))
-        for k, image in enumerate(images):
-            sprite.paste(image.resize((width, height), Image.Resampling.LANCZOS), (k * width, 0))
-        outcome.steps_told, outcome.width, outcome.height = len(images), width, height
+        seen = story[torch.linspace(0, len(story) - 1, min(TOLD, len(story))).round().long()]
+        content, (outcome.width, outcome.height) = pictures.sprite([to_image(frame) for frame in seen])
+        outcome.steps_told = len(seen)
         with replacing(self.story(outcome.id)) as temporary:
-            sprite.save(temporary, format="WEBP", quality=88)
+            temporary.write_bytes(content)
 
     # -- where things are ------------------------------------------------------------------------
     def picture(self, outcome: Outcome) -> Path:
@@ -186,18 +221,6 @@ def to_tensor(image: Any) -> Tensor:
     import numpy as np
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
-def schema() -> pyarrow.Schema:
-    """The columns of the table."""
-    import pyarrow as pa
-
-    text = ("id", "kind", "status", "reason", "reference", "model", "prompt", "image", "sampler", "grid", "noise")
-    whole = ("nfe", "halves", "halves_saved", "frames", "steps_told", "width", "height", "seed", "steps")
-    real = ("seconds", "change", "guidance", "guidance_until", *MEASURES)
-    kinds = dict.fromkeys(text, pa.string()) | dict.fromkeys(whole, pa.int64()) | dict.fromkeys(real, pa.float64())
-    lists = dict.fromkeys(("levels", "times"), pa.list_(pa.float64()))
-    return pa.schema([*kinds.items(), *lists.items(), ("stochastic", pa.bool_()), ("recipe", pa.string())])
 
 
 def plain(value: Any) -> Any:

@@ -73,7 +73,8 @@ class Compat(Scheduler):
             elif key in flags and flags[key] not in (*choices, self.defaults[key]):
                 raise UnknownName(key, flags[key], [c for c in choices if isinstance(c, str)])
         unused = [key for key in self.defaults if key not in explicit and key not in carried]
-        ConfigMixin.register_to_config(self, **flags, **hidden, _use_default_values=unused)
+        written = {**hidden, "_use_default_values": unused, "_class_name": type(self).__name__}
+        ConfigMixin.register_to_config(self, **flags, **written)
         given = {**hidden, **flags, "_class_name": type(self).__name__}
         process, prediction = processes.from_config(given), predictions.from_config(given)
         if process.kind not in self.kinds:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import ArgumentError, finite, whole
 from ..pipelines import parts
+from ..pipelines.busy import called_by
 from ..pipelines.gate import networks
 
 HELD = "_timonel_cutoff"  # where a pipeline holds its hooks for the time of a call
@@ -151,7 +152,7 @@ class _Half:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         gates, self.cut = self.gates, False
-        if not gates.present:
+        if not gates.present or not called_by(gates.pipe):  # another pipeline shares the network
             return None
         size, both = len(parts.sample_of(args, kwargs)), 2 * gates.samples
         if self.denoises and not gates.seen and size != both:

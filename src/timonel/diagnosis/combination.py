@@ -202,6 +202,12 @@ def _measured(case: Case, done: Trial) -> None:
         case.say("note", f"{case.facts.pipeline} hands no generator to its steps: the same seed gives another result")
     if done.calls != case.steps:
         case.say("note", f"{case.steps} steps are {done.calls} network calls")
+    if done.calls > case.steps:
+        counts = (
+            f"the guider of a ModularPipeline counts calls, not steps: guidance ends after {case.steps} of "
+            f"{done.calls}, and the next call of the pipeline fails; with timonel's scheduler it counts steps"
+        )
+        case.say("wrong" if case.facts.modular else "note", counts)
 
 
 def _levels(case: Case, scheduler: Any) -> None:

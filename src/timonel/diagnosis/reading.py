@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -44,6 +45,11 @@ class Facts:
     def own(self) -> str:
         """The scheduler's class that the configuration names."""
         return str(self.scheduler.get("_class_name") or "")
+
+    @property
+    def modular(self) -> bool:
+        """Whether it is a ModularPipeline of diffusers, whose guider counts the calls of its loop."""
+        return self.pipeline.endswith("ModularPipeline")
 
     @property
     def pipeline_class(self) -> type | None:
@@ -107,6 +113,8 @@ def loop(facts: Facts) -> Loop:
         return Loop()
     call, module = inspect.unwrap(cls.__call__), inspect.getmodule(cls)
     assert module is not None
+    if facts.modular:
+        return _of_blocks(module)
     try:
         text, whole = inspect.getsource(call), inspect.getsource(module)
     except (OSError, TypeError):  # a stand-in of diffusers' for a pipeline whose libraries are not installed
@@ -127,6 +135,25 @@ def loop(facts: Facts) -> Loop:
         lists=tuple(n for n in ("timesteps", "sigmas") if n in parameters),
         steps=steps if isinstance(steps, int) else None,
         guidance=guidance,
+    )
+
+
+def _of_blocks(module: ModuleType) -> Loop:
+    """What the blocks of a modular pipeline do, read from the files beside it; a block's inputs are its arguments."""
+    try:
+        blocks = [importlib.import_module(f"{module.__package__}.{name}") for name in ("before_denoise", "denoise")]
+        text = "".join(inspect.getsource(block) for block in blocks)
+    except (ImportError, OSError, TypeError):
+        return Loop()
+    return Loop(
+        blocks[0],
+        begins="set_begin_index" in text,
+        generator="prepare_extra_kwargs" in text or re.search(r"\.step\([^)]*generator", text) is not None,
+        sigmas=re.search(r"sigmas = .*linspace", text) is not None,
+        mu="calculate_shift(" in text,
+        init="init_noise_sigma" in text,
+        scales="scale_model_input" in text,
+        lists=tuple(n for n in ("timesteps", "sigmas") if f'InputParam("{n}"' in text),
     )
 
 

@@ -28,6 +28,9 @@ class Hook:
     def on_start(self, run: Run) -> None:
         """Called once, when the run has its initial sample."""
 
+    def on_resume(self, run: Run) -> None:
+        """Called once instead of `on_start` where a call goes on with a run that was begun before."""
+
     def on_step(self, run: Run) -> None:
         """Called after every completed step; `run.step` is the number of completed steps."""
 

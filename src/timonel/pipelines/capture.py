@@ -28,6 +28,7 @@ from ..program import Shape
 from ..run import Run
 from ..sampler import Sampler
 from . import arguments, parts
+from .busy import Claim
 from .gate import Gate
 from .helm import Helm
 
@@ -105,15 +106,17 @@ def capture(
     """
     watch = Watch()
     ours = {"sampler": Sampler("euler"), "steps": ROWS, "guidance": guidance, "hooks": [watch], "seeds": seeds}
-    scheduler, gate, options = helm._prepare(args, {**ours, "keep": 0, "resume": None}, options)
-    watching = WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
-    watching.watch, scheduler.orders.guided = watch, None
-    scheduler.__dict__["add_noise"] = _noised
-    try:
-        helm._go(scheduler, watching, options)
-        raise NotCaptured(f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to")
-    except Enough:
-        pass
+    with Claim(helm.pipe) as claim:
+        scheduler, gate, options = helm._prepare(args, {**ours, "keep": 0, "resume": None}, options)
+        watching = WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
+        watching.watch, scheduler.orders.guided = watch, None
+        scheduler.__dict__["add_noise"] = _noised
+        try:
+            with helm.opened(claim, scheduler, watching):
+                helm._go(scheduler, watching, options, claim)
+            raise NotCaptured(f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to")
+        except Enough:
+            pass
     if scheduler.begins:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
     return _captured(helm, watch.rows, gate.own, scheduler.run, scheduler._listed.grid.process)

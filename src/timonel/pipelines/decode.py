@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..hooks.preview import LatentRGB
+from .busy import turn
 
 FIT_PIXELS, FIT_PICTURES = 256, 4
 CHUNK = 14  # frames decoded at once where the call does not say
@@ -120,14 +121,15 @@ class Context:
     def _safe(self) -> Iterator[Any]:
         """The autoencoder; half-precision ones of the SDXL kind overflow, and say so in their config."""
         vae = self._vae
-        upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-        if upcast:
-            vae.to(dtype=torch.float32)
-        try:
-            yield vae
-        finally:
+        with turn(vae):  # not while a pipeline encodes or decodes with it, which may cast it too
+            upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
             if upcast:
-                vae.to(dtype=torch.float16)
+                vae.to(dtype=torch.float32)
+            try:
+                yield vae
+            finally:
+                if upcast:
+                    vae.to(dtype=torch.float16)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

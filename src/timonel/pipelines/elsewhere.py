@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .. import zoo
 from ..errors import ArgumentError, FittedElsewhere
+from ..fingerprint import fingerprint
 from ..guidance import Guidance, cfg
+from ..sampler import Sampler
 from . import scale
 from .gate import networks
 
 if TYPE_CHECKING:
     from ..fitted import Fitted
+
+PARTS = ("timesteps", "sigmas", "strength", "denoising_start", "denoising_end")  # of a journey, or other levels
 
 
 def guided(
@@ -51,8 +56,6 @@ def _own(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -
 
 def warn(fitted: Fitted, pipe: Any, prediction: str, guidance: Guidance | None) -> None:
     """Warn with `FittedElsewhere` where a sampler was fitted to something else than this call, and say to what."""
-    from ..fitted import fingerprint
-
     found = [fingerprint(module) for module, main in networks(pipe).items() if main]
     differences = fitted.differences(found, prediction, guidance)
     if differences:
@@ -62,3 +65,26 @@ def warn(fitted: Fitted, pipe: Any, prediction: str, guidance: Guidance | None) 
             FittedElsewhere,
             stacklevel=5,
         )
+
+
+def shipped(
+    model: str,
+    steps: int,
+    prediction: str,
+    pipe: Any,
+    parameters: Mapping[str, Any],
+    options: Mapping[str, Any],
+    guidance: Guidance | None,
+) -> Sampler | None:
+    """The sampler that was fitted to a shipped model for just this call; None where there is none.
+
+    Args:
+        model, steps, prediction: the shipped model's name, the number of steps, and what its network predicts.
+        pipe, parameters, options, guidance: as for `guided`.
+    """
+    found = None if any(options.get(name) is not None for name in PARTS) else zoo.fitted(model, steps)
+    if found is None or found.fitted is None:
+        return None
+    own = guided(pipe, parameters, options, guidance)
+    known = [fingerprint(module) for module, main in networks(pipe).items() if main]
+    return None if found.fitted.differences(known, prediction, own) else found

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ModelError
+from ..guidance import Guidance
 from ..run import Run
 from . import parts
 
 if TYPE_CHECKING:
+    from .busy import Claim
     from .scheduler import Scheduler
 
 # the first of these groups that a pipeline has is called once a step (or once a part) with the sample
@@ -34,6 +36,7 @@ NO_HALF = (
     "guidance scale above 1 and give what it needs for guidance (a negative prompt, for some), or leave guidance out "
     "for a guidance-distilled model"
 )
+NO_SUM = "makes something else of its two parts than a sum"
 NO_FORECAST = "the unconditional half of {pipe} cannot be forecast: it {why}; leave forecast= out of cfg(…)"
 
 
@@ -48,24 +51,31 @@ def networks(pipe: Any) -> dict[nn.Module, bool]:
 
 
 @contextmanager
-def gated(gate: Gate) -> Iterator[None]:
-    """Every network call of the pipeline goes through `gate` while the context is open."""
+def gated(gate: Gate, claim: Claim) -> Iterator[None]:
+    """Every network call of the pipeline goes through `gate` while the context is open; others are refused.
+
+    Raises `RunError` where a call that is not steered uses a network of the pipeline already.
+    """
     found = networks(gate.pipe)
     with ExitStack() as stack:
         if hasattr(gate.pipe, "_set_pag_attn_processor"):
             stack.callback(_processors(found))
         for module, main in found.items():
-            stack.callback(_put(gate, module, main))
+            stack.callback(_put(gate, module, main, claim))
+        claim.check()
         yield
 
 
-def _put(gate: Gate, module: nn.Module, main: bool) -> Callable[[], None]:
+def _put(gate: Gate, module: nn.Module, main: bool, claim: Claim) -> Callable[[], None]:
     """Put the gate around a module's forward, outside other hooks and compiled code; returns what takes it out."""
     name = "_compiled_call_impl" if module._compiled_call_impl is not None else "forward"
-    inner, own = getattr(module, name), module.__dict__
+    inner, own, open_ = getattr(module, name), module.__dict__, [True]
 
     @functools.wraps(inner)
     def through(*args: Any, **kwargs: Any) -> Any:
+        # closed it may still be reached, where somebody wrapped it during the call
+        if not open_ or not claim.admits(module):
+            return inner(*args, **kwargs)
         return gate.call(module, main, inner, args, kwargs)
 
     missing = object()
@@ -73,6 +83,7 @@ def _put(gate: Gate, module: nn.Module, main: bool) -> Callable[[], None]:
     own[name] = through
 
     def take_out() -> None:
+        open_.clear()
         if own.get(name) is not through:
             return  # somebody replaced it during the call, as offloading does at its end
         if before is missing:
@@ -104,14 +115,17 @@ class Gate:
 
     def __init__(self, pipe: Any, scheduler: Scheduler, samples: int | None, own: float | None = None) -> None:
         self.pipe, self.scheduler, self.samples, self.own = pipe, scheduler, samples, own
+        self.usual = own  # the scale that the pipeline guides with, whoever chose it
         self.at: tuple[Run, int, int] | None = None
         self.said: dict[nn.Module, list[Any]] = {}  # outputs of the newest row that was computed
         self.opening: dict[nn.Module, list[Any]] = {}  # those of the first row, which may hold what later ones reuse
+        self.blank = True  # there was no output to hand out again when this turn began: it is computed in full
         self.heard: dict[nn.Module, int] = {}  # how many of them were handed out again
         self.first: tuple[Any, int, Any] | None = None  # sample, parts and output of this row's first call
         self.found: list[Tensor] = []  # this row's parts, as the pipeline got them
         self.halves: list[list[Tensor]] = []  # and as the network made them, of each of its outputs
         self.fits = False  # the pipeline was seen to make nothing but a sum of the two
+        self.seen: tuple[list[Tensor], Tensor, bool] | None = None  # see `_first_row`
         self.place: int | None = None  # which of them is conditional, once measured
         self.shift = 0.0  # 1 where a pipeline's scale is that of c + g·(c - u)
         self.guided = self.skipped = self.scaled = False  # a second part was seen; a part was left out; k was not 1
@@ -126,11 +140,12 @@ class Gate:
             return forward(*args, **kwargs)
         self._enter(run)
         known = self.opening if self.scheduler.hand.first and self.opening else self.said
-        if self.scheduler.hand.idle and known:
-            told = known.get(module) or next(iter(known.values()))
+        idle = self.scheduler.hand.idle
+        remembered = self._remembered(known, module, main) if idle and not self.blank else []
+        if remembered:
             self.heard[module] = self.heard.get(module, -1) + 1
-            return told[min(self.heard[module], len(told) - 1)]
-        if run.guidance is None:
+            return remembered[min(self.heard[module], len(remembered) - 1)]
+        if run.guiding is None or idle:
             made = forward(*args, **kwargs)
         elif main:
             made = self._predict(run, forward, args, kwargs)
@@ -139,11 +154,18 @@ class Gate:
         self.said.setdefault(module, []).append(made)
         return made
 
+    def _remembered(self, known: dict[nn.Module, list[Any]], module: nn.Module, main: bool) -> list[Any]:
+        """The outputs of a network, or of the one that it takes turns with; empty where it has to be computed."""
+        if module in known or not main:
+            return known.get(module, [])
+        return next((known[other] for other, alike in networks(self.pipe).items() if alike and other in known), [])
+
     def _enter(self, run: Run) -> None:
         """Notice where a new turn of the loop begins."""
         at = (run, run.advances, self.scheduler.hand.turn)
         if self.at is None or self.at[0] is not run or self.at[1:] != at[1:]:
             self.at, self.first, self.found, self.halves, self.heard = at, None, [], [], {}
+            self.blank = not (self.opening or self.said)
             if not self.scheduler.hand.idle:
                 self.opening, self.said = self.opening or self.said, {}
 
@@ -274,10 +296,10 @@ class Gate:
 
     def _share(self, run: Run) -> float:
         """k: this row's guidance in units of the pipeline's own."""
-        if run.scale is None or self.own is None or run.scale == self.own:
+        if run.scale is None or self.usual is None or run.scale == self.usual:
             return 1.0
         self.scaled = True
-        return (run.scale - 1 + self.shift) / (self.own - 1 + self.shift)
+        return (run.scale - 1 + self.shift) / (self.usual - 1 + self.shift)
 
     # -- the unconditional part as it is foreseen ------------------------------------------------
     def _note(self, run: Run, made: Any, count: int, size: int, listed: bool) -> None:
@@ -309,7 +331,7 @@ class Gate:
         elif len(halves) != 2 or parts.perturbed(self.pipe):
             why = f"guides by {len(halves)} parts, not by a conditional and an unconditional one"
         elif not self.fits and not _within(halves, raw):
-            why = "makes something else of its two parts than a sum"
+            why = NO_SUM
         if why:
             raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=why))
         self.fits = True
@@ -320,7 +342,8 @@ class Gate:
     def combined(self, raw: Tensor) -> Tensor:
         """What the row is advanced with: the pipeline's combination, checked the first time, rescaled where asked."""
         run = self.scheduler.run
-        if run.guidance is None or self._nothing(run):
+        self.seen = self._first_row(run, raw) if self.seen is None else self.seen
+        if run.guiding is None or self._nothing(run):
             return raw
         if not networks(self.pipe):
             raise ModelError(f"timonel does not know the network of {self._name}, so it cannot guide it")
@@ -329,20 +352,63 @@ class Gate:
         if run.scale == 1.0:
             return raw
         if self.place is None and len(self.found) > 1:
-            self._measure(raw)
+            self._measure(self.found, raw, self.first is not None and self.first[1] == 1)
         if run.remembers and not run.forecasting:
             run.remember(self._difference(raw))
-        return self._rescaled(raw, run.guidance.rescale) if run.guidance.rescale else raw
+        return self._rescaled(raw, run.guiding.rescale) if run.guiding.rescale else raw
 
-    def _measure(self, raw: Tensor) -> None:
+    def _first_row(self, run: Run, raw: Tensor) -> tuple[list[Tensor], Tensor, bool]:
+        """A row's parts, guided or not, what the pipeline made of them, and whether they were called one by one."""
+        modules = [module for module, main in networks(self.pipe).items() if main]
+        outputs = [parts.tensors(made) for module in modules for made in self.said.get(module, ())]
+        each = [t for t in outputs if t is not None and t.ndim]
+        if len(each) != 1:
+            return each, raw, True
+        count = len(each[0]) // self._samples(run, len(each[0]))
+        return list(each[0].chunk(count)) if 1 < count <= 3 else each, raw, False
+
+    def admit(self, run: Run, guidance: Guidance) -> None:
+        """Raises `ModelError` or `ArgumentError` where the call, as it was begun, cannot be guided so."""
+        scales = set(guidance.scales(run.table)) - {1.0}
+        if not scales:
+            return
+        if not networks(self.pipe):
+            raise ModelError(f"timonel does not know the network of {self._name}, so it cannot guide it")
+        guided = parts.guides(self.pipe)
+        if not self.guided and not (self.usual is not None and self.usual > 1 if guided is None else guided):
+            raise ArgumentError(
+                f"{self._name} computes no unconditional half in this call, so guidance cannot be switched on now: "
+                "begin a call with guidance above 1, e.g. guidance=1.5; run.guidance = 1.0 switches it off and "
+                "run.guidance = 4.0 on again at any step"
+            )
+        if scales != {None} and (self.usual is None or self.usual - 1 + self.shift == 0):
+            raise ArgumentError(f"{self._name} has no guidance scale to change: leave the scale out of cfg(…)")
+        if self.seen is not None:
+            self._admit_parts(guidance, scales, *self.seen)
+
+    def _admit_parts(
+        self, guidance: Guidance, scales: set[float | None], seen: list[Tensor], raw: Tensor, sequential: bool
+    ) -> None:
+        """Raises `ArgumentError` where the parts that the network returns do not let it be guided so."""
+        perturbed = parts.perturbed(self.pipe)
+        if self.place is None and len(seen) > 1:
+            self._measure(seen, raw, sequential)
+        if len(seen) == 3 and not perturbed and scales - {None, self.usual}:
+            raise ArgumentError(f"{self._name} guides by two things at once; give one scale, when the call begins")
+        place = 0 if sequential else self._conditional(len(seen))
+        if guidance.rescale and seen[place].shape != raw.shape:
+            raise ArgumentError(f"{self._name} changes what its network returns; it cannot be rescaled from outside")
+        if guidance.forecast > 1 and (len(seen) != 2 or perturbed or not _within(seen, raw)):
+            raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=NO_SUM))
+
+    def _measure(self, seen: Sequence[Tensor], raw: Tensor, sequential: bool) -> None:
         """Find out which part is the conditional one, and how the pipeline means its scale."""
-        assumed = 0 if self.first is not None and self.first[1] == 1 else self._conditional(len(self.found))
-        found = parts.weights(self.found, raw)
+        assumed = 0 if sequential else self._conditional(len(seen))
+        found = parts.weights(seen, raw)
         self.place = assumed
         if found is None:
             return
         heaviest = max(range(len(found)), key=found.__getitem__)
-        sequential = self.first is not None and self.first[1] == 1
         if heaviest != assumed and found[heaviest] > 1:
             if self.skipped or self.scaled or sequential:
                 raise ArgumentError(
@@ -350,8 +416,8 @@ class Gate:
                     "guidance interval at the first step, without a scale per step"
                 )
             self.place = heaviest
-        if len(found) == 2 and self.own is not None and not self.scaled:
-            self.shift = 1.0 if abs(found[heaviest] - self.own - 1) < abs(found[heaviest] - self.own) else 0.0
+        if len(found) == 2 and self.usual is not None and not self.scaled:
+            self.shift = 1.0 if abs(found[heaviest] - self.usual - 1) < abs(found[heaviest] - self.usual) else 0.0
 
     def _rescaled(self, raw: Tensor, phi: float) -> Tensor:
         """arXiv 2305.08891, eq. 15-16: the std of the conditional part, per sample."""

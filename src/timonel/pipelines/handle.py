@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..hooks import Hook
-from ..hooks.rgb import to_images
 from ..run import Run
 
 if TYPE_CHECKING:
@@ -26,12 +25,16 @@ class _Begun(Hook):
     def on_start(self, run: Run) -> None:
         self.handle._begin(run)
 
+    def on_resume(self, run: Run) -> None:
+        self.handle._begin(run)
+
 
 class Handle:
     """A call that goes on in the background. Make one with `helm.start(…)`.
 
         handle = helm.start("red apple", steps=20, keep=20)
         handle.pause(); handle.preview()[0].show(); handle.rewind(8); handle.resume()
+        handle.run.guidance = 9.0
         picture = handle.result().images[0]
 
     `pause`, `stop` and `resume` may come before the first step; the pipeline's thread is a daemon.
@@ -48,7 +51,11 @@ class Handle:
         hooks = [_Begun(self), *options.pop("hooks", ())]
         self._call = helm.ready(args, {**options, "hooks": hooks})
         self._thread = threading.Thread(target=self._work, name="timonel-helm", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._call.cancel()
+            raise
 
     def _work(self) -> None:
         try:
@@ -132,17 +139,19 @@ class Handle:
     def preview(self, *, decode: bool = False) -> list[Image.Image]:
         """Pictures of the newest denoised prediction, one per sample; linear and small unless `decode`.
 
-        Raises `RunError` before the first step.
+        After a rewind they are those of the step that the run is at; at step 0 there is only its noise. With `decode`
+        while the pipeline encodes or decodes itself, they wait for its end. Raises `RunError` before there is a run.
         """
-        context, clean = self._helm.context, self.run.denoised
-        linear = None if decode else context.latent_rgb
-        return to_images(context.decode(clean) if linear is None else linear(clean))
+        return self._helm.pictures(self.run, decode)
 
     def result(self, timeout: float | None = None) -> Any:
-        """The pipeline's output, once it is there. Raises what the call raised, and `TimeoutError`."""
-        self._thread.join(timeout)
-        if not self.done:
-            raise TimeoutError(f"the call has not ended after {timeout:g} s: it is {self.status} at step {self.step}")
+        """The pipeline's output, once it is there, as often as it is asked for; the call outlives an interrupted wait.
+
+        `timeout`: seconds, or None. Raises what the call raised, and `TimeoutError`.
+        """
+        with self._change:  # not the thread's join, which takes an interrupted wait for the thread's end
+            if not self._change.wait_for(lambda: self._ended, timeout):
+                raise TimeoutError(f"the call has not ended after {timeout} s: it is {self.status} at step {self.step}")
         if self._error is not None:
             raise self._error
         return self._made

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
-import weakref
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import zoo
-from ..errors import ArgumentError, ModelError, RunError, UnknownName
+from ..driver import UNKNOWN
+from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName
 from ..guidance import Guidance
+from ..hooks.rgb import to_images
 from ..noise import checked
 from ..run import Run
-from ..sampler import Sampler
+from ..sampler import DEFAULT, Sampler
 from ..zoo import prompts
-from . import elsewhere, levels, scale
+from . import busy, caches, choice, elsewhere, levels, scale
+from .busy import Claim
 from .decode import Context
 from .fits import changes, counts, foreign, one_row_loops, steps_with_scheduler, takes_the_run
-from .gate import Gate, gated
+from .gate import Gate, gated, networks
 from .handle import Handle
 from .load import Loading, pipeline_of
+from .piped import Piped
 from .scheduler import Orders, Scheduler
 from .signed import sign
 from .timesteps import Rewound
 
 if TYPE_CHECKING:
+    from PIL import Image
     from typing_extensions import Unpack
 
 OURS = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
@@ -43,8 +47,21 @@ COUNTED = (
     "image_embeddings",
 )  # one per sample
 MANY = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-_GUARD = threading.Lock()
-_LOCKS: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+
+
+class Ready:
+    """A call that has everything it needs for itself. Calling it makes the call; else `cancel` lets go of it."""
+
+    def __init__(self, go: Callable[[], Any], held: ExitStack) -> None:
+        self._go, self._held = go, held
+
+    def __call__(self) -> Any:
+        with self._held:
+            return self._go()
+
+    def cancel(self) -> None:
+        """Make no call."""
+        self._held.close()
 
 
 class Helm:
@@ -80,12 +97,29 @@ class Helm:
             )
         self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
+        self.choice: choice.Choice | None = None  # the sampler and steps of the last call, and why; see `choose`
         self._scheduler: Scheduler | None = None
+        self._came = (self.pipe.scheduler, dict(self.pipe.scheduler.config))  # with the model
 
     @property
     def run(self) -> Run | None:
-        """The run of the present call, or of the last one."""
+        """The run of the present call, or of the last one, however that ended: `resume=helm.run` goes on with it."""
         return None if self._scheduler is None else self._scheduler.newest
+
+    def preview(self, *, decode: bool = False) -> list[Image.Image]:
+        """Pictures of the newest denoised prediction of `run`, one per sample; linear and small unless `decode`.
+
+        Of a call that was stopped, interrupted or failed, too. Raises `RunError` before there is a run.
+        """
+        if self.run is None or not self.run.started:
+            raise RunError("there is no run to show yet; call the helm first")
+        return self.pictures(self.run, decode)
+
+    def pictures(self, run: Run, decode: bool) -> list[Image.Image]:
+        """Pictures of the newest denoised prediction of a run of this helm; of its noise where there is none yet."""
+        clean = run.latents if run.called_at is None else run.denoised
+        linear = None if decode else self.context.latent_rgb
+        return to_images(self.context.decode(clean) if linear is None else linear(clean))
 
     def __call__(
         self,
@@ -101,15 +135,18 @@ class Helm:
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
 
-        `sampler, steps`: see `Sampler`; without a grid, the process' usual one. A sampler that was fitted to another
-        model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
+        `sampler, steps`: see `Sampler`; what is not named here is taken from the scheduler that is set on the
+        pipeline, a shipped model's card, or what was measured nearest: see `choose`. A sampler that was fitted to
+        another model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
         or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
         sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
-        `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched or stopped, to
-        continue with the same sampler and steps; a finished one is only decoded.
+        `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched, stopped or
+        interrupted, or that failed, to continue with the same sampler and steps, and with its guidance unless another
+        is named here; a finished one is only decoded. A network with a cache of diffusers' warns with `Inexact` where
+        what it remembered was not kept with the run.
 
         Raises `ArgumentError` before any compute for arguments the pipeline does not have or that do not fit
-        each other, and `RunError` while another call on this pipeline goes on.
+        each other, and `RunError` while another call on this pipeline goes on, or on one that shares its network.
         """
         ours = {"sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks, "seeds": seeds, "keep": keep}
         return self.ready(args, {**ours, "resume": resume, **options})()
@@ -117,34 +154,50 @@ class Helm:
     def start(self, *args: Any, **options: Any) -> Handle:
         """Call the pipeline in a background thread, with the arguments of a call; see `Handle`.
 
-        Raises before the thread starts what a call would raise before any compute.
+        Raises before the thread starts what a call would raise before any compute. Until the call ends, plain calls
+        of the pipeline and of others that share its network are refused with `RunError`.
         """
         return Handle(self, args, options)
 
-    def ready(self, args: tuple[Any, ...], given: dict[str, Any]) -> Callable[[], Any]:
-        """A call with everything checked, to be made later. Raises what a call raises before any compute."""
-        scheduler, gate, options = self._prepare(args, {name: given.pop(name, None) for name in OURS}, given)
-        return lambda: self._go(scheduler, gate, options)
+    def ready(self, args: tuple[Any, ...], given: dict[str, Any]) -> Ready:
+        """A call with everything checked and claimed, to be made later. Raises what a call raises before compute."""
+        with ExitStack() as stack:
+            claim = stack.enter_context(Claim(self.pipe))
+            scheduler, gate, options = self._prepare(args, {name: given.pop(name, None) for name in OURS}, given)
+            stack.enter_context(self.opened(claim, scheduler, gate))
+            return Ready(lambda: self._go(scheduler, gate, options, claim), stack.pop_all())
 
     # -- around the call -----------------------------------------------------------------------
-    def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any]) -> Any:
+    @contextmanager
+    def opened(self, claim: Claim, scheduler: Scheduler, gate: Gate) -> Iterator[None]:
+        """The networks behind `gate`. Raises `RunError` where something else uses them already."""
+        claim.scheduler, driver = scheduler, Piped(self.pipe, gate, claim)
+        scheduler.orders.driver = scheduler.run.driver = driver
+        with gated(gate, claim):
+            yield
+
+    def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any], claim: Claim) -> Any:
         """The call itself. After it the pipeline is what it was before, whatever happened."""
-        told = scale.told(self.pipe, self._parameters, gate.own)
-        with self._alone(), self._steered(scheduler), told, gated(gate), one_row_loops(self.pipe, scheduler):
+        told, driver = scale.told(self.pipe, self._parameters, gate.own), scheduler.run.driver
+        with claim.working(), self._steered(scheduler), told, one_row_loops(self.pipe, scheduler):
             self.context.call = options
+            driver.recall(None)  # a plain call that failed leaves its caches as they are
             try:
-                made = self._pass(scheduler, options)
-            except BaseException:
+                made = self._pass(scheduler, options, claim)
+            except BaseException as error:
                 if scheduler.current is not None:
-                    scheduler.current.fail()
+                    scheduler.current.fail(error)
                 getattr(self.pipe, "maybe_free_model_hooks", lambda: None)()
                 raise
+            finally:
+                if scheduler.current is not None:
+                    scheduler.current.disown()
         if not scheduler.hand.given:
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
         sign(self, scheduler, options, gate.own, made)
         return made
 
-    def _pass(self, scheduler: Scheduler, options: dict[str, Any]) -> Any:
+    def _pass(self, scheduler: Scheduler, options: dict[str, Any], claim: Claim) -> Any:
         """Call the pipeline; again from its beginning after a rewind that its loop cannot follow."""
         given = options.get("generator")
         generators = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
@@ -154,33 +207,25 @@ class Helm:
             try:
                 return self.pipe(**options)
             except Rewound:
+                claim.looping(False)
                 scheduler.hand.let_go()
                 scheduler.hand.replay = True
                 for generator, state in zip(generators, states, strict=True):
                     generator.set_state(state)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One call at a time, for a pipeline has one scheduler."""
-        with _GUARD:
-            lock = _LOCKS.setdefault(self.pipe, threading.Lock())
-        if not lock.acquire(blocking=False):
-            raise RunError("this pipeline is at work in another call: wait for its end, or load a second pipeline")
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
     def _steered(self, scheduler: Scheduler) -> Iterator[None]:
         """The pipeline with `scheduler`, and with one progress bar at most."""
         own, bar = self.pipe.scheduler, getattr(self.pipe, "_progress_bar_config", None)
-        self.pipe.scheduler = self._scheduler = scheduler
+        before, self._scheduler = self._scheduler, scheduler
+        self.pipe.scheduler = scheduler
         if any(getattr(hook, "shows_progress", False) for hook in scheduler.orders.hooks):
             self.pipe._progress_bar_config = {**(bar or {}), "disable": True}
         try:
             yield
         finally:
+            if scheduler.newest is None or not scheduler.newest.started:
+                self._scheduler = before  # it ended before its run began: the last run is still there to go on with
             self.pipe.scheduler = own
             if bar is not None:
                 self.pipe._progress_bar_config = bar
@@ -198,34 +243,65 @@ class Helm:
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
         options = self._repeated(self._named(args, options))
-        scheduler = self._sampling(ours["sampler"], ours["steps"], options)
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
-        given, own = scale.order(self.pipe, self._parameters, options, self._scaled(ours["guidance"], options))
         hooks, resume = tuple(ours["hooks"] or ()), ours["resume"]
         for hook in hooks:
             takes_the_run(hook)
-        if resume is not None and not resume.row:
-            raise RunError("the run to resume has made no step; call without resume= to begin one")
+        guidance = self._scaled(ours["guidance"], options, resume)
+        given, own = scale.order(self.pipe, self._parameters, options, guidance)
+        scheduler, made = self._sampling(ours, options, given)
+        if resume is not None:
+            self._resumable(resume, scheduler)
         gate = Gate(self.pipe, scheduler, batch, own)
+        gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
             guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"] or 0,
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
-        if scheduler.sampler.fitted is not None:
+        self.choice = made.on(scheduler.settled)
+        if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         if self.card is not None:
             prompts.warn(self.card, options.get("prompt"), stacklevel=4)
         return scheduler, gate, options
 
-    def _scaled(self, guidance: Guidance | float | None, options: dict[str, Any]) -> Guidance | float | None:
-        """The guidance of a call; a shipped model that is told nothing of it is guided as its card says."""
-        if guidance is not None or self.card is None:
+    def _scaled(
+        self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None
+    ) -> Guidance | float | None:
+        """The guidance of a call: what it names, else that of the run it resumes, else what the model's card says."""
+        resumed = resume.guidance if isinstance(resume, Run) else None
+        if guidance is not None or (self.card is None and resumed is None):
             return guidance
         name = scale.argument(self.pipe, self._parameters, options)
-        return None if name is None or options.get(name) is not None else self.card.default_guidance
+        if name is not None and options.get(name) is not None:
+            return None
+        if resume is not None:
+            return resumed
+        return None if name is None or self.card is None else self.card.default_guidance
+
+    def _resumable(self, run: Run, scheduler: Scheduler) -> None:
+        """Refuse, before anything is computed, a run that cannot go on in this call."""
+        if not isinstance(run, Run):
+            raise ArgumentError(f"resume= takes a run, such as helm.run, handle.branch() or Run.load(…), got {run!r}")
+        if busy.live(run):
+            raise RunError("the run to resume goes on in another call: wait for its end, or resume a run.branch()")
+        if not run.row:
+            raise RunError("the run to resume has made no step; call without resume= to begin one")
+        table, sampler = run.table, scheduler.sampler
+        if table.solver != sampler.name or (sampler.steps or table.steps) < table.steps:
+            raise ArgumentError(
+                f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
+                f"{sampler.steps}: give the same sampler and steps"
+            )
+        if run.row < table.nfe and not caches.fits(networks(self.pipe), None if run.memory is UNKNOWN else run.memory):
+            warnings.warn(
+                f"the network of this {type(self.pipe).__name__} has a cache, and what that remembered was not kept "
+                "with the run: it goes on with an empty one, near to what it would have been but not exactly",
+                Inexact, stacklevel=5,
+            )  # fmt: skip
 
     def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's own arguments by name; unknown ones are refused."""
@@ -252,16 +328,53 @@ class Helm:
             many = [one for one in (image if isinstance(image, list) else [image]) for _ in range(count)]
         return {**options, "image": many, "num_videos_per_prompt": 1}
 
-    def _sampling(self, sampler: Sampler | str | None, steps: int | None, options: dict[str, Any]) -> Scheduler:
-        """The scheduler of this call; the number of steps is written into `options`."""
-        asked = options.pop("num_inference_steps", None)
-        if steps is not None and asked is not None and steps != asked:
-            raise ArgumentError(f"steps={steps} and num_inference_steps={asked} disagree; give one")
-        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, **changes(self.pipe))
-        scheduler.sampler = Sampler.of(sampler, asked if steps is None else steps).on(scheduler.process)
+    def choose(
+        self,
+        sampler: Sampler | str | None = None,
+        steps: int | None = None,
+        guidance: Guidance | float | None = None,
+        *,
+        fitted: bool = True,
+    ) -> choice.Choice:
+        """The sampler and steps that a call with these arguments runs with, and why; nothing is computed.
+
+        Args:
+            sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.
+            fitted: whether one that was fitted to a shipped model may be taken.
+
+        Returns:
+            The choice; `str` of it is one line.
+
+        Raises:
+            ArgumentError: what the call would raise for these arguments.
+        """
+        given: Guidance | None = None
+        if self.card is not None:
+            given, _ = scale.order(self.pipe, self._parameters, {}, self._scaled(guidance, {}, None))
+        ours = {"sampler": sampler, "steps": steps, "fitted": fitted}
+        scheduler, made = self._sampling(ours, {}, given)
+        scheduler.set_timesteps(scheduler.sampler.steps)
+        return made.on(scheduler.settled)
+
+    def _sampling(
+        self, ours: dict[str, Any], options: dict[str, Any], guidance: Guidance | None
+    ) -> tuple[Scheduler, choice.Choice]:
+        """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
+        steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
+        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
+        own, config = self._came
+        shipped = self.card is not None and self.pipe.scheduler is own and dict(own.config) == config
+        model = choice.Model(scheduler.process, self.pipe, self.card, shipped)
+        fitted = None
+        if model.card is not None and shipped and ours["sampler"] is None and ours.get("fitted", True):
+            count = model.card.default_steps if steps is None else steps
+            asked = (self.pipe, self._parameters, options, guidance)
+            fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
+        made = choice.choose(model, ours["sampler"], steps, fitted=fitted)
+        scheduler.sampler = made.sampler
         if "num_inference_steps" in self._parameters:
             options["num_inference_steps"] = scheduler.sampler.steps
-        return scheduler
+        return scheduler, made
 
     def _batch(self, options: dict[str, Any]) -> int | None:
         """How many samples the call makes, where its arguments tell."""

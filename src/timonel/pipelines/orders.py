@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..driver import Driver
 from ..guidance import Guidance
 from ..noise import Noise
 from ..run import Run
@@ -25,5 +26,6 @@ class Orders:
     context: Any = None
     guided: Callable[[Tensor], Tensor] | None = None  # the last word on what the pipeline combined, see gate.py
     recall: bool = False  # the pipeline is called again after a rewind, because its loop counts its steps
+    driver: Driver | None = None  # the pipeline's loop, where the helm steers it
     resume: Run | None = None  # continue this run instead of beginning one
     named: bool = False  # the sampler's grid was asked for, and goes before a list that the pipeline makes

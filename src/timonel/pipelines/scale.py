@@ -44,6 +44,20 @@ def guiders(pipe: Any, parameters: Mapping[str, Any]) -> list[Any]:
     return [guider for guider in found if hasattr(guider, "guidance_scale")]
 
 
+def usual(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
+    """The scale that the pipeline guides with in a call, whoever chose it; None where it has none of its own."""
+    try:
+        name = argument(pipe, parameters, options)
+    except ArgumentError:
+        return None
+    if name is None:
+        found = guiders(pipe, parameters)
+        return float(found[0].guidance_scale) if found else None
+    value = options.get(name)
+    value = parameters[name].default if value is None else value
+    return float(value) if isinstance(value, (int, float)) else None
+
+
 @contextmanager
 def told(pipe: Any, parameters: Mapping[str, Any], own: float | None) -> Iterator[None]:
     """The guiders with the scale `own` while the context is open."""

@@ -28,10 +28,11 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import kept, levels, model
+from . import choice, kept, levels, model, modular
 from .attributes import Attributes, Stepped, held
 from .generators import drawn, pipelines_generator
 from .orders import Orders as Orders
+from .piped import caller
 from .timesteps import Hand, Loop, Timesteps, adopted, equal, number
 
 ROUNDED = 2.0**-7  # relative, of a time in bfloat16
@@ -50,8 +51,9 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
-    its noise, "independent" or "brownian", see `noise.py`. Without a grid in the name, the config's own is
-    taken: Karras or exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
+    its noise, "independent" or "brownian", see `noise.py`. Where none is named, `from_config` takes the one that the
+    config's class and flags say, see `choice.py`. Without a grid in the name, the config's own is taken: Karras or
+    exponential sigmas if they are on, else `timestep_spacing`, else the process' usual one.
     A `sampler` that is a file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
     The other arguments are those of diffusers' schedulers; see `from_config`.
     """
@@ -140,7 +142,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
-        `changes` override keys of the config; a key that this scheduler does not have is refused
+        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand for, else the
+        default. `changes` override keys of the config; a key that this scheduler does not have is refused
         with `UnknownName` (diffusers drops it without a word). `return_unused_kwargs` is for diffusers' own
         loading, which asks for a pair.
         """
@@ -150,6 +153,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise UnknownName("scheduler option", key, names)
         given = {**dict(config or {}), "variance_type": None, **changes}
         said = model.keys(given)
+        if sampler is None and given.get("sampler") is None:
+            sampler = choice.of_config(given)
         if sampler is not None:
             chosen = Sampler.of(sampler)
             if chosen.grid_options or chosen.cuts or chosen.sigmas is not None or chosen.times is not None:
@@ -213,6 +218,11 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def lists(self, times: Tensor) -> bool:
         """Whether `times` is the list of the present levels."""
         return self._listing is not None and times is self._listing.times
+
+    @property
+    def settled(self) -> Sampler:
+        """The sampler of the present levels, with the grid that the name or the config decided."""
+        return self._sampler
 
     @property
     def step_index(self) -> int | None:
@@ -280,9 +290,11 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if noise is None and table.stochastic:
             noise = self._late_noise if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
         self._run = Run(
-            table, self.prediction, noise=noise, guidance=orders.guidance, hooks=orders.hooks,
+            table, self.prediction, noise=noise, guidance=orders.guidance,
+            hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
+        self._run.driver, self._run.lent = orders.driver or caller(self), tuple(self._run.hooks)
         self._covered, self._seeded = rows, None
         self.hand.let_go()
 
@@ -485,6 +497,16 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             elif not self.hand.holds(sample):
                 run.latents = sample
             self._advance(raw, variance_noise)
+        elif not run.started:
+            raise RunError(
+                "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "
+                "kept: begin a new call, without resume="
+            )
+        elif sample.shape != run.latents.shape:
+            raise ArgumentError(
+                f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
+                "size and the number of pictures that it was begun with"
+            )
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)

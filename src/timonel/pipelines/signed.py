@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import words
+from ..hooks import adapt
 from ..hooks.control import Edit
 from ..recipe import GuidanceData, Recipe, versions
 from ..sampler import Sampler
@@ -52,15 +53,17 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
     run, orders = helm.run, scheduler.orders
     assert run is not None
     arguments, missing = _arguments(helm, options, own)
-    besides = [f"hook {h.name!r}" for h in run.hooks if _acts(h)]
+    besides = [f"hook {h.name!r}" for h in map(adapt, orders.hooks) if _acts(h)]
     besides += [name for name in ("callback_on_step_end", "callback") if options.get(name) is not None]
     besides += ["resume="] if orders.resume is not None else []
     besides += ["generator="] if not helm.seeds else []
     many = run.latents.shape[0]
     listed = "sigmas" in arguments or "timesteps" in arguments
     steps = None if listed else scheduler.sampler.steps
+    sampler = _settled(scheduler)
+    own_levels = sampler.fitted is None and sampler.grid is None
     return {
-        **_model(helm), **Recipe.choice(_settled(scheduler)), "steps": steps or run.steps,
+        **_model(helm), **Recipe.choice(sampler), "listed": own_levels or None, "steps": steps or run.steps,
         "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
         "width": arguments.pop("width", None), "height": arguments.pop("height", None), "arguments": arguments,
         "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,

@@ -145,16 +145,22 @@ def _version(tensor: Tensor) -> int:
 
 
 def adopted(run: Run, fresh: Run) -> Run:
-    """`run`, to go on in the place of a fresh one of the same table, with what is asked of that one."""
+    """`run`, to go on in the place of a fresh one of the same table, with guidance and hooks of that one.
+
+    Raises `ArgumentError` where the two differ or the pipeline cannot guide so, and leaves `run` as it is.
+    """
     old, new = run.table, fresh.table
     if old.x.shape != new.x.shape or not (torch.equal(old.x, new.x) and torch.equal(old.time, new.time)):
         raise ArgumentError(
             f"the run to resume is {old.solver!r} on {old.grid!r} with {old.steps} steps, this call is {new.solver!r} "
             f"on {new.grid!r} with {new.steps}: give the same sampler and steps"
         )
-    if fresh.guidance is not None:
-        run.guidance, run.scales = fresh.guidance, fresh.scales
-    run.hooks, run.context, run.noise = [*run.hooks, *fresh.hooks], fresh.context, run.noise or fresh.noise
+    if run.prediction != fresh.prediction:
+        raise ArgumentError(
+            f"the run to resume has predictions of kind {run.prediction!r}, this model {fresh.prediction!r}: "
+            "resume it with the model it was begun with"
+        )
+    run.adopt(fresh)
     return run
 
 

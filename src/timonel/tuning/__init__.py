@@ -118,13 +118,12 @@ def tune(
     began = time.monotonic()
     counts = checks.asked(steps, seeds=seeds, minutes=minutes, out=out, method=method, batch=batch)
     helm = model if isinstance(model, Helm) else Helm(model)
-    given = cfg(guidance) if isinstance(guidance, (int, float)) else guidance
+    given = guidance if guidance is None or isinstance(guidance, Guidance) else cfg(guidance)
     if given is None and helm.card is not None:
         given = cfg(helm.card.default_guidance)
     if helm.card is not None and "image" in helm._parameters:  # such pipelines have a size of their own, far larger
         inputs = {"height": helm.card.resolution, "width": helm.card.resolution, **inputs}
-    if given is not None and isinstance(given.scale, tuple):
-        raise ArgumentError("a fit takes one guidance scale and an interval; leave scales per step out")
+    checks.one_scale(given)
     checks.begins(method, start, counts, process_of(helm.pipe.scheduler.config))
     used = _used(helm, inputs, given)
     telling = told or (lambda message: None)
@@ -203,9 +202,12 @@ def fit_model(
     `split`: samples to fit and samples held out, by default the last third. `fewer`: take the first of both alone where
     the time is short. `iterations`: at most so many for every number of steps. `memory`: predictions that a row may
     correct. `where`: what the file says it was fitted to. `began`: when the minutes did, by `time.monotonic`.
+
+    Raises what `tune` raises; a guidance scale for every step too, before any compute.
     """
     counts, telling = checks.asked(steps, minutes=minutes, out=out, method=method), told or (lambda message: None)
     began = time.monotonic() if began is None else began
+    checks.one_scale(model.guidance)
     checks.begins(method, start, counts, model.process)
     chosen, held = checks.thirds(model.count) if split is None else checks.split(split, model.count)
     target = None if out is None else checks.target(Path(out), counts)

@@ -11,6 +11,7 @@ import torch
 from ..errors import ArgumentError, UnknownName, finite, whole
 from ..files import writable
 from ..grids import usual
+from ..guidance import Guidance
 from ..process import Level, Process
 from ..sampler import Sampler
 from ..table import Table
@@ -44,6 +45,15 @@ def asked(
     if out is not None:
         target(Path(out), counts)
     return counts
+
+
+def one_scale(guidance: Guidance | None) -> None:
+    """Refuses a scale for every step: a fit changes what a step is, and targets have other numbers of them."""
+    if guidance is not None and isinstance(guidance.scale, tuple):
+        raise ArgumentError(
+            f"a fit takes one guidance scale and an interval, got {len(guidance.scale)} scales, one for each step: "
+            f"give one, such as cfg({max(guidance.scale):g}, until=0.4)"
+        )
 
 
 def _counts(steps: int | Sequence[int]) -> list[int]:

@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     from ..guidance import Guidance
     from ..hooks.preview import LatentRGB
 
-__all__ = ["HERE", "LORA", "MODELS", "Card", "card", "finish", "folder", "parts", "process_of", "tuned", "whole"]
+__all__ = [
+    "HERE",
+    "LORA",
+    "MODELS",
+    "Card",
+    "card",
+    "finish",
+    "fitted",
+    "folder",
+    "parts",
+    "process_of",
+    "tuned",
+    "whole",
+]
 
 HERE = Path(__file__).parent
 TUNED = "tuned"  # a model's folder of fitted samplers, by steps
@@ -122,13 +135,18 @@ def tuned(name: str, steps: int, guidance: Guidance | None) -> Sampler | None:
 
     `guidance`: with its scale, None for none; where another scale or interval was fitted, there is none for it.
     """
+    found = fitted(name, steps)
+    return found if found is not None and found.fitted and found.fitted.guided_alike(guidance) else None
+
+
+def fitted(name: str, steps: int) -> Sampler | None:
+    """The shipped sampler that was fitted to this model for so many steps, under whatever guidance, or None."""
     path = folder(name) / TUNED / f"{steps}.json"
     if not path.is_file():
         return None
     from ..fitted import Fitted
 
-    fitted = replace(Fitted.read(path), name=f"{name}-{steps}")
-    return Sampler(fitted=fitted) if fitted.guided_alike(guidance) else None
+    return Sampler(fitted=replace(Fitted.read(path), name=f"{name}-{steps}"))
 
 
 def process_of(model: str) -> Process:

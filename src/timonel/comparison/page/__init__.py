@@ -1,5 +1,7 @@
 """The page of a comparison: one HTML file that holds its data, its style and its script, and asks the network nothing.
 
+The pictures in it are small; a click opens the full ones, files in the folder `pictures` beside the page.
+
 One concern, one file: `page.html` is the frame, `page.css` the look, `words.json` every sentence in English and
 Spanish, and the scripts, in the order of `SCRIPTS`, each draw one part.
 """
@@ -51,7 +53,8 @@ STATUSES = ("done", "failed", "waiting")
 def render(data: dict[str, Any]) -> str:
     """The whole page for one comparison, as HTML that opens from a file.
 
-    `data`: what was compared (`PARTS`), with every picture a `data:image/…` address. Text in it stays text: nothing
+    `data`: what was compared (`PARTS`), with every picture a `data:image/…` address, and the full one's path from the
+    page, `full`, where it is beside it. Text in it stays text: nothing
     a prompt holds can become markup. A picture that several places show is embedded once.
     Raises `ArgumentError` where a part is missing, a picture is not embedded or an index points nowhere.
     """
@@ -79,13 +82,13 @@ def _embed(value: Any) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy under which only this style, this script and embedded pictures work."""
+    """A content security policy under which only this style, this script and pictures in and beside the page work."""
 
     def named(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     return (
-        f"default-src 'none'; img-src data:; style-src {named(style)}; script-src {named(script)}; "
+        f"default-src 'none'; img-src data: 'self'; style-src {named(style)}; script-src {named(script)}; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
@@ -145,3 +148,6 @@ def _check_pictures(where: str, item: dict[str, Any]) -> None:
     for picture in (item.get("picture"), story and story["sprite"], *(item.get("frames") or ())):
         if picture is not None and not picture.startswith("data:image/"):
             raise ArgumentError(f"{where} shows {picture[:40]!r}; embed it as data:image/…;base64,…")
+    full = item.get("full")
+    if full is not None and not re.fullmatch(r"pictures/[\w-]+\.\w+", full):
+        raise ArgumentError(f"{where} has its full picture at {full[:40]!r}; it is a file in the folder pictures")

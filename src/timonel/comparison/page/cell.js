@@ -18,10 +18,14 @@ function openCell(item) {
   $("copy").onclick = () => copy(item.command);
   $("recipe").textContent = JSON.stringify(item.recipe ?? null, null, 2);
   $("cell").showModal();
+  sharpen($("big"));
   clock.show();
 }
 function showCell(item) {
-  $("big").replaceChildren(picture(item, name(item)));
+  const shown = picture(item, name(item));
+  $("big").replaceChildren(item.full ? h("a", { href: item.full, target: "_blank", rel: "noopener" }, shown) : shown);
+  $("full").hidden = !item.full;
+  if (item.full) $("full").href = item.full;
   $("trust").textContent = isReference(item) ? trust(item) : "";
   $("numbers").replaceChildren(...(isReference(item) ? [] : numbersOf(item)).map(([key, text]) =>
     h("div", {}, h("dt", {}, t(key)), h("dd", {}, text))));

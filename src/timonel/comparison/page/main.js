@@ -20,17 +20,20 @@ function drawHead() {
   $("made").textContent = t("made", { version: data.version, date });
 }
 
-/** For each number of steps the group with the least error, and those that tie with it. */
+/** Of the groups of equal cost the one with the least error, and those that tie with it. */
 function drawGlance() {
-  const best = data.groups.filter((group) => group.verdict === "best"), short = (group) => groupName(group, weighed);
+  const best = data.groups.filter((group) => group.verdict === "best"), said = asked.filter(notSteps);
+  const short = (group) => groupName(group, groupAxes.filter((axis) => !said.includes(axis)));
+  const place = (group) => [t("glance.at", { n: format(group.halves) }), placeName(group.at, said)];
   const list = new Intl.ListFormat(state.language);
   $("glance").hidden = !best.length;
-  $("cards").replaceChildren(...best.sort((one, other) => one.at.steps - other.at.steps).map((group) => {
-    const peers = data.groups.filter((other) => asked.every((axis) => other.at[axis.name] === group.at[axis.name]));
+  $("cards").replaceChildren(...best.sort((one, other) => one.halves - other.halves).map((group) => {
+    const peers = data.groups.filter((other) =>
+      other.halves === group.halves && said.every((axis) => other.at[axis.name] === group.at[axis.name]));
     const ties = peers.filter((other) => other.verdict === "tie").map(short);
     const cell = data.cells.find((one) => data.groups[one.group] === group && one.status === "done");
     return h("li", {}, cell ? picture(cell, name(cell)) : null, h("div", {},
-      h("small", {}, placeName(group.at, asked)), h("strong", {}, short(group)),
+      h("small", {}, place(group).filter(Boolean).join(" · ")), h("strong", {}, short(group)),
       h("span", {}, plusMinus(meanOf(group, "latent_rmse"), stderrOf(group, "latent_rmse"))),
       h("span", {}, ties.length ? verdict("tie") : t("glance.alone"),
         ties.length ? ` ${t("glance.tie", { names: list.format(ties) })}` : null)));

@@ -25,21 +25,34 @@ async function paint(canvas, index, at = 0, count = 1) {
   context.drawImage(image, -at * width, 0);
 }
 
-/** Squares where a picture is enlarged, smooth where it is made smaller. */
-const crisp = (picture) =>
-  picture.classList.toggle("pixel", (picture.naturalWidth ?? picture.width) < picture.clientWidth * devicePixelRatio);
+const FEW = 128; // pixels of a picture that is shown as squares where it is enlarged; others are smooth
+const crisp = (picture) => {
+  const width = picture.naturalWidth ?? picture.width;
+  picture.classList.toggle("pixel", width <= FEW && width < picture.clientWidth * devicePixelRatio);
+};
 
 /** The picture of a cell or reference: an image, or a canvas in step with all other videos. */
 function picture(item, alt) {
   if (!item.frames) {
     const src = data.pictures[item.picture];
-    return h("img", { src, alt, decoding: "async", draggable: "false", onload: (event) => crisp(event.target) });
+    const full = src.startsWith("data:image/webp") ? item.full : null; // a png is the picture itself
+    const onload = (event) => crisp(event.target);
+    return h("img", { src, alt, "data-full": full, decoding: "async", draggable: "false", onload });
   }
   const named = alt ? { role: "img", "aria-label": alt } : { "aria-hidden": "true" };
   const canvas = h("canvas", { class: "film", ...named });
   canvas.film = item;
   onscreen.observe(canvas);
   return canvas;
+}
+/** Shows the full pictures inside `box`, where the files beside the page are still there. */
+function sharpen(box) {
+  for (const image of box.querySelectorAll("img[data-full]")) {
+    const full = new Image();
+    full.src = image.dataset.full;
+    full.decode().then(() => { image.src = full.src; }, () => {}); // moved alone, the page keeps the small one
+    delete image.dataset.full;
+  }
 }
 /** A canvas that covers a picture with one step of its run, until `step` is its last. */
 function storyOf(item) {

@@ -18,13 +18,24 @@ function ticks([low, high], log, most = 6) {
     const powers = upTo(Math.floor(Math.log10(low)), Math.floor(Math.log10(high)), (power) => power);
     const all = [[1, 2, 5], [1, 3], [1]].map((steps) =>
       inside(powers.flatMap((power) => steps.map((step) => step * 10 ** power))));
-    return all.find((list) => list.length <= most) ?? all[2];
+    const found = all.find((list) => list.length <= most) ?? all[2];
+    if (found.length > 1) return found; // else the range is too narrow for powers of ten
   }
   const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough);
   return upTo(Math.ceil(low / step - 1e-9), Math.floor(high / step + 1e-9), (i) => i * step);
 }
 
+/** Of marks along an axis those whose texts do not run into each other; `at` says where a text is, and what it is. */
+function legible(marks, at) {
+  let end = -Infinity;
+  return [...marks].sort((one, other) => one - other).filter((mark) => {
+    const [middle, text] = at(mark), half = 3.6 * text.length;
+    const fits = middle - half > end + 8;
+    if (fits) end = middle + half;
+    return fits;
+  });
+}
 /** An empty plot as wide as its box. `x` and `y` are {range, log, title, ticks}; returns it and its two scales. */
 function plot(box, label, x, y, right = 16) {
   const width = box.clientWidth, height = Math.max(260, Math.min(420, width * 0.5));
@@ -35,7 +46,8 @@ function plot(box, label, x, y, right = 16) {
   const rows = ticks(y.range, y.log).map((value) => s("g", { class: "tick" },
     s("line", { x1: left, x2: width - right, y1: atY(value), y2: atY(value) }),
     s("text", { x: left - 8, y: atY(value) + 4, "text-anchor": "end" }, text(value))));
-  const columns = (x.ticks ?? ticks(x.range, x.log, width < 500 ? 4 : 8)).map((value) =>
+  const marks = x.ticks ?? ticks(x.range, x.log, width < 500 ? 4 : 8);
+  const columns = legible(marks, (value) => [atX(value), text(value)]).map((value) =>
     s("text", { x: atX(value), y: bottom + 20, "text-anchor": "middle" }, text(value)));
   const svg = s("svg", { class: "plot", width, height, role: "group", "aria-label": label }, rows, columns,
     s("text", { class: "title", x: 0, y: 14 }, y.title),

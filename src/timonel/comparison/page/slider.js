@@ -2,10 +2,11 @@
 
 const showable = [...data.cells.filter((cell) => cell.status === "done"), ...data.references];
 
-/** At first: the first picture against the best of its kind, else its reference, else the last picture. */
+/** At first: the first picture against the best of its kind and cost, else its reference, else the last picture. */
 function pairAtFirst() {
   const first = showable[0];
-  const same = (cell) => free.every((axis) => weighed.includes(axis) || cell.at[axis.name] === first.at[axis.name]);
+  const same = (cell) => cell.halves === first.halves &&
+    free.every((axis) => weighed.includes(axis) || cell.at[axis.name] === first.at[axis.name]);
   const best = showable.find((item) => item !== first && data.groups[item.group]?.verdict === "best" && same(item));
   Object.assign(state, { a: first, b: best ?? first?.reference ?? showable[showable.length - 1] });
 }
@@ -39,6 +40,7 @@ function moveSplit() {
   tell($("split"), t("slider.value", { n: percent($("split").value / 100) }));
 }
 $("split").oninput = moveSplit;
+$("split").onpointerenter = $("split").onfocus = () => sharpen($("stage"));
 $("swap").onclick = () => {
   [state.a, state.b] = [state.b, state.a];
   put("a", state.a);

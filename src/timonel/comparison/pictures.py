@@ -1,0 +1,99 @@
+"""The small pictures that a page holds; the full ones stay in files beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .store import Outcome, Store
+
+SMALL, SIDE, FRAME = 128, 320, 192  # pixels of the longer side: kept as it is up to; of a still; of a frame of a video
+SPRITE = 96  # of a preview in a story
+STILL_BYTES, FRAME_BYTES, STORY_BYTES = 32_000, 6_000, 24_000  # at most, so that the page of 60 runs is below 5 MB
+TRIES = ((1.0, 80), (0.8, 70), (0.6, 55), (0.4, 40), (0.25, 25))  # share of the side, and quality
+
+
+def small(outcome: Outcome, store: Store) -> list[str]:
+    """The picture as a data address, or those of a video's frames, so that several videos can be kept in step."""
+    if outcome.id not in store.small:
+        path = store.picture(outcome)
+        store.small[outcome.id] = _frames(path) if outcome.frames else [_still(path)]
+    return store.small[outcome.id]
+
+
+def link(outcome: Outcome, store: Store) -> str:
+    """Where the full picture is, from the page."""
+    return store.picture(outcome).relative_to(store.root).as_posix()
+
+
+def data(path: Path) -> str:
+    """A file as a data address."""
+    return _address(path.read_bytes(), path.suffix[1:])
+
+
+def _address(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _still(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return data(path) if max(picture.size) <= SMALL else _webp(picture, SIDE, STILL_BYTES)
+
+
+def _frames(path: Path) -> list[str]:
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as video:
+        return [_webp(frame, FRAME, FRAME_BYTES) for frame in ImageSequence.Iterator(video)]
+
+
+def _webp(picture: Any, side: int, most: int) -> str:
+    from PIL import Image
+
+    whole = picture.convert("RGB")
+
+    def draw(share: float) -> Any:
+        smaller = whole.copy()
+        smaller.thumbnail((round(side * share),) * 2, Image.Resampling.LANCZOS)
+        return smaller
+
+    return _address(_within(most, draw)[0], "webp")
+
+
+def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
+    """Pictures of equal size side by side as WebP, and the size of one of them there."""
+    from PIL import Image
+
+    longer = max(pictures[0].size)
+
+    def size(share: float) -> tuple[int, int]:
+        width, height = (max(1, round(n * min(1.0, SPRITE * share / longer))) for n in pictures[0].size)
+        return width, height
+
+    def draw(share: float) -> Any:
+        width, height = size(share)
+        sheet = Image.new("RGB", (width * len(pictures), height))
+        for k, picture in enumerate(pictures):
+            sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (k * width, 0))
+        return sheet
+
+    content, share = _within(STORY_BYTES, draw)
+    return content, size(share)
+
+
+def _within(most: int, draw: Callable[[float], Any]) -> tuple[bytes, float]:
+    """A picture as WebP of at most so many bytes, or the smallest that is tried; and at which share of its side."""
+    content, share = b"", 1.0
+    for share, quality in TRIES:
+        buffer, picture = io.BytesIO(), draw(share)
+        picture.save(buffer, format="WEBP", quality=92 if max(picture.size) <= SMALL and share == 1 else quality)
+        content = buffer.getvalue()
+        if len(content) <= most:
+            break
+    return content, share

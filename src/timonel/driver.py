@@ -1,0 +1,45 @@
+"""What a run needs of the loop that drives it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .guidance import Guidance
+    from .run import Run
+
+
+class Memory(Enum):
+    """What stands for the memory of a network where it has none that could be given back."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN: Any = Memory.UNKNOWN  # one, also after a copy or a pickle
+
+
+class Driver:
+    """What calls the network for a run, as far as the run has to know it. A plain loop has nothing to say.
+
+    `patience`: seconds after which a paused run asks again whether it was interrupted.
+    """
+
+    patience: float | None = None
+
+    def interrupted(self) -> bool:
+        """Whether the caller's own switch ends the run; the switch is off again afterwards."""
+        return False
+
+    def admit(self, run: Run, guidance: Guidance) -> None:
+        """Raises `TimonelError` where the coming rows of `run` cannot be guided so."""
+
+    def remembered(self) -> Any:
+        """What the network keeps of its calls so far, beside its weights; None where it keeps nothing."""
+        return None
+
+    def recall(self, memory: Any) -> None:
+        """Give the network back what it kept; None is what it knows before its first call."""
+
+    def looping(self, on: bool) -> None:
+        """The rows begin (True) or are over (False), in the thread that computes them."""

@@ -1,0 +1,226 @@
+"""Who is at work: a network serves one steered call at a time, whatever pipelines share it.
+
+A call claims its pipeline, the networks of its loop and the objects that guide it. A second steered call that needs
+any of them is refused before it begins. So is a plain call of the pipeline, and the network call of a plain call of
+another one. An autoencoder is shared instead: who decodes waits for the other's end.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from ..errors import RunError
+from . import gate
+
+REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
+AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
+GUIDERS = ("guider", "ocr_guider")
+_GUARD = threading.RLock()
+_CLAIMS: weakref.WeakKeyDictionary[Any, Claim] = weakref.WeakKeyDictionary()
+_TURNS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def needs(pipe: Any) -> list[Any]:
+    """What only one call may use at a time: networks, also under what wraps them, and guiders."""
+    modules = list(gate.networks(pipe))
+    for module in modules:  # grows
+        inner = [getattr(module, name, None) for name in ("_orig_mod", "module")]
+        inner += list(getattr(module, "nets", ()))
+        modules += [m for m in inner if isinstance(m, nn.Module) and m not in modules]
+    guiders = (getattr(pipe, name, None) for name in GUIDERS)
+    return [*modules, *(guider for guider in guiders if hasattr(guider, "guidance_scale"))]
+
+
+class Claim:
+    """What one call has for itself, from before it begins to its end. Raises `RunError` where another has it.
+
+    `thread`: the one that makes the call. `inside`: the pipeline is called.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.name = pipe, type(pipe).__name__
+        self.scheduler: Any = None
+        self.thread: int | None = None
+        self.inside = False
+        self._own = getattr(pipe, "scheduler", None)
+        self._turns: list[Any] = []
+        self.held = [pipe, *needs(pipe)]
+        with _GUARD:
+            for one in self.held:
+                if one in _CLAIMS:
+                    raise RunError(_refusal(self.name, one, pipe, _CLAIMS[one].name))
+            for one in self.held:
+                _CLAIMS[one] = self
+        try:
+            _attend(pipe)
+            self.check()
+        except BaseException:
+            self.release()
+            raise
+
+    def check(self) -> None:
+        """Raises `RunError` where a call that is not steered uses any of it already."""
+        mine = threading.get_ident()
+        for thread, frame in list(sys._current_frames().items()):
+            for other in _calls(frame):
+                shared = [other] if other is self.pipe else needs(other) if thread != mine else []
+                for one in shared:
+                    if any(one is held for held in self.held) and not _steered(other):
+                        raise RunError(_refusal(self.name, one, self.pipe, type(other).__name__))
+
+    def release(self) -> None:
+        """Let others have it."""
+        with _GUARD:
+            for one in self.held:
+                if _CLAIMS.get(one) is self:
+                    del _CLAIMS[one]
+        _leave(self.pipe)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    # -- the call ------------------------------------------------------------------------------
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """The pipeline is called, in this thread only, and once at a time."""
+        if self.thread != threading.get_ident() or self.inside:
+            raise RunError(_refusal(self.name, self.pipe, self.pipe, self.name))
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """This thread makes the call."""
+        self.thread = threading.get_ident()
+        try:
+            self.looping(False)
+            yield
+        finally:
+            self.looping(True)
+            self.thread = None
+
+    def admits(self, module: nn.Module) -> bool:
+        """Whether a network call is the pipeline's own; False for one of a hook, or of what a hook calls.
+
+        Raises `RunError` where another thread makes it.
+        """
+        if self.thread != threading.get_ident():
+            name = next((type(pipe).__name__ for pipe in _calls(sys._getframe(2))), "this call")
+            raise RunError(_refusal(name, module, None, self.name))
+        run = None if self.scheduler is None else self.scheduler.current
+        if run is not None and run.firing:
+            return False
+        return called_by(self.pipe)
+
+    def looping(self, on: bool) -> None:
+        """Outside its loop the pipeline encodes and decodes: its autoencoders are its own then."""
+        if threading.get_ident() != self.thread:
+            return
+        if on:
+            while self._turns:
+                self._turns.pop().release()
+        elif not self._turns:
+            modules = {id(m): m for m in (getattr(self.pipe, name, None) for name in AUTOENCODERS) if m is not None}
+            for _, module in sorted(modules.items()):
+                lock = turn(module)
+                lock.acquire()
+                self._turns.append(lock)
+
+
+def turn(autoencoder: Any) -> Any:
+    """The lock of who encodes or decodes with it, for that may change its dtype meanwhile."""
+    with _GUARD:
+        return _TURNS.setdefault(autoencoder, threading.RLock())
+
+
+def called_by(pipe: Any) -> bool:
+    """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in none."""
+    return next(_calls(sys._getframe(1)), pipe) is pipe
+
+
+def live(run: Any) -> bool:
+    """Whether a call drives `run` now."""
+    with _GUARD:
+        claims = list(_CLAIMS.values())
+    return any(claim.scheduler is not None and claim.scheduler.current is run for claim in claims)
+
+
+def _refusal(name: str, busy: Any, pipe: Any, other: str) -> str:
+    if busy is pipe:
+        return f"this {name} is at work in another call: {REMEDY}"
+    whose = f"of this {name}" if name != "this call" else "that is called here"
+    return f"the {type(busy).__name__} {whose} is at work in another call, of {other}, that shares it: {REMEDY}"
+
+
+def _steered(pipe: Any) -> bool:
+    with _GUARD:
+        claim = _CLAIMS.get(pipe)
+    return claim is not None and claim.inside
+
+
+def _calls(frame: FrameType | None) -> Iterator[Any]:
+    """The pipelines whose calls a frame is in, innermost first."""
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            one = frame.f_locals.get("self")
+            with suppress(Exception):  # any object may be there, with any attributes
+                if hasattr(getattr(one, "scheduler", None), "step"):
+                    yield one
+        frame = frame.f_back
+
+
+def _attend(pipe: Any) -> None:
+    """Let the pipeline's calls ask whether it is at work, until `_leave`: its class becomes one that does."""
+    cls: Any = type(pipe)
+    if "_attends" in vars(cls):
+        return
+    made: Any = _attended(cls)
+    with suppress(TypeError):  # a class of another layout cannot be replaced
+        object.__setattr__(pipe, "__class__", made)
+
+
+def _leave(pipe: Any) -> None:
+    before = vars(type(pipe)).get("_attends")
+    if before is not None:
+        object.__setattr__(pipe, "__class__", before)
+
+
+@functools.lru_cache(maxsize=32)
+def _attended(cls: Any) -> Any:
+    """A class like `cls` in everything but that its objects, while they are at work, refuse other calls."""
+
+    @functools.wraps(cls.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        claim = _CLAIMS.get(self)
+        if claim is None:
+            return cls.__call__(self, *args, **kwargs)
+        with claim.calling():
+            return cls.__call__(self, *args, **kwargs)
+
+    members = {"__call__": call, "_attends": cls, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    components = getattr(cls, "components", None)
+    if isinstance(components, property) and components.fget is not None:
+        read = components.fget
+
+        def found(self: Any) -> Any:
+            """The pipeline's components; its scheduler is that of before the call, for others that share them."""
+            claim, parts = _CLAIMS.get(self), read(self)
+            return parts if claim is None else {**parts, "scheduler": claim._own}
+
+        members["components"] = property(found)
+    return type(cls.__name__, (cls,), {**members, "__doc__": cls.__doc__})

@@ -1,0 +1,224 @@
+"""Which sampler, on which grid, with how many steps a call runs: one rule for the helm, the drop-in scheduler and the
+command line.
+
+The sampler is the first of these that there is:
+
+1. what the caller names;
+2. what is set on the pipeline, where it maps: a timonel `Scheduler` with its sampler, a class of `timonel.compat`, or
+   a scheduler of diffusers with its flags, whoever has set it, the user or the author of the checkpoint;
+3. the card of a shipped model, or the preset of the family (`diagnosis/presets.py`);
+4. what was measured nearest: `sampler.DEFAULT` on the grid `grids.usual`, see docs/which-sampler.md.
+
+A shipped model is used as its card says: the scheduler in its folder says what the network was trained for and counts
+as set once it is replaced or changed.
+
+A sampler that names no grid takes the solver's own. The one that is set on the pipeline keeps the levels that its
+config asks for. One that the caller names is put on them too where somebody chose them: a sigma flag, or trailing
+times, which no class of diffusers has by default (few-step models are distilled on them). Else it takes the process'
+usual grid, `grids.usual`. In the drop-in scheduler the config is the caller's word, so its `timestep_spacing` always
+acts.
+
+The steps are the caller's, else the card's, else the few that a model was distilled for where the sampler is lcm or
+tcd, else the pipeline's own default, else `STEPS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import names, solvers, zoo
+from ..errors import ArgumentError, SchedulerReplaced, TimonelError
+from ..process import Process
+from ..process.config import class_of
+from ..sampler import STEPS, Sampler
+from . import kept
+from .levels import GRID_FLAGS
+
+FEW = 4  # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model card
+SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
+NAMED, SET, NEAREST = "as named", "set on the pipeline", "measured nearest for this noise process"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sampler of a call with its steps, and where each comes from.
+
+    Args:
+        sampler: with steps, and with its grid once the levels are made.
+        why: where the sampler comes from.
+        steps_why: where the number of steps comes from.
+    """
+
+    sampler: Sampler
+    why: str
+    steps_why: str
+
+    def __str__(self) -> str:
+        return f"{self.sampler.label}, {self.sampler.steps} steps (sampler {self.why}; steps {self.steps_why})"
+
+    def on(self, made: Sampler) -> Choice:
+        """The choice with the grid that a scheduler has settled."""
+        if self.sampler.fitted is not None or made.grid is None:
+            return self
+        return replace(self, sampler=replace(self.sampler, grid=made.grid, grid_options=made.grid_options))
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the rule reads of a model.
+
+    Args:
+        process: its noise process.
+        pipe: the pipeline.
+        card: of a shipped model; else None.
+        as_shipped: whether that model's scheduler is the one that came with it, unchanged.
+    """
+
+    process: Process
+    pipe: Any
+    card: zoo.Card | None = None
+    as_shipped: bool = False
+
+    @property
+    def scheduler(self) -> Any:
+        """What is set on the pipeline."""
+        return self.pipe.scheduler
+
+
+def choose(
+    model: Model, sampler: Sampler | str | None = None, steps: int | None = None, *, fitted: Sampler | None = None
+) -> Choice:
+    """The sampler and steps of a call.
+
+    Args:
+        model: what the call is made on.
+        sampler, steps: what the caller names; None is nothing.
+        fitted: the shipped sampler for this card, its steps and the call's guidance, which goes before the card's own.
+
+    Returns:
+        The choice. Its grid is None where the config of the model's scheduler decides it.
+
+    Raises:
+        ArgumentError: for a sampler that cannot be, or steps that a fitted one does not have.
+    """
+    made, why = _sampler(model, sampler, fitted)
+    count, steps_why = _steps(model, made, steps)
+    made = replace(made, steps=count)
+    if why.startswith(SET):
+        return Choice(_few(made, count), why, steps_why)
+    return Choice(made if _configured(model) else made.on(model.process), why, steps_why)
+
+
+def _configured(model: Model) -> bool:
+    """Whether the config of the scheduler that is set on the pipeline decides the levels of another sampler too."""
+    config = model.scheduler.config
+    flagged = any(config.get(flag) for flag in GRID_FLAGS)
+    return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
+
+
+def _few(sampler: Sampler, steps: int) -> Sampler:
+    """The sampler with an order that so few steps have; diffusers' classes lower theirs without a word too."""
+    order = sampler.options.get("order")
+    if not isinstance(order, int) or order <= steps:
+        return sampler
+    return replace(sampler, options={**sampler.options, "order": steps})
+
+
+def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) -> tuple[Sampler, str]:
+    if named is not None:
+        return Sampler.of(named), NAMED
+    if model.card is not None and model.as_shipped:
+        if fitted is not None:
+            return fitted, f"fitted to {model.card.name} for these steps"
+        return Sampler(model.card.default_sampler), f"of the card of {model.card.name}"
+    try:
+        return of_scheduler(model.scheduler), f"{SET}: {type(model.scheduler).__name__}"
+    except TimonelError as error:
+        made, why = _preset(model) or (Sampler(), NEAREST)
+        name = type(model.scheduler).__name__
+        warnings.warn(
+            f"{error}; {made.label!r} runs in place of the {name} that is set on the pipeline ({why}): name a sampler",
+            SchedulerReplaced,
+            stacklevel=2,
+        )
+        return made, f"{why}, in place of {name}"
+
+
+def of_scheduler(scheduler: Any) -> Sampler:
+    """The sampler that a scheduler of timonel, `timonel.compat` or diffusers is; without a grid, its config's.
+
+    Raises `ArgumentError` where it is none.
+    """
+    from ..compat.base import Compat
+    from .scheduler import Scheduler
+
+    if isinstance(scheduler, Scheduler) and not isinstance(scheduler, Compat):
+        return kept.sampler(scheduler.config)
+    return _of_class(type(scheduler).__name__, scheduler.config)
+
+
+def of_config(config: Mapping[str, Any]) -> Sampler:
+    """The sampler that the class and the flags of a config stand for, else the one that was measured nearest."""
+    try:
+        return _of_class(class_of(config), config)
+    except TimonelError:
+        return Sampler()
+
+
+def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
+    """A class of diffusers with its flags as a sampler without a grid. Raises `ArgumentError` where it is none."""
+    from ..compat.schedulers import CLASSES
+
+    if name in CLASSES:
+        made: Sampler = CLASSES[name].from_config({**config, "_class_name": name}).sampler
+        usual = inspect.signature(solvers.find(made.name).make).parameters
+        return replace(made, options={k: v for k, v in made.options.items() if k not in usual or usual[k].default != v})
+    if names.key(name) in names.ALIASES:
+        return Sampler(name)
+    raise ArgumentError(f"{name or 'a scheduler without a name'} is no sampler of timonel")
+
+
+def _preset(model: Model) -> tuple[Sampler, str] | None:
+    """The first preset of the family that the pipeline is recognised as."""
+    from ..diagnosis.families import recognise
+    from ..diagnosis.presets import PRESETS
+    from ..diagnosis.reading import read
+
+    family = recognise(read(model.pipe))
+    if family is None:
+        return None
+    first = PRESETS[family][0]
+    return Sampler(first.sampler, options=dict(first.options), steps=first.steps), f"preset of {family}"
+
+
+def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]:
+    if steps is not None:
+        return int(replace(sampler, steps=steps).steps or 0), NAMED
+    if sampler.sigmas is not None or sampler.times is not None:
+        return int(sampler.on(model.process).steps or 0), "of the levels that are named"
+    if sampler.steps is not None:
+        return sampler.steps, "of the sampler"
+    if model.card is not None:
+        return model.card.default_steps, f"of the card of {model.card.name}"
+    if solvers.find(sampler.name).grid == "lcm":
+        return FEW, f"few, as for all models distilled for {sampler.name}"
+    own = steps_of(model.pipe)
+    return (STEPS, "timonel's default") if own is None else (own, f"the default of {type(model.pipe).__name__}")
+
+
+def steps_of(pipe: Any) -> int | None:
+    """The number of steps that a pipeline makes where none is given; None where it has no such number."""
+    found = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    value = None if found is None else found.default
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def checked(named: int | None, own: int | None) -> int | None:
+    """The steps of a call that may give them under two names. Raises `ArgumentError` where those disagree."""
+    if named is not None and own is not None and named != own:
+        raise ArgumentError(f"steps={named} and num_inference_steps={own} disagree; give one")
+    return own if named is None else named

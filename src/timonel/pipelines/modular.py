@@ -1,0 +1,85 @@
+"""Guiders of diffusers' `ModularPipeline`, which count the calls of a loop where they mean its steps.
+
+The loop gives its guider the number of the call and the number of steps (diffusers 0.42.1,
+`modular_pipelines/*/denoise.py`; `guiders/*.py`, `_is_cfg_enabled`). A sampler with two calls a step has more calls
+than steps, so the guider would switch guidance off half-way. It also keeps that state, and a second call of the
+pipeline, whose guider then asks for no unconditional prompt, fails.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ..hooks import Hook
+from ..run import Run
+
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+DEPTH = 16  # frames between a pipeline's block and the scheduler that it calls
+
+
+class Counted(Hook):
+    """A guider that is told the step of the run until the run ends; then it is as before."""
+
+    def __init__(self, guider: Any, pipeline: Any, scheduler: Scheduler) -> None:
+        """`guider`: of `pipeline`, whose scheduler is `scheduler`."""
+        self.guider, self.inner = guider, guider.set_state
+        self.before = (guider._step, guider._num_inference_steps, guider._timestep)
+        self.pipeline, self.scheduler = weakref.ref(pipeline), weakref.ref(scheduler)
+        guider.set_state = self._set
+
+    def _set(self, step: int, num_inference_steps: int, timestep: Any) -> None:
+        """`set_state` with the step and the number of steps of the run; as it was where another scheduler steps."""
+        scheduler, pipeline = self.scheduler(), self.pipeline()
+        run = None if scheduler is None else scheduler.current
+        if run is not None and getattr(pipeline, "scheduler", None) is scheduler:
+            step, num_inference_steps = run.step, run.steps
+        self.inner(step=step, num_inference_steps=num_inference_steps, timestep=timestep)
+
+    def on_end(self, run: Run) -> None:
+        self.release()
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
+        return Hook, ()  # a copy of the run elsewhere has no guider
+
+    def release(self) -> None:
+        """Leave the guider as it was before the run."""
+        if self.guider.__dict__.get("set_state") == self._set:
+            del self.guider.set_state
+            self.guider._step, self.guider._num_inference_steps, self.guider._timestep = self.before
+
+
+def counted(scheduler: Scheduler) -> list[Hook]:
+    """Let the guiders of the modular pipeline that calls `scheduler` now count its steps; none elsewhere.
+
+    Returns:
+        The hooks that leave the guiders as they were when the run ends.
+    """
+    pipeline = _calling(scheduler)
+    if pipeline is None:
+        return []
+    from diffusers.guiders import BaseGuidance
+
+    found = [part for part in pipeline.components.values() if isinstance(part, BaseGuidance)]
+    for guider in found:
+        last = getattr(guider.__dict__.get("set_state"), "__self__", None)
+        if isinstance(last, Counted):  # of a run that did not come to its end
+            last.release()
+    return [Counted(guider, pipeline, scheduler) for guider in found]
+
+
+def _calling(scheduler: Scheduler) -> Any:
+    """The modular pipeline in whose block this is called, as its blocks name it: `components`."""
+    module = sys.modules.get("diffusers.modular_pipelines.modular_pipeline")
+    frame = None if module is None else sys._getframe(2)
+    for _ in range(DEPTH):
+        if frame is None or module is None:
+            return None
+        found = frame.f_locals.get("components")
+        if isinstance(found, module.ModularPipeline) and getattr(found, "scheduler", None) is scheduler:
+            return found
+        frame = frame.f_back
+    return None

@@ -1,0 +1,63 @@
+"""A pipeline's loop as the driver of a run: its own switch, its guidance, its caches, its autoencoder."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from ..driver import Driver
+from ..errors import ArgumentError
+from ..guidance import Guidance
+from ..run import Run
+from . import caches
+from .busy import Claim
+from .gate import Gate, networks
+
+
+class Piped(Driver):
+    """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
+
+    patience = 0.2
+
+    def __init__(self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None) -> None:
+        self.pipe, self.gate, self.claim = pipe, gate, claim
+        self.modules = list(networks(pipe))
+        if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
+            pipe._interrupt = False  # others switch it off where their call begins; here it is of an earlier call
+
+    def interrupted(self) -> bool:
+        """Whether `pipe._interrupt` was set. Some loops, such as SVD's, never look at it."""
+        if not getattr(self.pipe, "_interrupt", False):
+            return False
+        self.pipe._interrupt = False  # or a loop that looks skips the turn that hands the result over
+        return True
+
+    def admit(self, run: Run, guidance: Guidance) -> None:
+        if self.gate is None:
+            raise ArgumentError(
+                "a scheduler alone leaves guidance to the pipeline: steer it with timonel.Helm(pipe), or change the "
+                "pipeline's own scale"
+            )
+        self.gate.admit(run, guidance)
+
+    def remembered(self) -> Any:
+        return caches.take(self.modules)
+
+    def recall(self, memory: Any) -> None:
+        caches.put(self.modules, memory)
+
+    def looping(self, on: bool) -> None:
+        if self.claim is not None:
+            self.claim.looping(on)
+
+
+def caller(scheduler: Any) -> Driver:
+    """The pipeline that calls a method of `scheduler` now, as a driver; one that says nothing where there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        if getattr(pipe, "scheduler", None) is scheduler:
+            return Piped(pipe)
+        frame = frame.f_back
+    return Driver()
