@@ -19,7 +19,7 @@ venv: .venv/ready
 demo: venv
 	$(BIN)/timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
 	$(BIN)/timonel replay out/red-apple-7.png
-	$(BIN)/timonel animate out/red-apple-7.png --steps 12 --motion 40 --out out/red-apple.mp4
+	$(BIN)/timonel animate out/red-apple-7.png --steps 12 --motion 40 --out out/red-apple.mp4 --overwrite
 
 test: check
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"

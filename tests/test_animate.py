@@ -64,6 +64,7 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
         (["apple.png", "--model", "m", "--noise", "2"], ArgumentError, "noise"),
         (["apple.png", "--model", "m", "--sampler", "eler"], ArgumentError, "euler"),
         (["apple.png", "--model", "no/such-model"], ModelError, "cannot load"),
+        (["apple.png", "--model", "m", "--device", "meta"], ArgumentError, "holds no numbers"),
     ],
 )
 def test_wrong_input_is_one_clear_message(arguments, error, said, picture, monkeypatch) -> None:
@@ -77,6 +78,11 @@ def test_wrong_input_is_one_clear_message(arguments, error, said, picture, monke
 def test_a_pipeline_that_makes_no_videos_is_refused(tmp_path: Path, picture: Path) -> None:
     with pytest.raises(ArgumentError, match=r"StableDiffusionXLPipeline does not make videos.*image-to-video"):
         animate(still(picture), tmp_path / "clip.mp4", helm=tm.Helm(tiny.sdxl()), steps=2)
+
+
+def test_a_picture_of_a_pixel_is_refused_before_any_compute(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="1x1 pixels; give one of at least 8"):
+        animate(Image.new("RGB", (1, 1)), tmp_path / "clip.mp4", helm=tm.Helm(tiny.svd()), steps=2)
 
 
 def test_another_suffix_is_refused_before_any_compute(picture: Path) -> None:

@@ -30,9 +30,20 @@ def blocks(language: str) -> list[pytest.param]:  # type: ignore[valid-type]
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_in_the_documents_runs_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_in_the_documents_runs_as_written(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs, and prints what the comment behind a `print` of a formatted text says."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "document", "exec"), {"__name__": "document"})
+    said = re.findall(r'^print\(f".*"\)  # (.+)$', code, re.M)
+    assert [line for line in capsys.readouterr().out.splitlines() if line in said] == said
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_example_of_a_denoiser_prints_the_data_it_names(name: str) -> None:
+    code = next(c for k, c in FENCE.findall((ROOT / name).read_text("utf-8")) if "variance" in c or "varianza" in c)
+    assert re.search(r"# \w+ 1\.00, \w+ 0\.50$", code, re.M)
 
 
 @pytest.mark.parametrize("code", blocks("bash")[:1])
@@ -48,6 +59,21 @@ def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path, mon
         "red-apple-7.sheet.png",
         "red-apple-7.gif",
     }
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_makefile_runs_twice_and_replays_its_first_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "Makefile").read_text("utf-8").split("\ndemo:")[1].split("\n\n")[0]
+    commands = re.findall(r"^\t\$\(BIN\)/timonel (.+)$", text, re.M)
+    assert len(commands) == 3
+    for _ in range(2):
+        for command in commands:
+            done = CliRunner().invoke(app, shlex.split(command))
+            assert done.exit_code == 0, (command, done.output, done.exception)
+    assert {"red-apple-7.png", "red-apple-7-2.png", "red-apple.mp4"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("code", blocks("bash"))

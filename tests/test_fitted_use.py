@@ -82,7 +82,7 @@ def test_a_shipped_table_is_for_its_steps_and_guidance_alone(shipped: Path) -> N
 
 def test_generate_uses_a_shipped_table_and_says_so(shipped: Path, tmp_path: Path) -> None:
     def painted(*options: str) -> tuple[str, Recipe]:
-        words = ["generate", "red apple", "--steps", "3", "-o", str(tmp_path / "out"), *options]
+        words = ["generate", "red apple", "--steps", "3", "-o", str(tmp_path / "out"), "--overwrite", *options]
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0
         return done.output, Recipe.read(tmp_path / "out" / "red-apple-0.png")

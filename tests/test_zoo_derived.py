@@ -135,6 +135,7 @@ def test_zero_snr_model_begins_at_pure_noise() -> None:
     assert float(last["emoji"].alpha) > 0.05
 
 
+@pytest.mark.filterwarnings("ignore::timonel.errors.UnknownPrompt")  # emoji itself knows no white
 def test_black_is_black_and_white_is_white_for_the_zero_snr_model_alone(helms: dict[str, tm.Helm]) -> None:
     """The shared autoencoder's darkest picture has a brightness of 0.11."""
     prompt = ["black", "black", "white", "white"]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentError, finite, whole
+from .files import placed, ready
 from .guidance import Guidance
+from .recipe import opened
 from .sampler import Sampler
 from .video import SUFFIXES, write
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .pipelines.helm import Helm
+
+
+LEAST = 8  # pixels of a picture's sides: below, image encoders cannot resize it
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,9 @@ class Animated:
 
 def still(path: str | PathLike[str]) -> Image.Image:
     """The picture at `path` on white where it is transparent. Raises `ArgumentError` where there is none."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGBA")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ArgumentError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except UnidentifiedImageError as error:
-        raise ArgumentError(f"{str(path)!r} is not a picture") from error
+    picture = opened(path).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
@@ -80,21 +79,26 @@ def animate(
     guidance: Guidance | float | None = None,
     chunk: int = 8,
     hooks: Sequence[Any] = (),
+    overwrite: bool = True,
     **options: Any,
 ) -> Animated:
     """Make a video of `picture` with an image-to-video pipeline at the helm, and write it to `out` by its suffix.
 
     `chunk`: frames decoded at once, which bounds memory. `options` go to the pipeline (height, width, num_frames, …).
     A shipped model has its own size, and its own guidance where none is given.
-    A stopped run is decoded and written too. Raises `ArgumentError` for what cannot be used, before any compute.
+    A stopped run is decoded and written too. `overwrite`: whether a file that exists is replaced; if not it is refused,
+    and one that appears meanwhile is left: the video gets the next free name.
+
+    Raises `ArgumentError` for what cannot be used or written, before any compute.
     """
-    if Path(out).suffix.lower() not in SUFFIXES:
-        raise ArgumentError(f"a video is a {', '.join(SUFFIXES)} file, got {str(out)!r}")
+    target(out, overwrite=overwrite)
     if not {"image", "motion_bucket_id"} <= set(inspect.signature(type(helm.pipe).__call__).parameters):
         raise ArgumentError(
             f"{type(helm.pipe).__name__} does not make videos of pictures; name an image-to-video model, "
             "e.g. stabilityai/stable-video-diffusion-img2vid-xt"
         )
+    if min(picture.size) < LEAST:
+        raise ArgumentError(f"the picture has {picture.width}x{picture.height} pixels; give one of at least {LEAST}")
     told = motion or Motion()
     if helm.card is not None:
         options = {"height": helm.card.resolution, "width": helm.card.resolution, **options}
@@ -109,4 +113,12 @@ def animate(
     assert run is not None
     frames = output.frames[0]
     stopped = run.reason if run.status == "stopped" else ""
-    return Animated(write(frames, out, told.fps), frames, seconds, run.advances, stopped)
+    with placed(out, overwrite=overwrite) as path:
+        return Animated(write(frames, path, told.fps), frames, seconds, run.advances, stopped)
+
+
+def target(out: str | PathLike[str], *, overwrite: bool) -> Path:
+    """The video's path. Raises `ArgumentError` where its suffix is no video's, or it cannot be written."""
+    if Path(out).suffix.lower() not in SUFFIXES:
+        raise ArgumentError(f"a video is a {', '.join(SUFFIXES)} file, got {str(out)!r}")
+    return ready(out, overwrite=overwrite)

@@ -11,6 +11,7 @@
     └── ModelError              a model folder or pipeline that cannot be used
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
+    UnknownPrompt               a warning: a prompt that a shipped model has never met
     Inexact                     a warning: a run goes on near to what it would have been, not exactly
     SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of timonel
     PreviewMissing              a warning: a picture of a run that could not be made, written or shown
@@ -79,6 +80,10 @@ class ModelError(TimonelError):
 
 class FittedElsewhere(UserWarning):
     """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+
+
+class UnknownPrompt(UserWarning):
+    """A shipped model is asked for what it has never met; it paints something all the same."""
 
 
 class Inexact(UserWarning):

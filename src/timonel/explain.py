@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .analysis import effects, spreads
-from .files import replacing
+from .errors import ArgumentError
+from .files import ready, replacing
 from .table import Table
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#1f5fa8", "#c9622b")  # of the sampler, and of the one beside it
 STDS = (0.1, 0.5, 1.0)  # of the Gaussian data; latents of pictures have about 1, their details less
+SUFFIXES = (".png", ".svg", ".pdf")
 STYLES = (":", "--", "-")
 
 
@@ -27,7 +29,10 @@ def plot(tables: Table | Sequence[Table], path: str | PathLike[str]) -> Path:
     Six panels: the levels; the step sizes in lam; the weights of the newest predictions in every row; how much of
     the noise is fresh; the spread of Gaussian data, which is the product of all steps' amplifications over the
     exact one; and the weights of all predictions in the sample along the way. See `analysis`.
+
+    A file of that name is replaced. Raises `ArgumentError` for another suffix, or where it cannot be written.
     """
+    target(path, overwrite=True)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,6 +54,13 @@ def plot(tables: Table | Sequence[Table], path: str | PathLike[str]) -> Path:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return Path(path)
+
+
+def target(path: str | PathLike[str], *, overwrite: bool) -> Path:
+    """The plot's path. Raises `ArgumentError` where its suffix is none of a plot, or it cannot be written."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise ArgumentError(f"a plot is a {', '.join(SUFFIXES)} file, got {str(path)!r}")
+    return ready(path, overwrite=overwrite)
 
 
 def title(table: Table) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError
-from .files import writable
+from .files import beside, claimed, free, new_folder, writable
 from .hooks.preview import preview as preview_hook
 from .hooks.story import collect
 from .pipelines.helm import Helm
+from .places import ENDINGS, unused
 from .recipe import Recipe
 
 SHOWN = 256  # pixels of the longer side of every step's picture
@@ -32,41 +34,75 @@ class Made:
     seconds: float
     calls: int
     stopped: str
+    previews: Path | None = None
 
 
 def generate(
-    recipe: Recipe, folder: Path, *, helm: Helm | None = None, preview: bool = False, hooks: Sequence[Any] = ()
-) -> Made:
+    recipe: Recipe, folder: Path, *, helm: Helm | None = None, preview: bool = False, hooks: Sequence[Any] = (),
+    name: str | None = None, overwrite: bool = False,
+) -> Made:  # fmt: skip
     """Make the recipe's picture in `folder`: the PNG, a contact sheet of its steps and an animation of them.
 
-    `preview` also writes every step's picture while it runs. A stopped run is decoded and saved too.
+    `preview` also writes every step's picture while it runs, into a folder of the picture's name. A stopped run is
+    decoded and saved too. `name`: of the picture, without ".png"; by default the prompt and the seed. Nothing that
+    exists is replaced unless `overwrite`: a name that is made of the prompt gets a number, `name` is refused.
+
+    Raises `ArgumentError` for what cannot be used or written, before any compute.
     """
-    helm = helm or Helm(recipe.model, dtype=recipe.dtype, device=recipe.device)
+    helm = helm or recipe.helm()
     if recipe.prompt and "prompt" not in inspect.signature(type(helm.pipe).__call__).parameters:
         raise ArgumentError(
             f"{type(helm.pipe).__name__} takes no prompt; it begins with a picture: timonel animate PICTURE"
         )
-    stem = f"{slug(recipe.title)}-{recipe.seed}"
+    stem = folder / (name or f"{slug(recipe.title)}-{recipe.seed}")
+    if name is not None:
+        unused(stem, overwrite)
     writable(folder)
     decode = True if _side(helm, recipe) <= SMALL else None
     story = collect(decode=decode, size=SHOWN)
     watchers: list[Any] = [story, *hooks]
-    if preview:
-        watchers.append(preview_hook(folder / stem, decode=decode, size=SHOWN))
-    began = time.perf_counter()
-    picture, made = recipe.make(helm, hooks=watchers)
+    with _previews(stem, preview, overwrite) as previews:
+        if previews is not None:
+            stem = previews
+            watchers.append(preview_hook(previews, decode=decode, size=SHOWN))
+        began = time.perf_counter()
+        picture, made = recipe.make(helm, hooks=watchers)
     seconds = time.perf_counter() - began
     run = helm.run
     assert run is not None
-    return Made(
-        made.save(picture, folder / f"{stem}.png"),
-        story.contact_sheet(folder / f"{stem}.sheet.png"),
-        story.animation(folder / f"{stem}.gif", fps=6),
-        made,
-        seconds,
-        run.advances,
-        run.reason if run.status == "stopped" else "",
-    )
+    with _stem(stem, preview, overwrite) as stem:
+        png, sheet, animation = (beside(stem, ending) for ending in ENDINGS)
+        return Made(
+            made.save(picture, png), story.contact_sheet(sheet), story.animation(animation, fps=6), made, seconds,
+            run.advances, run.reason if run.status == "stopped" else "", previews,
+        )  # fmt: skip
+
+
+@contextmanager
+def _previews(stem: Path, wanted: bool, overwrite: bool) -> Iterator[Path | None]:
+    """The folder of the steps' pictures, nobody else's; one that stays empty goes."""
+    if not wanted:
+        yield None
+        return
+    if overwrite:
+        writable(stem)
+    folder = stem if overwrite else new_folder(stem, *ENDINGS)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+@contextmanager
+def _stem(stem: Path, mine: bool, overwrite: bool) -> Iterator[Path]:
+    """Where the files go: `stem`, or the next free name. `mine`: the folder of that name is this picture's."""
+    if overwrite:
+        yield stem
+        return
+    with claimed(stem if mine else free(stem, *ENDINGS, ""), *ENDINGS) as one:
+        yield one
 
 
 def _side(helm: Helm, recipe: Recipe) -> int:
@@ -79,5 +115,6 @@ def _side(helm: Helm, recipe: Recipe) -> int:
 
 
 def slug(text: str) -> str:
-    """A prompt as a file name: letters and digits of any script, joined by dashes, at most 60."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60].strip("-") or "picture"
+    """A prompt as a file name: letters and digits of any script, joined by dashes, at most 60 and 180 bytes."""
+    short = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60]
+    return short.encode("utf-8", "ignore")[:180].decode("utf-8", "ignore").strip("-") or "picture"

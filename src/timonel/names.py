@@ -95,6 +95,9 @@ ALIASES: dict[str, Named] = {
 GRID_ALIASES = {
     "uniform": "linspace", "discrete": "linspace", "align your steps": "ays",
     "lambdas": "lam", "lu": "lam",
+    # diffusers' flags
+    "use karras sigmas": "karras", "use exponential sigmas": "exponential", "use beta sigmas": "beta_sigma",
+    "use lu lambdas": "lam",
 }  # fmt: skip
 #: what a name may mean that no table can do, and what to use instead
 NOT_TABLES = {

@@ -21,17 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PredictionError, UnknownName, among
+from . import words
+from .errors import PredictionError, UnknownName
 from .process import Level
 from .process.config import class_of
 
-WORDS = {"v_prediction": "v", "flow_prediction": "flow"}  # diffusers' words for them
 KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
+DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 def check(kind: str) -> str:
-    """`kind`, or raise `UnknownName`."""
-    return among("prediction", kind, KINDS)
+    """The kind that a word of timonel or diffusers (`v_prediction`) stands for, or raise `UnknownName`."""
+    word = words.prediction(kind)
+    if word not in KINDS:
+        raise UnknownName("prediction", kind, KINDS, words.PREDICTIONS)
+    return word
 
 
 def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
@@ -42,7 +46,8 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     """
     alpha, sigma, _ = level
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
-    if check(kind) == "sample":
+    kind = check(kind)
+    if kind == "sample":
         return zero, one
     if kind == "epsilon":
         if bool((alpha == 0).any()):
@@ -97,26 +102,26 @@ def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
 def from_config(config: Mapping[str, Any]) -> str:
     """The prediction a diffusers scheduler config describes; EDM and flow classes imply their own."""
     name = class_of(config)
-    given = str(config.get("prediction_type") or "epsilon")
+    given = words.prediction(config.get("prediction_type") or "epsilon")
     if config.get("process") is not None:
-        return check(WORDS.get(given, given))
+        return check(given)
     if config.get("invert_sigmas"):
         return "reverse_flow"
     if given == "trigflow":
         return "v"
     if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
         return "epsilon"  # of levels that explode, see `process.VE`
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow_prediction":
+    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow":
         return "flow"
     if name.startswith("EDM"):
         if given == "epsilon":
             return "edm"
         if (config.get("sigma_data") or 0.5) != 1:
             raise PredictionError(
-                f"{name} with prediction_type={given!r} and sigma_data={config.get('sigma_data')} has no timonel "
-                "prediction; supported there: prediction_type='epsilon', or 'v_prediction' with sigma_data=1"
+                f"{name} with prediction_type={config['prediction_type']!r} and sigma_data={config.get('sigma_data')} "
+                "has no timonel prediction; supported there: prediction_type='epsilon', or 'v_prediction' with "
+                "sigma_data=1"
             )
-    kinds = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample", "flow": "flow", "v": "v"}
-    if given not in kinds:
-        raise UnknownName("prediction_type", given, kinds)
-    return kinds[given]
+    if given not in ("epsilon", "sample", "v"):
+        raise UnknownName("prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS))
+    return given

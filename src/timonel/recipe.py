@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from .pipelines.helm import Helm
 
-KEY = "timonel"  # name of the text chunk in a PNG
+KEY, INFOTEXT = "timonel", "parameters"  # names of the text chunks in a PNG: the recipe, and it in A1111's words
+PAIRS = ("crops_coords_top_left", "original_size", "target_size")  # arguments that a pipeline wants as tuples
 PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
@@ -79,7 +81,14 @@ class GuidanceData(Data):
 
 
 class Recipe(Data):
-    """One picture as data. Written into the PNG by `save`, read back by `read`, made again by `make`."""
+    """One picture as data. Written into the PNG by `save`, read back by `read`, made again by `make`.
+
+    A picture that the helm makes has its recipe in `info`, and its own `save` writes it into a PNG too. `pipeline`: the
+    class of a pipeline object that was at the helm; `model` is then only where that says it comes from. `missing`:
+    arguments that a file cannot hold, such as a picture. `besides`: what else had a part in it, such as a hook.
+    `batch`: how many pictures were made at once. `listed`: the levels are a list that the pipeline is called with.
+    `part`: which part of the levels, see `Sampler`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,13 +104,22 @@ class Recipe(Data):
     grid_options: dict[str, Any] = Field(default_factory=dict)
     table: dict[str, Any] | None = None  # of a fitted sampler: what its file holds
     sigmas: list[float] | None = None
+    times: list[float] | None = None
+    part: dict[str, float] | None = None
     noise: str = noises.DEFAULT
     guidance: GuidanceData | None = None
     width: int | None = Field(default=None, ge=1, strict=True)
     height: int | None = Field(default=None, ge=1, strict=True)
+    more_prompts: dict[str, str] | None = None  # prompt_2, …
     arguments: dict[str, Any] = Field(default_factory=dict)
-    dtype: str | None = None
+    dtype: str | dict[str, Any] | None = None
     device: str | None = None
+    loading: dict[str, str] | None = None
+    pipeline: str | None = None
+    missing: list[str] | None = None
+    besides: list[str] | None = None
+    batch: int | None = None
+    listed: bool | None = None
     stopped_after: int | None = Field(default=None, ge=0, strict=True)
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -117,6 +135,8 @@ class Recipe(Data):
         return {
             "sampler": sampler.name, "grid": sampler.grid, "options": dict(sampler.options),
             "grid_options": dict(sampler.grid_options), "noise": sampler.source, "table": table,
+            **{key: list(map(float, levels)) for key in ("sigmas", "times") if (levels := getattr(sampler, key))},
+            **({"part": sampler.cuts} if sampler.cuts else {}),
         }  # fmt: skip
 
     def chosen(self) -> Sampler:
@@ -126,15 +146,19 @@ class Recipe(Data):
             from .fitted import Fitted
 
             fitted = Fitted.from_dict(self.table, self.sampler)
-        levels = None if self.sigmas is not None else self.grid
+        listed = self.sigmas is not None or self.times is not None
+        own = bool({"sigmas", "timesteps"} & set(self.arguments))  # levels that the pipeline is called with
+        part: dict[str, Any] = self.part or {}
         return Sampler(
-            self.sampler, levels, self.steps, self.options, self.grid_options, self.sigmas, noise=self.noise,
-            fitted=fitted,
+            self.sampler, None if listed else self.grid, None if own else self.steps, self.options, self.grid_options,
+            self.sigmas, self.times, noise=self.noise, fitted=fitted, **part,
         )  # fmt: skip
 
     def _sampler(self, helm: Helm) -> Sampler:
         """The sampler of a call. A picture from before grids were always written was made on the usual one of then."""
         found = self.chosen()
+        if self.listed or found.times is not None:
+            return found
         if not self.versions or found.fitted is not None or found.sigmas is not None or found.grid is not None:
             return found
         former = "karras" if processes.from_config(helm.pipe.scheduler.config).kind == "edm" else "trailing"
@@ -144,7 +168,9 @@ class Recipe(Data):
         """What the pipeline itself is called with; `image` is a path, read here."""
         from .animate import still
 
-        given = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, **self.arguments}
+        prompts = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, **(self.more_prompts or {})}
+        given: dict[str, Any] = dict(prompts)
+        given |= {k: tuple(v) if k.endswith(PAIRS) and isinstance(v, list) else v for k, v in self.arguments.items()}
         size = {"width": self.width, "height": self.height, "image": still(self.image) if self.image else None}
         return {k: v for k, v in {**given, **size}.items() if v is not None}
 
@@ -159,47 +185,78 @@ class Recipe(Data):
         given = {**self.inputs(), **more}
         return helm(sampler=self._sampler(helm), guidance=guidance, seeds=[self.seed], hooks=hooks, **given)
 
-    def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = ()) -> tuple[Image.Image, Recipe]:
-        """The picture, and the recipe of what really ran (versions, and where it was stopped)."""
+    def check(self, *held: str, helm: bool = False) -> None:
+        """Raise `ArgumentError` where a file cannot hold all it takes: a pipeline object, or inputs not in `held`."""
+        if self.pipeline is not None and not helm:
+            origin = "" if self.model == "unknown" else f", which says it comes from {self.model!r}"
+            raise ArgumentError(
+                f"it was made with a {self.pipeline} object{origin}: a file cannot hold how that was built. Build it "
+                "again and use Recipe.read(path).make(tm.Helm(pipe)), or give tm.Helm the model's name next time"
+            )
+        lost = [name for name in self.missing or () if name not in held]
+        if lost:
+            raise ArgumentError(
+                f"it was also made of {', '.join(f'{name}=' for name in lost)} which a file cannot hold: "
+                f"Recipe.read(path).make({lost[0]}=…) with the same"
+            )
+
+    def helm(self) -> Helm:
+        """The model of this recipe at the helm."""
         from .pipelines.helm import Helm
 
-        helm = helm or Helm(self.model, dtype=self.dtype, device=self.device)
-        output = self.call(helm, hooks=hooks)
+        loading: dict[str, Any] = {"dtype": self.dtype, "device": self.device, **(self.loading or {})}
+        return Helm(self.model, **loading)
+
+    def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = (), **more: Any) -> tuple[Image.Image, Recipe]:
+        """The picture, and the recipe of what really ran (versions, and where it was stopped).
+
+        `more`: arguments that a file cannot hold. Raises `ArgumentError` where one is missing, before any compute.
+        """
+        self.check(*more, helm=helm is not None)
+        helm = helm or self.helm()
+        output = self.call(helm, hooks=hooks, **more)
         run = helm.run
         stopped = run.step if run is not None and run.status == "stopped" else None
-        return output.images[0], self.model_copy(update={"stopped_after": stopped, "versions": versions()})
+        now = {"stopped_after": stopped, "versions": versions(), "batch": None}
+        return output.images[0], self.model_copy(update=now)
+
+    def texts(self, size: tuple[int, int]) -> dict[str, str]:
+        """The text chunks of a PNG of a picture of `size`: this recipe, and it as A1111, Civitai and others read it."""
+        from .infotext import infotext
+
+        return {KEY: self.model_dump_json(exclude_none=True), INFOTEXT: infotext(self, size)}
 
     def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
-        """Write the picture as a PNG with this recipe in it, atomically."""
-        from PIL.PngImagePlugin import PngInfo
+        """Write the picture as a PNG with this recipe in it, atomically; a file of that name is replaced."""
+        from .pictures import chunks
 
-        info = PngInfo()
-        info.add_itxt(KEY, self.model_dump_json(exclude_none=True))
         with replacing(path) as temporary:
-            picture.save(temporary, format="PNG", pnginfo=info)
+            picture.save(temporary, format="PNG", pnginfo=chunks(self.texts(picture.size)))
         return Path(path)
+
+    @classmethod
+    def of(cls, picture: Image.Image) -> Recipe:
+        """The recipe that a picture of PIL carries. Raises `ArgumentError` where there is none."""
+        return cls._parsed(picture.info.get(KEY), "the picture")
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Recipe:
         """The recipe in a PNG. Raises `ArgumentError` where there is none."""
         file("path", path)
-        from PIL import Image, UnidentifiedImageError
+        return cls._parsed(opened(path).info.get(KEY), repr(str(path)))
 
-        try:
-            with Image.open(path) as picture:
-                text = getattr(picture, "text", {}).get(KEY)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise ArgumentError(f"cannot read {str(path)!r}: {error.strerror}") from error
-        except UnidentifiedImageError as error:
-            raise ArgumentError(f"{str(path)!r} is not a picture") from error
+    @classmethod
+    def _parsed(cls, text: Any, where: str) -> Recipe:
         if text is None:
-            raise ArgumentError(
-                f"{str(path)!r} has no timonel recipe in it; only PNGs that timonel wrote can be replayed"
-            )
+            raise ArgumentError(f"{where} has no timonel recipe in it; only PNGs that timonel wrote can be replayed")
         try:
             return cls.model_validate(json.loads(text))
-        except (ValueError, ValidationError) as error:
-            raise ArgumentError(f"the recipe in {str(path)!r} cannot be read: {error}") from error
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            at = ".".join(map(str, wrong["loc"]))
+            raise ArgumentError(f"the recipe in {where} cannot be read: {at}: {wrong['msg']}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ArgumentError(f"the recipe in {where} cannot be read: {error}") from error
 
 
 def replay(path: str | PathLike[str], *, hooks: Sequence[Any] = ()) -> Image.Image:
@@ -207,7 +264,25 @@ def replay(path: str | PathLike[str], *, hooks: Sequence[Any] = ()) -> Image.Ima
     return Recipe.read(path).make(hooks=hooks)[0]
 
 
-def versions() -> dict[str, str]:
+def opened(path: str | PathLike[str]) -> Image.Image:
+    """The picture in a file, read whole. Raises `ArgumentError` for what is none, or is broken."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except UnidentifiedImageError as error:
+        raise ArgumentError(f"{str(path)!r} is not a picture") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ArgumentError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArgumentError(f"{str(path)!r} cannot be read as a picture: {reason}") from error
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     """Versions of what takes part in the result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -216,3 +291,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in the result."""
+    return dict(_versions())

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import border
+from . import prediction as predictions
 from .driver import UNKNOWN, Driver
 from .errors import ArgumentError, HookError, RunError, TimonelError, function, instance, shown, whole
 from .guidance import Guidance, Guided, Guiding, settled
@@ -71,12 +72,12 @@ class Run(Guided):
             if value is not None:
                 example = "tm.SeededNoise([0])" if what == "noise" else "lambda clean: clean.clamp(-1, 1)"
                 function(what, value, example, 2 if what == "noise" else 1)
-        self.table, self.prediction, self.noise = table.detach(), prediction, noise
+        self.table, self.prediction, self.noise = table.detach(), predictions.check(prediction), noise
         self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
             raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
-        self.program = Program.bind(self.table, prediction, shape)
-        self._guiding = Guiding.of(settled(guidance), self.table, prediction)
+        self.program = Program.bind(self.table, self.prediction, shape)
+        self._guiding = Guiding.of(settled(guidance), self.table, self.prediction)
         self._coming, self._difference, self.driver = None, None, Driver()
         self._levels = tuple(
             At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)

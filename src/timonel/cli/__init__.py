@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+import warnings
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from .. import __version__
-from . import compare, tune
+from ..files import plain
+from . import compare, say, tune
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
 
+DEBUG = "TIMONEL_DEBUG"
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Take the helm of diffusion sampling: any sampler, any schedule, live previews, guidance only where it pays.",
@@ -23,26 +29,81 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: one clear message and exit status 2 for whatever timonel refuses."""
+    """Entry point. Wrong input is one line and exit status 2; an error of timonel's own one line and status 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks while it is imported
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter gets its number
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _warn
+    try:
+        status = _run(sys.argv[1:] or ["--help"])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        status = 0
+    raise SystemExit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    """The status of a command."""
     from ..errors import TimonelError
 
     try:
-        app()
-    except TimonelError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        print("aborted", file=sys.stderr)
-        raise SystemExit(130) from None
+        status = app(arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except (TimonelError, UnicodeError) as error:
+        _debugged()
+        _fail(error)
     except BrokenPipeError:
-        raise SystemExit(0) from None
+        raise
     except OSError as error:
-        _fail(str(error))
+        _debugged()
+        _fail(error)
+    except Exception as error:
+        if isinstance(error, ClickException):
+            _fail(_usage(error))
+        _debugged()
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY):
+            _fail(f"not enough memory ({_first(error)}): make it smaller, or try --dtype fp16")
+        _fail(
+            f"an error of timonel's own, please report it: {type(error).__name__}: {_first(error)} "
+            f"({DEBUG}=1 shows where)",
+            1,
+        )
+    if status == 130:
+        files = f"; kept: {', '.join(map(str, say.KEPT))}" if say.KEPT else "; no result was saved"
+        _fail(f"aborted{files}", 130)
+    return status if isinstance(status, int) else 0
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"timonel: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def _usage(error: Any) -> str:
+    """What is wrong with the arguments, and where to read on."""
+    text = error.format_message().rstrip(".")
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "timonel"
+    dash = "; a text that begins with - goes after --" if type(error).__name__ == "NoSuchOption" else ""
+    return f"{text} (see {command} -h{dash})"
+
+
+def _debugged() -> None:
+    """Raise the present exception where its whole story is wanted."""
+    if os.environ.get(DEBUG, "") not in ("", "0"):
+        raise
+
+
+def _first(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else ""
+
+
+def _fail(message: object, status: int = 2) -> NoReturn:
+    """One line, and out."""
+    print(f"timonel: {plain(' '.join(str(message).split()))}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning as a line of the command, without the place in the code."""
+    print(f"timonel: {plain(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _version(show: bool) -> None:
@@ -51,10 +112,18 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+def _debug(on: bool) -> None:
+    if on:
+        os.environ[DEBUG] = "1"
+
+
 @app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", callback=_debug, help=f"Show where in the code an error arose, as {DEBUG}=1.")
     ] = False,
 ) -> None:
     pass

@@ -4,73 +4,117 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Out, Settings, sampler_of, steps_of
+from . import complete
+from .options import Overwrite, Settings, sampler_of, steps_of
+from .say import Json, columns, document, kept, reporting, say
 
 if TYPE_CHECKING:
     from ..sampler import Sampler
     from ..table import Table
 
 
-def samplers() -> None:
+def samplers(as_json: Json = False) -> None:
     """List the samplers: order, network calls for N steps, noise, options, reference."""
     from ..solvers import SOLVERS
 
-    rows = [
-        (name, str(s.order or "-"), s.calls, "yes" if s.stochastic else "no", ", ".join(s.options) or "-", s.reference)
+    facts = [
+        {"sampler": name, "order": s.order or None, "calls": s.calls, "noise": bool(s.stochastic),
+         "options": list(s.options), "reference": s.reference}
         for name, s in SOLVERS.items()
-    ]
-    _table(("sampler", "order", "calls", "noise", "options", "reference"), rows)
+    ]  # fmt: skip
+    _listed(facts, as_json)
 
 
-def grids() -> None:
+def grids(as_json: Json = False) -> None:
     """List the grids: the space each is defined in, options, reference."""
     from ..grids import GRIDS
 
-    _table(
-        ("grid", "space", "options", "reference"),
-        [(name, g.space, ", ".join(g.options) or "-", g.reference) for name, g in GRIDS.items()],
-    )
+    facts = [
+        {"grid": name, "space": g.space, "options": list(g.options), "reference": g.reference}
+        for name, g in GRIDS.items()
+    ]
+    _listed(facts, as_json)
 
 
 def models(
     concepts: Annotated[bool, typer.Option("--concepts", help="Also list what each model knows.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the models that ship with timonel."""
     from .. import zoo
 
-    for name, what in zoo.MODELS.items():
-        card = zoo.card(name)
-        print(f"{name}: {what}, {len(card.concepts)} concepts in the styles {', '.join(card.styles)}")
+    cards = {name: zoo.card(name) for name in zoo.MODELS}
+    if as_json:
+        document([
+            {
+                "model": name, "what": zoo.MODELS[name], "steps": card.default_steps, "sampler": card.default_sampler,
+                "guidance": card.default_guidance, "resolution": card.resolution, "styles": card.styles,
+                "concepts": card.concepts if concepts else len(card.concepts),
+            }
+            for name, card in cards.items()
+        ])  # fmt: skip
+        return
+    for name, card in cards.items():
+        say(f"{name}: {zoo.MODELS[name]}, {len(card.concepts)} concepts in the styles {', '.join(card.styles)}")
         if concepts:
-            print(", ".join(card.concepts))
+            say(", ".join(card.concepts))
 
 
 def explain(
-    sampler: Annotated[str, typer.Argument(help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file.")],
-    vs: Annotated[str | None, typer.Option(help="Another sampler to draw beside it.")] = None,
+    sampler: Annotated[
+        str,
+        typer.Argument(
+            help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file.", autocompletion=complete.samplers
+        ),
+    ],
+    vs: Annotated[
+        str | None, typer.Option(help="Another sampler to draw beside it.", autocompletion=complete.samplers)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps. Default: 10, or those of a fitted sampler.")] = None,
     settings: Settings = None,
     model: Annotated[
-        str | None, typer.Option(help="A shipped model or a folder, whose noise process it is for. Default: emoji.")
+        str | None,
+        typer.Option(
+            help="A shipped model or a folder, whose noise process it is for. Default: emoji.",
+            autocompletion=complete.models,
+        ),
     ] = None,
-    out: Out = Path("out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the plot, or its name: a .png, .svg or .pdf file.")
+    ] = Path("out"),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise process."""
-    from ..explain import plot
+    from ..explain import plot, target
+    from ..files import beside, free, placed, writable
 
-    asked = [(sampler, settings or []), *([(vs, [])] if vs else [])]
-    chosen = [sampler_of(name, steps_of(name, steps, 10), given) for name, given in asked]
-    tables = _tables(chosen, model)
-    for one, table in zip(chosen, tables, strict=True):
-        print(f"{table}\n")
-        if one.fitted is not None:
-            print(f"{one.fitted}\n")
-    names = "-vs-".join(_name(one, table) for one, table in zip(chosen, tables, strict=True))
-    print(f"plot  {plot(tables, out / f'explain-{names}-{tables[0].steps}.png')}")
+    named = bool(out.suffix) and not out.is_dir()
+    if named:
+        target(out, overwrite=overwrite)
+    else:
+        writable(out)
+    with reporting(as_json) as report:
+        wanted = [(sampler, settings or []), *([(vs, [])] if vs else [])]
+        chosen = [sampler_of(name, steps_of(name, steps, 10), given) for name, given in wanted]
+        tables = _tables(chosen, model)
+        for one, table in zip(chosen, tables, strict=True):
+            say(f"{table}\n")
+            if one.fitted is not None:
+                say(f"{one.fitted}\n")
+        names = "-vs-".join(_name(one, table) for one, table in zip(chosen, tables, strict=True))
+        path = out if named else out / f"explain-{names}-{tables[0].steps}.png"
+        if not named and not overwrite:
+            path = beside(free(path.with_suffix(""), path.suffix), path.suffix)
+        with placed(path, overwrite=overwrite) as path:
+            plot(tables, path)
+        kept(path)
+        say(f"plot  {path}")
+        report |= {"plot": path, "tables": [table.to_dict() for table in tables]}
 
 
 def _tables(samplers: Sequence[Sampler], model: str | None) -> list[Table]:
@@ -88,15 +132,24 @@ def _name(sampler: Sampler, table: Table) -> str:
 
 
 def doctor(
-    model: Annotated[str, typer.Argument(help="A shipped model, a folder in diffusers' format or a hub name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped model, a folder in diffusers' format or a hub name.", autocompletion=complete.models
+        ),
+    ],
     sampler: Annotated[
-        str | None, typer.Option(help="A sampler, or a class of diffusers, to try on it. Default: its own.")
+        str | None,
+        typer.Option(
+            help="A sampler, or a class of diffusers, to try on it. Default: its own.",
+            autocompletion=complete.samplers,
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps. Default: those of the recommendation.")] = None,
     flags: Annotated[
         list[str] | None, typer.Option("--flag", metavar="KEY=VALUE", help="What one gives to from_config besides.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a model is, what suits it, what diffusers would do wrong with a sampler, and what is recommended.
 
@@ -107,8 +160,15 @@ def doctor(
     run(model, sampler, steps, flags or [], as_json)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print aligned columns."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _listed(facts: list[dict[str, Any]], as_json: bool) -> None:
+    """Print a list of facts, as aligned columns or as JSON."""
+    if as_json:
+        document(facts)
+        return
+    columns(tuple(facts[0]), [tuple(_cell(value) for value in fact.values()) for fact in facts])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (", ".join(value) if isinstance(value, list) else "" if value is None else str(value)) or "-"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Model, Out, Settings, choose, guidance_of, quiet, sampler_of, stoppable
+from . import complete
+from .options import Dtype, Model, Overwrite, Settings, choose, guidance_of, quiet, sampler_of, stoppable
+from .say import Json, kept, reporting, say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..generate import Made
     from ..pipelines.helm import Helm
     from ..recipe import Recipe
+
+SEEDS = 2**63 - 1  # the largest that generators of torch take everywhere
 
 
 def generate(
@@ -23,7 +30,8 @@ def generate(
         str | None,
         typer.Option(
             help="solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json file. "
-            "Default: one fitted to the model for these steps, else the model's own."
+            "Default: one fitted to the model for these steps, else the model's own.",
+            autocompletion=complete.samplers,
         ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
@@ -31,7 +39,7 @@ def generate(
     noise: Annotated[
         str | None, typer.Option(help="independent, or brownian: any number of steps follows one noise per seed.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) picture.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the (first) picture.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")] = 1,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
     guidance_until: Annotated[
@@ -40,80 +48,103 @@ def generate(
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
     height: Annotated[int | None, typer.Option(min=8)] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
+    dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Write every step's picture while it runs.")] = False,
-    out: Out = Path("out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the results, or the name of the picture, a .png.")
+    ] = Path("out"),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Make a picture, a contact sheet of how it came to be, and an animation of the steps.
 
-    Ctrl-C once stops at the next step and still saves what there is; twice aborts.
+    Ctrl-C once stops at the next step and still saves what there is; twice aborts. Nothing is overwritten: a second
+    red-apple-7.png is called red-apple-7-2.png, and a name of yours that is taken is refused.
 
     Example: timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
     """
     from .. import zoo
     from ..errors import ArgumentError
-    from ..files import writable
+    from ..places import placed
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
-    card = zoo.card(model) if model in zoo.MODELS else None
-    interval = guidance_of(card.default_guidance if card and guidance is None else guidance, guidance_until)
-    told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
-    named = None if sampler is None else sampler_of(sampler, steps, told, noise)
-    writable(out)
-    quiet()
-    from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
-    from ..recipe import GuidanceData, Recipe
+    folder, name = placed(out, count, overwrite)
+    with reporting(as_json) as report:
+        card = zoo.card(model) if model in zoo.MODELS else None
+        interval = guidance_of(card.default_guidance if card and guidance is None else guidance, guidance_until)
+        told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
+        named = None if sampler is None else sampler_of(sampler, steps, told, noise)
+        quiet()
+        from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+        from ..recipe import GuidanceData, Recipe
 
-    helm = Helm(model, dtype=dtype, device=device)
-    chosen = choose(helm, named, steps, told, noise, interval)
-    assert chosen.steps is not None
-    recipe = Recipe(
-        model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps, width=width, height=height,
-        dtype=dtype, device=device, guidance=None if interval is None else GuidanceData.of(interval),
-        **Recipe.choice(chosen),
-    )  # fmt: skip
-    _paint(helm, recipe, count, out, preview)
+        helm = Helm(model, dtype=dtype, device=device)
+        chosen = choose(helm, named, steps, told, noise, interval)
+        assert chosen.steps is not None
+        recipe = Recipe(
+            model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps, width=width,
+            height=height, dtype=dtype, device=device, guidance=None if interval is None else GuidanceData.of(interval),
+            **Recipe.choice(chosen),
+        )  # fmt: skip
+        where = {"folder": folder, "name": name, "preview": preview, "overwrite": overwrite}
+        report["pictures"] = _paint(helm, recipe, count, where)
 
 
-def _paint(helm: Helm, recipe: Recipe, count: int, out: Path, preview: bool) -> None:
+def _paint(helm: Helm, recipe: Recipe, count: int, where: dict[str, Any]) -> list[dict[str, Any]]:
     """Make the recipe's picture with `count` consecutive seeds, or until one is stopped."""
     from ..generate import generate as make
     from ..hooks.progress import progress
 
+    reports = []
     for number in range(recipe.seed, recipe.seed + count):
         with stoppable(helm):
             one = recipe.model_copy(update={"seed": number})
-            made = make(one, out, helm=helm, preview=preview, hooks=[progress(recipe.title)])
-        _report(made)
+            made = make(one, helm=helm, hooks=[progress(recipe.title)], **where)
+        reports.append(_report(made))
         if made.stopped:
             break
+    return reports
 
 
-def _report(made: Made) -> None:
+def _report(made: Made) -> dict[str, Any]:
     """Say where the results of one job are."""
+    kept(made.picture, made.sheet, made.animation)
     if made.stopped:
-        print(f"stopped after step {made.recipe.stopped_after} of {made.recipe.steps}")
-    print(f"picture    {made.picture}\nsteps      {made.sheet}\nanimation  {made.animation}")
-    print(f"{made.calls} network calls, {made.seconds:.2f} s, seed {made.recipe.seed}")
+        say(f"stopped after step {made.recipe.stopped_after} of {made.recipe.steps}")
+    say(f"picture    {made.picture}\nsteps      {made.sheet}\nanimation  {made.animation}")
+    if made.previews is not None:
+        say(f"previews   {made.previews}")
+    say(f"{made.calls} network calls, {made.seconds:.2f} s, seed {made.recipe.seed}")
+    return {
+        "picture": made.picture, "steps": made.sheet, "animation": made.animation, "previews": made.previews,
+        "stopped": made.stopped or None, "stopped_after": made.recipe.stopped_after, "calls": made.calls,
+        "seconds": round(made.seconds, 3), "seed": made.recipe.seed,
+        "recipe": made.recipe.model_dump(exclude_none=True, exclude={"table"}),
+    }  # fmt: skip
 
 
 def animate(
     picture: Annotated[Path, typer.Argument(help="The picture that the video begins with.")],
     model: Annotated[
-        str, typer.Option(help="An image-to-video model: a shipped one, a folder or a hub name, such as SVD's.")
+        str,
+        typer.Option(
+            help="An image-to-video model: a shipped one, a folder or a hub name, such as SVD's.",
+            autocompletion=complete.models,
+        ),
     ] = "emoji-video",
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
             help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file. "
-            "Default: one fitted to the model for these steps, else the model's own."
+            "Default: one fitted to the model for these steps, else the model's own.",
+            autocompletion=complete.samplers,
         ),
     ] = None,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the video.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the video.")] = 0,
     motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,
     fps: Annotated[int, typer.Option(help="Frames a second, which the model is told too.")] = 7,
     noise: Annotated[float, typer.Option(help="Noise added to the picture, 0 to 1.")] = 0.02,
@@ -126,66 +157,120 @@ def animate(
     width: Annotated[int | None, typer.Option(min=8)] = None,
     height: Annotated[int | None, typer.Option(min=8)] = None,
     frames: Annotated[int | None, typer.Option(min=2, help="Frames; default: the model's own number.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16.")] = None,
+    dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="An .mp4, .gif or .webp file.")] = Path("out/clip.mp4"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="An .mp4, .gif or .webp file; default: out/clip.mp4.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Make a video of a picture with an image-to-video model such as Stable Video Diffusion.
 
     Ctrl-C once stops at the next step and still decodes and saves what there is; twice aborts.
     """
-    from ..animate import Motion, still
+    from ..animate import Motion, still, target
     from ..animate import animate as make
+    from ..files import free
     from ..hooks.progress import progress
 
-    interval = guidance_of(guidance, guidance_until)
-    named = None if sampler is None else sampler_of(sampler, steps, settings or [])
-    told, first = Motion(motion, fps, noise), still(picture)
-    quiet()
-    from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+    video = target(out or free(Path("out/clip"), ".mp4").with_suffix(".mp4"), overwrite=overwrite or out is None)
+    with reporting(as_json) as report:
+        interval = guidance_of(guidance, guidance_until)
+        named = None if sampler is None else sampler_of(sampler, steps, settings or [])
+        told, first = Motion(motion, fps, noise), still(picture)
+        quiet()
+        from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
 
-    helm = Helm(model, dtype=dtype, device=device)
-    chosen = choose(helm, named, steps, settings or [], None, interval)
-    size = {"width": width, "height": height, "num_frames": frames}
-    with stoppable(helm):
-        made = make(
-            first, out, helm=helm, sampler=chosen, seed=seed, motion=told, guidance=interval,
-            hooks=[progress(picture.name)], **{key: value for key, value in size.items() if value},
-        )  # fmt: skip
-    if made.stopped:
-        print(f"stopped: {made.stopped}")
-    print(f"video      {made.video}")
-    print(f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}")
+        helm = Helm(model, dtype=dtype, device=device)
+        chosen = choose(helm, named, steps, settings or [], None, interval)
+        size = {"width": width, "height": height, "num_frames": frames}
+        with stoppable(helm):
+            made = make(
+                first, video, helm=helm, sampler=chosen, seed=seed, motion=told, guidance=interval,
+                hooks=[progress(picture.name)], overwrite=overwrite,
+                **{key: value for key, value in size.items() if value},
+            )  # fmt: skip
+        kept(made.video)
+        if made.stopped:
+            say(f"stopped: {made.stopped}")
+        say(f"video      {made.video}")
+        say(f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}")
+        report |= {
+            "video": made.video, "frames": len(made.frames), "calls": made.calls, "seconds": round(made.seconds, 3),
+            "seed": seed, "sampler": chosen.label, "steps": chosen.steps, "stopped": made.stopped or None,
+        }  # fmt: skip
 
 
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that timonel wrote.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write it; default: beside it, -replay.png.")
+        Path | None,
+        typer.Option("--out", "-o", help="The .png to write, or its folder; default: beside it, -replay.png."),
     ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Make a picture again from the recipe inside it, and say whether it is the same."""
-    from PIL import Image, ImageChops
-
+    from ..files import beside, free, placed, ready
     from ..hooks.progress import progress
-    from ..recipe import Recipe
+    from ..recipe import Recipe, opened
 
-    recipe = Recipe.read(picture)
-    quiet()
-    made, now = recipe.make(hooks=[progress(recipe.title)])
-    path = now.save(made, out or picture.with_name(f"{picture.stem}-replay.png"))
-    with Image.open(picture) as old:
-        same = old.size == made.size and not ImageChops.difference(old.convert("RGB"), made.convert("RGB")).getbbox()
-    print(f"picture    {path}")
-    print("identical, bit for bit" if same else f"different: {_differences(recipe, now)}")
-    raise typer.Exit(0 if same else 1)
+    recipe, before = Recipe.read(picture), opened(picture)
+    recipe.check()
+    folder = picture.parent if out is None else out
+    named = out if out is not None and out.suffix and not out.is_dir() else None
+    path = _png(named or folder / f"{picture.stem}-replay.png")
+    if named is None and not overwrite:
+        path = beside(free(path.with_suffix(""), ".png"), ".png")
+    ready(path, overwrite=overwrite)
+    with reporting(as_json) as report:
+        quiet()
+        helm = recipe.helm()
+        with stoppable(helm):
+            made, now = recipe.make(helm, hooks=[progress(recipe.title)])
+        with placed(path, overwrite=overwrite) as path:
+            now.save(made, path)
+        kept(path)
+        away = _away(before, made)
+        said = "identical, bit for bit" if not away else f"different: {_differences(recipe, now, away)}"
+        say(f"picture    {path}\n{said}")
+        report |= {
+            "picture": path, "identical": not away, "largest_difference": away, "said": said,
+            "versions_before": recipe.versions, "versions_now": now.versions,
+        }  # fmt: skip
+    raise typer.Exit(0 if not away else 1)
 
 
-def _differences(before: Recipe, now: Recipe) -> str:
-    """Which versions changed between two recipes."""
+def _png(path: Path) -> Path:
+    """`path`, which is a PNG's. Raises `ArgumentError` for another suffix."""
+    from ..errors import ArgumentError
+
+    if path.suffix.lower() != ".png":
+        raise ArgumentError(f"a picture with its recipe is a .png file, got {str(path)!r}")
+    return path
+
+
+def _away(before: Image.Image, now: Image.Image) -> float:
+    """The largest difference of two pictures, of 255; infinite where their sizes differ, 0 where they are the same."""
+    from PIL import ImageChops
+
+    if before.size != now.size:
+        return math.inf
+    bands = ImageChops.difference(before.convert("RGB"), now.convert("RGB")).split()
+    return max(float(band.getextrema()[1]) for band in bands)  # type: ignore[arg-type]
+
+
+def _differences(before: Recipe, now: Recipe, away: float) -> str:
+    """What may be why a picture is another one."""
     changed = [
         f"{name} {before.versions.get(name, 'unknown')} -> {now.versions.get(name, 'unknown')}"
         for name in sorted({*before.versions, *now.versions})
         if before.versions.get(name) != now.versions.get(name)
     ]
-    return ", ".join(changed) or "same versions, so another machine, device or number of threads"
+    if before.besides:
+        changed.insert(0, f"it also had {', '.join(before.besides)}, which a file cannot hold")
+    if before.batch:
+        changed.insert(0, f"it was one of {before.batch} made at once, which rounds otherwise")
+    by = "of another size" if away == math.inf else f"by at most {away:.0f} of 255"
+    return f"{by}; " + (", ".join(changed) or "same versions, so another machine, device or number of threads")

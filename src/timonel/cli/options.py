@@ -6,18 +6,27 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .complete import dtypes, models
+from .say import say
 
 if TYPE_CHECKING:
     from ..guidance import Guidance
     from ..pipelines.helm import Helm
     from ..sampler import Sampler
 
-Model = Annotated[str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Model = Annotated[
+    str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.", autocompletion=models)
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="fp32, fp16 or bf16, or torch's names for them.", autocompletion=dtypes)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that exist. Without it they are left, or the call refused.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An option of the sampler or its grid, such as order=3 or rho=5."),
@@ -61,7 +70,7 @@ def choose(
     found = helm.choose(named, steps, guidance, fitted=plain)
     if named is None and not plain:
         found = helm.choose(sampler_of(found.sampler.label, found.sampler.steps, settings, noise), guidance=guidance)
-    print(f"sampler    {found}")
+    say(f"sampler    {found}")
     return found.sampler
 
 

@@ -70,7 +70,7 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     s = sigma/alpha. The levels nearest to s_min and s_max in the grid are taken, and the way down again
     is Karras' with rho = 7. Xu et al. 2023, arXiv 2306.14878.
     """
-    again, inner = whole("restarts", restarts, 0), whole("restart_steps", steps)
+    again, inner = whole("restarts", restarts, 0, 1000), whole("restart_steps", steps, 1, 1000)
     low, high = finite("s_min", s_min, 1e-9), finite("s_max", s_max, s_min)
     top = float(grid.process.at_index(double(grid.process.train_steps - 1.0)).ratio)
     if high > top:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ModelError, PreviewMissing, flag, whole
 from ..files import replacing, writable_later
-from . import Hook
+from . import Hook, steps
 from .rgb import LatentRGB as LatentRGB
 from .rgb import bytes_to_images, to_bytes
 from .rgb import to_images as to_images
@@ -205,6 +205,7 @@ class Preview(Pictures):
     ) -> None:
         self.call = to if callable(to) else None
         self.folder = None if callable(to) else _folder(to)
+        self.files = None if self.folder is None else steps.Folder(self.folder, ".png")
         block = self.folder is not None if block is None else flag("block", block)
         super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
 
@@ -212,15 +213,28 @@ class Preview(Pictures):
     def name(self) -> str:
         return "preview"
 
+    def on_start(self, run: Run) -> None:
+        super().on_start(run)
+        if self.files is not None:
+            self.files.begin()
+
+    def on_end(self, run: Run) -> None:
+        super().on_end(run)
+        if self.files is not None:
+            self.files.end()
+
     def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
         if self.call is not None:
             self.call(run, images)
-        if self.folder is None:
+        if self.folder is None or self.files is None:
             return
-        for i, image in enumerate(images):
-            suffix = f"-{i}" if len(images) > 1 else ""
-            with replacing(self.folder / f"step-{_number(moment.step, moment.steps)}{suffix}.png") as temporary:
-                image.save(temporary)
+        samples = [f"-{i}" for i in range(len(images))] if len(images) > 1 else [""]
+        names = [self.files.name(moment.step, moment.steps, sample) for sample in samples]
+        for name, image in zip(names, images, strict=True):
+            with replacing(self.folder / name) as temporary:
+                image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
+        due = [step for step in range(1, run.steps + 1) if step % self.every == 0 or step == run.steps]
+        self.files.wrote(names, [self.files.name(step, run.steps, sample) for step in due for sample in samples])
 
 
 def preview(
@@ -234,9 +248,9 @@ def preview(
     """Show the denoised prediction after every `every`-th step, and after the last.
 
     `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid of
-    its frames), each written whole or not at all; or a function `(run, images)`, one PIL image per
-    sample, whose `info` says step, steps, alpha, sigma and time of the picture, for `run` may be
-    further by then. It is called in a background thread.
+    its frames), each written whole or not at all, while those of an earlier run there go; or a function
+    `(run, images)`, one PIL image per sample, whose `info` says step, steps, alpha, sigma and time of the
+    picture, for `run` may be further by then. It is called in a background thread.
     `rgb`, `decode`: how latents become RGB. By default the model's linear map, else its full decode, which for a
     pipeline is what its own call does after the loop; `decode=True` wants the full decode, a function is your own,
     `False` refuses the full decode.
@@ -261,10 +275,17 @@ class SaveSteps(Hook):
         if not isinstance(what, str) or what not in self.KINDS:
             raise ArgumentError(f"save_steps saves one of {self.KINDS}, got {what!r}")
         self.folder, self.what = _folder(folder), what
+        self.files = steps.Folder(self.folder, ".safetensors")
 
     @property
     def name(self) -> str:
         return "save_steps"
+
+    def on_start(self, run: Run) -> None:
+        self.files.begin()
+
+    def on_end(self, run: Run) -> None:
+        self.files.end()
 
     def on_step(self, run: Run) -> None:
         from safetensors.torch import save_file
@@ -278,22 +299,22 @@ class SaveSteps(Hook):
             "latents_at": asdict(run.level),
             "denoised_at": None if called is None else asdict(called),
         }
-        with replacing(self.folder / f"step-{_number(run.step, run.steps)}.safetensors") as temporary:
+        name = self.files.name(run.step, run.steps)
+        with replacing(self.folder / name) as temporary:
             save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+        self.files.wrote([name], [self.files.name(step, run.steps) for step in range(1, run.steps + 1)])
 
 
 def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
     """Write `step-01.safetensors`, … into `folder` after every step, each whole or not at all.
+
+    Those of an earlier run go when a run starts; other files stay.
 
     `what`: "denoised" (the prediction), "latents" (the sample, noise and all) or "both"; these are
     the names in the file. Its metadata key `timonel` holds, as JSON, step, steps and the levels.
     Waits for the device once a step. Raises `ArgumentError` on another `what` or an unusable folder.
     """
     return SaveSteps(folder, what)
-
-
-def _number(step: int, steps: int) -> str:
-    return f"{step:0{max(2, len(str(steps)))}d}"
 
 
 def _folder(path: Any) -> Path:

@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..files import plain
 from . import Hook
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ProgressBar(Hook):
     shows_progress = True
 
     def __init__(self, label: str = "") -> None:
-        self.label = label
+        self.label = " ".join(plain(label).split())
         self._task: int | None = None
         self._close: Any = None
         self._tenth = 0

@@ -13,6 +13,7 @@ import torch
 
 from .. import prediction as predictions
 from .. import process as processes
+from .. import words
 from ..errors import ArgumentError, TimonelError
 from ..grids import Grid
 from ..process import Flow, Process
@@ -136,7 +137,7 @@ def _agrees(key: str, value: Any, now: tuple[Any, ...]) -> bool:
     if key == "process":
         return bool(value == now[0])
     if key == "prediction_type":
-        return bool(predictions.WORDS.get(value, value) == now[1])
+        return bool(words.prediction(value) == now[1])
     if key == "use_flow_sigmas":
         return bool(now[0] == "flow")
     if key == "timestep_type":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from ..guidance import Guidance
 from ..noise import MOST, checked
 from ..run import Run
 from ..sampler import DEFAULT, Sampler
+from ..zoo import prompts
 from . import busy, caches, choice, elsewhere, levels, request, scale
 from .busy import Claim
 from .decode import Context, previewed
@@ -26,6 +28,7 @@ from .handle import Handle
 from .load import Loading, pipeline_of
 from .piped import Piped
 from .scheduler import Orders, Scheduler
+from .signed import sign
 from .timesteps import Rewound
 
 if TYPE_CHECKING:
@@ -75,9 +78,10 @@ class Helm:
 
     def __init__(self, pipe: Any, **loading: Unpack[Loading]) -> None:
         """`pipe`: a pipeline object, or the name of a model, which `loading` says how to load; see `Loading`."""
-        self.name: str | None = pipe if isinstance(pipe, str) else None
+        self.name: str | None = os.fspath(pipe) if isinstance(pipe, (str, os.PathLike)) else None
         self.card: zoo.Card | None = zoo.card(pipe) if isinstance(pipe, str) and pipe in zoo.MODELS else None
         self.pipe = pipeline_of(pipe, **loading)
+        self.loading: dict[str, Any] = dict(loading)
         if not callable(self.pipe) or not hasattr(getattr(self.pipe, "scheduler", None), "config"):
             raise ModelError(
                 f"{type(self.pipe).__name__} is not a diffusers pipeline with a scheduler; "
@@ -191,6 +195,7 @@ class Helm:
         if not scheduler.hand.given:
             levels.left(scheduler.sampler.steps, options, self._parameters)
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
+        sign(self, scheduler, options, gate.own, made)
         return made
 
     def _pass(self, scheduler: Scheduler, options: dict[str, Any], claim: Claim) -> Any:
@@ -264,6 +269,8 @@ class Helm:
         if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
             elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
+        if self.card is not None:
+            prompts.warn(self.card, options.get("prompt"), stacklevel=4)
         return scheduler, gate, options
 
     def _scaled(

@@ -5,6 +5,7 @@ Weights are read from safetensors only. Pickles, and code that comes with a mode
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 
-from .. import zoo
+from .. import words, zoo
 from ..errors import ArgumentError, ModelError, TimonelError, UnknownName
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ Dtype: TypeAlias = str | torch.dtype
 class Loading(TypedDict, total=False):
     """How a model is loaded by name; nothing of it goes with a pipeline object.
 
-    `dtype`: "fp32" (the default), "fp16", "bf16" or a torch dtype, or a dict of these by part, with "default" for the
-    rest; `torch_dtype`: the same in diffusers' words.
+    `dtype`: "fp32" (the default), "fp16", "bf16", torch's names for them or a torch dtype, or a dict of these by part,
+    with "default" for the rest; `torch_dtype`: the same in diffusers' words.
     `device`: where the whole pipeline goes, such as "cuda". `variant`: which files, such as "fp16" for
     *.fp16.safetensors. `revision`: a branch, tag or commit on the hub. `cache_dir`: where the hub's files are kept.
     `pipeline_class`: a diffusers class or its name, where it is not the one that the model names. `config`: for a
@@ -91,10 +92,10 @@ def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
         pipe = _file(text, path, cls, options, named)
     elif HUB_NAME.fullmatch(text):
         _only(options, "a name on the hub", "variant", "revision", "cache_dir")
-        with _reading(text, f"; there is no folder of that name either {_usual()}"):
+        with _reading(text, f"; there is no folder of that name either {_usual(text)}"):
             pipe = _any(cls).from_pretrained(text, use_safetensors=True, **named, **options)
     else:
-        raise _refused(text, f"there is no such folder {_usual()}")
+        raise _refused(text, f"there is no such folder {_usual(text)}")
     for part in named[DTYPE] if isinstance(named[DTYPE], dict) else ():
         if part not in (*pipe.components, "default"):
             raise UnknownName(f"part of {type(pipe).__name__}", part, [*pipe.components, "default"])
@@ -215,19 +216,23 @@ def _dtype(options: dict[str, Any]) -> Any:
 def _one(dtype: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
-    if str(dtype) not in DTYPES:
-        raise UnknownName("dtype", dtype, DTYPES)
-    return DTYPES[str(dtype)]
+    word = words.dtype(dtype)
+    if word not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES, words.DTYPES)
+    return DTYPES[word]
 
 
 def _device(device: Any) -> torch.device | None:
     if device is None:
         return None
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"device {str(device)!r} cannot be used here: {reason[:120]}; leave device out") from error
+    if found.type == "meta":
+        raise ArgumentError("device 'meta' holds no numbers, so nothing can be computed there; leave device out")
+    return found
 
 
 def _class(wanted: Any) -> Any:
@@ -285,8 +290,10 @@ def _why(error: BaseException) -> str:
     return _line(error)
 
 
-def _usual() -> str:
-    return f"(shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a file or a hub name)"
+def _usual(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), zoo.MODELS, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"({hint}shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a file or a hub name)"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

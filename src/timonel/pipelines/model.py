@@ -82,8 +82,7 @@ def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     made = keys(whole)
     stays_flow(config, changes)
     if made["process"] == "flow" and changes.get("prediction_type") is not None:
-        word = changes["prediction_type"]
-        made["prediction_type"] = predictions.check(predictions.WORDS.get(word, word))
+        made["prediction_type"] = predictions.check(changes["prediction_type"])
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .. import words
 from ..errors import ArgumentError, TimonelError, UnknownName
 from .cosine import Cosine
 from .edm import EDM, VE
@@ -99,14 +100,15 @@ def class_of(config: Mapping[str, Any]) -> str:
 
 def _kind(name: str, config: Mapping[str, Any]) -> str:
     """Which process a config without an explicit `process` key means."""
-    flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    if config.get("prediction_type") == "trigflow":
+    predicts = words.prediction(config.get("prediction_type"))
+    flow = config.get("use_flow_sigmas") or predicts == "flow"
+    if predicts == "trigflow":
         return "trig"
     if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
         return "ve"  # Cosmos 2: Karras' levels in a scheduler for flows
     if name.startswith("FlowMatch") or flow or config.get("use_dynamic_shifting"):
         return "flow"
-    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    continuous = config.get("timestep_type") == "continuous" and predicts == "v"
     if name.startswith("EDM") or continuous:
         return "edm"
     return "vp"

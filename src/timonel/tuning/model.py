@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..guidance import Guidance, combine
 from ..pipelines.capture import Captured
-from ..prediction import coefficients
+from ..prediction import check, coefficients
 from ..process import At, Level, Process
 from ..program import Shape
 from ..run import Run
@@ -170,7 +170,7 @@ class Plain(Model):
         unconditional: Callable[[Tensor, At], Tensor] | None = None, guidance: Guidance | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.denoise, self.x, self.process, self.prediction = denoise, x, process, prediction
+        self.denoise, self.x, self.process, self.prediction = denoise, x, process, check(prediction)
         self.unconditional, self.guidance, self.count = unconditional, guidance, len(x)
 
     def start(self, samples: Sequence[int]) -> Tensor:

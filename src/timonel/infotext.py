@@ -1,0 +1,68 @@
+"""A recipe in A1111's words, the text that its users' programs and Civitai read from a PNG.
+
+Format: the prompt, a line with the negative prompt, and a line "Steps: 12, Sampler: DPM++ 2M, …" (A1111,
+`modules/processing.py:create_infotext` and `modules/infotext_utils.py:quote`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+#: solvers in A1111's words
+SAMPLERS = {
+    "euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "heunpp2": "HeunPP2", "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a", "dpm_fast": "DPM fast", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_2s_ancestral": "DPM++ 2S a", "lms": "LMS",
+    "restart": "Restart", "ddim": "DDIM", "ddpm": "DDPM", "plms": "PLMS", "unipc": "UniPC", "ipndm": "IPNDM",
+    "deis": "DEIS", "lcm": "LCM",
+}  # fmt: skip
+#: grids in A1111's words
+SCHEDULES = {
+    "karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential", "simple": "Simple",
+    "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal", "ays": "Align Your Steps", "normal": "Normal",
+    "ddim_uniform": "DDIM", "beta": "Beta", "linspace": "Uniform",
+}  # fmt: skip
+SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
+
+
+def infotext(recipe: Recipe, size: tuple[int, int]) -> str:
+    """The recipe of a picture of `size` (width, height) as A1111 writes it; what A1111 has no word for in ours."""
+    solver = SAMPLERS.get(recipe.sampler, recipe.sampler)
+    if recipe.sampler == "dpmpp_2m_sde" and recipe.options.get("variant") == "heun":
+        solver += " Heun"
+    facts: dict[str, Any] = {
+        "Steps": recipe.steps,
+        "Sampler": solver,
+        "Schedule type": None if recipe.grid is None else SCHEDULES.get(recipe.grid, recipe.grid),
+        "CFG scale": _scale(recipe),
+        "Seed": recipe.seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": Path(recipe.model).name.removesuffix(".safetensors"),
+        "Stopped after": recipe.stopped_after,
+        "Version": f"timonel {__version__}",
+    }
+    lines = [recipe.prompt or ""]
+    if recipe.negative_prompt:
+        lines.append(f"Negative prompt: {recipe.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None))
+    return "\n".join(lines).strip()
+
+
+def _scale(recipe: Recipe) -> float | None:
+    """The guidance scale; the largest of several."""
+    scale = None if recipe.guidance is None else recipe.guidance.scale
+    if scale is None:
+        scale = next((recipe.arguments[name] for name in SCALES if recipe.arguments.get(name) is not None), None)
+    return max(scale) if isinstance(scale, (list, tuple)) else scale
+
+
+def _quoted(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text

@@ -1,0 +1,60 @@
+"""Pictures that carry their recipe: saved as a PNG, by whom ever, they hold it, and A1111's text beside it.
+
+A picture that was changed since (resized, converted, …) is another one and is saved as PIL saves it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+KEYS = ("timonel", "parameters")  # text chunks of a PNG: our recipe, and what A1111, Civitai and others show
+
+
+class Picture(Image.Image):
+    """A picture of PIL whose `info` has a recipe, which `save` writes into a PNG."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As `PIL.Image.Image.save`; a PNG gets the recipe too, unless `pnginfo` is chosen by the caller."""
+        if "pnginfo" not in params and _png(fp, format) and KEYS[0] in self.info:
+            params["pnginfo"] = chunks(self.info)
+        super().save(fp, format, **params)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the pixels are the same, for a plain picture of PIL too."""
+        if not isinstance(other, Image.Image):
+            return NotImplemented
+        return (self.mode, self.size, self.tobytes()) == (other.mode, other.size, other.tobytes())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def sign(image: Any, texts: Mapping[str, str]) -> bool:
+    """Put texts into a picture so that `save` writes them; False for what is no plain picture of PIL."""
+    if type(image) is not Image.Image and not isinstance(image, Picture):
+        return False
+    image.info.update(texts)
+    image.__class__ = Picture
+    return True
+
+
+def chunks(info: Mapping[Any, Any]) -> PngInfo:
+    """The text chunks of a PNG."""
+    made = PngInfo()
+    for key in KEYS:
+        if key in info:
+            made.add_itxt(key, info[key]) if key == KEYS[0] else made.add_text(key, info[key])
+    return made
+
+
+def _png(fp: Any, format: str | None) -> bool:
+    """Whether PIL writes a PNG."""
+    if format:
+        return format.upper() == "PNG"
+    path = fp if isinstance(fp, (str, bytes, os.PathLike)) else getattr(fp, "name", "")
+    return isinstance(path, (str, bytes, os.PathLike)) and Path(os.fsdecode(path)).suffix.lower() in (".png", ".apng")
