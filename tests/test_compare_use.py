@@ -304,7 +304,7 @@ def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(tmp_path: Path, h
         (lambda helm: compare("emoji", "a"), ArgumentError, "model='emoji'"),
         (lambda helm: compare(torch.nn.Identity(), "a"), ArgumentError, "a pipeline or a Helm, got Identity"),
         (lambda helm: compare(helm), ArgumentError, "the plan is empty"),
-        (lambda helm: compare(3), ArgumentError, "a subject is a prompt"),
+        (lambda helm: compare(3), ArgumentError, "subjects must be a list"),
         (lambda helm: compare("a", batch=0), ArgumentError, "batch must be"),
     ],
 )

@@ -68,7 +68,10 @@ class Watched:
 
     def __call__(self, guidance: Guidance, hooks: Any = (), **options: Any) -> Tensor:
         self.rows.clear()
-        self.helm(**self.inputs, steps=6, seeds=[0], guidance=guidance, hooks=[self.ends, *hooks], **options)
+        self.helm(
+            **self.inputs, steps=6, seeds=[0], guidance=guidance, hooks=[self.ends, *hooks],
+            **{"sampler": "dpmpp_2m", **options},
+        )  # fmt: skip
         return self.helm.run.result.clone()
 
 

@@ -207,7 +207,7 @@ class Cut(Exact):
         ({"steps": 0}, "steps must be a whole number of at least 2, got 0"),
         ({"steps": [4, -1]}, "at least 2, got -1"),
         ({"steps": 4.5}, r"at least 2, got 4\.5"),
-        ({"steps": "8"}, "at least 2, got '8'"),
+        ({"steps": "8"}, "steps must be a list"),
         ({"steps": True}, "one step|got True"),
         ({"steps": []}, "steps is empty"),
         ({"method": "magic"}, f"unknown method 'magic'.*{'.*'.join(sorted(METHODS))}"),

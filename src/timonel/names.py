@@ -67,6 +67,7 @@ ALIASES: dict[str, Named] = {
     "cogvideoxddimscheduler": Named("ddim"),
     "ddpmscheduler": Named("ddpm"),
     "ddpmparallelscheduler": Named("ddpm"),
+    "ddpmwuerstchenscheduler": Named("ddpm"),
     "pndmscheduler": Named("plms"),
     "lmsdiscretescheduler": Named("lms"),
     "eulerdiscretescheduler": Named("euler"),

@@ -217,7 +217,9 @@ class Recipe(Data):
         output = self.call(helm, hooks=hooks, **more)
         run = helm.run
         stopped = run.step if run is not None and run.status == "stopped" else None
-        now = {"stopped_after": stopped, "versions": versions(), "batch": None}
+        now: dict[str, Any] = {"stopped_after": stopped, "versions": versions(), "batch": None}
+        if not self.listed and self.sigmas is None and self.times is None and self.table is None:
+            now["grid"] = self.grid if helm.choice is None else helm.choice.sampler.grid
         return output.images[0], self.model_copy(update=now)
 
     def texts(self, size: tuple[int, int]) -> dict[str, str]:

@@ -169,8 +169,8 @@ def kept(plan: Plan, store: Store, notes: Sequence[Any] = ()) -> str:
 def _call(subjects: Any, prompts: Any, axes: dict[str, Any], **others: Any) -> str:
     """The call of `compare`, as it could be typed again."""
     usual = {"batch": None, "plan": None, "references": True, "yes": False}
-    named = {k: v for k, v in others.items() if k not in usual or v != usual[k]}
-    words = [_typed(v) for v in (subjects, prompts) if v is not None and v != ()]
+    named = {k: v for k, v in others.items() if k not in usual or v is not usual[k]}
+    words = [_typed(v) for v in (subjects, prompts) if not (v is None or (isinstance(v, tuple) and not v))]
     return f"tm.compare({', '.join([*words, *(f'{k}={_typed(v)}' for k, v in {**axes, **named}.items())])})"
 
 

@@ -125,7 +125,15 @@ INERT: dict[tuple[str, str], str] = {
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
 }
 #: flags whose effect is in the noise or in pipelines, or that choose between two ways which agree at order 1
-UNSEEN = ("noise_sampler_seed", "variance_type", "tau_func", "predict_x0", "solver_p", "algorithm_type")
+UNSEEN = (
+    "noise_sampler_seed",
+    "set_alpha_to_one",
+    "variance_type",
+    "tau_func",
+    "predict_x0",
+    "solver_p",
+    "algorithm_type",
+)
 #: what would act instead of a flag that another flag or the model keeps from acting
 REMEDIES: dict[str, str] = {
     **dict.fromkeys(

@@ -64,12 +64,12 @@ FAR = 1e3  # sigma_max beyond which most of Karras' levels are pure noise, as wi
 
 
 def usual(process: Process) -> str:
-    """The grid that suits a process: karras, and trailing for a flow or where it begins at, or as good as, pure noise.
+    """The grid that suits a process: karras with betas or sigmas that end well below pure noise, else trailing.
 
     Measured in benchmarks/default_sampler.py. A flow's pipelines list evenly spaced times, and its few-step models are
     distilled on them.
     """
-    return "karras" if process.kind != "flow" and process.sigma_max <= FAR else "trailing"
+    return "karras" if process.kind in ("vp", "edm") and process.sigma_max <= FAR else "trailing"
 
 
 def karras(

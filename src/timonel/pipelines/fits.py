@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,8 @@ def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
         raise
     except (LookupError, ValueError) as error:
         table = None if scheduler.current is None else scheduler.current.table
-        if table is None or table.nfe == table.steps:
+        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if table is None or table.nfe == table.steps or "check_inputs" in names:
             raise
         raise ArgumentError(
             f"{type(pipe).__name__} has lists of its own with one entry a step, and {table.solver!r} calls the network "

@@ -176,11 +176,12 @@ class Helm:
     def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any], claim: Claim) -> Any:
         """The call itself. After it the pipeline is what it was before, whatever happened."""
         told, driver = scale.told(self.pipe, self._parameters, gate.own), scheduler.run.driver
-        with claim.working(), self._steered(scheduler), told, one_row_loops(self.pipe, scheduler):
+        with claim.working(), self._steered(scheduler), told:
             self.context.call = options
             driver.recall(None)  # a plain call that failed leaves its caches as they are
             try:
-                made = self._pass(scheduler, options, claim)
+                with one_row_loops(self.pipe, scheduler):
+                    made = self._pass(scheduler, options, claim)
             except BaseException as error:
                 if scheduler.current is not None:
                     scheduler.current.fail(error)

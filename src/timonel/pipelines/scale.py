@@ -18,9 +18,10 @@ NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
 
 def distilled(pipe: Any) -> bool:
     """Whether the network is told the guidance scale (arXiv 2210.03142): then there is one part, always."""
-    configs = [getattr(module, "config", None) or {} for module, main in networks(pipe).items() if main]
+    configs = [getattr(module, "config", None) for module, main in networks(pipe).items() if main]
     embeds = hasattr(pipe, "get_guidance_scale_embedding")  # of UNets: elsewhere the same input tells other things
-    return any(config.get("guidance_embeds") or (embeds and config.get("time_cond_proj_dim")) for config in configs)
+    keys = ("guidance_embeds", "time_cond_proj_dim") if embeds else ("guidance_embeds",)
+    return any(getattr(config, key, None) for config in configs for key in keys)
 
 
 def argument(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
