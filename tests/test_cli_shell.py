@@ -165,7 +165,7 @@ def test_json_is_all_of_standard_output_and_says_the_same(shell, tmp_path: Path)
 def test_every_command_that_prints_data_has_json() -> None:
     known = typer.main.get_command(app).commands
     assert {name for name, command in known.items() if any("--json" in p.opts for p in command.params)} >= {
-        "generate", "animate", "replay", "samplers", "grids", "models", "explain", "doctor", "tune",
+        "generate", "animate", "replay", "samplers", "grids", "models", "compare", "explain", "doctor", "tune",
     }  # fmt: skip
 
 

@@ -7,11 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from .say import Json, reporting
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
@@ -75,6 +78,7 @@ def compare(
     ] = False,
     export: Annotated[Path | None, typer.Option(help="Also write the numbers as a .parquet file.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
+    as_json: Json = False,
 ) -> None:
     """Compare samplers, schedules and guidance: pictures and numbers on one page to open or to send.
 
@@ -98,13 +102,34 @@ def compare(
 
         exportable(export)
     again = shlex.join(["timonel", "compare", *ctx.meta[WORDS]])
-    made = _compare(chosen, judge, again, batch=batch, references=references, yes=yes, dry_run=dry_run, out=out)
-    if made is None:
-        return
-    if export is not None:
-        made.export(export)
-    _say(made)
-    raise typer.Exit(1 if len(made.failed) == len(chosen) else 0)
+    with reporting(as_json) as report:
+        if dry_run:
+            from ..comparison.estimate import estimate
+
+            cost = estimate(chosen, out, batch, references)
+            report |= _public(asdict(cost))
+            print(cost)
+            return
+        result = _compare(chosen, judge, again, batch=batch, references=references, yes=yes, out=out)
+        if export is not None:
+            result.export(export)
+        report |= {"page": result.page, "settings": [_public(g) for g in sorted(result.groups, key=_order)]}
+        report["failed"] = _failed(result)
+        _say(result)
+    raise typer.Exit(1 if len(result.failed) == len(chosen) else 0)
+
+
+def _public(data: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of a report under the names that the table has."""
+    return {key.replace("halves", "evaluations"): value for key, value in data.items()}
+
+
+def _failed(result: Comparison) -> list[dict[str, Any]]:
+    """The runs that failed, with their reasons."""
+    return [
+        {"sampler": one.recipe.sampler, "steps": one.recipe.steps, "seed": one.recipe.seed, "reason": one.reason}
+        for one in result.failed
+    ]
 
 
 def _preset(
@@ -126,19 +151,14 @@ def _preset(
 
 def _compare(
     chosen: Plan, judge: Callable[[Comparison], Comparison] | None, again: str, *, batch: int | None, references: bool,
-    yes: bool, dry_run: bool, out: Path,
-) -> Comparison | None:  # fmt: skip
+    yes: bool, out: Path,
+) -> Comparison:  # fmt: skip
     """Run it, with a bar. On Ctrl-C, whenever it comes, say what is kept, and that the command `again` goes on."""
     from ..comparison import compare as make
     from ..comparison import kept
     from .options import quiet
 
     quiet()
-    if dry_run:
-        from ..comparison.estimate import estimate
-
-        print(estimate(chosen, out, batch, references))
-        return None
     try:
         with _bar() as progress:
             found = make(plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress)
