@@ -332,13 +332,17 @@ def _cells(root: Path) -> int:
 
 
 def test_lists_on_the_command_line_may_be_written_in_a_row(tmp_path, coarse):
-    result = CliRunner().invoke(
-        app, ["compare", "ghost", "--sampler", "euler", "ays", "--steps", "2", "3", "--guidance-until", "none", "0.4",
-              "-o", str(tmp_path)],
-    )  # fmt: skip
+    words = ["compare", "ghost", "--sampler", "euler", "ays", "--steps", "2", "3", "--guidance-until", "none", "0.4"]
+    result = CliRunner().invoke(app, [*words, "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert len(Store(tmp_path).outcomes) == 8 + 2
     assert (tmp_path / "index.html").stat().st_size > 10_000
+    data = json.loads(CliRunner().invoke(app, [*words, "-o", str(tmp_path), "--json"]).stdout)
+    assert sorted((s["label"], s["evaluations"]) for s in data["settings"])[-1] == (
+        "euler, 3 steps, guidance until 0.4",
+        5,
+    )
+    assert data["failed"] == []
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path):
