@@ -242,7 +242,8 @@ def helms(every: bool = False) -> list[Target]:
     """A helm's own arguments, checked and not computed, and a pipeline's arguments in a call of one step."""
     helm = tm.Helm("emoji")
     helm.pipe.set_progress_bar_config(disable=True)
-    rest = ("latents",) if every else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
+    shaped = ("latents", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")  # only its network knows their sizes
+    rest = shaped if every else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
 
     def ready(**given: Any) -> None:
         helm.ready((), {"prompt": "red apple", **given})

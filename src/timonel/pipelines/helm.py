@@ -245,7 +245,7 @@ class Helm:
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
         ours = request.ours(ours)
-        options = levels.shares(self._repeated(request.options(self._named(args, options))))
+        options = levels.shares(self._repeated(request.options(self._named(args, options), self._parameters)))
         named = levels.named(ours["sampler"], options)
         batch = self._batch(options)
         hooks, resume = tuple(ours["hooks"]), ours["resume"]

@@ -165,6 +165,8 @@ def weights(parts: Sequence[Tensor], combined: Tensor) -> list[float] | None:
         return None
     rows = torch.stack([p.detach().float().flatten() for p in (*parts, combined)])
     products = (rows @ rows.T).double().cpu()
+    if not bool(torch.isfinite(products).all()):  # a guard is to say so, not least squares
+        return None
     inner, mixed, own = products[:-1, :-1], products[:-1, -1], float(products[-1, -1])
     found = torch.linalg.lstsq(inner, mixed[:, None], driver="gelsd").solution[:, 0]
     left = own - 2 * float(found @ mixed) + float(found @ inner @ found)

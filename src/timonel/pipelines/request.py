@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import border
-from ..errors import ArgumentError, TimonelError, finite, flag, instance, is_number, plain, several, shown, whole
+from ..errors import (
+    ArgumentError,
+    TimonelError,
+    finite,
+    flag,
+    function,
+    instance,
+    is_number,
+    plain,
+    several,
+    shown,
+    whole,
+)
 from ..guidance import Guidance, cfg
 from ..run import Run
 from ..sampler import MOST_STEPS
@@ -19,6 +32,11 @@ COUNTS = (
     "num_inference_steps", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size",
     "num_frames", "height", "width",
 )  # fmt: skip
+CALLBACKS = {
+    "callback_on_step_end": ("pipe", "step", "timestep", "tensors"),
+    "callback": ("step", "timestep", "latents"),
+}
+PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 #: errors that arguments cause; a full memory, a missing file or an interrupt is none of them
 NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal", "noise_sampler_seed")
 WORDS = ("process", "timestep_spacing", "variance_type")
@@ -41,9 +59,11 @@ def ours(given: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's arguments, numbers of numpy and 0-d tensors as Python's. Raises `ArgumentError` for counts that
-    are none."""
+def options(given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The pipeline's arguments, numbers of numpy and 0-d tensors as Python's.
+
+    Raises `ArgumentError` for counts that are none, and where `parameters` take a number or a function and get none.
+    """
     made = {key: plain(value) if is_number(value) else value for key, value in given.items()}
     x = made.get("latents")
     if x is not None and (not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2):
@@ -51,7 +71,26 @@ def options(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in COUNTS:
         if made.get(key) is not None:
             made[key] = whole(key, made[key])
-    return made
+    return {key: _argument(key, value, parameters[key]) for key, value in made.items()}
+
+
+def _argument(key: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """One argument of a pipeline, held against what its signature says."""
+    if key == "guidance_rescale":
+        return finite(key, value, 0, 1)
+    if value is None:
+        return value
+    if parameter.annotation in (float, "float"):
+        return finite(key, value)
+    if parameter.annotation in (bool, "bool"):
+        return bool(value) if isinstance(value, int) else flag(key, value)
+    if key in CALLBACKS:
+        return function(key, value, f"lambda {', '.join(CALLBACKS[key])}: …", len(CALLBACKS[key]))
+    if key == "output_type":
+        return instance(key, value, str, "a word, e.g. 'pil'")
+    if key in PROMPTS:
+        return instance(key, value, (str, list, tuple, Mapping), "text, or a list of texts")
+    return value
 
 
 def generators(given: Any) -> None:
@@ -84,10 +123,12 @@ def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         default, value = defaults.get(key), plain(value)
         if value is not None and isinstance(default, bool):
             value = flag(key, bool(value) if value in (0, 1) else value)  # as some configs write them
+        elif value is None and isinstance(default, (int, float)):
+            raise ArgumentError(f"{key} must be a number, got None; leave it out for {default!r}")
         elif value is not None and isinstance(default, int):
             value = whole(key, int(value) if isinstance(value, float) and value.is_integer() else value, 0)
         elif value is not None and (isinstance(default, float) or key in NUMBERS):
-            finite(key, 0 if is_number(value) and abs(value) == math.inf else value)
+            value = value if is_number(value) and abs(value) == math.inf else finite(key, value)
         elif value is not None and (isinstance(default, str) or key in WORDS):
             instance(key, value, str, "a word")
         made[key] = value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GridError, whole
-from .level import SNAP, Level, Process, double, short
+from .level import MOST_LEVELS, SNAP, Level, Process, double, short
 
 OFFSET = 0.008  # arXiv 2102.09672, eq. 17
 LEAST = 1e-4  # abar of the noisiest level
@@ -25,7 +25,7 @@ class Cosine(Process):
     lists_end = True
 
     def __init__(self, *, train_steps: int = 1000) -> None:
-        self.train_steps = whole("train_steps", train_steps, 2)
+        self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
         self._edge = math.cos(OFFSET / (1 + OFFSET) * math.pi / 2)
 
     @property

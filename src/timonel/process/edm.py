@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import finite, whole
-from .level import Level, Process, double
+from .level import MOST_LEVELS, Level, Process, double
+
+MOST_SIGMA = 1e9  # a larger one is a mistake, and its square soon no number
 
 
 class EDM(Process):
@@ -29,9 +31,9 @@ class EDM(Process):
         train_steps: int = 1000,
     ) -> None:
         self._min = finite("sigma_min", sigma_min, 1e-12)
-        self._max = finite("sigma_max", sigma_max, self._min)
-        self.sigma_data = finite("sigma_data", sigma_data, 1e-12)
-        self.train_steps = whole("train_steps", train_steps, 2)
+        self._max = finite("sigma_max", sigma_max, self._min, MOST_SIGMA)
+        self.sigma_data = finite("sigma_data", sigma_data, 1e-12, MOST_SIGMA)
+        self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
 
     @property
     def sigma_min(self) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import among, finite, whole
-from .level import Level, Process, double
+from .level import MOST_LEVELS, Level, Process, double
 
 TOLD = ("t", "u", "1 - t")
 
@@ -38,7 +38,7 @@ class Flow(Process):
     ) -> None:
         self.told = among("time of a flow", told, TOLD)
         self.shift = finite("shift", shift, 1e-9)
-        self.train_steps = whole("train_steps", train_steps, 2)
+        self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
         low = whole("base_tokens", base_tokens)
         self._dynamic = (
             finite("base_shift", base_shift), finite("max_shift", max_shift), low,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, GridError, shown
 
+MOST_LEVELS = 1_000_000  # more training levels than this are a mistake
 SNAP = 1e-6  # relative slack when a listed sigma is the end of the process up to rounding
 
 

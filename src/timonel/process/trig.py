@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GridError, whole
-from .level import SNAP, Level, Process, double, short
+from .level import MOST_LEVELS, SNAP, Level, Process, double, short
 
 
 class Trig(Process):
@@ -22,7 +22,7 @@ class Trig(Process):
     lists_end = True
 
     def __init__(self, *, train_steps: int = 1000) -> None:
-        self.train_steps = whole("train_steps", train_steps, 2)
+        self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
 
     @property
     def sigma_min(self) -> float:

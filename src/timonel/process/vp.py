@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, GridError, among, finite, flag, whole
-from .level import SNAP, Level, Process, double, interpolate, short
+from .level import MOST_LEVELS, SNAP, Level, Process, double, interpolate, short
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
-MOST_LEVELS = 1_000_000  # a list of betas longer than this is a mistake
 
 
 class VP(Process):
