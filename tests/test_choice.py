@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import timonel as tm
 import timonel.compat as compat
+import tiny
 from timonel import grids, names, zoo
 from timonel.cli import app
 from timonel.errors import ArgumentError, SchedulerReplaced
@@ -269,3 +270,10 @@ def test_the_doctor_says_what_a_guider_counts(emoji: tm.Helm) -> None:
     plain = tm.doctor("emoji", "HeunDiscreteScheduler", 8).combination.findings
     assert [f.kind for f in plain if f.text.startswith(said)] == ["note"]
     assert not any("guider" in f.text for f in tm.doctor("emoji", "euler", 8).combination.findings)
+
+
+def test_a_pipeline_that_reads_betas_at_its_times_gets_whole_ones() -> None:
+    pipe, _ = tiny.case("sd_more", "StableDiffusionSAGPipeline")
+    assert tm.Helm(pipe).choose("heun", 4).sampler.grid == "trailing"
+    assert tm.Helm(pipe).choose("heun/karras", 4).sampler.grid == "karras"
+    assert tm.Helm(tiny.sd()).choose("heun", 4).sampler.grid == "karras"

@@ -36,6 +36,7 @@ from ..process import Process
 from ..process.config import class_of
 from ..sampler import STEPS, Sampler
 from . import kept
+from .fits import indexes_by_time
 from .levels import GRID_FLAGS
 
 FEW = 4  # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model card
@@ -110,7 +111,18 @@ def choose(
     made = replace(made, steps=count)
     if why.startswith(SET):
         return Choice(_few(made, count), why, steps_why)
-    return Choice(made if _configured(model) else made.on(model.process), why, steps_why)
+    if _configured(model):
+        return Choice(made, why, steps_why)
+    settled = made.on(model.process)
+    if not _named_levels(made) and indexes_by_time(model.pipe):
+        settled = replace(settled, grid="trailing")  # of whole training times
+    return Choice(settled, why, steps_why)
+
+
+def _named_levels(sampler: Sampler) -> bool:
+    """Whether the sampler's name or its caller says which levels it visits."""
+    own = (sampler.fitted, sampler.grid, sampler.sigmas, sampler.times)
+    return any(value is not None for value in own) or solvers.find(sampler.name).grid is not None
 
 
 def _configured(model: Model) -> bool:

@@ -26,6 +26,7 @@ FOREIGN = {
     r"scheduler\._step_index -= 1": "calls step twice a turn, once to read its own scheduler's prediction",
 }
 SHARES = re.compile(r"progress_bar\(timesteps\[:-1\]\)")  # of a list of shares, whose end is left out
+INDEXED = re.compile(r"scheduler\.(?:alphas|alphas_cumprod|betas)\[")
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
@@ -85,6 +86,11 @@ def rounds_down(pipe: Any) -> bool:
 def changes(pipe: Any) -> dict[str, Any]:
     """What a pipeline's source says of its model that its scheduler's config does not: times that are shares."""
     return {"process": "cosine"} if SHARES.search(_source(inspect.getmodule(type(pipe)))) else {}
+
+
+def indexes_by_time(pipe: Any) -> bool:
+    """Whether a pipeline reads its scheduler's betas at a time of the loop, which has to be a whole number then."""
+    return INDEXED.search(_source(inspect.getmodule(type(pipe)))) is not None
 
 
 def _source(module: Any) -> str:
