@@ -190,7 +190,7 @@ def test_an_iteration_on_a_whole_pipeline_moves_the_table_and_never_for_the_wors
 @pytest.mark.slow
 @pytest.mark.usefixtures("rough")
 def test_the_command_line_fits_a_file_that_generate_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "words.txt").write_text("red apple\n\nblue bird\nhouse\nred apple\n", "utf-8")
+    (tmp_path / "words.txt").write_text("red apple\n\nghost\nhouse\nred apple\n", "utf-8")
     out = tmp_path / "fast.json"
     words = ["tune", "emoji", "--steps", "2", "--prompts", str(tmp_path / "words.txt"), "--seeds", "12", "--method",
              "rows", "--start", START, "--guidance-until", "0.4", "-o", str(out)]  # fmt: skip

@@ -26,7 +26,7 @@ FOREIGN = {
     r"scheduler\._step_index -= 1": "calls step twice a turn, once to read its own scheduler's prediction",
 }
 SHARES = re.compile(r"progress_bar\(timesteps\[:-1\]\)")  # of a list of shares, whose end is left out
-INDEXED = re.compile(r"scheduler\.(?:alphas|alphas_cumprod|betas)\[")
+INDEXED = re.compile(r"\b(?:alphas|alphas_cumprod|betas)\[")
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
