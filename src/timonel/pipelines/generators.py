@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from .caller import Generators
+
 LARGEST = 2**62
 
 
@@ -23,19 +23,3 @@ def _draw(generator: torch.Generator | None, count: int) -> list[int]:
     device = "cpu" if generator is None else generator.device
     seeds: list[int] = torch.randint(LARGEST, (count,), generator=generator, device=device).tolist()
     return seeds
-
-
-def pipelines_generator() -> Generators:
-    """The generator of the pipeline whose call this is inside of; None outside of one, or where it was given none.
-
-    Half of diffusers' pipelines (SD3, Flux, Wan, SVD) do not pass theirs to `scheduler.step`, and a sampler's noise
-    would come from torch's global generator: the same call would make another picture each time.
-    """
-    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
-    frame = None if pipelines is None else sys._getframe(1)
-    while pipelines is not None and frame is not None:
-        if isinstance(frame.f_locals.get("self"), pipelines.DiffusionPipeline) and "generator" in frame.f_locals:
-            generators: Generators = frame.f_locals["generator"]
-            return generators
-        frame = frame.f_back
-    return None

@@ -32,11 +32,11 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import acting, choice, kept, levels, model, modular, request
+from . import acting, caller, choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
-from .generators import drawn, pipelines_generator
+from .generators import drawn
 from .orders import Orders as Orders
-from .piped import caller
+from .piped import calling
 from .timesteps import Hand, Loop, Timesteps, adopted, equal, number
 
 ROUNDED = 2.0**-7  # relative, of a time in bfloat16
@@ -407,7 +407,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
-        self._run.driver, self._run.lent = orders.driver or caller(self), tuple(self._run.hooks)
+        self._run.driver, self._run.lent = orders.driver or calling(self), tuple(self._run.hooks)
         self._covered, self._seeded = rows, None
         self.hand.let_go()
 
@@ -649,7 +649,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Seeds for a stochastic sampler that was given none: drawn from the call's generators, else from torch's."""
         if self.run.noise != self._late_noise or self._seeded is not None:
             return
-        self._seeded = source(self._sampler.source, drawn(generator or pipelines_generator(), batch), self.run.table)
+        self._seeded = source(self._sampler.source, drawn(generator or caller.generator(), batch), self.run.table)
 
     def _spread(self, sample: Tensor) -> None:
         """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
