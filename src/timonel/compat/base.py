@@ -312,7 +312,7 @@ class Compat(Members, Scheduler):
         )  # fmt: skip
         made = levels.make(self.family, self.process, flags, asked)
         self.custom_timesteps = asked.times is not None
-        self._visited, self._begins = made, None
+        self._visited = made
         if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "

@@ -373,12 +373,12 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )  # fmt: skip
         request_of = (asked, self.sampler, id(self.orders))
         if request_of == self._asked and self._run is not None and not self._run.started:
-            self._timesteps = self._timesteps.to(device)
+            self._timesteps, self._begin_index = self._timesteps.to(device), None
             return
         orders = self.orders
         self._list(*levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device)
         self._sampler.drawing(self.run.table)
-        self._asked = request_of
+        self.custom_timesteps, self._asked = asked.times is not None, request_of
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
@@ -392,7 +392,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.sigmas = ratio.to(torch.float32)
         self.order = levels.Order.of(table, grid)
         self.num_inference_steps = table.steps
-        self._asked, self._mixed = None, False
+        self._asked, self._mixed, self._begin_index = None, False, None
         self.hand.loops = []  # of the levels before
         self._begin(table, (0, table.nfe))
 
