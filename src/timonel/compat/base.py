@@ -22,7 +22,8 @@ from ..grids import Grid
 from ..noise import source
 from ..pipelines import acting, request
 from ..pipelines.attributes import Stepped
-from ..pipelines.scheduler import Listing, Scheduler
+from ..pipelines.listing import Listing
+from ..pipelines.scheduler import Scheduler
 from ..pipelines.timesteps import number
 from ..process import Process
 from ..process.config import name_of
