@@ -25,7 +25,7 @@ from ..pipelines.attributes import Stepped
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
 from ..pipelines.timesteps import number
-from ..process import Process
+from ..process import Level, Process
 from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
@@ -345,17 +345,16 @@ class Compat(Members, Scheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        found = request.noised(original_samples, noise, timesteps)
+        times = request.noised(original_samples, noise, timesteps)
         if self._listing is None:
             return super().add_noise(original_samples, noise, timesteps)
         self._mixed = True
-        times, grid = found, self._listing.grid
+        grid = self._listing.grid
         near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
         if bool((near.min(1).values > 1e-3).any()):
             return super().add_noise(original_samples, noise, timesteps)
         at = near.argmin(1)
-        where = (-1,) + (1,) * (original_samples.ndim - 1)
-        alpha, sigma = (v[at].to(original_samples).reshape(where) for v in (grid.alpha, grid.sigma))
+        alpha, sigma = Level(grid.alpha[at], grid.sigma[at], grid.time[at]).factors(original_samples)
         return alpha * original_samples + sigma * noise
 
     # -- steps -----------------------------------------------------------------------------------------

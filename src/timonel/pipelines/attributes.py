@@ -119,9 +119,7 @@ class Members:
         times = request.noised(sample, noise, timesteps)
         if self.process.kind == "flow":
             return noise - sample
-        level = self.process.at_time(times)
-        shape = (-1,) + (1,) * (sample.ndim - 1)
-        alpha, sigma = (v.to(sample).reshape(shape) for v in (level.alpha, level.sigma))
+        alpha, sigma = self.process.at_time(times).factors(sample)
         return alpha * noise - sigma * sample
 
     # -- flows -------------------------------------------------------------------------------------

@@ -25,22 +25,22 @@ from ..errors import ArgumentError, GridError, RunError, flag, whole
 from ..grids import Grid
 from ..grids.cut import none_left
 from ..hooks.guard import check_result
-from ..noise import DEFAULT, Noise, Seeded, source
+from ..noise import DEFAULT, source
 from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import acting, caller, kept, levels, model, modular, request
+from . import acting, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .configured import Configured
-from .generators import drawn
+from .generators import Seeding
 from .listing import Listing
 from .orders import Orders as Orders
 from .piped import calling
-from .timesteps import Hand, Loop, Timesteps, adopted, number
+from .timesteps import Hand, Loop, Timesteps, adopted, check_handover, number
 
 
-class Scheduler(Attributes, Configured, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
@@ -130,7 +130,7 @@ class Scheduler(Attributes, Configured, SchedulerMixin, ConfigMixin):  # type: i
         self._before: Run | None = None  # the one before, of loops that choose the levels again after their end
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self.hand = Hand()
-        self._seeded: Noise | None = None  # where the helm gave none
+        self._seeded = None
         self._timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
 
@@ -176,9 +176,8 @@ class Scheduler(Attributes, Configured, SchedulerMixin, ConfigMixin):  # type: i
     @property
     def newest(self) -> Run | None:
         """The newest run that made a step, or else the current one."""
-        return (
-            self._before if self._before is not None and self._run is not None and not self._run.started else self._run
-        )
+        fresh = self._run is not None and not self._run.started
+        return self._before if fresh and self._before is not None else self._run
 
     @property
     def begins(self) -> int:
@@ -454,57 +453,21 @@ class Scheduler(Attributes, Configured, SchedulerMixin, ConfigMixin):  # type: i
             self._advance(raw, variance_noise)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
-        elif not run.started:
-            raise RunError(
-                "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "
-                "kept: begin a new call, without resume="
-            )
-        elif sample.shape != run.latents.shape:
-            raise ArgumentError(
-                f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
-                "size and the number of pictures that it was begun with"
-            )
+        else:
+            check_handover(run, sample)
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
 
     def _advance(self, raw: Tensor, noise: Tensor | None) -> None:
-        """One row, with `noise` instead of the run's own where it is given."""
+        """One row, with `noise` where a pipeline gives the row's."""
         run = self.run
-        if noise is None:
-            run.advance(raw)
-            return
-        if not (run.table.x[run.row, -1] or run.table.base[run.row, -1]):
+        if noise is not None and not (run.table.x[run.row, -1] or run.table.base[run.row, -1]):
             raise ArgumentError(
                 f"this pipeline gives the noise that its inversion found, and {run.table.solver!r} takes none: use a "
                 "stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
             )
-        own = run.noise
-        run.noise = lambda row, like: noise.to(like)
-        try:
-            run.advance(raw)
-        finally:
-            run.noise = own
-
-    def _seed(self, generator: Any, batch: int) -> None:
-        """Seeds for a stochastic sampler that was given none: drawn from the call's generators, else from torch's."""
-        if self.run.noise != self._late_noise or self._seeded is not None:
-            return
-        self._seeded = source(self._sampler.source, drawn(generator or caller.generator(), batch), self.run.table)
-
-    def _spread(self, sample: Tensor) -> None:
-        """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
-        run = self.run
-        if run.started:
-            return
-        if isinstance(self._seeded, Seeded):
-            self._seeded = self._seeded.spread(sample)
-        if isinstance(run.noise, Seeded):
-            run.noise = run.noise.spread(sample)
-
-    def _late_noise(self, row: int, like: Tensor) -> Tensor:
-        assert self._seeded is not None
-        return self._seeded(row, like)
+        run.advance(raw, None if noise is None else lambda row, like: noise.to(like))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).
@@ -518,8 +481,7 @@ class Scheduler(Attributes, Configured, SchedulerMixin, ConfigMixin):  # type: i
         process = self.process if self._listing is None else self._listing.grid.process
         table = None if self._listing is None or self._sampler.fitted is None else self.run.table
         level = process.at_time(times) if table is None else levels.at(table, process, times)
-        shape = (-1,) + (1,) * (original_samples.ndim - 1)
-        alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))
+        alpha, sigma = level.factors(original_samples)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
