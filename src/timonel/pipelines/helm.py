@@ -45,7 +45,6 @@ COUNTED = (
     "image_embeds",
     "image_embeddings",
 )  # one per sample
-MANY = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
 
 class Ready:
@@ -392,7 +391,7 @@ class Helm:
         many = len(given) if isinstance(given, (list, tuple)) else 1
         if isinstance(given, torch.Tensor):
             many = 1 if name == "image" and given.ndim == 3 else len(given)
-        return many * next((int(options[name]) for name in MANY if options.get(name)), 1)
+        return many * next((int(options[name]) for name in request.PER_PROMPT if options.get(name)), 1)
 
     def _seed(
         self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any]
