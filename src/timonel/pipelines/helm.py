@@ -296,7 +296,8 @@ class Helm:
         if not run.row:
             raise RunError("the run to resume has made no step; call without resume= to begin one")
         table, sampler = run.table, scheduler.sampler
-        if table.solver != sampler.name or (sampler.steps or table.steps) < table.steps:
+        solver = sampler.name if sampler.fitted is None else sampler.fitted.table.solver
+        if table.solver != solver or (sampler.steps or table.steps) < table.steps:
             raise ArgumentError(
                 f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
                 f"{sampler.steps}: give the same sampler and steps"
