@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -409,3 +410,21 @@ def test_a_modular_pipelines_generator_reaches_a_sampler_that_is_given_none() ->
 
     assert torch.equal(run(0, 7), run(1, 7))
     assert not torch.equal(run(0, 7), run(0, 8))
+
+
+def test_a_run_keeps_its_noise_when_the_next_one_of_the_scheduler_begins(tmp_path: Path) -> None:
+    scheduler, x = made("euler_ancestral"), noise()
+    times = list(scheduler.timesteps)
+    for t in times[:4]:
+        x = scheduler.step(epsilon(x, t), t, x, generator=torch.Generator().manual_seed(5)).prev_sample
+    runs = [scheduler.run.branch()]
+    scheduler.run.save(tmp_path / "run.safetensors")
+    runs.append(tm.Run.load(tmp_path / "run.safetensors"))
+    for t in times[4:]:
+        x = scheduler.step(epsilon(x, t), t, x).prev_sample
+    scheduler.set_timesteps(10)
+    loop(scheduler, noise(1), generator=torch.Generator().manual_seed(6))
+    for run in runs:
+        for _ in run.rows():
+            run.advance(epsilon(run.latents, run.level.time))
+        assert torch.equal(run.result, x)

@@ -417,10 +417,10 @@ class Compat(Members, Scheduler):
     def _seed(self, generator: Any, batch: int) -> None:
         """`noise_sampler_seed` of the config first, as diffusers' class has it."""
         chosen = self.config.get("noise_sampler_seed") if "noise_sampler_seed" in self.defaults else None
-        if chosen is None or self.run.noise != self._late_noise or self._seeded is not None:
-            return super()._seed(generator, batch)
-        self._seeded = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
-        return None
+        if chosen is None:
+            super()._seed(generator, batch)
+        elif self.run.noise == self._unseeded:
+            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
 
     def _shape(self) -> Any:
         flags = self._flags

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..noise import Noise, Seeded, source
+from ..errors import RunError
+from ..noise import Seeded, source
 from . import caller
 from .caller import Generators
 
@@ -36,8 +37,6 @@ def _draw(generator: torch.Generator | None, count: int) -> list[int]:
 class Seeding:
     """The noise of a scheduler's run whose seeds come with its first step, for the helm gave none."""
 
-    _seeded: Noise | None  # the noise, once it has seeds
-
     if TYPE_CHECKING:
 
         @property
@@ -46,22 +45,18 @@ class Seeding:
         @property
         def _sampler(self) -> Sampler: ...
 
+    def _unseeded(self, row: int, like: Tensor) -> Tensor:
+        """Stands for the noise of a run until `_seed`."""
+        raise RunError("the sampler's noise gets its seeds with the first step of the scheduler: call step first")
+
     def _seed(self, generator: Any, batch: int) -> None:
         """Seeds for a stochastic sampler that was given none: drawn from the call's generators, else from torch's."""
-        if self.run.noise != self._late_noise or self._seeded is not None:
-            return
-        self._seeded = source(self._sampler.source, drawn(generator or caller.generator(), batch), self.run.table)
+        run = self.run
+        if run.noise == self._unseeded:
+            run.noise = source(self._sampler.source, drawn(generator or caller.generator(), batch), run.table)
 
     def _spread(self, sample: Tensor) -> None:
         """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
         run = self.run
-        if run.started:
-            return
-        if isinstance(self._seeded, Seeded):
-            self._seeded = self._seeded.spread(sample)
-        if isinstance(run.noise, Seeded):
+        if not run.started and isinstance(run.noise, Seeded):
             run.noise = run.noise.spread(sample)
-
-    def _late_noise(self, row: int, like: Tensor) -> Tensor:
-        assert self._seeded is not None
-        return self._seeded(row, like)

@@ -130,7 +130,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._before: Run | None = None  # the one before, of loops that choose the levels again after their end
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self.hand = Hand()
-        self._seeded = None
         self._timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
 
@@ -289,14 +288,14 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         orders, noise = self.orders, self.orders.noise
         self._before = self.newest
         if noise is None and table.stochastic:
-            noise = self._late_noise if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
+            noise = self._unseeded if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance,
             hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
         self._run.driver, self._run.lent = orders.driver or calling(self), tuple(self._run.hooks)
-        self._covered, self._seeded = rows, None
+        self._covered = rows
         self.hand.let_go()
 
     @property
