@@ -6,6 +6,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -206,6 +207,20 @@ def test_step_files_of_a_longer_run_before_do_not_stay_among_the_new_ones(tmp_pa
     for steps, stop, left in ((5, None, 5), (3, None, 3), (4, None, 4), (4, 2, 2)):
         go(steps, stop)
         assert names(tmp_path) == {f"step-50.{suffix}", *(f"step-{i:02d}.{suffix}" for i in range(1, left + 1))}
+
+
+def test_a_saved_run_stays_among_the_step_files_whatever_its_name(tmp_path: Path) -> None:
+    noise = tm.SeededNoise([0])
+
+    def go(*hooks: Any) -> None:
+        tm.sample(lambda x, at: x * 0, noise(0, _zeros()), "euler", process=tm.Flow(), steps=4, hooks=list(hooks))
+
+    go(lambda run: run.save(tmp_path / f"step-{10 + run.step}.safetensors"))
+    saved = names(tmp_path)
+    assert len(saved) == 4
+    go(tm.save_steps(tmp_path))
+    assert names(tmp_path) == saved | {f"step-{i:02d}.safetensors" for i in range(1, 5)}
+    assert tm.Run.load(tmp_path / "step-12.safetensors").step == 2
 
 
 def _zeros():

@@ -196,3 +196,15 @@ def test_noise_is_added_at_the_level_of_the_row_even_where_the_network_is_told_a
     for row in range(6):
         made_ = scheduler.add_noise(clean, noise, scheduler.timesteps[row : row + 1])
         assert torch.allclose(made_, fitted.table.sigma[row].float().expand(1, 4))
+
+
+def test_a_stopped_call_of_a_shipped_model_goes_on_with_the_sampler_that_was_fitted_to_it() -> None:
+    helm = tm.Helm("emoji")
+    call: dict[str, Any] = {"prompt": "red apple", "steps": 4, "seeds": [1]}
+    theirs = helm(**call).images[0]
+    assert helm.choice is not None
+    assert helm.choice.sampler.fitted is not None
+    helm(**call, hooks=[tm.stop_when(lambda run: run.step == 2)])
+    assert helm.run is not None
+    assert helm.run.status == "stopped"
+    assert helm(**call, resume=helm.run).images[0] == theirs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -389,3 +390,41 @@ def test_a_pipelines_generator_reaches_a_sampler_that_is_given_none(family: str,
     assert torch.equal(run(0), run(1))
     generator = torch.Generator().manual_seed(7)
     assert not torch.equal(run(0, generator), run(0, generator))
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
+def test_a_modular_pipelines_generator_reaches_a_sampler_that_is_given_none() -> None:
+    from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxAutoBlocks
+
+    flux, inputs = tiny.case("flux", "FluxPipeline (schnell)")
+    pipe = FluxAutoBlocks().init_pipeline()
+    pipe.update_components(**{k: v for k, v in flux.components.items() if v is not None and k in pipe._component_specs})
+    pipe.set_progress_bar_config(disable=True)
+
+    def run(seed: int, key: int) -> Tensor:
+        pipe.update_components(scheduler=tm.Scheduler.from_config(flux.scheduler.config, sampler="euler_ancestral"))
+        torch.manual_seed(seed)
+        generator, latents = torch.Generator().manual_seed(key), noise(3).reshape(1, 16, 16)
+        more = {**inputs, "latents": latents, "num_inference_steps": 3, "generator": generator}
+        return torch.as_tensor(pipe(**more, output="latents"))
+
+    assert torch.equal(run(0, 7), run(1, 7))
+    assert not torch.equal(run(0, 7), run(0, 8))
+
+
+def test_a_run_keeps_its_noise_when_the_next_one_of_the_scheduler_begins(tmp_path: Path) -> None:
+    scheduler, x = made("euler_ancestral"), noise()
+    times = list(scheduler.timesteps)
+    for t in times[:4]:
+        x = scheduler.step(epsilon(x, t), t, x, generator=torch.Generator().manual_seed(5)).prev_sample
+    runs = [scheduler.run.branch()]
+    scheduler.run.save(tmp_path / "run.safetensors")
+    runs.append(tm.Run.load(tmp_path / "run.safetensors"))
+    for t in times[4:]:
+        x = scheduler.step(epsilon(x, t), t, x).prev_sample
+    scheduler.set_timesteps(10)
+    loop(scheduler, noise(1), generator=torch.Generator().manual_seed(6))
+    for run in runs:
+        for _ in run.rows():
+            run.advance(epsilon(run.latents, run.level.time))
+        assert torch.equal(run.result, x)

@@ -11,7 +11,7 @@ import torch
 
 import timonel as tm
 import tiny
-from timonel.errors import HookError, RunError, UnknownName
+from timonel.errors import ArgumentError, HookError, RunError, UnknownName
 from timonel.pipelines.handle import Handle
 
 
@@ -61,6 +61,19 @@ def test_orders_given_before_the_first_step_are_not_lost(helm: tm.Helm) -> None:
     assert (handle.status, handle.step) == ("paused", 1)
     handle.resume()
     assert handle.result(60).images.isfinite().all()
+
+
+def test_orders_before_the_first_step_that_cannot_be_are_refused_at_once_and_the_call_goes_on(helm: tm.Helm) -> None:
+    go = threading.Event()
+    helm.pipe.unet.register_forward_pre_hook(lambda m, a: (go.wait(60), None)[1])
+    handle = begin(helm)
+    with pytest.raises(RunError, match="no run yet"):
+        handle.rewind(3)
+    with pytest.raises(ArgumentError, match="reason"):
+        handle.stop(5)  # type: ignore[arg-type]
+    go.set()
+    assert handle.result(60).images.isfinite().all()
+    assert handle.status == "done"
 
 
 def test_pause_preview_rewind_and_resume_arrive_at_the_same_picture(helm: tm.Helm) -> None:

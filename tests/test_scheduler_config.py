@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import timonel as tm
 import tiny
-from timonel import grids
+from timonel import compat, grids
 from timonel.errors import ArgumentError
 
 LTX = {
@@ -150,3 +151,17 @@ def test_what_a_step_returns_is_read_by_attribute_place_and_name_as_in_diffusers
         made["sample"]
     with pytest.raises(IndexError):
         made[2]
+
+
+@pytest.mark.parametrize("make", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"])
+def test_a_new_list_forgets_where_the_last_call_began(make: Any) -> None:
+    scheduler = make()
+    for _ in range(2):
+        scheduler.set_timesteps(8)
+        assert scheduler.begin_index is None
+        scheduler.set_begin_index(3)
+        assert scheduler.begin_index == 3
+        assert not scheduler.custom_timesteps
+    scheduler.set_timesteps(timesteps=[900, 500, 100])
+    assert scheduler.begin_index is None
+    assert scheduler.custom_timesteps

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-KEYS = ("timonel", "parameters")  # text chunks of a PNG: our recipe, and what A1111, Civitai and others show
+from .recipe import INFOTEXT, KEY
 
 
 class Picture(Image.Image):
@@ -21,7 +21,7 @@ class Picture(Image.Image):
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """As `PIL.Image.Image.save`; a PNG gets the recipe too, unless `pnginfo` is chosen by the caller."""
-        if "pnginfo" not in params and _png(fp, format) and KEYS[0] in self.info:
+        if "pnginfo" not in params and _png(fp, format) and KEY in self.info:
             params["pnginfo"] = chunks(self.info)
         super().save(fp, format, **params)
 
@@ -46,9 +46,10 @@ def sign(image: Any, texts: Mapping[str, str]) -> bool:
 def chunks(info: Mapping[Any, Any]) -> PngInfo:
     """The text chunks of a PNG."""
     made = PngInfo()
-    for key in KEYS:
-        if key in info:
-            made.add_itxt(key, info[key]) if key == KEYS[0] else made.add_text(key, info[key])
+    if KEY in info:
+        made.add_itxt(KEY, info[KEY])
+    if INFOTEXT in info:
+        made.add_text(INFOTEXT, info[INFOTEXT])
     return made
 
 

@@ -238,15 +238,18 @@ class Run(Guided):
             self._flight = threading.get_ident()
             return True
 
-    def advance(self, raw: Tensor) -> None:
-        """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks if a step ended."""
+    def advance(self, raw: Tensor, noise: Noise | None = None) -> None:
+        """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks if a step ended.
+
+        `noise`: of this row alone, in the place of the run's.
+        """
         if self._status not in ("running", "stopped"):
             raise RunError(f"cannot advance a run that is {self.status}")
         state = self._here
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
         border.output(raw, state.x)
-        new, clean = self.program.execute(state, raw, self.noise)
+        new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
@@ -258,9 +261,11 @@ class Run(Guided):
         if self.table.ends_step(state.row):
             self._fire("on_step")
             if self._keep and new.row < self.table.nfe:
-                self._kept[self.step] = Kept(self._here.clone(), self.denoised, self._called, self.driver.remembered())
-                while len(self._kept) > self._keep:
-                    self._kept.popitem(last=False)
+                kept = Kept(self._here.clone(), self.denoised, self._called, self.driver.remembered())
+                with self._change:  # other threads copy what is kept
+                    self._kept[self.step] = kept
+                    while len(self._kept) > self._keep:
+                        self._kept.popitem(last=False)
 
     def finish(self) -> None:
         """Call `on_end` hooks once; the loop that drives the run calls it when the rows are over."""

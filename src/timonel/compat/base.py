@@ -22,9 +22,10 @@ from ..grids import Grid
 from ..noise import source
 from ..pipelines import acting, request
 from ..pipelines.attributes import Stepped
-from ..pipelines.scheduler import Listing, Scheduler
+from ..pipelines.listing import Listing
+from ..pipelines.scheduler import Scheduler
 from ..pipelines.timesteps import number
-from ..process import Process
+from ..process import Level, Process
 from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
@@ -312,7 +313,7 @@ class Compat(Members, Scheduler):
         )  # fmt: skip
         made = levels.make(self.family, self.process, flags, asked)
         self.custom_timesteps = asked.times is not None
-        self._visited, self._begins = made, None
+        self._visited = made
         if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
@@ -344,17 +345,16 @@ class Compat(Members, Scheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        found = request.noised(original_samples, noise, timesteps)
+        times = request.noised(original_samples, noise, timesteps)
         if self._listing is None:
             return super().add_noise(original_samples, noise, timesteps)
         self._mixed = True
-        times, grid = found, self._listing.grid
+        grid = self._listing.grid
         near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
         if bool((near.min(1).values > 1e-3).any()):
             return super().add_noise(original_samples, noise, timesteps)
         at = near.argmin(1)
-        where = (-1,) + (1,) * (original_samples.ndim - 1)
-        alpha, sigma = (v[at].to(original_samples).reshape(where) for v in (grid.alpha, grid.sigma))
+        alpha, sigma = Level(grid.alpha[at], grid.sigma[at], grid.time[at]).factors(original_samples)
         return alpha * original_samples + sigma * noise
 
     # -- steps -----------------------------------------------------------------------------------------
@@ -417,10 +417,10 @@ class Compat(Members, Scheduler):
     def _seed(self, generator: Any, batch: int) -> None:
         """`noise_sampler_seed` of the config first, as diffusers' class has it."""
         chosen = self.config.get("noise_sampler_seed") if "noise_sampler_seed" in self.defaults else None
-        if chosen is None or self.run.noise != self._late_noise or self._seeded is not None:
-            return super()._seed(generator, batch)
-        self._seeded = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
-        return None
+        if chosen is None:
+            super()._seed(generator, batch)
+        elif self.run.noise == self._unseeded:
+            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
 
     def _shape(self) -> Any:
         flags = self._flags

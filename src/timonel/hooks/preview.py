@@ -297,7 +297,7 @@ class SaveSteps(Hook):
             "step": run.step,
             "steps": run.steps,
             "latents_at": asdict(run.level),
-            "denoised_at": None if called is None else asdict(called),
+            steps.PREDICTED: None if called is None else asdict(called),
         }
         name = self.files.name(run.step, run.steps)
         with replacing(self.folder / name) as temporary:

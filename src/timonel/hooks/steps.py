@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "timonel-step"  # text chunk of a step's PNG
+PREDICTED = "denoised_at"  # in the data of a step's tensors; a saved run, which may have such a name, has none
 NAME = re.compile(r"step-\d+(?:-\d+)?\.(?:png|safetensors)")
 
 
@@ -76,6 +78,6 @@ def _ours(path: Path) -> bool:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return "timonel" in (file.metadata() or {})
-    except (OSError, SafetensorError):
+            return PREDICTED in json.loads((file.metadata() or {}).get("timonel", "{}"))
+    except (OSError, SafetensorError, ValueError, TypeError):
         return False

@@ -25,7 +25,7 @@ class Members:
     num_inference_steps: int | None
     _run: Run | None
     _covered: tuple[int, int]
-    _begins: int | None = None
+    _begin_index: int | None = None
     custom_timesteps = False  # whether set_timesteps was last called with a list of times
 
     # -- where a call is ---------------------------------------------------------------------------
@@ -37,11 +37,11 @@ class Members:
     @property
     def begin_index(self) -> int | None:
         """The place in `timesteps` that `set_begin_index` has named; None without it."""
-        return self._begins
+        return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
-        self._begins = whole("begin_index", begin_index, 0)
+        self._begin_index = whole("begin_index", begin_index, 0)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """The place of a time in a list.
@@ -119,9 +119,7 @@ class Members:
         times = request.noised(sample, noise, timesteps)
         if self.process.kind == "flow":
             return noise - sample
-        level = self.process.at_time(times)
-        shape = (-1,) + (1,) * (sample.ndim - 1)
-        alpha, sigma = (v.to(sample).reshape(shape) for v in (level.alpha, level.sigma))
+        alpha, sigma = self.process.at_time(times).factors(sample)
         return alpha * noise - sigma * sample
 
     # -- flows -------------------------------------------------------------------------------------

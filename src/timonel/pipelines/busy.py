@@ -13,13 +13,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from types import FrameType
 from typing import Any
 
 from torch import nn
 
 from ..errors import RunError
 from . import gate
+from .caller import pipelines
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
 AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
@@ -71,7 +71,7 @@ class Claim:
         """Raises `RunError` where a call that is not steered uses any of it already."""
         mine = threading.get_ident()
         for thread, frame in list(sys._current_frames().items()):
-            for other in _calls(frame):
+            for other in pipelines(frame):
                 shared = [other] if other is self.pipe else needs(other) if thread != mine else []
                 for one in shared:
                     if any(one is held for held in self.held) and not _steered(other):
@@ -120,7 +120,7 @@ class Claim:
         Raises `RunError` where another thread makes it.
         """
         if self.thread != threading.get_ident():
-            name = next((type(pipe).__name__ for pipe in _calls(sys._getframe(2))), "this call")
+            name = next((type(pipe).__name__ for pipe in pipelines()), "this call")
             raise RunError(_refusal(name, module, None, self.name))
         run = None if self.scheduler is None else self.scheduler.current
         if run is not None and run.firing:
@@ -163,7 +163,7 @@ def _turns_of(pipe: Any) -> list[Any]:
 
 def called_by(pipe: Any) -> bool:
     """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in none."""
-    return next(_calls(sys._getframe(1)), pipe) is pipe
+    return next(pipelines(), pipe) is pipe
 
 
 def live(run: Any) -> bool:
@@ -184,17 +184,6 @@ def _steered(pipe: Any) -> bool:
     with _GUARD:
         claim = _CLAIMS.get(pipe)
     return claim is not None and claim.inside
-
-
-def _calls(frame: FrameType | None) -> Iterator[Any]:
-    """The pipelines whose calls a frame is in, innermost first."""
-    while frame is not None:
-        if frame.f_code.co_name == "__call__":
-            one = frame.f_locals.get("self")
-            with suppress(Exception):  # any object may be there, with any attributes
-                if hasattr(getattr(one, "scheduler", None), "step"):
-                    yield one
-        frame = frame.f_back
 
 
 def _attend(pipe: Any) -> None:

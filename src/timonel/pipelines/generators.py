@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from ..errors import RunError
+from ..noise import Seeded, source
+from . import caller
+from .caller import Generators
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..sampler import Sampler
+
 LARGEST = 2**62
 
 
@@ -25,17 +34,29 @@ def _draw(generator: torch.Generator | None, count: int) -> list[int]:
     return seeds
 
 
-def pipelines_generator() -> Generators:
-    """The generator of the pipeline whose call this is inside of; None outside of one, or where it was given none.
+class Seeding:
+    """The noise of a scheduler's run whose seeds come with its first step, for the helm gave none."""
 
-    Half of diffusers' pipelines (SD3, Flux, Wan, SVD) do not pass theirs to `scheduler.step`, and a sampler's noise
-    would come from torch's global generator: the same call would make another picture each time.
-    """
-    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
-    frame = None if pipelines is None else sys._getframe(1)
-    while pipelines is not None and frame is not None:
-        if isinstance(frame.f_locals.get("self"), pipelines.DiffusionPipeline) and "generator" in frame.f_locals:
-            generators: Generators = frame.f_locals["generator"]
-            return generators
-        frame = frame.f_back
-    return None
+    if TYPE_CHECKING:
+
+        @property
+        def run(self) -> Run: ...
+
+        @property
+        def _sampler(self) -> Sampler: ...
+
+    def _unseeded(self, row: int, like: Tensor) -> Tensor:
+        """Stands for the noise of a run until `_seed`."""
+        raise RunError("the sampler's noise gets its seeds with the first step of the scheduler: call step first")
+
+    def _seed(self, generator: Any, batch: int) -> None:
+        """Seeds for a stochastic sampler that was given none: drawn from the call's generators, else from torch's."""
+        run = self.run
+        if run.noise == self._unseeded:
+            run.noise = source(self._sampler.source, drawn(generator or caller.generator(), batch), run.table)
+
+    def _spread(self, sample: Tensor) -> None:
+        """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
+        run = self.run
+        if not run.started and isinstance(run.noise, Seeded):
+            run.noise = run.noise.spread(sample)

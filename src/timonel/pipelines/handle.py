@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import border
-from ..errors import RunError
+from ..errors import RunError, instance
 from ..hooks import Hook
 from ..run import Run
 from .decode import previewed
@@ -79,14 +79,15 @@ class Handle:
             self._early.clear()
             self._change.notify_all()
 
-    def _order(self, order: Callable[[Run], None]) -> None:
+    def _order(self, order: Callable[[Run], None], early: bool = True) -> None:
+        """`early`: whether it may wait for the run to begin."""
         with self._change:
             if self.done:
                 raise RunError(f"this call has ended ({self.status}); begin another, with helm.start(…)")
-            if self._run is None:
+            if self._run is None and early:
                 self._early.append(order)
             else:
-                order(self._run)
+                order(self.run)
 
     # -- where it is -----------------------------------------------------------------------------
     @property
@@ -131,11 +132,12 @@ class Handle:
 
     def stop(self, reason: str = "") -> None:
         """End at the next step; the newest denoised prediction is decoded and becomes the result."""
+        instance("reason", reason, str, "a sentence")
         self._order(lambda run: run.stop(reason))
 
     def rewind(self, step: int) -> None:
         """Go back so that `step` steps are completed. Raises `RunError` for a step that was not reached."""
-        self._order(lambda run: run.rewind(step))
+        self._order(lambda run: run.rewind(step), early=False)
 
     def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
         """A second run at the same point; continue it with `helm(…, resume=branch)` once this call has ended."""

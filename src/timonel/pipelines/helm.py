@@ -45,7 +45,6 @@ COUNTED = (
     "image_embeds",
     "image_embeddings",
 )  # one per sample
-MANY = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
 
 class Ready:
@@ -297,7 +296,8 @@ class Helm:
         if not run.row:
             raise RunError("the run to resume has made no step; call without resume= to begin one")
         table, sampler = run.table, scheduler.sampler
-        if table.solver != sampler.name or (sampler.steps or table.steps) < table.steps:
+        solver = sampler.name if sampler.fitted is None else sampler.fitted.table.solver
+        if table.solver != solver or (sampler.steps or table.steps) < table.steps:
             raise ArgumentError(
                 f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
                 f"{sampler.steps}: give the same sampler and steps"
@@ -392,7 +392,7 @@ class Helm:
         many = len(given) if isinstance(given, (list, tuple)) else 1
         if isinstance(given, torch.Tensor):
             many = 1 if name == "image" and given.ndim == 3 else len(given)
-        return many * next((int(options[name]) for name in MANY if options.get(name)), 1)
+        return many * next((int(options[name]) for name in request.PER_PROMPT if options.get(name)), 1)
 
     def _seed(
         self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any]

@@ -8,17 +8,15 @@ pipeline, whose guider then asks for no unconditional prompt, fails.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..hooks import Hook
 from ..run import Run
+from .caller import is_modular, pipeline_of
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
-
-DEPTH = 16  # frames between a pipeline's block and the scheduler that it calls
 
 
 class Counted(Hook):
@@ -58,8 +56,8 @@ def counted(scheduler: Scheduler) -> list[Hook]:
     Returns:
         The hooks that leave the guiders as they were when the run ends.
     """
-    pipeline = _calling(scheduler)
-    if pipeline is None:
+    pipeline = pipeline_of(scheduler)
+    if not is_modular(pipeline):
         return []
     from diffusers.guiders import BaseGuidance
 
@@ -69,17 +67,3 @@ def counted(scheduler: Scheduler) -> list[Hook]:
         if isinstance(last, Counted):  # of a run that did not come to its end
             last.release()
     return [Counted(guider, pipeline, scheduler) for guider in found]
-
-
-def _calling(scheduler: Scheduler) -> Any:
-    """The modular pipeline in whose block this is called, as its blocks name it: `components`."""
-    module = sys.modules.get("diffusers.modular_pipelines.modular_pipeline")
-    frame = None if module is None else sys._getframe(2)
-    for _ in range(DEPTH):
-        if frame is None or module is None:
-            return None
-        found = frame.f_locals.get("components")
-        if isinstance(found, module.ModularPipeline) and getattr(found, "scheduler", None) is scheduler:
-            return found
-        frame = frame.f_back
-    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
 from typing import Any
 
 from ..driver import Driver
@@ -12,6 +10,7 @@ from ..guidance import Guidance
 from ..run import Run
 from . import caches
 from .busy import Claim
+from .caller import pipeline_of
 from .gate import Gate, networks
 
 
@@ -52,12 +51,7 @@ class Piped(Driver):
             self.claim.looping(on)
 
 
-def caller(scheduler: Any) -> Driver:
+def calling(scheduler: Any) -> Driver:
     """The pipeline that calls a method of `scheduler` now, as a driver; one that says nothing where there is none."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
-        if getattr(pipe, "scheduler", None) is scheduler:
-            return Piped(pipe)
-        frame = frame.f_back
-    return Driver()
+    pipe = pipeline_of(scheduler)
+    return Driver() if pipe is None else Piped(pipe)

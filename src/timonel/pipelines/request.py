@@ -28,18 +28,17 @@ from ..guidance import Guidance, cfg
 from ..run import Run
 from ..sampler import MOST_STEPS
 
-COUNTS = (
-    "num_inference_steps", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size",
-    "num_frames", "height", "width",
-)  # fmt: skip
+PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")
 CALLBACKS = {
     "callback_on_step_end": ("pipe", "step", "timestep", "tensors"),
     "callback": ("step", "timestep", "latents"),
 }
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
-#: errors that arguments cause; a full memory, a missing file or an interrupt is none of them
+#: options of a scheduler whose default is None, by what they take
 NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal", "noise_sampler_seed")
 WORDS = ("process", "timestep_spacing", "variance_type")
+#: errors that arguments cause; a full memory, a missing file or an interrupt is none of them
 CAUSED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 #: words of torch's errors that are the machine's
 MACHINE = ("cuda", "cudnn", "cublas", "hip", "mps", "memory", "internal", "device-side")

@@ -9,11 +9,9 @@ and seeds on it. Samples are in unit-variance coordinates, so the network's inpu
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -23,35 +21,26 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from .. import solvers
-from ..errors import ArgumentError, GridError, RunError, UnknownName, flag, options, whole
+from ..errors import ArgumentError, GridError, RunError, flag, whole
 from ..grids import Grid
 from ..grids.cut import none_left
 from ..hooks.guard import check_result
-from ..noise import DEFAULT, Noise, Seeded, source
+from ..noise import DEFAULT, source
 from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import acting, choice, kept, levels, model, modular, request
+from . import acting, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
-from .generators import drawn, pipelines_generator
+from .configured import Configured
+from .generators import Seeding
+from .listing import Listing
 from .orders import Orders as Orders
-from .piped import caller
-from .timesteps import Hand, Loop, Timesteps, adopted, equal, number
-
-ROUNDED = 2.0**-7  # relative, of a time in bfloat16
+from .piped import calling
+from .timesteps import Hand, Loop, Timesteps, adopted, check_handover, number
 
 
-class Listing(NamedTuple):
-    """The levels that `set_timesteps` has chosen. `times`: of all rows, as the scheduler shows them."""
-
-    sampler: Sampler
-    grid: Grid
-    table: Table
-    times: Tensor
-
-
-class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
     `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
@@ -141,109 +130,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._before: Run | None = None  # the one before, of loops that choose the levels again after their end
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self.hand = Hand()
-        self._seeded: Noise | None = None  # where the helm gave none
         self._timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
-
-    # -- making ------------------------------------------------------------------------------
-    @classmethod
-    def from_config(
-        cls,
-        config: Any = None,
-        return_unused_kwargs: bool = False,
-        *,
-        sampler: Sampler | str | None = None,
-        **changes: Any,
-    ) -> Any:
-        """A scheduler for the model that `config` (of any diffusers scheduler) describes.
-
-        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand for, else the
-        default. `changes` override keys of the config; a key that this scheduler does not have is refused
-        with `UnknownName` (diffusers drops it without a word), and one that changes nothing with `ArgumentError`. Keys
-        that the config carries are never refused, for real ones carry those of other classes. `return_unused_kwargs`
-        is for diffusers' own loading, which asks for a pair.
-        """
-        defaults = cls._defaults()
-        for key in changes:
-            if key not in defaults:
-                raise UnknownName("scheduler option", key, defaults)
-        changes = request.typed(defaults, changes)
-        carried = options("config", {} if config is None else config)
-        if sampler is None and carried.get("sampler") is None:
-            sampler = choice.of_config({**carried, "variance_type": None, **changes})
-        chosen = None if sampler is None else Sampler.of(sampler)
-        if chosen is not None and not chosen.named_alone:
-            raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
-        own = config if hasattr(config, "__dict__") else carried
-
-        def written(changes: Mapping[str, Any]) -> dict[str, Any]:
-            whole, said = model.given(own, changes), model.read(own, changes)
-            if chosen is not None:
-                said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
-            return {key: value for key, value in whole.items() if key in defaults and value is not None} | said
-
-        made = cls._of(written(changes))
-        acting.check(lambda changes: {**defaults, **written(changes)}, changes, defaults)
-        return (made, {}) if return_unused_kwargs else made
-
-    @classmethod
-    def _of(cls, config: Mapping[str, Any]) -> Scheduler:
-        """A scheduler with a configuration that was checked before."""
-        made = cls.__new__(cls)
-        made._asked_for = {}
-        made.__init__(**config)  # type: ignore[misc]
-        return made
-
-    @classmethod
-    def _defaults(cls) -> dict[str, Any]:
-        """Every key of a configuration, with its default."""
-        given = inspect.signature(cls.__init__).parameters
-        return {name: parameter.default for name, parameter in given.items() if name != "self"}
-
-    # -- its configuration, which may be changed in place -----------------------------------------
-    def register_to_config(self, **kwargs: Any) -> None:
-        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that would do nothing."""
-        changes = {key: value for key, value in kwargs.items() if not key.startswith("_")}
-        if "_read" in vars(self):
-            kwargs = kwargs | self._change(changes, changes)
-        super().register_to_config(**kwargs)
-        if "_read" in vars(self):
-            self._read = self._plain()
-
-    def _plain(self) -> dict[str, Any]:
-        return {key: value for key, value in self.config.items() if not key.startswith("_")}
-
-    def _reread(self) -> None:
-        """Follow changes that were made in the configuration itself, as pipelines and scripts make them."""
-        before, config = self._read, self.config
-        live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
-        changes = {key: value for part in (self._plain(), live) for key, value in part.items()
-                   if key not in before or value != before[key]}  # fmt: skip
-        if changes:
-            asked = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
-            super().register_to_config(**self._change(changes, asked))
-            self._read = self._plain()
-
-    def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take changed keys, of which those that are `asked` for have to act; returns them as they are kept."""
-        defaults = self._defaults()
-        for key in asked:
-            if key not in defaults:
-                raise UnknownName("scheduler option", key, defaults)
-        changes = model.registered(self.process, changes)
-
-        def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
-            return {**defaults, **model.given(self._read, changes)}
-
-        config = resolve(changes)
-        model.check(config)
-        acting.check(lambda asked: resolve({**changes, **asked}), asked, defaults)
-        plain = {**config, "_class_name": ""}
-        self.process, self.prediction = processes.from_config(plain), predictions.from_config(plain)
-        if any(key in acting.SAMPLER for key in changes):
-            self.sampler = kept.sampler(config)
-        self._asked = None
-        return changes
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what belongs to a pipeline's call; a copy has a run of its own at the same point."""
@@ -287,9 +175,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def newest(self) -> Run | None:
         """The newest run that made a step, or else the current one."""
-        return (
-            self._before if self._before is not None and self._run is not None and not self._run.started else self._run
-        )
+        fresh = self._run is not None and not self._run.started
+        return self._before if fresh and self._before is not None else self._run
 
     @property
     def begins(self) -> int:
@@ -373,12 +260,12 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )  # fmt: skip
         request_of = (asked, self.sampler, id(self.orders))
         if request_of == self._asked and self._run is not None and not self._run.started:
-            self._timesteps = self._timesteps.to(device)
+            self._timesteps, self._begin_index = self._timesteps.to(device), None
             return
         orders = self.orders
         self._list(*levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device)
         self._sampler.drawing(self.run.table)
-        self._asked = request_of
+        self.custom_timesteps, self._asked = asked.times is not None, request_of
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
@@ -392,7 +279,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.sigmas = ratio.to(torch.float32)
         self.order = levels.Order.of(table, grid)
         self.num_inference_steps = table.steps
-        self._asked, self._mixed = None, False
+        self._asked, self._mixed, self._begin_index = None, False, None
         self.hand.loops = []  # of the levels before
         self._begin(table, (0, table.nfe))
 
@@ -401,14 +288,14 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         orders, noise = self.orders, self.orders.noise
         self._before = self.newest
         if noise is None and table.stochastic:
-            noise = self._late_noise if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
+            noise = self._unseeded if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance,
             hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
-        self._run.driver, self._run.lent = orders.driver or caller(self), tuple(self._run.hooks)
-        self._covered, self._seeded = rows, None
+        self._run.driver, self._run.lent = orders.driver or calling(self), tuple(self._run.hooks)
+        self._covered = rows
         self.hand.let_go()
 
     @property
@@ -434,8 +321,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         A picture that was mixed with noise is at the level of `row`. Any other sample comes from a loop that ended
         before the step of `row`, as SDXL's base does for its refiner.
         """
-        table = self._listed.table
-        return row if self._mixed else table.first_row(table.step_at(min(row, table.nfe - 1)))
+        return self._listed.loop_begin(row, self._mixed)
 
     def _steps(self, start: int, stop: int) -> tuple[int, int]:
         """Rows `start` … `stop` of the list, less a last step that is not completed."""
@@ -448,22 +334,8 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Raises `ArgumentError` where the sampler is made for all of them, `GridError` where no step is left.
         """
-        sampler, grid, table, _ = self._listed
         rows = self._steps(start, stop)
-        if rows[0] >= rows[1]:
-            raise GridError(
-                f"entries {start} to {stop} of the {table.nfe} timesteps hold no whole step of {table.solver!r}, which "
-                "calls the network more than once a step: end the part later (a larger denoising_end), take more "
-                "steps, or a sampler of one call a step, e.g. 'dpmpp_2m'"
-            )
-        if rows != (0, table.nfe):
-            levels.whole(sampler, table.step, start, stop)
-            first, last = (table.step_at(row) for row in rows)
-            if rows[0] != table.first_row(first):
-                table = self._compile(sampler, levels.between(grid, table, *rows), first)
-            else:
-                table = solvers.part(table, grid, first, last, partial(self._compile, sampler))
-        self._begin(table, rows)
+        self._begin(self._listed.part(rows, start, stop, self._compile), rows)
 
     def resumes(self, loop: Loop) -> bool:
         """Whether the run that `loop` begins with has rows behind it."""
@@ -517,45 +389,12 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if begins:
                 self.cover(begins[0], table.nfe)
                 return self.run
-        raise RunError(self._elsewhere(number(timestep), rows))
+        raise RunError(self._listed.refusal(run, first, number(timestep), rows))
 
     def _rows(self, time: float) -> list[int]:
-        """The rows of the list that have this time, or the nearest to it, where it was rounded on its way."""
-        run, times = self.run, self._listed.times[: self._listed.table.nfe].tolist()
-        exact = [row for row, own in enumerate(times) if equal(own, time)]
-        if exact:
-            return exact
-        near = min(abs(own - time) for own in times)
-        whole = 1.0 if self.process.kind == "vp" else 0.0  # int(t)
-        if near > max(whole, ROUNDED * abs(time)):
-            return []
-        rows = [row for row, own in enumerate(times) if abs(own - time) == near]
-        following = self.begins + run.row
-        return rows if following in rows or not run.started else []
-
-    def _elsewhere(self, time: float, rows: list[int]) -> str:
-        """Why a step at `time` cannot be made now."""
-        run, times = self.run, self._listed.times
-        at = "the run is complete"
-        if run.row < run.table.nfe:
-            at = f"the sample is at time {float(times[self.begins + run.row]):g}, after {run.step} of {run.steps} steps"
-        if not rows:
-            return f"step was given time {time:g}, which is not in scheduler.timesteps; {at}"
-        if not run.started:
-            return (
-                f"step was given time {time:g}, at which no step begins: it is a call inside a step of "
-                f"{run.table.solver!r}; begin at one of scheduler.timesteps[k * scheduler.order]"
-            )
-        if self.begins + run.row - 1 in rows:
-            return (
-                f"step was called again with time {time:g}, whose step is made: {at}. A scheduler follows one sample: "
-                "put two into one batch, or step the second with copy.deepcopy(scheduler); the denoised prediction is "
-                "in step(…).pred_original_sample"
-            )
-        return (
-            f"step was given time {time:g}, and {at}: steps cannot be left out or made in another order. Choose the "
-            "levels with set_timesteps(timesteps=[…]), and call it again before another loop"
-        )
+        """The rows of the list that a step at this time may mean."""
+        run = self.run
+        return self._listed.rows(time, self.begins + run.row if run.started else None)
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)
@@ -613,22 +452,14 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._advance(raw, variance_noise)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
-        elif not run.started:
-            raise RunError(
-                "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "
-                "kept: begin a new call, without resume="
-            )
-        elif sample.shape != run.latents.shape:
-            raise ArgumentError(
-                f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
-                "size and the number of pictures that it was begun with"
-            )
+        else:
+            check_handover(run, sample)
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
 
     def _advance(self, raw: Tensor, noise: Tensor | None) -> None:
-        """One row, with `noise` instead of the run's own where it is given."""
+        """One row, with `noise` where a pipeline gives the row's."""
         run = self.run
         if noise is None:
             run.advance(raw)
@@ -638,32 +469,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"this pipeline gives the noise that its inversion found, and {run.table.solver!r} takes none: use a "
                 "stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
             )
-        own = run.noise
-        run.noise = lambda row, like: noise.to(like)
-        try:
-            run.advance(raw)
-        finally:
-            run.noise = own
-
-    def _seed(self, generator: Any, batch: int) -> None:
-        """Seeds for a stochastic sampler that was given none: drawn from the call's generators, else from torch's."""
-        if self.run.noise != self._late_noise or self._seeded is not None:
-            return
-        self._seeded = source(self._sampler.source, drawn(generator or pipelines_generator(), batch), self.run.table)
-
-    def _spread(self, sample: Tensor) -> None:
-        """Where frames or halves are a batch, a sample is several of it and its seed serves all of them."""
-        run = self.run
-        if run.started:
-            return
-        if isinstance(self._seeded, Seeded):
-            self._seeded = self._seeded.spread(sample)
-        if isinstance(run.noise, Seeded):
-            run.noise = run.noise.spread(sample)
-
-    def _late_noise(self, row: int, like: Tensor) -> Tensor:
-        assert self._seeded is not None
-        return self._seeded(row, like)
+        run.advance(raw, lambda row, like: noise.to(like))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).
@@ -677,8 +483,7 @@ class Scheduler(Attributes, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         process = self.process if self._listing is None else self._listing.grid.process
         table = None if self._listing is None or self._sampler.fitted is None else self.run.table
         level = process.at_time(times) if table is None else levels.at(table, process, times)
-        shape = (-1,) + (1,) * (original_samples.ndim - 1)
-        alpha, sigma = (v.to(original_samples).reshape(shape) for v in (level.alpha, level.sigma))
+        alpha, sigma = level.factors(original_samples)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:

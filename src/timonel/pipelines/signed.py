@@ -15,14 +15,13 @@ from ..hooks import adapt
 from ..hooks.control import Edit
 from ..recipe import GuidanceData, Recipe, versions
 from ..sampler import Sampler
-from . import scale
+from . import request, scale
 
 if TYPE_CHECKING:
     from .helm import Helm
     from .scheduler import Scheduler
 
 PLAIN = ("generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "num_inference_steps")
-COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
 
 
@@ -73,7 +72,7 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
 
 def _settled(scheduler: Scheduler) -> Sampler:
     """The sampler with the grid that was taken; without any where the levels are a list that the pipeline makes."""
-    sampler, made = scheduler.sampler, scheduler._sampler
+    sampler, made = scheduler.sampler, scheduler.settled
     if sampler.fitted is not None or scheduler.orders.named:
         return sampler
     listed = made.sigmas is not None or made.times is not None
@@ -104,7 +103,7 @@ def _word(value: Any) -> str:
 def _arguments(helm: Helm, options: Mapping[str, Any], own: float | None) -> tuple[dict[str, Any], list[str]]:
     """The pipeline's own arguments as data, and the names of those that a file cannot hold."""
     scaled = None if own is None else scale.argument(helm.pipe, helm._parameters, options)
-    left_out = {*PLAIN, *COUNTS, "prompt", "negative_prompt", "callback_on_step_end", "callback", scaled}
+    left_out = {*PLAIN, *request.PER_PROMPT, "prompt", "negative_prompt", "callback_on_step_end", "callback", scaled}
     held, missing = dict[str, Any](), list[str]()
     for key, value in options.items():
         if key in left_out or value is None:

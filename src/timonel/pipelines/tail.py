@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 import textwrap
 import threading
 import types
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .caller import frames
 from .gate import networks
 
 # methods that change the object they belong to, as calls clean up after their loop: attention processors, caches
@@ -62,11 +62,8 @@ def look(pipe: Any) -> Tail | None:
 
     Raises `NoTail` where the source of the pipeline cannot be read or steps outside of its own call.
     """
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is pipe:
-            break
-        frame = frame.f_back
+    methods = (one for one in frames() if one.f_code.co_varnames[:1] == ("self",) and one.f_locals.get("self") is pipe)
+    frame = next(methods, None)
     if frame is None:
         return None
     if frame.f_code.co_name != "__call__":

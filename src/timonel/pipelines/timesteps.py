@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -168,6 +168,20 @@ def adopted(run: Run, fresh: Run) -> Run:
         )
     run.adopt(fresh)
     return run
+
+
+def check_handover(run: Run, sample: Tensor) -> None:
+    """Raises `TimonelError` where a loop that only turns cannot be handed the run's sample in the place of its own."""
+    if not run.started:
+        raise RunError(
+            "this pipeline steps the sound of its video with a copy of its scheduler, and that copy's run was not "
+            "kept: begin a new call, without resume="
+        )
+    if sample.shape != run.latents.shape:
+        raise ArgumentError(
+            f"the run to resume has samples {tuple(run.latents.shape)}, this call {tuple(sample.shape)}: give the "
+            "size and the number of pictures that it was begun with"
+        )
 
 
 class Timesteps(Tensor):

@@ -33,6 +33,11 @@ class Level(NamedTuple):
         """sigma / alpha, the noise of the sample rescaled to unit signal; inf at pure noise."""
         return self.sigma / self.alpha
 
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, one for each sample of x (batch, …) or one for all, with its dimensions and dtype."""
+        shape = (-1, *(1,) * (x.ndim - 1))
+        return self.alpha.to(x).reshape(shape), self.sigma.to(x).reshape(shape)
+
 
 @dataclass(frozen=True)
 class At:

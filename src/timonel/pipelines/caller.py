@@ -1,0 +1,73 @@
+"""Whose call this is: the pipelines that are at work on a thread's stack, innermost first.
+
+A scheduler is not told which pipeline calls it, nor a network; the frames of the call say it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def frames(frame: FrameType | None = None) -> Iterator[FrameType]:
+    """`frame`, by default the caller's, and those that it was called from, innermost first."""
+    frame = sys._getframe(1) if frame is None else frame
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def pipelines(frame: FrameType | None = None) -> Iterator[Any]:
+    """The pipelines in whose call a frame is, by default the caller's, innermost first.
+
+    Whatever has a scheduler that steps counts as one. The blocks of a modular pipeline have it as `components`.
+    """
+    for one in frames(sys._getframe(1) if frame is None else frame):
+        if one.f_code.co_name != "__call__":
+            continue
+        for name in ("self", "components"):
+            pipe = one.f_locals.get(name)
+            with suppress(Exception):  # any object may be there, with any attributes
+                if hasattr(getattr(pipe, "scheduler", None), "step"):
+                    yield pipe
+
+
+def pipeline_of(scheduler: Any) -> Any:
+    """The innermost pipeline that calls now and whose scheduler this is; None where there is none."""
+    return next((pipe for pipe in pipelines(sys._getframe(1)) if pipe.scheduler is scheduler), None)
+
+
+def generator() -> Generators:
+    """The generator of the pipeline's call that this is inside of; None outside of one, or where it was given none.
+
+    Half of diffusers' pipelines (SD3, Flux, Wan, SVD) and of its modular ones do not pass theirs to `scheduler.step`,
+    and a sampler's noise would come from torch's global generator: the same call would make another picture each time.
+    """
+    pipeline = _class("pipelines.pipeline_utils", "DiffusionPipeline")
+    state = _class("modular_pipelines.modular_pipeline", "PipelineState")
+    for one in frames(sys._getframe(1)):
+        known = one.f_locals
+        if isinstance(known.get("self"), pipeline) and "generator" in known:
+            given: Generators = known["generator"]
+            return given
+        if isinstance(known.get("state"), state):
+            stated: Generators = known["state"].get("generator")
+            return stated
+    return None
+
+
+def is_modular(pipe: Any) -> bool:
+    """Whether it is a modular pipeline of diffusers, which is made of blocks."""
+    return isinstance(pipe, _class("modular_pipelines.modular_pipeline", "ModularPipeline"))
+
+
+def _class(module: str, name: str) -> Any:
+    """A class of diffusers; nothing is one of its objects where nobody has imported it."""
+    return getattr(sys.modules.get(f"diffusers.{module}"), name, ())

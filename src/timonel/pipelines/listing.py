@@ -1,0 +1,104 @@
+"""The list that `set_timesteps` has chosen: where a part of it begins, what that runs, and which row a time means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .. import solvers
+from ..errors import GridError
+from ..grids import Grid
+from ..run import Run
+from ..sampler import Sampler
+from ..table import Table
+from . import levels
+from .timesteps import equal
+
+ROUNDED = 2.0**-7  # relative, of a time in bfloat16
+Compile = Callable[[Sampler, Grid, int], Table]
+
+
+class Listing(NamedTuple):
+    """The levels of a call, and a row for each network call.
+
+    `table`: what the sampler makes of the grid. `times`: of all rows, as the scheduler shows them.
+    """
+
+    sampler: Sampler
+    grid: Grid
+    table: Table
+    times: Tensor
+
+    def loop_begin(self, row: int, mixed: bool) -> int:
+        """The row where a loop from `row` on begins: where its step begins, or `row` itself for a `mixed` sample."""
+        return row if mixed else self.table.first_row(self.table.step_at(min(row, self.table.nfe - 1)))
+
+    def part(self, rows: tuple[int, int], start: int, stop: int, make: Compile) -> Table:
+        """The table of the rows from `rows[0]` up to `rows[1]`.
+
+        Args:
+            rows: whole steps, of which the first may begin inside.
+            start, stop: the entries that were asked for.
+            make: compiles a sampler on a grid after so many steps.
+
+        Raises:
+            ArgumentError: the sampler is made for all of the list.
+            GridError: no step is left.
+        """
+        sampler, grid, table, _ = self
+        if rows[0] >= rows[1]:
+            raise GridError(
+                f"entries {start} to {stop} of the {table.nfe} timesteps hold no whole step of {table.solver!r}, which "
+                "calls the network more than once a step: end the part later (a larger denoising_end), take more "
+                "steps, or a sampler of one call a step, e.g. 'dpmpp_2m'"
+            )
+        if rows == (0, table.nfe):
+            return table
+        levels.whole(sampler, table.step, start, stop)
+        first, last = (table.step_at(row) for row in rows)
+        if rows[0] != table.first_row(first):
+            return make(sampler, levels.between(grid, table, *rows), first)
+        return solvers.part(table, grid, first, last, partial(make, sampler))
+
+    def rows(self, time: float, following: int | None) -> list[int]:
+        """The rows that have this time, or the nearest to it, where it was rounded on its way.
+
+        `following`: the next row of a run that has begun; a rounded time is then that row's or none's.
+        """
+        times = self.times[: self.table.nfe].tolist()
+        exact = [row for row, listed in enumerate(times) if equal(listed, time)]
+        if exact:
+            return exact
+        near = min(abs(listed - time) for listed in times)
+        whole = 1.0 if self.grid.process.kind == "vp" else 0.0  # int(t)
+        if near > max(whole, ROUNDED * abs(time)):
+            return []
+        rows = [row for row, listed in enumerate(times) if abs(listed - time) == near]
+        return rows if following is None or following in rows else []
+
+    def refusal(self, run: Run, first: int, time: float, rows: list[int]) -> str:
+        """Why a step at `time`, which is that of `rows`, cannot be made now. `first`: the row where the run begins."""
+        at = "the run is complete"
+        if run.row < run.table.nfe:
+            now = float(self.times[first + run.row])
+            at = f"the sample is at time {now:g}, after {run.step} of {run.steps} steps"
+        if not rows:
+            return f"step was given time {time:g}, which is not in scheduler.timesteps; {at}"
+        if not run.started:
+            return (
+                f"step was given time {time:g}, at which no step begins: it is a call inside a step of "
+                f"{run.table.solver!r}; begin at one of scheduler.timesteps[k * scheduler.order]"
+            )
+        if first + run.row - 1 in rows:
+            return (
+                f"step was called again with time {time:g}, whose step is made: {at}. A scheduler follows one sample: "
+                "put two into one batch, or step the second with copy.deepcopy(scheduler); the denoised prediction is "
+                "in step(…).pred_original_sample"
+            )
+        return (
+            f"step was given time {time:g}, and {at}: steps cannot be left out or made in another order. Choose the "
+            "levels with set_timesteps(timesteps=[…]), and call it again before another loop"
+        )
