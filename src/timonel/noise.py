@@ -75,11 +75,13 @@ class Seeded(ABC):
 
     `device`: "cpu", the same noise whatever device the model runs on, or "sample", on the sample's own device:
     faster there, but a GPU's generator gives other numbers than the CPU's, and other models of GPU may too.
+    `first`: of a part of a journey, its first row in the whole, so that two parts never draw the same.
     """
 
     kind: ClassVar[str]
     seeds: tuple[int, ...]
     device: str = field(default="cpu", kw_only=True)
+    first: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", checked(self.seeds))
@@ -141,7 +143,8 @@ class Seeded(ABC):
     def _fresh(self, row: int, like: Tensor) -> Tensor:
         """Noise keyed by the row alone."""
         row = whole("row", row, START)
-        return self._each(like, lambda draw, i: draw(row)).to(like)
+        place = row if row == START else row + self.first
+        return self._each(like, lambda draw, i: draw(place)).to(like)
 
 
 @dataclass(frozen=True)
@@ -293,8 +296,8 @@ def find(kind: str) -> str:
 def source(kind: str, seeds: Sequence[int], table: Table, *, device: str = "cpu") -> Seeded:
     """The noise source called `kind` for a run of `table`. Raises `UnknownName` and `ArgumentError`."""
     if find(kind) == BrownianNoise.kind:
-        return BrownianNoise(checked(seeds), table, device=device)
-    return SeededNoise(checked(seeds), device=device)
+        return BrownianNoise(checked(seeds), table, device=device, first=table.first)
+    return SeededNoise(checked(seeds), device=device, first=table.first)
 
 
 def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -49,6 +49,7 @@ class Table:
     `step`: the grid step each row belongs to, rising from 0 to N - 1.
     `x, base`: (K, R) coefficients of the next x and the next base.
     `order`: order of convergence the solver declares (0 where it has none, as for LCM).
+    `first`: of a part, the row of the whole journey where it begins, so that its rows draw the noise of the whole.
     """
 
     solver: str
@@ -61,6 +62,7 @@ class Table:
     step: tuple[int, ...]
     x: Tensor
     base: Tensor
+    first: int = 0
 
     def __post_init__(self) -> None:
         k = len(self.step)
@@ -133,7 +135,8 @@ class Table:
         start, stop = self.first_row(first), self.first_row(last)
         levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
-        return replace(self, **levels, **rows, step=tuple(k - first for k in self.step[start:stop]))
+        steps = tuple(k - first for k in self.step[start:stop])
+        return replace(self, **levels, **rows, step=steps, first=self.first + start)
 
     def remembers(self, step: int) -> bool:
         """Whether `step` or a later one reads a prediction or a base from before `step`."""
@@ -153,7 +156,8 @@ class Table:
         """Plain data; floats are written so that they read back to the same bits."""
         plain = {k: getattr(self, k) for k in ("solver", "grid", "basis", "order")}
         arrays = {k: getattr(self, k).tolist() for k in ("alpha", "sigma", "time", "x", "base")}
-        return {"format": FORMAT, **plain, "step": list(self.step), "registers": list(self.registers), **arrays}
+        part = {"first": self.first} if self.first else {}
+        return {"format": FORMAT, **plain, "step": list(self.step), "registers": list(self.registers), **arrays, **part}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
@@ -170,7 +174,7 @@ class Table:
                 raise ArgumentError(f"this is not a table: {error}") from error
             return cls(
                 str(data["solver"]), str(data["grid"]), str(data["basis"]), int(data["order"]),
-                step=tuple(int(s) for s in data["step"]), **arrays,
+                step=tuple(int(s) for s in data["step"]), first=int(data.get("first", 0)), **arrays,
             )  # fmt: skip
         except (KeyError, TypeError, IndexError) as error:
             raise ArgumentError(f"this is not a table: {error!r}") from error

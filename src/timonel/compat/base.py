@@ -398,8 +398,9 @@ class Compat(Members, Scheduler):
             eta = None
         sample = self._unit(sample, timestep)
         new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
-        if self.run.row == self.run.table.nfe and (not self.unit or self.process.kind == "edm"):
-            new = new / float(self.run.table.alpha[-1])  # diffusers' samples have unit signal there
+        signal = float(self.run.table.alpha[-1])
+        if self.run.row == self.run.table.nfe and signal != 1 and (not self.unit or self.process.kind == "edm"):
+            new = new / signal  # diffusers' samples have unit signal there
         return Stepped(self.run, new)
 
     def _take(self, eta: float) -> None:

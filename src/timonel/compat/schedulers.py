@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .. import solvers
@@ -183,6 +184,8 @@ class DPMSolverSinglestepScheduler(Compat):
         single = (2 if even else 1) if ends_lower else 0
         return pairs(grid, min(grid.steps, max(0, single - self._levels.idle)))
 
+    calls_are_steps = True
+
     def loop_begin(self, row: int) -> int:
         return row
 
@@ -195,7 +198,7 @@ class DPMSolverSinglestepScheduler(Compat):
         sampler, grid, table, _ = self._listed
         start, stop = self._steps(start, stop)
         part = between(grid, table, start, stop)
-        self._begin(self._compile(sampler, part), (start, stop))
+        self._begin(replace(self._compile(sampler, part), first=start), (start, stop))
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         if sampler.name != "dpmpp_2s":

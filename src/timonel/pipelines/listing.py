@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class Listing(NamedTuple):
         levels.whole(sampler, table.step, start, stop)
         first, last = (table.step_at(row) for row in rows)
         if rows[0] != table.first_row(first):
-            return make(sampler, levels.between(grid, table, *rows), first)
+            return replace(make(sampler, levels.between(grid, table, *rows), first), first=rows[0])
         return solvers.part(table, grid, first, last, partial(make, sampler))
 
     def rows(self, time: float, following: int | None) -> list[int]:

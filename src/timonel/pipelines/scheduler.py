@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -54,6 +54,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     """
 
     order = 1
+    calls_are_steps: ClassVar[bool] = False  # whether a loop may begin at any entry of the list
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -364,11 +365,11 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             self.cover(loop.row, loop.stop)
         loop.run = self.run
 
-    def _at(self, timestep: Any) -> Run:
+    def _at(self, timestep: Any, sample: Tensor) -> Run:
         """The run, with the row next to which `timestep` belongs. Raises `RunError` where that is another row.
 
         A loop says by what it has shown which row is meant. Else it is the row of that time: a run that has not begun
-        begins there, and one that is complete is followed by another.
+        begins there, and one that is complete is followed by another, unless its own result comes back.
         """
         loop = self.hand.loop_of(timestep)
         if loop is not None:
@@ -377,7 +378,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             rows = [loop.row]
         else:
             rows = self._rows(number(timestep))
-            if self.run.status == "done":
+            if self.run.status == "done" and not self.hand.is_held(sample):
                 self.cover(0, self._listed.table.nfe)
         run, first = self.run, self.begins
         if first + run.row in rows:
@@ -385,7 +386,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         if not run.started and rows:
             table = self._listed.table
             begins = [row for row in rows if row == table.first_row(table.step[row])]
-            begins = begins or [row for row in rows if row == self.loop_begin(row)]
+            begins = begins or (rows[:1] if self.calls_are_steps else [])
             if begins:
                 self.cover(begins[0], table.nfe)
                 return self.run
@@ -435,7 +436,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
                 use_clipped_model_output, per_token_timesteps,
             )  # fmt: skip
         rests = self.hand.rests()
-        run = self.run if rests else self._at(timestep)
+        run = self.run if rests else self._at(timestep, sample)
         self.hand.follow(run)
         if not rests:
             raw = model_output if self.orders.guided is None else self.orders.guided(model_output)

@@ -8,6 +8,7 @@ first predictions allow.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -52,4 +53,4 @@ def part(table: Table, grid: Grid, first: int, last: int, make: Compile) -> Tabl
             f"{table.solver!r} cannot begin at step {first}: its first steps have more network calls than the rest; "
             "use a sampler of one call a step, e.g. 'dpmpp_2m'"
         )
-    return rest.part(0, last - first)
+    return replace(rest.part(0, last - first), first=table.first + table.first_row(first))
