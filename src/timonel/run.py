@@ -365,11 +365,9 @@ class Run(Guided):
         return self._stopping
 
     def pause(self) -> None:
-        """Wait before the next row until `resume` or `stop`."""
+        """Wait before the next row until `resume` or `stop`; after a rewind, once its step is reached again."""
         with self._change:
             self._paused = True
-            if self._goto is None:
-                self._until = 0
 
     def resume(self) -> None:
         """Go on after `pause`; after a stop or a failure, the loop that drives the run can be entered again."""

@@ -168,7 +168,7 @@ def _compare(
 
         what = getattr(stop, "kept", None) or kept(chosen, Store(out))
         print(f"{what}\nthis goes on:  {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise SystemExit(130) from None  # all is said
 
 
 @contextmanager

@@ -61,6 +61,10 @@ class Choice:
     def __str__(self) -> str:
         return f"{self.sampler.label}, {self.sampler.steps} steps (sampler {self.why}; steps {self.steps_why})"
 
+    def listed(self, made: Sampler, steps: int) -> Choice:
+        """The choice of a call with a list of levels, which makes so many steps."""
+        return replace(self, sampler=replace(made, steps=steps), steps_why="of your list of levels")
+
     def on(self, made: Sampler) -> Choice:
         """The choice with the grid that a scheduler has settled."""
         if self.sampler.fitted is not None or made.grid is None:

@@ -13,9 +13,9 @@ import torch
 
 from .. import zoo
 from ..driver import UNKNOWN
-from ..errors import ArgumentError, Inexact, ModelError, RunError, UnknownName, is_number, whole
+from ..errors import ArgumentError, GridError, Inexact, ModelError, RunError, UnknownName, is_number, whole
 from ..guidance import Guidance
-from ..noise import MOST, checked
+from ..noise import MOST, Seeded, checked
 from ..run import Run
 from ..sampler import DEFAULT, Sampler
 from ..zoo import prompts
@@ -195,6 +195,8 @@ class Helm:
         if not scheduler.hand.given:
             levels.left(scheduler.sampler.steps, options, self._parameters)
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
+        if self.choice is not None and scheduler.orders.listed:
+            self.choice = self.choice.listed(scheduler.settled, scheduler.run.table.steps)
         sign(self, scheduler, options, gate.own, made)
         return made
 
@@ -255,16 +257,18 @@ class Helm:
         scheduler, made = self._sampling(ours, options, given)
         if rounds_down(self.pipe):
             levels.left(scheduler.sampler.steps, options, self._parameters)
-        if resume is not None:
-            self._resumable(resume, scheduler)
         gate = Gate(self.pipe, scheduler, batch, own)
         gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
-            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options), keep=ours["keep"],
-            context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume, named=named,
+            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options, resume), keep=ours["keep"],
+            context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume,
+            resumed=resume is not None, named=named,
             listed=options.get("sigmas") is not None or options.get("timesteps") is not None,
         )  # fmt: skip
         scheduler.set_timesteps(scheduler.sampler.steps)
+        if resume is not None:
+            self._resumable(resume, scheduler)
+        self._refinable(scheduler, options)
         self.choice = made.on(scheduler.settled)
         if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
             guided = elsewhere.guided(self.pipe, self._parameters, options, given)
@@ -289,15 +293,12 @@ class Helm:
 
     def _resumable(self, run: Run, scheduler: Scheduler) -> None:
         """Refuse, before anything is computed, a run that cannot go on in this call."""
-        if not isinstance(run, Run):
-            raise ArgumentError(f"resume= takes a run, such as helm.run, handle.branch() or Run.load(…), got {run!r}")
         if busy.live(run):
             raise RunError("the run to resume goes on in another call: wait for its end, or resume a run.branch()")
         if not run.row:
             raise RunError("the run to resume has made no step; call without resume= to begin one")
         table, sampler = run.table, scheduler.sampler
-        solver = sampler.name if sampler.fitted is None else sampler.fitted.table.solver
-        if table.solver != solver or (sampler.steps or table.steps) < table.steps:
+        if table.solver != scheduler.run.table.solver or scheduler.run.table.nfe < table.nfe:
             raise ArgumentError(
                 f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
                 f"{sampler.steps}: give the same sampler and steps"
@@ -308,6 +309,18 @@ class Helm:
                 "with the run: it goes on with an empty one, near to what it would have been but not exactly",
                 Inexact, stacklevel=5,
             )  # fmt: skip
+
+    def _refinable(self, scheduler: Scheduler, options: dict[str, Any]) -> None:
+        """Refuse a second part of a journey whose first part makes all of it."""
+        fraction = options.get("denoising_start")
+        if fraction is None or len(scheduler.timesteps) == 0:
+            return
+        total = scheduler.process.train_steps
+        if not bool((scheduler.timesteps < round(total - fraction * total)).any()):
+            raise GridError(
+                f"denoising_start={fraction:g} of {scheduler.run.table.steps} steps leaves none: give a smaller one "
+                "to both parts, or more steps"
+            )
 
     def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's own arguments by name; unknown ones are refused."""
@@ -394,8 +407,15 @@ class Helm:
             many = 1 if name == "image" and given.ndim == 3 else len(given)
         return many * next((int(options[name]) for name in request.PER_PROMPT if options.get(name)), 1)
 
+    def _resumed(self, run: Run | None, batch: int | None) -> tuple[int, ...]:
+        """The seeds that a run was begun with, as far as it or the last call says; empty where neither does."""
+        if run is None:
+            return ()
+        seeds = run.noise.seeds if isinstance(run.noise, Seeded) else self.seeds
+        return seeds if batch in (None, len(seeds)) else ()
+
     def _seed(
-        self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any]
+        self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any], resume: Run | None
     ) -> tuple[int, ...] | None:
         """Per-sample seeds, for the sampler's noise and for the pipeline's own."""
         if options.get("generator") is not None:
@@ -405,13 +425,18 @@ class Helm:
             self.seeds = ()
             return None
         if seeds is None:
-            seeds = int(torch.randint(2**31, ()))
+            seeds = self._resumed(resume, batch) or int(torch.randint(2**31, ()))
         if is_number(seeds):
             first, count = whole("seeds", seeds, 0, MOST - (batch or 1) + 1), batch or 1
             seeds = range(first, first + count)
         self.seeds = checked(seeds)
         if batch is not None and len(self.seeds) != batch:
-            raise ArgumentError(f"{len(self.seeds)} seeds for {batch} samples; give one per sample, or one number")
+            many = next((name for name in request.PER_PROMPT if name in self._parameters), None)
+            more = f", or ask for more samples with {many}={len(self.seeds)}" if many and batch == 1 else ""
+            raise ArgumentError(
+                f"{len(self.seeds)} seeds for a call of {batch} sample{'s' * (batch > 1)}: give one per sample, or one "
+                f"number{more}"
+            )
         if "generator" in self._parameters:
             drawn = [torch.Generator().manual_seed(s) for s in self.seeds]
             options["generator"] = drawn[0] if len(drawn) == 1 else drawn

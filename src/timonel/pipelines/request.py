@@ -30,11 +30,8 @@ from ..sampler import MOST_STEPS
 
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")
-CALLBACKS = {
-    "callback_on_step_end": ("pipe", "step", "timestep", "tensors"),
-    "callback": ("step", "timestep", "latents"),
-}
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+MOST_PIXELS = 65536  # of a side; a larger picture fits no memory
 #: options of a scheduler whose default is None, by what they take
 NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal", "noise_sampler_seed")
 WORDS = ("process", "timestep_spacing", "variance_type")
@@ -69,7 +66,7 @@ def options(given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter
         raise ArgumentError(f"latents must be a floating-point tensor, one sample after another, got {shown(x)}")
     for key in COUNTS:
         if made.get(key) is not None:
-            made[key] = whole(key, made[key])
+            made[key] = whole(key, made[key], 1, MOST_PIXELS if key in ("width", "height") else None)
     return {key: _argument(key, value, parameters[key]) for key, value in made.items()}
 
 
@@ -83,8 +80,8 @@ def _argument(key: str, value: Any, parameter: inspect.Parameter) -> Any:
         return finite(key, value)
     if parameter.annotation in (bool, "bool"):
         return bool(value) if isinstance(value, int) else flag(key, value)
-    if key in CALLBACKS:
-        return function(key, value, f"lambda {', '.join(CALLBACKS[key])}: …", len(CALLBACKS[key]))
+    if key == "callback_on_step_end":
+        return function(key, value, "lambda pipe, step, timestep, tensors: tensors", 4)
     if key == "output_type":
         return instance(key, value, str, "a word, e.g. 'pil'")
     if key in PROMPTS:

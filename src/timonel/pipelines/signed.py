@@ -54,7 +54,7 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
     arguments, missing = _arguments(helm, options, own)
     besides = [f"hook {h.name!r}" for h in map(adapt, orders.hooks) if _acts(h)]
     besides += [name for name in ("callback_on_step_end", "callback") if options.get(name) is not None]
-    besides += ["resume="] if orders.resume is not None else []
+    besides += ["resume="] if orders.resumed else []
     besides += ["generator="] if not helm.seeds else []
     many = run.latents.shape[0]
     listed = "sigmas" in arguments or "timesteps" in arguments

@@ -133,6 +133,8 @@ class Hand:
 def number(timestep: Any) -> float:
     """The time of a step as a float; a batch of times has one for all."""
     try:
+        if isinstance(timestep, bool):
+            raise TypeError
         return float(torch.as_tensor(timestep).flatten()[0])
     except (TypeError, ValueError, RuntimeError, IndexError):
         raise ArgumentError(
