@@ -277,3 +277,27 @@ def test_a_pipeline_that_reads_betas_at_its_times_gets_whole_ones() -> None:
     assert tm.Helm(pipe).choose("heun", 4).sampler.grid == "trailing"
     assert tm.Helm(pipe).choose("heun/karras", 4).sampler.grid == "karras"
     assert tm.Helm(tiny.sd()).choose("heun", 4).sampler.grid == "karras"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("UniPCMultistepScheduler", {}), ("UniPCMultistepScheduler", {"solver_order": 3}),
+        ("DPMSolverMultistepScheduler", {}), ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
+        ("DDIMScheduler", {"clip_sample": False}),
+    ],
+)  # fmt: skip
+def test_a_scheduler_that_is_set_makes_its_own_picture_under_the_helm(name: str, flags: dict[str, Any]) -> None:
+    pipe = tiny.sdxl()
+    pipe.scheduler = getattr(d, name).from_config(pipe.scheduler.config, **flags)
+    call = {**tiny.prompt(pipe), "num_inference_steps": 8}
+    plain = pipe(**call, generator=torch.Generator().manual_seed(1)).images
+    helmed = tm.Helm(pipe)(**call, generator=torch.Generator().manual_seed(1)).images
+    assert float((helmed - plain).abs().max()) < 2e-3 * float(plain.abs().max())
+
+
+def test_the_choice_of_a_call_with_a_list_says_so() -> None:
+    helm = tm.Helm(tiny.sdxl())
+    helm(**tiny.prompt(helm.pipe), timesteps=[999, 700, 400, 100], seeds=[1])
+    assert "4 steps" in str(helm.choice)
+    assert "your list of levels" in str(helm.choice)

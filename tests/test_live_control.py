@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -439,3 +440,30 @@ def test_a_run_that_goes_on_elsewhere_is_not_resumed() -> None:
 
     helm(**call, hooks=[nested])
     assert len(refused) == 3
+
+
+@pytest.mark.parametrize("sampler", ["restart", "heun", "dpm_fast", "plms"])
+def test_a_stopped_run_of_unlike_steps_goes_on(sampler: str) -> None:
+    helm = tm.Helm(tiny.sdxl())
+    call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 10, "seeds": [1], "sampler": f"{sampler}/trailing"}
+    whole = helm(**call).images
+    helm(**call, hooks=[lambda run: run.stop() if run.step == 3 else None])
+    assert torch.equal(helm(**call, resume=helm.run).images, whole)
+
+
+def test_a_resumed_picture_keeps_its_seed_and_says_that_it_was_resumed() -> None:
+    helm, branches = tm.Helm("emoji"), list[Run]()
+    helm.pipe.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m/karras"}
+    helm("red apple", seeds=[7], hooks=[lambda run: branches.append(run.branch()) if run.step == 2 else None], **call)
+    recipe = tm.Recipe.of(helm("red apple", resume=branches[0], **call).images[0])
+    assert (recipe.seed, recipe.besides) == (7, ["resume="])
+
+
+def test_a_refiner_after_a_base_that_is_complete_is_refused_before_compute() -> None:
+    helm = tm.Helm(diffusers.StableDiffusionXLImg2ImgPipeline(**tiny.sdxl().components, add_watermarker=False))
+    call = {k: v for k, v in tiny.prompt(tiny.sdxl()).items() if k not in ("height", "width")}
+    latents = torch.zeros(1, 4, 8, 8)
+    for sampler in ("heun/trailing", "euler/trailing"):
+        with pytest.raises(ArgumentError, match=r"denoising_start=0\.8 of 3 steps leaves none: give a smaller one"):
+            helm(**call, image=latents, denoising_start=0.8, sampler=sampler, steps=3, seeds=[1])

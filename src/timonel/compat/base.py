@@ -343,6 +343,11 @@ class Compat(Members, Scheduler):
             raise RunError("call set_timesteps first")
         return self._visited
 
+    @property
+    def settled_times(self) -> Tensor:
+        """The network times of the levels where steps begin, (N,), noisiest first."""
+        return self._listed.grid.time[:-1]
+
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
         times = request.noised(original_samples, noise, timesteps)

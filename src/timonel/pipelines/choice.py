@@ -114,7 +114,7 @@ def choose(
     count, steps_why = _steps(model, made, steps)
     made = replace(made, steps=count)
     if why.startswith(SET):
-        return Choice(_few(made, count), why, steps_why)
+        return Choice(_as_set(model, _few(made, count), count), why, steps_why)
     if _configured(model):
         return Choice(made, why, steps_why)
     settled = made.on(model.process)
@@ -134,6 +134,24 @@ def _configured(model: Model) -> bool:
     config = model.scheduler.config
     flagged = any(config.get(flag) for flag in GRID_FLAGS)
     return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
+
+
+def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
+    """The sampler of a class with the times of that class, where no grid has them.
+
+    diffusers' DPM family spaces its times otherwise than the rest: `leading` leaves the lowest one out.
+    """
+    from ..compat.schedulers import CLASSES
+
+    cls = CLASSES.get(type(model.scheduler).__name__)
+    config = model.scheduler.config
+    flagged = any(config.get(flag) for flag in GRID_FLAGS)
+    if cls is None or cls.family != "dpm" or model.process.kind != "vp" or flagged or sampler.grid is not None:
+        return sampler
+    scheduler = cls.from_config(config)
+    scheduler.set_timesteps(steps)
+    times = scheduler.settled_times.tolist()
+    return replace(sampler, times=tuple(times)) if len(times) == steps else sampler
 
 
 def _few(sampler: Sampler, steps: int) -> Sampler:
