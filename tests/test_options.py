@@ -347,3 +347,11 @@ def test_a_result_that_is_not_a_number_is_never_silent() -> None:
     x = torch.randn(1, 4)
     with pytest.raises(GuardStop, match="every sample"):
         scheduler.step(x * torch.nan, scheduler.timesteps[0], x)
+
+
+def test_euler_at_the_end_is_what_happens_and_a_high_order_there_says_what_it_needs() -> None:
+    cls = CLASSES["DPMSolverMultistepScheduler"]
+    assert cls(euler_at_final=True).config.euler_at_final
+    with pytest.raises(ArgumentError, match=r"lower_order_final=False.*pass final_sigmas_type='sigma_min' as well"):
+        cls(lower_order_final=False)
+    cls(lower_order_final=False, final_sigmas_type="sigma_min")

@@ -166,6 +166,9 @@ class Compat(Members, Scheduler):
             return f"it needs a sigma flag, {flag}; or leave it out"
         if shape and key in ("timestep_spacing", "steps_offset", "lambda_min_clipped"):
             return f"{shape}=True sets the levels; pass {shape}=False as well"
+        if key == "lower_order_final" and flags.get("solver_order", 1) > 1:
+            way = "pass final_sigmas_type='sigma_min' as well" if kind == "vp" else "leave it out"
+            return f"the step to sigma = 0 is of order 1 anyhow; {way}"
         return REMEDIES.get(key, "leave it out")
 
     def _classed(self) -> dict[str, Any]:

@@ -128,6 +128,7 @@ INERT: dict[tuple[str, str], str] = {
 UNSEEN = (
     "noise_sampler_seed",
     "set_alpha_to_one",
+    "euler_at_final",  # the step to sigma = 0 is Euler's anyhow, as it asks
     "variance_type",
     "tau_func",
     "predict_x0",
@@ -155,7 +156,6 @@ REMEDIES: dict[str, str] = {
     "rho": "it is of Karras' sigmas; pass sigma_schedule='karras' as well",
     "solver_type": "it is of steps of order 2; pass solver_order=2 as well",
     "lower_order_final": "the order cannot fall from 1; pass solver_order=2 as well",
-    "euler_at_final": "order 1 is Euler anyhow; pass solver_order=2 as well",
     "use_flow_sigmas": "the model's process is a flow where prediction_type='flow_prediction'",
 }
 #: what diffusers' steps take besides, at the values that change nothing
