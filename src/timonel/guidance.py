@@ -169,6 +169,10 @@ def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0,
         end = float(number)
     except ValueError:
         end = math.nan
+    if not unit and not colon and end > 1 and end != math.inf:
+        raise ArgumentError(
+            f"the end of guidance {until!r} is no share of the steps: write step:{end:g}, or sigma:{end:g}"
+        )
     if math.isnan(end) or (unit or "ratio") not in UNITS or (colon and not unit):
         raise ArgumentError(f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}")
     return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale, forecast=forecast)

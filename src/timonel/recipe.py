@@ -102,7 +102,7 @@ class Recipe(Data):
     steps: int = Field(ge=1, strict=True)
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
-    table: dict[str, Any] | None = None  # of a fitted sampler: what its file holds
+    table: dict[str, Any] | None = Field(default=None, repr=False)  # of a fitted sampler: what its file holds
     sigmas: list[float] | None = None
     times: list[float] | None = None
     part: dict[str, float] | None = None

@@ -106,6 +106,9 @@ class Run(Guided):
         self.reason = ""  # why the run was stopped
 
     # -- where it is -------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"<Run: {self.table.solver}, {self.status}, step {self.step} of {self.steps}>"
+
     @property
     def status(self) -> str:
         """One of new, running, paused, stopped, done, failed."""

@@ -90,6 +90,10 @@ class Handle:
                 order(self.run)
 
     # -- where it is -----------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        steps = "" if self._run is None else f", step {self.step} of {self._run.steps}"
+        return f"<Handle: {self.status}{steps}>"
+
     @property
     def done(self) -> bool:
         """Whether the call has ended, by whatever way."""

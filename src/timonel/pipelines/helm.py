@@ -99,6 +99,9 @@ class Helm:
         self._scheduler: Scheduler | None = None
         self._came = (self.pipe.scheduler, dict(self.pipe.scheduler.config))  # with the model
 
+    def __repr__(self) -> str:
+        return f"<Helm: {type(self.pipe).__name__}{'' if self.name is None else f' {self.name!r}'}>"
+
     @property
     def run(self) -> Run | None:
         """The run of the present call, or of the last one, however that ended: `resume=helm.run` goes on with it."""

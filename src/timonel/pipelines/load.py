@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -69,6 +69,26 @@ def pipeline_of(pipe: Any, **loading: Unpack[Loading]) -> Any:
     return pipe
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on the screen from the libraries; a shipped model is there in a moment."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = (of_diffusers, of_transformers)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
+
+
 def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
     """A diffusers pipeline from a shipped model's name, a folder, a .safetensors file or a hub name.
 
@@ -84,7 +104,8 @@ def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
         raise _refused(text, NO_PICKLE.format(file=f"{path.suffix!r}"))
     if path.is_dir():
         _only(options, "a folder", "variant", "cache_dir")
-        pipe = _folder(text, path, cls, options, named)
+        with _silent() if text in zoo.MODELS else nullcontext():
+            pipe = _folder(text, path, cls, options, named)
     elif path.suffix.lower() == ".safetensors":
         _only(options, "a single file", "config", "cache_dir")
         if isinstance(named[DTYPE], dict):
