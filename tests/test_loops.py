@@ -241,6 +241,9 @@ def test_a_time_that_was_rounded_on_its_way_is_that_of_the_next_row(rounded: Cal
     for t in scheduler.timesteps.tolist():
         x = scheduler.step(epsilon(x, t), rounded(t), x).prev_sample
     assert torch.equal(x, loop(made("dpmpp_2m/karras", 25), noise()))
+    first = scheduler.timesteps[0].item()
+    scheduler.step(epsilon(noise(), first), rounded(first), noise())  # and another loop begins so
+    assert scheduler.run.row == 1
 
 
 # -- lists that are assigned -------------------------------------------------------------------------------

@@ -395,7 +395,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def _rows(self, time: float) -> list[int]:
         """The rows of the list that a step at this time may mean."""
         run = self.run
-        return self._listed.rows(time, self.begins + run.row if run.started else None)
+        under_way = run.started and run.status != "done"
+        return self._listed.rows(time, self.begins + run.row if under_way else None)
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)
