@@ -202,10 +202,12 @@ def _say(found: Comparison) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("setting", "evaluations", "latent RMSE", "PSNR", "energy", "s", ""):
         table.add_column(name, justify="left" if name in ("setting", "") else "right")
+    tied = {group["halves"] for group in found.groups if group["verdict"] == "tie"}
     for group in sorted(found.groups, key=_order):
         mean, error = group["mean"], group["stderr"]
         cost = _number(group["halves"], 0)
-        verdict = {"best": f"best at {cost}", "tie": "ties with it"}.get(group["verdict"] or "", "")
+        best = f"ties at {cost}" if group["halves"] in tied else f"best at {cost}"
+        verdict = {"best": best, "tie": f"ties at {cost}"}.get(group["verdict"] or "", "")
         table.add_row(
             group["label"], cost, _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
             _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),
