@@ -55,7 +55,6 @@ SET: dict[str, tuple[Any, str]] = {
     "2m karras": (lambda c: d.DPMSolverMultistepScheduler.from_config(c, **KARRAS), "dpmpp_2m/karras"),
     "2m sde": (lambda c: d.DPMSolverMultistepScheduler.from_config(c, algorithm_type="sde-dpmsolver++", **KARRAS),
                "dpmpp_2m_sde/karras"),
-    "3m": (lambda c: d.DPMSolverMultistepScheduler.from_config(c, solver_order=3), "dpmpp_3m/leading"),
     "unipc beta": (lambda c: d.UniPCMultistepScheduler.from_config(c, use_beta_sigmas=True), "unipc/beta_sigma"),
     "heun": (lambda c: d.HeunDiscreteScheduler.from_config(c, **KARRAS), "heun/karras"),
     "pndm": (lambda c: d.PNDMScheduler.from_config(c), "plms/leading"),
@@ -301,3 +300,10 @@ def test_the_choice_of_a_call_with_a_list_says_so() -> None:
     helm(**tiny.prompt(helm.pipe), timesteps=[999, 700, 400, 100], seeds=[1])
     assert "4 steps" in str(helm.choice)
     assert "your list of levels" in str(helm.choice)
+
+
+def test_a_class_of_the_dpm_family_keeps_its_own_times_under_the_helm(pipe: Any) -> None:
+    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, solver_order=3)
+    pipe.scheduler.set_timesteps(4)
+    sampler = tm.Helm(pipe).choose(steps=4).sampler
+    assert (sampler.name, sampler.times) == ("dpmpp_3m", tuple(pipe.scheduler.timesteps.tolist()))

@@ -376,7 +376,7 @@ def test_cut_timesteps_start_from_an_intermediate_level() -> None:
     ({"banana": 1}, UnknownName, "banana"),
     ({"sampler": "dpmpp2m"}, UnknownName, "did you mean 'dpmpp_2m'"),
     ({"sampler": "euler/karas"}, UnknownName, "did you mean 'karras'"),
-    ({"seeds": [1, 2]}, ArgumentError, "2 seeds for 1 samples"),
+    ({"seeds": [1, 2]}, ArgumentError, "2 seeds for a call of 1 sample: "),
     ({"steps": 0}, ArgumentError, "at least 1, got 0"),
     ({"steps": 4, "num_inference_steps": 5}, ArgumentError, "disagree"),
     ({"guidance": 4.0, "guidance_scale": 4.0}, ArgumentError, "not both"),

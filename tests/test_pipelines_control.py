@@ -343,7 +343,7 @@ def test_bad_input_is_refused_before_compute_with_the_remedy() -> None:
     for bad, error, says in (
         ({"gudance_scale": 3}, UnknownName, "did you mean 'guidance_scale'"),
         ({"guidanc": 3}, UnknownName, "'guidance'"),
-        ({"seeds": [1, 2, 3]}, ArgumentError, "3 seeds for 1 samples"),
+        ({"seeds": [1, 2, 3]}, ArgumentError, "3 seeds for a call of 1 sample: "),
         ({"hooks": [lambda: None]}, ArgumentError, "takes one argument, the run"),
         ({"hooks": [lambda run, step: None]}, ArgumentError, "takes one argument, the run"),
         ({"hooks": [tm.Hook]}, ArgumentError, "give an instance"),

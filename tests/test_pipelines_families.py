@@ -71,7 +71,7 @@ def test_several_sounds_of_a_prompt_have_a_seed_each() -> None:
     both = first(helm(**inputs, steps=2, seeds=[1, 2], num_waveforms_per_prompt=2))
     alone = first(helm(**inputs, steps=2, seeds=[2]))
     assert float((both[1:] - alone).abs().max()) < 1e-4 * float(alone.abs().max())
-    with pytest.raises(ArgumentError, match="1 seeds for 2 samples"):
+    with pytest.raises(ArgumentError, match="1 seeds for a call of 2 samples"):
         helm(**inputs, steps=2, seeds=[1], num_waveforms_per_prompt=2)
 
 

@@ -103,7 +103,7 @@ def test_several_videos_of_one_picture_have_a_seed_each(pipe: Any) -> None:
     many = helm(**call(), seeds=[5, 6], steps=3, num_videos_per_prompt=2).frames
     for i, seed in enumerate((5, 6)):
         assert relative(many[i : i + 1], helm(**call(), seeds=[seed], steps=3).frames) < 1e-6
-    with pytest.raises(ArgumentError, match="2 seeds for 3 samples"):
+    with pytest.raises(ArgumentError, match="2 seeds for a call of 3 samples"):
         helm(**call(), seeds=[5, 6], num_videos_per_prompt=3)
 
 
