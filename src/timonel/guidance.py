@@ -172,7 +172,7 @@ def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0,
     if not unit and not colon and end > 1 and end != math.inf:
         step = f"step:{end:g} for a step, or " if end.is_integer() else ""
         raise ArgumentError(
-            f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write {step}sigma:{end:g} for a level"
+            f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write {step}sigma:{end:g}"
         )
     if math.isnan(end) or (unit or "ratio") not in UNITS or (colon and not unit):
         raise ArgumentError(f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}")
