@@ -306,10 +306,20 @@ def test_an_interrupted_wait_for_a_result_can_be_waited_for_again() -> None:
     handle = helm.start(**tiny.prompt(helm.pipe), steps=4, seeds=[1], hooks=[wait])
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        handle.result()
+    caught = threading.Event()
+
+    def interrupt() -> None:
+        while not caught.wait(1):  # again where the interrupt fell into a finalizer, which drops it
+            signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            handle.result()
+    finally:
+        caught.set()
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(TimeoutError, match=r"not ended after 0.05 s"):
         handle.result(0.05)
     go.set()
