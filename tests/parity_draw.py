@@ -171,18 +171,18 @@ DPMPP = {
 }
 
 
-def dpm_options(order: int, variant: str) -> Config:
-    """timonel's options; curvature 1/2 is what diffusers computes at order 3."""
-    return {1: {}, 2: {"variant": variant} if variant == "heun" else {}, 3: {"curvature": 0.5}}[order]
+def dpm_options(order: int, variant: str, steps: int) -> Config:
+    """timonel's options; curvature 1/2 is what diffusers computes at order 3, which falls below 15 steps only."""
+    both = {"variant": variant} if order > 1 and (order == 3 or variant == "heun") else {}
+    return both | ({"curvature": 0.5, "final_order": 2 if steps < 15 else 3} if order == 3 else {})
 
 
 def dpm_multistep(rng: random.Random) -> Case:
     form = rng.choice(["ode", "ode", "sde"])
     order, variant = rng.choice([1, 2, 2, 3] if form == "ode" else [1, 2]), rng.choice(["midpoint", "heun"])
-    variant = "midpoint" if order == 3 else variant  # which is what its second step does, as timonel's
     algorithm = {"ode": "dpmsolver++", "sde": "sde-dpmsolver++"}[form]
     config = betas(rng) | spacing(rng) | shape(rng, "use_lu_lambdas")
-    more: Config = {"steps": rng.randint(2, 14 if order == 3 else 40)}
+    more: Config = {"steps": rng.randint(2, 40)}
     if order == 1 and form == "ode" and rng.random() < 0.3:
         config = betas(rng) | spacing(rng) | {"final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver"}
         return case(
@@ -198,7 +198,7 @@ def dpm_multistep(rng: random.Random) -> Case:
     elif rng.random() < 0.2:
         config, kinds = betas(rng) | spacing(rng) | {"rescale_betas_zero_snr": True}, "v"
     config |= {"algorithm_type": algorithm, "solver_order": order, "solver_type": variant}
-    more |= {"options": dpm_options(order, variant), "space": "flow" if kinds == "flow" else "dpm"}
+    more |= {"options": dpm_options(order, variant, more["steps"]), "space": "flow" if kinds == "flow" else "dpm"}
     if rng.random() < 0.15:
         config |= {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": CLIP}
         more |= {"shape": dynamic, "double": False}  # timonel takes the quantile in float32
@@ -265,12 +265,11 @@ def edm(peer: str, order: int = 0) -> Callable[[random.Random], Case]:
         if order:
             form = "sde" if peer.startswith("Cosine") else rng.choice(["ode", "sde"])
             at, variant = rng.randint(1, order if form == "ode" else 2), rng.choice(["midpoint", "heun"])
-            variant = "midpoint" if at == 3 else variant
-            solver, options = DPMPP[at, form], dpm_options(at, variant)
+            solver, options = DPMPP[at, form], dpm_options(at, variant, 0)
             config |= {"solver_order": at, "solver_type": variant}
             if peer.startswith("EDM"):
                 config["algorithm_type"] = {"ode": "dpmsolver++", "sde": "sde-dpmsolver++"}[form]
-        steps = rng.randint(2, 14)
+        steps = rng.randint(2, 14)  # below 15 an order of 3 falls to 2 before the end
         drawn = case(rng, peer, {}, solver, kind="edm", space="edm", options=options, steps=steps)
         return replace(
             drawn, config=config | {"prediction_type": prediction}, sign=1.0 if prediction == "epsilon" else -1.0

@@ -109,7 +109,7 @@ def dpmpp_2m_sde(rng: random.Random) -> Case:
 
 def dpmpp_3m_sde(rng: random.Random) -> Case:
     both = noisy(rng)
-    return Case("dpmpp_3m_sde", levels(rng), "dpmpp_3m_sde", both | {"curvature": 0.5}, both, kind(rng))
+    return Case("dpmpp_3m_sde", levels(rng), "dpmpp_3m_sde", both, both, kind(rng))
 
 
 def lms(rng: random.Random) -> Case:

@@ -67,7 +67,6 @@ NOTES: Mapping[str, str] = {
         "the last step adds no noise, though it ends above sigma = 0; many steps stand still at its noisiest level"
     ),
     "UnCLIPScheduler": "learned variances are not offered",
-    "dpmpp_3m_sde": "two rows differ: the second step, and the last but one, where timonel's order falls to 2",
     "dpm_fast": "`eta` is not offered",
 }
 TITLE = ("| {} | timonel | configurations | worst, float64 | worst, float32 | verdict |", "|---|---|---|---|---|---|")

@@ -91,10 +91,8 @@ def test_a_scheduler_that_is_replaced_is_said_to_be(pipe: Any) -> None:
         found = tm.Helm(pipe).choose(steps=4)
     assert "in place of OwnScheduler" in str(found)
     assert found.sampler.label == "dpmpp_2m/trailing"
-    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(
-        pipe.scheduler.config, solver_order=3, solver_type="heun"
-    )
-    with pytest.warns(SchedulerReplaced, match="solver_type='heun' is offered up to solver_order=2"):
+    pipe.scheduler = d.SASolverScheduler.from_config(pipe.scheduler.config, algorithm_type="noise_prediction")
+    with pytest.warns(SchedulerReplaced, match="noise_prediction.* runs in place of the SASolverScheduler"):
         tm.Helm(pipe).choose(steps=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -50,6 +50,8 @@ CASES: list[Case] = [
     ("PNDM", 10, {}, {}),
     (DPM, 7, {"use_lu_lambdas": True}, {}),
     (DPM, 10, {"solver_order": 3}, {}),
+    (DPM, 20, {"solver_order": 3}, {}),
+    (DPM, 10, {"solver_order": 3, "solver_type": "heun", "lower_order_final": False}, {}),
     (DPM, 10, {"solver_order": 1}, {}),
     (DPM, 10, {"solver_type": "heun"}, {}),
     (DPM, 10, {"algorithm_type": "sde-dpmsolver++"}, {}),
@@ -150,6 +152,7 @@ BARE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("EDMDPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}),
     ("EDMDPMSolverMultistep", MIN, {}),
     ("EDMDPMSolverMultistep", {"solver_order": 3}, {}),
+    ("EDMDPMSolverMultistep", {"solver_order": 3, "solver_type": "heun"}, {}),
 ]
 
 

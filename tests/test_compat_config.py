@@ -132,8 +132,6 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("DPMSolverMultistep", {"algorithm_type": "deis"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"algorithm_type": "dpm++"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"solver_order": 4}, "solver_order=1, 2 or 3"),
-    ("DPMSolverMultistep", {"solver_order": 3, "solver_type": "heun"}, "midpoint"),
-    ("DPMSolverMultistep", {"solver_order": 3, "lower_order_final": False}, "lower_order_final=True"),
     ("DPMSolverMultistep", {"variance_type": "learned_range"}, "variance_type=None"),
     ("DPMSolverMultistep", {"timestep_spacing": "traling"}, "trailing"),
     ("DPMSolverMultistep", {"final_sigmas_type": "one"}, "sigma_min"),

@@ -25,61 +25,21 @@ from timonel.table import Table
 
 
 # -- third order ---------------------------------------------------------------------------------------
-def assembled(sigmas: Grid, name: str, second: str, **options: object) -> Table:
-    """timonel's table of third order with the second step of `second`, and full order to the last step but one.
-
-    A cut grid has no clean end before which the order would fall.
-    """
-    n = sigmas.steps
-    last = solvers.make(name, sigmas, curvature=0.5, **options)
-    if n < 3:
-        return last
-    early = solvers.make(second, sigmas, variant="heun", **options)
-    cut = solvers.make(
-        name, Grid(sigmas.process, sigmas.alpha[:-1], sigmas.sigma[:-1], sigmas.time[:-1]), curvature=0.5, **options
+@pytest.mark.parametrize("steps", [6, 14, 15, 20])
+@pytest.mark.parametrize("variant", ["midpoint", "heun"])
+def test_dpmpp_3m_of_diffusers_falls_to_order_two_at_the_end_below_15_steps(steps, variant):
+    """Its second step is that of its `solver_type`, and its last but one of order 2 below 15 steps, 3 from there on."""
+    config = SD | {"solver_order": 3, "solver_type": variant}
+    options = {"curvature": 0.5, "variant": variant}
+    few, many = (
+        parity.error(
+            Case("DPMSolverMultistepScheduler", config, steps, "dpmpp_3m", options | {"final_order": o}, space="dpm")
+        )
+        for o in (2, 3)
     )
-    x = last.x.clone()
-    x[1] = torch.cat([early.x[1, :4], torch.zeros(1, dtype=torch.float64), early.x[1, 4:]])
-    x[2 : n - 1] = cut.x[2:]
-    return replace(last, x=x)
-
-
-@pytest.mark.skipif(k_diffusion_sampling() is None, reason="k-diffusion is not installed")
-def test_dpmpp_3m_sde_of_k_diffusion_differs_in_two_rows(monkeypatch):
-    """Its second step integrates the line exactly where timonel takes the midpoint, and its last step but one
-
-    keeps order 3 where timonel's falls to 2. With those two rows exchanged nothing is left.
-    """
-    monkeypatch.setattr(parity_k, "compiled", third)
-    for case in parity_k.cases("dpmpp_3m_sde"):
-        assert parity_k.error(case) <= parity_k.TOLERANCE, str(case)
-
-
-def third(case: parity_k.Case) -> Table:
-    options = {k: v for k, v in case.options.items() if k != "curvature"}
-    return assembled(parity_k.grid(case.sigmas), "dpmpp_3m_sde", "dpmpp_2m_sde", **options)
-
-
-@pytest.mark.parametrize("steps", [6, 20])
-def test_dpmpp_3m_of_diffusers_with_heun_or_15_steps_differs_in_two_rows(steps, monkeypatch):
-    """`solver_type="heun"` changes the second step, and from 15 steps on the last but one keeps order 3."""
-    config = SD | {"solver_order": 3, "solver_type": "heun", "lower_order_final": steps < 15}
-    case = Case("DPMSolverMultistepScheduler", config, steps, "dpmpp_3m", {"curvature": 0.5}, space="dpm")
-    assert parity.error(case) > 1e-6
-    whole = steps >= 15
-
-    def compiled(case: Case, scheduler: object) -> Table:
-        grid = parity.grid(case, scheduler)
-        made = assembled(grid, "dpmpp_3m", "dpmpp_2m")
-        plain = solvers.make("dpmpp_3m", grid, curvature=0.5)
-        x = made.x.clone()
-        if not whole:  # below 15 steps diffusers, too, falls to order 2 there, with the exact line
-            early = solvers.make("dpmpp_2m", grid, variant="heun").x[steps - 2]
-            x[steps - 2] = torch.cat([early[:4], torch.zeros(1, dtype=torch.float64), early[4:]])
-        return replace(plain, x=x)
-
-    monkeypatch.setattr(parity, "compiled", compiled)
-    assert parity.error(case) <= parity.TOLERANCE[True]
+    same, other = (few, many) if steps < 15 else (many, few)
+    assert same <= parity.TOLERANCE[True]
+    assert other > 1e-6
 
 
 def test_sde_dpmsolver_of_order_three_has_a_wrong_sign_in_diffusers():

@@ -19,10 +19,9 @@ from timonel.process import EDM, At, double
 
 theirs = k_diffusion_sampling()
 pytestmark = pytest.mark.skipif(theirs is None, reason="k-diffusion is not installed")
-DIFFERENT = ("dpmpp_3m_sde",)
 
 
-@pytest.mark.parametrize("name", [n for n in PEERS if n not in DIFFERENT])
+@pytest.mark.parametrize("name", PEERS)
 def test_every_configuration_computes_the_same(name: str) -> None:
     wrong = [f"{found:.2e}: {case}" for case, found in measured(name) if not found <= TOLERANCE]
     assert not wrong, "\n" + "\n".join(wrong)

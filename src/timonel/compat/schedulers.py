@@ -267,8 +267,8 @@ class IPNDMScheduler(Compat):
 class DPMSolverMultistepScheduler(Compat):
     """`dpmpp_2m` and its kin: "dpmsolver++" of order 1 to 3, "sde-dpmsolver++", "dpmsolver" of order 1.
 
-    Order 3 has diffusers' second derivative (`curvature` 1/2), and falls to 2 before an end at sigma = 0 however
-    many steps there are; with noise it is k-diffusion's, for diffusers' has a wrong sign.
+    Order 3 has diffusers' second derivative (`curvature` 1/2); with noise it is k-diffusion's, for diffusers' has a
+    wrong sign.
     """
 
     family = "dpm"
@@ -283,17 +283,16 @@ class DPMSolverMultistepScheduler(Compat):
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
         if algorithm == "dpmsolver" and order > 1:
             raise ArgumentError("algorithm_type='dpmsolver' is offered with solver_order=1; pass 'dpmsolver++'")
-        if order == 3 and flags["solver_type"] == "heun":
-            raise ArgumentError("solver_type='heun' is offered up to solver_order=2; pass solver_type='midpoint'")
-        if order == 3 and not flags["lower_order_final"]:
-            raise ArgumentError("order 3 always falls towards the end; pass lower_order_final=True, or solver_order=2")
-        return self._named(order)
+        name, options = self._named(order)
+        return name, options | ({"final_order": 2} if order == 3 and flags["lower_order_final"] else {})
 
     def _named(self, order: int) -> Named:
         config = self.config
         noisy = config["algorithm_type"].startswith("sde")
         name = {1: "ddpm" if noisy else "euler", 2: "dpmpp_2m", 3: "dpmpp_3m"}[order]
-        options = {1: {}, 2: {"variant": config["solver_type"]}, 3: {"curvature": 0.5}}[order]
+        options = {"variant": config["solver_type"]} if order > 1 else {}
+        if order == 3:
+            options |= {"curvature": 0.5, "final_order": 3}  # `_compile` says where it falls
         return name + ("_sde" if noisy and order > 1 else ""), options
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:

@@ -24,6 +24,7 @@ from .partial import part as part
 
 CHURN = ("s_churn", "s_tmin", "s_tmax")
 SKIP = ("skip", "skip_order")
+THIRD = ("curvature", "variant", "final_order")
 COMMON = (*CHURN, "s_noise", *SKIP)
 
 
@@ -95,8 +96,8 @@ SOLVERS: dict[str, SolverSpec] = {
     # exponential, multistep
     "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2", ("variant",)),
     "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion", ("eta", "variant")),
-    "dpmpp_3m": SolverSpec(dpmpp.dpmpp_3m, 3, "N", False, "arXiv 2211.01095", ("curvature",)),
-    "dpmpp_3m_sde": SolverSpec(dpmpp.dpmpp_3m_sde, 2, "N", True, "k-diffusion", ("eta", "curvature")),
+    "dpmpp_3m": SolverSpec(dpmpp.dpmpp_3m, 3, "N", False, "arXiv 2211.01095", THIRD),
+    "dpmpp_3m_sde": SolverSpec(dpmpp.dpmpp_3m_sde, 2, "N", True, "k-diffusion", ("eta", *THIRD)),
     "res_multistep": SolverSpec(dpmpp.res_multistep, 2, "N", False, "arXiv 2308.02157", ("order",)),
     "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI", ("eta",)),
     "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867", ("order", "variant")),
