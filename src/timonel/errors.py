@@ -4,6 +4,7 @@
     ├── ArgumentError           a value at the border that cannot be used   (also ValueError)
     │   ├── UnknownName         a name nobody has; lists the nearest        (also ValueError)
     │   ├── GridError           levels that cannot be visited
+    │   │   └── Idle            a setting that has nothing to do on so few levels; passed over where it could on more
     │   └── PredictionError     a prediction that cannot be read at a level
     ├── RunError                a run asked for something its state forbids
     ├── HookError               a hook raised; names the hook and the step
@@ -22,7 +23,9 @@ Every message says what was wrong, with the value, and the call that fixes it.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import logging
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -56,6 +59,17 @@ class UnknownName(ArgumentError):
 
 class GridError(ArgumentError):
     """Levels that cannot be visited."""
+
+
+class Idle(GridError):
+    """A setting that has nothing to do on these levels; where it could on more of them it is passed over, said once.
+
+    `instead`: the options to run with, None for one that is left out.
+    """
+
+    def __init__(self, message: str, instead: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.instead = dict(instead)
 
 
 class PredictionError(ArgumentError):
@@ -96,6 +110,17 @@ class SchedulerReplaced(UserWarning):
 
 class PreviewMissing(UserWarning):
     """A picture of a run could not be made, written or shown; the run goes on."""
+
+
+def number_of_steps(count: int) -> str:
+    """The number of steps in words, for messages."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Log a warning as `timonel`, the first time that it is said in this process."""
+    logging.getLogger("timonel").warning(message)
 
 
 def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:

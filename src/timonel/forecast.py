@@ -32,7 +32,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, whole
+from .errors import ArgumentError, Idle, number_of_steps, whole
 from .table import Table, registers
 
 ORDER, MOST = 1, 4
@@ -98,7 +98,10 @@ def _pattern(some: int, of: int, asked: object, steps: int) -> tuple[int, ...]:
         raise ArgumentError(f"{GRAMMAR}, got {asked!r}")
     found = tuple(step for step in range(2, steps - 1) if (step - 2) % of < some)
     if not found:
-        raise ArgumentError(f"skip={asked!r} leaves nothing out of {steps} steps; take at least 4")
+        raise Idle(
+            f"skip={asked!r} leaves nothing out of {number_of_steps(steps)}; take at least 4",
+            {"skip": None, "skip_order": None},
+        )
     return found
 
 

@@ -294,8 +294,11 @@ def find(kind: str) -> str:
 
 
 def source(kind: str, seeds: Sequence[int], table: Table, *, device: str = "cpu") -> Seeded:
-    """The noise source called `kind` for a run of `table`. Raises `UnknownName` and `ArgumentError`."""
-    if find(kind) == BrownianNoise.kind:
+    """The noise source called `kind` for a run of `table`. Raises `UnknownName` and `ArgumentError`.
+
+    A table that draws none, as one of a single step, has no path to follow: the start is the same from both.
+    """
+    if find(kind) == BrownianNoise.kind and table.stochastic:
         return BrownianNoise(checked(seeds), table, device=device, first=table.first)
     return SeededNoise(checked(seeds), device=device, first=table.first)
 

@@ -27,6 +27,7 @@ from .process import Level
 from .process.config import class_of
 
 KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
+LEAST = 1e-38  # alpha, where the network names the noise
 DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
@@ -42,7 +43,8 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     """(c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
 
     Raises `PredictionError` for epsilon at alpha = 0, where the raw output says nothing about the
-    picture: the sample is pure noise and the network only names that noise.
+    picture: the sample is pure noise and the network only names that noise. An alpha below 1e-38, whose
+    inverse is no float32, counts as 0.
     """
     alpha, sigma, _ = level
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -50,10 +52,10 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     if kind == "sample":
         return zero, one
     if kind == "epsilon":
-        if bool((alpha == 0).any()):
+        if bool((alpha < LEAST).any()):
             raise PredictionError(
-                "an epsilon prediction says nothing about the picture at pure noise (alpha = 0): use a model "
-                "that predicts v, flow or sample, or a grid that starts below it, e.g. grid='leading'"
+                f"an epsilon prediction says nothing about the picture at pure noise (alpha = {float(alpha.min()):.2g}): "
+                "use a model that predicts v, flow or sample, or a grid that starts below it, e.g. grid='leading'"
             )
         return 1 / alpha, -sigma / alpha
     if kind == "v":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import grids, names, solvers
 from . import noise as noises
-from .errors import ArgumentError, finite, instance, options, several, whole
+from .errors import ArgumentError, finite, instance, number_of_steps, options, say_once, several, whole
 from .grids import Grid
 from .process import Process
 from .table import Table
@@ -207,10 +207,10 @@ class Sampler:
         """
         instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
-            return self.drawing(self.fitted.on(process))
+            return self.drawing(self.fitted.on(process), process)
         if self.cuts and "skip" not in self.options:  # which counts the steps of the part
-            return self.drawing(self._part(process))
-        return self.drawing(solvers.make(self.name, self.levels(process), **self.options))
+            return self.drawing(self._part(process), process)
+        return self.drawing(solvers.make(self.name, self.levels(process), **self.options), process)
 
     def _part(self, process: Process) -> Table:
         """The rows of the whole journey's table that the cuts leave."""
@@ -224,13 +224,17 @@ class Sampler:
         first, last = (rows[k] for k in grids.bounds(whole, **self.cuts))
         return solvers.part(table, whole, table.step[first], table.step_at(last), make)
 
-    def drawing(self, table: Table) -> Table:
-        """`table`; raises `ArgumentError` where a noise source was chosen and the table draws no noise."""
+    def drawing(self, table: Table, process: Process) -> Table:
+        """`table`; raises `ArgumentError` where a noise source was chosen and the sampler draws no noise.
+
+        Where it draws none in so few steps, and does in more, that is logged once.
+        """
         if self.source != noises.DEFAULT and not table.stochastic:
-            raise ArgumentError(
-                f"noise={self.noise!r} has nothing to do: {table.solver!r} draws no noise in {table.steps} steps; "
-                "leave noise= out, or choose a stochastic sampler (eta above 0, more than one step)"
-            )
+            idle = f"noise={self.noise!r} has nothing to do: {table.solver!r} draws no noise in {number_of_steps(table.steps)}"
+            few = self.fitted is None and table.steps < solvers.PROBE
+            if not few or not solvers.draws(self.name, process, self.options):
+                raise ArgumentError(f"{idle}; leave noise= out, or choose a stochastic sampler (eta above 0)")
+            say_once(idle)
         return table
 
 

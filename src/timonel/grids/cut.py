@@ -27,8 +27,7 @@ def _crossing(grid: Grid, fraction: float) -> int:
         above = grid.time[:-1] >= cut
     else:
         edge = process.at_index(double([float(cut)]))
-        noise = torch.atan2(grid.sigma[:-1], grid.alpha[:-1])
-        above = noise >= torch.atan2(edge.sigma, edge.alpha) - 1e-12
+        above = grid.lam[:-1] <= edge.lam + 1e-9
     return int(torch.cumprod(above.long(), 0).sum())
 
 

@@ -38,8 +38,8 @@ class Grid:
         parts = [self.alpha, self.sigma, self.time, *(self.ends or ())]
         if not bool(torch.isfinite(torch.cat(parts)).all()):
             raise GridError(f"grid {self.name!r} has a level that is not finite")
-        noise = torch.atan2(self.sigma, self.alpha).detach()
-        end = noise[1:] if self.ends is None else torch.atan2(self.ends.sigma, self.ends.alpha).detach()
+        noise = -self.lam.detach()  # an angle would have no digits left near pure noise
+        end = noise[1:] if self.ends is None else -self.ends.lam.detach()
         if end.shape != noise[1:].shape:
             raise GridError(f"a grid of {self.steps} steps needs as many ends, got {len(end)}")
         flat = (end >= noise[:-1]).nonzero().flatten()

@@ -13,9 +13,12 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import ArgumentError, GridError, finite, whole
+from ..errors import ArgumentError, Idle, finite, number_of_steps, whole
 from ..process import Level, double
 from .grid import Grid, ratio
+
+
+SAME = 1e-9  # relative distance of two levels that are one
 
 
 def _stack(levels: list[Level]) -> Level:
@@ -80,9 +83,11 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     if again == 0:
         return grid
     at = min(inside, key=lambda k: abs(math.log(ratio(levels[k]) / low)), default=None)
-    if at is None or ratio(levels[at]) >= high:
-        raise GridError(
-            f"no level of grid {grid.name!r} lies below s_max={high:g} where a restart could begin; use more steps"
+    if at is None or ratio(levels[at]) >= high * (1 - SAME):
+        raise Idle(
+            f"no level of grid {grid.name!r} in {number_of_steps(grid.steps)} lies below s_max={high:g}, where a "
+            "restart could begin; use more steps",
+            {"restarts": 0},
         )
     a, b = high ** (1 / 7), levels[at].ratio ** (1 / 7)
     u = torch.linspace(0, 1, inner + 1, dtype=torch.float64)[:-1]

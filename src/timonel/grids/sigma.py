@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import GridError, finite, whole
+from ..errors import GridError, finite, say_once, whole
 from ..process import Level, Process, double
 from .grid import Grid
 
@@ -167,7 +167,8 @@ def linear_quadratic(
     count, rise = whole("steps", steps), finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9)
     if count == 1:
         if linear_steps is not None:
-            raise GridError("one step of grid 'linear_quadratic' has no linear part; leave linear_steps out")
+            line = whole("linear_steps", linear_steps)
+            say_once(f"linear_steps={line} has nothing to do in 1 step of grid 'linear_quadratic'")
         return Grid.of(process, process.at_sigma(double([top])), "linear_quadratic")
     line = count // 2 if linear_steps is None else whole("linear_steps", linear_steps, 1, count - 1)
     if rise * (count + line) >= 2 * line:  # the slope at the end would not be positive

@@ -369,9 +369,8 @@ def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
 
 def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
     """The levels from row `start` to row `stop` of the table on `grid`; both may lie inside its steps."""
-    noise = torch.atan2(grid.sigma, grid.alpha)
     top, low = table.level(start), table.level(stop)
-    inside = (noise < torch.atan2(top.sigma, top.alpha) - 1e-12) & (noise > torch.atan2(low.sigma, low.alpha) + 1e-12)
+    inside = (grid.lam > top.lam + 1e-9) & (grid.lam < low.lam - 1e-9)
     alpha, sigma, time = (
         torch.cat([a.reshape(1), own[inside], b.reshape(1)])
         for a, own, b in zip(top, (grid.alpha, grid.sigma, grid.time), low, strict=True)

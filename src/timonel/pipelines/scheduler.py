@@ -265,7 +265,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             return
         orders = self.orders
         self._list(*levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device)
-        self._sampler.drawing(self.run.table)
+        self._sampler.drawing(self.run.table, self.process)
         self.custom_timesteps, self._asked = asked.times is not None, request_of
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..errors import ArgumentError, GridError, among, finite, flag, whole
 from .level import MOST_LEVELS, SNAP, Level, Process, double, interpolate, short
 
+MOST_LOG = 700.0  # log(sigma / alpha) beyond which float64 has no alpha
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
 
 
@@ -20,7 +22,8 @@ class VP(Process):
     `abar_t = prod(1 - beta)`, alpha = sqrt(abar), sigma = sqrt(1 - abar) at integer times 0…T-1
     (Ho et al. 2020, arXiv 2006.11239). Between integer times log(sigma / alpha) is linear in time,
     as in k-diffusion; where the last training level is pure noise (alpha = 0), the angle
-    atan2(sigma, alpha) is linear in time on the last interval instead.
+    atan2(sigma, alpha) is linear in time on the last interval instead. No other level may be pure noise,
+    which alpha below 1e-304 counts as.
 
     Below the first training level (sigma_min) the time is 0.
     """
@@ -33,16 +36,12 @@ class VP(Process):
             raise ArgumentError(f"betas must be a list of at least 2 numbers, got shape {tuple(betas.shape)}")
         if not bool(((betas >= 0) & (betas <= 1)).all()) or float(betas[0]) <= 0:
             raise ArgumentError(f"betas must lie in (0, 1], got {short(betas)}")
-        abar = torch.cumprod(1 - betas, 0)
         self.train_steps = len(betas)
         self.steps_offset = whole("steps_offset", steps_offset, 0, self.train_steps - 1)
-        self._alpha, self._sigma = abar.sqrt(), (1 - abar).sqrt()
-        self._log = torch.log(self._sigma) - torch.log(self._alpha)  # rising; last may be inf
-        self._finite = int(torch.isfinite(self._log).sum())  # training levels with signal left
-        if not self._finite:
-            raise ArgumentError(
-                f"betas of 1 leave no signal at any training level; give smaller ones, got {short(betas)}"
-            )
+        log_abar = torch.cumsum(torch.log1p(-betas), 0)  # the product of 1 - beta is below 1e-308 long before alpha is
+        self._log = (torch.log(-torch.expm1(log_abar)) - log_abar) / 2  # rising; the last may be inf
+        self._finite = int((self._log < MOST_LOG).sum())  # training levels with signal left
+        self._check_signal(betas)
 
     @classmethod
     def from_schedule(
@@ -74,6 +73,18 @@ class VP(Process):
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
         return cls(zero_snr(betas) if flag("rescale_zero_snr", rescale_zero_snr) else betas, steps_offset=steps_offset)
 
+    def _check_signal(self, betas: Tensor) -> None:
+        """Refuse more than one level of pure noise, for a run visits levels that fall."""
+        first = self._finite
+        if first >= self.train_steps - 1 and first and (first == self.train_steps or float(betas[-1]) == 1):
+            return
+        beta = float(betas[first])
+        why = "a beta of 1" if beta == 1 else f"betas up to {float(betas[: first + 1].max()):.6g}"
+        raise ArgumentError(
+            f"{why} at training level {first} of 0 to {self.train_steps - 1}: from there on nothing is left of the "
+            "picture, and only the last level may be pure noise; give smaller betas"
+        )
+
     @property
     def sigma_min(self) -> float:
         return float(self._log[0].exp())
@@ -84,7 +95,12 @@ class VP(Process):
 
     def _pair(self, log: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma from log(sigma / alpha)."""
-        return torch.sigmoid(-2 * log).sqrt(), torch.sigmoid(2 * log).sqrt()
+        return torch.exp(logsigmoid(-2 * log) / 2), torch.exp(logsigmoid(2 * log) / 2)
+
+    def _edge_angle(self) -> Tensor:
+        """atan2(alpha, sigma) of the noisiest level with signal: small angles keep their digits, those near 90° do not."""
+        alpha, sigma = self._pair(self._log[self._finite - 1])
+        return torch.atan2(alpha, sigma)
 
     def _knots(self) -> Tensor:
         return torch.arange(self._finite, dtype=torch.float64)
@@ -97,11 +113,10 @@ class VP(Process):
         alpha, sigma = self._pair(interpolate(time, self._knots(), self._log[: self._finite]))
         if self._finite < self.train_steps:
             edge = self._finite - 1
-            angle0 = torch.atan2(self._sigma[edge], self._alpha[edge])
-            angle = angle0 + (math.pi / 2 - angle0) * (time - edge) / (last - edge)
+            angle = self._edge_angle() * (last - time) / (last - edge)
             beyond = time > edge
-            alpha = torch.where(beyond, torch.where(time == last, 0.0, torch.cos(angle)), alpha)
-            sigma = torch.where(beyond, torch.sin(angle), sigma)
+            alpha = torch.where(beyond, torch.sin(angle), alpha)
+            sigma = torch.where(beyond, torch.cos(angle), sigma)
         return Level(alpha, sigma, time)
 
     def at_sigma(self, sigma: Tensor) -> Level:
@@ -120,8 +135,7 @@ class VP(Process):
         first, edge = self._log[0], self._finite - 1
         time = interpolate(torch.maximum(log, first), self._log[: self._finite], self._knots())
         if self._finite < self.train_steps:
-            angle0 = torch.atan2(self._sigma[edge], self._alpha[edge])
-            share = (torch.atan2(sigma, alpha) - angle0) / (math.pi / 2 - angle0)
+            share = 1 - torch.atan2(alpha, sigma) / self._edge_angle()
             time = torch.where(log > self._log[edge], edge + share * (self.train_steps - 1 - edge), time)
         elif bool((log > self._log[-1] + SNAP).any()):
             raise GridError(

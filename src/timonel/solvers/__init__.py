@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import forecast
-from ..errors import ArgumentError, GridError, among, finite
+from .. import forecast, grids
+from ..errors import ArgumentError, Idle, among, finite, number_of_steps, say_once
 from ..grids import Grid, churn
+from ..process import Process
 from ..table import Table
 from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, unipc
 from .partial import first_rows as first_rows
@@ -25,6 +26,7 @@ from .partial import part as part
 CHURN = ("s_churn", "s_tmin", "s_tmax")
 SKIP = ("skip", "skip_order")
 THIRD = ("curvature", "variant", "final_order")
+PROBE = 8  # steps in which every option has something to do that ever has
 COMMON = (*CHURN, "s_noise", *SKIP)
 
 
@@ -138,14 +140,42 @@ def _sibling(name: str, option: str) -> str:
 def make(name: str, grid: Grid, *, before: int = 0, **options: Any) -> Table:
     """Compile solver `name` on `grid`. Unknown options are refused, never ignored.
 
-    `before`: how many steps of a longer journey come before this grid.
+    `before`: how many steps of a longer journey come before this grid. An option that has nothing to do in so few
+    steps, and would in more, is passed over, which is logged once; so a sweep over steps may begin at 1.
     """
     check(name, options)
-    spec = SOLVERS[name]
-    order = options.get("order")
+    rest, acts = options, False
+    while True:
+        try:
+            return _made(name, grid, before, **rest)
+        except Idle as idle:
+            if grid.steps >= PROBE:
+                raise
+            if not acts:
+                _made(name, _longer(grid.process), 0, **options)  # raises where it never acts
+            acts = True  # all of them do; one that is passed over may leave another with nothing to do
+            say_once(str(idle))
+            rest = {key: value for key, value in (rest | idle.instead).items() if value is not None}
+
+
+def draws(name: str, process: Process, options: Mapping[str, Any]) -> bool:
+    """Whether the solver adds noise where it has steps enough to."""
+    return make(name, _longer(process), **options).stochastic
+
+
+def _longer(process: Process) -> Grid:
+    """Levels enough for every option to act."""
+    return grids.make(grids.usual(process), process, PROBE)
+
+
+def _made(name: str, grid: Grid, before: int, **options: Any) -> Table:
+    """The table of checked options. Raises `Idle` for one that has nothing to do on this grid."""
+    spec, order = SOLVERS[name], options.get("order")
     if grid.steps == 1 and isinstance(order, int) and order > 1 and spec.multistep:
-        raise GridError(
-            f"order={order} needs at least 2 steps, for its predictions come from earlier ones; leave it out"
+        raise Idle(
+            f"order={order} of {name!r} needs at least 2 steps, for its predictions come from earlier ones; 1 step "
+            "has order 1",
+            {"order": 1},
         )
     s_noise = options.pop("s_noise", None)
     skipping = {key: options.pop(key) for key in SKIP if key in options}
@@ -173,7 +203,11 @@ def _skipped(table: Table, skip: int | str | Sequence[int] | None = None, skip_o
 def _scaled(table: Table, s_noise: float) -> Table:
     """The table with all its noise multiplied."""
     if not table.stochastic:
-        raise ArgumentError(f"{table.solver!r} adds no noise here, so s_noise={s_noise:g} has nothing to multiply")
+        raise Idle(
+            f"{table.solver!r} adds no noise in {number_of_steps(table.steps)}, so s_noise={s_noise:g} has nothing to "
+            "multiply",
+            {"s_noise": None},
+        )
     scale = table.x.new_ones(table.x.shape[1])
     scale[-1] = s_noise
     return replace(table, x=table.x * scale, base=table.base * scale)

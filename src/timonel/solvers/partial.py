@@ -18,7 +18,7 @@ from ..grids import Grid
 from ..table import Table
 
 Compile = Callable[[Grid, int], Table]  # of a grid, and of how many steps come before it
-SAME = 1e-9  # relative distance of two noise levels that are one
+SAME = 1e-9  # distance in lam of two noise levels that are one
 
 
 def first_rows(table: Table, grid: Grid) -> tuple[int, ...]:
@@ -30,9 +30,8 @@ def first_rows(table: Table, grid: Grid) -> tuple[int, ...]:
     begins = [table.first_row(step) for step in range(table.steps)]
     if table.steps <= grid.steps:  # fewer where steps are forecast
         return tuple(begins)
-    noise = torch.atan2(table.sigma, table.alpha)[begins]
-    levels = torch.atan2(grid.sigma, grid.alpha)[:-1]
-    same = (noise[None] - levels[:, None]).abs() <= SAME * levels[:, None]
+    lam, levels = (torch.log(table.alpha) - torch.log(table.sigma))[begins], grid.lam[:-1]
+    same = (lam[None] == levels[:, None]) | ((lam[None] - levels[:, None]).abs() <= SAME)
     if not bool(same.any(1).all()):
         raise GridError(f"{table.solver!r} does not visit every level of grid {table.grid!r}, so it has no parts of it")
     return tuple(begins[max(row.nonzero().flatten().tolist())] for row in same)
