@@ -173,7 +173,6 @@ def test_what_is_asked_for_is_left_out_and_counted(asked, steps, left_out):
         ("euler", {"skip": 2, "skip_order": 5}, "skip_order must be at most 4"),
         ("euler", {"skip": 2, "skip_order": 0}, "skip_order.*0"),
         ("euler", {"skip_order": 2}, "give skip too"),
-        ("ddim", {"skip": 9}, "nothing out of 3 steps; take at least 4"),
     ],
 )
 def test_what_cannot_be_left_out_is_refused_with_the_value(name, options, said):

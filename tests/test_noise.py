@@ -110,7 +110,6 @@ def test_the_sampler_keeps_its_noise_and_the_loop_uses_it():
     [
         (lambda x: tm.Sampler("ddpm", noise="brownain"), UnknownName, "did you mean 'brownian'"),
         (lambda x: tm.Sampler("dpmpp_2m", noise="brownian").compile(VP), ArgumentError, "'dpmpp_2m' draws no noise"),
-        (lambda x: tm.Sampler("ddpm", steps=1, noise="brownian").compile(VP), ArgumentError, "more than one step"),
         (lambda x: tm.begin(x, replace(BROWNIAN, name="euler"), process=VP, seeds=[1]), ArgumentError, "no noise"),
         (lambda x: tm.begin(x, BROWNIAN, process=VP), ArgumentError, "give seeds"),
         (lambda x: tm.begin(x, BROWNIAN, process=VP, seeds=[1, 2]), ArgumentError, "2 seeds"),

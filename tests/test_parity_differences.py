@@ -13,15 +13,12 @@ import pytest
 import torch
 
 import parity
-import parity_k
 from models import Constant, drive, propagate, slope, variance
 from parity import Case, apart, draw
 from parity_exact import FULL, POINTS, SD, denoise, every, flowed, levels, mine, my_variance, their_variance, theirs
-from peers import k_diffusion_sampling
 from timonel import solvers
 from timonel.grids import Grid
 from timonel.process import EDM, At, Level, double
-from timonel.table import Table
 
 
 # -- third order ---------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     if kind == "epsilon":
         if bool((alpha < LEAST).any()):
             raise PredictionError(
-                f"an epsilon prediction says nothing about the picture at pure noise (alpha = {float(alpha.min()):.2g}): "
+                "an epsilon prediction says nothing about the picture at pure noise "
+                f"(alpha = {float(alpha.min()):.2g}): "
                 "use a model that predicts v, flow or sample, or a grid that starts below it, e.g. grid='leading'"
             )
         return 1 / alpha, -sigma / alpha

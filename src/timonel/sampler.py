@@ -230,7 +230,8 @@ class Sampler:
         Where it draws none in so few steps, and does in more, that is logged once.
         """
         if self.source != noises.DEFAULT and not table.stochastic:
-            idle = f"noise={self.noise!r} has nothing to do: {table.solver!r} draws no noise in {number_of_steps(table.steps)}"
+            count = number_of_steps(table.steps)
+            idle = f"noise={self.noise!r} has nothing to do: {table.solver!r} draws no noise in {count}"
             few = self.fitted is None and table.steps < solvers.PROBE
             if not few or not solvers.draws(self.name, process, self.options):
                 raise ArgumentError(f"{idle}; leave noise= out, or choose a stochastic sampler (eta above 0)")

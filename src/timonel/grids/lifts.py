@@ -17,7 +17,6 @@ from ..errors import ArgumentError, Idle, finite, number_of_steps, whole
 from ..process import Level, double
 from .grid import Grid, ratio
 
-
 SAME = 1e-9  # relative distance of two levels that are one
 
 

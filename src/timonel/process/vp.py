@@ -98,7 +98,7 @@ class VP(Process):
         return torch.exp(logsigmoid(-2 * log) / 2), torch.exp(logsigmoid(2 * log) / 2)
 
     def _edge_angle(self) -> Tensor:
-        """atan2(alpha, sigma) of the noisiest level with signal: small angles keep their digits, those near 90° do not."""
+        """atan2(alpha, sigma) of the noisiest level with signal; it has digits where atan2(sigma, alpha) has none."""
         alpha, sigma = self._pair(self._log[self._finite - 1])
         return torch.atan2(alpha, sigma)
 

@@ -106,9 +106,9 @@ def dpmpp_3m_sde(
     """`dpmpp_3m` on the reverse SDE, as k-diffusion has it. Order 2 (weak for eta > 0), 1 call per step, stochastic.
 
     k-diffusion's formula is the default because it is nearer at the steps people use: on six exact models, Karras
-    levels, eta 0, its rms error at 6, 8, 10, 15 steps is 0.16, 0.066, 0.032, 0.0094 where that of `dpmpp_3m`
-    (`curvature=1, variant="midpoint", final_order=2`, order 3 at eta 0) is 0.19, 0.097, 0.047, 0.013. At 4 and 5
-    steps `final_order=2` is nearer. All of them: `python benchmarks/third_order.py`.
+    levels, eta 0, its rms error at 8, 10, 15, 20 steps is 0.065, 0.031, 0.0081, 0.0038 where that of `dpmpp_3m`
+    (`curvature=1, variant="midpoint", final_order=2`, order 3 at eta 0) is 0.096, 0.046, 0.011, 0.0045. At 4 and 5
+    steps `final_order=2` is nearer, 0.18 for 0.28 at 4. All of them: `python benchmarks/third_order.py`.
     """
     return _cubic("dpmpp_3m_sde", grid, eta, curvature, variant, final_order)
 
