@@ -300,6 +300,17 @@ def test_the_choice_of_a_call_with_a_list_says_so() -> None:
     assert "your list of levels" in str(helm.choice)
 
 
+@pytest.mark.parametrize(("steps", "lower", "final"), [(14, True, 2), (14, False, 3), (15, True, 3)])
+def test_the_third_order_that_is_set_falls_at_the_end_as_the_class_does(
+    pipe: Any, steps: int, lower: bool, final: int
+) -> None:
+    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, solver_order=3, lower_order_final=lower
+    )
+    sampler = tm.Helm(pipe).choose(steps=steps).sampler
+    assert (sampler.name, sampler.options["final_order"]) == ("dpmpp_3m", final)
+
+
 def test_a_class_of_the_dpm_family_keeps_its_own_times_under_the_helm(pipe: Any) -> None:
     pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, solver_order=3)
     pipe.scheduler.set_timesteps(4)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import timonel as tm
 from models import CALLS, MAINLY, PROCESSES, VARIANTS, Constant, Gaussian, drive, label, lam_grid, network, propagate
 from timonel import grids, solvers
-from timonel.errors import ArgumentError, GridError, PredictionError
+from timonel.errors import ArgumentError, PredictionError
 from timonel.kernel import combine
 from timonel.process import VP, Flow, double
 from timonel.run import Run

@@ -283,8 +283,7 @@ class DPMSolverMultistepScheduler(Compat):
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
         if algorithm == "dpmsolver" and order > 1:
             raise ArgumentError("algorithm_type='dpmsolver' is offered with solver_order=1; pass 'dpmsolver++'")
-        name, options = self._named(order)
-        return name, options | ({"final_order": 2} if order == 3 and flags["lower_order_final"] else {})
+        return self._named(order)
 
     def _named(self, order: int) -> Named:
         config = self.config

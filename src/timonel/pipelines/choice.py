@@ -114,7 +114,7 @@ def choose(
     count, steps_why = _steps(model, made, steps)
     made = replace(made, steps=count)
     if why.startswith(SET):
-        return Choice(_as_set(model, _few(made, count), count), why, steps_why)
+        return Choice(_as_set(model, _few(model, made, count), count), why, steps_why)
     if _configured(model):
         return Choice(made, why, steps_why)
     settled = made.on(model.process)
@@ -154,12 +154,16 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     return replace(sampler, times=tuple(times)) if len(times) == steps else sampler
 
 
-def _few(sampler: Sampler, steps: int) -> Sampler:
+def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:
     """The sampler with an order that so few steps have; diffusers' classes lower theirs without a word too."""
-    order = sampler.options.get("order")
-    if not isinstance(order, int) or order <= steps:
-        return sampler
-    return replace(sampler, options={**sampler.options, "order": steps})
+    from ..compat.rows import FEW as LOWERED
+
+    order, config = sampler.options.get("order"), model.scheduler.config
+    changed: dict[str, Any] = {"order": steps} if isinstance(order, int) and order > steps else {}
+    falls = config.get("solver_order") == 3 and config.get("lower_order_final", True) and steps < LOWERED
+    if falls and sampler.fitted is None and "final_order" in solvers.find(sampler.name).options:
+        changed["final_order"] = 2
+    return replace(sampler, options={**sampler.options, **changed}) if changed else sampler
 
 
 def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) -> tuple[Sampler, str]:
