@@ -300,6 +300,32 @@ def test_the_choice_of_a_call_with_a_list_says_so() -> None:
     assert "your list of levels" in str(helm.choice)
 
 
+def test_deis_under_the_helm_ends_clean_and_in_compat_at_time_0(pipe: Any) -> None:
+    pipe.scheduler = d.DEISMultistepScheduler.from_config(pipe.scheduler.config)
+    sampler = tm.Helm(pipe).choose(steps=8).sampler
+    table = sampler.compile(tm.VP.from_schedule())
+    own = compat.DEISMultistepScheduler.from_config(pipe.scheduler.config)
+    own.set_timesteps(8)
+    assert float(table.sigma[-1]) == 0
+    assert float(own.run.table.sigma[-1]) == pytest.approx(0.0292, abs=1e-4)
+    assert torch.allclose(table.time[:-1], own.run.table.time[:-1])
+
+
+@pytest.mark.parametrize(
+    ("cls", "own"), [("FlowMatchHeunDiscreteScheduler", True), ("FlowMatchEulerDiscreteScheduler", False)]
+)
+def test_heun_on_a_flow_goes_down_to_the_level_where_its_class_ends(cls: str, own: bool) -> None:
+    """Its last call is Euler's, so that it should begin low: at 20 steps .019 from the answer, .043 on u = 1 - i/N."""
+    pipe, inputs = tiny.case("sd3", "StableDiffusion3Pipeline")
+    pipe.scheduler = getattr(d, cls)(shift=3.0)
+    peer = getattr(d, cls)(shift=3.0)
+    peer.set_timesteps(6)
+    helm = tm.Helm(pipe)
+    helm(**{**inputs, "num_inference_steps": 6}, seeds=[1])
+    times, theirs = torch.tensor(helm.choice.sampler.times or ()), peer.timesteps.unique().flip(0)
+    assert (len(times) == len(theirs) and torch.allclose(times, theirs, rtol=1e-4)) is own
+
+
 @pytest.mark.parametrize(("steps", "lower", "final"), [(14, True, 2), (14, False, 3), (15, True, 3)])
 def test_the_third_order_that_is_set_falls_at_the_end_as_the_class_does(
     pipe: Any, steps: int, lower: bool, final: int
