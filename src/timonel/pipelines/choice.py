@@ -147,8 +147,10 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     cls = CLASSES.get(type(model.scheduler).__name__)
     config = model.scheduler.config
     flagged = any(config.get(flag) for flag in GRID_FLAGS)
-    own = cls is not None and (cls.family, model.process.kind) in (("dpm", "vp"), ("flow", "flow"))
-    if not own or flagged or sampler.grid is not None or (cls.family == "flow" and sampler.name != "heun"):
+    if cls is None or flagged or sampler.grid is not None:
+        return sampler
+    two_calls = cls.family == "flow" and sampler.name == "heun"
+    if (cls.family, model.process.kind) != ("dpm", "vp") and (model.process.kind != "flow" or not two_calls):
         return sampler
     scheduler = cls.from_config(config)
     scheduler.set_timesteps(steps)
