@@ -130,8 +130,10 @@ def page() -> str:
     least = measured.floor()
     parts = [HEAD.format(version=answer.version, same=SAME, count=measured.COUNT, floor=least, clear=CLEAR)]
     parts += [SAMPLERS, *map(sampler_line, samplers)]
-    for stochastic, kind in ((False, "Deterministic: distance to the exact solution"),
-                             (True, f"Stochastic: energy distance to the data (exact samples: {least:.4f})")):
+    for stochastic, kind in (
+        (False, "Deterministic: distance to the exact solution"),
+        (True, f"Stochastic: energy distance to the data (exact samples: {least:.4f})"),
+    ):
         parts += [NEAR.format(kind=kind, **head(PLACES))]
         parts += [
             line(f"`{row.name}`", *distances(row, least if stochastic else 0.0))
@@ -146,7 +148,7 @@ def page() -> str:
         if row.refused:
             parts += [line(f"`sample_{row.name}`", "-", f"refused: {row.refused}", *[""] * len(STEPS))]
         elif not row.differs:
-            parts += [line(f"`sample_{row.name}`", row.here, "`n` is calls there, steps here", *[""] * len(STEPS))]
+            parts += [line(f"`sample_{row.name}`", row.here, "`n` is calls there, N is steps here", *[""] * len(STEPS))]
         else:
             cells = distances(row, least if row.stochastic else 0.0)
             parts += [line(f"`sample_{row.name}`", row.here, difference(row.differs[0]), *cells)]

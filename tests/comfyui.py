@@ -88,6 +88,4 @@ def _read(found: np.lib.npyio.NpzFile, count: int) -> Answer:
         Ran(tensor(f"levels_{i}"), tensor(f"result_{i}"), str(found[f"error_{i}"]) if f"error_{i}" in found else "")
         for i in range(count)
     )
-    return Answer(
-        str(found["version"]), tuple(map(str, found["names"])), tuple(map(str, found["schedulers"])), ran
-    )
+    return Answer(str(found["version"]), tuple(map(str, found["names"])), tuple(map(str, found["schedulers"])), ran)

@@ -37,7 +37,7 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     *(("ipndm", {"order": order}) for order in (1, 2, 3)),
     *((name, {"euler_at_final": False}) for name in ("lms", "ipndm", "gradient_estimation")),
     *(("deis", {"order": order}) for order in (1, 2)),
-    *(("deis", {"order": order, "variant": "logrho"}) for order in (1, 2, 3)),
+    *(("deis", {"order": order, "variant": "tab"}) for order in (1, 2, 3)),
     *(("res_multistep", {"order": order}) for order in (1, 3, 4)),
     *(("er_sde", {"order": order}) for order in (1, 2)),
     *(("dpm_solver", {"order": order}) for order in (1, 2)),

@@ -42,32 +42,38 @@ SAMPLERS = (
 )  # fmt: skip
 LATER = ("exp_heun_2_x0", "exp_heun_2_x0_sde")  # not in the version that the page was made with
 SCHEDULERS = (
-    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic", "kl_optimal",
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
+    "kl_optimal",
 )  # fmt: skip
 K_DIFFUSION = (
     "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive",
     "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde",
 )  # fmt: skip
-DROPS = "drops the last level but one where the grid ends at the model's cleanest, as ComfyUI does on every grid"
-RF = "another amount of fresh noise on a flow (LTX's); neither is nearer"
+DROPS = (
+    "leaves out the last level but one where a grid ends at the model's cleanest; ComfyUI does on every grid, which is "
+    "farther on simple and sgm_uniform: `discard_penultimate=True`"
+)
+RF = "another amount of fresh noise on a flow (LTX's), as near to within a tenth or so"
+LAM = "on a flow ComfyUI takes lam = -log t for log((1 - t) / t)"
 OFFSET = "on a flow ComfyUI begins just below pure noise"
 #: why a name differs, or what to know of it
 NOTES = {
     "euler_ancestral": RF, "dpm_2_ancestral": f"{DROPS}; {RF}", "dpmpp_2s_ancestral": RF, "dpm_2": DROPS,
     "uni_pc": f"{DROPS}; ComfyUI ends at sigma 0.001", "uni_pc_bh2": f"{DROPS}; ComfyUI ends at sigma 0.001",
-    "ddpm": "ComfyUI takes the formula of image models on a flow too",
-    "dpmpp_2m": "ComfyUI takes lam = -log t on a flow", "res_multistep": "ComfyUI takes lam = -log t on a flow",
-    "res_multistep_ancestral": "ComfyUI takes lam = -log t on a flow",
+    "ddpm": "ComfyUI takes the formula of image models on a flow too: nearer in few steps, and does not converge",
+    "dpmpp_2m": LAM, "res_multistep": LAM, "res_multistep_ancestral": f"{LAM}, with noise that does not fit it",
     "dpmpp_sde": OFFSET, "dpmpp_sde_gpu": OFFSET, "dpmpp_2m_sde": OFFSET, "dpmpp_2m_sde_gpu": OFFSET,
     "dpmpp_2m_sde_heun": OFFSET, "dpmpp_2m_sde_heun_gpu": OFFSET, "seeds_2": OFFSET, "seeds_3": OFFSET,
     "dpmpp_3m_sde": "see docs/differences.md", "dpmpp_3m_sde_gpu": "see docs/differences.md",
     "lcm": "ComfyUI's network has no boundary scaling here; LCM's own has",
     "ipndm_v": "runs ipndm: ComfyUI's weights of 3 and 4 slopes are for even spacing and do not sum to 1, "
     "so it goes astray where levels crowd (beta); lms has the exact weights",
+    "deis": "on image models a polynomial in log sigma, which is nearer on most levels; ComfyUI's: `variant=tab`",
     "er_sde": "order 3 here is the whole quadratic; ComfyUI's lacks the term that the nodes are uneven",
     "sa_solver": "orders 2 and 2 here, 3 and 4 in ComfyUI; the last step but one falls to order 1 here only where it "
     "is long",
-    "dpm_fast": "N is steps here, of up to 3 calls each, on the grid lam; in ComfyUI N is calls",
+    "dpm_fast": "N is steps here, of up to 3 calls each, on the grid lam if none is named; in ComfyUI N is calls, on "
+    "levels of its own. Below, both make N calls",
 }  # fmt: skip
 
 
@@ -105,6 +111,14 @@ def compiled(name: str, process: str, scheduler: str, steps: int) -> Table:
     return tm.Sampler(name, grid=scheduler, steps=steps).compile(PROCESSES[process])
 
 
+def as_typed(name: str, process: str, scheduler: str, steps: int) -> Table:
+    """What N steps of ComfyUI are here; its N of dpm_fast is calls, on levels that are even in lam or log t."""
+    if name != "dpm_fast":
+        return compiled(name, process, scheduler, steps)
+    grid, few = "lam" if process == "vp" else scheduler, {"remainder": steps % 3}
+    return tm.Sampler(name, grid=grid, steps=steps // 3 + 1, options=few).compile(PROCESSES[process])
+
+
 def job(name: str, process: str, scheduler: str, steps: int) -> comfyui.Job:
     """The same run in ComfyUI, with our noise."""
     table = compiled(name, process, scheduler, steps)
@@ -113,7 +127,7 @@ def job(name: str, process: str, scheduler: str, steps: int) -> comfyui.Job:
 
 
 def result(table: Table, count: int) -> torch.Tensor:
-    """Our result, with one draw of noise per noise of the peer: a row's for stages that have their own, else a step's."""
+    """Our result with the peer's noise: a draw a row for stages that have their own, else a draw a step."""
     source = tm.SeededNoise(tuple(range(count)))
     by_row = table.solver in ("dpmpp_sde", "seeds_2", "seeds_3")
 
@@ -192,7 +206,7 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
                 same = on_levels(name, process, found.levels)
                 worst = max(worst, apart(result(same, count), found.result))
             there.append(distance(found.result, process, stochastic))
-            mine.append(distance(result(compiled(name, process, scheduler, n), count), process, stochastic))
+            mine.append(distance(result(as_typed(name, process, scheduler, n), count), process, stochastic))
         differs.append(None if name == "dpm_fast" else worst)
         peer.append(tuple(there))
         ours.append(tuple(mine))
@@ -200,7 +214,7 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
 
 
 def grid_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
-    """Levels of both, and the distance of DPM++ 2M (VP) and Euler (flow) on them."""
+    """Levels of both, and the distance of DPM++ 2M (VP) and Heun (flow) on them."""
     differs: list[float | None] = []
     peer, ours = [], []
     for process in PROCESSES:

@@ -100,7 +100,11 @@ def euler_ancestral(rng: random.Random) -> Case:
 def lms(rng: random.Random) -> Case:
     order = rng.randint(1, 4)
     config = betas(rng) | spacing(rng) | shape(rng)
-    more: Config = {"steps": rng.randint(2, 16), "options": {"order": order, "euler_at_final": False}, "step": {"order": order}}
+    more: Config = {
+        "steps": rng.randint(2, 16),
+        "options": {"order": order, "euler_at_final": False},
+        "step": {"order": order},
+    }
     return case(rng, "LMSDiscreteScheduler", config, "lms", "epsilon v sample", **more)
 
 

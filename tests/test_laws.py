@@ -82,7 +82,7 @@ def extrapolates(solver, options):
 @PLACES
 @EVERY
 def test_the_last_level_returns_the_denoised_sample(variant, process):
-    """Adams methods on slopes extrapolate to the clean level without euler_at_final, as in k-diffusion and diffusers."""
+    """Without euler_at_final Adams methods on slopes extrapolate there too, as in k-diffusion and diffusers."""
     if extrapolates(*variant):
         table = table_of(variant, PROCESSES[process], 5)
         assert int((table.x[-1] != 0).sum()) > 2

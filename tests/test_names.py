@@ -10,7 +10,6 @@ from timonel import names, solvers
 from timonel.errors import ArgumentError, UnknownName
 from timonel.grids import GRIDS
 
-
 WITHOUT_CFG_PP = (
     "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2s_ancestral", "res_multistep", "res_multistep_ancestral",
     "gradient_estimation",

@@ -107,7 +107,8 @@ THREE = {"predictor_order": 3, "corrector_order": 3}
 ROUGH = [
     Case("EulerDiscreteScheduler", HARSH, 10, "euler", kind="sample"),
     Case("KDPM2AncestralDiscreteScheduler", FAR, 4, "dpm2_ancestral", blind=True),
-    Case("DEISMultistepScheduler", CLOSE | {"prediction_type": "sample"}, 23, "deis", {"order": 3, "variant": "logrho"}, kind="sample",
+    Case("DEISMultistepScheduler", CLOSE | {"prediction_type": "sample"}, 23, "deis",
+         {"order": 3, "variant": "logrho"}, kind="sample",
          space="dpm", idle=1),
     Case("SASolverScheduler", SD | THREE | {"lower_order_final": False, "tau_func": parity_draw.Tau(0.0, 0.0, 1.0)}, 33,
          "sa_solver", {"eta": 0.0, **THREE, "variant": "simple"}, space="dpm"),

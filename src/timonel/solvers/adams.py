@@ -21,7 +21,7 @@ from ..errors import UnknownName, finite, flag, whole
 from ..grids import Grid
 from ..process import double
 from ..table import Rows, Table
-from .algebra import Frame, fit, frame, growing, rising
+from .algebra import Frame, fit, frame, growing, long_last, rising
 from .runge_kutta import clean_step
 
 # Adams-Bashforth weights for evenly spaced slopes, newest first
@@ -34,9 +34,7 @@ ADAMS_BASHFORTH = (
 Weights = Callable[[Frame, int, int], "list[Tensor]"]  # frame, step, how many slopes
 
 
-def _multistep(
-    name: str, grid: Grid, top: int, order: int, weights: Weights, *, euler_at_final: bool = True
-) -> Table:
+def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights, *, euler_at_final: bool = True) -> Table:
     """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes."""
     final = flag("euler_at_final", euler_at_final)
     coordinates = frame(grid)
@@ -98,22 +96,25 @@ def vp_time(s: Tensor) -> Tensor:
     return (torch.sqrt(RISE**2 + 2 * SLOPE * torch.log1p(s**2)) - RISE) / SLOPE
 
 
-def deis(grid: Grid, *, order: int = 3, variant: str = "tab") -> Table:
+def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
     """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
 
-    variant "tab": the polynomial is in the time of a VP process, as in ComfyUI; "logrho": in log s, as in diffusers,
-    nearer on evenly spaced log s and far off where the last level lies much lower than the one before (normal,
-    leading). First order to the clean level, where log s has no end. Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
+    variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
+    Without one it is the nearer of the two: logrho, and tab on a flow. In logrho the last step before the one to the
+    clean level is of order 2 where it is long. First order to the clean level, where log s has no end.
+    Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
     top = whole("order", order, 1, 3)
+    if variant is None:
+        variant = "tab" if grid.process.kind == "flow" else "logrho"
     if variant not in DEIS_VARIANTS:
         raise UnknownName("variant", variant, DEIS_VARIANTS)
 
     def in_log(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
-        h = torch.log(s / to)
-        nodes = [torch.log(s / at.s(grid[k - j])) / h for j in range(count)]
-        return [-to * w for w in fit(nodes, growing(h, count))]
+        h, used = torch.log(s / to), min(count, 2) if long_last(grid, k) else count
+        nodes = [torch.log(s / at.s(grid[k - j])) / h for j in range(used)]
+        return [-to * w for w in fit(nodes, growing(h, used))]
 
     def in_time(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))

@@ -211,7 +211,7 @@ def exponential_rk(grid: Grid, *, tableau: str = "krogstad") -> Table:
     return singlestep("exponential_rk", grid, EXPONENTIALS[tableau])
 
 
-SEEDS_2 = {"phi_1": dpmpp_2s_tableau, "phi_2": res_2s_tableau}
+SEEDS_2: dict[str, Callable[[float], Exponential]] = {"phi_1": dpmpp_2s_tableau, "phi_2": res_2s_tableau}
 
 
 def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5, variant: str = "phi_1") -> Table:

@@ -16,10 +16,9 @@ from ..errors import UnknownName, finite, whole
 from ..grids import Grid, ratio
 from ..process import EDM, Level, Process
 from ..table import Rows, Table
-from .algebra import decaying, finite_lam, fit, gap, noised, usable
+from .algebra import decaying, finite_lam, fit, gap, long_last, noised, usable
 
 VARIANTS = ("exact", "simple")
-LONG = 1.2  # in lam: a longer last step is not extrapolated over
 
 
 def sa_solver(
@@ -59,8 +58,8 @@ def sa_solver(
         led = e if low <= share(grid.process, now if simple else new) <= high else 0.0
         move = noised(now, new, led)
         evolved = {name: move.keep * c for name, c in here.items()} | {"eps": move.fresh}
-        long = clean and left == 2 and not simple and bool(gap(now, new) > LONG)
-        count = usable(grid, k, 1 if long else min(ahead, left) if clean else ahead)
+        most = 1 if not simple and long_last(grid, k) else min(ahead, left) if clean else ahead
+        count = usable(grid, k, most)
         x = dict(evolved)
         for name, c in _adams(grid, k, count, led, variant, corrects=False).items():
             x[name] = x.get(name, 0.0) + c
