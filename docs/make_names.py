@@ -37,7 +37,8 @@ as an image model (Stable Diffusion's levels) on `karras` and `normal`, and as a
 `simple`. A deterministic sampler has its root mean square distance to the exact solution, a stochastic one the
 energy distance of {count} samples to the data, where {floor:.4f} is what exact samples have: below twice of that
 nothing can be told apart. The first number is ComfyUI's, the second timonel's; the nearer one is bold where the
-other is {clear:g} times as large or more. A network has errors of its own, so small differences here are none on pictures.
+other is {clear:g} times as large or more. A network has errors of its own, so small differences here are none on
+pictures.
 
 A1111's and Forge's names are listed in [samplers.md](samplers.md#other-names); they run what ComfyUI's do. A1111, too,
 leaves out the last level but one for `DPM2 a`; its `DPM2` is `dpm2` here, which leaves out none (`dpm_2` does).
@@ -67,8 +68,8 @@ The largest relative difference of a level. On the levels of both: the distance 
 K = """
 ## k-diffusion's functions
 
-On Karras' levels. `sample_lms` extrapolates to sigma = 0; here the last step returns the denoised sample, as in ComfyUI,
-unless `options={{"euler_at_final": False}}`.
+On Karras' levels. `sample_lms` extrapolates to sigma = 0; here the last step returns the denoised sample, as in
+ComfyUI, unless `options={{"euler_at_final": False}}`.
 
 | function | here | karras | {columns} |
 | --- | --- | --- | {lines} |

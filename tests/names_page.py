@@ -73,7 +73,8 @@ NOTES = {
     "sa_solver": "orders 2 and 2 here, 3 and 4 in ComfyUI; the last step but one falls to order 1 here only where it "
     "is long",
     "dpm_fast": "N is steps here, of up to 3 calls each, on the grid lam if none is named; in ComfyUI N is calls, on "
-    "levels of its own. Below, both make N calls",
+    "levels of its own. Below, both make N calls, of which one here goes to the clean level: in few calls take "
+    "another sampler",
 }  # fmt: skip
 
 
