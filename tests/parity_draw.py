@@ -100,7 +100,11 @@ def euler_ancestral(rng: random.Random) -> Case:
 def lms(rng: random.Random) -> Case:
     order = rng.randint(1, 4)
     config = betas(rng) | spacing(rng) | shape(rng)
-    more: Config = {"steps": rng.randint(2, 16), "options": {"order": order}, "step": {"order": order}}
+    more: Config = {
+        "steps": rng.randint(2, 16),
+        "options": {"order": order, "euler_at_final": False},
+        "step": {"order": order},
+    }
     return case(rng, "LMSDiscreteScheduler", config, "lms", "epsilon v sample", **more)
 
 
@@ -246,7 +250,8 @@ def unipc(rng: random.Random) -> Case:
 def deis(rng: random.Random) -> Case:
     order = rng.randint(1, 3)
     config = betas(rng) | spacing(rng) | {"solver_order": order, "lower_order_final": False}
-    more: Config = {"options": {"order": order}, "space": "dpm"} | ({"double": True} if order == 3 else {})
+    more: Config = {"options": {"order": order, "variant": "logrho"}, "space": "dpm"}
+    more |= {"double": True} if order == 3 else {}
     if rng.random() < 0.3:  # these lists repeat their last sigma
         config |= {"use_karras_sigmas": True}
         more["idle"] = 1
@@ -361,7 +366,8 @@ def ipndm(rng: random.Random) -> Case:
     """`trained_betas` are this scheduler's sigmas; its own list starts at pure noise, where it is wrong."""
     steps, top = rng.randint(2, 30), rng.uniform(0.9, 0.99)
     sigmas = [math.sin(top * (1 - k / steps) * math.pi / 2) for k in range(steps + 1)]
-    drawn = case(rng, "IPNDMScheduler", {}, "ipndm", kind="v", space="ipndm", steps=steps)
+    options = {"euler_at_final": False}
+    drawn = case(rng, "IPNDMScheduler", {}, "ipndm", kind="v", space="ipndm", steps=steps, options=options)
     return replace(drawn, config={"trained_betas": sigmas})
 
 

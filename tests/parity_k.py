@@ -114,7 +114,7 @@ def dpmpp_3m_sde(rng: random.Random) -> Case:
 
 def lms(rng: random.Random) -> Case:
     order = {"order": rng.randint(1, 4)}
-    return Case("lms", levels(rng), "lms", order, order, kind(rng))
+    return Case("lms", levels(rng), "lms", order | {"euler_at_final": False}, order, kind(rng))
 
 
 def dpm_fast(rng: random.Random) -> Case:

@@ -101,8 +101,8 @@ def test_a_scheduler_that_is_replaced_is_said_to_be(pipe: Any) -> None:
 
 def test_few_steps_lower_the_order_that_is_set_on_the_pipeline(pipe: Any) -> None:
     pipe.scheduler = d.DEISMultistepScheduler.from_config(pipe.scheduler.config)
-    assert tm.Helm(pipe).choose(steps=1).sampler.options == {"order": 1}
-    assert tm.Helm(pipe).choose(steps=4).sampler.options == {"order": 2}
+    assert tm.Helm(pipe).choose(steps=1).sampler.options == {"order": 1, "variant": "logrho"}
+    assert tm.Helm(pipe).choose(steps=4).sampler.options == {"order": 2, "variant": "logrho"}
 
 
 # -- shipped models ----------------------------------------------------------------------------------

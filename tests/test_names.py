@@ -10,6 +10,11 @@ from timonel import names, solvers
 from timonel.errors import ArgumentError, UnknownName
 from timonel.grids import GRIDS
 
+WITHOUT_CFG_PP = (
+    "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2s_ancestral", "res_multistep", "res_multistep_ancestral",
+    "gradient_estimation",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("typed", "solver", "grid", "options", "noise"),
@@ -21,8 +26,8 @@ from timonel.grids import GRIDS
         ("Euler a", "euler_ancestral", None, {}, "independent"),
         ("DPM++ 2M SDE Heun Exponential", "dpmpp_2m_sde", "exponential", {"variant": "heun"}, "brownian"),
         ("dpmpp_2m_sde_gpu", "dpmpp_2m_sde", None, {}, "brownian"),
-        ("uni_pc_bh2", "unipc", None, {"order": 3, "variant": "bh2"}, "independent"),
-        ("DPM2 a Karras", "dpm2_ancestral", "karras", {}, "independent"),
+        ("uni_pc_bh2", "unipc", None, {"order": 3, "variant": "bh2", **names.DISCARDS}, "independent"),
+        ("DPM2 a Karras", "dpm2_ancestral", "karras", names.DISCARDS, "independent"),
         ("LMS Karras", "lms", "karras", {}, "independent"),
         ("euler sgm_uniform", "euler", "sgm_uniform", {}, "independent"),
         ("DPM++ 3M SDE Polyexponential", "dpmpp_3m_sde", "polyexponential", {}, "brownian"),
@@ -63,7 +68,8 @@ def test_every_scheduler_of_diffusers_that_samples_latents_has_a_name():
 
 
 def test_own_options_win_over_an_alias():
-    assert tm.Sampler("uni_pc_bh2", options={"order": 2}).options == {"order": 2, "variant": "bh2"}
+    made = tm.Sampler("uni_pc_bh2", options={"order": 2, "discard_penultimate": False})
+    assert made.options == {"order": 2, "variant": "bh2", "discard_penultimate": False}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,8 @@ def test_own_options_win_over_an_alias():
         ("eler", UnknownName, "'euler'"),
         ("DPM++ 2M Karas", UnknownName, "dpm\\+\\+ 2m"),
         ("dpm_adaptive", ArgumentError, "levels from the sample.*res_3s"),
-        ("dpmpp_2m_cfg_pp", ArgumentError, "CFG\\+\\+"),
+        *((f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'") for one in WITHOUT_CFG_PP),
+        ("sa_solver_pece", ArgumentError, "does not exist yet.*'sa_solver'"),
         ("euler/karas", UnknownName, "'karras'"),
         ("DPM++ 2M Karras/ays", ArgumentError, "'karras'.*'ays'.*one"),
         ("euler_gpu", UnknownName, "euler"),

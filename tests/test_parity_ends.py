@@ -63,7 +63,7 @@ def test_tcd_ends_at_time_zero_in_diffusers(eta):
 def test_deis_on_karras_sigmas_wastes_its_last_call_in_diffusers():
     """The list repeats its last sigma, so that the network is called and nothing moves; the noise there stays in."""
     config = SD | {"use_karras_sigmas": True}
-    case = Case("DEISMultistepScheduler", config, 8, "deis", {"order": 2}, space="dpm", idle=1)
+    case = Case("DEISMultistepScheduler", config, 8, "deis", {"order": 2, "variant": "logrho"}, space="dpm", idle=1)
     scheduler, shown, end = parity.theirs(case)
     assert scheduler.sigmas[-1] == scheduler.sigmas[-2] > 0.02
     assert apart(end, shown[-1]) <= 1e-12
@@ -107,7 +107,8 @@ THREE = {"predictor_order": 3, "corrector_order": 3}
 ROUGH = [
     Case("EulerDiscreteScheduler", HARSH, 10, "euler", kind="sample"),
     Case("KDPM2AncestralDiscreteScheduler", FAR, 4, "dpm2_ancestral", blind=True),
-    Case("DEISMultistepScheduler", CLOSE | {"prediction_type": "sample"}, 23, "deis", {"order": 3}, kind="sample",
+    Case("DEISMultistepScheduler", CLOSE | {"prediction_type": "sample"}, 23, "deis",
+         {"order": 3, "variant": "logrho"}, kind="sample",
          space="dpm", idle=1),
     Case("SASolverScheduler", SD | THREE | {"lower_order_final": False, "tau_func": parity_draw.Tau(0.0, 0.0, 1.0)}, 33,
          "sa_solver", {"eta": 0.0, **THREE, "variant": "simple"}, space="dpm"),

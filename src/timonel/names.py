@@ -28,11 +28,15 @@ BROWNIAN = "brownian"
 # what k-diffusion, A1111 and ComfyUI draw from a Brownian tree
 PATHS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
+#: ComfyUI leaves out the last level but one for UniPC and DPM-2, as A1111 does for DPM2. That is nearer where a grid
+#: ends at the model's cleanest level (uni_pc/normal, 8 steps: .07 off for .6), farther elsewhere (simple: .13 for .07)
+DISCARDS = {"discard_penultimate": "auto"}
+
 #: other names of solvers, normalised by `key`
 ALIASES: dict[str, Named] = {
     # A1111, Forge, SD.Next
     "euler a": Named("euler_ancestral"),
-    "dpm2 a": Named("dpm2_ancestral"),
+    "dpm2 a": Named("dpm2_ancestral", options=DISCARDS),
     "dpm++ 2m": Named("dpmpp_2m"),
     "dpm++ 3m": Named("dpmpp_3m"),
     "dpm++ sde": Named("dpmpp_sde", noise=BROWNIAN),
@@ -41,17 +45,18 @@ ALIASES: dict[str, Named] = {
     "dpm++ 3m sde": Named("dpmpp_3m_sde", noise=BROWNIAN),
     "dpm++ 2s": Named("dpmpp_2s"),
     "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
-    "ipndm v": Named("lms"),
+    "ipndm v": Named("ipndm"),
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
     # ComfyUI
-    "dpm 2": Named("dpm2"),
-    "dpm 2 ancestral": Named("dpm2_ancestral"),
+    "dpm 2": Named("dpm2", options=DISCARDS),
+    "dpm 2 ancestral": Named("dpm2_ancestral", options=DISCARDS),
     "dpmpp 2m sde heun": Named("dpmpp_2m_sde", options={"variant": "heun"}),
-    "uni pc": Named("unipc", options={"order": 3, "variant": "bh1"}),
-    "uni pc bh2": Named("unipc", options={"order": 3, "variant": "bh2"}),
-    "exp heun 2 x0": Named("exponential_rk", options={"tableau": "dpmpp_2s"}),
+    "uni pc": Named("unipc", options={"order": 3, "variant": "bh1", **DISCARDS}),
+    "uni pc bh2": Named("unipc", options={"order": 3, "variant": "bh2", **DISCARDS}),
+    "exp heun 2 x0": Named("exponential_rk", options={"tableau": "heun"}),
+    "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
     "res 2m": Named("res_multistep"),
     "res 3m": Named("res_multistep", options={"order": 3}),
     # stable-diffusion.cpp
@@ -69,7 +74,7 @@ ALIASES: dict[str, Named] = {
     "ddpmparallelscheduler": Named("ddpm"),
     "ddpmwuerstchenscheduler": Named("ddpm"),
     "pndmscheduler": Named("plms"),
-    "lmsdiscretescheduler": Named("lms"),
+    "lmsdiscretescheduler": Named("lms", options={"euler_at_final": False}),
     "eulerdiscretescheduler": Named("euler"),
     "edmeulerscheduler": Named("euler"),
     "flowmatcheulerdiscretescheduler": Named("euler"),
@@ -84,10 +89,10 @@ ALIASES: dict[str, Named] = {
     "dpmsolversinglestepscheduler": Named("dpmpp_2s"),
     "dpmsolversdescheduler": Named("dpmpp_sde", noise=BROWNIAN),
     "cosinedpmsolvermultistepscheduler": Named("dpmpp_2m_sde", noise=BROWNIAN),
-    "deismultistepscheduler": Named("deis", options={"order": 2}),
+    "deismultistepscheduler": Named("deis", options={"order": 2, "variant": "logrho"}),
     "unipcmultistepscheduler": Named("unipc"),
     "sasolverscheduler": Named("sa_solver", options={"variant": "simple"}),
-    "ipndmscheduler": Named("ipndm"),
+    "ipndmscheduler": Named("ipndm", options={"euler_at_final": False}),
     "lcmscheduler": Named("lcm"),
     "flowmatchlcmscheduler": Named("lcm"),
     "tcdscheduler": Named("tcd"),
@@ -100,12 +105,22 @@ GRID_ALIASES = {
     "use karras sigmas": "karras", "use exponential sigmas": "exponential", "use beta sigmas": "beta_sigma",
     "use lu lambdas": "lam",
 }  # fmt: skip
-#: what a name may mean that no table can do, and what to use instead
+CFG_PP = "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does not exist yet"
+PLAIN = f"{CFG_PP}, so use {{0!r}} with guidance"
+#: ComfyUI's samplers with CFG++, and the same without it
+WITH_CFG_PP = {
+    f"{plain} cfg pp": plain.replace(" ", "_")
+    for plain in (
+        "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep", "res multistep ancestral",
+        "gradient estimation",
+    )
+}  # fmt: skip
+#: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
     "dpm adaptive": "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'",
-    "euler cfg pp": "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step",
-    "euler ancestral cfg pp": "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step",
-    "dpmpp 2m cfg pp": "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step",
+    **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
+    "sa solver pece": "predicting, correcting and calling the network again does not exist yet; use 'sa_solver', which "
+    "makes one call a step",
 }
 
 

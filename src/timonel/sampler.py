@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT = "dpmpp_2m"
 STEPS = 20
 MOST_STEPS = 1_000_000  # more is a mistake
+DISCARD = "discard_penultimate"  # the option that acts on the grid
 PART = ("start", "stop", "strength", "denoising_start", "denoising_end")
 FILE = ".json"  # how the name of a sampler file ends
 
@@ -31,7 +32,9 @@ class Sampler:
 
     The names of other programs work too ("DPM++ 2M Karras", "euler a", diffusers' class names); see `names.py`.
 
-    `options` go to the solver (eta, order, …), `grid_options` to the grid (rho, sigma_max, …).
+    `options` go to the solver (eta, order, …), `grid_options` to the grid (rho, sigma_max, …). The option
+    `discard_penultimate`, which ComfyUI's names of UniPC and DPM-2 set to "auto", makes one level more of a named
+    grid and leaves out the last but one; see `grids.make`.
     `sigmas` or `times` give your own levels instead of a named grid and set the steps. Without a
     grid the solver's own is taken, else the process' usual one, `grids.usual`: karras, and trailing for a flow or
     where the process begins at pure noise.
@@ -76,8 +79,10 @@ class Sampler:
         object.__setattr__(self, "options", {**named.options, **self.options})
         own = named.noise or noises.DEFAULT
         object.__setattr__(self, "noise", own if self.noise is None else noises.find(self.noise))
-        solvers.check(self.name, self.options)
+        solvers.check(self.name, self.solver_options)
         noises.find(self.source)
+        if grids.penultimate(self.options.get(DISCARD, False)) is True and (self.sigmas or self.times):
+            raise ArgumentError(f"{DISCARD}=True leaves out a level of a named grid, and your levels are given")
         if sum(v is not None for v in (self.grid, self.sigmas, self.times)) > 1:
             raise ArgumentError("give one of grid=, sigmas= and times=; each of them sets the levels")
         if self.grid_options and (self.sigmas is not None or self.times is not None):
@@ -154,6 +159,11 @@ class Sampler:
         return self.noise or noises.DEFAULT
 
     @property
+    def solver_options(self) -> dict[str, Any]:
+        """The options without the one that acts on the grid."""
+        return {key: value for key, value in self.options.items() if key != DISCARD}
+
+    @property
     def cuts(self) -> dict[str, Any]:
         """Which part of the levels was asked for; empty for all of them."""
         return {key: getattr(self, key) for key in PART if getattr(self, key) is not None}
@@ -198,7 +208,8 @@ class Sampler:
         full = self.on(process)
         assert full.grid is not None
         assert full.steps is not None
-        return grids.make(full.grid, process, full.steps, **full.grid_options)
+        discard = self.options.get(DISCARD, False)
+        return grids.make(full.grid, process, full.steps, discard_penultimate=discard, **full.grid_options)
 
     def compile(self, process: Process) -> Table:
         """The table of this sampler on `process`.
@@ -210,13 +221,13 @@ class Sampler:
             return self.drawing(self.fitted.on(process), process)
         if self.cuts and "skip" not in self.options:  # which counts the steps of the part
             return self.drawing(self._part(process), process)
-        return self.drawing(solvers.make(self.name, self.levels(process), **self.options), process)
+        return self.drawing(solvers.make(self.name, self.levels(process), **self.solver_options), process)
 
     def _part(self, process: Process) -> Table:
         """The rows of the whole journey's table that the cuts leave."""
 
         def make(grid: Grid, before: int = 0) -> Table:
-            return solvers.make(self.name, grid, before=before, **self.options)
+            return solvers.make(self.name, grid, before=before, **self.solver_options)
 
         whole = self._levels(process)
         table = make(whole)

@@ -214,7 +214,7 @@ class LMSDiscreteScheduler(Compat):
     defaults = {**BETAS, **SHAPES, "prediction_type": "epsilon", **SPACING}
 
     def _solver(self, flags: Flags) -> Named:
-        return "lms", {"order": 4}
+        return "lms", {"order": 4, "euler_at_final": False}
 
 
 class PNDMScheduler(Compat):
@@ -237,7 +237,7 @@ class PNDMScheduler(Compat):
             return super()._compile(sampler, grid, before)
         if sampler.name == "pndm":
             raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
-        return solvers.make("ipndm", grid)  # one call a step, as the rest of the list has it
+        return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest of the list has it
 
 
 class IPNDMScheduler(Compat):
@@ -261,7 +261,8 @@ class IPNDMScheduler(Compat):
             )
         super()._create(explicit, carried, hidden, of_model, trial)
 
-    solver = "ipndm"
+    def _solver(self, flags: Flags) -> Named:
+        return "ipndm", {"euler_at_final": False}
 
 
 class DPMSolverMultistepScheduler(Compat):
@@ -330,14 +331,14 @@ class DEISMultistepScheduler(Compat):
     }  # fmt: skip
 
     def _solver(self, flags: Flags) -> Named:
-        return "deis", {"order": flags["solver_order"]}
+        return "deis", {"order": flags["solver_order"], "variant": "logrho"}
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
         few = flags["lower_order_final"] and self._levels.grid.steps + self._levels.idle < FEW
         orders = falling(order, grid.steps, after) if few else [order] * grid.steps
         orders = [1] if grid.steps == 1 else orders
-        return lowered(lambda o: solvers.make("deis", grid, order=o), orders)
+        return lowered(lambda o: solvers.make("deis", grid, order=o, variant="logrho"), orders)
 
 
 class UniPCMultistepScheduler(Compat):

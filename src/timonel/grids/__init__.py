@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ArgumentError, GridError, among, whole
-from ..process import Flow, Process
+import torch
+
+from ..errors import ArgumentError, GridError, among, flag, whole
+from ..process import Flow, Process, double
 from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
 from .custom import custom_times as custom_times
@@ -42,6 +44,7 @@ class GridSpec:
 
 
 ENDS = ("sigma_min", "sigma_max")
+CLOSE = 1e-6  # of two levels in log(alpha / sigma)
 AYS, OSS = "arXiv 2404.14507", "arXiv 2503.21774"
 GRIDS: dict[str, GridSpec] = {
     "leading": GridSpec(index.leading, "training index", "DDIM, arXiv 2010.02502"),
@@ -84,8 +87,43 @@ GRIDS: dict[str, GridSpec] = {
 }
 
 
-def make(name: str, process: Process, steps: int, **options: Any) -> Grid:
+def make(name: str, process: Process, steps: int, *, discard_penultimate: bool | str = False, **options: Any) -> Grid:
     """The grid called `name`. Raises `UnknownName` or `GridError`, always before any compute.
+
+    `discard_penultimate` makes a grid of one step more and leaves out its last level above 0, as ComfyUI does for
+    some samplers: the step from there to the clean level is too small to be worth a network call, and the one
+    before it longer than a multistep method bears. "auto": only where that level is the model's cleanest.
+    """
+    discard = penultimate(discard_penultimate)
+    if discard == "auto":
+        discard = _ends_cleanest(_make(name, process, steps, **options))
+    if not discard:
+        return _make(name, process, steps, **options)
+    if process.kind == "vp" and whole("steps", steps) >= process.train_steps:
+        raise GridError(
+            f"discard_penultimate makes one level more than {steps} steps, and this model has {process.train_steps}; "
+            f"use at most {process.train_steps - 1} steps, or discard_penultimate=False"
+        )
+    full = _make(name, process, whole("steps", steps) + 1, **options)
+    left = torch.tensor([*range(full.steps - 1), full.steps])
+    return Grid(process, full.alpha[left], full.sigma[left], full.time[left], full.name)
+
+
+def penultimate(value: object) -> bool | str:
+    """`discard_penultimate` as given. Raises `ArgumentError` unless it is True, False or "auto"."""
+    return "auto" if value == "auto" else flag("discard_penultimate", value)
+
+
+def _ends_cleanest(grid: Grid) -> bool:
+    """Whether the last level above 0 is the cleanest that the model was trained at, or the next."""
+    if grid.steps < 2:
+        return False
+    offset = max(float(grid.process.steps_offset), 1.0)
+    return bool(grid[grid.steps - 1].lam >= grid.process.at_index(double(offset)).lam - CLOSE)
+
+
+def _make(name: str, process: Process, steps: int, **options: Any) -> Grid:
+    """The grid called `name`, all its levels.
 
     On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as their `sigma_min`, the
     others are stretched, see `flow.stretched`. One step has only the first level.

@@ -313,7 +313,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         """`before`: how many steps of the journey come before those of `grid`."""
         if sampler.fitted is not None:
             return sampler.fitted.on(grid.process)
-        return solvers.make(sampler.name, grid, before=before, **sampler.options)
+        return solvers.make(sampler.name, grid, before=before, **sampler.solver_options)
 
     # -- which row -----------------------------------------------------------------------------
     def loop_begin(self, row: int) -> int:

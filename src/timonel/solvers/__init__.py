@@ -74,12 +74,14 @@ SOLVERS: dict[str, SolverSpec] = {
     "rk4": SolverSpec(runge_kutta.rk4, 4, "4N - 3", False, "Kutta 1901"),
     "runge_kutta": SolverSpec(runge_kutta.runge_kutta, 3, "3N - 2", False, "Butcher's tableaus", ("tableau",)),
     # Adams on slopes
-    "lms": SolverSpec(adams.lms, 4, "N", False, "k-diffusion", ("order",)),
+    "lms": SolverSpec(adams.lms, 4, "N", False, "k-diffusion", ("order", "euler_at_final")),
     "plms": SolverSpec(adams.plms, 2, "N + 1", False, "arXiv 2202.09778", rest=adams.plms_rest),
     "pndm": SolverSpec(adams.pndm, 2, "N + 9", False, "arXiv 2202.09778", rest=adams.pndm_rest),
-    "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902", ("order",)),
-    "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902", ("order",)),
-    "gradient_estimation": SolverSpec(adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848", ("gamma",)),
+    "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902", ("order", "euler_at_final")),
+    "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902", ("order", "variant")),
+    "gradient_estimation": SolverSpec(
+        adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848", ("gamma", "euler_at_final")
+    ),
     # exponential, singlestep
     "dpm_solver": SolverSpec(exponential.dpm_solver, 3, "3N - 2", False, "arXiv 2206.00927", ("order",)),
     "dpm_fast": SolverSpec(exponential.dpm_fast, 2, "3N - 3", False, "arXiv 2206.00927", ("remainder",), "lam"),
@@ -93,7 +95,7 @@ SOLVERS: dict[str, SolverSpec] = {
     "exponential_rk": SolverSpec(
         exponential.exponential_rk, 4, "4N - 3", False, "Hochbruck & Ostermann 2005", ("tableau",)
     ),
-    "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267", ("eta", "r")),
+    "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267", ("eta", "r", "variant")),
     "seeds_3": SolverSpec(exponential.seeds_3, 2, "3N - 2", True, "arXiv 2305.14267", ("eta",)),
     # exponential, multistep
     "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2", ("variant",)),

@@ -2,19 +2,26 @@
 
 In the coordinates of `algebra.Frame`, `y' = y + (s' - s)·sum_j w_j·slope_j` over the newest slopes. The methods
 differ in the weights only.
+
+With `euler_at_final` a step to the clean level is Euler's, which returns the denoised sample, as ComfyUI has it;
+without it the slopes are extrapolated there too, as k-diffusion and diffusers do. The slope turns fast before
+the clean level, so an extrapolation is farther off the coarser the last step (docs/names.md has numbers).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import finite, whole
+from ..errors import UnknownName, finite, flag, whole
 from ..grids import Grid
+from ..process import double
 from ..table import Rows, Table
-from .algebra import Frame, fit, frame, growing, rising
+from .algebra import Frame, fit, frame, growing, long_last, rising
 from .runge_kutta import clean_step
 
 # Adams-Bashforth weights for evenly spaced slopes, newest first
@@ -27,12 +34,16 @@ ADAMS_BASHFORTH = (
 Weights = Callable[[Frame, int, int], "list[Tensor]"]  # frame, step, how many slopes
 
 
-def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights) -> Table:
+def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights, *, euler_at_final: bool = True) -> Table:
     """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes."""
+    final = flag("euler_at_final", euler_at_final)
     coordinates = frame(grid)
     rows = Rows(name, grid, order=order, history=top, basis=coordinates.basis)
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
+        if final and not bool(new.sigma > 0):
+            clean_step(rows, grid, coordinates, k)
+            continue
         m_new = coordinates.m(new)
         found = weights(coordinates, k, rising(grid, k, top, lifts=False))
         row = {f"h{i}": m_new * w for i, w in enumerate(found)}
@@ -40,10 +51,11 @@ def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights) ->
     return rows.table()
 
 
-def lms(grid: Grid, *, order: int = 4) -> Table:
+def lms(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
     """Adams-Bashforth for uneven levels: the polynomial in s through `order` slopes, integrated. Order 1 to 4.
 
-    1 call per step, deterministic. k-diffusion `lms`, ComfyUI `ipndm_v`. Liu et al. 2022, arXiv 2202.09778.
+    1 call per step, deterministic. ComfyUI `lms`; k-diffusion's and diffusers' with euler_at_final=False.
+    Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
 
@@ -52,14 +64,15 @@ def lms(grid: Grid, *, order: int = 4) -> Table:
         nodes = [(at.s(grid[k - j]) - s) / step for j in range(count)]
         return [step * w for w in fit(nodes, [torch.ones_like(s) / (p + 1) for p in range(count)])]
 
-    return _multistep("lms", grid, top, top, weights)
+    return _multistep("lms", grid, top, top, weights, euler_at_final=euler_at_final)
 
 
-def ipndm(grid: Grid, *, order: int = 4) -> Table:
+def ipndm(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
     """Adams-Bashforth with the weights of even spacing, whatever the levels. 1 call per step, deterministic.
 
     Order 2 (1 with order=1): the weights are exact for levels evenly spaced in s. Zhang & Chen 2022,
-    arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778.
+    arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778. ComfyUI `ipndm`; diffusers' with
+    euler_at_final=False.
     """
     top = whole("order", order, 1, 4)
 
@@ -67,32 +80,60 @@ def ipndm(grid: Grid, *, order: int = 4) -> Table:
         step = at.s(grid.end(k)) - at.s(grid[k])
         return [step * w for w in ADAMS_BASHFORTH[count - 1]]
 
-    return _multistep("ipndm", grid, top, min(top, 2), weights)
+    return _multistep("ipndm", grid, top, min(top, 2), weights, euler_at_final=euler_at_final)
 
 
-def deis(grid: Grid, *, order: int = 3) -> Table:
-    """The polynomial in log s through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
+DEIS_VARIANTS = ("tab", "logrho")
+POINTS, WEIGHTS = (double(v) for v in np.polynomial.legendre.leggauss(32))
+#: the VP process of DEIS' time: sigma / alpha is 0.002 at t = 0.001 and 80 at t = 1
+LOWEST, EARLIEST, HIGHEST = 0.002, 1e-3, 80.0
+SLOPE = 2 * (math.log1p(LOWEST**2) / EARLIEST - math.log1p(HIGHEST**2)) / (EARLIEST - 1)
+RISE = math.log1p(HIGHEST**2) - SLOPE / 2
 
-    Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS" in log rho, as diffusers has it. First order to the clean
-    level, where log s has no end.
+
+def vp_time(s: Tensor) -> Tensor:
+    """The time t of a VP process with log(1 + s²) = RISE·t + SLOPE·t²/2."""
+    return (torch.sqrt(RISE**2 + 2 * SLOPE * torch.log1p(s**2)) - RISE) / SLOPE
+
+
+def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
+    """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
+
+    variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
+    Without one it is the nearer of the two: logrho, and tab on a flow. In logrho the last step before the one to the
+    clean level is of order 2 where it is long. First order to the clean level, where log s has no end.
+    Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
     top = whole("order", order, 1, 3)
+    if variant is None:
+        variant = "tab" if grid.process.kind == "flow" else "logrho"
+    if variant not in DEIS_VARIANTS:
+        raise UnknownName("variant", variant, DEIS_VARIANTS)
 
-    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+    def in_log(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
-        if not bool(to > 0):
+        h, used = torch.log(s / to), min(count, 2) if long_last(grid, k) else count
+        nodes = [torch.log(s / at.s(grid[k - j])) / h for j in range(used)]
+        return [-to * w for w in fit(nodes, growing(h, used))]
+
+    def in_time(at: Frame, k: int, count: int) -> list[Tensor]:
+        s, to = at.s(grid[k]), at.s(grid.end(k))
+        first, step = vp_time(s), vp_time(to) - vp_time(s)
+        nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(count)]
+        if count == 1:
             return [to - s]
-        h = torch.log(s / to)
-        nodes = [torch.log(s / at.s(grid[k - j])) / h for j in range(count)]
-        return [-to * w for w in fit(nodes, growing(h, count))]
+        width = torch.log(to / s)  # Gauss-Legendre in log s, in which the integrand is smooth
+        u = s * torch.exp((POINTS + 1) / 2 * width)
+        measure, v = WEIGHTS / 2 * width * u, (vp_time(u) - first) / step
+        return fit(nodes, [(measure * v**p).sum() for p in range(count)])
 
-    return _multistep("deis", grid, top, top, weights)
+    return _multistep("deis", grid, top, top, in_log if variant == "logrho" else in_time)
 
 
-def gradient_estimation(grid: Grid, *, gamma: float = 2.0) -> Table:
+def gradient_estimation(grid: Grid, *, gamma: float = 2.0, euler_at_final: bool = True) -> Table:
     """Slope gamma·h0 + (1 - gamma)·h1. Order 1 (2 at gamma = 1.5 and even spacing), 1 call per step, deterministic.
 
-    Permenter & Yuan 2023, arXiv 2306.04848 (gamma = 2).
+    Permenter & Yuan 2023, arXiv 2306.04848 (gamma = 2). ComfyUI `gradient_estimation`.
     """
     g = finite("gamma", gamma, 1, 5)
 
@@ -100,7 +141,7 @@ def gradient_estimation(grid: Grid, *, gamma: float = 2.0) -> Table:
         step = at.s(grid.end(k)) - at.s(grid[k])
         return [step] if count == 1 else [g * step, (1 - g) * step]
 
-    return _multistep("gradient_estimation", grid, 2, 1, weights)
+    return _multistep("gradient_estimation", grid, 2, 1, weights, euler_at_final=euler_at_final)
 
 
 def plms(grid: Grid) -> Table:
@@ -128,7 +169,7 @@ def plms(grid: Grid) -> Table:
 
 def plms_rest(grid: Grid, before: int) -> Table:
     """The steps of `plms` after its first: one call each, and a history that begins anew."""
-    return ipndm(grid)
+    return ipndm(grid, euler_at_final=False)
 
 
 def pndm(grid: Grid) -> Table:

@@ -14,6 +14,7 @@ from ..process import Level, double
 
 SERIES = 0.2  # below this |z| phi functions are summed as a series; above it the recurrence is accurate
 TERMS = 14  # of that series
+LONG = 1.2  # in lam, see `long_last`
 
 
 # -- one step of a constant denoised sample ------------------------------------------------------
@@ -107,6 +108,16 @@ def usable(grid: Grid, k: int, wanted: int) -> int:
         return 1
     count = rising(grid, k, wanted)
     return count if finite_lam(grid[k - count + 1]) else count - 1
+
+
+def long_last(grid: Grid, k: int) -> bool:
+    """Whether step k is the last before the one to the clean level and longer than `LONG` in lam.
+
+    As on `normal`, and in few steps on `karras`: to extrapolate far over such a step is worse than not to.
+    """
+    if k != grid.steps - 2 or bool(grid.sigma[-1] > 0):
+        return False
+    return bool(gap(grid[k], grid.end(k)) > LONG)
 
 
 # -- exponential integrators ---------------------------------------------------------------------

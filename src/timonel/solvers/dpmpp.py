@@ -130,9 +130,18 @@ def res_multistep(grid: Grid, *, order: int = 2) -> Table:
 
 
 def res_multistep_ancestral(grid: Grid, *, eta: float = 1.0) -> Table:
-    """`res_multistep` of order 2 on ancestral levels. Order 1 weakly, 1 call per step, stochastic. ComfyUI's."""
+    """`res_multistep` of order 2 on ancestral levels. Order 1 weakly, 1 call per step, stochastic. ComfyUI's.
+
+    The previous prediction counts as one made as far back as its step was long, down to where the noise was added:
+    fresh noise has parted the two samples, and the longer way damps the extrapolation.
+    """
     down = ancestral(grid, eta)
-    return _multistep("res_multistep_ancestral", down, 2, 1 if eta else 2, 0.0, exact(down))
+
+    def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
+        nodes = [torch.zeros_like(big), -gap(down[k - 1], down.end(k - 1)) / big]
+        return fit(nodes[:count], decaying(big, count))
+
+    return _multistep("res_multistep_ancestral", down, 2, 1 if eta else 2, 0.0, weights)
 
 
 def exact(grid: Grid) -> Weights:

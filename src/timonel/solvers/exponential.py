@@ -97,6 +97,7 @@ def _krogstad() -> Exponential:
 EXPONENTIALS = {
     "dpmpp_2s": dpmpp_2s_tableau(0.5),
     "res_2s": res_2s_tableau(),
+    "heun": res_2s_tableau(1.0),
     "res_3s": res_3s_tableau(),
     "dpm_3": dpm_3_tableau(),
     "etdrk4": _etdrk4(),
@@ -203,19 +204,25 @@ def res_3s(grid: Grid) -> Table:
 def exponential_rk(grid: Grid, *, tableau: str = "krogstad") -> Table:
     """Any explicit exponential method by its tableau; `EXPONENTIALS` lists them. Order and calls are the tableau's.
 
-    dpmpp_2s, res_2s: order 2; res_3s, dpm_3: 3; etdrk4, krogstad: 4. On denoised predictions, deterministic.
+    dpmpp_2s, res_2s, heun: order 2; res_3s, dpm_3: 3; etdrk4, krogstad: 4. On denoised predictions, deterministic.
     """
     if tableau not in EXPONENTIALS:
         raise UnknownName("tableau", tableau, EXPONENTIALS)
     return singlestep("exponential_rk", grid, EXPONENTIALS[tableau])
 
 
-def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5) -> Table:
+SEEDS_2: dict[str, Callable[[float], Exponential]] = {"phi_1": dpmpp_2s_tableau, "phi_2": res_2s_tableau}
+
+
+def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5, variant: str = "phi_1") -> Table:
     """SEEDS with two stages: `dpmpp_2s` on the reverse SDE. 2 calls per step, stochastic.
 
+    variant "phi_2" integrates the line through both predictions exactly; at r = 1 it is ComfyUI's exp_heun_2_x0_sde.
     Order 2 (weak for eta > 0). Gonzalez et al. 2023, arXiv 2305.14267.
     """
-    return singlestep("seeds_2", grid, dpmpp_2s_tableau(finite("r", r, 0.01, 0.99)), eta)
+    if variant not in SEEDS_2:
+        raise UnknownName("variant", variant, SEEDS_2)
+    return singlestep("seeds_2", grid, SEEDS_2[variant](finite("r", r, 0.01, 1)), eta)
 
 
 def seeds_3(grid: Grid, *, eta: float = 1.0) -> Table:
