@@ -1,0 +1,64 @@
+"""A pipeline with the classes of `timonel.compat` in place of its schedulers, of the same names and configurations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from timonel.compat.base import Compat
+from timonel.compat.schedulers import CLASSES
+
+
+def schedulers(pipe: Any) -> dict[str, Any]:
+    """The schedulers of a pipeline, by the names of its components."""
+    return {name: one for name, one in pipe.components.items() if isinstance(one, SchedulerMixin)}
+
+
+def counterparts(pipe: Any) -> dict[str, Any]:
+    """What `timonel.compat` has for them, made of their configurations; a class that it lacks is left out."""
+    alike = {name: (CLASSES.get(type(one).__name__), one.config) for name, one in schedulers(pipe).items()}
+    return {name: cls.from_config(config) for name, (cls, config) in alike.items() if cls is not None}
+
+
+@contextmanager
+def replaced(pipe: Any, others: Mapping[str, Any]) -> Iterator[None]:
+    """The pipeline with other schedulers, whose noise is drawn in the order of diffusers' steps."""
+    before = {name: getattr(pipe, name) for name in others}
+
+    def seeded(self: Compat, generator: Any, batch: int) -> None:
+        self.run.noise = lambda row, like: randn_tensor(like.shape, generator, like.device, like.dtype)
+
+    for name, one in others.items():
+        setattr(pipe, name, one)
+    try:
+        with patch.object(Compat, "_seed", seeded):
+            yield
+    finally:
+        for name, one in before.items():
+            setattr(pipe, name, one)
+
+
+def ended(pipe: Any, call: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What a call of a pipeline returns, and the sample that each of its schedulers' last step has returned."""
+    last: dict[str, Tensor] = {}
+
+    def watched(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def stepped(*args: Any, **named: Any) -> Any:
+            made = step(*args, **named)
+            last[name] = made[0].detach().double()
+            return made
+
+        return stepped
+
+    with ExitStack() as stack:
+        for cls in {type(one) for one in schedulers(pipe).values()}:
+            stack.enter_context(patch.object(cls, "step", watched(cls.__name__, cls.step)))
+        return call(), [last[name] for name in sorted(last)]
