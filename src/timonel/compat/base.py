@@ -31,6 +31,7 @@ from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
 from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
+from .kin import Named
 from .members import DIRECT, INTERNAL, Members, initial
 from .rows import FEW
 
@@ -39,7 +40,7 @@ NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Members, Scheduler):
+class Compat(Members, Scheduler, metaclass=Named):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.

@@ -128,16 +128,21 @@ class FlowMatchHeunDiscreteScheduler(Compat):
     solver = "heun"
 
 
-class KDPM2DiscreteScheduler(Compat):
-    """`dpm2`."""
+class DPM2(Compat):
+    """What both classes have in common."""
 
     calls = 2
     unit, fixed = False, {"rounds": True}
+
+
+class KDPM2DiscreteScheduler(DPM2):
+    """`dpm2`."""
+
     defaults = {**NARROW, **SHAPES, "prediction_type": "epsilon", **SPACING}
     solver = "dpm2"
 
 
-class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
+class KDPM2AncestralDiscreteScheduler(DPM2):
     """`dpm2_ancestral`."""
 
     defaults = dict(KDPM2DiscreteScheduler.defaults)
@@ -264,20 +269,12 @@ class IPNDMScheduler(Compat):
     solver = "ipndm"
 
 
-class DPMSolverMultistepScheduler(Compat):
+class Multistep(Compat):
     """`dpmpp_2m` and its kin: "dpmsolver++" of order 1 to 3, "sde-dpmsolver++", "dpmsolver" of order 1.
 
     Order 3 has diffusers' second derivative (`curvature` 1/2), and falls to 2 before an end at sigma = 0 however
     many steps there are; with noise it is k-diffusion's, for diffusers' has a wrong sign.
     """
-
-    family = "dpm"
-    defaults = {
-        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
-        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
-        "variance_type": None, **SPACING, "rescale_betas_zero_snr": False, **DYNAMIC,
-    }  # fmt: skip
 
     def _solver(self, flags: Flags) -> Named:
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
@@ -312,7 +309,19 @@ class DPMSolverMultistepScheduler(Compat):
         return lowered(make, orders)
 
 
-class EDMDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
+class DPMSolverMultistepScheduler(Multistep):
+    """`dpmpp_2m` and its kin; see `Multistep`."""
+
+    family = "dpm"
+    defaults = {
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
+        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
+        "variance_type": None, **SPACING, "rescale_betas_zero_snr": False, **DYNAMIC,
+    }  # fmt: skip
+
+
+class EDMDPMSolverMultistepScheduler(Multistep):
     """`DPMSolverMultistepScheduler` on EDM's process."""
 
     family, kinds, unit = "edm", ("edm",), False
@@ -395,6 +404,6 @@ class SASolverScheduler(Compat):
 
 
 CLASSES: dict[str, type[Compat]] = {
-    name: value for name, value in list(vars().items()) if isinstance(value, type) and issubclass(value, Compat)
-}
-del CLASSES["Compat"]
+    name: value for name, value in list(vars().items())
+    if isinstance(value, type) and issubclass(value, Compat) and value.defaults
+}  # fmt: skip
