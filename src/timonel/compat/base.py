@@ -20,17 +20,17 @@ from .. import process as processes
 from ..errors import ArgumentError, RunError, TimonelError, UnknownName, finite, options, whole
 from ..grids import Grid
 from ..noise import source
-from ..pipelines import acting, request
+from ..pipelines import acting, model, request
 from ..pipelines.attributes import Stepped
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
 from ..pipelines.timesteps import number
-from ..process import Level, Process
+from ..process import VE, Level, Process
 from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
-from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
+from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
 from .kin import Named
 from .members import DIRECT, INTERNAL, Members, initial
 from .rows import FEW
@@ -103,7 +103,7 @@ class Compat(Members, Scheduler, metaclass=Named):
         ConfigMixin.register_to_config(self, **flags, **written)
         given = {**hidden, **flags, "_class_name": type(self).__name__}
         process, prediction = processes.from_config(given), predictions.from_config(given)
-        if process.kind not in self.kinds:
+        if not self._fits(process):
             raise ArgumentError(self._unfit(process))
         self._check(flags, explicit, process)
         name, chosen = self._solver(flags)
@@ -178,6 +178,10 @@ class Compat(Members, Scheduler, metaclass=Named):
     def _change(self, changes: Config, asked: Config) -> dict[str, Any]:
         """Take keys that were changed in place, of which those that are `asked` for have to act."""
         known = {**self.defaults, **dict.fromkeys(MODEL)}
+        asked = {key: value for key, value in asked.items() if key not in self._read or self._read[key] != value}
+        meant = model.registered(self.process, changes)
+        if len(meant) > len(changes):  # Cosmos 2 makes another process of a flow, with what only itself reads
+            changes, asked = meant, {}
         for key in changes:
             if key in asked and key not in known and key not in self._read:
                 raise UnknownName(f"argument of {type(self).__name__}", key, known)
@@ -212,6 +216,10 @@ class Compat(Members, Scheduler, metaclass=Named):
         for key in changes:
             if key not in known:
                 raise UnknownName(f"argument of {cls.__name__}", key, known)
+
+    @classmethod
+    def _fits(cls, process: Process) -> bool:
+        return not {process.kind, name_of(process)}.isdisjoint(cls.kinds)
 
     @classmethod
     def _unfit(cls, process: Process) -> str:
@@ -262,7 +270,7 @@ class Compat(Members, Scheduler, metaclass=Named):
         process, carried, hidden = read(
             cls.__name__, cls.defaults, options("config", {} if config is None else config), changes
         )
-        if process.kind not in cls.kinds:
+        if not cls._fits(process):
             raise ArgumentError(cls._unfit(process))
         made = cls.__new__(cls)
         hidden = {key: value for key, value in hidden.items() if key not in of_model}
@@ -274,13 +282,14 @@ class Compat(Members, Scheduler, metaclass=Named):
         """The classes of `timonel.compat` that fit this model."""
         from . import schedulers
 
-        return [c for c in schedulers.CLASSES.values() if self.process.kind in c.kinds]
+        return [c for c in schedulers.CLASSES.values() if c._fits(self.process)]
 
     # -- levels ----------------------------------------------------------------------------------------
     @property
     def _flags(self) -> dict[str, Any]:
         """The class's flags as they are now; pipelines change some in place."""
-        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}  # other classes' configs may have them
+        of_others = ("sigma_min", "sigma_max", *(("final_sigmas_type",) if isinstance(self.process, VE) else ()))
+        ends = {key: self.config.get(key) for key in of_others}  # other classes' configs may have them
         first = {} if self._first_shift is None else {"first_shift": self._first_shift}
         return {**ends, **{key: self.config[key] for key in self.defaults}, **self.fixed, **first}
 
@@ -395,8 +404,9 @@ class Compat(Members, Scheduler, metaclass=Named):
         Raises `ArgumentError` for other arguments of diffusers' steps: noise belongs to `generator`, churn to
         `timonel.Scheduler` with `sampler_options`.
         """
+        passed = {key: others.pop(key) for key in STEP_PASSED if key in others}
         for key, value in others.items():
-            if key not in STEP_DEFAULTS or value != STEP_DEFAULTS[key]:
+            if key not in STEP_DEFAULTS or value not in (None, STEP_DEFAULTS[key]):
                 raise ArgumentError(
                     f"{type(self).__name__}.step cannot do {key}={value!r}; options of a sampler are given to "
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
@@ -406,7 +416,7 @@ class Compat(Members, Scheduler, metaclass=Named):
             self._take(self.eta if eta is None else float(eta))
             eta = None
         sample = self._unit(sample, timestep)
-        new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
+        new = super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)[0]
         signal = float(self.run.table.alpha[-1])
         if self.run.row == self.run.table.nfe and signal != 1 and (not self.unit or self.process.kind == "edm"):
             new = new / signal  # diffusers' samples have unit signal there

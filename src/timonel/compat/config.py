@@ -8,7 +8,7 @@ from typing import Any
 from .. import prediction as predictions
 from .. import process as processes
 from ..pipelines.model import stays_flow
-from ..process import EDM, Flow, Process
+from ..process import EDM, VE, Flow, Process
 from ..process.config import class_of
 
 TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
@@ -66,6 +66,8 @@ def _model(name: str, process: Process, prediction: str, full: Mapping[str, Any]
         return {**named, "prediction_type": words}
     if isinstance(process, EDM):
         ends = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
+        if isinstance(process, VE):
+            return {**ends, "sigma_data": process.sigma_data, "process": "ve", "prediction_type": prediction}
         if name.startswith("EDM"):
             told = "epsilon" if prediction == "edm" else words
             return {**ends, "sigma_data": process.sigma_data, "prediction_type": told}

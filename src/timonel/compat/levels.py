@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import grids
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
-from ..process import EDM, Flow, Level, Process, double
+from ..process import EDM, VE, Flow, Level, Process, double
 from ..process.level import interpolate
 
 Flags = Mapping[str, Any]
@@ -57,12 +57,14 @@ def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
     """The levels of a scheduler family ("index", "sigma", "dpm", "distilled", "flow", "edm") on a model's process."""
     given = [name for name, value in zip(("timesteps", "sigmas"), asked[1:3], strict=True) if value is not None]
     if len(given) == 2:
-        raise ArgumentError("give timesteps or sigmas, not both")
-    if given and asked.steps is not None:
+        _both(process, asked)
+    if isinstance(process, VE) and asked.sigmas is not None:
+        asked, given = asked._replace(steps=len(asked.sigmas), sigmas=None), []  # whose number alone counts
+    if given and asked.steps not in (None, len(asked[1] if asked.times is not None else asked[2])):
         raise ArgumentError(f"num_inference_steps={asked.steps} and {given[0]} disagree; give one")
     if not given and asked.steps is None:
         raise ArgumentError("give num_inference_steps, timesteps or sigmas")
-    if given and shape(flags):
+    if given and shape(flags) and (asked.times is not None or not isinstance(process, Flow)):
         raise ArgumentError(f"{given[0]} set the levels and so does a sigma flag; switch {_flag(flags)} off")
     if asked.mu is not None and not isinstance(process, Flow):
         raise ArgumentError(f"mu={asked.mu} shifts flow models; this is a {process.kind} process")
@@ -241,9 +243,8 @@ def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
 def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     """t of a flow: evenly spaced, or as given, then shifted, stretched to `shift_terminal` and shaped."""
     total, truncated = process.train_steps, lists == "dpm"
-    if asked.times is not None:
-        t = double(asked.times).flatten() / total
-        return _flow_ended(process, t, total * t, flags)
+    if asked.times is not None and asked.sigmas is None:
+        return _flow_ended(process, *process.at_time(double(asked.times).flatten())[1:], flags)
     if flags.get("use_dynamic_shifting") and asked.mu is None:
         raise ArgumentError("use_dynamic_shifting=True takes the shift from the picture's size: give mu")
     t = _evenly(process, flags, asked, lists)
@@ -256,7 +257,21 @@ def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
         t, truncated = made.sigma[:-1], False
     elif flags.get("snaps") and bool((t[0] - 1).abs() < SNAP):
         t = torch.cat([t[:1] - SNAP, t[1:]])
-    return _flow_ended(process, t, (total * t).floor() if truncated else total * t, flags)
+    if asked.times is not None:
+        return _flow_ended(process, t, double(asked.times).flatten()[: len(t)], flags)
+    time = process.at_sigma(t).time
+    return _flow_ended(process, t, time.floor() if truncated else time, flags)
+
+
+def _both(process: Process, asked: Asked) -> None:
+    """Raises `ArgumentError` where a list of times does not go with one of sigmas: levels, and what is told of them."""
+    if not isinstance(process, Flow):
+        raise ArgumentError(f"give timesteps or sigmas, not both: this is a {process.kind} process, not a flow")
+    if len(asked.times) != len(asked.sigmas):
+        raise ArgumentError(
+            f"{len(asked.times)} timesteps and {len(asked.sigmas)} sigmas: a flow takes both where each level has its "
+            "time; give as many, or leave one list out"
+        )
 
 
 def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
@@ -29,6 +31,7 @@ from .defaults import (
 )  # fmt: skip
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
+from .flags import LEARNED
 from .rows import FEW, falling, lowered, pairs, second_order
 
 Flags = Mapping[str, Any]
@@ -54,7 +57,7 @@ class DDIMScheduler(Compat):
 
 
 class DDPMScheduler(Compat):
-    """`ddpm`, with the posterior variance ("fixed_small")."""
+    """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
 
     family = "index"
     defaults = {
@@ -63,6 +66,27 @@ class DDPMScheduler(Compat):
         **LEADING, "rescale_betas_zero_snr": False,
     }  # fmt: skip
     solver = "ddpm"
+
+    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+        """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
+        run, kind = self.run, self.config["variance_type"]
+        if kind not in LEARNED:
+            return super()._advance(raw, noise, learned)
+        if learned is None:
+            raise ArgumentError(
+                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, {2 * raw.shape[1]} "
+                f"channels here; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
+            )
+        (top, low) = (run.table.level(run.row), run.table.level(run.row + 1))
+        if float(low.sigma) == 0:
+            return super()._advance(raw, noise)
+        most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
+        if kind == "learned_range":
+            size = most ** ((learned + 1) / 2)
+        else:
+            size = learned.sqrt() * most / float((1 - (top.alpha / low.alpha) ** 2).sqrt())
+        drawn = run.noise if noise is None else lambda row, like: noise
+        run.advance(raw, lambda row, like: size * drawn(row, like))
 
 
 class EulerDiscreteScheduler(Compat):
@@ -94,9 +118,12 @@ class EDMEulerScheduler(Compat):
 
 
 class FlowMatchEulerDiscreteScheduler(Compat):
-    """`euler` on a flow; `lcm`, denoise and add noise, with `stochastic_sampling`."""
+    """`euler` on a flow, or where samples explode; `lcm`, denoise and add noise, with `stochastic_sampling`.
 
-    family, kinds = "flow", ("flow",)
+    With `invert_sigmas` its times run backwards and the network predicts x0 - noise, as Mochi's does.
+    """
+
+    family, kinds = "flow", ("flow", "ve")
     defaults = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,

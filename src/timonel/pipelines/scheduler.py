@@ -441,17 +441,18 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self.hand.follow(run)
         if not rests:
             raw = model_output if self.orders.guided is None else self.orders.guided(model_output)
+            learned = None
             if per_token_timesteps is not None:
                 raw = held(raw, per_token_timesteps, run.level.time)
             elif raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1] and raw.shape[0] == len(sample):
-                raw = raw[:, : sample.shape[1]]  # the rest is a learned variance
+                raw, learned = raw.chunk(2, dim=1)  # the other half is a learned variance
             self._seed(generator, len(sample))
             self._spread(sample)
             if not run.started:
                 run.start(sample)
             elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
                 run.latents = sample
-            self._advance(raw, variance_noise)
+            self._advance(raw, variance_noise, learned)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
         else:
@@ -460,8 +461,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self.hand.give(new)
         return Stepped(run, new)
 
-    def _advance(self, raw: Tensor, noise: Tensor | None) -> None:
-        """One row, with `noise` where a pipeline gives the row's."""
+    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+        """One row, with `noise` where a pipeline gives the row's. `learned`: the network's variance, left unread."""
         run = self.run
         if noise is None:
             run.advance(raw)
