@@ -330,12 +330,13 @@ def interval(trial: Trial) -> None:
 
 def compat(trial: Trial) -> None:
     """The class of `timonel.compat` that its scheduler is named after paints the same picture, with the same noise."""
-    others, own = counterparts(trial.pipe), schedulers(trial.pipe)
-    lacking = sorted({type(one).__name__ for name, one in own.items() if name not in others})
-    if lacking:
-        raise Lacks(f"timonel.compat has no {' and no '.join(lacking)}")
+    others = counterparts(trial.pipe)
+    if not others:
+        raise Lacks(f"timonel.compat has no {type(next(iter(schedulers(trial.pipe).values()))).__name__}")
     want, theirs = ended(trial.pipe, trial.plainly)
     with replaced(trial.pipe, others):
+        if trial.case.after is not None:
+            trial.case.after(trial.pipe)
         made, ours = ended(trial.pipe, trial.plainly)
     apart = gap(made, want)
     if apart < ALIKE or (theirs and all(gap(a, b) < ALIKE for a, b in zip(ours, theirs, strict=True))):

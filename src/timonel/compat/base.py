@@ -31,8 +31,8 @@ from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
 from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
-from .kin import Named
-from .members import DIRECT, INTERNAL, Members, initial
+from .kin import Named, hidden
+from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
 from .rows import FEW
 
 Config = Mapping[str, Any]
@@ -200,6 +200,8 @@ class Compat(Members, Scheduler, metaclass=Named):
             raise AttributeError(f"{type(self).__name__} has no {name!r}: {INTERNAL[name]}")
         if name in DIRECT and name in self.defaults:
             return self.config[name]
+        if hidden(type(self), name):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: {HIDDEN}")
         return super().__getattr__(name)
 
     @property

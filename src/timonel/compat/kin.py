@@ -6,6 +6,7 @@ defines and timonel's does not is hidden, so that no step of diffusers runs on t
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NoReturn
 
 from diffusers.configuration_utils import ConfigMixin
@@ -39,6 +40,11 @@ def peer(name: str) -> type | None:
 def defined(cls: type) -> set[str]:
     """The names that diffusers' class itself defines."""
     return {name for part in cls.__mro__ if part not in SHARED for name in vars(part)} - set(OF_CLASSES)
+
+
+def hidden(cls: type, name: str) -> bool:
+    """Whether diffusers' class, or its objects, have this name for their own steps."""
+    return name == "_step_index" or isinstance(inspect.getattr_static(cls, name, None), Hidden)
 
 
 class Named(type):

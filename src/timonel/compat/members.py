@@ -20,6 +20,7 @@ from ..process import EDM, Flow, Level, Process, double
 from ..run import Run
 
 _STEP = "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which scheduler.step applies"
+HIDDEN = "it is a part of diffusers' step, or its state; a pipeline that reads it needs diffusers' own class"
 _STATE = "it is what diffusers' step remembers; here the run does: scheduler.run.latents, .denoised, .row"
 _LIST = "how calls are grouped is in scheduler.run.table.step, and the times are scheduler.timesteps"
 #: public names of diffusers' classes that have no counterpart, and why

@@ -55,6 +55,15 @@ class DDIMScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "ddim", {"eta": 0.0}
 
+    def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
+        """The variance of the noise between two training times at eta = 1, which editing pipelines read.
+
+        arXiv 2010.02502, eq. 16. `prev_timestep` below 0 is the end of the list.
+        """
+        bars = self.alphas_cumprod
+        bar, before = bars[timestep], bars[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
+        return (1 - before) / (1 - bar) * (1 - bar / before)
+
 
 class DDPMScheduler(Compat):
     """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
