@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,9 +23,11 @@ def schedulers(pipe: Any) -> dict[str, Any]:
 
 
 def counterparts(pipe: Any) -> dict[str, Any]:
-    """What `timonel.compat` has for them, made of their configurations; a class that it lacks is left out."""
-    alike = {name: (CLASSES.get(type(one).__name__), one.config) for name, one in schedulers(pipe).items()}
-    return {name: cls.from_config(config) for name, (cls, config) in alike.items() if cls is not None}
+    """What `timonel.compat` has for them, made of their configurations as a file has them; others are left out."""
+    alike = {name: (CLASSES.get(type(one).__name__), one) for name, one in schedulers(pipe).items()}
+    return {
+        name: cls.from_config(json.loads(one.to_json_string())) for name, (cls, one) in alike.items() if cls is not None
+    }
 
 
 @contextmanager
