@@ -17,19 +17,18 @@ from torch import Tensor
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, RunError, TimonelError, UnknownName, finite, options, whole
+from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..grids import Grid
 from ..noise import source
 from ..pipelines import acting, request
-from ..pipelines.attributes import Stepped
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
-from ..pipelines.timesteps import number
-from ..process import Level, Process
+from ..process import Process
 from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
+from .coordinates import Coordinates
 from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
 from .members import DIRECT, INTERNAL, Members, initial
 from .rows import FEW
@@ -39,7 +38,7 @@ NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Members, Scheduler):
+class Compat(Members, Coordinates):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -53,7 +52,7 @@ class Compat(Members, Scheduler):
     kinds: ClassVar[tuple[str, ...]] = ("vp", "edm", "flow")  # processes the class can be made for
     eta: ClassVar[float | None] = None  # the default of step's eta, where the class has one
     calls: ClassVar[int] = 1  # of a step in the list, as pipelines count them when they cut it
-    unit: ClassVar[bool] = True  # whether diffusers' start is unit noise; else it is scaled by the largest sigma
+    takes: ClassVar[tuple[str, ...]] = ("return_dict",)  # what step takes by position after the sample, in order
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -113,7 +112,7 @@ class Compat(Members, Scheduler):
         self._visited = None
         self.order = self.calls
         self._timesteps, self.sigmas, top = initial(process, self.family)
-        self.init_noise_sigma = self._start(*top[:2], flags)
+        self.init_noise_sigma = self._start(top, flags)
         self._read = self._plain()
 
     def _all_act(self, flags: Config, asked: Config, hidden: Config) -> None:
@@ -314,10 +313,13 @@ class Compat(Members, Scheduler):
             sigmas=request.numbers("sigmas", asked.sigmas), mu=request.number("mu", asked.mu),
             strength=finite("strength", asked.strength, 0, 1),
         )  # fmt: skip
-        made = levels.make(self.family, self.process, flags, asked)
+        self._make(asked, device, flags)
+
+    def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
+        made = self._moved(levels.make(self.family, self.process, flags, asked))
         self.custom_timesteps = asked.times is not None
         self._visited = made
-        if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
+        if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) == 0:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
@@ -325,15 +327,7 @@ class Compat(Members, Scheduler):
         self._list(self.sampler, self._grouped(made.grid), device)
         self.order = self.calls
         self.num_inference_steps = made.grid.steps + made.idle
-        self.init_noise_sigma = self._start(made.grid.alpha[:1], made.grid.sigma[:1], flags)
-
-    def _start(self, alphas: Tensor, sigmas: Tensor, flags: Mapping[str, Any]) -> float:
-        """The std of diffusers' initial sample, in coordinates of unit variance."""
-        if self.unit or self.process.kind == "flow":
-            return 1.0
-        alpha, ratio = float(alphas[0]), float(sigmas[0] / alphas[0])
-        far = flags.get("timestep_spacing") in ("linspace", "trailing")
-        return alpha * (ratio if far else (ratio**2 + 1) ** 0.5)
+        self.init_noise_sigma = self._start(made.grid[0], flags)
 
     def _grouped(self, grid: Grid) -> Grid:
         """The levels where steps begin; others are called in between."""
@@ -343,7 +337,8 @@ class Compat(Members, Scheduler):
     def _levels(self) -> levels.Levels:
         """The whole list of the present call, which image-to-image pipelines use a part of."""
         if self._visited is None:
-            raise RunError("call set_timesteps first")
+            self._list_trained()
+        assert self._visited is not None
         return self._visited
 
     @property
@@ -351,34 +346,7 @@ class Compat(Members, Scheduler):
         """The network times of the levels where steps begin, (N,), noisiest first."""
         return self._listed.grid.time[:-1]
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        times = request.noised(original_samples, noise, timesteps)
-        if self._listing is None:
-            return super().add_noise(original_samples, noise, timesteps)
-        self._mixed = True
-        grid = self._listing.grid
-        near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
-        if bool((near.min(1).values > 1e-3).any()):
-            return super().add_noise(original_samples, noise, timesteps)
-        at = near.argmin(1)
-        alpha, sigma = Level(grid.alpha[at], grid.sigma[at], grid.time[at]).factors(original_samples)
-        return alpha * original_samples + sigma * noise
-
     # -- steps -----------------------------------------------------------------------------------------
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample in coordinates of unit variance, which the network was trained on."""
-        return self._unit(sample, timestep)
-
-    def _unit(self, sample: Tensor, timestep: Any) -> Tensor:
-        """A sample that another scheduler left on the way has unit signal in this family; see `step`."""
-        run = self.current
-        if self.unit or self._mixed or run is None or (run.started and run.status != "done") or timestep is None:
-            return sample
-        loop = self.hand.loop_of(timestep)
-        row = max(self._rows(number(timestep)), default=0) if loop is None else loop.row
-        return sample * float(self._listed.table.alpha[row]) if row else sample
-
     def step(  # type: ignore[override]
         self,
         model_output: Tensor,
@@ -404,12 +372,8 @@ class Compat(Members, Scheduler):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
-        sample = self._unit(sample, timestep)
-        new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
-        signal = float(self.run.table.alpha[-1])
-        if self.run.row == self.run.table.nfe and signal != 1 and (not self.unit or self.process.kind == "edm"):
-            new = new / signal  # diffusers' samples have unit signal there
-        return Stepped(self.run, new)
+        self._warn_unscaled()
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator)
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
