@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
 from .coordinates import Coordinates
-from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
+from .flags import CHOICES, INERT, NEUTRAL, REFINES, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
 from .members import DIRECT, INTERNAL, Members, initial
 from .rows import FEW
 
@@ -59,11 +59,13 @@ class Compat(Members, Coordinates):
         if "defaults" not in vars(cls):
             return
         keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        cls.step = _placed(cls.takes)  # type: ignore[method-assign]
         named = [inspect.Parameter(name, keyword, default=value) for name, value in cls.defaults.items()]
         signature = inspect.Signature([inspect.Parameter("self", keyword), *named])
 
         def __init__(self: Compat, *args: Any, **kwargs: Any) -> None:
             public = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+            public = cls._without_neutral(public)
             cls._known(public, {**cls.defaults, **dict.fromkeys(MODEL)})
             of_model = {key: value for key, value in public.items() if key not in cls.defaults}
             given = signature.bind(self, *args, **{k: v for k, v in public.items() if k in cls.defaults}).arguments
@@ -128,6 +130,9 @@ class Compat(Members, Coordinates):
         rest = {key: value for key, value in asked.items() if key not in UNSEEN}
         for key in acting.idle(see, rest, self.defaults):
             spaced = key == "timestep_spacing" and next((flag for flag in levels.SHAPES if asked.get(flag)), None)
+            if not spaced and key in REFINES:
+                logger.warning("%s=%r changes nothing here: %s", key, asked[key], self._remedy(key, flags))
+                continue
             if not spaced:
                 raise ArgumentError(
                     f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
@@ -178,7 +183,7 @@ class Compat(Members, Coordinates):
         known = {**self.defaults, **dict.fromkeys(MODEL)}
         for key in changes:
             if key in asked and key not in known and key not in self._read:
-                raise UnknownName(f"argument of {type(self).__name__}", key, known)
+                logger.warning("%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__)
         explicit = {key: value for key, value in asked.items() if key in self.defaults}
         of_model = {key: value for key, value in asked.items() if key not in self.defaults}
         config = {key: value for key, value in {**self._read, **changes}.items() if key not in asked}
@@ -210,6 +215,12 @@ class Compat(Members, Coordinates):
         for key in changes:
             if key not in known:
                 raise UnknownName(f"argument of {cls.__name__}", key, known)
+
+    @classmethod
+    def _without_neutral(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`changes` without keys of other classes that ask for what is so anyhow, e.g. `clip_sample=False`."""
+        known = {**cls.defaults, **dict.fromkeys(MODEL)}
+        return {key: value for key, value in changes.items() if key in known or not _asks_nothing(key, value)}
 
     @classmethod
     def _unfit(cls, process: Process) -> str:
@@ -253,6 +264,7 @@ class Compat(Members, Coordinates):
         """
         if sampler is not None:
             raise ArgumentError(f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler")
+        asked, changes = changes, cls._without_neutral(changes)
         cls._known(changes, {**cls.defaults, **dict.fromkeys(MODEL)})
         changes = request.typed(cls.defaults, changes)
         explicit = {key: value for key, value in changes.items() if key in cls.defaults}
@@ -263,7 +275,8 @@ class Compat(Members, Coordinates):
         if process.kind not in cls.kinds:
             raise ArgumentError(cls._unfit(process))
         made = cls.__new__(cls)
-        hidden = {key: value for key, value in hidden.items() if key not in of_model}
+        neutral = {key: value for key, value in asked.items() if key not in changes}  # for the class after this one
+        hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
 
@@ -347,7 +360,17 @@ class Compat(Members, Coordinates):
         return self._listed.grid.time[:-1]
 
     # -- steps -----------------------------------------------------------------------------------------
-    def step(  # type: ignore[override]
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any) -> Any:
+        """Advance by one network call; by position it takes what diffusers' class of this name does, see `_step`."""
+        if len(args) > len(self.takes):
+            raise TypeError(f"step takes up to {3 + len(self.takes)} arguments by position: {', '.join(self.takes)}")
+        placed = dict(zip(self.takes, args, strict=False))
+        twice = next((name for name in placed if name in others), None)
+        if twice is not None:
+            raise TypeError(f"step got {twice!r} twice, by position and by name")
+        return self._step(model_output, timestep, sample, **placed, **others)
+
+    def _step(
         self,
         model_output: Tensor,
         timestep: Any,
@@ -404,3 +427,26 @@ class Compat(Members, Coordinates):
             limit = float(flags["clip_sample_range"])
             return partial(predictions.clip, limit=limit)
         return None
+
+
+def _asks_nothing(key: str, value: Any) -> bool:
+    return key in NEUTRAL and bool(value == NEUTRAL[key]) and isinstance(value, bool) == isinstance(NEUTRAL[key], bool)
+
+
+def _placed(takes: Sequence[str]) -> Any:
+    """`Compat.step` with a signature that says what it takes by position, for pipelines ask for it."""
+
+    def step(self: Compat, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any) -> Any:
+        return Compat.step(self, model_output, timestep, sample, *args, **others)
+
+    place, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    defaults = {"eta": None, "generator": None, "return_dict": True, **STEP_DEFAULTS}
+    known = [name for name in ("eta", "generator", "return_dict") if name not in takes]
+    step.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
+        *(inspect.Parameter(name, place) for name in ("self", "model_output", "timestep", "sample")),
+        *(inspect.Parameter(name, place, default=defaults.get(name)) for name in takes),
+        *(inspect.Parameter(name, named, default=defaults[name]) for name in known),
+        inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD),
+    ])  # fmt: skip
+    step.__doc__ = Compat._step.__doc__
+    return step
