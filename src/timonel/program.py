@@ -16,8 +16,6 @@ from torch import Tensor
 from .errors import RunError
 from .kernel import Plan, Terms, combine, linear
 from .noise import Noise
-from .prediction import coefficients
-from .process import Level
 from .table import Table
 
 Shape = Callable[[Tensor], Tensor]  # a change of the denoised prediction, such as clipping
@@ -75,8 +73,7 @@ class Program:
         """Raises `PredictionError` where the prediction cannot be read at a level of the table."""
         x, base, uses_base = table.x.tolist(), table.base.tolist(), table.uses_base
         alphas, sigmas = table.alpha.tolist(), table.sigma.tolist()
-        levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
-        to_clean = zip(*(c.tolist() for c in coefficients(prediction, levels)), strict=True)
+        to_clean = zip(*(c.tolist() for c in table.clean(prediction)), strict=True)
         rows = []
         for k, (c_x, c_raw) in enumerate(to_clean):
             rebase = _from_clean(table.basis, alphas[k], sigmas[k])

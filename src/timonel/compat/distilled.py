@@ -58,6 +58,7 @@ class LCMScheduler(Distilled):
 
     fixed = {"set_alpha_to_one": True}
     sigma_data = DATA
+    takes = ("generator", "return_dict")
     defaults = DISTILLED
     solver = "lcm"
 
@@ -69,6 +70,7 @@ class TCDScheduler(Distilled):
     """
 
     eta, fixed = 0.3, {"ends_at_time_zero": True, "anywhere": True}
+    takes = ("eta", "generator", "return_dict")
     defaults = dict(DISTILLED)
 
     def _solver(self, flags: Flags) -> Named:

@@ -22,6 +22,7 @@ where the class takes its levels from the flag alone; and a constructor may desc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -163,3 +164,21 @@ STEP_DEFAULTS: dict[str, Any] = {
     "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 4,
     "use_clipped_model_output": False, "pred_original_sample": None,
 }  # fmt: skip
+#: keys at the values that ask for what any class does that lacks them
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "clip_sample", "thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+            "use_lu_lambdas", "use_dynamic_shifting", "euler_at_final", "stochastic_sampling", "invert_sigmas",
+        ),
+        False,
+    ),
+    **dict.fromkeys(("variance_type", "noise_sampler_seed", "shift_terminal", "solver_p", "tau_func"), None),
+    "steps_offset": 0, "set_alpha_to_one": True, "final_sigmas_type": "zero", "interpolation_type": "linear",
+    "lambda_min_clipped": -math.inf, "disable_corrector": [], "clip_sample_range": 1.0, "sample_max_value": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+}  # fmt: skip
+#: flags that say how another one is done, and do nothing without it, in diffusers as here: said, not refused
+REFINES = (
+    "clip_sample_range", "dynamic_thresholding_ratio", "lower_order_final", "sample_max_value", "solver_type",
+)  # fmt: skip

@@ -18,6 +18,7 @@ from .. import grids
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
 from ..process import EDM, VE, Flow, Level, Process, double
+from ..process.exploding import FINITE
 from ..process.level import interpolate
 
 Flags = Mapping[str, Any]
@@ -28,7 +29,6 @@ SHAPES = {
     "use_lu_lambdas": "lam",
 }
 SPACINGS = ("linspace", "leading", "trailing")
-FLOOR = 2.0**-24  # abar of the noisiest level where betas are rescaled to zero SNR, in schedules of sigma
 SNAP = 1e-6  # the first t of a UniPC flow stays this far below pure noise
 ROUNDED = 1e-4  # relative; published sigmas have five digits
 NUDGE = 1e-8  # a step in lam that is as good as none
@@ -178,9 +178,9 @@ def _indexed(family: str, process: Process, flags: Flags, asked: Asked) -> Level
 
 # -- sigmas ----------------------------------------------------------------------------------------------
 def _table(process: Process) -> Tensor:
-    """sigma / alpha of every training level, the noisiest finite."""
+    """sigma / alpha of every training level; pure noise, of betas rescaled to zero SNR, counts as `FINITE`."""
     ratio = process.at_time(torch.arange(process.train_steps, dtype=torch.float64)).ratio
-    return ratio.clamp(max=math.sqrt(1 / FLOOR - 1))
+    return torch.where(torch.isinf(ratio), FINITE, ratio)
 
 
 def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:

@@ -62,7 +62,6 @@ class Members:
 
     process: Process
     config: Any
-    is_scale_input_called = True  # there is nothing to scale
     pndm_order = 4
     _first_shift: float | None = None  # of the config, where `set_shift` has changed it
 

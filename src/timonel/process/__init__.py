@@ -22,12 +22,13 @@ from __future__ import annotations
 from .config import from_config
 from .cosine import Cosine
 from .edm import EDM, VE
+from .exploding import Exploding
 from .flow import Flow
 from .level import At, Level, Process, double, interpolate
 from .trig import Trig
 from .vp import VP, zero_snr
 
 __all__ = [
-    "EDM", "VE", "VP", "At", "Cosine", "Flow", "Level", "Process", "Trig", "double", "from_config", "interpolate",
+    "EDM", "VE", "VP", "At", "Cosine", "Exploding", "Flow", "Level", "Process", "Trig", "double", "from_config", "interpolate",
     "zero_snr",
 ]  # fmt: skip
