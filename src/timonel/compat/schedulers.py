@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -66,6 +66,17 @@ class DDIMScheduler(Compat):
         return (1 - before) / (1 - bar) * (1 - bar / before)
 
 
+class Sized(NamedTuple):
+    """A run's noise, each number of it in a size of its own."""
+
+    noise: Any
+    size: Tensor
+
+    def __call__(self, row: int, like: Tensor) -> Tensor:
+        drawn: Tensor = self.size * self.noise(row, like)
+        return drawn
+
+
 class DDPMScheduler(Compat):
     """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
 
@@ -85,10 +96,10 @@ class DDPMScheduler(Compat):
             return super()._advance(raw, noise, learned)
         if learned is None:
             raise ArgumentError(
-                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, {2 * raw.shape[1]} "
-                f"channels here; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
+                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
+                f"{2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
             )
-        (top, low) = (run.table.level(run.row), run.table.level(run.row + 1))
+        top, low = run.table.level(run.row), run.table.level(run.row + 1)
         if float(low.sigma) == 0:
             return super()._advance(raw, noise)
         most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
@@ -96,8 +107,10 @@ class DDPMScheduler(Compat):
             size = most ** ((learned + 1) / 2)
         else:
             size = learned.sqrt() * most / float((1 - (top.alpha / low.alpha) ** 2).sqrt())
-        drawn = run.noise if noise is None else lambda row, like: noise
-        run.advance(raw, lambda row, like: size * drawn(row, like))
+        if noise is None:
+            run.advance(raw, Sized(run.noise, size))
+        else:
+            run.advance(raw, lambda row, like: size * noise)
 
 
 class EulerDiscreteScheduler(Compat):
@@ -455,5 +468,5 @@ class SASolverScheduler(Compat):
 
 CLASSES: dict[str, type[Compat]] = {
     name: value for name, value in list(vars().items())
-    if isinstance(value, type) and issubclass(value, Compat) and value.defaults
+    if isinstance(value, type) and issubclass(value, Compat) and getattr(value, "defaults", None)
 }  # fmt: skip
