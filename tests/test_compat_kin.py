@@ -84,7 +84,7 @@ def test_a_run_saved_loaded_and_copied_calls_nothing_of_diffusers_class(
 
 
 def test_a_private_member_says_that_diffusers_class_is_needed() -> None:
-    with pytest.raises(AttributeError, match="_init_step_index.*needs diffusers' own class"):
+    with pytest.raises(AttributeError, match=r"_init_step_index.*needs diffusers' own class"):
         compat.DPMSolverMultistepScheduler()._init_step_index(0)
 
 

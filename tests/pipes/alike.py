@@ -19,7 +19,8 @@ from timonel.compat.schedulers import CLASSES
 
 def schedulers(pipe: Any) -> dict[str, Any]:
     """The schedulers of a pipeline, by the names of its components."""
-    return {name: one for name, one in pipe.components.items() if isinstance(one, SchedulerMixin)}
+    named = {**pipe.components, "scheduler": pipe.scheduler}  # which some pipelines may go without
+    return {name: one for name, one in named.items() if isinstance(one, SchedulerMixin)}
 
 
 def counterparts(pipe: Any) -> dict[str, Any]:
