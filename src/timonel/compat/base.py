@@ -99,7 +99,9 @@ class Compat(Members, Coordinates):
             if value not in (None, *choices, self.defaults.get(key)):
                 raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
         unused = [key for key in self.defaults if key not in explicit and key not in carried]
-        written = {**hidden, "_use_default_values": unused, "_class_name": type(self).__name__}
+        unused += [key for key in hidden.get("_use_default_values", ()) if key in hidden and key not in self.defaults]
+        written = {k: v for k, v in hidden.items() if k != "_use_default_values"} | {"_class_name": type(self).__name__}
+        written |= {"_use_default_values": unused} if unused else {}  # as diffusers writes it
         ConfigMixin.register_to_config(self, **flags, **written)
         given = {**hidden, **flags, "_class_name": type(self).__name__}
         process, prediction = processes.from_config(given), predictions.from_config(given)
@@ -184,6 +186,7 @@ class Compat(Members, Coordinates):
         for key in changes:
             if key in asked and key not in known and key not in self._read:
                 logger.warning("%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__)
+        asked = {key: value for key, value in asked.items() if key in known or key in self._read}
         explicit = {key: value for key, value in asked.items() if key in self.defaults}
         of_model = {key: value for key, value in asked.items() if key not in self.defaults}
         config = {key: value for key, value in {**self._read, **changes}.items() if key not in asked}
@@ -277,6 +280,16 @@ class Compat(Members, Coordinates):
         made = cls.__new__(cls)
         neutral = {key: value for key, value in asked.items() if key not in changes}  # for the class after this one
         hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
+        source = dict(config or {})
+        unwritten = [*(source.get("_use_default_values") or ())]
+        said = MODEL if source.get("_class_name") != cls.__name__ else ()  # other classes' configs always say these
+        chosen = [key for key in cls.defaults if key in source and key not in unwritten]
+        carried = {
+            **{key: None for key in chosen if source[key] is None and cls.defaults[key] is None},
+            **{k: v for k, v in carried.items() if v != cls.defaults[k] or (k in chosen and k not in said)},
+        }
+        hidden |= {"_use_default_values": unwritten}
+        hidden |= {"_diffusers_version": source[key] for key in source if key == "_diffusers_version"}
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
 

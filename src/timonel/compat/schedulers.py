@@ -227,6 +227,9 @@ class LMSDiscreteScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "lms", {"order": 4}
 
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        return solvers.make("lms", grid, before=before) if grid.steps == 1 else super()._compile(sampler, grid, before)
+
 
 class PNDMScheduler(Compat):
     """`plms` with `skip_prk_steps`, else `pndm`."""
