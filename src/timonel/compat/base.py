@@ -24,6 +24,7 @@ from ..pipelines import acting, request
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
 from ..process import Process
+from ..program import Directed
 from ..process.config import name_of
 from ..sampler import Sampler
 from . import levels
@@ -282,7 +283,8 @@ class Compat(Members, Coordinates):
         hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
         source = dict(config or {})
         unwritten = [*(source.get("_use_default_values") or ())]
-        said = MODEL if source.get("_class_name") != cls.__name__ else ()  # other classes' configs always say these
+        said = set(MODEL) - set(TRAINING)  # of which diffusers would forget those that are not written
+        said = said if source.get("_class_name") != cls.__name__ else set()
         chosen = [key for key in cls.defaults if key in source and key not in unwritten]
         carried = {
             **{key: None for key in chosen if source[key] is None and cls.defaults[key] is None},
@@ -345,7 +347,9 @@ class Compat(Members, Coordinates):
         made = self._moved(levels.make(self.family, self.process, flags, asked))
         self.custom_timesteps = asked.times is not None
         self._visited = made
-        if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) == 0:
+        noisiest = float(made.grid[0].ratio)
+        blind = flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and noisiest > 1e3
+        if blind and not self._explodes:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
@@ -391,6 +395,7 @@ class Compat(Members, Coordinates):
         eta: float | None = None,
         generator: Any = None,
         return_dict: bool = True,
+        use_clipped_model_output: bool | None = None,
         **others: Any,
     ) -> Any:
         """Advance by one network call. `eta` is for DDIM and TCD, where it may be chosen at the first step.
@@ -408,6 +413,13 @@ class Compat(Members, Coordinates):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
+        shape = self.run.shape
+        if isinstance(shape, Directed):
+            shape.consistent = bool(use_clipped_model_output)
+        elif use_clipped_model_output and self.eta is None:
+            raise ArgumentError(
+                f"use_clipped_model_output=True is for DDIMScheduler; {type(self).__name__} always steps so"
+            )
         self._warn_unscaled()
         return super().step(model_output, timestep, sample, eta=eta, generator=generator)
 
@@ -433,13 +445,14 @@ class Compat(Members, Coordinates):
 
     def _shape(self) -> Any:
         flags = self._flags
+        shape = None
         if flags.get("thresholding"):
             ratio, top = float(flags["dynamic_thresholding_ratio"]), float(flags["sample_max_value"])
-            return partial(predictions.threshold, ratio=ratio, top=top)
-        if flags.get("clip_sample"):
-            limit = float(flags["clip_sample_range"])
-            return partial(predictions.clip, limit=limit)
-        return None
+            shape = partial(predictions.threshold, ratio=ratio, top=top)
+        elif flags.get("clip_sample"):
+            shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
+        # DDIM and TCD clip the clean part of a step only, unless use_clipped_model_output says otherwise
+        return shape if shape is None or self.eta is None else Directed(shape)
 
 
 def _asks_nothing(key: str, value: Any) -> bool:

@@ -75,7 +75,7 @@ class Coordinates(Scheduler):
         Listed where they are first asked for: a table of a thousand rows takes longer to make than a scheduler.
         """
         flags, total = self._flags, self.process.train_steps
-        if self.process.kind == "vp" and self.calls == 1:
+        if self.process.kind == "vp":
             flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
             asked = levels.Asked(None, tuple(float(t) for t in range(total - 1, -1, -1)))
         else:
@@ -101,7 +101,7 @@ class Coordinates(Scheduler):
 
     def _times(self) -> Tensor:
         """The network's times, one for each row, noisiest first; the loop over them drives the run."""
-        if self._listing is None and self.calls > 1:  # the training levels with the calls in between
+        if self._listing is None and self.calls > 1 and self.process.kind == "vp":  # with the calls in between
             self._list_trained()
         return self._timesteps
 

@@ -39,7 +39,8 @@ Named = tuple[str, dict[str, Any]]
 class DDIMScheduler(Compat):
     """`ddim`. `eta` may come with the first step, as pipelines give it.
 
-    `clip_sample` and `thresholding` keep sample and noise consistent, as diffusers' use_clipped_model_output=True.
+    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the network's; with
+    `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
     """
 
     family, eta = "index", 0.0
