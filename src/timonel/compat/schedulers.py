@@ -29,6 +29,7 @@ from .defaults import (
 )  # fmt: skip
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
+from .levels import Asked
 from .rows import FEW, falling, lowered, pairs, second_order
 
 Flags = Mapping[str, Any]
@@ -185,6 +186,12 @@ class DPMSolverSinglestepScheduler(Compat):
                 "DPMSolverSDEScheduler for two calls and noise"
             )
         return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
+
+    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
+        """A last call that ends a pair corrects, where its level is the end itself."""
+        n = asked.steps or len(asked.sigmas if asked.times is None else asked.times)
+        pairs_up = flags["solver_order"] == 2 and not flags["lower_order_final"] and n % 2 == 0
+        super()._make(asked, device, {**flags, "corrects": pairs_up and flags["final_sigmas_type"] == "sigma_min"})
 
     def _grouped(self, grid: Grid) -> Grid:
         flags, n = self._flags, grid.steps + self._levels.idle
