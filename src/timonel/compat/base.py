@@ -24,6 +24,7 @@ from ..pipelines import acting, model, request
 from ..pipelines.listing import Listing
 from ..process import VE, Process
 from ..process.config import name_of
+from ..program import Directed
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
@@ -99,7 +100,9 @@ class Compat(Members, Coordinates, metaclass=Named):
             if value not in (None, *choices, self.defaults.get(key)):
                 raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
         unused = [key for key in self.defaults if key not in explicit and key not in carried]
-        written = {**hidden, "_use_default_values": unused, "_class_name": type(self).__name__}
+        unused += [key for key in hidden.get("_use_default_values", ()) if key in hidden and key not in self.defaults]
+        written = {k: v for k, v in hidden.items() if k != "_use_default_values"} | {"_class_name": type(self).__name__}
+        written |= {"_use_default_values": unused} if unused else {}  # as diffusers writes it
         ConfigMixin.register_to_config(self, **flags, **written)
         given = {**hidden, **flags, "_class_name": type(self).__name__}
         process, prediction = processes.from_config(given), predictions.from_config(given)
@@ -188,6 +191,7 @@ class Compat(Members, Coordinates, metaclass=Named):
         for key in changes:
             if key in asked and key not in known and key not in self._read:
                 logger.warning("%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__)
+        asked = {key: value for key, value in asked.items() if key in known or key in self._read}
         explicit = {key: value for key, value in asked.items() if key in self.defaults}
         of_model = {key: value for key, value in asked.items() if key not in self.defaults}
         config = {key: value for key, value in {**self._read, **changes}.items() if key not in asked}
@@ -287,6 +291,17 @@ class Compat(Members, Coordinates, metaclass=Named):
         made = cls.__new__(cls)
         neutral = {key: value for key, value in asked.items() if key not in changes}  # for the class after this one
         hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
+        source = dict(config or {})
+        unwritten = [*(source.get("_use_default_values") or ())]
+        said = set(MODEL) - set(TRAINING)  # of which diffusers would forget those that are not written
+        said = said if source.get("_class_name") != cls.__name__ else set()
+        chosen = [key for key in cls.defaults if key in source and key not in unwritten]
+        carried = {
+            **{key: None for key in chosen if source[key] is None and cls.defaults[key] is None},
+            **{k: v for k, v in carried.items() if v != cls.defaults[k] or (k in chosen and k not in said)},
+        }
+        hidden |= {"_use_default_values": unwritten}
+        hidden |= {"_diffusers_version": source[key] for key in source if key == "_diffusers_version"}
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
 
@@ -343,7 +358,9 @@ class Compat(Members, Coordinates, metaclass=Named):
         made = self._moved(levels.make(self.family, self.process, flags, asked))
         self.custom_timesteps = asked.times is not None
         self._visited = made
-        if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) == 0:
+        noisiest = float(made.grid[0].ratio)
+        blind = flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and noisiest > 1e3
+        if blind and not self._explodes:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
@@ -389,6 +406,7 @@ class Compat(Members, Coordinates, metaclass=Named):
         eta: float | None = None,
         generator: Any = None,
         return_dict: bool = True,
+        use_clipped_model_output: bool | None = None,
         **others: Any,
     ) -> Any:
         """Advance by one network call. `eta` is for DDIM and TCD, where it may be chosen at the first step.
@@ -407,6 +425,13 @@ class Compat(Members, Coordinates, metaclass=Named):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
+        shape = self.run.shape
+        if isinstance(shape, Directed):
+            shape.consistent = bool(use_clipped_model_output)
+        elif use_clipped_model_output and self.eta is None:
+            raise ArgumentError(
+                f"use_clipped_model_output=True is for DDIMScheduler; {type(self).__name__} always steps so"
+            )
         self._warn_unscaled()
         return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
 
@@ -432,13 +457,14 @@ class Compat(Members, Coordinates, metaclass=Named):
 
     def _shape(self) -> Any:
         flags = self._flags
+        shape = None
         if flags.get("thresholding"):
             ratio, top = float(flags["dynamic_thresholding_ratio"]), float(flags["sample_max_value"])
-            return partial(predictions.threshold, ratio=ratio, top=top)
-        if flags.get("clip_sample"):
-            limit = float(flags["clip_sample_range"])
-            return partial(predictions.clip, limit=limit)
-        return None
+            shape = partial(predictions.threshold, ratio=ratio, top=top)
+        elif flags.get("clip_sample"):
+            shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
+        # DDIM and TCD clip the clean part of a step only, unless use_clipped_model_output says otherwise
+        return shape if shape is None or self.eta is None else Directed(shape)
 
 
 def _asks_nothing(key: str, value: Any) -> bool:

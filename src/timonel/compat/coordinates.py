@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
 from ..pipelines import request
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
 from ..pipelines.timesteps import number
-from ..process import Exploding, Level, Process
+from ..process import Exploding, Level, Process, double
 from ..process.config import name_of
 from ..run import Run
 from . import levels
@@ -80,7 +79,7 @@ class Coordinates(Scheduler):
         Listed where they are first asked for: a table of a thousand rows takes longer to make than a scheduler.
         """
         flags, total = self._flags, self.process.train_steps
-        if self.process.kind == "vp" and self.calls == 1:
+        if self.process.kind == "vp":
             flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
             asked = levels.Asked(None, tuple(float(t) for t in range(total - 1, -1, -1)))
         else:
@@ -106,15 +105,15 @@ class Coordinates(Scheduler):
 
     def _times(self) -> Tensor:
         """The network's times, one for each row, noisiest first; the loop over them drives the run."""
-        if self._listing is None and self.calls > 1:  # the training levels with the calls in between
+        if self._listing is None and self.calls > 1 and self.process.kind == "vp":  # with the calls in between
             self._list_trained()
         return self._timesteps
 
     timesteps = Scheduler.timesteps.getter(_times)  # type: ignore[attr-defined]
 
     # -- samples -----------------------------------------------------------------------------------
-    def _row_of(self, timestep: Any) -> int:
-        """The row of the list that the network is about to be called for."""
+    def _row_of(self, timestep: Any) -> int | None:
+        """The row of the list that the network is about to be called for; None where the list has no such time."""
         run = self.current
         listed = self._listed
         if timestep is None:
@@ -124,10 +123,7 @@ class Coordinates(Scheduler):
             return loop.row
         rows = self._rows(number(timestep))
         if not rows:
-            raise ArgumentError(
-                f"scale_model_input was given time {number(timestep):g}, which is not in scheduler.timesteps; "
-                "give the time that the step will be given"
-            )
+            return None
         here = 0 if run is None else self.begins + run.row
         return here if here in rows else rows[0]
 
@@ -142,8 +138,9 @@ class Coordinates(Scheduler):
         self.is_scale_input_called = True
         if not self._explodes:
             return sample
-        seen = self._listed.table.seen
-        return sample if seen is None else sample * float(seen[self._row_of(timestep)])
+        row, process = self._row_of(timestep), self._coordinates
+        seen = process.seen(process.at_time(double([number(timestep)]))) if row is None else self._listed.table.seen
+        return sample if seen is None else sample * float(seen[row or 0])
 
     def _warn_unscaled(self) -> None:
         """Say once a run that the network may have seen a sample that was not scaled, as diffusers does."""

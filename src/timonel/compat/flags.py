@@ -161,8 +161,7 @@ REMEDIES: dict[str, str] = {
 STEP_PASSED = ("variance_noise", "per_token_timesteps")
 #: what diffusers' steps take besides, at the values that change nothing, as None does
 STEP_DEFAULTS: dict[str, Any] = {
-    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 4,
-    "use_clipped_model_output": False, "pred_original_sample": None,
+    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 4, "pred_original_sample": None,
 }  # fmt: skip
 #: keys at the values that ask for what any class does that lacks them
 NEUTRAL: dict[str, Any] = {
@@ -180,5 +179,6 @@ NEUTRAL: dict[str, Any] = {
 }  # fmt: skip
 #: flags that say how another one is done, and do nothing without it, in diffusers as here: said, not refused
 REFINES = (
-    "clip_sample_range", "dynamic_thresholding_ratio", "lower_order_final", "sample_max_value", "solver_type",
+    "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "lower_order_final", "sample_max_value",
+    "solver_type",
 )  # fmt: skip

@@ -17,9 +17,10 @@ from torch import Tensor
 from .. import grids
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
-from ..process import EDM, VE, Flow, Level, Process, double
+from ..process import EDM, VE, Flow, Level, Process, double, from_config
 from ..process.exploding import FINITE
 from ..process.level import interpolate
+from .defaults import BETAS
 
 Flags = Mapping[str, Any]
 SHAPES = {
@@ -199,18 +200,20 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
         times = times.round() if family == "dpm" or (name == "karras" and flags.get("rounds")) else times
     alpha = 1 / torch.sqrt(1 + ratio**2)
     if _stops(flags) or flags.get("ends_at_time_zero"):
-        return _ended(process, alpha, alpha * ratio, times, bool(flags.get("corrects")))
+        stay = name is not None and bool(flags.get("ends_at_time_zero") or flags.get("snaps"))
+        last = Level(alpha[-1:], alpha[-1:] * ratio[-1:], times[-1:]) if stay else None
+        return _ended(process, alpha, alpha * ratio, times, bool(flags.get("corrects")), last)
     return Levels(Grid.of(process, Level(alpha, alpha * ratio, times), name or "sigma"))
 
 
 def _ended(
-    process: Process, alpha: Tensor, sigma: Tensor, time: Tensor, corrects: bool = False, stay: bool = False
+    process: Process, alpha: Tensor, sigma: Tensor, time: Tensor, corrects: bool = False, end: Level | None = None
 ) -> Levels:
-    """A grid that ends at the lowest training level, or where it is to `stay`.
+    """A grid that ends at the lowest training level, or at `end`.
 
     A call that would move nothing is left out, unless it `corrects` the sample: then it moves by `NUDGE`.
     """
-    end = Level(alpha[-1:], sigma[-1:], time[-1:]) if stay else process.at_sigma(double([process.sigma_min]))
+    end = process.at_sigma(double([process.sigma_min])) if end is None else end
     idle = int(bool((sigma[-1] / alpha[-1]) <= end.ratio[0] * (1 + SAME)))
     if idle and corrects:
         end, idle = process.at_lam(Level(alpha[-1:], sigma[-1:], time[-1:]).lam + NUDGE), 0
@@ -236,7 +239,8 @@ def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
         made = grids.make(name, process, whole("num_inference_steps", asked.steps or 0), **options)
     if not _stops(flags):
         return Levels(made)
-    return _ended(process, made.alpha[:-1], made.sigma[:-1], made.time[:-1], bool(flags.get("corrects")), stay=True)
+    listed = Level(made.alpha[:-1], made.sigma[:-1], made.time[:-1])
+    return _ended(process, *listed, bool(flags.get("corrects")), Level(*(v[-1:] for v in listed)))
 
 
 # -- flow --------------------------------------------------------------------------------------------------
@@ -300,4 +304,8 @@ def _flow_ended(process: Flow, t: Tensor, time: Tensor, flags: Flags) -> Levels:
     levels = Level(1 - t, t, time)
     if not _stops(flags):
         return Levels(Grid.of(process, levels, "flow"))
-    return _ended(process, *levels, bool(flags.get("corrects")), stay=True)
+    if flags.get("snaps"):  # UniPC's list ends where it is
+        return _ended(process, *levels, bool(flags.get("corrects")), Level(*(v[-1:] for v in levels)))
+    # the other classes end a flow at sigma / alpha of the lowest level of their betas, read as t
+    lowest = from_config({key: flags[key] for key in BETAS if flags.get(key) is not None}).sigma_min
+    return _ended(process, *levels, bool(flags.get("corrects")), process.at_sigma(double([lowest])))

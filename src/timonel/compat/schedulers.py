@@ -32,6 +32,7 @@ from .defaults import (
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
 from .flags import LEARNED
+from .levels import Asked
 from .rows import FEW, falling, lowered, pairs, second_order
 
 Flags = Mapping[str, Any]
@@ -42,7 +43,8 @@ Named = tuple[str, dict[str, Any]]
 class DDIMScheduler(Compat):
     """`ddim`. `eta` may come with the first step, as pipelines give it.
 
-    `clip_sample` and `thresholding` keep sample and noise consistent, as diffusers' use_clipped_model_output=True.
+    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the network's; with
+    `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
     """
 
     family, eta = "index", 0.0
@@ -239,6 +241,12 @@ class DPMSolverSinglestepScheduler(Compat):
             )
         return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
 
+    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
+        """A last call that ends a pair corrects, where its level is the end itself."""
+        n = asked.steps or len(asked.sigmas if asked.times is None else asked.times)
+        pairs_up = flags["solver_order"] == 2 and not flags["lower_order_final"] and n % 2 == 0
+        super()._make(asked, device, {**flags, "corrects": pairs_up and flags["final_sigmas_type"] == "sigma_min"})
+
     def _grouped(self, grid: Grid) -> Grid:
         flags, n = self._flags, grid.steps + self._levels.idle
         if flags["solver_order"] == 1:
@@ -280,6 +288,9 @@ class LMSDiscreteScheduler(Compat):
 
     def _solver(self, flags: Flags) -> Named:
         return "lms", {"order": 4}
+
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        return solvers.make("lms", grid, before=before) if grid.steps == 1 else super()._compile(sampler, grid, before)
 
 
 class PNDMScheduler(Compat):
