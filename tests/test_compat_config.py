@@ -160,7 +160,6 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("EulerDiscrete", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas and use_beta_sigmas"),
     ("FlowMatchEulerDiscrete", {"invert_sigmas": True}, "diffusers' own class"),
     ("IPNDM", {"trained_betas": [0.1, 0.2]}, "set_timesteps"),
-    ("IPNDM", {}, "from_config"),
 ]
 
 
