@@ -157,7 +157,6 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("EulerDiscrete", {"sigma_max": 10.0}, "use_karras_sigmas"),
     ("EulerDiscrete", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas and use_beta_sigmas"),
     ("IPNDM", {"trained_betas": [0.1, 0.2]}, "set_timesteps"),
-    ("IPNDM", {}, "from_config"),
 ]
 
 

@@ -243,7 +243,8 @@ class Compat(Members, Coordinates, metaclass=Named):
             "flow": "FlowMatchEulerDiscreteScheduler",
             "edm": "EulerDiscreteScheduler or EDMEulerScheduler",
         }
-        return f"{cls.__name__} is not for a {process.kind} model, which this config describes; use {use[process.kind]}"
+        instead = use.get(process.kind, "timonel.Scheduler")
+        return f"{cls.__name__} is not for a {process.kind} model, which this config describes; use {instead}"
 
     @classmethod
     def _check(cls, flags: Mapping[str, Any], explicit: Mapping[str, Any], process: Process) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import grids
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
-from ..process import EDM, VE, Flow, Level, Process, double, from_config
+from ..process import EDM, VE, Crash, Flow, Level, Process, double, from_config
 from ..process.exploding import FINITE
 from ..process.level import interpolate
 from .defaults import BETAS
@@ -73,6 +73,8 @@ def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
         return _flow(process, flags, asked, lists="dpm" if family == "dpm" else "flow")
     if isinstance(process, EDM):
         return _edm(process, flags, asked)
+    if isinstance(process, Crash):
+        return _crash(process, asked)
     if asked.sigmas is not None:
         made = grids.custom_sigmas(process, _given(process, asked.sigmas))
         listed = (made.alpha[:-1], made.sigma[:-1], made.time[:-1])
@@ -190,7 +192,7 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
     index = torch.arange(len(table), dtype=torch.float64)
     times = _times(family, process, flags, asked)
     ratio = interpolate(times, index, table)
-    if name is not None:
+    if name is not None and (len(times) > 1 or family == "dpm"):  # of the rest, one level has no shape
         ends = table if family == "dpm" else ratio.flip(0)
         low = flags.get("sigma_min") or float(ends[0])
         high = flags.get("sigma_max") or float(ends[-1])
@@ -243,10 +245,19 @@ def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
     return _ended(process, *listed, bool(flags.get("corrects")), Level(*(v[-1:] for v in listed)))
 
 
+def _crash(process: Crash, asked: Asked) -> Levels:
+    """Levels of Dance Diffusion: its training levels, evenly thinned."""
+    if asked.times is not None:
+        return Levels(grids.custom_times(process, asked.times))
+    if asked.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, asked.sigmas))
+    return Levels(grids.make("trailing", process, whole("num_inference_steps", asked.steps or 0)))
+
+
 # -- flow --------------------------------------------------------------------------------------------------
 def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     """t of a flow: evenly spaced, or as given, then shifted, stretched to `shift_terminal` and shaped."""
-    total, truncated = process.train_steps, lists == "dpm"
+    truncated = lists == "dpm"
     if asked.times is not None and asked.sigmas is None:
         return _flow_ended(process, *process.at_time(double(asked.times).flatten())[1:], flags)
     if flags.get("use_dynamic_shifting") and asked.mu is None:
@@ -256,9 +267,13 @@ def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     if flags.get("shift_terminal"):
         t = grids.stretched(t, 1.0, float(flags["shift_terminal"]))
     name = shape(flags)
+    ranged = bool(flags.get("snaps")) and name == "karras"  # between ends that are not those of the list
+    name = name if len(t) > 1 or ranged else None  # one level has no shape
     if name is not None:
-        made = grids.make(name, Flow(train_steps=total), len(t), sigma_min=float(t[-1]), sigma_max=float(t[0]))
-        t, truncated = made.sigma[:-1], False
+        flat = Flow(train_steps=process.train_steps)
+        low, high = _unipc_ends(flags) if ranged else (float(t[-1]), float(t[0]))
+        made = grids.make(name, flat, len(t), sigma_min=low, sigma_max=high)
+        t, truncated = made.sigma[:-1], ranged
     elif flags.get("snaps") and bool((t[0] - 1).abs() < SNAP):
         t = torch.cat([t[:1] - SNAP, t[1:]])
     if asked.times is not None:
@@ -276,6 +291,13 @@ def _both(process: Process, asked: Asked) -> None:
             f"{len(asked.times)} timesteps and {len(asked.sigmas)} sigmas: a flow takes both where each level has its "
             "time; give as many, or leave one list out"
         )
+
+
+def _unipc_ends(flags: Flags) -> tuple[float, float]:
+    """sigma / alpha between which UniPC's class spaces Karras' levels of a flow: its own, or those of its betas."""
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    betas = from_config({key: flags[key] for key in keys})
+    return flags.get("sigma_min") or betas.sigma_min, flags.get("sigma_max") or betas.sigma_max
 
 
 def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:

@@ -158,9 +158,12 @@ class Members:
         return sample / (sigma**2 + data**2) ** 0.5
 
     def precondition_noise(self, sigma: float | Tensor) -> Tensor:
-        """The network's time `0.25·log(sigma)`, (n,) (arXiv 2206.00364, table 1)."""
+        """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,) (arXiv 2206.00364)."""
         self._data("precondition_noise")
-        return 0.25 * torch.log(sigma if isinstance(sigma, Tensor) else torch.tensor([finite("sigma", sigma, 0)]))
+        assert isinstance(self.process, EDM)
+        return self.process.network_time(
+            sigma if isinstance(sigma, Tensor) else torch.tensor([finite("sigma", sigma, 0)])
+        )
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: float | Tensor) -> Tensor:
         """The clean sample from the network's output at a sample `x0 + sigma·noise` (arXiv 2206.00364, eq. 7)."""

@@ -317,11 +317,12 @@ class PNDMScheduler(Compat):
 
 
 class IPNDMScheduler(Compat):
-    """`ipndm` for the model of the config it is made from.
+    """`ipndm` for the model of the config it is made from; without betas that is Dance Diffusion, as in diffusers.
 
-    diffusers' own is for one audio model; it drops its first prediction at pure noise, this one does not.
+    diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
+    kinds = (*Compat.kinds, "crash")
     family, fixed = "index", {"timestep_spacing": "trailing"}
     defaults = {"num_train_timesteps": 1000, "trained_betas": None}
 
@@ -330,11 +331,6 @@ class IPNDMScheduler(Compat):
     ) -> None:
         if explicit.get("trained_betas") is not None:
             raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
-        if not {**hidden, **of_model} and not carried.get("trained_betas"):
-            raise ArgumentError(
-                "IPNDMScheduler() names no betas, as it was made for one audio model; "
-                "use IPNDMScheduler.from_config(pipe.scheduler.config)"
-            )
         super()._create(explicit, carried, hidden, of_model, trial)
 
     solver = "ipndm"

@@ -30,7 +30,10 @@ WRITTEN = (
 )  # pipelines' own constructors write these into any scheduler
 STEPS, TOKENS = 6, 1111  # of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
 SIZES_OF_SAMPLES = [10 ** (-k / 4) for k in range(17)]
-BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "num_train_timesteps")
+BETAS = (
+    "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "snr_shift_scale",
+    "num_train_timesteps",
+)  # fmt: skip
 SIZES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
 WORDS = {**model.CHOICES, "beta_schedule": SCHEDULES}  # the values of keys that take a word
 #: which keys set the levels of a process
@@ -45,7 +48,7 @@ FOR = {
     **dict.fromkeys((*BETAS[:-1], "steps_offset"), ("vp",)),
     **dict.fromkeys((*SIZES, "use_dynamic_shifting"), ("flow",)),
     **dict.fromkeys(("shift", "flow_shift", "shift_terminal", "invert_sigmas"), ("flow",)),
-    "sigma_data": ("edm", "ve"), "timestep_type": ("vp", "edm"),
+    "sigma_data": ("edm", "ve"), "clock": ("edm", "ve"), "timestep_type": ("vp", "edm"),
 }  # fmt: skip
 
 
