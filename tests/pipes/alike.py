@@ -16,6 +16,11 @@ from torch import Tensor
 from timonel.compat.base import Compat
 from timonel.compat.schedulers import CLASSES
 
+#: where another picture is meant, and why
+MEANT = {
+    "IPNDMScheduler": "diffusers' IPNDMScheduler drops its first prediction, at pure noise; timonel's counts it",
+}
+
 
 def schedulers(pipe: Any) -> dict[str, Any]:
     """The schedulers of a pipeline, by the names of its components."""

@@ -24,7 +24,7 @@ from timonel.hooks.rgb import to_images
 from timonel.pipelines import decode
 from timonel.pipelines.pictures import pictures
 
-from .alike import counterparts, ended, replaced, schedulers
+from .alike import MEANT, counterparts, ended, replaced, schedulers
 from .registry import Case
 
 STEPS, LIMIT, CLOSE = 3, 60, 2e-3  # steps of a run, seconds a check may take, relative difference of a batch
@@ -341,7 +341,8 @@ def compat(trial: Trial) -> None:
     apart = gap(made, want)
     if apart < ALIKE or (theirs and all(gap(a, b) < ALIKE for a, b in zip(ours, theirs, strict=True))):
         return  # a decoder that picks words of a book may pick others for samples that are the same
-    raise AssertionError(f"{apart:.1g} of the largest value from the picture of diffusers' class")
+    why = next((f": {MEANT[word]}" for word in (type(one).__name__ for one in others.values()) if word in MEANT), "")
+    raise AssertionError(f"{apart:.1g} of the largest value from the picture of diffusers' class{why}")
 
 
 def restored(trial: Trial) -> None:
@@ -413,7 +414,7 @@ def _own_picture(trial: Trial) -> Any:
 CHECKS: dict[str, Callable[[Trial], str | None]] = {
     check.__name__: check
     for check in (
-        own, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, preview, restored, compat,
+        own, compat, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, preview, restored,
     )
 }  # fmt: skip
 
