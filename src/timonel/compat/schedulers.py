@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -68,7 +68,8 @@ class DDIMScheduler(Compat):
         return (1 - before) / (1 - bar) * (1 - bar / before)
 
 
-class Sized(NamedTuple):
+@dataclass(frozen=True)
+class Sized:
     """A run's noise, each number of it in a size of its own."""
 
     noise: Any

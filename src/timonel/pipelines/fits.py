@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, TimonelError
+from ..errors import ArgumentError, ModelError, TimonelError
 from ..hooks import Hook
 
 if TYPE_CHECKING:
@@ -79,14 +80,18 @@ def foreign(pipe: Any) -> str | None:
     return next((why for pattern, why in FOREIGN.items() if re.search(pattern, source)), None)
 
 
-def explodes(pipe: Any) -> bool:
-    """Whether a pipeline's loop does arithmetic on samples `x0 + sigma·noise`, which only some schedulers keep."""
-    return _explodes(type(pipe))
+def keeps_unit_variance(pipe: Any) -> None:
+    """Raises `ModelError` for a pipeline whose loop does arithmetic on samples `x0 + sigma·noise`."""
+    if pipe is not None and _explodes(type(pipe).__module__):
+        raise ModelError(
+            f"{type(pipe).__name__} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
+            "use its own scheduler, or timonel.compat.EulerDiscreteScheduler.from_config(…) of its configuration"
+        )
 
 
 @cache
-def _explodes(cls: type) -> bool:
-    return re.search(EXPLODES, _source(inspect.getmodule(cls))) is not None
+def _explodes(module: str) -> bool:
+    return re.search(EXPLODES, _source(sys.modules.get(module))) is not None
 
 
 def rounds_down(pipe: Any) -> bool:

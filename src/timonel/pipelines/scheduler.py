@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from .. import solvers
-from ..errors import ArgumentError, GridError, ModelError, RunError, flag, whole
+from ..errors import ArgumentError, GridError, RunError, flag, whole
 from ..grids import Grid
 from ..grids.cut import none_left
 from ..hooks.guard import check_result
@@ -34,7 +34,7 @@ from . import acting, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .caller import pipeline_of
 from .configured import Configured
-from .fits import explodes
+from .fits import keeps_unit_variance
 from .generators import Seeding
 from .listing import Listing
 from .orders import Orders as Orders
@@ -252,12 +252,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
         `strength`: all steps in the last part of the levels, from loops that do not slice their list.
         """
-        pipe = pipeline_of(self)
-        if pipe is not None and explodes(pipe):
-            raise ModelError(
-                f"{type(pipe).__name__} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
-                "use its own scheduler, or timonel.compat.EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
-            )
+        keeps_unit_variance(pipeline_of(self))
         self._reread()
         if self.hand.replay and self._listing is not None:
             self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
