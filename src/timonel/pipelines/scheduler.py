@@ -467,19 +467,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self.hand.give(new)
         return Stepped(run, new)
 
-    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
-        """One row, with `noise` where a pipeline gives the row's. `learned`: the network's variance, left unread."""
-        run = self.run
-        if noise is None:
-            run.advance(raw)
-            return
-        if not (run.table.x[run.row, -1] or run.table.base[run.row, -1]):
-            raise ArgumentError(
-                f"this pipeline gives the noise that its inversion found, and {run.table.solver!r} takes none: use a "
-                "stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
-            )
-        run.advance(raw, lambda row, like: noise.to(like))
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).
 
