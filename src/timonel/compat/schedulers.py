@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import solvers
 from ..errors import ArgumentError
@@ -294,7 +294,7 @@ class DPMSolverMultistepScheduler(Compat):
     """
 
     family = "dpm"
-    takes = ("generator", "variance_noise", "return_dict")
+    takes: ClassVar[tuple[str, ...]] = ("generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
