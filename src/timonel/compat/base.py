@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -52,6 +53,7 @@ class Compat(Members, Coordinates, metaclass=Named):
     fixed: ClassVar[Mapping[str, Any]] = {}  # what `levels.make` has to know of the class, beyond its flags
     kinds: ClassVar[tuple[str, ...]] = ("vp", "edm", "flow")  # processes the class can be made for
     eta: ClassVar[float | None] = None  # the default of step's eta, where the class has one
+    clips: ClassVar[bool] = True  # whether diffusers' step reads clip_sample and thresholding
     calls: ClassVar[int] = 1  # of a step in the list, as pipelines count them when they cut it
     takes: ClassVar[tuple[str, ...]] = ("return_dict",)  # what step takes by position after the sample, in order
 
@@ -190,6 +192,8 @@ class Compat(Members, Coordinates, metaclass=Named):
             changes, asked = meant, {}
         for key in changes:
             if key in asked and key not in known and key not in self._read:
+                if get_close_matches(key, known):
+                    raise UnknownName(f"argument of {type(self).__name__}", key, known)
                 logger.warning("%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__)
         asked = {key: value for key, value in asked.items() if key in known or key in self._read}
         explicit = {key: value for key, value in asked.items() if key in self.defaults}
@@ -293,7 +297,7 @@ class Compat(Members, Coordinates, metaclass=Named):
         neutral = {key: value for key, value in asked.items() if key not in changes}  # for the class after this one
         hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
         source = dict(config or {})
-        unwritten = [*(source.get("_use_default_values") or ())]
+        unwritten = [key for key in source.get("_use_default_values") or () if key not in asked]
         said = set(MODEL) - set(TRAINING)  # of which diffusers would forget those that are not written
         said = said if source.get("_class_name") != cls.__name__ else set()
         chosen = [key for key in cls.defaults if key in source and key not in unwritten]
@@ -302,7 +306,7 @@ class Compat(Members, Coordinates, metaclass=Named):
             **{k: v for k, v in carried.items() if v != cls.defaults[k] or (k in chosen and k not in said)},
         }
         hidden |= {"_use_default_values": unwritten}
-        hidden |= {"_diffusers_version": source[key] for key in source if key == "_diffusers_version"}
+        hidden |= {key: value for key, value in source.items() if key == "_diffusers_version"}
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
 
@@ -459,12 +463,14 @@ class Compat(Members, Coordinates, metaclass=Named):
     def _shape(self) -> Any:
         flags = self._flags
         shape = None
+        if not self.clips:
+            return None
         if flags.get("thresholding"):
             ratio, top = float(flags["dynamic_thresholding_ratio"]), float(flags["sample_max_value"])
             shape = partial(predictions.threshold, ratio=ratio, top=top)
         elif flags.get("clip_sample"):
             shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
-        # DDIM and TCD clip the clean part of a step only, unless use_clipped_model_output says otherwise
+        # DDIM clips the clean part of a step only, unless use_clipped_model_output says otherwise
         return shape if shape is None or self.eta is None else Directed(shape)
 
 

@@ -109,7 +109,7 @@ class Coordinates(Scheduler):
             self._list_trained()
         return self._timesteps
 
-    timesteps = Scheduler.timesteps.getter(_times)  # type: ignore[attr-defined]
+    timesteps = Scheduler.timesteps.getter(_times)
 
     # -- samples -----------------------------------------------------------------------------------
     def _row_of(self, timestep: Any) -> int | None:

@@ -69,6 +69,7 @@ class TCDScheduler(Distilled):
     Pipelines give 0 unless told otherwise, as they do to diffusers' class.
     """
 
+    clips = False
     eta, fixed = 0.3, {"ends_at_time_zero": True, "anywhere": True}
     takes = ("eta", "generator", "return_dict")
     defaults = dict(DISTILLED)

@@ -122,6 +122,16 @@ INERT: dict[tuple[str, str], str] = {
     ("TCDScheduler", "timestep_spacing"): DISTILLED,
     ("TCDScheduler", "steps_offset"): DISTILLED,
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
+    **{
+        ("TCDScheduler", key): "diffusers' class never reads it; its predictions are not clipped"
+        for key in (
+            "clip_sample",
+            "clip_sample_range",
+            "thresholding",
+            "dynamic_thresholding_ratio",
+            "sample_max_value",
+        )
+    },
 }
 #: flags whose effect is in the noise or in pipelines, or that choose between two ways which agree at order 1
 UNSEEN = (

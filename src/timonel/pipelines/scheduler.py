@@ -127,7 +127,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self.prediction = prediction
         self.sampler = sampler
         self.orders = Orders()
-        self.init_noise_sigma = 1.0
+        self.init_noise_sigma: float | Tensor = 1.0
         self.num_inference_steps: int | None = None
         self._listing: Listing | None = None  # what set_timesteps made
         self._run: Run | None = None
