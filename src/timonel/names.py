@@ -84,6 +84,8 @@ ALIASES: dict[str, Named] = {
     "dpmsolversinglestepscheduler": Named("dpmpp_2s"),
     "dpmsolversdescheduler": Named("dpmpp_sde", noise=BROWNIAN),
     "cosinedpmsolvermultistepscheduler": Named("dpmpp_2m_sde", noise=BROWNIAN),
+    "flowmapeulerdiscretescheduler": Named("euler"),
+    "cogvideoxdpmscheduler": Named("dpmpp_2m_sde"),
     "cmstochasticiterativescheduler": Named("lcm"),
     "unclipscheduler": Named("ddpm"),
     "deismultistepscheduler": Named("deis", options={"order": 2}),

@@ -161,7 +161,7 @@ def _only_counts(
             f"{what} and the sampler {sampler.label!r} both set the levels; take sampler={sampler.name!r} "
             "for the list, or leave the list out"
         )
-    return default and (solvers.find(sampler.name).grid is not None or (named is None and own))
+    return default and (_own_grid(sampler, process) is not None or (named is None and own))
 
 
 def _before_shift_and_shape(
@@ -282,16 +282,23 @@ def _even(sigmas: tuple[float, ...]) -> bool:
 
 def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
-    distilled = (sampler.grid or solvers.find(sampler.name).grid) == "lcm"
+    distilled = (sampler.grid or _own_grid(sampler, process)) == "lcm"
     if distilled and sampler.sigmas is None and sampler.times is None:
         own = {"original_steps": original or config["original_inference_steps"]}
         return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
     if original is not None:
         raise ArgumentError(f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'")
-    if sampler.grid or sampler.sigmas is not None or sampler.times is not None or solvers.find(sampler.name).grid:
+    if sampler.grid or sampler.sigmas is not None or sampler.times is not None or _own_grid(sampler, process):
         return sampler
+    if solvers.find(sampler.name).grid is not None:
+        return replace(sampler, grid=_flagged(config) or grids.usual(process))
     spaced = config["timestep_spacing"] if process.kind in SPACED else None
     return replace(sampler, grid=_flagged(config) or spaced)
+
+
+def _own_grid(sampler: Sampler, process: Process) -> str | None:
+    """The grid that belongs to a solver. Flows of few steps are distilled on the levels that their pipelines list."""
+    return None if process.kind == "flow" else solvers.find(sampler.name).grid
 
 
 def _flagged(config: Mapping[str, Any]) -> str | None:

@@ -135,7 +135,7 @@ def class_of(config: Mapping[str, Any]) -> str:
     if "sigma_data" in config and words.prediction(config.get("prediction_type")) != "trigflow":
         cosine = "sigma_schedule" in config and "solver_order" in config and "algorithm_type" not in config
         return CONSISTENT if "clip_denoised" in config else ANGLED if cosine else "EDMEulerScheduler"
-    keys = {key for key in config if not key.startswith("_")}
+    keys = {key for key in config if not key.startswith("_") and key != "variance_type"}
     return CRASH if not name and keys == {"num_train_timesteps", "trained_betas"} else name
 
 
