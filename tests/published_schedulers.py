@@ -77,7 +77,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "Playground 2.5": ("EDMDPMSolverMultistep", {**EDM, "solver_order": 2}),
     "Stable Audio": ("CosineDPMSolverMultistep", {"sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0,
                                                   "sigma_schedule": "exponential", "solver_order": 2}),
-    "consistency training": ("CMStochasticIterative", {"num_train_timesteps": 40, **{k: EDM[k] for k in list(EDM)[:2]}}),
+    "consistency training": ("CMStochasticIterative", {"num_train_timesteps": 40, "sigma_max": 80.0}),
     "consistency distillation": ("CMStochasticIterative", {"num_train_timesteps": 201}),
     "SVD": ("EulerDiscrete", {**SD, "prediction_type": "v_prediction", "sigma_max": 700.0, "sigma_min": 0.002,
                               "timestep_spacing": "leading", "steps_offset": 1, "timestep_type": "continuous",

@@ -42,6 +42,7 @@ OTHER: dict[str, Any] = {
     "trained_betas": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "prediction_type": "sample", "timestep_spacing": "linspace",
     "steps_offset": 3, "rescale_betas_zero_snr": True, "use_karras_sigmas": True, "use_exponential_sigmas": True,
     "use_beta_sigmas": True, "use_lu_lambdas": True, "sigma_min": 0.1, "sigma_max": 5.0, "sigma_data": 0.7,
+    "clock": "angle", "rho": 5.0, "snr_shift_scale": 3.0,
     "timestep_type": "continuous", "shift": 7.0, "flow_shift": 8.0, "use_dynamic_shifting": True,
     "time_shift_type": "linear", "shift_terminal": 0.1, "invert_sigmas": True, "final_sigmas_type": "sigma_min",
     "variance_type": "fixed_large", "original_inference_steps": 20, "base_shift": 0.7, "max_shift": 2.0,

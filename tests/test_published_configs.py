@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 import diffusers
 import pytest
 import torch
-from published_schedulers import CONFIGS, LISTED, MU, folders
 
 import timonel as tm
+from published_schedulers import CONFIGS, LISTED, MU, folders
 from timonel import compat
 from timonel import prediction as predictions
 from timonel.errors import ArgumentError, SchedulerReplaced

@@ -186,6 +186,8 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
         return f"beta_schedule={config['beta_schedule']!r} has no ends; pass beta_schedule='linear' as well"
     if key in ("sigma_min", "sigma_max"):
         return f"it is an end of grids between two levels; take sampler='{name}/karras' as well"
+    if key == "rho":
+        return f"it spaces Karras' sigmas; take sampler='{name}/karras' as well"
     if key in SIZES:
         return "it is read where the shift comes from the picture's size; pass use_dynamic_shifting=True as well"
     if key in ("shift", "flow_shift"):
@@ -201,7 +203,7 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
         "sample_max_value": "pass thresholding=True as well" + ("; it acts above 1" if config["thresholding"] else ""),
         "clip_sample_range": clips,
         "steps_offset": "it moves the list of one spacing; take sampler='{name}/leading' as well",
-        "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm' as well",
+        "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm/lcm' as well",
         "clip_sample": "thresholding=True clips already; pass thresholding=False as well",
         "num_train_timesteps": f"no level is counted on this grid; leave it out{_instead(kind)}",
     }
