@@ -74,12 +74,11 @@ def test_compat_class_follows_what_a_pipeline_registers_through_a_file(tmp_path:
 @pytest.mark.parametrize("socket", ["helm", "scheduler"])
 def test_loop_that_computes_with_other_coordinates_is_refused_before_a_call(socket: str) -> None:
     trial = Trial(CASES["StableDiffusionLatentUpscalePipeline"])
+    if socket == "scheduler":
+        trial.pipe.scheduler = tm.Scheduler.from_config(trial.pipe.scheduler.config)
+    call = trial.steer if socket == "helm" else trial.plainly
     with trial.counted() as calls, pytest.raises(ModelError, match=r"x0 \+ sigma·noise"):
-        if socket == "helm":
-            trial.steer()
-        else:
-            trial.pipe.scheduler = tm.Scheduler.from_config(trial.pipe.scheduler.config)
-            trial.plainly()
+        call()
     assert calls == []
 
 
