@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> None:
 
 def merged(old: dict[str, Any], new: dict[str, Any] | None, only: str) -> dict[str, Any]:
     """A row of the page with what was found anew; a row that ended before its checks stays."""
-    if new is None or (only and "grid" not in old["results"]):
+    reached = only in ("", "own", "compat") or "grid" in old["results"]  # checks without a helm come first
+    if new is None or not reached:
         return old
     return {**new, "results": {**old["results"], **new["results"]} if only else new["results"]}
 

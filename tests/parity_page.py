@@ -32,7 +32,7 @@ NOTES: Mapping[str, str] = {
     "EulerDiscreteScheduler": CHURN,
     "EDMEulerScheduler": CHURN,
     "FlowMatchHeunDiscreteScheduler": CHURN,
-    "FlowMatchEulerDiscreteScheduler": "churn is ignored; `invert_sigmas` is not offered",
+    "FlowMatchEulerDiscreteScheduler": "churn is ignored",
     "DPMSolverMultistepScheduler": (
         "the SDE of order 3 has a wrong sign; order 3 with `heun`, or from 15 steps on, differs in two rows; below 15 "
         "steps the last step is of order 1 even above sigma = 0; dpmsolver from order 2 on and sde-dpmsolver (both "

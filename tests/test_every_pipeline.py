@@ -11,12 +11,22 @@ from pipes.worker import table
 
 import pytest
 
+import timonel as tm
+from timonel.compat.schedulers import CLASSES
+from timonel.errors import ModelError
+
 PAGE = Path(__file__).parent.parent / "docs" / "pipelines.md"
 CASES = pipes.load()
 # one of each way of guidance and of each kind of process
 QUICK = (
     "StableDiffusionPipeline", "StableDiffusionXLPAGPipeline", "StableVideoDiffusionPipeline", "FluxPipeline (dev)",
     "WanPipeline (2.2)", "DDPMPipeline",
+)  # fmt: skip
+# one of each thing that pipelines ask of the class of their own scheduler
+ASKING = (
+    "BriaPipeline", "CogView4Pipeline", "Cosmos2TextToImagePipeline", "CycleDiffusionPipeline", "DDIMPipeline",
+    "IFPipeline", "KandinskyV22Pipeline", "LatentConsistencyModelPipeline", "LongCatAudioDiTPipeline",
+    "LTXConditionPipeline", "MochiPipeline", "StableDiffusionLatentUpscalePipeline", "TextToVideoZeroPipeline",
 )  # fmt: skip
 quiet = pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
 
@@ -36,6 +46,40 @@ def test_pipeline_does_what_the_helm_promises(trials: dict[str, Trial], key: str
         CHECKS[check](trials[key])
     except Lacks as nothing:
         pytest.skip(str(nothing))
+
+
+@quiet
+@pytest.mark.parametrize("key", ASKING)
+def test_compat_class_paints_what_diffusers_class_of_its_name_paints(key: str) -> None:
+    CHECKS["compat"](Trial(CASES[key]))
+
+
+@quiet
+def test_compat_class_follows_what_a_pipeline_registers_through_a_file(tmp_path: Path) -> None:
+    pipe = CASES["Cosmos2TextToImagePipeline"].build()
+    ours = CLASSES["FlowMatchEulerDiscreteScheduler"](use_karras_sigmas=True)
+    first = type(pipe)(**{**pipe.components, "scheduler": ours})  # its constructor makes another process of a flow
+    first.scheduler.save_pretrained(tmp_path)
+    loaded = type(first.scheduler).from_pretrained(tmp_path)
+    again = type(pipe)(**{**pipe.components, "scheduler": loaded})
+    levels = []
+    for one in (first, again):
+        one.scheduler.set_timesteps(sigmas=[0.0, 0.25, 0.5, 0.75, 1.0])
+        levels.append(one.scheduler.sigmas.tolist())
+    assert levels[0] == levels[1]
+    assert levels[0][0] == pytest.approx(80.0)
+
+
+@quiet
+@pytest.mark.parametrize("socket", ["helm", "scheduler"])
+def test_loop_that_computes_with_other_coordinates_is_refused_before_a_call(socket: str) -> None:
+    trial = Trial(CASES["StableDiffusionLatentUpscalePipeline"])
+    if socket == "scheduler":
+        trial.pipe.scheduler = tm.Scheduler.from_config(trial.pipe.scheduler.config)
+    call = trial.steer if socket == "helm" else trial.plainly
+    with trial.counted() as calls, pytest.raises(ModelError, match=r"x0 \+ sigma·noise"):
+        call()
+    assert calls == []
 
 
 def test_every_built_pipeline_is_on_the_page() -> None:

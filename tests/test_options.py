@@ -13,6 +13,7 @@ import timonel as tm
 import tiny
 from timonel import compat
 from timonel.compat.config import MODEL
+from timonel.compat.flags import REFINES
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, GridError, GuardStop, TimonelError, UnknownName
 from timonel.pipelines.acting import seen
@@ -41,6 +42,7 @@ OTHER: dict[str, Any] = {
     "trained_betas": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "prediction_type": "sample", "timestep_spacing": "linspace",
     "steps_offset": 3, "rescale_betas_zero_snr": True, "use_karras_sigmas": True, "use_exponential_sigmas": True,
     "use_beta_sigmas": True, "use_lu_lambdas": True, "sigma_min": 0.1, "sigma_max": 5.0, "sigma_data": 0.7,
+    "clock": "angle", "rho": 5.0, "snr_shift_scale": 3.0,
     "timestep_type": "continuous", "shift": 7.0, "flow_shift": 8.0, "use_dynamic_shifting": True,
     "time_shift_type": "linear", "shift_terminal": 0.1, "invert_sigmas": True, "final_sigmas_type": "sigma_min",
     "variance_type": "fixed_large", "original_inference_steps": 20, "base_shift": 0.7, "max_shift": 2.0,
@@ -109,7 +111,7 @@ def follow(config: dict[str, Any], sampler: str, changes: dict[str, Any], said: 
 
 @pytest.mark.parametrize("name", ["vp", "svd", "flow"])
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
-def test_every_key_of_a_class_acts_or_is_refused_in_from_config_as_in_the_constructor(cls: Any, name: str) -> None:
+def test_every_key_of_a_class_acts_or_is_refused_or_said(cls: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
     kind = {"vp": "vp", "svd": "edm", "flow": "flow"}[name]
     if kind not in cls.kinds:
         pytest.skip("not for this process")
@@ -126,8 +128,11 @@ def test_every_key_of_a_class_acts_or_is_refused_in_from_config_as_in_the_constr
                 more = eval(f"dict({(remedy[1] or remedy[2]).replace(' and ', ', ')})")
                 cls.from_config(CONFIGS[name], **{key: OTHER[key]}, **more)
             continue
+        said = key in REFINES and f"{key}={OTHER[key]!r} changes nothing" in caplog.text
         same = after == cls.from_config(CONFIGS[name])._seen()
-        assert not same or OTHER[key] in (cls.defaults.get(key), "continuous"), f"{key} does nothing in {cls.__name__}"
+        assert said or not same or OTHER[key] in (cls.defaults.get(key), "continuous"), (
+            f"{key} does nothing in {cls.__name__}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -243,10 +248,20 @@ def test_a_key_that_is_set_in_place_and_does_nothing_is_refused(way: Any) -> Non
         lambda: tm.Scheduler.from_config(VP, sampler="euler"),
         lambda: compat.EulerDiscreteScheduler.from_config(VP),
     ):
-        for key, value, error in (("shift", 7.0, "shift"), ("sigma_data", 0.7, "edm"), ("banana", 3, "banana")):
+        for key, value, error in (("shift", 7.0, "shift"), ("sigma_data", 0.7, "edm"), ("steps_ofset", 3, "steps_of")):
             scheduler = make()
             with pytest.raises(ArgumentError, match=error):
                 used_after(way, scheduler, key, value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_drop_in_class_keeps_a_key_that_a_script_adds_and_says_so(way: Any, caplog: pytest.LogCaptureFixture) -> None:
+    scheduler = compat.EulerDiscreteScheduler.from_config(VP)
+    used_after(way, scheduler, "banana", 3)
+    assert scheduler.config["banana"] == 3
+    assert "'banana' is no argument of EulerDiscreteScheduler" in caplog.text
+    with pytest.raises(UnknownName, match="banana"):
+        used_after(way, tm.Scheduler.from_config(VP, sampler="euler"), "banana", 3)
 
 
 def test_what_a_pipelines_constructor_writes_is_never_refused() -> None:
@@ -349,9 +364,12 @@ def test_a_result_that_is_not_a_number_is_never_silent() -> None:
         scheduler.step(x * torch.nan, scheduler.timesteps[0], x)
 
 
-def test_euler_at_the_end_is_what_happens_and_a_high_order_there_says_what_it_needs() -> None:
+def test_euler_at_the_end_is_what_happens_and_a_high_order_there_says_what_it_needs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     cls = CLASSES["DPMSolverMultistepScheduler"]
     assert cls(euler_at_final=True).config.euler_at_final
-    with pytest.raises(ArgumentError, match=r"lower_order_final=False.*pass final_sigmas_type='sigma_min' as well"):
-        cls(lower_order_final=False)
+    cls(lower_order_final=False)
+    assert "lower_order_final=False changes nothing" in caplog.text
+    assert "pass final_sigmas_type='sigma_min' as well" in caplog.text
     cls(lower_order_final=False, final_sigmas_type="sigma_min")

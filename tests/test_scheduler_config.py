@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,65 @@ def test_a_new_list_forgets_where_the_last_call_began(make: Any) -> None:
     scheduler.set_timesteps(timesteps=[900, 500, 100])
     assert scheduler.begin_index is None
     assert scheduler.custom_timesteps
+
+
+# -- a scheduler that is handed to a pipeline's constructor ---------------------------------------------
+SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used before"])
+@pytest.mark.parametrize("name", ["DDIM", "PNDM", "EulerDiscrete"])
+@pytest.mark.parametrize("socket", ["scheduler", "compat"])
+def test_what_stable_diffusions_constructor_writes_into_a_config_acts(
+    socket: str, name: str, used: bool, tmp_path: Path
+) -> None:
+    """`steps_offset=1` and `clip_sample=False`, which it writes past the scheduler; before and after it is saved."""
+    flags = {"DDIM": {"clip_sample": True}, "PNDM": {"skip_prk_steps": True}}.get(name, {"timestep_spacing": "leading"})
+    theirs = getattr(diffusers, f"{name}Scheduler")(**SD15, **flags)
+    cls = tm.Scheduler if socket == "scheduler" else getattr(compat, f"{name}Scheduler")
+    ours = cls.from_config({**theirs.config, "_class_name": f"{name}Scheduler"})
+    if used:
+        ours.set_timesteps(4)
+    for scheduler in (theirs, ours):
+        parts = {**tiny.sd().components, "scheduler": scheduler}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers says so
+            diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        scheduler.set_timesteps(4)
+    ours.save_pretrained(tmp_path)
+    again = cls.from_pretrained(tmp_path)
+    again.set_timesteps(4)
+    listed = sorted(set(theirs.timesteps.tolist()), reverse=True)
+    for one in (ours, again):
+        assert sorted(set(one.timesteps.tolist()), reverse=True) == listed == [751, 501, 251, 1]
+        assert one._shape() is None
+
+
+@pytest.mark.parametrize("key", ["timestep_spacing", "clip_sample"])
+def test_what_a_pipelines_call_sets_in_a_config_acts(key: str) -> None:
+    """LEdits++ sets the spacing and Stable Cascade the clipping, as attributes."""
+    theirs = diffusers.DDIMScheduler(**SD15, timestep_spacing="trailing")
+    ours = tm.Scheduler.from_config({**theirs.config, "_class_name": "DDIMScheduler"})
+    for one in (theirs, ours):
+        setattr(one.config, key, {"timestep_spacing": "leading", "clip_sample": False}[key])
+        one.set_timesteps(5)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    assert (ours._shape() is None) == (key == "clip_sample")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("sampler", [None, "unipc/karras"])
+def test_what_cosmos_2s_constructor_registers_makes_its_levels(sampler: str | None, saved: bool, tmp_path: Path) -> None:
+    wide = {"sigma_max": 80.0, "sigma_min": 0.002, "sigma_data": 1.0, "final_sigmas_type": "sigma_min"}
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    given = {**theirs.config, "_class_name": "FlowMatchEulerDiscreteScheduler"}
+    ours = tm.Scheduler.from_config(given, sampler=sampler)
+    for one in (theirs, ours):
+        one.register_to_config(**wide)
+    if saved:
+        ours.save_pretrained(tmp_path)
+        ours = tm.Scheduler.from_pretrained(tmp_path)
+        ours.register_to_config(**wide)
+    for one in (theirs, ours):
+        one.set_timesteps(sigmas=torch.linspace(0, 1, 5).tolist())
+    assert torch.allclose(ours.sigmas, theirs.sigmas[:-1], rtol=1e-5)  # its last call moves nothing

@@ -26,7 +26,6 @@ from .driver import Driver
 from .errors import ArgumentError, RunError, among, finite, is_number, plain, several, shown, whole
 from .forecast import weights
 from .kernel import combine as summed
-from .prediction import coefficients
 from .process import Level
 from .table import Table
 
@@ -91,7 +90,7 @@ class Guidance:
         `begin`: the row from which the run is guided so; none of the rows before it is forecast.
         """
         levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
-        _, c_raw = coefficients(prediction, levels)
+        _, c_raw = table.clean(prediction)
         made, since, found = list[int](), 0, list[tuple[float, ...]]()
         for row, guided_by in enumerate(self.scales(table)):
             nodes: list[int] = []

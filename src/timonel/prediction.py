@@ -24,7 +24,7 @@ from torch import Tensor
 from . import words
 from .errors import PredictionError, UnknownName
 from .process import Level
-from .process.config import class_of
+from .process.config import ANGLED, CONSISTENT, class_of, crashes
 
 KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
 LEAST = 1e-38  # alpha, where the network names the noise
@@ -110,16 +110,18 @@ def from_config(config: Mapping[str, Any]) -> str:
         return check(given)
     if config.get("invert_sigmas"):
         return "reverse_flow"
-    if given == "trigflow":
+    if given == "trigflow" or crashes(name, config):
         return "v"
     if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
         return "epsilon"  # of levels that explode, see `process.VE`
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow":
         return "flow"
-    if name.startswith("EDM"):
+    if name == ANGLED and not config.get("prediction_type"):
+        given = "v"
+    if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
         if given == "epsilon":
             return "edm"
-        if (config.get("sigma_data") or 0.5) != 1:
+        if (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
             raise PredictionError(
                 f"{name} with prediction_type={config['prediction_type']!r} and sigma_data={config.get('sigma_data')} "
                 "has no timonel prediction; supported there: prediction_type='epsilon', or 'v_prediction' with "

@@ -16,12 +16,25 @@ from torch import Tensor
 from .errors import RunError
 from .kernel import Plan, Terms, combine, linear
 from .noise import Noise
-from .prediction import coefficients
-from .process import Level
 from .table import Table
 
 Shape = Callable[[Tensor], Tensor]  # a change of the denoised prediction, such as clipping
 X, RAW, BASE, H0, H1 = range(5)  # places of a row's registers: h1 is followed by older predictions, these by eps
+
+
+class Directed:
+    """A shape of the clean part alone: the noise of the step's end keeps the direction that the network said.
+
+    From the unshaped prediction d and the shaped c a row makes `alpha'·c + b·(x - alpha·d) / sigma`, as DDIM's formula
+    says; the shape alone makes `alpha'·c + b·(x - alpha·c) / sigma`. `consistent`: do the latter; may be changed
+    between rows.
+    """
+
+    def __init__(self, shape: Shape, consistent: bool = False) -> None:
+        self.shape, self.consistent = shape, consistent
+
+    def __call__(self, clean: Tensor) -> Tensor:
+        return self.shape(clean)
 
 
 class State(NamedTuple):
@@ -60,6 +73,7 @@ class Row:
     reads: tuple[int, ...]
     plan: Plan
     carry: float | None  # what an edit of x must add to base, per unit; None where base forgets
+    directed: tuple[float, float] | None = None  # weights of c and d in the prediction that a `Directed` shape means
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,7 @@ class Program:
         """Raises `PredictionError` where the prediction cannot be read at a level of the table."""
         x, base, uses_base = table.x.tolist(), table.base.tolist(), table.uses_base
         alphas, sigmas = table.alpha.tolist(), table.sigma.tolist()
-        levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
-        to_clean = zip(*(c.tolist() for c in coefficients(prediction, levels)), strict=True)
+        to_clean = zip(*(c.tolist() for c in table.clean(prediction)), strict=True)
         rows = []
         for k, (c_x, c_raw) in enumerate(to_clean):
             rebase = _from_clean(table.basis, alphas[k], sigmas[k])
@@ -92,7 +105,8 @@ class Program:
             sums += [s for s in (made, _terms(x[k], convert, keeps)) if s]
             reads, plan = _plan(sums, makes_h0=keeps and shape is None)
             carry = (1 - base[k][0]) / base[k][1] if uses_base and base[k][1] and base[k][0] != 1 else None
-            rows.append(Row((c_x, c_raw), rebase, keeps, bool(made), moved, reads, plan, carry))
+            directed = _directed(table, k, rebase) if isinstance(shape, Directed) else None
+            rows.append(Row((c_x, c_raw), rebase, keeps, bool(made), moved, reads, plan, carry, directed))
         return cls(tuple(rows), table.basis, shape)
 
     def denoised(self, row: int, x: Tensor, raw: Tensor) -> Tensor:
@@ -127,10 +141,13 @@ class Program:
 
     def _shaped(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the clean prediction, which `shape` has changed."""
-        clean = self.denoised(state.row, state.x, raw)
+        clean = used = self.denoised(state.row, state.x, raw)
+        if isinstance(self.shape, Directed) and not self.shape.consistent and row.directed is not None:
+            (c_x, c_raw), (kept, free), dtype = row.denoised, row.directed, state.x.dtype
+            used = combine([(kept, clean), (free * c_x, state.x), (free * c_raw, raw)], dtype)
         if self.basis == "denoised":
-            return clean, clean
-        return combine([(row.rebase[0], state.x), (row.rebase[1], clean)], state.x.dtype), clean
+            return used, clean
+        return combine([(row.rebase[0], state.x), (row.rebase[1], used)], state.x.dtype), clean
 
 
 def _from_clean(basis: str, alpha: float, sigma: float) -> tuple[float, float]:
@@ -138,6 +155,17 @@ def _from_clean(basis: str, alpha: float, sigma: float) -> tuple[float, float]:
     if basis == "denoised":
         return 0.0, 1.0
     return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
+
+
+def _directed(table: Table, row: int, rebase: tuple[float, float]) -> tuple[float, float] | None:
+    """Weights of the shaped and the unshaped prediction in the one that makes the row's sample; None at its own end.
+
+    Such a table's rows are `x' = a·x + b·prediction`, with b = alpha' - a·alpha.
+    """
+    x, _, h0, *_ = table.x[row].tolist()
+    a, b = x + h0 * rebase[0], h0 * rebase[1]
+    kept, free = float(table.alpha[row + 1]), -a * float(table.alpha[row])
+    return (kept / b, free / b) if b else None
 
 
 def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .errors import ArgumentError, GridError, instance
 from .grids import Grid
+from .prediction import coefficients
 from .process import Level, double
 
 FORMAT = 2
@@ -49,6 +50,7 @@ class Table:
     `step`: the grid step each row belongs to, rising from 0 to N - 1.
     `x, base`: (K, R) coefficients of the next x and the next base.
     `order`: order of convergence the solver declares (0 where it has none, as for LCM).
+    `seen`: (K,) what the network sees of the sample of every row, a factor; None where it sees the sample itself.
     `first`: of a part, the row of the whole journey where it begins, so that its rows draw the noise of the whole.
     """
 
@@ -63,6 +65,7 @@ class Table:
     x: Tensor
     base: Tensor
     first: int = 0
+    seen: Tensor | None = None
 
     def __post_init__(self) -> None:
         k = len(self.step)
@@ -74,7 +77,10 @@ class Table:
             raise ArgumentError(
                 f"coefficients must both be ({k}, R>=4), got {tuple(self.x.shape)} and {tuple(self.base.shape)}"
             )
-        numbers = torch.cat([v.detach().flatten() for v in (self.alpha, self.sigma, self.time, self.x, self.base)])
+        if self.seen is not None and len(self.seen) != k:
+            raise ArgumentError(f"a table of {k} rows needs {k} factors of what the network sees, got {len(self.seen)}")
+        listed = (self.alpha, self.sigma, self.time, self.x, self.base, *self._seen)
+        numbers = torch.cat([v.detach().flatten() for v in listed])
         if not bool(torch.isfinite(numbers).all()):
             row = next(
                 (r for r in range(k) if not bool(torch.isfinite(torch.cat([self.x[r], self.base[r]])).all())), None
@@ -83,6 +89,10 @@ class Table:
             raise GridError(f"{self.solver!r} on grid {self.grid!r} gives a coefficient that is not finite in {where}")
         if list(self.step) != sorted(self.step) or set(self.step) != set(range(self.steps)):
             raise ArgumentError(f"steps of the rows must rise from 0 without a gap, got {self.step}")
+
+    @property
+    def _seen(self) -> tuple[Tensor, ...]:
+        return () if self.seen is None else (self.seen,)
 
     # -- shape -------------------------------------------------------------------------------
     @property
@@ -118,6 +128,14 @@ class Table:
         """The level at which the network is called in `row`; `row = nfe` is the level of the result."""
         return Level(self.alpha[row], self.sigma[row], self.time[row])
 
+    def clean(self, prediction: str) -> tuple[Tensor, Tensor]:
+        """(c_x, c_raw) of every row, with `denoised = c_x·x + c_raw·raw`; see `prediction.coefficients`."""
+        alpha, sigma, time = self.alpha[:-1], self.sigma[:-1], self.time[:-1]
+        if self.seen is None:
+            return coefficients(prediction, Level(alpha, sigma, time))
+        c_x, c_raw = coefficients(prediction, Level(alpha * self.seen, sigma * self.seen, time))
+        return c_x * self.seen, c_raw
+
     def first_row(self, step: int) -> int:
         """The first row of a grid step; `step = steps` gives `nfe`."""
         return self.nfe if step == self.steps else self.step.index(step)
@@ -136,7 +154,8 @@ class Table:
         levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
         steps = tuple(k - first for k in self.step[start:stop])
-        return replace(self, **levels, **rows, step=steps, first=self.first + start)
+        seen = None if self.seen is None else self.seen[start:stop]
+        return replace(self, **levels, **rows, step=steps, first=self.first + start, seen=seen)
 
     def remembers(self, step: int) -> bool:
         """Whether `step` or a later one reads a prediction or a base from before `step`."""
@@ -156,7 +175,8 @@ class Table:
         """Plain data; floats are written so that they read back to the same bits."""
         plain = {k: getattr(self, k) for k in ("solver", "grid", "basis", "order")}
         arrays = {k: getattr(self, k).tolist() for k in ("alpha", "sigma", "time", "x", "base")}
-        part = {"first": self.first} if self.first else {}
+        part: dict[str, Any] = {"first": self.first} if self.first else {}
+        part |= {} if self.seen is None else {"seen": self.seen.tolist()}
         return {"format": FORMAT, **plain, "step": list(self.step), "registers": list(self.registers), **arrays, **part}
 
     @classmethod
@@ -170,11 +190,12 @@ class Table:
         try:
             try:
                 arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+                seen = None if data.get("seen") is None else double(data["seen"])
             except ArgumentError as error:
                 raise ArgumentError(f"this is not a table: {error}") from error
             return cls(
                 str(data["solver"]), str(data["grid"]), str(data["basis"]), int(data["order"]),
-                step=tuple(int(s) for s in data["step"]), first=int(data.get("first", 0)), **arrays,
+                step=tuple(int(s) for s in data["step"]), first=int(data.get("first", 0)), seen=seen, **arrays,
             )  # fmt: skip
         except (KeyError, TypeError, IndexError) as error:
             raise ArgumentError(f"this is not a table: {error!r}") from error
@@ -195,7 +216,8 @@ class Table:
     def detach(self) -> Table:
         """The same numbers without a gradient."""
         keys = ("alpha", "sigma", "time", "x", "base")
-        return replace(self, **{k: getattr(self, k).detach() for k in keys})
+        seen = None if self.seen is None else self.seen.detach()
+        return replace(self, **{k: getattr(self, k).detach() for k in keys}, seen=seen)
 
     # -- reading -----------------------------------------------------------------------------
     def __str__(self) -> str:
@@ -267,4 +289,5 @@ class Rows:
         return Table(
             self.solver, self.grid.name, self.basis, self.order, alpha, sigma, time,
             tuple(self.step), torch.stack(self.x), torch.stack(self.base),
+            seen=self.grid.process.seen(Level(alpha[:-1], sigma[:-1], time[:-1])),
         )  # fmt: skip

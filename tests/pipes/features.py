@@ -24,9 +24,11 @@ from timonel.hooks.rgb import to_images
 from timonel.pipelines import decode
 from timonel.pipelines.pictures import pictures
 
+from .alike import MEANT, counterparts, ended, replaced, schedulers
 from .registry import Case
 
 STEPS, LIMIT, CLOSE = 3, 60, 2e-3  # steps of a run, seconds a check may take, relative difference of a batch
+ALIKE = 2e-4  # relative difference of two pictures that are one, in float32
 NEAR = 8  # of 255, on average: some blend the last step of the run with noise, which a preview leaves out
 NETWORKS = (("unet", "transformer", "transformer_2"), ("decoder",), ("prior",))
 SCALES = ("guidance_scale", "true_cfg_scale")
@@ -326,6 +328,23 @@ def interval(trial: Trial) -> None:
     assert sum(first) < sum(always), f"{sum(first)} samples, {sum(always)} without the interval"
 
 
+def compat(trial: Trial) -> None:
+    """The class of `timonel.compat` that its scheduler is named after paints the same picture, with the same noise."""
+    others = counterparts(trial.pipe)
+    if not others:
+        raise Lacks(f"timonel.compat has no {type(next(iter(schedulers(trial.pipe).values()))).__name__}")
+    want, theirs = ended(trial.pipe, trial.plainly)
+    with replaced(trial.pipe, others):
+        if trial.case.after is not None:
+            trial.case.after(trial.pipe)
+        made, ours = ended(trial.pipe, trial.plainly)
+    apart = gap(made, want)
+    if apart < ALIKE or (theirs and all(gap(a, b) < ALIKE for a, b in zip(ours, theirs, strict=True))):
+        return  # a decoder that picks words of a book may pick others for samples that are the same
+    why = next((f": {MEANT[word]}" for word in (type(one).__name__ for one in others.values()) if word in MEANT), "")
+    raise AssertionError(f"{apart:.1g} of the largest value from the picture of diffusers' class{why}")
+
+
 def restored(trial: Trial) -> None:
     """After calls the pipeline is what it was: scheduler, attributes, hooks on the networks."""
     scheduler, names = trial.pipe.scheduler, set(vars(trial.pipe))
@@ -395,7 +414,7 @@ def _own_picture(trial: Trial) -> Any:
 CHECKS: dict[str, Callable[[Trial], str | None]] = {
     check.__name__: check
     for check in (
-        own, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, preview, restored,
+        own, compat, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, preview, restored,
     )
 }  # fmt: skip
 

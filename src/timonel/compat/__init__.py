@@ -9,6 +9,7 @@ What differs from diffusers on purpose:
 
 - noise of stochastic samplers is keyed by each sample's own seed, so a picture does not depend on its batch;
 - samples have unit variance, so callbacks of the Euler family see x / sqrt(1 + sigma²) of diffusers' latents;
+- a class is a subclass of diffusers' class of its name, and shares nothing with it but the name: see `kin.py`;
 - the public members of diffusers' classes are there, but for parts of its steps; `members.py` lists those and why;
 - `set_shift` also writes the shift into the config, so a helm or a saved pipeline has it;
 - DDIM and PNDM on trailing times step to the next entry of their own list;

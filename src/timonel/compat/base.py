@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -17,21 +18,21 @@ from torch import Tensor
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, RunError, TimonelError, UnknownName, finite, options, whole
+from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..grids import Grid
 from ..noise import source
-from ..pipelines import acting, request
-from ..pipelines.attributes import Stepped
+from ..pipelines import acting, model, request
 from ..pipelines.listing import Listing
-from ..pipelines.scheduler import Scheduler
-from ..pipelines.timesteps import number
-from ..process import Level, Process
+from ..process import VE, Process
 from ..process.config import name_of
+from ..program import Directed
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
-from .flags import CHOICES, INERT, REFUSED, REMEDIES, STEP_DEFAULTS, SUBSTITUTES, UNSEEN
-from .members import DIRECT, INTERNAL, Members, initial
+from .coordinates import Coordinates
+from .flags import CHOICES, INERT, NEUTRAL, REFINES, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
+from .kin import Named, hidden
+from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
 from .rows import FEW
 
 Config = Mapping[str, Any]
@@ -39,7 +40,7 @@ NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Members, Scheduler):
+class Compat(Members, Coordinates, metaclass=Named):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -52,19 +53,22 @@ class Compat(Members, Scheduler):
     fixed: ClassVar[Mapping[str, Any]] = {}  # what `levels.make` has to know of the class, beyond its flags
     kinds: ClassVar[tuple[str, ...]] = ("vp", "edm", "flow")  # processes the class can be made for
     eta: ClassVar[float | None] = None  # the default of step's eta, where the class has one
+    clips: ClassVar[bool] = True  # whether diffusers' step reads clip_sample and thresholding
     calls: ClassVar[int] = 1  # of a step in the list, as pipelines count them when they cut it
-    unit: ClassVar[bool] = True  # whether diffusers' start is unit noise; else it is scaled by the largest sigma
+    takes: ClassVar[tuple[str, ...]] = ("return_dict",)  # what step takes by position after the sample, in order
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         if "defaults" not in vars(cls):
             return
         keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        cls.step = _placed(cls.takes)  # type: ignore[method-assign]
         named = [inspect.Parameter(name, keyword, default=value) for name, value in cls.defaults.items()]
         signature = inspect.Signature([inspect.Parameter("self", keyword), *named])
 
         def __init__(self: Compat, *args: Any, **kwargs: Any) -> None:
             public = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+            public = cls._without_neutral(public)
             cls._known(public, {**cls.defaults, **dict.fromkeys(MODEL)})
             of_model = {key: value for key, value in public.items() if key not in cls.defaults}
             given = signature.bind(self, *args, **{k: v for k, v in public.items() if k in cls.defaults}).arguments
@@ -98,11 +102,13 @@ class Compat(Members, Scheduler):
             if value not in (None, *choices, self.defaults.get(key)):
                 raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
         unused = [key for key in self.defaults if key not in explicit and key not in carried]
-        written = {**hidden, "_use_default_values": unused, "_class_name": type(self).__name__}
+        unused += [key for key in hidden.get("_use_default_values", ()) if key in hidden and key not in self.defaults]
+        written = {k: v for k, v in hidden.items() if k != "_use_default_values"} | {"_class_name": type(self).__name__}
+        written |= {"_use_default_values": unused} if unused else {}  # as diffusers writes it
         ConfigMixin.register_to_config(self, **flags, **written)
         given = {**hidden, **flags, "_class_name": type(self).__name__}
         process, prediction = processes.from_config(given), predictions.from_config(given)
-        if process.kind not in self.kinds:
+        if not self._fits(process):
             raise ArgumentError(self._unfit(process))
         self._check(flags, explicit, process)
         name, chosen = self._solver(flags)
@@ -113,7 +119,7 @@ class Compat(Members, Scheduler):
         self._visited = None
         self.order = self.calls
         self._timesteps, self.sigmas, top = initial(process, self.family)
-        self.init_noise_sigma = self._start(*top[:2], flags)
+        self.init_noise_sigma = self._start(top, flags)
         self._read = self._plain()
 
     def _all_act(self, flags: Config, asked: Config, hidden: Config) -> None:
@@ -129,6 +135,9 @@ class Compat(Members, Scheduler):
         rest = {key: value for key, value in asked.items() if key not in UNSEEN}
         for key in acting.idle(see, rest, self.defaults):
             spaced = key == "timestep_spacing" and next((flag for flag in levels.SHAPES if asked.get(flag)), None)
+            if not spaced and key in REFINES:
+                logger.warning("%s=%r changes nothing here: %s", key, asked[key], self._remedy(key, flags))
+                continue
             if not spaced:
                 raise ArgumentError(
                     f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
@@ -177,9 +186,16 @@ class Compat(Members, Scheduler):
     def _change(self, changes: Config, asked: Config) -> dict[str, Any]:
         """Take keys that were changed in place, of which those that are `asked` for have to act."""
         known = {**self.defaults, **dict.fromkeys(MODEL)}
+        asked = {key: value for key, value in asked.items() if key not in self._read or self._read[key] != value}
+        meant = model.registered(self.process, changes)
+        if len(meant) > len(changes):  # Cosmos 2 makes another process of a flow, with what only itself reads
+            changes, asked = meant, {}
         for key in changes:
             if key in asked and key not in known and key not in self._read:
-                raise UnknownName(f"argument of {type(self).__name__}", key, known)
+                if get_close_matches(key, known):
+                    raise UnknownName(f"argument of {type(self).__name__}", key, known)
+                logger.warning("%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__)
+        asked = {key: value for key, value in asked.items() if key in known or key in self._read}
         explicit = {key: value for key, value in asked.items() if key in self.defaults}
         of_model = {key: value for key, value in asked.items() if key not in self.defaults}
         config = {key: value for key, value in {**self._read, **changes}.items() if key not in asked}
@@ -195,6 +211,8 @@ class Compat(Members, Scheduler):
             raise AttributeError(f"{type(self).__name__} has no {name!r}: {INTERNAL[name]}")
         if name in DIRECT and name in self.defaults:
             return self.config[name]
+        if hidden(type(self), name):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: {HIDDEN}")
         return super().__getattr__(name)
 
     @property
@@ -213,13 +231,24 @@ class Compat(Members, Scheduler):
                 raise UnknownName(f"argument of {cls.__name__}", key, known)
 
     @classmethod
+    def _fits(cls, process: Process) -> bool:
+        return not {process.kind, name_of(process)}.isdisjoint(cls.kinds)
+
+    @classmethod
+    def _without_neutral(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """`changes` without keys of other classes that ask for what is so anyhow, e.g. `clip_sample=False`."""
+        known = {**cls.defaults, **dict.fromkeys(MODEL)}
+        return {key: value for key, value in changes.items() if key in known or not _asks_nothing(key, value)}
+
+    @classmethod
     def _unfit(cls, process: Process) -> str:
         use = {
             "vp": "EulerDiscreteScheduler or DPMSolverMultistepScheduler",
             "flow": "FlowMatchEulerDiscreteScheduler",
             "edm": "EulerDiscreteScheduler or EDMEulerScheduler",
         }
-        return f"{cls.__name__} is not for a {process.kind} model, which this config describes; use {use[process.kind]}"
+        instead = use.get(process.kind, "timonel.Scheduler")
+        return f"{cls.__name__} is not for a {process.kind} model, which this config describes; use {instead}"
 
     @classmethod
     def _check(cls, flags: Mapping[str, Any], explicit: Mapping[str, Any], process: Process) -> None:
@@ -254,6 +283,7 @@ class Compat(Members, Scheduler):
         """
         if sampler is not None:
             raise ArgumentError(f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler")
+        asked, changes = changes, cls._without_neutral(changes)
         cls._known(changes, {**cls.defaults, **dict.fromkeys(MODEL)})
         changes = request.typed(cls.defaults, changes)
         explicit = {key: value for key, value in changes.items() if key in cls.defaults}
@@ -261,10 +291,22 @@ class Compat(Members, Scheduler):
         process, carried, hidden = read(
             cls.__name__, cls.defaults, options("config", {} if config is None else config), changes
         )
-        if process.kind not in cls.kinds:
+        if not cls._fits(process):
             raise ArgumentError(cls._unfit(process))
         made = cls.__new__(cls)
-        hidden = {key: value for key, value in hidden.items() if key not in of_model}
+        neutral = {key: value for key, value in asked.items() if key not in changes}  # for the class after this one
+        hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
+        source = dict(config or {})
+        unwritten = [key for key in source.get("_use_default_values") or () if key not in asked]
+        said = set(MODEL) - set(TRAINING)  # of which diffusers would forget those that are not written
+        said = said if source.get("_class_name") != cls.__name__ else set()
+        chosen = [key for key in cls.defaults if key in source and key not in unwritten]
+        carried = {
+            **{key: None for key in chosen if source[key] is None and cls.defaults[key] is None},
+            **{k: v for k, v in carried.items() if v != cls.defaults[k] or (k in chosen and k not in said)},
+        }
+        hidden |= {"_use_default_values": unwritten}
+        hidden |= {key: value for key, value in source.items() if key == "_diffusers_version"}
         made._create(explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model)
         return (made, {}) if return_unused_kwargs else made
 
@@ -273,13 +315,14 @@ class Compat(Members, Scheduler):
         """The classes of `timonel.compat` that fit this model."""
         from . import schedulers
 
-        return [c for c in schedulers.CLASSES.values() if self.process.kind in c.kinds]
+        return [c for c in schedulers.CLASSES.values() if c._fits(self.process)]
 
     # -- levels ----------------------------------------------------------------------------------------
     @property
     def _flags(self) -> dict[str, Any]:
         """The class's flags as they are now; pipelines change some in place."""
-        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}  # other classes' configs may have them
+        of_others = ("sigma_min", "sigma_max", *(("final_sigmas_type",) if isinstance(self.process, VE) else ()))
+        ends = {key: self.config.get(key) for key in of_others}  # other classes' configs may have them
         first = {} if self._first_shift is None else {"first_shift": self._first_shift}
         return {**ends, **{key: self.config[key] for key in self.defaults}, **self.fixed, **first}
 
@@ -314,10 +357,15 @@ class Compat(Members, Scheduler):
             sigmas=request.numbers("sigmas", asked.sigmas), mu=request.number("mu", asked.mu),
             strength=finite("strength", asked.strength, 0, 1),
         )  # fmt: skip
-        made = levels.make(self.family, self.process, flags, asked)
+        self._make(asked, device, flags)
+
+    def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
+        made = self._moved(levels.make(self.family, self.process, flags, asked))
         self.custom_timesteps = asked.times is not None
         self._visited = made
-        if flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and float(made.grid.alpha[0]) < 1e-3:
+        noisiest = float(made.grid[0].ratio)
+        blind = flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and noisiest > 1e3
+        if blind and not self._explodes:
             raise ArgumentError(
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
@@ -325,15 +373,7 @@ class Compat(Members, Scheduler):
         self._list(self.sampler, self._grouped(made.grid), device)
         self.order = self.calls
         self.num_inference_steps = made.grid.steps + made.idle
-        self.init_noise_sigma = self._start(made.grid.alpha[:1], made.grid.sigma[:1], flags)
-
-    def _start(self, alphas: Tensor, sigmas: Tensor, flags: Mapping[str, Any]) -> float:
-        """The std of diffusers' initial sample, in coordinates of unit variance."""
-        if self.unit or self.process.kind == "flow":
-            return 1.0
-        alpha, ratio = float(alphas[0]), float(sigmas[0] / alphas[0])
-        far = flags.get("timestep_spacing") in ("linspace", "trailing")
-        return alpha * (ratio if far else (ratio**2 + 1) ** 0.5)
+        self.init_noise_sigma = self._start(made.grid[0], flags)
 
     def _grouped(self, grid: Grid) -> Grid:
         """The levels where steps begin; others are called in between."""
@@ -343,7 +383,8 @@ class Compat(Members, Scheduler):
     def _levels(self) -> levels.Levels:
         """The whole list of the present call, which image-to-image pipelines use a part of."""
         if self._visited is None:
-            raise RunError("call set_timesteps first")
+            self._list_trained()
+        assert self._visited is not None
         return self._visited
 
     @property
@@ -351,35 +392,18 @@ class Compat(Members, Scheduler):
         """The network times of the levels where steps begin, (N,), noisiest first."""
         return self._listed.grid.time[:-1]
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
-        times = request.noised(original_samples, noise, timesteps)
-        if self._listing is None:
-            return super().add_noise(original_samples, noise, timesteps)
-        self._mixed = True
-        grid = self._listing.grid
-        near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
-        if bool((near.min(1).values > 1e-3).any()):
-            return super().add_noise(original_samples, noise, timesteps)
-        at = near.argmin(1)
-        alpha, sigma = Level(grid.alpha[at], grid.sigma[at], grid.time[at]).factors(original_samples)
-        return alpha * original_samples + sigma * noise
-
     # -- steps -----------------------------------------------------------------------------------------
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample in coordinates of unit variance, which the network was trained on."""
-        return self._unit(sample, timestep)
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any) -> Any:
+        """Advance by one network call; by position it takes what diffusers' class of this name does, see `_step`."""
+        if len(args) > len(self.takes):
+            raise TypeError(f"step takes up to {3 + len(self.takes)} arguments by position: {', '.join(self.takes)}")
+        placed = dict(zip(self.takes, args, strict=False))
+        twice = next((name for name in placed if name in others), None)
+        if twice is not None:
+            raise TypeError(f"step got {twice!r} twice, by position and by name")
+        return self._step(model_output, timestep, sample, **placed, **others)
 
-    def _unit(self, sample: Tensor, timestep: Any) -> Tensor:
-        """A sample that another scheduler left on the way has unit signal in this family; see `step`."""
-        run = self.current
-        if self.unit or self._mixed or run is None or (run.started and run.status != "done") or timestep is None:
-            return sample
-        loop = self.hand.loop_of(timestep)
-        row = max(self._rows(number(timestep)), default=0) if loop is None else loop.row
-        return sample * float(self._listed.table.alpha[row]) if row else sample
-
-    def step(  # type: ignore[override]
+    def _step(
         self,
         model_output: Tensor,
         timestep: Any,
@@ -387,6 +411,7 @@ class Compat(Members, Scheduler):
         eta: float | None = None,
         generator: Any = None,
         return_dict: bool = True,
+        use_clipped_model_output: bool | None = None,
         **others: Any,
     ) -> Any:
         """Advance by one network call. `eta` is for DDIM and TCD, where it may be chosen at the first step.
@@ -394,8 +419,9 @@ class Compat(Members, Scheduler):
         Raises `ArgumentError` for other arguments of diffusers' steps: noise belongs to `generator`, churn to
         `timonel.Scheduler` with `sampler_options`.
         """
+        passed = {key: others.pop(key) for key in STEP_PASSED if key in others}
         for key, value in others.items():
-            if key not in STEP_DEFAULTS or value != STEP_DEFAULTS[key]:
+            if key not in STEP_DEFAULTS or value not in (None, STEP_DEFAULTS[key]):
                 raise ArgumentError(
                     f"{type(self).__name__}.step cannot do {key}={value!r}; options of a sampler are given to "
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
@@ -404,12 +430,15 @@ class Compat(Members, Scheduler):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
-        sample = self._unit(sample, timestep)
-        new = super().step(model_output, timestep, sample, eta=eta, generator=generator)[0]
-        signal = float(self.run.table.alpha[-1])
-        if self.run.row == self.run.table.nfe and signal != 1 and (not self.unit or self.process.kind == "edm"):
-            new = new / signal  # diffusers' samples have unit signal there
-        return Stepped(self.run, new)
+        shape = self.run.shape
+        if isinstance(shape, Directed):
+            shape.consistent = bool(use_clipped_model_output)
+        elif use_clipped_model_output and self.eta is None:
+            raise ArgumentError(
+                f"use_clipped_model_output=True is for DDIMScheduler; {type(self).__name__} always steps so"
+            )
+        self._warn_unscaled()
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
@@ -433,10 +462,36 @@ class Compat(Members, Scheduler):
 
     def _shape(self) -> Any:
         flags = self._flags
+        shape = None
+        if not self.clips:
+            return None
         if flags.get("thresholding"):
             ratio, top = float(flags["dynamic_thresholding_ratio"]), float(flags["sample_max_value"])
-            return partial(predictions.threshold, ratio=ratio, top=top)
-        if flags.get("clip_sample"):
-            limit = float(flags["clip_sample_range"])
-            return partial(predictions.clip, limit=limit)
-        return None
+            shape = partial(predictions.threshold, ratio=ratio, top=top)
+        elif flags.get("clip_sample"):
+            shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
+        # DDIM clips the clean part of a step only, unless use_clipped_model_output says otherwise
+        return shape if shape is None or self.eta is None else Directed(shape)
+
+
+def _asks_nothing(key: str, value: Any) -> bool:
+    return key in NEUTRAL and bool(value == NEUTRAL[key]) and isinstance(value, bool) == isinstance(NEUTRAL[key], bool)
+
+
+def _placed(takes: Sequence[str]) -> Any:
+    """`Compat.step` with a signature that says what it takes by position, for pipelines ask for it."""
+
+    def step(self: Compat, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any) -> Any:
+        return Compat.step(self, model_output, timestep, sample, *args, **others)
+
+    place, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    defaults = {"eta": None, "generator": None, "return_dict": True, **STEP_DEFAULTS}
+    known = [name for name in ("eta", "generator", "return_dict") if name not in takes]
+    step.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
+        *(inspect.Parameter(name, place) for name in ("self", "model_output", "timestep", "sample")),
+        *(inspect.Parameter(name, place, default=defaults.get(name)) for name in takes),
+        *(inspect.Parameter(name, named, default=defaults[name]) for name in known),
+        inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD),
+    ])  # fmt: skip
+    step.__doc__ = Compat._step.__doc__
+    return step

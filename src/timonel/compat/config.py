@@ -8,12 +8,17 @@ from typing import Any
 from .. import prediction as predictions
 from .. import process as processes
 from ..pipelines.model import stays_flow
-from ..process import EDM, Flow, Process
-from ..process.config import class_of
+from ..process import EDM, VE, Crash, Flow, Process
+from ..process.config import CRASH, class_of
 
-TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+TRAINING = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "snr_shift_scale",
+)  # fmt: skip
 #: keys that say what a model was trained for, which classes that have no such flag pass on
-MODEL = (*TRAINING, "prediction_type", "process", "sigma_min", "sigma_max", "sigma_data", "timestep_type", "shift")
+MODEL = (
+    *TRAINING, "prediction_type", "process", "sigma_min", "sigma_max", "sigma_data", "clock", "timestep_type", "shift",
+)  # fmt: skip
 SAMPLER = ("sampler", "sampler_options", "sampler_noise")  # of timonel.Scheduler: not what another class is for
 WORDS = {"v": "v_prediction", "flow": "flow_prediction"}  # timonel's names of predictions in diffusers' words
 
@@ -66,10 +71,14 @@ def _model(name: str, process: Process, prediction: str, full: Mapping[str, Any]
         return {**named, "prediction_type": words}
     if isinstance(process, EDM):
         ends = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
-        if name.startswith("EDM"):
+        if isinstance(process, VE):
+            return {**ends, "sigma_data": process.sigma_data, "process": "ve", "prediction_type": prediction}
+        if name.startswith("EDM") and process.clock == "log":
             told = "epsilon" if prediction == "edm" else words
             return {**ends, "sigma_data": process.sigma_data, "prediction_type": told}
-        if prediction == "v" and process.sigma_data == 1:
+        if prediction == "v" and process.sigma_data == 1 and process.clock == "log":
             return {**ends, "timestep_type": "continuous", "prediction_type": words}
-        return {**ends, "sigma_data": process.sigma_data, "process": "edm", "prediction_type": prediction}
-    return {"prediction_type": words}
+        clock = {"clock": process.clock} if process.clock != "log" else {}
+        return {**ends, "sigma_data": process.sigma_data, **clock, "process": "edm", "prediction_type": prediction}
+    crashed = {"process": "crash"} if isinstance(process, Crash) and name != CRASH else {}
+    return {**crashed, "prediction_type": words}

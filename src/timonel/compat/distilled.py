@@ -58,6 +58,7 @@ class LCMScheduler(Distilled):
 
     fixed = {"set_alpha_to_one": True}
     sigma_data = DATA
+    takes = ("generator", "return_dict")
     defaults = DISTILLED
     solver = "lcm"
 
@@ -68,7 +69,9 @@ class TCDScheduler(Distilled):
     Pipelines give 0 unless told otherwise, as they do to diffusers' class.
     """
 
+    clips = False
     eta, fixed = 0.3, {"ends_at_time_zero": True, "anywhere": True}
+    takes = ("eta", "generator", "return_dict")
     defaults = dict(DISTILLED)
 
     def _solver(self, flags: Flags) -> Named:

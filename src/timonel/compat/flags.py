@@ -8,12 +8,11 @@
 | `solver_order` | 3 in DPMSolverSinglestep; above 3 anywhere | diffusers' second stage is not the published one |
 | `solver_type` | "heun" with solver_order=3 | the step of order 2 would have to be Heun's too |
 | `lower_order_final` | False with solver_order=3; False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
-| `variance_type` | "fixed_large", "learned" and their kin | the posterior variance is part of the table |
+| `variance_type` | "fixed_large" and its kin of DDPM | the posterior variance is part of the table |
 | `interpolation_type` | "log_linear" | diffusers tells the network times of other levels |
 | `predict_x0`, `disable_corrector`, `solver_p` | all but the defaults | UniPC predicts x0, corrects every step |
 | `tau_func` | a function | no function can be saved in a config |
 | `timestep_scaling` | other than 10 in LCM | 10 is a constant of the released models |
-| `invert_sigmas` | True | the times of such a model run backwards |
 | `trained_betas` | a list in IPNDM, which are its sigmas there | give `sigmas` to `set_timesteps` |
 
 A flag that changes nothing is refused where it is asked for, in `from_config` as in the constructor, and kept where it
@@ -23,6 +22,7 @@ where the class takes its levels from the flag alone; and a constructor may desc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,10 +71,11 @@ SUBSTITUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "DDPMScheduler": {"variance_type": ()},
 }  # fmt: skip
 
+#: variances that a network predicts beside its noise; other classes than DDPM's leave them unread, as diffusers' do
+LEARNED = ("learned", "learned_range")
 OTHER = "use an algorithm_type of this class"
 #: (class, flag) or ("", flag) for all classes
 REFUSED: dict[tuple[str, str], Flag] = {
-    ("", "invert_sigmas"): Flag(bool, "its times run backwards; keep diffusers' own class for such a model"),
     ("", "disable_corrector"): Flag(
         bool, "UniPC corrects every step; pass disable_corrector=[], or use DPMSolverMultistepScheduler"
     ),
@@ -87,10 +88,8 @@ REFUSED: dict[tuple[str, str], Flag] = {
     ("", "interpolation_type"): Flag(_but("linear"), "pass use_exponential_sigmas=True, which has the same levels"),
     ("LCMScheduler", "timestep_scaling"): Flag(_but(10, 10.0), "10 is a constant of the released models"),
     ("DDPMScheduler", "variance_type"): Flag(
-        _but("fixed_small", "fixed_small_log", None), "pass variance_type='fixed_small'"
-    ),
-    ("", "variance_type"): Flag(
-        lambda value: str(value).startswith("learned"), "pass variance_type=None and a model of one output"
+        _but("fixed_small", "fixed_small_log", *LEARNED, None),
+        "pass variance_type='fixed_small', or 'learned_range' for a network that predicts its variance",
     ),
     ("SASolverScheduler", "algorithm_type"): Flag(_but("data_prediction"), "pass algorithm_type='data_prediction'"),
     ("DEISMultistepScheduler", "algorithm_type"): Flag(
@@ -123,6 +122,16 @@ INERT: dict[tuple[str, str], str] = {
     ("TCDScheduler", "timestep_spacing"): DISTILLED,
     ("TCDScheduler", "steps_offset"): DISTILLED,
     ("TCDScheduler", "timestep_scaling"): "its step has no boundary scaling",
+    **{
+        ("TCDScheduler", key): "diffusers' class never reads it; its predictions are not clipped"
+        for key in (
+            "clip_sample",
+            "clip_sample_range",
+            "thresholding",
+            "dynamic_thresholding_ratio",
+            "sample_max_value",
+        )
+    },
 }
 #: flags whose effect is in the noise or in pipelines, or that choose between two ways which agree at order 1
 UNSEEN = (
@@ -158,8 +167,28 @@ REMEDIES: dict[str, str] = {
     "lower_order_final": "the order cannot fall from 1; pass solver_order=2 as well",
     "use_flow_sigmas": "the model's process is a flow where prediction_type='flow_prediction'",
 }
-#: what diffusers' steps take besides, at the values that change nothing
+#: what `step` passes on to the run: the noise of an inversion, and the levels of tokens
+STEP_PASSED = ("variance_noise", "per_token_timesteps")
+#: what diffusers' steps take besides, at the values that change nothing, as None does
 STEP_DEFAULTS: dict[str, Any] = {
-    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "variance_noise": None, "order": 4,
-    "use_clipped_model_output": False, "per_token_timesteps": None, "pred_original_sample": None,
+    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 4, "pred_original_sample": None,
 }  # fmt: skip
+#: keys at the values that ask for what any class does that lacks them
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "clip_sample", "thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+            "use_lu_lambdas", "use_dynamic_shifting", "euler_at_final", "stochastic_sampling", "invert_sigmas",
+        ),
+        False,
+    ),
+    **dict.fromkeys(("variance_type", "noise_sampler_seed", "shift_terminal", "solver_p", "tau_func"), None),
+    "steps_offset": 0, "set_alpha_to_one": True, "final_sigmas_type": "zero", "interpolation_type": "linear",
+    "lambda_min_clipped": -math.inf, "disable_corrector": [], "clip_sample_range": 1.0, "sample_max_value": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+}  # fmt: skip
+#: flags that say how another one is done, and do nothing without it, in diffusers as here: said, not refused
+REFINES = (
+    "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "lower_order_final", "sample_max_value",
+    "solver_type",
+)  # fmt: skip

@@ -17,8 +17,10 @@ from torch import Tensor
 from .. import grids
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
-from ..process import EDM, Flow, Level, Process, double
+from ..process import EDM, VE, Crash, Flow, Level, Process, double, from_config
+from ..process.exploding import FINITE
 from ..process.level import interpolate
+from .defaults import BETAS
 
 Flags = Mapping[str, Any]
 SHAPES = {
@@ -28,7 +30,6 @@ SHAPES = {
     "use_lu_lambdas": "lam",
 }
 SPACINGS = ("linspace", "leading", "trailing")
-FLOOR = 2.0**-24  # abar of the noisiest level where betas are rescaled to zero SNR, in schedules of sigma
 SNAP = 1e-6  # the first t of a UniPC flow stays this far below pure noise
 ROUNDED = 1e-4  # relative; published sigmas have five digits
 NUDGE = 1e-8  # a step in lam that is as good as none
@@ -57,12 +58,14 @@ def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
     """The levels of a scheduler family ("index", "sigma", "dpm", "distilled", "flow", "edm") on a model's process."""
     given = [name for name, value in zip(("timesteps", "sigmas"), asked[1:3], strict=True) if value is not None]
     if len(given) == 2:
-        raise ArgumentError("give timesteps or sigmas, not both")
-    if given and asked.steps is not None:
+        _both(process, asked)
+    if isinstance(process, VE) and asked.sigmas is not None:
+        asked, given = asked._replace(steps=len(asked.sigmas), sigmas=None), []  # whose number alone counts
+    if given and asked.steps not in (None, len(asked[1] if asked.times is not None else asked[2])):
         raise ArgumentError(f"num_inference_steps={asked.steps} and {given[0]} disagree; give one")
     if not given and asked.steps is None:
         raise ArgumentError("give num_inference_steps, timesteps or sigmas")
-    if given and shape(flags):
+    if given and shape(flags) and (asked.times is not None or not isinstance(process, Flow)):
         raise ArgumentError(f"{given[0]} set the levels and so does a sigma flag; switch {_flag(flags)} off")
     if asked.mu is not None and not isinstance(process, Flow):
         raise ArgumentError(f"mu={asked.mu} shifts flow models; this is a {process.kind} process")
@@ -70,6 +73,8 @@ def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
         return _flow(process, flags, asked, lists="dpm" if family == "dpm" else "flow")
     if isinstance(process, EDM):
         return _edm(process, flags, asked)
+    if isinstance(process, Crash):
+        return _crash(process, asked)
     if asked.sigmas is not None:
         made = grids.custom_sigmas(process, _given(process, asked.sigmas))
         listed = (made.alpha[:-1], made.sigma[:-1], made.time[:-1])
@@ -176,9 +181,9 @@ def _indexed(family: str, process: Process, flags: Flags, asked: Asked) -> Level
 
 # -- sigmas ----------------------------------------------------------------------------------------------
 def _table(process: Process) -> Tensor:
-    """sigma / alpha of every training level, the noisiest finite."""
+    """sigma / alpha of every training level; pure noise, of betas rescaled to zero SNR, counts as `FINITE`."""
     ratio = process.at_time(torch.arange(process.train_steps, dtype=torch.float64)).ratio
-    return ratio.clamp(max=math.sqrt(1 / FLOOR - 1))
+    return torch.where(torch.isinf(ratio), FINITE, ratio)
 
 
 def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
@@ -187,7 +192,7 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
     index = torch.arange(len(table), dtype=torch.float64)
     times = _times(family, process, flags, asked)
     ratio = interpolate(times, index, table)
-    if name is not None:
+    if name is not None and (len(times) > 1 or family == "dpm"):  # of the rest, one level has no shape
         ends = table if family == "dpm" else ratio.flip(0)
         low = flags.get("sigma_min") or float(ends[0])
         high = flags.get("sigma_max") or float(ends[-1])
@@ -197,18 +202,20 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
         times = times.round() if family == "dpm" or (name == "karras" and flags.get("rounds")) else times
     alpha = 1 / torch.sqrt(1 + ratio**2)
     if _stops(flags) or flags.get("ends_at_time_zero"):
-        return _ended(process, alpha, alpha * ratio, times, bool(flags.get("corrects")))
+        stay = name is not None and bool(flags.get("ends_at_time_zero") or flags.get("snaps"))
+        last = Level(alpha[-1:], alpha[-1:] * ratio[-1:], times[-1:]) if stay else None
+        return _ended(process, alpha, alpha * ratio, times, bool(flags.get("corrects")), last)
     return Levels(Grid.of(process, Level(alpha, alpha * ratio, times), name or "sigma"))
 
 
 def _ended(
-    process: Process, alpha: Tensor, sigma: Tensor, time: Tensor, corrects: bool = False, stay: bool = False
+    process: Process, alpha: Tensor, sigma: Tensor, time: Tensor, corrects: bool = False, end: Level | None = None
 ) -> Levels:
-    """A grid that ends at the lowest training level, or where it is to `stay`.
+    """A grid that ends at the lowest training level, or at `end`.
 
     A call that would move nothing is left out, unless it `corrects` the sample: then it moves by `NUDGE`.
     """
-    end = Level(alpha[-1:], sigma[-1:], time[-1:]) if stay else process.at_sigma(double([process.sigma_min]))
+    end = process.at_sigma(double([process.sigma_min])) if end is None else end
     idle = int(bool((sigma[-1] / alpha[-1]) <= end.ratio[0] * (1 + SAME)))
     if idle and corrects:
         end, idle = process.at_lam(Level(alpha[-1:], sigma[-1:], time[-1:]).lam + NUDGE), 0
@@ -234,16 +241,25 @@ def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
         made = grids.make(name, process, whole("num_inference_steps", asked.steps or 0), **options)
     if not _stops(flags):
         return Levels(made)
-    return _ended(process, made.alpha[:-1], made.sigma[:-1], made.time[:-1], bool(flags.get("corrects")), stay=True)
+    listed = Level(made.alpha[:-1], made.sigma[:-1], made.time[:-1])
+    return _ended(process, *listed, bool(flags.get("corrects")), Level(*(v[-1:] for v in listed)))
+
+
+def _crash(process: Crash, asked: Asked) -> Levels:
+    """Levels of Dance Diffusion: its training levels, evenly thinned."""
+    if asked.times is not None:
+        return Levels(grids.custom_times(process, asked.times))
+    if asked.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, asked.sigmas))
+    return Levels(grids.make("trailing", process, whole("num_inference_steps", asked.steps or 0)))
 
 
 # -- flow --------------------------------------------------------------------------------------------------
 def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     """t of a flow: evenly spaced, or as given, then shifted, stretched to `shift_terminal` and shaped."""
-    total, truncated = process.train_steps, lists == "dpm"
-    if asked.times is not None:
-        t = double(asked.times).flatten() / total
-        return _flow_ended(process, t, total * t, flags)
+    truncated = lists == "dpm"
+    if asked.times is not None and asked.sigmas is None:
+        return _flow_ended(process, *process.at_time(double(asked.times).flatten())[1:], flags)
     if flags.get("use_dynamic_shifting") and asked.mu is None:
         raise ArgumentError("use_dynamic_shifting=True takes the shift from the picture's size: give mu")
     t = _evenly(process, flags, asked, lists)
@@ -251,12 +267,37 @@ def _flow(process: Flow, flags: Flags, asked: Asked, lists: str) -> Levels:
     if flags.get("shift_terminal"):
         t = grids.stretched(t, 1.0, float(flags["shift_terminal"]))
     name = shape(flags)
+    ranged = bool(flags.get("snaps")) and name == "karras"  # between ends that are not those of the list
+    name = name if len(t) > 1 or ranged else None  # one level has no shape
     if name is not None:
-        made = grids.make(name, Flow(train_steps=total), len(t), sigma_min=float(t[-1]), sigma_max=float(t[0]))
-        t, truncated = made.sigma[:-1], False
+        flat = Flow(train_steps=process.train_steps)
+        low, high = _unipc_ends(flags) if ranged else (float(t[-1]), float(t[0]))
+        made = grids.make(name, flat, len(t), sigma_min=low, sigma_max=high)
+        t, truncated = made.sigma[:-1], ranged
     elif flags.get("snaps") and bool((t[0] - 1).abs() < SNAP):
         t = torch.cat([t[:1] - SNAP, t[1:]])
-    return _flow_ended(process, t, (total * t).floor() if truncated else total * t, flags)
+    if asked.times is not None:
+        return _flow_ended(process, t, double(asked.times).flatten()[: len(t)], flags)
+    time = process.at_sigma(t).time
+    return _flow_ended(process, t, time.floor() if truncated else time, flags)
+
+
+def _both(process: Process, asked: Asked) -> None:
+    """Raises `ArgumentError` where a list of times does not go with one of sigmas: levels, and what is told of them."""
+    if not isinstance(process, Flow):
+        raise ArgumentError(f"give timesteps or sigmas, not both: this is a {process.kind} process, not a flow")
+    if len(asked.times) != len(asked.sigmas):
+        raise ArgumentError(
+            f"{len(asked.times)} timesteps and {len(asked.sigmas)} sigmas: a flow takes both where each level has its "
+            "time; give as many, or leave one list out"
+        )
+
+
+def _unipc_ends(flags: Flags) -> tuple[float, float]:
+    """sigma / alpha between which UniPC's class spaces Karras' levels of a flow: its own, or those of its betas."""
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    betas = from_config({key: flags[key] for key in keys})
+    return flags.get("sigma_min") or betas.sigma_min, flags.get("sigma_max") or betas.sigma_max
 
 
 def _evenly(process: Flow, flags: Flags, asked: Asked, lists: str) -> Tensor:
@@ -285,4 +326,8 @@ def _flow_ended(process: Flow, t: Tensor, time: Tensor, flags: Flags) -> Levels:
     levels = Level(1 - t, t, time)
     if not _stops(flags):
         return Levels(Grid.of(process, levels, "flow"))
-    return _ended(process, *levels, bool(flags.get("corrects")), stay=True)
+    if flags.get("snaps"):  # UniPC's list ends where it is
+        return _ended(process, *levels, bool(flags.get("corrects")), Level(*(v[-1:] for v in levels)))
+    # the other classes end a flow at sigma / alpha of the lowest level of their betas, read as t
+    lowest = from_config({key: flags[key] for key in BETAS if flags.get(key) is not None}).sigma_min
+    return _ended(process, *levels, bool(flags.get("corrects")), process.at_sigma(double([lowest])))

@@ -20,6 +20,7 @@ from ..process import EDM, Flow, Level, Process, double
 from ..run import Run
 
 _STEP = "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which scheduler.step applies"
+HIDDEN = "it is a part of diffusers' step, or its state; a pipeline that reads it needs diffusers' own class"
 _STATE = "it is what diffusers' step remembers; here the run does: scheduler.run.latents, .denoised, .row"
 _LIST = "how calls are grouped is in scheduler.run.table.step, and the times are scheduler.timesteps"
 #: public names of diffusers' classes that have no counterpart, and why
@@ -61,7 +62,6 @@ class Members:
 
     process: Process
     config: Any
-    is_scale_input_called = True  # there is nothing to scale
     pndm_order = 4
     _first_shift: float | None = None  # of the config, where `set_shift` has changed it
 
@@ -158,9 +158,12 @@ class Members:
         return sample / (sigma**2 + data**2) ** 0.5
 
     def precondition_noise(self, sigma: float | Tensor) -> Tensor:
-        """The network's time `0.25·log(sigma)`, (n,) (arXiv 2206.00364, table 1)."""
+        """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,) (arXiv 2206.00364)."""
         self._data("precondition_noise")
-        return 0.25 * torch.log(sigma if isinstance(sigma, Tensor) else torch.tensor([finite("sigma", sigma, 0)]))
+        assert isinstance(self.process, EDM)
+        return self.process.network_time(
+            sigma if isinstance(sigma, Tensor) else torch.tensor([finite("sigma", sigma, 0)])
+        )
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: float | Tensor) -> Tensor:
         """The clean sample from the network's output at a sample `x0 + sigma·noise` (arXiv 2206.00364, eq. 7)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
+from ..process import Level
 from ..solvers.exponential import Exponential, dpmpp_2s_tableau, res_2s_tableau, singlestep
 from ..table import Table
 
@@ -76,4 +77,7 @@ def second_order(grid: Grid, listed: Grid, variant: str) -> Table:
     end = grid[grid.steps]
     steps, *levels = zip(*rows, strict=True)
     alpha, sigma, time = (torch.stack([*v, e]) for v, e in zip(levels, end, strict=True))
-    return Table("dpmpp_2s", grid.name, euler.basis, 2, alpha, sigma, time, steps, torch.stack(x), torch.stack(base))
+    seen = grid.process.seen(Level(alpha[:-1], sigma[:-1], time[:-1]))
+    return Table(
+        "dpmpp_2s", grid.name, euler.basis, 2, alpha, sigma, time, steps, torch.stack(x), torch.stack(base), seen=seen
+    )

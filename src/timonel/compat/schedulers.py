@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from .. import solvers
 from ..errors import ArgumentError
@@ -29,6 +31,8 @@ from .defaults import (
 )  # fmt: skip
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
+from .flags import LEARNED
+from .levels import Asked
 from .rows import FEW, falling, lowered, pairs, second_order
 
 Flags = Mapping[str, Any]
@@ -39,10 +43,12 @@ Named = tuple[str, dict[str, Any]]
 class DDIMScheduler(Compat):
     """`ddim`. `eta` may come with the first step, as pipelines give it.
 
-    `clip_sample` and `thresholding` keep sample and noise consistent, as diffusers' use_clipped_model_output=True.
+    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the network's; with
+    `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
     """
 
     family, eta = "index", 0.0
+    takes: ClassVar[tuple[str, ...]] = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
         **{k: v for k, v in THRESHOLD.items() if k != "sample_max_value"}, "clip_sample_range": 1.0,
@@ -52,11 +58,33 @@ class DDIMScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "ddim", {"eta": 0.0}
 
+    def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
+        """The variance of the noise between two training times at eta = 1, which editing pipelines read.
+
+        arXiv 2010.02502, eq. 16. `prev_timestep` below 0 is the end of the list.
+        """
+        bars = self.alphas_cumprod
+        bar, before = bars[timestep], bars[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
+        return (1 - before) / (1 - bar) * (1 - bar / before)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A run's noise, each number of it in a size of its own."""
+
+    noise: Any
+    size: Tensor
+
+    def __call__(self, row: int, like: Tensor) -> Tensor:
+        drawn: Tensor = self.size * self.noise(row, like)
+        return drawn
+
 
 class DDPMScheduler(Compat):
-    """`ddpm`, with the posterior variance ("fixed_small")."""
+    """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
 
     family = "index"
+    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
     defaults = {
         **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
         "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
@@ -64,11 +92,35 @@ class DDPMScheduler(Compat):
     }  # fmt: skip
     solver = "ddpm"
 
+    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+        """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
+        run, kind = self.run, self.config["variance_type"]
+        if kind not in LEARNED:
+            return super()._advance(raw, noise, learned)
+        if learned is None:
+            raise ArgumentError(
+                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
+                f"{2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
+            )
+        top, low = run.table.level(run.row), run.table.level(run.row + 1)
+        if float(low.sigma) == 0:
+            return super()._advance(raw, noise)
+        most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
+        if kind == "learned_range":
+            size = most ** ((learned + 1) / 2)
+        else:
+            size = learned.sqrt() * most / float((1 - (top.alpha / low.alpha) ** 2).sqrt())
+        if noise is None:
+            run.advance(raw, Sized(run.noise, size))
+        else:
+            run.advance(raw, lambda row, like: size * noise)
+
 
 class EulerDiscreteScheduler(Compat):
     """`euler`."""
 
     unit = False
+    takes: ClassVar[tuple[str, ...]] = ("s_churn", "s_tmin", "s_tmax", "s_noise", "generator", "return_dict")
     defaults = {
         **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES, "sigma_min": None,
         "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete", "steps_offset": 0,
@@ -81,6 +133,7 @@ class EulerAncestralDiscreteScheduler(Compat):
     """`euler_ancestral`."""
 
     unit = False
+    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
     defaults = {**BETAS, "prediction_type": "epsilon", **SPACING, "rescale_betas_zero_snr": False}
     solver = "euler_ancestral"
 
@@ -89,14 +142,35 @@ class EDMEulerScheduler(Compat):
     """`euler` on EDM's process."""
 
     family, kinds, unit = "edm", ("edm",), False
+    takes: ClassVar[tuple[str, ...]] = (
+        "s_churn",
+        "s_tmin",
+        "s_tmax",
+        "s_noise",
+        "generator",
+        "return_dict",
+        "pred_original_sample",
+    )
     defaults = {**EDM, "final_sigmas_type": "zero"}
     solver = "euler"
 
 
 class FlowMatchEulerDiscreteScheduler(Compat):
-    """`euler` on a flow; `lcm`, denoise and add noise, with `stochastic_sampling`."""
+    """`euler` on a flow, or where samples explode; `lcm`, denoise and add noise, with `stochastic_sampling`.
 
-    family, kinds = "flow", ("flow",)
+    With `invert_sigmas` its times run backwards and the network predicts x0 - noise, as Mochi's does.
+    """
+
+    family, kinds = "flow", ("flow", "ve")
+    takes: ClassVar[tuple[str, ...]] = (
+        "s_churn",
+        "s_tmin",
+        "s_tmax",
+        "s_noise",
+        "generator",
+        "per_token_timesteps",
+        "return_dict",
+    )
     defaults = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
@@ -124,22 +198,29 @@ class FlowMatchHeunDiscreteScheduler(Compat):
 
     calls = 2
     family, kinds = "flow", ("flow",)
+    takes: ClassVar[tuple[str, ...]] = ("s_churn", "s_tmin", "s_tmax", "s_noise", "generator", "return_dict")
     defaults = {"num_train_timesteps": 1000, "shift": 1.0}
     solver = "heun"
 
 
-class KDPM2DiscreteScheduler(Compat):
-    """`dpm2`."""
+class DPM2(Compat):
+    """What both classes have in common."""
 
     calls = 2
     unit, fixed = False, {"rounds": True}
+
+
+class KDPM2DiscreteScheduler(DPM2):
+    """`dpm2`."""
+
     defaults = {**NARROW, **SHAPES, "prediction_type": "epsilon", **SPACING}
     solver = "dpm2"
 
 
-class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
+class KDPM2AncestralDiscreteScheduler(DPM2):
     """`dpm2_ancestral`."""
 
+    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
     defaults = dict(KDPM2DiscreteScheduler.defaults)
     solver = "dpm2_ancestral"
 
@@ -149,6 +230,7 @@ class DPMSolverSDEScheduler(Compat):
 
     calls = 2
     unit, _source = False, "brownian"
+    takes: ClassVar[tuple[str, ...]] = ("return_dict", "s_noise")
     defaults = {**NARROW, "prediction_type": "epsilon", **SHAPES, "noise_sampler_seed": None, **SPACING}
     solver = "dpmpp_sde"
 
@@ -160,6 +242,7 @@ class DPMSolverSinglestepScheduler(Compat):
     """
 
     family = "dpm"
+    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint", "lower_order_final": False, **SHAPES, **FLOW, "final_sigmas_type": "zero",
@@ -174,6 +257,12 @@ class DPMSolverSinglestepScheduler(Compat):
                 "DPMSolverSDEScheduler for two calls and noise"
             )
         return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
+
+    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
+        """A last call that ends a pair corrects, where its level is the end itself."""
+        n = asked.steps or len(asked.sigmas if asked.times is None else asked.times)
+        pairs_up = flags["solver_order"] == 2 and not flags["lower_order_final"] and n % 2 == 0
+        super()._make(asked, device, {**flags, "corrects": pairs_up and flags["final_sigmas_type"] == "sigma_min"})
 
     def _grouped(self, grid: Grid) -> Grid:
         flags, n = self._flags, grid.steps + self._levels.idle
@@ -211,10 +300,14 @@ class LMSDiscreteScheduler(Compat):
     """`lms` of order 4."""
 
     unit = False
+    takes: ClassVar[tuple[str, ...]] = ("order", "return_dict")
     defaults = {**BETAS, **SHAPES, "prediction_type": "epsilon", **SPACING}
 
     def _solver(self, flags: Flags) -> Named:
         return "lms", {"order": 4, "euler_at_final": False}
+
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        return solvers.make("lms", grid, before=before) if grid.steps == 1 else super()._compile(sampler, grid, before)
 
 
 class PNDMScheduler(Compat):
@@ -241,11 +334,12 @@ class PNDMScheduler(Compat):
 
 
 class IPNDMScheduler(Compat):
-    """`ipndm` for the model of the config it is made from.
+    """`ipndm` for the model of the config it is made from; without betas that is Dance Diffusion, as in diffusers.
 
-    diffusers' own is for one audio model; it drops its first prediction at pure noise, this one does not.
+    diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
+    kinds = (*Compat.kinds, "crash")
     family, fixed = "index", {"timestep_spacing": "trailing"}
     defaults = {"num_train_timesteps": 1000, "trained_betas": None}
 
@@ -254,31 +348,18 @@ class IPNDMScheduler(Compat):
     ) -> None:
         if explicit.get("trained_betas") is not None:
             raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
-        if not {**hidden, **of_model} and not carried.get("trained_betas"):
-            raise ArgumentError(
-                "IPNDMScheduler() names no betas, as it was made for one audio model; "
-                "use IPNDMScheduler.from_config(pipe.scheduler.config)"
-            )
         super()._create(explicit, carried, hidden, of_model, trial)
 
     def _solver(self, flags: Flags) -> Named:
         return "ipndm", {"euler_at_final": False}
 
 
-class DPMSolverMultistepScheduler(Compat):
+class Multistep(Compat):
     """`dpmpp_2m` and its kin: "dpmsolver++" of order 1 to 3, "sde-dpmsolver++", "dpmsolver" of order 1.
 
     Order 3 has diffusers' second derivative (`curvature` 1/2); with noise it is k-diffusion's, for diffusers' has a
     wrong sign.
     """
-
-    family = "dpm"
-    defaults = {
-        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
-        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
-        "variance_type": None, **SPACING, "rescale_betas_zero_snr": False, **DYNAMIC,
-    }  # fmt: skip
 
     def _solver(self, flags: Flags) -> Named:
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
@@ -311,10 +392,24 @@ class DPMSolverMultistepScheduler(Compat):
         return lowered(make, orders)
 
 
-class EDMDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
+class DPMSolverMultistepScheduler(Multistep):
+    """`dpmpp_2m` and its kin; see `Multistep`."""
+
+    family = "dpm"
+    takes: ClassVar[tuple[str, ...]] = ("generator", "variance_noise", "return_dict")
+    defaults = {
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
+        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
+        "variance_type": None, **SPACING, "rescale_betas_zero_snr": False, **DYNAMIC,
+    }  # fmt: skip
+
+
+class EDMDPMSolverMultistepScheduler(Multistep):
     """`DPMSolverMultistepScheduler` on EDM's process."""
 
     family, kinds, unit = "edm", ("edm",), False
+    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
     defaults = {
         **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": "zero",
@@ -370,6 +465,7 @@ class SASolverScheduler(Compat):
     """`sa_solver`, with noise between training times 200 and 800, the weights of the paper's code and its end."""
 
     family, fixed = "dpm", {"ends_at_time_zero": True, "corrects": True}
+    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
     defaults = {
         **BETAS, "predictor_order": 2, "corrector_order": 2, "prediction_type": "epsilon", "tau_func": None,
         **THRESHOLD, "algorithm_type": "data_prediction", "lower_order_final": True, **SHAPES, **FLOW,
@@ -394,6 +490,6 @@ class SASolverScheduler(Compat):
 
 
 CLASSES: dict[str, type[Compat]] = {
-    name: value for name, value in list(vars().items()) if isinstance(value, type) and issubclass(value, Compat)
-}
-del CLASSES["Compat"]
+    name: value for name, value in list(vars().items())
+    if isinstance(value, type) and issubclass(value, Compat) and getattr(value, "defaults", None)
+}  # fmt: skip

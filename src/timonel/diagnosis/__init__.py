@@ -16,7 +16,8 @@ from typing import Any
 
 from .. import zoo
 from ..errors import ArgumentError, options, whole
-from ..process import EDM, Flow
+from ..process import EDM, Flow, double
+from ..process.edm import CLOCKS
 from ..sampler import DEFAULT, STEPS, Sampler
 from . import suits
 from .combination import Combination, examine
@@ -115,6 +116,8 @@ def _process(facts: Facts) -> str:
         return f"EDM, sigma {high} to {low}"
     if process.kind == "trig":
         return "TrigFlow, t from pi/2 to 0"
+    if process.kind == "crash":
+        return "variance preserving, angles from pi/2 to 0 on the crash schedule"
     if math.isinf(process.sigma_max):
         return f"variance preserving with zero terminal SNR: pure noise down to sigma {low}"
     return f"variance preserving, {process.train_steps} levels, sigma {high} to {low}"
@@ -123,16 +126,14 @@ def _process(facts: Facts) -> str:
 def _time(process: Any) -> str:
     """What the network is told, in a line."""
     if isinstance(process, Flow):
-        return (
-            f"{process.train_steps:g}·t, fractions too"
-            if process.told == "t"
-            else f"{process.train_steps:g}·({process.told})"
-        )
+        return f"{process.clock:g}·t, fractions too" if process.told == "t" else f"{process.clock:g}·({process.told})"
     if process.kind == "trig":
         return "t itself, 0 to pi/2"
-    if process.kind == "edm":
-        ends = (0.25 * math.log(v) for v in (process.sigma_max, process.sigma_min))
-        return "0.25·log(sigma), {:.3g} to {:.3g}; whole training times mean nothing to it".format(*ends)
+    if process.kind == "crash":
+        return "the angle as a share of pi/2, 1 to 0"
+    if isinstance(process, EDM):
+        ends = process.network_time(double([process.sigma_max, process.sigma_min])).tolist()
+        return f"{CLOCKS[process.clock]}, " + "{:.3g} to {:.3g}; whole training times mean nothing to it".format(*ends)
     return f"the training index, {process.train_steps - 1} to 0"
 
 

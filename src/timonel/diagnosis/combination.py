@@ -31,9 +31,10 @@ LEVELS = (
 )  # fmt: skip
 TAKEN = {
     "vp": "a variance preserving model with whole times",
-    "edm": "an EDM model, which is told 0.25·log(sigma)",
+    "edm": "an EDM model, which is told a function of sigma",
     "flow": "a rectified flow",
     "trig": "a TrigFlow",
+    "crash": "a model of angles",
 }
 NOISE_LEFT = 0.05  # standard deviation of noise in a result, beyond what timonel leaves, that one sees
 SPREAD_OFF = 0.05  # relative error of the spread, beyond timonel's at the same steps

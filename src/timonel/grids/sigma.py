@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GridError, finite, say_once, whole
-from ..process import Level, Process, double
+from ..process import Flow, Level, Process, double
 from .grid import Grid
 
 
@@ -82,13 +82,17 @@ def karras(
 ) -> Grid:
     """Evenly spaced sigma^(1/rho) from sigma_max to sigma_min, then 0, in schedule sigma.
 
-    arXiv 2206.00364, eq. 5. One step visits sigma_max only.
+    arXiv 2206.00364, eq. 5. One step visits sigma_max only. On a flow a sigma_max above 1 says that both ends are
+    sigma / alpha = t / (1 - t), and the levels are spaced in that (Cosmos Predict 2.5: 200 and 0.01).
     """
-    low, top = span(process, sigma_min, sigma_max, "karras")
     r = finite("rho", rho, 1e-3, 1e3)
+    by_ratio = isinstance(process, Flow) and sigma_max is not None and finite("sigma_max", sigma_max, 1e-12) > 1
+    if by_ratio and sigma_min is None:
+        sigma_min = process.sigma_min / (1 - process.sigma_min)
+    low, top = span(process, sigma_min, sigma_max, "karras")
     u = falling(steps)
     sigma = (low ** (1 / r) + u * (top ** (1 / r) - low ** (1 / r))) ** r
-    return Grid.of(process, process.at_sigma(sigma), "karras")
+    return Grid.of(process, process.at_lam(-torch.log(sigma)) if by_ratio else process.at_sigma(sigma), "karras")
 
 
 def exponential(

@@ -30,7 +30,10 @@ WRITTEN = (
 )  # pipelines' own constructors write these into any scheduler
 STEPS, TOKENS = 6, 1111  # of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
 SIZES_OF_SAMPLES = [10 ** (-k / 4) for k in range(17)]
-BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "num_train_timesteps")
+BETAS = (
+    "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "snr_shift_scale",
+    "num_train_timesteps",
+)  # fmt: skip
 SIZES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
 WORDS = {**model.CHOICES, "beta_schedule": SCHEDULES}  # the values of keys that take a word
 #: which keys set the levels of a process
@@ -45,7 +48,7 @@ FOR = {
     **dict.fromkeys((*BETAS[:-1], "steps_offset"), ("vp",)),
     **dict.fromkeys((*SIZES, "use_dynamic_shifting"), ("flow",)),
     **dict.fromkeys(("shift", "flow_shift", "shift_terminal", "invert_sigmas"), ("flow",)),
-    "sigma_data": ("edm", "ve"), "timestep_type": ("vp", "edm"),
+    "sigma_data": ("edm", "ve"), "clock": ("edm", "ve"), "timestep_type": ("vp", "edm"),
 }  # fmt: skip
 
 
@@ -183,6 +186,8 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
         return f"beta_schedule={config['beta_schedule']!r} has no ends; pass beta_schedule='linear' as well"
     if key in ("sigma_min", "sigma_max"):
         return f"it is an end of grids between two levels; take sampler='{name}/karras' as well"
+    if key == "rho":
+        return f"it spaces Karras' sigmas; take sampler='{name}/karras' as well"
     if key in SIZES:
         return "it is read where the shift comes from the picture's size; pass use_dynamic_shifting=True as well"
     if key in ("shift", "flow_shift"):
@@ -198,7 +203,7 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
         "sample_max_value": "pass thresholding=True as well" + ("; it acts above 1" if config["thresholding"] else ""),
         "clip_sample_range": clips,
         "steps_offset": "it moves the list of one spacing; take sampler='{name}/leading' as well",
-        "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm' as well",
+        "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm/lcm' as well",
         "clip_sample": "thresholding=True clips already; pass thresholding=False as well",
         "num_train_timesteps": f"no level is counted on this grid; leave it out{_instead(kind)}",
     }

@@ -202,16 +202,25 @@ class Attributes(Members):
         return torch.ones_like(self.alphas_cumprod[0])
 
 
-class Stepped:
+class Stepped(tuple[Any, ...]):
     """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only where it is read.
 
-    By attribute, place or name, as diffusers' outputs are read.
+    A tuple, and read by attribute and by name too, as diffusers' outputs are.
     """
 
     NAMES = ("prev_sample", "pred_original_sample")
+    _run: Run
 
-    def __init__(self, run: Run, sample: Tensor) -> None:
-        self._run, self.prev_sample = run, sample
+    def __new__(cls, run: Run, sample: Tensor) -> Stepped:
+        made = super().__new__(cls, (sample, None))
+        made._run = run
+        return made
+
+    @property
+    def prev_sample(self) -> Tensor:
+        """The sample at the next level."""
+        made: Tensor = super().__getitem__(0)
+        return made
 
     @property
     def pred_original_sample(self) -> Tensor:
@@ -220,18 +229,36 @@ class Stepped:
         done = run.row == run.table.nfe and bool(run.table.sigma[-1] == 0)
         return self.prev_sample if done or run.called_at is None else run.denoised
 
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, key: int | str) -> Tensor:
-        if isinstance(key, str) and key not in self.NAMES:
-            raise KeyError(key)
-        made: Tensor = getattr(self, key if isinstance(key, str) else self.NAMES[key])
-        return made
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            if key not in self.NAMES:
+                raise KeyError(key)
+            return getattr(self, key)
+        if isinstance(key, slice):
+            return self.to_tuple()[key]
+        return getattr(self, self.NAMES[key])
 
     def __iter__(self) -> Iterator[Tensor]:
-        yield self[0]
-        yield self[1]
+        return (getattr(self, name) for name in self.NAMES)
+
+    def to_tuple(self) -> tuple[Tensor, Tensor]:
+        """Both as a plain tuple."""
+        return self.prev_sample, self.pred_original_sample
+
+    def keys(self) -> tuple[str, ...]:
+        """The names."""
+        return self.NAMES
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """The tensors in the order of `keys`."""
+        return self.to_tuple()
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of both."""
+        return zip(self.NAMES, self.values(), strict=True)
+
+    def __reduce__(self) -> Any:
+        return tuple, (self.to_tuple(),)
 
 
 def held(raw: Tensor, times: Tensor, time: float) -> Tensor:

@@ -213,8 +213,11 @@ def of_config(config: Mapping[str, Any]) -> Sampler:
 
 def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
     """A class of diffusers with its flags as a sampler without a grid. Raises `ArgumentError` where it is none."""
+    from ..compat.flags import LEARNED
     from ..compat.schedulers import CLASSES
 
+    if name == "DDPMScheduler" and config.get("variance_type") in LEARNED:
+        raise ArgumentError(f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel")
     if name in CLASSES:
         made: Sampler = CLASSES[name].from_config({**config, "_class_name": name}).sampler
         usual = inspect.signature(solvers.find(made.name).make).parameters

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .. import prediction as predictions
 from .. import process as processes
@@ -16,7 +17,7 @@ from ..sampler import Sampler
 from . import acting, choice, kept, model, request
 
 
-class Configured(ConfigMixin):  # type: ignore[misc]
+class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """What of a scheduler is about its configuration."""
 
     process: Process

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArgumentError, TimonelError
+from ..errors import ArgumentError, ModelError, TimonelError
 from ..hooks import Hook
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ FOREIGN = {
     r"scheduler\.__dict__": "keeps a copy of its scheduler's state for each view",
     r"scheduler\._step_index -= 1": "calls step twice a turn, once to read its own scheduler's prediction",
 }
+# a loop that scales a sigma as a sample makes the prediction itself, of samples that are not of unit variance
+EXPLODES = r"scheduler\.scale_model_input\(sigma"
+FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
 SHARES = re.compile(r"progress_bar\(timesteps\[:-1\]\)")  # of a list of shares, whose end is left out
 INDEXED = re.compile(r"\b(?:alphas|alphas_cumprod|betas)\[")
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
@@ -73,6 +78,20 @@ def foreign(pipe: Any) -> str | None:
     shared = ("diffusers.pipelines.pipeline_utils",)
     source = "".join(_source(inspect.getmodule(cls)) for name, cls in modules.items() if name not in shared)
     return next((why for pattern, why in FOREIGN.items() if re.search(pattern, source)), None)
+
+
+def keeps_unit_variance(pipe: Any) -> None:
+    """Raises `ModelError` for a pipeline whose loop does arithmetic on samples `x0 + sigma·noise`."""
+    if pipe is not None and _explodes(type(pipe).__module__):
+        raise ModelError(
+            f"{type(pipe).__name__} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
+            "use its own scheduler, or timonel.compat.EulerDiscreteScheduler.from_config(…) of its configuration"
+        )
+
+
+@cache
+def _explodes(module: str) -> bool:
+    return re.search(EXPLODES, _source(sys.modules.get(module))) is not None
 
 
 def rounds_down(pipe: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from ..errors import ArgumentError, RunError
 from ..noise import Seeded, source
 from . import caller
 from .caller import Generators
@@ -60,3 +60,16 @@ class Seeding:
         run = self.run
         if not run.started and isinstance(run.noise, Seeded):
             run.noise = run.noise.spread(sample)
+
+    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+        """One row, with `noise` where a pipeline gives the row's. `learned`: the network's variance, left unread."""
+        run = self.run
+        if noise is None:
+            run.advance(raw)
+            return
+        if not (run.table.x[run.row, -1] or run.table.base[run.row, -1]):
+            raise ArgumentError(
+                f"this pipeline gives the noise that its inversion found, and {run.table.solver!r} takes none: use a "
+                "stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
+            )
+        run.advance(raw, lambda row, like: noise.to(like))

@@ -14,7 +14,7 @@ from .. import grids, solvers
 from ..errors import ArgumentError, GridError, finite
 from ..grids import Grid
 from ..grids.cut import none_left
-from ..process import VE, Flow, Level, Process, double
+from ..process import EDM, VE, Flow, Level, Process, double
 from ..sampler import Sampler
 from ..table import Table
 from . import request
@@ -116,6 +116,8 @@ def of(
     """
     process = _shifted(process, config, asked.mu)
     steps, times, sigmas = asked.steps, asked.times, asked.sigmas
+    if times is not None and isinstance(process, EDM) and process.clock == "250 log":
+        sigmas, times = _of_places(process, times), None
     if times is not None and sigmas is not None:
         process, sigmas = _before_the_shift(process, times, sigmas), None
     if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
@@ -159,7 +161,7 @@ def _only_counts(
             f"{what} and the sampler {sampler.label!r} both set the levels; take sampler={sampler.name!r} "
             "for the list, or leave the list out"
         )
-    return default and (solvers.find(sampler.name).grid is not None or (named is None and own))
+    return default and (_own_grid(sampler, process) is not None or (named is None and own))
 
 
 def _before_shift_and_shape(
@@ -179,6 +181,8 @@ def _before_shift_and_shape(
         return replace(sampler, grid="trailing", grid_options=end, steps=len(t), sigmas=None, times=None)
     if shape is None:
         return replace(sampler, grid=None, grid_options={}, steps=None, times=None, sigmas=tuple(t.tolist()))
+    if shape == "karras" and by_ratio(process, config):
+        return _ended_as_said(replace(sampler, grid=shape, grid_options={}, steps=len(t)), process, config)
     ends = {"sigma_max": float(t[0]), **({"sigma_min": float(t[-1])} if len(t) > 1 else {})}
     return replace(sampler, grid=shape, grid_options=ends, steps=len(t))
 
@@ -238,9 +242,23 @@ def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> P
     return process.with_mu(math.log(mu) if config["time_shift_type"] == "linear" else mu)
 
 
+def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
+    """The sigmas of places in a consistency model's list, 0 the noisiest, falling, as its pipeline names them."""
+    last = process.train_steps - 1
+    listed = double(places)
+    whole = bool((listed == listed.round()).all()) and bool((listed.diff() < 0).all())
+    if not len(places) or not whole or not 0 <= places[-1] <= places[0] <= last:
+        raise ArgumentError(
+            f"timesteps of a consistency model are places in its {process.train_steps} levels, falling whole numbers "
+            f"from {last} to 0, e.g. [22, 0]; got {list(places)}"
+        )
+    made: list[float] = (process.at_index(last - listed.flip(0)).ratio).tolist()
+    return tuple(made)
+
+
 def _before_the_shift(process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]) -> Process:
     """A flow whose network is told the time before the shift: what both lists together mean (CogView4)."""
-    given = double(sigmas) * process.train_steps
+    given = double(sigmas) * (process.clock if isinstance(process, Flow) else 1.0)
     if not isinstance(process, Flow) or len(given) != len(times) or not torch.allclose(given, double(times), rtol=SAME):
         raise ArgumentError("give timesteps or sigmas; both only for a flow, where they are the same levels")
     return process.with_time("u")
@@ -264,16 +282,23 @@ def _even(sigmas: tuple[float, ...]) -> bool:
 
 def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
-    distilled = (sampler.grid or solvers.find(sampler.name).grid) == "lcm"
+    distilled = (sampler.grid or _own_grid(sampler, process)) == "lcm"
     if distilled and sampler.sigmas is None and sampler.times is None:
         own = {"original_steps": original or config["original_inference_steps"]}
         return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
     if original is not None:
         raise ArgumentError(f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'")
-    if sampler.grid or sampler.sigmas is not None or sampler.times is not None or solvers.find(sampler.name).grid:
+    if sampler.grid or sampler.sigmas is not None or sampler.times is not None or _own_grid(sampler, process):
         return sampler
+    if solvers.find(sampler.name).grid is not None:
+        return replace(sampler, grid=_flagged(config) or grids.usual(process))
     spaced = config["timestep_spacing"] if process.kind in SPACED else None
     return replace(sampler, grid=_flagged(config) or spaced)
+
+
+def _own_grid(sampler: Sampler, process: Process) -> str | None:
+    """The grid that belongs to a solver. Flows of few steps are distilled on the levels that their pipelines list."""
+    return None if process.kind == "flow" else solvers.find(sampler.name).grid
 
 
 def _flagged(config: Mapping[str, Any]) -> str | None:
@@ -282,6 +307,11 @@ def _flagged(config: Mapping[str, Any]) -> str | None:
     if len(flags) > 1:
         raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on, got {' and '.join(flags)}")
     return GRID_FLAGS[flags[0]] if flags else None
+
+
+def by_ratio(process: Process, config: Mapping[str, Any]) -> bool:
+    """Whether the ends that a flow's config names are sigma / alpha, see `grids.sigma.karras`."""
+    return process.kind == "flow" and float(config.get("sigma_max") or 0) > 1
 
 
 def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]) -> Sampler:
@@ -294,8 +324,12 @@ def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]
     grid = str(sampler.on(process).grid)
     takes = () if process.kind == "edm" else grids.GRIDS[grid].options
     said = {key: config[key] for key in grids.ENDS if key in takes and config[key] is not None}
+    if by_ratio(process, config) and grid != "karras":
+        said = {}  # they are no t
     if process.kind == "flow" and config["shift_terminal"] and "sigma_min" not in sampler.grid_options:
         said["terminal"] = config["shift_terminal"]
+    if grid == "karras" and config["rho"]:
+        said["rho"] = config["rho"]
     return replace(sampler, grid=grid, grid_options={**said, **sampler.grid_options})
 
 

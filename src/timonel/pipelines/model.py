@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, UnknownName
-from ..process.config import COSINE, PROCESSES, name_of
+from ..process.config import ANGLED, COSINE, PROCESSES, SHIFTED, name_of
+from ..process.edm import CLOCKS
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "final_sigmas_type": ("zero", "sigma_min"),
@@ -19,6 +20,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "timestep_type": ("discrete", "continuous"),
     "time_shift_type": ("exponential", "linear"),
     "process": (None, *PROCESSES),
+    "clock": (None, *CLOCKS),
 }
 
 
@@ -39,13 +41,26 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"process": name_of(process), "prediction_type": predictions.from_config(config)}
     if isinstance(process, processes.EDM):
         made |= {"sigma_data": process.sigma_data, "sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
+        made |= {"clock": process.clock} if process.clock != "log" else {}
+        made |= _distilled(config) if process.clock == "250 log" else {}
     elif isinstance(process, processes.Trig):
         made["sigma_data"] = 1.0  # the unit of pipelines that scale their samples by what the config says
     elif isinstance(process, processes.VP) and config.get("_class_name") in COSINE:
         made["beta_schedule"] = "squaredcos_cap_v2"
-    if config.get("sigma_schedule") == "exponential":
+        made |= {"timestep_spacing": "linspace"} if config["_class_name"] == "UnCLIPScheduler" else {}
+    if config.get("_class_name") in SHIFTED:
+        shift = config.get("snr_shift_scale")
+        made |= {"snr_shift_scale": 3.0 if shift is None else shift, "clip_sample": False}  # which it never reads
+    cosine = config.get("_class_name") == ANGLED and config.get("sigma_schedule") is None
+    if cosine or config.get("sigma_schedule") == "exponential":
         made["use_exponential_sigmas"] = True
     return made
+
+
+def _distilled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a consistency model's config says of its levels and of its denoised prediction (arXiv 2303.01469)."""
+    told = {"clip_sample": bool(config["clip_denoised"])} if "clip_denoised" in config else {}
+    return {"original_inference_steps": int(config.get("num_train_timesteps") or 40), **told}
 
 
 def given(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

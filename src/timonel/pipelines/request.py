@@ -33,7 +33,8 @@ COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "heigh
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 MOST_PIXELS = 65536  # of a side; a larger picture fits no memory
 #: options of a scheduler whose default is None, by what they take
-NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal", "noise_sampler_seed")
+NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal")
+WHOLE = ("noise_sampler_seed",)
 WORDS = ("process", "timestep_spacing", "variance_type")
 #: errors that arguments cause; a full memory, a missing file or an interrupt is none of them
 CAUSED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -121,7 +122,7 @@ def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
             value = flag(key, bool(value) if value in (0, 1) else value)  # as some configs write them
         elif value is None and isinstance(default, (int, float)):
             raise ArgumentError(f"{key} must be a number, got None; leave it out for {default!r}")
-        elif value is not None and isinstance(default, int):
+        elif value is not None and (isinstance(default, int) or key in WHOLE):
             value = whole(key, int(value) if isinstance(value, float) and value.is_integer() else value, 0)
         elif value is not None and (isinstance(default, float) or key in NUMBERS):
             value = value if is_number(value) and abs(value) == math.inf else finite(key, value)

@@ -32,7 +32,9 @@ from ..sampler import Sampler
 from ..table import Table
 from . import acting, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
+from .caller import pipeline_of
 from .configured import Configured
+from .fits import keeps_unit_variance
 from .generators import Seeding
 from .listing import Listing
 from .orders import Orders as Orders
@@ -76,6 +78,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         sigma_data: float | None = None,
+        clock: str | None = None,
+        rho: float | None = None,
+        snr_shift_scale: float | None = None,
         timestep_type: str = "discrete",
         shift: float | None = None,
         flow_shift: float | None = None,
@@ -122,7 +127,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self.prediction = prediction
         self.sampler = sampler
         self.orders = Orders()
-        self.init_noise_sigma = 1.0
+        self.init_noise_sigma: float | Tensor = 1.0
         self.num_inference_steps: int | None = None
         self._listing: Listing | None = None  # what set_timesteps made
         self._run: Run | None = None
@@ -247,6 +252,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
         `strength`: all steps in the last part of the levels, from loops that do not slice their list.
         """
+        keeps_unit_variance(pipeline_of(self))
         self._reread()
         if self.hand.replay and self._listing is not None:
             self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
@@ -441,17 +447,18 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self.hand.follow(run)
         if not rests:
             raw = model_output if self.orders.guided is None else self.orders.guided(model_output)
+            learned = None
             if per_token_timesteps is not None:
                 raw = held(raw, per_token_timesteps, run.level.time)
             elif raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1] and raw.shape[0] == len(sample):
-                raw = raw[:, : sample.shape[1]]  # the rest is a learned variance
+                raw, learned = raw.chunk(2, dim=1)  # the other half is a learned variance
             self._seed(generator, len(sample))
             self._spread(sample)
             if not run.started:
                 run.start(sample)
             elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
                 run.latents = sample
-            self._advance(raw, variance_noise)
+            self._advance(raw, variance_noise, learned)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
         else:
@@ -459,19 +466,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
-
-    def _advance(self, raw: Tensor, noise: Tensor | None) -> None:
-        """One row, with `noise` where a pipeline gives the row's."""
-        run = self.run
-        if noise is None:
-            run.advance(raw)
-            return
-        if not (run.table.x[run.row, -1] or run.table.base[run.row, -1]):
-            raise ArgumentError(
-                f"this pipeline gives the noise that its inversion found, and {run.table.solver!r} takes none: use a "
-                "stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
-            )
-        run.advance(raw, lambda row, like: noise.to(like))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).

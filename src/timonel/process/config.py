@@ -8,16 +8,33 @@ from typing import Any
 from .. import words
 from ..errors import ArgumentError, TimonelError, UnknownName
 from .cosine import Cosine
+from .crash import Crash
 from .edm import EDM, VE
 from .flow import Flow
 from .level import Process, double
 from .trig import Trig
-from .vp import VP, zero_snr
+from .vp import VP, shifted_snr, zero_snr
 
-PROCESSES = ("vp", "edm", "ve", "flow", "trig", "cosine")  # what the key `process` of a config may say
+PROCESSES = ("vp", "edm", "ve", "flow", "trig", "cosine", "crash")  # what the key `process` of a config may say
 COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")  # schedulers without a beta schedule in their config
 
 FLOWS = ("LTXEulerAncestralRFScheduler",)  # of flows, without a key that says so
+ANGLED, CONSISTENT, CRASH = "CosineDPMSolverMultistepScheduler", "CMStochasticIterativeScheduler", "IPNDMScheduler"
+SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # whose default divides alpha² / sigma² by 3
+#: classes without a key that says which process they are of
+SILENT = {
+    "ScoreSdeVeScheduler": "its samples explode, and its network predicts their score",
+    "ScoreSdeVpScheduler": "its betas are those of continuous time",
+    "KarrasVeScheduler": "its steps are made of several calls of its own",
+    "VQDiffusionScheduler": "it chooses discrete tokens",
+    "AmusedScheduler": "it chooses discrete tokens",
+    "BlockRefinementScheduler": "it chooses discrete tokens",
+    "DiscreteDDIMScheduler": "it chooses discrete tokens",
+    "EntropyBoundScheduler": "it chooses discrete tokens",
+    "RFD4ProteinaScheduler": "its steps are of proteins",
+    "ConsistencyDecoderScheduler": "it belongs to a decoder",
+}
+BETAS = ("beta_start", "beta_schedule", "trained_betas")
 
 
 def from_config(config: Mapping[str, Any]) -> Process:
@@ -45,10 +62,15 @@ def _read(config: Mapping[str, Any]) -> Process:
     kind = get("process") or _kind(name, config)
     if kind not in PROCESSES:
         raise UnknownName("process", kind, PROCESSES)
+    if get("process") is None and kind == "vp" and name in SILENT and not _betas(config):
+        raise ArgumentError(
+            f"the config of {name} names no noise process that timonel has: {SILENT[name]}; keep diffusers' own class"
+        )
     if kind == "flow":
         return Flow(
             float(get("shift") or get("flow_shift") or 1.0),
-            train_steps=steps,
+            train_steps=1000 if steps == 1 else steps,
+            clock=float(steps),
             base_shift=float(get("base_shift") or 0.5),
             max_shift=float(get("max_shift") or 1.15),
             base_tokens=int(get("base_image_seq_len") or 256),
@@ -57,17 +79,15 @@ def _read(config: Mapping[str, Any]) -> Process:
         )
     if kind in ("trig", "cosine"):
         return Trig(train_steps=steps) if kind == "trig" else Cosine(train_steps=steps)
+    if kind == "crash":
+        return Crash(train_steps=steps)
     if kind in ("edm", "ve"):
-        return (VE if kind == "ve" else EDM)(
-            float(get("sigma_min") or 0.002),
-            float(get("sigma_max") or 80.0),
-            sigma_data=float(get("sigma_data") or (0.5 if name.startswith("EDM") else 1.0)),
-            train_steps=steps,
-        )
-    offset = int(get("steps_offset") or 0)
+        return _edm(name, kind, config, steps)
+    offset, shift = int(get("steps_offset") or 0), get("snr_shift_scale")
+    shift = float(3.0 if shift is None and name in SHIFTED else 1.0 if shift is None else shift)
     trained = get("trained_betas")
     if trained is not None:
-        betas = double(trained)
+        betas = shifted_snr(double(trained), shift)
         return VP(zero_snr(betas) if get("rescale_betas_zero_snr") else betas, steps_offset=offset)
     return VP.from_schedule(
         str(get("beta_schedule") or ("squaredcos_cap_v2" if name in COSINE else "linear")),
@@ -76,6 +96,23 @@ def _read(config: Mapping[str, Any]) -> Process:
         steps,
         rescale_zero_snr=bool(get("rescale_betas_zero_snr", False)),
         steps_offset=offset,
+        snr_shift=shift,
+    )
+
+
+def _edm(name: str, kind: str, config: Mapping[str, Any], steps: int) -> EDM:
+    """The EDM process of a config, with the clock of its class."""
+    get = config.get
+    clock = get("clock") or {ANGLED: "angle", CONSISTENT: "250 log"}.get(name, "log")
+    low, high = (0.3, 500.0) if name == ANGLED else (0.002, 80.0)
+    half = name.startswith("EDM") or name == CONSISTENT
+    return (VE if kind == "ve" else EDM)(
+        float(get("sigma_min") or low),
+        float(get("sigma_max") or high),
+        sigma_data=float(get("sigma_data") or (0.5 if half else 1.0)),
+        train_steps=steps,
+        clock=str(clock),
+        rho=float(get("rho") or 7.0) if clock == "250 log" else None,
     )
 
 
@@ -90,12 +127,26 @@ def class_of(config: Mapping[str, Any]) -> str:
     A scheduler that was made in code writes no name, and the names of some say nothing of their process: the keys do.
     """
     name = str(config.get("_class_name") or "")
-    betas = any(config.get(key) is not None for key in ("beta_start", "beta_schedule", "trained_betas"))
-    if name.startswith(("FlowMatch", "EDM")) or name in COSINE or config.get("process") or betas:
+    known = (*COSINE, ANGLED, CONSISTENT)
+    if name.startswith(("FlowMatch", "EDM")) or name in known or config.get("process") or _betas(config):
         return name
     if name in FLOWS or "shift" in config or "base_image_seq_len" in config:
         return "FlowMatchEulerDiscreteScheduler"
-    return "EDMEulerScheduler" if "sigma_data" in config else name
+    if "sigma_data" in config and words.prediction(config.get("prediction_type")) != "trigflow":
+        cosine = "sigma_schedule" in config and "solver_order" in config and "algorithm_type" not in config
+        return CONSISTENT if "clip_denoised" in config else ANGLED if cosine else "EDMEulerScheduler"
+    keys = {key for key in config if not key.startswith("_") and key != "variance_type"}
+    return CRASH if not name and keys == {"num_train_timesteps", "trained_betas"} else name
+
+
+def crashes(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a config of class `name` is Dance Diffusion's: its class, and no betas of another model."""
+    return name == CRASH and not _betas(config)
+
+
+def _betas(config: Mapping[str, Any]) -> bool:
+    """Whether a config says which betas its model was trained with."""
+    return any(config.get(key) is not None for key in BETAS)
 
 
 def _kind(name: str, config: Mapping[str, Any]) -> str:
@@ -109,6 +160,6 @@ def _kind(name: str, config: Mapping[str, Any]) -> str:
     if name.startswith("FlowMatch") or flow or config.get("use_dynamic_shifting"):
         return "flow"
     continuous = config.get("timestep_type") == "continuous" and predicts == "v"
-    if name.startswith("EDM") or continuous:
+    if name.startswith("EDM") or name in (ANGLED, CONSISTENT) or continuous:
         return "edm"
-    return "vp"
+    return "crash" if crashes(name, config) else "vp"

@@ -14,13 +14,14 @@ TOLD = ("t", "u", "1 - t")
 
 
 class Flow(Process):
-    """Rectified flow: `x = (1 - t)·x0 + t·eps`, time = train_steps · t (SD3, Flux, Wan).
+    """Rectified flow: `x = (1 - t)·x0 + t·eps`, time = clock · t (SD3, Flux, Wan).
 
     `shift` s moves evenly spaced u to t = s·u / (1 + (s - 1)·u) (Esser et al. 2024,
     arXiv 2403.03206, eq. 23); it only changes which levels the spaced grids visit, never what the
     network is told. `with_image_tokens` gives the resolution-dependent shift of Flux.
 
-    `told`: "t"; or "u", the time before the shift (CogView4); or "1 - t", time that runs backwards (Mochi).
+    `clock`: the network's time at pure noise, if not `train_steps`: 1 of models that are told t itself (OmniGen,
+    ACE-Step). `told`: "t"; or "u", the time before the shift (CogView4); or "1 - t", time that runs backwards (Mochi).
     """
 
     kind = "flow"
@@ -35,10 +36,12 @@ class Flow(Process):
         base_tokens: int = 256,
         max_tokens: int = 4096,
         told: str = "t",
+        clock: float | None = None,
     ) -> None:
         self.told = among("time of a flow", told, TOLD)
         self.shift = finite("shift", shift, 1e-9)
         self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
+        self.clock = float(self.train_steps) if clock is None else finite("clock", clock, 1e-9)
         low = whole("base_tokens", base_tokens)
         self._dynamic = (
             finite("base_shift", base_shift), finite("max_shift", max_shift), low,
@@ -56,6 +59,7 @@ class Flow(Process):
             base_tokens=low,
             max_tokens=high,
             told=self.told,
+            clock=self.clock,
         )
 
     def with_time(self, told: str) -> Flow:
@@ -83,10 +87,10 @@ class Flow(Process):
 
     def _level(self, t: Tensor) -> Level:
         time = 1 - t if self.told == "1 - t" else t / (self.shift - (self.shift - 1) * t) if self.told == "u" else t
-        return Level(1 - t, t, self.train_steps * time)
+        return Level(1 - t, t, self.clock * time)
 
     def at_time(self, time: Tensor) -> Level:
-        share = double(time) / self.train_steps
+        share = double(time) / self.clock
         return self.at_sigma(1 - share if self.told == "1 - t" else self._shifted(share) if self.told == "u" else share)
 
     def at_sigma(self, sigma: Tensor) -> Level:

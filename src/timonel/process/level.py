@@ -95,6 +95,10 @@ class Process(ABC):
     def at_index(self, index: Tensor) -> Level:
         """Levels at training indices 0 (cleanest) … train_steps - 1 (noisiest), fractional allowed."""
 
+    def seen(self, level: Level) -> Tensor | None:
+        """What the network's sample is, over the sample at `level`; None where it is the sample itself."""
+        return None
+
     def clean(self) -> Level:
         """The level sigma = 0, where the sample is the denoised sample; the network is never called there."""
         return self.at_sigma(double([0.0]))

@@ -53,12 +53,14 @@ class VP(Process):
         *,
         rescale_zero_snr: bool = False,
         steps_offset: int = 0,
+        snr_shift: float = 1.0,
     ) -> VP:
         """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol & Dhariwal 2021),
         exp (abar = e^(-12·t), as Shap-E).
 
         `rescale_zero_snr` shifts and scales sqrt(abar) so that the last level is pure noise
-        (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
+        (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon. `snr_shift` divides
+        alpha² / sigma² of every level before that (CogVideoX).
         """
         n = whole("train_steps", train_steps, 2, MOST_LEVELS)
         among("beta schedule", schedule, SCHEDULES)
@@ -71,6 +73,7 @@ class VP(Process):
             t = torch.arange(n + 1, dtype=torch.float64) / n
             bar = torch.exp(-12 * t) if schedule == "exp" else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        betas = shifted_snr(betas, snr_shift)
         return cls(zero_snr(betas) if flag("rescale_zero_snr", rescale_zero_snr) else betas, steps_offset=steps_offset)
 
     def _check_signal(self, betas: Tensor) -> None:
@@ -152,4 +155,14 @@ def zero_snr(betas: Tensor) -> Tensor:
     root = torch.cumprod(1 - betas, 0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     bar = root**2
+    return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
+
+
+def shifted_snr(betas: Tensor, shift: float) -> Tensor:
+    """Betas whose levels have alpha² / sigma² divided by `shift`, above 0: 3 in CogVideoX-2b (arXiv 2408.06072)."""
+    shift = finite("snr_shift", shift, 1e-9)
+    if shift == 1:
+        return betas
+    bar = torch.cumprod(1 - betas, 0)
+    bar = bar / (shift + (1 - shift) * bar)
     return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])

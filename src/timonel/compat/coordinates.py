@@ -1,0 +1,170 @@
+"""The coordinates of diffusers' samples, and the training levels that its classes list before `set_timesteps`.
+
+diffusers' schedulers of sigma keep `x0 + sigma·noise` and scale what the network sees; a pipeline, or a loop written
+by hand, may do its own arithmetic on such samples. So the run is kept in these coordinates too, see
+`process.Exploding`: every level has alpha = 1. The other classes keep samples of unit variance, as diffusers' do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..pipelines import request
+from ..pipelines.listing import Listing
+from ..pipelines.scheduler import Scheduler
+from ..pipelines.timesteps import number
+from ..process import Exploding, Level, Process, double
+from ..process.config import name_of
+from ..run import Run
+from . import levels
+
+logger = logging.getLogger("timonel")
+
+
+class Coordinates(Scheduler):
+    """How samples are scaled; `Compat` is one of these."""
+
+    unit: ClassVar[bool] = True  # whether diffusers' class keeps samples of unit variance; else x0 + sigma·noise
+    is_scale_input_called = False  # for the next step, as diffusers' classes have it
+
+    if TYPE_CHECKING:
+
+        @property
+        def _flags(self) -> dict[str, Any]: ...
+
+        family: ClassVar[str]
+        calls: ClassVar[int]
+
+    @property
+    def _explodes(self) -> bool:
+        """Whether samples are `x0 + sigma·noise`. On EDM's process all classes keep them so, as diffusers' there do.
+
+        Levels that explode by themselves are of pipelines that scale what the network sees.
+        """
+        kind = name_of(self.process)
+        return kind == "edm" or (kind == "vp" and not self.unit)
+
+    @property
+    def _coordinates(self) -> Process:
+        """The process in the coordinates of the samples."""
+        return Exploding(self.process) if self._explodes else self.process
+
+    def _moved(self, made: levels.Levels) -> levels.Levels:
+        """The levels in the coordinates of the samples."""
+        process, grid = self._coordinates, made.grid
+        if not isinstance(process, Exploding):
+            return made
+        moved = process.of(Level(grid.alpha, grid.sigma, grid.time))
+        return made._replace(grid=type(grid)(process, *moved, grid.name))
+
+    def _start(self, noisiest: Level, flags: Mapping[str, Any]) -> float | Tensor:
+        """The standard deviation of diffusers' initial sample."""
+        process = self._coordinates
+        if not isinstance(process, Exploding):
+            return 1.0
+        sigma = process.of(noisiest).sigma.float()
+        far = flags.get("timestep_spacing") in ("linspace", "trailing")
+        made = (sigma if far else (sigma**2 + 1) ** 0.5).reshape(())
+        return float(made) if self.family == "edm" else made
+
+    # -- training levels ---------------------------------------------------------------------------
+    def _list_trained(self) -> None:
+        """The levels of a scheduler that is stepped without `set_timesteps`: all training levels, as in diffusers.
+
+        Listed where they are first asked for: a table of a thousand rows takes longer to make than a scheduler.
+        """
+        flags, total = self._flags, self.process.train_steps
+        if self.process.kind == "vp":
+            flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
+            asked = levels.Asked(None, tuple(float(t) for t in range(total - 1, -1, -1)))
+        else:
+            asked = levels.Asked(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
+        self._make(asked, self._timesteps.device, flags)
+        self.num_inference_steps, self.custom_timesteps = None, False
+
+    def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    @property
+    def _listed(self) -> Listing:
+        if self._listing is None:
+            self._list_trained()
+        return super()._listed
+
+    @property
+    def run(self) -> Run:
+        """The run of the current call; of a scheduler without `set_timesteps` that of all training levels."""
+        if self._run is None:
+            self._list_trained()
+        return super().run
+
+    def _times(self) -> Tensor:
+        """The network's times, one for each row, noisiest first; the loop over them drives the run."""
+        if self._listing is None and self.calls > 1 and self.process.kind == "vp":  # with the calls in between
+            self._list_trained()
+        return self._timesteps
+
+    timesteps = Scheduler.timesteps.getter(_times)
+
+    # -- samples -----------------------------------------------------------------------------------
+    def _row_of(self, timestep: Any) -> int | None:
+        """The row of the list that the network is about to be called for; None where the list has no such time."""
+        run = self.current
+        listed = self._listed
+        if timestep is None:
+            return 0 if run is None else min(self.begins + run.row, listed.table.nfe - 1)
+        loop = self.hand.loop_of(timestep)
+        if loop is not None:
+            return loop.row
+        rows = self._rows(number(timestep))
+        if not rows:
+            return None
+        here = 0 if run is None else self.begins + run.row
+        return here if here in rows else rows[0]
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **others: Any) -> Tensor:
+        """What the network sees of a sample: `sample / sqrt(sigma² + 1)` where samples are `x0 + sigma·noise`.
+
+        Args:
+            sample: the sample, (batch, …), or what a pipeline has made of it.
+            timestep: the time that the network will be called with.
+            args, others: nothing, as in diffusers.
+        """
+        self.is_scale_input_called = True
+        if not self._explodes:
+            return sample
+        row, process = self._row_of(timestep), self._coordinates
+        seen = process.seen(process.at_time(double([number(timestep)]))) if row is None else self._listed.table.seen
+        return sample if seen is None else sample * float(seen[row or 0])
+
+    def _warn_unscaled(self) -> None:
+        """Say once a run that the network may have seen a sample that was not scaled, as diffusers does."""
+        run = self.current
+        if self._explodes and not self.is_scale_input_called and (run is None or not run.started):
+            logger.warning(
+                "step was called without scale_model_input before it: %s keeps samples x0 + sigma·noise, which the "
+                "network must not see unscaled; call scheduler.scale_model_input(sample, t) before the network",
+                type(self).__name__,
+            )
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
+        run = self.current
+        if run is not None and run.started and run.stopping:
+            return original_samples
+        times = request.noised(original_samples, noise, timesteps)
+        level = None
+        if self._listing is not None:
+            self._mixed = True
+            grid = self._listing.grid
+            near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
+            if bool((near.min(1).values <= 1e-3).all()):
+                at = near.argmin(1)
+                level = Level(grid.alpha[at], grid.sigma[at], grid.time[at])
+        alpha, sigma = (self._coordinates.at_time(times) if level is None else level).factors(original_samples)
+        return alpha * original_samples + sigma * noise

@@ -1,0 +1,64 @@
+"""A class of `timonel.compat` is a subclass of diffusers' class of its name, and has nothing else of it.
+
+Pipelines ask `isinstance(scheduler, FlowMatchEulerDiscreteScheduler)` to know what to give it. What diffusers' class
+defines and timonel's does not is hidden, so that no step of diffusers runs on the state of another one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NoReturn
+
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+SHARED = {*SchedulerMixin.__mro__, *ConfigMixin.__mro__}  # what any scheduler is made of
+OF_CLASSES = ("__dict__", "__doc__", "__module__", "__weakref__", "__init__")  # that every class has for itself
+
+
+class Hidden:
+    """A member of diffusers' class that is not to be seen: as good as missing, so that `__getattr__` says why."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__} has no {self.name!r}")
+
+
+def peer(name: str) -> type | None:
+    """diffusers' scheduler class of this name; None where it cannot be imported, as without scipy or torchsde."""
+    import diffusers
+
+    try:
+        found = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError):
+        return None
+    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+
+
+def defined(cls: type) -> set[str]:
+    """The names that diffusers' class itself defines."""
+    return {name for part in cls.__mro__ if part not in SHARED for name in vars(part)} - set(OF_CLASSES)
+
+
+def hidden(cls: type, name: str) -> bool:
+    """Whether diffusers' class, or its objects, have this name for their own steps."""
+    return name == "_step_index" or isinstance(inspect.getattr_static(cls, name, None), Hidden)
+
+
+class Named(type):
+    """Makes classes that are named after diffusers' schedulers, which are those with `defaults`, their subclasses."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], members: dict[str, Any], **more: Any) -> Any:
+        theirs = peer(name) if members.get("defaults") else None
+        if theirs is None:
+            return super().__new__(mcs, name, bases, members, **more)
+        line = bases[0].__mro__
+        for word in defined(theirs) - set(members):
+            owner = next((part for part in line if word in vars(part)), None)
+            if owner is None:
+                members[word] = Hidden()
+            elif owner in SHARED:
+                members[word] = vars(owner)[word]
+        return super().__new__(mcs, name, (*bases, theirs), members, **more)
