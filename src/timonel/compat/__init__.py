@@ -8,8 +8,10 @@ without a word works here or is refused with what to write instead; `flags.py` l
 What differs from diffusers on purpose:
 
 - noise of stochastic samplers is keyed by each sample's own seed, so a picture does not depend on its batch;
-- samples have unit variance, so callbacks of the Euler family see x / sqrt(1 + sigma²) of diffusers' latents;
 - a class is a subclass of diffusers' class of its name, and shares nothing with it but the name: see `kin.py`;
+- samples are diffusers': x0 + sigma·noise of the Euler family and EDM, unit variance elsewhere (`coordinates.py`);
+- a scheduler that is stepped without `set_timesteps` visits all training levels, listed at its first step;
+- a key of another class that asks for nothing, as `clip_sample=False`, passes; what would change something does not;
 - the public members of diffusers' classes are there, but for parts of its steps; `members.py` lists those and why;
 - `set_shift` also writes the shift into the config, so a helm or a saved pipeline has it;
 - DDIM and PNDM on trailing times step to the next entry of their own list;

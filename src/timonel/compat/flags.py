@@ -16,7 +16,8 @@
 | `trained_betas` | a list in IPNDM, which are its sigmas there | give `sigmas` to `set_timesteps` |
 
 A flag that changes nothing is refused where it is asked for, in `from_config` as in the constructor, and kept where it
-comes with a config. Only `timestep_spacing` beside a sigma flag, which many scripts write together, is logged instead
+comes with a config. Flags that only say how another one is done (`REFINES`) are logged instead, as is
+`timestep_spacing` beside a sigma flag, which many scripts write together,
 where the class takes its levels from the flag alone; and a constructor may describe a model by betas that it has not.
 """
 

@@ -1,7 +1,6 @@
 """The public members of diffusers' classes beside the protocol, with the values that they have there.
 
-Samples have unit variance here, so a value of diffusers' Euler or EDM family that is a size of its samples differs
-by sqrt(1 + sigma²): `init_noise_sigma`. Lists of sigma have one entry for each network call, where diffusers' classes
+Lists of sigma have one entry for each network call, where diffusers' classes
 of two calls a step list the next step's level twice. What only a step of diffusers needs is not there; `INTERNAL` says
 of each name why, and so does the error.
 """
@@ -110,14 +109,14 @@ class Members:
         Args:
             model_output: the network's raw output, (batch, …).
             args: the time and the sample, as older scripts give them.
-            sample: what the network saw, of unit variance.
+            sample: the sample, in the coordinates of the class (`coordinates.py`).
 
         Returns:
             The clean sample; of `algorithm_type` "deis" and "dpmsolver" the noise.
         """
         x = args[-1] if sample is None and args else sample
         if x is None:
-            raise ArgumentError("convert_model_output needs what the network saw: give sample=")
+            raise ArgumentError("convert_model_output needs the sample: give sample=")
         run = self.run
         if run.row == run.table.nfe:
             raise RunError("the run is complete; there is no level left to read a prediction at")
