@@ -214,7 +214,9 @@ def test_what_a_pipelines_call_sets_in_a_config_acts(key: str) -> None:
 
 @pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("sampler", [None, "unipc/karras"])
-def test_what_cosmos_2s_constructor_registers_makes_its_levels(sampler: str | None, saved: bool, tmp_path: Path) -> None:
+def test_what_cosmos_2s_constructor_registers_makes_its_levels(
+    sampler: str | None, saved: bool, tmp_path: Path
+) -> None:
     wide = {"sigma_max": 80.0, "sigma_min": 0.002, "sigma_data": 1.0, "final_sigmas_type": "sigma_min"}
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     given = {**theirs.config, "_class_name": "FlowMatchEulerDiscreteScheduler"}

@@ -48,8 +48,8 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(process, processes.VP) and config.get("_class_name") in COSINE:
         made["beta_schedule"] = "squaredcos_cap_v2"
         made |= {"timestep_spacing": "linspace"} if config["_class_name"] == "UnCLIPScheduler" else {}
-    if config.get("_class_name") in SHIFTED:
-        shift = config.get("snr_shift_scale")
+    shift = config.get("snr_shift_scale")
+    if config.get("_class_name") in SHIFTED or (not config.get("_class_name") and shift is not None):
         made |= {"snr_shift_scale": 3.0 if shift is None else shift, "clip_sample": False}  # which it never reads
     cosine = config.get("_class_name") == ANGLED and config.get("sigma_schedule") is None
     if cosine or config.get("sigma_schedule") == "exponential":
