@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import random
 import re
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ import torch
 
 import timonel
 import timonel.compat as compat
+
+from . import parameterized
 
 SOCKETS = ("diffusers", "compat", "scheduler")
 SOCKET = os.environ.get("PEERS_SOCKET", "diffusers")
@@ -36,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if SOCKET not in SOCKETS:
         raise pytest.UsageError(f"PEERS_SOCKET={SOCKET!r} is none of {SOCKETS}")
     torch.set_num_threads(1)
+    for name, stand_in in (("parameterized", parameterized), ("requests_mock", types.ModuleType("requests_mock"))):
+        if importlib.util.find_spec(name) is None:  # the second is imported by tests that are not run
+            sys.modules[name] = stand_in
     if SOCKET == "compat":
         for name in NAMES:
             setattr(diffusers, name, getattr(compat, name))

@@ -1,9 +1,9 @@
-"""diffusers' own test files on timonel's schedulers: each in a process of its own, what came of it kept as JSON.
+"""diffusers' own tests on timonel's schedulers: each folder in a process of its own, its results kept as JSON.
 
     git clone --depth 1 --branch v0.40.0 https://github.com/huggingface/diffusers /tmp/diffusers
     TIMONEL_DIFFUSERS=/tmp/diffusers python tests/peers/suites.py schedulers compat
 
-The records lie under `out/peers`; a file that has one is not run again unless `--again` (all, or those that match).
+The records lie under `out/peers`; a folder that has one is not run again unless `--again` (all, or those that match).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tests"))
 
-from peers import reasons
+from peers import hub, reasons
 
 VARIABLE = "TIMONEL_DIFFUSERS"
 HOW = (
@@ -38,17 +38,35 @@ Record = dict[str, dict[str, str]]
 class Suite:
     name: str
     sockets: tuple[str, ...]
-    patterns: tuple[str, ...]  # of files, below the checkout's `tests`
-    without: str = ""  # tests whose name matches this are not about the loop
+    folder: str  # below the checkout
+    within: tuple[str, ...] = ("",)  # its folders, each run by one process
+    without: str = "(?!)"  # tests whose name matches this are not about the loop
+    passed_over: str = "(?!)"  # files whose name matches this cannot run here
 
-    def files(self, checkout: Path) -> list[str]:
-        found = {p.relative_to(checkout).as_posix() for g in self.patterns for p in checkout.glob(f"tests/{g}")}
-        return sorted(found)
+    def files(self, checkout: Path, within: str) -> list[str]:
+        found = sorted((checkout / self.folder / within).glob("test_*.py"))
+        return [p.relative_to(checkout).as_posix() for p in found if not re.search(self.passed_over, p.name)]
 
 
 SUITES = {
-    "schedulers": Suite("schedulers", ("compat",), ("schedulers/test_*.py",)),
-}
+    "schedulers": Suite("schedulers", ("compat",), "tests/schedulers"),
+    "pipelines": Suite(
+        "pipelines",
+        ("compat", "scheduler"),
+        "tests/pipelines",
+        (
+            "cosmos", "deepfloyd_if", "latent_consistency_models", "ltx", "stable_diffusion", "stable_diffusion_2",
+            "stable_diffusion_xl", "controlnet", "ddim", "ddpm", "dit", "kandinsky2_2", "marigold", "animatediff",
+            "aura_flow", "bria", "chroma", "chronoedit", "cogvideo", "cogview4", "controlnet_sd3", "flux", "helios",
+            "latte", "ledits_pp", "mochi", "pixart_alpha", "pixart_sigma", "skyreels_v2", "stable_cascade",
+            "stable_diffusion_3", "stable_diffusion_adapter", "stable_video_diffusion", "wan",
+        ),
+        without="offload|lora|attention|vae|xformers|layerwise|variant|dtype|cache|pyramid|freeu|qkv|ip_adapter|encode"
+        "|device|quant|low_cpu|components_function|signature|Mixin|from_pipe|float16|half_precision|compile|stable_dif"
+        "fusion_.*_textual_inversion|logs_info",
+        passed_over="onnx|cosmos2_5|cosmos3",
+    ),
+}  # fmt: skip
 
 
 def checkout() -> Path | None:
@@ -59,34 +77,47 @@ def checkout() -> Path | None:
     return Path(place).resolve()
 
 
-def run(suite: Suite, socket: str, file: str, where: Path, record: Path) -> None:
-    """Runs one file and writes what became of its tests; where pytest itself broke, an entry says so."""
+def run(suite: Suite, socket: str, within: str, where: Path, record: Path) -> None:
+    """Runs a folder's files and writes what became of their tests; where pytest itself broke, an entry says so."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT / "src"), str(ROOT / "tests")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths), "PEERS_SOCKET": socket, "PEERS_RECORD": str(record),
-        "PEERS_WITHOUT": suite.without, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "DIFFUSERS_TEST_DEVICE": "cpu", "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]), "PEERS_SOCKET": socket,
+        "PEERS_RECORD": str(record), "PEERS_WITHOUT": suite.without, "OMP_NUM_THREADS": "1",
+        "HF_HUB_CACHE": str(hub.build(record.parents[2] / "hub")), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "DIFFUSERS_TEST_DEVICE": "cpu",
     }  # fmt: skip
-    options = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:warnings", "-p", "no:xdist", "-p", "peers.plugin"]
-    call = [sys.executable, "-m", "pytest", *options, file]
+    options = ["-q", "--tb=no", "--continue-on-collection-errors", "-p", "peers.plugin"]
+    options += [word for name in ("cacheprovider", "warnings", "xdist") for word in ("-p", f"no:{name}")]
+    call = [sys.executable, "-m", "pytest", *options, *suite.files(where, within)]
+    record.unlink(missing_ok=True)
     done = subprocess.run(call, cwd=where, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1, 5) or not record.exists():
+    if done.returncode not in (0, 1) or not record.exists():
         tail = " ".join((done.stdout + done.stderr)[-600:].split())
-        record.write_text(json.dumps({file: {"outcome": "failed", "error": tail}}), encoding="utf-8")
+        raise RuntimeError(f"pytest broke in {suite.folder}/{within}: {tail}")
 
 
-def results(suite: Suite, socket: str, where: Path, out: Path, again: str | None = None) -> Record:
-    """What became of every test, by its name below `tests/`; runs the files that have no record yet."""
-    found: Record = {}
-    for file in suite.files(where):
-        record = out / suite.name / socket / (file.replace("/", "+") + ".json")
-        if not record.exists() or (again is not None and re.search(again, file)):
-            began = time.monotonic()
-            run(suite, socket, file, where, record)
-            print(f"{suite.name} {socket} {file}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        found |= json.loads(record.read_text(encoding="utf-8"))
+def results(suite: Suite, socket: str, within: str, where: Path, out: Path, again: bool = False) -> Record:
+    """What became of every test of a folder, by its name below `tests/`; runs it where there is no record yet."""
+    record = out / suite.name / socket / f"{within or suite.name}.json"
+    if again or not record.exists():
+        began = time.monotonic()
+        run(suite, socket, within, where, record)
+        print(f"{suite.name} {socket} {within}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    found = json.loads(record.read_text(encoding="utf-8"))
     return {name.removeprefix("tests/"): value for name, value in found.items()}
+
+
+def compared(suite: Suite, socket: str, where: Path, out: Path, again: str | None = None) -> tuple[Record, Record]:
+    """All results with the socket, and diffusers' own of the folders where one does not pass."""
+    ours: Record = {}
+    baseline: Record = {}
+    for within in suite.within:
+        repeated = again is not None and re.search(again, within) is not None
+        found = results(suite, socket, within, where, out, repeated)
+        if any(value["outcome"] not in ("passed", "skipped") for value in found.values()):
+            baseline |= results(suite, "diffusers", within, where, out)
+        ours |= found
+    return ours, baseline
 
 
 def lost(baseline: Record, ours: Record) -> dict[str, str]:
@@ -109,7 +140,7 @@ def main() -> int:
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("socket", choices=SOCKETS)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "peers", help="folder of the records")
-    parser.add_argument("--again", nargs="?", const="", help="run again the files that match (all of them)")
+    parser.add_argument("--again", nargs="?", const="", help="run again the folders that match (all of them)")
     parser.add_argument("--list", action="store_true", help="print the tests that fail with their errors")
     args = parser.parse_args()
     where, suite = checkout(), SUITES[args.suite]
@@ -117,14 +148,15 @@ def main() -> int:
         parser.error(HOW)
     if args.socket not in suite.sockets:
         parser.error(f"{suite.name} runs with {', '.join(suite.sockets)}")
-    baseline = results(suite, "diffusers", where, args.out)
-    ours = results(suite, args.socket, where, args.out, args.again)
+    ours, baseline = compared(suite, args.socket, where, args.out, args.again)
     failing = lost(baseline, ours)
     if args.list:
         print("\n".join(f"{name}\t{error}" for name, error in failing.items()))
-    for name, record in (("diffusers", baseline), (args.socket, ours)):
-        counted = [value["outcome"] for value in record.values()]
-        print(f"{suite.name}, {name}: {counted.count('passed')} of {len(counted) - counted.count('skipped')} pass")
+    counted = [value["outcome"] for value in ours.values() if value["outcome"] != "skipped"]
+    print(
+        f"{suite.name}, {args.socket}: {counted.count('passed')} of {len(counted)} pass; {len(failing)} of the others"
+    )
+    print(f"pass with diffusers' own scheduler, of which {len(reasons.tests(suite.name, args.socket))} have a reason")
     wrong = judge(failing, reasons.tests(suite.name, args.socket))
     print("\n".join(wrong) or "every other test has its reason")
     return 1 if wrong else 0
