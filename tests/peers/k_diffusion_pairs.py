@@ -155,5 +155,3 @@ def rows(found: list[Outcome] | None = None) -> list[tuple[str, str, int, int, f
         name = pair.solver + (f" {pair.ours}" if pair.ours else "")
         made.append((str(pair), name, sum(o.same for o in mine), len(mine), worst, "; ".join(notes)))
     return made
-
-

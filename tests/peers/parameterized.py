@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-class parameterized:  # noqa: N801
+class parameterized:
     @staticmethod
     def expand(cases: Iterable[Any], **_: Any) -> Callable[[Callable[..., Any]], None]:
         """Puts a method for each case beside the decorated one, which is dropped."""

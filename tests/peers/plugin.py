@@ -14,7 +14,6 @@ import random
 import re
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 
 import timonel
 import timonel.compat as compat
+from pipes.video_new import without_torchvision
 
 from . import parameterized
 
@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, stand_in in (("parameterized", parameterized), ("requests_mock", types.ModuleType("requests_mock"))):
         if importlib.util.find_spec(name) is None:  # the second is imported by tests that are not run
             sys.modules[name] = stand_in
+    without_torchvision()
     if SOCKET == "compat":
         for name in NAMES:
             setattr(diffusers, name, getattr(compat, name))
@@ -84,12 +85,11 @@ def ours(component: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_every_time() -> Iterator[None]:
+def _same_numbers_every_time() -> None:
     """Many of the tests draw their inputs without a seed."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "tests"))
 
-from peers import hub, reasons
+from peers import hub, reasons  # noqa: E402
 
 VARIABLE = "TIMONEL_DIFFUSERS"
 HOW = (
@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "peers", help="folder of the records")
     parser.add_argument("--again", nargs="?", const="", help="run again the folders that match (all of them)")
     parser.add_argument("--list", action="store_true", help="print the tests that fail with their errors")
+    parser.add_argument("--update", action="store_true", help="write the tests that fail into the table of reasons")
     args = parser.parse_args()
     where, suite = checkout(), SUITES[args.suite]
     if where is None:
