@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import parity_k
 import torch
+
+import parity_k
 from parity import SHAPE
 from timonel.errors import TimonelError
 

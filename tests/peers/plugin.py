@@ -15,6 +15,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from pipes.video_new import without_torchvision
 from typing import Any
 
 import diffusers  # before the checkout's conftest puts its `src` on the path: the installed one is tested
@@ -24,7 +25,6 @@ import torch
 
 import timonel
 import timonel.compat as compat
-from pipes.video_new import without_torchvision
 
 from . import parameterized
 

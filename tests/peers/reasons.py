@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from timonel.files import replacing
 
 TABLE = Path(__file__).with_name("reasons.yaml")
