@@ -1,0 +1,136 @@
+"""diffusers' schedulers on data N(0.4, 0.6²), where the flow is known: image to image, linspace, ends, thresholds.
+
+`docs/differences.md` names these tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+import timonel.compat as compat
+
+MEAN, STD = 0.4, 0.6
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+TABLE = diffusers.DDIMScheduler(**SD).alphas_cumprod.double()
+FLAGS: dict[str, dict[str, Any]] = {
+    "LMSDiscreteScheduler": {},
+    "PNDMScheduler": {"skip_prk_steps": True, "steps_offset": 1},
+    "DDIMScheduler": {"clip_sample": False},
+}
+
+
+def signal(time: Tensor) -> Tensor:
+    """alpha² at a time, log sigma linear between the whole ones."""
+    low = time.double().floor().long().clamp(max=998)
+    ratio = torch.log((1 - TABLE) / TABLE)
+    return torch.sigmoid(-torch.lerp(ratio[low], ratio[low + 1], time.double() - low))
+
+
+def spread(abar: Tensor) -> Tensor:
+    return torch.sqrt(abar * STD**2 + 1 - abar)
+
+
+def distance(library: Any, name: str, steps: int, kept: float, **flags: Any) -> float:
+    """The largest distance from the exact flow, of a loop that begins where `kept` of the steps are left."""
+    scheduler = getattr(library, name)(**SD, **{**FLAGS[name], **flags})
+    scheduler.set_timesteps(steps)
+    begin = len(scheduler.timesteps) - int(steps * kept) if kept < 1 else 0
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    first = signal(scheduler.timesteps[begin])
+    unit = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.sqrt(first) * MEAN + spread(first) * unit
+    x = x / scheduler.scale_model_input(torch.ones_like(x), scheduler.timesteps[begin])  # the class's coordinates
+    for t in scheduler.timesteps[begin:]:
+        abar, seen = signal(t), scheduler.scale_model_input(x, t)
+        noise = torch.sqrt(1 - abar) * (seen - torch.sqrt(abar) * MEAN) / spread(abar) ** 2
+        x = scheduler.step(noise, t, x)[0]
+    return float((x - MEAN - STD * unit).abs().max())
+
+
+# .136 against .0019 at 20 steps, .055 against .0002 at 50
+def test_lms_of_diffusers_begins_on_the_way_with_weights_of_order_four_and_one_slope() -> None:
+    for steps in (20, 50):
+        theirs, mine = (distance(lib, "LMSDiscreteScheduler", steps, 0.5) for lib in (diffusers, compat))
+        assert theirs > 50 * mine
+    scheduler = diffusers.LMSDiscreteScheduler(**SD)
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(10)
+    one = torch.ones(1, dtype=torch.float64)
+    scheduler.scale_model_input(one, scheduler.timesteps[10])
+    moved = float(scheduler.step(one, scheduler.timesteps[10], one * 0)[0])  # .449, where the levels are .235 apart
+    assert moved == pytest.approx(1.91 * float(scheduler.sigmas[11] - scheduler.sigmas[10]), rel=0.01)
+
+
+# .068 against .022 at 20 steps, .028 against .0026 at 50; from pure noise both .017 and .0020
+def test_pndm_of_diffusers_begins_on_the_way_one_level_off_its_list() -> None:
+    for steps, factor in ((20, 3), (50, 10)):
+        theirs, mine = (distance(lib, "PNDMScheduler", steps, 0.5) for lib in (diffusers, compat))
+        assert theirs > factor * mine
+        whole = [distance(lib, "PNDMScheduler", steps, 1.0) for lib in (diffusers, compat)]
+        assert whole[0] == pytest.approx(whole[1], rel=1e-3)
+
+
+# DDIM .162 against .362 at 10 steps, PNDM .110 against .079; a step that is too short may be the luckier one
+def test_ddim_and_pndm_of_diffusers_leave_the_list_of_linspace() -> None:
+    scheduler = diffusers.DDIMScheduler(**SD, clip_sample=False, timestep_spacing="linspace")
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[:3].tolist() == [999, 888, 777]
+    x = torch.ones(1, dtype=torch.float64)
+    moved = scheduler.step(x * 0, 999, x)[0]
+    assert float(moved) == pytest.approx(float((TABLE[899] / TABLE[999]).sqrt()), rel=1e-5)  # 899, not 888
+    for name, nearer in (("DDIMScheduler", diffusers), ("PNDMScheduler", compat)):
+        found = {lib: distance(lib, name, 10, 1.0, timestep_spacing="linspace") for lib in (diffusers, compat)}
+        assert found[nearer] == min(found.values()) < 0.75 * max(found.values())
+
+
+def test_sa_solver_of_diffusers_adds_the_noise_of_betas_to_a_flow() -> None:
+    """At the level where half is noise it gives .28 of the picture and .96 of noise."""
+    for library, wanted in ((diffusers, (0.2803, 0.9599)), (compat, (0.5005, 0.4995))):
+        scheduler = library.SASolverScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+        scheduler.set_timesteps(10)
+        one = torch.ones(1, 1, 1, 1)
+        at = torch.tensor([500 if library is diffusers else float(scheduler.timesteps[5])])
+        if library is diffusers:
+            scheduler.set_begin_index(5)
+            at = scheduler.timesteps[5:6]
+        parts = [float(scheduler.add_noise(*pair, at)) for pair in ((one, one * 0), (one * 0, one))]
+        assert parts == pytest.approx(wanted, abs=1e-3)
+
+
+def test_edm_dpm_heun_to_sigma_min_ends_in_nan_in_diffusers() -> None:
+    """The last level stands twice, and the step over nothing is 0 / 0."""
+    for library, finite in ((diffusers, False), (compat, True)):
+        scheduler = library.EDMDPMSolverMultistepScheduler(solver_type="heun", final_sigmas_type="sigma_min")
+        scheduler.set_timesteps(20)
+        x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.zeros_like(scheduler.scale_model_input(x, t)), t, x)[0]
+        assert bool(x.isfinite().all()) is finite
+
+
+def test_a_sample_max_value_below_one_doubles_the_sample_in_diffusers() -> None:
+    """`clamp(s, min=1, max=0.5)` is 0.5, by which the sample is divided; Imagen's bound is never below 1."""
+    scheduler = diffusers.DDIMScheduler(**SD, thresholding=True, sample_max_value=0.5, clip_sample=False)
+    scheduler.set_timesteps(10)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1) * 0.3
+    clean = scheduler.step(torch.zeros_like(x), scheduler.timesteps[-1], x).pred_original_sample
+    assert float(clean.abs().max()) == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"])
+def test_as_many_steps_as_training_levels_end_in_nan_in_diffusers(name: str) -> None:
+    """N + 1 rounded times for N training levels: one stands twice, and the step over nothing is 0 / 0."""
+    scheduler = getattr(diffusers, name)(num_train_timesteps=100)
+    scheduler.set_timesteps(100)
+    assert int((scheduler.timesteps[1:] == scheduler.timesteps[:-1]).sum()) == 1
+    x = torch.ones(1, 1, 2, 2)
+    for t in scheduler.timesteps:
+        x = scheduler.step(0.1 * x, t, x)[0]
+    assert bool(x.isnan().all())
