@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import ArgumentError
 from .errors import path as file_of
-from .files import replacing
+from .files import write_tensors
 from .guidance import Guidance
 from .noise import Noise, Seeded, source
 from .program import Shape, State
@@ -26,9 +26,6 @@ OWN = "own"  # a noise source that only the caller can make again
 
 def save(run: Run, path: str | PathLike[str]) -> None:
     """Write `run` atomically. A noise source other than seeds has to be given again to `load`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     start, (here, clean, called, _) = run.snapshot()
     tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
     if clean is not None:
@@ -46,11 +43,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "history": len(here.history),
         "differences": len(here.differences),
     }
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
-        except SafetensorError as error:  # a full disk, among others
-            raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
+    write_tensors(path, tensors, {"timonel": json.dumps(data)})
 
 
 def load(

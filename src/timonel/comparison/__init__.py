@@ -205,7 +205,7 @@ def write(plan: Plan, store: Store, notes: Sequence[Any] = (), claims: Sequence[
     store.refresh()
     data = content(plan, store, notes, claims)
     page = store.root / "index.html"
-    with replacing(page) as temporary:
+    with replacing(page, lasting=False) as temporary:
         temporary.write_text(render(data), "utf-8")
     return Comparison(plan, store, page, data["groups"])
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..files import replacing
+from ..files import replacing, write_tensors
 from ..recipe import Recipe, versions
 from ..video import write as write_video
 from . import pictures, rows
@@ -166,8 +166,7 @@ class Store:
     # -- files ---------------------------------------------------------------------------------
     def save(self, outcome: Outcome, latents: Tensor, pixels: Tensor, story: Tensor | None) -> None:
         """Write a run's files. `pixels` (3, H, W) or (F, 3, H, W), `story` (steps, 3, h, w), in 0..1."""
-        with replacing(self.latents(outcome.id)) as temporary:
-            save_file({"latents": latents.float().contiguous()}, temporary)
+        write_tensors(self.latents(outcome.id), {"latents": latents.float().contiguous()})
         if pixels.ndim == 4:
             outcome.frames = len(pixels)
             write_video([to_image(frame) for frame in pixels], self.picture(outcome))

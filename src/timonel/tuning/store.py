@@ -45,14 +45,10 @@ class Store:
 
     def keep_targets(self, made: Targets) -> None:
         """Write the converged samples."""
-        from safetensors.torch import save_file
-
         told = {name: str(getattr(made, name)) for name in ("steps", "seconds", "calls")}
         meta = {"key": self.key, "samples": json.dumps(made.samples), **told}
-        with replacing(self.folder / "targets.safetensors") as temporary:
-            save_file(
-                {"result": made.result.contiguous(), "change": made.change.contiguous()}, temporary, metadata=meta
-            )
+        tensors = {"result": made.result.contiguous(), "change": made.change.contiguous()}
+        write_tensors(self.folder / TARGETS, tensors, meta)
 
     def read(self, steps: int, process: Process) -> tuple[str, Grid, State] | None:
         """Where the fit for so many steps began and where it was."""
