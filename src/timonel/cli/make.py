@@ -214,9 +214,10 @@ def replay(
     """Make a picture again from the recipe inside it, and say whether it is the same."""
     from ..files import beside, free, placed, ready
     from ..hooks.progress import progress
-    from ..recipe import Recipe, opened
+    from ..reading import picture as read
+    from ..recipe import Recipe
 
-    recipe, before = Recipe.read(picture), opened(picture)
+    recipe, before = Recipe.read(picture), read(picture)
     recipe.check()
     folder = picture.parent if out is None else out
     named = out if out is not None and out.suffix and not out.is_dir() else None
