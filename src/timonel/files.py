@@ -324,4 +324,3 @@ def writable_later(folder: Path) -> None:
         for path in missing:
             with suppress(OSError):
                 path.rmdir()
-

@@ -134,7 +134,7 @@ def digest(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> str:
 
 
 def _contents(path: str | PathLike[str], device: str) -> tuple[Any, dict[str, Tensor]]:
-    """What a safetensors file says in its metadata, and its tensors. Raises `ArgumentError` where it is none of ours."""
+    """What a safetensors file says in its metadata, and its tensors. Raises `ArgumentError` for other files."""
     from safetensors import SafetensorError, safe_open
 
     file_of("path", path)

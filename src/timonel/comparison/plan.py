@@ -56,7 +56,8 @@ class Cell:
         """A name for what is computed: equal recipes have equal names, in every plan."""
         told = self.recipe.model_dump(mode="json", exclude={"versions", "stopped_after"}, exclude_none=True)
         if self.recipe.image is not None:  # the picture itself, wherever it lies
-            told["image"] = hashlib.sha256(reading.content(self.recipe.image, "the picture", reading.PICTURE)).hexdigest()
+            picture = reading.content(self.recipe.image, "the picture", reading.PICTURE)
+            told["image"] = hashlib.sha256(picture).hexdigest()
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -77,9 +78,7 @@ class Plan:
     helms: Mapping[str, Helm] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(
-        cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, yes: bool = True, **axes: Any
-    ) -> Plan:
+    def of(cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, yes: bool = True, **axes: Any) -> Plan:
         """The product of the axes. A value that is no list is a list of one.
 
         `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0; or give `seed`.

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import reading
-from ..errors import ArgumentError
+from ..errors import LONG, ArgumentError
 from ..files import replacing, write_tensors
 from ..recipe import Recipe, versions
 from ..video import write as write_video
@@ -103,7 +103,7 @@ def _outcome(cls: type[Outcome], row: Any) -> Outcome:
     measures = {m: row[m] for m in MEASURES if row.get(m) is not None}
     told = {k: v for k, v in row.items() if k in known}
     recipe = Recipe.model_validate(reading.parsed(row.get("recipe")))
-    made: Outcome = _checker(cls).validate_python({**told, "measures": measures, "recipe": recipe}, strict=True)
+    made: Outcome = _checker(cls).validate_python({**told, "measures": measures, "recipe": recipe})
     counts = (made.nfe, made.halves, made.halves_saved, made.frames, made.steps_told, made.width, made.height)
     if not all(NAME.fullmatch(name) for name in (made.id, made.reference or "none")):
         raise ValueError(f"{made.id!r} and {made.reference!r} are no names of runs")
@@ -179,7 +179,7 @@ class Store:
         try:
             return Outcome.of(row())
         except (ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:LONG]
             where = str(self.root / file)
             raise ArgumentError(f"{where!r} cannot be read: {reason}; delete it to begin anew") from error
 
