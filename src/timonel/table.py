@@ -170,11 +170,14 @@ class Table:
             )
         try:
             arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
-            names = [instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis")]
+            solver, grid, basis = (instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis"))
             order, first = whole("order", data["order"], 0, 99), whole("first", data.get("first", 0), 0, 2**31)
             steps = tuple(whole("step", s, 0, 2**31) for s in instance("step", data["step"], list, "a list"))
             _levels(arrays, len(steps))
-            return cls(*names, order, step=steps, first=first, **arrays)
+            return cls(
+                solver, grid, basis, order, arrays["alpha"], arrays["sigma"], arrays["time"], steps, arrays["x"],
+                arrays["base"], first,
+            )  # fmt: skip
         except (KeyError, TypeError, IndexError) as error:
             raise ArgumentError(f"this is not a table: {error!r}") from error
         except ArgumentError as error:
@@ -225,7 +228,7 @@ def _levels(arrays: Mapping[str, Tensor], rows: int) -> None:
     """Raise `ArgumentError` unless the network is called at levels with noise, and none is negative."""
     alpha, sigma = arrays["alpha"], arrays["sigma"]
     if any(arrays[k].shape != (rows + 1,) for k in ("alpha", "sigma", "time")):
-        raise ArgumentError(f"a table of {rows} rows needs {rows + 1} levels")
+        raise ArgumentError(f"a table of {rows} rows needs {rows + 1} levels, got {alpha.numel()}")
     if bool((alpha < 0).any() or (sigma < 0).any() or (alpha + sigma == 0).any() or (sigma[:-1] == 0).any()):
         raise ArgumentError("alpha and sigma must not be negative, and the network is called where there is noise")
 

@@ -201,13 +201,14 @@ def check_count(runs: int, yes: bool) -> None:
 
 def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> int:
     """How many runs the axes make."""
-    others = math.prod(len(values) for name, values in ordered.items() if name not in ("sampler", "steps"))
+    others: int = math.prod(len(values) for name, values in ordered.items() if name not in ("sampler", "steps"))
     samplers = ordered["sampler"]
     if "steps" not in ordered:
         return others * len(samplers)
     files = [one for one in samplers if isinstance(one, Sampler)]
-    named = (len(samplers) - len(files)) * sum(steps in asked for steps in ordered["steps"])
-    return others * (named + sum(steps == one.steps for one in files for steps in ordered["steps"]))
+    named: int = (len(samplers) - len(files)) * sum(steps in asked for steps in ordered["steps"])
+    own = sum(1 for one in files for steps in ordered["steps"] if steps == one.steps)
+    return others * (named + own)
 
 
 def _values(value: Any) -> Sequence[Any]:

@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,18 @@ class Outcome:
     @classmethod
     def of(cls, row: dict[str, Any]) -> Outcome:
         """From a row. Raises `ValueError` where it is none."""
-        return _outcome(cls, row)
+        return _outcome(row)
 
 
-def _outcome(cls: type[Outcome], row: Any) -> Outcome:
+def _outcome(row: Any) -> Outcome:
     """What a row says, each value held against its type."""
     if not isinstance(row, dict):
         raise ValueError(f"a row is a {type(row).__name__}")
-    known = {f.name for f in fields(cls)} - {"recipe", "measures"}
+    known = {f.name for f in fields(Outcome)} - {"recipe", "measures"}
     measures = {m: row[m] for m in MEASURES if row.get(m) is not None}
     told = {k: v for k, v in row.items() if k in known}
     recipe = Recipe.model_validate(reading.parsed(row.get("recipe")))
-    made: Outcome = _checker(cls).validate_python({**told, "measures": measures, "recipe": recipe})
+    made: Outcome = _checker().validate_python({**told, "measures": measures, "recipe": recipe})
     counts = (made.nfe, made.halves, made.halves_saved, made.frames, made.steps_told, made.width, made.height)
     if not all(NAME.fullmatch(name) for name in (made.id, made.reference or "none")):
         raise ValueError(f"{made.id!r} and {made.reference!r} are no names of runs")
@@ -113,8 +113,8 @@ def _outcome(cls: type[Outcome], row: Any) -> Outcome:
 
 
 @cache
-def _checker(cls: type[Outcome]) -> TypeAdapter[Outcome]:
-    return TypeAdapter(cls)
+def _checker() -> TypeAdapter[Outcome]:
+    return TypeAdapter(Outcome)
 
 
 def _ours(name: str) -> bool:
@@ -169,10 +169,10 @@ class Store:
                     raise sqlite3.DatabaseError(f"it holds {schema[-1][0]} {schema[-1][1]!r}")
                 fresh = table.execute(NEW, (self._seen,)).fetchall() if schema else []
             for at, text in fresh:
-                outcome = self._read(TABLE, lambda text=text: reading.parsed(text, finite=False))
+                outcome = self._read(TABLE, partial(reading.parsed, text, finite=False))
                 self.outcomes[outcome.id], self._seen = outcome, at
         for row in rows.before(self.root):
-            outcome = self._read(rows.BEFORE, lambda row=row: row)
+            outcome = self._read(rows.BEFORE, partial(dict, row))
             self.outcomes.setdefault(outcome.id, outcome)
 
     def _read(self, file: str, row: Callable[[], Any]) -> Outcome:
