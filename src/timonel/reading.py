@@ -40,14 +40,17 @@ def plain_file(path: str | PathLike[str], most: int, what: str = "the file") -> 
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise _cannot(what, path, error) from error
-    with os.fdopen(handle, "rb", closefd=True) as file:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
-            raise ArgumentError(f"cannot read {what} {str(path)!r}: Is a directory")
-        if not stat.S_ISREG(found.st_mode):
-            raise ArgumentError(f"cannot read {what} {str(path)!r}: it is no plain file")
-        if found.st_size > most:
-            raise ArgumentError(f"cannot read {what} {str(path)!r}: it has {found.st_size:,} bytes, more than {most:,}")
+    found, reason = os.fstat(handle), ""
+    if stat.S_ISDIR(found.st_mode):
+        reason = "Is a directory"
+    elif not stat.S_ISREG(found.st_mode):
+        reason = "it is no plain file"
+    elif found.st_size > most:
+        reason = f"it has {found.st_size:,} bytes, more than {most:,}"
+    if reason:
+        os.close(handle)
+        raise ArgumentError(f"cannot read {what} {str(path)!r}: {reason}")
+    with os.fdopen(handle, "rb") as file:
         yield file
 
 
