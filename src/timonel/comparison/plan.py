@@ -94,7 +94,7 @@ class Plan:
         if seeds is not None:
             if "seed" in given:
                 raise ArgumentError("give seeds= (how many) or seed= (which), not both")
-            given["seed"] = range(whole("seeds", seeds))
+            given["seed"] = range(whole("seeds", seeds, 1, 2**62))
         given.setdefault("seed", [0])
         given["model"] = _models(given)
         given.setdefault("sampler", [DEFAULT])
@@ -213,6 +213,8 @@ def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> in
 
 def _values(value: Any) -> Sequence[Any]:
     if isinstance(value, range):
+        if value and max(abs(value[0]), abs(value[-1])) >= 2**62:
+            raise ArgumentError(f"a range of values must be below 2^62, got {value!r}")
         return value
     made = plain(value)
     return list(made) if isinstance(made, (list, tuple)) else [made]
