@@ -57,7 +57,7 @@ def data_of(data: Any, chance: random.Random) -> Any:
                 if chance.random() < 0.2:
                     del at[key]
                 else:
-                    at[key] = chance.choice(ODD)
+                    at[key] = copy.deepcopy(chance.choice(ODD))
                 break
             at = at[key]
     return made
