@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ArgumentError, finite, whole
 from .files import placed, ready
 from .guidance import Guidance
-from .recipe import opened
+from .reading import picture as read
 from .sampler import Sampler
 from .video import SUFFIXES, write
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .pipelines.helm import Helm
 
 
+STRIP = 256  # rows of a picture that are put on white at once
 LEAST = 8  # pixels of a picture's sides: below, image encoders cannot resize it
 
 
@@ -63,8 +64,14 @@ def still(path: str | PathLike[str]) -> Image.Image:
     """The picture at `path` on white where it is transparent. Raises `ArgumentError` where there is none."""
     from PIL import Image
 
-    picture = opened(path).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    picture = read(path)
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    made, (width, height) = Image.new("RGB", picture.size), picture.size
+    for top in range(0, height, STRIP):  # so that a large picture is not held five times
+        strip = picture.crop((0, top, width, min(height, top + STRIP))).convert("RGBA")
+        made.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return made
 
 
 def animate(

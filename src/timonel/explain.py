@@ -50,7 +50,7 @@ def plot(tables: Table | Sequence[Table], path: str | PathLike[str]) -> Path:
     for axis in (panels[0], panels[2], panels[4]):
         axis.legend(fontsize=8)
     figure.suptitle("\n".join(title(table) for table in shown))
-    with replacing(path) as temporary:
+    with replacing(path, lasting=False) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return Path(path)

@@ -2,58 +2,182 @@
 
 One rule for what is there already. A name that timonel chooses is a free one: `red-apple-7.png`, then
 `red-apple-7-2.png`. A name that the caller chooses is refused while it is taken, unless overwriting is allowed.
+
+A process that is killed leaves a temporary file, or a claim: a file of one line that keeps a name for it. Both carry
+its process number and are locked while it lives, so whoever writes the same target next removes them, and only those.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import stat
-import tempfile
+import threading
+import time
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ArgumentError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CLAIM = re.compile(rb"timonel: process (\d+) is writing this file\n")
+SHORT = 80  # bytes, more than a claim has
+STALE = 3600.0  # seconds after which an unlocked file is abandoned, even where its process number is in use again
+_CREATING = threading.Lock()  # no thread looks at a file that another has made and not locked yet
 CONTROL = ("Cc", "Cf", "Zl", "Zp", "Cs")  # characters that a terminal obeys, or that reorder or break a line
 
 
 @contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | PathLike[str], *, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path with the target's suffix; on success it becomes `path`, on failure it is gone.
+
+    `lasting`: whether the disk has the file for certain before it gets its name. What is soon replaced or easily made
+    again does without.
 
     Raises `ArgumentError` where the file cannot be written (no folder, no permission, disk full).
     """
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=target.suffix)
-        os.close(handle)
-    except (OSError, ValueError) as error:
-        raise _cannot("write", target, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise _cannot("write", target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(target) as temporary:
+        try:
+            yield temporary
+            if lasting:
+                _flush(temporary)
+            os.replace(temporary, target)
+            if lasting:
+                _flush(target.parent)
+        except OSError as error:
+            raise _cannot("write", target, error) from error
+
+
+def write_tensors(
+    path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file as `replacing` does, and with its errors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk, among others
+            raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def writable(folder: Path) -> None:
     """Make the folder, or raise `ArgumentError` before anything is computed. No file in it is touched."""
+    with _temporary(folder / "probe", "write into", folder):
+        pass
+
+
+@contextmanager
+def _temporary(target: Path, what: str = "write", shown: Path | None = None) -> Iterator[Path]:
+    """A new empty file beside the target, locked; it is gone afterwards unless it was renamed.
+
+    Those that killed processes left for the same target are removed.
+    """
+    stem, suffix = target.stem[:40], target.suffix
+    left = re.compile(rf"\.{re.escape(stem)}-timonel-(\d+)-[0-9a-f]{{16}}{re.escape(suffix)}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".timonel-")
-        os.close(handle)
-        os.unlink(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with os.scandir(target.parent) as entries:
+            old = [(entry.path, found) for entry in entries if (found := left.fullmatch(entry.name))]
+        for name, found in old:
+            _reap(Path(name), int(found[1]))
+        path = target.with_name(f".{stem}-timonel-{os.getpid()}-{secrets.token_hex(8)}{suffix}")
+        handle = _create(path)
     except (OSError, ValueError) as error:
-        raise _cannot("write into", folder, error) from error
+        raise _cannot(what, shown or target, error) from error
+    try:
+        yield path
+    finally:
+        os.close(handle)
+        _remove(path)
+
+
+def _create(path: Path, content: bytes = b"") -> int:
+    """Make a new file that nobody had, with the permissions that the umask leaves; its open and locked handle."""
+    with _CREATING:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666)
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        os.write(handle, content)
+    except OSError:
+        os.close(handle)
+        _remove(path)
+        raise
+    if fcntl is None:  # an open file cannot be replaced there
+        os.close(handle)
+        return os.open(os.devnull, os.O_RDONLY)
+    return handle
+
+
+def _reap(path: Path, process: int, *, claim: bool = False) -> bool:
+    """Remove the file of a process that is gone: its number is free or another's, and nobody holds the lock.
+
+    `claim`: the file is a claim, and is left alone where a result has taken its place meanwhile.
+    """
+    if fcntl is None:
+        return False
+    try:
+        with _CREATING:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(handle)
+            fresh = time.time() - found.st_mtime < STALE
+            if not stat.S_ISREG(found.st_mode) or (process != os.getpid() and fresh and _runs(process)):
+                return False
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if claim and CLAIM.fullmatch(os.read(handle, SHORT)) is None:
+                return False
+            if os.path.samestat(found, path.lstat()):  # nobody else did it meanwhile
+                path.unlink()
+            return True
+        finally:
+            os.close(handle)
+    except OSError:
+        return False
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder. Raises `OSError` where it cannot take them."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
@@ -66,6 +190,8 @@ def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
     writable(target.parent)
     try:
         found = target.lstat()
+        if not _taken(target):
+            return target
     except FileNotFoundError:
         return target
     except (OSError, ValueError) as error:
@@ -92,13 +218,13 @@ def beside(stem: Path, ending: str) -> Path:
 
 def free(stem: Path, *endings: str) -> Path:
     """The first of `names` of which nothing with any of the endings exists."""
-    return next(one for one in names(stem) if not any(os.path.lexists(beside(one, end)) for end in endings))
+    return next(one for one in names(stem) if not any(_taken(beside(one, end)) for end in endings))
 
 
 def new_folder(stem: Path, *endings: str) -> Path:
     """Make a folder by the first of `names` that is free, with the endings too; nobody else gets the same."""
     for one in names(stem):
-        if any(os.path.lexists(beside(one, end)) for end in endings):
+        if any(_taken(beside(one, end)) for end in endings):
             continue
         try:
             one.mkdir(parents=True)
@@ -112,19 +238,13 @@ def new_folder(stem: Path, *endings: str) -> Path:
 
 @contextmanager
 def claimed(stem: Path, *endings: str) -> Iterator[Path]:
-    """The first of `names` whose files with these endings are all free, now empty files of ours to be replaced.
+    """The first of `names` whose files with these endings are all free, now claims of ours to be replaced.
 
-    Two processes never get the same one. Files that a failed block left empty are removed again.
+    Two processes never get the same one. Claims that were not replaced are removed again.
     """
-    one = next(one for one in names(stem) if _take([beside(one, end) for end in endings]))
-    try:
+    with ExitStack() as held:
+        one = next(one for one in names(stem) if _take([beside(one, end) for end in endings], held))
         yield one
-    except BaseException:
-        for path in (beside(one, end) for end in endings):
-            with suppress(OSError):
-                if not path.stat().st_size:
-                    path.unlink()
-        raise
 
 
 @contextmanager
@@ -146,21 +266,49 @@ def plain(text: object) -> str:
     )
 
 
-def _take(paths: list[Path]) -> bool:
-    """Make all of the paths as new empty files, or none of them where one exists."""
-    made: list[Path] = []
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            made.append(path)
-        except OSError as error:
-            for other in made:
-                other.unlink(missing_ok=True)
-            if isinstance(error, FileExistsError):
+def _taken(path: Path) -> bool:
+    """Whether something is there; the claim of a process that is gone is removed, and nothing is there any more."""
+    if not os.path.lexists(path):
+        return False
+    owner = _claimant(path)
+    return owner is None or not _reap(path, owner, claim=True) or os.path.lexists(path)
+
+
+def _claimant(path: Path) -> int | None:
+    """The process that claims a name, where the file there is a claim."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size < SHORT:
+            return None
+        claim = CLAIM.fullmatch(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return None if claim is None else int(claim[1])
+
+
+def _take(paths: list[Path], held: ExitStack) -> bool:
+    """Claim all of the paths until `held` is closed, or none of them where one is taken."""
+    with ExitStack() as taken:
+        for path in paths:
+            if _taken(path):
                 return False
-            raise _cannot("write", path, error) from error
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle = _create(path, b"timonel: process %d is writing this file\n" % os.getpid())
+            except FileExistsError:
+                return False
+            except OSError as error:
+                raise _cannot("write", path, error) from error
+            taken.callback(_give_up, path)
+            taken.callback(os.close, handle)
+        held.push(taken.pop_all())
     return True
+
+
+def _give_up(path: Path) -> None:
+    """Remove our claim, unless the file has taken its place."""
+    if _claimant(path) == os.getpid():
+        _remove(path)
 
 
 def _cannot(what: str, path: Path, error: Exception) -> ArgumentError:
@@ -176,9 +324,3 @@ def writable_later(folder: Path) -> None:
         for path in missing:
             with suppress(OSError):
                 path.rmdir()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from . import reading
 from .errors import ArgumentError, GridError
-from .errors import path as file
 from .files import replacing
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint as fingerprint
@@ -98,11 +98,10 @@ class Fitted:
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Fitted:
         """The sampler in a file. Raises `ArgumentError` where there is none."""
-        file("path", path)
         try:
-            data = json.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ArgumentError(f"cannot read the sampler file {str(path)!r}: {error.strerror}") from error
+            data = reading.parsed(reading.text(path, "the sampler file"))
+        except ArgumentError:
+            raise
         except ValueError as error:
             raise ArgumentError(f"{str(path)!r} is no sampler file: {error}") from error
         return cls.from_dict(data, Path(path).stem)

@@ -211,8 +211,13 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
     if not rescale:
         return guided
     dims = tuple(range(1, cond.ndim))
-    factor = cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
+    factor = stretch(cond.std(dim=dims, keepdim=True), guided.std(dim=dims, keepdim=True))
     return guided * (1 - rescale + rescale * factor)
+
+
+def stretch(cond: Tensor, guided: Tensor) -> Tensor:
+    """The std of the conditional output over that of the guided one; 1, its limit, where the guided one is flat."""
+    return torch.where(guided > 0, cond / guided, torch.ones_like(guided))
 
 
 def settled(value: Any) -> Guidance | None:

@@ -68,6 +68,11 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
         return 1 / (alpha + sigma), sigma / (alpha + sigma)
     if bool((alpha == 0).any()):
         raise PredictionError("an edm prediction belongs to an EDM process, which never reaches pure noise (alpha = 0)")
+    if bool((sigma > 1).any()):
+        raise PredictionError(
+            f"an edm prediction belongs to samples of unit variance, alpha²·data² + sigma² = 1, got sigma "
+            f"{float(sigma.max()):.6g}: divide x, alpha and sigma by its square root"
+        )
     data = torch.sqrt(1 - sigma**2) / alpha
     return data**2 * alpha, data * sigma
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import platform
 from collections.abc import Sequence
@@ -18,12 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from . import guidance as guide
 from . import noise as noises
 from . import process as processes
-from . import solvers
+from . import reading, solvers
 from .errors import ArgumentError, plain, shown
-from .errors import path as file
 from .files import replacing
 from .guidance import Guidance
-from .sampler import Sampler
+from .sampler import MOST_STEPS, Sampler
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,7 +97,7 @@ class Recipe(Data):
     seed: int = Field(ge=0, le=noises.MOST, strict=True)
     sampler: str
     grid: str | None = None
-    steps: int = Field(ge=1, strict=True)
+    steps: int = Field(ge=1, le=MOST_STEPS, strict=True)
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
     table: dict[str, Any] | None = Field(default=None, repr=False)  # of a fitted sampler: what its file holds
@@ -244,43 +242,25 @@ class Recipe(Data):
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Recipe:
         """The recipe in a PNG. Raises `ArgumentError` where there is none."""
-        file("path", path)
-        return cls._parsed(opened(path).info.get(KEY), repr(str(path)))
+        return cls._parsed(reading.picture(path).info.get(KEY), repr(str(path)))
 
     @classmethod
     def _parsed(cls, text: Any, where: str) -> Recipe:
         if text is None:
             raise ArgumentError(f"{where} has no timonel recipe in it; only PNGs that timonel wrote can be replayed")
         try:
-            return cls.model_validate(json.loads(text))
+            return cls.model_validate(reading.parsed(text))
         except ValidationError as error:
             wrong = error.errors()[0]
             at = ".".join(map(str, wrong["loc"]))
             raise ArgumentError(f"the recipe in {where} cannot be read: {at}: {wrong['msg']}") from error
-        except (ValueError, TypeError, RecursionError) as error:
+        except ValueError as error:
             raise ArgumentError(f"the recipe in {where} cannot be read: {error}") from error
 
 
 def replay(path: str | PathLike[str], *, hooks: Sequence[Any] = ()) -> Image.Image:
     """Make the picture at `path` again from its recipe; the same bits on the same machine and versions."""
     return Recipe.read(path).make(hooks=hooks)[0]
-
-
-def opened(path: str | PathLike[str]) -> Image.Image:
-    """The picture in a file, read whole. Raises `ArgumentError` for what is none, or is broken."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except UnidentifiedImageError as error:
-        raise ArgumentError(f"{str(path)!r} is not a picture") from error
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise ArgumentError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArgumentError(f"{str(path)!r} cannot be read as a picture: {reason}") from error
 
 
 @functools.cache

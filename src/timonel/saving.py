@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from . import noise as noises
+from . import reading
 from .errors import ArgumentError
 from .errors import path as file_of
-from .files import replacing
+from .files import write_tensors
 from .guidance import Guidance
 from .noise import Noise, Seeded, source
 from .program import Shape, State
@@ -22,13 +27,44 @@ from .table import Table
 
 FORMAT = "timonel-run-2"
 OWN = "own"  # a noise source that only the caller can make again
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+Count = Annotated[int, Field(ge=0, le=2**31)]
+
+
+class SavedNoise(BaseModel):
+    """The arguments of `noise.source`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: str
+    seeds: list[Annotated[int, Field(ge=0, le=noises.MOST)]]
+    device: str
+
+
+class Saved(BaseModel):
+    """What a file says of a run beside its tensors. Files of before have no `digest` and may lack what has a default.
+
+    `history`, `differences`: how many tensors of each the run remembers. `digest`: of everything in the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: str
+    row: Count
+    table: dict[str, Any]
+    prediction: str
+    noise: SavedNoise | Literal["own"] | None
+    called: Count | None = None
+    guidance: dict[str, Any] | None
+    guided_since: Count = 0
+    shaped: bool
+    history: Count
+    differences: Count = 0
+    digest: str | None = None
 
 
 def save(run: Run, path: str | PathLike[str]) -> None:
     """Write `run` atomically. A noise source other than seeds has to be given again to `load`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     start, (here, clean, called, _) = run.snapshot()
     tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
     if clean is not None:
@@ -46,11 +82,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "history": len(here.history),
         "differences": len(here.differences),
     }
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
-        except SafetensorError as error:  # a full disk, among others
-            raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
+    write_tensors(path, tensors, {"timonel": json.dumps({**data, "digest": digest(tensors, data)})})
 
 
 def load(
@@ -63,7 +95,46 @@ def load(
     context: Any = None,
     device: str = "cpu",
 ) -> Run:
-    """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one."""
+    """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one, or is damaged."""
+    data, tensors = _contents(path, device)
+    saved = _said(data, path)
+    if saved.noise == OWN and noise is None:
+        raise ArgumentError(f"{str(path)!r} was run with its own noise source; give it again: Run.load(path, noise=…)")
+    if saved.shaped and shape is None:
+        raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
+    try:
+        table = Table.from_dict(saved.table)
+        given = source(**saved.noise.model_dump(), table=table) if isinstance(saved.noise, SavedNoise) else None
+        guidance = None if saved.guidance is None else _guidance(saved.guidance)
+        run = Run(
+            table, saved.prediction, noise=given if noise is None else noise, guidance=guidance, hooks=hooks,
+            shape=shape, keep=keep, context=context,
+        )  # fmt: skip
+        wrong = _misfit(saved, run, tensors)
+    except ArgumentError as error:
+        raise ArgumentError(f"the run saved at {str(path)!r} cannot go on: {error}") from error
+    if wrong:
+        raise _no_run(path, wrong)
+    start, here = (
+        _state(tensors, prefix, row, saved.history, count)
+        for prefix, row, count in (("start.", 0, 0), ("", saved.row, saved.differences))
+    )
+    run.restore(start, here, tensors.get("denoised"), saved.called, saved.guided_since)
+    return run
+
+
+def digest(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> str:
+    """SHA-256 of tensors, with their names, shapes and dtypes, and of what is said beside them."""
+    made = hashlib.sha256(json.dumps(data, sort_keys=True).encode())
+    for name in sorted(tensors):
+        flat = tensors[name].detach().cpu().contiguous()
+        made.update(f"{name} {flat.dtype} {tuple(flat.shape)}".encode())
+        made.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def _contents(path: str | PathLike[str], device: str) -> tuple[Any, dict[str, Tensor]]:
+    """What a safetensors file says in its metadata, and its tensors. Raises `ArgumentError` for other files."""
     from safetensors import SafetensorError, safe_open
 
     file_of("path", path)
@@ -71,35 +142,70 @@ def load(
         raise ArgumentError(f"there is no saved run at {str(path)!r}")
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
-            data = json.loads((file.metadata() or {}).get("timonel", "{}"))
+            data = reading.parsed((file.metadata() or {}).get("timonel", "{}"), finite=False)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ArgumentError(f"{str(path)!r} is not a saved run: {error}") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise _no_run(path, error) from error
+    return data, tensors
+
+
+def _said(data: Any, path: str | PathLike[str]) -> Saved:
     written = data.get("format") if isinstance(data, dict) else None
     if written != FORMAT:
         raise ArgumentError(f"{str(path)!r} is not a saved run of this version (format {written!r})")
     try:
-        made, shaped, scales = (data[k] for k in ("noise", "shaped", "guidance"))
-        table, prediction = Table.from_dict(data["table"]), data["prediction"]
-        told = data.get("differences", 0)  # files of runs before there were any
-        places = (("start.", 0, 0), ("", data["row"], told))
-        states = [_state(tensors, prefix, row, data["history"], count) for prefix, row, count in places]
-    except (KeyError, TypeError) as error:
-        raise ArgumentError(f"{str(path)!r} is not a saved run: it lacks {error}") from error
-    if made == OWN and noise is None:
-        raise ArgumentError(f"{str(path)!r} was run with its own noise source; give it again: Run.load(path, noise=…)")
-    if shaped and shape is None:
-        raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
-    if made is not None and noise is None:
-        noise = source(**made, table=table)
-    run = Run(
-        table, prediction, noise=noise, guidance=None if scales is None else _guidance(scales),
-        hooks=hooks, shape=shape, keep=keep, context=context,
-    )  # fmt: skip
-    # files of runs before predictions and changes of guidance were saved have neither
-    start, here = states
-    run.restore(start, here, tensors.get("denoised"), data.get("called"), data.get("guided_since", 0))
-    return run
+        return Saved.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _no_run(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
+    """What does not fit together; nothing where all does."""
+    if saved.digest is not None and saved.digest != digest(tensors, saved.model_dump(exclude={"digest"})):
+        return "it is damaged, for it is not what was written"
+    table = run.table
+    guided = 0 if run.guidance is None else run.guidance.order
+    for what, value, most in (
+        ("row", saved.row, table.nfe), ("called", saved.called or 0, table.nfe - 1),
+        ("guided_since", saved.guided_since, table.nfe), ("differences", saved.differences, guided),
+    ):  # fmt: skip
+        if value > most:
+            return f"{what} {value} is more than the {most} of its table and guidance"
+    if saved.history != table.history - 1:
+        return f"it remembers {saved.history} predictions and its table {table.history - 1}"
+    return _misshapen(saved, run, tensors)
+
+
+def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
+    """Which tensor is missing, of no use, or unlike the sample; nothing where all are well."""
+    needed, possible = {"start.x", "x"}, set[str]()
+    if run.table.uses_base:
+        needed |= {"start.base", "base"}
+    for age in range(saved.history):
+        row = saved.row - 1 - age
+        kept = row >= 0 and (saved.shaped or run.program.rows[row].keeps_h0)
+        (needed if kept else possible).add(f"h{age + 1}")
+    if saved.called is not None:
+        possible.add("denoised")
+    apart = {f"d{i}" for i in range(saved.differences)}  # as wide as the network's output
+    for name in sorted(needed | apart):
+        if name not in tensors:
+            return f"it lacks {name!r}"
+    for name, tensor in tensors.items():
+        if name not in needed | possible | apart:
+            return f"it has {name!r}, which its table does not use"
+        if tensor.dtype not in DTYPES or not tensor.ndim:
+            return f"{name!r} is {tensor.dtype} {tuple(tensor.shape)}"
+        if name not in apart and tensor.shape != tensors["x"].shape:
+            return f"{name!r} has the shape {tuple(tensor.shape)}, the sample {tuple(tensors['x'].shape)}"
+    if isinstance(run.noise, Seeded):
+        run.noise.check(len(tensors["x"]))
+    return ""
+
+
+def _no_run(path: str | PathLike[str], reason: object) -> ArgumentError:
+    return ArgumentError(f"{str(path)!r} is not a saved run: {reason}")
 
 
 def _source(noise: Noise | None) -> dict[str, Any] | str | None:
@@ -123,5 +229,8 @@ def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int, diff
 
 
 def _guidance(data: dict[str, Any]) -> Guidance:
-    scale = data["scale"]
+    unknown = set(data) - {field.name for field in fields(Guidance)}
+    if unknown:
+        raise ArgumentError(f"guidance has no {sorted(unknown)[0]!r}")
+    scale = data.get("scale")
     return Guidance(**{**data, "scale": tuple(scale) if isinstance(scale, list) else scale})

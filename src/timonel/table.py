@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, GridError, instance
+from . import reading
+from .errors import ArgumentError, GridError, instance, whole
 from .grids import Grid
 from .prediction import coefficients
 from .process import Level, double
@@ -188,17 +189,20 @@ class Table:
                 f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"
             )
         try:
-            try:
-                arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
-                seen = None if data.get("seen") is None else double(data["seen"])
-            except ArgumentError as error:
-                raise ArgumentError(f"this is not a table: {error}") from error
+            arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            seen = None if data.get("seen") is None else double(data["seen"])
+            solver, grid, basis = (instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis"))
+            order, first = whole("order", data["order"], 0, 99), whole("first", data.get("first", 0), 0, 2**31)
+            steps = tuple(whole("step", s, 0, 2**31) for s in instance("step", data["step"], list, "a list"))
+            _levels(arrays, seen, len(steps))
             return cls(
-                str(data["solver"]), str(data["grid"]), str(data["basis"]), int(data["order"]),
-                step=tuple(int(s) for s in data["step"]), first=int(data.get("first", 0)), seen=seen, **arrays,
+                solver, grid, basis, order, arrays["alpha"], arrays["sigma"], arrays["time"], steps, arrays["x"],
+                arrays["base"], first, seen,
             )  # fmt: skip
         except (KeyError, TypeError, IndexError) as error:
             raise ArgumentError(f"this is not a table: {error!r}") from error
+        except ArgumentError as error:
+            raise ArgumentError(f"this is not a table: {error}") from error
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), allow_nan=False)
@@ -206,8 +210,8 @@ class Table:
     @classmethod
     def from_json(cls, text: str) -> Table:
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = reading.parsed(text)
+        except ValueError as error:
             raise ArgumentError(f"this is not a table in JSON: {error}") from error
         if not isinstance(data, dict):
             raise ArgumentError(f"this is not a table in JSON: it holds a {type(data).__name__}")
@@ -240,6 +244,17 @@ class Table:
     def _sum(self, row: Tensor) -> str:
         terms = [f"{c:+.5f}·{n}" for c, n in zip(row.tolist(), self.registers, strict=True) if c != 0]
         return " ".join(terms) or "0"
+
+
+def _levels(arrays: Mapping[str, Tensor], seen: Tensor | None, rows: int) -> None:
+    """Raise `ArgumentError` unless the network is called at levels with noise, and none is negative."""
+    alpha, sigma = arrays["alpha"], arrays["sigma"]
+    if any(arrays[k].shape != (rows + 1,) for k in ("alpha", "sigma", "time")):
+        raise ArgumentError(f"a table of {rows} rows needs {rows + 1} levels, got {alpha.numel()}")
+    if bool((alpha < 0).any() or (sigma < 0).any() or (alpha + sigma == 0).any() or (sigma[:-1] == 0).any()):
+        raise ArgumentError("alpha and sigma must not be negative, and the network is called where there is noise")
+    if seen is not None and (seen.shape != (rows,) or bool((seen <= 0).any())):
+        raise ArgumentError(f"what the network sees needs {rows} factors above 0, got shape {tuple(seen.shape)}")
 
 
 class Rows:

@@ -96,7 +96,7 @@ def compare(
     }  # fmt: skip
     given = {name: value for name, value in axes.items() if value is not None}
     ready = _preset(preset, subjects, given)
-    chosen, judge = ready if ready else (planned(subjects or [], plan, given), None)
+    chosen, judge = ready if ready else (planned(subjects or [], plan, given, yes=yes or dry_run), None)
     if export is not None:
         from ..comparison.rows import exportable
 

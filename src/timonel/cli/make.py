@@ -95,13 +95,14 @@ def generate(
 def _paint(helm: Helm, recipe: Recipe, count: int, where: dict[str, Any]) -> list[dict[str, Any]]:
     """Make the recipe's picture with `count` consecutive seeds, or until one is stopped."""
     from ..generate import generate as make
+    from ..hooks.guard import guard
     from ..hooks.progress import progress
 
     reports = []
     for number in range(recipe.seed, recipe.seed + count):
         with stoppable(helm):
             one = recipe.model_copy(update={"seed": number})
-            made = make(one, helm=helm, hooks=[progress(recipe.title)], **where)
+            made = make(one, helm=helm, hooks=[progress(recipe.title), guard()], **where)
         reports.append(_report(made))
         if made.stopped:
             break
@@ -172,6 +173,7 @@ def animate(
     from ..animate import Motion, still, target
     from ..animate import animate as make
     from ..files import free
+    from ..hooks.guard import guard
     from ..hooks.progress import progress
 
     video = target(out or free(Path("out/clip"), ".mp4").with_suffix(".mp4"), overwrite=overwrite or out is None)
@@ -188,7 +190,7 @@ def animate(
         with stoppable(helm):
             made = make(
                 first, video, helm=helm, sampler=chosen, seed=seed, motion=told, guidance=interval,
-                hooks=[progress(picture.name)], overwrite=overwrite,
+                hooks=[progress(picture.name), guard()], overwrite=overwrite,
                 **{key: value for key, value in size.items() if value},
             )  # fmt: skip
         kept(made.video)
@@ -213,10 +215,12 @@ def replay(
 ) -> None:
     """Make a picture again from the recipe inside it, and say whether it is the same."""
     from ..files import beside, free, placed, ready
+    from ..hooks.guard import guard
     from ..hooks.progress import progress
-    from ..recipe import Recipe, opened
+    from ..reading import picture as read
+    from ..recipe import Recipe
 
-    recipe, before = Recipe.read(picture), opened(picture)
+    recipe, before = Recipe.read(picture), read(picture)
     recipe.check()
     folder = picture.parent if out is None else out
     named = out if out is not None and out.suffix and not out.is_dir() else None
@@ -228,7 +232,7 @@ def replay(
         quiet()
         helm = recipe.helm()
         with stoppable(helm):
-            made, now = recipe.make(helm, hooks=[progress(recipe.title)])
+            made, now = recipe.make(helm, hooks=[progress(recipe.title), guard()])
         with placed(path, overwrite=overwrite) as path:
             now.save(made, path)
         kept(path)

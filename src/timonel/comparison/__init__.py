@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, flag, function, path, several, whole
 from ..files import writable
-from .plan import Plan, is_model
+from .plan import Plan, check_count, is_model
 from .progress import Lines, Progress, State
 
 __all__ = ["Comparison", "State", "Stopped", "compare", "planned", "write"]
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from .store import Outcome, Store
 
-MANY = 1000  # runs that are not begun without a second thought
 EVERY = 15.0  # seconds between two writings of the page
 
 
@@ -137,9 +136,7 @@ def compare(
         if not isinstance(subjects, (str, list, tuple)):
             raise ArgumentError(f"a model is a name, a pipeline or a Helm, got {subjects!r}")
         raise ArgumentError("several prompts are one list, and a model by name is model='emoji'")
-    chosen = planned(subjects, plan, axes)
-    if len(chosen) > MANY and not yes:
-        raise ArgumentError(f"the plan has {len(chosen)} runs; pass yes=True (--yes) if that is meant")
+    chosen = planned(subjects, plan, axes, yes=yes)
     store = Store(Path(out))
     writable(store.root)
     telling = progress if callable(progress) else Lines() if progress else lambda state: None
@@ -183,17 +180,20 @@ def _typed(value: Any) -> str:
     return repr(value) if isinstance(value, (str, int, float, dict, range, type(None))) else "…"
 
 
-def planned(subjects: Sequence[str] | str, plan: Plan | str | PathLike[str] | None, axes: dict[str, Any]) -> Plan:
-    """The plan of a call: given, read from a file, or made of axes."""
+def planned(
+    subjects: Sequence[str] | str, plan: Plan | str | PathLike[str] | None, axes: dict[str, Any], *, yes: bool = False
+) -> Plan:
+    """The plan of a call: given, read from a file, or made of axes. `yes`: whether more than 1,000 runs are meant."""
     subjects = subjects if isinstance(subjects, str) else several("subjects", subjects, "['red apple']")
     if isinstance(plan, Plan):
         if subjects or axes:
             raise ArgumentError("give a plan or its axes, not both")
+        check_count(len(plan), yes)
         return plan
     if plan is not None:
         path("plan", plan)
-        return Plan.read(plan, **axes, **({"subjects": subjects} if subjects else {}))
-    return Plan.of(subjects, **axes)
+        return Plan.read(plan, yes=yes, **axes, **({"subjects": subjects} if subjects else {}))
+    return Plan.of(subjects, yes=yes, **axes)
 
 
 def write(plan: Plan, store: Store, notes: Sequence[Any] = (), claims: Sequence[Any] = ()) -> Comparison:
@@ -205,7 +205,7 @@ def write(plan: Plan, store: Store, notes: Sequence[Any] = (), claims: Sequence[
     store.refresh()
     data = content(plan, store, notes, claims)
     page = store.root / "index.html"
-    with replacing(page) as temporary:
+    with replacing(page, lasting=False) as temporary:
         temporary.write_text(render(data), "utf-8")
     return Comparison(plan, store, page, data["groups"])
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import reading
+
 if TYPE_CHECKING:
     from .store import Outcome, Store
 
@@ -32,7 +34,7 @@ def link(outcome: Outcome, store: Store) -> str:
 
 def data(path: Path) -> str:
     """A file as a data address."""
-    return _address(path.read_bytes(), path.suffix[1:])
+    return _address(reading.content(path, "the picture"), path.suffix[1:])
 
 
 def _address(content: bytes, kind: str) -> str:
@@ -40,17 +42,12 @@ def _address(content: bytes, kind: str) -> str:
 
 
 def _still(path: Path) -> str:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return data(path) if max(picture.size) <= SMALL else _webp(picture, SIDE, STILL_BYTES)
+    picture = reading.picture(path)
+    return data(path) if max(picture.size) <= SMALL else _webp(picture, SIDE, STILL_BYTES)
 
 
 def _frames(path: Path) -> list[str]:
-    from PIL import Image, ImageSequence
-
-    with Image.open(path) as video:
-        return [_webp(frame, FRAME, FRAME_BYTES) for frame in ImageSequence.Iterator(video)]
+    return reading.frames(path, lambda frame: _webp(frame, FRAME, FRAME_BYTES))
 
 
 def _webp(picture: Any, side: int, most: int) -> str:

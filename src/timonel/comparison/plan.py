@@ -12,16 +12,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import grids, names, zoo
+from .. import grids, names, reading, zoo
 from ..errors import ArgumentError, UnknownName, plain, whole
 from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
@@ -37,6 +38,9 @@ AXES = (
 )  # fmt: skip
 SAMPLE_AXES = ("prompt", "negative_prompt", "image", "seed")  # what makes another sample of the same setting
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+MANY = 1000  # runs that are not begun without a second thought
+MOST = 100_000  # runs of one comparison
+PLAN = 2**22  # bytes of a plan's file
 Value = Any
 
 
@@ -52,7 +56,8 @@ class Cell:
         """A name for what is computed: equal recipes have equal names, in every plan."""
         told = self.recipe.model_dump(mode="json", exclude={"versions", "stopped_after"}, exclude_none=True)
         if self.recipe.image is not None:  # the picture itself, wherever it lies
-            told["image"] = hashlib.sha256(Path(self.recipe.image).read_bytes()).hexdigest()
+            picture = reading.content(self.recipe.image, "the picture", reading.PICTURE)
+            told["image"] = hashlib.sha256(picture).hexdigest()
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -73,13 +78,14 @@ class Plan:
     helms: Mapping[str, Helm] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, **axes: Any) -> Plan:
+    def of(cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, yes: bool = True, **axes: Any) -> Plan:
         """The product of the axes. A value that is no list is a list of one.
 
         `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0; or give `seed`.
         A model is a name, a pipeline or a `Helm`; the latter two are used as they are. A sampler may be "solver",
         "solver/grid", a bare grid or a sampler file. Raises `UnknownName` and `ArgumentError` for what cannot be
-        meant, before any compute; combinations that a model cannot run become failed cells later.
+        meant, before any compute; combinations that a model cannot run become failed cells later. `yes`: whether more
+        than 1,000 runs are meant; more than 100,000 are refused. Runs are counted before any of them is made.
         """
         for name in axes:
             if name not in AXES:
@@ -88,7 +94,7 @@ class Plan:
         if seeds is not None:
             if "seed" in given:
                 raise ArgumentError("give seeds= (how many) or seed= (which), not both")
-            given["seed"] = list(range(whole("seeds", seeds)))
+            given["seed"] = range(whole("seeds", seeds, 1, 2**62))
         given.setdefault("seed", [0])
         given["model"] = _models(given)
         given.setdefault("sampler", [DEFAULT])
@@ -97,9 +103,10 @@ class Plan:
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
         given["sampler"] = _samplers(given["sampler"])
-        asked = _steps(given)
+        asked = _quick(_steps(given))
         given["grid"] = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
-        ordered = {name: _unique(given[name]) for name in AXES if name in given and given[name] != [None]}
+        ordered = {name: _unique(given[name]) for name in AXES if name in given and list(given[name][:2]) != [None]}
+        check_count(_count(ordered, asked), yes)
         spots = (dict(zip(ordered, values, strict=True)) for values in itertools.product(*ordered.values()))
         cells = tuple(Cell(_shown(at), recipe(at)) for at in spots if _fits(at, asked))
         axes = {name: tuple(_label(value) for value in values) for name, values in ordered.items()}
@@ -126,29 +133,38 @@ class Plan:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The content of a plan's file. Raises `ArgumentError` where it cannot be read or is no table of axes."""
+    parse = _parsers().get(path.suffix.lower())
+    if parse is None:
+        raise ArgumentError(f"a plan is a .toml, .yaml or .json file, got {str(path)!r}")
+    text = reading.text(path, "the plan", PLAN)
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ArgumentError(f"cannot read the plan {str(path)!r}: {error.strerror}") from error
-    try:
-        given = _parsers()[path.suffix.lower()](text)
-    except KeyError:
-        raise ArgumentError(f"a plan is a .toml, .yaml or .json file, got {str(path)!r}") from None
+        given = reading.bounded(parse(text))
     except Exception as error:
         raise ArgumentError(f"the plan {str(path)!r} cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise ArgumentError(f"the plan {str(path)!r} names no axes; write e.g. sampler = ['euler', 'dpmpp_2m/karras']")
+    known = (*AXES, "subjects", "seeds")
+    for name in given:
+        if name not in known:
+            raise UnknownName("axis", name, known)
     return given
 
 
-def _parsers() -> dict[str, Any]:
-    import yaml
-
+def _parsers() -> dict[str, Callable[[str], Any]]:
     try:
         import tomllib as toml
     except ImportError:  # Python 3.10
         import tomli as toml  # type: ignore[import-not-found, no-redef, unused-ignore]
-    return {".toml": toml.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+    return {".toml": toml.loads, ".yaml": _yaml, ".yml": _yaml, ".json": reading.parsed}
+
+
+def _yaml(text: str) -> Any:
+    """YAML without names for parts of it, by which a short file can stand for one without end."""
+    import yaml
+
+    if any(isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it repeats a part by its name (*name): write it out")
+    return yaml.safe_load(text)
 
 
 def recipe(at: Mapping[str, Value]) -> Recipe:
@@ -175,9 +191,33 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     )  # fmt: skip
 
 
-def _values(value: Any) -> list[Any]:
+def check_count(runs: int, yes: bool) -> None:
+    """Raise `ArgumentError` for more runs than are meant unless `yes`, and for more than one comparison holds."""
+    if runs > MOST:
+        raise ArgumentError(f"the plan has {runs:,} runs and at most {MOST:,} are one comparison: take fewer values")
+    if runs > MANY and not yes:
+        raise ArgumentError(f"the plan has {runs} runs; pass yes=True (--yes) if that is meant")
+
+
+def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> int:
+    """How many runs the axes make."""
+    others: int = math.prod(len(values) for name, values in ordered.items() if name not in ("sampler", "steps"))
+    samplers = ordered["sampler"]
+    if "steps" not in ordered:
+        return others * len(samplers)
+    files = [one for one in samplers if isinstance(one, Sampler)]
+    named: int = (len(samplers) - len(files)) * sum(steps in asked for steps in ordered["steps"])
+    own = sum(1 for one in files for steps in ordered["steps"] if steps == one.steps)
+    return others * (named + own)
+
+
+def _values(value: Any) -> Sequence[Any]:
+    if isinstance(value, range):
+        if value and max(abs(value[0]), abs(value[-1])) >= 2**62:
+            raise ArgumentError(f"a range of values must be below 2^62, got {value!r}")
+        return value
     made = plain(value)
-    return list(made) if isinstance(made, (list, tuple, range)) else [made]
+    return list(made) if isinstance(made, (list, tuple)) else [made]
 
 
 def _listed(subjects: Any) -> list[Any]:
@@ -185,10 +225,19 @@ def _listed(subjects: Any) -> list[Any]:
     return [subjects] if alone else list(subjects)
 
 
-def _unique(values: list[Any]) -> tuple[Any, ...]:
-    kept: list[Any] = []
+def _unique(values: Sequence[Any]) -> Sequence[Any]:
+    """The values without repetitions, in order. Dictionaries of options and the like are few, and compared by pairs."""
+    if isinstance(values, range):
+        return values
+    kept, seen, others = list[Any](), set[Any](), list[Any]()
     for value in values:
-        if value not in kept:
+        try:
+            known = value in seen
+            seen.add(value)
+        except TypeError:
+            known = value in others
+            others.append(value)
+        if not known:
             kept.append(value)
     return tuple(kept)
 
@@ -198,7 +247,7 @@ def is_model(value: Any) -> bool:
     return not isinstance(value, type) and callable(value) and (hasattr(value, "scheduler") or hasattr(value, "pipe"))
 
 
-def _models(given: Mapping[str, list[Any]]) -> list[str | Loaded]:
+def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
     """The axis of models: names, and what is loaded already."""
     models = [os.fspath(m) if isinstance(m, os.PathLike) else m for m in given.get("model", ["emoji"])]
     objects = [model for model in models if not isinstance(model, str)]
@@ -215,7 +264,7 @@ def _models(given: Mapping[str, list[Any]]) -> list[str | Loaded]:
     return [model if isinstance(model, str) else Loaded.of(model) for model in models]
 
 
-def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
+def _subjects(given: dict[str, Sequence[Any]], subjects: list[str]) -> None:
     """Prompts and pictures, told apart: a picture is a file that is there, or a name that ends like one."""
     for subject in subjects:
         if not isinstance(subject, (str, Path)) or not str(subject).strip():
@@ -224,7 +273,8 @@ def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
     missing = [s for s in [*pictures, *given.get("image", [])] if s is not None and not Path(s).is_file()]
     if missing:
         raise ArgumentError(f"there is no picture {str(missing[0])!r}")
-    prompts = [s for s in subjects if s not in pictures]
+    seen = set(pictures)
+    prompts = [s for s in subjects if s not in seen]
     if pictures and prompts:
         raise ArgumentError("give prompts or pictures, not both")
     for name, found in (("prompt", prompts), ("image", [str(p) for p in pictures])):
@@ -236,7 +286,7 @@ def _subjects(given: dict[str, list[Any]], subjects: list[str]) -> None:
         raise ArgumentError('the plan is empty: say what to paint, e.g. "red apple"')
 
 
-def _samplers(given: list[Any]) -> list[str | Sampler]:
+def _samplers(given: Sequence[Any]) -> list[str | Sampler]:
     """Samplers as they are typed; files are read. Raises `ArgumentError` where two of them have one name."""
     made = [_sampler(name) for name in given]
     files = {one.name: one for one in made if isinstance(one, Sampler)}
@@ -265,7 +315,7 @@ def _label(value: Value) -> Value:
     return value.name if isinstance(value, Sampler) or hasattr(value, "helm") else value
 
 
-def _steps(given: dict[str, list[Any]]) -> list[Any]:
+def _steps(given: dict[str, Sequence[Any]]) -> Sequence[Any]:
     """The steps at which named samplers run; those of sampler files join the axis, in order."""
     own = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
     asked = given.get("steps", own)
@@ -276,7 +326,15 @@ def _steps(given: dict[str, list[Any]]) -> list[Any]:
     return asked
 
 
-def _fits(at: Mapping[str, Value], asked: Sequence[Any]) -> bool:
+def _quick(values: Sequence[Any]) -> Collection[Any]:
+    """The values, as a set where they can be in one."""
+    try:
+        return frozenset(values)
+    except TypeError:
+        return values
+
+
+def _fits(at: Mapping[str, Value], asked: Collection[Any]) -> bool:
     """Whether a place is part of the plan: a sampler file at its own steps, a named sampler at those asked."""
     one = at["sampler"]
     return at["steps"] == one.steps if isinstance(one, Sampler) else "steps" not in at or at["steps"] in asked

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import reading
 from ..errors import ArgumentError
 from ..files import replacing
 from .measure import MEASURES
@@ -15,6 +16,7 @@ from .measure import MEASURES
 if TYPE_CHECKING:
     import pyarrow
 
+MOST, TEXT = 1_000_000, 2**26  # rows, and bytes, of a table that is read
 BEFORE, KEPT = "results.parquet", "results.parquet.read"  # the table of before sqlite, and its name once it was read
 
 
@@ -68,7 +70,17 @@ def before(root: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
+        file = parquet.ParquetFile(pa.BufferReader(reading.content(path, most=TEXT)))
+        about = file.metadata
+        size = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
+        if about.num_rows > MOST or size > TEXT or path.is_symlink():
+            raise ValueError(f"{about.num_rows} rows of {size} bytes, or a link")
+        rows: list[dict[str, Any]] = []
+        for batch in file.iter_batches(batch_size=8):  # a value that is written once may stand for many
+            size += batch.nbytes
+            if size > 4 * TEXT:
+                raise ValueError(f"more than {4 * TEXT:,} bytes")
+            rows += batch.to_pylist()
     except Exception as error:
         raise ArgumentError(f"{str(path)!r} cannot be read: {error}; delete it to begin anew") from error
     return rows

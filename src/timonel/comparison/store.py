@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ArgumentError
-from ..files import replacing
+from .. import reading
+from ..errors import LONG, ArgumentError
+from ..files import replacing, write_tensors
 from ..recipe import Recipe, versions
 from ..video import write as write_video
 from . import pictures, rows
@@ -35,6 +39,10 @@ TABLE, VERSION = "results.sqlite", 1
 OURS = {
     TABLE, f"{TABLE}-journal", rows.BEFORE, rows.KEPT, "index.html", "pictures", "stories", "latents",
 }  # fmt: skip
+NEW = f"""SELECT at, outcome FROM runs WHERE at > ? AND typeof(outcome) = 'text' AND typeof(at) = 'integer'
+    AND length(outcome) < {reading.TEXT} ORDER BY at"""
+NAME = re.compile(r"[\w-]{1,64}")  # of a run, which is that of its files
+KINDS, STATUSES = ("cell", "reference"), ("done", "failed")
 WAIT = 60.0  # seconds that a writer waits for another
 TOLD = 32  # previews that a run shows at most
 CREATE = """CREATE TABLE IF NOT EXISTS runs
@@ -83,11 +91,30 @@ class Outcome:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Outcome:
-        """From a row."""
-        known = {f.name for f in fields(cls)} - {"recipe", "measures"}
-        measures = {m: row[m] for m in MEASURES if row.get(m) is not None}
-        recipe = Recipe.model_validate(json.loads(row["recipe"]))
-        return cls(recipe=recipe, measures=measures, **{k: v for k, v in row.items() if k in known})
+        """From a row. Raises `ValueError` where it is none."""
+        return _outcome(row)
+
+
+def _outcome(row: Any) -> Outcome:
+    """What a row says, each value held against its type."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is a {type(row).__name__}")
+    known = {f.name for f in fields(Outcome)} - {"recipe", "measures"}
+    measures = {m: row[m] for m in MEASURES if row.get(m) is not None}
+    told = {k: v for k, v in row.items() if k in known}
+    recipe = Recipe.model_validate(reading.parsed(row.get("recipe")))
+    made: Outcome = _checker().validate_python({**told, "measures": measures, "recipe": recipe})
+    counts = (made.nfe, made.halves, made.halves_saved, made.frames, made.steps_told, made.width, made.height)
+    if not all(NAME.fullmatch(name) for name in (made.id, made.reference or "none")):
+        raise ValueError(f"{made.id!r} and {made.reference!r} are no names of runs")
+    if made.kind not in KINDS or made.status not in STATUSES or not all(0 <= n < 2**31 for n in counts):
+        raise ValueError(f"the row of {made.id!r} is no run's")
+    return made
+
+
+@cache
+def _checker() -> TypeAdapter[Outcome]:
+    return TypeAdapter(Outcome)
 
 
 def _ours(name: str) -> bool:
@@ -104,6 +131,9 @@ class Store:
             foreign = sorted(p.name for p in root.iterdir() if not _ours(p.name))
             if foreign:
                 raise ArgumentError(f"{str(root)!r} holds something else ({foreign[0]!r}): give an empty folder")
+            links = sorted(p.name for p in root.iterdir() if p.name in OURS and p.is_symlink())
+            if links:
+                raise ArgumentError(f"{links[0]!r} in {str(root)!r} is a link to elsewhere: give a folder of its own")
         elif root.exists():
             raise ArgumentError(f"{str(root)!r} is a file; give a folder")
         self.outcomes: dict[str, Outcome] = {}
@@ -119,6 +149,7 @@ class Store:
         try:
             with closing(sqlite3.connect(path, timeout=WAIT, isolation_level=None)) as table:
                 table.execute(f"BEGIN {kind}")
+                table.execute("PRAGMA trusted_schema = OFF")
                 (version,) = table.execute("PRAGMA user_version").fetchone()
                 if version > VERSION:
                     raise ArgumentError(f"{str(path)!r} is of a newer timonel: upgrade, or give another folder")
@@ -133,14 +164,24 @@ class Store:
         """Read what other processes wrote meanwhile, and the table of before sqlite."""
         if (self.root / TABLE).is_file():
             with self._open("DEFERRED") as table:
-                there = table.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone()
-                new = "SELECT at, outcome FROM runs WHERE at > ? ORDER BY at"
-                fresh = table.execute(new, (self._seen,)).fetchall() if there else []
+                schema = table.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+                if schema and schema != [("table", "runs")]:  # a view or a trigger could be anything
+                    raise sqlite3.DatabaseError(f"it holds {schema[-1][0]} {schema[-1][1]!r}")
+                fresh = table.execute(NEW, (self._seen,)).fetchall() if schema else []
             for at, text in fresh:
-                outcome = Outcome.of(json.loads(text))
+                outcome = self._read(TABLE, partial(reading.parsed, text, finite=False))
                 self.outcomes[outcome.id], self._seen = outcome, at
         for row in rows.before(self.root):
-            self.outcomes.setdefault(row["id"], Outcome.of(row))
+            outcome = self._read(rows.BEFORE, partial(dict, row))
+            self.outcomes.setdefault(outcome.id, outcome)
+
+    def _read(self, file: str, row: Callable[[], Any]) -> Outcome:
+        try:
+            return Outcome.of(row())
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:LONG]
+            where = str(self.root / file)
+            raise ArgumentError(f"{where!r} cannot be read: {reason}; delete it to begin anew") from error
 
     def done(self, name: str) -> Outcome | None:
         """The outcome of a run that ended well before, and whose files are still there."""
@@ -150,7 +191,8 @@ class Store:
     def whole(self, outcome: Outcome) -> bool:
         """Whether the files of a run that ended well are there: somebody may have deleted pictures."""
         files = [self.picture(outcome), self.latents(outcome.id)]
-        return all(p.is_file() for p in [*files, *([self.story(outcome.id)] if outcome.steps_told else [])])
+        files += [self.story(outcome.id)] if outcome.steps_told else []
+        return all(reading.inside(self.root, path) for path in files)
 
     def keep(self, outcomes: Sequence[Outcome]) -> None:
         """Write the rows of outcomes; their files were written before."""
@@ -166,8 +208,7 @@ class Store:
     # -- files ---------------------------------------------------------------------------------
     def save(self, outcome: Outcome, latents: Tensor, pixels: Tensor, story: Tensor | None) -> None:
         """Write a run's files. `pixels` (3, H, W) or (F, 3, H, W), `story` (steps, 3, h, w), in 0..1."""
-        with replacing(self.latents(outcome.id)) as temporary:
-            save_file({"latents": latents.float().contiguous()}, temporary)
+        write_tensors(self.latents(outcome.id), {"latents": latents.float().contiguous()})
         if pixels.ndim == 4:
             outcome.frames = len(pixels)
             write_video([to_image(frame) for frame in pixels], self.picture(outcome))
@@ -196,17 +237,32 @@ class Store:
         return self.root / "latents" / f"{name}.safetensors"
 
     def read_latents(self, name: str) -> Tensor:
-        """The final latents (1, …) of a run."""
-        found: Tensor = load_file(self.latents(name))["latents"]
+        """The final latents (1, …) of a run. Raises `ArgumentError` where its file cannot be read."""
+        from safetensors import SafetensorError
+
+        try:
+            found: Tensor = load_file(self._inside(self.latents(name)))["latents"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise _broken(self.latents(name), error) from error
         return found
 
     def read_pixels(self, outcome: Outcome) -> Tensor:
-        """The picture (3, H, W), or the frames (F, 3, H, W), in 0..1."""
-        from PIL import Image, ImageSequence
+        """The picture (3, H, W), or the frames (F, 3, H, W), in 0..1. Raises as `read_latents`."""
+        path = self._inside(self.picture(outcome))
+        try:
+            frames = reading.frames(path, lambda frame: to_tensor(frame.convert("RGB")))
+            return torch.stack(frames) if outcome.frames else frames[0]
+        except (ArgumentError, RuntimeError) as error:
+            raise _broken(path, error) from error
 
-        with Image.open(self.picture(outcome)) as opened:
-            frames = [to_tensor(frame.convert("RGB")) for frame in ImageSequence.Iterator(opened)]
-        return torch.stack(frames) if outcome.frames else frames[0]
+    def _inside(self, path: Path) -> Path:
+        if not reading.inside(self.root, path):
+            raise _broken(path, "it is no file of this folder")
+        return path
+
+
+def _broken(path: Path, reason: object) -> ArgumentError:
+    return ArgumentError(f"{str(path)!r} cannot be read: {reason}; delete it, and the same command makes it again")
 
 
 def to_image(pixels: Tensor) -> Any:

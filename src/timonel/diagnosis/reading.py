@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import prediction as predictions
-from .. import zoo
+from .. import reading, zoo
 from ..errors import ModelError
 from ..process import Process, from_config
 
@@ -197,8 +196,8 @@ def _from_hub(name: str) -> Path:
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        found = reading.parsed(reading.text(path, most=2**22))
+    except ValueError as error:
         raise ModelError(f"{path.name} of {name!r} cannot be read: {error}; save the pipeline again") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path.name} of {name!r} holds {type(found).__name__}, not a configuration")

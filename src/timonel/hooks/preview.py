@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ModelError, PreviewMissing, flag, whole
-from ..files import replacing, writable_later
+from ..files import replacing, writable_later, write_tensors
 from . import Hook, steps
 from .rgb import LatentRGB as LatentRGB
 from .rgb import bytes_to_images, to_bytes
@@ -231,7 +231,7 @@ class Preview(Pictures):
         samples = [f"-{i}" for i in range(len(images))] if len(images) > 1 else [""]
         names = [self.files.name(moment.step, moment.steps, sample) for sample in samples]
         for name, image in zip(names, images, strict=True):
-            with replacing(self.folder / name) as temporary:
+            with replacing(self.folder / name, lasting=False) as temporary:
                 image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
         due = [step for step in range(1, run.steps + 1) if step % self.every == 0 or step == run.steps]
         self.files.wrote(names, [self.files.name(step, run.steps, sample) for step in due for sample in samples])
@@ -288,8 +288,6 @@ class SaveSteps(Hook):
         self.files.end()
 
     def on_step(self, run: Run) -> None:
-        from safetensors.torch import save_file
-
         names = ("denoised", "latents") if self.what == "both" else (self.what,)
         tensors = {name: getattr(run, name).detach().cpu().contiguous().clone() for name in names}
         called = run.called_at
@@ -300,8 +298,7 @@ class SaveSteps(Hook):
             steps.PREDICTED: None if called is None else asdict(called),
         }
         name = self.files.name(run.step, run.steps)
-        with replacing(self.folder / name) as temporary:
-            save_file(tensors, temporary, metadata={"timonel": json.dumps(data)})
+        write_tensors(self.folder / name, tensors, {"timonel": json.dumps(data)})
         self.files.wrote([name], [self.files.name(step, run.steps) for step in range(1, run.steps + 1)])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .. import reading
+from ..errors import ArgumentError
 
 MARK = "timonel-step"  # text chunk of a step's PNG
 PREDICTED = "denoised_at"  # in the data of a step's tensors; a saved run, which may have such a name, has none
@@ -67,17 +69,14 @@ class Folder:
 def _ours(path: Path) -> bool:
     """Whether timonel wrote the file as a step's."""
     if path.suffix == ".png":
-        from PIL import Image
-
         try:
-            with Image.open(path) as picture:
-                return MARK in picture.info
-        except (OSError, ValueError, SyntaxError):
+            return MARK in reading.info(path)
+        except ArgumentError:
             return False
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return PREDICTED in json.loads((file.metadata() or {}).get("timonel", "{}"))
+            return PREDICTED in reading.parsed((file.metadata() or {}).get("timonel", "{}"), finite=False)
     except (OSError, SafetensorError, ValueError, TypeError):
         return False

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ModelError
-from ..guidance import Guidance
+from ..guidance import Guidance, stretch
 from ..hooks import Hook
 from ..process import Process
 from ..program import Shape
@@ -230,7 +230,9 @@ class Captured:
         if scale is not None and scale != self.own:
             weights = self._weights(scale).to(found)
         guided = (found * weights).sum(0)
-        return guided * (1 - rescale + rescale * found[self.place].std() / guided.std()) if rescale else guided
+        if not rescale:
+            return guided
+        return guided * (1 - rescale + rescale * stretch(found[self.place].std(), guided.std()))
 
     def _weights(self, scale: float) -> Tensor:
         """The weights at another scale: the guidance beyond 1 grows in proportion, per frame where it varies."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ModelError
-from ..guidance import Guidance
+from ..guidance import Guidance, stretch
 from ..run import Run
 from . import parts
 
@@ -330,11 +330,11 @@ class Gate:
             why = f"has a network of {len(self.halves)} outputs"
         elif len(halves) != 2 or parts.perturbed(self.pipe):
             why = f"guides by {len(halves)} parts, not by a conditional and an unconditional one"
-        elif not self.fits and not _within(halves, raw):
+        elif not self.fits and bool(raw.isfinite().all()) and not _within(halves, raw):  # else a guard is to say so
             why = NO_SUM
         if why:
             raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=why))
-        self.fits = True
+        self.fits = self.fits or bool(raw.isfinite().all())
         place = 0 if self.first is not None and self.first[1] == 1 else self._conditional(2)
         return halves[place] - halves[1 - place]
 
@@ -426,7 +426,7 @@ class Gate:
         if conditional is None or conditional.shape != raw.shape:
             raise ArgumentError(f"{self._name} changes what its network returns; it cannot be rescaled from outside")
         dims = tuple(range(1, raw.ndim))
-        factor = conditional.std(dim=dims, keepdim=True) / raw.std(dim=dims, keepdim=True)
+        factor = stretch(conditional.std(dim=dims, keepdim=True), raw.std(dim=dims, keepdim=True))
         return raw * (1 - phi + phi * factor)
 
     def _nothing(self, run: Run) -> bool:

@@ -218,7 +218,7 @@ def fit_model(
         **facts, "fitted": sorted(chosen), "held": sorted(held), "start": str(start), "way": way, "memory": memory,
         "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer, "fewer": fewer,
     }  # fmt: skip
-    store = None if target is None else Store(target[0].with_name(target[0].name + ".part"), settings)
+    store = None if target is None else Store(checks.part(target[0]), settings)
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
     room = f", {needs:,.0f} MiB beside the network" if needs else ""
     telling(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
@@ -270,7 +270,7 @@ def _targets(
 ) -> Targets:  # fmt: skip
     """The converged samples, from before or made now. Raises `ArgumentError` where the time is too short for them."""
     made = None if store is None else store.targets()
-    if made is not None:
+    if made is not None and set(made.samples) <= {*split[0], *split[1]} and len(made.samples) == len(made.result):
         told(f"{len(made.samples)} converged samples from before")
         return made
     chosen, held = split

@@ -18,6 +18,7 @@ from ..table import Table
 from .form import Arrays
 from .model import Model
 from .start import named
+from .store import usable
 from .student import travel
 from .subjects import LEAST
 
@@ -138,7 +139,13 @@ def target(out: Path, counts: list[int]) -> tuple[Path, bool]:
     if several and out.suffix:
         raise ArgumentError(f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}")
     writable(out if several else out.parent)
+    usable(part(out))
     return out, several
+
+
+def part(out: Path) -> Path:
+    """The folder of what a fit has so far, beside what it is to become."""
+    return out.with_name(out.name + ".part")
 
 
 def short(model: Model, count: int) -> Table:

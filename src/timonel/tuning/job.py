@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import ArgumentError
 from ..fitted import Fitted, ProcessData, Provenance
 from ..grids import Grid, usual
 from ..recipe import versions
@@ -95,6 +96,8 @@ class Fitting:
             return time.monotonic() - began, self.model.evaluations - calls
 
         task = self._task(label, grid)
+        if known is not None and known.theta.shape != (task.form.size,):
+            raise ArgumentError(f"what was kept of the fit for {steps} steps does not fit it; remove the folder .part")
         self._seeds_enough(task.form)
         state = self._fit(task, label, known, ends, iterations, spent)
         judged = self._judged(task, state, label)

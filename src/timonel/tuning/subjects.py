@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .. import zoo
+from .. import reading, zoo
 from ..comparison.plan import PICTURES
 from ..errors import ArgumentError
 from ..pipelines.helm import Helm
@@ -95,11 +95,9 @@ def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> l
         return helm.card.concepts[::every][:NAMED]
     if isinstance(prompts, (str, PathLike)):
         try:
-            prompts = Path(prompts).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(
-                f"cannot read the prompts in {str(prompts)!r}: {error}. Give a text file with one a line, or a list"
-            ) from error
+            prompts = reading.text(prompts, "the prompts in").splitlines()
+        except ArgumentError as error:
+            raise ArgumentError(f"{error}. Give a text file with one a line, or a list") from error
     lines = list(dict.fromkeys(line.strip() for line in prompts if line.strip()))
     if not lines:
         raise ArgumentError("there is no prompt: give one a line")
