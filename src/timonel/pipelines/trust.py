@@ -79,7 +79,7 @@ def index(name: str, path: Path) -> tuple[list[str], list[str]]:
         what = "no pipeline class" if own is None else f"code of its own ({shown(own)})"
         raise refused(name, f"its {path.name} names {what}; build it and give the object")
     entries = {key: value for key, value in held.items() if isinstance(value, list) and key[:1] != "_"}
-    absent = [key for key, value in entries.items() if value[:2] == [None, None]]
+    absent = [key for key, value in entries.items() if value == [None, None]]
     parts = [key for key in entries if key not in absent]
     for part in parts:
         if not part.isidentifier():
@@ -93,6 +93,8 @@ def read(name: str, path: Path, most: int = MOST_JSON) -> dict[str, Any]:
     found = _parsed(name, path, _bytes(name, path, most))
     if not isinstance(found, dict):
         raise refused(name, f"its {path.name} cannot be read: it holds {type(found).__name__}, not a configuration")
+    for _ in _entries(name, path.name, found):  # as far down as it goes
+        pass
     return found
 
 
@@ -124,7 +126,10 @@ def _unconnected(name: str, path: Path, cls: Any) -> None:
     """Raise `ModelError` where diffusers takes from a README which other models it loads along with the pipeline."""
     import diffusers
 
-    cls = cls or getattr(diffusers, read(name, path / INDEX, MOST_INDEX)["_class_name"], None)
+    try:
+        cls = cls or getattr(diffusers, read(name, path / INDEX, MOST_INDEX)["_class_name"], None)
+    except (RuntimeError, ImportError):  # diffusers cannot import it, so loading it will say why
+        return
     if getattr(cls, "_load_connected_pipes", False) and (path / "README.md").exists():
         raise refused(name, f"its README makes diffusers load other models too ({cls.__name__}); load each by name")
 
@@ -174,20 +179,23 @@ def _entries(name: str, place: str, data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _known(name: str, place: str, entry: list[Any]) -> None:
-    """Raise `ModelError` unless the entry of an index names a class of a library that timonel itself needs."""
-    if len(entry) not in (2, 3) or not all(isinstance(word, str) for word in entry[:2]):
+    """Raise `ModelError` unless the entry of an index names a class of a library that timonel itself needs.
+
+    The index of a modular pipeline has a third word for each part, with the same again.
+    """
+    if len(entry) not in (2, 3) or not all(isinstance(word, (str, type(None))) for word in entry[:2]):
         raise refused(name, f"{place}={shown(entry)} is no library and class")
     library, cls = entry[:2]
-    if library not in LIBRARIES and library not in _pipelines():
+    if library is not None and library not in LIBRARIES and library not in _pipelines():
         raise refused(
             name,
             f"{place} is of {library!r}, code of its own or of another package; a part is of diffusers, transformers "
             "or timonel: build the pipeline yourself and give the object",
         )
-    if NAME.fullmatch(cls) is None:
+    if cls is not None and NAME.fullmatch(cls) is None:
         raise refused(name, f"{place}={shown(entry)} is no class")
     hint = entry[2].get("type_hint") if len(entry) == 3 and isinstance(entry[2], dict) else None
-    if isinstance(hint, list) and any(word is not None for word in hint):
+    if isinstance(hint, list):
         _known(name, f"{place}, type_hint", hint[:2])
 
 
