@@ -5,6 +5,7 @@ Every hostile folder is a whole model with one thing changed, so that without th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -140,7 +141,9 @@ def endless(folder: Path, ran: Path) -> None:
     inner = folder
     for _ in range(6):
         (inner / "vae").mkdir(exist_ok=True)
-        change(inner / "model_index.json", _class_name="StableDiffusionPipeline", vae=["diffusers", "DiffusionPipeline"])
+        change(
+            inner / "model_index.json", _class_name="StableDiffusionPipeline", vae=["diffusers", "DiffusionPipeline"]
+        )
         inner = inner / "vae"
     change(inner / "model_index.json", _class_name="StableDiffusionPipeline")
 
@@ -308,15 +311,11 @@ def test_every_command_refuses_a_hostile_folder(
 
 
 @CASES
-def test_doctor_runs_nothing_of_a_hostile_folder(
-    whole: Path, here: Path, spoil: Callable[[Path, Path], None]
-) -> None:
+def test_doctor_runs_nothing_of_a_hostile_folder(whole: Path, here: Path, spoil: Callable[[Path, Path], None]) -> None:
     """It reads two configurations and loads nothing, so that it may say something of such a model."""
     folder = hostile(whole, here, spoil)
-    try:
+    with contextlib.suppress(ModelError):
         tm.doctor(folder)
-    except ModelError:
-        pass
     assert not (here / RAN).exists()
 
 

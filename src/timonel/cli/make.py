@@ -217,7 +217,7 @@ def replay(
 
     A model that does not ship with timonel is named by whoever made the file, so it is asked for first.
     """
-    from ..files import beside, free, placed, ready
+    from ..files import beside, free, placed, ready, short
     from ..hooks.progress import progress
     from ..recipe import Recipe, opened
 
@@ -225,7 +225,7 @@ def replay(
     recipe.check()
     folder = picture.parent if out is None else out
     named = out if out is not None and out.suffix and not out.is_dir() else None
-    path = _png(named or folder / f"{picture.stem}-replay.png")
+    path = _png(named or folder / f"{short(picture.stem)}-replay.png")
     if named is None and not overwrite:
         path = beside(free(path.with_suffix(""), ".png"), ".png")
     ready(path, overwrite=overwrite)

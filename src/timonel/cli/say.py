@@ -28,6 +28,11 @@ def say(text: object) -> None:
     print(plain(text))
 
 
+def error(text: object) -> None:
+    """As `say`, on standard error."""
+    print(plain(text), file=sys.stderr)
+
+
 def kept(*paths: Path) -> None:
     """Remember files that stay when the command is interrupted."""
     KEPT.extend(paths)

@@ -158,7 +158,7 @@ def _hub(name: str, cls: Any, options: dict[str, Any], named: dict[str, Any]) ->
     return pipe
 
 
-def _begun(name: str, revision: str | None, cache: str | PathLike[str] | None) -> Path:
+def _begun(name: str, revision: str | None, cache: Any) -> Path:
     """The folder of a hub model's commit in the cache, with its index, once its list of files has been looked at."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
