@@ -5,11 +5,9 @@ WORKERS = --numprocesses auto --maxprocesses 8 --dist worksteal
 # k-diffusion is a test peer; installed without its dependencies, since only its sampling file is used
 PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
 
-# what `make test-lowest` runs: loading, commands, pipelines, the drop-in classes, parity with k-diffusion
-LOWEST = $(addprefix tests/test_,hostile_models.py loading.py terminal.py cli.py exports.py zoo.py pipelines.py compat.py \
+# what `make test-lowest` runs: loading, commands, pipelines, parity of the samplers with k-diffusion
+LOWEST = $(addprefix tests/test_,hostile_models.py loading.py terminal.py cli.py exports.py zoo.py pipelines.py \
 	parity_k_diffusion.py)
-# compares with steps that diffusers' classes have learnt since
-LATER = --deselect tests/test_compat.py::test_a_loop_written_by_hand_gives_the_same_on_flow_and_edm
 
 .PHONY: venv demo test test-all test-lowest bench bench-tune report report-video claims check clean
 
@@ -36,7 +34,7 @@ test-all: check
 
 # the oldest versions that pyproject allows, but for torch, in an environment of their own; their warnings are not ours
 test-lowest: .lowest/ready
-	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest $(WORKERS) -W default --disable-warnings -m "not slow" $(LATER) $(LOWEST)
+	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest $(WORKERS) -W default --disable-warnings -m "not slow" $(LOWEST)
 
 .lowest/ready: pyproject.toml constraints.txt Makefile
 	rm -rf .lowest
