@@ -5,7 +5,11 @@ WORKERS = --numprocesses auto --maxprocesses 8 --dist worksteal
 # k-diffusion is a test peer; installed without its dependencies, since only its sampling file is used
 PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
 
-.PHONY: venv demo test test-all bench bench-tune report report-video claims check clean
+# what `make test-lowest` runs: loading, commands, pipelines, parity of the samplers with k-diffusion
+LOWEST = $(addprefix tests/test_,hostile_models.py loading.py terminal.py cli.py exports.py zoo.py pipelines.py \
+	parity_k_diffusion.py)
+
+.PHONY: venv demo test test-all test-lowest bench bench-tune report report-video claims check clean
 
 venv: .venv/ready
 
@@ -28,6 +32,20 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest $(WORKERS) --hypothesis-profile explore
 
+# the oldest versions that pyproject allows, but for torch, in an environment of their own; their warnings are not ours
+test-lowest: .lowest/ready
+	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest $(WORKERS) -W default --disable-warnings -m "not slow" $(LOWEST)
+
+.lowest/ready: pyproject.toml constraints.txt Makefile
+	rm -rf .lowest
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch uv
+	grep '^torch==' constraints.txt > .lowest/torch.txt
+	.lowest/bin/uv pip install --quiet --python .lowest/bin/python --resolution lowest-direct -c .lowest/torch.txt \
+		--editable '.[dev]'
+	.lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	touch $@
+
 # 60 runs of the shipped model on one page, and the claims of the tutorials with what was measured
 report: venv
 	$(BIN)/timonel compare "red apple" --sampler euler dpmpp_2m dpmpp_2m/karras dpmpp_2m_sde/karras ays --steps 6 10 20 --seeds 4 -o out/report
@@ -49,4 +67,4 @@ check: venv
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv out build dist
+	rm -rf .venv .lowest out build dist

@@ -211,6 +211,11 @@ def names(stem: Path) -> Iterator[Path]:
     yield from (stem.with_name(f"{stem.name}-{number}") for number in count(2))
 
 
+def short(name: str, most: int = 200) -> str:
+    """The beginning of a name in at most so many bytes: file systems take 255, endings and numbers included."""
+    return name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore") if len(name) * 4 > most else name
+
+
 def beside(stem: Path, ending: str) -> Path:
     """`stem` with something put behind its name, dots in it or not."""
     return stem.with_name(stem.name + ending)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from .say import Json, reporting
+from ..shell import command
+from .say import Json, error, reporting, say
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
@@ -101,14 +100,14 @@ def compare(
         from ..comparison.rows import exportable
 
         exportable(export)
-    again = shlex.join(["timonel", "compare", *ctx.meta[WORDS]])
+    again = command(["timonel", "compare", *ctx.meta[WORDS]])
     with reporting(as_json) as report:
         if dry_run:
             from ..comparison.estimate import estimate
 
             cost = estimate(chosen, out, batch, references)
             report |= _public(asdict(cost))
-            print(cost)
+            say(cost)
             return
         result = _compare(chosen, judge, again, batch=batch, references=references, yes=yes, out=out)
         if export is not None:
@@ -167,7 +166,7 @@ def _compare(
         from ..comparison.store import Store
 
         what = getattr(stop, "kept", None) or kept(chosen, Store(out))
-        print(f"{what}\nthis goes on:  {again}", file=sys.stderr)
+        error(f"{what}\nthis goes on:  {again}")
         raise SystemExit(130) from None  # all is said
 
 
@@ -175,9 +174,11 @@ def _compare(
 def _bar() -> Iterator[Callable[[State], None]]:
     """Shows how far it is: a bar on a terminal, lines elsewhere."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ..comparison.progress import Lines
+    from ..files import plain
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -189,7 +190,7 @@ def _bar() -> Iterator[Callable[[State], None]]:
 
         def seen(state: State) -> None:
             done, total = (state.row, state.rows) if state.phase != "runs" else (state.done, state.total)
-            bar.update(task, description=str(state), completed=done, total=total or None)
+            bar.update(task, description=escape(plain(state)), completed=done, total=total or None)
 
         yield seen
 
@@ -198,6 +199,9 @@ def _say(found: Comparison) -> None:
     """The table of settings, and where the page is."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from ..files import plain
 
     table = Table(box=None, pad_edge=False)
     for name in ("setting", "evaluations", "latent RMSE", "PSNR", "energy", "s", ""):
@@ -209,14 +213,14 @@ def _say(found: Comparison) -> None:
         best = f"ties at {cost}" if group["halves"] in tied else f"best at {cost}"
         verdict = {"best": best, "tie": f"ties at {cost}"}.get(group["verdict"] or "", "")
         table.add_row(
-            group["label"], cost, _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
+            Text(plain(group["label"])), cost, _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
             _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),
             _number(group["seconds"], 2), verdict,
         )  # fmt: skip
     Console(highlight=False, width=max(100, Console().width)).print(table)
     for outcome in found.failed:
-        print(f"failed: {outcome.recipe.sampler}, {outcome.recipe.steps} steps: {outcome.reason}")
-    print(f"page  {found.page}")
+        say(f"failed: {outcome.recipe.sampler}, {outcome.recipe.steps} steps: {outcome.reason}")
+    say(f"page  {found.page}")
 
 
 def _order(group: dict[str, Any]) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def explain(
 ) -> None:
     """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise process."""
     from ..explain import plot, target
-    from ..files import beside, free, placed, writable
+    from ..files import beside, free, placed, short, writable
 
     named = bool(out.suffix) and not out.is_dir()
     if named:
@@ -107,7 +107,7 @@ def explain(
             if one.fitted is not None:
                 say(f"{one.fitted}\n")
         names = "-vs-".join(_name(one, table) for one, table in zip(chosen, tables, strict=True))
-        path = out if named else out / f"explain-{names}-{tables[0].steps}.png"
+        path = out if named else out / f"explain-{short(names)}-{tables[0].steps}.png"
         if not named and not overwrite:
             path = beside(free(path.with_suffix(""), path.suffix), path.suffix)
         with placed(path, overwrite=overwrite) as path:

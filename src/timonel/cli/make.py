@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import complete
+from . import say as say_
 from .options import Dtype, Model, Overwrite, Settings, choose, guidance_of, quiet, sampler_of, stoppable
 from .say import Json, kept, reporting, say
 
@@ -211,10 +212,14 @@ def replay(
         typer.Option("--out", "-o", help="The .png to write, or its folder; default: beside it, -replay.png."),
     ] = None,
     overwrite: Overwrite = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Load the model that the picture names, without asking.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a picture again from the recipe inside it, and say whether it is the same."""
-    from ..files import beside, free, placed, ready
+    """Make a picture again from the recipe inside it, and say whether it is the same.
+
+    A model that does not ship with timonel is named by whoever made the file, so it is asked for first.
+    """
+    from ..files import beside, free, placed, ready, short
     from ..hooks.guard import guard
     from ..hooks.progress import progress
     from ..reading import picture as read
@@ -224,10 +229,11 @@ def replay(
     recipe.check()
     folder = picture.parent if out is None else out
     named = out if out is not None and out.suffix and not out.is_dir() else None
-    path = _png(named or folder / f"{picture.stem}-replay.png")
+    path = _png(named or folder / f"{short(picture.stem)}-replay.png")
     if named is None and not overwrite:
         path = beside(free(path.with_suffix(""), ".png"), ".png")
     ready(path, overwrite=overwrite)
+    _allowed(picture, recipe, yes)
     with reporting(as_json) as report:
         quiet()
         helm = recipe.helm()
@@ -244,6 +250,21 @@ def replay(
             "versions_before": recipe.versions, "versions_now": now.versions,
         }  # fmt: skip
     raise typer.Exit(0 if not away else 1)
+
+
+def _allowed(picture: Path, recipe: Recipe, yes: bool) -> None:
+    """Ask before a model is loaded that only a file names. Raises `ArgumentError` where nobody can be asked."""
+    from .. import zoo
+    from ..errors import ArgumentError
+
+    if yes or recipe.model in zoo.MODELS:
+        return
+    loading = "".join(f", {key}={value!r}" for key, value in (recipe.loading or {}).items())
+    said = f"{str(picture)!r} names the model {recipe.model!r}{loading}, which does not ship with timonel"
+    if not say_.interactive():
+        raise ArgumentError(f"{said}; where you know it, load it with --yes")
+    if not say_.confirmed(f"{said}. Load it?"):
+        raise typer.Abort
 
 
 def _png(path: Path) -> Path:

@@ -28,6 +28,11 @@ def say(text: object) -> None:
     print(plain(text))
 
 
+def error(text: object) -> None:
+    """As `say`, on standard error."""
+    print(plain(text), file=sys.stderr)
+
+
 def kept(*paths: Path) -> None:
     """Remember files that stay when the command is interrupted."""
     KEPT.extend(paths)
@@ -59,6 +64,16 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def interactive() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def confirmed(question: str) -> bool:
+    """The answer of who sits at the terminal; no is the usual one."""
+    return typer.confirm(plain(question), default=False, err=True)
 
 
 def _escaped(character: str) -> str:

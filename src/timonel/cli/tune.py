@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..files import plain
 from . import complete
 from .compare import Greedy
 from .options import Dtype, Overwrite, guidance_of, quiet
-from .say import Json, kept, reporting, say
+from .say import Json, error, kept, reporting, say
 
 
 def add(app: typer.Typer) -> None:
@@ -83,7 +81,7 @@ def tune(
             interval = guidance_of(helm.card.default_guidance, guidance_until)
         found = tuning.tune(
             helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes, out=target,
-            start=start, method=method, batch=batch, told=lambda message: print(plain(message), file=sys.stderr),
+            start=start, method=method, batch=batch, told=error,
         )  # fmt: skip
         say("\n".join(found.lines()))
         kept(*found.files)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..files import plain
+
 if TYPE_CHECKING:
     from .store import Outcome
 
@@ -69,4 +71,4 @@ class Lines:
         if now < self.begins or (what == self.before and now - self.last < EVERY):
             return
         self.last, self.before = now, what
-        print(f"{clock(state.seconds)}  {state}", file=sys.stderr, flush=True)
+        print(plain(f"{clock(state.seconds)}  {state}"), file=sys.stderr, flush=True)

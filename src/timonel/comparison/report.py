@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, shell
 from ..recipe import Recipe
 from ..sampler import FILE
 from . import measure
@@ -95,9 +94,8 @@ def _command(cell: Cell, plan: Plan) -> str | None:
 def command(recipe: Recipe, out: str = "out") -> str:
     """The command line that makes a recipe's picture again."""
     video = recipe.image is not None
-    words = ["timonel", "animate" if video else "generate", str(recipe.image if video else recipe.prompt)]
     sampler = recipe.sampler + (FILE if recipe.table is not None else f"/{recipe.grid}" if recipe.grid else "")
-    words += ["--model", recipe.model, "--sampler", sampler, "--steps", str(recipe.steps), "--seed", str(recipe.seed)]
+    words = ["--model", recipe.model, "--sampler", sampler, "--steps", str(recipe.steps), "--seed", str(recipe.seed)]
     names = {"motion_bucket_id": "motion", "fps": "fps", "noise_aug_strength": "noise", "num_frames": "frames"}
     for name, value in recipe.arguments.items():
         words += [f"--{names[name]}", str(value)] if name in names else []
@@ -111,7 +109,9 @@ def command(recipe: Recipe, out: str = "out") -> str:
     if recipe.negative_prompt is not None:
         words += ["--negative", recipe.negative_prompt]
     words += _guided(recipe)
-    return shlex.join([*words, "-o", f"{out}/clip.mp4" if video else out])
+    words += ["-o", f"{out}/clip.mp4" if video else out]
+    subject = str(recipe.image if video else recipe.prompt)
+    return shell.command(shell.placed(["timonel", "animate" if video else "generate"], subject, words))
 
 
 def _guided(recipe: Recipe) -> list[str]:

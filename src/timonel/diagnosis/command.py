@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
+from ..cli.say import document
 from ..errors import ArgumentError
 from . import doctor
 from .report import show
@@ -20,7 +20,7 @@ def run(model: str, sampler: str | None, steps: int | None, flags: Sequence[str]
     """Print the report, or the same as JSON."""
     found = doctor(model, sampler, steps, flags=parsed(flags))
     if as_json:
-        print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+        document(found.to_dict())
     else:
         show(found, Console(highlight=False))
 

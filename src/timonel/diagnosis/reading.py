@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from .. import prediction as predictions
-from .. import reading, zoo
+from .. import zoo
 from ..errors import ModelError
+from ..pipelines import trust
 from ..process import Process, from_config
 
 NETWORKS = ("transformer", "unet", "prior")
@@ -93,7 +94,7 @@ def read(model: Any) -> Facts:
         root = own = _from_hub(name)
     if name in zoo.MODELS:
         root = zoo.whole(name)  # a derived model's other files are its base's
-    index = _json(root / "model_index.json", name) if (root / "model_index.json").is_file() else {}
+    index = trust.read(name, root / "model_index.json") if (root / "model_index.json").is_file() else {}
     path = own / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ModelError(
@@ -101,8 +102,8 @@ def read(model: Any) -> Facts:
             f"model ({', '.join(zoo.MODELS)}), or the folder of a whole pipeline in diffusers' format"
         )
     folder = next((n for n in NETWORKS if (root / n / "config.json").is_file()), None)
-    network = {} if folder is None else _json(root / folder / "config.json", name)
-    return Facts(name, str(index.pop("_class_name", "")), _json(path, name), network, index)
+    network = {} if folder is None else trust.read(name, root / folder / "config.json")
+    return Facts(name, str(index.pop("_class_name", "")), trust.read(name, path), network, index)
 
 
 def loop(facts: Facts) -> Loop:
@@ -192,13 +193,3 @@ def _from_hub(name: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"no folder {name!r} here, and the hub did not give it: {reason}; {known}") from error
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        found = reading.parsed(reading.text(path, most=2**22))
-    except ValueError as error:
-        raise ModelError(f"{path.name} of {name!r} cannot be read: {error}; save the pipeline again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path.name} of {name!r} holds {type(found).__name__}, not a configuration")
-    return found

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..files import plain
 from .combination import shown
 from .presets import Preset
 
@@ -37,7 +38,7 @@ def show(found: Diagnosis, console: Console) -> None:
     """The report on a terminal, in its width and colours."""
     from rich.text import Text
 
-    for line in text(found, min(WIDTH, console.width)).splitlines():
+    for line in plain(text(found, min(WIDTH, console.width))).split("\n"):
         styled = Text(line)
         for style, pattern in STYLES.values():
             styled.highlight_regex(pattern, style)

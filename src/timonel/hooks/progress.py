@@ -151,7 +151,7 @@ def _say(line: str) -> None:
         return
     coding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        stream.write(line.encode(coding, "replace").decode(coding) + "\n")
+        stream.write(plain(line).encode(coding, "replace").decode(coding) + "\n")
         stream.flush()
     except (OSError, ValueError):  # a closed pipe must not end a run
         pass

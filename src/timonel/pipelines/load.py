@@ -1,12 +1,12 @@
 """Models by name: a shipped one, a folder in diffusers' format, a single file, or a name on the hub.
 
-Weights are read from safetensors only. Pickles, and code that comes with a model, are refused: both would run.
+Weights are read from safetensors only. Pickles, and code that comes with a model, are refused: both would run. What a
+folder or a repository holds is looked at by `trust.py` before any library reads it; this is the one way in.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -20,20 +20,17 @@ import torch
 
 from .. import words, zoo
 from ..errors import ArgumentError, ModelError, TimonelError, UnknownName
+from . import trust
+from .trust import INDEX, NO_PICKLE, PICKLES, refused
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DTYPE = "dtype" if tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42) else "torch_dtype"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-INDEX = "model_index.json"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-NO_PICKLE = (
-    "{file} is a pickle, which can run code when it is read; take the model's .safetensors, or convert it on a "
-    "machine that trusts it: pipe.save_pretrained(folder)"
-)
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+?))?(?:-\d+-of-\d+)?\.safetensors")
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+CONFIGURATION = ["**/*.json", "*.json", "*.txt", "**/*.txt", "**/*.model"]  # of a hub model, for a single file
 
 
 Dtype: TypeAlias = str | torch.dtype
@@ -101,7 +98,7 @@ def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
     text = os.fspath(name)
     path = zoo.whole(text) if text in zoo.MODELS else Path(text).expanduser()
     if path.suffix.lower() in PICKLES and not path.is_dir():
-        raise _refused(text, NO_PICKLE.format(file=f"{path.suffix!r}"))
+        raise refused(text, NO_PICKLE.format(file=f"{path.suffix!r}"))
     if path.is_dir():
         _only(options, "a folder", "variant", "cache_dir")
         with _silent() if text in zoo.MODELS else nullcontext():
@@ -113,10 +110,9 @@ def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
         pipe = _file(text, path, cls, options, named)
     elif HUB_NAME.fullmatch(text):
         _only(options, "a name on the hub", "variant", "revision", "cache_dir")
-        with _reading(text, f"; there is no folder of that name either {_usual(text)}"):
-            pipe = _any(cls).from_pretrained(text, use_safetensors=True, **named, **options)
+        pipe = _hub(text, cls, options, named)
     else:
-        raise _refused(text, f"there is no such folder {_usual(text)}")
+        raise refused(text, f"there is no such folder {_usual(text)}")
     for part in named[DTYPE] if isinstance(named[DTYPE], dict) else ():
         if part not in (*pipe.components, "default"):
             raise UnknownName(f"part of {type(pipe).__name__}", part, [*pipe.components, "default"])
@@ -135,37 +131,74 @@ def _given(loading: Loading) -> dict[str, Any]:
 
 # -- the kinds of names --------------------------------------------------------------------------
 def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
-    parts, absent = _index(name, path)
+    parts, absent = trust.folder(name, path, cls)
     wanted, found = options.get("variant"), {part: _variants(path / part) for part in parts}
     known = sorted({v for some in found.values() for v in some if v})
     if wanted is not None and wanted not in known:
-        raise _refused(name, f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})")
+        raise refused(name, f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})")
     for part, some in found.items():
         if some and not some & {None, wanted}:
-            raise _refused(name, f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}")
+            raise refused(name, f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}")
     with _reading(name):
         # diffusers believes an index that a part is absent only where its class calls the part optional
         given = dict.fromkeys(absent) | (zoo.parts(name, named[DTYPE]) if name in zoo.MODELS else {})
         return _any(cls).from_pretrained(str(path), use_safetensors=True, **given, **named, **options)
 
 
+def _hub(name: str, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
+    """A repository of the hub: its list of files and its index are looked at before the rest is fetched."""
+    variant, cache = options.get("variant"), options.get("cache_dir")
+    with _reading(name, f"; there is no folder of that name either {_usual(name)}"):
+        snapshot = _begun(name, options.get("revision"), cache)
+        path = _any(cls).download(
+            name, revision=snapshot.name, cache_dir=cache, variant=variant, use_safetensors=True
+        )  # fmt: skip
+        pipe = _folder(name, Path(path), cls, {} if variant is None else {"variant": variant}, named)
+    pipe.register_to_config(_name_or_path=name)
+    return pipe
+
+
+def _begun(name: str, revision: str | None, cache: Any) -> Path:
+    """The folder of a hub model's commit in the cache, with its index, once its list of files has been looked at."""
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    hub, held = HfApi(), list[str]()
+    try:
+        info = hub.model_info(name, revision=revision)
+    except Exception as error:  # offline: what the cache holds is looked at before it is read
+        try:
+            index = Path(hf_hub_download(name, INDEX, revision=revision, cache_dir=cache, local_files_only=True))
+        except errors.LocalEntryNotFoundError as absent:
+            raise absent from error
+    else:
+        index = Path(hf_hub_download(name, INDEX, revision=revision, cache_dir=cache))
+        if info.sha not in (None, index.parent.name):  # the branch has moved on meanwhile
+            info = hub.model_info(name, revision=index.parent.name)
+        held = [file.rfilename for file in info.siblings or ()]
+    trust.code_free(name, held)
+    trust.index(name, index)
+    return index.parent
+
+
 def _file(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
     """A checkpoint that holds all weights of a pipeline under their original names."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
 
     if not path.is_file():
-        raise _refused(name, "there is no such file; download it first")
+        raise refused(name, "there is no such file; download it first")
     with _reading(name):
         config = str(options.pop("config", None) or _config(path))
     folder = Path(config).expanduser()
-    if folder.is_dir():
-        _index(config, folder)
-    with _reading(name, f"; give config=, a folder with the configuration, where {config!r} cannot be had"):
-        index = folder / INDEX if folder.is_dir() else Path(hf_hub_download(config, INDEX, **options))
-        cls = cls or _class(json.loads(index.read_text("utf-8"))["_class_name"])
+    if not folder.is_dir():
+        with _reading(name, f"; give config=, a folder with the configuration, where {config!r} cannot be had"):
+            _begun(config, None, options.get("cache_dir"))
+            folder = Path(snapshot_download(config, allow_patterns=CONFIGURATION, **options))
+    trust.folder(config, folder, cls)
+    with _reading(name):
+        cls = cls or _class(trust.read(config, folder / INDEX)["_class_name"])
         if not hasattr(cls, "from_single_file"):
-            raise _refused(name, f"diffusers reads no single files for {cls.__name__}; give its folder or hub name")
-        return cls.from_single_file(str(path), config=str(folder) if folder.is_dir() else config, **options, **named)
+            raise refused(name, f"diffusers reads no single files for {cls.__name__}; give its folder or hub name")
+        return cls.from_single_file(str(path), config=str(folder), **options, **named)
 
 
 def _config(path: Path) -> str:
@@ -184,36 +217,7 @@ def _config(path: Path) -> str:
     return str(known.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
-# -- what is checked before anything is read -----------------------------------------------------
-def _index(name: str, path: Path) -> tuple[list[str], list[str]]:
-    """The parts of a model's folder, and those it says it leaves out.
-
-    Raises `ModelError` where it is no such folder, or where reading it would run code.
-    """
-    if not (path / INDEX).is_file():
-        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        more = "; one of snapshots/ is the model's" if (path / "snapshots").is_dir() else ""
-        raise _refused(name, f"the folder has no {INDEX}, it holds {held}{more}")
-    try:
-        index = json.loads((path / INDEX).read_text("utf-8"))
-        named = {key: value for key, value in index.items() if isinstance(value, list) and key[0] != "_"}
-        parts = {key: value for key, value in named.items() if value[0]}
-        own = index["_class_name"]
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise _refused(name, f"its {INDEX} cannot be read: {error!r}") from error
-    brought = [part for part, (library, *_) in parts.items() if (path / part / f"{library}.py").is_file()]
-    if not isinstance(own, str) or brought:
-        raise _refused(
-            name, f"it brings code of its own ({', '.join(brought) or own[0]}); build it and give the object"
-        )
-    for part in parts:
-        files = sorted((path / part).iterdir()) if (path / part).is_dir() else []
-        pickle = next((f for f in files if f.suffix in PICKLES), None)
-        if pickle is not None and not any(f.suffix == ".safetensors" for f in files):
-            raise _refused(name, NO_PICKLE.format(file=f"{part}/{pickle.name}"))
-    return list(parts), [key for key, value in named.items() if value == [None, None]]
-
-
+# -- options -------------------------------------------------------------------------------------
 def _variants(folder: Path) -> set[str | None]:
     """The variants of the weights in a part's folder; None stands for the plain ones."""
     found = (WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors"))
@@ -276,10 +280,6 @@ def _any(cls: Any) -> Any:
 
 
 # -- errors --------------------------------------------------------------------------------------
-def _refused(name: str, why: str) -> ModelError:
-    return ModelError(f"cannot load the model {name!r}: {why}")
-
-
 @contextmanager
 def _reading(name: str, remedy: str = "") -> Iterator[None]:
     """What the readers raise, as a `ModelError`; errors of the hub, diffusers and safetensors have no common base."""
@@ -288,7 +288,7 @@ def _reading(name: str, remedy: str = "") -> Iterator[None]:
     except TimonelError:
         raise
     except Exception as error:
-        raise _refused(name, _why(error) + remedy) from error
+        raise refused(name, _why(error) + remedy) from error
 
 
 def _why(error: BaseException) -> str:

@@ -1,0 +1,258 @@
+"""What is looked at in a model's files before diffusers or transformers see them: reading must run no code.
+
+Which of their versions asks, refuses or runs differs, so nothing is left to them. Refused are code in the tree, parts
+of other libraries than these, `auto_map` and kernels of the hub in any configuration, pickles that would be read, and
+parts that send the readers to another model. What is safe, and why, is in docs/security.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import ModelError, shown
+
+INDEX, MODULAR = "model_index.json", "modular_model_index.json"
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # weights, which are read from safetensors where those lie beside them
+OBJECTS = (".pkl", ".pickle", ".joblib", ".npz")  # never beside anything that would be read instead
+LIBRARIES = ("diffusers", "transformers", "timonel", "timonel.compat")
+NO_PICKLE = (
+    "{file} is a pickle, which can run code when it is read; take the model's .safetensors, or convert it on a "
+    "machine that trusts it: pipe.save_pretrained(folder)"
+)
+MOST_FILES, MOST_DEEP = 20_000, 100  # files of a model; lists and objects inside each other in a configuration
+MOST_INDEX, MOST_JSON = 2**20, 2**26  # bytes; vocabularies of the largest tokenizers have 2**25
+NESTED = 4  # pipelines inside each other
+NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+CODED = "auto_map"  # transformers and diffusers: which class of which file of the model's own
+KERNELS = ("attn_implementation", "experts_implementation")  # transformers: a kernel of the hub has "/" in its name
+
+
+def refused(name: str, why: str) -> ModelError:
+    """The error for a model that is not loaded."""
+    return ModelError(f"cannot load the model {name!r}: {why}")
+
+
+def code_free(name: str, files: Iterable[str]) -> None:
+    """Raise `ModelError` where one of a model's files, relative to its folder, is code."""
+    found = sorted(file for file in files if PurePosixPath(file).suffix.lower() in CODE)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise refused(
+            name,
+            f"it brings code of its own ({found[0]}{more}), which is never run here; load a copy of it without, or "
+            "build the pipeline yourself and give the object",
+        )
+
+
+def folder(name: str, path: Path, cls: Any = None) -> tuple[list[str], list[str]]:
+    """The parts that a model's folder has, and those that it says it leaves out.
+
+    `cls`: the pipeline class it is read into, where that is not the one that its index names.
+    Raises `ModelError` where it is no such folder, or where reading it would run code.
+    """
+    if not (path / INDEX).is_file():
+        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        more = "; one of snapshots/ is the model's" if (path / "snapshots").is_dir() else ""
+        raise refused(name, f"the folder has no {INDEX}, it holds {held}{more}")
+    code_free(name, (file.relative_to(path).as_posix() for file in _files(name, path)))
+    if cls is not None:
+        _unconnected(name, path, cls)
+    return _pipeline(name, path, 0)
+
+
+def index(name: str, path: Path) -> tuple[list[str], list[str]]:
+    """The parts that the index in a folder names, and those that it says the model leaves out.
+
+    Raises `ModelError` where it cannot be read, or names what is neither diffusers', transformers' nor timonel's.
+    """
+    held = read(name, path, MOST_INDEX)
+    own = held.get("_class_name")
+    if not isinstance(own, str) or NAME.fullmatch(own) is None:
+        what = "no pipeline class" if own is None else f"code of its own ({shown(own)})"
+        raise refused(name, f"its {path.name} names {what}; build it and give the object")
+    entries = {key: value for key, value in held.items() if isinstance(value, list) and key[:1] != "_"}
+    absent = [key for key, value in entries.items() if value == [None, None]]
+    parts = [key for key in entries if key not in absent]
+    for part in parts:
+        if not part.isidentifier():
+            raise refused(name, f"its {path.name} has a part {part!r}, which is no name")
+        _known(name, f"{path.name}: {part}", entries[part])
+    return parts, absent
+
+
+def read(name: str, path: Path, most: int = MOST_JSON) -> dict[str, Any]:
+    """A configuration as a dictionary. Raises `ModelError` where it is none, or larger or deeper than any is."""
+    found = _parsed(name, path, _bytes(name, path, most))
+    if not isinstance(found, dict):
+        raise refused(name, f"its {path.name} cannot be read: it holds {type(found).__name__}, not a configuration")
+    for _ in _entries(name, path.name, found):  # as far down as it goes
+        pass
+    return found
+
+
+# -- what a folder holds -------------------------------------------------------------------------
+def _pipeline(name: str, path: Path, depth: int) -> tuple[list[str], list[str]]:
+    """As `folder`, for a pipeline that lies `depth` pipelines deep."""
+    if depth > NESTED:
+        raise refused(name, f"it has pipelines inside each other, more than {NESTED} deep")
+    parts, absent = index(name, path / INDEX)
+    _unconnected(name, path, None)
+    if (path / MODULAR).is_file():
+        index(name, path / MODULAR)
+    for part in parts:
+        inside = path / part
+        if not inside.is_dir():  # models of one network keep it beside the index
+            files: list[Path] = [file for file in path.iterdir() if not file.is_dir()]
+        elif (inside / INDEX).is_file() or (inside / MODULAR).is_file():
+            if not (inside / INDEX).is_file():
+                raise refused(name, f"its part {part} is a modular pipeline; build it and give the object")
+            _pipeline(name, inside, depth + 1)
+            files = list(_files(name, inside))
+        else:
+            files = list(_files(name, inside))
+        _part(name, path, files, nested=depth > 0 or (inside / INDEX).is_file())
+    return parts, absent
+
+
+def _unconnected(name: str, path: Path, cls: Any) -> None:
+    """Raise `ModelError` where diffusers takes from a README which other models it loads along with the pipeline."""
+    import diffusers
+
+    try:
+        cls = cls or getattr(diffusers, read(name, path / INDEX, MOST_INDEX)["_class_name"], None)
+    except (RuntimeError, ImportError):  # diffusers cannot import it, so loading it will say why
+        return
+    if getattr(cls, "_load_connected_pipes", False) and (path / "README.md").exists():
+        raise refused(name, f"its README makes diffusers load other models too ({cls.__name__}); load each by name")
+
+
+def _part(name: str, root: Path, files: list[Path], nested: bool) -> None:
+    """Raise `ModelError` where a reader of these files could run code. A nested pipeline is read with pickles too."""
+    safe = {file.parent for file in files if file.suffix.lower() == ".safetensors"}
+    for file in files:
+        suffix, place = file.suffix.lower(), file.relative_to(root).as_posix()
+        if not file.is_file():
+            raise refused(name, f"{place} is no plain file")
+        if suffix in OBJECTS or (suffix in PICKLES and (nested or file.parent not in safe)):
+            raise refused(name, NO_PICKLE.format(file=place))
+        if suffix == ".npy" and _has_objects(file):
+            raise refused(name, NO_PICKLE.format(file=place))
+        if file.name.lower() == "adapter_config.json":
+            raise refused(name, f"{place} makes transformers read another model; merge the adapter and save it again")
+        if suffix == ".json":
+            _configuration(name, file, place)
+
+
+def _configuration(name: str, file: Path, place: str) -> None:
+    """Raise `ModelError` where a configuration names code of the model's own or of the hub."""
+    data = _bytes(name, file, MOST_JSON)
+    for key, value in _entries(name, place, _parsed(name, file, data)):
+        if key == CODED and value:
+            raise refused(
+                name, f"{place} has {CODED}={shown(value)}, code that comes with a model and is never run here; "
+                "load a copy of it without, or build the pipeline yourself and give the object",
+            )  # fmt: skip
+        if key.lstrip("_").removesuffix("_internal") in KERNELS and "/" in str(value):
+            raise refused(name, f"{place} has {key}={shown(value)}, code of the hub; take the entry out")
+
+
+def _entries(name: str, place: str, data: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of every object in some JSON with its value, without recursion."""
+    waiting = [(data, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        if depth > MOST_DEEP:
+            raise refused(name, f"{place} cannot be read: it is more than {MOST_DEEP} levels deep")
+        if isinstance(one, dict):
+            yield from one.items()
+            waiting += [(value, depth + 1) for value in one.values() if isinstance(value, (dict, list))]
+        elif isinstance(one, list):
+            waiting += [(value, depth + 1) for value in one if isinstance(value, (dict, list))]
+
+
+def _known(name: str, place: str, entry: list[Any]) -> None:
+    """Raise `ModelError` unless the entry of an index names a class of a library that timonel itself needs.
+
+    The index of a modular pipeline has a third word for each part, with the same again.
+    """
+    if len(entry) not in (2, 3) or not all(isinstance(word, (str, type(None))) for word in entry[:2]):
+        raise refused(name, f"{place}={shown(entry)} is no library and class")
+    library, cls = entry[:2]
+    if library is not None and library not in LIBRARIES and library not in _pipelines():
+        raise refused(
+            name,
+            f"{place} is of {library!r}, code of its own or of another package; a part is of diffusers, transformers "
+            "or timonel: build the pipeline yourself and give the object",
+        )
+    if cls is not None and NAME.fullmatch(cls) is None:
+        raise refused(name, f"{place}={shown(entry)} is no class")
+    hint = entry[2].get("type_hint") if len(entry) == 3 and isinstance(entry[2], dict) else None
+    if isinstance(hint, list):
+        _known(name, f"{place}, type_hint", hint[:2])
+
+
+@cache
+def _pipelines() -> frozenset[str]:
+    """The names of diffusers' folders of pipelines, which an index may name for a part's library."""
+    from diffusers import pipelines
+
+    return frozenset(found.name for found in pkgutil.iter_modules(pipelines.__path__) if found.ispkg)
+
+
+# -- reading -------------------------------------------------------------------------------------
+def _files(name: str, path: Path) -> Iterator[Path]:
+    """Everything below a folder that is none; folders behind links too, each once."""
+    seen, count, waiting = set[str](), 0, [path]
+    while waiting:
+        here = waiting.pop()
+        if (real := os.path.realpath(here)) in seen:
+            continue
+        seen.add(real)
+        try:
+            found = sorted(here.iterdir())
+        except OSError as error:
+            raise refused(name, f"{str(here)!r} cannot be read: {error.strerror}") from error
+        count += len(found)
+        if count > MOST_FILES:
+            raise refused(name, f"the folder holds more than {MOST_FILES:,} files, so it is no model's; name that one")
+        waiting += [one for one in found if one.is_dir()]
+        yield from (one for one in found if not one.is_dir())
+
+
+def _bytes(name: str, path: Path, most: int) -> bytes:
+    try:
+        if not path.is_file():
+            raise refused(name, f"{path.name} is no plain file")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise refused(name, f"its {path.name} cannot be read: {error.strerror}") from error
+    if len(data) > most:
+        raise refused(name, f"its {path.name} cannot be read: it has more than {most / 2**20:.0f} MiB")
+    return data
+
+
+def _parsed(name: str, path: Path, data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise refused(name, f"its {path.name} cannot be read: {error!r}") from error
+
+
+def _has_objects(path: Path) -> bool:
+    """Whether numpy would have to unpickle the file; what numpy cannot read is taken for such a file."""
+    import numpy as np
+
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError):
+        return True
+    return False
