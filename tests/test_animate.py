@@ -58,7 +58,7 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (["missing.png", "--model", "m"], ArgumentError, "cannot read 'missing.png'"),
+        (["missing.png", "--model", "m"], ArgumentError, "cannot read the picture 'missing.png'"),
         (["apple.png", "--model", "m", "--motion", "300"], ArgumentError, "motion bucket"),
         (["apple.png", "--model", "m", "--fps", "0"], ArgumentError, "fps"),
         (["apple.png", "--model", "m", "--noise", "2"], ArgumentError, "noise"),

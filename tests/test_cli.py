@@ -110,7 +110,7 @@ def test_same_seed_and_prompt_give_the_same_picture_whatever_the_count(tmp_path:
     (["generate", "x", "--out", "/proc/nowhere"], "cannot write into '/proc/nowhere'"),
     (["explain", "euler/ays_svd"], "ays_svd"),
     (["explain", "euler", "--model", "nowhere"], "cannot read the scheduler configuration"),
-    (["replay", "missing.png"], "cannot read 'missing.png'"),
+    (["replay", "missing.png"], "cannot read the picture 'missing.png'"),
 ])  # fmt: skip
 def test_wrong_input_is_one_clear_message_and_nothing_half_written(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

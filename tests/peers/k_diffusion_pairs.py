@@ -53,7 +53,8 @@ PAIRS = (
     Pair("dpmpp_2m_sde", "dpmpp_2m_sde", {}, {"solver_type": "heun"}, {"variant": "heun"}),
     Pair("dpmpp_2m_sde", "dpmpp_2m_sde", {"eta": 0.0}, {"solver_type": "midpoint"}, {"variant": "midpoint"}),
     Pair("dpmpp_3m_sde", "dpmpp_3m_sde"), Pair("dpmpp_3m_sde", "dpmpp_3m_sde", {"eta": 0.0}),
-    Pair("lms", "lms", {"order": 4}), Pair("lms", "lms", {"order": 2}),
+    Pair("lms", "lms", {"order": 4}, {}, {"euler_at_final": False}),
+    Pair("lms", "lms", {"order": 2}, {}, {"euler_at_final": False}),
 )  # fmt: skip
 
 

@@ -13,7 +13,14 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 SHARED = {*SchedulerMixin.__mro__, *ConfigMixin.__mro__}  # what any scheduler is made of
-OF_CLASSES = ("__dict__", "__doc__", "__module__", "__weakref__", "__init__")  # that every class has for itself
+OF_CLASSES = (
+    "__dict__",
+    "__doc__",
+    "__module__",
+    "__weakref__",
+    "__init__",
+    "__slotnames__",
+)  # that every class has for itself
 
 
 class Hidden:
