@@ -176,6 +176,15 @@ def test_two_lists_of_unlike_length_are_refused() -> None:
         compat.EulerDiscreteScheduler().set_timesteps(timesteps=[900.0], sigmas=[9.0])
 
 
+def test_a_number_of_steps_beside_a_list_of_that_length_agrees_with_it() -> None:
+    alone, both_, times = compat.DDPMScheduler(), compat.DDPMScheduler(), [900, 500, 100]
+    alone.set_timesteps(timesteps=times)
+    both_.set_timesteps(3, timesteps=times)
+    assert both_.timesteps.tolist() == alone.timesteps.tolist() == times
+    with pytest.raises(ArgumentError, match="num_inference_steps=4"):
+        both_.set_timesteps(4, timesteps=times)
+
+
 def test_levels_of_tokens_are_diffusers() -> None:
     ends = []
     for scheduler in both("FlowMatchEulerDiscreteScheduler"):
