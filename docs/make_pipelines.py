@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> None:
 
 def merged(old: dict[str, Any], new: dict[str, Any] | None, only: str) -> dict[str, Any]:
     """A row of the page with what was found anew; a row that ended before its checks stays."""
-    reached = only in ("", "own", "compat") or "grid" in old["results"]  # checks without a helm come first
+    own = old["results"].get("own", {"went": "no"})["went"]
+    reached = only in ("", "own") or (own != "no" if only == "compat" else "grid" in old["results"])
     if new is None or not reached:
         return old
     return {**new, "results": {**old["results"], **new["results"]} if only else new["results"]}
