@@ -263,7 +263,7 @@ SAYS: dict[Callable[[Path, Path], None], str] = {
     linked: r"unet/more/mine\.py",
     deep: r"config\.json.*cannot be read|levels deep",
     less_deep: r"more\.json cannot be read: it is more than 100 levels deep",
-    large: r"model_index\.json cannot be read: it has more than 1 MiB",
+    large: r"model_index\.json': it has 1,049,024 bytes, more than 1,048,576",
     pipe: r"more\.json is no plain file",
     looped: r"has auto_map=",
 }

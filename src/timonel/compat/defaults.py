@@ -19,6 +19,7 @@ EDM = {
     "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras", "num_train_timesteps": 1000,
     "prediction_type": "epsilon", "rho": 7.0,
 }  # fmt: skip
+CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")  # of steps, by position
 DISTILLED: dict[str, Any] = {
     **NARROW, "beta_schedule": "scaled_linear", "original_inference_steps": 50, "clip_sample": False,
     "clip_sample_range": 1.0, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon", **THRESHOLD,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from ..table import Table
 from .base import NOTHING, Compat
 from .defaults import (
     BETAS,
+    CHURN,
     DYNAMIC,
     EDM,
     FLOW,
@@ -48,7 +49,7 @@ class DDIMScheduler(Compat):
     """
 
     family, eta = "index", 0.0
-    takes: ClassVar[tuple[str, ...]] = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
+    takes = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
         **{k: v for k, v in THRESHOLD.items() if k != "sample_max_value"}, "clip_sample_range": 1.0,
@@ -84,7 +85,7 @@ class DDPMScheduler(Compat):
     """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
 
     family = "index"
-    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
+    takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
         "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
@@ -120,7 +121,7 @@ class EulerDiscreteScheduler(Compat):
     """`euler`."""
 
     unit = False
-    takes: ClassVar[tuple[str, ...]] = ("s_churn", "s_tmin", "s_tmax", "s_noise", "generator", "return_dict")
+    takes = (*CHURN, "generator", "return_dict")
     defaults = {
         **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES, "sigma_min": None,
         "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete", "steps_offset": 0,
@@ -133,7 +134,7 @@ class EulerAncestralDiscreteScheduler(Compat):
     """`euler_ancestral`."""
 
     unit = False
-    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
+    takes = ("generator", "return_dict")
     defaults = {**BETAS, "prediction_type": "epsilon", **SPACING, "rescale_betas_zero_snr": False}
     solver = "euler_ancestral"
 
@@ -142,15 +143,7 @@ class EDMEulerScheduler(Compat):
     """`euler` on EDM's process."""
 
     family, kinds, unit = "edm", ("edm",), False
-    takes: ClassVar[tuple[str, ...]] = (
-        "s_churn",
-        "s_tmin",
-        "s_tmax",
-        "s_noise",
-        "generator",
-        "return_dict",
-        "pred_original_sample",
-    )
+    takes = (*CHURN, "generator", "return_dict", "pred_original_sample")
     defaults = {**EDM, "final_sigmas_type": "zero"}
     solver = "euler"
 
@@ -162,15 +155,7 @@ class FlowMatchEulerDiscreteScheduler(Compat):
     """
 
     family, kinds = "flow", ("flow", "ve")
-    takes: ClassVar[tuple[str, ...]] = (
-        "s_churn",
-        "s_tmin",
-        "s_tmax",
-        "s_noise",
-        "generator",
-        "per_token_timesteps",
-        "return_dict",
-    )
+    takes = (*CHURN, "generator", "per_token_timesteps", "return_dict")
     defaults = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
@@ -198,7 +183,7 @@ class FlowMatchHeunDiscreteScheduler(Compat):
 
     calls = 2
     family, kinds = "flow", ("flow",)
-    takes: ClassVar[tuple[str, ...]] = ("s_churn", "s_tmin", "s_tmax", "s_noise", "generator", "return_dict")
+    takes = (*CHURN, "generator", "return_dict")
     defaults = {"num_train_timesteps": 1000, "shift": 1.0}
     solver = "heun"
 
@@ -220,7 +205,7 @@ class KDPM2DiscreteScheduler(DPM2):
 class KDPM2AncestralDiscreteScheduler(DPM2):
     """`dpm2_ancestral`."""
 
-    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
+    takes = ("generator", "return_dict")
     defaults = dict(KDPM2DiscreteScheduler.defaults)
     solver = "dpm2_ancestral"
 
@@ -230,7 +215,7 @@ class DPMSolverSDEScheduler(Compat):
 
     calls = 2
     unit, _source = False, "brownian"
-    takes: ClassVar[tuple[str, ...]] = ("return_dict", "s_noise")
+    takes = ("return_dict", "s_noise")
     defaults = {**NARROW, "prediction_type": "epsilon", **SHAPES, "noise_sampler_seed": None, **SPACING}
     solver = "dpmpp_sde"
 
@@ -242,7 +227,7 @@ class DPMSolverSinglestepScheduler(Compat):
     """
 
     family = "dpm"
-    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
+    takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint", "lower_order_final": False, **SHAPES, **FLOW, "final_sigmas_type": "zero",
@@ -300,7 +285,7 @@ class LMSDiscreteScheduler(Compat):
     """`lms` of order 4."""
 
     unit = False
-    takes: ClassVar[tuple[str, ...]] = ("order", "return_dict")
+    takes = ("order", "return_dict")
     defaults = {**BETAS, **SHAPES, "prediction_type": "epsilon", **SPACING}
 
     def _solver(self, flags: Flags) -> Named:
@@ -396,7 +381,7 @@ class DPMSolverMultistepScheduler(Multistep):
     """`dpmpp_2m` and its kin; see `Multistep`."""
 
     family = "dpm"
-    takes: ClassVar[tuple[str, ...]] = ("generator", "variance_noise", "return_dict")
+    takes = ("generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
@@ -409,7 +394,7 @@ class EDMDPMSolverMultistepScheduler(Multistep):
     """`DPMSolverMultistepScheduler` on EDM's process."""
 
     family, kinds, unit = "edm", ("edm",), False
-    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
+    takes = ("generator", "return_dict")
     defaults = {
         **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": "zero",
@@ -465,7 +450,7 @@ class SASolverScheduler(Compat):
     """`sa_solver`, with noise between training times 200 and 800, the weights of the paper's code and its end."""
 
     family, fixed = "dpm", {"ends_at_time_zero": True, "corrects": True}
-    takes: ClassVar[tuple[str, ...]] = ("generator", "return_dict")
+    takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "predictor_order": 2, "corrector_order": 2, "prediction_type": "epsilon", "tau_func": None,
         **THRESHOLD, "algorithm_type": "data_prediction", "lower_order_final": True, **SHAPES, **FLOW,

@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import ModelError, shown
+from ..errors import ArgumentError, ModelError, shown
+from ..reading import content
 
 INDEX, MODULAR = "model_index.json", "modular_model_index.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -229,15 +230,9 @@ def _files(name: str, path: Path) -> Iterator[Path]:
 
 def _bytes(name: str, path: Path, most: int) -> bytes:
     try:
-        if not path.is_file():
-            raise refused(name, f"{path.name} is no plain file")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise refused(name, f"its {path.name} cannot be read: {error.strerror}") from error
-    if len(data) > most:
-        raise refused(name, f"its {path.name} cannot be read: it has more than {most / 2**20:.0f} MiB")
-    return data
+        return content(path, most=most)
+    except ArgumentError as error:
+        raise refused(name, str(error)) from error
 
 
 def _parsed(name: str, path: Path, data: bytes) -> Any:
