@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .. import reading
 from ..errors import ModelError, TimonelError, UnknownName
 from ..process import Process, from_config
 from ..sampler import DEFAULT, Sampler
@@ -157,9 +158,9 @@ def process_of(model: str) -> Process:
 def _scheduler_config(root: Path, model: str) -> dict[str, Any]:
     path = root / "scheduler" / "scheduler_config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        config: dict[str, Any] = reading.parsed(reading.text(path))
         return config
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ModelError(
             f"cannot read the scheduler configuration of {model!r} at {str(path)!r}: {error}; "
             f"name a shipped model ({', '.join(MODELS)}) or a folder in diffusers' format"
