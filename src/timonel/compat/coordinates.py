@@ -142,6 +142,16 @@ class Coordinates(Scheduler):
         seen = process.seen(process.at_time(double([number(timestep)]))) if row is None else self._listed.table.seen
         return sample if seen is None else sample * float(seen[row or 0])
 
+    def _bring(self, run: Run, sample: Tensor) -> None:
+        """A sample that was changed inside a step is what the network saw there, and no more, as in diffusers.
+
+        diffusers' classes of several calls keep the sample of a step's first call and go on from it.
+        """
+        if run.row == run.table.first_row(run.step):
+            run.latents = sample
+        else:
+            run.see(sample)
+
     def _warn_unscaled(self) -> None:
         """Say once a run that the network may have seen a sample that was not scaled, as diffusers does."""
         run = self.current

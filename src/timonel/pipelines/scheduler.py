@@ -404,6 +404,10 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         under_way = run.started and run.status != "done"
         return self._listed.rows(time, self.begins + run.row if under_way else None)
 
+    def _bring(self, run: Run, sample: Tensor) -> None:
+        """The pipeline comes back with a sample that it has changed."""
+        run.latents = sample
+
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)
 
@@ -457,7 +461,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             if not run.started:
                 run.start(sample)
             elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
-                run.latents = sample
+                self._bring(run, sample)
             self._advance(raw, variance_noise, learned)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
