@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 
+import timonel as tm
 import timonel.compat as compat
 import tiny
 from compat_runs import CONFIG, relative, start
@@ -203,6 +204,56 @@ def tm_error() -> Any:
 
 # -- ends ------------------------------------------------------------------------------------------------
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize(("name", "calls"), [
+    ("HeunDiscrete", 2), ("KDPM2Discrete", 2), ("KDPM2AncestralDiscrete", 2), ("DPMSolverSDE", 2),
+    ("DPMSolverSinglestep", 2), ("FlowMatchHeunDiscrete", 2), ("EulerDiscrete", 1), ("DPMSolverMultistep", 1),
+])  # fmt: skip
+def test_a_sample_that_was_changed_between_two_calls_of_a_step_is_seen_and_no_more_as_in_diffusers(
+    name: str, calls: int, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {} if name.startswith("Flow") else {**CONFIG, "beta_schedule": "scaled_linear"}
+    states = []
+    for scheduler in pair(name, **flags):
+        module = sys.modules[type(scheduler).__module__]
+        if hasattr(module, "randn_tensor"):
+            monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.zeros_like(start()))
+        if hasattr(module, "BrownianTreeNoiseSampler"):
+            silent = lambda *_, **__: lambda *_: torch.zeros_like(start())  # noqa: E731
+            monkeypatch.setattr(module, "BrownianTreeNoiseSampler", silent)
+        if isinstance(scheduler, compat.schedulers.Compat):
+            scheduler.orders.noise = lambda row, like: torch.zeros_like(like)
+        scheduler.set_timesteps(6)
+        x = start() * (getattr(scheduler, "init_noise_sigma", None) or 1.0)
+        for k, t in enumerate(scheduler.timesteps):
+            x = x + 0.25 if k == at else x
+            seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step(network(seen), t, x).prev_sample
+            if k == 3:
+                states.append(x)
+    assert relative(states[1], states[0]) < 2e-5
+
+
+def test_in_timonels_own_scheduler_such_a_change_is_not_lost() -> None:
+    """A network that says 0: the slope alone moves a step by d·(1 - s/s')/2, the base that moves too by d more."""
+    flags = {**CONFIG, "prediction_type": "sample", "timestep_spacing": "trailing"}
+    moved = []
+    for made in (tm.Scheduler(sampler="heun/trailing", **flags), compat.HeunDiscreteScheduler(**flags),
+                 diffusers.HeunDiscreteScheduler(**flags)):  # fmt: skip
+        results = []
+        for shift in (0.0, 0.25):
+            made.set_timesteps(6)
+            x = start() * made.init_noise_sigma
+            for k, t in enumerate(made.timesteps[:2]):
+                made.scale_model_input(x, t)
+                x = made.step(torch.zeros_like(x), t, x + shift * k).prev_sample
+            results.append(x)
+        moved.append(float((results[1] - results[0]).mean()) / 0.25)
+    s, new = (float(v) for v in made.sigmas[:2])
+    slope = (1 - s / new) / 2
+    assert moved == pytest.approx([1 + slope, slope, slope], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"])

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import timonel as tm
+from timonel import solvers
 from timonel.errors import ArgumentError, GuardStop, HookError
 from timonel.hooks import progress as progress_module
+from timonel.process import Exploding, Level
 
 PROCESS = tm.VP.from_schedule()
 MEAN, STD = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64), 0.5
@@ -97,6 +99,35 @@ def test_unipc_keeps_an_edit_on_a_linear_model():
         run = drive(begin([tm.edit(change, at=at)], "unipc/karras", 8))
         torch.testing.assert_close(run.result, x, atol=1e-12, rtol=0)
     assert (drive(begin((), "unipc/karras", 8)).result - x).abs().min() > 1e-3
+
+
+def between_calls(table, at, shift):
+    """The sample of `table` at data scale after the row that follows an edit of x0 + (sigma / alpha)·noise by `shift`."""
+    run = tm.Run(table, "sample", noise=lambda row, like: torch.zeros_like(like))
+    run.start(start() * table.alpha[0] * 20)
+    for k in range(at + 1):
+        if k == at:
+            run.latents = run.latents + shift * float(table.alpha[k])
+        level = run.level
+        x = run.latents / level.alpha
+        run.advance(gaussian(x, type("At", (), {"alpha": 1.0, "sigma": level.sigma / level.alpha})))
+    return run.latents / run.level.alpha
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_sde", "res_3s", "dpm_fast", "pndm", "heunpp2"])
+def test_an_edit_between_two_calls_of_a_step_means_the_same_in_any_coordinates(name):
+    """In samples x0 + s·noise an edit moves the base as it is; a sample of unit variance grows towards clean levels."""
+    grid = tm.grids.make("karras", PROCESS, 6)
+    exploding = Exploding(PROCESS)
+    moved = type(grid)(exploding, *exploding.of(Level(grid.alpha, grid.sigma, grid.time)), grid.name)
+    changes = []
+    for each in (grid, moved):
+        table = solvers.make(name, each)
+        at = max(k for k in range(4) if k != table.first_row(table.step[k]))
+        plain, edited = (between_calls(table, at, shift) for shift in (0.0, 0.25))
+        changes.append(edited - plain)
+    assert float(changes[0].abs().min()) > 1e-3
+    torch.testing.assert_close(changes[0], changes[1], rtol=1e-6, atol=1e-9)
 
 
 def test_an_edit_applies_at_the_named_steps_only():

@@ -104,7 +104,7 @@ class Program:
             sums: list[Terms] = [((convert[1], RAW), (convert[0], X))] if keeps and shape is None else []
             sums += [s for s in (made, _terms(x[k], convert, keeps)) if s]
             reads, plan = _plan(sums, makes_h0=keeps and shape is None)
-            carry = (1 - base[k][0]) / base[k][1] if uses_base and base[k][1] and base[k][0] != 1 else None
+            carry = _carry(x, base, table.first_row(table.step[k]), k, moved == BASE) if uses_base else None
             directed = _directed(table, k, rebase) if isinstance(shape, Directed) else None
             rows.append(Row((c_x, c_raw), rebase, keeps, bool(made), moved, reads, plan, carry, directed))
         return cls(tuple(rows), table.basis, shape)
@@ -155,6 +155,21 @@ def _from_clean(basis: str, alpha: float, sigma: float) -> tuple[float, float]:
     if basis == "denoised":
         return 0.0, 1.0
     return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
+
+
+def _carry(x: list[list[float]], base: list[list[float]], first: int, k: int, stays: bool) -> float | None:
+    """What a unit of an edit of x before row k adds to the base; None where the row makes the base without the last.
+
+    A base that `stays` is where the step began: x and it are multiples of the sample there, and sums of predictions.
+    """
+    if not base[k][1] or base[k][0] == 1:
+        return None
+    if not stays or k == first:
+        return (1 - base[k][0]) / base[k][1]
+    size, kept = 1.0, 0.0
+    for j in range(first, k):
+        size, kept = x[j][0] * size + x[j][1] * kept, base[j][0] * size + base[j][1] * kept
+    return kept / size if size else None
 
 
 def _directed(table: Table, row: int, rebase: tuple[float, float]) -> tuple[float, float] | None:
