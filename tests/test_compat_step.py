@@ -206,6 +206,27 @@ def tm_error() -> Any:
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
+@pytest.mark.parametrize("name", ["EDMEuler", "EDMDPMSolverMultistep"])
+@pytest.mark.parametrize("data", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("flags", [{}, {"prediction_type": "v_prediction"}])
+def test_edm_classes_step_as_diffusers_at_any_data_scale(name: str, data: float, flags: dict[str, Any]) -> None:
+    """And `timonel.Scheduler` of their config ends where they do."""
+    theirs, ours = pair(name, sigma_data=data, **flags)
+    again = tm.Scheduler.from_config(ours.config)
+    states: list[list[torch.Tensor]] = []
+    for scheduler in (theirs, ours, again):
+        scheduler.set_timesteps(8)
+        unit = scheduler is again
+        size = float(scheduler.run.level.alpha) * float(theirs.init_noise_sigma) if unit else theirs.init_noise_sigma
+        x, path = start() * size, []
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(scheduler.scale_model_input(x, t)), t, x).prev_sample
+            path.append(x / float(again.run.level.alpha) if unit else x)
+        states.append(path)
+    assert max(relative(a, b) for a, b in zip(states[1], states[0], strict=True)) < 2e-5
+    assert max(relative(a, b) for a, b in zip(states[2], states[1], strict=True)) < 1e-9
+
+
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize(("name", "calls"), [
     ("HeunDiscrete", 2), ("KDPM2Discrete", 2), ("KDPM2AncestralDiscrete", 2), ("DPMSolverSDE", 2),

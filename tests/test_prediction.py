@@ -28,7 +28,7 @@ def at(process: object, share: float) -> Level:
 @pytest.mark.parametrize("process", PROCESSES)
 @given(share=st.floats(0.01, 0.98))
 def test_raw_and_denoised_convert_both_ways(kind, process, share):
-    if kind == "edm" and process == "flow":
+    if kind.startswith("edm") and process == "flow":
         return  # the EDM preconditioning belongs to EDM processes
     level, x, raw = at(PROCESSES[process], share), noise(1), noise(2)
     clean = prediction.denoised(kind, raw, x, level)
@@ -55,15 +55,18 @@ def test_denoised_equals_ddim_of_diffusers(kind, name, time):
     assert float((prediction.denoised(kind, raw, x, level) - wanted).abs().max()) < 1e-5 / float(level.alpha)
 
 
-@pytest.mark.parametrize("data", [0.5, 1.0])
+@pytest.mark.parametrize("data", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("sigma", [0.01, 0.7, 60.0])
-def test_edm_equals_the_preconditioning_of_diffusers(data, sigma):
-    theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=data)
+@pytest.mark.parametrize(("kind", "name"), [("edm", "epsilon"), ("edm_v", "v_prediction")])
+def test_edm_equals_the_preconditioning_of_diffusers(data, sigma, kind, name):
+    theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=data, prediction_type=name)
     y, raw = noise(1) * sigma, noise(2)  # y = x0 + sigma·eps, the coordinates of diffusers
     wanted = theirs.precondition_outputs(y, raw, torch.tensor(sigma, dtype=torch.float64))
     level = Level(*(v[0] for v in EDM(0.002, 80.0, sigma_data=data).at_sigma(double([sigma]))))
-    ours = prediction.denoised("edm", raw, y * level.alpha, level)
+    ours = prediction.denoised(kind, raw, y * level.alpha, level)
     assert torch.allclose(ours, wanted, atol=1e-9)
+    if data == 1:
+        assert (kind == "edm_v") == torch.allclose(prediction.denoised("v", raw, y * level.alpha, level), ours)
 
 
 def test_epsilon_at_pure_noise_is_refused_with_the_remedy():
@@ -100,7 +103,7 @@ def test_configs_are_read(config, kind):
     assert prediction.from_config(config) == kind
 
 
-def test_edm_velocity_with_other_data_is_refused():
-    config = {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 0.5}
-    with pytest.raises(PredictionError, match=r"sigma_data=0\.5"):
-        prediction.from_config(config)
+@pytest.mark.parametrize("data", [None, 0.5, 2.0])
+def test_edm_velocity_at_another_data_scale_is_a_prediction_of_its_own(data):
+    config = {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": data}
+    assert prediction.from_config(config) == "edm_v"

@@ -11,6 +11,7 @@ table row. With v = alpha·eps - sigma·x0 and flow = eps - x0:
 | flow         | (x - sigma·raw) / (alpha + sigma)         | arXiv 2210.02747            |
 | reverse_flow | (x + sigma·raw) / (alpha + sigma)         | raw = x0 - eps, as Mochi's  |
 | edm          | d²·alpha·x + d·sigma·raw, d = data std    | arXiv 2206.00364, eq. 7     |
+| edm_v        | d²·alpha·x - d·sigma·raw: v where d = 1   | raw = -F of the row above   |
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .errors import PredictionError, UnknownName
 from .process import Level
 from .process.config import ANGLED, CONSISTENT, class_of, crashes
 
-KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm")
+KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v")
 LEAST = 1e-38  # alpha, where the network names the noise
 DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
@@ -67,14 +68,16 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     if kind == "reverse_flow":
         return 1 / (alpha + sigma), sigma / (alpha + sigma)
     if bool((alpha == 0).any()):
-        raise PredictionError("an edm prediction belongs to an EDM process, which never reaches pure noise (alpha = 0)")
+        raise PredictionError(
+            f"an {kind} prediction belongs to an EDM process, which never reaches pure noise (alpha = 0)"
+        )
     if bool((sigma > 1).any()):
         raise PredictionError(
-            f"an edm prediction belongs to samples of unit variance, alpha²·data² + sigma² = 1, got sigma "
+            f"an {kind} prediction belongs to samples of unit variance, alpha²·data² + sigma² = 1, got sigma "
             f"{float(sigma.max()):.6g}: divide x, alpha and sigma by its square root"
         )
     data = torch.sqrt(1 - sigma**2) / alpha
-    return data**2 * alpha, data * sigma
+    return data**2 * alpha, data * sigma * (-1 if kind == "edm_v" else 1)
 
 
 def denoised(kind: str, raw: Tensor, x: Tensor, level: Level) -> Tensor:
@@ -126,12 +129,8 @@ def from_config(config: Mapping[str, Any]) -> str:
     if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
         if given == "epsilon":
             return "edm"
-        if (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
-            raise PredictionError(
-                f"{name} with prediction_type={config['prediction_type']!r} and sigma_data={config.get('sigma_data')} "
-                "has no timonel prediction; supported there: prediction_type='epsilon', or 'v_prediction' with "
-                "sigma_data=1"
-            )
+        if given == "v" and (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
+            return "edm_v"
     if given not in ("epsilon", "sample", "v"):
         raise UnknownName("prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS))
     return given

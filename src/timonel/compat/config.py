@@ -20,7 +20,9 @@ MODEL = (
     *TRAINING, "prediction_type", "process", "sigma_min", "sigma_max", "sigma_data", "clock", "timestep_type", "shift",
 )  # fmt: skip
 SAMPLER = ("sampler", "sampler_options", "sampler_noise")  # of timonel.Scheduler: not what another class is for
-WORDS = {"v": "v_prediction", "flow": "flow_prediction"}  # timonel's names of predictions in diffusers' words
+WORDS = {  # timonel's names of predictions in diffusers' words
+    "v": "v_prediction", "edm_v": "v_prediction", "flow": "flow_prediction",
+}  # fmt: skip
 
 
 def read(

@@ -27,7 +27,7 @@ from .reading import Facts, Loop, loop, read
 from .suits import Advice
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "the clean sample", "flow": "the flow", "edm": "EDM's F",
-               "reverse_flow": "the flow backwards"}  # fmt: skip
+               "reverse_flow": "the flow backwards", "edm_v": "v at EDM's data scale"}  # fmt: skip
 
 
 @dataclass(frozen=True)
