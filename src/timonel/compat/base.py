@@ -134,15 +134,17 @@ class Compat(Members, Coordinates, metaclass=Named):
 
         rest = {key: value for key, value in asked.items() if key not in UNSEEN}
         for key in acting.idle(see, rest, self.defaults):
-            spaced = key == "timestep_spacing" and next((flag for flag in levels.SHAPES if asked.get(flag)), None)
-            if not spaced and key in REFINES:
+            beside = _beside(key, asked)
+            if beside is None and key in REFINES:
                 logger.warning("%s=%r changes nothing here: %s", key, asked[key], self._remedy(key, flags))
                 continue
-            if not spaced:
+            if beside is None:
                 raise ArgumentError(
                     f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
                 )
-            logger.warning("%s=%r changes nothing beside %s=True; leave one of them out", key, asked[key], spaced)
+            logger.warning(
+                "%s=%r changes nothing beside %s=%r; leave one of them out", key, asked[key], beside, asked[beside]
+            )
 
     def _seen(self) -> tuple[Any, ...] | None:
         """All that the class does for a few and for more steps, in numbers; None where it has no levels."""
@@ -150,7 +152,7 @@ class Compat(Members, Coordinates, metaclass=Named):
         rows: list[Any] = []
         try:
             for steps in (6, FEW + 1):
-                self.set_timesteps(steps, mu=mu)
+                self._visit(levels.Asked(steps, mu=mu), None, trial=True)
                 table = self.run.table
                 rows += [
                     tuple(v.flatten().tolist()) for v in (table.x, table.base, table.alpha, table.sigma, table.time)
@@ -262,11 +264,6 @@ class Compat(Members, Coordinates, metaclass=Named):
             inert = INERT.get((cls.__name__, key))
             if inert is not None and flags[key] != cls.defaults[key]:
                 raise ArgumentError(f"{key}={flags[key]!r} changes nothing in {cls.__name__}: {inert}")
-        if explicit.get("timestep_type") == "continuous" and process.kind != "edm":
-            raise ArgumentError(
-                "timestep_type='continuous' is for models of v-prediction that are told 0.25·log(sigma); pass "
-                "prediction_type='v_prediction' as well, or leave it out"
-            )
 
     def _solver(self, flags: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """timonel's solver and options for these flags."""
@@ -348,8 +345,8 @@ class Compat(Members, Coordinates, metaclass=Named):
             )
         self._visit(levels.Asked(num_inference_steps, timesteps, sigmas, mu), device)
 
-    def _visit(self, asked: levels.Asked, device: Any) -> None:
-        """Make the run on the levels that `asked` means."""
+    def _visit(self, asked: levels.Asked, device: Any, trial: bool = False) -> None:
+        """Make the run on the levels that `asked` means, and say where they are fewer, except in a `trial`."""
         self._reread()
         flags = self._flags
         asked = asked._replace(
@@ -358,6 +355,12 @@ class Compat(Members, Coordinates, metaclass=Named):
             strength=finite("strength", asked.strength, 0, 1),
         )  # fmt: skip
         self._make(asked, device, flags)
+        if self._levels.repeated and not trial:
+            logger.warning(
+                "%d steps over %d training levels repeat %d of them, where a call moves nothing or gives NaN; each is "
+                "visited once, in %d steps", asked.steps, self.process.train_steps, self._levels.repeated,
+                self._levels.grid.steps,
+            )  # fmt: skip
 
     def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
         made = self._moved(levels.make(self.family, self.process, flags, asked))
@@ -372,7 +375,7 @@ class Compat(Members, Coordinates, metaclass=Named):
             )
         self._list(self.sampler, self._grouped(made.grid), device)
         self.order = self.calls
-        self.num_inference_steps = made.grid.steps + made.idle
+        self.num_inference_steps = made.grid.steps
         self.init_noise_sigma = self._start(made.grid[0], flags)
 
     def _grouped(self, grid: Grid) -> Grid:
@@ -472,6 +475,15 @@ class Compat(Members, Coordinates, metaclass=Named):
             shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
         # DDIM clips the clean part of a step only, unless use_clipped_model_output says otherwise
         return shape if shape is None or self.eta is None else Directed(shape)
+
+
+def _beside(key: str, asked: Config) -> str | None:
+    """The flag that sets the levels where `key` was asked for too; None where there is none."""
+    if key == "final_sigmas_type":
+        return "interpolation_type" if asked.get("interpolation_type") == "log_linear" else None
+    if key not in ("timestep_spacing", "interpolation_type"):
+        return None
+    return next((flag for flag in levels.SHAPES if asked.get(flag)), None)
 
 
 def _asks_nothing(key: str, value: Any) -> bool:

@@ -9,7 +9,6 @@
 | `solver_type` | "heun" with solver_order=3 | the step of order 2 would have to be Heun's too |
 | `lower_order_final` | False with solver_order=3; False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
 | `variance_type` | "fixed_large" and its kin of DDPM | the posterior variance is part of the table |
-| `interpolation_type` | "log_linear" | diffusers tells the network times of other levels |
 | `predict_x0`, `disable_corrector`, `solver_p` | all but the defaults | UniPC predicts x0, corrects every step |
 | `tau_func` | a function | no function can be saved in a config |
 | `timestep_scaling` | other than 10 in LCM | 10 is a constant of the released models |
@@ -86,7 +85,6 @@ REFUSED: dict[tuple[str, str], Flag] = {
         _but(None),
         "use timonel.Scheduler with sampler=Sampler('sa_solver', options={'eta': …, 'start': …, 'stop': …})",
     ),
-    ("", "interpolation_type"): Flag(_but("linear"), "pass use_exponential_sigmas=True, which has the same levels"),
     ("LCMScheduler", "timestep_scaling"): Flag(_but(10, 10.0), "10 is a constant of the released models"),
     ("DDPMScheduler", "variance_type"): Flag(
         _but("fixed_small", "fixed_small_log", *LEARNED, None),
@@ -191,5 +189,5 @@ NEUTRAL: dict[str, Any] = {
 #: flags that say how another one is done, and do nothing without it, in diffusers as here: said, not refused
 REFINES = (
     "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "lower_order_final", "sample_max_value",
-    "solver_type",
+    "solver_type", "timestep_type",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Every list of diffusers ends in sigma = 0 or, with `final_sigmas_type="sigma_min"`, at the lowest training level.
 Where that repeats the last level of the list, diffusers calls the network once more and moves nothing;
-here the call is left out (`Levels.idle`).
+here the call is left out (`Levels.idle`). So is one that rounding to training times repeats (`Levels.repeated`).
 """
 
 from __future__ import annotations
@@ -48,10 +48,14 @@ class Asked(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """A grid, and how many calls of diffusers' list it leaves out because they move nothing."""
+    """A grid, and how many calls of diffusers' list it leaves out because they move nothing.
+
+    `idle`: at the end, `repeated`: before it, where rounding makes two training times one.
+    """
 
     grid: Grid
     idle: int = 0
+    repeated: int = 0
 
 
 def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
@@ -78,7 +82,7 @@ def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
     if asked.sigmas is not None:
         made = grids.custom_sigmas(process, _given(process, asked.sigmas))
         listed = (made.alpha[:-1], made.sigma[:-1], made.time[:-1])
-        return _ended(process, *listed, bool(flags.get("corrects"))) if _stops(flags) else Levels(made)
+        return _ended(process, *listed, _corrects(flags, made.steps)) if _stops(flags) else Levels(made)
     return (
         _indexed(family, process, flags, asked)
         if family in ("index", "distilled")
@@ -108,6 +112,11 @@ def _stops(flags: Flags) -> bool:
     return flags.get("final_sigmas_type") == "sigma_min"
 
 
+def _corrects(flags: Flags, count: int) -> bool:
+    """Whether a last call that moves nothing corrects the sample: always, or where it ends a pair of `count` calls."""
+    return bool(flags.get("corrects")) or (bool(flags.get("pairs")) and count % 2 == 0)
+
+
 # -- training times ------------------------------------------------------------------------------------
 def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
     """The training times of a list, noisiest first."""
@@ -115,7 +124,7 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
         times = grids.custom_times(process, asked.times).time[:-1]
         return times[len(times) - _share(len(times), asked.strength, "timesteps") :]
     n, total = whole("num_inference_steps", asked.steps or 0), process.train_steps
-    if n > total:
+    if n > total and family in ("index", "distilled"):
         raise GridError(f"{n} steps are more than the {total} training levels of this model; use at most {total}")
     if family == "distilled":
         return _distilled(process, flags, asked, n)
@@ -129,13 +138,19 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
     elif spacing == "leading" and n == 1:
         times = double([last - 1.0])  # at its own place, at the cleanest level, it would give the noise back
     elif spacing == "leading":
-        times = (count.flip(0) + (family == "dpm")) * (last // (n + (family == "dpm"))) + offset
+        entries = n + (family == "dpm")
+        if entries > last:
+            raise GridError(
+                f"timestep_spacing='leading' lists {entries} levels for {n} steps, and this model has {last}, so all "
+                f"would be one; use at most {n - entries + last} steps, or timestep_spacing='trailing'"
+            )
+        times = (count.flip(0) + (family == "dpm")) * (last // entries) + offset
     elif family == "dpm":
         times = torch.linspace(0, last - 1, n + 1, dtype=torch.float64).round().flip(0)[:-1]
     else:
         even = torch.linspace(last - 1, 0, n, dtype=torch.float64)
         times = even.round() if family == "index" else even
-    return times.clamp(max=total - 1)
+    return times.clamp(0, total - 1)
 
 
 def _distilled(process: Process, flags: Flags, asked: Asked, n: int) -> Tensor:
@@ -192,8 +207,16 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
     index = torch.arange(len(table), dtype=torch.float64)
     times = _times(family, process, flags, asked)
     ratio = interpolate(times, index, table)
+    ends = table if family == "dpm" else ratio.flip(0)
+    if flags.get("interpolation_type") == "log_linear":
+        if name is None:
+            return _even(process, table, times)
+        ratio, ends = table[-1:].expand(len(times)), table
+    count = len(times)
+    if name is None and asked.times is None:
+        times, ratio = torch.unique_consecutive(times), torch.unique_consecutive(ratio)
+    repeated = count - len(times)
     if name is not None and (len(times) > 1 or family == "dpm"):  # of the rest, one level has no shape
-        ends = table if family == "dpm" else ratio.flip(0)
         low = flags.get("sigma_min") or float(ends[0])
         high = flags.get("sigma_max") or float(ends[-1])
         made = grids.make(name, process, len(times), sigma_min=low, sigma_max=high)
@@ -204,8 +227,17 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
     if _stops(flags) or flags.get("ends_at_time_zero"):
         stay = name is not None and bool(flags.get("ends_at_time_zero") or flags.get("snaps"))
         last = Level(alpha[-1:], alpha[-1:] * ratio[-1:], times[-1:]) if stay else None
-        return _ended(process, alpha, alpha * ratio, times, bool(flags.get("corrects")), last)
-    return Levels(Grid.of(process, Level(alpha, alpha * ratio, times), name or "sigma"))
+        ended = _ended(process, alpha, alpha * ratio, times, _corrects(flags, len(times)), last)
+        return ended._replace(repeated=repeated)
+    return Levels(Grid.of(process, Level(alpha, alpha * ratio, times), name or "sigma"), 0, repeated)
+
+
+def _even(process: Process, table: Tensor, times: Tensor) -> Levels:
+    """Levels evenly spaced in log(sigma / alpha), each told the time in its place; the last is where the list ends."""
+    log = torch.log(table)
+    ratio = torch.exp(torch.linspace(float(log[-1]), float(log[0]), len(times) + 1, dtype=torch.float64))
+    alpha = 1 / torch.sqrt(1 + ratio**2)
+    return Levels(Grid(process, alpha, alpha * ratio, torch.cat([times, times.new_zeros(1)]), "log_linear"))
 
 
 def _ended(
@@ -242,7 +274,7 @@ def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
     if not _stops(flags):
         return Levels(made)
     listed = Level(made.alpha[:-1], made.sigma[:-1], made.time[:-1])
-    return _ended(process, *listed, bool(flags.get("corrects")), Level(*(v[-1:] for v in listed)))
+    return _ended(process, *listed, _corrects(flags, made.steps), Level(*(v[-1:] for v in listed)))
 
 
 def _crash(process: Crash, asked: Asked) -> Levels:
@@ -327,7 +359,7 @@ def _flow_ended(process: Flow, t: Tensor, time: Tensor, flags: Flags) -> Levels:
     if not _stops(flags):
         return Levels(Grid.of(process, levels, "flow"))
     if flags.get("snaps"):  # UniPC's list ends where it is
-        return _ended(process, *levels, bool(flags.get("corrects")), Level(*(v[-1:] for v in levels)))
+        return _ended(process, *levels, _corrects(flags, len(t)), Level(*(v[-1:] for v in levels)))
     # the other classes end a flow at sigma / alpha of the lowest level of their betas, read as t
     lowest = from_config({key: flags[key] for key in BETAS if flags.get(key) is not None}).sigma_min
-    return _ended(process, *levels, bool(flags.get("corrects")), process.at_sigma(double([lowest])))
+    return _ended(process, *levels, _corrects(flags, len(t)), process.at_sigma(double([lowest])))

@@ -245,9 +245,8 @@ class DPMSolverSinglestepScheduler(Compat):
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
         """A last call that ends a pair corrects, where its level is the end itself."""
-        n = asked.steps or len(asked.sigmas if asked.times is None else asked.times)
-        pairs_up = flags["solver_order"] == 2 and not flags["lower_order_final"] and n % 2 == 0
-        super()._make(asked, device, {**flags, "corrects": pairs_up and flags["final_sigmas_type"] == "sigma_min"})
+        pairs_up = flags["solver_order"] == 2 and not flags["lower_order_final"]
+        super()._make(asked, device, {**flags, "pairs": pairs_up})
 
     def _grouped(self, grid: Grid) -> Grid:
         flags, n = self._flags, grid.steps + self._levels.idle
