@@ -150,8 +150,6 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("LCM", {"timestep_scaling": 5.0}, "10"),
     ("LCM", {"timestep_spacing": "trailing"}, "original_inference_steps"),
     ("TCD", {"timestep_scaling": 5.0}, "boundary"),
-    ("EulerDiscrete", {"interpolation_type": "log_linear"}, "use_exponential_sigmas"),
-    ("EulerDiscrete", {"timestep_type": "continuous"}, "v_prediction"),
     ("EulerDiscrete", {"sigma_max": 10.0}, "use_karras_sigmas"),
     ("EulerDiscrete", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas and use_beta_sigmas"),
     ("IPNDM", {"trained_betas": [0.1, 0.2]}, "set_timesteps"),

@@ -208,13 +208,14 @@ def test_playground_has_its_own_sigma_data():
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda: VP([0.1]), ArgumentError, "at least 2"),
+        (lambda: VP([]), ArgumentError, "at least 1"),
+        (lambda: VP([1.0]), ArgumentError, "beta of 1"),
         (lambda: VP([0.1, 1.5]), ArgumentError, "1.5"),
         (lambda: VP([0.0, 0.5]), ArgumentError, r"\(0, 1\]"),
         (lambda: VP([float("nan"), 0.5]), ArgumentError, "nan"),
         (lambda: VP.from_schedule("scaled-linear"), UnknownName, "did you mean 'scaled_linear'"),
         (lambda: VP.from_schedule(beta_end=2.0), ArgumentError, "beta_end.*2.0"),
-        (lambda: VP.from_schedule(train_steps=1), ArgumentError, "train_steps.*got 1"),
+        (lambda: VP.from_schedule(train_steps=0), ArgumentError, "train_steps.*got 0"),
         (lambda: VP.from_schedule(steps_offset=-1), ArgumentError, "steps_offset.*-1"),
         (lambda: EDM(0.0, 80.0), ArgumentError, "sigma_min.*0.0"),
         (lambda: EDM(2.0, 1.0), ArgumentError, "sigma_max.*1.0"),

@@ -122,7 +122,9 @@ def short(values: Tensor) -> str:
 
 
 def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear y(x) through rising knots `xs`; differentiable in x."""
+    """Piecewise linear y(x) through rising knots `xs`; differentiable in x. One knot is a constant."""
+    if len(xs) == 1:
+        return ys[0] + 0 * x
     right = torch.searchsorted(xs, x.detach().contiguous()).clamp(1, len(xs) - 1)
     x0, x1, y0, y1 = xs[right - 1], xs[right], ys[right - 1], ys[right]
     return y0 + (y1 - y0) * ((x - x0) / (x1 - x0))

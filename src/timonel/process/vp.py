@@ -32,8 +32,8 @@ class VP(Process):
 
     def __init__(self, betas: Tensor | Sequence[float], *, steps_offset: int = 0) -> None:
         betas = double(betas)
-        if betas.ndim != 1 or len(betas) < 2:
-            raise ArgumentError(f"betas must be a list of at least 2 numbers, got shape {tuple(betas.shape)}")
+        if betas.ndim != 1 or len(betas) < 1:
+            raise ArgumentError(f"betas must be a list of at least 1 number, got shape {tuple(betas.shape)}")
         if not bool(((betas >= 0) & (betas <= 1)).all()) or float(betas[0]) <= 0:
             raise ArgumentError(f"betas must lie in (0, 1], got {short(betas)}")
         self.train_steps = len(betas)
@@ -62,7 +62,7 @@ class VP(Process):
         (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon. `snr_shift` divides
         alpha² / sigma² of every level before that (CogVideoX).
         """
-        n = whole("train_steps", train_steps, 2, MOST_LEVELS)
+        n = whole("train_steps", train_steps, 1, MOST_LEVELS)
         among("beta schedule", schedule, SCHEDULES)
         start, end = finite("beta_start", beta_start, 0, 1), finite("beta_end", beta_end, 0, 1)
         if schedule == "linear":
