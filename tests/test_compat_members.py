@@ -26,6 +26,7 @@ XL = {
 FIRST_LIST = "diffusers' class has a list of all steps before set_timesteps is called"
 UNIT = "samples have unit variance here"
 CALLS = "one entry for each network call, where diffusers lists the next step's level twice"
+HALVES = "the times of half steps are not rounded"
 AUDIO = "diffusers' class is for one audio model and has levels of its own"
 #: (class, member) or ("", member), when, and why its value is another one
 OTHER: dict[tuple[str, str], tuple[str, str]] = {
@@ -34,8 +35,8 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
     ("", "init_noise_sigma"): ("always", UNIT),
     ("", "is_scale_input_called"): ("always", "there is nothing to scale"),
     ("SASolverScheduler", "tau_func"): ("always", "a function is no plain data; the config's None means the same one"),
-    ("PNDMScheduler", "timesteps"): ("always", "the times of half steps are not rounded"),
-    **{("IPNDMScheduler", name): ("always", AUDIO) for name in ("alphas", "betas", "timesteps")},
+    **{("PNDMScheduler", name): ("always", HALVES) for name in ("timesteps", "prk_timesteps")},
+    **{("IPNDMScheduler", name): ("always", AUDIO) for name in ("alphas", "betas", "timesteps", "ets")},
     **{
         (f"{name}Scheduler", member): ("made", FIRST_LIST)
         for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "IPNDM")
@@ -83,6 +84,8 @@ def alike(a: Any, b: Any) -> bool:
     if isinstance(a, (int, float, torch.Tensor, np.ndarray)) and not isinstance(a, bool):
         x, y = (torch.as_tensor(v).as_subclass(torch.Tensor).double() for v in (a, b))
         return x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=2e-5)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(alike, a, b))
     return bool(a == b)
 
 

@@ -176,6 +176,11 @@ class Run(Guided):
                 self._watch()
 
     @property
+    def history(self) -> tuple[Tensor | None, ...]:
+        """Predictions of the rows before, newest first, in the table's basis; None where no later row reads one."""
+        return self._here.history
+
+    @property
     def denoised(self) -> Tensor:
         """The newest prediction of the clean sample, as the solver used it; after a rewind that of its step."""
         if self._clean is None:
@@ -207,14 +212,18 @@ class Run(Guided):
             self._state = here._replace(x=x)
 
     # -- going -------------------------------------------------------------------------------
-    def start(self, x: Tensor) -> None:
-        """Begin at the table's first level with the sample x (batch, …), unit normal for a full journey."""
+    def start(self, x: Tensor, behind: Sequence[Tensor] = ()) -> None:
+        """Begin at the table's first level with the sample x (batch, …), unit normal for a full journey.
+
+        `behind`: predictions of steps that came before, newest first, in the table's basis.
+        """
         border.tensor("the start", x)
         with self._change:
             if self.started:
                 raise RunError("this run has already started; make a new Run, or rewind it with run.rewind(0)")
             x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
-            self._begin(State(0, x, x if self.table.uses_base else None, (None,) * (self.table.history - 1)))
+            past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
+            self._begin(State(0, x, x if self.table.uses_base else None, past))
             self._start = self._here
         self.driver.looping(True)
         self._fire("on_start")

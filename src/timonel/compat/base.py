@@ -29,18 +29,18 @@ from ..program import Directed
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
-from .coordinates import Coordinates
 from .flags import CHOICES, INERT, NEUTRAL, REFINES, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
 from .kin import Named, hidden
 from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
 from .rows import FEW
+from .times import Times
 
 Config = Mapping[str, Any]
 NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Members, Coordinates, metaclass=Named):
+class Compat(Members, Times, metaclass=Named):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -225,6 +225,7 @@ class Compat(Members, Coordinates, metaclass=Named):
 
     _source: ClassVar[str | None] = None  # where its noise comes from, if not independent
     _visited: levels.Levels | None = None
+    _consistent = False  # use_clipped_model_output of the newest step
 
     @classmethod
     def _known(cls, changes: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -430,12 +431,15 @@ class Compat(Members, Coordinates, metaclass=Named):
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
                 )
         request.step(model_output, sample, generator, eta)
+        if self._beside(timestep):
+            given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output} if self.eta is not None else {}
+            return self._twin(timestep)._step(model_output, timestep, sample, generator=generator, **given, **passed)
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
-        shape = self.run.shape
+        shape, self._consistent = self.run.shape, bool(use_clipped_model_output)
         if isinstance(shape, Directed):
-            shape.consistent = bool(use_clipped_model_output)
+            shape.consistent = self._consistent
         elif use_clipped_model_output and self.eta is None:
             raise ArgumentError(
                 f"use_clipped_model_output=True is for DDIMScheduler; {type(self).__name__} always steps so"
@@ -445,15 +449,18 @@ class Compat(Members, Coordinates, metaclass=Named):
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
-        now, run = self._sampler.options.get("eta"), self.run
+        now = self._sampler.options.get("eta")
         if now == eta:
             return
-        if run.started and run.status != "done":
+        if self.under_way and not self._steps_freely():
             raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
         sampler, grid, _, times = self._listed
         sampler = replace(sampler, options={**sampler.options, "eta": eta})
         self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
-        self.cover(*self._covered)
+        if self._astray or self.under_way:
+            self.begin_anew()
+        else:
+            self.cover(*self._covered)
 
     def _seed(self, generator: Any, batch: int) -> None:
         """`noise_sampler_seed` of the config first, as diffusers' class has it."""
@@ -474,7 +481,7 @@ class Compat(Members, Coordinates, metaclass=Named):
         elif flags.get("clip_sample"):
             shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
         # DDIM clips the clean part of a step only, unless use_clipped_model_output says otherwise
-        return shape if shape is None or self.eta is None else Directed(shape)
+        return shape if shape is None or self.eta is None else Directed(shape, self._consistent)
 
 
 def _beside(key: str, asked: Config) -> str | None:

@@ -121,7 +121,7 @@ class Coordinates(Scheduler):
         loop = self.hand.loop_of(timestep)
         if loop is not None:
             return loop.row
-        rows = self._rows(number(timestep))
+        rows = self._rows(timestep)
         if not rows:
             return None
         here = 0 if run is None else self.begins + run.row

@@ -51,7 +51,7 @@ def defined(cls: type) -> set[str]:
 
 def hidden(cls: type, name: str) -> bool:
     """Whether diffusers' class, or its objects, have this name for their own steps."""
-    return name == "_step_index" or isinstance(inspect.getattr_static(cls, name, None), Hidden)
+    return isinstance(inspect.getattr_static(cls, name, None), Hidden)
 
 
 class Named(type):

@@ -39,14 +39,14 @@ INTERNAL: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "counter", "cur_model_output", "cur_sample", "derivatives", "dt", "ets", "last_noise", "last_sample",
+            "cur_model_output", "cur_sample", "derivatives", "dt", "last_noise", "last_sample",
             "mid_point_sigma", "model_outputs", "noise_sampler", "prev_derivative", "sample",
             "this_corrector_order", "this_predictor_order", "this_order",
             "timestep_list",
         ),
         _STATE,
     ),
-    **dict.fromkeys(("get_order_list", "order_list", "plms_timesteps", "prk_timesteps"), _LIST),
+    **dict.fromkeys(("get_order_list", "order_list"), _LIST),
 }  # fmt: skip
 #: keys of the config that diffusers' classes have as attributes too
 DIRECT = (

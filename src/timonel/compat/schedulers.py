@@ -17,7 +17,9 @@ from ..grids import Grid
 from ..pipelines.levels import between
 from ..sampler import Sampler
 from ..table import Table
-from .base import NOTHING, Compat
+from .adams import IPNDMScheduler as IPNDMScheduler
+from .adams import PNDMScheduler as PNDMScheduler
+from .base import Compat
 from .defaults import (
     BETAS,
     CHURN,
@@ -48,7 +50,7 @@ class DDIMScheduler(Compat):
     `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
     """
 
-    family, eta = "index", 0.0
+    family, eta, by_time, strides = "index", 0.0, True, True
     takes = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
@@ -84,7 +86,7 @@ class Sized:
 class DDPMScheduler(Compat):
     """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
 
-    family = "index"
+    family, by_time, strides = "index", True, True
     takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
@@ -292,50 +294,6 @@ class LMSDiscreteScheduler(Compat):
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         return solvers.make("lms", grid, before=before) if grid.steps == 1 else super()._compile(sampler, grid, before)
-
-
-class PNDMScheduler(Compat):
-    """`plms` with `skip_prk_steps`, else `pndm`."""
-
-    family = "index"
-    defaults = {**BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon", **LEADING}
-
-    def _solver(self, flags: Flags) -> Named:
-        return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
-
-    def step_prk(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        """`step`: a row of the table is the Runge-Kutta or the multistep call that its time asks for."""
-        return self.step(model_output, timestep, sample, return_dict=return_dict)
-
-    step_plms = step_prk
-
-    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        if grid.steps == self._levels.grid.steps:
-            return super()._compile(sampler, grid, before)
-        if sampler.name == "pndm":
-            raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
-        return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest of the list has it
-
-
-class IPNDMScheduler(Compat):
-    """`ipndm` for the model of the config it is made from; without betas that is Dance Diffusion, as in diffusers.
-
-    diffusers' own drops its first prediction at pure noise, this one does not.
-    """
-
-    kinds = (*Compat.kinds, "crash")
-    family, fixed = "index", {"timestep_spacing": "trailing"}
-    defaults = {"num_train_timesteps": 1000, "trained_betas": None}
-
-    def _create(
-        self, explicit: Flags, carried: Flags, hidden: Flags, of_model: Flags = NOTHING, trial: bool = False
-    ) -> None:
-        if explicit.get("trained_betas") is not None:
-            raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
-        super()._create(explicit, carried, hidden, of_model, trial)
-
-    def _solver(self, flags: Flags) -> Named:
-        return "ipndm", {"euler_at_final": False}
 
 
 class Multistep(Compat):

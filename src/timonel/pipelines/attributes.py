@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, finite, shown, whole
+from ..errors import ArgumentError, RunError, finite, shown, whole
 from ..process import VP, Flow, Process, double
 from ..process.level import Level
 from ..run import Run
@@ -33,6 +33,23 @@ class Members:
     def step_index(self) -> int | None:
         """The place in `timesteps` of the next step; None before the first one."""
         return None if self._run is None or not self._run.started else self._covered[0] + self._run.row
+
+    @property
+    def _step_index(self) -> int | None:
+        """`step_index`. None may be assigned, as scripts do between two loops: then the next step begins a run."""
+        return self.step_index
+
+    @_step_index.setter
+    def _step_index(self, place: int | None) -> None:
+        if place is None and self._run is not None and self._run.started:
+            self.begin_anew()
+        elif place != self.step_index:
+            raise RunError(
+                f"the place of the next step is {self.step_index}, and _step_index={place!r} cannot move it: the time "
+                "of a step says where it is; assign None to begin anew, or call run.rewind(step)"
+            )
+
+    begin_anew: Any
 
     @property
     def begin_index(self) -> int | None:

@@ -64,28 +64,34 @@ class Listing(NamedTuple):
             return replace(make(sampler, levels.between(grid, table, *rows), first), first=rows[0])
         return solvers.part(table, grid, first, last, partial(make, sampler))
 
-    def rows(self, time: float, following: int | None) -> list[int]:
+    def rows(self, time: float, following: int | None, rounds: bool = True) -> list[int]:
         """The rows that have this time, or the nearest to it, where it was rounded on its way.
 
-        `following`: the next row of a run that has begun; a rounded time is then that row's or none's.
+        `following`: the next row of a run that has begun; a rounded time is then that row's or none's. `rounds`:
+        whether it may have lost digits, and not only what int(t) takes off a time that is no whole number.
         """
         times = self.times[: self.table.nfe].tolist()
         exact = [row for row, listed in enumerate(times) if equal(listed, time)]
         if exact:
             return exact
         near = min(abs(listed - time) for listed in times)
-        whole = 1.0 if self.grid.process.kind == "vp" else 0.0  # int(t)
-        if near > max(whole, ROUNDED * abs(time)):
+        if near > self._slack(time, rounds):
             return []
         rows = [row for row, listed in enumerate(times) if abs(listed - time) == near]
         return rows if following is None or following in rows else []
+
+    def _slack(self, time: float, rounds: bool) -> float:
+        """How far a listed time may be from one that was rounded on its way."""
+        if not rounds and not self.times.is_floating_point():
+            return 0.0
+        whole = 1.0 if self.grid.process.kind == "vp" else 0.0  # int(t)
+        return max(whole, ROUNDED * abs(time) if rounds else 0.0)
 
     def refusal(self, run: Run, first: int, time: float, rows: list[int]) -> str:
         """Why a step at `time`, which is that of `rows`, cannot be made now. `first`: the row where the run begins."""
         at = "the run is complete"
         if run.row < run.table.nfe:
-            now = float(self.times[first + run.row])
-            at = f"the sample is at time {now:g}, after {run.step} of {run.steps} steps"
+            at = f"the sample is at time {run.level.time:g}, after {run.step} of {run.steps} steps"
         if not rows:
             return f"step was given time {time:g}, which is not in scheduler.timesteps; {at}"
         if not run.started:

@@ -383,26 +383,48 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             loop.stepped = True
             rows = [loop.row]
         else:
-            rows = self._rows(number(timestep))
+            rows = self._rows(timestep)
             if self.run.status == "done" and not self.hand.is_held(sample):
                 self.cover(0, self._listed.table.nfe)
-        run, first = self.run, self.begins
-        if first + run.row in rows:
-            return run
+        return self.run if self._is_next(timestep, rows) else self._elsewhere(timestep, rows)
+
+    def _is_next(self, timestep: Any, rows: list[int]) -> bool:
+        """Whether the run's next row is one of `rows`, which the step's time may mean."""
+        return self.begins + self.run.row in rows
+
+    def _elsewhere(self, timestep: Any, rows: list[int]) -> Run:
+        """The run of a step at one of `rows` that is not the next of the present run: one that begins there.
+
+        Raises `RunError` where the present run is under way, or no step begins there.
+        """
+        run, table = self.run, self._listed.table
         if not run.started and rows:
-            table = self._listed.table
             begins = [row for row in rows if row == table.first_row(table.step[row])]
             begins = begins or (rows[:1] if self.calls_are_steps else [])
             if begins:
                 self.cover(begins[0], table.nfe)
                 return self.run
-        raise RunError(self._listed.refusal(run, first, number(timestep), rows))
+        raise RunError(self._listed.refusal(run, self.begins, number(timestep), rows))
 
-    def _rows(self, time: float) -> list[int]:
+    @property
+    def under_way(self) -> bool:
+        """Whether the run has begun and is not complete."""
+        return self.run.started and self.run.status != "done"
+
+    def _rows(self, timestep: Any) -> list[int]:
         """The rows of the list that a step at this time may mean."""
-        run = self.run
-        under_way = run.started and run.status != "done"
-        return self._listed.rows(time, self.begins + run.row if under_way else None)
+        return self._listed.rows(number(timestep), self.begins + self.run.row if self.under_way else None)
+
+    def begin_anew(self) -> None:
+        """Let the next step begin a run of the present levels, at the row of its time.
+
+        A loop over `timesteps` that is turning goes on with that run.
+        """
+        loops = [loop for loop in self.hand.loops if loop.run is self._run and loop.stepped]
+        table = self._listed.table
+        self._begin(table, (0, table.nfe))
+        for loop in loops:
+            loop.renewed = True
 
     def _bring(self, run: Run, sample: Tensor) -> None:
         """The pipeline comes back with a sample that it has changed."""

@@ -40,14 +40,15 @@ class Loop:
     """One iteration over rows `start` … `stop - 1` of the list.
 
     `shown`: the time it has yielded last, that of `row`. `run`: the run that its rows belong to, once one was looked
-    for. `stepped`: a step was made with a time that it has shown, so it is the loop that drives the run.
+    for. `stepped`: a step was made with a time that it has shown, so it is the loop that drives the run. `renewed`:
+    its run begins anew with the next step, and it goes on with that one.
     """
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop, self.row = start, stop, start
         self.shown: Tensor | None = None
         self.run: Run | None = None
-        self.stepped = False
+        self.stepped = self.renewed = False
 
     def show(self, row: int, time: Tensor) -> Tensor:
         self.row, self.shown = row, time
@@ -265,6 +266,8 @@ def _turns(listed: Timesteps) -> Iterator[Tensor]:
             place += 1
         if loop.stepped:
             yield from _follow(loop, times, scheduler)
+        while loop.renewed and scheduler.lists(listed.whole):
+            yield from _renewed(loop, times, scheduler)
     finally:
         if loop in hand.loops:
             hand.loops.remove(loop)
@@ -318,6 +321,17 @@ def _follow(loop: Loop, times: list[Tensor], scheduler: Scheduler) -> Iterator[T
         yield loop.show(first + row, times[row])
     if scheduler.current is run:
         yield from _end(times, scheduler)
+
+
+def _renewed(loop: Loop, times: list[Tensor], scheduler: Scheduler) -> Iterator[Tensor]:
+    """The times after the one shown last, until a step has begun the run anew, which the loop then follows."""
+    place = loop.row - loop.start + 1
+    while not scheduler.run.started and place < len(times):
+        yield loop.show(loop.start + place, times[place])
+        place += 1
+    loop.run, loop.renewed = scheduler.run, False
+    if scheduler.run.started:
+        yield from _follow(loop, times, scheduler)
 
 
 def _idly(time: Tensor, hand: Hand) -> Iterator[Tensor]:

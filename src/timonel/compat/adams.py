@@ -1,0 +1,224 @@
+"""diffusers' schedulers that combine predictions of the noise by the weights of Adams and Bashforth."""
+
+# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..border import tensor
+from ..errors import ArgumentError, RunError, shown
+from ..grids import Grid
+from ..pipelines.timesteps import number
+from ..run import Run
+from ..sampler import Sampler
+from ..solvers.adams import ADAMS_BASHFORTH
+from ..table import Rows, Table
+from .base import NOTHING, Compat
+from .defaults import BETAS, LEADING
+
+Flags = Mapping[str, Any]
+Named = tuple[str, dict[str, Any]]
+MOST = len(ADAMS_BASHFORTH)
+
+
+def continued(grid: Grid, behind: int) -> Table:
+    """The first step of `grid`, from its own prediction of the noise and as many as 3 of `behind` that came before."""
+    now, new = grid[0], grid[1]
+    if not bool(now.alpha > 0):
+        raise RunError("earlier predictions say nothing at pure noise; begin there with scheduler.ets = []")
+    count = min(behind + 1, MOST)
+    first = Grid(grid.process, grid.alpha[:2], grid.sigma[:2], grid.time[:2], grid.name)
+    rows = Rows("ipndm", first, order=min(count, 2), history=count, basis="noise")
+    move = new.alpha * (new.ratio - now.ratio)
+    weights = {f"h{i}": move * w for i, w in enumerate(ADAMS_BASHFORTH[count - 1])}
+    rows.add(0, now, {"x": new.alpha / now.alpha, **weights})
+    return rows.table()
+
+
+class Remembering(Compat):
+    """What both classes have in common: `ets`, the predictions that a step combines.
+
+    The run remembers its own. Who assigns `ets` keeps them instead, and each step is one by itself from then on, at
+    whatever time it is made, until `set_timesteps` or `ets = []`.
+    """
+
+    _kept: list[Tensor] | None = None
+
+    @property
+    def ets(self) -> list[Tensor]:
+        """The predictions of the noise that coming steps combine, oldest first, at most 4.
+
+        Raises `RunError` where the run began at pure noise, and so remembers velocities.
+        """
+        run = self.current
+        if self._kept is not None or run is None or not run.started:
+            return self._kept or []
+        if run.table.basis != "noise":
+            raise RunError("a run that begins at pure noise remembers velocities, not the noise that ets holds")
+        table = run.table
+        rows = zip(range(run.row - 1, -1, -1), run.history, strict=False)
+        firsts = [one for row, one in rows if one is not None and row == table.first_row(table.step[row])]
+        return firsts[:MOST][::-1]
+
+    @ets.setter
+    def ets(self, predictions: Sequence[Tensor]) -> None:
+        if not isinstance(predictions, (list, tuple)):
+            raise ArgumentError(f"ets must be a list of predictions, e.g. scheduler.ets = [], got {shown(predictions)}")
+        for one in predictions:
+            tensor("a prediction in ets", one)
+        self._kept = list(predictions) or None
+        if self.run.started:
+            self.begin_anew()
+
+    def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
+        self._kept = None
+        super()._list(sampler, grid, device)
+
+    def _at(self, timestep: Any, sample: Tensor) -> Run:
+        if self._kept is None:
+            return super()._at(timestep, sample)
+        grid = self._journey(number(timestep))
+        self._begin(continued(grid, len(self._kept)), self._covered)
+        self._astray = True
+        self.run.start(sample, self._kept[::-1])
+        return self.run
+
+    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+        run = self.run
+        if self._kept is not None and run.table.basis == "noise":
+            level, clean = run.level, run.program.denoised(run.row, run.latents, raw)
+            self._kept = [*self._kept, (run.latents - level.alpha * clean) / level.sigma][-MOST:]
+        super()._advance(raw, noise, learned)
+
+
+class PNDMScheduler(Remembering):
+    """`plms` with `skip_prk_steps`, else `pndm`."""
+
+    family, strides, fixed = "index", True, {"corrects": True}
+    defaults = {**BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon", **LEADING}
+    _means: str | None = None  # the kind of call that a step has to be, "prk" or "plms"
+
+    def _solver(self, flags: Flags) -> Named:
+        return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
+
+    # -- its two kinds of calls --------------------------------------------------------------------
+    @property
+    def prk_timesteps(self) -> Any:
+        """The times of the Runge-Kutta calls, an array of numpy, (12,); none with `skip_prk_steps`."""
+        return self._times_of("prk")
+
+    @property
+    def plms_timesteps(self) -> Any:
+        """The times of the multistep calls, an array of numpy; None before `set_timesteps`."""
+        return self._times_of("plms")
+
+    def _times_of(self, kind: str) -> Any:
+        if self._listing is None:
+            return None  # as in diffusers
+        table = self._listing.table
+        rows = [row for row in range(table.nfe) if _kind(table, row) == kind]
+        return self._listing.times[rows].numpy()
+
+    @property
+    def counter(self) -> int:
+        """The calls of the network since the list was begun."""
+        return 0 if self.current is None else self.current.row
+
+    def step_prk(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        """`step`, where it is a Runge-Kutta call. Raises `ArgumentError` where the next one is a multistep call."""
+        with self._only("prk"):
+            return self.step(model_output, timestep, sample, return_dict=return_dict)
+
+    def step_plms(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        """`step`, where it is a multistep call. Raises `ArgumentError` where the next one is a Runge-Kutta call."""
+        with self._only("plms"):
+            return self.step(model_output, timestep, sample, return_dict=return_dict)
+
+    @contextmanager
+    def _only(self, kind: str) -> Iterator[None]:
+        self._means = kind
+        try:
+            yield
+        finally:
+            self._means = None
+
+    def _at(self, timestep: Any, sample: Tensor) -> Run:
+        kind = self._means or ("plms" if self._kept is not None else None)
+        if kind == "plms" and self._kept is not None:
+            return super()._at(timestep, sample)
+        if self._kept is not None:  # a Runge-Kutta call reads no earlier prediction
+            if not (self._astray and self.under_way and self._is_next(timestep, [])):
+                self._stray(number(timestep))
+            run = self.run
+        else:
+            run = Compat._at(self, timestep, sample)
+        if kind is not None and _kind(run.table, run.row) != kind:
+            name = {"prk": "Runge-Kutta", "plms": "multistep"}
+            raise ArgumentError(
+                f"step_{kind} is a {name[kind]} call, and at time {number(timestep):g} the run makes a "
+                f"{name[_kind(run.table, run.row)]} call: loop over scheduler.prk_timesteps first and then over "
+                "scheduler.plms_timesteps, or call scheduler.step"
+            )
+        return run
+
+    # -- parts of the list -------------------------------------------------------------------------
+    def _begin(self, table: Table, rows: tuple[int, int]) -> None:
+        """A part that begins inside the first step has its two calls all the same, of which one moves nothing."""
+        idle = rows[1] - rows[0] - table.nfe
+        super()._begin(_led(table, idle) if table.solver == "ipndm" and idle > 0 else table, rows)
+
+    def _compile_journey(self, grid: Grid) -> Table:
+        return solvers.make(self._listed.sampler.name, grid)
+
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        if grid.steps == self._levels.grid.steps:
+            return super()._compile(sampler, grid, before)
+        if sampler.name == "pndm":
+            raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
+        return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest of the list has it
+
+
+def _kind(table: Table, row: int) -> str:
+    """The kind of a row's call, in PNDM's words."""
+    return "prk" if table.solver == "pndm" and table.step.count(table.step_at(row)) > 1 else "plms"
+
+
+def _led(table: Table, calls: int) -> Table:
+    """`table` after `calls` rows at its first level, which keep the sample as it is."""
+    kept = torch.zeros(calls, table.x.shape[1], dtype=torch.float64)
+    still, base = kept.clone(), kept.clone()
+    still[:, 0], base[:, 1] = 1.0, 1.0
+    levels = {key: torch.cat([v[:1].expand(calls), v]) for key, v in zip(
+        ("alpha", "sigma", "time"), (table.alpha, table.sigma, table.time), strict=True
+    )}  # fmt: skip
+    x, base = torch.cat([still, table.x]), torch.cat([base, table.base])
+    return replace(table, **levels, step=(*[0] * calls, *table.step), x=x, base=base)
+
+
+class IPNDMScheduler(Remembering):
+    """`ipndm` for the model of the config it is made from; without betas that is Dance Diffusion, as in diffusers.
+
+    diffusers' own drops its first prediction at pure noise, this one does not.
+    """
+
+    kinds = (*Compat.kinds, "crash")
+    family, fixed = "index", {"timestep_spacing": "trailing"}
+    defaults = {"num_train_timesteps": 1000, "trained_betas": None}
+
+    def _create(
+        self, explicit: Flags, carried: Flags, hidden: Flags, of_model: Flags = NOTHING, trial: bool = False
+    ) -> None:
+        if explicit.get("trained_betas") is not None:
+            raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
+        super()._create(explicit, carried, hidden, of_model, trial)
+
+    def _solver(self, flags: Flags) -> Named:
+        return "ipndm", {"euler_at_final": False}

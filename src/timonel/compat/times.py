@@ -1,0 +1,137 @@
+"""Which row a step means where its time is not that of the run's next row.
+
+A step of diffusers' DDIM and DDPM is a function of its time and its sample, and nothing is remembered between two of
+them (`by_time`). So they step from any training time, in any order and as often as wanted, as inversion, null-text
+optimisation and score distillation do. The other classes remember predictions, or a place in their list: there a step
+that is not the next one is a mistake, unless a journey begins with it.
+
+A journey that begins at a time which is not in the list has the level of that time first. From there the classes that
+count back training times go on by their stride, T // N, as diffusers' do; the others by the cleaner levels of the
+list, with the order that the predictions allow.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import GridError, RunError
+from ..grids import Grid
+from ..pipelines.timesteps import Hand, equal, number
+from ..process import Level, double
+from ..run import Run
+from ..table import Table
+from .coordinates import Coordinates
+from .levels import NUDGE
+
+APART = 1e-9  # in lam, of two levels that are not one
+
+
+class Times(Coordinates):
+    """How the time of a step is read; `Compat` is one of these."""
+
+    by_time: ClassVar[bool] = False  # whether diffusers' step reads its time and its sample, and nothing else
+    strides: ClassVar[bool] = False  # whether it steps from t to t - T // N, whatever the list says
+    _astray = False  # the run is not one of the list
+
+    def _begin(self, table: Table, rows: tuple[int, int]) -> None:
+        super()._begin(table, rows)
+        self._astray = False
+
+    # -- which row ---------------------------------------------------------------------------------
+    def _rows(self, timestep: Any) -> list[int]:
+        """The rows of the list that have this time.
+
+        A time that is not listed is a level of its own where a journey begins with it, so only those that were rounded
+        to half precision are taken for a listed one there. During a run of several predictions it is the next row's.
+        """
+        half = isinstance(timestep, Tensor) and timestep.dtype in (torch.float16, torch.bfloat16)
+        here = self.under_way and not self._astray
+        rounds = half or (here and not self.by_time)
+        return self._listed.rows(number(timestep), self.begins + self.run.row if here else None, rounds)
+
+    def _is_next(self, timestep: Any, rows: list[int]) -> bool:
+        run = self.run
+        if not self._astray:
+            return super()._is_next(timestep, rows)
+        return run.row < run.table.nfe and equal(run.level.time, number(timestep))
+
+    def _elsewhere(self, timestep: Any, rows: list[int]) -> Run:
+        free = self._steps_freely()
+        if not rows and (free or not self.under_way):
+            self._stray(number(timestep))
+        elif rows and free and self.run.started:
+            self.cover(rows[0], self._listed.table.nfe)
+        else:
+            return super()._elsewhere(timestep, rows)
+        return self.run
+
+    def _steps_freely(self) -> bool:
+        """Whether a step may be any: the class remembers nothing, and no loop or helm follows the run."""
+        return self.by_time and self.orders.guided is None and not self._driven()
+
+    def _driven(self) -> bool:
+        """Whether a loop over the list turns by the run."""
+        return self._run is not None and any(loop.stepped and loop.run is self._run for loop in self.hand.loops)
+
+    def _beside(self, timestep: Any) -> bool:
+        """Whether a step is another one than that of the loop that turns, and may be."""
+        if not self.by_time or self.orders.guided is not None or self.hand.rests() or not self._driven():
+            return False
+        loop = self.hand.loop_of(timestep)
+        return not self._is_next(timestep, self._rows(timestep) if loop is None else [loop.row])
+
+    def _twin(self, timestep: Any) -> Times:
+        """A scheduler whose run begins at `timestep`, for one step of another sample."""
+        twin = copy.copy(self)
+        twin.hand = Hand()
+        loop = self.hand.loop_of(timestep)
+        rows = self._rows(timestep) if loop is None else [loop.row]
+        if rows:
+            twin.cover(rows[0], rows[0] + 1)
+        else:
+            twin._stray(number(timestep))
+        return twin
+
+    # -- journeys that are not on the list ---------------------------------------------------------
+    def _stray(self, time: float) -> None:
+        """A fresh run from a time that is not in the list."""
+        listed = self._listed
+        grid = self._journey(time)
+        cleaner = (listed.table.sigma[:-1] / listed.table.alpha[:-1]) < grid[0].ratio
+        place = int(cleaner.nonzero()[0]) if bool(cleaner.any()) else listed.table.nfe
+        self._begin(self._compile_journey(grid), (place - 1, listed.table.nfe))
+        self._astray = True
+
+    def _compile_journey(self, grid: Grid) -> Table:
+        return self._compile(self._listed.sampler, grid)
+
+    def _journey(self, time: float) -> Grid:
+        """The levels from a training time on. Raises `RunError` where none can begin there."""
+        listed = self._listed.grid
+        if self.calls > 1:
+            raise RunError(
+                f"step was given time {time:g}, which is not in scheduler.timesteps, and {type(self).__name__} calls "
+                "the network twice a step: choose the levels with set_timesteps(timesteps=[…])"
+            )
+        try:
+            first = listed.process.at_time(double([time]))
+        except GridError as error:
+            raise RunError(f"step was given time {time:g}, which this model does not have: {error}") from error
+        end = Level(listed.alpha[-1:], listed.sigma[-1:], listed.time[-1:])
+        rest = self._counted(time) if self.strides else Level(listed.alpha[:-1], listed.sigma[:-1], listed.time[:-1])
+        between = (rest.lam > first.lam + APART) & (rest.lam <= end.lam + APART)
+        last = Level(*(torch.cat([a, b[between]])[-1:] for a, b in zip(first, rest, strict=True)))
+        if bool(end.lam <= last.lam + APART):  # a step that moves nothing
+            end = listed.process.at_lam(last.lam + NUDGE)
+        alpha, sigma, told = (torch.cat([a, b[between], c]) for a, b, c in zip(first, rest, end, strict=True))
+        return Grid(listed.process, alpha, sigma, told, listed.name)
+
+    def _counted(self, time: float) -> Level:
+        """The levels of the training times that are counted back from `time`."""
+        stride = max(1, self.process.train_steps // (self.num_inference_steps or self.process.train_steps))
+        back = torch.arange(1, int(time // stride) + 1, dtype=torch.float64)
+        return self._listed.grid.process.at_time(time - stride * back)
