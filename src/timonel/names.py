@@ -86,7 +86,7 @@ ALIASES: dict[str, Named] = {
     "kdpm2ancestraldiscretescheduler": Named("dpm2_ancestral"),
     "dpmsolvermultistepscheduler": Named("dpmpp_2m"),
     "edmdpmsolvermultistepscheduler": Named("dpmpp_2m"),
-    "dpmsolversinglestepscheduler": Named("dpmpp_2s"),
+    "dpmsolversinglestepscheduler": Named("dpmpp_singlestep"),
     "dpmsolversdescheduler": Named("dpmpp_sde", noise=BROWNIAN),
     "cosinedpmsolvermultistepscheduler": Named("dpmpp_2m_sde", noise=BROWNIAN),
     "flowmapeulerdiscretescheduler": Named("euler"),

@@ -16,9 +16,8 @@ from torch import Tensor
 from ..errors import UnknownName, finite, whole
 from ..grids import Grid, ancestral
 from ..table import Rows, Table
-from .algebra import decaying, fit, gap, noised, phi, usable
+from .algebra import VARIANTS, decaying, fit, gap, line, noised, parabola, usable
 
-VARIANTS = ("midpoint", "heun")
 Weights = Callable[[int, int, Tensor], "list[Tensor]"]  # step, order, H -> weights, their sum 1 - e^(-H)
 
 
@@ -41,21 +40,18 @@ def _multistep(
 
 
 def _second(grid: Grid, variant: str) -> Weights:
-    """Two predictions: (1 - e^(-H))/(2r) of their difference (midpoint), or the exact phi function (heun)."""
+    """The line through two predictions."""
     if variant not in VARIANTS:
         raise UnknownName("variant", variant, VARIANTS)
 
     def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
-        total = -torch.expm1(-big)
-        slope = total / 2 if variant == "midpoint" else big * phi(2, -big)
-        tilt = slope * gap(grid[k], grid.end(k)) / gap(grid[k - 1], grid[k])
-        return [total + tilt, -tilt]
+        return line(big, -big, gap(grid[k - 1], grid[k]) / gap(grid[k], grid.end(k)), variant)
 
     return weights
 
 
 def _third(grid: Grid, curvature: float, variant: str) -> Weights:
-    """Three predictions: first and second derivative from divided differences, integrated exactly."""
+    """The parabola through three predictions; before there are three, a line."""
     second = _second(grid, variant)
 
     def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
@@ -63,12 +59,7 @@ def _third(grid: Grid, curvature: float, variant: str) -> Weights:
             return second(k, count, big)
         h = gap(grid[k], grid.end(k))
         r0, r1 = gap(grid[k - 1], grid[k]) / h, gap(grid[k - 2], grid[k - 1]) / h
-        first, bend = big * phi(2, -big), big * phi(3, -big) * 2 * curvature
-        # h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and h²·D'' = 2·(d0 - d1)/(r0 + r1), d0 = (h0-h1)/r0, d1 = (h1-h2)/r1;
-        # with u in [0, 1] along the step D = h0 + h·D'·u + h²·D''·u²/2
-        spread = (first * r0 + bend) / (r0 + r1)
-        d0, d1 = (first + spread) / r0, -spread / r1
-        return [-torch.expm1(-big) + d0, d1 - d0, -d1]
+        return parabola(big, -big, r0, r1, curvature)
 
     return weights
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnknownName, whole
+from ..errors import UnknownName
 from ..grids import Grid
 from ..table import Rows, Table
-from .algebra import decaying, finite_lam, fit, gain, gap, keep, usable
+from .algebra import decaying, finite_lam, fit, gain, gap, keep, schedule, usable
 
 VARIANTS = ("bh1", "bh2", "vary")
 
@@ -28,7 +28,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
     if variant not in VARIANTS:
         raise UnknownName("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
-    orders = _orders(order, grid.steps)
+    orders = schedule(order, grid.steps)
     rows = Rows("unipc", grid, order=max(orders) + 1, history=max(orders) + 1)
     used = 0  # order of the step that led here
     for k in range(grid.steps):
@@ -42,15 +42,6 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
             ahead[f"h{i}"] = ahead.get(f"h{i}", 0.0) + new.alpha * w
         rows.add(k, now, ahead, base=here)
     return rows.table()
-
-
-def _orders(order: int | str, steps: int) -> list[int]:
-    """The most that every step may use."""
-    if not isinstance(order, str):
-        return [whole("order", order, 1, 3)] * steps
-    if len(order) != steps or not set(order) <= set("123"):
-        raise ArgumentError(f"an order schedule for {steps} steps is {steps} digits of 1 to 3, got {order!r}")
-    return [int(digit) for digit in order]
 
 
 def _nodes(grid: Grid, k: int, order: int) -> list[Tensor]:
