@@ -104,8 +104,8 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
     """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
 
     variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
-    Without one it is the nearer of the two: logrho, and tab on a flow. In logrho the last step before the one to the
-    clean level is of order 2 where it is long. First order to the clean level, where log s has no end.
+    Without one it is the nearer of the two: logrho, and tab on a flow. The last step before the one to the clean level
+    is of order 2 in logrho and 1 in tab where it is long. First order to the clean level, where log s has no end.
     Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
     top = whole("order", order, 1, 3)
@@ -124,7 +124,7 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
         s, to = at.s(grid[k]), at.s(grid.end(k))
         first, step = vp_time(s), vp_time(to) - vp_time(s)
         nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(count)]
-        if count == 1:
+        if count == 1 or long_last(grid, k):
             return [to - s]
         width = torch.log(to / s)  # Gauss-Legendre in log s, in which the integrand is smooth
         u = s * torch.exp((POINTS + 1) / 2 * width)
@@ -142,7 +142,7 @@ def dpm_multistep(
     diffusers' DPMSolverMultistepScheduler with algorithm_type="dpmsolver"; on denoised predictions it is `dpmpp_2m` and
     `dpmpp_3m`, which are nearer in few steps. `variant` and `curvature` are theirs: with "heun" it is `deis` in logrho.
     With `eta` it is the reverse SDE ("sde-dpmsolver" at 1), of order 1 (weak): its slopes contain the fresh noise.
-    Order 2 at most on a long last step before the one to the clean level, which is of first order.
+    First order to the clean level and on the step before where that is long.
     Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095, appendix.
     """
     top, bend, e = whole("order", order, 1, 3), finite("curvature", curvature, 0, 1), finite("eta", eta, 0, 100)
@@ -155,11 +155,11 @@ def dpm_multistep(
 
     def weights(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
-        if count == 1:
+        if count == 1 or long_last(grid, k):
             return [to - s]
         h = torch.log(s / to)
         r0 = torch.log(at.s(grid[k - 1]) / s) / h
-        if count == 2 or long_last(grid, k):
+        if count == 2:
             found = line(h, h, r0, variant)
         else:
             found = parabola(h, h, r0, torch.log(at.s(grid[k - 2]) / at.s(grid[k - 1])) / h, bend)
