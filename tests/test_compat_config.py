@@ -127,16 +127,14 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name(name: str) -> None
 
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver"}, "sde-dpmsolver"),
-    ("DPMSolverMultistep", {"algorithm_type": "dpmsolver"}, "dpmsolver\\+\\+"),
+    ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "solver_order": 3}, "solver_order=2"),
     ("DPMSolverMultistep", {"algorithm_type": "deis"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"algorithm_type": "dpm++"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"solver_order": 4}, "solver_order=1, 2 or 3"),
     ("DPMSolverMultistep", {"timestep_spacing": "traling"}, "trailing"),
     ("DPMSolverMultistep", {"final_sigmas_type": "one"}, "sigma_min"),
-    ("DPMSolverSinglestep", {"solver_order": 3}, "DPMSolverMultistepScheduler"),
-    ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver++"}, "DPMSolverSDEScheduler"),
-    ("DPMSolverSinglestep", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, "dpmsolver\\+\\+"),
+    ("DPMSolverSinglestep", {"solver_order": 4}, "solver_order=1, 2 or 3"),
+    ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver"}, "sde-dpmsolver\\+\\+"),
     ("UniPCMultistep", {"predict_x0": False}, "predict_x0=True"),
     ("UniPCMultistep", {"disable_corrector": [0]}, "disable_corrector=\\[\\]"),
     ("UniPCMultistep", {"solver_p": 3}, "solver_p=None"),

@@ -50,6 +50,7 @@ ALIASES: dict[str, Named] = {
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
     # ComfyUI
+    "dpm fast": Named("dpm_fast", options=DISCARDS),
     "dpm 2": Named("dpm2", options=DISCARDS),
     "dpm 2 ancestral": Named("dpm2_ancestral", options=DISCARDS),
     "dpmpp 2m sde heun": Named("dpmpp_2m_sde", options={"variant": "heun"}),
@@ -86,7 +87,7 @@ ALIASES: dict[str, Named] = {
     "kdpm2ancestraldiscretescheduler": Named("dpm2_ancestral"),
     "dpmsolvermultistepscheduler": Named("dpmpp_2m"),
     "edmdpmsolvermultistepscheduler": Named("dpmpp_2m"),
-    "dpmsolversinglestepscheduler": Named("dpmpp_2s"),
+    "dpmsolversinglestepscheduler": Named("dpmpp_singlestep"),
     "dpmsolversdescheduler": Named("dpmpp_sde", noise=BROWNIAN),
     "cosinedpmsolvermultistepscheduler": Named("dpmpp_2m_sde", noise=BROWNIAN),
     "flowmapeulerdiscretescheduler": Named("euler"),

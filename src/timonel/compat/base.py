@@ -374,14 +374,10 @@ class Compat(Members, Times, metaclass=Named):
                 "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
                 "prediction_type='v_prediction', or timestep_spacing='leading'"
             )
-        self._list(self.sampler, self._grouped(made.grid), device)
+        self._list(self.sampler, made.grid, device)
         self.order = self.calls
         self.num_inference_steps = made.grid.steps
         self.init_noise_sigma = self._start(made.grid[0], flags)
-
-    def _grouped(self, grid: Grid) -> Grid:
-        """The levels where steps begin; others are called in between."""
-        return grid
 
     @property
     def _levels(self) -> levels.Levels:

@@ -2,12 +2,10 @@
 
 | flag | refused | why |
 |---|---|---|
-| `algorithm_type` | "dpmsolver" above order 1, "sde-dpmsolver" (deprecated in diffusers) | no timonel sampler |
+| `algorithm_type` | "sde-dpmsolver" of order 3 | diffusers has no formula for it |
 | | "noise_prediction" of SA-Solver | no timonel sampler |
-| | "sde-dpmsolver++" above order 1, DPMSolverSinglestep | diffusers' draws two noises for one interval |
-| `solver_order` | 3 in DPMSolverSinglestep; above 3 anywhere | diffusers' second stage is not the published one |
-| `solver_type` | "heun" with solver_order=3 | the step of order 2 would have to be Heun's too |
-| `lower_order_final` | False with solver_order=3; False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
+| `solver_order` | above 3 | there is no such formula |
+| `lower_order_final` | False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
 | `variance_type` | "fixed_large" and its kin of DDPM | the posterior variance is part of the table |
 | `predict_x0`, `disable_corrector`, `solver_p` | all but the defaults | UniPC predicts x0, corrects every step |
 | `tau_func` | a function | no function can be saved in a config |
@@ -99,17 +97,12 @@ REFUSED: dict[tuple[str, str], Flag] = {
     ("DPMSolverMultistepScheduler", "solver_type"): Flag(_but("midpoint", "heun"), "pass 'midpoint' or 'heun'"),
     ("DPMSolverSinglestepScheduler", "solver_type"): Flag(_but("midpoint", "heun"), "pass 'midpoint' or 'heun'"),
     ("EDMDPMSolverMultistepScheduler", "solver_type"): Flag(_but("midpoint", "heun"), "pass 'midpoint' or 'heun'"),
-    ("DPMSolverMultistepScheduler", "algorithm_type"): Flag(
-        _but("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), "pass 'dpmsolver++' or 'sde-dpmsolver++'"
-    ),
+    ("DPMSolverMultistepScheduler", "algorithm_type"): Flag(_but(*ANY_DPM), "pass 'dpmsolver++' or 'sde-dpmsolver++'"),
     ("DPMSolverSinglestepScheduler", "algorithm_type"): Flag(
         _but("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), "pass 'dpmsolver++' or 'sde-dpmsolver++'"
     ),
     ("EDMDPMSolverMultistepScheduler", "algorithm_type"): Flag(
         _but("dpmsolver++", "sde-dpmsolver++"), "pass 'dpmsolver++' or 'sde-dpmsolver++'"
-    ),
-    ("DPMSolverSinglestepScheduler", "solver_order"): Flag(
-        _but(1, 2), "pass solver_order=2, or use DPMSolverMultistepScheduler with solver_order=3"
     ),
     ("", "solver_order"): Flag(_but(1, 2, 3), "pass solver_order=1, 2 or 3"),
 }

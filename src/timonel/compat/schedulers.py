@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
-from ..pipelines.levels import between
 from ..sampler import Sampler
 from ..table import Table
 from .adams import IPNDMScheduler as IPNDMScheduler
@@ -36,7 +35,7 @@ from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
 from .flags import LEARNED
 from .levels import Asked
-from .rows import FEW, falling, lowered, pairs, second_order
+from .rows import FEW, falling, groups, lowered
 
 Flags = Mapping[str, Any]
 Named = tuple[str, dict[str, Any]]
@@ -223,9 +222,9 @@ class DPMSolverSDEScheduler(Compat):
 
 
 class DPMSolverSinglestepScheduler(Compat):
-    """`dpmpp_2s` with inner calls at every second level of diffusers' list; `euler` and `ddpm` at order 1.
+    """`dpmpp_singlestep`, or `dpm_singlestep` for "dpmsolver": groups of up to `solver_order` calls, N steps N calls.
 
-    As in diffusers, N steps are N network calls: half as many steps of order 2.
+    At order 1 it is `euler`, or `ddpm` with noise.
     """
 
     family = "dpm"
@@ -238,47 +237,28 @@ class DPMSolverSinglestepScheduler(Compat):
 
     def _solver(self, flags: Flags) -> Named:
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
-        if order == 2 and algorithm != "dpmsolver++":
-            raise ArgumentError(
-                f"algorithm_type={algorithm!r} of order 2 is not offered: pass 'dpmsolver++', or use "
-                "DPMSolverSDEScheduler for two calls and noise"
-            )
-        return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
+        noisy = algorithm.startswith("sde")
+        if order == 1:
+            return ("ddpm" if noisy else "euler"), {}
+        options = {"order": order, "variant": flags["solver_type"], **({"eta": 1.0} if noisy else {})}
+        return ("dpm_singlestep" if algorithm == "dpmsolver" else "dpmpp_singlestep"), options
+
+    def _places(self, flags: Flags, calls: int) -> str:
+        """The place of every call in its group; see `rows.groups`."""
+        clean = flags["final_sigmas_type"] == "zero"
+        return groups(calls, flags["solver_order"], clean, flags["lower_order_final"])
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
-        """A last call that ends a pair corrects, where its level is the end itself."""
-        pairs_up = flags["solver_order"] == 2 and not flags["lower_order_final"]
-        super()._make(asked, device, {**flags, "pairs": pairs_up})
-
-    def _grouped(self, grid: Grid) -> Grid:
-        flags, n = self._flags, grid.steps + self._levels.idle
-        if flags["solver_order"] == 1:
-            return grid
-        even = n % 2 == 0
-        ends_lower = flags["lower_order_final"] or flags["final_sigmas_type"] == "zero" or not even
-        single = (2 if even else 1) if ends_lower else 0
-        return pairs(grid, min(grid.steps, max(0, single - self._levels.idle)))
-
-    calls_are_steps = True
-
-    def loop_begin(self, row: int) -> int:
-        return row
-
-    def _steps(self, start: int, stop: int) -> tuple[int, int]:
-        """As they are: in diffusers' list every call is a step."""
-        return start, min(stop, self._listed.table.nfe)
-
-    def cover(self, start: int, stop: int) -> None:
-        """A part that begins or ends at an inner call has a step of order 1 there, as in diffusers."""
-        sampler, grid, table, _ = self._listed
-        start, stop = self._steps(start, stop)
-        part = between(grid, table, start, stop)
-        self._begin(replace(self._compile(sampler, part), first=start), (start, stop))
+        """A last call that ends a group corrects, where its level is the end itself."""
+        n = asked.steps or len(asked.sigmas if asked.times is None else asked.times)
+        super()._make(asked, device, {**flags, "corrects": not self._places(flags, n).endswith("1")})
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        if sampler.name != "dpmpp_2s":
+        """A part that begins inside a group begins with order 1, as in diffusers."""
+        if "order" not in sampler.options:
             return super()._compile(sampler, grid, before)
-        return second_order(grid, self._levels.grid, self._flags["solver_type"])
+        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)
+        return solvers.make(sampler.name, grid, **{**sampler.options, "order": places[before : before + grid.steps]})
 
 
 # -- several predictions -----------------------------------------------------------------------------------
@@ -297,25 +277,32 @@ class LMSDiscreteScheduler(Compat):
 
 
 class Multistep(Compat):
-    """`dpmpp_2m` and its kin: "dpmsolver++" of order 1 to 3, "sde-dpmsolver++", "dpmsolver" of order 1.
+    """`dpmpp_2m` and its kin; `dpm_multistep` for "dpmsolver" and, with noise, "sde-dpmsolver".
 
-    Order 3 has diffusers' second derivative (`curvature` 1/2); with noise it is k-diffusion's, for diffusers' has a
-    wrong sign.
+    Order 3 has diffusers' second derivative (`curvature` 1/2); "sde-dpmsolver++" has k-diffusion's third order, for
+    diffusers' has a wrong sign.
     """
 
     def _solver(self, flags: Flags) -> Named:
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
-        if algorithm == "dpmsolver" and order > 1:
-            raise ArgumentError("algorithm_type='dpmsolver' is offered with solver_order=1; pass 'dpmsolver++'")
+        if algorithm == "sde-dpmsolver" and order > 2:
+            raise ArgumentError(
+                "algorithm_type='sde-dpmsolver' has no formula of order 3, in diffusers neither; pass solver_order=2, "
+                "or algorithm_type='sde-dpmsolver++'"
+            )
         return self._named(order)
 
     def _named(self, order: int) -> Named:
         config = self.config
-        noisy = config["algorithm_type"].startswith("sde")
-        name = {1: "ddpm" if noisy else "euler", 2: "dpmpp_2m", 3: "dpmpp_3m"}[order]
-        options = {"variant": config["solver_type"]} if order > 1 else {}
+        noisy, slopes = config["algorithm_type"].startswith("sde"), config["algorithm_type"].endswith("dpmsolver")
+        options: dict[str, Any] = {"variant": config["solver_type"]} if order > 1 else {}
         if order == 3:
-            options |= {"curvature": 0.5, "final_order": 3}  # `_compile` says where it falls
+            options["curvature"] = 0.5
+        if slopes and (noisy or config["solver_order"] > 1):  # of order 1 without noise it is Euler's either way
+            return "dpm_multistep", {"order": order, **options, **({"eta": 1.0} if noisy else {})}
+        name = {1: "ddpm" if noisy else "euler", 2: "dpmpp_2m", 3: "dpmpp_3m"}[order]
+        if order == 3:
+            options["final_order"] = 3  # `_compile` says where it falls
         return name + ("_sde" if noisy and order > 1 else ""), options
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:

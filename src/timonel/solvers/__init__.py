@@ -19,7 +19,7 @@ from ..errors import ArgumentError, Idle, among, finite, number_of_steps, say_on
 from ..grids import Grid, churn
 from ..process import Process
 from ..table import Table
-from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, unipc
+from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, singlestep, unipc
 from .partial import first_rows as first_rows
 from .partial import part as part
 
@@ -79,6 +79,9 @@ SOLVERS: dict[str, SolverSpec] = {
     "pndm": SolverSpec(adams.pndm, 2, "N + 9", False, "arXiv 2202.09778", rest=adams.pndm_rest),
     "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902", ("order", "euler_at_final")),
     "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902", ("order", "variant")),
+    "dpm_multistep": SolverSpec(
+        adams.dpm_multistep, 2, "N", False, "arXiv 2206.00927", ("order", "variant", "curvature", "eta")
+    ),
     "gradient_estimation": SolverSpec(
         adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848", ("gamma", "euler_at_final")
     ),
@@ -86,6 +89,13 @@ SOLVERS: dict[str, SolverSpec] = {
     "dpm_solver": SolverSpec(exponential.dpm_solver, 3, "3N - 2", False, "arXiv 2206.00927", ("order",)),
     "dpm_fast": SolverSpec(exponential.dpm_fast, 2, "3N - 3", False, "arXiv 2206.00927", ("remainder",), "lam"),
     "dpmpp_2s": SolverSpec(exponential.dpmpp_2s, 2, "2N - 1", False, "arXiv 2211.01095, algorithm 1", ("r",)),
+    "dpmpp_3s": SolverSpec(exponential.dpmpp_3s, 3, "3N - 2", False, "arXiv 2211.01095"),
+    "dpm_singlestep": SolverSpec(
+        singlestep.dpm_singlestep, 2, "N", False, "arXiv 2206.00927; diffusers", ("order", "variant")
+    ),
+    "dpmpp_singlestep": SolverSpec(
+        singlestep.dpmpp_singlestep, 2, "N", False, "arXiv 2211.01095; diffusers", ("order", "variant", "eta")
+    ),
     "dpmpp_2s_ancestral": SolverSpec(
         exponential.dpmpp_2s_ancestral, 2, "2N - 1", True, "k-diffusion", ("eta",)
     ),

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, flag, whole
+from ..errors import ArgumentError, UnknownName, finite, flag, whole
 from ..grids import Grid
 from ..process import double
 from ..table import Rows, Table
-from .algebra import Frame, fit, frame, growing, long_last, rising
+from .algebra import VARIANTS, Frame, fit, frame, growing, line, long_last, parabola, rising
 from .runge_kutta import clean_step
 
 # Adams-Bashforth weights for evenly spaced slopes, newest first
@@ -34,8 +34,10 @@ ADAMS_BASHFORTH = (
 Weights = Callable[[Frame, int, int], "list[Tensor]"]  # frame, step, how many slopes
 
 
-def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights, *, euler_at_final: bool = True) -> Table:
-    """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes."""
+def _multistep(
+    name: str, grid: Grid, top: int, order: int, weights: Weights, *, euler_at_final: bool = True, eta: float = 0.0
+) -> Table:
+    """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes, which are noise where eta > 0."""
     final = flag("euler_at_final", euler_at_final)
     coordinates = frame(grid)
     rows = Rows(name, grid, order=order, history=top, basis=coordinates.basis)
@@ -46,7 +48,9 @@ def _multistep(name: str, grid: Grid, top: int, order: int, weights: Weights, *,
             continue
         m_new = coordinates.m(new)
         found = weights(coordinates, k, rising(grid, k, top, lifts=False))
-        row = {f"h{i}": m_new * w for i, w in enumerate(found)}
+        row = {f"h{i}": (1 + eta) * m_new * w for i, w in enumerate(found)}
+        if eta:
+            row["eps"] = m_new * torch.sqrt(eta * (coordinates.s(now) ** 2 - coordinates.s(new) ** 2))
         rows.add(k, now, {"x": m_new / coordinates.m(now), **row})
     return rows.table()
 
@@ -100,8 +104,8 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
     """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
 
     variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
-    Without one it is the nearer of the two: logrho, and tab on a flow. In logrho the last step before the one to the
-    clean level is of order 2 where it is long. First order to the clean level, where log s has no end.
+    Without one it is the nearer of the two: logrho, and tab on a flow. The last step before the one to the clean level
+    is of order 2 in logrho and 1 in tab where it is long. First order to the clean level, where log s has no end.
     Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
     top = whole("order", order, 1, 3)
@@ -120,7 +124,7 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
         s, to = at.s(grid[k]), at.s(grid.end(k))
         first, step = vp_time(s), vp_time(to) - vp_time(s)
         nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(count)]
-        if count == 1:
+        if count == 1 or long_last(grid, k):
             return [to - s]
         width = torch.log(to / s)  # Gauss-Legendre in log s, in which the integrand is smooth
         u = s * torch.exp((POINTS + 1) / 2 * width)
@@ -128,6 +132,41 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
         return fit(nodes, [(measure * v**p).sum() for p in range(count)])
 
     return _multistep("deis", grid, top, top, in_log if variant == "logrho" else in_time)
+
+
+def dpm_multistep(
+    grid: Grid, *, order: int = 2, variant: str = "midpoint", curvature: float = 1.0, eta: float = 0.0
+) -> Table:
+    """DPM-Solver of `order` 1 to 3 on slopes, whose polynomial is in log s. 1 call per step, deterministic.
+
+    diffusers' DPMSolverMultistepScheduler with algorithm_type="dpmsolver"; on denoised predictions it is `dpmpp_2m` and
+    `dpmpp_3m`, which are nearer in few steps. `variant` and `curvature` are theirs: with "heun" it is `deis` in logrho.
+    With `eta` it is the reverse SDE ("sde-dpmsolver" at 1), of order 1 (weak): its slopes contain the fresh noise.
+    First order to the clean level and on the step before where that is long.
+    Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095, appendix.
+    """
+    top, bend, e = whole("order", order, 1, 3), finite("curvature", curvature, 0, 1), finite("eta", eta, 0, 100)
+    if variant not in VARIANTS:
+        raise UnknownName("variant", variant, VARIANTS)
+    if e and frame(grid).basis != "noise":
+        raise ArgumentError(
+            f"eta={e:g} of 'dpm_multistep' is for image models that begin below pure noise; take 'dpmpp_2m_sde'"
+        )
+
+    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+        s, to = at.s(grid[k]), at.s(grid.end(k))
+        if count == 1 or long_last(grid, k):
+            return [to - s]
+        h = torch.log(s / to)
+        r0 = torch.log(at.s(grid[k - 1]) / s) / h
+        if count == 2:
+            found = line(h, h, r0, variant)
+        else:
+            found = parabola(h, h, r0, torch.log(at.s(grid[k - 2]) / at.s(grid[k - 1])) / h, bend)
+        return [-to * w for w in found]
+
+    declared = 1 if e else min(top, 2) if bend != 1 else top
+    return _multistep("dpm_multistep", grid, top, declared, weights, eta=e)
 
 
 def gradient_estimation(grid: Grid, *, gamma: float = 2.0, euler_at_final: bool = True) -> Table:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError, UnknownName, whole
 from ..grids import Grid
 from ..process import Level, double
 
 SERIES = 0.2  # below this |z| phi functions are summed as a series; above it the recurrence is accurate
 TERMS = 14  # of that series
 LONG = 1.2  # in lam, see `long_last`
+VARIANTS = ("midpoint", "heun")  # of a line through two predictions, see `line`
 
 
 # -- one step of a constant denoised sample ------------------------------------------------------
@@ -120,6 +122,15 @@ def long_last(grid: Grid, k: int) -> bool:
     return bool(gap(grid[k], grid.end(k)) > LONG)
 
 
+def schedule(order: int | str, steps: int) -> list[int]:
+    """The most that every step may use: of a number, or of an order schedule such as "12332". Raises `ArgumentError`."""
+    if not isinstance(order, str):
+        return [whole("order", order, 1, 3)] * steps
+    if len(order) != steps or not set(order) <= set("123"):
+        raise ArgumentError(f"an order schedule for {steps} steps is {steps} digits of 1 to 3, got {order!r}")
+    return [int(digit) for digit in order]
+
+
 # -- exponential integrators ---------------------------------------------------------------------
 def phi(order: int, z: Tensor) -> Tensor:
     """phi_k(z) = int_0^1 e^((1-u)z) u^(k-1)/(k-1)! du, k >= 1; phi_k(0) = 1/k!. Accurate for every number z.
@@ -154,3 +165,28 @@ def decaying(h: Tensor, count: int) -> list[Tensor]:
 def growing(h: Tensor, count: int) -> list[Tensor]:
     """h · int_0^1 e^((1-u)h) u^p du for p = 0 … count - 1: what a slope u^p adds to -y'/s', u falling in log s."""
     return [h * math.factorial(p) * phi(p + 1, h) for p in range(count)]
+
+
+def line(size: Tensor, z: Tensor, r: Tensor, variant: str) -> list[Tensor]:
+    """Weights of the newest prediction and of one made r·h before it, for a step of h.
+
+    Their sum is size·phi_1(z). The line through both is integrated exactly (heun), or its slope counts half of what
+    the value does (midpoint, the published one); the two agree as the step tends to 0.
+    """
+    if variant not in VARIANTS:
+        raise UnknownName("variant", variant, VARIANTS)
+    total = size * phi(1, z)
+    tilt = (total / 2 if variant == "midpoint" else size * phi(2, z)) / r
+    return [total + tilt, -tilt]
+
+
+def parabola(size: Tensor, z: Tensor, r0: Tensor, r1: Tensor, curvature: float) -> list[Tensor]:
+    """Weights of three predictions, newest first, r0·h and r1·h apart: derivatives from differences, integrated exactly.
+
+    `curvature` multiplies the second derivative. h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and h²·D'' = 2·(d0 - d1)/(r0 + r1)
+    with d0 = (h0 - h1)/r0, d1 = (h1 - h2)/r1; D = h0 + h·D'·u + h²·D''·u²/2 for u in [0, 1] along the step.
+    """
+    first, bend = size * phi(2, z), size * phi(3, z) * 2 * curvature
+    spread = (first * r0 + bend) / (r0 + r1)
+    d0, d1 = (first + spread) / r0, -spread / r1
+    return [size * phi(1, z) + d0, d1 - d0, -d1]

@@ -155,6 +155,14 @@ def dpmpp_2s(grid: Grid, *, r: float = 0.5) -> Table:
     return singlestep("dpmpp_2s", grid, dpmpp_2s_tableau(finite("r", r, 0.01, 1)))
 
 
+def dpmpp_3s(grid: Grid) -> Table:
+    """DPM-Solver++ with three stages, DPM-Solver-3's. Order 3, 3 calls per step, deterministic.
+
+    Lu et al. 2022, arXiv 2211.01095, with the inner levels of arXiv 2206.00927 (1/3 and 2/3 of the step).
+    """
+    return singlestep("dpmpp_3s", grid, dpm_3_tableau())
+
+
 def dpmpp_2s_ancestral(grid: Grid, *, eta: float = 1.0) -> Table:
     """`dpmpp_2s` on ancestral levels. Order 2 (weak), 2 calls per step, stochastic. As k-diffusion's."""
     return dpmpp_2s(ancestral(grid, eta))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnknownName, whole
+from ..errors import UnknownName
 from ..grids import Grid
 from ..table import Rows, Table
-from .algebra import decaying, finite_lam, fit, gain, gap, keep, usable
+from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, schedule, usable
 
 VARIANTS = ("bh1", "bh2", "vary")
 
@@ -21,14 +21,15 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
     """UniPC of `order` 1 to 3 for the denoised prediction. 1 call per step, deterministic.
 
     Converges with order + 1, for the corrector adds one. The order rises while history builds up and falls
-    towards a clean end; a string such as "12332" gives the most for every step (their "order schedule").
+    towards a clean end, to 1 on a long last step before it, where it would go astray (`normal`); a string such as
+    "12332" gives the most for every step (their "order schedule").
     `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their UniPC_v, app. C).
     No correction is made across a lift, where the sample did not arrive along the path.
     """
     if variant not in VARIANTS:
         raise UnknownName("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
-    orders = _orders(order, grid.steps)
+    orders = schedule(order, grid.steps)
     rows = Rows("unipc", grid, order=max(orders) + 1, history=max(orders) + 1)
     used = 0  # order of the step that led here
     for k in range(grid.steps):
@@ -36,21 +37,13 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
         here = {"x": torch.ones_like(now.alpha)}
         if k and finite_lam(grid[k - 1]) and not grid.lifted(k):
             here = _corrected(grid, k, used, variant)
-        used = usable(grid, k, min(orders[k], grid.steps - k) if clean else orders[k])
+        most = 1 if not isinstance(order, str) and long_last(grid, k) else orders[k]
+        used = usable(grid, k, min(most, grid.steps - k) if clean else most)
         ahead = {name: keep(now, new) * c for name, c in here.items()}
         for i, w in enumerate(_predictor(grid, k, used, variant)):
             ahead[f"h{i}"] = ahead.get(f"h{i}", 0.0) + new.alpha * w
         rows.add(k, now, ahead, base=here)
     return rows.table()
-
-
-def _orders(order: int | str, steps: int) -> list[int]:
-    """The most that every step may use."""
-    if not isinstance(order, str):
-        return [whole("order", order, 1, 3)] * steps
-    if len(order) != steps or not set(order) <= set("123"):
-        raise ArgumentError(f"an order schedule for {steps} steps is {steps} digits of 1 to 3, got {order!r}")
-    return [int(digit) for digit in order]
 
 
 def _nodes(grid: Grid, k: int, order: int) -> list[Tensor]:
