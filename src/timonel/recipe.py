@@ -20,8 +20,9 @@ from . import process as processes
 from . import reading, solvers
 from .errors import ArgumentError, plain, shown
 from .files import replacing
+from .grids import MOST_STEPS
 from .guidance import Guidance
-from .sampler import MOST_STEPS, Sampler
+from .sampler import Sampler
 
 if TYPE_CHECKING:
     from PIL import Image

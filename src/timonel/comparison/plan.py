@@ -226,15 +226,16 @@ def _listed(subjects: Any) -> list[Any]:
 
 
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
-    """The values without repetitions, in order. Dictionaries of options and the like are few, and compared by pairs."""
+    """The values without repetitions, in order. Objects that cannot be in a set are few, and compared by pairs."""
     if isinstance(values, range):
         return values
     kept, seen, others = list[Any](), set[Any](), list[Any]()
     for value in values:
         try:
-            known = value in seen
-            seen.add(value)
-        except TypeError:
+            key = (json.dumps(value, sort_keys=True), "JSON") if isinstance(value, (dict, list)) else value
+            known = key in seen
+            seen.add(key)
+        except (TypeError, ValueError):
             known = value in others
             others.append(value)
         if not known:
