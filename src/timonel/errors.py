@@ -25,6 +25,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import itertools
 import logging
 import math
 import operator
@@ -33,6 +34,7 @@ from os import PathLike
 from typing import Any
 
 LONG = 160  # characters of a value in a message
+ENTRIES = 1_000_000  # of a list at the border, which may come from something that never ends
 
 
 class TimonelError(Exception):
@@ -198,7 +200,10 @@ def several(what: str, values: Any, example: str) -> tuple[Any, ...]:
     made = plain(values)
     if isinstance(made, (str, bytes, Mapping)) or not isinstance(made, Iterable) or isinstance(made, type):
         raise ArgumentError(f"{what} must be a list, e.g. {example}, got {shown(values)}")
-    return tuple(plain(one) for one in made)
+    entries = tuple(plain(one) for one in itertools.islice(made, ENTRIES + 1))
+    if len(entries) > ENTRIES:
+        raise ArgumentError(f"{what} must be a list, e.g. {example}, got more than {ENTRIES:,} entries")
+    return entries
 
 
 def options(what: str, values: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import solvers
+from . import grids, solvers
 from .errors import ArgumentError, RunError, UnknownName, finite, whole
 from .grids import Grid
 from .guidance import combine
@@ -334,7 +334,7 @@ def reference(process: Process, steps: int, sigma_min: float | None = None) -> G
     low = finite("sigma_min", process.sigma_min if sigma_min is None else sigma_min, 1e-12)
     end = process.at_sigma(double([low]))
     first, last = (-torch.log(1 / level.ratio + 1 / FINITE) for level in (start, end))
-    place = torch.linspace(0, 1, whole("steps", steps, 2), dtype=torch.float64)
+    place = torch.linspace(0, 1, grids.few_enough("steps", steps, 2), dtype=torch.float64)
     inner = process.at_lam(torch.log(torch.exp(-(first + (last - first) * place[1:-1])) - 1 / FINITE))
     levels = Level(*(torch.cat(parts) for parts in zip(start, inner, end, strict=True)))
     return Grid.of(process, levels, "reference")
@@ -363,8 +363,8 @@ def solve(
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
         raise ArgumentError(f"the start must be a floating-point tensor (batch, …), got {type(x).__name__}")
-    tolerance, count = finite("tolerance", tolerance, 1e-14), whole("steps", steps, 2)
-    whole("most", most, 2 * count)
+    tolerance, count = finite("tolerance", tolerance, 1e-14), grids.few_enough("steps", steps, 2)
+    grids.few_enough("most", most, 2 * count)
     spec = solvers.find(solver)
     if spec.stochastic or spec.order < 1:
         raise ArgumentError(f"a reference needs a deterministic solver that converges, and {solver!r} is not one")

@@ -72,10 +72,14 @@ def generate(
     assert run is not None
     with _stem(stem, preview, overwrite) as stem:
         png, sheet, animation = (beside(stem, ending) for ending in ENDINGS)
-        return Made(
-            made.save(picture, png), story.contact_sheet(sheet), story.animation(animation, fps=6), made, seconds,
-            run.advances, run.reason if run.status == "stopped" else "", previews,
-        )  # fmt: skip
+        made.save(picture, png)
+        try:
+            story.contact_sheet(sheet)
+            story.animation(animation, fps=6)
+        except ArgumentError as error:  # the disk is full
+            raise ArgumentError(f"{error}; the picture itself is kept: {str(png)!r}") from error
+        reason = run.reason if run.status == "stopped" else ""
+        return Made(png, sheet, animation, made, seconds, run.advances, reason, previews)
 
 
 @contextmanager

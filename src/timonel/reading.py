@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -74,27 +75,31 @@ def text(path: str | PathLike[str], what: str = "the file", most: int = TEXT) ->
         raise ArgumentError(f"cannot read {what} {str(path)!r}: it is no text in UTF-8") from error
 
 
-def parsed(text: Any, *, finite: bool = True) -> Any:
+def parsed(text: Any, *, finite: bool = True, items: int = ITEMS, once: bool = True) -> Any:
     """What a text in JSON says. Raises `ValueError` where it is none, or is beyond the bounds of this module.
 
-    `finite`: whether NaN and Infinity are refused. A number that is too large for its type, such as 1e999, always is,
-    and so is a dictionary with the same key twice.
+    `finite`: whether NaN and Infinity are refused. A number that is too large for its type, such as 1e999, always is.
+    `items`: how many values it may hold. `once`: whether a dictionary with the same key twice is refused; otherwise
+    the last one counts, as everywhere.
     """
     if not isinstance(text, (str, bytes)):
         raise ValueError(f"a text is needed, not a {type(text).__name__}")
     if len(text) > TEXT:
         raise ValueError(f"it has {len(text):,} characters, more than {TEXT:,}")
+    marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    if sum(text.count(mark) for mark in marks) > items:  # before memory is taken for them
+        raise ValueError(f"it holds more than {items:,} values")
     try:
         made = json.loads(
-            text, parse_int=_whole, parse_float=_real, object_pairs_hook=_unique,
+            text, parse_int=_whole, parse_float=_real, object_pairs_hook=_unique if once else None,
             parse_constant=_refused if finite else None,
         )  # fmt: skip
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEPTH}") from None
-    return bounded(made)
+    return bounded(made, items)
 
 
-def bounded(value: Any) -> Any:
+def bounded(value: Any, items: int = ITEMS) -> Any:
     """`value`, or `ValueError` where it is nested deeper or holds more than what a file of ours may hold."""
     level, count = [value], 0
     for _ in range(DEPTH + 1):
@@ -106,8 +111,8 @@ def bounded(value: Any) -> Any:
                 inner.extend(one)
             elif isinstance(one, int) and one.bit_length() > 4 * DIGITS:
                 raise ValueError("it has a whole number that is too large")
-            if count + len(inner) > ITEMS:
-                raise ValueError(f"it holds more than {ITEMS:,} values")
+            if count + len(inner) > items:
+                raise ValueError(f"it holds more than {items:,} values")
         if not inner:
             return value
         level, count = inner, count + len(inner)
@@ -185,8 +190,7 @@ def _refused(name: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in made if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"it names {twice[:DIGITS]!r} twice")
     return made
 

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from . import guidance as guide
 from . import noise as noises
@@ -20,8 +20,9 @@ from . import process as processes
 from . import reading, solvers
 from .errors import ArgumentError, plain, shown
 from .files import replacing
+from .grids import MOST_STEPS
 from .guidance import Guidance
-from .sampler import MOST_STEPS, Sampler
+from .sampler import Sampler
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,6 +87,9 @@ class Recipe(Data):
     arguments that a file cannot hold, such as a picture. `besides`: what else had a part in it, such as a hook.
     `batch`: how many pictures were made at once. `listed`: the levels are a list that the pipeline is called with.
     `part`: which part of the levels, see `Sampler`.
+
+    A recipe from a picture names a model that whoever wrote the file chose: one that does not ship with timonel is
+    loaded only where the caller names it too, see `helm`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,6 +124,14 @@ class Recipe(Data):
     listed: bool | None = None
     stopped_after: int | None = Field(default=None, ge=0, strict=True)
     versions: dict[str, str] = Field(default_factory=dict)
+
+    _read: tuple[str, str] | None = PrivateAttr(None)  # the picture that it was read from, and the model named there
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are the same, wherever the recipes come from."""
+        return self.__dict__ == other.__dict__ if isinstance(other, Recipe) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def title(self) -> str:
@@ -198,17 +210,32 @@ class Recipe(Data):
                 f"Recipe.read(path).make({lost[0]}=…) with the same"
             )
 
-    def helm(self) -> Helm:
-        """The model of this recipe at the helm."""
+    def helm(self, model: str | None = None) -> Helm:
+        """The model of this recipe at the helm.
+
+        Args:
+            model: the recipe's model again. It is needed where a picture alone names it and it is not a shipped one.
+
+        Raises:
+            ArgumentError: it is needed, or another model than the recipe's.
+        """
+        from . import zoo
         from .pipelines.helm import Helm
 
+        if model is not None and model != self.model:
+            raise ArgumentError(f"the recipe's model is {self.model!r}, and not {shown(model)}")
+        if model is None and self._read is not None and self._read[1] == self.model and self.model not in zoo.MODELS:
+            raise ArgumentError(
+                f"{self._read[0]} names the model {self.model!r}, which does not ship with timonel; where you know it, "
+                f"name it too: tm.replay(path, model={self.model!r})"
+            )
         loading: dict[str, Any] = {"dtype": self.dtype, "device": self.device, **(self.loading or {})}
         return Helm(self.model, **loading)
 
     def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = (), **more: Any) -> tuple[Image.Image, Recipe]:
         """The picture, and the recipe of what really ran (versions, and where it was stopped).
 
-        `more`: arguments that a file cannot hold. Raises `ArgumentError` where one is missing, before any compute.
+        Without `helm` the model is loaded, see `helm()`. `more`: arguments that a file cannot hold. Raises `ArgumentError` where one is missing, before any compute.
         """
         self.check(*more, helm=helm is not None)
         helm = helm or self.helm()
@@ -249,7 +276,9 @@ class Recipe(Data):
         if text is None:
             raise ArgumentError(f"{where} has no timonel recipe in it; only PNGs that timonel wrote can be replayed")
         try:
-            return cls.model_validate(reading.parsed(text))
+            made = cls.model_validate(reading.parsed(text))
+            made._read = (f"the recipe in {where}", made.model)
+            return made
         except ValidationError as error:
             wrong = error.errors()[0]
             at = ".".join(map(str, wrong["loc"]))
@@ -258,9 +287,23 @@ class Recipe(Data):
             raise ArgumentError(f"the recipe in {where} cannot be read: {error}") from error
 
 
-def replay(path: str | PathLike[str], *, hooks: Sequence[Any] = ()) -> Image.Image:
-    """Make the picture at `path` again from its recipe; the same bits on the same machine and versions."""
-    return Recipe.read(path).make(hooks=hooks)[0]
+def replay(path: str | PathLike[str], *, model: str | None = None, hooks: Sequence[Any] = ()) -> Image.Image:
+    """Make the picture at `path` again from its recipe; the same bits on the same machine and versions.
+
+    Args:
+        path: a PNG with a recipe.
+        model: its model, which a file alone does not choose; not needed for the models that ship with timonel.
+        hooks: as in a call of the helm.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ArgumentError: there is no recipe, `model` is needed or another one, or the recipe needs what no file holds.
+    """
+    recipe = Recipe.read(path)
+    recipe.check()
+    return recipe.make(recipe.helm(model), hooks=hooks)[0]
 
 
 @functools.cache

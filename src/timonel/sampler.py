@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import grids, names, solvers
 from . import noise as noises
 from .errors import ArgumentError, finite, instance, number_of_steps, options, say_once, several, whole
-from .grids import Grid
+from .grids import Grid, few_enough
 from .process import Process
 from .table import Table
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
-MOST_STEPS = 1_000_000  # more is a mistake
 DISCARD = "discard_penultimate"  # the option that acts on the grid
 PART = ("start", "stop", "strength", "denoising_start", "denoising_end")
 FILE = ".json"  # how the name of a sampler file ends
@@ -98,7 +97,7 @@ class Sampler:
         }
         for key, low in (("steps", 1), ("start", 0), ("stop", 1)):
             if getattr(self, key) is not None:
-                made[key] = whole(key, getattr(self, key), low, MOST_STEPS)
+                made[key] = few_enough(key, getattr(self, key), low)
         for key in ("strength", "denoising_start", "denoising_end"):
             if getattr(self, key) is not None:
                 made[key] = finite(key, getattr(self, key), 0, 1)

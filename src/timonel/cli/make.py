@@ -236,7 +236,7 @@ def replay(
     _allowed(picture, recipe, yes)
     with reporting(as_json) as report:
         quiet()
-        helm = recipe.helm()
+        helm = recipe.helm(recipe.model)
         with stoppable(helm):
             made, now = recipe.make(helm, hooks=[progress(recipe.title), guard()])
         with placed(path, overwrite=overwrite) as path:

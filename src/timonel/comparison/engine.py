@@ -76,12 +76,16 @@ def works(plan: Plan) -> Iterator[Work]:
         key = json.dumps([r.model, r.dtype, r.device, r.width, r.height, r.arguments], sort_keys=True, default=str)
         found.setdefault(key, []).append(cell)
     for cells in found.values():
-        subjects = list(dict.fromkeys(subject(cell.recipe) for cell in cells))
-        for start in range(0, len(subjects), SAMPLES):
-            some = subjects[start : start + SAMPLES]
-            mine = [cell for cell in cells if subject(cell.recipe) in some]
-            first = {subject(cell.recipe): cell.recipe for cell in reversed(mine)}
-            yield Work(mine, [first[s] for s in some])
+        places: dict[tuple[Any, ...], int] = {}
+        for cell in cells:
+            places.setdefault(subject(cell.recipe), len(places))
+        parts: list[Work] = [Work([]) for _ in range(0, len(places), SAMPLES)]
+        for cell in cells:
+            part, place = divmod(places[subject(cell.recipe)], SAMPLES)
+            parts[part].cells.append(cell)
+            if place == len(parts[part].samples):
+                parts[part].samples.append(cell.recipe)
+        yield from parts
 
 
 def settled(recipe: Recipe, helm: Helm) -> Recipe:

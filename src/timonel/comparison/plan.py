@@ -41,6 +41,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MANY = 1000  # runs that are not begun without a second thought
 MOST = 100_000  # runs of one comparison
 PLAN = 2**22  # bytes of a plan's file
+NUMBER = re.compile(r"[-+0-9a-fox_:.]+")  # in YAML; 1:30:00 is 5400, and takes the square of its length to read
+DOTTED = re.compile(rf"(?:[\w'\"-]+\s*\.\s*){{{reading.DEPTH + 1}}}")
 Value = Any
 
 
@@ -151,20 +153,38 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _parsers() -> dict[str, Callable[[str], Any]]:
-    try:
-        import tomllib as toml
-    except ImportError:  # Python 3.10
-        import tomli as toml  # type: ignore[import-not-found, no-redef, unused-ignore]
-    return {".toml": toml.loads, ".yaml": _yaml, ".yml": _yaml, ".json": reading.parsed}
+    return {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": reading.parsed}
 
 
 def _yaml(text: str) -> Any:
     """YAML without names for parts of it, by which a short file can stand for one without end."""
     import yaml
 
-    if any(isinstance(event, yaml.events.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-        raise ValueError("it repeats a part by its name (*name): write it out")
-    return yaml.safe_load(text)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=loader)):
+        depth += isinstance(event, yaml.events.CollectionStartEvent)
+        depth -= isinstance(event, yaml.events.CollectionEndEvent)
+        if depth > reading.DEPTH or number > 2 * MOST:  # before its reader takes minutes
+            raise ValueError(f"it is nested deeper than {reading.DEPTH}, or holds more than {2 * MOST:,} values")
+        if isinstance(event, yaml.events.AliasEvent):
+            raise ValueError("it repeats a part by its name (*name): write it out")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"it has a tag ({event.tag}): write the value alone")
+        if isinstance(event, yaml.events.ScalarEvent) and len(event.value) > 40 and NUMBER.fullmatch(event.value):
+            raise ValueError("it has a number that is too long")
+    return yaml.load(text, Loader=loader)
+
+
+def _toml(text: str) -> Any:
+    """TOML without names of very many parts, for which its reader takes the square of the time."""
+    try:
+        import tomllib as toml
+    except ImportError:  # Python 3.10
+        import tomli as toml  # type: ignore[import-not-found, no-redef, unused-ignore]
+    if DOTTED.search(text):
+        raise ValueError(f"it has a name of more than {reading.DEPTH} parts")
+    return toml.loads(text)
 
 
 def recipe(at: Mapping[str, Value]) -> Recipe:
@@ -226,15 +246,16 @@ def _listed(subjects: Any) -> list[Any]:
 
 
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
-    """The values without repetitions, in order. Dictionaries of options and the like are few, and compared by pairs."""
+    """The values without repetitions, in order. Objects that cannot be in a set are few, and compared by pairs."""
     if isinstance(values, range):
         return values
     kept, seen, others = list[Any](), set[Any](), list[Any]()
     for value in values:
         try:
-            known = value in seen
-            seen.add(value)
-        except TypeError:
+            key = (json.dumps(value, sort_keys=True), "JSON") if isinstance(value, (dict, list)) else value
+            known = key in seen
+            seen.add(key)
+        except (TypeError, ValueError):
             known = value in others
             others.append(value)
         if not known:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import zoo
-from ..errors import ArgumentError, options, whole
+from ..errors import ArgumentError, options
+from ..grids import few_enough
 from ..process import EDM, Flow, double
 from ..process.edm import CLOCKS
 from ..sampler import DEFAULT, STEPS, Sampler
@@ -91,7 +92,7 @@ def doctor(
     family = recognise(facts)
     row = None if family is None else FAMILIES[family]
     presets = _shipped(facts) or (_defaults(facts, habits) if family is None else PRESETS[family])
-    count = whole("steps", steps) if steps is not None else _steps(presets, sampler)
+    count = few_enough("steps", steps) if steps is not None else _steps(presets, sampler)
     return Diagnosis(
         facts.model, facts.pipeline, facts.own, family,
         zoo.MODELS.get(facts.model, "of no family in the table") if row is None else row.title,

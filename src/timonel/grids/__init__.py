@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ArgumentError, GridError, among, flag, whole
+from ..errors import ArgumentError, GridError, among, flag
 from ..process import Flow, Process, double
 from . import beta, flow, index, published, sigma
 from .custom import custom_sigmas as custom_sigmas
@@ -25,7 +25,9 @@ from .gaussian import gaussian
 from .gits import choose as choose
 from .gits import gits as gits
 from .gits import gits_cost as gits_cost
+from .grid import MOST_STEPS as MOST_STEPS
 from .grid import Grid as Grid
+from .grid import few_enough as few_enough
 from .grid import ratio as ratio
 from .lifts import ancestral as ancestral
 from .lifts import churn as churn
@@ -99,12 +101,13 @@ def make(name: str, process: Process, steps: int, *, discard_penultimate: bool |
         discard = _ends_cleanest(_make(name, process, steps, **options))
     if not discard:
         return _make(name, process, steps, **options)
-    if process.kind == "vp" and whole("steps", steps) >= process.train_steps:
+    count = few_enough("steps", steps)
+    if process.kind == "vp" and count >= process.train_steps:
         raise GridError(
             f"discard_penultimate makes one level more than {steps} steps, and this model has {process.train_steps}; "
             f"use at most {process.train_steps - 1} steps, or discard_penultimate=False"
         )
-    full = _make(name, process, whole("steps", steps) + 1, **options)
+    full = _make(name, process, count + 1, **options)
     left = torch.tensor([*range(full.steps - 1), full.steps])
     return Grid(process, full.alpha[left], full.sigma[left], full.time[left], full.name)
 
@@ -128,7 +131,7 @@ def _make(name: str, process: Process, steps: int, **options: Any) -> Grid:
     On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as their `sigma_min`, the
     others are stretched, see `flow.stretched`. One step has only the first level.
     """
-    spec, count = GRIDS[among("grid", name, GRIDS)], whole("steps", steps)
+    spec, count = GRIDS[among("grid", name, GRIDS)], few_enough("steps", steps)
     terminal = None if "terminal" in spec.options else options.pop("terminal", None)
     if terminal is not None and not isinstance(process, Flow):
         raise ArgumentError(

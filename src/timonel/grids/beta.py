@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import finite, whole
+from ..errors import finite
 from ..process import Process
-from .grid import Grid
+from .grid import Grid, few_enough
 from .sigma import falling, span
 
 
@@ -69,7 +69,7 @@ def beta(process: Process, steps: int, *, alpha: float = 0.6, beta: float = 0.6)
     exactly N. For A1111's and diffusers' `beta` see `beta_sigma`. arXiv 2407.12173.
     """
     a, b = _shape(alpha, beta)
-    u = 1 - torch.arange(whole("steps", steps), dtype=torch.float64) / steps
+    u = 1 - torch.arange(few_enough("steps", steps), dtype=torch.float64) / steps
     return Grid.of(process, process.at_index((process.train_steps - 1) * quantile(u, a, b)), "beta")
 
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, GridError, finite, whole
+from ..errors import ArgumentError, GridError, finite
 from ..process import Flow, Process, double
-from .grid import Grid
+from .grid import Grid, few_enough
 from .sigma import at_sigmas
 
 
@@ -46,7 +46,7 @@ def flow(
 
     Raises `ArgumentError` for two shifts, `GridError` where `terminal` cannot be met.
     """
-    s, count = _shift(process, shift, mu, tokens), whole("steps", steps)
+    s, count = _shift(process, shift, mu, tokens), few_enough("steps", steps)
     top = process.sigma_max
     if not isinstance(process, Flow):
         top = top / (1 + top) if math.isfinite(top) else 1.0

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import finite, whole
+from ..errors import finite
 from ..process import Level, Process, double
 from ..process.level import interpolate
 from .gits import choose
-from .grid import Grid
+from .grid import Grid, few_enough
 
 FINE, MOST = 400, 100  # levels to choose from, and how many of them
 NODES = 8  # of the quadrature between two of them
@@ -27,7 +27,7 @@ def gaussian(process: Process, steps: int, *, std: float = 1.0) -> Grid:
     Above 100 steps the levels lie evenly in lam between those of 100.
     """
     c = finite("std", std, 1e-3, 1e3)
-    count = whole("steps", steps)
+    count = few_enough("steps", steps)
     levels = _levels(process)
     path = choose(_cost(levels.ratio, c), min(count, MOST))  # the last one is the lowest level: nothing is called there
     if count <= MOST:

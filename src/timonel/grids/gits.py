@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, GridError, finite, whole
+from ..errors import ArgumentError, GridError, finite
 from ..process import At, Process
-from .grid import Grid
+from .grid import Grid, few_enough
 from .index import trailing
 from .sigma import karras, usual
+
+MOST_FINE = 2000  # the cost has (fine + 1)² numbers
 
 
 def choose(cost: Tensor, steps: int, coefficient: float = 1.0) -> list[int]:
@@ -99,9 +101,9 @@ def gits(
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentError(f"x must be a batch of noise, a floating-point tensor (batch, …), got {got}")
     weight = finite("coefficient", coefficient, 0.01, 100)
-    count = whole("steps", steps)
+    count = few_enough("steps", steps)
     levels = fine if isinstance(fine, Grid) else None
-    total = levels.steps if levels is not None else whole("fine", fine)
+    total = levels.steps if levels is not None else few_enough("fine", fine, 1, MOST_FINE)
     if count > total:
         raise GridError(f"{count} steps cannot be chosen from {total} fine ones; use fewer steps or a larger fine=")
     if levels is None:

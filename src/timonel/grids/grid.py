@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import GridError
+from ..errors import GridError, whole
 from ..process import Level, Process
+
+MOST_STEPS = 10_000  # ten times the levels that networks are trained at; more is a slip of the finger
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class Grid:
         sizes = {tuple(v.shape) for v in (self.alpha, self.sigma, self.time)}
         if len(sizes) != 1 or self.alpha.ndim != 1 or len(self.alpha) < 2:
             raise GridError(f"a grid needs at least 2 levels as equal 1-D tensors, got shapes {sorted(sizes)}")
+        few_enough("steps", self.steps)
         parts = [self.alpha, self.sigma, self.time, *(self.ends or ())]
         if not bool(torch.isfinite(torch.cat(parts)).all()):
             raise GridError(f"grid {self.name!r} has a level that is not finite")
@@ -93,6 +97,14 @@ class Grid:
             end = process.clean()
             alpha, sigma, time = (torch.cat([a, b]) for a, b in zip(levels, end, strict=True))
         return cls(process, alpha, sigma, time, name)
+
+
+def few_enough(what: str, value: Any, low: int = 1, most: int = MOST_STEPS) -> int:
+    """A number of steps as a Python int. Raises `GridError` for more than any run needs, before levels are made."""
+    count = whole(what, value, low)
+    if count > most:
+        raise GridError(f"{what}={count:,} is more than the {most:,} that a run may have; 10 to 50 are usual")
+    return count
 
 
 def ratio(level: Level) -> float:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..errors import GridError, whole
 from ..process import Process
-from .grid import Grid
+from .grid import Grid, few_enough
 
 
 def _training_indices(process: Process, steps: int) -> int:
-    if whole("steps", steps) > process.train_steps:
+    if few_enough("steps", steps) > process.train_steps:
         raise GridError(
             f"{steps} steps are more than the {process.train_steps} training levels of this model; "
             f"use at most {process.train_steps}"
@@ -113,7 +113,7 @@ def lcm(process: Process, steps: int, *, original_steps: int = 50) -> Grid:
     arXiv 2310.04378, section 4.3. At most `original_steps` steps.
     """
     total = process.train_steps
-    if whole("steps", steps) > whole("original_steps", original_steps, 1, total):
+    if few_enough("steps", steps) > whole("original_steps", original_steps, 1, total):
         raise GridError(f"{steps} steps are more than original_steps={original_steps}; use fewer, or grid='trailing'")
     origin = torch.arange(original_steps, 0, -1, dtype=torch.float64) * (total // original_steps) - 1
     pick = torch.floor(_counted(steps) * (original_steps / steps)).long()

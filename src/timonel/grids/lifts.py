@@ -15,7 +15,7 @@ import torch
 
 from ..errors import ArgumentError, Idle, finite, number_of_steps, whole
 from ..process import Level, double
-from .grid import Grid, ratio
+from .grid import Grid, few_enough, ratio
 
 SAME = 1e-9  # relative distance of two levels that are one
 
@@ -77,6 +77,7 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     top = float(grid.process.at_index(double(grid.process.train_steps - 1.0)).ratio)
     if high > top:
         raise ArgumentError(f"s_max={high:g} is above this process' largest sigma {top:.6g}; use at most that")
+    few_enough("restarts * restart_steps", again * inner, 0)
     levels = [grid[k] for k in range(len(grid))]
     inside = [k for k in range(1, grid.steps) if ratio(levels[k]) > 0]
     if again == 0:

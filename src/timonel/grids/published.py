@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import GridError, whole
+from ..errors import GridError
 from ..process import EDM, VP, Flow, Process, double, interpolate
 from ..process.level import SNAP
-from .grid import Grid
+from .grid import Grid, few_enough
 
 # Align Your Steps (arXiv 2404.14507): 11 noise levels for 10 steps. SD 1.5 and SDXL are published as
 # training times of the scaled-linear schedule, SVD as sigmas.
@@ -31,7 +31,7 @@ OSS = {
 
 def _resampled(knots: Tensor, steps: int) -> Tensor:
     """N of the published levels, log-linear between them; the last is left to the clean level."""
-    place = torch.linspace(0, len(knots) - 1, whole("steps", steps) + 1, dtype=torch.float64)
+    place = torch.linspace(0, len(knots) - 1, few_enough("steps", steps) + 1, dtype=torch.float64)
     return torch.exp(interpolate(place, torch.arange(len(knots), dtype=torch.float64), torch.log(knots)))[:-1]
 
 

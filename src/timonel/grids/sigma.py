@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import GridError, finite, say_once, whole
 from ..process import Flow, Level, Process, double
-from .grid import Grid
+from .grid import Grid, few_enough
 
 
 def peak(process: Process, sigma_max: float | None, name: str) -> float:
@@ -48,7 +48,7 @@ def _ratios(process: Process, sigma_min: float | None, sigma_max: float | None, 
 
 def falling(steps: int) -> Tensor:
     """Evenly spaced from 1 to 0, both included; one step: 1."""
-    count = whole("steps", steps)
+    count = few_enough("steps", steps)
     return torch.linspace(1, 0, count, dtype=torch.float64) if count > 1 else double([1.0])
 
 
@@ -168,7 +168,7 @@ def linear_quadratic(
     threshold_noise in (0, 1). One step visits sigma_max only. Mochi (genmoai/models), ComfyUI.
     """
     top = peak(process, sigma_max, "linear_quadratic")
-    count, rise = whole("steps", steps), finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9)
+    count, rise = few_enough("steps", steps), finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9)
     if count == 1:
         if linear_steps is not None:
             line = whole("linear_steps", linear_steps)
@@ -265,7 +265,7 @@ def bong_tangent(
     stable-diffusion.cpp. One step visits sigma_max. pivot and middle in (0, 1).
     """
     top = peak(process, sigma_max, "bong_tangent")
-    count, where = whole("steps", steps), finite("pivot", pivot, 1e-6, 1 - 1e-6)
+    count, where = few_enough("steps", steps), finite("pivot", pivot, 1e-6, 1 - 1e-6)
     half, steep = finite("middle", middle, 1e-6, 1 - 1e-6), finite("slope", slope, 1e-6, 1e3)
     total = count + 2
     first = min(max(int(total * where), 2), count)  # each piece needs two points

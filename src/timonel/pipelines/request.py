@@ -24,9 +24,9 @@ from ..errors import (
     shown,
     whole,
 )
+from ..grids import few_enough
 from ..guidance import Guidance, cfg
 from ..run import Run
-from ..sampler import MOST_STEPS
 
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")
@@ -46,7 +46,7 @@ def ours(given: Mapping[str, Any]) -> dict[str, Any]:
     """The helm's own arguments. Raises `ArgumentError` for what is none."""
     made = dict(given)
     if made["steps"] is not None:
-        made["steps"] = whole("steps", made["steps"])
+        made["steps"] = few_enough("steps", made["steps"])
     if made["guidance"] is not None and not isinstance(made["guidance"], Guidance):
         made["guidance"] = cfg(made["guidance"])
     made["hooks"] = border.listed(made["hooks"])
@@ -177,7 +177,7 @@ def numbers(what: str, values: Any) -> tuple[float, ...] | None:
 
 def steps(value: Any) -> int | None:
     """A number of steps, None where there is none."""
-    return None if value is None else whole("num_inference_steps", value, 1, MOST_STEPS)
+    return None if value is None else few_enough("num_inference_steps", value)
 
 
 def number(what: str, value: Any) -> float | None:

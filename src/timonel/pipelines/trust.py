@@ -7,7 +7,6 @@ parts that send the readers to another model. What is safe, and why, is in docs/
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
 import re
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ArgumentError, ModelError, shown
-from ..reading import content
+from ..reading import content, parsed
 
 INDEX, MODULAR = "model_index.json", "modular_model_index.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -28,8 +27,9 @@ NO_PICKLE = (
     "{file} is a pickle, which can run code when it is read; take the model's .safetensors, or convert it on a "
     "machine that trusts it: pipe.save_pretrained(folder)"
 )
-MOST_FILES, MOST_DEEP = 20_000, 100  # files of a model; lists and objects inside each other in a configuration
+MOST_FILES = 20_000  # of a model
 MOST_INDEX, MOST_JSON = 2**20, 2**26  # bytes; vocabularies of the largest tokenizers have 2**25
+MOST_VALUES = 8_000_000  # of a configuration; a tokenizer of 256,000 words and their merges has about 2,000,000
 NESTED = 4  # pipelines inside each other
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 CODED = "auto_map"  # transformers and diffusers: which class of which file of the model's own
@@ -94,8 +94,6 @@ def read(name: str, path: Path, most: int = MOST_JSON) -> dict[str, Any]:
     found = _parsed(name, path, _bytes(name, path, most))
     if not isinstance(found, dict):
         raise refused(name, f"its {path.name} cannot be read: it holds {type(found).__name__}, not a configuration")
-    for _ in _entries(name, path.name, found):  # as far down as it goes
-        pass
     return found
 
 
@@ -155,7 +153,7 @@ def _part(name: str, root: Path, files: list[Path], nested: bool) -> None:
 def _configuration(name: str, file: Path, place: str) -> None:
     """Raise `ModelError` where a configuration names code of the model's own or of the hub."""
     data = _bytes(name, file, MOST_JSON)
-    for key, value in _entries(name, place, _parsed(name, file, data)):
+    for key, value in _entries(_parsed(name, file, data)):
         if key == CODED and value:
             raise refused(
                 name, f"{place} has {CODED}={shown(value)}, code that comes with a model and is never run here; "
@@ -165,18 +163,16 @@ def _configuration(name: str, file: Path, place: str) -> None:
             raise refused(name, f"{place} has {key}={shown(value)}, code of the hub; take the entry out")
 
 
-def _entries(name: str, place: str, data: Any) -> Iterator[tuple[str, Any]]:
+def _entries(data: Any) -> Iterator[tuple[str, Any]]:
     """Every key of every object in some JSON with its value, without recursion."""
-    waiting = [(data, 1)]
+    waiting = [data]
     while waiting:
-        one, depth = waiting.pop()
-        if depth > MOST_DEEP:
-            raise refused(name, f"{place} cannot be read: it is more than {MOST_DEEP} levels deep")
+        one = waiting.pop()
         if isinstance(one, dict):
             yield from one.items()
-            waiting += [(value, depth + 1) for value in one.values() if isinstance(value, (dict, list))]
-        elif isinstance(one, list):
-            waiting += [(value, depth + 1) for value in one if isinstance(value, (dict, list))]
+            one = list(one.values())
+        if isinstance(one, list):
+            waiting += [value for value in one if isinstance(value, (dict, list))]
 
 
 def _known(name: str, place: str, entry: list[Any]) -> None:
@@ -237,9 +233,9 @@ def _bytes(name: str, path: Path, most: int) -> bytes:
 
 def _parsed(name: str, path: Path, data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise refused(name, f"its {path.name} cannot be read: {error!r}") from error
+        return parsed(data.decode("utf-8"), finite=False, items=MOST_VALUES, once=False)
+    except ValueError as error:
+        raise refused(name, f"its {path.name} cannot be read: {error}") from error
 
 
 def _has_objects(path: Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ArgumentError, among, finite, is_number, path, several, whole
 from ..files import writable
-from ..grids import usual
+from ..grids import few_enough, usual
 from ..guidance import Guidance
 from ..process import Level, Process
 from ..sampler import Sampler
@@ -65,7 +65,7 @@ def _counts(steps: int | Sequence[int]) -> list[int]:
     for count in counts:
         if count == 1:
             raise ArgumentError("one step has no levels to choose: fit 2 or more")
-    return list(dict.fromkeys(whole("steps", count, 2) for count in counts))
+    return list(dict.fromkeys(few_enough("steps", count, 2) for count in counts))
 
 
 def begins(method: str | None, start: Sampler | str | None, counts: list[int], process: Process) -> None:
