@@ -457,7 +457,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             if not run.started:
                 run.start(sample)
             elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
-                run.latents = sample
+                run.replace(sample)
             self._advance(raw, variance_noise, learned)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
