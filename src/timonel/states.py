@@ -47,8 +47,8 @@ ORDERS: Mapping[str, Order] = MappingProxyType({
 })  # fmt: skip
 REMEDIES = {
     "new": "it has not started: begin it with run.start(noise), or wait for its first step, e.g. with handle.wait()",
-    "running": "make a new Run, or go back with run.rewind(0)",
-    "paused": "make a new Run, or go back with run.rewind(0)",
+    "running": "it has already started: make a new Run, or go back with run.rewind(0)",
+    "paused": "it has already started: make a new Run, or go back with run.rewind(0)",
     "finishing": "its loop is over: wait for the end of the call, e.g. with handle.result(), then go on with "
                  "run.rewind(step) and helm(…, resume=run)",
     "done": "it is complete: go back with run.rewind(step) first",
