@@ -14,6 +14,7 @@ from collections import OrderedDict
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from .control import elsewhere
 from .driver import UNKNOWN, Driver
 from .errors import RunError
 from .program import Program
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from .run import Run
 
 #: fields that are made anew, for they are a process' own or follow from the others
-ANEW = ("_change", "_due", "_flight", "_watched", "driver", "lent", "memory", "program")
+ANEW = (
+    "_border", "_change", "_due", "_flight", "_hooking", "_loop", "_waiting", "_watched", "driver", "firing", "lent",
+    "memory", "program",
+)  # fmt: skip
 SHARED = ("context", "hooks", "noise", "shape")  # of copies in one process
 
 
@@ -35,6 +39,10 @@ def fields(run: Run) -> dict[str, Any]:
             x, version, before = watched
             if here.x is x and (version < 0 or x._version != version):
                 made["_state"] = run._edited(before, here)
+        if elsewhere(run._hooking):
+            stands = run._between()
+            made |= {"_state": stands.state, "_last": stands.last, "_clean": stands.clean, "_called": stands.called}
+            made["_status"] = "running"
         made["_kept"] = OrderedDict((step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items())
         return made
 
@@ -43,7 +51,8 @@ def revive(run: Run, made: dict[str, Any]) -> None:
     """Make `run` of the fields of another one."""
     vars(run).update(made)
     run._kept = OrderedDict((step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items())
-    fresh = {"_due": UNKNOWN, "memory": UNKNOWN, "_flight": None, "_watched": None, "lent": ()}
+    fresh: dict[str, Any] = {"_due": UNKNOWN, "memory": UNKNOWN, "_waiting": False, "firing": False, "lent": ()}
+    fresh |= dict.fromkeys(("_border", "_flight", "_hooking", "_loop", "_watched"))
     vars(run).update(fresh, _change=threading.Condition(threading.RLock()), driver=Driver())
     run.program = Program.bind(run.table, run.prediction, run.shape)
 

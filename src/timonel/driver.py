@@ -31,6 +31,10 @@ class Driver:
         """Whether the caller's own switch ends the run; the switch is off again afterwards."""
         return False
 
+    def holds(self) -> bool:
+        """Whether the call that drives the run goes on: past its loop no order can be done before it ends."""
+        return False
+
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Raises `TimonelError` where the coming rows of `run` cannot be guided so."""
 

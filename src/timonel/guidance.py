@@ -269,6 +269,8 @@ class Guided:
         @property
         def row(self) -> int: ...
 
+        def check(self, order: str) -> None: ...
+
         @property
         def _here(self) -> State: ...
 
@@ -277,13 +279,19 @@ class Guided:
         """How the run is guided. Assign `cfg(…)`, a scale or None, from any thread: it acts from the next row on.
 
         Raises `TimonelError` at the assignment, and the run goes on as it was, where the rows to come cannot be
-        guided so.
+        guided so, or where no row is to come; see `states`.
         """
         return (self._coming or self._guiding).guidance
 
     @guidance.setter
     def guidance(self, value: Guidance | float | Sequence[float] | None) -> None:
         guidance = settled(value)
+        with self._change:
+            self.check("guidance")
+            self._guide(guidance)
+
+    def _guide(self, guidance: Guidance | None) -> None:
+        """Guide the rows to come so; see `guidance`."""
         with self._change:
             flies = self._flight not in (None, threading.get_ident())  # another thread computes a row
             new = Guiding.of(guidance, self.table, self.prediction, self.row + flies)

@@ -8,7 +8,8 @@ solver's history, and the initial sample; nothing that grows with the steps unle
     picture = run.result
 
 `stop`, `pause`, `resume` and `rewind` may be called from any thread; they take effect at the next
-row. Hooks are called after every completed grid step, in the thread that advances the run.
+row, or are refused, see `states`. Hooks are called after every completed grid step, in the thread that advances the
+run. A copy of the run (`save`, `branch`) is one of between two rows, when the hooks of the first are through.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from torch import Tensor
 
 from . import border
 from . import prediction as predictions
+from .control import Border, Controlled, elsewhere
 from .driver import UNKNOWN, Driver
-from .errors import ArgumentError, HookError, RunError, TimonelError, function, instance, shown, whole
+from .errors import ArgumentError, HookError, RunError, TimonelError, function, instance, whole
 from .guidance import Guidance, Guided, Guiding, settled
 from .hooks import Hook
-from .kernel import combine
 from .noise import Noise
 from .process import At
 from .program import Program, Shape, State
+from .states import REMEDIES
 from .table import Table
 
 
@@ -44,8 +46,9 @@ class Kept(NamedTuple):
     memory: Any
 
 
-class Run(Guided):
-    """One journey. See the module's docstring; how it is guided is told by `guidance.Guided`.
+class Run(Guided, Controlled):
+    """One journey. See the module's docstring; what one orders it is in `control.Controlled`, how it is guided in
+    `guidance.Guided`.
 
     `table`: the compiled sampler. `prediction`: what the raw output means. `noise`: the noise source,
     needed by stochastic tables. `hooks`: called after each step. `shape`: changes the denoised
@@ -93,26 +96,15 @@ class Run(Guided):
         self._called: int | None = None  # the row of the newest call
         self.memory: Any = UNKNOWN  # what the network remembered where the run came to rest
         self._due: Any = UNKNOWN  # what it has to be given back before the next row
-        self._flight: int | None = None  # the thread that computes a row
         self._change = threading.Condition(threading.RLock())
-        self._status, self._paused, self._stopping = "new", False, False
-        self._goto: int | None = None
-        self._until = 0  # the step up to which a run that is paused goes, after a rewind
-        self._finished = False
-        self._watched: tuple[Tensor, int, Tensor] | None = None  # x, its version and a copy, while edits are possible
+        self._rest()
         self.advances = 0  # rows computed so far, those computed again after a rewind included
         self.firing = False  # hooks are being called
         self.moved = False  # the state was replaced by a rewind since the last row
-        self.reason = ""  # why the run was stopped
 
     # -- where it is -------------------------------------------------------------------------
     def __repr__(self) -> str:
         return f"<Run: {self.table.solver}, {self.status}, step {self.step} of {self.steps}>"
-
-    @property
-    def status(self) -> str:
-        """One of new, running, paused, stopped, done, failed."""
-        return "paused" if self._status == "running" and self._paused else self._status
 
     @property
     def started(self) -> bool:
@@ -155,25 +147,6 @@ class Run(Guided):
         None after a rewind, until the network is called again.
         """
         return None if self._last is None else self._last[:2]
-
-    @property
-    def latents(self) -> Tensor:
-        """The sample at `level`. In a hook or while paused, change it in place or assign a tensor of its shape."""
-        return self._here.x
-
-    @latents.setter
-    def latents(self, value: Tensor) -> None:
-        with self._change:
-            here = self._here
-            border.tensor("latents", value)
-            if value.shape != here.x.shape:
-                raise ArgumentError(f"latents must keep their shape {tuple(here.x.shape)}, got {tuple(value.shape)}")
-            watched = self._watched is not None
-            self._unwatch()
-            if value is not here.x:
-                self._state = self._edited(here.x, self._here._replace(x=value))
-            if watched:
-                self._watch()
 
     @property
     def history(self) -> tuple[Tensor | None, ...]:
@@ -219,46 +192,45 @@ class Run(Guided):
         """
         border.tensor("the start", x)
         with self._change:
-            if self.started:
-                raise RunError("this run has already started; make a new Run, or rewind it with run.rewind(0)")
+            self.check("start")
             x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
             past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
             self._begin(State(0, x, x if self.table.uses_base else None, past))
-            self._start = self._here
-        self.driver.looping(True)
-        self._fire("on_start")
-        with self._change:
-            self._start = self._here.clone()
+            self._start, self._hooking = self._here, threading.get_ident()
+        try:
+            self.driver.looping(True)
+            self._fire("on_start")
+        finally:
+            with self._change:
+                self._start = self._here.clone()
+                self._through()
 
     def _begin(self, state: State) -> None:
         self._state, self._status = state, "running"
 
     def rows(self) -> Iterator[int]:
         """The rows to call the network for. Yields the same row again until `advance` is called."""
-        while self.proceed():
-            yield self.row
-        self.finish()
+        try:
+            while True:
+                while self.proceed():
+                    yield self.row
+                self.finish()
+                if self._status != "running":  # or somebody went back at the very end
+                    return
+        finally:
+            with self._change:
+                self._loop = self._flight = None
 
     def proceed(self) -> bool:
-        """Wait while paused, go back if a rewind was asked for; False once the run has ended."""
+        """Wait while paused, go back if a rewind was ordered; False once the run has ended."""
         with self._change:
-            self._flight = None
-            while True:
-                self._unwatch()
-                self._settle()
-                if self._goto is not None:  # also while paused, so that one can rewind, look, edit and go on
-                    self._go_back(self._goto)
-                    self._goto = None
-                if self.driver.interrupted():
-                    self.stop("the pipeline was interrupted")
-                if not self._paused or self._stopping or self.step < self._until:
-                    break
-                self._watch()
-                self._change.wait(self.driver.patience)
+            self._loop, self._flight = threading.get_ident(), None
+            self._await()
             if self._stopping and self._status == "running":
                 self._status = "stopped"
                 self.memory = self.driver.remembered() if self._keep else UNKNOWN
             if self._status != "running":
+                self._loop, self._paused = None, False
                 return False
             self.driver.looping(True)
             if self._due is not UNKNOWN:
@@ -266,34 +238,72 @@ class Run(Guided):
             self._flight = threading.get_ident()
             return True
 
+    def _await(self) -> None:
+        """Between two rows: what was ordered meanwhile is done, and what is paused waits."""
+        while True:
+            self._unwatch()
+            self._settle()
+            if self._goto is not None:  # also while paused, so that one can rewind, look, edit and go on
+                self._go_back(self._goto)
+                self._goto = None
+            if self.driver.interrupted():
+                self._stop("the pipeline was interrupted")
+            waits = self._paused and self._status in ("running", "done")
+            if not waits or self._stopping or self.step < self._until:
+                return
+            self._watch()
+            self._waiting = True
+            try:
+                self._change.wait(self.driver.patience)
+            finally:
+                self._waiting = False
+
     def advance(self, raw: Tensor, noise: Noise | None = None) -> None:
         """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks if a step ended.
 
         `noise`: of this row alone, in the place of the run's.
         """
         if self._status not in ("running", "stopped"):
-            raise RunError(f"cannot advance a run that is {self.status}")
-        state = self._here
+            raise RunError(f"cannot advance a run that is {self.status}: {REMEDIES[self._status]}")
+        state, ends = self._here, self.table.ends_step(self.row)
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
         border.output(raw, state.x)
+        self._flight = threading.get_ident()
         new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
+            if ends and self.hooks:
+                self._border = Border(state, self._last, self._clean, self._called, UNKNOWN)
+                self._hooking = threading.get_ident()
             self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
             self._called, self.memory, self._due, self._flight = state.row, UNKNOWN, UNKNOWN, None
             self._settle()
             self.advances, self.moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
-        if self.table.ends_step(state.row):
-            self._fire("on_step")
-            if self._keep and new.row < self.table.nfe:
-                kept = Kept(self._here.clone(), self.denoised, self._called, self.driver.remembered())
-                with self._change:  # other threads copy what is kept
-                    self._kept[self.step] = kept
-                    while len(self._kept) > self._keep:
-                        self._kept.popitem(last=False)
+            self._change.notify_all()
+        if ends:
+            try:
+                self._fire("on_step")
+            finally:
+                self._through()
+            self._keep_state()
+
+    def _through(self) -> None:
+        """The hooks of a row are: its border is reached."""
+        with self._change:
+            self._border = self._hooking = None
+            self._change.notify_all()
+
+    def _keep_state(self) -> None:
+        if not self._keep or self.row == self.table.nfe:
+            return
+        kept = Kept(self._here.clone(), self.denoised, self._called, self.driver.remembered())
+        with self._change:  # other threads copy what is kept
+            self._kept[self.step] = kept
+            while len(self._kept) > self._keep:
+                self._kept.popitem(last=False)
 
     def finish(self) -> None:
         """Call `on_end` hooks once; the loop that drives the run calls it when the rows are over."""
@@ -310,7 +320,8 @@ class Run(Guided):
         One that somebody interrupted (`KeyboardInterrupt`) is stopped; `resume` lets either of them go on.
         """
         with self._change:
-            self._flight = None
+            self._loop = self._flight = None
+            self._through()
             self._settle()
             if self._finished or self._status == "new":
                 return
@@ -321,6 +332,15 @@ class Run(Guided):
         for hook in self.hooks:
             with suppress(Exception):
                 hook.on_end(self)
+
+    def leave(self) -> None:
+        """The call that drove the run is over, and no loop of it will ask for a row: a run that goes on is stopped."""
+        with self._change:
+            self._loop = self._flight = None
+            self._paused = False
+            if self._status == "running" and self.started:
+                self._status, self.reason = "stopped", self.reason or "the pipeline left its loop"
+        self.finish()
 
     # -- hooks -------------------------------------------------------------------------------
     def _fire(self, point: str) -> None:
@@ -345,68 +365,7 @@ class Run(Guided):
             self._status = "failed"
             raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
 
-    # An edit of x must reach the base of solvers that correct it (UniPC), or the corrector undoes it.
-    def _carry(self) -> float | None:
-        return self.program.rows[self.row].carry if self.started and self.row < self.table.nfe else None
-
-    def _watch(self) -> None:
-        """From here to `_unwatch` x may be edited in place; remember it where that has to be carried on."""
-        if self._carry() is not None:
-            x = self._here.x
-            self._watched = (x, -1 if x.is_inference() else x._version, x.clone())
-
-    def _unwatch(self) -> None:
-        if self._watched is None:
-            return
-        x, version, before = self._watched
-        self._watched = None
-        if self._here.x is x and (version < 0 or x._version != version):
-            self._state = self._edited(before, self._here)
-
-    def _edited(self, before: Tensor, state: State) -> State:
-        """`state` with the edit x - before carried into its base."""
-        carry = self._carry()
-        if carry is None or state.base is None:
-            return state
-        return state._replace(base=combine([(1.0, state.base), (carry, state.x), (-carry, before)], state.x.dtype))
-
-    # -- control, from any thread ------------------------------------------------------------
-    def stop(self, reason: str = "") -> None:
-        """End at the next row; `result` is then the newest denoised prediction."""
-        instance("reason", reason, str, "a sentence")
-        with self._change:
-            self._stopping, self.reason = True, reason or self.reason
-            self._change.notify_all()
-
-    def release(self) -> None:
-        """Let go of the sample tensor that was handed out: the run continues with a copy of its own."""
-        with self._change:
-            watched = self._watched is not None
-            self._unwatch()
-            self._state = self._here._replace(x=self._here.x.clone())
-            if watched:
-                self._watch()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the run ends at the next row."""
-        return self._stopping
-
-    def pause(self) -> None:
-        """Wait before the next row until `resume` or `stop`; after a rewind, once its step is reached again."""
-        with self._change:
-            self._paused = True
-
-    def resume(self) -> None:
-        """Go on after `pause`; after a stop or a failure, the loop that drives the run can be entered again."""
-        with self._change:
-            self._paused = False
-            if self._status in ("running", "stopped", "failed") and self.started:
-                ended = self.row == self.table.nfe
-                self._status, self._stopping, self._finished = "done" if ended else "running", False, False
-                self.reason = ""
-            self._change.notify_all()
-
+    # -- another call ------------------------------------------------------------------------
     def adopt(self, fresh: Run) -> None:
         """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver and context.
 
@@ -416,7 +375,7 @@ class Run(Guided):
         before, self.driver = self.driver, fresh.driver
         try:
             if self.row < self.table.nfe:
-                self.guidance = fresh.guidance
+                self._guide(fresh.guidance)
         except TimonelError:
             self.driver = before
             raise
@@ -425,7 +384,7 @@ class Run(Guided):
         self.hooks, self.lent = [*self.hooks, *fresh.hooks], tuple(fresh.hooks)
         self.context, self.noise = fresh.context, self.noise or fresh.noise
         self._due = None if self.memory is UNKNOWN else self.memory
-        self.resume()
+        self._go_on()
         for hook in self.lent:
             self._call(hook, "on_resume")
 
@@ -433,27 +392,6 @@ class Run(Guided):
         """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of their own."""
         self.driver = Driver()
         self.hooks, self.lent = [hook for hook in self.hooks if all(hook is not other for other in self.lent)], ()
-
-    def rewind(self, step: int) -> None:
-        """Go back so that `step` steps are completed, at the next row.
-
-        Continues from the kept state (`keep=`) at or nearest before `step`, else from the start;
-        steps in between are computed again, with the same noise and the same hooks, while the run is paused too.
-        Raises `RunError` for a step the run has not reached.
-        """
-        with self._change:
-            try:
-                step = whole("step", step, 0, self.step)
-            except ArgumentError:
-                raise RunError(
-                    f"cannot rewind to step {shown(step)}: the run has completed {self.step} of {self.steps} steps"
-                ) from None
-            if self._start is None:
-                raise RunError("the run has not started; there is nothing to rewind")
-            self._goto, self._until, self._stopping = step, step, False
-            if self._status in ("done", "stopped", "failed"):
-                self._status, self._finished = "running", False
-            self._change.notify_all()
 
     def _go_back(self, step: int) -> None:
         at = max((s for s in self._kept if s <= step), default=None)
@@ -471,20 +409,32 @@ class Run(Guided):
     def branch(self, *, hooks: Sequence[Hook | Callable[[Run], None]] = ()) -> Run:
         """A second run at the same point, with its own copy of the state; edits to one leave the other alone."""
         with self._change:
-            self.latents = self._here.x  # an edit in place reaches the base first
+            self.check("branch")
+            here = self._between()
             twin = Run(
                 self.table, self.prediction, noise=self.noise, hooks=hooks, shape=self.shape, keep=self._keep,
                 context=self.context,
             )  # fmt: skip
             twin._guiding = self._coming or self._guiding
-            twin._begin(self._here.clone())
+            twin._begin(here.state.clone())
             twin._start = self._start
             twin._kept = OrderedDict((k, s._replace(state=s.state.clone())) for k, s in self._kept.items())
-            twin._last, twin._clean, twin._called = self._last, self._clean, self._called
-            twin.memory = self._resting()
-            if self.row == self.table.nfe:
+            twin._last, twin._clean, twin._called, twin.memory = here.last, here.clean, here.called, here.memory
+            if here.state.row == self.table.nfe:
                 twin._status = "done"
             return twin
+
+    def _between(self) -> Border:
+        """Where the run stands between two rows. While hooks are called that is before their row, but for themselves.
+
+        Raises `RunError` while those of the start are called.
+        """
+        if elsewhere(self._hooking):
+            if self._border is None:
+                raise RunError("the run is about to begin, its hooks are called: wait for its first step")
+            return self._border
+        self.replace(self._here.x)  # an edit in place reaches the base first
+        return Border(self._here, self._last, self._clean, self._called, self._resting())
 
     def _resting(self) -> Any:
         """What the network remembers at this state; `UNKNOWN` while a row is computed or after the run's end."""
@@ -509,19 +459,17 @@ class Run(Guided):
         return deep(self, memo)
 
     # -- saving ------------------------------------------------------------------------------
-    def states(self) -> tuple[State, State]:
-        """The start and the present state, as one consistent pair."""
-        with self._change:
-            if self._start is None:
-                raise RunError("the run has not started; there is nothing to save")
-            self.latents = self._here.x  # an edit in place reaches the base first
-            return self._start, self._here
-
     def snapshot(self) -> tuple[State, Kept]:
-        """The start, and the present state with its prediction, as one consistent pair."""
+        """The start, and a copy of the state between two rows with its prediction, as one consistent pair."""
         with self._change:
-            start, here = self.states()
-            return start, Kept(here, None if self._called is None else self.denoised, self._called, self._resting())
+            self.check("save")
+            here = self._between()
+            clean = here.clean
+            if clean is None and here.last is not None:
+                x, raw, row = here.last
+                clean = self.program.denoised(row, x, raw)
+            assert self._start is not None
+            return self._start, Kept(here.state.clone(), clean, here.called, here.memory)
 
     def restore(
         self, start: State, here: State, clean: Tensor | None = None, called: int | None = None, since: int = 0

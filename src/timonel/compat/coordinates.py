@@ -148,7 +148,7 @@ class Coordinates(Scheduler):
         diffusers' classes of several calls keep the sample of a step's first call and go on from it.
         """
         if run.row == run.table.first_row(run.step):
-            run.latents = sample
+            run.replace(sample)
         else:
             run.see(sample)
 

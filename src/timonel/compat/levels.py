@@ -113,8 +113,9 @@ def _stops(flags: Flags) -> bool:
 
 
 def _corrects(flags: Flags, count: int) -> bool:
-    """Whether a last call that moves nothing corrects the sample: always, or where it ends a pair of `count` calls."""
-    return bool(flags.get("corrects")) or (bool(flags.get("pairs")) and count % 2 == 0)
+    """Whether a last call that moves nothing corrects the sample; a class with groups of calls says so by their count."""
+    rule = flags.get("corrects", False)
+    return bool(rule(count) if callable(rule) else rule)
 
 
 # -- training times ------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def _indexed(family: str, process: Process, flags: Flags, asked: Asked) -> Level
     levels = process.at_time(_times(family, process, flags, asked))
     if flags.get("set_alpha_to_one", True) and not flags.get("ends_at_time_zero"):
         return Levels(Grid.of(process, levels, "index"))
-    return _ended(process, *levels, bool(flags.get("corrects")))
+    return _ended(process, *levels, _corrects(flags, len(levels[0])))
 
 
 # -- sigmas ----------------------------------------------------------------------------------------------

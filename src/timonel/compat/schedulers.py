@@ -250,8 +250,7 @@ class DPMSolverSinglestepScheduler(Compat):
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
         """A last call that ends a group corrects, where its level is the end itself."""
-        n = asked.steps or len(asked.sigmas if asked.times is None else asked.times)
-        super()._make(asked, device, {**flags, "corrects": not self._places(flags, n).endswith("1")})
+        super()._make(asked, device, {**flags, "corrects": lambda calls: not self._places(flags, calls).endswith("1")})
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         """A part that begins inside a group begins with order 1, as in diffusers."""

@@ -271,7 +271,7 @@ def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[
 
     `going`: the call is at work in another thread, which may need what a decode would move out of its way.
     """
-    clean = run.latents if run.called_at is None else run.denoised
+    clean = run.result if run.called_at is None else run.denoised  # neither waits for a row that is computed
     if going and context.moves and (decode or not context.shipped):
         raise RunError(
             "no picture from outside while the models of this pipeline are moved between devices: use "

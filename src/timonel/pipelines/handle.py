@@ -10,6 +10,7 @@ from .. import border
 from ..errors import RunError, instance
 from ..hooks import Hook
 from ..run import Run
+from ..states import GOES, allowed, check
 from .decode import previewed
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Handle:
         handle.run.guidance = 9.0
         picture = handle.result().images[0]
 
-    `pause`, `stop` and `resume` may come before the first step; the pipeline's thread is a daemon.
+    `pause`, `stop` and `resume` may come before the first step. Once the loop is over, while the pipeline decodes and
+    afterwards, orders are refused with `RunError`, see `states`. The pipeline's thread is a daemon.
     """
 
     def __init__(self, helm: Helm, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -53,6 +55,8 @@ class Handle:
         self._made: Any = None
         self._error: BaseException | None = None
         self._ended = False
+        resume = options.get("resume")
+        self._complete = isinstance(resume, Run) and resume.row == resume.table.nfe  # it is only decoded
         hooks = [_Begun(self), *border.listed(options.pop("hooks", None))]
         self._call = helm.ready(args, {**options, "hooks": hooks})
         self._thread = threading.Thread(target=self._work, name="timonel-helm", daemon=True)
@@ -79,15 +83,27 @@ class Handle:
             self._early.clear()
             self._change.notify_all()
 
-    def _order(self, order: Callable[[Run], None], early: bool = True) -> None:
-        """`early`: whether it may wait for the run to begin."""
+    def _order(self, name: str, order: Callable[[Run], Any]) -> Any:
+        """Do an order, or let it wait for the run to begin; `RunError` where the state refuses it, see `states`."""
         with self._change:
-            if self.done:
-                raise RunError(f"this call has ended ({self.status}); begin another, with helm.start(…)")
-            if self._run is None and early:
-                self._early.append(order)
-            else:
-                order(self.run)
+            if self._run is None:
+                if not self.done and not allowed(name, "new"):
+                    return order(self.run)  # which says that there is none
+                check(name, self._phase, self.status)
+                return self._early.append(order)
+            with self._run.holding():
+                check(name, self._phase, self.status)
+                return order(self._run)
+
+    @property
+    def _phase(self) -> str:
+        """The state that `states.ORDERS` is about. The call's own loop is meant: nobody else goes on with its run."""
+        if self.done:
+            return "ended"
+        if self._run is None:
+            return "finishing" if self._complete else "new"
+        phase = self._run.phase
+        return phase if phase in ("new", *GOES) else "finishing"
 
     # -- where it is -----------------------------------------------------------------------------
     def __repr__(self) -> str:
@@ -106,7 +122,7 @@ class Handle:
             return "failed" if self._error is not None or self._run is None else self._run.status
         if self._run is None:
             return "starting"
-        return "finishing" if self._run.status in ("done", "stopped") else self._run.status
+        return "failed" if self._run.status == "failed" else self._phase
 
     @property
     def run(self) -> Run:
@@ -128,24 +144,25 @@ class Handle:
     # -- control -------------------------------------------------------------------------------
     def pause(self) -> None:
         """Wait before the next step."""
-        self._order(Run.pause)
+        self._order("pause", Run.pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._order(Run.resume)
+        self._order("resume", Run.resume)
 
     def stop(self, reason: str = "") -> None:
         """End at the next step; the newest denoised prediction is decoded and becomes the result."""
         instance("reason", reason, str, "a sentence")
-        self._order(lambda run: run.stop(reason))
+        self._order("stop", lambda run: run.stop(reason))
 
     def rewind(self, step: int) -> None:
         """Go back so that `step` steps are completed. Raises `RunError` for a step that was not reached."""
-        self._order(lambda run: run.rewind(step), early=False)
+        self._order("rewind", lambda run: run.rewind(step))
 
     def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
         """A second run at the same point; continue it with `helm(…, resume=branch)` once this call has ended."""
-        return self.run.branch(hooks=hooks)
+        made: Run = self._order("branch", lambda run: run.branch(hooks=hooks))
+        return made
 
     def preview(self, *, decode: bool = False) -> list[Image.Image]:
         """Pictures of the newest denoised prediction, one per sample; linear and small unless `decode`.

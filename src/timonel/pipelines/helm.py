@@ -184,6 +184,8 @@ class Helm:
             try:
                 with one_row_loops(self.pipe, scheduler):
                     made = self._pass(scheduler, options, claim)
+                if scheduler.current is not None:
+                    scheduler.current.leave()
             except BaseException as error:
                 if scheduler.current is not None:
                     scheduler.current.fail(error)

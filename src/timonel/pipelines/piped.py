@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ..driver import Driver
@@ -10,7 +11,7 @@ from ..guidance import Guidance
 from ..run import Run
 from . import caches
 from .busy import Claim
-from .caller import pipeline_of
+from .caller import pipeline_of, pipelines
 from .gate import Gate, networks
 
 
@@ -31,6 +32,12 @@ class Piped(Driver):
             return False
         self.pipe._interrupt = False  # or a loop that looks skips the turn that hands the result over
         return True
+
+    def holds(self) -> bool:
+        """Whether the pipeline is at work, in any thread."""
+        if self.claim is not None:
+            return self.claim.thread is not None
+        return any(pipe is self.pipe for frame in list(sys._current_frames().values()) for pipe in pipelines(frame))
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         if self.gate is None:

@@ -428,7 +428,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
 
     def _bring(self, run: Run, sample: Tensor) -> None:
         """The pipeline comes back with a sample that it has changed."""
-        run.latents = sample
+        run.replace(sample)
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)

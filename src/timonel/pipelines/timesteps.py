@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, RunError
+from ..states import allowed
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -108,7 +109,7 @@ class Hand:
     def follow(self, run: Run) -> None:
         """Stop where the scheduler that this one was copied from has stopped."""
         lead = None if self.leader is None else self.leader.current
-        if lead is not None and lead.stopping:
+        if lead is not None and lead.stopping and allowed("stop", run.phase):
             run.stop(lead.reason)
 
     def loop_of(self, timestep: Any) -> Loop | None:
@@ -297,9 +298,11 @@ def _follow(loop: Loop, times: list[Tensor], scheduler: Scheduler) -> Iterator[T
     times = [*run.table.time[:-1].to(times[0]).unbind()]
     seen, row = -1, run.row
     while scheduler.current is run:
-        if run.advances == seen:
+        if run.advances == seen and row + 1 < len(times):
             row += 1
         else:
+            if run.advances == seen:
+                run.stop("the pipeline was interrupted")
             if not run.proceed():
                 break
             row = run.row
@@ -314,8 +317,6 @@ def _follow(loop: Loop, times: list[Tensor], scheduler: Scheduler) -> Iterator[T
                     raise Rewound
                 if not hand.put(run.latents):
                     yield from _idly(times[max(row - 1, 0)], hand)
-        if row >= len(times):
-            break
         seen = run.advances
         hand.turn += 1
         yield loop.show(first + row, times[row])
@@ -344,9 +345,6 @@ def _idly(time: Tensor, hand: Hand) -> Iterator[Tensor]:
 def _end(listed: list[Tensor], scheduler: Scheduler) -> Iterator[Tensor]:
     """The loop is over: what the pipeline holds, and will decode, becomes the result."""
     run, hand = scheduler.run, scheduler.hand
-    if run.status == "running":
-        run.stop("the pipeline was interrupted")
-        run.proceed()
     if run.status == "stopped":
         result = run.result
         if not hand.is_held(result):
