@@ -18,6 +18,7 @@ from compat_runs import relative, same_noise
 from timonel import compat
 from timonel.compat.members import INTERNAL
 from timonel.compat.schedulers import CLASSES
+from timonel.errors import ArgumentError, RunError
 
 XL = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
@@ -308,3 +309,29 @@ def test_the_latent_consistency_pipelines_give_the_latents_that_they_give_with_d
             given = {**case.inputs(), "num_inference_steps": steps, "original_inference_steps": 40}
             made.append(pipe(**given, generator=torch.Generator().manual_seed(3)).images)
     assert relative(made[1], made[0]) < 1e-4
+
+
+def test_edms_index_is_taken_back_only_after_a_step_that_was_a_look() -> None:
+    """diffusers' Cosmos pipelines step for a prediction and take the index back; elsewhere it moves with the run."""
+    ours = compat.EDMEulerScheduler()
+    ours.set_timesteps(4)
+    x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * ours.init_noise_sigma
+    ours.step(x, ours.timesteps[0], ours.scale_model_input(x, ours.timesteps[0]))
+    ours._step_index = 1  # where it is
+    with pytest.raises(RunError, match="run.rewind"):
+        ours._step_index -= 1
+    with pytest.raises(ArgumentError, match="shape of the sample"):
+        ours.step(x, ours.timesteps[1], x, pred_original_sample=x[:, :2])
+
+
+def test_edm_euler_takes_a_clean_prediction_in_the_place_of_the_output() -> None:
+    ends = []
+    for lib in (diffusers, compat):
+        scheduler = lib.EDMEulerScheduler()
+        scheduler.set_timesteps(5)
+        x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            clean = torch.tanh(scheduler.scale_model_input(x, t))
+            x = scheduler.step(clean, t, x, return_dict=False, pred_original_sample=clean)[0]
+        ends.append(x)
+    assert torch.allclose(*ends, atol=1e-5)

@@ -24,9 +24,10 @@ QUICK = (
 )  # fmt: skip
 # one of each thing that pipelines ask of the class of their own scheduler
 ASKING = (
-    "BriaPipeline", "CogView4Pipeline", "Cosmos2TextToImagePipeline", "CycleDiffusionPipeline", "DDIMPipeline",
-    "IFPipeline", "KandinskyV22Pipeline", "LatentConsistencyModelPipeline", "LongCatAudioDiTPipeline",
-    "LTXConditionPipeline", "MochiPipeline", "StableDiffusionLatentUpscalePipeline", "TextToVideoZeroPipeline",
+    "BriaPipeline", "CogView4Pipeline", "Cosmos2TextToImagePipeline", "CosmosVideoToWorldPipeline",
+    "CycleDiffusionPipeline", "DDIMPipeline", "IFPipeline", "KandinskyV22Pipeline", "LatentConsistencyModelPipeline",
+    "LongCatAudioDiTPipeline", "LTXConditionPipeline", "MochiPipeline", "StableDiffusionLatentUpscalePipeline",
+    "TextToVideoZeroPipeline",
 )  # fmt: skip
 quiet = pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
 
@@ -70,14 +71,26 @@ def test_compat_class_follows_what_a_pipeline_registers_through_a_file(tmp_path:
     assert levels[0][0] == pytest.approx(80.0)
 
 
+OTHER_COORDINATES = {
+    "StableDiffusionLatentUpscalePipeline": r"x0 \+ sigma·noise",
+    "CosmosTextToWorldPipeline": "calls step twice a turn",
+}
+
+
 @quiet
+@pytest.mark.parametrize("derived", [False, True], ids=["diffusers' class", "a class made from it"])
 @pytest.mark.parametrize("socket", ["helm", "scheduler"])
-def test_loop_that_computes_with_other_coordinates_is_refused_before_a_call(socket: str) -> None:
-    trial = Trial(CASES["StableDiffusionLatentUpscalePipeline"])
+@pytest.mark.parametrize("key", OTHER_COORDINATES)
+def test_loop_that_computes_with_other_coordinates_is_refused_before_a_call(
+    key: str, socket: str, derived: bool
+) -> None:
+    trial = Trial(CASES[key])
+    if derived:
+        trial.pipe.__class__ = type("Mine", (type(trial.pipe),), {})
     if socket == "scheduler":
         trial.pipe.scheduler = tm.Scheduler.from_config(trial.pipe.scheduler.config)
     call = trial.steer if socket == "helm" else trial.plainly
-    with trial.counted() as calls, pytest.raises(ModelError, match=r"x0 \+ sigma·noise"):
+    with trial.counted() as calls, pytest.raises(ModelError, match=OTHER_COORDINATES[key]):
         call()
     assert calls == []
 

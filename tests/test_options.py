@@ -228,6 +228,18 @@ WAYS = [set_by_attribute, set_by_item, set_as_pipelines_do, registered]
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_what_scripts_write_for_pndm_is_kept_for_pndm_and_changes_nothing_here(way: Any) -> None:
+    scheduler = tm.Scheduler.from_config(VP, sampler="euler")
+    scheduler.set_timesteps(10)
+    before = scheduler.timesteps.tolist()
+    used_after(way, scheduler, "skip_prk_steps", True)
+    assert scheduler.timesteps.tolist() == before
+    assert compat.PNDMScheduler.from_config(scheduler.config).config.skip_prk_steps is True
+    with pytest.raises(UnknownName, match="skip_prk"):  # what nobody writes is refused as before
+        used_after(way, scheduler, "skip_prk", True)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_key_that_is_set_in_place_acts(way: Any) -> None:
     for make in (lambda: tm.Scheduler.from_config(VP, sampler="euler"), lambda: compat.DDIMScheduler.from_config(VP)):
         scheduler = make()

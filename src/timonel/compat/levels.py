@@ -192,7 +192,7 @@ def _indexed(family: str, process: Process, flags: Flags, asked: Asked) -> Level
     levels = process.at_time(_times(family, process, flags, asked))
     if flags.get("set_alpha_to_one", True) and not flags.get("ends_at_time_zero"):
         return Levels(Grid.of(process, levels, "index"))
-    return _ended(process, *levels, _corrects(flags, len(levels[0])))
+    return _ended(process, *levels, corrects=True)  # loops, callbacks and a strength count the call that is idle
 
 
 # -- sigmas ----------------------------------------------------------------------------------------------

@@ -156,6 +156,10 @@ class Members:
         data = self._data("precondition_inputs")
         return sample / (sigma**2 + data**2) ** 0.5
 
+    def _get_conditioning_c_in(self, sigma: float | Tensor) -> float | Tensor:
+        """`1 / sqrt(sigma² + sigma_data²)`, which Cosmos' pipeline of video to world reads."""
+        return 1 / (sigma**2 + self._data("_get_conditioning_c_in") ** 2) ** 0.5
+
     def precondition_noise(self, sigma: float | Tensor) -> Tensor:
         """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,) (arXiv 2206.00364)."""
         self._data("precondition_noise")

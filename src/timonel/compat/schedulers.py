@@ -33,6 +33,7 @@ from .defaults import (
 )  # fmt: skip
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
+from .edm import EDMEulerScheduler as EDMEulerScheduler
 from .flags import LEARNED
 from .levels import Asked
 from .rows import FEW, falling, groups, lowered
@@ -138,15 +139,6 @@ class EulerAncestralDiscreteScheduler(Compat):
     takes = ("generator", "return_dict")
     defaults = {**BETAS, "prediction_type": "epsilon", **SPACING, "rescale_betas_zero_snr": False}
     solver = "euler_ancestral"
-
-
-class EDMEulerScheduler(Compat):
-    """`euler` on EDM's process."""
-
-    family, kinds, unit = "edm", ("edm",), False
-    takes = (*CHURN, "generator", "return_dict", "pred_original_sample")
-    defaults = {**EDM, "final_sigmas_type": "zero"}
-    solver = "euler"
 
 
 class FlowMatchEulerDiscreteScheduler(Compat):

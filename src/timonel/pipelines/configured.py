@@ -107,9 +107,10 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """Take changed keys, of which those that are `asked` for have to act; returns them as they are kept."""
         defaults = self._defaults()
-        for key in asked:
-            if key not in defaults:
+        for key in asked:  # what pipelines and scripts write into any scheduler means nothing to most of them
+            if key not in defaults and key not in acting.WRITTEN:
                 raise UnknownName("scheduler option", key, defaults)
+        asked = {key: value for key, value in asked.items() if key in defaults}
         changes = model.registered(self.process, changes)
 
         def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:

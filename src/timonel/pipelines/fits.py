@@ -25,13 +25,15 @@ FOREIGN = {
     r"def posterior_sample\(": "computes noise from its own scheduler's variances",
     r"sample_schedulers\b": "steps every frame with a scheduler of its own",
     r"scheduler\.__dict__": "keeps a copy of its scheduler's state for each view",
-    r"scheduler\._step_index -= 1": "calls step twice a turn, once to read its own scheduler's prediction",
 }
+TWICE = r"scheduler\._step_index -= 1"
+FOREIGN[TWICE] = "calls step twice a turn, once to read its own scheduler's prediction"
 # a loop that scales a sigma as a sample makes the prediction itself, of samples that are not of unit variance
 EXPLODES = r"scheduler\.scale_model_input\(sigma"
 FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
-SHARES = re.compile(r"progress_bar\(timesteps\[:-1\]\)")  # of a list of shares, whose end is left out
-INDEXED = re.compile(r"\b(?:alphas|alphas_cumprod|betas)\[")
+SHARES = r"progress_bar\(timesteps\[:-1\]\)"  # of a list of shares, whose end is left out
+INDEXED = r"\b(?:alphas|alphas_cumprod|betas)\["
+SHARED = {"builtins", "diffusers.configuration_utils", "diffusers.pipelines.pipeline_utils", "diffusers.utils.hub_utils"}
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
@@ -74,24 +76,41 @@ def steps_with_scheduler(pipe: Any) -> bool:
 
 def foreign(pipe: Any) -> str | None:
     """What a pipeline's loop asks of the sampler of its own scheduler, which no table has; None where nothing."""
-    modules = {cls.__module__: cls for cls in type(pipe).__mro__ if cls.__module__.startswith("diffusers.pipelines.")}
-    shared = ("diffusers.pipelines.pipeline_utils",)
-    source = "".join(_source(inspect.getmodule(cls)) for name, cls in modules.items() if name not in shared)
-    return next((why for pattern, why in FOREIGN.items() if re.search(pattern, source)), None)
+    return next((why for pattern, why in FOREIGN.items() if _has(type(pipe), pattern)), None)
 
 
 def keeps_unit_variance(pipe: Any) -> None:
     """Raises `ModelError` for a pipeline whose loop does arithmetic on samples `x0 + sigma·noise`."""
-    if pipe is not None and _explodes(type(pipe).__module__):
+    if pipe is None:
+        return
+    name = type(pipe).__name__
+    use = "use its own scheduler, or timonel.compat.{}.from_config(…) of its configuration"
+    if _has(type(pipe), EXPLODES):
         raise ModelError(
-            f"{type(pipe).__name__} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
-            "use its own scheduler, or timonel.compat.EulerDiscreteScheduler.from_config(…) of its configuration"
+            f"{name} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
+            + use.format("EulerDiscreteScheduler")
+        )
+    if _has(type(pipe), TWICE):
+        raise ModelError(
+            f"{name} begins with sigma_max·noise and calls step twice a turn, once for a prediction alone; this "
+            "scheduler keeps unit variance and steps: " + use.format("EDMEulerScheduler")
         )
 
 
+def steps_twice(pipe: Any) -> bool:
+    """Whether a pipeline calls step once a turn for its prediction alone, and takes the index back."""
+    return pipe is not None and _has(type(pipe), TWICE)
+
+
 @cache
-def _explodes(module: str) -> bool:
-    return re.search(EXPLODES, _source(sys.modules.get(module))) is not None
+def _has(cls: type, pattern: str) -> bool:
+    """Whether the source of a pipeline's class, and of those that it is made from, has a pattern.
+
+    Of a class with a call of its own it is that of its module, whose functions the call may use.
+    """
+    parts = [part for part in cls.__mro__ if part.__module__ not in SHARED]
+    sources = (_source(sys.modules.get(p.__module__) if "__call__" in vars(p) else p) for p in parts)
+    return any(re.search(pattern, source) for source in sources)
 
 
 def rounds_down(pipe: Any) -> bool:
@@ -104,12 +123,12 @@ def rounds_down(pipe: Any) -> bool:
 
 def changes(pipe: Any) -> dict[str, Any]:
     """What a pipeline's source says of its model that its scheduler's config does not: times that are shares."""
-    return {"process": "cosine"} if SHARES.search(_source(inspect.getmodule(type(pipe)))) else {}
+    return {"process": "cosine"} if _has(type(pipe), SHARES) else {}
 
 
 def indexes_by_time(pipe: Any) -> bool:
     """Whether a pipeline reads its scheduler's betas at a time of the loop, which has to be a whole number then."""
-    return INDEXED.search(_source(inspect.getmodule(type(pipe)))) is not None
+    return _has(type(pipe), INDEXED)
 
 
 def _source(module: Any) -> str:

@@ -1,0 +1,90 @@
+"""diffusers' Euler on EDM's process, with what Cosmos' first pipelines read of it."""
+
+# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ArgumentError, RunError
+from ..pipelines import request
+from ..pipelines.attributes import Stepped
+from ..pipelines.caller import pipeline_of
+from ..pipelines.fits import steps_twice
+from ..run import Run
+from .base import Compat
+from .defaults import CHURN, EDM
+
+
+class Looked(Stepped):
+    """What a step would give that the run does not make."""
+
+    _clean: Tensor
+
+    @staticmethod
+    def of(run: Run, sample: Tensor, clean: Tensor) -> Looked:
+        """Of Euler's next row of `run`, whose batch may be another than that of `sample`."""
+        on_x, _, on_clean, *_ = run.table.x[run.row].tolist()
+        made: Looked = Looked(run, on_x * sample + on_clean * clean)  # type: ignore[assignment]
+        made._clean = clean
+        return made
+
+    @property
+    def pred_original_sample(self) -> Tensor:
+        """The denoised prediction."""
+        return self._clean
+
+
+class EDMEulerScheduler(Compat):
+    """`euler` on EDM's process.
+
+    Cosmos' first pipelines call `step` twice a turn: for the clean predictions of both parts of their guidance, and
+    once more with what they make of them. The first call leaves the run where it is.
+    """
+
+    family, kinds, unit = "edm", ("edm",), False
+    takes = (*CHURN, "generator", "return_dict", "pred_original_sample")
+    defaults = {**EDM, "final_sigmas_type": "zero"}
+    solver = "euler"
+    _looked = False  # the last call was one that leaves the run where it is
+
+    @property
+    def _step_index(self) -> int | None:
+        """The place of the next step in diffusers' count, which pipelines take back after they have looked."""
+        here = self.step_index
+        return (here or 0) + 1 if self._looked else here
+
+    @_step_index.setter
+    def _step_index(self, index: int) -> None:
+        if not self._looked and index != self._step_index:
+            raise RunError(
+                f"_step_index is {self._step_index} and cannot be set to {index}: to go back use run.rewind(step), to "
+                "begin elsewhere a slice of timesteps"
+            )
+        self._looked = False
+
+    def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any) -> Any:  # type: ignore[override]
+        """Advance by one network call. `pred_original_sample`: the clean prediction in place of the network's output.
+
+        The arguments besides are those of the other classes. Raises `ArgumentError` and `RunError` as they do.
+        """
+        clean = others.pop("pred_original_sample", None)
+        looks = clean is None and steps_twice(pipeline_of(self))
+        if clean is None and not looks:
+            return super()._step(model_output, timestep, sample, **others)
+        request.step(model_output if clean is None else clean, sample, others.get("generator"), others.get("eta"))
+        if clean is not None and clean.shape != sample.shape:
+            raise ArgumentError(
+                f"pred_original_sample must have the shape of the sample {tuple(sample.shape)}, got {tuple(clean.shape)}"
+            )
+        if self.hand.rests():
+            self._looked = looks
+            return Looked.of(self.run, sample, sample) if looks else super()._step(clean, timestep, sample, **others)
+        run = self._at(timestep, sample)
+        if looks:
+            self._looked = True
+            return Looked.of(run, sample, run.program.denoised(run.row, sample, model_output))
+        on_x, on_output = run.program.rows[run.row].denoised
+        return super()._step((clean - on_x * sample) / on_output, timestep, sample, **others)
