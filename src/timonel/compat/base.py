@@ -20,7 +20,6 @@ from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..grids import Grid
-from ..noise import source
 from ..pipelines import acting, model, request
 from ..pipelines.listing import Listing
 from ..process import VE, Process
@@ -30,6 +29,7 @@ from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
 from .coordinates import Coordinates
+from .draws import Draws
 from .flags import CHOICES, INERT, NEUTRAL, REFINES, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
 from .kin import Named, hidden
 from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
@@ -40,7 +40,7 @@ NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Members, Coordinates, metaclass=Named):
+class Compat(Members, Coordinates, Draws, metaclass=Named):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -427,6 +427,8 @@ class Compat(Members, Coordinates, metaclass=Named):
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
                 )
         request.step(model_output, sample, generator, eta)
+        if self.eta is not None and generator is not None and passed.get("variance_noise") is not None:
+            raise ArgumentError("step got a generator and variance_noise: give one of them, for there is one noise")
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
@@ -451,14 +453,6 @@ class Compat(Members, Coordinates, metaclass=Named):
         sampler = replace(sampler, options={**sampler.options, "eta": eta})
         self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
         self.cover(*self._covered)
-
-    def _seed(self, generator: Any, batch: int) -> None:
-        """`noise_sampler_seed` of the config first, as diffusers' class has it."""
-        chosen = self.config.get("noise_sampler_seed") if "noise_sampler_seed" in self.defaults else None
-        if chosen is None:
-            super()._seed(generator, batch)
-        elif self.run.noise == self._unseeded:
-            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
 
     def _shape(self) -> Any:
         flags = self._flags

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
+from ..noise import source
+from ..pipelines.generators import Seeding
 from ..pipelines.levels import between
 from ..sampler import Sampler
 from ..table import Table
@@ -59,6 +62,9 @@ class DDIMScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "ddim", {"eta": 0.0}
 
+    def _draws(self) -> bool:
+        return bool(self._sampler.options["eta"] > 0)
+
     def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
         """The variance of the noise between two training times at eta = 1, which editing pipelines read.
 
@@ -93,11 +99,14 @@ class DDPMScheduler(Compat):
     }  # fmt: skip
     solver = "ddpm"
 
-    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+    def _draws(self) -> bool:
+        return self.run.level.time > 0
+
+    def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
         """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
         run, kind = self.run, self.config["variance_type"]
         if kind not in LEARNED:
-            return super()._advance(raw, noise, learned)
+            return super()._apply(raw, noise, learned)
         if learned is None:
             raise ArgumentError(
                 f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
@@ -105,7 +114,7 @@ class DDPMScheduler(Compat):
             )
         top, low = run.table.level(run.row), run.table.level(run.row + 1)
         if float(low.sigma) == 0:
-            return super()._advance(raw, noise)
+            return super()._apply(raw, noise, None)
         most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
         if kind == "learned_range":
             size = most ** ((learned + 1) / 2)
@@ -138,6 +147,9 @@ class EulerAncestralDiscreteScheduler(Compat):
     defaults = {**BETAS, "prediction_type": "epsilon", **SPACING, "rescale_betas_zero_snr": False}
     solver = "euler_ancestral"
 
+    def _draws(self) -> bool:
+        return True
+
 
 class EDMEulerScheduler(Compat):
     """`euler` on EDM's process."""
@@ -156,6 +168,7 @@ class FlowMatchEulerDiscreteScheduler(Compat):
 
     family, kinds = "flow", ("flow", "ve")
     takes = (*CHURN, "generator", "per_token_timesteps", "return_dict")
+    draws_in = torch.float32
     defaults = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
@@ -164,6 +177,9 @@ class FlowMatchEulerDiscreteScheduler(Compat):
 
     def _solver(self, flags: Flags) -> Named:
         return ("lcm" if flags["stochastic_sampling"] else "euler"), {}
+
+    def _draws(self) -> bool:
+        return bool(self.config["stochastic_sampling"])
 
 
 # -- two calls a step --------------------------------------------------------------------------------------
@@ -219,6 +235,14 @@ class DPMSolverSDEScheduler(Compat):
     defaults = {**NARROW, "prediction_type": "epsilon", **SHAPES, "noise_sampler_seed": None, **SPACING}
     solver = "dpmpp_sde"
 
+    def _seed(self, generator: Any, batch: int) -> None:
+        """`noise_sampler_seed` of the config first, as diffusers' class has it."""
+        chosen = self.config["noise_sampler_seed"]
+        if chosen is None:
+            Seeding._seed(self, generator, batch)
+        elif self.run.noise == self._unseeded:
+            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
+
 
 class DPMSolverSinglestepScheduler(Compat):
     """`dpmpp_2s` with inner calls at every second level of diffusers' list; `euler` and `ddpm` at order 1.
@@ -226,7 +250,7 @@ class DPMSolverSinglestepScheduler(Compat):
     As in diffusers, N steps are N network calls: half as many steps of order 2.
     """
 
-    family = "dpm"
+    family, draws_in = "dpm", "both"
     takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -242,6 +266,9 @@ class DPMSolverSinglestepScheduler(Compat):
                 "DPMSolverSDEScheduler for two calls and noise"
             )
         return ("dpmpp_2s" if order == 2 else "ddpm" if algorithm.startswith("sde") else "euler"), {}
+
+    def _draws(self) -> bool:
+        return bool(self.config["algorithm_type"].startswith("sde"))
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
         """A last call that ends a pair corrects, where its level is the end itself."""
@@ -352,6 +379,9 @@ class Multistep(Compat):
             raise ArgumentError("algorithm_type='dpmsolver' is offered with solver_order=1; pass 'dpmsolver++'")
         return self._named(order)
 
+    def _draws(self) -> bool:
+        return bool(self.config["algorithm_type"].startswith("sde"))
+
     def _named(self, order: int) -> Named:
         config = self.config
         noisy = config["algorithm_type"].startswith("sde")
@@ -380,7 +410,7 @@ class Multistep(Compat):
 class DPMSolverMultistepScheduler(Multistep):
     """`dpmpp_2m` and its kin; see `Multistep`."""
 
-    family = "dpm"
+    family, draws_in = "dpm", torch.float32
     takes = ("generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -393,7 +423,7 @@ class DPMSolverMultistepScheduler(Multistep):
 class EDMDPMSolverMultistepScheduler(Multistep):
     """`DPMSolverMultistepScheduler` on EDM's process."""
 
-    family, kinds, unit = "edm", ("edm",), False
+    family, kinds, unit, draws_in = "edm", ("edm",), False, "both"
     takes = ("generator", "return_dict")
     defaults = {
         **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
@@ -460,6 +490,9 @@ class SASolverScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
         return "sa_solver", {**orders, "variant": "simple"}
+
+    def _draws(self) -> bool:
+        return True
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after = self._flags, self._levels.idle
