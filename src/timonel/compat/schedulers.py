@@ -489,18 +489,23 @@ class SASolverScheduler(Compat):
 
     def _solver(self, flags: Flags) -> Named:
         orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
-        return "sa_solver", {**orders, "variant": "simple"}
+        return "sa_solver", {**orders, **self._noisy(flags), "variant": "simple"}
+
+    def _noisy(self, flags: Flags) -> dict[str, float]:
+        """Options for noise between the training times 200 and 800, of however many there are."""
+        start, stop = (time / flags["num_train_timesteps"] for time in (200, 800))
+        return {"start": start, "stop": min(stop, 1.0)} if start <= 1 else {"eta": 0.0}
 
     def _draws(self) -> bool:
         return True
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after = self._flags, self._levels.idle
-        ahead, back = flags["predictor_order"], flags["corrector_order"]
+        ahead, back, noisy = flags["predictor_order"], flags["corrector_order"], self._noisy(flags)
 
         def make(left: int) -> Table:
             orders = {"predictor_order": min(ahead, left), "corrector_order": min(back, left + 1)}
-            return solvers.make("sa_solver", grid, **orders, variant="simple")
+            return solvers.make("sa_solver", grid, **orders, **noisy, variant="simple")
 
         most = max(ahead, back)
         orders = falling(most, grid.steps, after) if flags["lower_order_final"] else [most] * grid.steps
