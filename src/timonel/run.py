@@ -175,6 +175,13 @@ class Run(Guided):
             if watched:
                 self._watch()
 
+    def show(self, x: Tensor) -> None:
+        """Take `x` for the sample of the coming row alone; a base that the row goes back to stays as it is."""
+        with self._change:
+            base = self._here.base
+            self.latents = x
+            self._state = self._here._replace(base=base)
+
     @property
     def denoised(self) -> Tensor:
         """The newest prediction of the clean sample, as the solver used it; after a rewind that of its step."""

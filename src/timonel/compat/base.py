@@ -25,6 +25,7 @@ from ..pipelines.listing import Listing
 from ..process import VE, Process
 from ..process.config import name_of
 from ..program import Directed
+from ..run import Run
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
@@ -441,6 +442,16 @@ class Compat(Members, Coordinates, Draws, metaclass=Named):
             )
         self._warn_unscaled()
         return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
+
+    def _bring(self, run: Run, sample: Tensor) -> None:
+        """Inside a step of two calls a changed sample is what the second slope is taken at; the step begins as it did.
+
+        That is what diffusers' classes do, and loops rely on it that hand in the network's scaled input.
+        """
+        if self.calls > 1 and run.row != run.table.first_row(run.table.step[run.row]):
+            run.show(sample)
+        else:
+            run.latents = sample
 
     def _take(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""

@@ -457,7 +457,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             if not run.started:
                 run.start(sample)
             elif not self.hand.holds(sample) and not self.hand.brings(sample, run):
-                run.latents = sample
+                self._bring(run, sample)
             self._advance(raw, variance_noise, learned)
             if run.row >= run.table.nfe:
                 check_result(run, run.latents)
@@ -466,6 +466,10 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         new = run.result if run.stopping else run.latents
         self.hand.give(new)
         return Stepped(run, new)
+
+    def _bring(self, run: Run, sample: Tensor) -> None:
+        """Take a sample that the loop has changed."""
+        run.latents = sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).
