@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from . import drawn, reading
 from . import noise as noises
-from . import reading
-from .errors import ArgumentError
+from .errors import ArgumentError, among
 from .errors import path as file_of
 from .files import write_tensors
 from .guidance import Guidance
@@ -41,6 +41,27 @@ class SavedNoise(BaseModel):
     device: str
 
 
+class SavedStretch(BaseModel):
+    """A `drawn.Stretch`, whose states are tensors of the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    devices: list[str]
+    order: list[Count]
+    shape: list[Count]
+    dtype: str
+    rows: list[Count]
+
+
+class SavedDraws(BaseModel):
+    """A `drawn.DrawnNoise`, whose states are tensors of the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["drawn"]
+    stretches: list[SavedStretch]
+
+
 class Saved(BaseModel):
     """What a file says of a run beside its tensors. Files of before have no `digest` and may lack what has a default.
 
@@ -53,7 +74,7 @@ class Saved(BaseModel):
     row: Count
     table: dict[str, Any]
     prediction: str
-    noise: SavedNoise | Literal["own"] | None
+    noise: SavedNoise | SavedDraws | Literal["own"] | None
     called: Count | None = None
     guidance: dict[str, Any] | None
     guided_since: Count = 0
@@ -74,7 +95,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "row": here.row,
         "table": run.table.to_dict(),
         "prediction": run.prediction,
-        "noise": _source(run.noise),
+        "noise": _source(run.noise, tensors),
         "called": called,
         "guidance": None if run.guidance is None else asdict(run.guidance),
         "guided_since": run.guided_since,
@@ -104,7 +125,7 @@ def load(
         raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
     try:
         table = Table.from_dict(saved.table)
-        given = source(**saved.noise.model_dump(), table=table) if isinstance(saved.noise, SavedNoise) else None
+        given = _noise(saved.noise, table, tensors)
         guidance = None if saved.guidance is None else _guidance(saved.guidance)
         run = Run(
             table, saved.prediction, noise=given if noise is None else noise, guidance=guidance, hooks=hooks,
@@ -189,10 +210,13 @@ def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     if saved.called is not None:
         possible.add("denoised")
     apart = {f"d{i}" for i in range(saved.differences)}  # as wide as the network's output
+    states = {name for each in _names(saved.noise) for name in each} if isinstance(saved.noise, SavedDraws) else ()
     for name in sorted(needed | apart):
         if name not in tensors:
             return f"it lacks {name!r}"
     for name, tensor in tensors.items():
+        if name in states:
+            continue  # `DrawnNoise.of` has looked at them
         if name not in needed | possible | apart:
             return f"it has {name!r}, which its table does not use"
         if tensor.dtype not in DTYPES or not tensor.ndim:
@@ -208,11 +232,51 @@ def _no_run(path: str | PathLike[str], reason: object) -> ArgumentError:
     return ArgumentError(f"{str(path)!r} is not a saved run: {reason}")
 
 
-def _source(noise: Noise | None) -> dict[str, Any] | str | None:
-    """A noise source as the arguments of `noise.source`, `OWN` where it is the caller's."""
+def _source(noise: Noise | None, tensors: dict[str, Tensor]) -> dict[str, Any] | str | None:
+    """A noise source as `SavedNoise` or `SavedDraws`, whose states go to `tensors`; `OWN` where it is the caller's."""
     if isinstance(noise, Seeded):
         return {"kind": noise.kind, "seeds": list(noise.seeds), "device": noise.device}
-    return None if noise is None else OWN
+    if not isinstance(noise, drawn.DrawnNoise):
+        return None if noise is None else OWN
+    stretches, ends = noise.remembered()
+    said = SavedDraws(
+        kind="drawn",
+        stretches=[
+            SavedStretch(
+                devices=[*s.devices], order=[*s.order], shape=[*s.shape], dtype=str(s.dtype).split(".")[1], rows=s.rows
+            )
+            for s in stretches
+        ],
+    )
+    for names, states in zip(_names(said), [*(s.states for s in stretches), ends], strict=True):
+        tensors.update(zip(names, (state.clone() for state in states), strict=True))
+    return said.model_dump()
+
+
+def _names(saved: SavedDraws) -> list[list[str]]:
+    """What the tensors are called that are states of generators: of each stretch, and of the newest draw's end."""
+    counts = [(str(i), len(s.devices)) for i, s in enumerate(saved.stretches)]
+    counts.append(("end", counts[-1][1] if counts else 0))
+    return [[f"noise.{name}.{j}" for j in range(count)] for name, count in counts]
+
+
+def _noise(saved: SavedNoise | SavedDraws | str | None, table: Table, tensors: Mapping[str, Tensor]) -> Noise | None:
+    """The noise source that a file describes; None where it describes none. Raises `ArgumentError`."""
+    if isinstance(saved, SavedNoise):
+        return source(**saved.model_dump(), table=table)
+    if not isinstance(saved, SavedDraws):
+        return None
+    names, known = _names(saved), {str(dtype).split(".")[1]: dtype for dtype in DTYPES}
+    missing = next((name for each in names for name in each if name not in tensors), None)
+    if missing is not None or "x" not in tensors:
+        raise ArgumentError(f"it lacks {missing or 'x'!r}")
+    among("dtype of noise", next((s.dtype for s in saved.stretches if s.dtype not in known), "float32"), known)
+    *states, ends = [tuple(tensors[name].cpu() for name in each) for each in names]
+    stretches = [
+        drawn.Stretch(state, tuple(s.devices), tuple(s.order), tuple(s.shape), known[s.dtype], s.rows)
+        for s, state in zip(saved.stretches, states, strict=True)
+    ]
+    return drawn.DrawnNoise.of(stretches, ends, table.nfe, tuple(tensors["x"].shape))
 
 
 def _tensors(state: State) -> dict[str, Tensor]:

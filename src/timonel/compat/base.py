@@ -20,15 +20,16 @@ from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..grids import Grid
-from ..noise import source
 from ..pipelines import acting, model, request
 from ..pipelines.listing import Listing
 from ..process import VE, Process
 from ..process.config import name_of
 from ..program import Directed
+from ..run import Run
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
+from .draws import Draws
 from .flags import CHOICES, INERT, NEUTRAL, REFINES, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
 from .kin import Named, hidden
 from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
@@ -40,7 +41,7 @@ NOTHING: Config = MappingProxyType({})
 logger = logging.getLogger("timonel")
 
 
-class Compat(Members, Times, metaclass=Named):
+class Compat(Members, Times, Draws, metaclass=Named):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
@@ -427,6 +428,8 @@ class Compat(Members, Times, metaclass=Named):
                     "timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name, options={…}))"
                 )
         request.step(model_output, sample, generator, eta)
+        if self.eta is not None and generator is not None and passed.get("variance_noise") is not None:
+            raise ArgumentError("step got a generator and variance_noise: give one of them, for there is one noise")
         if self._beside(timestep):
             given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output} if self.eta is not None else {}
             return self._twin(timestep)._step(model_output, timestep, sample, generator=generator, **given, **passed)
@@ -457,14 +460,6 @@ class Compat(Members, Times, metaclass=Named):
             self.begin_anew()
         else:
             self.cover(*self._covered)
-
-    def _seed(self, generator: Any, batch: int) -> None:
-        """`noise_sampler_seed` of the config first, as diffusers' class has it."""
-        chosen = self.config.get("noise_sampler_seed") if "noise_sampler_seed" in self.defaults else None
-        if chosen is None:
-            super()._seed(generator, batch)
-        elif self.run.noise == self._unseeded:
-            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
 
     def _shape(self) -> Any:
         flags = self._flags

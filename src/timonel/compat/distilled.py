@@ -22,7 +22,7 @@ class Distilled(Compat):
     `set_alpha_to_one` says what `final_alpha_cumprod` is, and nothing else, as in diffusers.
     """
 
-    family = "distilled"
+    family, draws_in = "distilled", "both"
 
     def set_timesteps(  # type: ignore[override]
         self,

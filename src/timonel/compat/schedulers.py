@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
+from ..noise import source
+from ..pipelines.generators import Seeding
 from ..sampler import Sampler
 from ..table import Table
 from .adams import IPNDMScheduler as IPNDMScheduler
@@ -61,6 +64,9 @@ class DDIMScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "ddim", {"eta": 0.0}
 
+    def _draws(self) -> bool:
+        return bool(self._sampler.options["eta"] > 0)
+
     def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
         """The variance of the noise between two training times at eta = 1, which editing pipelines read.
 
@@ -95,11 +101,14 @@ class DDPMScheduler(Compat):
     }  # fmt: skip
     solver = "ddpm"
 
-    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
+    def _draws(self) -> bool:
+        return self.run.level.time > 0
+
+    def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
         """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
         run, kind = self.run, self.config["variance_type"]
         if kind not in LEARNED:
-            return super()._advance(raw, noise, learned)
+            return super()._apply(raw, noise, learned)
         if learned is None:
             raise ArgumentError(
                 f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
@@ -107,7 +116,7 @@ class DDPMScheduler(Compat):
             )
         top, low = run.table.level(run.row), run.table.level(run.row + 1)
         if float(low.sigma) == 0:
-            return super()._advance(raw, noise)
+            return super()._apply(raw, noise, None)
         most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
         if kind == "learned_range":
             size = most ** ((learned + 1) / 2)
@@ -140,6 +149,9 @@ class EulerAncestralDiscreteScheduler(Compat):
     defaults = {**BETAS, "prediction_type": "epsilon", **SPACING, "rescale_betas_zero_snr": False}
     solver = "euler_ancestral"
 
+    def _draws(self) -> bool:
+        return True
+
 
 class FlowMatchEulerDiscreteScheduler(Compat):
     """`euler` on a flow, or where samples explode; `lcm`, denoise and add noise, with `stochastic_sampling`.
@@ -149,6 +161,7 @@ class FlowMatchEulerDiscreteScheduler(Compat):
 
     family, kinds = "flow", ("flow", "ve")
     takes = (*CHURN, "generator", "per_token_timesteps", "return_dict")
+    draws_in = torch.float32
     defaults = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
@@ -157,6 +170,9 @@ class FlowMatchEulerDiscreteScheduler(Compat):
 
     def _solver(self, flags: Flags) -> Named:
         return ("lcm" if flags["stochastic_sampling"] else "euler"), {}
+
+    def _draws(self) -> bool:
+        return bool(self.config["stochastic_sampling"])
 
 
 # -- two calls a step --------------------------------------------------------------------------------------
@@ -212,6 +228,14 @@ class DPMSolverSDEScheduler(Compat):
     defaults = {**NARROW, "prediction_type": "epsilon", **SHAPES, "noise_sampler_seed": None, **SPACING}
     solver = "dpmpp_sde"
 
+    def _seed(self, generator: Any, batch: int) -> None:
+        """`noise_sampler_seed` of the config first, as diffusers' class has it."""
+        chosen = self.config["noise_sampler_seed"]
+        if chosen is None:
+            Seeding._seed(self, generator, batch)
+        elif self.run.noise == self._unseeded:
+            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
+
 
 class DPMSolverSinglestepScheduler(Compat):
     """`dpmpp_singlestep`, or `dpm_singlestep` for "dpmsolver": groups of up to `solver_order` calls, N steps N calls.
@@ -219,7 +243,7 @@ class DPMSolverSinglestepScheduler(Compat):
     At order 1 it is `euler`, or `ddpm` with noise.
     """
 
-    family = "dpm"
+    family, draws_in = "dpm", "both"
     takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -239,6 +263,9 @@ class DPMSolverSinglestepScheduler(Compat):
         """The place of every call in its group; see `rows.groups`."""
         clean = flags["final_sigmas_type"] == "zero"
         return groups(calls, flags["solver_order"], clean, flags["lower_order_final"])
+
+    def _draws(self) -> bool:
+        return bool(self.config["algorithm_type"].startswith("sde"))
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
         """A last call that ends a group corrects, where its level is the end itself."""
@@ -283,6 +310,9 @@ class Multistep(Compat):
             )
         return self._named(order)
 
+    def _draws(self) -> bool:
+        return bool(self.config["algorithm_type"].startswith("sde"))
+
     def _named(self, order: int) -> Named:
         config = self.config
         noisy, slopes = config["algorithm_type"].startswith("sde"), config["algorithm_type"].endswith("dpmsolver")
@@ -315,7 +345,7 @@ class Multistep(Compat):
 class DPMSolverMultistepScheduler(Multistep):
     """`dpmpp_2m` and its kin; see `Multistep`."""
 
-    family = "dpm"
+    family, draws_in = "dpm", torch.float32
     takes = ("generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -328,7 +358,7 @@ class DPMSolverMultistepScheduler(Multistep):
 class EDMDPMSolverMultistepScheduler(Multistep):
     """`DPMSolverMultistepScheduler` on EDM's process."""
 
-    family, kinds, unit = "edm", ("edm",), False
+    family, kinds, unit, draws_in = "edm", ("edm",), False, "both"
     takes = ("generator", "return_dict")
     defaults = {
         **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
@@ -394,15 +424,23 @@ class SASolverScheduler(Compat):
 
     def _solver(self, flags: Flags) -> Named:
         orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
-        return "sa_solver", {**orders, "variant": "simple"}
+        return "sa_solver", {**orders, **self._noisy(flags), "variant": "simple"}
+
+    def _noisy(self, flags: Flags) -> dict[str, float]:
+        """Options for noise between the training times 200 and 800, of however many there are."""
+        start, stop = (time / flags["num_train_timesteps"] for time in (200, 800))
+        return {"start": start, "stop": min(stop, 1.0)} if start <= 1 else {"eta": 0.0}
+
+    def _draws(self) -> bool:
+        return True
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after = self._flags, self._levels.idle
-        ahead, back = flags["predictor_order"], flags["corrector_order"]
+        ahead, back, noisy = flags["predictor_order"], flags["corrector_order"], self._noisy(flags)
 
         def make(left: int) -> Table:
             orders = {"predictor_order": min(ahead, left), "corrector_order": min(back, left + 1)}
-            return solvers.make("sa_solver", grid, **orders, variant="simple")
+            return solvers.make("sa_solver", grid, **orders, **noisy, variant="simple")
 
         most = max(ahead, back)
         orders = falling(most, grid.steps, after) if flags["lower_order_final"] else [most] * grid.steps
