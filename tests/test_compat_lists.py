@@ -117,6 +117,26 @@ def test_a_time_that_a_caller_lists_twice_stays_a_mistake() -> None:
             scheduler.set_timesteps(sigmas=[10.0, 3.0, 3.0, 1.0])
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_a_time_0_that_the_caller_lists_is_called_where_the_list_ends_there(eta: float, monkeypatch: Any) -> None:
+    """TCD's list ends at training time 0: a call there moves nothing, in diffusers as here."""
+    theirs, ours = both("TCD")
+    noise = torch.ones_like(start())
+    monkeypatch.setattr(diffusers.schedulers.scheduling_tcd, "randn_tensor", lambda *_, **__: noise)
+    ours.orders.noise = lambda row, like: noise
+    states = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(timesteps=[100, 87, 50, 1, 0])
+        x, way = start(), []
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, float(t)), t, x, eta=eta).prev_sample
+            way.append(x)
+        states.append(way)
+    assert len(states[1]) == 5
+    assert max(relative(a, b) for a, b in zip(states[1], states[0], strict=True)) < 2e-5
+    assert relative(states[1][-1], states[1][-2]) < 1e-6
+
+
 # -- one training level -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep"])
 def test_a_model_of_one_training_level_makes_one_step_as_in_diffusers(name: str) -> None:

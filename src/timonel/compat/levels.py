@@ -191,7 +191,7 @@ def _indexed(family: str, process: Process, flags: Flags, asked: Asked) -> Level
     levels = process.at_time(_times(family, process, flags, asked))
     if flags.get("set_alpha_to_one", True) and not flags.get("ends_at_time_zero"):
         return Levels(Grid.of(process, levels, "index"))
-    return _ended(process, *levels)
+    return _ended(process, *levels, corrects=asked.times is not None)  # a time that the caller names is called
 
 
 # -- sigmas ----------------------------------------------------------------------------------------------
