@@ -109,6 +109,21 @@ def test_a_leading_list_of_one_level_over_and_over_is_refused(name: str, steps: 
     assert len(ours.timesteps) == most
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "SASolver"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_lists_without_the_noisiest_levels_are_those_of_diffusers(name: str, spacing: str, schedule: str) -> None:
+    """Trailing times keep their distance there and are fewer; times half way between two are rounded as numpy does."""
+    for low in (-2.0, -5.1):
+        for steps in (5, 12, 50):
+            flags = {"lambda_min_clipped": low, "timestep_spacing": spacing, "beta_schedule": schedule}
+            theirs, ours = both(name, **flags)
+            for scheduler in (theirs, ours):
+                scheduler.set_timesteps(steps)
+            assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+            assert ours.num_inference_steps == theirs.num_inference_steps
+
+
 def test_a_time_that_a_caller_lists_twice_stays_a_mistake() -> None:
     for scheduler in (compat.EulerDiscreteScheduler(), compat.DPMSolverMultistepScheduler()):
         with pytest.raises(GridError, match="fall strictly"):
