@@ -109,12 +109,59 @@ def test_a_leading_list_of_one_level_over_and_over_is_refused(name: str, steps: 
     assert len(ours.timesteps) == most
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "SASolver"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_lists_without_the_noisiest_levels_are_those_of_diffusers(name: str, spacing: str, schedule: str) -> None:
+    """Trailing times keep their distance there and are fewer; times half way between two are rounded as numpy does."""
+    for low in (-2.0, -5.1):
+        for steps in (5, 12, 50):
+            flags = {"lambda_min_clipped": low, "timestep_spacing": spacing, "beta_schedule": schedule}
+            theirs, ours = both(name, **flags)
+            for scheduler in (theirs, ours):
+                scheduler.set_timesteps(steps)
+            assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+            assert ours.num_inference_steps == theirs.num_inference_steps
+
+
 def test_a_time_that_a_caller_lists_twice_stays_a_mistake() -> None:
     for scheduler in (compat.EulerDiscreteScheduler(), compat.DPMSolverMultistepScheduler()):
         with pytest.raises(GridError, match="fall strictly"):
             scheduler.set_timesteps(timesteps=[900, 500, 500, 100])
         with pytest.raises(GridError, match="fall strictly"):
             scheduler.set_timesteps(sigmas=[10.0, 3.0, 3.0, 1.0])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_a_time_0_that_the_caller_lists_is_called_where_the_list_ends_there(eta: float, monkeypatch: Any) -> None:
+    """TCD's list ends at training time 0: a call there moves nothing, in diffusers as here."""
+    theirs, ours = both("TCD")
+    noise = torch.ones_like(start())
+    monkeypatch.setattr(diffusers.schedulers.scheduling_tcd, "randn_tensor", lambda *_, **__: noise)
+    ours.orders.noise = lambda row, like: noise
+    states = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(timesteps=[100, 87, 50, 1, 0])
+        x, way = start(), []
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, float(t)), t, x, eta=eta).prev_sample
+            way.append(x)
+        states.append(way)
+    assert len(states[1]) == 5
+    assert max(relative(a, b) for a, b in zip(states[1], states[0], strict=True)) < 2e-5
+    assert relative(states[1][-1], states[1][-2]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["EulerDiscrete", "EulerAncestralDiscrete"])
+def test_a_list_that_rises_from_the_stand_in_for_pure_noise_is_refused(name: str) -> None:
+    """Betas rescaled to zero SNR: 4096 stands for infinity, and the next of 1100 training levels is noisier."""
+    theirs, ours = both(name, num_train_timesteps=1100, rescale_betas_zero_snr=True, **LINEAR)
+    assert float(theirs.sigmas[0]) < float(theirs.sigmas[1])
+    with pytest.raises(GridError, match=r"25615.*is not below level 0 .*4096"):
+        ours.step(start(), 0, start())
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(10)
+    assert torch.allclose(ours.sigmas, theirs.sigmas.float(), rtol=1e-3)
 
 
 # -- one training level -----------------------------------------------------------------------------------------

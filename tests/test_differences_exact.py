@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import timonel.compat as compat
+import timonel.prediction as predictions
 
 MEAN, STD = 0.4, 0.6
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -121,6 +122,73 @@ def test_a_sample_max_value_below_one_doubles_the_sample_in_diffusers() -> None:
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1) * 0.3
     clean = scheduler.step(torch.zeros_like(x), scheduler.timesteps[-1], x).pred_original_sample
     assert float(clean.abs().max()) == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_the_bound_is_the_only_way_in_which_thresholding_differs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With diffusers' bound put in the place of Imagen's, the two end with the same sample; EDM's is 115 times ours."""
+
+    def divided(clean: Tensor, ratio: float, top: float) -> Tensor:
+        limit = torch.quantile(clean.flatten(1).abs(), ratio, dim=1).clamp(1, top).reshape(-1, 1, 1, 1)
+        return torch.maximum(torch.minimum(clean, limit), -limit) / limit
+
+    def result(library: Any) -> Tensor:
+        scheduler = getattr(library, name)(thresholding=True, dynamic_thresholding_ratio=0.87, sample_max_value=0.5)
+        scheduler.set_timesteps(10)
+        x = torch.linspace(0, 1, 768, dtype=torch.float64).reshape(4, 3, 8, 8)
+        for t in scheduler.timesteps:
+            x = scheduler.step(x * t.double() / (t + 1), t, scheduler.scale_model_input(x, t)).prev_sample
+        return x
+
+    theirs, ours = result(diffusers), result(compat)
+    assert float((theirs - ours).abs().max()) > 0.3 * float(theirs.abs().max())
+    monkeypatch.setattr(predictions, "threshold", divided)
+    assert torch.allclose(result(compat), theirs, rtol=1e-4, atol=1e-6)
+
+
+FLOWS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler",
+         "UniPCMultistepScheduler")  # fmt: skip
+
+
+def on_a_flow(library: Any, name: str, steps: int = 20, **flags: Any) -> tuple[float, float]:
+    """The largest t of a class's list on a flow, and the rms distance of its result from the exact one."""
+    scheduler = getattr(library, name)(use_flow_sigmas=True, prediction_type="flow_prediction", **flags)
+    scheduler.set_timesteps(steps)
+    unit = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = unit
+    for time in scheduler.timesteps:
+        t = float(time) / 1000
+        away = (x - (1 - t) * MEAN) / (((1 - t) * STD) ** 2 + t**2)
+        flow = t * away - MEAN - (1 - t) * STD**2 * away
+        x = scheduler.step(flow, time, x).prev_sample
+    return float(scheduler.sigmas.max()), float((x - MEAN - STD * unit).pow(2).mean().sqrt())
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in log:RuntimeWarning")
+@pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_sigma_flag_on_a_flow_lists_sigmas_of_betas_as_t_in_diffusers(name: str, flag: str) -> None:
+    """t lies between 0 and 1; diffusers reads sigma / alpha up to 157 as t. UniPC on Karras' levels converts them."""
+    (top, error), (mine, ours) = (on_a_flow(library, name, **{flag: True}) for library in (diffusers, compat))
+    assert mine <= 1
+    assert ours < 0.03
+    if (name, flag) == ("UniPCMultistepScheduler", "use_karras_sigmas"):
+        assert (top, error) == pytest.approx((mine, ours), rel=1e-3)
+    else:
+        assert top > 100
+        assert error != error
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+def test_deis_on_a_flow_leaves_its_last_level_in_the_sample_in_diffusers() -> None:
+    """Its list ends with the last level twice: .300 of noise at 8 steps and shift 3."""
+    theirs = diffusers.DEISMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    theirs.set_timesteps(8)
+    assert float(theirs.sigmas[-1]) == float(theirs.sigmas[-2]) == pytest.approx(0.29976)
+    (_, error), (_, ours) = (on_a_flow(library, "DEISMultistepScheduler") for library in (diffusers, compat))
+    assert error > 8 * ours
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")

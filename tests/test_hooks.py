@@ -102,7 +102,7 @@ def test_unipc_keeps_an_edit_on_a_linear_model():
 
 
 def between_calls(table, at, shift):
-    """The sample of `table` at data scale after the row that follows an edit of x0 + (sigma / alpha)·noise by `shift`."""
+    """The sample x0 + (sigma / alpha)·noise after the row that follows an edit of it by `shift`."""
     run = tm.Run(table, "sample", noise=lambda row, like: torch.zeros_like(like))
     run.start(start() * table.alpha[0] * 20)
     for k in range(at + 1):
@@ -114,7 +114,9 @@ def between_calls(table, at, shift):
     return run.latents / run.level.alpha
 
 
-@pytest.mark.parametrize("name", ["heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_sde", "res_3s", "dpm_fast", "pndm", "heunpp2"])
+@pytest.mark.parametrize(
+    "name", ["heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_sde", "res_3s", "dpm_fast", "pndm", "heunpp2"]
+)
 def test_an_edit_between_two_calls_of_a_step_means_the_same_in_any_coordinates(name):
     """In samples x0 + s·noise an edit moves the base as it is; a sample of unit variance grows towards clean levels."""
     grid = tm.grids.make("karras", PROCESS, 6)

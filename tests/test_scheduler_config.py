@@ -230,3 +230,31 @@ def test_what_cosmos_2s_constructor_registers_makes_its_levels(
     for one in (theirs, ours):
         one.set_timesteps(sigmas=torch.linspace(0, 1, 5).tolist())
     assert torch.allclose(ours.sigmas, theirs.sigmas[:-1], rtol=1e-5)  # its last call moves nothing
+
+
+# -- inversion ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "back"), [
+    ("DDIMInverseScheduler", "DDIMScheduler"), ("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"),
+])  # fmt: skip
+def test_a_scheduler_that_goes_from_a_picture_to_noise_is_no_sampler(name, back, tmp_path):
+    """Its times rise; read as a model's config it would make the way back, which nobody asked for."""
+    inverse = getattr(diffusers, name)(beta_schedule="scaled_linear")
+    inverse.set_timesteps(5)
+    assert inverse.timesteps[0] < inverse.timesteps[-1]
+    inverse.save_pretrained(tmp_path)
+    written = getattr(diffusers, name).load_config(tmp_path)
+    with pytest.raises(ArgumentError, match=f"from a picture to noise.*{back}"):
+        tm.Scheduler.from_config(written)
+    with pytest.raises(ArgumentError, match="from a picture to noise"):
+        tm.Scheduler.from_pretrained(tmp_path)
+    pipe = tiny.sd()
+    pipe.scheduler = inverse
+    with pytest.raises(ArgumentError, match="from a picture to noise"):
+        tm.Helm(pipe)(**tiny.prompt(pipe), steps=2)
+    there = getattr(diffusers, back).from_config(written)
+    assert tm.Scheduler.from_config(there.config).process.kind == "vp"
+    theirs = getattr(diffusers, back).from_config(inverse.config)
+    ours = getattr(compat, back).from_config(inverse.config)  # which names the class of the way back, as in diffusers
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(5)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()

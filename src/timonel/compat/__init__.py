@@ -18,6 +18,7 @@ What differs from diffusers on purpose:
 - every class takes `timesteps` and `sigmas`; on Stable Video Diffusion every class tells 0.25·log(sigma);
 - exponential and beta sigmas tell the nearest whole time, where diffusers' DPM family rounds down;
 - `final_sigmas_type="sigma_min"` on a list that ends there makes one call less, unless that call corrects;
+- a level that rounding to training times repeats is visited once, and `num_inference_steps` says how many are left;
 - one step of `leading` begins at the noisiest level, where diffusers' gives the noise back;
 - PNDM converts v-predictions before it combines them; DEIS and SA-Solver on flows end at sigma = 0.
 """

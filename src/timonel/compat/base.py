@@ -38,6 +38,7 @@ from .times import Times
 
 Config = Mapping[str, Any]
 NOTHING: Config = MappingProxyType({})
+SHIFTS = ("shift", "flow_shift", "use_dynamic_shifting", "time_shift_type")  # which UniPC on Karras' levels never reads
 logger = logging.getLogger("timonel")
 
 
@@ -176,7 +177,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
         if key in ("sigma_min", "sigma_max"):
             flag = "e.g. use_karras_sigmas=True" if "use_karras_sigmas" in flags else "which EulerDiscreteScheduler has"
             return f"it needs a sigma flag, {flag}; or leave it out"
-        if shape and key in ("timestep_spacing", "steps_offset", "lambda_min_clipped"):
+        if shape and key in ("timestep_spacing", "steps_offset", "lambda_min_clipped", *SHIFTS):
             return f"{shape}=True sets the levels; pass {shape}=False as well"
         if key == "lower_order_final" and flags.get("solver_order", 1) > 1:
             way = "pass final_sigmas_type='sigma_min' as well" if kind == "vp" else "leave it out"

@@ -135,7 +135,8 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
     last = total - _clipped(process, flags)
     count = torch.arange(n, dtype=torch.float64)
     if spacing == "trailing":
-        times = (last - count * (total / n)).round() - 1
+        left = last + count * ((last - total / n) - last)  # the rounding of numpy's arange
+        times = left[left > 0].round() - 1  # fewer where the noisiest are clipped
     elif spacing == "leading" and n == 1:
         times = double([last - 1.0])  # at its own place, at the cleanest level, it would give the noise back
     elif spacing == "leading":
@@ -147,11 +148,18 @@ def _times(family: str, process: Process, flags: Flags, asked: Asked) -> Tensor:
             )
         times = (count.flip(0) + (family == "dpm")) * (last // entries) + offset
     elif family == "dpm":
-        times = torch.linspace(0, last - 1, n + 1, dtype=torch.float64).round().flip(0)[:-1]
+        times = _even_times(last - 1, n + 1).round().flip(0)[:-1]
     else:
-        even = torch.linspace(last - 1, 0, n, dtype=torch.float64)
+        even = _even_times(last - 1, n).flip(0) if n > 1 else double([last - 1.0])
         times = even.round() if family == "index" else even
     return times.clamp(0, total - 1)
+
+
+def _even_times(last: int, count: int) -> Tensor:
+    """0 … `last` evenly, with the rounding of numpy, so that what lies half way is rounded as in diffusers."""
+    times = torch.arange(count, dtype=torch.float64) * (last / (count - 1))
+    times[-1] = last
+    return times
 
 
 def _distilled(process: Process, flags: Flags, asked: Asked, n: int) -> Tensor:

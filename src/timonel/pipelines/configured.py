@@ -49,6 +49,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise UnknownName("scheduler option", key, defaults)
         changes = request.typed(defaults, changes)
         carried = options("config", {} if config is None else config)
+        model.forward(carried.get("_class_name"))
         if sampler is None and carried.get("sampler") is None:
             sampler = choice.of_config({**carried, "variance_type": None, **changes})
         chosen = None if sampler is None else Sampler.of(sampler)

@@ -26,6 +26,7 @@ from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_wi
 from .gate import Gate, gated, networks
 from .handle import Handle
 from .load import Loading, pipeline_of
+from .model import forward
 from .piped import Piped
 from .scheduler import Orders, Scheduler
 from .signed import sign
@@ -386,6 +387,7 @@ class Helm:
         """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
         steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
         levels.agree(steps, options)
+        forward(type(self.pipe.scheduler).__name__)  # what is made in code does not write its class
         scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
         own, config = self._came
         shipped = self.card is not None and self.pipe.scheduler is own and dict(own.config) == config

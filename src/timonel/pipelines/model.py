@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, UnknownName
-from ..process.config import ANGLED, COSINE, PROCESSES, SHIFTED, name_of
+from ..process.config import ANGLED, COSINE, INVERSE, PROCESSES, SHIFTED, name_of
 from ..process.edm import CLOCKS
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -32,6 +32,15 @@ def check(config: Mapping[str, Any]) -> None:
     if config["variance_type"] is not None:
         raise ArgumentError(
             f"variance_type={config['variance_type']!r} belongs to the sampler: a table has its own variances"
+        )
+
+
+def forward(name: str | None) -> None:
+    """Raises `ArgumentError` for a class that goes from a picture to noise: a run of its model would come back."""
+    if name in INVERSE:
+        raise ArgumentError(
+            f"{name} goes from a picture to noise, and timonel from noise to a picture: keep diffusers' class for the "
+            f"inversion; for the way back take the config of diffusers.{INVERSE[name]}.from_config(…)"
         )
 
 

@@ -34,6 +34,10 @@ SILENT = {
     "RFD4ProteinaScheduler": "its steps are of proteins",
     "ConsistencyDecoderScheduler": "it belongs to a decoder",
 }
+#: classes that go from a picture to noise, and the class that comes back
+INVERSE = {
+    "DDIMInverseScheduler": "DDIMScheduler", "DPMSolverMultistepInverseScheduler": "DPMSolverMultistepScheduler",
+}  # fmt: skip
 BETAS = ("beta_start", "beta_schedule", "trained_betas")
 
 
