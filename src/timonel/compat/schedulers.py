@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +16,11 @@ from .. import solvers
 from ..errors import ArgumentError
 from ..grids import Grid
 from ..pipelines.levels import between
+from ..process import double
 from ..sampler import Sampler
+from ..solvers.unipc import unipc
 from ..table import Table
-from .base import NOTHING, Compat
+from .base import Compat
 from .defaults import (
     BETAS,
     CHURN,
@@ -30,97 +33,24 @@ from .defaults import (
     SPACING,
     THRESHOLD,
 )  # fmt: skip
+from .chain import DDIMScheduler as DDIMScheduler
+from .chain import DDPMScheduler as DDPMScheduler
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
-from .flags import LEARNED
 from .levels import Asked
 from .rows import FEW, falling, lowered, pairs, second_order
 
+logger = logging.getLogger("timonel")
 Flags = Mapping[str, Any]
 Named = tuple[str, dict[str, Any]]
 
 
 # -- one slope -------------------------------------------------------------------------------------------
-class DDIMScheduler(Compat):
-    """`ddim`. `eta` may come with the first step, as pipelines give it.
-
-    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the network's; with
-    `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
-    """
-
-    family, eta = "index", 0.0
-    takes = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
-    defaults = {
-        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
-        **{k: v for k, v in THRESHOLD.items() if k != "sample_max_value"}, "clip_sample_range": 1.0,
-        "sample_max_value": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
-    }  # fmt: skip
-
-    def _solver(self, flags: Flags) -> Named:
-        return "ddim", {"eta": 0.0}
-
-    def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
-        """The variance of the noise between two training times at eta = 1, which editing pipelines read.
-
-        arXiv 2010.02502, eq. 16. `prev_timestep` below 0 is the end of the list.
-        """
-        bars = self.alphas_cumprod
-        bar, before = bars[timestep], bars[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
-        return (1 - before) / (1 - bar) * (1 - bar / before)
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A run's noise, each number of it in a size of its own."""
-
-    noise: Any
-    size: Tensor
-
-    def __call__(self, row: int, like: Tensor) -> Tensor:
-        drawn: Tensor = self.size * self.noise(row, like)
-        return drawn
-
-
-class DDPMScheduler(Compat):
-    """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
-
-    family = "index"
-    takes = ("generator", "return_dict")
-    defaults = {
-        **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
-        "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
-        **LEADING, "rescale_betas_zero_snr": False,
-    }  # fmt: skip
-    solver = "ddpm"
-
-    def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
-        """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
-        run, kind = self.run, self.config["variance_type"]
-        if kind not in LEARNED:
-            return super()._advance(raw, noise, learned)
-        if learned is None:
-            raise ArgumentError(
-                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
-                f"{2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
-            )
-        top, low = run.table.level(run.row), run.table.level(run.row + 1)
-        if float(low.sigma) == 0:
-            return super()._advance(raw, noise)
-        most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
-        if kind == "learned_range":
-            size = most ** ((learned + 1) / 2)
-        else:
-            size = learned.sqrt() * most / float((1 - (top.alpha / low.alpha) ** 2).sqrt())
-        if noise is None:
-            run.advance(raw, Sized(run.noise, size))
-        else:
-            run.advance(raw, lambda row, like: size * noise)
-
-
 class EulerDiscreteScheduler(Compat):
     """`euler`."""
 
     unit = False
+    one_list = True
     takes = (*CHURN, "generator", "return_dict")
     defaults = {
         **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES, "sigma_min": None,
@@ -171,6 +101,7 @@ class HeunDiscreteScheduler(Compat):
     """`heun`."""
 
     calls = 2
+    one_list = True
     unit = False
     defaults = {
         **NARROW, "prediction_type": "epsilon", **SHAPES, "clip_sample": False, "clip_sample_range": 1.0, **SPACING,
@@ -227,6 +158,7 @@ class DPMSolverSinglestepScheduler(Compat):
     """
 
     family = "dpm"
+    one_list = True
     takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -319,8 +251,9 @@ class PNDMScheduler(Compat):
 
 
 class IPNDMScheduler(Compat):
-    """`ipndm` for the model of the config it is made from; without betas that is Dance Diffusion, as in diffusers.
+    """`ipndm` for the model of the config it is made from; without a beta schedule that is Dance Diffusion.
 
+    `trained_betas` of Dance Diffusion are the sigmas that every call visits, and where it ends, whatever the number.
     diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
@@ -328,15 +261,27 @@ class IPNDMScheduler(Compat):
     family, fixed = "index", {"timestep_spacing": "trailing"}
     defaults = {"num_train_timesteps": 1000, "trained_betas": None}
 
-    def _create(
-        self, explicit: Flags, carried: Flags, hidden: Flags, of_model: Flags = NOTHING, trial: bool = False
-    ) -> None:
-        if explicit.get("trained_betas") is not None:
-            raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
-        super()._create(explicit, carried, hidden, of_model, trial)
-
     def _solver(self, flags: Flags) -> Named:
         return "ipndm", {"euler_at_final": False}
+
+    @property
+    def betas(self) -> Tensor:
+        """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas, (T,)."""
+        if self.process.kind != "crash":
+            return super().betas
+        listed = self.config["trained_betas"]
+        return self._levels.grid.sigma.float() if listed is None else double(listed).flatten().float()
+
+    @property
+    def alphas(self) -> Tensor:
+        """sqrt(1 - sigma²) of `betas` for Dance Diffusion; else 1 - beta."""
+        return super().alphas if self.process.kind != "crash" else (1 - self.betas**2).sqrt()
+
+    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
+        super()._make(asked, device, flags)
+        visited, listed = self._levels.grid.steps, self.process.kind == "crash" and flags["trained_betas"] is not None
+        if listed and asked.steps not in (None, visited, len(self)):
+            logger.warning("trained_betas are the levels: %s steps, not %s", visited, asked.steps)
 
 
 class Multistep(Compat):
@@ -381,6 +326,7 @@ class DPMSolverMultistepScheduler(Multistep):
     """`dpmpp_2m` and its kin; see `Multistep`."""
 
     family = "dpm"
+    one_list = True
     takes = ("generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -433,17 +379,19 @@ class UniPCMultistepScheduler(Compat):
     }  # fmt: skip
 
     def _solver(self, flags: Flags) -> Named:
-        if not flags["lower_order_final"] and flags["final_sigmas_type"] == "zero" and flags["solver_order"] > 1:
-            raise ArgumentError(
-                "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
-                "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
-            )
         return "unipc", {"order": flags["solver_order"], "variant": flags["solver_type"]}
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
-        orders = falling(order, grid.steps, after) if flags["lower_order_final"] else [order] * grid.steps
-        return solvers.make("unipc", grid, order="".join(map(str, orders)), variant=flags["solver_type"])
+        falls = flags["lower_order_final"] or min(order, grid.steps) == 1
+        if not falls and bool(grid.sigma[-1] == 0):
+            raise ArgumentError(
+                "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
+                "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
+            )
+        orders = falling(order, grid.steps, after) if falls else [order] * grid.steps
+        digits, alone = "".join(map(str, orders)), tuple(flags["disable_corrector"] or ())
+        return unipc(grid, order=digits, variant=flags["solver_type"], uncorrected=alone)
 
 
 class SASolverScheduler(Compat):
