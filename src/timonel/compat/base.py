@@ -121,7 +121,8 @@ class Compat(Members, Coordinates, metaclass=Named):
         self._check(flags)
         name, chosen = self._solver(flags)
         if not trial:
-            asked = {key: value for key, value in {**explicit, **of_model}.items() if key not in described}
+            asked = {key: value for key, value in {**explicit, **of_model}.items()
+                     if key not in described or (type(self).__name__, key) in INERT}  # fmt: skip
             self._all_act(flags, asked, {**rest, **{k: v for k, v in of_model.items() if k in described}})
         self._set(process, prediction, Sampler(name, options=chosen, noise=self._source))
         self._visited = None
@@ -150,7 +151,7 @@ class Compat(Members, Coordinates, metaclass=Named):
                 raise ArgumentError(
                     f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
                 )
-            logger.warning("%s=%r of %s changes nothing %s", key, asked[key], cls.__name__, why)
+            logger.warning("%s=%r changes nothing %s (%s)", key, asked[key], why, cls.__name__)
 
     def _seen(self) -> tuple[Any, ...] | None:
         """All that the class does for a few and for more steps, in numbers; None where it has no levels."""

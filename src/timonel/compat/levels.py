@@ -216,16 +216,13 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
 
 
 def _times_of(ratio: Tensor, table: Tensor) -> Tensor:
-    """The training times of levels sigma / alpha, fractional.
+    """The training times of levels sigma / alpha, fractional, as diffusers finds them.
 
-    Pure noise counts as `FINITE`, and the level before it may lie above: then only the last time is that of `FINITE`.
+    Pure noise counts as `FINITE`, which may lie below the level before it: then only those before it count.
     """
     rising = table if bool(table[-1] > table[-2]) else table[:-1]
     index = torch.arange(len(rising), dtype=torch.float64)
-    times = interpolate(torch.log(ratio), torch.log(rising), index).clamp(0, len(rising) - 1)
-    if len(rising) == len(table):
-        return times
-    return torch.where((ratio / table[-1] - 1).abs() < SAME, len(table) - 1.0, times)
+    return interpolate(torch.log(ratio), torch.log(rising), index).clamp(0, len(rising) - 1)
 
 
 def _falling(ratio: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from ..sampler import Sampler
 from ..solvers.unipc import unipc
 from ..table import Table
 from .base import Compat
+from .chain import DDIMScheduler as DDIMScheduler
+from .chain import DDPMScheduler as DDPMScheduler
 from .defaults import (
     BETAS,
     CHURN,
@@ -33,8 +35,6 @@ from .defaults import (
     SPACING,
     THRESHOLD,
 )  # fmt: skip
-from .chain import DDIMScheduler as DDIMScheduler
-from .chain import DDPMScheduler as DDPMScheduler
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
 from .levels import Asked
@@ -412,10 +412,12 @@ class SASolverScheduler(Compat):
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after = self._flags, self._levels.idle
         ahead, back = flags["predictor_order"], flags["corrector_order"]
+        total = self.process.train_steps if self.process.kind == "vp" else 1000
+        noise = {"start": 200 / total, "stop": min(800 / total, 1.0)} if total >= 200 else {"eta": 0.0}
 
         def make(left: int) -> Table:
             orders = {"predictor_order": min(ahead, left), "corrector_order": min(back, left + 1)}
-            return solvers.make("sa_solver", grid, **orders, variant="simple")
+            return solvers.make("sa_solver", grid, **orders, **noise, variant="simple")
 
         most = max(ahead, back)
         orders = falling(most, grid.steps, after) if flags["lower_order_final"] else [most] * grid.steps
