@@ -17,6 +17,7 @@ import timonel as tm
 import timonel.compat as compat
 import tiny
 from compat_runs import CONFIG, relative, trained
+from timonel.compat.flags import INERT
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, UnknownName
 
@@ -136,22 +137,34 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("DPMSolverSinglestep", {"solver_order": 4}, "solver_order=1, 2 or 3"),
     ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver"}, "sde-dpmsolver\\+\\+"),
     ("UniPCMultistep", {"predict_x0": False}, "predict_x0=True"),
-    ("UniPCMultistep", {"disable_corrector": [0]}, "disable_corrector=\\[\\]"),
     ("UniPCMultistep", {"solver_p": 3}, "solver_p=None"),
-    ("UniPCMultistep", {"lower_order_final": False}, "sigma_min"),
-    ("UniPCMultistep", {"solver_type": "midpoint"}, "bh1"),
-    ("DEISMultistep", {"algorithm_type": "dpmsolver++"}, "DPMSolverMultistepScheduler"),
-    ("DEISMultistep", {"solver_type": "midpoint"}, "logrho"),
     ("SASolver", {"tau_func": abs}, "sa_solver"),
     ("SASolver", {"algorithm_type": "noise_prediction"}, "data_prediction"),
-    ("DDPM", {"variance_type": "fixed_large"}, "fixed_small"),
-    ("LCM", {"timestep_scaling": 5.0}, "10"),
-    ("LCM", {"timestep_spacing": "trailing"}, "original_inference_steps"),
-    ("TCD", {"timestep_scaling": 5.0}, "boundary"),
-    ("EulerDiscrete", {"sigma_max": 10.0}, "use_karras_sigmas"),
     ("EulerDiscrete", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas and use_beta_sigmas"),
-    ("IPNDM", {"trained_betas": [0.1, 0.2]}, "set_timesteps"),
 ]
+#: flags that diffusers' classes take and never read, or not beside the others
+IDLE: list[tuple[str, dict[str, Any], str]] = [
+    *(("LCM", {key: value}, "original_inference_steps") for key, value in
+      (("timestep_spacing", "trailing"), ("steps_offset", 1))),
+    *(("TCD", {key: value}, "original_inference_steps") for key, value in
+      (("timestep_spacing", "trailing"), ("steps_offset", 1))),
+    ("TCD", {"timestep_scaling": 5.0}, "boundary"),
+    *(("TCD", {key: value}, "never reads it") for key, value in (
+        ("clip_sample", True), ("clip_sample_range", 2.0), ("thresholding", True),
+        ("dynamic_thresholding_ratio", 0.9), ("sample_max_value", 2.0))),
+    ("EulerDiscrete", {"timestep_type": "continuous"}, "v_prediction"),
+    ("EulerDiscrete", {"sigma_max": 10.0}, "use_karras_sigmas"),
+    ("FlowMatchEulerDiscrete", {"base_shift": 0.7}, "use_dynamic_shifting"),
+    ("UniPCMultistep", {"flow_shift": 3.0}, "flow"),
+]  # fmt: skip
+#: words of other classes that diffusers' constructors take for their own
+WORDS = [
+    *((f"{name}DPMSolver{kind}", key, word) for name, kind in
+      (("", "Multistep"), ("", "Singlestep"), ("EDM", "Multistep")) for key, word in (("algorithm_type", "deis"), ("solver_type", "bh1"), ("solver_type", "logrho"))),
+    *(("DEISMultistep", "algorithm_type", word) for word in ("dpmsolver", "dpmsolver++")),
+    *(("DEISMultistep", "solver_type", word) for word in ("midpoint", "heun", "bh1", "bh2")),
+    *(("UniPCMultistep", "solver_type", word) for word in ("midpoint", "heun", "logrho")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "flags", "remedy"), REFUSALS)
@@ -161,11 +174,45 @@ def test_a_flag_that_is_not_done_is_refused_with_its_remedy(name: str, flags: di
         cls(**flags)
 
 
-def test_flags_that_change_nothing_are_kept_where_they_come_with_a_config() -> None:
+def test_every_key_that_a_class_of_diffusers_never_reads_is_tried_here() -> None:
+    assert set(INERT) <= {(f"{name}Scheduler", key) for name, flags, _ in IDLE for key in flags}
+
+
+@pytest.mark.parametrize(("name", "flags", "why"), IDLE)
+def test_a_flag_that_changes_nothing_in_diffusers_is_taken_and_said_once(
+    name: str, flags: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cls = getattr(compat, f"{name}Scheduler")
+    made, (key, value) = cls(**flags), next(iter(flags.items()))
+    assert getattr(diffusers, f"{name}Scheduler")(**flags).config[key] == made.config[key] == value
+    assert caplog.text.count(f"{key}={value!r} changes nothing") == 1
+    assert why in caplog.text
+    caplog.clear()
+    plain = cls()
+    for scheduler in (made, plain, cls.from_config(made.config)):
+        scheduler.set_timesteps(6)
+    assert torch.equal(made.run.table.x, plain.run.table.x)
+    assert not caplog.text  # what a config carries was said where it was asked for
+
+
+@pytest.mark.parametrize(("name", "key", "word"), WORDS)
+def test_a_word_of_another_class_means_what_diffusers_takes_it_for(
+    name: str, key: str, word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = {key: word, **({"final_sigmas_type": "sigma_min"} if word == "deis" else {})}
+    ours, theirs = (getattr(module, f"{name}Scheduler")(**flags).config for module in (compat, diffusers))
+    assert ours[key] == theirs[key] == getattr(compat, f"{name}Scheduler").defaults[key]
+    assert f"{key}={word!r} is a word of another class" in caplog.text
+
+
+def test_flags_that_change_nothing_are_kept_where_they_come_with_a_config(caplog: pytest.LogCaptureFixture) -> None:
     config = diffusers.EulerDiscreteScheduler(**CONFIG, timestep_spacing="trailing").config
     assert compat.LCMScheduler.from_config(config).config.timestep_spacing == "trailing"
-    with pytest.raises(ArgumentError, match="changes nothing"):
-        compat.LCMScheduler.from_config(config, timestep_spacing="trailing")
+    assert "changes nothing" not in caplog.text
+    compat.LCMScheduler.from_config(config, timestep_spacing="trailing")
+    assert "timestep_spacing='trailing' changes nothing" in caplog.text
+    with pytest.raises(ArgumentError, match=r"sigma_max=5\.0 changes nothing"):  # no key of the class
+        compat.DDIMScheduler.from_config(config, sigma_max=5.0)
 
 
 def test_what_only_the_steps_can_tell_is_refused_before_any_compute() -> None:
@@ -178,9 +225,14 @@ def test_what_only_the_steps_can_tell_is_refused_before_any_compute() -> None:
         compat.EulerDiscreteScheduler().set_timesteps(timesteps=[999], sigmas=[14.0])
     with pytest.raises(ArgumentError, match="switch use_karras_sigmas off"):
         compat.EulerDiscreteScheduler(use_karras_sigmas=True).set_timesteps(timesteps=[999, 500])
-    scheduler = compat.DPMSolverMultistepScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with pytest.raises(ArgumentError, match="v_prediction"):
-        scheduler.set_timesteps(5)
+    with pytest.raises(ArgumentError, match="final_sigmas_type='sigma_min'"):
+        compat.UniPCMultistepScheduler(lower_order_final=False).set_timesteps(5)
+    compat.UniPCMultistepScheduler(lower_order_final=False).set_timesteps(1)
+    for name in ("DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete", "HeunDiscrete", "LCM", "TCD"):
+        for module in (compat, diffusers):
+            scheduler = getattr(module, f"{name}Scheduler")()
+            with pytest.raises(ValueError, match=r"one of"):
+                scheduler.set_timesteps(num_inference_steps=2, timesteps=[999, 499])
 
 
 def test_arguments_of_a_step_that_belong_elsewhere_are_refused() -> None:

@@ -13,7 +13,6 @@ import timonel as tm
 import tiny
 from timonel import compat
 from timonel.compat.config import MODEL
-from timonel.compat.flags import REFINES
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, GridError, GuardStop, TimonelError, UnknownName
 from timonel.pipelines.acting import seen
@@ -128,7 +127,7 @@ def test_every_key_of_a_class_acts_or_is_refused_or_said(cls: Any, name: str, ca
                 more = eval(f"dict({(remedy[1] or remedy[2]).replace(' and ', ', ')})")
                 cls.from_config(CONFIGS[name], **{key: OTHER[key]}, **more)
             continue
-        said = key in REFINES and f"{key}={OTHER[key]!r} changes nothing" in caplog.text
+        said = key in cls.defaults and f"{key}={OTHER[key]!r} changes nothing" in caplog.text
         same = after == cls.from_config(CONFIGS[name])._seen()
         assert said or not same or OTHER[key] in (cls.defaults.get(key), "continuous"), (
             f"{key} does nothing in {cls.__name__}"

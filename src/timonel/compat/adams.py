@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,13 +18,16 @@ from ..border import tensor
 from ..errors import ArgumentError, RunError, shown
 from ..grids import Grid
 from ..pipelines.timesteps import number
+from ..process import double
 from ..run import Run
 from ..sampler import Sampler
 from ..solvers.adams import ADAMS_BASHFORTH
 from ..table import Rows, Table
-from .base import NOTHING, Compat
+from .base import Compat
 from .defaults import BETAS, LEADING
+from .levels import Asked
 
+logger = logging.getLogger("timonel")
 Flags = Mapping[str, Any]
 Named = tuple[str, dict[str, Any]]
 MOST = len(ADAMS_BASHFORTH)
@@ -204,8 +208,9 @@ def _led(table: Table, calls: int) -> Table:
 
 
 class IPNDMScheduler(Remembering):
-    """`ipndm` for the model of the config it is made from; without betas that is Dance Diffusion, as in diffusers.
+    """`ipndm` for the model of the config it is made from; without a beta schedule that is Dance Diffusion.
 
+    `trained_betas` of Dance Diffusion are the sigmas that every call visits, and where it ends, whatever the number.
     diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
@@ -213,12 +218,24 @@ class IPNDMScheduler(Remembering):
     family, fixed = "index", {"timestep_spacing": "trailing"}
     defaults = {"num_train_timesteps": 1000, "trained_betas": None}
 
-    def _create(
-        self, explicit: Flags, carried: Flags, hidden: Flags, of_model: Flags = NOTHING, trial: bool = False
-    ) -> None:
-        if explicit.get("trained_betas") is not None:
-            raise ArgumentError("trained_betas are sigmas in IPNDMScheduler; give sigmas to set_timesteps instead")
-        super()._create(explicit, carried, hidden, of_model, trial)
-
     def _solver(self, flags: Flags) -> Named:
         return "ipndm", {"euler_at_final": False}
+
+    @property
+    def betas(self) -> Tensor:
+        """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas, (T,)."""
+        if self.process.kind != "crash":
+            return super().betas
+        listed = self.config["trained_betas"]
+        return self._levels.grid.sigma.float() if listed is None else double(listed).flatten().float()
+
+    @property
+    def alphas(self) -> Tensor:
+        """sqrt(1 - sigma²) of `betas` for Dance Diffusion; else 1 - beta."""
+        return super().alphas if self.process.kind != "crash" else (1 - self.betas**2).sqrt()
+
+    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
+        super()._make(asked, device, flags)
+        visited, listed = self._levels.grid.steps, self.process.kind == "crash" and flags["trained_betas"] is not None
+        if listed and asked.steps not in (None, visited, len(self)):
+            logger.warning("trained_betas are the levels: %s steps, not %s", visited, asked.steps)

@@ -19,18 +19,18 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
-from ..grids import Grid
 from ..pipelines import acting, model, request
 from ..pipelines.listing import Listing
+from ..pipelines.timesteps import number
 from ..process import VE, Process
 from ..process.config import name_of
 from ..program import Directed
-from ..run import Run
 from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
+from .coordinates import BLIND
 from .draws import Draws
-from .flags import CHOICES, INERT, NEUTRAL, REFINES, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, UNSEEN
+from .flags import CHOICES, INERT, NEUTRAL, REFUSED, REMEDIES, STEP_DEFAULTS, STEP_PASSED, SUBSTITUTES, TAKEN, UNSEEN
 from .kin import Named, hidden
 from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
 from .rows import FEW
@@ -53,6 +53,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
     solver: ClassVar[str] = "euler"
     family: ClassVar[str] = "sigma"  # whose lists of levels: a family of `levels.make`
     fixed: ClassVar[Mapping[str, Any]] = {}  # what `levels.make` has to know of the class, beyond its flags
+    one_list: ClassVar[bool] = False  # whether diffusers' set_timesteps refuses a number beside a list
     kinds: ClassVar[tuple[str, ...]] = ("vp", "edm", "flow")  # processes the class can be made for
     eta: ClassVar[float | None] = None  # the default of step's eta, where the class has one
     clips: ClassVar[bool] = True  # whether diffusers' step reads clip_sample and thresholding
@@ -92,18 +93,24 @@ class Compat(Members, Times, Draws, metaclass=Named):
         """
         explicit, of_model = request.typed(self.defaults, explicit), dict(of_model)
         flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
+        unused = [key for key in self.defaults if key not in explicit and key not in carried]
         # a constructor describes its model as a config does, with the betas of a process that has none too
         described = () if carried or hidden else (*TRAINING, "steps_offset")
         rest, hidden = hidden, {**hidden, **of_model}
         for key, choices in CHOICES.items():
-            substitute = SUBSTITUTES.get(type(self).__name__, {}).get(key, ())
-            if key in carried and key not in explicit and flags[key] in substitute:
-                flags[key] = self.defaults[key]  # what diffusers does with the words of another class
+            words = SUBSTITUTES if key not in explicit else TAKEN
+            if flags.get(key) in words.get(type(self).__name__, {}).get(key, ()):
+                if key in explicit:
+                    logger.warning(
+                        "%s=%r is a word of another class: %s takes %r for it, as diffusers' does",
+                        key, explicit[key], type(self).__name__, self.defaults[key],
+                    )  # fmt: skip
+                    explicit = {name: value for name, value in explicit.items() if name != key}
+                flags[key] = self.defaults[key]
                 continue
             value = flags.get(key, of_model.get(key))
             if value not in (None, *choices, self.defaults.get(key)):
                 raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
-        unused = [key for key in self.defaults if key not in explicit and key not in carried]
         unused += [key for key in hidden.get("_use_default_values", ()) if key in hidden and key not in self.defaults]
         written = {k: v for k, v in hidden.items() if k != "_use_default_values"} | {"_class_name": type(self).__name__}
         written |= {"_use_default_values": unused} if unused else {}  # as diffusers writes it
@@ -112,10 +119,11 @@ class Compat(Members, Times, Draws, metaclass=Named):
         process, prediction = processes.from_config(given), predictions.from_config(given)
         if not self._fits(process):
             raise ArgumentError(self._unfit(process))
-        self._check(flags, explicit, process)
+        self._check(flags)
         name, chosen = self._solver(flags)
         if not trial:
-            asked = {key: value for key, value in {**explicit, **of_model}.items() if key not in described}
+            asked = {key: value for key, value in {**explicit, **of_model}.items()
+                     if key not in described or (type(self).__name__, key) in INERT}  # fmt: skip
             self._all_act(flags, asked, {**rest, **{k: v for k, v in of_model.items() if k in described}})
         self._set(process, prediction, Sampler(name, options=chosen, noise=self._source))
         self._visited = None
@@ -125,7 +133,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self._read = self._plain()
 
     def _all_act(self, flags: Config, asked: Config, hidden: Config) -> None:
-        """Raises `ArgumentError` for something asked for that changes nothing."""
+        """Say what was asked for and changes nothing. Raises `ArgumentError` for a key that the class does not have."""
         cls = type(self)
 
         def see(asked: Config) -> tuple[Any, ...] | None:
@@ -135,18 +143,18 @@ class Compat(Members, Times, Draws, metaclass=Named):
             return made._seen()
 
         rest = {key: value for key, value in asked.items() if key not in UNSEEN}
-        for key in acting.idle(see, rest, self.defaults):
-            beside = _beside(key, asked)
-            if beside is None and key in REFINES:
-                logger.warning("%s=%r changes nothing here: %s", key, asked[key], self._remedy(key, flags))
-                continue
-            if beside is None:
+        idle = acting.idle(see, rest, self.defaults)
+        unread = [key for key in asked if (cls.__name__, key) in INERT and asked[key] != cls.defaults[key]]
+        for key in dict.fromkeys([*idle, *unread]):
+            if key not in cls.defaults:
                 raise ArgumentError(
                     f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
                 )
-            logger.warning(
-                "%s=%r changes nothing beside %s=%r; leave one of them out", key, asked[key], beside, asked[beside]
-            )
+            beside = _beside(key, asked)
+            why = f"here: {self._remedy(key, flags)}"
+            if beside is not None:
+                why = f"beside {beside}={asked[beside]!r}; leave one of them out"
+            logger.warning("%s=%r changes nothing %s (%s)", key, asked[key], why, cls.__name__)
 
     def _seen(self) -> tuple[Any, ...] | None:
         """All that the class does for a few and for more steps, in numbers; None where it has no levels."""
@@ -256,17 +264,13 @@ class Compat(Members, Times, Draws, metaclass=Named):
         return f"{cls.__name__} is not for a {process.kind} model, which this config describes; use {instead}"
 
     @classmethod
-    def _check(cls, flags: Mapping[str, Any], explicit: Mapping[str, Any], process: Process) -> None:
+    def _check(cls, flags: Mapping[str, Any]) -> None:
         """Refuse every flag that would not be done."""
         levels.shape(flags)
         for key, value in flags.items():
             refused = REFUSED.get((cls.__name__, key), REFUSED.get(("", key)))
             if refused is not None and refused.asks(value):
                 raise ArgumentError(f"{cls.__name__} cannot do {key}={value!r}: {refused.remedy}")
-        for key in explicit:
-            inert = INERT.get((cls.__name__, key))
-            if inert is not None and flags[key] != cls.defaults[key]:
-                raise ArgumentError(f"{key}={flags[key]!r} changes nothing in {cls.__name__}: {inert}")
 
     def _solver(self, flags: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """timonel's solver and options for these flags."""
@@ -298,12 +302,10 @@ class Compat(Members, Times, Draws, metaclass=Named):
         hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
         source = dict(config or {})
         unwritten = [key for key in source.get("_use_default_values") or () if key not in asked]
-        said = set(MODEL) - set(TRAINING)  # of which diffusers would forget those that are not written
-        said = said if source.get("_class_name") != cls.__name__ else set()
         chosen = [key for key in cls.defaults if key in source and key not in unwritten]
         carried = {
             **{key: None for key in chosen if source[key] is None and cls.defaults[key] is None},
-            **{k: v for k, v in carried.items() if v != cls.defaults[k] or (k in chosen and k not in said)},
+            **{k: v for k, v in carried.items() if v != cls.defaults[k] or (k in chosen and source[k] == v)},
         }
         hidden |= {"_use_default_values": unwritten}
         hidden |= {key: value for key, value in source.items() if key == "_diffusers_version"}
@@ -352,6 +354,10 @@ class Compat(Members, Times, Draws, metaclass=Named):
         """Make the run on the levels that `asked` means, and say where they are fewer, except in a `trial`."""
         self._reread()
         flags = self._flags
+        if self.one_list and asked.steps is not None and (asked.times is not None or asked.sigmas is not None):
+            raise ArgumentError(
+                f"num_inference_steps={asked.steps} and a list of levels; {type(self).__name__} takes one of them"
+            )
         asked = asked._replace(
             steps=request.steps(asked.steps), times=request.numbers("timesteps", asked.times),
             sigmas=request.numbers("sigmas", asked.sigmas), mu=request.number("mu", asked.mu),
@@ -369,13 +375,8 @@ class Compat(Members, Times, Draws, metaclass=Named):
         made = self._moved(levels.make(self.family, self.process, flags, asked))
         self.custom_timesteps = asked.times is not None
         self._visited = made
-        noisiest = float(made.grid[0].ratio)
-        blind = flags.get("rescale_betas_zero_snr") and self.prediction == "epsilon" and noisiest > 1e3
-        if blind and not self._explodes:
-            raise ArgumentError(
-                "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True; use it with "
-                "prediction_type='v_prediction', or timestep_spacing='leading'"
-            )
+        if self._blind(float(made.grid[0].alpha)):
+            raise ArgumentError(BLIND)
         self._list(self.sampler, made.grid, device)
         self.order = self.calls
         self.num_inference_steps = made.grid.steps
@@ -431,6 +432,8 @@ class Compat(Members, Times, Draws, metaclass=Named):
         request.step(model_output, sample, generator, eta)
         if self.eta is not None and generator is not None and passed.get("variance_noise") is not None:
             raise ArgumentError("step got a generator and variance_noise: give one of them, for there is one noise")
+        if self.num_inference_steps is None and self._blind(self._noisiest()) and number(timestep) > len(self) - 2:
+            raise ArgumentError(BLIND)
         if self._beside(timestep):
             given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output} if self.eta is not None else {}
             return self._twin(timestep)._step(model_output, timestep, sample, generator=generator, **given, **passed)

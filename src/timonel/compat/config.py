@@ -47,6 +47,10 @@ def read(
     kept = {key: value for key, value in kept.items() if key not in changes}
     flags = {key: value for key, value in kept.items() if key in defaults}
     hidden = {key: value for key, value in {**kept, **changes}.items() if key not in defaults}
+    if "prediction_type" not in {**config, **changes}:  # what the class means anyhow is not written
+        bare = {**defaults, **flags, **hidden, "_class_name": name, "prediction_type": defaults.get("prediction_type")}
+        if predictions.from_config(bare) == prediction:
+            hidden.pop("prediction_type", None)
     if name.startswith(("EDM", "FlowMatch")):  # without a class name, betas would say that the model is none of these
         hidden = {key: value for key, value in hidden.items() if key not in TRAINING}
     return process, flags, hidden

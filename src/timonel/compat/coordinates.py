@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import prediction as predictions
 from ..pipelines import request
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
@@ -24,6 +25,10 @@ from ..run import Run
 from . import levels
 
 logger = logging.getLogger("timonel")
+BLIND = (
+    "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True, where this class has "
+    "alpha = 0; use it with prediction_type='v_prediction', or timestep_spacing='leading'"
+)
 
 
 class Coordinates(Scheduler):
@@ -72,6 +77,16 @@ class Coordinates(Scheduler):
         made = (sigma if far else (sigma**2 + 1) ** 0.5).reshape(())
         return float(made) if self.family == "edm" else made
 
+    def _blind(self, alpha: float) -> bool:
+        """Whether the network names the noise where nothing else is left, of betas rescaled to zero SNR."""
+        rescaled = self.config.get("rescale_betas_zero_snr") and self.process.kind == "vp"
+        return bool(rescaled and self.prediction == "epsilon" and alpha < predictions.LEAST)
+
+    def _noisiest(self) -> float:
+        """alpha of the noisiest training level that the class can visit."""
+        clamps = self._explodes or self.family in ("sigma", "dpm")
+        return 1.0 if clamps else float(self.process.at_time(double(len(self) - 1.0)).alpha)
+
     # -- training levels ---------------------------------------------------------------------------
     def _list_trained(self) -> None:
         """The levels of a scheduler that is stepped without `set_timesteps`: all training levels, as in diffusers.
@@ -81,7 +96,8 @@ class Coordinates(Scheduler):
         flags, total = self._flags, self.process.train_steps
         if self.process.kind == "vp":
             flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
-            asked = levels.Asked(None, tuple(float(t) for t in range(total - 1, -1, -1)))
+            top = total - 1 - self._blind(self._noisiest())  # a step there is refused, see `Compat._step`
+            asked = levels.Asked(None, tuple(float(t) for t in range(top, -1, -1)))
         else:
             asked = levels.Asked(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
         self._make(asked, self._timesteps.device, flags)

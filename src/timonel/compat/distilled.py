@@ -7,6 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..grids import Grid
+from ..sampler import Sampler
+from ..solvers.consistency import lcm
+from ..table import Table
 from . import levels
 from .base import Compat
 from .defaults import DISTILLED
@@ -22,7 +26,7 @@ class Distilled(Compat):
     `set_alpha_to_one` says what `final_alpha_cumprod` is, and nothing else, as in diffusers.
     """
 
-    family, draws_in = "distilled", "both"
+    family, draws_in, one_list = "distilled", "both", True
 
     def set_timesteps(  # type: ignore[override]
         self,
@@ -61,6 +65,9 @@ class LCMScheduler(Distilled):
     takes = ("generator", "return_dict")
     defaults = DISTILLED
     solver = "lcm"
+
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
+        return lcm(grid, scaling=float(self.config["timestep_scaling"]))
 
 
 class TCDScheduler(Distilled):

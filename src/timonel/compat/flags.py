@@ -6,16 +6,12 @@
 | | "noise_prediction" of SA-Solver | no timonel sampler |
 | `solver_order` | above 3 | there is no such formula |
 | `lower_order_final` | False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
-| `variance_type` | "fixed_large" and its kin of DDPM | the posterior variance is part of the table |
-| `predict_x0`, `disable_corrector`, `solver_p` | all but the defaults | UniPC predicts x0, corrects every step |
+| `predict_x0`, `solver_p` | all but the defaults | UniPC predicts x0 |
 | `tau_func` | a function | no function can be saved in a config |
-| `timestep_scaling` | other than 10 in LCM | 10 is a constant of the released models |
-| `trained_betas` | a list in IPNDM, which are its sigmas there | give `sigmas` to `set_timesteps` |
 
-A flag that changes nothing is refused where it is asked for, in `from_config` as in the constructor, and kept where it
-comes with a config. Flags that only say how another one is done (`REFINES`) are logged instead, as is
-`timestep_spacing` beside a sigma flag, which many scripts write together,
-where the class takes its levels from the flag alone; and a constructor may describe a model by betas that it has not.
+A flag of the class that changes nothing, in diffusers' class as here, is taken, and said by the logger where it is
+asked for, in `from_config` as in the constructor; it is kept without a word where it comes with a config. A key that
+the class does not have is refused where it changes nothing; but a constructor may describe a model by betas.
 """
 
 from __future__ import annotations
@@ -66,27 +62,33 @@ SUBSTITUTES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "UniPCMultistepScheduler": {"solver_type": ("midpoint", "heun", "logrho")},
     "SASolverScheduler": {"algorithm_type": (*ANY_DPM, "deis")},
-    "DDPMScheduler": {"variance_type": ()},
 }  # fmt: skip
 
+#: those that diffusers' constructors take too, for the class's own default
+TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
+    **{
+        name: {"algorithm_type": ("deis",), "solver_type": ("logrho", "bh1", "bh2")}
+        for name in SUBSTITUTES
+        if "DPMSolver" in name
+    },
+    "DEISMultistepScheduler": {
+        "algorithm_type": ("dpmsolver", "dpmsolver++"),
+        "solver_type": ("midpoint", "heun", "bh1", "bh2"),
+    },
+    "UniPCMultistepScheduler": SUBSTITUTES["UniPCMultistepScheduler"],
+}
+#: variances of DDPM's noise: of the posterior, which a table has anyhow, or of the forward step
+SMALL, LARGE = ("fixed_small", "fixed_small_log"), ("fixed_large", "fixed_large_log")
 #: variances that a network predicts beside its noise; other classes than DDPM's leave them unread, as diffusers' do
 LEARNED = ("learned", "learned_range")
 OTHER = "use an algorithm_type of this class"
 #: (class, flag) or ("", flag) for all classes
 REFUSED: dict[tuple[str, str], Flag] = {
-    ("", "disable_corrector"): Flag(
-        bool, "UniPC corrects every step; pass disable_corrector=[], or use DPMSolverMultistepScheduler"
-    ),
     ("", "solver_p"): Flag(_but(None), "pass solver_p=None; the order of the predictor is solver_order"),
     ("", "predict_x0"): Flag(_but(True), "pass predict_x0=True, which is the better of the two for guided models"),
     ("", "tau_func"): Flag(
         _but(None),
         "use timonel.Scheduler with sampler=Sampler('sa_solver', options={'eta': …, 'start': …, 'stop': …})",
-    ),
-    ("LCMScheduler", "timestep_scaling"): Flag(_but(10, 10.0), "10 is a constant of the released models"),
-    ("DDPMScheduler", "variance_type"): Flag(
-        _but("fixed_small", "fixed_small_log", *LEARNED, None),
-        "pass variance_type='fixed_small', or 'learned_range' for a network that predicts its variance",
     ),
     ("SASolverScheduler", "algorithm_type"): Flag(_but("data_prediction"), "pass algorithm_type='data_prediction'"),
     ("DEISMultistepScheduler", "algorithm_type"): Flag(
@@ -179,8 +181,3 @@ NEUTRAL: dict[str, Any] = {
     "lambda_min_clipped": -math.inf, "disable_corrector": [], "clip_sample_range": 1.0, "sample_max_value": 1.0,
     "dynamic_thresholding_ratio": 0.995,
 }  # fmt: skip
-#: flags that say how another one is done, and do nothing without it, in diffusers as here: said, not refused
-REFINES = (
-    "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "lower_order_final", "sample_max_value",
-    "solver_type", "timestep_type",
-)  # fmt: skip

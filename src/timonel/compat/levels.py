@@ -19,7 +19,7 @@ from ..errors import ArgumentError, GridError, UnknownName, finite, whole
 from ..grids import Grid
 from ..process import EDM, VE, Crash, Flow, Level, Process, double, from_config
 from ..process.exploding import FINITE
-from ..process.level import interpolate
+from ..process.level import interpolate, short
 from .defaults import BETAS
 
 Flags = Mapping[str, Any]
@@ -78,7 +78,7 @@ def make(family: str, process: Process, flags: Flags, asked: Asked) -> Levels:
     if isinstance(process, EDM):
         return _edm(process, flags, asked)
     if isinstance(process, Crash):
-        return _crash(process, asked)
+        return _crash(process, flags, asked)
     if asked.sigmas is not None:
         made = grids.custom_sigmas(process, _given(process, asked.sigmas))
         listed = (made.alpha[:-1], made.sigma[:-1], made.time[:-1])
@@ -230,8 +230,9 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
         high = flags.get("sigma_max") or float(ends[-1])
         made = grids.make(name, process, len(times), sigma_min=low, sigma_max=high)
         ratio = (made.sigma / made.alpha)[:-1]
-        times = interpolate(torch.log(ratio), torch.log(table), index).clamp(0, len(table) - 1)
+        times = _times_of(ratio, table)
         times = times.round() if family == "dpm" or (name == "karras" and flags.get("rounds")) else times
+    ratio = _falling(ratio)
     alpha = 1 / torch.sqrt(1 + ratio**2)
     if _stops(flags) or flags.get("ends_at_time_zero"):
         stay = name is not None and bool(flags.get("ends_at_time_zero") or flags.get("snaps"))
@@ -247,6 +248,23 @@ def _even(process: Process, table: Tensor, times: Tensor) -> Levels:
     ratio = torch.exp(torch.linspace(float(log[-1]), float(log[0]), len(times) + 1, dtype=torch.float64))
     alpha = 1 / torch.sqrt(1 + ratio**2)
     return Levels(Grid(process, alpha, alpha * ratio, torch.cat([times, times.new_zeros(1)]), "log_linear"))
+
+
+def _times_of(ratio: Tensor, table: Tensor) -> Tensor:
+    """The training times of levels sigma / alpha, fractional, as diffusers finds them.
+
+    Pure noise counts as `FINITE`, which may lie below the level before it: then only those before it count.
+    """
+    rising = table if bool(table[-1] > table[-2]) else table[:-1]
+    index = torch.arange(len(rising), dtype=torch.float64)
+    return interpolate(torch.log(ratio), torch.log(rising), index).clamp(0, len(rising) - 1)
+
+
+def _falling(ratio: Tensor) -> Tensor:
+    """Levels whose first, pure noise that counts as `FINITE`, is not below the second; then it moves nothing."""
+    if len(ratio) < 2 or bool(ratio[0] > ratio[1]):
+        return ratio
+    return torch.cat([ratio[1:2] * (1 + SAME), ratio[1:]])
 
 
 def _ended(
@@ -286,12 +304,17 @@ def _edm(process: EDM, flags: Flags, asked: Asked) -> Levels:
     return _ended(process, *listed, _corrects(flags, made.steps), Level(*(v[-1:] for v in listed)))
 
 
-def _crash(process: Crash, asked: Asked) -> Levels:
-    """Levels of Dance Diffusion: its training levels, evenly thinned."""
+def _crash(process: Crash, flags: Flags, asked: Asked) -> Levels:
+    """Levels of Dance Diffusion: its training levels, evenly thinned, or the config's own sigmas and their end."""
     if asked.times is not None:
         return Levels(grids.custom_times(process, asked.times))
     if asked.sigmas is not None:
         return Levels(grids.custom_sigmas(process, asked.sigmas))
+    if flags.get("trained_betas") is not None:
+        sigma = double(flags["trained_betas"]).flatten()
+        if len(sigma) < 2 or not bool(((sigma >= 0) & (sigma <= 1)).all()):
+            raise ArgumentError(f"trained_betas are sigmas from 1 to 0 here, at least 2, got {short(sigma)}")
+        return Levels(Grid(process, *process.at_time(torch.asin(sigma) * (2 / math.pi)), "sigma"))
     return Levels(grids.make("trailing", process, whole("num_inference_steps", asked.steps or 0)))
 
 

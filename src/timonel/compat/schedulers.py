@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import solvers
 from ..errors import ArgumentError
@@ -18,17 +17,19 @@ from ..grids import Grid
 from ..noise import source
 from ..pipelines.generators import Seeding
 from ..sampler import Sampler
+from ..solvers.unipc import unipc
 from ..table import Table
 from .adams import IPNDMScheduler as IPNDMScheduler
 from .adams import PNDMScheduler as PNDMScheduler
 from .base import Compat
+from .chain import DDIMScheduler as DDIMScheduler
+from .chain import DDPMScheduler as DDPMScheduler
 from .defaults import (
     BETAS,
     CHURN,
     DYNAMIC,
     EDM,
     FLOW,
-    LEADING,
     NARROW,
     SHAPES,
     SPACING,
@@ -37,101 +38,20 @@ from .defaults import (
 from .distilled import LCMScheduler as LCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
 from .edm import EDMEulerScheduler as EDMEulerScheduler
-from .flags import LEARNED
 from .levels import Asked
 from .rows import FEW, falling, groups, lowered
 
+logger = logging.getLogger("timonel")
 Flags = Mapping[str, Any]
 Named = tuple[str, dict[str, Any]]
 
 
 # -- one slope -------------------------------------------------------------------------------------------
-class DDIMScheduler(Compat):
-    """`ddim`. `eta` may come with the first step, as pipelines give it.
-
-    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the network's; with
-    `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
-    """
-
-    family, eta, by_time, strides = "index", 0.0, True, True
-    takes = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
-    defaults = {
-        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
-        **{k: v for k, v in THRESHOLD.items() if k != "sample_max_value"}, "clip_sample_range": 1.0,
-        "sample_max_value": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
-    }  # fmt: skip
-
-    def _solver(self, flags: Flags) -> Named:
-        return "ddim", {"eta": 0.0}
-
-    def _draws(self) -> bool:
-        return bool(self._sampler.options["eta"] > 0)
-
-    def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
-        """The variance of the noise between two training times at eta = 1, which editing pipelines read.
-
-        arXiv 2010.02502, eq. 16. `prev_timestep` below 0 is the end of the list.
-        """
-        bars = self.alphas_cumprod
-        bar, before = bars[timestep], bars[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
-        return (1 - before) / (1 - bar) * (1 - bar / before)
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A run's noise, each number of it in a size of its own."""
-
-    noise: Any
-    size: Tensor
-
-    def __call__(self, row: int, like: Tensor) -> Tensor:
-        drawn: Tensor = self.size * self.noise(row, like)
-        return drawn
-
-
-class DDPMScheduler(Compat):
-    """`ddpm`, with the posterior variance ("fixed_small") or the network's own ("learned", "learned_range")."""
-
-    family, by_time, strides = "index", True, True
-    takes = ("generator", "return_dict")
-    defaults = {
-        **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
-        "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
-        **LEADING, "rescale_betas_zero_snr": False,
-    }  # fmt: skip
-    solver = "ddpm"
-
-    def _draws(self) -> bool:
-        return self.run.level.time > 0
-
-    def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
-        """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
-        run, kind = self.run, self.config["variance_type"]
-        if kind not in LEARNED:
-            return super()._apply(raw, noise, learned)
-        if learned is None:
-            raise ArgumentError(
-                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
-                f"{2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
-            )
-        top, low = run.table.level(run.row), run.table.level(run.row + 1)
-        if float(low.sigma) == 0:
-            return super()._apply(raw, noise, None)
-        most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
-        if kind == "learned_range":
-            size = most ** ((learned + 1) / 2)
-        else:
-            size = learned.sqrt() * most / float((1 - (top.alpha / low.alpha) ** 2).sqrt())
-        if noise is None:
-            run.advance(raw, Sized(run.noise, size))
-        else:
-            run.advance(raw, lambda row, like: size * noise)
-
-
 class EulerDiscreteScheduler(Compat):
     """`euler`."""
 
     unit = False
+    one_list = True
     takes = (*CHURN, "generator", "return_dict")
     defaults = {
         **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES, "sigma_min": None,
@@ -180,6 +100,7 @@ class HeunDiscreteScheduler(Compat):
     """`heun`."""
 
     calls = 2
+    one_list = True
     unit = False
     defaults = {
         **NARROW, "prediction_type": "epsilon", **SHAPES, "clip_sample": False, "clip_sample_range": 1.0, **SPACING,
@@ -243,7 +164,7 @@ class DPMSolverSinglestepScheduler(Compat):
     At order 1 it is `euler`, or `ddpm` with noise.
     """
 
-    family, draws_in = "dpm", "both"
+    family, draws_in, one_list = "dpm", "both", True
     takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -345,7 +266,7 @@ class Multistep(Compat):
 class DPMSolverMultistepScheduler(Multistep):
     """`dpmpp_2m` and its kin; see `Multistep`."""
 
-    family, draws_in = "dpm", torch.float32
+    family, draws_in, one_list = "dpm", torch.float32, True
     takes = ("generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
@@ -398,17 +319,19 @@ class UniPCMultistepScheduler(Compat):
     }  # fmt: skip
 
     def _solver(self, flags: Flags) -> Named:
-        if not flags["lower_order_final"] and flags["final_sigmas_type"] == "zero" and flags["solver_order"] > 1:
-            raise ArgumentError(
-                "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
-                "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
-            )
         return "unipc", {"order": flags["solver_order"], "variant": flags["solver_type"]}
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
-        orders = falling(order, grid.steps, after) if flags["lower_order_final"] else [order] * grid.steps
-        return solvers.make("unipc", grid, order="".join(map(str, orders)), variant=flags["solver_type"])
+        falls = flags["lower_order_final"] or min(order, grid.steps) == 1
+        if not falls and bool(grid.sigma[-1] == 0):
+            raise ArgumentError(
+                "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
+                "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
+            )
+        orders = falling(order, grid.steps, after) if falls else [order] * grid.steps
+        digits, alone = "".join(map(str, orders)), tuple(flags["disable_corrector"] or ())
+        return unipc(grid, order=digits, variant=flags["solver_type"], uncorrected=alone)
 
 
 class SASolverScheduler(Compat):

@@ -144,8 +144,11 @@ def class_of(config: Mapping[str, Any]) -> str:
 
 
 def crashes(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a config of class `name` is Dance Diffusion's: its class, and no betas of another model."""
-    return name == CRASH and not _betas(config)
+    """Whether a config of class `name` is Dance Diffusion's: its class, and no betas of another model.
+
+    `trained_betas` alone are its sigmas, as in diffusers.
+    """
+    return name == CRASH and all(config.get(key) is None for key in BETAS[:2])
 
 
 def _betas(config: Mapping[str, Any]) -> bool:

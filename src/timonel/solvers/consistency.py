@@ -11,18 +11,18 @@ from ..table import Rows, Table
 SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # constants of the released LCM checkpoints
 
 
-def lcm(grid: Grid) -> Table:
+def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
     """`x' = alpha'·D + sigma'·eps`, D = c_out·h0 + c_skip·x. 1 call per step, stochastic.
 
     arXiv 2310.04378, algorithm 3.
-    The boundary scalings c_skip, c_out belong to VP models; elsewhere D = h0.
+    The boundary scalings c_skip, c_out of a time times `scaling` belong to VP models; elsewhere D = h0.
     """
     rows = Rows("lcm", grid, order=0)
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         skip, out = torch.zeros_like(now.alpha), torch.ones_like(now.alpha)
         if grid.process.kind == "vp":
-            scaled = now.time * TIME_SCALING
+            scaled = now.time * scaling
             norm = scaled**2 + SIGMA_DATA**2
             skip, out = SIGMA_DATA**2 / norm, scaled / torch.sqrt(norm)
         rows.add(k, now, {"x": new.alpha * skip, "h0": new.alpha * out, "eps": new.sigma})

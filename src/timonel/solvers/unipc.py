@@ -6,6 +6,8 @@ from it; both are linear in the registers, so one row does both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,13 +19,14 @@ from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, sche
 VARIANTS = ("bh1", "bh2", "vary")
 
 
-def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
+def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected: Sequence[int] = ()) -> Table:
     """UniPC of `order` 1 to 3 for the denoised prediction. 1 call per step, deterministic.
 
     Converges with order + 1, for the corrector adds one. The order rises while history builds up and falls
     towards a clean end, to 1 on a long last step before it, where it would go astray (`normal`); a string such as
     "12332" gives the most for every step (their "order schedule").
     `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their UniPC_v, app. C).
+    `uncorrected`: steps, counted from 0, whose result is left as predicted (diffusers' `disable_corrector`).
     No correction is made across a lift, where the sample did not arrive along the path.
     """
     if variant not in VARIANTS:
@@ -35,7 +38,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         here = {"x": torch.ones_like(now.alpha)}
-        if k and finite_lam(grid[k - 1]) and not grid.lifted(k):
+        if k and k - 1 not in uncorrected and finite_lam(grid[k - 1]) and not grid.lifted(k):
             here = _corrected(grid, k, used, variant)
         most = 1 if not isinstance(order, str) and long_last(grid, k) else orders[k]
         used = usable(grid, k, min(most, grid.steps - k) if clean else most)
