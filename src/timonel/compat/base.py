@@ -19,7 +19,6 @@ from torch import Tensor
 from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
-from ..grids import Grid
 from ..noise import source
 from ..pipelines import acting, model, request
 from ..pipelines.listing import Listing

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -255,8 +255,8 @@ class DPMSolverSinglestepScheduler(Compat):
         """A part that begins inside a group begins with order 1, as in diffusers."""
         if "order" not in sampler.options:
             return super()._compile(sampler, grid, before)
-        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)
-        return solvers.make(sampler.name, grid, **{**sampler.options, "order": places[before : before + grid.steps]})
+        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)[: self._levels.grid.steps]
+        return solvers.make(sampler.name, grid, before=before, **{**sampler.options, "order": places})
 
 
 # -- several predictions -----------------------------------------------------------------------------------
@@ -399,12 +399,16 @@ class DEISMultistepScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "deis", {"order": flags["solver_order"], "variant": "logrho"}
 
+    @property
+    def schedule(self) -> str:
+        """The order of every step."""
+        flags, order, steps = self._flags, self._flags["solver_order"], self._levels.grid.steps
+        few = flags["lower_order_final"] and steps + self._levels.idle < FEW
+        return "".join(map(str, falling(order, steps, self._levels.idle) if few else [order] * steps))
+
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
-        few = flags["lower_order_final"] and self._levels.grid.steps + self._levels.idle < FEW
-        orders = falling(order, grid.steps, after) if few else [order] * grid.steps
-        orders = [1] if grid.steps == 1 else orders
-        return lowered(lambda o: solvers.make("deis", grid, order=o, variant="logrho"), orders)
+        orders = self.schedule[-grid.steps :] if grid.steps > 1 else "1"
+        return solvers.make("deis", grid, order=orders, variant="logrho")
 
 
 class UniPCMultistepScheduler(Compat):
@@ -426,10 +430,16 @@ class UniPCMultistepScheduler(Compat):
             )
         return "unipc", {"order": flags["solver_order"], "variant": flags["solver_type"]}
 
+    @property
+    def schedule(self) -> str:
+        """The order of every step."""
+        flags, order, steps = self._flags, self._flags["solver_order"], self._levels.grid.steps
+        return "".join(
+            map(str, falling(order, steps, self._levels.idle) if flags["lower_order_final"] else [order] * steps)
+        )
+
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
-        orders = falling(order, grid.steps, after) if flags["lower_order_final"] else [order] * grid.steps
-        return solvers.make("unipc", grid, order="".join(map(str, orders)), variant=flags["solver_type"])
+        return solvers.make("unipc", grid, order=self.schedule[-grid.steps :], variant=sampler.options["variant"])
 
 
 class SASolverScheduler(Compat):
