@@ -44,6 +44,7 @@ ALIASES: dict[str, Named] = {
     "dpm++ 2m sde heun": Named("dpmpp_2m_sde", options={"variant": "heun"}, noise=BROWNIAN),
     "dpm++ 3m sde": Named("dpmpp_3m_sde", noise=BROWNIAN),
     "dpm++ 2s": Named("dpmpp_2s"),
+    "dpm++ 3s": Named("dpmpp_3s"),
     "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
     "ipndm v": Named("ipndm"),
     "heun++": Named("heunpp2"),
@@ -60,6 +61,11 @@ ALIASES: dict[str, Named] = {
     "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
     "res 2m": Named("res_multistep"),
     "res 3m": Named("res_multistep", options={"order": 3}),
+    # the words of diffusers' algorithm_type
+    "dpmsolver": Named("dpm_multistep"),
+    "dpmsolver++": Named("dpmpp_2m"),
+    "sde-dpmsolver": Named("dpm_multistep", options={"eta": 1.0}),
+    "sde-dpmsolver++": Named("dpmpp_2m_sde"),
     # stable-diffusion.cpp
     "dpm++2m": Named("dpmpp_2m"),
     "dpm++2s a": Named("dpmpp_2s_ancestral"),

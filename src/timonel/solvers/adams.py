@@ -105,7 +105,8 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
 
     variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
     Without one it is the nearer of the two: logrho, and tab on a flow. The last step before the one to the clean level
-    is of order 2 in logrho and 1 in tab where it is long. A string such as "12321" gives the order of every step. First order to the clean level, where log s has no end.
+    is of order 2 in logrho and 1 in tab where it is long. A string such as "12321" gives the order of every step.
+    First order to the clean level, where log s has no end.
     Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
     most = schedule(order, grid.steps)

@@ -86,7 +86,7 @@ def _places(grid: Grid, order: int | str) -> list[int]:
     if clean and places[-1] > 1:
         raise ArgumentError(
             f"order={order!r} ends with a group of {places[-1]} calls, and the call to the clean level is of order 1: "
-            f"end with 1, e.g. {str(order)[:-1]}1"
+            f"end with 1, for example {str(order)[:-1]}1"
         )
     return places
 
