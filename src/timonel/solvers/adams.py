@@ -104,12 +104,12 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
     """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
 
     variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
-    Without one it is the nearer of the two: logrho, and tab on a flow. The last step before the one to the clean level
-    is of order 2 in logrho and 1 in tab where it is long. A string such as "12321" gives the order of every step.
+    Without one it is the nearer of the two: logrho, and tab on a flow, there of order 1 on a long last step before the
+    one to the clean level. logrho has order 2 on such a step. A string such as "12321" gives the order of every step.
     First order to the clean level, where log s has no end.
     Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
-    most = schedule(order, grid.steps)
+    most, chosen = schedule(order, grid.steps), variant is None
     if variant is None:
         variant = "tab" if grid.process.kind == "flow" else "logrho"
     if variant not in DEIS_VARIANTS:
@@ -124,7 +124,7 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
     def in_time(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
         first, step = vp_time(s), vp_time(to) - vp_time(s)
-        used = 1 if long_last(grid, k) else min(count, most[k])
+        used = 1 if chosen and long_last(grid, k) else min(count, most[k])
         nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(used)]
         if used == 1:
             return [to - s]
