@@ -89,6 +89,14 @@ prediction is forecast instead of computed). [Which one to choose](which-sampler
 [how they compare with diffusers and k-diffusion](parity.md).
 """
 GRID_HEAD = """
+**Long steps.** A multistep method extrapolates, which goes astray over a step much longer than the one before. Such is
+the last step but one of `normal`, which ends at the model's cleanest level. Over it `unipc`, `res_multistep`, `deis`,
+`dpm_multistep` and `sa_solver` fall in order; `dpmpp_2m` and `dpmpp_3m` are as published, and farther from the answer
+than `euler`: in 8 steps .27 and .31 for .20, `unipc` .08; on a flow .78 and .91 for .25, `lms` .73, `unipc` .14 (an
+exact mixture). In 4 steps `heun`, `pndm` and `dpm_singlestep` on `exponential`, `lam` and `kl_optimal` are 3 to 6 times
+farther than `euler` with as many calls, and `lms` of order 4 on a flow does not gain from 4 to 8 steps.
+`linear_quadratic` is for flows.
+
 ## {grids} grids
 
 N steps visit exactly N + 1 strictly falling levels, for every N from 1 to 1000; the last is the clean level.

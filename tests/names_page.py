@@ -55,13 +55,15 @@ DROPS = (
 )
 RF = "another amount of fresh noise on a flow (LTX's), as near to within a tenth or so"
 LAM = "on a flow ComfyUI takes lam = -log t for log((1 - t) / t)"
+ONCE = "order 1 on a long last step before the end (normal)"
 OFFSET = "on a flow ComfyUI begins just below pure noise"
 #: why a name differs, or what to know of it
 NOTES = {
     "euler_ancestral": RF, "dpm_2_ancestral": f"{DROPS}; {RF}", "dpmpp_2s_ancestral": RF, "dpm_2": DROPS,
     "uni_pc": f"{DROPS}; ComfyUI ends at sigma 0.001", "uni_pc_bh2": f"{DROPS}; ComfyUI ends at sigma 0.001",
     "ddpm": "ComfyUI takes the formula of image models on a flow too: nearer in few steps, and does not converge",
-    "dpmpp_2m": LAM, "res_multistep": LAM, "res_multistep_ancestral": f"{LAM}, with noise that does not fit it",
+    "dpmpp_2m": LAM, "res_multistep": f"{ONCE}; {LAM}",
+    "res_multistep_ancestral": f"{LAM}, with noise that does not fit it",
     "dpmpp_sde": OFFSET, "dpmpp_sde_gpu": OFFSET, "dpmpp_2m_sde": OFFSET, "dpmpp_2m_sde_gpu": OFFSET,
     "dpmpp_2m_sde_heun": OFFSET, "dpmpp_2m_sde_heun_gpu": OFFSET, "seeds_2": OFFSET, "seeds_3": OFFSET,
     "dpmpp_3m_sde": "see docs/differences.md", "dpmpp_3m_sde_gpu": "see docs/differences.md",
@@ -72,9 +74,9 @@ NOTES = {
     "er_sde": "order 3 here is the whole quadratic; ComfyUI's lacks the term that the nodes are uneven",
     "sa_solver": "orders 2 and 2 here, 3 and 4 in ComfyUI; the last step but one falls to order 1 here only where it "
     "is long",
-    "dpm_fast": "N is steps here, of up to 3 calls each, on the grid lam if none is named; in ComfyUI N is calls, on "
-    "levels of its own. Below, both make N calls, of which one here goes to the clean level: in few calls take "
-    "another sampler",
+    "dpm_fast": "N is steps here, of up to 3 calls each, on the grid lam without its cleanest level if none is named; "
+    "in ComfyUI N is calls, on levels of its own, to sigma_min. Below, both make N calls at most, here one of them to "
+    "the clean level",
 }  # fmt: skip
 
 

@@ -40,8 +40,8 @@ NOTES: Mapping[str, str] = {
     ),
     "EDMDPMSolverMultistepScheduler": "the SDE of order 3 raises an error; order 3 as DPMSolverMultistepScheduler's",
     "DPMSolverSinglestepScheduler": (
-        "order 3 has another second stage; the SDE of order 2 draws two noises for one interval; dpmsolver with `heun` "
-        "is not offered. Compared on levels even in lam, where the inner calls coincide"
+        "`dpmpp_singlestep` and `dpm_singlestep` make its steps of every order; compared here, on levels even in lam, "
+        "with the solvers that count steps: their order 3 has another second stage, their SDE one noise path"
     ),
     "DEISMultistepScheduler": "on karras, exponential and beta sigmas its last call moves nothing",
     "UniPCMultistepScheduler": (

@@ -101,8 +101,8 @@ def test_a_scheduler_that_is_replaced_is_said_to_be(pipe: Any) -> None:
 
 def test_few_steps_lower_the_order_that_is_set_on_the_pipeline(pipe: Any) -> None:
     pipe.scheduler = d.DEISMultistepScheduler.from_config(pipe.scheduler.config)
-    assert tm.Helm(pipe).choose(steps=1).sampler.options == {"order": 1, "variant": "logrho"}
-    assert tm.Helm(pipe).choose(steps=4).sampler.options == {"order": 2, "variant": "logrho"}
+    assert tm.Helm(pipe).choose(steps=1).sampler.options == {"order": "1", "variant": "logrho"}
+    assert tm.Helm(pipe).choose(steps=4).sampler.options == {"order": "2221", "variant": "logrho"}
 
 
 # -- shipped models ----------------------------------------------------------------------------------
@@ -276,21 +276,28 @@ def test_a_pipeline_that_reads_betas_at_its_times_gets_whole_ones() -> None:
     assert tm.Helm(tiny.sd()).choose("heun", 4).sampler.grid == "karras"
 
 
+@pytest.mark.filterwarnings("ignore:.*__array_wrap__")  # diffusers' DEIS
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
         ("UniPCMultistepScheduler", {}), ("UniPCMultistepScheduler", {"solver_order": 3}),
         ("DPMSolverMultistepScheduler", {}), ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
-        ("DDIMScheduler", {"clip_sample": False}),
+        ("DDIMScheduler", {"clip_sample": False}), ("DEISMultistepScheduler", {"solver_order": 3}),
+        ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+        ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 3, "lower_order_final": True}),
     ],
 )  # fmt: skip
 def test_a_scheduler_that_is_set_makes_its_own_picture_under_the_helm(name: str, flags: dict[str, Any]) -> None:
+    """Its levels, its orders, its end and its number of network calls."""
     pipe = tiny.sdxl()
     pipe.scheduler = getattr(d, name).from_config(pipe.scheduler.config, **flags)
     call = {**tiny.prompt(pipe), "num_inference_steps": 8}
     plain = pipe(**call, generator=torch.Generator().manual_seed(1)).images
-    helmed = tm.Helm(pipe)(**call, generator=torch.Generator().manual_seed(1)).images
+    helm = tm.Helm(pipe)
+    helmed = helm(**call, generator=torch.Generator().manual_seed(1)).images
     assert float((helmed - plain).abs().max()) < 2e-3 * float(plain.abs().max())
+    assert helm.run.table.nfe == 8
 
 
 def test_the_choice_of_a_call_with_a_list_says_so() -> None:
@@ -300,15 +307,24 @@ def test_the_choice_of_a_call_with_a_list_says_so() -> None:
     assert "your list of levels" in str(helm.choice)
 
 
-def test_deis_under_the_helm_ends_clean_and_in_compat_at_time_0(pipe: Any) -> None:
+def test_another_sampler_ends_clean_where_the_class_that_is_set_does_not() -> None:
+    pipe = tiny.sdxl()
     pipe.scheduler = d.DEISMultistepScheduler.from_config(pipe.scheduler.config)
-    sampler = tm.Helm(pipe).choose(steps=8).sampler
-    table = sampler.compile(tm.VP.from_schedule())
-    own = compat.DEISMultistepScheduler.from_config(pipe.scheduler.config)
-    own.set_timesteps(8)
-    assert float(table.sigma[-1]) == 0
-    assert float(own.run.table.sigma[-1]) == pytest.approx(0.0292, abs=1e-4)
-    assert torch.allclose(table.time[:-1], own.run.table.time[:-1])
+    helm, call = tm.Helm(pipe), {**tiny.prompt(pipe), "num_inference_steps": 6, "seeds": [1]}
+    helm(**call)
+    assert float(helm.run.table.sigma[-1]) == pytest.approx(0.0292, abs=1e-4)
+    helm(**call, sampler="deis")
+    assert float(helm.run.table.sigma[-1]) == 0
+
+
+def test_image_to_image_under_a_class_that_falls_in_order_makes_the_part_that_is_left() -> None:
+    pipe, call = tiny.case("sdxl", "StableDiffusionXLImg2ImgPipeline")
+    call = {**call, "num_inference_steps": 8, "strength": 0.5}
+    for name in ("DEISMultistepScheduler", "DPMSolverSinglestepScheduler"):
+        pipe.scheduler = getattr(d, name).from_config(pipe.scheduler.config, lower_order_final=True)
+        helm = tm.Helm(pipe)
+        helm(**call, seeds=[1])
+        assert helm.run.table.nfe == 4
 
 
 @pytest.mark.parametrize(

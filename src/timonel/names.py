@@ -29,7 +29,8 @@ BROWNIAN = "brownian"
 PATHS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
 #: ComfyUI leaves out the last level but one for UniPC and DPM-2, as A1111 does for DPM2. That is nearer where a grid
-#: ends at the model's cleanest level (uni_pc/normal, 8 steps: .07 off for .6), farther elsewhere (simple: .13 for .07)
+#: ends at the model's cleanest level (dpm_fast in 7 calls: .07 off for .38), and for UniPC, which takes the long step
+#: before with order 1, as near (normal, 8 steps: .072 for .067); farther elsewhere (simple: .13 for .07)
 DISCARDS = {"discard_penultimate": "auto"}
 
 #: other names of solvers, normalised by `key`
@@ -44,6 +45,7 @@ ALIASES: dict[str, Named] = {
     "dpm++ 2m sde heun": Named("dpmpp_2m_sde", options={"variant": "heun"}, noise=BROWNIAN),
     "dpm++ 3m sde": Named("dpmpp_3m_sde", noise=BROWNIAN),
     "dpm++ 2s": Named("dpmpp_2s"),
+    "dpm++ 3s": Named("dpmpp_3s"),
     "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
     "ipndm v": Named("ipndm"),
     "heun++": Named("heunpp2"),
@@ -60,6 +62,11 @@ ALIASES: dict[str, Named] = {
     "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
     "res 2m": Named("res_multistep"),
     "res 3m": Named("res_multistep", options={"order": 3}),
+    # the words of diffusers' algorithm_type
+    "dpmsolver": Named("dpm_multistep"),
+    "dpmsolver++": Named("dpmpp_2m"),
+    "sde-dpmsolver": Named("dpm_multistep", options={"eta": 1.0}),
+    "sde-dpmsolver++": Named("dpmpp_2m_sde"),
     # stable-diffusion.cpp
     "dpm++2m": Named("dpmpp_2m"),
     "dpm++2s a": Named("dpmpp_2s_ancestral"),

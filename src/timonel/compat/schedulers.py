@@ -196,8 +196,8 @@ class DPMSolverSinglestepScheduler(Compat):
         """A part that begins inside a group begins with order 1, as in diffusers."""
         if "order" not in sampler.options:
             return super()._compile(sampler, grid, before)
-        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)
-        return solvers.make(sampler.name, grid, **{**sampler.options, "order": places[before : before + grid.steps]})
+        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)[: self._levels.grid.steps]
+        return solvers.make(sampler.name, grid, before=before, **{**sampler.options, "order": places})
 
 
 # -- several predictions -----------------------------------------------------------------------------------
@@ -299,12 +299,16 @@ class DEISMultistepScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "deis", {"order": flags["solver_order"], "variant": "logrho"}
 
+    @property
+    def schedule(self) -> str:
+        """The order of every step."""
+        flags, order, steps = self._flags, self._flags["solver_order"], self._levels.grid.steps
+        few = flags["lower_order_final"] and steps + self._levels.idle < FEW
+        return "".join(map(str, falling(order, steps, self._levels.idle) if few else [order] * steps))
+
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
-        few = flags["lower_order_final"] and self._levels.grid.steps + self._levels.idle < FEW
-        orders = falling(order, grid.steps, after) if few else [order] * grid.steps
-        orders = [1] if grid.steps == 1 else orders
-        return lowered(lambda o: solvers.make("deis", grid, order=o, variant="logrho"), orders)
+        orders = self.schedule[-grid.steps :] if grid.steps > 1 else "1"
+        return solvers.make("deis", grid, order=orders, variant="logrho")
 
 
 class UniPCMultistepScheduler(Compat):
@@ -321,17 +325,26 @@ class UniPCMultistepScheduler(Compat):
     def _solver(self, flags: Flags) -> Named:
         return "unipc", {"order": flags["solver_order"], "variant": flags["solver_type"]}
 
+    @property
+    def _falls(self) -> bool:
+        """Whether the order falls towards the end of the list."""
+        return bool(self._flags["lower_order_final"]) or min(self._flags["solver_order"], self._levels.grid.steps) == 1
+
+    @property
+    def schedule(self) -> str:
+        """The order of every step."""
+        order, steps = self._flags["solver_order"], self._levels.grid.steps
+        orders = falling(order, steps, self._levels.idle) if self._falls else [order] * steps
+        return "".join(map(str, orders))
+
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, after, order = self._flags, self._levels.idle, self._flags["solver_order"]
-        falls = flags["lower_order_final"] or min(order, grid.steps) == 1
-        if not falls and bool(grid.sigma[-1] == 0):
+        flags, alone = self._flags, tuple(self._flags["disable_corrector"] or ())
+        if not self._falls and bool(grid.sigma[-1] == 0):
             raise ArgumentError(
                 "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
                 "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
             )
-        orders = falling(order, grid.steps, after) if falls else [order] * grid.steps
-        digits, alone = "".join(map(str, orders)), tuple(flags["disable_corrector"] or ())
-        return unipc(grid, order=digits, variant=flags["solver_type"], uncorrected=alone)
+        return unipc(grid, order=self.schedule[-grid.steps :], variant=flags["solver_type"], uncorrected=alone)
 
 
 class SASolverScheduler(Compat):

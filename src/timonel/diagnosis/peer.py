@@ -12,6 +12,7 @@ from ..sampler import Sampler
 from .reading import Facts, Loop
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
+SLOPES = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 MULTISTEP, SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 #: solver -> class and flags
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,8 +27,12 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": False}),
     "deis": ("DEISMultistepScheduler", {}),
-    "dpm_solver": (SINGLESTEP, {"algorithm_type": "dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"}),
+    "dpm_multistep": (MULTISTEP, SLOPES),
+    "dpm_solver": (SINGLESTEP, {**SLOPES, "solver_order": 3}),
+    "dpm_singlestep": (SINGLESTEP, SLOPES),
     "dpmpp_2s": (SINGLESTEP, {}),
+    "dpmpp_3s": (SINGLESTEP, {"solver_order": 3}),
+    "dpmpp_singlestep": (SINGLESTEP, {}),
     "dpmpp_sde": ("DPMSolverSDEScheduler", {}),
     "dpmpp_2m": (MULTISTEP, {}),
     "dpmpp_2m_sde": (MULTISTEP, SDE),

@@ -154,8 +154,23 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
         return sampler
     scheduler = cls.from_config(config)
     scheduler.set_timesteps(steps)
-    times = scheduler.settled_times.tolist()
-    return replace(sampler, times=tuple(times)) if len(times) == steps else sampler
+    times, end = scheduler.settled_times.tolist(), scheduler.run.table.level(scheduler.run.table.nfe)
+    if len(times) != steps:
+        return sampler
+    if bool(end.sigma > 0) and hasattr(scheduler, "schedule"):  # above zero a full order up to the end goes astray
+        sampler = replace(sampler, options={**sampler.options, "order": scheduler.schedule})
+    return replace(sampler, times=tuple(times))
+
+
+def ends_low(model: Model, made: Choice) -> bool:
+    """Whether the class that is set ends at the lowest training level, with the orders that it has there.
+
+    To the clean level its last step would be much longer than the others.
+    """
+    from ..compat.schedulers import CLASSES
+
+    cls, scheduled = CLASSES.get(type(model.scheduler).__name__), isinstance(made.sampler.options.get("order"), str)
+    return made.why.startswith(SET) and scheduled and cls is not None and bool(cls.fixed.get("ends_at_time_zero"))
 
 
 def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:

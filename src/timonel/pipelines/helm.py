@@ -399,6 +399,8 @@ class Helm:
             fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
         made = choice.choose(model, ours["sampler"], steps, fitted=fitted)
         scheduler.sampler = made.sampler
+        if choice.ends_low(model, made):
+            scheduler.register_to_config(final_sigmas_type="sigma_min")
         if "num_inference_steps" in self._parameters:
             options["num_inference_steps"] = scheduler.sampler.steps
         return scheduler, made

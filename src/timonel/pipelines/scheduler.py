@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -56,7 +56,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     """
 
     order = 1
-    calls_are_steps: ClassVar[bool] = False  # whether a loop may begin at any entry of the list
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -400,7 +399,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         run, table = self.run, self._listed.table
         if not run.started and rows:
             begins = [row for row in rows if row == table.first_row(table.step[row])]
-            begins = begins or (rows[:1] if self.calls_are_steps else [])
             if begins:
                 self.cover(begins[0], table.nfe)
                 return self.run

@@ -21,7 +21,7 @@ from ..errors import ArgumentError, UnknownName, finite, flag, whole
 from ..grids import Grid
 from ..process import double
 from ..table import Rows, Table
-from .algebra import VARIANTS, Frame, fit, frame, growing, line, long_last, parabola, rising
+from .algebra import VARIANTS, Frame, fit, frame, growing, line, long_last, parabola, rising, schedule
 from .runge_kutta import clean_step
 
 # Adams-Bashforth weights for evenly spaced slopes, newest first
@@ -100,15 +100,16 @@ def vp_time(s: Tensor) -> Tensor:
     return (torch.sqrt(RISE**2 + 2 * SLOPE * torch.log1p(s**2)) - RISE) / SLOPE
 
 
-def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
+def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Table:
     """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
 
     variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
-    Without one it is the nearer of the two: logrho, and tab on a flow. The last step before the one to the clean level
-    is of order 2 in logrho and 1 in tab where it is long. First order to the clean level, where log s has no end.
+    Without one it is the nearer of the two: logrho, and tab on a flow, there of order 1 on a long last step before the
+    one to the clean level. logrho has order 2 on such a step. A string such as "12321" gives the order of every step.
+    First order to the clean level, where log s has no end.
     Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
-    top = whole("order", order, 1, 3)
+    most, chosen = schedule(order, grid.steps), variant is None
     if variant is None:
         variant = "tab" if grid.process.kind == "flow" else "logrho"
     if variant not in DEIS_VARIANTS:
@@ -116,22 +117,23 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
 
     def in_log(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
-        h, used = torch.log(s / to), min(count, 2) if long_last(grid, k) else count
+        h, used = torch.log(s / to), min(count, most[k], 2 if long_last(grid, k) else 3)
         nodes = [torch.log(s / at.s(grid[k - j])) / h for j in range(used)]
         return [-to * w for w in fit(nodes, growing(h, used))]
 
     def in_time(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
         first, step = vp_time(s), vp_time(to) - vp_time(s)
-        nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(count)]
-        if count == 1 or long_last(grid, k):
+        used = 1 if chosen and long_last(grid, k) else min(count, most[k])
+        nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(used)]
+        if used == 1:
             return [to - s]
         width = torch.log(to / s)  # Gauss-Legendre in log s, in which the integrand is smooth
         u = s * torch.exp((POINTS + 1) / 2 * width)
         measure, v = WEIGHTS / 2 * width * u, (vp_time(u) - first) / step
-        return fit(nodes, [(measure * v**p).sum() for p in range(count)])
+        return fit(nodes, [(measure * v**p).sum() for p in range(used)])
 
-    return _multistep("deis", grid, top, top, in_log if variant == "logrho" else in_time)
+    return _multistep("deis", grid, max(most), max(most), in_log if variant == "logrho" else in_time)
 
 
 def dpm_multistep(

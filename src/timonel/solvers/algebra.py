@@ -123,7 +123,7 @@ def long_last(grid: Grid, k: int) -> bool:
 
 
 def schedule(order: int | str, steps: int) -> list[int]:
-    """The most that every step may use: of a number, or of an order schedule such as "12332". Raises `ArgumentError`."""
+    """The most that every step may use: a number, or an order schedule such as "12332". Raises `ArgumentError`."""
     if not isinstance(order, str):
         return [whole("order", order, 1, 3)] * steps
     if len(order) != steps or not set(order) <= set("123"):
@@ -181,7 +181,7 @@ def line(size: Tensor, z: Tensor, r: Tensor, variant: str) -> list[Tensor]:
 
 
 def parabola(size: Tensor, z: Tensor, r0: Tensor, r1: Tensor, curvature: float) -> list[Tensor]:
-    """Weights of three predictions, newest first, r0·h and r1·h apart: derivatives from differences, integrated exactly.
+    """Weights of three predictions, newest first, r0·h and r1·h apart: their parabola, integrated exactly.
 
     `curvature` multiplies the second derivative. h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and h²·D'' = 2·(d0 - d1)/(r0 + r1)
     with d0 = (h0 - h1)/r0, d1 = (h1 - h2)/r1; D = h0 + h·D'·u + h²·D''·u²/2 for u in [0, 1] along the step.

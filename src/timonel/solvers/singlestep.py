@@ -11,7 +11,7 @@ Fresh noise begins a new group, and the call to the clean level is one of its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,11 +37,10 @@ def dpmpp_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoi
     for k, place in enumerate(places):
         start, new = grid[k - place + 1], grid.end(k)
         inner = [grid[j] for j in range(k - place + 2, k + 1)]
-        move = noised(start, new, e)
         weights = _weights(*_denoised(start, inner, new, e), variant)
-        row = {"x" if place == 1 else "base": move.keep, "eps": move.fresh}
+        row, base = _moved(grid, k, place, lambda now, to: noised(now, to, e).keep)
         row |= {f"h{i}": new.alpha * w for i, w in enumerate(reversed(weights))}
-        rows.add(k, grid[k], row, base={"x": 1.0} if place == 1 else None)
+        rows.add(k, grid[k], row | {"eps": noised(start, new, e).fresh}, base=base)
     return rows.table()
 
 
@@ -55,9 +54,8 @@ def dpm_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoint
     rows = Rows("dpm_singlestep", grid, order=max(places), history=max(places), basis=at.basis)
     for k, place in enumerate(places):
         start, new = grid[k - place + 1], grid.end(k)
-        source, base = ("x", {"x": 1.0}) if place == 1 else ("base", None)
         s, to = at.s(start), at.s(new)
-        row = {source: at.m(new) / at.m(start)}
+        row, base = _moved(grid, k, place, lambda now, to: at.m(to) / at.m(now))
         if place == 1:
             row["h0"] = at.m(new) * (to - s)
         else:
@@ -86,9 +84,23 @@ def _places(grid: Grid, order: int | str) -> list[int]:
     if clean and places[-1] > 1:
         raise ArgumentError(
             f"order={order!r} ends with a group of {places[-1]} calls, and the call to the clean level is of order 1: "
-            f"end with 1, e.g. {str(order)[:-1]}1"
+            f"end with 1, for example {str(order)[:-1]}1"
         )
     return places
+
+
+def _moved(
+    grid: Grid, k: int, place: int, keep: Callable[[Level, Level], Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What call k keeps of the sample where its group began, and the next base.
+
+    The base is that sample, moved to the level of the call before without any prediction, so that an edit between two
+    calls is carried into it.
+    """
+    now, new = grid[k], grid.end(k)
+    if place == 1:
+        return {"x": keep(now, new)}, {"x": torch.ones_like(now.alpha)}
+    return {"base": keep(grid[k - 1], new)}, {"base": keep(grid[k - 1], now)}
 
 
 def _denoised(start: Level, inner: Sequence[Level], new: Level, eta: float) -> tuple[list[Tensor], list[Tensor]]:
