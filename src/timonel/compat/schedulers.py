@@ -491,7 +491,7 @@ class SASolverScheduler(Compat):
         orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
         return "sa_solver", {**orders, **self._noisy(flags), "variant": "simple"}
 
-    def _noisy(self, flags: Flags) -> dict[str, float]:
+    def _noisy(self, flags: Flags) -> dict[str, Any]:
         """Options for noise between the training times 200 and 800, of however many there are."""
         start, stop = (time / flags["num_train_timesteps"] for time in (200, 800))
         return {"start": start, "stop": min(stop, 1.0)} if start <= 1 else {"eta": 0.0}
