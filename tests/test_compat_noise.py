@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torch import Tensor
 import timonel as tm
 import timonel.compat as compat
 import tiny
+from timonel import tree
 from timonel.compat.schedulers import CLASSES
 from timonel.drawn import DrawnNoise
 from timonel.errors import ArgumentError, RunError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+needs_torchsde = pytest.mark.skipif(not tree.installed(), reason="torchsde is not installed")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SDE = {**SD, "algorithm_type": "sde-dpmsolver++"}
 #: every class of compat that draws noise from a generator: its config, and what its step is given
@@ -246,6 +249,55 @@ def test_a_copy_of_a_scheduler_draws_from_the_generator_that_it_is_given() -> No
     assert far(ours, x) < 1e-4
     assert far(copied, y) < 1e-4
     assert torch.equal(left, after)
+
+
+# -- DPM-Solver++ SDE: the path of torchsde ------------------------------------------------------------------
+def sde(library: Any, seed: int | None = 3, **more: Any) -> Any:
+    cls = library.DPMSolverSDEScheduler
+    made = getattr(sys.modules[cls.__module__], "DPMSolverSDEScheduler", cls)
+    return made(**SD, noise_sampler_seed=seed, **more)
+
+
+@needs_torchsde
+@pytest.mark.filterwarnings("ignore:Should have t")  # diffusers asks for more than the path that it has made
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("more", [{}, {"use_karras_sigmas": True}, {"prediction_type": "v_prediction"}])
+def test_dpm_solver_sde_follows_the_path_of_diffusers(more: dict[str, Any], seed: int | None) -> None:
+    """Up to 1e-3: a path is rough, and sigma in float32 is not sigma (6e-6 apart at 14.6)."""
+    theirs, ours = (loop(sde(library, seed, **more), 8, WAYS["none"](), {}) for library in (diffusers, compat))
+    for (want, after), (got, left) in zip(theirs, ours, strict=True):
+        assert far(got, want) < 5e-3
+        assert torch.equal(left, after)
+
+
+@needs_torchsde
+def test_a_run_on_the_path_of_torchsde_has_the_same_noise_again(tmp_path: Path) -> None:
+    scheduler, torch_before = sde(compat), torch.get_rng_state()
+    scheduler.set_timesteps(6)
+    x, run = start(scheduler), None
+    for calls, t in enumerate(scheduler.timesteps):
+        x = turn(scheduler, x, t, None, {})
+        if calls == 4:
+            run = scheduler.run
+            run.save(tmp_path / "run.safetensors")
+            twins = [pickle.loads(pickle.dumps(run)), run.branch(), tm.Run.load(tmp_path / "run.safetensors")]
+    assert run is not None
+    for twin in twins:
+        assert torch.equal(ended(twin, scheduler), x)
+    run.rewind(0)
+    assert torch.equal(ended(run, scheduler), x)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+
+
+def test_without_torchsde_dpm_solver_sde_has_its_own_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tree, "installed", lambda: False)
+    scheduler = sde(compat)
+    scheduler.set_timesteps(4)
+    turn(scheduler, start(scheduler), scheduler.timesteps[0], None, {})
+    assert isinstance(scheduler.run.noise, tm.BrownianNoise)
+    assert scheduler.run.noise.seeds == (3, 4)
+    with pytest.raises(ArgumentError, match="pip install torchsde"):
+        tree.TreeNoise(1, 0.1, 10.0, scheduler.run.table)
 
 
 # -- what is not drawn -------------------------------------------------------------------------------------
