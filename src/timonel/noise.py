@@ -2,7 +2,8 @@
 
 A noise source is a callable `(row, like) -> unit normal tensor shaped and placed like `like``. The two here
 draw per sample in float32 on the CPU, so a sample gets the same noise alone, in any batch, on any device, at
-any precision, and after a resume or a rewind. `Sampler(…, noise="brownian")` chooses one by name.
+any precision, and after a resume or a rewind. `Sampler(…, noise="brownian")` chooses one by name. The sources of
+`timonel.compat` draw as diffusers does, see `drawn.py` and `tree.py`.
 
 | name          | keyed by               | use it when                                                          |
 |---------------|------------------------|----------------------------------------------------------------------|

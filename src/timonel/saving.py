@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from . import drawn, reading
+from . import drawn, reading, tree
 from . import noise as noises
 from .errors import ArgumentError, among
 from .errors import path as file_of
@@ -62,6 +62,17 @@ class SavedDraws(BaseModel):
     stretches: list[SavedStretch]
 
 
+class SavedTree(BaseModel):
+    """The arguments of `tree.TreeNoise`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["torchsde"]
+    entropy: Annotated[int, Field(ge=0, le=tree.MOST)]
+    low: float
+    high: float
+
+
 class Saved(BaseModel):
     """What a file says of a run beside its tensors. Files of before have no `digest` and may lack what has a default.
 
@@ -74,7 +85,7 @@ class Saved(BaseModel):
     row: Count
     table: dict[str, Any]
     prediction: str
-    noise: SavedNoise | SavedDraws | Literal["own"] | None
+    noise: SavedNoise | SavedDraws | SavedTree | Literal["own"] | None
     called: Count | None = None
     guidance: dict[str, Any] | None
     guided_since: Count = 0
@@ -233,9 +244,11 @@ def _no_run(path: str | PathLike[str], reason: object) -> ArgumentError:
 
 
 def _source(noise: Noise | None, tensors: dict[str, Tensor]) -> dict[str, Any] | str | None:
-    """A noise source as `SavedNoise` or `SavedDraws`, whose states go to `tensors`; `OWN` where it is the caller's."""
+    """A noise source as a file says it, `OWN` where it is the caller's; states of generators go to `tensors`."""
     if isinstance(noise, Seeded):
         return {"kind": noise.kind, "seeds": list(noise.seeds), "device": noise.device}
+    if isinstance(noise, tree.TreeNoise):
+        return noise.said()
     if not isinstance(noise, drawn.DrawnNoise):
         return None if noise is None else OWN
     stretches, ends = noise.remembered()
@@ -260,10 +273,14 @@ def _names(saved: SavedDraws) -> list[list[str]]:
     return [[f"noise.{name}.{j}" for j in range(count)] for name, count in counts]
 
 
-def _noise(saved: SavedNoise | SavedDraws | str | None, table: Table, tensors: Mapping[str, Tensor]) -> Noise | None:
+def _noise(
+    saved: SavedNoise | SavedDraws | SavedTree | str | None, table: Table, tensors: Mapping[str, Tensor]
+) -> Noise | None:
     """The noise source that a file describes; None where it describes none. Raises `ArgumentError`."""
     if isinstance(saved, SavedNoise):
         return source(**saved.model_dump(), table=table)
+    if isinstance(saved, SavedTree):
+        return tree.TreeNoise(saved.entropy, saved.low, saved.high, table)
     if not isinstance(saved, SavedDraws):
         return None
     names, known = _names(saved), {str(dtype).split(".")[1]: dtype for dtype in DTYPES}

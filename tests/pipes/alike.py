@@ -10,10 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from timonel.compat.base import Compat
 from timonel.compat.schedulers import CLASSES
 
 #: where another picture is meant, and why
@@ -38,17 +36,12 @@ def counterparts(pipe: Any) -> dict[str, Any]:
 
 @contextmanager
 def replaced(pipe: Any, others: Mapping[str, Any]) -> Iterator[None]:
-    """The pipeline with other schedulers, whose noise is drawn in the order of diffusers' steps."""
+    """The pipeline with other schedulers."""
     before = {name: getattr(pipe, name) for name in others}
-
-    def seeded(self: Compat, generator: Any, batch: int) -> None:
-        self.run.noise = lambda row, like: randn_tensor(like.shape, generator, like.device, like.dtype)
-
     for name, one in others.items():
         setattr(pipe, name, one)
     try:
-        with patch.object(Compat, "_seed", seeded):
-            yield
+        yield
     finally:
         for name, one in before.items():
             setattr(pipe, name, one)

@@ -329,7 +329,7 @@ def interval(trial: Trial) -> None:
 
 
 def compat(trial: Trial) -> None:
-    """The class of `timonel.compat` that its scheduler is named after paints the same picture, with the same noise."""
+    """The class of `timonel.compat` that its scheduler is named after paints the picture of the same generator."""
     others = counterparts(trial.pipe)
     if not others:
         raise Lacks(f"timonel.compat has no {type(next(iter(schedulers(trial.pipe).values()))).__name__}")

@@ -23,7 +23,7 @@ below the table. "–": the pipeline has nothing to try. Under preview: "linear"
 "decoded", by the pipeline's own way, compared with its own picture; "says no", a warning with the reason, and the run
 goes on. Under compat the pipeline runs without the helm, with the class of `timonel.compat` in place of its scheduler,
 made of the same configuration, and its picture is compared with the one of diffusers' class (largest difference below
-2e-4 of the largest value; where the class draws noise, the same noise).
+2e-4 of the largest value, noise included).
 
 Made by `{command}`; the checks are `tests/pipes/features.py`, the pipelines `tests/pipes/`.
 `tests/test_every_pipeline.py` fails when a row of this page stops being true.

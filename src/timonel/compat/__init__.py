@@ -5,9 +5,10 @@
 
 Same arguments, same levels and, where timonel computes the same thing, the same latents. What diffusers drops
 without a word works here or is refused with what to write instead; `flags.py` lists what is refused and why.
+The noise of stochastic samplers is drawn as diffusers draws it, from the generator that `step` is given, and a run
+that is rewound, branched or saved has it again without that generator (`draws.py`).
 What differs from diffusers on purpose:
 
-- noise of stochastic samplers is keyed by each sample's own seed, so a picture does not depend on its batch;
 - a class is a subclass of diffusers' class of its name, and shares nothing with it but the name: see `kin.py`;
 - samples are diffusers': x0 + sigma·noise of the Euler family and EDM, unit variance elsewhere (`coordinates.py`);
 - a scheduler that is stepped without `set_timesteps` visits all training levels, listed at its first step;

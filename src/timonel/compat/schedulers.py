@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .. import solvers
+from .. import solvers, tree
 from ..errors import ArgumentError
 from ..grids import Grid
 from ..noise import source
@@ -141,7 +141,7 @@ class KDPM2AncestralDiscreteScheduler(DPM2):
 
 
 class DPMSolverSDEScheduler(Compat):
-    """`dpmpp_sde` on Brownian noise; `noise_sampler_seed` seeds it."""
+    """`dpmpp_sde` on the Brownian path of torchsde; `noise_sampler_seed` seeds it."""
 
     calls = 2
     unit, _source = False, "brownian"
@@ -150,12 +150,25 @@ class DPMSolverSDEScheduler(Compat):
     solver = "dpmpp_sde"
 
     def _seed(self, generator: Any, batch: int) -> None:
-        """`noise_sampler_seed` of the config first, as diffusers' class has it."""
-        chosen = self.config["noise_sampler_seed"]
-        if chosen is None:
+        """The path of `noise_sampler_seed`, or of a number that torch's own generator draws, as in diffusers.
+
+        Where torchsde is not installed, timonel's own Brownian noise.
+        """
+        run, orders, chosen = self.run, self.orders, self.config["noise_sampler_seed"]
+        if (
+            orders.seeds is not None
+            or orders.noise is not None
+            or not (run.noise is None or run.noise == self._unseeded)
+        ):
+            return
+        if self._explodes and tree.installed():
+            sigma = self._listed.table.sigma.float()
+            drawn = int(torch.randint(0, tree.MOST, [])) if chosen is None else chosen
+            run.noise = tree.TreeNoise(drawn, float(sigma[sigma > 0].min()), float(sigma.max()), run.table)
+        elif chosen is None:
             Seeding._seed(self, generator, batch)
-        elif self.run.noise == self._unseeded:
-            self.run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], self.run.table)
+        elif run.table.stochastic:
+            run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], run.table)
 
 
 class DPMSolverSinglestepScheduler(Compat):
@@ -362,7 +375,7 @@ class SASolverScheduler(Compat):
         orders = {key: flags[key] for key in ("predictor_order", "corrector_order")}
         return "sa_solver", {**orders, **self._noisy(flags), "variant": "simple"}
 
-    def _noisy(self, flags: Flags) -> dict[str, float]:
+    def _noisy(self, flags: Flags) -> dict[str, Any]:
         """Options for noise between the training times 200 and 800, of however many there are."""
         start, stop = (time / flags["num_train_timesteps"] for time in (200, 800))
         return {"start": start, "stop": min(stop, 1.0)} if start <= 1 else {"eta": 0.0}
