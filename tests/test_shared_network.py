@@ -301,6 +301,46 @@ def test_a_preview_waits_while_the_pipeline_decodes_and_the_pipeline_while_it_do
     assert pipe.vae.dtype == torch.float16
 
 
+@pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
+def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and_the_other_way_round() -> None:
+    pipes, entered, go = pipelines(), threading.Event(), threading.Event()
+    vae = pipes[0].vae.half()
+    vae.register_to_config(force_upcast=True)
+    helm, decode, made = tm.Helm(pipes[0]), vae.decode, list[Any]()
+    helm(**tiny.prompt(pipes[0]), **CALL, seeds=[2])
+    asked = {**tiny.prompt(pipes[1]), "output_type": "pt"}
+
+    def plainly(pipe: Any) -> torch.Tensor:
+        pictures: torch.Tensor = pipe(**asked, num_inference_steps=2, generator=torch.Generator().manual_seed(2)).images
+        return pictures
+
+    whole, seen = plainly(pipes[1]), helm.preview(decode=True)
+
+    def waits(*args: Any, **kwargs: Any) -> Any:
+        entered.set()
+        assert go.wait(60)
+        return decode(*args, **kwargs)
+
+    vae.decode = waits
+    for first, then in (
+        (lambda: plainly(pipes[1]), lambda: helm.preview(decode=True)),
+        (lambda: helm.preview(decode=True), lambda: plainly(pipes[1])),
+    ):
+        thread = threading.Thread(target=lambda first=first: made.append(first()))
+        thread.start()
+        assert entered.wait(60)
+        with pytest.raises(RunError, match=BUSY):
+            then()
+        go.set()
+        thread.join(60)
+        entered.clear()
+        go.clear()
+    del vae.decode
+    assert torch.equal(made[0], whole)
+    assert made[1] == seen
+    assert vae.dtype == torch.float16
+
+
 def overlapping(rounds: int, seed: int) -> dict[str, int]:
     """Random overlaps on three pipelines with one network and one half-precision autoencoder that is cast to decode.
 
