@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+import nursery
 import timonel as tm
 from timonel import files, prediction
 from timonel.comparison.plan import Plan
@@ -24,19 +29,10 @@ from timonel.process import Level
 from timonel.tuning import checks
 from timonel.tuning.store import MARK
 from timonel.tuning.store import Store as Fits
+from tuned_models import brief, mixture
 
-RUNS = """
-import sys, torch, timonel as tm
-from timonel.run import Run
-torch.set_num_threads(1)
-table = tm.Sampler("dpmpp_2m_sde", steps=400).compile(tm.VP.from_schedule())
-run = Run(table, "v", noise=tm.SeededNoise([1]))
-run.start(torch.ones(1, 4, 8, 8))
-for _ in run.rows():
-    run.advance(torch.tanh(run.latents))
-    run.save(sys.argv[1])
-    print(run.row, flush=True)
-"""
+__all__ = ["brief"]
+
 CLAIMS = """
 import sys, time
 from pathlib import Path
@@ -59,36 +55,187 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def go_on(run: Any) -> torch.Tensor:
-    for _ in run.rows():
-        run.advance(torch.tanh(run.latents))
-    return run.result
+class Nursery:
+    """Processes to be killed; see nursery.py."""
+
+    def __init__(self) -> None:
+        tests = Path(__file__).parent
+        paths = os.pathsep.join([str(tests.parent / "src"), str(tests), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(tests / "nursery.py")], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, bufsize=1, env=environment,
+        )  # fmt: skip
+        self.chance = random.Random(0)
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line not in ("", "failed"), "what was to be killed has failed"
+        return line
+
+    def kill(self, kind: str, path: Path, marks: int, longest: float) -> bool:
+        """Kill a process of this kind that makes `path`, after a random mark and up to `longest` s more.
+
+        False where it was over by then.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{kind} {path}\n")
+        child, word = int(self.read().removeprefix("child ")), ""
+        for _ in range(self.chance.randrange(marks)):
+            word = self.read()
+            if word == "gone":
+                return False
+        threading.Event().wait(self.chance.random() * longest)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        while word != "gone":
+            word = self.read()
+        return True
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(60)
 
 
-def killed_runs(folder: Path, count: int) -> None:
-    table = tm.Sampler("dpmpp_2m_sde", steps=400).compile(tm.VP.from_schedule())
-    whole = tm.Run(table, "v", noise=tm.SeededNoise([1]))
-    whole.start(torch.ones(1, 4, 8, 8))
-    right, chance, path = go_on(whole), random.Random(0), folder / "run.safetensors"
-    for _ in range(count):
-        process = child(RUNS, path)
-        assert process.stdout is not None
-        for _ in range(chance.randrange(1, 60)):
-            assert process.stdout.readline()
-        threading.Event().wait(chance.random() * 0.01)
-        kill(process)
-        assert torch.equal(go_on(tm.Run.load(path)), right)
-        tm.Run.load(path).save(path)
-        assert [p.name for p in folder.iterdir()] == [path.name]
+def left(folder: Path) -> list[str]:
+    """What is in a folder and has no place there: temporary files, and claims of names."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if "-timonel-" in path.name or "is writing this file" in start(path)]
 
 
-def test_a_killed_run_is_whole_and_leaves_nothing_after_the_next(tmp_path: Path) -> None:
-    killed_runs(tmp_path, 2)
+def start(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(80).decode("latin-1")
+
+
+def native(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
+    right, path = nursery.go_on(nursery.fresh()), folder / "run.safetensors"
+    different, orphans = 0, 0
+    while count:
+        count -= kills.kill("native", path, 60, 0.01)
+        if path.is_file():
+            different += not torch.equal(nursery.go_on(tm.Run.load(path)), right)
+            tm.Run.load(path).save(path)
+            orphans += len(left(folder))
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    return different, orphans
+
+
+def steered(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
+    """The picture of a run that was killed and goes on, in another process, is that of a whole run."""
+    helm, asked, path = nursery.helm(), nursery.asked(), folder / "run.safetensors"
+    right, different, orphans = helm(**asked).images, 0, 0
+    while count:
+        path.unlink(missing_ok=True)
+        count -= kills.kill("steered", path, 9, 0.1)
+        run = tm.Run.load(path) if path.is_file() else None
+        made = helm(**asked, resume=run, hooks=[tm.checkpoint(path)]).images
+        different += not torch.equal(made, right)
+        orphans += len(left(folder))
+    return different, orphans
+
+
+def compared(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
+    """A folder whose process was killed several times, and then not, is that of an undisturbed one."""
+    whole, different, orphans, done, paths = folder / "whole", 0, 0, 0, itertools.count()
+    nursery.compared(whole, nursery.nothing)
+    right = contents(whole)
+    while done < count:
+        path = folder / f"killed-{next(paths)}"
+        for _ in range(min(10, count - done)):
+            done += kills.kill("compared", path, 12, 0.3)
+        nursery.compared(path, nursery.nothing)
+        different += contents(path) != right
+        orphans += len(left(path))
+    return different, orphans
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Of a comparison: what came of every run, its latents and its picture, and which files there are."""
+    store = Store(folder)
+    found: dict[str, Any] = {str(p.relative_to(folder)): None for p in folder.rglob("*") if p.is_file()}
+    for name, outcome in store.outcomes.items():
+        row = {key: value for key, value in outcome.row().items() if key not in ("seconds", "halves_saved", "halves")}
+        found[name] = (row, store.read_latents(name).numpy().tobytes(), store.read_pixels(outcome).numpy().tobytes())
+    return found
+
+
+def tuned(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
+    """A fit that was killed several times goes on and finds what an undisturbed one finds."""
+    whole, different, orphans, done, paths = folder / "whole.json", 0, 0, 0, itertools.count()
+    nursery.tuned(whole, nursery.nothing)
+    right = tm.Sampler.load(whole).compile(mixture(0).process)
+    while done < count:
+        path = folder / f"killed-{next(paths)}" / "fast.json"
+        for _ in range(min(5, count - done)):
+            if not path.is_file():
+                done += kills.kill("tuned", path, 6, 0.1)
+        if not path.is_file():
+            nursery.tuned(path, nursery.nothing)
+        made = tm.Sampler.load(path).compile(mixture(0).process)
+        same = all(torch.equal(getattr(made, k), getattr(right, k)) for k in ("alpha", "sigma", "time", "x"))
+        different += not same
+        orphans += len(left(path.parent)) + (sorted(p.name for p in path.parent.iterdir()) != [path.name])
+    return different, orphans
+
+
+def generated(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
+    """Every picture that is there is whole, and the next call makes the same one."""
+    whole, different, orphans, done, paths = folder / "whole", 0, 0, 0, itertools.count()
+    nursery.generated(whole, nursery.nothing)
+    (right,) = pixels(whole).values()
+    while done < count:
+        path = folder / f"killed-{next(paths)}"
+        for _ in range(min(5, count - done)):
+            done += kills.kill("generated", path, 4, 0.4)
+        nursery.generated(path, nursery.nothing)
+        made = pixels(path)
+        different += not made or any(one != right for one in made.values())
+        orphans += len(left(path))
+    return different, orphans
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    """The pictures of a folder, less their sheets; all files are read."""
+    found = {}
+    for path in folder.rglob("*.*"):
+        with Image.open(path) as picture:
+            picture.load()
+            if path.suffix == ".png" and ".sheet" not in path.name and path.parent == folder:
+                found[path.name] = picture.tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def kills() -> Iterator[Nursery]:
+    with Nursery() as made:
+        yield made
+
+
+KILLED = {"native": native, "steered": steered, "compared": compared, "tuned": tuned, "generated": generated}
+MANY = {"native": 50, "steered": 50, "compared": 40, "tuned": 40, "generated": 20}
+
+
+@pytest.mark.parametrize("kind", KILLED)
+def test_what_is_killed_a_few_times_is_whole_goes_on_and_leaves_nothing_after_the_next(
+    kind: str, kills: Nursery, tmp_path: Path
+) -> None:
+    assert KILLED[kind](kills, tmp_path, 2) == (0, 0)
 
 
 @pytest.mark.slow
-def test_a_run_killed_fifty_times_is_whole_and_leaves_nothing_after_the_next(tmp_path: Path) -> None:
-    killed_runs(tmp_path, 50)
+@pytest.mark.parametrize("kind", KILLED)
+def test_what_is_killed_two_hundred_times_is_whole_goes_on_and_leaves_nothing_after_the_next(
+    kind: str, kills: Nursery, tmp_path: Path
+) -> None:
+    assert KILLED[kind](kills, tmp_path, MANY[kind]) == (0, 0)
 
 
 def test_the_claims_and_files_of_a_dead_process_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:

@@ -299,3 +299,138 @@ def test_a_preview_waits_while_the_pipeline_decodes_and_the_pipeline_while_it_do
     looks.join(60)
     assert not clash
     assert pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
+def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and_the_other_way_round() -> None:
+    pipes, entered, go = pipelines(), threading.Event(), threading.Event()
+    vae = pipes[0].vae.half()
+    vae.register_to_config(force_upcast=True)
+    helm, decode, made = tm.Helm(pipes[0]), vae.decode, list[Any]()
+    helm(**tiny.prompt(pipes[0]), **CALL, seeds=[2])
+    asked = {**tiny.prompt(pipes[1]), "output_type": "pt"}
+
+    def plainly(pipe: Any) -> torch.Tensor:
+        pictures: torch.Tensor = pipe(**asked, num_inference_steps=2, generator=torch.Generator().manual_seed(2)).images
+        return pictures
+
+    whole, seen = plainly(pipes[1]), helm.preview(decode=True)
+
+    def waits(*args: Any, **kwargs: Any) -> Any:
+        entered.set()
+        assert go.wait(60)
+        return decode(*args, **kwargs)
+
+    vae.decode = waits
+    for first, then in (
+        (lambda: plainly(pipes[1]), lambda: helm.preview(decode=True)),
+        (lambda: helm.preview(decode=True), lambda: plainly(pipes[1])),
+    ):
+        thread = threading.Thread(target=lambda first=first: made.append(first()))
+        thread.start()
+        assert entered.wait(60)
+        with pytest.raises(RunError, match=BUSY):
+            then()
+        go.set()
+        thread.join(60)
+        entered.clear()
+        go.clear()
+    del vae.decode
+    assert torch.equal(made[0], whole)
+    assert made[1] == seen
+    assert vae.dtype == torch.float16
+
+
+def overlapping(rounds: int, seed: int) -> dict[str, int]:
+    """Random overlaps on three pipelines with one network and one half-precision autoencoder that is cast to decode.
+
+    Steered calls, calls in the background that are looked at meanwhile and after their end, and plain calls: each is
+    right or refused. Returns how many were what.
+    """
+    chance, pipes = random.Random(seed), pipelines()
+    vae = pipes[0].vae.half()
+    vae.register_to_config(force_upcast=True)
+    decode = vae.decode
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return decode(*args, **kwargs)
+
+    vae.decode = slowly
+    asked = {**tiny.prompt(pipes[0]), "output_type": "pt"}
+    count, wrong = {"right": 0, "refused": 0, "looks": 0}, list[str]()
+    lock = threading.Lock()
+
+    def note(what: str, fault: str = "") -> None:
+        with lock:
+            count[what] += 1
+            wrong.extend([fault] * bool(fault))
+
+    def looked(pipe: Any) -> torch.Tensor:
+        handle = tm.Helm(pipe).start(**asked, **CALL, seeds=[2])
+        pauses = random.Random(chance.random())
+        for _ in range(6):
+            time.sleep(0.03 * pauses.random())
+            try:
+                (picture,) = handle.preview(decode=True)
+                note("looks", "" if picture.size == (16, 16) else f"a look of {picture.size}")
+            except RunError as error:
+                if "no run yet" not in str(error) and BUSY not in str(error):
+                    note("looks", f"a look: {error}")
+        made: torch.Tensor = handle.result(60).images
+        return made
+
+    def called(pipe: Any) -> torch.Tensor:
+        made: torch.Tensor = pipe(**asked, num_inference_steps=4, generator=torch.Generator().manual_seed(2)).images
+        return made
+
+    ways: dict[str, Callable[[Any], torch.Tensor]] = {
+        "helm": lambda pipe: tm.Helm(pipe)(**asked, **CALL, seeds=[2]).images, "look": looked, "plain": called,
+    }  # fmt: skip
+    right = {name: way(pipes[0]) for name, way in ways.items()}
+
+    def do(name: str, pipe: Any, pause: float) -> None:
+        time.sleep(pause)
+        try:
+            made = ways[name](pipe)
+        except RunError as error:
+            note("refused", "" if BUSY in str(error) else f"{name}: {error}")
+        except Exception as error:
+            note("refused", f"{name}: {type(error).__name__}: {error}")
+        else:
+            note("right", "" if torch.equal(made, right[name]) else f"{name}: another picture")
+
+    schedulers = [pipe.scheduler for pipe in pipes]
+    for _ in range(rounds):
+        # one plain call at a time: two of them share the scheduler, which is the pipelines' own affair
+        names = ("plain", *chance.choices(("helm", "look"), k=2))
+        chosen = [(name, chance.choice(pipes), 0.15 * chance.random()) for name in names]
+        threads = [threading.Thread(target=do, args=one) for one in chosen]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert vae.dtype == torch.float16
+    assert not wrong, wrong[:5]
+    del vae.decode
+    untouched(pipes, schedulers)
+    return count
+
+
+CASTS = pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
+
+
+@CASTS
+def test_overlaps_on_an_autoencoder_that_is_cast_are_right_or_refused() -> None:
+    count = overlapping(4, 1)
+    assert count["right"] >= 4
+
+
+@CASTS
+@pytest.mark.slow
+def test_fifty_overlaps_on_an_autoencoder_that_is_cast_are_right_or_refused() -> None:
+    count = overlapping(50, 7)
+    assert count["right"] >= 50
+    assert count["refused"] >= 10
+    assert count["looks"] >= 20

@@ -34,6 +34,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 CLAIM = re.compile(rb"timonel: process (\d+) is writing this file\n")
+LEFT = re.compile(r"\..+-timonel-(\d+)-[0-9a-f]{16}(?:\.\w+)?")  # a temporary file of any target
 SHORT = 80  # bytes, more than a claim has
 STALE = 3600.0  # seconds after which an unlocked file is abandoned, even where its process number is in use again
 _CREATING = threading.Lock()  # no thread looks at a file that another has made and not locked yet
@@ -92,10 +93,7 @@ def _temporary(target: Path, what: str = "write", shown: Path | None = None) -> 
     left = re.compile(rf"\.{re.escape(stem)}-timonel-(\d+)-[0-9a-f]{{16}}{re.escape(suffix)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with os.scandir(target.parent) as entries:
-            old = [(entry.path, found) for entry in entries if (found := left.fullmatch(entry.name))]
-        for name, found in old:
-            _reap(Path(name), int(found[1]))
+        _clear(target.parent, left)
         path = target.with_name(f".{stem}-timonel-{os.getpid()}-{secrets.token_hex(8)}{suffix}")
         handle = _create(path)
     except (OSError, ValueError) as error:
@@ -105,6 +103,14 @@ def _temporary(target: Path, what: str = "write", shown: Path | None = None) -> 
     finally:
         os.close(handle)
         _remove(path)
+
+
+def _clear(folder: Path, left: re.Pattern[str]) -> None:
+    """Remove the temporary files in `folder` that killed processes left. `left`: their name, and the process in it."""
+    with os.scandir(folder) as entries:
+        old = [(entry.path, found) for entry in entries if (found := left.fullmatch(entry.name))]
+    for name, found in old:
+        _reap(Path(name), int(found[1]))
 
 
 def _create(path: Path, content: bytes = b"") -> int:
@@ -227,8 +233,14 @@ def free(stem: Path, *endings: str) -> Path:
 
 
 def new_folder(stem: Path, *endings: str) -> Path:
-    """Make a folder by the first of `names` that is free, with the endings too; nobody else gets the same."""
+    """Make a folder by the first of `names` that is free, with the endings too; nobody else gets the same.
+
+    Where a killed process had one of the others, its temporary files go.
+    """
     for one in names(stem):
+        if one.is_dir() and not one.is_symlink():
+            with suppress(OSError):
+                _clear(one, LEFT)
         if any(_taken(beside(one, end)) for end in endings):
             continue
         try:

@@ -43,10 +43,11 @@ def needs(pipe: Any) -> list[Any]:
 class Claim:
     """What one call has for itself, from before it begins to its end. Raises `RunError` where another has it.
 
-    `thread`: the one that makes the call. `inside`: the pipeline is called.
+    `thread`: the one that makes the call. `inside`: the pipeline is called. `brief`: it is no call, others wait for
+    its end.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, brief: bool = False) -> None:
         self.pipe, self.name = pipe, type(pipe).__name__
         self.scheduler: Any = None
         self.thread: int | None = None
@@ -54,18 +55,27 @@ class Claim:
         self._own = getattr(pipe, "scheduler", None)
         self._turns: list[Any] = []
         self.held = [pipe, *needs(pipe)]
-        with _GUARD:
-            for one in self.held:
-                if one in _CLAIMS:
-                    raise RunError(_refusal(self.name, one, pipe, _CLAIMS[one].name))
-            for one in self.held:
-                _CLAIMS[one] = self
+        self.brief = threading.Event() if brief else None
+        while (other := self._take()) is not None:
+            other.wait()
         try:
             _attend(pipe)
             self.check()
         except BaseException:
             self.release()
             raise
+
+    def _take(self) -> threading.Event | None:
+        """Take everything, or return the end to wait for."""
+        with _GUARD:
+            others = [(one, _CLAIMS[one]) for one in self.held if one in _CLAIMS]
+            for one, claim in others:
+                if claim.brief is None or claim.thread == threading.get_ident():
+                    raise RunError(_refusal(self.name, one, self.pipe, claim.name))
+                return claim.brief
+            for one in self.held:
+                _CLAIMS[one] = self
+        return None
 
     def check(self) -> None:
         """Raises `RunError` where a call that is not steered uses any of it already."""
@@ -78,12 +88,16 @@ class Claim:
                         raise RunError(_refusal(self.name, one, self.pipe, type(other).__name__))
 
     def release(self) -> None:
-        """Let others have it."""
+        """Let others have it, once those who take turns are through."""
+        with turns(self.pipe):
+            pass
         with _GUARD:
             for one in self.held:
                 if _CLAIMS.get(one) is self:
                     del _CLAIMS[one]
-        _leave(self.pipe)
+            _leave(self.pipe)
+        if self.brief is not None:
+            self.brief.set()
 
     def __enter__(self) -> Claim:
         return self
@@ -153,6 +167,40 @@ def turns(pipe: Any) -> Iterator[None]:
         for lock in _turns_of(pipe):
             stack.enter_context(lock)
         yield
+
+
+class _Open:
+    """A gate that lets the networks of `pipe` do what they do."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def call(self, module: nn.Module, main: bool, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return inner(*args, **kwargs)
+
+
+@contextmanager
+def beside(pipe: Any) -> Iterator[None]:
+    """Decode outside of any call: plain calls, which take no turns, are refused meanwhile, and steered ones wait.
+
+    Raises `RunError` where a plain one is at work. A steered one has refused the others already, and takes its turn.
+    """
+    with ExitStack() as stack:
+        try:
+            claim = stack.enter_context(Claim(pipe, brief=True))
+        except RunError:
+            if not _taken(pipe):
+                raise
+        else:
+            stack.enter_context(claim.working())
+            stack.enter_context(gate.gated(_Open(pipe), claim))
+        yield
+
+
+def _taken(pipe: Any) -> bool:
+    """Whether a steered call has the pipeline, or what it shares."""
+    with _GUARD:
+        return any(one in _CLAIMS and _CLAIMS[one].brief is None for one in (pipe, *needs(pipe)))
 
 
 def _turns_of(pipe: Any) -> list[Any]:

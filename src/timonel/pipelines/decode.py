@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ..errors import ModelError, RunError
 from ..hooks.preview import LatentRGB
 from ..hooks.rgb import to_images
 from . import tail
-from .busy import turn, turns
+from .busy import beside, turn, turns
 from .pictures import pictures, spectrogram, spread
 
 if TYPE_CHECKING:
@@ -278,11 +278,12 @@ def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[
             "hooks=[tm.preview(…)], which decodes between the steps, or wait for the end of the call"
         )
     refusal: Exception | None = None
-    for convert in (context.decode,) if decode else (context.small, context.decode):
-        try:
-            return to_images(convert(clean))
-        except Exception as error:
-            refusal = error
+    with nullcontext() if going else beside(context.pipe):
+        for convert in (context.decode,) if decode else (context.small, context.decode):
+            try:
+                return to_images(convert(clean))
+            except Exception as error:
+                refusal = error
     raise RunError(f"no picture of this run: {refusal}") from refusal
 
 

@@ -51,7 +51,7 @@ def networks(pipe: Any) -> dict[nn.Module, bool]:
 
 
 @contextmanager
-def gated(gate: Gate, claim: Claim) -> Iterator[None]:
+def gated(gate: Any, claim: Claim) -> Iterator[None]:
     """Every network call of the pipeline goes through `gate` while the context is open; others are refused.
 
     Raises `RunError` where a call that is not steered uses a network of the pipeline already.
