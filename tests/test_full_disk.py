@@ -94,9 +94,9 @@ def refused(write: Callable[[Path], Any], folder: Path) -> bool:
         write(folder)
     except ArgumentError as error:
         text = str(error)
-        assert "\n" not in text  # noqa: PT017
-        assert str(folder) in text  # noqa: PT017
-        assert text.startswith("cannot "), text  # noqa: PT017
+        assert "\n" not in text
+        assert str(folder) in text
+        assert text.startswith("cannot "), text
         return True
     return False
 
