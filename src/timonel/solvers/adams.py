@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, flag, whole
+from ..errors import among, finite, flag, whole
 from ..grids import Grid
 from ..process import double
 from ..table import Rows, Table
@@ -107,8 +107,7 @@ def deis(grid: Grid, *, order: int = 3, variant: str | None = None) -> Table:
     top = whole("order", order, 1, 3)
     if variant is None:
         variant = "tab" if grid.process.kind == "flow" else "logrho"
-    if variant not in DEIS_VARIANTS:
-        raise UnknownName("variant", variant, DEIS_VARIANTS)
+    among("variant", variant, DEIS_VARIANTS)
 
     def in_log(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, whole
+from ..errors import among, finite, whole
 from ..grids import Grid, ancestral
 from ..table import Rows, Table
 from .algebra import decaying, fit, gap, noised, phi, usable
@@ -42,8 +42,7 @@ def _multistep(
 
 def _second(grid: Grid, variant: str) -> Weights:
     """Two predictions: (1 - e^(-H))/(2r) of their difference (midpoint), or the exact phi function (heun)."""
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
 
     def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
         total = -torch.expm1(-big)

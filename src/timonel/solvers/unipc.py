@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnknownName, whole
+from ..errors import ArgumentError, among, whole
 from ..grids import Grid
 from ..table import Rows, Table
 from .algebra import decaying, finite_lam, fit, gain, gap, keep, usable
@@ -25,8 +25,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2") -> Table:
     `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their UniPC_v, app. C).
     No correction is made across a lift, where the sample did not arrive along the path.
     """
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
     orders = _orders(order, grid.steps)
     rows = Rows("unipc", grid, order=max(orders) + 1, history=max(orders) + 1)
