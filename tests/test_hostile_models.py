@@ -6,6 +6,7 @@ Every hostile folder is a whole model with one thing changed, so that without th
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import pickle
@@ -334,16 +335,19 @@ def test_a_hostile_repository_in_the_hubs_cache_is_refused(
     assert not (here / RAN).exists()
 
 
+@pytest.mark.parametrize("revision", ["main", None])
 def test_code_in_the_hubs_list_of_files_is_refused_before_anything_more_is_fetched(
-    whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+    revision: str | None, whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The list is of the commit that is loaded, also where the branch has moved on between two questions."""
     snapshot = saved.hub(here / "cache", "org/name", lambda folder: shutil.copytree(whole, folder))
     asked: list[str | None] = []
 
     def listed(self: Any, name: str, revision: str | None = None, **_: Any) -> Any:
         asked.append(revision)
-        files = ["model_index.json", "unet/config.json", "None.py"]
-        return SimpleNamespace(sha=snapshot.name, siblings=[SimpleNamespace(rfilename=file) for file in files])
+        files = ["model_index.json", "unet/config.json", *(["None.py"] if revision else [])]
+        commit = snapshot.name if revision else "0" * 40
+        return SimpleNamespace(sha=commit, siblings=[SimpleNamespace(rfilename=file) for file in files])
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("this was to be refused before")
@@ -351,25 +355,8 @@ def test_code_in_the_hubs_list_of_files_is_refused_before_anything_more_is_fetch
     monkeypatch.setattr(HfApi, "model_info", listed)
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", refuse)
     with pytest.raises(ModelError, match=r"'org/name': it brings code of its own \(None\.py\)"):
-        tm.Helm("org/name", cache_dir=here / "cache", revision="main")
-    assert asked == ["main"]
-
-
-def test_the_list_of_files_is_of_the_commit_that_is_loaded(
-    whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = saved.hub(here / "cache", "org/name", lambda folder: shutil.copytree(whole, folder))
-    asked: list[str | None] = []
-
-    def listed(self: Any, name: str, revision: str | None = None, **_: Any) -> Any:
-        asked.append(revision)
-        files = ["None.py"] if revision == snapshot.name else []
-        return SimpleNamespace(sha="0" * 40, siblings=[SimpleNamespace(rfilename=file) for file in files])
-
-    monkeypatch.setattr(HfApi, "model_info", listed)
-    with pytest.raises(ModelError, match=r"code of its own \(None\.py\)"):
-        tm.Helm("org/name", cache_dir=here / "cache")
-    assert asked == [None, snapshot.name]
+        tm.Helm("org/name", cache_dir=here / "cache", revision=revision)
+    assert asked == (["main"] if revision else [None, snapshot.name])
 
 
 @pytest.mark.parametrize("spoil", [none_py, module_beside, tokenizer_map, class_list], ids=lambda s: s.__name__)
@@ -428,6 +415,25 @@ def test_replay_of_a_model_that_only_the_picture_names_is_refused_without_a_term
         CliRunner().invoke(app, ["replay", str(picture)], catch_exceptions=False)
     with pytest.raises(ModelError, match="loading org"):
         CliRunner().invoke(app, ["replay", str(picture), "--yes"], catch_exceptions=False)
+
+
+def test_replay_in_python_loads_such_a_model_only_where_the_call_names_it(picture: Path) -> None:
+    for call in (lambda: tm.replay(picture), lambda: tm.Recipe.read(picture).make()):
+        with pytest.raises(ArgumentError, match=r"names the model 'org.*name it too: tm\.replay"):
+            call()
+    read = tm.Recipe.read(picture)
+    for copied in (read.model_copy(update={"seed": 2}), copy.deepcopy(read), pickle.loads(pickle.dumps(read))):
+        with pytest.raises(ArgumentError, match="does not ship"):
+            copied.make()
+    with pytest.raises(ArgumentError, match="and not 'other'"):
+        tm.replay(picture, model="other")
+    for mine in (
+        lambda: tm.replay(picture, model=read.model), lambda: tm.Recipe(**dict(read)).make(),
+        lambda: read.model_copy(update={"model": "org/mine"}).make(),
+    ):  # fmt: skip
+        with pytest.raises(ModelError, match="loading org"):
+            mine()
+    assert read == tm.Recipe(**dict(read))
 
 
 @pytest.mark.parametrize(("answer", "loads"), [("y\n", True), ("n\n", False), ("\n", False)])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 import timonel as tm
 from models import PROCESSES
+from timonel import grids
 from timonel.errors import ArgumentError, GridError, UnknownName
+from timonel.process import EDM, VE, VP, Cosine, Flow, Trig
 
 
 def test_the_name_may_carry_the_grid():
@@ -96,3 +100,25 @@ def test_a_network_that_returns_another_shape_is_refused():
 def test_options_of_a_grid_are_refused_beside_given_levels():
     with pytest.raises(ArgumentError, match="belong to a named grid"):
         tm.Sampler("euler", sigmas=[10.0, 1.0], grid_options={"rho": 3.0})
+
+
+@pytest.mark.parametrize("process", [VP.from_schedule(), EDM(0.002, 80.0), Flow(), VE(0.01, 50.0), Cosine(), Trig()])
+def test_more_steps_than_a_run_may_have_are_refused_before_levels_are_made(process):
+    """10,000 steps take 11 s and 0.1 GB at most (sa_solver on EDM); a million would take minutes and gigabytes."""
+    for steps in (10_001, 10**6, 10**9):
+        with pytest.raises(tm.ArgumentError, match=r"steps=[\d,]+ is more than the 10,000"):
+            tm.Sampler("euler", steps=steps)
+        with pytest.raises(tm.ArgumentError, match=r"steps=[\d,]+ is more than the 10,000"):
+            grids.make("karras", process, steps)
+        with pytest.raises(tm.ArgumentError, match=r"steps=[\d,]+ is more than the 10,000"):
+            tm.sample(lambda x, at: x, torch.ones(1, 2), "euler", process=process, steps=steps)
+
+
+def test_as_many_steps_as_a_run_may_have_are_made():
+    assert grids.make("karras", EDM(0.002, 80.0), 10_000).steps == 10_000
+    with pytest.raises(tm.ArgumentError, match="1,000,000 is more"):
+        tm.Sampler("restart", options={"restarts": 1000, "restart_steps": 1000}).compile(EDM(0.002, 80.0))
+    with pytest.raises(tm.ArgumentError, match="20,000 is more"):
+        tm.Sampler("euler", sigmas=[float(i) for i in range(20_000, 0, -1)]).compile(EDM(0.002, 80_000.0))
+    with pytest.raises(tm.ArgumentError, match="more than 1,000,000 entries"):
+        tm.Sampler("euler", sigmas=itertools.count())

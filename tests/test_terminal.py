@@ -63,7 +63,7 @@ def test_texts_of_a_recipe_do_not_reach_the_terminal(tmp_path: Path, monkeypatch
     recipe = tm.Recipe(model="emoji", prompt="pizza", seed=1, sampler="euler", steps=1, versions={EVIL: EVIL})
     recipe.save(Image.new("RGB", (64, 64)), tmp_path / "a.png")
     monkeypatch.setattr(tm.Recipe, "make", lambda self, *_, **__: (Image.new("RGB", (64, 64), "red"), self))
-    monkeypatch.setattr(tm.Recipe, "helm", lambda self: SimpleNamespace(run=None))
+    monkeypatch.setattr(tm.Recipe, "helm", lambda self, model: SimpleNamespace(run=None))
     monkeypatch.setattr(tm.Recipe, "title", property(lambda self: EVIL))
     result = CliRunner().invoke(app, ["replay", str(tmp_path / "a.png")])
     assert "different" in result.output
@@ -140,7 +140,7 @@ def test_replay_finds_a_name_beside_a_picture_of_a_long_name(name: str, tmp_path
     recipe = tm.Recipe(model="emoji", prompt="pizza", seed=1, sampler="euler", steps=1)
     recipe.save(Image.new("RGB", (64, 64)), tmp_path / f"{name}.png")
     monkeypatch.setattr(tm.Recipe, "make", lambda self, *_, **__: (Image.new("RGB", (64, 64)), self))
-    monkeypatch.setattr(tm.Recipe, "helm", lambda self: SimpleNamespace(run=None))
+    monkeypatch.setattr(tm.Recipe, "helm", lambda self, model: SimpleNamespace(run=None))
     result = CliRunner().invoke(app, ["replay", str(tmp_path / f"{name}.png")], catch_exceptions=False)
     assert result.exit_code == 0
     assert [p.name for p in tmp_path.glob("*-replay.png")]

@@ -235,7 +235,8 @@ class Recipe(Data):
     def make(self, helm: Helm | None = None, *, hooks: Sequence[Any] = (), **more: Any) -> tuple[Image.Image, Recipe]:
         """The picture, and the recipe of what really ran (versions, and where it was stopped).
 
-        Without `helm` the model is loaded, see `helm()`. `more`: arguments that a file cannot hold. Raises `ArgumentError` where one is missing, before any compute.
+        Without `helm` the model is loaded, see `helm()`. `more`: arguments that a file cannot hold. Raises
+        `ArgumentError` where one is missing, before any compute.
         """
         self.check(*more, helm=helm is not None)
         helm = helm or self.helm()

@@ -6,6 +6,10 @@ import copy
 import json
 import os
 import random
+import subprocess
+import sys
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from safetensors.torch import save_file
 import timonel as tm
 from timonel import reading, saving
 from timonel.animate import still
-from timonel.comparison.plan import Plan
+from timonel.comparison.plan import Plan, _unique
 from timonel.comparison.store import Outcome, Store
 from timonel.errors import ArgumentError, TimonelError
 from timonel.fitted import Fitted
@@ -203,6 +207,71 @@ def test_pictures_are_looked_at_before_they_are_decoded(tmp_path: Path) -> None:
     for path, words in ((bomb, "pixels"), (pipe, "no plain file"), (tmp_path, "directory"), ("/dev/zero", "plain")):
         with pytest.raises(ArgumentError, match=rf"(?i){words}"):
             still(path)
+
+
+PEAK = """
+import resource, sys
+from PIL import Image
+from timonel import reading
+Image.preinit()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+for path in sys.argv[1:]:
+    try:
+        reading.picture(path)
+    except ValueError:
+        pass
+    print(peak() - before)
+"""
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    """18 kB that would be 144 million pixels take none, 8 kB of as many as are read a byte or a few for each."""
+    sides = (12_000, 8_192)
+    for side in sides:
+        Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
+    paths = [str(tmp_path / f"{side}.png") for side in sides]
+    made = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
+    refused, read = map(int, made.stdout.split())
+    assert refused < 20
+    assert read < 500
+
+
+def test_json_is_counted_before_memory_is_taken_for_it() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="more than 2,000,000 values"):
+            reading.parsed("[" + "[]," * 5_000_000 + "1]")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+SLOW: dict[str, str] = {
+    "a.yaml": "seeds: " + ":".join(["1"] * 500_000),
+    "b.yaml": "prompt: " + "[" * 100_000,
+    "c.yaml": 'prompt: !!int "1:1"',
+    "d.yaml": "prompt: [" + "a," * 500_000 + "a]",
+    "a.toml": ".".join(["a"] * 500_000) + "=1",
+    "b.toml": "a=" + "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_plans_that_their_readers_take_minutes_for_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(SLOW[name])
+    began = time.process_time()
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        Plan.read(tmp_path / name)
+    assert time.process_time() - began < 5
+
+
+def test_many_values_of_one_kind_are_sorted_in_linear_time() -> None:
+    began = time.process_time()
+    assert len(_unique([{"eta": i % 30_000} for i in range(60_000)])) == 30_000
+    with pytest.raises(ValueError, match="'29999' twice"):
+        reading.parsed("{" + ",".join(f'"{i}":1' for i in range(30_000)) + ',"29999":1}')
+    assert time.process_time() - began < 5
 
 
 def test_yaml_that_stands_for_more_than_it_says_is_refused(tmp_path: Path) -> None:

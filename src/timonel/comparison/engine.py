@@ -23,6 +23,7 @@ from ..generate import SMALL
 from ..grids import usual
 from ..guidance import Guidance
 from ..pipelines.capture import Captured, NotCaptured, capture
+from ..pipelines.decoded import Decoded
 from ..pipelines.elsewhere import guided
 from ..pipelines.helm import Helm
 from ..process import Process
@@ -357,9 +358,12 @@ class Engine:
     @torch.no_grad()
     def _keep(self, ended: list[tuple[Outcome, Job]], helm: Helm, captured: Captured | None) -> None:
         """Decode, measure and write runs that ended."""
-        pictures = helm.context.decode(torch.cat([job.run.result for _, job in ended]))
+        pictures = _decoded(helm, torch.cat([job.run.result for _, job in ended]))
         for (outcome, job), pixels in zip(ended, pictures, strict=True):
             run = job.run
+            if pixels is None:
+                self._fail(outcome, "the autoencoder made NaN or infinity of its latents: run it in float32")
+                continue
             outcome.nfe, outcome.seconds, outcome.stochastic = run.table.nfe, job.seconds, run.table.stochastic
             outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
@@ -396,6 +400,17 @@ class Engine:
                 "ssim": measure.ssim(ours, theirs), "lpips": self.perceptual(ours, theirs),
             }  # fmt: skip
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _decoded(helm: Helm, latents: Tensor) -> list[Tensor | None]:
+    """The pictures of latents, None for those that are not finite."""
+    with Decoded(helm.pipe) as seen:
+        pictures: Tensor = helm.context.decode(latents)
+    if bool(seen.fine().all()):
+        return list(pictures)
+    if len(latents) == 1:
+        return [None]
+    return [picture for one in latents.split(1) for picture in _decoded(helm, one)]
 
 
 @contextmanager

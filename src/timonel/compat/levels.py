@@ -113,7 +113,7 @@ def _stops(flags: Flags) -> bool:
 
 
 def _corrects(flags: Flags, count: int) -> bool:
-    """Whether a last call that moves nothing corrects the sample; a class with groups of calls says so by their count."""
+    """Whether a last call that moves nothing corrects the sample, of a class with groups of calls by their count."""
     rule = flags.get("corrects", False)
     return bool(rule(count) if callable(rule) else rule)
 

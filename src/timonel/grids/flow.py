@@ -50,7 +50,7 @@ def flow(
     top = process.sigma_max
     if not isinstance(process, Flow):
         top = top / (1 + top) if math.isfinite(top) else 1.0
-    start = top / (s - (s - 1) * top)
+    start = top / (s * (1 - top) + top)
     u = start * (1 - torch.arange(count, dtype=torch.float64) / count)
     t = s * u / (1 + (s - 1) * u)
     if terminal is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ModelError, PreviewMissing, flag, whole
+from ..errors import ArgumentError, ModelError, PreviewMissing, flag, shown, whole
 from ..files import replacing, writable_later, write_tensors
 from . import Hook, steps
 from .rgb import LatentRGB as LatentRGB
@@ -74,12 +74,12 @@ class Pictures(Hook):
     def __init__(
         self, every: int, rgb: LatentRGB | None, decode: bool | Convert | None, size: int | None, worker: Worker
     ) -> None:
+        if rgb is not None and not callable(rgb):
+            raise ArgumentError(f"rgb is a LatentRGB, got {shown(rgb)}")
+        if decode is not None and not isinstance(decode, bool) and not callable(decode):
+            raise ArgumentError(f"decode is True, False or a function latents -> RGB, got {shown(decode)}")
         if rgb is not None and decode:
             raise ArgumentError("give rgb= for the linear preview or decode= for the full one, not both")
-        if rgb is not None and not callable(rgb):
-            raise ArgumentError(f"rgb is a LatentRGB, got {rgb!r}")
-        if decode is not None and not isinstance(decode, bool) and not callable(decode):
-            raise ArgumentError(f"decode is True, False or a function latents -> RGB, got {decode!r}")
         self.every, self.rgb, self.decode = whole("every", every), rgb, decode
         self.size = size if size is None else whole("size", size)
         self.worker = worker

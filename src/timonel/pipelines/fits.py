@@ -33,7 +33,7 @@ EXPLODES = r"scheduler\.scale_model_input\(sigma"
 FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
 SHARES = r"progress_bar\(timesteps\[:-1\]\)"  # of a list of shares, whose end is left out
 INDEXED = r"\b(?:alphas|alphas_cumprod|betas)\["
-SHARED = {"builtins", "diffusers.configuration_utils", "diffusers.pipelines.pipeline_utils", "diffusers.utils.hub_utils"}
+SHARED = {"builtins", *(f"diffusers.{m}" for m in ("configuration_utils", "pipelines.pipeline_utils", "utils.hub_utils"))}
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"

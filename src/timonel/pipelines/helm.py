@@ -22,6 +22,7 @@ from ..zoo import prompts
 from . import busy, caches, choice, elsewhere, levels, request, scale
 from .busy import Claim
 from .decode import Context, previewed
+from .decoded import Decoded
 from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_with_scheduler, takes_the_run
 from .gate import Gate, gated, networks
 from .handle import Handle
@@ -61,6 +62,11 @@ class Ready:
     def cancel(self) -> None:
         """Make no call."""
         self._held.close()
+
+
+def _ended(run: Run | None) -> bool:
+    """Whether a run has ended, and none of its hooks makes pictures."""
+    return run is not None and run.status in ("done", "stopped") and not run.firing
 
 
 class Helm:
@@ -182,8 +188,9 @@ class Helm:
         with claim.working(), self._steered(scheduler), told:
             self.context.call = options
             driver.recall(None)  # a plain call that failed leaves its caches as they are
+            decoded = Decoded(self.pipe, lambda: _ended(scheduler.current))
             try:
-                with one_row_loops(self.pipe, scheduler):
+                with one_row_loops(self.pipe, scheduler), decoded:
                     made = self._pass(scheduler, options, claim)
                 if scheduler.current is not None:
                     scheduler.current.leave()
@@ -203,6 +210,7 @@ class Helm:
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
         if self.choice is not None and scheduler.orders.listed:
             self.choice = self.choice.listed(scheduler.settled, scheduler.run.table.steps)
+        decoded.check()
         sign(self, scheduler, options, gate.own, made)
         return made
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import words
-from ..errors import ArgumentError, TimonelError, UnknownName
+from ..errors import ArgumentError, TimonelError, among
 from .cosine import Cosine
 from .crash import Crash
 from .edm import EDM, VE
@@ -63,9 +63,7 @@ def _read(config: Mapping[str, Any]) -> Process:
     name = class_of(config)
     get = config.get
     steps = int(get("num_train_timesteps", 1000))
-    kind = get("process") or _kind(name, config)
-    if kind not in PROCESSES:
-        raise UnknownName("process", kind, PROCESSES)
+    kind = among("process", get("process") or _kind(name, config), PROCESSES)
     if get("process") is None and kind == "vp" and name in SILENT and not _betas(config):
         raise ArgumentError(
             f"the config of {name} names no noise process that timonel has: {SILENT[name]}; keep diffusers' own class"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnknownName, finite, flag, whole
+from ..errors import ArgumentError, among, finite, flag, whole
 from ..grids import Grid
 from ..process import double
 from ..table import Rows, Table
@@ -112,8 +112,7 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
     most, chosen = schedule(order, grid.steps), variant is None
     if variant is None:
         variant = "tab" if grid.process.kind == "flow" else "logrho"
-    if variant not in DEIS_VARIANTS:
-        raise UnknownName("variant", variant, DEIS_VARIANTS)
+    among("variant", variant, DEIS_VARIANTS)
 
     def in_log(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
@@ -148,8 +147,7 @@ def dpm_multistep(
     Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095, appendix.
     """
     top, bend, e = whole("order", order, 1, 3), finite("curvature", curvature, 0, 1), finite("eta", eta, 0, 100)
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
     if e and frame(grid).basis != "noise":
         raise ArgumentError(
             f"eta={e:g} of 'dpm_multistep' is for image models that begin below pure noise; take 'dpmpp_2m_sde'"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnknownName, whole
+from ..errors import ArgumentError, among, whole
 from ..grids import Grid
 from ..process import Level, double
 
@@ -173,8 +173,7 @@ def line(size: Tensor, z: Tensor, r: Tensor, variant: str) -> list[Tensor]:
     Their sum is size·phi_1(z). The line through both is integrated exactly (heun), or its slope counts half of what
     the value does (midpoint, the published one); the two agree as the step tends to 0.
     """
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
     total = size * phi(1, z)
     tilt = (total / 2 if variant == "midpoint" else size * phi(2, z)) / r
     return [total + tilt, -tilt]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, whole
+from ..errors import among, finite, whole
 from ..grids import Grid, ancestral
 from ..table import Rows, Table
 from .algebra import VARIANTS, decaying, fit, gap, line, long_last, noised, parabola, usable
@@ -37,8 +37,7 @@ def _multistep(
 
 def _second(grid: Grid, variant: str) -> Weights:
     """The line through two predictions."""
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
 
     def weights(k: int, count: int, big: Tensor) -> list[Tensor]:
         return line(big, -big, gap(grid[k - 1], grid[k]) / gap(grid[k], grid.end(k)), variant)

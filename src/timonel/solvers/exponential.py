@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, whole
+from ..errors import among, finite, whole
 from ..grids import Grid, ancestral
 from ..process import Level, double
 from ..table import Rows, Table
@@ -214,8 +214,7 @@ def exponential_rk(grid: Grid, *, tableau: str = "krogstad") -> Table:
 
     dpmpp_2s, res_2s, heun: order 2; res_3s, dpm_3: 3; etdrk4, krogstad: 4. On denoised predictions, deterministic.
     """
-    if tableau not in EXPONENTIALS:
-        raise UnknownName("tableau", tableau, EXPONENTIALS)
+    among("tableau", tableau, EXPONENTIALS)
     return singlestep("exponential_rk", grid, EXPONENTIALS[tableau])
 
 
@@ -228,8 +227,7 @@ def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5, variant: str = "phi
     variant "phi_2" integrates the line through both predictions exactly; at r = 1 it is ComfyUI's exp_heun_2_x0_sde.
     Order 2 (weak for eta > 0). Gonzalez et al. 2023, arXiv 2305.14267.
     """
-    if variant not in SEEDS_2:
-        raise UnknownName("variant", variant, SEEDS_2)
+    among("variant", variant, SEEDS_2)
     return singlestep("seeds_2", grid, SEEDS_2[variant](finite("r", r, 0.01, 1)), eta)
 
 

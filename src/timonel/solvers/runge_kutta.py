@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName
+from ..errors import among
 from ..grids import Grid, ancestral, churn
 from ..grids import restart as restarted
 from ..process import Level, double
@@ -182,6 +182,5 @@ def runge_kutta(grid: Grid, *, tableau: str = "bogacki_shampine") -> Table:
 
     midpoint, heun, ralston: order 2; heun3, kutta3, ssprk3, bogacki_shampine: 3; rk4, rk38: 4; butcher5: 5.
     """
-    if tableau not in TABLEAUS:
-        raise UnknownName("tableau", tableau, TABLEAUS)
+    among("tableau", tableau, TABLEAUS)
     return explicit("runge_kutta", grid, TABLEAUS[tableau])

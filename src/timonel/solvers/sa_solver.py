@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName, finite, whole
+from ..errors import among, finite, whole
 from ..grids import Grid, ratio
 from ..process import EDM, Level, Process
 from ..table import Rows, Table
@@ -43,8 +43,7 @@ def sa_solver(
     """
     e, low, high = finite("eta", eta, 0, 100), finite("start", start, 0, 1), finite("stop", stop, 0, 1)
     ahead, back = whole("predictor_order", predictor_order, 1, 4), whole("corrector_order", corrector_order, 0, 4)
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
     clean, simple = bool(grid.sigma[-1] == 0), variant == "simple"
     order = min(back, ahead + 1) if back else ahead
     rows = Rows("sa_solver", grid, order=min(order, 2) if e else order, history=max(ahead, back))

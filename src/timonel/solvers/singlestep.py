@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnknownName, finite
+from ..errors import ArgumentError, among, finite
 from ..grids import Grid
 from ..process import Level
 from ..table import Rows, Table
@@ -120,8 +120,7 @@ def _denoised(start: Level, inner: Sequence[Level], new: Level, eta: float) -> t
 
 def _weights(nodes: Sequence[Tensor], moments: Sequence[Tensor], variant: str) -> list[Tensor]:
     """Weights of the predictions at the start and at `nodes`, oldest first."""
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
     if variant == "heun" or not nodes:
         return fit([torch.zeros_like(moments[0]), *nodes], moments)
     tilt = (moments[0] / 2 if len(nodes) == 1 else moments[1]) / nodes[-1]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UnknownName
+from ..errors import among
 from ..grids import Grid
 from ..table import Rows, Table
 from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, schedule, usable
@@ -29,8 +29,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected
     `uncorrected`: steps, counted from 0, whose result is left as predicted (diffusers' `disable_corrector`).
     No correction is made across a lift, where the sample did not arrive along the path.
     """
-    if variant not in VARIANTS:
-        raise UnknownName("variant", variant, VARIANTS)
+    among("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
     orders = schedule(order, grid.steps)
     rows = Rows("unipc", grid, order=max(orders) + 1, history=max(orders) + 1)

@@ -1,0 +1,61 @@
+"""What is decoded of a run's end: NaN in it would be a black picture, and nobody would say so."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GuardStop
+from .busy import AUTOENCODERS
+
+
+class Decoded(ExitStack):
+    """A block in which a pipeline decodes; afterwards `check` says what its autoencoders made of good latents.
+
+    `counts`: whether what is decoded now is a result, and no preview.
+    """
+
+    def __init__(self, pipe: Any, counts: Callable[[], bool] = lambda: True) -> None:
+        super().__init__()
+        self._pipe, self._counts, self._thread = pipe, counts, threading.get_ident()
+        self._fine: list[Tensor] = []
+        self._dtype: torch.dtype | None = None
+
+    def __enter__(self) -> Decoded:
+        for name in AUTOENCODERS:
+            decoder = getattr(getattr(self._pipe, name, None), "decoder", None)
+            if isinstance(decoder, nn.Module):
+                self.callback(decoder.register_forward_hook(self._look).remove)
+        return self
+
+    def _look(self, module: nn.Module, given: Any, made: Any) -> None:
+        if not self._counts() or threading.get_ident() != self._thread:
+            return
+        if isinstance(made, Tensor) and made.ndim > 1:
+            self._fine.append(made.detach().isfinite().flatten(1).all(1))
+            self._dtype = made.dtype
+
+    def fine(self) -> Tensor:
+        """Whether each of what was decoded is finite; waits for the device."""
+        return torch.cat([torch.ones(0, dtype=torch.bool), *(one.cpu() for one in self._fine)])
+
+    def check(self) -> None:
+        """Raises `GuardStop` where no picture is finite; warns where only some are."""
+        fine = self.fine()
+        if bool(fine.all()):
+            return
+        some, half = "a part" if bool(fine.any()) else "all", self._dtype in (torch.float16, torch.bfloat16)
+        told = (
+            f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are finite: "
+            + ('run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})' if half
+               else "check its weights, and that it is the one of these latents")
+        )  # fmt: skip
+        if not bool(fine.any()):
+            raise GuardStop(told)
+        warnings.warn(told, RuntimeWarning, stacklevel=5)
