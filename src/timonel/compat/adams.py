@@ -172,7 +172,7 @@ class PNDMScheduler(Remembering):
     # -- parts of the list -------------------------------------------------------------------------
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
         """A part that begins inside the first step has its two calls all the same, of which one moves nothing."""
-        idle = rows[1] - rows[0] - table.nfe
+        idle = rows[1] - rows[0] - table.nfe if self._kept is None else 0
         super()._begin(_led(table, idle) if table.solver == "ipndm" and idle > 0 else table, rows)
 
     def _compile_journey(self, grid: Grid) -> Table:
@@ -193,14 +193,12 @@ def _kind(table: Table, row: int) -> str:
 
 def _led(table: Table, calls: int) -> Table:
     """`table` after `calls` rows at its first level, which keep the sample as it is."""
-    kept = torch.zeros(calls, table.x.shape[1], dtype=torch.float64)
-    still, base = kept.clone(), kept.clone()
+    still = torch.zeros(calls, table.x.shape[1], dtype=torch.float64)
+    base = still.clone()
     still[:, 0], base[:, 1] = 1.0, 1.0
-    levels = {key: torch.cat([v[:1].expand(calls), v]) for key, v in zip(
-        ("alpha", "sigma", "time"), (table.alpha, table.sigma, table.time), strict=True
-    )}  # fmt: skip
+    alpha, sigma, time = (torch.cat([v[:1].expand(calls), v]) for v in (table.alpha, table.sigma, table.time))
     x, base = torch.cat([still, table.x]), torch.cat([base, table.base])
-    return replace(table, **levels, step=(*[0] * calls, *table.step), x=x, base=base)
+    return replace(table, alpha=alpha, sigma=sigma, time=time, step=(*[0] * calls, *table.step), x=x, base=base)
 
 
 class IPNDMScheduler(Remembering):

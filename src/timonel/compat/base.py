@@ -429,8 +429,9 @@ class Compat(Members, Times, metaclass=Named):
                 )
         request.step(model_output, sample, generator, eta)
         if self._beside(timestep):
-            given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output} if self.eta is not None else {}
-            return self._twin(timestep)._step(model_output, timestep, sample, generator=generator, **given, **passed)
+            return self._twin(timestep)._step(
+                model_output, timestep, sample, eta, generator, return_dict, use_clipped_model_output, **passed
+            )
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None

@@ -50,7 +50,7 @@ class DDIMScheduler(Compat):
     `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
     """
 
-    family, eta, by_time, strides = "index", 0.0, True, True
+    family, eta, by_time, strides, fixed = "index", 0.0, True, True, {"corrects": True}
     takes = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
     defaults = {
         **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
