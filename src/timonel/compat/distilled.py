@@ -70,7 +70,7 @@ class TCDScheduler(Distilled):
     """
 
     clips = False
-    eta, fixed = 0.3, {"ends_at_time_zero": True, "anywhere": True}
+    eta, fixed = 0.3, {"ends_at_time_zero": True, "anywhere": True, "corrects": True}
     takes = ("eta", "generator", "return_dict")
     defaults = dict(DISTILLED)
 
