@@ -17,6 +17,7 @@ from torch import Tensor
 
 import timonel as tm
 import timonel.compat as compat
+import tiny
 from timonel.errors import ArgumentError, RunError
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -411,3 +412,60 @@ def test_ipndm_steps_from_assigned_predictions_at_any_of_its_times() -> None:
         slope = sum(w / 24 * e for w, e in zip((55, -59, 37, -9), newest, strict=False))
         want = float(new.alpha) * (x / float(now.alpha) + float(new.ratio - now.ratio) * slope)
         assert far(ours.step(out, ours.timesteps[k], x).prev_sample, want) < 1e-6
+
+
+@pytest.mark.parametrize(("name", "flags", "times"), [
+    ("DDIM", {"set_alpha_to_one": False, "clip_sample": False}, None), ("DDIM", {"set_alpha_to_one": False}, None),
+    ("PNDM", {"skip_prk_steps": True}, None), ("PNDM", {}, None), ("TCD", {}, [999, 700, 300, 0]),
+])  # fmt: skip
+def test_a_last_call_that_moves_nothing_is_made_as_in_diffusers(
+    name: str, flags: dict[str, Any], times: list[int] | None
+) -> None:
+    """So that callbacks of the last step see it; with clipping the picture is clipped once more."""
+    ends = []
+    for scheduler in pair(name, None, **flags):
+        scheduler.set_timesteps(10 if times is None else None, **({} if times is None else {"timesteps": times}))
+        x = noise()
+        for t in scheduler.timesteps:
+            more = {"eta": 0.0} if name == "TCD" else {}
+            x = scheduler.step(network(x, t), t, x, **more).prev_sample
+        ends.append((scheduler.timesteps.tolist(), x))
+    assert ends[1][0] == ends[0][0]
+    assert ends[1][0][-1] == 0
+    assert far(ends[1][1], ends[0][1]) < 2e-5
+
+
+def test_the_half_steps_of_pndm_of_diffusers_miss_by_a_time_where_the_stride_is_odd() -> None:
+    """From 875 to 813, where the network is told 812; here to 812."""
+    theirs, ours = pair("PNDM", 8)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    ends = [loop(s, s.timesteps, s.step, noise()) for s in (theirs, ours)]
+    assert 2e-5 < far(ends[1], ends[0]) < 1e-4
+    theirs, ours = pair("PNDM", 8)
+    x = torch.ones(1, 1, 1, 1)
+    half = float(theirs.step(0 * x, 875, x).prev_sample)
+    bars = theirs.alphas_cumprod
+    assert half == pytest.approx(float((bars[813] / bars[875]).sqrt()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(2, 0.75), (5, 0.8), (5, 0.5)])
+def test_the_callback_of_the_last_step_comes_in_image_to_image(steps: int, strength: float) -> None:
+    base = tiny.sd()
+    given = {key: value for key, value in tiny.prompt(base).items() if key.endswith("embeds")}
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**base.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    turns = []
+    for library in LIBRARIES:
+        pipe.scheduler, last = library.PNDMScheduler(**SD, skip_prk_steps=True), []
+
+        def callback(pipe: Any, i: int, t: Any, tensors: Any, last: list[bool] = last) -> dict[str, Any]:
+            last.append(i == pipe.num_timesteps - 1)
+            return {}
+
+        pipe(
+            image=torch.rand(1, 3, 32, 32), num_inference_steps=steps, strength=strength, output_type="latent",
+            callback_on_step_end=callback, **given,
+        )  # fmt: skip
+        turns.append(last)
+    assert turns[1] == turns[0]
+    assert turns[1][-1]

@@ -19,7 +19,7 @@ from ..grids import Grid
 from ..pipelines.timesteps import number
 from ..run import Run
 from ..sampler import Sampler
-from ..solvers.adams import ADAMS_BASHFORTH
+from ..solvers.adams import ADAMS_BASHFORTH, pndm_rest
 from ..table import Rows, Table
 from .base import NOTHING, Compat
 from .defaults import BETAS, LEADING
@@ -176,11 +176,18 @@ class PNDMScheduler(Remembering):
         super()._begin(_led(table, idle) if table.solver == "ipndm" and idle > 0 else table, rows)
 
     def _compile_journey(self, grid: Grid) -> Table:
-        return solvers.make(self._listed.sampler.name, grid)
+        return self._whole(self._listed.sampler, grid)
+
+    def _whole(self, sampler: Sampler, grid: Grid) -> Table:
+        """A table that begins with the first steps of the method."""
+        if sampler.name == "plms":
+            return solvers.make("plms", grid)
+        counted = bool((grid.time[:-1] == grid.time[:-1].round()).all())
+        return pndm_rest(grid, 0, counted and bool((grid.time[:-1].diff() < -1).all()))
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         if grid.steps == self._levels.grid.steps:
-            return super()._compile(sampler, grid, before)
+            return self._whole(sampler, grid)
         if sampler.name == "pndm":
             raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
         return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest of the list has it
