@@ -6,7 +6,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
@@ -22,7 +21,6 @@ from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, 
 from ..grids import Grid
 from ..noise import source
 from ..pipelines import acting, model, request
-from ..pipelines.listing import Listing
 from ..process import VE, Process
 from ..process.config import name_of
 from ..program import Directed
@@ -444,21 +442,6 @@ class Compat(Members, Times, metaclass=Named):
             )
         self._warn_unscaled()
         return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
-
-    def _take(self, eta: float) -> None:
-        """Compile again for another eta; pipelines give theirs with the first step."""
-        now = self._sampler.options.get("eta")
-        if now == eta:
-            return
-        if self.under_way and not self._steps_freely():
-            raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
-        sampler, grid, _, times = self._listed
-        sampler = replace(sampler, options={**sampler.options, "eta": eta})
-        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
-        if self._astray or self.under_way:
-            self.begin_anew()
-        else:
-            self.cover(*self._covered)
 
     def _seed(self, generator: Any, batch: int) -> None:
         """`noise_sampler_seed` of the config first, as diffusers' class has it."""

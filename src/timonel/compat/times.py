@@ -13,13 +13,15 @@ list, with the order that the predictions allow.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import GridError, RunError
+from ..errors import ArgumentError, GridError, RunError
 from ..grids import Grid
+from ..pipelines.listing import Listing
 from ..pipelines.timesteps import Hand, equal, number
 from ..process import Level, double
 from ..run import Run
@@ -95,6 +97,21 @@ class Times(Coordinates):
         else:
             twin._stray(number(timestep))
         return twin
+
+    def _take(self, eta: float) -> None:
+        """Compile again for another eta; pipelines give theirs with the first step."""
+        now = self._sampler.options.get("eta")
+        if now == eta:
+            return
+        if self.under_way and not self._steps_freely():
+            raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
+        sampler, grid, _, times = self._listed
+        sampler = replace(sampler, options={**sampler.options, "eta": eta})
+        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
+        if self._astray or self.under_way:
+            self.begin_anew()
+        else:
+            self.cover(*self._covered)
 
     # -- journeys that are not on the list ---------------------------------------------------------
     def _stray(self, time: float) -> None:
