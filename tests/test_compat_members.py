@@ -27,7 +27,6 @@ XL = {
 FIRST_LIST = "diffusers' class has a list of all steps before set_timesteps is called"
 UNIT = "samples have unit variance here"
 CALLS = "one entry for each network call, where diffusers lists the next step's level twice"
-HALVES = "the times of half steps are not rounded"
 AUDIO = "diffusers' class is for one audio model and has levels of its own"
 #: (class, member) or ("", member), when, and why its value is another one
 OTHER: dict[tuple[str, str], tuple[str, str]] = {
@@ -36,7 +35,7 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
     ("", "init_noise_sigma"): ("always", UNIT),
     ("", "is_scale_input_called"): ("always", "there is nothing to scale"),
     ("SASolverScheduler", "tau_func"): ("always", "a function is no plain data; the config's None means the same one"),
-    **{("PNDMScheduler", name): ("always", HALVES) for name in ("timesteps", "prk_timesteps")},
+    ("PNDMScheduler", "timesteps"): ("made", FIRST_LIST),
     **{("IPNDMScheduler", name): ("always", AUDIO) for name in ("alphas", "betas", "timesteps", "ets")},
     **{
         (f"{name}Scheduler", member): ("made", FIRST_LIST)

@@ -160,6 +160,8 @@ class Table:
 
     def remembers(self, step: int) -> bool:
         """Whether `step` or a later one reads a prediction or a base from before `step`."""
+        if self.history == 1 and not self.uses_base:
+            return False
         start, fresh = self.first_row(step), False
         for row in range(start, self.nfe):
             x, base = self.x[row] != 0, self.base[row] != 0

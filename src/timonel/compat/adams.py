@@ -21,7 +21,7 @@ from ..pipelines.timesteps import number
 from ..process import double
 from ..run import Run
 from ..sampler import Sampler
-from ..solvers.adams import ADAMS_BASHFORTH
+from ..solvers.adams import ADAMS_BASHFORTH, pndm_rest
 from ..table import Rows, Table
 from .base import Compat
 from .defaults import BETAS, LEADING
@@ -106,7 +106,7 @@ class Remembering(Compat):
 class PNDMScheduler(Remembering):
     """`plms` with `skip_prk_steps`, else `pndm`."""
 
-    family, strides, fixed = "index", True, {"corrects": True}
+    family, strides = "index", True
     defaults = {**BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon", **LEADING}
     _means: str | None = None  # the kind of call that a step has to be, "prk" or "plms"
 
@@ -176,15 +176,22 @@ class PNDMScheduler(Remembering):
     # -- parts of the list -------------------------------------------------------------------------
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
         """A part that begins inside the first step has its two calls all the same, of which one moves nothing."""
-        idle = rows[1] - rows[0] - table.nfe
+        idle = rows[1] - rows[0] - table.nfe if self._kept is None else 0
         super()._begin(_led(table, idle) if table.solver == "ipndm" and idle > 0 else table, rows)
 
     def _compile_journey(self, grid: Grid) -> Table:
-        return solvers.make(self._listed.sampler.name, grid)
+        return self._whole(self._listed.sampler, grid)
+
+    def _whole(self, sampler: Sampler, grid: Grid) -> Table:
+        """A table that begins with the first steps of the method."""
+        if sampler.name == "plms":
+            return solvers.make("plms", grid)
+        counted = bool((grid.time[:-1] == grid.time[:-1].round()).all())
+        return pndm_rest(grid, 0, counted and bool((grid.time[:-1].diff() < -1).all()))
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         if grid.steps == self._levels.grid.steps:
-            return super()._compile(sampler, grid, before)
+            return self._whole(sampler, grid)
         if sampler.name == "pndm":
             raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
         return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest of the list has it
@@ -197,14 +204,12 @@ def _kind(table: Table, row: int) -> str:
 
 def _led(table: Table, calls: int) -> Table:
     """`table` after `calls` rows at its first level, which keep the sample as it is."""
-    kept = torch.zeros(calls, table.x.shape[1], dtype=torch.float64)
-    still, base = kept.clone(), kept.clone()
+    still = torch.zeros(calls, table.x.shape[1], dtype=torch.float64)
+    base = still.clone()
     still[:, 0], base[:, 1] = 1.0, 1.0
-    levels = {key: torch.cat([v[:1].expand(calls), v]) for key, v in zip(
-        ("alpha", "sigma", "time"), (table.alpha, table.sigma, table.time), strict=True
-    )}  # fmt: skip
+    alpha, sigma, time = (torch.cat([v[:1].expand(calls), v]) for v in (table.alpha, table.sigma, table.time))
     x, base = torch.cat([still, table.x]), torch.cat([base, table.base])
-    return replace(table, **levels, step=(*[0] * calls, *table.step), x=x, base=base)
+    return replace(table, alpha=alpha, sigma=sigma, time=time, step=(*[0] * calls, *table.step), x=x, base=base)
 
 
 class IPNDMScheduler(Remembering):

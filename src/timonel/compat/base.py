@@ -6,7 +6,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
@@ -20,7 +19,6 @@ from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..pipelines import acting, model, request
-from ..pipelines.listing import Listing
 from ..pipelines.timesteps import number
 from ..process import VE, Process
 from ..process.config import name_of
@@ -435,8 +433,9 @@ class Compat(Members, Times, Draws, metaclass=Named):
         if self.num_inference_steps is None and self._blind(self._noisiest()) and number(timestep) > len(self) - 2:
             raise ArgumentError(BLIND)
         if self._beside(timestep):
-            given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output} if self.eta is not None else {}
-            return self._twin(timestep)._step(model_output, timestep, sample, generator=generator, **given, **passed)
+            return self._twin(timestep)._step(
+                model_output, timestep, sample, eta, generator, return_dict, use_clipped_model_output, **passed
+            )
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
@@ -450,20 +449,6 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self._warn_unscaled()
         return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
 
-    def _take(self, eta: float) -> None:
-        """Compile again for another eta; pipelines give theirs with the first step."""
-        now = self._sampler.options.get("eta")
-        if now == eta:
-            return
-        if self.under_way and not self._steps_freely():
-            raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
-        sampler, grid, _, times = self._listed
-        sampler = replace(sampler, options={**sampler.options, "eta": eta})
-        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
-        if self._astray or self.under_way:
-            self.begin_anew()
-        else:
-            self.cover(*self._covered)
 
     def _shape(self) -> Any:
         flags = self._flags

@@ -96,11 +96,10 @@ class Members:
     @property
     def lower_order_nums(self) -> int:
         """How many predictions the next step has before its own, up to the order."""
-        top = max(
-            int(self.config[key])
-            for key in ("solver_order", "predictor_order", "corrector_order")
-            if key in self.config
-        )
+        keys = [key for key in ("solver_order", "predictor_order", "corrector_order") if key in self.config]
+        if not keys:
+            raise AttributeError("lower_order_nums")
+        top = max(int(self.config[key]) for key in keys)
         return 0 if self.current is None else min(self.current.row, top)
 
     def convert_model_output(self, model_output: Tensor, *args: Any, sample: Tensor | None = None) -> Tensor:

@@ -13,21 +13,21 @@ list, with the order that the predictions allow.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import GridError, RunError
+from ..errors import ArgumentError, GridError, RunError
 from ..grids import Grid
+from ..pipelines.listing import Listing
 from ..pipelines.timesteps import Hand, equal, number
 from ..process import Level, double
 from ..run import Run
 from ..table import Table
 from .coordinates import Coordinates
-from .levels import NUDGE
-
-APART = 1e-9  # in lam, of two levels that are not one
+from .levels import NUDGE, SAME
 
 
 class Times(Coordinates):
@@ -59,14 +59,16 @@ class Times(Coordinates):
             return super()._is_next(timestep, rows)
         return run.row < run.table.nfe and equal(run.level.time, number(timestep))
 
-    def _elsewhere(self, timestep: Any, rows: list[int]) -> Run:
-        free = self._steps_freely()
+    def _elsewhere(self, timestep: Any, rows: list[int], begins: bool) -> Run:
+        free, run = self._steps_freely(), self.run
         if not rows and (free or not self.under_way):
             self._stray(number(timestep))
-        elif rows and free and self.run.started:
-            self.cover(rows[0], self._listed.table.nfe)
+        elif rows and free and run.started:  # one step, but the rest of the list where a loop has begun or goes on
+            row, total = rows[0], self._listed.table.nfe
+            goes_on = run.status == "done" and row == self.begins + run.table.nfe
+            self.cover(row, total if row == 0 or goes_on else row + 1)
         else:
-            return super()._elsewhere(timestep, rows)
+            return super()._elsewhere(timestep, rows, begins)
         return self.run
 
     def _steps_freely(self) -> bool:
@@ -96,6 +98,21 @@ class Times(Coordinates):
             twin._stray(number(timestep))
         return twin
 
+    def _take(self, eta: float) -> None:
+        """Compile again for another eta; pipelines give theirs with the first step."""
+        now = self._sampler.options.get("eta")
+        if now == eta:
+            return
+        if self.under_way and not self._steps_freely():
+            raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
+        sampler, grid, _, times = self._listed
+        sampler = replace(sampler, options={**sampler.options, "eta": eta})
+        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
+        if self._astray or self.under_way:
+            self.begin_anew()
+        else:
+            self.cover(*self._covered)
+
     # -- journeys that are not on the list ---------------------------------------------------------
     def _stray(self, time: float) -> None:
         """A fresh run from a time that is not in the list."""
@@ -123,9 +140,9 @@ class Times(Coordinates):
             raise RunError(f"step was given time {time:g}, which this model does not have: {error}") from error
         end = Level(listed.alpha[-1:], listed.sigma[-1:], listed.time[-1:])
         rest = self._counted(time) if self.strides else Level(listed.alpha[:-1], listed.sigma[:-1], listed.time[:-1])
-        between = (rest.lam > first.lam + APART) & (rest.lam <= end.lam + APART)
+        between = (rest.lam > first.lam + SAME) & (rest.lam <= end.lam + SAME)
         last = Level(*(torch.cat([a, b[between]])[-1:] for a, b in zip(first, rest, strict=True)))
-        if bool(end.lam <= last.lam + APART):  # a step that moves nothing
+        if bool(end.lam <= last.lam + SAME):  # a step that moves nothing
             end = listed.process.at_lam(last.lam + NUDGE)
         alpha, sigma, told = (torch.cat([a, b[between], c]) for a, b, c in zip(first, rest, end, strict=True))
         return Grid(listed.process, alpha, sigma, told, listed.name)

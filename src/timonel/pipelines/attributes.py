@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from ..process import VP, Flow, Process, double
 from ..process.level import Level
 from ..run import Run
 from . import request
+
+if TYPE_CHECKING:
+    from .listing import Listing
+    from .timesteps import Hand
 
 
 class Members:
@@ -49,7 +53,28 @@ class Members:
                 "of a step says where it is; assign None to begin anew, or call run.rewind(step)"
             )
 
-    begin_anew: Any
+    hand: Hand
+    _begin: Any
+    if TYPE_CHECKING:
+
+        @property
+        def _listed(self) -> Listing: ...
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a run has begun and is not complete."""
+        return self._run is not None and self._run.started and self._run.status != "done"
+
+    def begin_anew(self) -> None:
+        """Let the next step begin a run of the present levels, at the row of its time.
+
+        A loop over `timesteps` that is turning goes on with that run.
+        """
+        loops = [loop for loop in self.hand.loops if loop.run is self._run and loop.stepped]
+        table = self._listed.table
+        self._begin(table, (0, table.nfe))
+        for loop in loops:
+            loop.renewed = True
 
     @property
     def begin_index(self) -> int | None:

@@ -383,46 +383,32 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             rows = [loop.row]
         else:
             rows = self._rows(timestep)
-            if self.run.status == "done" and not self.hand.is_held(sample):
-                self.cover(0, self._listed.table.nfe)
-        return self.run if self._is_next(timestep, rows) else self._elsewhere(timestep, rows)
+        over = self.run.status == "done" and loop is None
+        if not over and self._is_next(timestep, rows):
+            return self.run
+        return self._elsewhere(timestep, rows, not self.run.started or (over and not self.hand.is_held(sample)))
 
     def _is_next(self, timestep: Any, rows: list[int]) -> bool:
         """Whether the run's next row is one of `rows`, which the step's time may mean."""
         return self.begins + self.run.row in rows
 
-    def _elsewhere(self, timestep: Any, rows: list[int]) -> Run:
-        """The run of a step at one of `rows` that is not the next of the present run: one that begins there.
+    def _elsewhere(self, timestep: Any, rows: list[int], begins: bool) -> Run:
+        """The run of a step at one of `rows` that is not the next of the present run.
 
-        Raises `RunError` where the present run is under way, or no step begins there.
+        `begins`: whether a run may begin with it. Raises `RunError` where none may, or no step begins there.
         """
-        run, table = self.run, self._listed.table
-        if not run.started and rows:
-            begins = [row for row in rows if row == table.first_row(table.step[row])]
-            if begins:
-                self.cover(begins[0], table.nfe)
-                return self.run
-        raise RunError(self._listed.refusal(run, self.begins, number(timestep), rows))
-
-    @property
-    def under_way(self) -> bool:
-        """Whether the run has begun and is not complete."""
-        return self.run.started and self.run.status != "done"
+        table = self._listed.table
+        firsts = [row for row in rows if row == table.first_row(table.step[row])]
+        if begins and firsts:
+            self.cover(firsts[0], table.nfe)
+            return self.run
+        if begins and self.run.started:
+            self.cover(0, table.nfe)
+        raise RunError(self._listed.refusal(self.run, self.begins, number(timestep), rows))
 
     def _rows(self, timestep: Any) -> list[int]:
         """The rows of the list that a step at this time may mean."""
         return self._listed.rows(number(timestep), self.begins + self.run.row if self.under_way else None)
-
-    def begin_anew(self) -> None:
-        """Let the next step begin a run of the present levels, at the row of its time.
-
-        A loop over `timesteps` that is turning goes on with that run.
-        """
-        loops = [loop for loop in self.hand.loops if loop.run is self._run and loop.stepped]
-        table = self._listed.table
-        self._begin(table, (0, table.nfe))
-        for loop in loops:
-            loop.renewed = True
 
     def _bring(self, run: Run, sample: Tensor) -> None:
         """The pipeline comes back with a sample that it has changed."""

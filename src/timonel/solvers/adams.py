@@ -220,8 +220,11 @@ def pndm(grid: Grid) -> Table:
     return pndm_rest(grid, 0)
 
 
-def pndm_rest(grid: Grid, before: int) -> Table:
-    """The steps of `pndm` after the first `before`, with a history that begins anew."""
+def pndm_rest(grid: Grid, before: int, whole_times: bool = False) -> Table:
+    """The steps of `pndm` after the first `before`, with a history that begins anew.
+
+    `whole_times`: the middle of a step is at a whole training time, rounded down, as in diffusers.
+    """
     coordinates = frame(grid)
     rows = Rows("pndm", grid, order=2, history=13, basis=coordinates.basis)
     begins: list[int] = []  # the row of every step's first call
@@ -231,7 +234,7 @@ def pndm_rest(grid: Grid, before: int) -> Table:
         if not bool(new.sigma > 0) and k + before < 3:
             clean_step(rows, grid, coordinates, k)
         elif k + before < 3:
-            _middle_step(rows, grid, coordinates, k)
+            _middle_step(rows, grid, coordinates, k, whole_times)
         else:
             c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
             count = rising(grid, k, 4, lifts=False)
@@ -240,10 +243,11 @@ def pndm_rest(grid: Grid, before: int) -> Table:
     return rows.table()
 
 
-def _middle_step(rows: Rows, grid: Grid, at: Frame, k: int) -> None:
+def _middle_step(rows: Rows, grid: Grid, at: Frame, k: int, whole_times: bool) -> None:
     """The classical Runge-Kutta step, its inner stages at the level half way in time."""
     now, new = grid[k], grid.end(k)
-    middle = grid.process.at_time((now.time + new.time) / 2)
+    time = (now.time + new.time) / 2
+    middle = grid.process.at_time(time.floor() if whole_times else time)
     m, m_mid, m_new = (at.m(v) for v in (now, middle, new))
     half, full = m_mid * (at.s(middle) - at.s(now)), m_new * (at.s(new) - at.s(now))
     rows.add(k, now, {"x": m_mid / m, "h0": half}, base={"x": 1.0})
