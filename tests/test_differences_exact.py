@@ -162,7 +162,7 @@ def test_edm_euler_of_diffusers_on_an_image_model_loses_the_picture_and_ours_ref
     )
     assert right == pytest.approx(MEAN, abs=0.02)
     assert abs(wrong - MEAN) > 0.35
-    with pytest.raises(ArgumentError, match="not for a vp model.*EulerDiscreteScheduler"):
+    with pytest.raises(ArgumentError, match=r"not for a vp model.*EulerDiscreteScheduler"):
         compat.EDMEulerScheduler.from_config(config)
 
 
@@ -176,7 +176,7 @@ def test_the_only_step_of_leading_gives_the_noise_back_in_diffusers() -> None:
     assert abs(means[1] - MEAN) < 0.05
 
 
-# abar at time 499 is .0786; diffusers' class puts in its own, .278: predictions are up to .71 off, their mean .19 for .39
+# abar at time 499 is .0786, diffusers' class has its own, .278: predictions are up to .71 off, their mean .19 for .39
 @pytest.mark.filterwarnings("ignore")
 def test_a_class_made_from_a_config_keeps_the_betas_of_the_model_which_diffusers_exchanges() -> None:
     model = diffusers.PNDMScheduler()  # its betas are the defaults of its class, which its config marks as not chosen
@@ -190,3 +190,47 @@ def test_a_class_made_from_a_config_keeps_the_betas_of_the_model_which_diffusers
     assert float(clean[0].mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(clean[1].mean()) < 0.25
     assert torch.allclose(clean[2], clean[0], atol=1e-5)
+
+
+ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+# Dance Diffusion in 3 steps: .34 of the largest value apart; .0075 with the first prediction, 3e-7 with both changes
+def test_ipndm_of_diffusers_with_its_first_prediction_and_slopes_of_a_finite_time_is_ours() -> None:
+    start = torch.randn(1, 2, 64, generator=torch.Generator().manual_seed(0)).double()
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(1.3 * x + 0.2 * float(t))
+
+    def theirs(counts: bool) -> Tensor:
+        scheduler, x = diffusers.IPNDMScheduler(), start
+        scheduler.set_timesteps(3)
+        for i, t in enumerate(scheduler.timesteps):
+            raw = network(x, t)
+            x = scheduler.step(raw, t, x).prev_sample
+            x = x - scheduler.alphas[1] * raw if counts and i == 0 else x  # at pure noise x0 = -raw
+        return x
+
+    def finite_time() -> Tensor:
+        """Adams over u = sigma / (alpha + sigma): d(x / (alpha + sigma)) / du = noise - x0."""
+        scheduler, x, slopes = diffusers.IPNDMScheduler(), start, []
+        scheduler.set_timesteps(3)
+        alpha, sigma = scheduler.alphas.double(), scheduler.betas.double()
+        size, u = alpha + sigma, sigma / (alpha + sigma)
+        for i, t in enumerate(scheduler.timesteps):
+            raw = network(x, t)
+            slopes.insert(0, (sigma[i] * x + alpha[i] * raw) - (alpha[i] * x - sigma[i] * raw))
+            slope = sum(w * v for w, v in zip(ADAMS[min(i, 3)], slopes, strict=False))
+            x = (x / size[i] + (u[i + 1] - u[i]) * slope) * size[i + 1]
+        return x
+
+    ours, x = compat.IPNDMScheduler(), start
+    ours.set_timesteps(3)
+    for t in ours.timesteps:
+        x = ours.step(network(x, t), t, x).prev_sample
+    dropped, counted, both = (
+        float((end - x).abs().max() / x.abs().max()) for end in (theirs(False), theirs(True), finite_time())
+    )
+    assert dropped > 0.3
+    assert 0.005 < counted < 0.02
+    assert both < 1e-5
