@@ -317,7 +317,7 @@ def test_edms_index_is_taken_back_only_after_a_step_that_was_a_look() -> None:
     x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * ours.init_noise_sigma
     ours.step(x, ours.timesteps[0], ours.scale_model_input(x, ours.timesteps[0]))
     ours._step_index = 1  # where it is
-    with pytest.raises(RunError, match="run.rewind"):
+    with pytest.raises(RunError, match=r"run\.rewind"):
         ours._step_index -= 1
     with pytest.raises(ArgumentError, match="shape of the sample"):
         ours.step(x, ours.timesteps[1], x, pred_original_sample=x[:, :2])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import timonel.compat as compat
 import timonel.prediction as predictions
+from timonel.errors import ArgumentError
 
 MEAN, STD = 0.4, 0.6
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -202,3 +203,102 @@ def test_as_many_steps_as_training_levels_end_in_nan_in_diffusers(name: str) -> 
     for t in scheduler.timesteps:
         x = scheduler.step(0.1 * x, t, x)[0]
     assert bool(x.isnan().all())
+
+
+def exact(abar: Tensor, x: Tensor) -> Tensor:
+    """The noise in a sample of unit variance at a level, as a network that knows the data says."""
+    return torch.sqrt(1 - abar) * (x - torch.sqrt(abar) * MEAN) / spread(abar) ** 2
+
+
+def from_noise(scheduler: Any, steps: int) -> Tensor:
+    """The end of a loop as pipelines write it, from pure noise, with a network that is told a training time."""
+    scheduler.set_timesteps(steps)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(exact(signal(t.clamp(0, 999)), scheduler.scale_model_input(x, t)).float(), t, x)[0]
+    return x
+
+
+# the mean at 20 and 50 steps: .408, .409 with Euler's class, -.005, -.004 with EDM's, which tells 0.25·log(sigma)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("steps", [20, 50])
+def test_edm_euler_of_diffusers_on_an_image_model_loses_the_picture_and_ours_refuses(steps: int) -> None:
+    config = diffusers.EulerDiscreteScheduler(**SD).config
+    right, wrong = (
+        float(from_noise(cls.from_config(config), steps).mean())
+        for cls in (diffusers.EulerDiscreteScheduler, diffusers.EDMEulerScheduler)
+    )
+    assert right == pytest.approx(MEAN, abs=0.02)
+    assert abs(wrong - MEAN) > 0.35
+    with pytest.raises(ArgumentError, match=r"not for a vp model.*EulerDiscreteScheduler"):
+        compat.EDMEulerScheduler.from_config(config)
+
+
+# diffusers' one step leaves the noise: mean .043, std 1.03; from the noisiest level the mean is .4006
+def test_the_only_step_of_leading_gives_the_noise_back_in_diffusers() -> None:
+    means = []
+    for lib in (diffusers, compat):
+        made = from_noise(lib.DDIMScheduler(**SD, clip_sample=False, steps_offset=1, set_alpha_to_one=False), 1)
+        means.append(float(made.mean()))
+    assert abs(means[0] - MEAN) > 0.35
+    assert abs(means[1] - MEAN) < 0.05
+
+
+# abar at time 499 is .0786, diffusers' class has its own, .278: predictions are up to .71 off, their mean .19 for .39
+@pytest.mark.filterwarnings("ignore")
+def test_a_class_made_from_a_config_keeps_the_betas_of_the_model_which_diffusers_exchanges() -> None:
+    model = diffusers.PNDMScheduler()  # its betas are the defaults of its class, which its config marks as not chosen
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    abar = model.alphas_cumprod[499].double()
+    noise = exact(abar, x.double())
+    made = (lib.LCMScheduler.from_config(model.config) for lib in (diffusers, compat))
+    bars = [abar, *(scheduler.alphas_cumprod[499].double() for scheduler in made)]
+    clean = [(x - torch.sqrt(1 - bar) * noise) / torch.sqrt(bar) for bar in bars]
+    assert float((clean[1] - clean[0]).abs().max()) > 0.5
+    assert float(clean[0].mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(clean[1].mean()) < 0.25
+    assert torch.allclose(clean[2], clean[0], atol=1e-5)
+
+
+ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+# Dance Diffusion in 3 steps: .34 of the largest value apart; .0075 with the first prediction, 3e-7 with both changes
+def test_ipndm_of_diffusers_with_its_first_prediction_and_slopes_of_a_finite_time_is_ours() -> None:
+    start = torch.randn(1, 2, 64, generator=torch.Generator().manual_seed(0)).double()
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(1.3 * x + 0.2 * float(t))
+
+    def theirs(counts: bool) -> Tensor:
+        scheduler, x = diffusers.IPNDMScheduler(), start
+        scheduler.set_timesteps(3)
+        for i, t in enumerate(scheduler.timesteps):
+            raw = network(x, t)
+            x = scheduler.step(raw, t, x).prev_sample
+            x = x - scheduler.alphas[1] * raw if counts and i == 0 else x  # at pure noise x0 = -raw
+        return x
+
+    def finite_time() -> Tensor:
+        """Adams over u = sigma / (alpha + sigma): d(x / (alpha + sigma)) / du = noise - x0."""
+        scheduler, x, slopes = diffusers.IPNDMScheduler(), start, []
+        scheduler.set_timesteps(3)
+        alpha, sigma = scheduler.alphas.double(), scheduler.betas.double()
+        size, u = alpha + sigma, sigma / (alpha + sigma)
+        for i, t in enumerate(scheduler.timesteps):
+            raw = network(x, t)
+            slopes.insert(0, (sigma[i] * x + alpha[i] * raw) - (alpha[i] * x - sigma[i] * raw))
+            slope = sum(w * v for w, v in zip(ADAMS[min(i, 3)], slopes, strict=False))
+            x = (x / size[i] + (u[i + 1] - u[i]) * slope) * size[i + 1]
+        return x
+
+    ours, x = compat.IPNDMScheduler(), start
+    ours.set_timesteps(3)
+    for t in ours.timesteps:
+        x = ours.step(network(x, t), t, x).prev_sample
+    dropped, counted, both = (
+        float((end - x).abs().max() / x.abs().max()) for end in (theirs(False), theirs(True), finite_time())
+    )
+    assert dropped > 0.3
+    assert 0.005 < counted < 0.02
+    assert both < 1e-5

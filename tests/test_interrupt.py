@@ -76,3 +76,23 @@ def test_the_switch_stops_a_scheduler_alone_too() -> None:
     assert (pipe.scheduler.run.status, pipe.scheduler.run.step) == ("stopped", 2)
     assert torch.equal(stopped, pipe.scheduler.run.denoised)
     assert torch.equal(made(), whole)
+
+
+def test_an_interrupted_call_returns_what_is_nearer_to_the_picture() -> None:
+    """diffusers returns the noisy latents of the step. Half-way they are .36 of the picture's size off, ours .007."""
+    pipe = tiny.sdxl()
+    pipe.scheduler = tm.Scheduler.from_config(pipe.scheduler.config, sampler="euler")
+    noisy: list[torch.Tensor] = []
+
+    def switch(pipe: Any, i: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        noisy.append(given["latents"].clone())
+        pipe._interrupt = stops and i == 4
+        return given
+
+    call = {**tiny.prompt(pipe), "num_inference_steps": 10, "output_type": "latent", "callback_on_step_end": switch}
+    stops = False
+    whole = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    stops = True
+    made = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    theirs, ours = (float((x - whole).norm() / whole.norm()) for x in (noisy[4], made))
+    assert ours < theirs / 10

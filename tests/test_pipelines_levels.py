@@ -185,6 +185,12 @@ def test_a_named_number_of_original_steps_reaches_the_grid_or_is_refused() -> No
         theirs.set_timesteps(4, **more)
         ours.set_timesteps(4, **more)
         assert ours.timesteps.tolist() == theirs.timesteps.tolist(), more
+    for strength in (0.3, 0.8, 1.0):  # of a list of the caller's own it is the last share
+        for scheduler in (theirs, ours):
+            scheduler.set_timesteps(timesteps=[999, 759, 499, 259], strength=strength)
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist(), strength
+    with pytest.raises(GridError, match=r"strength=0.2 of 4 steps leaves none; use at least 0.25"):
+        ours.set_timesteps(timesteps=[999, 759, 499, 259], strength=0.2)
     with pytest.raises(ArgumentError, match="is of the grid 'lcm'"):
         tm.Scheduler.from_config(theirs.config, sampler="ddim").set_timesteps(4, original_inference_steps=20)
 

@@ -449,7 +449,6 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self._warn_unscaled()
         return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
 
-
     def _shape(self) -> Any:
         flags = self._flags
         shape = None

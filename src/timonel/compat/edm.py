@@ -27,7 +27,7 @@ class Looked(Stepped):
     def of(run: Run, sample: Tensor, clean: Tensor) -> Looked:
         """Of Euler's next row of `run`, whose batch may be another than that of `sample`."""
         on_x, _, on_clean, *_ = run.table.x[run.row].tolist()
-        made: Looked = Looked(run, on_x * sample + on_clean * clean)  # type: ignore[assignment]
+        made: Looked = Looked(run, on_x * sample + on_clean * clean)
         made._clean = clean
         return made
 
@@ -76,9 +76,8 @@ class EDMEulerScheduler(Compat):
             return super()._step(model_output, timestep, sample, **others)
         request.step(model_output if clean is None else clean, sample, others.get("generator"), others.get("eta"))
         if clean is not None and clean.shape != sample.shape:
-            raise ArgumentError(
-                f"pred_original_sample must have the shape of the sample {tuple(sample.shape)}, got {tuple(clean.shape)}"
-            )
+            want, got = tuple(sample.shape), tuple(clean.shape)
+            raise ArgumentError(f"pred_original_sample must have the shape of the sample {want}, got {got}")
         if self.hand.rests():
             self._looked = looks
             return Looked.of(self.run, sample, sample) if looks else super()._step(clean, timestep, sample, **others)

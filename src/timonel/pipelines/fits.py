@@ -33,7 +33,7 @@ EXPLODES = r"scheduler\.scale_model_input\(sigma"
 FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
 SHARES = r"progress_bar\(timesteps\[:-1\]\)"  # of a list of shares, whose end is left out
 INDEXED = r"\b(?:alphas|alphas_cumprod|betas)\["
-SHARED = {"builtins", *(f"diffusers.{m}" for m in ("configuration_utils", "pipelines.pipeline_utils", "utils.hub_utils"))}
+UTILITIES = ("diffusers.configuration_utils", "diffusers.pipelines.pipeline_utils", "diffusers.utils.hub_utils")
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
     r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
@@ -76,7 +76,7 @@ def steps_with_scheduler(pipe: Any) -> bool:
 
 def foreign(pipe: Any) -> str | None:
     """What a pipeline's loop asks of the sampler of its own scheduler, which no table has; None where nothing."""
-    return next((why for pattern, why in FOREIGN.items() if _has(type(pipe), pattern)), None)
+    return next((why for pattern, why in FOREIGN.items() if _has(pipe, pattern)), None)
 
 
 def keeps_unit_variance(pipe: Any) -> None:
@@ -85,12 +85,12 @@ def keeps_unit_variance(pipe: Any) -> None:
         return
     name = type(pipe).__name__
     use = "use its own scheduler, or timonel.compat.{}.from_config(…) of its configuration"
-    if _has(type(pipe), EXPLODES):
+    if _has(pipe, EXPLODES):
         raise ModelError(
             f"{name} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
             + use.format("EulerDiscreteScheduler")
         )
-    if _has(type(pipe), TWICE):
+    if _has(pipe, TWICE):
         raise ModelError(
             f"{name} begins with sigma_max·noise and calls step twice a turn, once for a prediction alone; this "
             "scheduler keeps unit variance and steps: " + use.format("EDMEulerScheduler")
@@ -99,16 +99,21 @@ def keeps_unit_variance(pipe: Any) -> None:
 
 def steps_twice(pipe: Any) -> bool:
     """Whether a pipeline calls step once a turn for its prediction alone, and takes the index back."""
-    return pipe is not None and _has(type(pipe), TWICE)
+    return pipe is not None and _has(pipe, TWICE)
+
+
+def _has(pipe: Any, pattern: str) -> bool:
+    cls: Any = type(pipe)  # as what it is, mypy takes no class for hashable
+    return _holds(cls, pattern)
 
 
 @cache
-def _has(cls: type, pattern: str) -> bool:
+def _holds(cls: type, pattern: str) -> bool:
     """Whether the source of a pipeline's class, and of those that it is made from, has a pattern.
 
     Of a class with a call of its own it is that of its module, whose functions the call may use.
     """
-    parts = [part for part in cls.__mro__ if part.__module__ not in SHARED]
+    parts = [part for part in cls.__mro__ if part is not object and part.__module__ not in UTILITIES]
     sources = (_source(sys.modules.get(p.__module__) if "__call__" in vars(p) else p) for p in parts)
     return any(re.search(pattern, source) for source in sources)
 
@@ -123,12 +128,12 @@ def rounds_down(pipe: Any) -> bool:
 
 def changes(pipe: Any) -> dict[str, Any]:
     """What a pipeline's source says of its model that its scheduler's config does not: times that are shares."""
-    return {"process": "cosine"} if _has(type(pipe), SHARES) else {}
+    return {"process": "cosine"} if _has(pipe, SHARES) else {}
 
 
 def indexes_by_time(pipe: Any) -> bool:
     """Whether a pipeline reads its scheduler's betas at a time of the loop, which has to be a whole number then."""
-    return _has(type(pipe), INDEXED)
+    return _has(pipe, INDEXED)
 
 
 def _source(module: Any) -> str:

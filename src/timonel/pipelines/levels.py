@@ -139,7 +139,9 @@ def of(
     else:
         sampler = _ended_as_said(sampler if steps is None else replace(sampler, steps=int(steps)), process, config)
     made = sampler.levels(process)
-    if asked.strength is not None:
+    if asked.strength is not None and listed is not None:
+        made = grids.cut(made, strength=asked.strength)
+    elif asked.strength is not None:
         if steps is None or not 0 < asked.strength <= 1:
             raise ArgumentError(f"strength={asked.strength} lies in (0, 1] and takes a number of steps")
         whole = round(steps / asked.strength)
