@@ -160,7 +160,8 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
 #: words of other classes that diffusers' constructors take for their own
 WORDS = [
     *((f"{name}DPMSolver{kind}", key, word) for name, kind in
-      (("", "Multistep"), ("", "Singlestep"), ("EDM", "Multistep")) for key, word in (("algorithm_type", "deis"), ("solver_type", "bh1"), ("solver_type", "logrho"))),
+      (("", "Multistep"), ("", "Singlestep"), ("EDM", "Multistep"))
+      for key, word in (("algorithm_type", "deis"), ("solver_type", "bh1"), ("solver_type", "logrho"))),
     *(("DEISMultistep", "algorithm_type", word) for word in ("dpmsolver", "dpmsolver++")),
     *(("DEISMultistep", "solver_type", word) for word in ("midpoint", "heun", "bh1", "bh2")),
     *(("UniPCMultistep", "solver_type", word) for word in ("midpoint", "heun", "logrho")),

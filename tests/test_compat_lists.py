@@ -152,18 +152,6 @@ def test_a_time_0_that_the_caller_lists_is_called_where_the_list_ends_there(eta:
     assert relative(states[1][-1], states[1][-2]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["EulerDiscrete", "EulerAncestralDiscrete"])
-def test_a_list_that_rises_from_the_stand_in_for_pure_noise_is_refused(name: str) -> None:
-    """Betas rescaled to zero SNR: 4096 stands for infinity, and the next of 1100 training levels is noisier."""
-    theirs, ours = both(name, num_train_timesteps=1100, rescale_betas_zero_snr=True, **LINEAR)
-    assert float(theirs.sigmas[0]) < float(theirs.sigmas[1])
-    with pytest.raises(GridError, match=r"25615.*is not below level 0 .*4096"):
-        ours.step(start(), 0, start())
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(10)
-    assert torch.allclose(ours.sigmas, theirs.sigmas.float(), rtol=1e-3)
-
-
 # -- one training level -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep"])
 def test_a_model_of_one_training_level_makes_one_step_as_in_diffusers(name: str) -> None:

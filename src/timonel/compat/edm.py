@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ArgumentError, RunError
+from ..errors import ArgumentError
 from ..pipelines import request
 from ..pipelines.attributes import Stepped
 from ..pipelines.caller import pipeline_of
@@ -57,12 +57,9 @@ class EDMEulerScheduler(Compat):
         return (here or 0) + 1 if self._looked else here
 
     @_step_index.setter
-    def _step_index(self, index: int) -> None:
-        if not self._looked and index != self._step_index:
-            raise RunError(
-                f"_step_index is {self._step_index} and cannot be set to {index}: to go back use run.rewind(step), to "
-                "begin elsewhere a slice of timesteps"
-            )
+    def _step_index(self, place: int | None) -> None:
+        if not self._looked or place != self.step_index:
+            self._move_to(place)
         self._looked = False
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any) -> Any:  # type: ignore[override]

@@ -45,6 +45,10 @@ class Members:
 
     @_step_index.setter
     def _step_index(self, place: int | None) -> None:
+        self._move_to(place)
+
+    def _move_to(self, place: int | None) -> None:
+        """Begin anew where `place` is None. Raises `RunError` for another place than the run's."""
         if place is None and self._run is not None and self._run.started:
             self.begin_anew()
         elif place != self.step_index:
