@@ -413,7 +413,7 @@ class SASolverScheduler(Compat):
         flags, after = self._flags, self._levels.idle
         ahead, back = flags["predictor_order"], flags["corrector_order"]
         total = self.process.train_steps if self.process.kind == "vp" else 1000
-        noise = {"start": 200 / total, "stop": min(800 / total, 1.0)} if total >= 200 else {"eta": 0.0}
+        noise: dict[str, Any] = {"start": 200 / total, "stop": min(800 / total, 1.0)} if total >= 200 else {"eta": 0.0}
 
         def make(left: int) -> Table:
             orders = {"predictor_order": min(ahead, left), "corrector_order": min(back, left + 1)}
