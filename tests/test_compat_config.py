@@ -100,6 +100,40 @@ def test_words_of_another_class_become_this_ones_own() -> None:
     assert compat.DPMSolverMultistepScheduler.from_config(unipc.config).config.solver_type == "midpoint"
 
 
+#: arguments of a class, and the classes that its configuration visits; the last is read back by the first
+CHAINS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("DPMSolverMultistep", {"prediction_type": "epsilon", "solver_order": 2}, ["EulerDiscrete", "DDIM"]),
+    ("DPMSolverSinglestep", {"prediction_type": "epsilon"}, ["EulerDiscrete"]),
+    ("LCM", {**CONFIG, "prediction_type": "epsilon"}, ["DDPM", "EulerDiscrete", "HeunDiscrete"]),
+    ("TCD", {**CONFIG, "prediction_type": "v_prediction"}, ["DDIM", "DEISMultistep"]),
+    ("EDMEuler", {"sigma_min": 0.002, "sigma_max": 80.0}, ["EDMDPMSolverMultistep"]),
+    ("EDMDPMSolverMultistep", {"sigma_max": 80.0, "solver_order": 2}, ["EDMEuler"]),
+    ("EulerDiscrete", {}, ["DPMSolverMultistep", "EulerAncestralDiscrete"]),
+    ("UniPCMultistep", {**CONFIG, "use_karras_sigmas": True}, ["DPMSolverMultistep", "DDIM"]),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "visits"), CHAINS)
+def test_a_config_says_which_values_were_defaults_as_diffusers_says_it(
+    name: str, given: dict[str, Any], visits: list[str], tmp_path: Path
+) -> None:
+    """`_use_default_values`, from the constructor, after visits to other classes, set in place, saved and loaded."""
+    said: list[list[set[str]]] = []
+    own = getattr(compat, f"{name}Scheduler").defaults
+    for module in (diffusers, compat):
+        classes = [getattr(module, f"{one}Scheduler") for one in (*visits, name)]
+        made = classes[-1](**given)
+        line = [made]
+        for cls in classes:
+            line.append(cls.from_config(line[-1].config))
+        made.register_to_config(num_train_timesteps=500)
+        line[-1].save_pretrained(tmp_path)
+        line.append(classes[-1].from_pretrained(str(tmp_path)))
+        ends = (made, line[-2], line[-1])
+        said.append([{k for k in one.config.get("_use_default_values", ()) if k in own} for one in ends])
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize(("name", "kind"), [
     ("FlowMatchEulerDiscreteScheduler", "vp"), ("EDMEulerScheduler", "vp"), ("EDMEulerScheduler", "flow"),
     ("FlowMatchHeunDiscreteScheduler", "svd"),
@@ -159,9 +193,8 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 #: words of other classes that diffusers' constructors take for their own
 WORDS = [
-    *((f"{name}DPMSolver{kind}", key, word) for name, kind in
-      (("", "Multistep"), ("", "Singlestep"), ("EDM", "Multistep"))
-      for key, word in (("algorithm_type", "deis"), ("solver_type", "bh1"), ("solver_type", "logrho"))),
+    *((name, key, word) for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep")
+      for key, word in (("algorithm_type", "deis"), ("solver_type", "bh1"))),
     *(("DEISMultistep", "algorithm_type", word) for word in ("dpmsolver", "dpmsolver++")),
     *(("DEISMultistep", "solver_type", word) for word in ("midpoint", "heun", "bh1", "bh2")),
     *(("UniPCMultistep", "solver_type", word) for word in ("midpoint", "heun", "logrho")),

@@ -44,11 +44,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 ELSEWHERE = {"trained_betas", "use_flow_sigmas", "use_dynamic_shifting"}
 LIMIT = 2e-3  # float32 in diffusers: a time that is rounded the other way, 1 in 1000
 #: what diffusers' class does and timonel's refuses, with the reason in docs/differences.md
-REFUSED = {
-    ("DPMSolverSinglestep", "solver_order", 3), ("DPMSolverSinglestep", "algorithm_type", "sde-dpmsolver++"),
-    ("DPMSolverMultistep", "algorithm_type", "sde-dpmsolver"), ("SASolver", "algorithm_type", "noise_prediction"),
-    ("EDMEuler", "prediction_type", "v_prediction"), ("EDMDPMSolverMultistep", "prediction_type", "v_prediction"),
-}  # fmt: skip
+REFUSED = {("SASolver", "algorithm_type", "noise_prediction")}
 #: where the results differ, with the reason in docs/differences.md
 DIFFERS = {
     ("DDIM", "timestep_spacing", "linspace"), ("PNDM", "timestep_spacing", "linspace"),
