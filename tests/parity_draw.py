@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -244,7 +245,9 @@ def unipc(rng: random.Random) -> Case:
         config, kinds = {"use_flow_sigmas": True, "flow_shift": rng.choice([1.0, 3.0])}, "flow"
     config |= {"solver_order": order, "solver_type": variant}
     more: Config = {"options": {"order": order, "variant": variant}, "space": "flow" if kinds == "flow" else "dpm"}
-    return case(rng, "UniPCMultistepScheduler", config, "unipc", kinds, end=end, **more)
+    made = case(rng, "UniPCMultistepScheduler", config, "unipc", kinds, end=end, **more)
+    schedule = str(order) * made.steps  # as a number it is 1 on a long last step
+    return dataclasses.replace(made, options={"order": schedule, "variant": variant})
 
 
 def deis(rng: random.Random) -> Case:
