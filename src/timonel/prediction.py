@@ -128,8 +128,9 @@ def from_config(config: Mapping[str, Any]) -> str:
             return "edm"
         if (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
             raise PredictionError(
-                f"{name} with prediction_type={config['prediction_type']!r} and sigma_data={config.get('sigma_data')} "
-                "has no timonel prediction; supported there: prediction_type='epsilon', or 'v_prediction' with "
+                f"{name} with prediction_type={config.get('prediction_type')!r} and "
+                f"sigma_data={config.get('sigma_data')} has no timonel "
+                "prediction; supported there: prediction_type='epsilon', or 'v_prediction' with "
                 "sigma_data=1"
             )
     if given not in ("epsilon", "sample", "v"):

@@ -86,8 +86,8 @@ def parsed(text: Any, *, finite: bool = True, items: int = ITEMS, once: bool = T
         raise ValueError(f"a text is needed, not a {type(text).__name__}")
     if len(text) > TEXT:
         raise ValueError(f"it has {len(text):,} characters, more than {TEXT:,}")
-    marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
-    if sum(text.count(mark) for mark in marks) > items:  # before memory is taken for them
+    marks = sum(map(text.count, ",[{")) if isinstance(text, str) else sum(map(text.count, (b",", b"[", b"{")))
+    if marks > items:  # before memory is taken for them
         raise ValueError(f"it holds more than {items:,} values")
     try:
         made = json.loads(

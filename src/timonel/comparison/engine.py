@@ -410,7 +410,7 @@ def _decoded(helm: Helm, latents: Tensor) -> list[Tensor | None]:
         return list(pictures)
     if len(latents) == 1:
         return [None]
-    return [picture for one in latents.split(1) for picture in _decoded(helm, one)]
+    return [picture for one in torch.split(latents, 1) for picture in _decoded(helm, one)]
 
 
 @contextmanager
