@@ -115,10 +115,14 @@ def _clear(folder: Path, left: re.Pattern[str]) -> None:
 
 
 def _clear_names(stem: Path) -> None:
-    """Remove what killed processes left of files with any of `names`, which nobody may write again."""
+    """Remove what killed processes left of files with any of `names`, which nobody may write again: claims too."""
     ours = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
     with suppress(OSError):  # there is no folder yet
         _clear(stem.parent, ours)
+        with os.scandir(stem.parent) as entries:
+            named = [Path(entry.path) for entry in entries if entry.name.startswith(stem.name)]
+        for path in named:
+            _taken(path)
 
 
 def _create(path: Path, content: bytes = b"") -> int:
