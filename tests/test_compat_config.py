@@ -163,7 +163,6 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name(name: str) -> None
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "solver_order": 3}, "solver_order=2"),
-    ("DPMSolverMultistep", {"algorithm_type": "deis"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"algorithm_type": "dpm++"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"solver_order": 4}, "solver_order=1, 2 or 3"),
     ("DPMSolverMultistep", {"timestep_spacing": "traling"}, "trailing"),

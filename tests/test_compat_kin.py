@@ -178,7 +178,7 @@ def test_two_lists_of_unlike_length_are_refused() -> None:
 
 
 def test_a_number_of_steps_beside_a_list_of_that_length_agrees_with_it() -> None:
-    alone, both_, times = compat.DDPMScheduler(), compat.DDPMScheduler(), [900, 500, 100]
+    alone, both_, times = compat.UniPCMultistepScheduler(), compat.UniPCMultistepScheduler(), [900, 500, 100]
     alone.set_timesteps(timesteps=times)
     both_.set_timesteps(3, timesteps=times)
     assert both_.timesteps.tolist() == alone.timesteps.tolist() == times

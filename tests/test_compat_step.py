@@ -192,8 +192,6 @@ def test_the_noise_follows_a_clipped_prediction_in_all_other_classes() -> None:
     ddpm.set_timesteps(4)
     with pytest.raises(tm_error(), match="DDIMScheduler"):
         ddpm.step(start(), ddpm.timesteps[0], start(), use_clipped_model_output=True)
-    with pytest.raises(tm_error(), match="never reads it"):
-        compat.TCDScheduler(clip_sample=True)
 
 
 def tm_error() -> Any:

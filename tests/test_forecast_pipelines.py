@@ -127,7 +127,7 @@ def test_a_rewound_or_resumed_pipeline_forecasts_the_same_bits(key, tmp_path):
     assert torch.equal(watched(guidance, [back], keep=6), whole)
     assert visited == [1, 2, 3, 4, 5, 4, 5, 6]
     loaded = Run.load(tmp_path / "run.safetensors")
-    assert len(loaded.states()[1].differences) == 2
+    assert len(loaded.snapshot()[1].state.differences) == 2
     assert torch.equal(watched(guidance, resume=loaded), whole)
     plain = watched(cfg(4.0))
     assert not torch.equal(plain, whole)

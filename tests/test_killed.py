@@ -107,7 +107,7 @@ class Nursery:
 def left(folder: Path) -> list[str]:
     """What is in a folder and has no place there: temporary files, and claims of names."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return [str(path) for path in files if "-timonel-" in path.name or "is writing this file" in start(path)]
+    return [str(path) for path in files if path.name.startswith(".") or "is writing this file" in start(path)]
 
 
 def start(path: Path) -> str:

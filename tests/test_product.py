@@ -56,7 +56,7 @@ def rounding(table: tm.Table, kind: str) -> float:
     """How far float64 rounding may carry: predictions and slopes divide by alpha or sigma."""
     alpha, sigma = table.alpha[:-1], table.sigma[:-1]
     high, low = float((sigma / alpha.clamp(min=1e-3)).max()), float((alpha / sigma).max())
-    return (2e-12 * max(1.0, high, low) + 2e-13 * high * low) * (10 if kind == "edm" else 1)
+    return (2e-12 * max(1.0, high, low) + 2e-13 * high * low) * (10 if kind in ("edm", "edm_v") else 1)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -67,7 +67,7 @@ def test_a_solver_works_with_every_grid_process_and_prediction(solver):
     start = torch.randn(2, 6, generator=g, dtype=torch.float64)
     for i, (place, name) in enumerate(itertools.product(PLACES, GRIDS)):
         steps, kind = STEPS[i % len(STEPS)], KINDS[(i // 2 + len(solver)) % len(KINDS)]
-        if kind == "edm" and place not in ("edm", "svd"):
+        if kind in ("edm", "edm_v") and place not in ("edm", "svd"):
             kind = "v"  # that preconditioning belongs to EDM processes
         if place in PURE and kind == "epsilon":
             kind = "flow"  # says nothing at pure noise, and is refused; see test_laws

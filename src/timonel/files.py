@@ -68,11 +68,12 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file as `replacing` does, and with its errors."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with replacing(path) as temporary:
         try:
-            save_file(dict(tensors), temporary, metadata=metadata)
+            # not its save_file, which has a temporary file of its own that a killed process would leave
+            temporary.write_bytes(save(dict(tensors), metadata=metadata))
         except SafetensorError as error:  # a full disk, among others
             raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
 
@@ -111,6 +112,17 @@ def _clear(folder: Path, left: re.Pattern[str]) -> None:
         old = [(entry.path, found) for entry in entries if (found := left.fullmatch(entry.name))]
     for name, found in old:
         _reap(Path(name), int(found[1]))
+
+
+def _clear_names(stem: Path) -> None:
+    """Remove what killed processes left of files with any of `names`, which nobody may write again: claims too."""
+    ours = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
+    with suppress(OSError):  # there is no folder yet
+        _clear(stem.parent, ours)
+        with os.scandir(stem.parent) as entries:
+            named = [Path(entry.path) for entry in entries if entry.name.startswith(stem.name)]
+        for path in named:
+            _taken(path)
 
 
 def _create(path: Path, content: bytes = b"") -> int:
@@ -237,6 +249,7 @@ def new_folder(stem: Path, *endings: str) -> Path:
 
     Where a killed process had one of the others, its temporary files go.
     """
+    _clear_names(stem)
     for one in names(stem):
         if one.is_dir() and not one.is_symlink():
             with suppress(OSError):
@@ -259,6 +272,7 @@ def claimed(stem: Path, *endings: str) -> Iterator[Path]:
 
     Two processes never get the same one. Claims that were not replaced are removed again.
     """
+    _clear_names(stem)
     with ExitStack() as held:
         one = next(one for one in names(stem) if _take([beside(one, end) for end in endings], held))
         yield one

@@ -163,10 +163,14 @@ class Coordinates(Scheduler):
 
         diffusers' classes of several calls keep the sample of a step's first call and go on from it.
         """
-        if run.row == run.table.first_row(run.step):
-            run.replace(sample)
-        else:
+        if self._inside(run):
             run.see(sample)
+        else:
+            run.replace(sample)
+
+    def _inside(self, run: Run) -> bool:
+        """Whether the next call goes on from the sample of an earlier one."""
+        return run.row != run.table.first_row(run.step)
 
     def _warn_unscaled(self) -> None:
         """Say once a run that the network may have seen a sample that was not scaled, as diffusers does."""

@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..grids import Grid
 from ..noise import source
 from ..pipelines.generators import Seeding
+from ..run import Run
 from ..sampler import Sampler
 from ..solvers.unipc import unipc
 from ..table import Table
@@ -211,6 +212,19 @@ class DPMSolverSinglestepScheduler(Compat):
             return super()._compile(sampler, grid, before)
         places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)[: self._levels.grid.steps]
         return solvers.make(sampler.name, grid, before=before, **{**sampler.options, "order": places})
+
+    def _compile_journey(self, grid: Grid) -> Table:
+        """A journey off the list has groups of its own."""
+        sampler = self._listed.sampler
+        if "order" not in sampler.options:
+            return super()._compile_journey(grid)
+        places = self._places(self._flags, grid.steps)
+        return solvers.make(sampler.name, grid, **{**sampler.options, "order": places})
+
+    def _inside(self, run: Run) -> bool:
+        """Whether the next call is inside a group, whose first sample is where the group goes on from."""
+        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)
+        return run.row > 0 and places[self.begins + run.row] != "1"
 
 
 # -- several predictions -----------------------------------------------------------------------------------

@@ -128,6 +128,8 @@ def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
             value = value if is_number(value) and abs(value) == math.inf else finite(key, value)
         elif value is not None and (isinstance(default, str) or key in WORDS):
             instance(key, value, str, "a word")
+        elif value is not None and isinstance(default, (list, tuple)):
+            value = [whole(key, entry, 0) for entry in several(key, value, f"{key}=[0]")]
         made[key] = value
     return made
 

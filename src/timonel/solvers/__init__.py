@@ -114,14 +114,14 @@ SOLVERS: dict[str, SolverSpec] = {
     "dpmpp_3m_sde": SolverSpec(dpmpp.dpmpp_3m_sde, 2, "N", True, "k-diffusion", ("eta", *THIRD)),
     "res_multistep": SolverSpec(dpmpp.res_multistep, 2, "N", False, "arXiv 2308.02157", ("order",)),
     "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI", ("eta",)),
-    "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867", ("order", "variant")),
+    "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867", ("order", "variant", "uncorrected")),
     "sa_solver": SolverSpec(
         sa_solver.sa_solver, 2, "N", True, "arXiv 2309.05019",
         ("eta", "start", "stop", "predictor_order", "corrector_order", "variant"),
     ),
     "er_sde": SolverSpec(er_sde.er_sde, 2, "N", True, "arXiv 2309.06169", ("order",)),
     # distilled models
-    "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", (), "lcm"),
+    "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", ("scaling",), "lcm"),
     "tcd": SolverSpec(consistency.tcd, 0, "N", True, "arXiv 2402.19159", ("eta",), "lcm"),
 }  # fmt: skip
 
