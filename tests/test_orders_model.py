@@ -83,8 +83,8 @@ class Orders(RuleBasedStateMachine):
         self.marker: torch.Tensor | None = None
 
     def network(self, x: torch.Tensor) -> None:
-        self.gate.wait()
         self.inputs.append(x.clone())
+        self.gate.wait()
 
     def arrive(self) -> None:
         """The run comes to the place of its model."""
@@ -110,10 +110,9 @@ class Orders(RuleBasedStateMachine):
     @rule()
     def lets_a_row_through(self) -> None:
         marker, self.marker = self.marker, None
-        self.gate.open()
         if marker is not None:
-            until(lambda: bool(self.inputs))
             assert torch.allclose(self.inputs[-1][:1], marker)
+        self.gate.open()
         if self.model.place == "starting":
             until(lambda: self.current() is not None)
         self.model.row += 1
