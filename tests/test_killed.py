@@ -175,10 +175,8 @@ def tuned(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
     while done < count:
         path = folder / f"killed-{next(paths)}" / "fast.json"
         for _ in range(min(5, count - done)):
-            if not path.is_file():
-                done += kills.kill("tuned", path, 6, 0.1)
-        if not path.is_file():
-            nursery.tuned(path, nursery.nothing)
+            done += kills.kill("tuned", path, 6, 0.1)
+        nursery.tuned(path, nursery.nothing)
         made = tm.Sampler.load(path).compile(mixture(0).process)
         same = all(torch.equal(getattr(made, k), getattr(right, k)) for k in ("alpha", "sigma", "time", "x"))
         different += not same
