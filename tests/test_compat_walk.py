@@ -191,6 +191,21 @@ def test_an_unknown_variance_is_said_with_the_nearest_word(caplog: pytest.LogCap
     assert "'fixed_large'?" in caplog.text
 
 
+@pytest.mark.parametrize("begin", [0, 4])
+@pytest.mark.parametrize("alone", [[], [1], [5], [2, 7]])
+def test_steps_without_a_corrector_are_counted_from_the_beginning_of_the_list(alone: list[int], begin: int) -> None:
+    ends = []
+    for library in (diffusers, compat):
+        scheduler = library.UniPCMultistepScheduler(disable_corrector=alone)
+        scheduler.set_timesteps(10)
+        scheduler.set_begin_index(begin)
+        x = torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for t in scheduler.timesteps[begin:]:
+            x = scheduler.step(0.9 * torch.tanh(x), t, x).prev_sample
+        ends.append(x)
+    assert float((ends[1] - ends[0]).abs().max() / ends[0].abs().max()) < 3e-6
+
+
 def test_trained_betas_of_dance_diffusion_are_its_sigmas_as_in_diffusers() -> None:
     sigmas = torch.sin(torch.linspace(1, 0, 8) * math.pi / 2).tolist()
     ours, theirs = (module.IPNDMScheduler(trained_betas=sigmas) for module in (compat, diffusers))

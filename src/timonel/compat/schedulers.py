@@ -371,7 +371,8 @@ class UniPCMultistepScheduler(Compat):
         return "".join(map(str, falling(order, steps, self._levels.idle) if self._falls else [order] * steps))
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, alone = self._flags, tuple(self._flags["disable_corrector"] or ())
+        flags, skipped = self._flags, self._levels.grid.steps - grid.steps  # steps of the list before a part of it
+        alone = [step - skipped for step in flags["disable_corrector"] or ()]
         if not self._falls and bool(grid.sigma[-1] == 0):
             raise ArgumentError(
                 "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
