@@ -130,7 +130,7 @@ def test_all_levels_of_zero_snr_fall_where_the_one_before_pure_noise_lies_above_
     theirs = diffusers.EulerDiscreteScheduler(rescale_betas_zero_snr=True, num_train_timesteps=1100)
     theirs.set_timesteps(1100)
     assert bool(theirs.sigmas[1] > theirs.sigmas[0])  # 25615 after 4096
-    assert bool((scheduler.sigmas.double().diff() < 0).all() | (scheduler.sigmas[0] >= scheduler.sigmas[1]))
+    assert bool((scheduler.sigmas.double().diff() < 0).all())
     assert torch.allclose(scheduler.sigmas[2:-1], theirs.sigmas[2:-1], rtol=2e-2)  # float32 of 1 - abar
 
 
