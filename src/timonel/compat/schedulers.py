@@ -372,7 +372,7 @@ class UniPCMultistepScheduler(Compat):
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         flags, skipped = self._flags, self._levels.grid.steps - grid.steps  # steps of the list before a part of it
-        alone = [step - skipped for step in flags["disable_corrector"] or ()]
+        alone = [step - skipped for step in flags["disable_corrector"] or () if step >= skipped]
         if not self._falls and bool(grid.sigma[-1] == 0):
             raise ArgumentError(
                 "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
