@@ -53,7 +53,7 @@ NOTES: Mapping[str, str] = {
         "not offered"
     ),
     "IPNDMScheduler": "drops its first prediction, at pure noise; compared from below it, by `trained_betas`",
-    "LCMScheduler": "`timestep_scaling` other than 10 is in `timonel.compat` alone",
+    "LCMScheduler": "`timestep_scaling` other than 10, here `scaling`, is not compared",
     "TCDScheduler": "ends at training time 0, not at sigma = 0",
     "FlowMatchLCMScheduler": "scaling the latents up between steps is not offered",
     "FlowMapEulerDiscreteScheduler": "the network's second time, where the step ends, is for the caller to give",
