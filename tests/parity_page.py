@@ -27,16 +27,16 @@ NOTES: Mapping[str, str] = {
     "CogVideoXDPMScheduler": f"the last step is of order 1 even above sigma = 0; {BACK}",
     "CogVideoXDDIMScheduler": f"`eta` is ignored; {BACK}",
     "PNDMScheduler": f"v-predictions are combined across levels; {BACK}",
-    "DDPMScheduler": "`variance_type` other than fixed_small is not offered",
-    "DDPMParallelScheduler": "`variance_type` other than fixed_small is not offered",
+    "DDPMScheduler": "`variance_type` other than fixed_small is in `timonel.compat` alone",
+    "DDPMParallelScheduler": "`variance_type` other than fixed_small is in `timonel.compat` alone",
     "EulerDiscreteScheduler": CHURN,
     "EDMEulerScheduler": CHURN,
     "FlowMatchHeunDiscreteScheduler": CHURN,
     "FlowMatchEulerDiscreteScheduler": "churn is ignored",
     "DPMSolverMultistepScheduler": (
         "the SDE of order 3 has a wrong sign; order 3 with `heun`, or from 15 steps on, differs in two rows; below 15 "
-        "steps the last step is of order 1 even above sigma = 0; dpmsolver from order 2 on and sde-dpmsolver (both "
-        "deprecated in diffusers) are not offered"
+        "steps the last step is of order 1 even above sigma = 0. `dpm_multistep` makes the steps of dpmsolver and "
+        "sde-dpmsolver; not compared here"
     ),
     "EDMDPMSolverMultistepScheduler": "the SDE of order 3 raises an error; order 3 as DPMSolverMultistepScheduler's",
     "DPMSolverSinglestepScheduler": (
@@ -45,14 +45,15 @@ NOTES: Mapping[str, str] = {
     ),
     "DEISMultistepScheduler": "on karras, exponential and beta sigmas its last call moves nothing",
     "UniPCMultistepScheduler": (
-        "bh1 ends in NaN at sigma = 0; `predict_x0=False`, `disable_corrector`, `solver_p` and order 4 are not offered"
+        "bh1 ends in NaN at sigma = 0; `predict_x0=False`, `solver_p` and order 4 are not offered; "
+        "`disable_corrector`, here `uncorrected`, is not compared"
     ),
     "SASolverScheduler": (
         "`lower_order_final` acts above sigma = 0 too; noise_prediction and a `tau_func` other than one interval are "
         "not offered"
     ),
     "IPNDMScheduler": "drops its first prediction, at pure noise; compared from below it, by `trained_betas`",
-    "LCMScheduler": "`timestep_scaling` other than 10 is not offered",
+    "LCMScheduler": "`timestep_scaling` other than 10, here `scaling`, is not compared",
     "TCDScheduler": "ends at training time 0, not at sigma = 0",
     "FlowMatchLCMScheduler": "scaling the latents up between steps is not offered",
     "FlowMapEulerDiscreteScheduler": "the network's second time, where the step ends, is for the caller to give",

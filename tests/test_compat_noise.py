@@ -392,17 +392,3 @@ def test_one_changed_import_line_keeps_the_picture_of_a_generator(name: str) -> 
         states.append(drawn.get_state())
     assert far(pictures[1], pictures[0]) < 1e-3
     assert torch.equal(*states)
-
-
-def test_a_changed_sample_inside_a_step_of_two_calls_moves_the_second_slope_alone() -> None:
-    """As in diffusers, whose loops may hand in the network's scaled input, or blend a known part."""
-    for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"):
-        ends = []
-        for library in (diffusers, compat):
-            scheduler, drawn = getattr(library, f"{name}Scheduler")(**SD), WAYS["one"]()
-            scheduler.set_timesteps(7)
-            x = start(scheduler)
-            for t in scheduler.timesteps:
-                x = turn(scheduler, 0.9 * x, t, drawn, {})
-            ends.append(x)
-        assert far(ends[1], ends[0]) < 1e-4

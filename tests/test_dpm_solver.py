@@ -154,12 +154,26 @@ def test_noise_on_slopes_is_refused_where_slopes_are_velocities():
         tm.Sampler("dpm_multistep", steps=5, options={"eta": 1.0}).compile(tm.Flow(3.0))
 
 
+def test_steps_without_a_corrector_are_those_of_the_whole_journey():
+    """The corrector of step 6 is left out in step 7, of all 10 steps as of the last 6."""
+    parts = [
+        tm.Sampler("unipc", steps=10, start=start, options={"uncorrected": alone}).compile(PROCESSES["vp"])
+        for start, alone in ((None, [6]), (4, [6]), (None, []), (4, [2]))
+    ]
+    whole, part, corrected, other = ([*table.x[-3].tolist()] for table in parts)
+    assert part == whole != corrected == other
+    with pytest.raises(ArgumentError, match=r"uncorrected must be a list, e.g. \[0\], got 3"):
+        tm.Sampler("unipc", steps=10, options={"uncorrected": 3}).compile(PROCESSES["vp"])
+
+
 def test_an_order_schedule_is_that_of_the_whole_journey():
     """A part of it has the orders of its own steps, so that image to image runs under a schedule too."""
-    whole = tm.Sampler("unipc/karras", steps=6, options={"order": "123321"})
-    part = tm.Sampler("unipc/karras", steps=6, options={"order": "123321"}, start=2)
-    assert part.compile(PROCESSES["vp"]).nfe == 4
-    assert torch.equal(part.compile(PROCESSES["vp"]).sigma, whole.compile(PROCESSES["vp"]).sigma[2:])
+    whole = tm.Sampler("unipc/karras", steps=8, options={"order": "11112222"})
+    part = tm.Sampler("unipc/karras", steps=8, options={"order": "11112222"}, start=2)
+    rows, last = whole.compile(PROCESSES["vp"]), part.compile(PROCESSES["vp"])
+    assert last.nfe == 6
+    assert torch.equal(last.sigma, rows.sigma[2:])
+    assert torch.equal(last.x[-3:], rows.x[-3:])
 
 
 # -- a long last step ------------------------------------------------------------------------------------

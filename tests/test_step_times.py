@@ -216,6 +216,25 @@ def test_every_class_of_one_call_begins_off_its_list(name: str) -> None:
         ours.set_timesteps(12)
 
 
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("name", ["DEISMultistep", "UniPCMultistep", "DPMSolverMultistep", "SASolver"])
+def test_a_journey_from_above_the_list_has_all_of_its_levels(name: str, steps: int) -> None:
+    """With a step more than the list, and the orders of the list that begins at that time."""
+    (_, ours), (_, listed) = (pair(name, None, timestep_spacing="leading") for _ in range(2))
+    ours.set_timesteps(steps)
+    times = [999, *(t for t in ours.timesteps.tolist() if t < 999)]
+    listed.set_timesteps(timesteps=times)
+    ends = []
+    for scheduler in (listed, ours):
+        x = noise()
+        for t in times:
+            x = scheduler.step(network(x, t), t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+        ends.append(x)
+    assert ours.run.status == "done"
+    assert ours.run.steps == len(times)
+    assert far(ends[1], ends[0]) < 1e-6
+
+
 def test_a_time_below_the_list_moves_to_its_end() -> None:
     """diffusers' DEIS steps from its last level instead, whatever the time: from 39 to 0 where the sample is at 0."""
     theirs, ours = pair("DEISMultistep", 25)

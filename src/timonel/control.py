@@ -194,15 +194,24 @@ class Controlled:
         """Go on with `value` in the place of the sample, as the loop that drives the run says. See `latents`."""
         with self._change:
             here = self._here
-            border.tensor("latents", value)
-            if value.shape != here.x.shape:
-                raise ArgumentError(f"latents must keep their shape {tuple(here.x.shape)}, got {tuple(value.shape)}")
+            _fits(value, here.x)
             watched = self._watched is not None
             self._unwatch()
             if value is not here.x:
                 self._state = self._edited(here.x, self._here._replace(x=value))
             if watched:
                 self._watch()
+
+    def see(self, value: Tensor) -> None:
+        """Let the network's next output be one for `value` in the place of the sample, and the step under way go on.
+
+        What a later row reads of the sample it still reads as it was, where the solver keeps a base; `replace` carries
+        the change into that too. Raises `ArgumentError` for another shape.
+        """
+        with self._change:
+            _fits(value, self._here.x)
+            self._unwatch()
+            self._state = self._here._replace(x=value)
 
     def release(self) -> None:
         """Let go of the sample tensor that was handed out: the run continues with a copy of its own."""
@@ -252,6 +261,13 @@ class Controlled:
         if carry is None or state.base is None:
             return state
         return state._replace(base=combine([(1.0, state.base), (carry, state.x), (-carry, before)], state.x.dtype))
+
+
+def _fits(value: Tensor, sample: Tensor) -> None:
+    """Raises `ArgumentError` for what cannot stand in the place of `sample`."""
+    border.tensor("latents", value)
+    if value.shape != sample.shape:
+        raise ArgumentError(f"latents must keep their shape {tuple(sample.shape)}, got {tuple(value.shape)}")
 
 
 def alive(thread: int | None) -> bool:

@@ -89,10 +89,10 @@ class DrawnNoise:
             if last is None or not last.alike(new) or not all(map(torch.equal, self.ends, states)):
                 self.stretches.append(new)
                 last = new
-            made = _normal(sources, last)
+            numbers = _normal(sources, last)
             last.rows.append(row)
             self.ends = tuple(source.get_state() for source in sources)
-            self._held = (row, made)
+            self._held = (row, numbers)
 
     def __call__(self, row: int, like: Tensor) -> Tensor:
         """The noise of a row, on the device of `like`; one that is new is drawn as the newest was.
@@ -123,9 +123,9 @@ class DrawnNoise:
             self._again = (at, 0, _at(stretch.states, stretch.devices))
         _, done, sources = self._again
         for _ in range(done, place + 1):
-            made = _normal(sources, stretch)
+            numbers = _normal(sources, stretch)
         self._again = (at, place + 1, sources)
-        return made
+        return numbers
 
     # -- saving --------------------------------------------------------------------------------------
     def remembered(self) -> tuple[list[Stretch], tuple[Tensor, ...]]:
@@ -148,9 +148,9 @@ class DrawnNoise:
             if set(stretch.order) != set(range(len(stretch.devices))):
                 raise ArgumentError(f"its noise has {len(stretch.devices)} generators and uses {stretch.order}")
             _at(stretch.states, stretch.devices)
-        made = cls()
-        made._go_on_from(list(stretches), tuple(ends))
-        return made
+        source = cls()
+        source._go_on_from(list(stretches), tuple(ends))
+        return source
 
     def _go_on_from(self, stretches: list[Stretch], ends: tuple[Tensor, ...]) -> None:
         """Take what was remembered, and generators of its own where those of the caller had come to."""
@@ -180,7 +180,7 @@ class DrawnNoise:
 def _sources(generators: Generators, batch: int, device: torch.device) -> tuple[list[torch.Generator], tuple[int, ...]]:
     """The generators without repetition, and which of them each sample has."""
     several = [generators] if generators is None or isinstance(generators, torch.Generator) else [*generators]
-    each = [_own(device) if one is None else one for one in several]
+    each = [_default(device) if one is None else one for one in several]
     if 1 < len(each) < batch:
         raise ArgumentError(
             f"{len(each)} generators for a batch of {batch}: give one for all, or one per sample, e.g. "
@@ -197,31 +197,31 @@ def _sources(generators: Generators, batch: int, device: torch.device) -> tuple[
     return sources, tuple(sources.index(one) for one in each)
 
 
-def _own(device: torch.device) -> torch.Generator:
+def _default(device: torch.device) -> torch.Generator:
     """torch's own generator of a device, which `torch.manual_seed` seeds."""
     if device.type == "cpu":
         return torch.default_generator
     module: Any = torch.get_device_module(device)
     if device.type == "mps":
-        found: torch.Generator = module._get_default_mps_generator()
-        return found
-    found = module.default_generators[module.current_device() if device.index is None else device.index]
-    return found
+        generator: torch.Generator = module._get_default_mps_generator()
+        return generator
+    generator = module.default_generators[module.current_device() if device.index is None else device.index]
+    return generator
 
 
 def _at(states: Sequence[Tensor], devices: Sequence[str]) -> list[torch.Generator]:
     """Generators of the source's own, at these states."""
-    made = []
+    generators = []
     for device, state in zip(devices, states, strict=True):
         try:
-            made.append(torch.Generator(device))
-            made[-1].set_state(state)
+            generators.append(torch.Generator(device))
+            generators[-1].set_state(state)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ArgumentError(
                 f"the noise was drawn by a generator of {shown(device)}, whose state cannot be had again here: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-    return made
+    return generators
 
 
 def _normal(sources: Sequence[torch.Generator], like: Stretch) -> Tensor:

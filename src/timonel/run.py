@@ -168,22 +168,6 @@ class Run(Guided, Controlled):
         """The sample of a finished run; of an unfinished one the newest denoised prediction."""
         return self._here.x if self.row == self.table.nfe or self._called is None else self.denoised
 
-    def see(self, x: Tensor) -> None:
-        """Let the network's next output be one for x instead of `latents`; a step under way goes on from its base.
-
-        Args:
-            x: a tensor of the sample's shape (batch, …), at `level`.
-
-        Raises:
-            ArgumentError: for another shape.
-        """
-        here = self._here
-        if x.shape != here.x.shape:
-            raise ArgumentError(f"latents must keep their shape {tuple(here.x.shape)}, got {tuple(x.shape)}")
-        with self._change:
-            self._unwatch()
-            self._state = here._replace(x=x)
-
     # -- going -------------------------------------------------------------------------------
     def start(self, x: Tensor, behind: Sequence[Tensor] = ()) -> None:
         """Begin at the table's first level with the sample x (batch, …), unit normal for a full journey.

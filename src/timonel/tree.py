@@ -64,19 +64,19 @@ class TreeNoise:
         """The noise of a row, shaped and placed like `like`. Raises `ArgumentError` for a row that draws none."""
         if row not in self._spans:
             raise ArgumentError(f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}")
-        made: Tensor | None = None
+        noise: Tensor | None = None
         for weight, span in self._spans[row]:
             part = weight * self._unit(span, like)
-            made = part if made is None else made + part
-        assert made is not None
-        return made
+            noise = part if noise is None else noise + part
+        assert noise is not None
+        return noise
 
     def _unit(self, span: Span, like: Tensor) -> Tensor:
         kind = (like.shape, like.dtype, like.device)
         with self._lock:
             if self._tree is None or self._tree[0] != kind:
-                made = importlib.import_module("torchsde").BrownianInterval
-                self._tree = kind, made(
+                interval = importlib.import_module("torchsde").BrownianInterval
+                self._tree = kind, interval(
                     t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), size=like.shape, dtype=like.dtype,
                     device=like.device, entropy=self.entropy, tol=10.0**-DIGITS, pool_size=24, halfway_tree=True,
                 )  # fmt: skip
@@ -94,15 +94,15 @@ class TreeNoise:
 def _spans(table: Table) -> Mapping[int, list[tuple[float, Span]]]:
     """Of every row that draws, the stretches of path that its noise is made of, and their weights."""
     sigma = (table.sigma / table.alpha).tolist()
-    made: dict[int, list[tuple[float, Span]]] = {}
+    spans: dict[int, list[tuple[float, Span]]] = {}
     for step in range(table.steps):
         first = table.first_row(step)
         rest = float(table.x[first + 1, -1]) if first + 1 < table.nfe else 0.0
         if not table.x[first, -1]:
             continue
         stage, share = (sigma[first], sigma[first + 1]), float(table.base[first, -1])
-        made[first] = [(1.0, stage)]
+        spans[first] = [(1.0, stage)]
         if rest:
             whole = (sigma[first], sigma[first + 2])
-            made[first + 1] = [(math.hypot(share, rest) / rest, whole), (-share / rest, stage)]
-    return made
+            spans[first + 1] = [(math.hypot(share, rest) / rest, whole), (-share / rest, stage)]
+    return spans

@@ -3,19 +3,19 @@
     from timonel.compat import DPMSolverMultistepScheduler
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
 
-Same arguments, same levels and, where timonel computes the same thing, the same latents. What diffusers drops
-without a word works here or is refused with what to write instead; `flags.py` lists what is refused and why.
+Same arguments, same levels and, where timonel computes the same thing, the same latents. What diffusers ignores
+without a word works here, or is said by the logger, or is refused with what to write instead; see `flags.py`.
 The noise of stochastic samplers is drawn as diffusers draws it, from the generator that `step` is given, and a run
-that is rewound, branched or saved has it again without that generator (`draws.py`).
+that is rewound, branched or saved has it again without that generator (`draws.py`). Samples are diffusers' too,
+x0 + sigma·noise of the Euler family and EDM, unit variance elsewhere (`coordinates.py`), and a scheduler that is
+stepped without `set_timesteps` visits all training levels.
 What differs from diffusers on purpose:
 
 - a class is a subclass of diffusers' class of its name, and shares nothing with it but the name: see `kin.py`;
-- samples are diffusers': x0 + sigma·noise of the Euler family and EDM, unit variance elsewhere (`coordinates.py`);
-- a scheduler that is stepped without `set_timesteps` visits all training levels, listed at its first step;
 - a key of another class that asks for nothing, as `clip_sample=False`, passes; what would change something does not;
 - the public members of diffusers' classes are there, but for parts of its steps; `members.py` lists those and why;
 - `set_shift` also writes the shift into the config, so a helm or a saved pipeline has it;
-- DDIM and PNDM on trailing times step to the next entry of their own list;
+- DDIM and PNDM on trailing and linspace times step to the next entry of their own list;
 - every class takes `timesteps` and `sigmas`; on Stable Video Diffusion every class tells 0.25·log(sigma);
 - exponential and beta sigmas tell the nearest whole time, where diffusers' DPM family rounds down;
 - `final_sigmas_type="sigma_min"` on a list that ends there makes one call less, unless that call corrects;

@@ -176,8 +176,8 @@ class PNDMScheduler(Remembering):
     # -- parts of the list -------------------------------------------------------------------------
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
         """A part that begins inside the first step has its two calls all the same, of which one moves nothing."""
-        idle = rows[1] - rows[0] - table.nfe if self._kept is None else 0
-        super()._begin(_led(table, idle) if table.solver == "ipndm" and idle > 0 else table, rows)
+        fewer = rows[1] - rows[0] - table.nfe if self._kept is None else 0
+        super()._begin(_led(table, fewer) if table.solver == "ipndm" and fewer > 0 else table, rows)
 
     def _compile_journey(self, grid: Grid) -> Table:
         return self._whole(self._listed.sampler, grid)

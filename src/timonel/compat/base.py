@@ -44,7 +44,8 @@ class Compat(Members, Times, Draws, metaclass=Named):
     """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in diffusers' order.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved folder read it.
-    A flag works, or it is refused with `ArgumentError` and what to write instead; see `flags.py`.
+    A flag works, or it is refused with `ArgumentError` and what to write instead, or it changes nothing in diffusers'
+    class either, which the logger says; see `flags.py`.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -148,10 +149,10 @@ class Compat(Members, Times, Draws, metaclass=Named):
                 raise ArgumentError(
                     f"{key}={asked[key]!r} changes nothing in {cls.__name__}: {self._remedy(key, flags)}"
                 )
-            beside = _beside(key, asked)
+            stronger = _stronger(key, asked)
             why = f"here: {self._remedy(key, flags)}"
-            if beside is not None:
-                why = f"beside {beside}={asked[beside]!r}; leave one of them out"
+            if stronger is not None:
+                why = f"beside {stronger}={asked[stronger]!r}; leave one of them out"
             logger.warning("%s=%r changes nothing %s (%s)", key, asked[key], why, cls.__name__)
 
     def _seen(self) -> tuple[Any, ...] | None:
@@ -463,13 +464,13 @@ class Compat(Members, Times, Draws, metaclass=Named):
         return shape if shape is None or self.eta is None else Directed(shape, self._consistent)
 
 
-def _beside(key: str, asked: Config) -> str | None:
-    """The flag that sets the levels where `key` was asked for too; None where there is none."""
+def _stronger(key: str, flags: Config) -> str | None:
+    """The one of `flags` that sets the levels where `key` would too; None where there is none."""
     if key == "final_sigmas_type":
-        return "interpolation_type" if asked.get("interpolation_type") == "log_linear" else None
+        return "interpolation_type" if flags.get("interpolation_type") == "log_linear" else None
     if key not in ("timestep_spacing", "interpolation_type"):
         return None
-    return next((flag for flag in levels.SHAPES if asked.get(flag)), None)
+    return next((flag for flag in levels.SHAPES if flags.get(flag)), None)
 
 
 def _asks_nothing(key: str, value: Any) -> bool:

@@ -128,8 +128,8 @@ class DDPMScheduler(Compat):
         if kind == "learned_range":
             share = (predicted_variance + 1) / 2  # type: ignore[operator]
             return share * beta.log() + (1 - share) * small.log()
-        made = {"fixed_small_log": small.sqrt(), "fixed_large": beta, "fixed_large_log": beta.log()}
-        return predicted_variance if kind == "learned" else made.get(kind, small)
+        fixed = {"fixed_small_log": small.sqrt(), "fixed_large": beta, "fixed_large_log": beta.log()}
+        return predicted_variance if kind == "learned" else fixed.get(kind, small)
 
     def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
         """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""

@@ -49,8 +49,8 @@ class Draws(Scheduler):
                 dtype = torch.promote_types(raw.dtype, run.latents.dtype)
             assert isinstance(dtype, torch.dtype)
             run.noise.draw(run.row, raw.shape, dtype, raw.device)
-        idle = draws and not Draws._draws(self)  # diffusers adds 0 times the noise that it is given
-        self._apply(raw, None if idle else noise, learned)
+        unused = draws and not Draws._draws(self)  # diffusers adds 0 times the noise that it gets
+        self._apply(raw, None if unused else noise, learned)
 
     def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
         super()._advance(raw, noise, learned)

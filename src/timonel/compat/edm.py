@@ -27,9 +27,9 @@ class Looked(Stepped):
     def of(run: Run, sample: Tensor, clean: Tensor) -> Looked:
         """Of Euler's next row of `run`, whose batch may be another than that of `sample`."""
         on_x, _, on_clean, *_ = run.table.x[run.row].tolist()
-        made: Looked = Looked(run, on_x * sample + on_clean * clean)
-        made._clean = clean
-        return made
+        looked: Looked = Looked(run, on_x * sample + on_clean * clean)
+        looked._clean = clean
+        return looked
 
     @property
     def pred_original_sample(self) -> Tensor:

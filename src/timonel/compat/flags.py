@@ -4,14 +4,17 @@
 |---|---|---|
 | `algorithm_type` | "sde-dpmsolver" of order 3 | diffusers has no formula for it |
 | | "noise_prediction" of SA-Solver | no timonel sampler |
+| `algorithm_type`, `solver_type` | words that diffusers' constructor refuses | they are of other classes |
 | `solver_order` | above 3 | there is no such formula |
-| `lower_order_final` | False in UniPC to sigma = 0 | the end at sigma = 0 is of order 1 |
+| `lower_order_final` | False in UniPC to sigma = 0 | diffusers' result is NaN |
 | `predict_x0`, `solver_p` | all but the defaults | UniPC predicts x0 |
+| `rescale_betas_zero_snr` | True with epsilon, where the class steps from alpha = 0 | epsilon says nothing there |
 | `tau_func` | a function | no function can be saved in a config |
 
-A flag of the class that changes nothing, in diffusers' class as here, is taken, and said by the logger where it is
-asked for, in `from_config` as in the constructor; it is kept without a word where it comes with a config. A key that
-the class does not have is refused where it changes nothing; but a constructor may describe a model by betas.
+A flag of the class that changes nothing, in diffusers' class as here, is taken. The logger says so where the caller
+writes it, in `from_config` as in the constructor; where it comes with a config it is kept without a word. So is a word
+of another class, which means this class's default (`TAKEN`, `SUBSTITUTES`). A key that the class does not have is
+refused where it changes nothing; but a constructor may describe a model by betas.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
 }  # fmt: skip
 ANY_DPM = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
-#: words of other classes that a config may carry; diffusers takes the class's own default for them
+#: words of other classes that a config may carry; diffusers takes the default of the class for them
 SUBSTITUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "DPMSolverMultistepScheduler": {
         "algorithm_type": ("deis", "data_prediction", "noise_prediction"), "solver_type": ("logrho", "bh1", "bh2"),
@@ -64,7 +67,7 @@ SUBSTITUTES: dict[str, dict[str, tuple[str, ...]]] = {
     "SASolverScheduler": {"algorithm_type": (*ANY_DPM, "deis")},
 }  # fmt: skip
 
-#: those that diffusers' constructors take too, for the class's own default
+#: those that diffusers' constructors take too
 TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
     **{
         name: {"algorithm_type": ("deis",), "solver_type": ("logrho", "bh1", "bh2")}
@@ -109,7 +112,7 @@ REFUSED: dict[tuple[str, str], Flag] = {
     ("", "solver_order"): Flag(_but(1, 2, 3), "pass solver_order=1, 2 or 3"),
 }
 DISTILLED = "its levels are those of the distillation, original_inference_steps of them"
-#: flags that diffusers' class has and never reads
+#: flags that diffusers' class has and never reads, and why; the logger says it
 INERT: dict[tuple[str, str], str] = {
     ("LCMScheduler", "timestep_spacing"): DISTILLED,
     ("LCMScheduler", "steps_offset"): DISTILLED,

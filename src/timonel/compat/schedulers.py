@@ -329,13 +329,16 @@ class DEISMultistepScheduler(Compat):
     @property
     def schedule(self) -> str:
         """The order of every step."""
-        flags, order, steps = self._flags, self._flags["solver_order"], self._levels.grid.steps
-        few = flags["lower_order_final"] and steps + self._levels.idle < FEW
-        return "".join(map(str, falling(order, steps, self._levels.idle) if few else [order] * steps))
+        return self._orders(self._levels.grid.steps)
+
+    def _orders(self, steps: int) -> str:
+        """The order of every step of a journey of so many `steps`, which may be a part of the list or off it."""
+        flags, order, idle = self._flags, self._flags["solver_order"], self._levels.idle
+        few = steps == 1 or (flags["lower_order_final"] and self._levels.grid.steps + idle < FEW)
+        return "".join(map(str, falling(order, steps, idle if steps > 1 else 0) if few else [order] * steps))
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        orders = self.schedule[-grid.steps :] if grid.steps > 1 else "1"
-        return solvers.make("deis", grid, order=orders, variant="logrho")
+        return solvers.make("deis", grid, order=self._orders(grid.steps), variant="logrho")
 
 
 class UniPCMultistepScheduler(Compat):
@@ -360,18 +363,22 @@ class UniPCMultistepScheduler(Compat):
     @property
     def schedule(self) -> str:
         """The order of every step."""
-        order, steps = self._flags["solver_order"], self._levels.grid.steps
-        orders = falling(order, steps, self._levels.idle) if self._falls else [order] * steps
-        return "".join(map(str, orders))
+        return self._orders(self._levels.grid.steps)
+
+    def _orders(self, steps: int) -> str:
+        """The order of every step of a journey of so many `steps`, which may be a part of the list or off it."""
+        order = self._flags["solver_order"]
+        return "".join(map(str, falling(order, steps, self._levels.idle) if self._falls else [order] * steps))
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, alone = self._flags, tuple(self._flags["disable_corrector"] or ())
+        flags, skipped = self._flags, self._levels.grid.steps - grid.steps  # steps of the list before a part of it
+        alone = [step - skipped for step in flags["disable_corrector"] or () if step >= skipped]
         if not self._falls and bool(grid.sigma[-1] == 0):
             raise ArgumentError(
                 "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
                 "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
             )
-        return unipc(grid, order=self.schedule[-grid.steps :], variant=flags["solver_type"], uncorrected=alone)
+        return unipc(grid, order=self._orders(grid.steps), variant=flags["solver_type"], uncorrected=alone)
 
 
 class SASolverScheduler(Compat):

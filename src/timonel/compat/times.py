@@ -144,8 +144,8 @@ class Times(Coordinates):
         last = Level(*(torch.cat([a, b[between]])[-1:] for a, b in zip(first, rest, strict=True)))
         if bool(end.lam <= last.lam + SAME):  # a step that moves nothing
             end = listed.process.at_lam(last.lam + NUDGE)
-        alpha, sigma, told = (torch.cat([a, b[between], c]) for a, b, c in zip(first, rest, end, strict=True))
-        return Grid(listed.process, alpha, sigma, told, listed.name)
+        alpha, sigma, times = (torch.cat([a, b[between], c]) for a, b, c in zip(first, rest, end, strict=True))
+        return Grid(listed.process, alpha, sigma, times, listed.name)
 
     def _counted(self, time: float) -> Level:
         """The levels of the training times that are counted back from `time`."""

@@ -64,6 +64,8 @@ class Members:
         @property
         def _listed(self) -> Listing: ...
 
+        def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
     @property
     def under_way(self) -> bool:
         """Whether a run has begun and is not complete."""
@@ -150,6 +152,10 @@ class Members:
     def sigma_max(self) -> float:
         """The largest sigma / alpha of the training levels, of a flow the largest t."""
         return self.process.sigma_max
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What a model of v-prediction or of a flow is trained to predict.

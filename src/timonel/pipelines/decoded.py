@@ -34,12 +34,12 @@ class Decoded(ExitStack):
                 self.callback(decoder.register_forward_hook(self._look).remove)
         return self
 
-    def _look(self, module: nn.Module, given: Any, made: Any) -> None:
+    def _look(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._counts() or threading.get_ident() != self._thread:
             return
-        if isinstance(made, Tensor) and made.ndim > 1:
-            self._fine.append(made.detach().isfinite().flatten(1).all(1))
-            self._dtype = made.dtype
+        if isinstance(output, Tensor) and output.ndim > 1:
+            self._fine.append(output.detach().isfinite().flatten(1).all(1))
+            self._dtype = output.dtype
 
     def fine(self) -> Tensor:
         """Whether each of what was decoded is finite; waits for the device."""
@@ -51,11 +51,11 @@ class Decoded(ExitStack):
         if bool(fine.all()):
             return
         some, half = "a part" if bool(fine.any()) else "all", self._dtype in (torch.float16, torch.bfloat16)
-        told = (
+        message = (
             f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are finite: "
             + ('run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})' if half
                else "check its weights, and that it is the one of these latents")
         )  # fmt: skip
         if not bool(fine.any()):
-            raise GuardStop(told)
-        warnings.warn(told, RuntimeWarning, stacklevel=5)
+            raise GuardStop(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -138,15 +138,21 @@ def of(
         sampler = replace(sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas)
     else:
         sampler = _ended_as_said(sampler if steps is None else replace(sampler, steps=int(steps)), process, config)
-    made = sampler.levels(process)
-    if asked.strength is not None and listed is not None:
-        made = grids.cut(made, strength=asked.strength)
-    elif asked.strength is not None:
-        if steps is None or not 0 < asked.strength <= 1:
-            raise ArgumentError(f"strength={asked.strength} lies in (0, 1] and takes a number of steps")
-        whole = round(steps / asked.strength)
-        made = grids.cut(replace(sampler, steps=whole).levels(process), start=whole - steps)
-    return sampler, _to_sigma_min(made) if config["final_sigmas_type"] == "sigma_min" else made
+    grid = _last_part(sampler, process, asked.strength, steps, listed is not None)
+    return sampler, _to_sigma_min(grid) if config["final_sigmas_type"] == "sigma_min" else grid
+
+
+def _last_part(sampler: Sampler, process: Process, strength: float | None, steps: int | None, listed: bool) -> Grid:
+    """The levels of a sampler: of its list the last share, else all `steps` in the last share of more of them."""
+    grid = sampler.levels(process)
+    if strength is None:
+        return grid
+    if listed:
+        return grids.cut(grid, strength=strength)
+    if steps is None or not 0 < strength <= 1:
+        raise ArgumentError(f"strength={strength} lies in (0, 1] and takes a number of steps")
+    count = round(steps / strength)
+    return grids.cut(replace(sampler, steps=count).levels(process), start=count - steps)
 
 
 def _only_counts(

@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import solvers
 from ..errors import GridError
 from ..grids import Grid
+from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
@@ -32,6 +34,13 @@ class Listing(NamedTuple):
     grid: Grid
     table: Table
     times: Tensor
+
+    @classmethod
+    def of(cls, sampler: Sampler, grid: Grid, table: Table, process: Process) -> Listing:
+        """All rows of `table`, at whole numbers where the times of a model of training times are such."""
+        times = table.time if process.lists_end else table.time[:-1]
+        counted = process.kind == "vp" and bool((times == times.round()).all())
+        return cls(sampler, grid, table, times.to(torch.int64 if counted else torch.float32))
 
     def loop_begin(self, row: int, mixed: bool) -> int:
         """The row where a loop from `row` on begins: where its step begins, or `row` itself for a `mixed` sample."""

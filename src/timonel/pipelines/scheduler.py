@@ -276,11 +276,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
         table = self._compile(sampler, grid)
-        times = table.time if self.process.lists_end else table.time[:-1]
-        whole = self.process.kind == "vp" and bool((times == times.round()).all())
-        listed = times.to(torch.int64 if whole else torch.float32)
-        self._listing = Listing(sampler, grid, table, listed)
-        self._timesteps = Timesteps.of(listed.to(device), self, listed)
+        self._listing = Listing.of(sampler, grid, table, self.process)
+        self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
         self.order = levels.Order.of(table, grid)
@@ -491,10 +488,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         level = process.at_time(times) if table is None else levels.at(table, process, times)
         alpha, sigma = level.factors(original_samples)
         return alpha * original_samples + sigma * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`add_noise` under the name that flow pipelines use."""
-        return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

@@ -183,8 +183,10 @@ def _longer(process: Process) -> Grid:
 def _made(name: str, grid: Grid, before: int, **options: Any) -> Table:
     """The table of checked options. Raises `Idle` for one that has nothing to do on this grid."""
     spec, order = SOLVERS[name], options.get("order")
-    if before and isinstance(order, str):  # an order schedule is that of the whole journey
+    if before and isinstance(order, str):  # what is said step by step is said of the whole journey
         options["order"] = order[before : before + grid.steps]
+    if before and options.get("uncorrected"):
+        options["uncorrected"] = [step - before for step in options["uncorrected"] if step >= before]
     if grid.steps == 1 and isinstance(order, int) and order > 1 and spec.multistep:
         raise Idle(
             f"order={order} of {name!r} needs at least 2 steps, for its predictions come from earlier ones; 1 step "

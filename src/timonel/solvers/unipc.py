@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import among
+from ..errors import among, several, whole
 from ..grids import Grid
 from ..table import Rows, Table
 from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, schedule, usable
@@ -32,12 +32,13 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected
     among("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
     orders = schedule(order, grid.steps)
+    alone = [whole("uncorrected", step, 0) for step in several("uncorrected", uncorrected, "[0]")]
     rows = Rows("unipc", grid, order=max(orders) + 1, history=max(orders) + 1)
     used = 0  # order of the step that led here
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         here = {"x": torch.ones_like(now.alpha)}
-        if k and k - 1 not in uncorrected and finite_lam(grid[k - 1]) and not grid.lifted(k):
+        if k and k - 1 not in alone and finite_lam(grid[k - 1]) and not grid.lifted(k):
             here = _corrected(grid, k, used, variant)
         most = 1 if not isinstance(order, str) and long_last(grid, k) else orders[k]
         used = usable(grid, k, min(most, grid.steps - k) if clean else most)
