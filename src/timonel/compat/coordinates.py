@@ -161,9 +161,10 @@ class Coordinates(Scheduler):
     def _bring(self, run: Run, sample: Tensor) -> None:
         """A sample that was changed inside a step is what the network saw there, and no more, as in diffusers.
 
-        diffusers' classes of several calls keep the sample of a step's first call and go on from it.
+        diffusers' classes of several calls keep the sample of a step's first call and go on from it; those that
+        correct make the sample anew from the one where the step before began.
         """
-        if self._inside(run):
+        if self._inside(run) or not bool(run.table.x[run.row, 0] or run.table.base[run.row, 0]):
             run.see(sample)
         else:
             run.replace(sample)
