@@ -78,11 +78,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Program:
-    """All rows of a table for one prediction kind. `shape` changes predictions before a row is applied."""
+    """All rows of a table for one prediction kind. `shape` changes predictions before a row is applied.
+
+    `uses_base`: whether a row reads the base.
+    """
 
     rows: tuple[Row, ...]
     basis: str
     shape: Shape | None = None
+    uses_base: bool = False
 
     @classmethod
     def bind(cls, table: Table, prediction: str, shape: Shape | None = None) -> Program:
@@ -107,7 +111,7 @@ class Program:
             carry = _carry(x, base, table.first_row(table.step[k]), k, moved == BASE) if uses_base else None
             directed = _directed(table, k, rebase) if isinstance(shape, Directed) else None
             rows.append(Row((c_x, c_raw), rebase, keeps, bool(made), moved, reads, plan, carry, directed))
-        return cls(tuple(rows), table.basis, shape)
+        return cls(tuple(rows), table.basis, shape, uses_base)
 
     def denoised(self, row: int, x: Tensor, raw: Tensor) -> Tensor:
         """The clean prediction of a row, as the solver uses it."""

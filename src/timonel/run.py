@@ -179,7 +179,7 @@ class Run(Guided, Controlled):
             self.check("start")
             x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
             past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
-            self._begin(State(0, x, x if self.table.uses_base else None, past))
+            self._begin(State(0, x, x if self.program.uses_base else None, past))
             self._start, self._hooking = self._here, threading.get_ident()
         try:
             self.driver.looping(True)

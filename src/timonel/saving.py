@@ -212,8 +212,8 @@ def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
 def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     """Which tensor is missing, of no use, or unlike the sample; nothing where all are well."""
     needed, possible = {"start.x", "x"}, set[str]()
-    if run.table.uses_base:
-        needed |= {"start.base", "base"}
+    bases = {"start.base", "base"}  # of a part of a list what comes after it may read them
+    (needed if run.table.uses_base else possible).update(bases)
     for age in range(saved.history):
         row = saved.row - 1 - age
         kept = row >= 0 and (saved.shaped or run.program.rows[row].keeps_h0)

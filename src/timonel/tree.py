@@ -56,6 +56,10 @@ class TreeNoise:
         self._tree: tuple[Any, Any] | None = None
         self._lock = threading.RLock()
 
+    def over(self, table: Table) -> TreeNoise:
+        """The same path for another table."""
+        return TreeNoise(self.entropy, self.low, self.high, table)
+
     def said(self) -> dict[str, Any]:
         """The arguments, but for the table."""
         return {"kind": self.kind, "entropy": self.entropy, "low": self.low, "high": self.high}

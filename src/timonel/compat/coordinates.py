@@ -161,7 +161,8 @@ class Coordinates(Scheduler):
     def _bring(self, run: Run, sample: Tensor) -> None:
         """A sample that was changed inside a step is what the network saw there, and no more, as in diffusers.
 
-        diffusers' classes of several calls keep the sample of a step's first call and go on from it.
+        diffusers' classes of several calls keep the sample of a step's first call and go on from it. A change between
+        two steps is carried on, also where diffusers' corrector would undo it (UniPC, SA-Solver).
         """
         if self._inside(run):
             run.see(sample)

@@ -22,10 +22,12 @@ from torch import Tensor
 from ..errors import ArgumentError, GridError, RunError
 from ..grids import Grid
 from ..pipelines.listing import Listing
-from ..pipelines.timesteps import Hand, equal, number
+from ..pipelines.timesteps import Hand, Loop, equal, number
 from ..process import Level, double
+from ..program import Program
 from ..run import Run
 from ..table import Table
+from ..tree import TreeNoise
 from .coordinates import Coordinates
 from .levels import NUDGE, SAME
 
@@ -67,9 +69,56 @@ class Times(Coordinates):
             row, total = rows[0], self._listed.table.nfe
             goes_on = run.status == "done" and row == self.begins + run.table.nfe
             self.cover(row, total if row == 0 or goes_on else row + 1)
+        elif run.status == "done" and self._follows(run, rows):
+            self._extend(self._listed.table.nfe)
         else:
             return super()._elsewhere(timestep, rows, begins)
         return self.run
+
+    # -- a loop in several parts -------------------------------------------------------------------
+    def loop_begin(self, row: int) -> int:
+        run = self.current
+        inside = run is not None and run.started and not self._astray and self.begins + run.row == row
+        return row if inside else super().loop_begin(row)
+
+    def cover(self, start: int, stop: int) -> None:
+        """A part of the list keeps what the rest of the list reads, for a loop over the rest may follow."""
+        super().cover(start, stop)
+        total = self._listed.table.nfe
+        if self._covered[1] < total and self._listed.table.remembers(self._listed.table.step[self._covered[1]]):
+            longer = self._listed.part((self.begins, total), start, total, self._compile)
+            self.run.program = Program.bind(longer, self.prediction, self.run.shape)
+
+    def _join(self, loop: Loop) -> None:
+        if loop.stepped or loop.shown is None or loop.run is not None or not self._continues(loop):
+            super()._join(loop)
+            return
+        self._extend(loop.stop)
+        loop.run = self.run
+
+    def _continues(self, loop: Loop) -> bool:
+        """Whether a loop over a part of the list begins where the run has come to.
+
+        As in diffusers, a step then has the predictions that the loop before it has made.
+        """
+        run = self._run
+        return run is not None and run.started and loop.row == loop.start and self._follows(run, [loop.row])
+
+    def _follows(self, run: Run, rows: list[int]) -> bool:
+        """Whether the row that comes after the run's rows is one of `rows`, and the run may go on with it."""
+        if not run.row or run.stopping or self._astray or self.orders.hooks:
+            return False
+        return self.begins + run.row in rows
+
+    def _extend(self, stop: int) -> None:
+        """Let the run go on up to row `stop` of the list."""
+        run, begins = self.run, self.begins
+        start, kept = run.snapshot()
+        noise, orders = run.noise, self.orders
+        self.cover(begins, stop)
+        if orders.seeds is None and orders.noise is None:
+            self.run.noise = noise.over(self.run.table) if isinstance(noise, TreeNoise) else noise
+        self.run.restore(start, kept.state, kept.clean, kept.called)
 
     def _steps_freely(self) -> bool:
         """Whether a step may be any: the class remembers nothing, and no loop or helm follows the run."""
