@@ -177,7 +177,7 @@ def mountable(folder: Path) -> bool:
 COMMANDS = {
     "generate": (["generate", "pizza", "--steps", "2", "--out", "out"], (0, 20, 60)),
     "compare": (["compare", "pizza", "--sampler", "euler", "unipc", "--steps", "3", "-o", "out"], (0, 30, 100, 300)),
-    "tune": (["tune", "emoji", "--steps", "2", "--seeds", "16", "--minutes", "0.2", "-o", "out/fast.json"], (0, 100)),
+    "tune": (["tune", "emoji", "--steps", "2", "--seeds", "16", "--minutes", "3", "-o", "out/fast.json"], (0, 100)),
 }
 
 
