@@ -11,15 +11,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, UnknownName, options
+from ..errors import ArgumentError, UnknownName, options, plain
 from ..process import Process
 from ..sampler import Sampler
 from . import acting, choice, kept, model, request
 
 
 def unlike(one: object, other: object) -> bool:
-    """Whether two values differ; NaN, which differs from itself, is like itself."""
-    return [one] != [other]
+    """Whether two values differ. NaN, which differs from itself, is like itself; arrays differ in their numbers."""
+    return one is not other and [plain(one)] != [plain(other)]
 
 
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]

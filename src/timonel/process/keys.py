@@ -61,7 +61,7 @@ RANGES: dict[str, Range] = {
     "lambda_min_clipped": Range(infinite=True),
     # what is done to a prediction, and the noise
     "clip_sample_range": Range(0, above=True, infinite=True), "sample_max_value": Range(0, above=True, infinite=True),
-    "dynamic_thresholding_ratio": Range(0, 1), "timestep_scaling": Range(),
+    "dynamic_thresholding_ratio": Range(0, 1), "timestep_scaling": Range(0, 1e9),
     "noise_sampler_seed": Range(0, MOST_SEED, whole=True),
 }  # fmt: skip
 

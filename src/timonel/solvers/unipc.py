@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import among
+from ..errors import among, several, whole
 from ..grids import Grid
 from ..table import Rows, Table
 from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, schedule, usable
@@ -30,6 +30,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected
     No correction is made across a lift, where the sample did not arrive along the path.
     """
     among("variant", variant, VARIANTS)
+    left = {whole("uncorrected", step, 0) for step in several("uncorrected", uncorrected, "uncorrected=[0]")}
     clean = bool(grid.sigma[-1] == 0)
     orders = schedule(order, grid.steps)
     rows = Rows("unipc", grid, order=max(orders) + 1, history=max(orders) + 1)
@@ -37,7 +38,7 @@ def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         here = {"x": torch.ones_like(now.alpha)}
-        if k and k - 1 not in uncorrected and finite_lam(grid[k - 1]) and not grid.lifted(k):
+        if k and k - 1 not in left and finite_lam(grid[k - 1]) and not grid.lifted(k):
             here = _corrected(grid, k, used, variant)
         most = 1 if not isinstance(order, str) and long_last(grid, k) else orders[k]
         used = usable(grid, k, min(most, grid.steps - k) if clean else most)
