@@ -72,7 +72,7 @@ def test_the_refusal_says_the_range_the_value_and_the_default() -> None:
     for key, value, said in (
         ("dynamic_thresholding_ratio", 24, "of at least 0 and at most 1, got 24; leave it out for 0.995"),
         ("clip_sample_range", -1.0, "must be a number above 0, got -1.0; leave it out for 1.0"),
-        ("num_train_timesteps", 2.5, "a whole number of at least 1 and at most 1000000, got 2.5; leave it out for 1000"),
+        ("num_train_timesteps", 2.5, "of at least 1 and at most 1000000, got 2.5; leave it out for 1000"),
     ):
         with pytest.raises(ArgumentError, match=said):
             CLASSES["DDIMScheduler"](**{key: value})

@@ -158,8 +158,10 @@ teacher.FIRST = rows.FIRST = tuning.FIRST = 4
 from timonel.cli import main
 sys.exit(main())
 """
-FILLED = f"""COARSE = {COARSE!r}
-""" + """
+FILLED = (
+    f"""COARSE = {COARSE!r}
+"""
+    + """
 import subprocess, sys
 from pathlib import Path
 disk, size, *words = sys.argv[1:]
@@ -174,6 +176,7 @@ go()
 mount("remount,size=50m")
 go()
 """
+)
 MINE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 

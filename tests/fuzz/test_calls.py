@@ -223,7 +223,7 @@ def odd_options(values: Any, process: Any) -> None:
 
 
 def test_an_odd_value_of_an_option_is_refused_or_right() -> None:
-    odd_options(border.FEW, PROCESSES[0])
+    odd_options(("2.5", "nan", "'x'", "[1]"), PROCESSES[0])
 
 
 @pytest.mark.slow
