@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from .errors import ArgumentError, UnknownName
@@ -182,9 +183,15 @@ def sampler(name: str) -> Named:
     raise UnknownName("sampler", name, SOLVERS, ALIASES)
 
 
+@cache
+def _solvers() -> dict[str, Named]:
+    """Every solver and alias by its name as `key` writes it."""
+    return {key(s): Named(s) for s in SOLVERS} | ALIASES
+
+
 def _solver(typed: str) -> Named | None:
     """The solver called `typed`; ComfyUI's "_gpu" names say that the noise is a Brownian path."""
-    found = {key(s): Named(s) for s in SOLVERS} | ALIASES
+    found = _solvers()
     if typed in found:
         return found[typed]
     base = typed.removesuffix(" gpu")

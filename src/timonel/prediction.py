@@ -25,7 +25,7 @@ from torch import Tensor
 from . import words
 from .errors import PredictionError, UnknownName
 from .process import Level
-from .process.config import ANGLED, CONSISTENT, class_of, crashes
+from .process.config import ANGLED, CONSISTENT, class_of, crashes, explodes
 
 KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v")
 LEAST = 1e-38  # alpha, where the network names the noise
@@ -120,7 +120,7 @@ def from_config(config: Mapping[str, Any]) -> str:
         return "reverse_flow"
     if given == "trigflow" or crashes(name, config):
         return "v"
-    if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
+    if explodes(name, config):
         return "epsilon"  # of levels that explode, see `process.VE`
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow":
         return "flow"

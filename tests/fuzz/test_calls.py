@@ -209,6 +209,29 @@ def test_thousands_of_what_is_asked_for_are_right_or_refused(kind: str) -> None:
     tried(kind, draw, range(few, many))
 
 
+def odd_options(values: Any, process: Any) -> None:
+    """Every option of every sampler with an odd value: a finite table, or a refusal."""
+    for name, spec in solvers.SOLVERS.items():
+        for option in (*spec.options, *solvers.COMMON):
+            for label in values:
+                chosen = {option: border.ODD[label]()}
+
+                def draw(chance: random.Random, name: str = name, chosen: dict[str, Any] = chosen) -> Any:
+                    return tm.Sampler(name, steps=6, options=chosen).compile(process)
+
+                tried(f"{name}({option}={label})", draw, range(1))
+
+
+def test_an_odd_value_of_an_option_is_refused_or_right() -> None:
+    odd_options(("2.5", "nan", "'x'", "[1]"), PROCESSES[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.kind)
+def test_each_odd_value_of_an_option_is_refused_or_right(process: Any) -> None:
+    odd_options(border.ODD, process)
+
+
 def indexes(folder: Path, numbers: range) -> None:
     def draw(chance: random.Random) -> Any:
         place = folder / str(chance.random())

@@ -19,6 +19,7 @@ from .. import prediction as predictions
 from .. import process as processes
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..pipelines import acting, model, request
+from ..pipelines.configured import unlike
 from ..pipelines.timesteps import number
 from ..process import VE, Process
 from ..process.config import name_of
@@ -90,7 +91,9 @@ class Compat(Members, Times, Draws, metaclass=Named):
         `of_model`: other keys that were asked for, which say what the model was trained for. All that was asked for has
         to change something, except in a `trial`.
         """
-        explicit, of_model = request.typed(self.defaults, explicit), dict(of_model)
+        explicit, carried = request.typed(self.defaults, explicit), request.typed(self.defaults, carried)
+        of_model = request.typed(self.defaults, of_model)
+        hidden = {**hidden, **request.typed({}, {key: v for key, v in hidden.items() if key in MODEL})}
         flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
         unused = [key for key in self.defaults if key not in explicit and key not in carried]
         # a constructor describes its model as a config does, with the betas of a process that has none too
@@ -197,7 +200,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
     def _change(self, changes: Config, asked: Config) -> dict[str, Any]:
         """Take keys that were changed in place, of which those that are `asked` for have to act."""
         known = {**self.defaults, **dict.fromkeys(MODEL)}
-        asked = {key: value for key, value in asked.items() if key not in self._read or self._read[key] != value}
+        asked = {k: value for k, value in asked.items() if k not in self._read or unlike(self._read[k], value)}
         meant = model.registered(self.process, changes)
         if len(meant) > len(changes):  # Cosmos 2 makes another process of a flow, with what only itself reads
             changes, asked = meant, {}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import prediction as predictions
-from ..process import Level, Process, double
+from ..process import Level, Process, double, keys
 from . import visited
 from .reading import Loop
 
@@ -123,9 +123,10 @@ def listed(
 
 def shift_of(process: Process, config: Any) -> float:
     """mu of a picture of `TOKENS`, as pipelines compute it from the scheduler's configuration."""
-    base, top = float(config.get("base_shift") or 0.5), float(config.get("max_shift") or 1.15)
-    low, high = int(config.get("base_image_seq_len") or 256), int(config.get("max_image_seq_len") or 4096)
-    return base + (top - base) * (TOKENS - low) / (high - low)
+    usual = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    found = {key: default if config.get(key) is None else config[key] for key, default in usual.items()}
+    base, top, low, high = (keys.number(key, value) for key, value in found.items())
+    return float(base + (top - base) * (TOKENS - low) / (high - low))
 
 
 def _drive(

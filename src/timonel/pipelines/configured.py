@@ -11,10 +11,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .. import prediction as predictions
 from .. import process as processes
-from ..errors import ArgumentError, UnknownName, options
+from ..errors import ArgumentError, UnknownName, options, plain
 from ..process import Process
 from ..sampler import Sampler
 from . import acting, choice, kept, model, request
+
+
+def unlike(one: object, other: object) -> bool:
+    """Whether two values differ. NaN, which differs from itself, is like itself; arrays differ in their numbers."""
+    return one is not other and [plain(one)] != [plain(other)]
 
 
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -99,7 +104,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         before, config = self._read, self.config
         live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
         changes = {key: value for part in (self._plain(), live) for key, value in part.items()
-                   if key not in before or value != before[key]}  # fmt: skip
+                   if key not in before or unlike(value, before[key])}  # fmt: skip
         if changes:
             asked = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
             super().register_to_config(**self._change(changes, asked))
@@ -111,8 +116,12 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for key in asked:  # what pipelines and scripts write into any scheduler means nothing to most of them
             if key not in defaults and key not in acting.WRITTEN:
                 raise UnknownName("scheduler option", key, defaults)
-        asked = {key: value for key, value in asked.items() if key in defaults}
-        changes = model.registered(self.process, changes)
+
+        def known(given: Mapping[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in given.items() if key in defaults}
+
+        asked = request.typed(defaults, known(asked))
+        changes = model.registered(self.process, {**changes, **request.typed(defaults, known(changes))})
 
         def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
             return {**defaults, **model.given(self._read, changes)}

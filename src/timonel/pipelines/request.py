@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,15 +25,14 @@ from ..errors import (
 )
 from ..grids import few_enough
 from ..guidance import Guidance, cfg
+from ..process import keys
 from ..run import Run
 
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 MOST_PIXELS = 65536  # of a side; a larger picture fits no memory
-#: options of a scheduler whose default is None, by what they take
-NUMBERS = ("sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift", "shift_terminal")
-WHOLE = ("noise_sampler_seed",)
+#: options of a scheduler whose default is None and that take a word
 WORDS = ("process", "timestep_spacing", "variance_type")
 #: errors that arguments cause; a full memory, a missing file or an interrupt is none of them
 CAUSED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -113,7 +111,7 @@ def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
 def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a scheduler by name, of the kinds that their defaults have, with Python's numbers; None stays.
 
-    Raises `ArgumentError` for another kind.
+    Raises `ArgumentError` for another kind, and for a number outside of `keys.RANGES`.
     """
     made = {}
     for key, value in given.items():
@@ -122,10 +120,12 @@ def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
             value = flag(key, bool(value) if value in (0, 1) else value)  # as some configs write them
         elif value is None and isinstance(default, (int, float)):
             raise ArgumentError(f"{key} must be a number, got None; leave it out for {default!r}")
-        elif value is not None and (isinstance(default, int) or key in WHOLE):
+        elif value is not None and key in keys.RANGES:
+            value = keys.number(key, value, default)
+        elif value is not None and isinstance(default, int):
             value = whole(key, int(value) if isinstance(value, float) and value.is_integer() else value, 0)
-        elif value is not None and (isinstance(default, float) or key in NUMBERS):
-            value = value if is_number(value) and abs(value) == math.inf else finite(key, value)
+        elif value is not None and isinstance(default, float):
+            value = finite(key, value)
         elif value is not None and (isinstance(default, str) or key in WORDS):
             instance(key, value, str, "a word")
         elif value is not None and isinstance(default, (list, tuple)):

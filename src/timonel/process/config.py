@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from .. import words
 from ..errors import ArgumentError, TimonelError, among
+from . import keys
 from .cosine import Cosine
 from .crash import Crash
 from .edm import EDM, VE
@@ -60,9 +62,9 @@ def from_config(config: Mapping[str, Any]) -> Process:
 
 def _read(config: Mapping[str, Any]) -> Process:
     """The process of a config whose numbers are numbers."""
-    name = class_of(config)
-    get = config.get
-    steps = int(get("num_train_timesteps", 1000))
+    name, get = class_of(config), config.get
+    number = partial(_number, config)
+    steps = number(1000, "num_train_timesteps")
     kind = among("process", get("process") or _kind(name, config), PROCESSES)
     if get("process") is None and kind == "vp" and name in SILENT and not _betas(config):
         raise ArgumentError(
@@ -70,13 +72,13 @@ def _read(config: Mapping[str, Any]) -> Process:
         )
     if kind == "flow":
         return Flow(
-            float(get("shift") or get("flow_shift") or 1.0),
+            number(1.0, "shift", "flow_shift"),
             train_steps=1000 if steps == 1 else steps,
             clock=float(steps),
-            base_shift=float(get("base_shift") or 0.5),
-            max_shift=float(get("max_shift") or 1.15),
-            base_tokens=int(get("base_image_seq_len") or 256),
-            max_tokens=int(get("max_image_seq_len") or 4096),
+            base_shift=number(0.5, "base_shift"),
+            max_shift=number(1.15, "max_shift"),
+            base_tokens=number(256, "base_image_seq_len"),
+            max_tokens=number(4096, "max_image_seq_len"),
             told="1 - t" if get("invert_sigmas") else "t",
         )
     if kind in ("trig", "cosine"):
@@ -85,16 +87,15 @@ def _read(config: Mapping[str, Any]) -> Process:
         return Crash(train_steps=steps)
     if kind in ("edm", "ve"):
         return _edm(name, kind, config, steps)
-    offset, shift = int(get("steps_offset") or 0), get("snr_shift_scale")
-    shift = float(3.0 if shift is None and name in SHIFTED else 1.0 if shift is None else shift)
+    offset, shift = number(0, "steps_offset"), number(3.0 if name in SHIFTED else 1.0, "snr_shift_scale")
     trained = get("trained_betas")
     if trained is not None:
         betas = shifted_snr(double(trained), shift)
         return VP(zero_snr(betas) if get("rescale_betas_zero_snr") else betas, steps_offset=offset)
     return VP.from_schedule(
         str(get("beta_schedule") or ("squaredcos_cap_v2" if name in COSINE else "linear")),
-        float(get("beta_start", 0.0001)),
-        float(get("beta_end", 0.02)),
+        number(0.0001, "beta_start"),
+        number(0.02, "beta_end"),
         steps,
         rescale_zero_snr=bool(get("rescale_betas_zero_snr", False)),
         steps_offset=offset,
@@ -104,18 +105,24 @@ def _read(config: Mapping[str, Any]) -> Process:
 
 def _edm(name: str, kind: str, config: Mapping[str, Any], steps: int) -> EDM:
     """The EDM process of a config, with the clock of its class."""
-    get = config.get
-    clock = get("clock") or {ANGLED: "angle", CONSISTENT: "250 log"}.get(name, "log")
+    number = partial(_number, config)
+    clock = config.get("clock") or {ANGLED: "angle", CONSISTENT: "250 log"}.get(name, "log")
     low, high = (0.3, 500.0) if name == ANGLED else (0.002, 80.0)
     half = name.startswith("EDM") or name == CONSISTENT
     return (VE if kind == "ve" else EDM)(
-        float(get("sigma_min") or low),
-        float(get("sigma_max") or high),
-        sigma_data=float(get("sigma_data") or (0.5 if half else 1.0)),
+        number(low, "sigma_min"),
+        number(high, "sigma_max"),
+        sigma_data=number(0.5 if half else 1.0, "sigma_data"),
         train_steps=steps,
         clock=str(clock),
-        rho=float(get("rho") or 7.0) if clock == "250 log" else None,
+        rho=number(7.0, "rho") if clock == "250 log" else None,
     )
+
+
+def _number(config: Mapping[str, Any], default: Any, *names: str) -> Any:
+    """The number of the first of these keys that has a value, or the default."""
+    key = next((key for key in names if config.get(key) is not None), None)
+    return default if key is None else keys.number(key, config[key], default)
 
 
 def name_of(process: Process) -> str:
@@ -149,6 +156,11 @@ def crashes(name: str, config: Mapping[str, Any]) -> bool:
     return name == CRASH and all(config.get(key) is None for key in BETAS[:2])
 
 
+def explodes(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a config of class `name` is Cosmos 2's: Karras' levels in a scheduler for flows."""
+    return name.startswith("FlowMatch") and bool(_number(config, 0.0, "sigma_max") > 1)
+
+
 def _betas(config: Mapping[str, Any]) -> bool:
     """Whether a config says which betas its model was trained with."""
     return any(config.get(key) is not None for key in BETAS)
@@ -160,8 +172,8 @@ def _kind(name: str, config: Mapping[str, Any]) -> str:
     flow = config.get("use_flow_sigmas") or predicts == "flow"
     if predicts == "trigflow":
         return "trig"
-    if name.startswith("FlowMatch") and float(config.get("sigma_max") or 0) > 1:
-        return "ve"  # Cosmos 2: Karras' levels in a scheduler for flows
+    if explodes(name, config):
+        return "ve"
     if name.startswith("FlowMatch") or flow or config.get("use_dynamic_shifting"):
         return "flow"
     continuous = config.get("timestep_type") == "continuous" and predicts == "v"

@@ -9,6 +9,7 @@ from ..grids import Grid
 from ..table import Rows, Table
 
 SIGMA_DATA, TIME_SCALING = 0.5, 10.0  # constants of the released LCM checkpoints
+MOST_SCALING = 1e9  # a larger one is a mistake, and its square soon no number
 
 
 def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
@@ -17,6 +18,7 @@ def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
     arXiv 2310.04378, algorithm 3.
     The boundary scalings c_skip, c_out of a time times `scaling` belong to VP models; elsewhere D = h0.
     """
+    scaling = finite("scaling", scaling, 0, MOST_SCALING)
     rows = Rows("lcm", grid, order=0)
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
