@@ -110,7 +110,7 @@ def smoothstep(process: Process, steps: int) -> Grid:
 def lcm(process: Process, steps: int, *, original_steps: int = 50) -> Grid:
     """Levels a consistency model was distilled at: every T // original_steps-th training index, then evenly thinned.
 
-    arXiv 2310.04378, section 4.3. At most `original_steps` steps. Of the list of EDM's consistency models levels a whole
+    arXiv 2310.04378, section 4.3. At most `original_steps` steps. On EDM's process they are a whole
     number of places apart, from the noisiest on (diffusers, CMStochasticIterativeScheduler).
     """
     total = process.train_steps
