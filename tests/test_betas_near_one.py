@@ -9,6 +9,7 @@ import math
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -115,3 +116,28 @@ def test_betas_that_begin_at_one_are_refused_by_every_name() -> None:
                 getattr(compat, name)(**config)
             with pytest.raises(ArgumentError, match="a beta of 1 at training level 0"):
                 tm.Scheduler.from_config({**config, "_class_name": name})
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"])
+def test_betas_above_one_leave_diffusers_without_a_number_and_are_refused(name: str) -> None:
+    """A product of 1 - beta then has the other sign at every second level: no variance has a root."""
+    config = {"beta_start": 0.0001, "beta_end": 2.0, "beta_schedule": "linear"}
+    theirs = getattr(diffusers, name)(**config)
+    theirs.set_timesteps(5)
+    x = torch.ones(1, 2)
+    for t in theirs.timesteps:
+        x = theirs.step(0.1 * x, t, x).prev_sample
+    assert bool(x.isnan().all())
+    with pytest.raises(ArgumentError, match=r"beta_end must be a finite number in \[0, 1\], got 2"):
+        getattr(compat, name)(**config)
+
+
+def test_a_high_order_up_to_sigma_zero_leaves_diffusers_without_a_number_and_is_refused() -> None:
+    theirs = diffusers.UniPCMultistepScheduler(lower_order_final=False)
+    theirs.set_timesteps(5)
+    x = torch.ones(1, 2)
+    for t in theirs.timesteps:
+        x = theirs.step(0.1 * x, t, x).prev_sample
+    assert not bool(x.isfinite().any())
+    with pytest.raises(ArgumentError, match=r"lower_order_final=False asks for a high order to sigma = 0"):
+        compat.UniPCMultistepScheduler(lower_order_final=False).set_timesteps(5)

@@ -17,7 +17,7 @@ import torch
 import timonel as tm
 import timonel.compat as compat
 import tiny
-from compat_runs import CONFIG, relative, start
+from compat_runs import CONFIG, relative, same_noise, start
 from timonel.compat.schedulers import CLASSES
 
 SIGMA = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete",

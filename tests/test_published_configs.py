@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import timonel as tm
+import tiny
 from published_schedulers import CONFIGS, LISTED, MU, folders
 from timonel import compat
 from timonel import prediction as predictions
@@ -247,3 +248,41 @@ def test_the_clock_of_an_edm_process_is_its_own_inverse(clock: str) -> None:
     process = tm.EDM(0.01, 300.0, clock=clock)
     sigmas = double([0.01, 0.3, 2.0, 300.0])
     assert torch.allclose(process.at_time(process.at_sigma(sigmas).time).ratio, sigmas, rtol=1e-9)
+
+
+@pytest.mark.parametrize("train", [40, 201])
+def test_a_consistency_model_visits_the_places_of_its_class_for_any_number_of_steps(train: int) -> None:
+    theirs = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=train)
+    ours = tm.Scheduler.from_config(theirs.config)
+    for steps in (1, 3, 6, 7, 12, 30, 40):
+        theirs.set_timesteps(steps)
+        ours.set_timesteps(steps)
+        assert ours.sampler.name == "lcm"
+        assert torch.allclose(ours.timesteps.double(), theirs.timesteps.double(), rtol=1e-6), steps
+        assert torch.allclose(ours.sigmas[:-1], theirs.sigmas[:-1], rtol=1e-5), steps
+
+
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # of torchsde, about rounding
+@pytest.mark.parametrize(("family", "name"), [("audio", "StableAudioPipeline"), ("pixels", "ConsistencyModelPipeline")])
+def test_the_network_of_a_pipeline_gets_the_times_that_its_own_scheduler_gives(family: str, name: str) -> None:
+    """atan(sigma)·2/pi, and 250·log(sigma): never the 0.25·log(sigma) of other classes of EDM."""
+    pipe, call = tiny.case(family, name)
+    network = pipe.transformer if family == "audio" else pipe.unet
+    times, inner = list[float](), network.forward
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        time = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        times.append(float(torch.as_tensor(time).reshape(-1)[0]))
+        return inner(*args, **kwargs)
+
+    network.forward = seen
+    pipe(**call, num_inference_steps=6)
+    theirs = times[:]
+    for sampler in (None, "CMStochasticIterativeScheduler" if family == "pixels" else "dpmpp_2m_sde/exponential"):
+        times.clear()
+        tm.Helm(pipe)(**call, sampler=sampler, steps=6, seeds=[1])
+        assert times == pytest.approx(theirs, rel=1e-5)
+    times.clear()
+    pipe.scheduler = tm.Scheduler.from_config(pipe.scheduler.config)
+    pipe(**call, num_inference_steps=6)
+    assert times == pytest.approx(theirs, rel=1e-5)

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +35,9 @@ from .process import At
 from .program import Program, Shape, State
 from .states import REMEDIES
 from .table import Table
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
 
 
 class Kept(NamedTuple):
@@ -76,6 +79,7 @@ class Run(Guided, Controlled):
                 example = "tm.SeededNoise([0])" if what == "noise" else "lambda clean: clean.clamp(-1, 1)"
                 function(what, value, example, 2 if what == "noise" else 1)
         self.table, self.prediction, self.noise = table.detach(), predictions.check(prediction), noise
+        self.sampler: Sampler | None = None  # what the list of a call was made with, of which the table may be a part
         self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
             raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
@@ -399,7 +403,7 @@ class Run(Guided, Controlled):
                 self.table, self.prediction, noise=self.noise, hooks=hooks, shape=self.shape, keep=self._keep,
                 context=self.context,
             )  # fmt: skip
-            twin._guiding = self._coming or self._guiding
+            twin._guiding, twin.sampler = self._coming or self._guiding, self.sampler
             twin._begin(here.state.clone())
             twin._start = self._start
             twin._kept = OrderedDict((k, s._replace(state=s.state.clone())) for k, s in self._kept.items())

@@ -19,10 +19,12 @@ from . import noise as noises
 from .errors import ArgumentError, among
 from .errors import path as file_of
 from .files import write_tensors
+from .fitted import Fitted
 from .guidance import Guidance
 from .noise import Noise, Seeded, source
 from .program import Shape, State
 from .run import Run
+from .sampler import Sampler
 from .table import Table
 
 FORMAT = "timonel-run-2"
@@ -76,7 +78,8 @@ class SavedTree(BaseModel):
 class Saved(BaseModel):
     """What a file says of a run beside its tensors. Files of before have no `digest` and may lack what has a default.
 
-    `history`, `differences`: how many tensors of each the run remembers. `digest`: of everything in the file.
+    `history`, `differences`: how many tensors of each the run remembers. `sampler`: what a pipeline's list was made
+    with. `digest`: of everything in the file.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -92,6 +95,7 @@ class Saved(BaseModel):
     shaped: bool
     history: Count
     differences: Count = 0
+    sampler: dict[str, Any] | None = None
     digest: str | None = None
 
 
@@ -113,6 +117,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "shaped": run.shape is not None,
         "history": len(here.history),
         "differences": len(here.differences),
+        "sampler": None if run.sampler is None else _spelled(run.sampler),
     }
     write_tensors(path, tensors, {"timonel": json.dumps({**data, "digest": digest(tensors, data)})})
 
@@ -142,6 +147,7 @@ def load(
             table, saved.prediction, noise=given if noise is None else noise, guidance=guidance, hooks=hooks,
             shape=shape, keep=keep, context=context,
         )  # fmt: skip
+        run.sampler = None if saved.sampler is None else _sampler(saved.sampler)
         wrong = _misfit(saved, run, tensors)
     except ArgumentError as error:
         raise ArgumentError(f"the run saved at {str(path)!r} cannot go on: {error}") from error
@@ -194,7 +200,9 @@ def _said(data: Any, path: str | PathLike[str]) -> Saved:
 
 def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     """What does not fit together; nothing where all does."""
-    if saved.digest is not None and saved.digest != digest(tensors, saved.model_dump(exclude={"digest"})):
+    if saved.digest is not None and saved.digest != digest(
+        tensors, saved.model_dump(exclude={"digest"}, exclude_unset=True)
+    ):
         return "it is damaged, for it is not what was written"
     table = run.table
     guided = 0 if run.guidance is None else run.guidance.order
@@ -307,6 +315,22 @@ def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int, diff
     predictions = tuple(tensors.get(f"{prefix}h{i + 1}") for i in range(history))
     told = tuple(tensors[f"{prefix}d{i}"] for i in range(differences))
     return State(row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), predictions, told)
+
+
+def _spelled(sampler: Sampler) -> dict[str, Any]:
+    """A sampler as plain data."""
+    named = {field.name: getattr(sampler, field.name) for field in fields(Sampler)}
+    made = {name: dict(value) if isinstance(value, Mapping) else value for name, value in named.items()}
+    return {**made, "fitted": None if sampler.fitted is None else sampler.fitted.to_dict()}
+
+
+def _sampler(data: dict[str, Any]) -> Sampler:
+    """The inverse of `_spelled`. Raises `ArgumentError`."""
+    unknown = set(data) - {field.name for field in fields(Sampler)}
+    if unknown:
+        raise ArgumentError(f"a sampler has no {sorted(unknown)[0]!r}")
+    table = data.get("fitted")
+    return Sampler(**{**data, "fitted": None if table is None else Fitted.from_dict(table, str(data.get("name")))})
 
 
 def _guidance(data: dict[str, Any]) -> Guidance:

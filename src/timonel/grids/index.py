@@ -110,11 +110,13 @@ def smoothstep(process: Process, steps: int) -> Grid:
 def lcm(process: Process, steps: int, *, original_steps: int = 50) -> Grid:
     """Levels a consistency model was distilled at: every T // original_steps-th training index, then evenly thinned.
 
-    arXiv 2310.04378, section 4.3. At most `original_steps` steps.
+    arXiv 2310.04378, section 4.3. At most `original_steps` steps. On EDM's process they are a whole
+    number of places apart, from the noisiest on (diffusers, CMStochasticIterativeScheduler).
     """
     total = process.train_steps
     if few_enough("steps", steps) > whole("original_steps", original_steps, 1, total):
         raise GridError(f"{steps} steps are more than original_steps={original_steps}; use fewer, or grid='trailing'")
     origin = torch.arange(original_steps, 0, -1, dtype=torch.float64) * (total // original_steps) - 1
-    pick = torch.floor(_counted(steps) * (original_steps / steps)).long()
+    apart = original_steps // steps if process.kind == "edm" else original_steps / steps
+    pick = torch.floor(_counted(steps) * apart).long()
     return Grid.of(process, process.at_index(origin[pick]), "lcm")

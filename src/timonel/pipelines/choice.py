@@ -3,7 +3,7 @@ command line.
 
 The sampler is the first of these that there is:
 
-1. what the caller names;
+1. what the caller names, or what the run was begun with that the call goes on with;
 2. what is set on the pipeline, where it maps: a timonel `Scheduler` with its sampler, a class of `timonel.compat`, or
    a scheduler of diffusers with its flags, whoever has set it, the user or the author of the checkpoint;
 3. the card of a shipped model, or the preset of the family (`diagnosis/presets.py`);
@@ -30,18 +30,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import names, solvers, zoo
+from .. import grids, names, solvers, zoo
 from ..errors import ArgumentError, SchedulerReplaced, TimonelError
 from ..process import Process
 from ..process.config import class_of
+from ..run import Run
 from ..sampler import STEPS, Sampler
+from ..table import Table
 from . import kept
 from .fits import indexes_by_time
 from .levels import GRID_FLAGS
 
 FEW = 4  # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model card
 SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
-NAMED, SET, NEAREST = "as named", "set on the pipeline", "measured nearest for this noise process"
+NAMED, RESUMED, SET, NEAREST = (
+    "as named",
+    "of the run that goes on",
+    "set on the pipeline",
+    "measured nearest for this noise process",
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,73 @@ def choose(
     return Choice(settled, why, steps_why)
 
 
+def begun(asked: Sampler, made: Sampler, table: Table) -> Sampler | None:
+    """The sampler that a run keeps, so that a later call lists the same levels.
+
+    Args:
+        asked: what was chosen for the call.
+        made: the same with its levels settled; without a grid where a list gave them, which the later call gives too.
+        table: what it makes of them.
+
+    Returns:
+        The sampler; None where it says less than the scheduler did, as a class of `timonel.compat` with its own levels.
+    """
+    if made.fitted is not None:
+        return asked
+    listed = made.sigmas is not None or made.times is not None
+    if table.seen is not None or not (listed or made.grid is not None or table.grid in grids.GRIDS):
+        return None
+    if listed and (made.sigmas, made.times) == (asked.sigmas, asked.times):
+        return asked
+    grid = None if listed else made.grid or table.grid
+    return replace(asked, grid=grid, grid_options=made.grid_options, sigmas=None, times=None)
+
+
+def of_run(run: Run) -> Sampler:
+    """The sampler that a run was begun with: what it keeps, else what its table is called.
+
+    Raises:
+        ArgumentError: it keeps none, and its table is that of no named sampler.
+    """
+    table = run.table
+    if run.sampler is not None:
+        return run.sampler
+    try:
+        if table.seen is None and not table.first and table.grid in grids.GRIDS:
+            return Sampler(table.solver, grid=table.grid, steps=table.steps)
+    except TimonelError:
+        pass
+    raise ArgumentError(
+        f"the run to resume is {table.solver!r} on {table.grid!r} with {table.steps} steps and does not say which "
+        "sampler of the helm that is: one of your own loop or of timonel.compat goes on there (for row in run.rows(): "
+        "run.advance(…)); for another name its sampler= and steps="
+    )
+
+
+def resumed(model: Model, run: Run, steps: int | None) -> Choice:
+    """The choice of a call that names no sampler and goes on with a run.
+
+    Args:
+        model: what the call is made on.
+        run: the run to go on with.
+        steps: those that the call names; None is nothing.
+
+    Returns:
+        The run's own sampler, with the steps of its whole list.
+
+    Raises:
+        ArgumentError: for another number of steps, or a run that says no sampler.
+    """
+    own = of_run(run)
+    made = choose(model, own, own.steps or steps)
+    if steps not in (None, made.sampler.steps):
+        raise ArgumentError(
+            f"the run to resume is {own.label!r} with {made.sampler.steps} steps, this call asks for {steps}: leave "
+            "steps= out to go on with it"
+        )
+    return replace(made, why=RESUMED, steps_why=RESUMED)
+
+
 def _named_levels(sampler: Sampler) -> bool:
     """Whether the sampler's name or its caller says which levels it visits."""
     own = (sampler.fitted, sampler.grid, sampler.sigmas, sampler.times)
@@ -170,7 +244,12 @@ def ends_low(model: Model, made: Choice) -> bool:
     from ..compat.schedulers import CLASSES
 
     cls, scheduled = CLASSES.get(type(model.scheduler).__name__), isinstance(made.sampler.options.get("order"), str)
-    return made.why.startswith(SET) and scheduled and cls is not None and bool(cls.fixed.get("ends_at_time_zero"))
+    return (
+        made.why.startswith((SET, RESUMED))
+        and scheduled
+        and cls is not None
+        and bool(cls.fixed.get("ends_at_time_zero"))
+    )
 
 
 def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:

@@ -147,7 +147,7 @@ class Helm:
         or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
         sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
         `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched, stopped or
-        interrupted, or that failed, to continue with the same sampler and steps, and with its guidance unless another
+        interrupted, or that failed, to continue with its own sampler and steps, and with its guidance unless another
         is named here; a finished one is only decoded. A network with a cache of diffusers' warns with `Inexact` where
         what it remembered was not kept with the run.
 
@@ -261,9 +261,10 @@ class Helm:
         """Everything of a call but the call; what can be refused is refused here."""
         ours = request.ours(ours)
         options = levels.shares(self._repeated(request.options(self._named(args, options), self._parameters)))
-        named = levels.named(ours["sampler"], options)
-        batch = self._batch(options)
         hooks, resume = tuple(ours["hooks"]), ours["resume"]
+        chosen = choice.of_run(resume) if resume is not None and ours["sampler"] is None else ours["sampler"]
+        named = levels.named(chosen, options)
+        batch = self._batch(options)
         for hook in hooks:
             takes_the_run(hook)
         guidance = self._scaled(ours["guidance"], options, resume)
@@ -315,7 +316,7 @@ class Helm:
         if table.solver != scheduler.run.table.solver or scheduler.run.table.nfe < table.nfe:
             raise ArgumentError(
                 f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
-                f"{sampler.steps}: give the same sampler and steps"
+                f"{sampler.steps}: give the same sampler and steps, or leave both out"
             )
         if run.row < table.nfe and not caches.fits(networks(self.pipe), None if run.memory is UNKNOWN else run.memory):
             warnings.warn(
@@ -405,7 +406,12 @@ class Helm:
             count = model.card.default_steps if steps is None else steps
             asked = (self.pipe, self._parameters, options, guidance)
             fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
-        made = choice.choose(model, ours["sampler"], steps, fitted=fitted)
+        run = ours.get("resume")
+        if run is not None and ours["sampler"] is None:
+            made = choice.resumed(model, run, steps)
+        else:
+            own = None if run is None or steps is not None else run.sampler
+            made = choice.choose(model, ours["sampler"], steps if own is None else own.steps, fitted=fitted)
         scheduler.sampler = made.sampler
         if choice.ends_low(model, made):
             scheduler.register_to_config(final_sigmas_type="sigma_min")

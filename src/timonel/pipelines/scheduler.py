@@ -30,7 +30,7 @@ from ..process import Process
 from ..run import Run
 from ..sampler import Sampler
 from ..table import Table
-from . import acting, kept, levels, model, modular, request
+from . import acting, choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .caller import pipeline_of
 from .configured import Configured
@@ -39,7 +39,7 @@ from .generators import Seeding
 from .listing import Listing
 from .orders import Orders as Orders
 from .piped import calling
-from .timesteps import Hand, Loop, Timesteps, adopted, check_handover, number
+from .timesteps import Hand, Loop, Timesteps, adopted, check_handover, is_part, number
 
 
 class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -297,6 +297,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
+        self._run.sampler = choice.begun(self.sampler, self._sampler, self._listed.table)
         self._run.driver, self._run.lent = orders.driver or calling(self), tuple(self._run.hooks)
         self._covered = rows
         self.hand.let_go()
@@ -341,9 +342,14 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._begin(self._listed.part(rows, start, stop, self._compile), rows)
 
     def resumes(self, loop: Loop) -> bool:
-        """Whether the run that `loop` begins with has rows behind it."""
+        """Whether the run that `loop` begins with has rows behind it.
+
+        A run to resume is not that of a list which is only read before a part of it is run; `_join` refuses it.
+        """
         if self.orders.resume is not None:
             self.cover(loop.start, loop.stop)
+            if is_part(self.orders.resume.table, self.run.table):
+                return False
             self._run, self.orders.resume = adopted(self.orders.resume, self.run), None
             self.hand.replay = True
         if self.hand.replay:
@@ -361,6 +367,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         if loop.stepped or loop.shown is None:
             return
         run = self.run
+        if self.orders.resume is not None:
+            adopted(self.orders.resume, run)  # which says how the two differ
         if loop.run is run and run.started:  # it goes on with a run that has rows behind it
             return
         if run.started or self._covered != self._steps(loop.row, loop.stop):

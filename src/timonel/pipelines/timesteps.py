@@ -25,11 +25,13 @@ from torch import Tensor
 
 from ..errors import ArgumentError, RunError
 from ..states import allowed
+from ..table import Table
 
 if TYPE_CHECKING:
     from ..run import Run
     from .scheduler import Scheduler
 
+ROUNDING = 1e-9  # between two versions or machines that compute one table
 EQUAL = 1e-6  # relative distance of two times that float32 does not tell apart
 
 
@@ -160,10 +162,11 @@ def adopted(run: Run, fresh: Run) -> Run:
     Raises `ArgumentError` where the two differ or the pipeline cannot guide so, and leaves `run` as it is.
     """
     old, new = run.table, fresh.table
-    if old.x.shape != new.x.shape or not (torch.equal(old.x, new.x) and torch.equal(old.time, new.time)):
+    if not _alike(old, new):
         raise ArgumentError(
             f"the run to resume is {old.solver!r} on {old.grid!r} with {old.steps} steps, this call is {new.solver!r} "
-            f"on {new.grid!r} with {new.steps}: give the same sampler and steps"
+            f"on {new.grid!r} with {new.steps}: give the same sampler and steps, or leave both out"
+            + (_apart(old, new) if (old.solver, old.grid, old.nfe) == (new.solver, new.grid, new.nfe) else "")
         )
     if run.prediction != fresh.prediction:
         raise ArgumentError(
@@ -172,6 +175,31 @@ def adopted(run: Run, fresh: Run) -> Run:
         )
     run.adopt(fresh)
     return run
+
+
+def _alike(old: Table, new: Table) -> bool:
+    """Whether two tables are one but for the rounding of another version or machine."""
+    if old.x.shape != new.x.shape or (old.seen is None) != (new.seen is None):
+        return False
+    pairs = [(getattr(old, key), getattr(new, key)) for key in ("x", "base", "alpha", "sigma", "time")]
+    return all(torch.allclose(mine, theirs, rtol=ROUNDING, atol=ROUNDING) for mine, theirs in pairs)
+
+
+def is_part(old: Table, new: Table) -> bool:
+    """Whether `old` is of some rows of `new` only, by their times."""
+    start = old.first - new.first
+    rows = new.time[start : start + old.nfe] if start >= 0 else new.time[:0]
+    return old.nfe < new.nfe and len(rows) == old.nfe and torch.allclose(old.time[:-1], rows, rtol=ROUNDING)
+
+
+def _apart(old: Table, new: Table) -> str:
+    """In what two tables of one name differ."""
+    if (old.seen is None) != (new.seen is None):
+        return "; one of them keeps its samples as x0 + sigma·noise, as classes of timonel.compat do"
+    if not torch.allclose(old.time, new.time, rtol=ROUNDING, atol=ROUNDING):
+        row = int((old.time - new.time).abs().argmax())
+        return f"; their levels differ, call {row} is at time {old.time[row]:.6g} there and {new.time[row]:.6g} here"
+    return "; their coefficients differ: the options of the sampler are others, or its formula is, in another version"
 
 
 def check_handover(run: Run, sample: Tensor) -> None:
