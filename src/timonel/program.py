@@ -165,9 +165,12 @@ def _carry(x: list[list[float]], base: list[list[float]], first: int, k: int, st
     """What a unit of an edit of x before row k adds to the base; None where the row makes the base without the last.
 
     A base that `stays` is where the step began: x and it are multiples of the sample there, and sums of predictions.
+    One that evolves as x does, SA-Solver's, is at the level of x.
     """
     if not base[k][1] or base[k][0] == 1:
         return None
+    if not stays and base[k][0] == x[k][0] and base[k][1] == x[k][1]:
+        return 1.0
     if not stays or k == first:
         return (1 - base[k][0]) / base[k][1]
     size, kept = 1.0, 0.0
