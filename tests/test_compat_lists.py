@@ -205,3 +205,13 @@ def test_a_flag_that_another_one_keeps_from_acting_is_said(
     with caplog.at_level(logging.WARNING):
         compat.EulerDiscreteScheduler(**CONFIG, **flags)
     assert [r.message for r in caplog.records if said in r.message]
+
+
+def test_a_flow_begins_at_time_1000_where_unipcs_class_says_999() -> None:
+    """Wan 2.2 with `boundary_ratio=1.0` lacks the network of that time; its second one is for those below."""
+    config = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    theirs, ours = both("UniPCMultistep", **config)
+    drop_in = tm.Scheduler.from_config(theirs.config)
+    for scheduler in (theirs, ours, drop_in):
+        scheduler.set_timesteps(4)
+    assert [float(s.timesteps[0]) for s in (theirs, ours, drop_in)] == [999, 999, 1000]

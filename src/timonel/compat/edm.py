@@ -58,7 +58,7 @@ class EDMEulerScheduler(Compat):
 
     @_step_index.setter
     def _step_index(self, place: int | None) -> None:
-        if not self._looked or place != self.step_index:
+        if not self._looked or place != (self.step_index or 0):
             self._move_to(place)
         self._looked = False
 
