@@ -35,7 +35,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "final_order": (2, 3), "gamma": (1.5,), "r": (0.4,), "remainder": (0, 1, 2), "start": (0.1,), "stop": (0.9,),
     "predictor_order": (1, 4), "corrector_order": (0, 4), "restarts": (0, 2), "restart_steps": (3,), "s_min": (0.2,),
     "s_max": (1.5,), "s_churn": (4.0,), "s_tmin": (0.1,), "s_tmax": (5.0,), "s_noise": (1.1,), "skip": (2, "2/3"),
-    "skip_order": (2,), "euler_at_final": (True, False),
+    "skip_order": (2,), "euler_at_final": (True, False), "uncorrected": ((0,),), "scaling": (5.0,),
 }  # fmt: skip
 
 
