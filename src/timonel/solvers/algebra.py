@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, among, whole
+from ..errors import ArgumentError, GridError, among, whole
 from ..grids import Grid
 from ..process import Level, double
 
@@ -60,7 +60,8 @@ def noised(now: Level, new: Level, eta: float) -> Noised:
     if not eta:
         return Noised(keep(now, new), new.sigma * 0, fall)
     fall = fall if bool(fall > 0) else fall.detach()  # fall^eta has no finite slope at 0
-    fresh = new.sigma * torch.sqrt((1 - fall ** (2 * eta)).clamp(min=0))
+    left = (1 - fall ** (2 * eta)).clamp(min=0)
+    fresh = new.sigma * torch.sqrt(left if bool(left > 0) else left.detach())  # nor has the root
     return Noised(keep(now, new) * fall**eta, fresh, fall ** (1 + eta))
 
 
@@ -154,7 +155,13 @@ def fit(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
     if len(nodes) == 1:
         return [moments[0]]
     matrix = torch.stack([torch.stack(list(nodes)) ** p for p in range(len(nodes))])
-    return list(torch.linalg.solve(matrix, torch.stack(list(moments))))
+    try:
+        return list(torch.linalg.solve(matrix, torch.stack(list(moments))))
+    except torch.linalg.LinAlgError as error:
+        raise GridError(
+            f"no polynomial goes through {len(nodes)} predictions that lie {float(max(nodes) - min(nodes)):.3g} apart; "
+            "use order=1, or levels that begin with less noise, e.g. grid='leading'"
+        ) from error
 
 
 def decaying(h: Tensor, count: int) -> list[Tensor]:
