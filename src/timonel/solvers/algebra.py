@@ -157,7 +157,7 @@ def fit(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
     matrix = torch.stack([torch.stack(list(nodes)) ** p for p in range(len(nodes))])
     try:
         return list(torch.linalg.solve(matrix, torch.stack(list(moments))))
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:  # LinAlgError, which torch.linalg does not export
         raise GridError(
             f"no polynomial goes through {len(nodes)} predictions that lie {float(max(nodes) - min(nodes)):.3g} apart; "
             "use order=1, or levels that begin with less noise, e.g. grid='leading'"
