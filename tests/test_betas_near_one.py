@@ -128,7 +128,7 @@ def test_betas_above_one_leave_diffusers_without_a_number_and_are_refused(name: 
     for t in theirs.timesteps:
         x = theirs.step(0.1 * x, t, x).prev_sample
     assert bool(x.isnan().all())
-    with pytest.raises(ArgumentError, match="beta_end must be .* at most 1, got 2"):
+    with pytest.raises(ArgumentError, match=r"beta_end must be .* at most 1, got 2"):
         getattr(compat, name)(**config)
 
 
