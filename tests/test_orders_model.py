@@ -122,6 +122,12 @@ class Orders(RuleBasedStateMachine):
     def current(self) -> Run | None:
         return self.run
 
+    def begun(self) -> Run:
+        run = self.current()
+        if run is None:
+            raise RunError("there is none")
+        return run
+
     @rule(
         thread=st.integers(0, 2), name=st.sampled_from(["stop", "pause", "resume", "rewind"]), to=st.integers(0, STEPS)
     )
@@ -144,9 +150,7 @@ class Orders(RuleBasedStateMachine):
     @rule(thread=st.integers(0, 2), value=st.floats(-1, 1))
     def edits(self, thread: int, value: float) -> None:
         def edit() -> None:
-            run = self.current()
-            if run is None:
-                raise RunError("there is none")
+            run = self.begun()
             run.latents = torch.full_like(run.latents, value)
 
         phase = self.run.phase if self.model.place == "ended" else self.model.phase
@@ -161,10 +165,7 @@ class Orders(RuleBasedStateMachine):
     @rule(thread=st.integers(0, 2), value=st.sampled_from([2.0, 5.0, 7.0]))
     def guides(self, thread: int, value: float) -> None:
         def guide() -> None:
-            run = self.current()
-            if run is None:
-                raise RunError("there is none")
-            run.guidance = value
+            self.begun().guidance = value
 
         phase = self.run.phase if self.model.place == "ended" else self.model.phase
         if self.model.place == "starting" or not allowed("guidance", phase):

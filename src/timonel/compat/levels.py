@@ -243,7 +243,7 @@ def _sigmas(family: str, process: Process, flags: Flags, asked: Asked) -> Levels
 
 
 def _even(process: Process, table: Tensor, times: Tensor) -> Levels:
-    """Levels evenly spaced in log(sigma / alpha), each told the time in its place; the last is where the list ends."""
+    """Levels evenly spaced in log(sigma / alpha), each with the listed time in its place; the last is the end."""
     log = torch.log(table)
     ratio = torch.exp(torch.linspace(float(log[-1]), float(log[0]), len(times) + 1, dtype=torch.float64))
     alpha = 1 / torch.sqrt(1 + ratio**2)

@@ -153,6 +153,10 @@ class Members:
         """The largest sigma / alpha of the training levels, of a flow the largest t."""
         return self.process.sigma_max
 
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself: unit-variance coordinates need no scaling."""
+        return sample
+
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name that flow pipelines use."""
         return self.add_noise(sample, noise, timestep)

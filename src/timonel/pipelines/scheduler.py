@@ -423,10 +423,6 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         return model.shape(self.config)
 
     # -- what pipelines call -------------------------------------------------------------------
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself: unit-variance coordinates need no scaling."""
-        return sample
-
     def step(
         self,
         model_output: Tensor,
