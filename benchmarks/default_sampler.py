@@ -22,10 +22,10 @@ from torch import Tensor
 import timonel as tm
 from measure import markdown
 from timonel import zoo
+from timonel.core.process import Process
+from timonel.core.sampler import DEFAULT
 from timonel.errors import TimonelError
 from timonel.exact import Mixture, solve
-from timonel.process import Process
-from timonel.sampler import DEFAULT
 
 STEPS = (8, 12, 16, 20, 25)
 SAMPLERS = ("euler", "dpmpp_2m", "unipc")

@@ -25,12 +25,12 @@ from torch import Tensor
 import timonel as tm
 from measure import markdown
 from step_cost import k_sampling
-from timonel import solvers
+from timonel.core import solvers
+from timonel.core.noise import Noise
+from timonel.core.process import double
 from timonel.errors import TimonelError
 from timonel.exact import Denoiser, Gaussian, Mixture, Pictures, perturbed, rounded, solve
 from timonel.files import replacing
-from timonel.noise import Noise
-from timonel.process import double
 from which_sampler import names
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -26,12 +26,12 @@ from torch import Tensor
 
 import timonel as tm
 from measure import machine, markdown
-from timonel import solvers
 from timonel.comparison.fleet import Job, drive
+from timonel.core import solvers
+from timonel.core.grids import Grid
+from timonel.core.run import Run
 from timonel.errors import ModelError
-from timonel.grids import Grid
 from timonel.pipelines.capture import Captured, capture
-from timonel.run import Run
 
 MODEL, STEPS, SCALE, UNTIL, BATCH = "emoji", 20, 4.0, 0.4, 16
 CAPTIONS = ("red apple", "pizza", "grinning face", "blue car", "sun", "green leaf", "house", "birthday cake")

@@ -20,7 +20,7 @@ import torch
 import timonel as tm
 from measure import Peer, brief, interleave, machine, markdown, ratio
 from timonel import zoo
-from timonel.process import At
+from timonel.core.process import At
 
 SHAPE, STEPS, WAIT = (1, 14, 4, 72, 128), 10, 0.5
 PLAIN, SHOWN, SAVED = "no preview", "preview kept", "preview written as PNG"

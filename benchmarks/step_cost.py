@@ -44,10 +44,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import timonel as tm
 from measure import Peer, brief, interleave, machine, markdown, ratio, steady_memory
-from timonel import kernel
-from timonel.kernel.native import library
-from timonel.program import Program
-from timonel.solvers import SOLVERS
+from timonel.core import kernel
+from timonel.core.kernel.native import library
+from timonel.core.program import Program
+from timonel.core.solvers import SOLVERS
 
 STEPS = 20
 ADD, COPY = "x + a·y", "copy"

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import timonel as tm
 from exact import discs
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.process import Process
+from timonel.core.run import Run
 from timonel.exact import Exact, Gaussian, Mixture, Pictures, solve
-from timonel.process import Process
-from timonel.run import Run
 
 STEPS = (4, 5, 6, 8, 10, 12, 15, 20, 30)
 SAMPLES, DRAWS, FLOOR = 64, 1500, 1e-3

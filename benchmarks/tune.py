@@ -26,9 +26,9 @@ import torch
 
 from measure import markdown
 from timonel import zoo
+from timonel.core.grids import usual
 from timonel.errors import ModelError, TimonelError
 from timonel.files import replacing
-from timonel.grids import usual
 from tune_last_row import last_row
 from tune_limit import limit
 from tune_models import SETTINGS, Size, exact, shipped

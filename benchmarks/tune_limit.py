@@ -13,7 +13,7 @@ from torch import Tensor
 
 import timonel as tm
 from measure import markdown
-from timonel.grids import usual
+from timonel.core.grids import usual
 from timonel.tuning import fit, start
 from timonel.tuning.fit import Task
 from timonel.tuning.form import Form

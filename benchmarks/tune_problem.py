@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import timonel as tm
-from timonel import solvers
 from timonel.comparison.measure import consistency, mean_and_error
+from timonel.core import solvers
+from timonel.core.grids import usual
 from timonel.errors import TimonelError
-from timonel.grids import usual
 from timonel.tuning.judge import geometric
 from timonel.tuning.model import Model
 from timonel.tuning.start import Paths

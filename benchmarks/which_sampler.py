@@ -22,10 +22,11 @@ from torch import Tensor
 import default_sampler
 import timonel as tm
 from measure import markdown
-from timonel import solvers, zoo
-from timonel.analysis import spreads
+from timonel import zoo
+from timonel.core import solvers
+from timonel.core.analysis import spreads
+from timonel.core.process import At
 from timonel.errors import TimonelError
-from timonel.process import At
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NUMBERS = Path(__file__).with_name("which_sampler.json")

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from models import Gaussian, Mixture, drive, ends, lam_grid, propagate, slope, variance  # noqa: E402
-from timonel import names, solvers  # noqa: E402
-from timonel.grids import GRIDS  # noqa: E402
-from timonel.process import EDM  # noqa: E402
-from timonel.solvers import SOLVERS  # noqa: E402
-from timonel.table import Table  # noqa: E402
+from timonel.core import names, solvers  # noqa: E402
+from timonel.core.grids import GRIDS  # noqa: E402
+from timonel.core.process import EDM  # noqa: E402
+from timonel.core.solvers import SOLVERS  # noqa: E402
+from timonel.core.table import Table  # noqa: E402
 
 PAGE = ROOT / "docs" / "samplers.md"
 STEPS, WIDE = (64, 96, 144), EDM(0.002, 700.0)

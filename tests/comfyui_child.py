@@ -24,7 +24,7 @@ import torch
 
 import timonel as tm
 from timonel import exact
-from timonel.process import Level
+from timonel.core.process import Level
 
 REAL = ("comfy.k_diffusion", "comfy.extra_samplers", "comfy.samplers", "comfy.model_sampling")
 BETAS = "comfy.ldm.modules.diffusionmodules.util"

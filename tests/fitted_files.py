@@ -8,8 +8,8 @@ import torch
 
 import timonel as tm
 from models import PROCESSES
-from timonel.fitted import Fitted, ProcessData, Provenance
-from timonel.process import Cosine, Process, Trig
+from timonel.core.fitted.fitted import Fitted, ProcessData, Provenance
+from timonel.core.process import Cosine, Process, Trig
 
 ALL = {**PROCESSES, "zsnr": tm.VP.from_schedule(rescale_zero_snr=True), "trig": Trig(), "cosine": Cosine()}
 NAMED = "dpmpp_2m/karras"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import timonel as tm
-from timonel import solvers
-from timonel.grids import Grid
-from timonel.process import EDM, VP, At, Flow, Level, double
-from timonel.run import Run
-from timonel.solvers import exponential, runge_kutta
+from timonel.core import solvers
+from timonel.core.grids import Grid
+from timonel.core.process import EDM, VP, At, Flow, Level, double
+from timonel.core.run import Run
+from timonel.core.solvers import exponential, runge_kutta
 
 torch.set_num_threads(1)
 

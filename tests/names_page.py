@@ -19,10 +19,11 @@ from comfyui_child import exact_start, noise_of
 from models import drive
 from parity import mixed
 from peers import k_diffusion_sampling
-from timonel import exact, names
+from timonel import exact
+from timonel.core import names
+from timonel.core.process import Level
+from timonel.core.table import Table
 from timonel.errors import TimonelError
-from timonel.process import Level
-from timonel.table import Table
 
 STEPS = (4, 8, 20)
 PLACES = (("vp", "karras"), ("vp", "normal"), ("flow", "simple"))

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 
 import timonel as tm
-from timonel.run import Run
+from timonel.core.run import Run
 
 Mark = Callable[[], None]
 HELM: dict[str, Any] = {"steps": 8, "seeds": [1], "sampler": "dpmpp_2m_sde"}

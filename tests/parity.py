@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from models import drive
-from timonel import solvers
-from timonel.grids import Grid
-from timonel.process import EDM, VP, Flow, Level, Process, double
-from timonel.program import Shape
-from timonel.table import Table
+from timonel.core import solvers
+from timonel.core.grids import Grid
+from timonel.core.process import EDM, VP, Flow, Level, Process, double
+from timonel.core.program import Shape
+from timonel.core.table import Table
 
 SHAPE = (2, 3, 2, 2)
 TOLERANCE = {True: 1e-8, False: 1e-5}  # by `double`

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from parity import Case
-from timonel.prediction import threshold
+from timonel.core.prediction import threshold
 
 Config = dict[str, Any]
 PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample", "flow": "flow_prediction"}

@@ -16,9 +16,9 @@ import torch
 
 from models import drive, propagate, variance
 from parity import inside
-from timonel import solvers
-from timonel.grids import Grid
-from timonel.process import EDM, At, Level, double
+from timonel.core import solvers
+from timonel.core.grids import Grid
+from timonel.core.process import EDM, At, Level, double
 
 PROCESS = EDM(1e-4, 1e4)
 MEAN, STD = 0.7, 0.5

@@ -19,10 +19,10 @@ import torch
 from models import drive
 from parity import Path, apart, draw, inside, mixed, net
 from peers import k_diffusion_sampling
-from timonel import prediction, solvers
-from timonel.grids import Grid
-from timonel.process import EDM, Level, double
-from timonel.table import Table
+from timonel.core import prediction, solvers
+from timonel.core.grids import Grid
+from timonel.core.process import EDM, Level, double
+from timonel.core.table import Table
 
 TOLERANCE = 1e-9
 Data = Callable[[torch.Tensor, Any], torch.Tensor]  # a sample and its level: the exact denoised sample

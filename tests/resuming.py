@@ -13,9 +13,9 @@ import torch
 
 import timonel as tm
 from models import VARIANTS, label, network
-from timonel import solvers
-from timonel.process import VP
-from timonel.run import Run
+from timonel.core import solvers
+from timonel.core.process import VP
+from timonel.core.run import Run
 
 STEPS, SEEDS = 6, (11, 12)
 

@@ -7,8 +7,8 @@ import torch
 
 import timonel as tm
 from models import PROCESSES, VARIANTS, Gaussian, drive, label, lam_grid, propagate, variance
-from timonel import solvers
-from timonel.analysis import effects, spreads
+from timonel.core import solvers
+from timonel.core.analysis import effects, spreads
 from timonel.explain import plot
 
 EVERY = pytest.mark.parametrize("variant", VARIANTS, ids=label)

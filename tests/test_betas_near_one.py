@@ -15,9 +15,9 @@ import torch
 
 import timonel as tm
 import timonel.compat as compat
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.process import VP, double
 from timonel.errors import ArgumentError, PredictionError
-from timonel.process import VP, double
 
 BETAS = {
     "linear .01 to .2": torch.linspace(0.01, 0.2, 1000, dtype=torch.float64),

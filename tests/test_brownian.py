@@ -12,10 +12,10 @@ from scipy import stats
 
 import timonel as tm
 from models import PROCESSES, VARIANTS, Gaussian, drive, label, lam_grid, network, slope
-from timonel import grids, solvers
-from timonel.noise import DEVICES, FINE, NOISES, START, BrownianNoise, initial, source, spans
-from timonel.process import EDM, VP, Flow
-from timonel.run import Run
+from timonel.core import grids, solvers
+from timonel.core.noise import DEVICES, FINE, NOISES, START, BrownianNoise, initial, source, spans
+from timonel.core.process import EDM, VP, Flow
+from timonel.core.run import Run
 
 N = 4096
 BOUND = 5 / N**0.5  # five standard errors of a mean or a correlation of N values
@@ -295,7 +295,7 @@ def test_a_saved_run_keeps_the_kind_and_the_device_of_its_noise(tmp_path):
 
 
 def test_a_row_computes_one_point_of_the_path_for_the_last_one_is_remembered(monkeypatch):
-    from timonel import noise
+    from timonel.core import noise
 
     points, compute = [], noise._point
     monkeypatch.setattr(noise, "_point", lambda draw, path, at: points.append(at) or compute(draw, path, at))

@@ -11,8 +11,8 @@ import torch
 
 import timonel as tm
 import tiny
+from timonel.core.run import Run
 from timonel.errors import Inexact
-from timonel.run import Run
 
 STEPS = 12
 CACHES: dict[str, Any] = {

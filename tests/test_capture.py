@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import timonel as tm
-from timonel import noise as noises
+from timonel.core import noise as noises
+from timonel.core.run import Run
 from timonel.pipelines.capture import Captured, NotCaptured, capture
-from timonel.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of old scheduler configurations
 CASES = load()

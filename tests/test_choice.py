@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import timonel as tm
 import timonel.compat as compat
 import tiny
-from timonel import grids, names, zoo
+from timonel import zoo
 from timonel.cli import app
+from timonel.core import grids, names
 from timonel.errors import ArgumentError, SchedulerReplaced
 from timonel.pipelines import choice
 from timonel.recipe import Recipe

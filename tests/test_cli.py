@@ -14,9 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from timonel.cli import app
+from timonel.core.solvers import SOLVERS
 from timonel.errors import TimonelError
 from timonel.recipe import Recipe
-from timonel.solvers import SOLVERS
 
 APPLE = ["generate", "red apple", "--steps", "6", "--sampler", "dpmpp_2m/karras", "--seed", "7", "--guidance", "4"]
 

@@ -19,10 +19,10 @@ import timonel as tm
 from timonel import cli, zoo
 from timonel.cli import app, complete, say
 from timonel.cli.options import sampler_of
+from timonel.core.grids import GRIDS
+from timonel.core.solvers import SOLVERS
 from timonel.files import plain
-from timonel.grids import GRIDS
 from timonel.pipelines.load import DTYPES
-from timonel.solvers import SOLVERS
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b31m‮ red\rapple"
 

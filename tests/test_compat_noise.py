@@ -18,9 +18,9 @@ from torch import Tensor
 import timonel as tm
 import timonel.compat as compat
 import tiny
-from timonel import tree
 from timonel.compat.schedulers import CLASSES
-from timonel.drawn import DrawnNoise
+from timonel.core import tree
+from timonel.core.drawn import DrawnNoise
 from timonel.errors import ArgumentError, RunError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
@@ -364,7 +364,7 @@ def test_a_file_whose_noise_cannot_be_had_again_is_refused(
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from timonel.saving import digest
+    from timonel.core.saving import digest
 
     scheduler, _ = begun("EulerAncestralDiscrete", WAYS["one"]())
     path = tmp_path / "run.safetensors"

@@ -16,11 +16,11 @@ from torch import Tensor
 
 import timonel as tm
 from published_schedulers import CONFIGS, folders
-from timonel import process as processes
 from timonel.compat.schedulers import CLASSES
+from timonel.core import process as processes
+from timonel.core.process.keys import RANGES
 from timonel.errors import ArgumentError
 from timonel.pipelines.configured import unlike
-from timonel.process.keys import RANGES
 
 SD = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ANY: dict[str, type] = {"Scheduler": tm.Scheduler, **CLASSES}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import timonel.compat as compat
-import timonel.prediction as predictions
+import timonel.core.prediction as predictions
 from timonel.errors import ArgumentError
 
 MEAN, STD = 0.4, 0.6

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from timonel import zoo
 from timonel.cli import app
-from timonel.grids import GRIDS
-from timonel.solvers import SOLVERS
+from timonel.core.grids import GRIDS
+from timonel.core.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.es.md"]

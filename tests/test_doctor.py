@@ -14,14 +14,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from timonel import grids, zoo
+from timonel import zoo
 from timonel.cli import app, main
+from timonel.core import grids
+from timonel.core.process.config import SILENT
+from timonel.core.sampler import Sampler
 from timonel.diagnosis import FAMILIES, PRESETS, Diagnosis, doctor, reading, trial
 from timonel.diagnosis.combination import Combination
 from timonel.diagnosis.command import parsed
 from timonel.errors import ArgumentError, ModelError, UnknownName
-from timonel.process.config import SILENT
-from timonel.sampler import Sampler
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
 KINDS = {"svd": "edm", "svd_xt": "edm", **dict.fromkeys(("sd1", "sd2_v", "sd2_base", "sdxl", "lcm"), "vp")}

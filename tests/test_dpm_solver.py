@@ -15,7 +15,8 @@ from torch import Tensor
 
 import timonel as tm
 from models import PROCESSES, Gaussian, drive, ends, lam_grid, slope
-from timonel import compat, exact, grids, solvers
+from timonel import compat, exact
+from timonel.core import grids, solvers
 from timonel.errors import ArgumentError, UnknownName
 
 MULTI, SINGLE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"

@@ -11,9 +11,9 @@ import torch
 
 import timonel as tm
 from models import PROCESSES
+from timonel.core.process import At, Level, double
 from timonel.errors import ArgumentError, RunError, UnknownName
 from timonel.exact import Gaussian, Mixture, Pictures, perturbed, reference, rounded, solve
-from timonel.process import At, Level, double
 
 ALL = PROCESSES | {"zero-SNR": tm.VP.from_schedule(rescale_zero_snr=True)}
 #: two processes at once, one that starts at pure noise; the others are left to the slow tests

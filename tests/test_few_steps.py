@@ -14,7 +14,7 @@ import torch
 
 import timonel as tm
 from models import drive
-from timonel import grids, solvers
+from timonel.core import grids, solvers
 from timonel.errors import ArgumentError, say_once
 from timonel.exact import Gaussian
 

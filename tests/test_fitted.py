@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import timonel as tm
 from fitted_files import ALL, NAMED, made
 from models import PROCESSES
+from timonel.core.fitted.fitted import FORMAT, Fingerprint, Fitted, Measured, fingerprint, levels
+from timonel.core.process import VE, double
 from timonel.errors import ArgumentError
-from timonel.fitted import FORMAT, Fingerprint, Fitted, Measured, fingerprint, levels
-from timonel.process import VE, double
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import timonel as tm
 import tiny
 from fitted_files import NAMED, made
 from models import PROCESSES
+from timonel.core.fitted.fitted import Fitted, ProcessData, fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
-from timonel.fitted import Fitted, ProcessData, fingerprint
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from timonel.cli import app
 from timonel.cli.options import choose, sampler_of
 from timonel.comparison import compare, engine
 from timonel.comparison.plan import Plan
+from timonel.core.fitted.fitted import fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
-from timonel.fitted import fingerprint
 from timonel.generate import generate
 from timonel.recipe import Recipe
 

@@ -14,13 +14,13 @@ from torch import Tensor
 import timonel as tm
 import tiny
 from models import PROCESSES, Constant, Gaussian, Mixture, drive, ends, label, lam_grid
-from timonel import forecast, grids, solvers
+from timonel.core import forecast, grids, solvers
+from timonel.core.guidance import Guidance, cfg
+from timonel.core.prediction import KINDS, coefficients, raw
+from timonel.core.process import VP, At, Level, double
+from timonel.core.run import Run
 from timonel.errors import ArgumentError, RunError
-from timonel.guidance import Guidance, cfg
-from timonel.prediction import KINDS, coefficients, raw
-from timonel.process import VP, At, Level, double
 from timonel.recipe import GuidanceData
-from timonel.run import Run
 
 ZERO_SNR = VP.from_schedule(rescale_zero_snr=True)
 PLACES = {**PROCESSES, "zero snr": ZERO_SNR}

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 import timonel as tm
 import tiny
-from timonel import forecast
 from timonel.comparison.fleet import Job
 from timonel.comparison.fleet import drive as drive_fleet
+from timonel.core import forecast
+from timonel.core.guidance import Guidance, cfg
+from timonel.core.prediction import coefficients
+from timonel.core.process import Level
+from timonel.core.run import Run
 from timonel.errors import ArgumentError
-from timonel.guidance import Guidance, cfg
 from timonel.pipelines.capture import capture
 from timonel.pipelines.gate import Gate
-from timonel.prediction import coefficients
-from timonel.process import Level
 from timonel.recipe import GuidanceData, Recipe
-from timonel.run import Run
 
 #: family, and the number of samples that the network computes at every step, in units of one half
 SEEN = "221212"

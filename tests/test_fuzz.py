@@ -10,10 +10,10 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import timonel as tm
-from timonel import grids, prediction, solvers
+from timonel.core import grids, prediction, solvers
+from timonel.core.process import EDM, VP, Flow
+from timonel.core.process import from_config as process_from_config
 from timonel.errors import TimonelError
-from timonel.process import EDM, VP, Flow
-from timonel.process import from_config as process_from_config
 
 ODD = st.sampled_from([0, -1, 1, 0.5, 1e9, 1e-9, math.nan, math.inf, -math.inf, "x", None, True, (), [1.0]])
 SMALL = st.one_of(st.floats(0, 2), st.integers(0, 60), ODD)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from models import Gaussian, Mixture, drive
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.grids.gits import choose, deviations, gits
+from timonel.core.process import EDM, VP, Flow, double
 from timonel.errors import ArgumentError, GridError
-from timonel.grids.gits import choose, deviations, gits
-from timonel.process import EDM, VP, Flow, double
 
 PLACES = {"vp": VP.from_schedule(), "edm": EDM(0.002, 80.0), "flow": Flow(3.0),
           "zero-snr": VP.from_schedule(rescale_zero_snr=True)}  # fmt: skip
@@ -59,7 +59,7 @@ def test_the_cost_is_the_distance_of_one_euler_step_from_the_teacher(place):
 
 
 def _at(grid, k):
-    from timonel.process import At
+    from timonel.core.process import At
 
     return At(*(float(v) for v in grid[k]))
 

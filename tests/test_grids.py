@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import PROCESSES
-from timonel import grids
+from timonel.core import grids
+from timonel.core.grids import Grid
+from timonel.core.process import EDM, VP, Flow, double
 from timonel.errors import ArgumentError, GridError, TimonelError, UnknownName
-from timonel.grids import Grid
-from timonel.process import EDM, VP, Flow, double
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 EVERY = pytest.mark.parametrize("name", grids.GRIDS)

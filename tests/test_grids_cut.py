@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models import Mixture, drive
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.grids import cut
+from timonel.core.process import EDM, VP, Flow, double
 from timonel.errors import ArgumentError, GridError
-from timonel.grids import cut
-from timonel.process import EDM, VP, Flow, double
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PROCESSES = {"vp": VP.from_schedule(), "zero-snr": VP.from_schedule(rescale_zero_snr=True), "edm": EDM(0.002, 80.0),

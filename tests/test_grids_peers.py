@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from models import PROCESSES
 from peers import k_diffusion_sampling
-from timonel import grids
-from timonel.grids.beta import quantile
-from timonel.process import EDM, VP, Flow, double
+from timonel.core import grids
+from timonel.core.grids.beta import quantile
+from timonel.core.process import EDM, VP, Flow, double
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PROCESS = VP.from_schedule()

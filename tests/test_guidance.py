@@ -10,9 +10,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 import timonel as tm
 from models import PROCESSES
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.guidance import cfg, combine
 from timonel.errors import ArgumentError, UnknownName
-from timonel.guidance import cfg, combine
 
 
 def table(solver: str = "euler", steps: int = 10) -> tm.Table:

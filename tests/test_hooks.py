@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import timonel as tm
-from timonel import solvers
+from timonel import grids
+from timonel.core import solvers
+from timonel.core.process import Exploding, Level
 from timonel.errors import ArgumentError, GuardStop, HookError
 from timonel.hooks import progress as progress_module
-from timonel.process import Exploding, Level
 
 PROCESS = tm.VP.from_schedule()
 MEAN, STD = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64), 0.5
@@ -119,7 +120,7 @@ def between_calls(table, at, shift):
 )
 def test_an_edit_between_two_calls_of_a_step_means_the_same_in_any_coordinates(name):
     """In samples x0 + s·noise an edit moves the base as it is; a sample of unit variance grows towards clean levels."""
-    grid = tm.grids.make("karras", PROCESS, 6)
+    grid = grids.make("karras", PROCESS, 6)
     exploding = Exploding(PROCESS)
     moved = type(grid)(exploding, *exploding.of(Level(grid.alpha, grid.sigma, grid.time)), grid.name)
     changes = []

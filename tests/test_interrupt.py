@@ -10,7 +10,7 @@ import torch
 
 import timonel as tm
 import tiny
-from timonel.run import Run
+from timonel.core.run import Run
 
 
 def first(output: Any) -> torch.Tensor:

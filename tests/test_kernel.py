@@ -14,11 +14,11 @@ import torch
 
 import timonel as tm
 from models import PROCESSES, Gaussian, drive
-from timonel import grids, kernel, solvers
+from timonel.core import grids, kernel, solvers
+from timonel.core.kernel import Plan, eager, native
+from timonel.core.process import double
+from timonel.core.run import Run
 from timonel.errors import UnknownName
-from timonel.kernel import Plan, eager, native
-from timonel.process import double
-from timonel.run import Run
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -257,7 +257,7 @@ def test_what_the_native_path_cannot_serve_is_summed_eagerly():
 # -- the GPU -------------------------------------------------------------------------------------
 TRITON = """
 import torch
-from timonel.kernel import eager, triton_
+from timonel.core.kernel import eager, triton_
 from test_kernel import PLAN, tensors
 for dtype in (torch.float32, torch.float16):
     for n in (1, 37, 5000):

@@ -20,12 +20,13 @@ from PIL import Image
 
 import nursery
 import timonel as tm
-from timonel import files, prediction
+from timonel import files
 from timonel.comparison.plan import Plan
 from timonel.comparison.store import Outcome, Store
+from timonel.core import prediction
+from timonel.core.guidance import combine
+from timonel.core.process import Level
 from timonel.errors import ArgumentError, PredictionError
-from timonel.guidance import combine
-from timonel.process import Level
 from timonel.tuning import checks
 from timonel.tuning.store import MARK
 from timonel.tuning.store import Store as Fits

@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import timonel as tm
 from models import CALLS, MAINLY, PROCESSES, VARIANTS, Constant, Gaussian, drive, label, lam_grid, network, propagate
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.kernel import combine
+from timonel.core.process import VP, Flow, double
+from timonel.core.run import Run
+from timonel.core.table import Table
 from timonel.errors import ArgumentError, PredictionError
-from timonel.kernel import combine
-from timonel.process import VP, Flow, double
-from timonel.run import Run
-from timonel.table import Table
 
 EVERY = pytest.mark.parametrize("variant", VARIANTS, ids=label)
 MAIN = pytest.mark.parametrize("variant", MAINLY, ids=label)

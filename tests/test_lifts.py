@@ -9,9 +9,9 @@ import torch
 
 import timonel as tm
 from models import PROCESSES, Constant, drive, lam_grid
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.process import Level, double
 from timonel.errors import ArgumentError, GridError
-from timonel.process import Level, double
 
 PLACES = pytest.mark.parametrize("process", PROCESSES)
 

@@ -13,8 +13,8 @@ import torch
 
 import timonel as tm
 import tiny
+from timonel.core.run import Run
 from timonel.errors import ArgumentError, ModelError, RunError, TimonelError
-from timonel.run import Run
 
 VP = tm.VP.from_schedule()
 # family, the argument that scales guidance; both halves in one call of the network, in two, per frame, and by a guider

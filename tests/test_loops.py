@@ -15,8 +15,8 @@ from torch import Tensor
 import timonel as tm
 import timonel.compat as compat
 import tiny
+from timonel.core.solvers import SOLVERS
 from timonel.errors import GridError, RunError
-from timonel.solvers import SOLVERS
 
 XL = {
     "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,

@@ -6,9 +6,9 @@ import diffusers
 import pytest
 
 import timonel as tm
-from timonel import names, solvers
+from timonel.core import names, solvers
+from timonel.core.grids import GRIDS
 from timonel.errors import ArgumentError, UnknownName
-from timonel.grids import GRIDS
 
 WITHOUT_CFG_PP = (
     "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2s_ancestral", "res_multistep", "res_multistep_ancestral",

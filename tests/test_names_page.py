@@ -15,9 +15,10 @@ import comfyui
 import names_page as measured
 import timonel as tm
 from models import PROCESSES, drive
-from timonel import exact, names, solvers
+from timonel import exact
+from timonel.core import names, solvers
+from timonel.core.process import Level, double
 from timonel.errors import ArgumentError, GridError
-from timonel.process import Level, double
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "names.md"
 DATA = exact.Mixture.random(seed=3, components=3, dimension=2, rank=0, classes=1)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import timonel as tm
 from models import Gaussian, drive, network
+from timonel.core.noise import START, BrownianNoise, SeededNoise, initial, key, source
+from timonel.core.run import Run
 from timonel.errors import ArgumentError, UnknownName
-from timonel.noise import START, BrownianNoise, SeededNoise, initial, key, source
-from timonel.run import Run
 
 SHAPE = (4, 6, 6)
 VP = tm.VP.from_schedule()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models import PROCESSES, VARIANTS, Gaussian, Mixture, drive, ends, label, lam_grid, propagate, slope, variance
-from timonel import solvers
-from timonel.process import EDM, Flow
+from timonel.core import solvers
+from timonel.core.process import EDM, Flow
 
 STEPS = (48, 72, 108)
 WIDE = {"edm": EDM(0.002, 700.0), "flow": Flow()}

@@ -15,9 +15,9 @@ import torch
 
 import timonel as tm
 import tiny
+from timonel.core.run import Run
+from timonel.core.states import ORDERS, STATES, allowed, table
 from timonel.errors import RunError
-from timonel.run import Run
-from timonel.states import ORDERS, STATES, allowed, table
 
 STEPS = 3
 VP = tm.VP.from_schedule()

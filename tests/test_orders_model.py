@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import timonel as tm
 import tiny
 from test_orders import FINAL, SECONDS, STEPS, Gate, begun, denoise, until
+from timonel.core.run import Run
+from timonel.core.states import allowed
 from timonel.errors import RunError
-from timonel.run import Run
-from timonel.states import allowed
 
 
 class Model:

@@ -16,9 +16,9 @@ import parity
 from models import Constant, drive, propagate, slope, variance
 from parity import Case, apart, draw
 from parity_exact import FULL, POINTS, SD, denoise, every, flowed, levels, mine, my_variance, their_variance, theirs
-from timonel import solvers
-from timonel.grids import Grid
-from timonel.process import EDM, At, Level, double
+from timonel.core import solvers
+from timonel.core.grids import Grid
+from timonel.core.process import EDM, At, Level, double
 
 
 # -- third order ---------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import torch
 import parity_k
 from parity import TOLERANCE, Case, grid, theirs
 from parity_cases import PEERS, cases, measured
-from timonel.grids import custom_times
-from timonel.process import from_config
+from timonel.core.grids import custom_times
+from timonel.core.process import from_config
 
 HERE = [name for name in PEERS if hasattr(diffusers, name)]
 

@@ -18,7 +18,7 @@ import parity_draw
 from parity import Case, apart, draw, net
 from parity_exact import FULL, SD, levels, mine, theirs
 from peers import k_diffusion_sampling
-from timonel.process import double
+from timonel.core.process import double
 
 
 # -- the last step -------------------------------------------------------------------------------------

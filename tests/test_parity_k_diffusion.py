@@ -14,8 +14,8 @@ import parity_k
 from models import Gaussian, Mixture, drive, lam_grid, slope
 from parity_k import OUT_OF_SCOPE, PEERS, PROCESS, TOLERANCE, measured
 from peers import k_diffusion_sampling
-from timonel import grids, solvers
-from timonel.process import EDM, At, double
+from timonel.core import grids, solvers
+from timonel.core.process import EDM, At, double
 
 theirs = k_diffusion_sampling()
 pytestmark = pytest.mark.skipif(theirs is None, reason="k-diffusion is not installed")

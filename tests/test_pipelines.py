@@ -22,8 +22,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 import timonel as tm
 import tiny
+from timonel.core.solvers import SOLVERS
 from timonel.errors import ArgumentError, GridError, HookError, RunError, UnknownName
-from timonel.solvers import SOLVERS
 
 PIPES: dict[str, Callable[[], Any]] = {"sdxl": tiny.sdxl, "sd": tiny.sd}
 

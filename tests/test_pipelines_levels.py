@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import timonel as tm
+from timonel.core.noise import SeededNoise
+from timonel.core.process import EDM, VE, VP, Flow, Trig, from_config
+from timonel.core.solvers import SOLVERS
 from timonel.errors import ArgumentError, GridError, UnknownName
-from timonel.noise import SeededNoise
-from timonel.process import EDM, VE, VP, Flow, Trig, from_config
-from timonel.solvers import SOLVERS
 
 SHAPE = (2, 4, 6, 6)
 CLOSE = 2e-6  # relative; diffusers' levels are float32

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import PROCESSES
-from timonel import prediction
+from timonel.core import prediction
+from timonel.core.process import EDM, VP, Level, double
 from timonel.errors import PredictionError, UnknownName
-from timonel.process import EDM, VP, Level, double
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

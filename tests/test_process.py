@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timonel import prediction
+from timonel.core import prediction
+from timonel.core.process import EDM, VP, Flow, double, from_config
 from timonel.errors import ArgumentError, GridError, UnknownName
-from timonel.process import EDM, VP, Flow, double, from_config
 
 ZERO = VP.from_schedule(rescale_zero_snr=True)
 EVERY = {
@@ -172,7 +172,7 @@ def test_svd_is_told_a_quarter_of_log_sigma_as_in_diffusers():
 def test_flux_shift_follows_the_image_size_as_in_diffusers():
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    from timonel import grids
+    from timonel.core import grids
 
     for tokens in (256, 1024, 4096, 6000):
         mu = calculate_shift(tokens, 256, 4096, 0.5, 1.15)

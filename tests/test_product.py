@@ -13,12 +13,12 @@ import torch
 
 import timonel as tm
 from models import drive
-from timonel import grids, solvers
+from timonel.core import grids, prediction, solvers
+from timonel.core.grids import GRIDS
+from timonel.core.prediction import KINDS
+from timonel.core.process import EDM, VP, Flow, Level, double
+from timonel.core.solvers import SOLVERS
 from timonel.errors import GridError, TimonelError
-from timonel.grids import GRIDS
-from timonel.prediction import KINDS
-from timonel.process import EDM, VP, Flow, Level, double
-from timonel.solvers import SOLVERS
 
 PLACES = {
     "sd": VP.from_schedule(),
@@ -49,7 +49,7 @@ class Raw:
 
     def __call__(self, x, at):
         level = Level(double(at.alpha), double(at.sigma), double(at.time))
-        return tm.prediction.raw(self.kind, self.clean.expand_as(x), x, level)
+        return prediction.raw(self.kind, self.clean.expand_as(x), x, level)
 
 
 def rounding(table: tm.Table, kind: str) -> float:

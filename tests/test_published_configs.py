@@ -16,10 +16,10 @@ import timonel as tm
 import tiny
 from published_schedulers import CONFIGS, LISTED, MU, folders
 from timonel import compat
-from timonel import prediction as predictions
+from timonel.core import prediction as predictions
+from timonel.core.process import Level, double
 from timonel.errors import ArgumentError, SchedulerReplaced
 from timonel.pipelines import choice
-from timonel.process import Level, double
 
 STEPS = (4, 20, 50)
 SOCKETS = ("scheduler", "helm", "compat")

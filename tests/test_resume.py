@@ -18,11 +18,11 @@ import torch
 import timonel as tm
 from models import MAINLY, VARIANTS, label
 from resuming import STEPS, advance, finish, fresh, path
-from timonel import saving
+from timonel.core import saving
+from timonel.core.process import VP
+from timonel.core.run import Run
 from timonel.errors import ArgumentError, RunError
 from timonel.hooks import adapt
-from timonel.process import VP
-from timonel.run import Run
 
 EVERY = pytest.mark.parametrize("variant", MAINLY, ids=label)
 HERE = Path(__file__).parent

@@ -14,8 +14,8 @@ import timonel as tm
 import tiny
 from timonel import Run
 from timonel.compat import EulerDiscreteScheduler
+from timonel.core.table import Table
 from timonel.errors import ArgumentError
-from timonel.table import Table
 
 
 def first(output: Any) -> torch.Tensor:

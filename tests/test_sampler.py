@@ -9,9 +9,9 @@ import torch
 
 import timonel as tm
 from models import PROCESSES
-from timonel import grids
+from timonel.core import grids
+from timonel.core.process import EDM, VE, VP, Cosine, Flow, Trig
 from timonel.errors import ArgumentError, GridError, UnknownName
-from timonel.process import EDM, VE, VP, Cosine, Flow, Trig
 
 
 def test_the_name_may_carry_the_grid():

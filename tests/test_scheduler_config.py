@@ -12,7 +12,8 @@ import torch
 
 import timonel as tm
 import tiny
-from timonel import compat, grids
+from timonel import compat
+from timonel.core import grids
 from timonel.errors import ArgumentError
 
 LTX = {

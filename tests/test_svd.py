@@ -15,8 +15,8 @@ from PIL import Image
 
 import timonel as tm
 import tiny
+from timonel.core.solvers import SOLVERS
 from timonel.errors import ArgumentError
-from timonel.solvers import SOLVERS
 
 FRAMES = 3
 # AYS' published sigmas for SVD, as diffusers ships them

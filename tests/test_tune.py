@@ -14,9 +14,9 @@ from torch import Tensor
 
 import timonel as tm
 from models import PROCESSES
+from timonel.core.process import Level, Process
 from timonel.errors import ArgumentError
 from timonel.exact import Gaussian, Mixture, solve
-from timonel.process import Level, Process
 from timonel.tuning import METHODS, Plain, Tuning, fit_model, judge, teacher
 from timonel.tuning.job import BATCH, ROOM, at_once, held_bytes
 from timonel.tuning.student import distance

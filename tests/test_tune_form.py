@@ -11,11 +11,11 @@ import torch
 
 import timonel as tm
 from models import PROCESSES
-from timonel import grids, solvers
+from timonel.core import grids, solvers
+from timonel.core.fitted.fitted import Fitted
+from timonel.core.process import Level
 from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
-from timonel.fitted import Fitted
-from timonel.process import Level
 from timonel.tuning import Plain, fit_model, rows, student
 from timonel.tuning.fit import Task
 from timonel.tuning.form import Arrays, Form
@@ -23,7 +23,7 @@ from timonel.tuning.start import Paths
 from timonel.tuning.teacher import converge
 from tuned_models import Exact, mixture
 
-closed = importlib.import_module("timonel.grids.gaussian")
+closed = importlib.import_module("timonel.core.grids.gaussian")
 
 
 def form(solver: str = "dpmpp_2m", steps: int = 4, process: str = "vp", memory: int = 3) -> Form:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import timonel as tm
 from timonel import tuning, zoo
 from timonel.cli import app
+from timonel.core.fitted.fitted import Fitted, fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
-from timonel.fitted import Fitted, fingerprint
 from timonel.pipelines.capture import capture
 from timonel.tuning import judge, rows, teacher
 from timonel.tuning.form import Arrays

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import timonel as tm
-from timonel.process import Level
+from timonel.core.process import Level
 from timonel.tuning import fit_model
 from timonel.tuning.fit import State
 from timonel.tuning.store import Store

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import timonel as tm
-from timonel import names, prediction, words
+from timonel import words
+from timonel.core import names, prediction
+from timonel.core.process import from_config
 from timonel.errors import ArgumentError, UnknownName
 from timonel.pipelines.load import DTYPES, _one
-from timonel.process import from_config
 
 
 @pytest.mark.parametrize(("word", "ours"), [

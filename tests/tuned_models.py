@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models import PROCESSES
+from timonel.core.process import Level, Process
 from timonel.exact import Mixture
-from timonel.process import Level, Process
 from timonel.tuning import judge
 from timonel.tuning.model import Model
 from timonel.tuning.teacher import Targets, converge

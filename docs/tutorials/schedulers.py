@@ -467,7 +467,7 @@ assert shares[True][1] < shares[False][1]
 # spread that it leaves on Gaussian data (1 is exact, less is a flattened picture), which is computed without a
 # network.
 # %%
-from timonel.analysis import spreads
+from timonel.core.analysis import spreads
 
 pipe.scheduler = compat.DPMSolverMultistepScheduler.from_config(own.config)
 pipe.scheduler = compat.LCMScheduler.from_config(pipe.scheduler.config)
@@ -576,7 +576,7 @@ verdict(
 # is a quarter of the logarithm of sigma.
 # %% [include _video]
 # %%
-from timonel.process import from_config
+from timonel.core.process import from_config
 
 RECIPE = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, "timestep_spacing": "trailing"}
 video_own = video_pipe.scheduler

@@ -18,40 +18,40 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ArgumentError": "errors",
-    "BrownianNoise": "noise",
-    "EDM": "process",
-    "Flow": "process",
-    "GRIDS": "grids",
-    "Grid": "grids",
-    "Guidance": "guidance",
+    "BrownianNoise": "core.noise",
+    "EDM": "core.process",
+    "Flow": "core.process",
+    "GRIDS": "core.grids",
+    "Grid": "core.grids",
+    "Guidance": "core.guidance",
     "Handle": "pipelines.handle",
     "Helm": "pipelines.helm",
     "Hook": "hooks",
     "LatentRGB": "hooks.preview",
-    "Level": "process",
-    "Process": "process",
+    "Level": "core.process",
+    "Process": "core.process",
     "Recipe": "recipe",
-    "Run": "run",
-    "SOLVERS": "solvers",
-    "Sampler": "sampler",
+    "Run": "core.run",
+    "SOLVERS": "core.solvers",
+    "Sampler": "core.sampler",
     "Scheduler": "pipelines.scheduler",
-    "SeededNoise": "noise",
-    "Table": "table",
+    "SeededNoise": "core.noise",
+    "Table": "core.table",
     "TimonelError": "errors",
-    "VP": "process",
-    "begin": "loop",
-    "cfg": "guidance",
+    "VP": "core.process",
+    "begin": "core.loop",
+    "cfg": "core.guidance",
     "checkpoint": "hooks.checkpoint",
     "collect": "hooks.story",
     "compare": "comparison",
     "doctor": "diagnosis",
     "edit": "hooks.control",
     "guard": "hooks.guard",
-    "iterate": "loop",
+    "iterate": "core.loop",
     "preview": "hooks.preview",
     "progress": "hooks.progress",
     "replay": "recipe",
-    "sample": "loop",
+    "sample": "core.loop",
     "save_steps": "hooks.preview",
     "stop_when": "hooks.control",
     "trace": "hooks.trace",
@@ -61,13 +61,27 @@ __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
     from .comparison import compare as compare
+    from .core.grids import GRIDS as GRIDS
+    from .core.grids import Grid as Grid
+    from .core.guidance import Guidance as Guidance
+    from .core.guidance import cfg as cfg
+    from .core.loop import begin as begin
+    from .core.loop import iterate as iterate
+    from .core.loop import sample as sample
+    from .core.noise import BrownianNoise as BrownianNoise
+    from .core.noise import SeededNoise as SeededNoise
+    from .core.process import EDM as EDM
+    from .core.process import VP as VP
+    from .core.process import Flow as Flow
+    from .core.process import Level as Level
+    from .core.process import Process as Process
+    from .core.run import Run as Run
+    from .core.sampler import Sampler as Sampler
+    from .core.solvers import SOLVERS as SOLVERS
+    from .core.table import Table as Table
     from .diagnosis import doctor as doctor
     from .errors import ArgumentError as ArgumentError
     from .errors import TimonelError as TimonelError
-    from .grids import GRIDS as GRIDS
-    from .grids import Grid as Grid
-    from .guidance import Guidance as Guidance
-    from .guidance import cfg as cfg
     from .hooks import Hook as Hook
     from .hooks.checkpoint import checkpoint as checkpoint
     from .hooks.control import edit as edit
@@ -79,25 +93,11 @@ if TYPE_CHECKING:
     from .hooks.progress import progress as progress
     from .hooks.story import collect as collect
     from .hooks.trace import trace as trace
-    from .loop import begin as begin
-    from .loop import iterate as iterate
-    from .loop import sample as sample
-    from .noise import BrownianNoise as BrownianNoise
-    from .noise import SeededNoise as SeededNoise
     from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm
     from .pipelines.scheduler import Scheduler as Scheduler
-    from .process import EDM as EDM
-    from .process import VP as VP
-    from .process import Flow as Flow
-    from .process import Level as Level
-    from .process import Process as Process
     from .recipe import Recipe as Recipe
     from .recipe import replay as replay
-    from .run import Run as Run
-    from .sampler import Sampler as Sampler
-    from .solvers import SOLVERS as SOLVERS
-    from .table import Table as Table
     from .tuning import tune as tune
 
 

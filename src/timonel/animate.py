@@ -10,11 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .core.guidance import Guidance
+from .core.sampler import Sampler
 from .errors import ArgumentError, finite, whole
 from .files import placed, ready
-from .guidance import Guidance
 from .reading import picture as read
-from .sampler import Sampler
 from .video import SUFFIXES, write
 
 if TYPE_CHECKING:

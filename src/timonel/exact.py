@@ -27,13 +27,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import grids, solvers
+from .core import grids, solvers
+from .core.grids import Grid
+from .core.guidance import combine
+from .core.process import At, Level, Process, double
+from .core.run import Run
+from .core.table import Table
 from .errors import ArgumentError, RunError, UnknownName, finite, whole
-from .grids import Grid
-from .guidance import combine
-from .process import At, Level, Process, double
-from .run import Run
-from .table import Table
 
 Denoiser = Callable[[Tensor, "At | Level"], Tensor]
 FINITE = 1e3  # sigma / alpha beyond which the levels of the reference are spaced in alpha / sigma

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .analysis import effects, spreads
+from .core.analysis import effects, spreads
+from .core.table import Table
 from .errors import ArgumentError
 from .files import ready, replacing
-from .table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

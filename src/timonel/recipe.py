@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from . import guidance as guide
-from . import noise as noises
-from . import process as processes
-from . import reading, solvers
+from . import reading
+from .core import guidance as guide
+from .core import noise as noises
+from .core import process as processes
+from .core import solvers
+from .core.grids import MOST_STEPS
+from .core.guidance import Guidance
+from .core.sampler import Sampler
 from .errors import ArgumentError, plain, shown
 from .files import replacing
-from .grids import MOST_STEPS
-from .guidance import Guidance
-from .sampler import Sampler
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -153,7 +154,7 @@ class Recipe(Data):
         """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that cannot be read."""
         fitted = None
         if self.table is not None:
-            from .fitted import Fitted
+            from .core.fitted.fitted import Fitted
 
             fitted = Fitted.from_dict(self.table, self.sampler)
         listed = self.sigmas is not None or self.times is not None

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import timonel as tm
 from timonel import compat
+from timonel.core.grids import GRIDS
+from timonel.core.solvers import SOLVERS
 from timonel.exact import Mixture
-from timonel.grids import GRIDS
-from timonel.solvers import SOLVERS
 
 Case = tuple[str, Callable[[], Any]]
 

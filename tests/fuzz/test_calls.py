@@ -24,10 +24,11 @@ from torch import Tensor
 import border
 import timonel as tm
 from published_schedulers import CONFIGS
-from timonel import compat, grids, solvers
+from timonel import compat
+from timonel.core import grids, solvers
+from timonel.core.process import EDM, VE, VP, Cosine, Crash, Flow, Trig
 from timonel.errors import GuardStop, TimonelError
 from timonel.pipelines import trust
-from timonel.process import EDM, VE, VP, Cosine, Crash, Flow, Trig
 
 LONGEST = 10.0  # seconds of the processor that a case may take
 PROCESSES = (

@@ -13,13 +13,13 @@ from .options import Overwrite, Settings, sampler_of, steps_of
 from .say import Json, columns, document, kept, reporting, say
 
 if TYPE_CHECKING:
-    from ..sampler import Sampler
-    from ..table import Table
+    from ..core.sampler import Sampler
+    from ..core.table import Table
 
 
 def samplers(as_json: Json = False) -> None:
     """List the samplers: order, network calls for N steps, noise, options, reference."""
-    from ..solvers import SOLVERS
+    from ..core.solvers import SOLVERS
 
     facts = [
         {"sampler": name, "order": s.order or None, "calls": s.calls, "noise": bool(s.stochastic),
@@ -31,7 +31,7 @@ def samplers(as_json: Json = False) -> None:
 
 def grids(as_json: Json = False) -> None:
     """List the grids: the space each is defined in, options, reference."""
-    from ..grids import GRIDS
+    from ..core.grids import GRIDS
 
     facts = [
         {"grid": name, "space": g.space, "options": list(g.options), "reference": g.reference}

@@ -14,9 +14,9 @@ from .complete import dtypes, models
 from .say import say
 
 if TYPE_CHECKING:
-    from ..guidance import Guidance
+    from ..core.guidance import Guidance
+    from ..core.sampler import Sampler
     from ..pipelines.helm import Helm
-    from ..sampler import Sampler
 
 Model = Annotated[
     str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.", autocompletion=models)
@@ -35,10 +35,10 @@ Settings = Annotated[
 
 def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str | None = None) -> Sampler:
     """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the grid."""
-    from .. import names, solvers
+    from ..core import names, solvers
+    from ..core.grids import GRIDS
+    from ..core.sampler import Sampler, is_file
     from ..errors import ArgumentError
-    from ..grids import GRIDS
-    from ..sampler import Sampler, is_file
 
     if is_file(name):
         if settings:
@@ -76,7 +76,7 @@ def choose(
 
 def steps_of(name: str, steps: int | None, usual: int) -> int | None:
     """The steps of a command: those asked for, else the usual; None where a sampler file says them itself."""
-    from ..sampler import is_file
+    from ..core.sampler import is_file
 
     return usual if steps is None and not is_file(name) else steps
 
@@ -93,7 +93,7 @@ def _value(text: str) -> int | float | str:
 
 def guidance_of(scale: float | None, until: str | None) -> Guidance | None:
     """Guidance from the command line's two options."""
-    from ..guidance import parsed
+    from ..core.guidance import parsed
 
     return parsed(scale, until)
 

@@ -216,7 +216,7 @@ def judged(found: Comparison, claims: list[dict[str, Any]] | None = None) -> Com
 
 def cutoff_memory(helm: Any) -> dict[str, Any]:
     """The largest batch that the network sees in a call, which is what activations need memory for."""
-    from ..guidance import cfg
+    from ..core.guidance import cfg
 
     sizes: dict[str, int] = {}
     network = getattr(helm.pipe, "unet", None) or helm.pipe.transformer

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import noise as noises
+from ..core import noise as noises
+from ..core.grids import usual
+from ..core.guidance import Guidance
+from ..core.process import Process
+from ..core.run import Run
+from ..core.table import Table
 from ..errors import TimonelError
 from ..generate import SMALL
-from ..grids import usual
-from ..guidance import Guidance
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decoded import Decoded
 from ..pipelines.elsewhere import guided
 from ..pipelines.helm import Helm
-from ..process import Process
 from ..recipe import GuidanceData, Recipe
-from ..run import Run
-from ..table import Table
 from . import measure
 from .fleet import Job, drive
 from .plan import Cell, Plan
@@ -37,7 +37,7 @@ from .progress import Progress, State
 from .store import Outcome, Store
 
 if TYPE_CHECKING:
-    from ..fitted import Fitted
+    from ..core.fitted.fitted import Fitted
 
 BATCH = 16  # network evaluations a call
 SAMPLES = 64  # conditions captured at once
@@ -308,7 +308,7 @@ class Engine:
 
     def _elsewhere(self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
-        from ..fitted import fingerprint
+        from ..core.fitted.fitted import fingerprint
 
         helm, given = captured.helm, {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
         whole = guided(helm.pipe, helm._parameters, given, guidance)
@@ -442,6 +442,6 @@ def reference_id(recipe: Recipe) -> str:
 
 
 def _process(helm: Helm) -> Any:
-    from ..process import from_config
+    from ..core.process import from_config
 
     return from_config(helm.pipe.scheduler.config)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..core.run import Run
 from ..pipelines.capture import Captured
-from ..run import Run
 
 Finished = Callable[["Job"], None]
 

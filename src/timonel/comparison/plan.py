@@ -22,11 +22,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import grids, names, reading, zoo
+from .. import reading, zoo
+from ..core import grids, names
+from ..core.guidance import parsed
+from ..core.sampler import DEFAULT, STEPS, Sampler, is_file
 from ..errors import ArgumentError, UnknownName, plain, whole
-from ..guidance import parsed
 from ..recipe import GuidanceData, Recipe
-from ..sampler import DEFAULT, STEPS, Sampler, is_file
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm

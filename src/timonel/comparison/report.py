@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .. import __version__, shell
+from ..core.sampler import FILE
 from ..recipe import Recipe
-from ..sampler import FILE
 from . import measure
 from .pictures import data, link, small
 from .plan import SAMPLE_AXES, Cell, Plan

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import solvers
-from ..border import tensor
+from ..core import solvers
+from ..core.border import tensor
+from ..core.grids import Grid
+from ..core.process import double
+from ..core.run import Run
+from ..core.sampler import Sampler
+from ..core.solvers.adams import ADAMS_BASHFORTH, pndm_rest
+from ..core.table import Rows, Table
 from ..errors import ArgumentError, RunError, shown
-from ..grids import Grid
 from ..pipelines.timesteps import number
-from ..process import double
-from ..run import Run
-from ..sampler import Sampler
-from ..solvers.adams import ADAMS_BASHFORTH, pndm_rest
-from ..table import Rows, Table
 from .base import Compat
 from .defaults import BETAS, LEADING
 from .levels import Asked

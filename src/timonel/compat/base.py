@@ -15,16 +15,16 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
-from .. import prediction as predictions
-from .. import process as processes
+from ..core import prediction as predictions
+from ..core import process as processes
+from ..core.process import VE, Process
+from ..core.process.config import name_of
+from ..core.program import Directed
+from ..core.sampler import Sampler
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
 from ..pipelines import acting, model, request
 from ..pipelines.configured import unlike
 from ..pipelines.timesteps import number
-from ..process import VE, Process
-from ..process.config import name_of
-from ..program import Directed
-from ..sampler import Sampler
 from . import levels
 from .config import MODEL, TRAINING, read
 from .coordinates import BLIND

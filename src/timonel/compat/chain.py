@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.grids import Grid
+from ..core.sampler import Sampler
+from ..core.table import Table
 from ..errors import ArgumentError
-from ..grids import Grid
-from ..sampler import Sampler
-from ..table import Table
 from .base import Compat
 from .defaults import BETAS, LEADING, THRESHOLD
 from .flags import LARGE, LEARNED, SMALL

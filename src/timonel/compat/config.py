@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import prediction as predictions
-from .. import process as processes
+from ..core import prediction as predictions
+from ..core import process as processes
+from ..core.process import EDM, VE, Crash, Flow, Process
+from ..core.process.config import CRASH, class_of
 from ..pipelines.model import stays_flow
-from ..process import EDM, VE, Crash, Flow, Process
-from ..process.config import CRASH, class_of
 
 TRAINING = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",

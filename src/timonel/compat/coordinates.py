@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import prediction as predictions
+from ..core import prediction as predictions
+from ..core.process import Exploding, Level, Process, double
+from ..core.process.config import name_of
+from ..core.run import Run
 from ..pipelines import request
 from ..pipelines.listing import Listing
 from ..pipelines.scheduler import Scheduler
 from ..pipelines.timesteps import number
-from ..process import Exploding, Level, Process, double
-from ..process.config import name_of
-from ..run import Run
 from . import levels
 
 logger = logging.getLogger("timonel")

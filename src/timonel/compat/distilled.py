@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..grids import Grid
-from ..sampler import Sampler
-from ..solvers.consistency import lcm
-from ..table import Table
+from ..core.grids import Grid
+from ..core.sampler import Sampler
+from ..core.solvers.consistency import lcm
+from ..core.table import Table
 from . import levels
 from .base import Compat
 from .defaults import DISTILLED

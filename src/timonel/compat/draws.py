@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..drawn import DrawnNoise
+from ..core.drawn import DrawnNoise
 from ..pipelines.scheduler import Scheduler
 
 In = torch.dtype | Literal["output", "both"]

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.run import Run
 from ..errors import ArgumentError
 from ..pipelines import request
 from ..pipelines.attributes import Stepped
 from ..pipelines.caller import pipeline_of
 from ..pipelines.fits import steps_twice
-from ..run import Run
 from .base import Compat
 from .defaults import CHURN, EDM
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import grids
+from ..core import grids
+from ..core.grids import Grid
+from ..core.process import EDM, VE, Crash, Flow, Level, Process, double, from_config
+from ..core.process.exploding import FINITE
+from ..core.process.level import interpolate, short
 from ..errors import ArgumentError, GridError, UnknownName, finite, whole
-from ..grids import Grid
-from ..process import EDM, VE, Crash, Flow, Level, Process, double, from_config
-from ..process.exploding import FINITE
-from ..process.level import interpolate, short
 from .defaults import BETAS
 
 Flags = Mapping[str, Any]

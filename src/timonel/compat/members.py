@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import grids
+from ..core import grids
+from ..core.process import EDM, Flow, Level, Process, double
+from ..core.run import Run
 from ..errors import ArgumentError, RunError, finite
-from ..process import EDM, Flow, Level, Process, double
-from ..run import Run
 
 _STEP = "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which scheduler.step applies"
 HIDDEN = "it is a part of diffusers' step, or its state; a pipeline that reads it needs diffusers' own class"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..table import Table
+from ..core.table import Table
 
 FEW = 15  # diffusers lowers the order of the last steps of shorter runs
 

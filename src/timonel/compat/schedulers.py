@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from .. import solvers, tree
+from ..core import solvers, tree
+from ..core.grids import Grid
+from ..core.noise import source
+from ..core.run import Run
+from ..core.sampler import Sampler
+from ..core.solvers.unipc import unipc
+from ..core.table import Table
 from ..errors import ArgumentError
-from ..grids import Grid
-from ..noise import source
 from ..pipelines.generators import Seeding
-from ..run import Run
-from ..sampler import Sampler
-from ..solvers.unipc import unipc
-from ..table import Table
 from .adams import IPNDMScheduler as IPNDMScheduler
 from .adams import PNDMScheduler as PNDMScheduler
 from .base import Compat

@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..core.grids import Grid
+from ..core.process import Level, double
+from ..core.program import Program
+from ..core.run import Run
+from ..core.table import Table
+from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
-from ..grids import Grid
 from ..pipelines.listing import Listing
 from ..pipelines.timesteps import Hand, Loop, equal, number
-from ..process import Level, double
-from ..program import Program
-from ..run import Run
-from ..table import Table
-from ..tree import TreeNoise
 from .coordinates import Coordinates
 from .levels import NUDGE, SAME
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import zoo
+from ..core.grids import few_enough
+from ..core.process import EDM, Flow, double
+from ..core.process.edm import CLOCKS
+from ..core.sampler import DEFAULT, STEPS, Sampler
 from ..errors import ArgumentError, options
-from ..grids import few_enough
-from ..process import EDM, Flow, double
-from ..process.edm import CLOCKS
-from ..sampler import DEFAULT, STEPS, Sampler
 from . import suits
 from .combination import Combination, examine
 from .families import FAMILIES, recognise

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 
-from .. import prediction as predictions
-from .. import process as processes
-from ..sampler import Sampler
-from ..table import Table
+from ..core import prediction as predictions
+from ..core import process as processes
+from ..core.sampler import Sampler
+from ..core.table import Table
 from . import trial as trials
 from . import visited
 from .ours import Ours, in_timonel, left, spread, twin

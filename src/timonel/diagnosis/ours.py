@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import compat
-from ..analysis import effects, spreads
+from ..core.analysis import effects, spreads
+from ..core.table import Table
 from ..errors import TimonelError
 from ..pipelines.scheduler import Scheduler
-from ..table import Table
 from . import trial as trials
 from .peer import Peer
 from .reading import Facts, Loop

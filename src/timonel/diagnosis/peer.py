@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.sampler import Sampler
 from ..errors import UnknownName
-from ..sampler import Sampler
 from .reading import Facts, Loop
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}

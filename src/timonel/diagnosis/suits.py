@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import grids
-from .. import prediction as predictions
+from ..core import grids
+from ..core import prediction as predictions
+from ..core.process import Process
+from ..core.sampler import Sampler
 from ..errors import TimonelError
-from ..process import Process
-from ..sampler import Sampler
 from .families import FAMILIES
 from .presets import PRESETS
 from .reading import Facts

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import prediction as predictions
-from ..process import Level, Process, double, keys
+from ..core import prediction as predictions
+from ..core.process import Level, Process, double, keys
 from . import visited
 from .reading import Loop
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..process import Process, double
-from ..table import Table
+from ..core.process import Process, double
+from ..core.table import Table
 
 MOVED = 0.02  # how far two shares may be apart for their levels to count as the same
 

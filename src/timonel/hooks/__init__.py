@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import ArgumentError, function
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..core.run import Run
 
 
 class Hook:

@@ -12,7 +12,7 @@ from ..files import writable_later
 from . import Hook
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..core.run import Run
 
 
 class Checkpoint(Hook):

@@ -11,7 +11,7 @@ from ..errors import ArgumentError, function, instance, is_number, several, whol
 from . import Hook
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..core.run import Run
 
 
 class StopWhen(Hook):

@@ -13,7 +13,7 @@ from ..errors import GuardStop, finite
 from . import Hook
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..core.run import Run
 
 
 class Guard(Hook):

@@ -25,7 +25,7 @@ from .worker import Pending, Worker
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..run import Run
+    from ..core.run import Run
 
 Convert = Callable[[Tensor], Tensor]
 SMALL = 256  # pixels; linear previews are enlarged to at least this

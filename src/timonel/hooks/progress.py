@@ -12,7 +12,7 @@ from ..files import plain
 from . import Hook
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..core.run import Run
 
 
 class _Bars:

@@ -17,7 +17,7 @@ from .worker import Worker
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..run import Run
+    from ..core.run import Run
 
 GAP, PAPER, INK = 8, (250, 250, 248), (40, 40, 40)
 LAST = 1500  # milliseconds the last frame of an animation stays

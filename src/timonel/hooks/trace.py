@@ -15,7 +15,7 @@ from ..files import replacing
 from . import Hook
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..core.run import Run
 
 COLUMNS = {
     "step": "d", "time": ".3f", "alpha": ".5f", "sigma": ".5f", "ratio": ".5f", "latents": ".5f",

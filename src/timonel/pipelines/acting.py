@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from .. import prediction as predictions
-from .. import process as processes
 from .. import words
+from ..core import prediction as predictions
+from ..core import process as processes
+from ..core.grids import Grid
+from ..core.process import Flow, Process
+from ..core.process.config import name_of
+from ..core.process.vp import SCHEDULES
 from ..errors import ArgumentError, TimonelError
-from ..grids import Grid
-from ..process import Flow, Process
-from ..process.config import name_of
-from ..process.vp import SCHEDULES
 from . import kept, levels, model
 
 Config = Mapping[str, Any]

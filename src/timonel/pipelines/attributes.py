@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.process import VP, Flow, Process, double
+from ..core.process.level import Level
+from ..core.run import Run
 from ..errors import ArgumentError, RunError, finite, shown, whole
-from ..process import VP, Flow, Process, double
-from ..process.level import Level
-from ..run import Run
 from . import request
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.guidance import Guidance, stretch
+from ..core.process import Process
+from ..core.program import Shape
+from ..core.run import Run
+from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
-from ..guidance import Guidance, stretch
 from ..hooks import Hook
-from ..process import Process
-from ..program import Shape
-from ..run import Run
-from ..sampler import Sampler
 from . import arguments, parts
 from .busy import Claim
 from .gate import Gate

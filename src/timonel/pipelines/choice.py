@@ -30,13 +30,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import grids, names, solvers, zoo
+from .. import zoo
+from ..core import grids, names, solvers
+from ..core.process import Process
+from ..core.process.config import class_of
+from ..core.run import Run
+from ..core.sampler import STEPS, Sampler
+from ..core.table import Table
 from ..errors import ArgumentError, SchedulerReplaced, TimonelError
-from ..process import Process
-from ..process.config import class_of
-from ..run import Run
-from ..sampler import STEPS, Sampler
-from ..table import Table
 from . import kept
 from .fits import indexes_by_time
 from .levels import GRID_FLAGS

@@ -9,11 +9,11 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from .. import prediction as predictions
-from .. import process as processes
+from ..core import prediction as predictions
+from ..core import process as processes
+from ..core.process import Process
+from ..core.sampler import Sampler
 from ..errors import ArgumentError, UnknownName, options, plain
-from ..process import Process
-from ..sampler import Sampler
 from . import acting, choice, kept, model, request
 
 

@@ -26,7 +26,7 @@ from .pictures import pictures, spectrogram, spread
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..run import Run
+    from ..core.run import Run
 
 FIT_PIXELS, FIT_PICTURES = 256, 4
 ROUNDS = 16  # of pictures at most, for autoencoders with many channels

@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import zoo
+from ..core.fitted.fingerprint import fingerprint
+from ..core.guidance import Guidance, cfg
+from ..core.sampler import Sampler
 from ..errors import ArgumentError, FittedElsewhere
-from ..fingerprint import fingerprint
-from ..guidance import Guidance, cfg
-from ..sampler import Sampler
 from . import scale
 from .gate import networks
 
 if TYPE_CHECKING:
-    from ..fitted import Fitted
+    from ..core.fitted.fitted import Fitted
 
 PARTS = ("timesteps", "sigmas", "strength", "denoising_start", "denoising_end")  # of a journey, or other levels
 

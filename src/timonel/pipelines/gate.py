@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..core.guidance import Guidance, stretch
+from ..core.run import Run
 from ..errors import ArgumentError, ModelError
-from ..guidance import Guidance, stretch
-from ..run import Run
 from . import parts
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.noise import Seeded, source
 from ..errors import ArgumentError, RunError
-from ..noise import Seeded, source
 from . import caller
 from .caller import Generators
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..sampler import Sampler
+    from ..core.run import Run
+    from ..core.sampler import Sampler
 
 LARGEST = 2**62
 

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import border
+from ..core import border
+from ..core.run import Run
+from ..core.states import GOES, allowed, check
 from ..errors import RunError, instance
 from ..hooks import Hook
-from ..run import Run
-from ..states import GOES, allowed, check
 from .decode import previewed
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import zoo
-from ..driver import UNKNOWN
+from ..core.driver import UNKNOWN
+from ..core.guidance import Guidance
+from ..core.noise import MOST, Seeded, checked
+from ..core.run import Run
+from ..core.sampler import DEFAULT, Sampler
 from ..errors import ArgumentError, GridError, Inexact, ModelError, RunError, UnknownName, is_number, whole
-from ..guidance import Guidance
-from ..noise import MOST, Seeded, checked
-from ..run import Run
-from ..sampler import DEFAULT, Sampler
 from ..zoo import prompts
 from . import busy, caches, choice, elsewhere, levels, request, scale
 from .busy import Claim

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import solvers
+from ..core import solvers
+from ..core.grids import Grid
+from ..core.process import Process
+from ..core.run import Run
+from ..core.sampler import Sampler
+from ..core.table import Table
 from ..errors import GridError
-from ..grids import Grid
-from ..process import Process
-from ..run import Run
-from ..sampler import Sampler
-from ..table import Table
 from . import levels
 from .timesteps import equal
 

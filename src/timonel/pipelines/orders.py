@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..driver import Driver
-from ..guidance import Guidance
-from ..noise import Noise
-from ..run import Run
+from ..core.driver import Driver
+from ..core.guidance import Guidance
+from ..core.noise import Noise
+from ..core.run import Run
 
 
 @dataclass

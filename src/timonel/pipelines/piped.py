@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..driver import Driver
+from ..core.driver import Driver
+from ..core.guidance import Guidance
+from ..core.run import Run
 from ..errors import ArgumentError
-from ..guidance import Guidance
-from ..run import Run
 from . import caches
 from .busy import Claim
 from .caller import pipeline_of, pipelines

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import border
+from ..core import border
+from ..core.grids import few_enough
+from ..core.guidance import Guidance, cfg
+from ..core.process import keys
+from ..core.run import Run
 from ..errors import (
     ArgumentError,
     TimonelError,
@@ -23,10 +27,6 @@ from ..errors import (
     shown,
     whole,
 )
-from ..grids import few_enough
-from ..guidance import Guidance, cfg
-from ..process import keys
-from ..run import Run
 
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")

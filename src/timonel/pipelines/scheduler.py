@@ -18,18 +18,18 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from .. import prediction as predictions
-from .. import process as processes
-from .. import solvers
+from ..core import prediction as predictions
+from ..core import process as processes
+from ..core import solvers
+from ..core.grids import Grid
+from ..core.grids.cut import none_left
+from ..core.noise import DEFAULT, source
+from ..core.process import Process
+from ..core.run import Run
+from ..core.sampler import Sampler
+from ..core.table import Table
 from ..errors import ArgumentError, GridError, RunError, flag, whole
-from ..grids import Grid
-from ..grids.cut import none_left
 from ..hooks.guard import check_result
-from ..noise import DEFAULT, source
-from ..process import Process
-from ..run import Run
-from ..sampler import Sampler
-from ..table import Table
 from . import acting, choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .caller import pipeline_of

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import words
+from ..core.sampler import Sampler
 from ..hooks import adapt
 from ..hooks.control import Edit
 from ..recipe import GuidanceData, Recipe, versions
-from ..sampler import Sampler
 from . import request, scale
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..core.fitted.fitted import Fingerprint, ProcessData, fingerprint
+from ..core.guidance import Guidance, cfg
+from ..core.process import from_config as process_of
+from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from ..fitted import Fingerprint, ProcessData, fingerprint
-from ..guidance import Guidance, cfg
-from ..process import from_config as process_of
 from ..recipe import GuidanceData
-from ..sampler import Sampler
 from . import checks, judge
 from .checks import METHODS
 from .form import Arrays

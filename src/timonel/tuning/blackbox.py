@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.fitted.fitted import Fitted, ProcessData, Provenance
+from ..core.guidance import Guidance
+from ..core.prediction import from_config as prediction_of
+from ..core.process import Level
+from ..core.process import from_config as process_of
+from ..core.sampler import Sampler
+from ..core.table import Table
 from ..errors import FittedElsewhere, ModelError
-from ..fitted import Fitted, ProcessData, Provenance
-from ..guidance import Guidance
 from ..pipelines.helm import Helm
-from ..prediction import from_config as prediction_of
-from ..process import Level
-from ..process import from_config as process_of
-from ..sampler import Sampler
-from ..table import Table
 from .model import Model
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from ..core.grids import few_enough, usual
+from ..core.guidance import Guidance
+from ..core.process import Level, Process
+from ..core.sampler import Sampler
+from ..core.table import Table
 from ..errors import ArgumentError, among, finite, is_number, path, several, whole
 from ..files import writable
-from ..grids import few_enough, usual
-from ..guidance import Guidance
-from ..process import Level, Process
-from ..sampler import Sampler
-from ..table import Table
 from .form import Arrays
 from .model import Model
 from .start import named

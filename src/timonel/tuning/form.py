@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import solvers
+from ..core import solvers
+from ..core.grids import Grid
+from ..core.process import Level, Process, double
+from ..core.table import Table, registers
 from ..errors import GridError
-from ..grids import Grid
-from ..process import Level, Process, double
-from ..table import Table, registers
 
 STEP = 1e-6  # of the differences that give the derivatives of `Arrays`
 

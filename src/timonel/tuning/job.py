@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ..core.fitted.fitted import Fitted, ProcessData, Provenance
+from ..core.grids import Grid, usual
+from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from ..fitted import Fitted, ProcessData, Provenance
-from ..grids import Grid, usual
 from ..recipe import versions
-from ..sampler import Sampler
 from . import fit, judge, rows, start
 from .fit import State, Task
 from .form import Form

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import grids
+from ..core import grids
+from ..core.fitted.fitted import Measured
+from ..core.sampler import Sampler
 from ..errors import TimonelError
-from ..fitted import Measured
-from ..sampler import Sampler
 from .model import Model
 from .student import distance
 from .teacher import Targets

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance import Guidance, combine
+from ..core.guidance import Guidance, combine
+from ..core.prediction import check, coefficients
+from ..core.process import At, Level, Process
+from ..core.program import Shape
+from ..core.run import Run
+from ..core.table import Table
 from ..pipelines.capture import Captured
-from ..prediction import check, coefficients
-from ..process import At, Level, Process
-from ..program import Shape
-from ..run import Run
-from ..table import Table
 from .form import Arrays
 
 LARGE = 100_000_000  # parameters of a network whose graph is not kept

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import solvers
-from ..grids import Grid
-from ..process import Level
+from ..core import solvers
+from ..core.grids import Grid
+from ..core.process import Level
 from .fit import Task
 from .form import Arrays
 from .student import foreseen, walk

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .. import grids, solvers
+from ..core import grids, solvers
+from ..core.grids import Grid
+from ..core.process import At, Process
+from ..core.sampler import Sampler
 from ..errors import ArgumentError, TimonelError
-from ..grids import Grid
-from ..process import At, Process
-from ..sampler import Sampler
 from .form import Arrays, supports
 from .model import Model, spread
 from .student import distance, travel
@@ -56,7 +56,7 @@ class Paths:
         self.cost = grids.gits_cost(denoise, model.start(samples), self.fine)
 
     def levels(self, steps: int) -> Grid:
-        """The levels on which `steps` Euler steps stay near the model's own paths; see `timonel.grids.gits`."""
+        """The levels on which `steps` Euler steps stay near the model's own paths; see `timonel.core.grids.gits`."""
         path = grids.choose(self.cost, steps, GITS)
         fine = self.fine
         return Grid(fine.process, fine.alpha[path], fine.sigma[path], fine.time[path], "gits")

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import reading
+from ..core.grids import Grid
+from ..core.process import Process, double
+from ..core.saving import digest
 from ..errors import ArgumentError, finite, whole
 from ..files import replacing, write_tensors
-from ..grids import Grid
-from ..process import Process, double
-from ..saving import digest
 from .fit import State
 from .teacher import Targets
 

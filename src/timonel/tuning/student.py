@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..process import Level
+from ..core.process import Level
 from .form import Arrays, Form
 from .model import Model
 

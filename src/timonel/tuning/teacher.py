@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.grids import usual
+from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from ..grids import usual
-from ..sampler import Sampler
 from .form import Arrays
 from .model import Model
 from .student import distance, walk

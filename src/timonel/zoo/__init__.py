@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .. import reading
+from ..core.process import Process, from_config
+from ..core.sampler import DEFAULT, Sampler
 from ..errors import ModelError, TimonelError, UnknownName
-from ..process import Process, from_config
-from ..sampler import DEFAULT, Sampler
 from .lora import LORA, merge
 from .shared import Shared, taken
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..guidance import Guidance
+    from ..core.guidance import Guidance
     from ..hooks.preview import LatentRGB
 
 __all__ = [
@@ -145,7 +145,7 @@ def fitted(name: str, steps: int) -> Sampler | None:
     path = folder(name) / TUNED / f"{steps}.json"
     if not path.is_file():
         return None
-    from ..fitted import Fitted
+    from ..core.fitted.fitted import Fitted
 
     return Sampler(fitted=replace(Fitted.read(path), name=f"{name}-{steps}"))
 

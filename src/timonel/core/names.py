@@ -1,0 +1,200 @@
+"""The names people type for samplers, in one place.
+
+A name is "solver" or "solver/grid"; on top of that the names of ComfyUI ("dpmpp_2m_sde_gpu", "uni_pc_bh2"), of
+A1111 and Forge ("DPM++ 2M Karras", "Euler a") and diffusers' class names are understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from ..errors import ArgumentError, UnknownName
+from .grids import GRIDS
+from .solvers import SOLVERS
+
+
+class Named(NamedTuple):
+    """What a name stands for."""
+
+    solver: str
+    grid: str | None = None
+    options: Mapping[str, Any] = {}
+    noise: str | None = None
+
+
+BROWNIAN = "brownian"
+# what k-diffusion, A1111 and ComfyUI draw from a Brownian tree
+PATHS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+
+#: ComfyUI leaves out the last level but one for UniPC and DPM-2, as A1111 does for DPM2. That is nearer where a grid
+#: ends at the model's cleanest level (dpm_fast in 7 calls: .07 off for .38), and for UniPC, which takes the long step
+#: before with order 1, as near (normal, 8 steps: .072 for .067); farther elsewhere (simple: .13 for .07)
+DISCARDS = {"discard_penultimate": "auto"}
+
+#: other names of solvers, normalised by `key`
+ALIASES: dict[str, Named] = {
+    # A1111, Forge, SD.Next
+    "euler a": Named("euler_ancestral"),
+    "dpm2 a": Named("dpm2_ancestral", options=DISCARDS),
+    "dpm++ 2m": Named("dpmpp_2m"),
+    "dpm++ 3m": Named("dpmpp_3m"),
+    "dpm++ sde": Named("dpmpp_sde", noise=BROWNIAN),
+    "dpm++ 2m sde": Named("dpmpp_2m_sde", noise=BROWNIAN),
+    "dpm++ 2m sde heun": Named("dpmpp_2m_sde", options={"variant": "heun"}, noise=BROWNIAN),
+    "dpm++ 3m sde": Named("dpmpp_3m_sde", noise=BROWNIAN),
+    "dpm++ 2s": Named("dpmpp_2s"),
+    "dpm++ 3s": Named("dpmpp_3s"),
+    "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
+    "ipndm v": Named("ipndm"),
+    "heun++": Named("heunpp2"),
+    "er-sde": Named("er_sde"),
+    "sa-solver": Named("sa_solver"),
+    # ComfyUI
+    "dpm fast": Named("dpm_fast", options=DISCARDS),
+    "dpm 2": Named("dpm2", options=DISCARDS),
+    "dpm 2 ancestral": Named("dpm2_ancestral", options=DISCARDS),
+    "dpmpp 2m sde heun": Named("dpmpp_2m_sde", options={"variant": "heun"}),
+    "uni pc": Named("unipc", options={"order": 3, "variant": "bh1", **DISCARDS}),
+    "uni pc bh2": Named("unipc", options={"order": 3, "variant": "bh2", **DISCARDS}),
+    "exp heun 2 x0": Named("exponential_rk", options={"tableau": "heun"}),
+    "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
+    "res 2m": Named("res_multistep"),
+    "res 3m": Named("res_multistep", options={"order": 3}),
+    # the words of diffusers' algorithm_type
+    "dpmsolver": Named("dpm_multistep"),
+    "dpmsolver++": Named("dpmpp_2m"),
+    "sde-dpmsolver": Named("dpm_multistep", options={"eta": 1.0}),
+    "sde-dpmsolver++": Named("dpmpp_2m_sde"),
+    # stable-diffusion.cpp
+    "dpm++2m": Named("dpmpp_2m"),
+    "dpm++2s a": Named("dpmpp_2s_ancestral"),
+    "euler ge": Named("gradient_estimation"),
+    # InvokeAI and diffusers' own short names
+    "kdpm 2": Named("dpm2"),
+    "kdpm 2 a": Named("dpm2_ancestral"),
+    # diffusers
+    "ddimscheduler": Named("ddim"),
+    "ddimparallelscheduler": Named("ddim"),
+    "cogvideoxddimscheduler": Named("ddim"),
+    "ddpmscheduler": Named("ddpm"),
+    "ddpmparallelscheduler": Named("ddpm"),
+    "ddpmwuerstchenscheduler": Named("ddpm"),
+    "pndmscheduler": Named("plms"),
+    "lmsdiscretescheduler": Named("lms", options={"euler_at_final": False}),
+    "eulerdiscretescheduler": Named("euler"),
+    "edmeulerscheduler": Named("euler"),
+    "flowmatcheulerdiscretescheduler": Named("euler"),
+    "eulerancestraldiscretescheduler": Named("euler_ancestral"),
+    "ltxeulerancestralrfscheduler": Named("euler_ancestral"),
+    "heundiscretescheduler": Named("heun"),
+    "flowmatchheundiscretescheduler": Named("heun"),
+    "kdpm2discretescheduler": Named("dpm2"),
+    "kdpm2ancestraldiscretescheduler": Named("dpm2_ancestral"),
+    "dpmsolvermultistepscheduler": Named("dpmpp_2m"),
+    "edmdpmsolvermultistepscheduler": Named("dpmpp_2m"),
+    "dpmsolversinglestepscheduler": Named("dpmpp_singlestep"),
+    "dpmsolversdescheduler": Named("dpmpp_sde", noise=BROWNIAN),
+    "cosinedpmsolvermultistepscheduler": Named("dpmpp_2m_sde", noise=BROWNIAN),
+    "flowmapeulerdiscretescheduler": Named("euler"),
+    "cogvideoxdpmscheduler": Named("dpmpp_2m_sde"),
+    "cmstochasticiterativescheduler": Named("lcm"),
+    "unclipscheduler": Named("ddpm"),
+    "deismultistepscheduler": Named("deis", options={"order": 2, "variant": "logrho"}),
+    "unipcmultistepscheduler": Named("unipc"),
+    "sasolverscheduler": Named("sa_solver", options={"variant": "simple"}),
+    "ipndmscheduler": Named("ipndm", options={"euler_at_final": False}),
+    "lcmscheduler": Named("lcm"),
+    "flowmatchlcmscheduler": Named("lcm"),
+    "tcdscheduler": Named("tcd"),
+}
+#: other names of grids, normalised by `key`
+GRID_ALIASES = {
+    "uniform": "linspace", "discrete": "linspace", "align your steps": "ays",
+    "lambdas": "lam", "lu": "lam",
+    # diffusers' flags
+    "use karras sigmas": "karras", "use exponential sigmas": "exponential", "use beta sigmas": "beta_sigma",
+    "use lu lambdas": "lam",
+}  # fmt: skip
+CFG_PP = "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does not exist yet"
+PLAIN = f"{CFG_PP}, so use {{0!r}} with guidance"
+#: ComfyUI's samplers with CFG++, and the same without it
+WITH_CFG_PP = {
+    f"{plain} cfg pp": plain.replace(" ", "_")
+    for plain in (
+        "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep", "res multistep ancestral",
+        "gradient estimation",
+    )
+}  # fmt: skip
+#: what a name may mean that no table can do, or none can yet, and what to use instead
+NOT_TABLES = {
+    "dpm adaptive": "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'",
+    **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
+    "sa solver pece": "predicting, correcting and calling the network again does not exist yet; use 'sa_solver', which "
+    "makes one call a step",
+}
+
+
+def key(name: str) -> str:
+    """Lower case, words separated by one space: how names are compared."""
+    return re.sub(r"[\s_]+", " ", name.strip().lower())
+
+
+def grid(name: str) -> str:
+    """The grid a name stands for. Raises `UnknownName` with the nearest."""
+    if not isinstance(name, str):
+        raise ArgumentError(f"a grid is a name such as 'karras', got {name!r}")
+    if name in GRIDS:
+        return name
+    found = {key(g): g for g in GRIDS} | GRID_ALIASES
+    if key(name) in found and found[key(name)] in GRIDS:
+        return found[key(name)]
+    raise UnknownName("grid", name, GRIDS, GRID_ALIASES)
+
+
+def sampler(name: str) -> Named:
+    """What `name` stands for: solver, and where the name says so grid, options and noise.
+
+    Raises `UnknownName` with the nearest names, and `ArgumentError` for a sampler that cannot be a table.
+    """
+    if not isinstance(name, str):
+        raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
+    front, slash, back = name.partition("/")
+    if slash:
+        named = sampler(front)
+        if named.grid is not None and named.grid != grid(back):
+            raise ArgumentError(f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one")
+        return named._replace(grid=grid(back))
+    typed = key(name)
+    found = _solver(typed)
+    if found is not None:
+        return found
+    if typed in NOT_TABLES:
+        raise ArgumentError(f"there is no sampler {name!r}: {NOT_TABLES[typed]}")
+    if typed in {key(name) for name in (*GRIDS, *GRID_ALIASES)}:
+        raise ArgumentError(f"{name!r} is a grid; name a sampler before it, e.g. 'dpmpp_2m/{name}'")
+    words = typed.split(" ")
+    for cut in range(len(words) - 1, 0, -1):  # "dpm++ 2m karras": a grid at the end
+        found, tail = _solver(" ".join(words[:cut])), "_".join(words[cut:])
+        if found is not None and (tail in GRIDS or tail.replace("_", " ") in GRID_ALIASES):
+            return found._replace(grid=grid(tail))
+    raise UnknownName("sampler", name, SOLVERS, ALIASES)
+
+
+@cache
+def _solvers() -> dict[str, Named]:
+    """Every solver and alias by its name as `key` writes it."""
+    return {key(s): Named(s) for s in SOLVERS} | ALIASES
+
+
+def _solver(typed: str) -> Named | None:
+    """The solver called `typed`; ComfyUI's "_gpu" names say that the noise is a Brownian path."""
+    found = _solvers()
+    if typed in found:
+        return found[typed]
+    base = typed.removesuffix(" gpu")
+    if base != typed and base in found and found[base].solver in PATHS:
+        return found[base]._replace(noise=BROWNIAN)
+    return None

@@ -1,0 +1,186 @@
+"""Explicit Runge-Kutta methods, from a Butcher tableau, in the coordinates of `algebra.Frame`.
+
+With y = x / m, s = sigma / m and the slope dy/ds, stage i is `y_i = y + (s' - s)·sum_j a_ij·slope_j` at
+s + c_i·(s' - s), and `y' = y + (s' - s)·sum_j b_j·slope_j`. The slope has no limit at the clean level, so a
+step that ends there is Euler's, which is exact for a constant denoised sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...errors import among
+from ..grids import Grid, ancestral, churn
+from ..grids import restart as restarted
+from ..process import Level, double
+from ..table import Rows, Table
+from .algebra import Frame, frame
+
+Weights = Sequence["Tensor | float"]
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Butcher's tableau of an explicit method: `a[i]` are the weights of stage i + 2, its node their sum."""
+
+    order: int
+    a: tuple[Weights, ...]
+    b: Weights
+
+
+HEUN = Tableau(2, ((1.0,),), (1 / 2, 1 / 2))
+RK4 = Tableau(4, ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+TABLEAUS = {
+    "midpoint": Tableau(2, ((1 / 2,),), (0.0, 1.0)),
+    "heun": HEUN,
+    "ralston": Tableau(2, ((2 / 3,),), (1 / 4, 3 / 4)),
+    "heun3": Tableau(3, ((1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
+    "kutta3": Tableau(3, ((1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6)),
+    "ssprk3": Tableau(3, ((1.0,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3)),
+    "bogacki_shampine": Tableau(3, ((1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9)),
+    "rk4": RK4,
+    "rk38": Tableau(4, ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+    "butcher5": Tableau(
+        5,
+        (
+            (1 / 4,), (1 / 8, 1 / 8), (0.0, -1 / 2, 1.0), (3 / 16, 0.0, 0.0, 9 / 16),
+            (-3 / 7, 2 / 7, 12 / 7, -12 / 7, 8 / 7),
+        ),
+        (7 / 90, 0.0, 32 / 90, 12 / 90, 32 / 90, 7 / 90),
+    ),
+}  # fmt: skip
+
+
+def at_s(grid: Grid, coordinates: Frame, s: Tensor) -> Level:
+    """The level with coordinate s: sigma / alpha in the noise frame, sigma / (alpha + sigma) in the velocity frame."""
+    return grid.process.at_lam(-torch.log(s if coordinates.basis == "noise" else s / (1 - s)))
+
+
+def step(rows: Rows, grid: Grid, coordinates: Frame, k: int, method: Tableau) -> None:
+    """Write the rows of step k."""
+    now, new = grid[k], grid.end(k)
+    if bool(new.sigma == 0):
+        return clean_step(rows, grid, coordinates, k)
+    m, s, to = coordinates.m(now), coordinates.s(now), coordinates.s(new)
+    at = now
+    for i, weights in enumerate([*method.a, method.b]):
+        total = double(sum(weights))
+        there = (
+            new
+            if bool(torch.isclose(total, double(1.0), rtol=0, atol=1e-12))
+            else at_s(grid, coordinates, s + total * (to - s))
+        )
+        scale = coordinates.m(there)
+        x: dict[str, Tensor] = {"x" if i == 0 else "base": scale / m}
+        x |= {f"h{i - j}": scale * (to - s) * w for j, w in enumerate(weights)}
+        rows.add(k, at, x, base={"x": 1.0} if i == 0 else None)
+        at = there
+    return None
+
+
+def clean_step(rows: Rows, grid: Grid, coordinates: Frame, k: int) -> None:
+    """Write the one row of a step to the clean level: Euler's, whatever the basis."""
+    now, new = grid[k], grid.end(k)
+    m, s = coordinates.m(now), coordinates.s(now)
+    m_new = coordinates.m(new)
+    rows.add(k, now, {"x": m_new / m, "h0": m_new * (coordinates.s(new) - s)})
+
+
+def explicit(name: str, grid: Grid, method: Tableau) -> Table:
+    """The table of an explicit method."""
+    coordinates = frame(grid)
+    rows = Rows(name, grid, order=method.order, history=len(method.b), basis=coordinates.basis)
+    for k in range(grid.steps):
+        step(rows, grid, coordinates, k, method)
+    return rows.table()
+
+
+def heun(grid: Grid) -> Table:
+    """The slopes at both ends, averaged. Order 2, 2 calls per step, deterministic. arXiv 2206.00364, algorithm 1."""
+    return explicit("heun", grid, HEUN)
+
+
+def edm(grid: Grid, *, s_churn: float = 40.0, s_tmin: float = 0.0, s_tmax: float = math.inf) -> Table:
+    """Heun with churn, EDM's stochastic sampler. Order 2, 2 calls per step. arXiv 2206.00364, algorithm 2.
+
+    The options, which any solver takes, are explained at `grids.churn`.
+    """
+    return heun(churn(grid, s_churn, s_tmin, s_tmax))
+
+
+def restart(grid: Grid, *, restarts: int = 1, restart_steps: int = 9, s_min: float = 0.1, s_max: float = 2.0) -> Table:
+    """Heun that goes back up from s_min to s_max, `restarts` times, with fresh noise. Stochastic.
+
+    s = sigma/alpha; `restart_steps` steps for each way down again, whatever N, so its error does not vanish
+    with N and it declares no order. arXiv 2306.14878.
+    Raises `GridError` where the grid has no level between 0 and s_max.
+    """
+    return replace(heun(restarted(grid, restarts, s_min, s_max, restart_steps)), order=0)
+
+
+def heunpp2(grid: Grid) -> Table:
+    """Heun++: slopes here, at the next level and at the one after, weighted 1 - w2 - w3, s'/(3·s_0), s''/(3·s_0).
+
+    Heun with weights 1 - w2 and w2 = s'/(2·s_0) on the last step but one. Order 1, up to 3 calls per step,
+    deterministic; from ComfyUI's and Forge's `heunpp2`, without a paper.
+    """
+    coordinates = frame(grid)
+    rows = Rows("heunpp2", grid, order=1, history=3, basis=coordinates.basis)
+    s0 = coordinates.s(grid[0])
+    for k in range(grid.steps):
+        new = grid.end(k)
+        left = grid.steps - k - (1 if bool(grid.sigma[-1] == 0) else 0)  # levels ahead where a slope exists
+        if left < 1:
+            clean_step(rows, grid, coordinates, k)
+        elif left < 2:
+            w2 = coordinates.s(new) / (2 * s0)
+            step(rows, grid, coordinates, k, Tableau(1, ((1.0,),), (1 - w2, w2)))
+        else:
+            _heunpp2_step(rows, grid, coordinates, k, s0)
+    return rows.table()
+
+
+def _heunpp2_step(rows: Rows, grid: Grid, coordinates: Frame, k: int, s0: Tensor) -> None:
+    now, new, far = grid[k], grid.end(k), grid.end(k + 1)
+    m, m_new, m_far = (coordinates.m(v) for v in (now, new, far))
+    s, s_new, s_far = (coordinates.s(v) for v in (now, new, far))
+    w2, w3 = s_new / (3 * s0), s_far / (3 * s0)
+    rows.add(k, now, {"x": m_new / m, "h0": m_new * (s_new - s)}, base={"x": 1.0})
+    rows.add(k, new, {"x": m_far / m_new, "h0": m_far * (s_far - s_new)})
+    c = m_new * (s_new - s)
+    rows.add(k, far, {"base": m_new / m, "h2": c * (1 - w2 - w3), "h1": c * w2, "h0": c * w3})
+
+
+def dpm2(grid: Grid) -> Table:
+    """The slope at the geometric mean of s and s'. Order 2, 2 calls per step, deterministic. k-diffusion `dpm_2`."""
+    coordinates = frame(grid)
+    rows = Rows("dpm2", grid, order=2, history=2, basis=coordinates.basis)
+    for k in range(grid.steps):
+        s, to = coordinates.s(grid[k]), coordinates.s(grid.end(k))
+        root = torch.sqrt(s / to)  # (sqrt(s·s') - s) / (s' - s) = root / (root + 1)
+        step(rows, grid, coordinates, k, Tableau(2, ((root / (root + 1),),), (0.0, 1.0)))
+    return rows.table()
+
+
+def dpm2_ancestral(grid: Grid, *, eta: float = 1.0) -> Table:
+    """`dpm2` on ancestral levels. Order 2 (weak), 2 calls per step, stochastic. k-diffusion `dpm_2_ancestral`."""
+    return dpm2(ancestral(grid, eta))
+
+
+def rk4(grid: Grid) -> Table:
+    """The classical Runge-Kutta method. Order 4, 4 calls per step, deterministic. Kutta 1901."""
+    return explicit("rk4", grid, RK4)
+
+
+def runge_kutta(grid: Grid, *, tableau: str = "bogacki_shampine") -> Table:
+    """Any explicit method by its Butcher tableau; `TABLEAUS` lists them. Order and calls are the tableau's.
+
+    midpoint, heun, ralston: order 2; heun3, kutta3, ssprk3, bogacki_shampine: 3; rk4, rk38: 4; butcher5: 5.
+    """
+    among("tableau", tableau, TABLEAUS)
+    return explicit("runge_kutta", grid, TABLEAUS[tableau])

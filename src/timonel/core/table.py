@@ -1,0 +1,310 @@
+"""The compiled sampler: one row of numbers per network call.
+
+At row k the sample `x` is at a known level and the network is called once. A row then makes the
+next `x` (and, where the solver needs it, the next `base`) as a linear combination of registers:
+
+| register      | meaning                                                                        |
+|---------------|--------------------------------------------------------------------------------|
+| `x`           | what the network saw at this row                                               |
+| `base`        | the sample where the current step began (multi-stage, predictor-corrector)     |
+| `h0, h1, …`   | predictions, newest first; `h0` is this row's, in the table's basis            |
+| `eps`         | fresh unit noise of this row                                                   |
+
+The basis says what a prediction is kept as: `denoised` D; `noise` (x - alpha·D)/sigma; or `velocity`
+noise - D, which is finite at pure noise too. All coefficients are float64 and keep their gradient with respect
+to the levels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reading
+from ..errors import ArgumentError, GridError, instance, whole
+from .grids import Grid
+from .prediction import coefficients
+from .process import Level, double
+
+FORMAT = 2
+BASES = ("denoised", "noise", "velocity")
+Coefficients = Mapping[str, "Tensor | float"]
+ZERO = double(0.0)
+
+
+def registers(history: int) -> tuple[str, ...]:
+    """Names of the registers of a table that remembers `history` predictions, in column order."""
+    return ("x", "base", *(f"h{i}" for i in range(history)), "eps")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A sampler compiled for one grid. K rows, R registers, N steps.
+
+    `alpha, sigma, time`: (K + 1,) levels of every row and of the result.
+    `step`: the grid step each row belongs to, rising from 0 to N - 1.
+    `x, base`: (K, R) coefficients of the next x and the next base.
+    `order`: order of convergence the solver declares (0 where it has none, as for LCM).
+    `seen`: (K,) what the network sees of the sample of every row, a factor; None where it sees the sample itself.
+    `first`: of a part, the row of the whole journey where it begins, so that its rows draw the noise of the whole.
+    """
+
+    solver: str
+    grid: str
+    basis: str
+    order: int
+    alpha: Tensor
+    sigma: Tensor
+    time: Tensor
+    step: tuple[int, ...]
+    x: Tensor
+    base: Tensor
+    first: int = 0
+    seen: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        k = len(self.step)
+        if self.basis not in BASES:
+            raise ArgumentError(f"table basis must be one of {BASES}, got {self.basis!r}")
+        if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
+            raise ArgumentError(f"a table of {k} rows needs {k + 1} levels, got {len(self.alpha)}")
+        if self.x.shape != self.base.shape or self.x.ndim != 2 or len(self.x) != k or self.x.shape[1] < 4:
+            raise ArgumentError(
+                f"coefficients must both be ({k}, R>=4), got {tuple(self.x.shape)} and {tuple(self.base.shape)}"
+            )
+        if self.seen is not None and len(self.seen) != k:
+            raise ArgumentError(f"a table of {k} rows needs {k} factors of what the network sees, got {len(self.seen)}")
+        listed = (self.alpha, self.sigma, self.time, self.x, self.base, *self._seen)
+        numbers = torch.cat([v.detach().flatten() for v in listed])
+        if not bool(torch.isfinite(numbers).all()):
+            row = next(
+                (r for r in range(k) if not bool(torch.isfinite(torch.cat([self.x[r], self.base[r]])).all())), None
+            )
+            where = "a level" if row is None else f"row {row}"
+            raise GridError(f"{self.solver!r} on grid {self.grid!r} gives a coefficient that is not finite in {where}")
+        if list(self.step) != sorted(self.step) or set(self.step) != set(range(self.steps)):
+            raise ArgumentError(f"steps of the rows must rise from 0 without a gap, got {self.step}")
+
+    @property
+    def _seen(self) -> tuple[Tensor, ...]:
+        return () if self.seen is None else (self.seen,)
+
+    # -- shape -------------------------------------------------------------------------------
+    @property
+    def nfe(self) -> int:
+        """Number of network calls."""
+        return len(self.step)
+
+    @property
+    def steps(self) -> int:
+        """Number of grid steps."""
+        return self.step[-1] + 1
+
+    @property
+    def history(self) -> int:
+        """How many predictions a run has to remember, this row's included."""
+        return self.x.shape[1] - 3
+
+    @property
+    def registers(self) -> tuple[str, ...]:
+        return registers(self.history)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return bool((self.x[:, -1] != 0).any() or (self.base[:, -1] != 0).any())
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether any row's next x depends on `base`."""
+        return bool((self.x[:, 1] != 0).any())
+
+    def level(self, row: int) -> Level:
+        """The level at which the network is called in `row`; `row = nfe` is the level of the result."""
+        return Level(self.alpha[row], self.sigma[row], self.time[row])
+
+    def clean(self, prediction: str) -> tuple[Tensor, Tensor]:
+        """(c_x, c_raw) of every row, with `denoised = c_x·x + c_raw·raw`; see `prediction.coefficients`."""
+        alpha, sigma, time = self.alpha[:-1], self.sigma[:-1], self.time[:-1]
+        if self.seen is None:
+            return coefficients(prediction, Level(alpha, sigma, time))
+        c_x, c_raw = coefficients(prediction, Level(alpha * self.seen, sigma * self.seen, time))
+        return c_x * self.seen, c_raw
+
+    def first_row(self, step: int) -> int:
+        """The first row of a grid step; `step = steps` gives `nfe`."""
+        return self.nfe if step == self.steps else self.step.index(step)
+
+    def step_at(self, row: int) -> int:
+        """The step that `row` belongs to; `row = nfe` gives `steps`."""
+        return self.steps if row == self.nfe else self.step[row]
+
+    def ends_step(self, row: int) -> bool:
+        """Whether `row` is the last of its step."""
+        return row + 1 == self.nfe or self.step[row + 1] != self.step[row]
+
+    def part(self, first: int, last: int) -> Table:
+        """Steps `first` … `last - 1` as a table of their own: the same rows, the same numbers."""
+        start, stop = self.first_row(first), self.first_row(last)
+        levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
+        rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
+        steps = tuple(k - first for k in self.step[start:stop])
+        seen = None if self.seen is None else self.seen[start:stop]
+        return replace(self, **levels, **rows, step=steps, first=self.first + start, seen=seen)
+
+    def remembers(self, step: int) -> bool:
+        """Whether `step` or a later one reads a prediction or a base from before `step`."""
+        if self.history == 1 and not self.uses_base:
+            return False
+        start, fresh = self.first_row(step), False
+        for row in range(start, self.nfe):
+            x, base = self.x[row] != 0, self.base[row] != 0
+            if bool(x[1]) and not fresh:
+                return True
+            older = slice(3 + row - start, -1)  # predictions made before `step`
+            if bool(x[older].any() or base[older].any()):
+                return True
+            fresh = fresh or not bool(base[1])
+        return False
+
+    # -- data --------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; floats are written so that they read back to the same bits."""
+        plain = {k: getattr(self, k) for k in ("solver", "grid", "basis", "order")}
+        arrays = {k: getattr(self, k).tolist() for k in ("alpha", "sigma", "time", "x", "base")}
+        part: dict[str, Any] = {"first": self.first} if self.first else {}
+        part |= {} if self.seen is None else {"seen": self.seen.tolist()}
+        return {"format": FORMAT, **plain, "step": list(self.step), "registers": list(self.registers), **arrays, **part}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Table:
+        """The inverse of `to_dict`. Raises `ArgumentError` on data that is not a table."""
+        instance("data", data, Mapping, "the dictionary of a table, table.to_dict()")
+        if data.get("format") != FORMAT:
+            raise ArgumentError(
+                f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"
+            )
+        try:
+            arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
+            seen = None if data.get("seen") is None else double(data["seen"])
+            solver, grid, basis = (instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis"))
+            order, first = whole("order", data["order"], 0, 99), whole("first", data.get("first", 0), 0, 2**31)
+            steps = tuple(whole("step", s, 0, 2**31) for s in instance("step", data["step"], list, "a list"))
+            _levels(arrays, seen, len(steps))
+            return cls(
+                solver, grid, basis, order, arrays["alpha"], arrays["sigma"], arrays["time"], steps, arrays["x"],
+                arrays["base"], first, seen,
+            )  # fmt: skip
+        except (KeyError, TypeError, IndexError) as error:
+            raise ArgumentError(f"this is not a table: {error!r}") from error
+        except ArgumentError as error:
+            raise ArgumentError(f"this is not a table: {error}") from error
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        try:
+            data = reading.parsed(text)
+        except ValueError as error:
+            raise ArgumentError(f"this is not a table in JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ArgumentError(f"this is not a table in JSON: it holds a {type(data).__name__}")
+        return cls.from_dict(data)
+
+    def detach(self) -> Table:
+        """The same numbers without a gradient."""
+        keys = ("alpha", "sigma", "time", "x", "base")
+        seen = None if self.seen is None else self.seen.detach()
+        return replace(self, **{k: getattr(self, k).detach() for k in keys}, seen=seen)
+
+    # -- reading -----------------------------------------------------------------------------
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The table as text: a line a row, coefficients that are zero left out."""
+        noise = "stochastic" if self.stochastic else "deterministic"
+        yield (
+            f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
+            f"{noise}, {self.basis} basis"
+        )
+        for r in range(self.nfe):
+            alpha, sigma, time = (v.item() for v in self.level(r))
+            ratio = sigma / alpha if alpha > 0 else math.inf
+            where = f"{r:4d}  step {self.step[r]:<4d} time {time:9.4f}  sigma/alpha {ratio:10.5f}"
+            base = f"   base' = {self._sum(self.base[r])}" if self.uses_base else ""
+            yield f"{where}  x' = {self._sum(self.x[r])}{base}"
+
+    def _sum(self, row: Tensor) -> str:
+        terms = [f"{c:+.5f}·{n}" for c, n in zip(row.tolist(), self.registers, strict=True) if c != 0]
+        return " ".join(terms) or "0"
+
+
+def _levels(arrays: Mapping[str, Tensor], seen: Tensor | None, rows: int) -> None:
+    """Raise `ArgumentError` unless the network is called at levels with noise, and none is negative."""
+    alpha, sigma = arrays["alpha"], arrays["sigma"]
+    if any(arrays[k].shape != (rows + 1,) for k in ("alpha", "sigma", "time")):
+        raise ArgumentError(f"a table of {rows} rows needs {rows + 1} levels, got {alpha.numel()}")
+    if bool((alpha < 0).any() or (sigma < 0).any() or (alpha + sigma == 0).any() or (sigma[:-1] == 0).any()):
+        raise ArgumentError("alpha and sigma must not be negative, and the network is called where there is noise")
+    if seen is not None and (seen.shape != (rows,) or bool((seen <= 0).any())):
+        raise ArgumentError(f"what the network sees needs {rows} factors above 0, got shape {tuple(seen.shape)}")
+
+
+class Rows:
+    """Collects the rows a solver writes, then makes the table.
+
+    A solver calls `add(step, level, x=…, base=…)` once per network call, naming only the registers
+    it uses, and `table()` at the end. `base` defaults to keeping the base. The last row of a step arrives
+    at `grid.end(step)`; where the grid lifts the sample from there, the noise is added here.
+    """
+
+    def __init__(self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised") -> None:
+        self.solver, self.grid, self.order, self.basis = solver, grid, order, basis
+        self.names = registers(history)
+        self.levels: list[Level] = []
+        self.step: list[int] = []
+        self.x: list[Tensor] = []
+        self.base: list[Tensor] = []
+
+    def add(self, step: int, level: Level, x: Coefficients, base: Coefficients | None = None) -> None:
+        """One network call at `level`, belonging to grid step `step`."""
+        self.step.append(step)
+        self.levels.append(level)
+        self.x.append(self._row(x))
+        self.base.append(self._row({"base": 1.0} if base is None else base))
+
+    def _row(self, given: Coefficients) -> Tensor:
+        values = (given.get(name, ZERO) for name in self.names)
+        return torch.stack([v if isinstance(v, Tensor) and v.ndim == 0 else double(v).reshape(()) for v in values])
+
+    def _lift(self, k: int) -> None:
+        """Add the noise that lifts the sample from the end of step k to level k + 1."""
+        last = len(self.step) - 1 - self.step[::-1].index(k)
+        end, new, row = self.grid.end(k), self.grid[k + 1], self.x[last]
+        rise = new.alpha / end.alpha
+        fresh = new.sigma**2 - (rise * end.sigma) ** 2
+        self.x[last] = torch.cat([rise * row[:-1], torch.sqrt((rise * row[-1:]) ** 2 + fresh)])
+
+    def table(self) -> Table:
+        """The finished table; the result is at the grid's last level."""
+        for k in range(self.grid.steps):
+            if self.grid.lifted(k + 1):
+                self._lift(k)
+        last = self.grid[self.grid.steps]
+        alpha, sigma, time = (
+            torch.stack([*v, end]) for v, end in zip(zip(*self.levels, strict=True), last, strict=True)
+        )
+        return Table(
+            self.solver, self.grid.name, self.basis, self.order, alpha, sigma, time,
+            tuple(self.step), torch.stack(self.x), torch.stack(self.base),
+            seen=self.grid.process.seen(Level(alpha[:-1], sigma[:-1], time[:-1])),
+        )  # fmt: skip
