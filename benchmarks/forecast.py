@@ -26,10 +26,10 @@ from torch import Tensor
 
 import timonel as tm
 from measure import machine, markdown
-from timonel.comparison.fleet import Job, drive
 from timonel.core import solvers
 from timonel.core.grids import Grid
 from timonel.core.run import Run
+from timonel.engine.batch import Job, drive
 from timonel.errors import ModelError
 from timonel.pipelines.capture import Captured, capture
 

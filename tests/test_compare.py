@@ -1,4 +1,4 @@
-"""Laws of a comparison: the plan, its runs in one fleet, what is kept, what a killed one goes on with."""
+"""Laws of a comparison: the plan, its runs in one batch, what is kept, what a killed one goes on with."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ import timonel as tm
 from browser import chromium, opened
 from timonel import zoo
 from timonel.cli import app
-from timonel.comparison import compare, engine, fleet, planned
+from timonel.comparison import compare, engine, planned
 from timonel.comparison.estimate import estimate
 from timonel.comparison.plan import Plan
 from timonel.comparison.store import Store
+from timonel.engine import batch
 from timonel.errors import ArgumentError, UnknownName
 from timonel.generate import generate
 from timonel.pipelines.capture import Captured
@@ -248,11 +249,11 @@ class Broken:
 def test_a_run_that_fails_takes_no_other_with_it():
     process = tm.VP.from_schedule()
     jobs = [
-        fleet.Job(tm.Run(tm.Sampler("euler", steps=steps).compile(process), "epsilon"), sample)
+        batch.Job(tm.Run(tm.Sampler("euler", steps=steps).compile(process), "epsilon"), sample)
         for sample, steps in ((0, 3), (1, 3), (0, 6))
     ]
-    ended: list[fleet.Job] = []
-    fleet.drive(jobs, Broken(), 8, ended.append)  # type: ignore[arg-type]
+    ended: list[batch.Job] = []
+    batch.drive(jobs, Broken(), 8, ended.append)  # type: ignore[arg-type]
     assert sorted(bool(job.reason) for job in ended) == [False, False, True]
     assert "out of luck" in jobs[1].reason
     assert jobs[2].run.status == "done"
@@ -260,8 +261,8 @@ def test_a_run_that_fails_takes_no_other_with_it():
 
 def test_a_run_that_is_no_longer_finite_is_a_failure():
     process = tm.VP.from_schedule()
-    job = fleet.Job(tm.Run(tm.Sampler("euler", steps=3).compile(process), "epsilon"), 2)
-    fleet.drive([job], Broken(), 8, lambda job: None)  # type: ignore[arg-type]
+    job = batch.Job(tm.Run(tm.Sampler("euler", steps=3).compile(process), "epsilon"), 2)
+    batch.drive([job], Broken(), 8, lambda job: None)  # type: ignore[arg-type]
     assert "not finite after row 0" in job.reason
 
 

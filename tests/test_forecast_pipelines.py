@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import timonel as tm
 import tiny
-from timonel.comparison.fleet import Job
-from timonel.comparison.fleet import drive as drive_fleet
 from timonel.core import forecast
 from timonel.core.guidance import Guidance, cfg
 from timonel.core.prediction import coefficients
 from timonel.core.process import Level
 from timonel.core.run import Run
+from timonel.engine.batch import Job
+from timonel.engine.batch import drive as drive_fleet
 from timonel.errors import ArgumentError
 from timonel.pipelines.capture import capture
 from timonel.pipelines.gate import Gate

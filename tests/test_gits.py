@@ -9,8 +9,8 @@ import torch
 
 from models import Gaussian, Mixture, drive
 from timonel.core import grids, solvers
-from timonel.core.grids.gits import choose, deviations, gits
 from timonel.core.process import EDM, VP, Flow, double
+from timonel.engine.gits import choose, deviations, gits
 from timonel.errors import ArgumentError, GridError
 
 PLACES = {"vp": VP.from_schedule(), "edm": EDM(0.002, 80.0), "flow": Flow(3.0),

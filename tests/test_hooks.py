@@ -369,7 +369,7 @@ def test_importing_hooks_imports_nothing_heavy():
     code = (
         "import sys, torch; before = set(sys.modules); import timonel as tm\n"
         "[getattr(tm, n) for n in 'preview save_steps stop_when edit trace guard checkpoint progress'.split()]\n"
-        "import timonel.hooks.story\n"
+        "import timonel.hooks.collect\n"
         "print({'PIL', 'rich', 'matplotlib', 'numpy', 'safetensors', 'diffusers'} & (set(sys.modules) - before))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,10 +19,10 @@ import timonel as tm
 from models import MAINLY, VARIANTS, label
 from resuming import STEPS, advance, finish, fresh, path
 from timonel.core import saving
+from timonel.core.hook import adapt
 from timonel.core.process import VP
 from timonel.core.run import Run
 from timonel.errors import ArgumentError, RunError
-from timonel.hooks import adapt
 
 EVERY = pytest.mark.parametrize("variant", MAINLY, ids=label)
 HERE = Path(__file__).parent

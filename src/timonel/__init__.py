@@ -26,7 +26,7 @@ _WHERE = {
     "Guidance": "core.guidance",
     "Handle": "pipelines.handle",
     "Helm": "pipelines.helm",
-    "Hook": "hooks",
+    "Hook": "core.hook",
     "LatentRGB": "hooks.preview",
     "Level": "core.process",
     "Process": "core.process",
@@ -42,7 +42,7 @@ _WHERE = {
     "begin": "core.loop",
     "cfg": "core.guidance",
     "checkpoint": "hooks.checkpoint",
-    "collect": "hooks.story",
+    "collect": "hooks.collect",
     "compare": "comparison",
     "doctor": "diagnosis",
     "edit": "hooks.control",
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .core.grids import Grid as Grid
     from .core.guidance import Guidance as Guidance
     from .core.guidance import cfg as cfg
+    from .core.hook import Hook as Hook
     from .core.loop import begin as begin
     from .core.loop import iterate as iterate
     from .core.loop import sample as sample
@@ -82,8 +83,8 @@ if TYPE_CHECKING:
     from .diagnosis import doctor as doctor
     from .errors import ArgumentError as ArgumentError
     from .errors import TimonelError as TimonelError
-    from .hooks import Hook as Hook
     from .hooks.checkpoint import checkpoint as checkpoint
+    from .hooks.collect import collect as collect
     from .hooks.control import edit as edit
     from .hooks.control import stop_when as stop_when
     from .hooks.guard import guard as guard
@@ -91,7 +92,6 @@ if TYPE_CHECKING:
     from .hooks.preview import preview as preview
     from .hooks.preview import save_steps as save_steps
     from .hooks.progress import progress as progress
-    from .hooks.story import collect as collect
     from .hooks.trace import trace as trace
     from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm

@@ -13,8 +13,8 @@ from typing import Any
 
 from .errors import ArgumentError
 from .files import beside, claimed, free, new_folder, writable
+from .hooks.collect import collect
 from .hooks.preview import preview as preview_hook
-from .hooks.story import collect
 from .pipelines.helm import Helm
 from .places import ENDINGS, unused
 from .recipe import Recipe

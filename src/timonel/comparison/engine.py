@@ -23,6 +23,7 @@ from ..core.guidance import Guidance
 from ..core.process import Process
 from ..core.run import Run
 from ..core.table import Table
+from ..engine.batch import Job, drive
 from ..errors import TimonelError
 from ..generate import SMALL
 from ..pipelines.capture import Captured, NotCaptured, capture
@@ -31,7 +32,6 @@ from ..pipelines.elsewhere import guided
 from ..pipelines.helm import Helm
 from ..recipe import GuidanceData, Recipe
 from . import measure
-from .fleet import Job, drive
 from .plan import Cell, Plan
 from .progress import Progress, State
 from .store import Outcome, Store

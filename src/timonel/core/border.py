@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArgumentError, shown
-from ..hooks import Hook, adapt
+from .hook import Hook, adapt
 
 
 def tensor(what: str, value: Any) -> Tensor:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, function, instance
-from ..hooks.guard import check_result
 from . import border
 from . import guidance as guide
 from . import noise as noises
 from .driver import Driver
 from .guidance import Guidance
 from .noise import Noise
+from .not_finite import check_result
 from .process import At, Process
 from .program import Shape
 from .run import Run

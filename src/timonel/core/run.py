@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from ..errors import ArgumentError, HookError, RunError, TimonelError, function, instance, whole
-from ..hooks import Hook
 from . import border
 from . import prediction as predictions
 from .control import Border, Controlled, elsewhere
 from .driver import UNKNOWN, Driver
 from .guidance import Guidance, Guided, Guiding, settled
+from .hook import Hook
 from .noise import Noise
 from .process import At
 from .program import Program, Shape, State

@@ -6,10 +6,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.hook import Hook
 from ..errors import ArgumentError, whole
 from ..errors import path as file
 from ..files import writable_later
-from . import Hook
 
 if TYPE_CHECKING:
     from ..core.run import Run

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..core.hook import Hook
 from ..errors import ArgumentError, function, instance, is_number, several, whole
-from . import Hook
 
 if TYPE_CHECKING:
     from ..core.run import Run

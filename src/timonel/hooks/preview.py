@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, PreviewMissing, flag, shown, whole
 from ..files import replacing, writable_later, write_tensors
-from . import Hook, steps
+from . import steps
 from .rgb import LatentRGB as LatentRGB
 from .rgb import bytes_to_images, to_bytes
 from .rgb import to_images as to_images

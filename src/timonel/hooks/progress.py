@@ -8,8 +8,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..core.hook import Hook
 from ..files import plain
-from . import Hook
 
 if TYPE_CHECKING:
     from ..core.run import Run

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.hook import Hook
 from ..files import replacing
-from . import Hook
 
 if TYPE_CHECKING:
     from ..core.run import Run

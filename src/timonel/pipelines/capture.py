@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.guidance import Guidance, stretch
+from ..core.hook import Hook
 from ..core.process import Process
 from ..core.program import Shape
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
-from ..hooks import Hook
 from . import arguments, parts
 from .busy import Claim
 from .gate import Gate

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, TimonelError
-from ..hooks import Hook
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core import border
+from ..core.hook import Hook
 from ..core.run import Run
 from ..core.states import GOES, allowed, check
 from ..errors import RunError, instance
-from ..hooks import Hook
 from .decode import previewed
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from ..core.hook import Hook
 from ..core.run import Run
-from ..hooks import Hook
 from .caller import is_modular, pipeline_of
 
 if TYPE_CHECKING:

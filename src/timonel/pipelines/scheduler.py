@@ -24,12 +24,12 @@ from ..core import solvers
 from ..core.grids import Grid
 from ..core.grids.cut import none_left
 from ..core.noise import DEFAULT, source
+from ..core.not_finite import check_result
 from ..core.process import Process
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..core.table import Table
 from ..errors import ArgumentError, GridError, RunError, flag, whole
-from ..hooks.guard import check_result
 from . import acting, choice, kept, levels, model, modular, request
 from .attributes import Attributes, Stepped, held
 from .caller import pipeline_of

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import words
+from ..core.hook import adapt
 from ..core.sampler import Sampler
-from ..hooks import adapt
 from ..hooks.control import Edit
 from ..recipe import GuidanceData, Recipe, versions
 from . import request, scale

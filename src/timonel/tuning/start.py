@@ -11,6 +11,7 @@ from ..core import grids, solvers
 from ..core.grids import Grid
 from ..core.process import At, Process
 from ..core.sampler import Sampler
+from ..engine import gits
 from ..errors import ArgumentError, TimonelError
 from .form import Arrays, supports
 from .model import Model, spread
@@ -53,11 +54,11 @@ class Paths:
             return model.denoised(x, spread(at, len(x)), samples, model.scale)
 
         self.fine = Sampler("euler", grids.usual(model.process), FINE).levels(model.process)
-        self.cost = grids.gits_cost(denoise, model.start(samples), self.fine)
+        self.cost = gits.gits_cost(denoise, model.start(samples), self.fine)
 
     def levels(self, steps: int) -> Grid:
-        """The levels on which `steps` Euler steps stay near the model's own paths; see `timonel.core.grids.gits`."""
-        path = grids.choose(self.cost, steps, GITS)
+        """The levels on which `steps` Euler steps stay near the model's own paths; see `timonel.engine.gits`."""
+        path = gits.choose(self.cost, steps, GITS)
         fine = self.fine
         return Grid(fine.process, fine.alpha[path], fine.sigma[path], fine.time[path], "gits")
 

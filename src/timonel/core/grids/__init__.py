@@ -22,9 +22,6 @@ from .cut import bounds as bounds
 from .cut import cut as cut
 from .flow import stretched as stretched
 from .gaussian import gaussian
-from .gits import choose as choose
-from .gits import gits as gits
-from .gits import gits_cost as gits_cost
 from .grid import MOST_STEPS as MOST_STEPS
 from .grid import Grid as Grid
 from .grid import few_enough as few_enough

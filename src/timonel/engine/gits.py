@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError, GridError, finite
-from ..process import At, Process
-from .grid import Grid, few_enough
-from .index import trailing
-from .sigma import karras, usual
+from ..core.grids.grid import Grid, few_enough
+from ..core.grids.index import trailing
+from ..core.grids.sigma import karras, usual
+from ..core.process import At, Process
+from ..errors import ArgumentError, GridError, finite
 
 MOST_FINE = 2000  # the cost has (fine + 1)² numbers
 
@@ -41,8 +41,8 @@ def choose(cost: Tensor, steps: int, coefficient: float = 1.0) -> list[int]:
 @torch.no_grad()
 def _teacher(denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, prediction: str) -> tuple[Tensor, Tensor]:
     """An Euler run on `fine`: x at its M + 1 levels and the denoised predictions at the first M."""
-    from ..run import Run  # the core imports grids
-    from ..solvers import make
+    from ..core.run import Run  # the core imports grids
+    from ..core.solvers import make
 
     run = Run(make("euler", fine), prediction)
     run.start(x)
