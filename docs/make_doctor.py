@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from timonel.diagnosis import FAMILIES, PRESETS, doctor
-from timonel.diagnosis.presets import Preset
+from timonel.pipelines.family.presets import Preset
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "doctor.md"

@@ -20,7 +20,7 @@ from timonel.compat.schedulers import CLASSES
 from timonel.core import process as processes
 from timonel.core.process.keys import RANGES
 from timonel.errors import ArgumentError
-from timonel.pipelines.configured import unlike
+from timonel.pipelines.sockets.configured import unlike
 
 SD = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ANY: dict[str, type] = {"Scheduler": tm.Scheduler, **CLASSES}

@@ -19,10 +19,11 @@ from timonel.cli import app, main
 from timonel.core import grids
 from timonel.core.process.config import SILENT
 from timonel.core.sampler import Sampler
-from timonel.diagnosis import FAMILIES, PRESETS, Diagnosis, doctor, reading, trial
+from timonel.diagnosis import FAMILIES, PRESETS, Diagnosis, doctor, trial
 from timonel.diagnosis.combination import Combination
 from timonel.diagnosis.command import parsed
 from timonel.errors import ArgumentError, ModelError, UnknownName
+from timonel.pipelines.family import facts
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
 KINDS = {"svd": "edm", "svd_xt": "edm", **dict.fromkeys(("sd1", "sd2_v", "sd2_base", "sdxl", "lcm"), "vp")}
@@ -60,7 +61,7 @@ def test_a_published_configuration_is_told_and_its_own_scheduler_gets_no_complai
 ) -> None:
     found = doctor(folders[name], steps=6)
     assert found.family == name
-    assert reading.read(folders[name]).process.kind == KINDS.get(name, "flow")
+    assert facts.read(folders[name]).process.kind == KINDS.get(name, "flow")
     assert found.presets == PRESETS[name]
     assert found.combination.sound, found.combination.findings
 
@@ -139,11 +140,11 @@ def test_a_shipped_model_is_recommended_what_its_card_says(name: str) -> None:
 
 
 def test_pipelines_are_read_for_what_they_do_with_their_scheduler(folders: dict[str, str]) -> None:
-    svd, xl, flux = (reading.loop(reading.read(folders[n])) for n in ("svd", "sdxl", "flux_dev"))
+    svd, xl, flux = (facts.loop(facts.read(folders[n])) for n in ("svd", "sdxl", "flux_dev"))
     assert (svd.begins, svd.generator, svd.lists, svd.steps) == (False, False, ("sigmas",), 25)
     assert (xl.begins, xl.generator, xl.init) == (True, True, True)
     for unreadable in ("NoSuchPipeline", "DiffusionPipeline"):  # diffusers has none, or one without a loop
-        assert reading.loop(reading.Facts("", unreadable, {})) == reading.Loop()
+        assert facts.loop(facts.Facts("", unreadable, {})) == facts.Loop()
     assert (flux.begins, flux.sigmas, flux.mu, flux.init) == (True, True, True, False)
 
 
@@ -235,7 +236,7 @@ def test_the_defaults_of_diffusers_are_those_of_the_installed_one() -> None:
     quoted = [(p, p.source.split()[-1]) for presets in PRESETS.values() for p in presets if "defaults of" in p.source]
     assert len(quoted) > 5
     for preset, name in quoted:
-        habits = reading.loop(reading.Facts("", name, {}))
+        habits = facts.loop(facts.Facts("", name, {}))
         assert habits.steps == preset.steps
         assert preset.guidance in (None, habits.guidance)
 
@@ -267,8 +268,8 @@ class Told:
 
 @pytest.mark.parametrize(("shift", "end"), [(0.0, 0.0), (100.0, 0.0), (0.0, 0.2)])
 def test_the_trial_finds_what_is_wrong_and_nothing_else(shift: float, end: float, folders: dict[str, str]) -> None:
-    process = reading.read(folders["sd35_large"]).process
-    loop = reading.Loop(init=False, scales=False, generator=False)
+    process = facts.read(folders["sd35_large"]).process
+    loop = facts.Loop(init=False, scales=False, generator=False)
     done = trial.run(Told(shift, end), loop, process, "flow", 10, {})
     assert not done.error
     assert (len(done.off) > 5) == (shift > 0)
@@ -287,7 +288,7 @@ def test_an_examination_changes_nothing_global(folders: dict[str, str]) -> None:
 # -- what suits it -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_all_that_is_advised_can_be_done(name: str, folders: dict[str, str]) -> None:
-    found, process = doctor(folders[name], steps=2), reading.read(folders[name]).process
+    found, process = doctor(folders[name], steps=2), facts.read(folders[name]).process
     for sampler in found.samplers:
         for grid in found.grids:
             assert Sampler(sampler.name, grid=grid.name, steps=6).compile(process).nfe >= 6
@@ -451,10 +452,10 @@ def test_a_scheduler_made_in_code_is_examined_as_the_one_that_is_loaded(tmp_path
         json.dumps(found.to_dict(), allow_nan=False)
         scheduler.save_pretrained(tmp_path / name / "scheduler")
         for same in (str(tmp_path / name), SimpleNamespace(scheduler=scheduler, config={})):
-            facts, made = reading.read(same), reading.read(scheduler)
-            assert facts.own == name
-            assert facts.prediction == made.prediction
-            ends = [(f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (facts, made)]
+            one, other = facts.read(same), facts.read(scheduler)
+            assert one.own == name
+            assert one.prediction == other.prediction
+            ends = [(f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (one, other)]
             assert ends[0] == ends[1], name
 
 

@@ -20,7 +20,7 @@ from timonel.engine.batch import Job
 from timonel.engine.batch import drive as drive_fleet
 from timonel.errors import ArgumentError
 from timonel.pipelines.capture import capture
-from timonel.pipelines.gate import Gate
+from timonel.pipelines.guidance.gate import Gate
 from timonel.recipe import GuidanceData, Recipe
 
 #: family, and the number of samples that the network computes at every step, in units of one half

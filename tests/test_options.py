@@ -15,7 +15,7 @@ from timonel import compat
 from timonel.compat.config import MODEL
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, GridError, GuardStop, TimonelError, UnknownName
-from timonel.pipelines.acting import seen
+from timonel.pipelines.sockets.acting import seen
 
 VP = {
     "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",

@@ -13,7 +13,7 @@ from torch import nn
 import timonel as tm
 import tiny
 from timonel.errors import ArgumentError, HookError, ModelError, RunError, UnknownName
-from timonel.pipelines.fits import counts
+from timonel.pipelines.inspect_source import counts
 
 # family, class. The loops of the second half use the number of the turn, or keep a sample of their own.
 STEERED = {

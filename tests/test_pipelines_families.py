@@ -10,7 +10,7 @@ import torch
 import timonel as tm
 import tiny
 from timonel.errors import ArgumentError, ModelError
-from timonel.pipelines.fits import counts
+from timonel.pipelines.inspect_source import counts
 
 
 def first(output: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 import timonel as tm
 import tiny
 from timonel.errors import ArgumentError
-from timonel.pipelines import parts
+from timonel.pipelines.guidance import parts
 
 STEPS = 6
 # family, class; what its scale is called; how many samples the network computes where guided and where not

@@ -20,7 +20,7 @@ import tiny
 from timonel.errors import PreviewMissing, RunError
 from timonel.hooks.rgb import to_images
 from timonel.pipelines.capture import capture
-from timonel.pipelines.decode import Context
+from timonel.pipelines.decode.previews import Context
 
 CASES = pipes.load()
 # one of each way of decoding: packed, statistics of a batch norm, channels last, quantised, with sound, layers,

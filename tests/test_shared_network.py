@@ -16,8 +16,8 @@ import timonel as tm
 import tiny
 from timonel.compat import SDXLCFGCutoffCallback
 from timonel.errors import RunError
-from timonel.pipelines.busy import needs
 from timonel.pipelines.capture import capture
+from timonel.pipelines.network.busy import needs
 
 BUSY = "at work in another call"
 CALL: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "guidance": tm.cfg(4.0, until=0.5)}

@@ -34,7 +34,7 @@ _WHERE = {
     "Run": "core.run",
     "SOLVERS": "core.solvers",
     "Sampler": "core.sampler",
-    "Scheduler": "pipelines.scheduler",
+    "Scheduler": "pipelines.sockets.scheduler",
     "SeededNoise": "core.noise",
     "Table": "core.table",
     "TimonelError": "errors",
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from .hooks.trace import trace as trace
     from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm
-    from .pipelines.scheduler import Scheduler as Scheduler
+    from .pipelines.sockets.scheduler import Scheduler as Scheduler
     from .recipe import Recipe as Recipe
     from .recipe import replay as replay
     from .tuning import tune as tune

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import timonel as tm
 from timonel.errors import GridError, PreviewMissing
 from timonel.hooks.rgb import to_images
-from timonel.pipelines import decode
-from timonel.pipelines.pictures import pictures
+from timonel.pipelines.decode import previews
+from timonel.pipelines.decode.pictures import pictures
 
 from .alike import MEANT, counterparts, ended, replaced, schedulers
 from .registry import Case
@@ -389,11 +389,11 @@ def preview(trial: Trial) -> str:
 @contextmanager
 def _quickly() -> Iterator[None]:
     """Linear maps fitted to smaller pictures: tiny autoencoders cost as much as large ones at their size."""
-    pixels, decode.FIT_PIXELS = decode.FIT_PIXELS, 64
+    pixels, previews.FIT_PIXELS = previews.FIT_PIXELS, 64
     try:
         yield
     finally:
-        decode.FIT_PIXELS = pixels
+        previews.FIT_PIXELS = pixels
 
 
 def _own_picture(trial: Trial) -> Any:

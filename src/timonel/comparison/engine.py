@@ -27,8 +27,8 @@ from ..engine.batch import Job, drive
 from ..errors import TimonelError
 from ..generate import SMALL
 from ..pipelines.capture import Captured, NotCaptured, capture
-from ..pipelines.decoded import Decoded
-from ..pipelines.elsewhere import guided
+from ..pipelines.decode.not_finite import Decoded
+from ..pipelines.fitted_check import guided
 from ..pipelines.helm import Helm
 from ..recipe import GuidanceData, Recipe
 from . import measure

@@ -22,7 +22,7 @@ from ..core.sampler import Sampler
 from ..core.solvers.adams import ADAMS_BASHFORTH, pndm_rest
 from ..core.table import Rows, Table
 from ..errors import ArgumentError, RunError, shown
-from ..pipelines.timesteps import number
+from ..pipelines.sockets.timesteps import number
 from .base import Compat
 from .defaults import BETAS, LEADING
 from .levels import Asked

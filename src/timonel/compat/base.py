@@ -22,9 +22,10 @@ from ..core.process.config import name_of
 from ..core.program import Directed
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
-from ..pipelines import acting, model, request
-from ..pipelines.configured import unlike
-from ..pipelines.timesteps import number
+from ..pipelines import request
+from ..pipelines.sockets import acting, model
+from ..pipelines.sockets.configured import unlike
+from ..pipelines.sockets.timesteps import number
 from . import levels
 from .config import MODEL, TRAINING, read
 from .coordinates import BLIND

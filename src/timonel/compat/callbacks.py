@@ -19,9 +19,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..errors import ArgumentError, finite, whole
-from ..pipelines import parts
-from ..pipelines.busy import called_by
-from ..pipelines.gate import networks
+from ..pipelines.guidance import parts
+from ..pipelines.guidance.gate import networks
+from ..pipelines.network.busy import called_by
 
 HELD = "_timonel_cutoff"  # where a pipeline holds its hooks for the time of a call
 

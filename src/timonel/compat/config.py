@@ -9,7 +9,7 @@ from ..core import prediction as predictions
 from ..core import process as processes
 from ..core.process import EDM, VE, Crash, Flow, Process
 from ..core.process.config import CRASH, class_of
-from ..pipelines.model import stays_flow
+from ..pipelines.sockets.model import stays_flow
 
 TRAINING = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",

@@ -19,9 +19,9 @@ from ..core.process import Exploding, Level, Process, double
 from ..core.process.config import name_of
 from ..core.run import Run
 from ..pipelines import request
-from ..pipelines.listing import Listing
-from ..pipelines.scheduler import Scheduler
-from ..pipelines.timesteps import number
+from ..pipelines.sockets.listing import Listing
+from ..pipelines.sockets.scheduler import Scheduler
+from ..pipelines.sockets.timesteps import number
 from . import levels
 
 logger = logging.getLogger("timonel")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.drawn import DrawnNoise
-from ..pipelines.scheduler import Scheduler
+from ..pipelines.sockets.scheduler import Scheduler
 
 In = torch.dtype | Literal["output", "both"]
 

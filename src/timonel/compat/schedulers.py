@@ -19,7 +19,7 @@ from ..core.sampler import Sampler
 from ..core.solvers.unipc import unipc
 from ..core.table import Table
 from ..errors import ArgumentError
-from ..pipelines.generators import Seeding
+from ..pipelines.sockets.generators import Seeding
 from .adams import IPNDMScheduler as IPNDMScheduler
 from .adams import PNDMScheduler as PNDMScheduler
 from .base import Compat

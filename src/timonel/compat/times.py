@@ -26,8 +26,8 @@ from ..core.run import Run
 from ..core.table import Table
 from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
-from ..pipelines.listing import Listing
-from ..pipelines.timesteps import Hand, Loop, equal, number
+from ..pipelines.sockets.listing import Listing
+from ..pipelines.sockets.timesteps import Hand, Loop, equal, number
 from .coordinates import Coordinates
 from .levels import NUDGE, SAME
 

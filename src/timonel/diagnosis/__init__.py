@@ -20,11 +20,11 @@ from ..core.process import EDM, Flow, double
 from ..core.process.edm import CLOCKS
 from ..core.sampler import DEFAULT, STEPS, Sampler
 from ..errors import ArgumentError, options
+from ..pipelines.family.facts import Facts, Loop, loop, read
+from ..pipelines.family.families import FAMILIES, recognise
+from ..pipelines.family.presets import PRESETS, Preset
 from . import suits
 from .combination import Combination, examine
-from .families import FAMILIES, recognise
-from .presets import PRESETS, Preset
-from .reading import Facts, Loop, loop, read
 from .suits import Advice
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "the clean sample", "flow": "the flow", "edm": "EDM's F",

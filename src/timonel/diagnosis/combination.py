@@ -16,11 +16,11 @@ from ..core import prediction as predictions
 from ..core import process as processes
 from ..core.sampler import Sampler
 from ..core.table import Table
+from ..pipelines.family.facts import Facts, Loop
 from . import trial as trials
 from . import visited
 from .ours import Ours, in_timonel, left, spread, twin
 from .peer import FLAGS, Peer, arguments, own, written
-from .reading import Facts, Loop
 from .trial import DATA, Trial, described
 
 Kind = Literal["fails", "wrong", "ignored", "note"]

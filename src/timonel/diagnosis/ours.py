@@ -11,10 +11,10 @@ from .. import compat
 from ..core.analysis import effects, spreads
 from ..core.table import Table
 from ..errors import TimonelError
-from ..pipelines.scheduler import Scheduler
+from ..pipelines.family.facts import Facts, Loop
+from ..pipelines.sockets.scheduler import Scheduler
 from . import trial as trials
 from .peer import Peer
-from .reading import Facts, Loop
 
 
 @dataclass(frozen=True)

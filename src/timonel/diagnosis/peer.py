@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.sampler import Sampler
 from ..errors import UnknownName
-from .reading import Facts, Loop
+from ..pipelines.family.facts import Facts, Loop
 
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 SLOPES = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}

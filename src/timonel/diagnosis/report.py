@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..files import plain
+from ..pipelines.family.presets import Preset
 from .combination import shown
-from .presets import Preset
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,9 +9,9 @@ from ..core import prediction as predictions
 from ..core.process import Process
 from ..core.sampler import Sampler
 from ..errors import TimonelError
-from .families import FAMILIES
-from .presets import PRESETS
-from .reading import Facts
+from ..pipelines.family.facts import Facts
+from ..pipelines.family.families import FAMILIES
+from ..pipelines.family.presets import PRESETS
 
 STEPS = 10
 MANY = "order 2 at one call a step; measured nearest at 5 to 12 calls (docs/which-sampler.md)"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..core import prediction as predictions
 from ..core.process import Level, Process, double, keys
+from ..pipelines.family.facts import Loop
 from . import visited
-from .reading import Loop
 
 DATA = 0.5  # standard deviation of the data; latents of pictures have about 1, their details less
 SHAPE = (1, 4, 64, 64)

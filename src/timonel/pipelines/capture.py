@@ -27,10 +27,10 @@ from ..core.program import Shape
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
-from . import arguments, parts
-from .busy import Claim
-from .gate import Gate
+from .guidance import arguments, parts
+from .guidance.gate import Gate
 from .helm import Helm
+from .network.busy import Claim
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
 TIMES = ("timestep", "timesteps", "t")  # what networks call their time

@@ -38,9 +38,9 @@ from ..core.run import Run
 from ..core.sampler import STEPS, Sampler
 from ..core.table import Table
 from ..errors import ArgumentError, SchedulerReplaced, TimonelError
-from . import kept
-from .fits import indexes_by_time
-from .levels import GRID_FLAGS
+from .inspect_source import indexes_by_time
+from .sockets import kept
+from .sockets.requested_levels import GRID_FLAGS
 
 FEW = 4  # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model card
 SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
@@ -291,7 +291,7 @@ def of_scheduler(scheduler: Any) -> Sampler:
     Raises `ArgumentError` where it is none.
     """
     from ..compat.base import Compat
-    from .scheduler import Scheduler
+    from .sockets.scheduler import Scheduler
 
     if isinstance(scheduler, Scheduler) and not isinstance(scheduler, Compat):
         return kept.sampler(scheduler.config)
@@ -324,9 +324,9 @@ def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
 
 def _preset(model: Model) -> tuple[Sampler, str] | None:
     """The first preset of the family that the pipeline is recognised as."""
-    from ..diagnosis.families import recognise
-    from ..diagnosis.presets import PRESETS
-    from ..diagnosis.reading import read
+    from .family.facts import read
+    from .family.families import recognise
+    from .family.presets import PRESETS
 
     family = recognise(read(model.pipe))
     if family is None:

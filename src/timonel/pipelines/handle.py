@@ -11,7 +11,7 @@ from ..core.hook import Hook
 from ..core.run import Run
 from ..core.states import GOES, allowed, check
 from ..errors import RunError, instance
-from .decode import previewed
+from .decode.previews import previewed
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -19,19 +19,30 @@ from ..core.run import Run
 from ..core.sampler import DEFAULT, Sampler
 from ..errors import ArgumentError, GridError, Inexact, ModelError, RunError, UnknownName, is_number, whole
 from ..zoo import prompts
-from . import busy, caches, choice, elsewhere, levels, request, scale
-from .busy import Claim
-from .decode import Context, previewed
-from .decoded import Decoded
-from .fits import changes, counts, foreign, one_row_loops, rounds_down, steps_with_scheduler, takes_the_run
-from .gate import Gate, gated, networks
+from . import choice, fitted_check, request
+from .decode.not_finite import Decoded
+from .decode.previews import Context, previewed
+from .guidance import scale
+from .guidance.gate import Gate, gated, networks
 from .handle import Handle
+from .inspect_source import (
+    changes,
+    counts,
+    foreign,
+    one_row_loops,
+    rounds_down,
+    steps_with_scheduler,
+    takes_the_run,
+)
 from .load import Loading, pipeline_of
-from .model import forward
+from .network import busy, caches
+from .network.busy import Claim
 from .piped import Piped
-from .scheduler import Orders, Scheduler
 from .signed import sign
-from .timesteps import Rewound
+from .sockets import requested_levels
+from .sockets.model import forward
+from .sockets.scheduler import Orders, Scheduler
+from .sockets.timesteps import Rewound
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -206,7 +217,7 @@ class Helm:
                 if scheduler.current is not None:
                     scheduler.current.disown()
         if not scheduler.hand.given:
-            levels.left(scheduler.sampler.steps, options, self._parameters)
+            requested_levels.left(scheduler.sampler.steps, options, self._parameters)
             raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
         if self.choice is not None and scheduler.orders.listed:
             self.choice = self.choice.listed(scheduler.settled, scheduler.run.table.steps)
@@ -260,10 +271,10 @@ class Helm:
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
         ours = request.ours(ours)
-        options = levels.shares(self._repeated(request.options(self._named(args, options), self._parameters)))
+        options = requested_levels.shares(self._repeated(request.options(self._named(args, options), self._parameters)))
         hooks, resume = tuple(ours["hooks"]), ours["resume"]
         chosen = choice.of_run(resume) if resume is not None and ours["sampler"] is None else ours["sampler"]
-        named = levels.named(chosen, options)
+        named = requested_levels.named(chosen, options)
         batch = self._batch(options)
         for hook in hooks:
             takes_the_run(hook)
@@ -271,7 +282,7 @@ class Helm:
         given, own = scale.order(self.pipe, self._parameters, options, guidance)
         scheduler, made = self._sampling(ours, options, given)
         if rounds_down(self.pipe):
-            levels.left(scheduler.sampler.steps, options, self._parameters)
+            requested_levels.left(scheduler.sampler.steps, options, self._parameters)
         gate = Gate(self.pipe, scheduler, batch, own)
         gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
@@ -286,8 +297,8 @@ class Helm:
         self._refinable(scheduler, options)
         self.choice = made.on(scheduler.settled)
         if scheduler.sampler.fitted is not None and ours["sampler"] is not None:
-            guided = elsewhere.guided(self.pipe, self._parameters, options, given)
-            elsewhere.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
+            guided = fitted_check.guided(self.pipe, self._parameters, options, given)
+            fitted_check.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         if self.card is not None:
             prompts.warn(self.card, options.get("prompt"), stacklevel=4)
         return scheduler, gate, options
@@ -395,7 +406,7 @@ class Helm:
     ) -> tuple[Scheduler, choice.Choice]:
         """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
         steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
-        levels.agree(steps, options)
+        requested_levels.agree(steps, options)
         forward(type(self.pipe.scheduler).__name__)  # what is made in code does not write its class
         scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
         own, config = self._came
@@ -405,7 +416,7 @@ class Helm:
         if model.card is not None and shipped and ours["sampler"] is None and ours.get("fitted", True):
             count = model.card.default_steps if steps is None else steps
             asked = (self.pipe, self._parameters, options, guidance)
-            fitted = elsewhere.shipped(model.card.name, count, scheduler.prediction, *asked)
+            fitted = fitted_check.shipped(model.card.name, count, scheduler.prediction, *asked)
         run = ours.get("resume")
         if run is not None and ours["sampler"] is None:
             made = choice.resumed(model, run, steps)

@@ -15,11 +15,12 @@ from ..core.hook import adapt
 from ..core.sampler import Sampler
 from ..hooks.control import Edit
 from ..recipe import GuidanceData, Recipe, versions
-from . import request, scale
+from . import request
+from .guidance import scale
 
 if TYPE_CHECKING:
     from .helm import Helm
-    from .scheduler import Scheduler
+    from .sockets.scheduler import Scheduler
 
 PLAIN = ("generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "num_inference_steps")
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded

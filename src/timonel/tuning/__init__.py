@@ -144,12 +144,12 @@ def tune(
 
 def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guidance | None:
     """The guidance of the fit as a use of its file is looked at: with the pipeline's own scale where it has one."""
-    from ..pipelines import elsewhere
-    from ..pipelines import scale as scales
+    from ..pipelines import fitted_check
+    from ..pipelines.guidance import scale as scales
 
     options = dict(inputs)
     ordered, _ = scales.order(helm.pipe, helm._parameters, options, guidance)
-    return elsewhere.guided(helm.pipe, helm._parameters, options, ordered)
+    return fitted_check.guided(helm.pipe, helm._parameters, options, ordered)
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.process import VP, Flow, Process, double
-from ..core.process.level import Level
-from ..core.run import Run
-from ..errors import ArgumentError, RunError, finite, shown, whole
-from . import request
+from ...core.process import VP, Flow, Process, double
+from ...core.process.level import Level
+from ...core.run import Run
+from ...errors import ArgumentError, RunError, finite, shown, whole
+from .. import request
 
 if TYPE_CHECKING:
     from .listing import Listing

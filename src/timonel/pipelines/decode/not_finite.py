@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import GuardStop
-from .busy import AUTOENCODERS
+from ...errors import GuardStop
+from ..network.busy import AUTOENCODERS
 
 
 class Decoded(ExitStack):

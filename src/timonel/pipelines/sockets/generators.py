@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.noise import Seeded, source
-from ..errors import ArgumentError, RunError
-from . import caller
-from .caller import Generators
+from ...core.noise import Seeded, source
+from ...errors import ArgumentError, RunError
+from ..network import caller
+from ..network.caller import Generators
 
 if TYPE_CHECKING:
-    from ..core.run import Run
-    from ..core.sampler import Sampler
+    from ...core.run import Run
+    from ...core.sampler import Sampler
 
 LARGEST = 2**62
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .reading import Facts
+from .facts import Facts
 
 SAME_UNET = "a LoRA or another UNet of the same shape leaves no trace in the configuration"
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, RunError
-from ..hooks.preview import LatentRGB
-from ..hooks.rgb import to_images
+from ...errors import ModelError, RunError
+from ...hooks.preview import LatentRGB
+from ...hooks.rgb import to_images
+from ..network.busy import beside, turn, turns
 from . import tail
-from .busy import beside, turn, turns
 from .pictures import pictures, spectrogram, spread
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..core.run import Run
+    from ...core.run import Run
 
 FIT_PIXELS, FIT_PICTURES = 256, 4
 ROUNDS = 16  # of pictures at most, for autoencoders with many channels

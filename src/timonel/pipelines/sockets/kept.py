@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.sampler import Sampler
-from ..errors import options
+from ...core.sampler import Sampler
+from ...errors import options
 
 
 def told(sampler: Sampler) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def sampler(config: Mapping[str, Any]) -> Sampler:
     """The inverse of `told`; the name may also be that of a sampler file. Raises `ArgumentError`."""
     table, fitted = config["sampler_table"], None
     if table is not None:
-        from ..core.fitted.fitted import Fitted
+        from ...core.fitted.fitted import Fitted
 
         fitted = Fitted.from_dict(table, config["sampler"])
     given = config["sampler_options"]

@@ -12,8 +12,8 @@ from ..core.fitted.fingerprint import fingerprint
 from ..core.guidance import Guidance, cfg
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, FittedElsewhere
-from . import scale
-from .gate import networks
+from .guidance import scale
+from .guidance.gate import networks
 
 if TYPE_CHECKING:
     from ..core.fitted.fitted import Fitted

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import solvers
-from ..core.grids import Grid
-from ..core.process import Process
-from ..core.run import Run
-from ..core.sampler import Sampler
-from ..core.table import Table
-from ..errors import GridError
-from . import levels
+from ...core import solvers
+from ...core.grids import Grid
+from ...core.process import Process
+from ...core.run import Run
+from ...core.sampler import Sampler
+from ...core.table import Table
+from ...errors import GridError
+from . import requested_levels
 from .timesteps import equal
 
 ROUNDED = 2.0**-7  # relative, of a time in bfloat16
@@ -67,10 +67,10 @@ class Listing(NamedTuple):
             )
         if rows == (0, table.nfe):
             return table
-        levels.whole(sampler, table.step, start, stop)
+        requested_levels.whole(sampler, table.step, start, stop)
         first, last = (table.step_at(row) for row in rows)
         if rows[0] != table.first_row(first):
-            return replace(make(sampler, levels.between(grid, table, *rows), first), first=rows[0])
+            return replace(make(sampler, requested_levels.between(grid, table, *rows), first), first=rows[0])
         return solvers.part(table, grid, first, last, partial(make, sampler))
 
     def rows(self, time: float, following: int | None, rounds: bool = True) -> list[int]:

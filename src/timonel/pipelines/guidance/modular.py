@@ -11,12 +11,12 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from ..core.hook import Hook
-from ..core.run import Run
-from .caller import is_modular, pipeline_of
+from ...core.hook import Hook
+from ...core.run import Run
+from ..network.caller import is_modular, pipeline_of
 
 if TYPE_CHECKING:
-    from .scheduler import Scheduler
+    from ..sockets.scheduler import Scheduler
 
 
 class Counted(Hook):

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .. import zoo
-from ..core import prediction as predictions
-from ..core.process import Process, from_config
-from ..errors import ModelError
-from ..pipelines import trust
+from ... import zoo
+from ...core import prediction as predictions
+from ...core.process import Process, from_config
+from ...errors import ModelError
+from .. import trust
 
 NETWORKS = ("transformer", "unet", "prior")
 # of a hub repository, only the configurations are fetched: a few kilobytes

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ...errors import ArgumentError
 
 # pipelines (or beginnings of their names) whose first part is the conditional one
 CONDITIONAL_FIRST = ("DiT", "Lumina", "OmniGen", "StableCascade", "ZImage")

@@ -18,27 +18,29 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from ..core import prediction as predictions
-from ..core import process as processes
-from ..core import solvers
-from ..core.grids import Grid
-from ..core.grids.cut import none_left
-from ..core.noise import DEFAULT, source
-from ..core.not_finite import check_result
-from ..core.process import Process
-from ..core.run import Run
-from ..core.sampler import Sampler
-from ..core.table import Table
-from ..errors import ArgumentError, GridError, RunError, flag, whole
-from . import acting, choice, kept, levels, model, modular, request
-from .attributes import Attributes, Stepped, held
-from .caller import pipeline_of
+from ...core import prediction as predictions
+from ...core import process as processes
+from ...core import solvers
+from ...core.grids import Grid
+from ...core.grids.cut import none_left
+from ...core.noise import DEFAULT, source
+from ...core.not_finite import check_result
+from ...core.process import Process
+from ...core.run import Run
+from ...core.sampler import Sampler
+from ...core.table import Table
+from ...errors import ArgumentError, GridError, RunError, flag, whole
+from .. import choice, request
+from ..guidance import modular
+from ..inspect_source import keeps_unit_variance
+from ..network.caller import pipeline_of
+from ..orders import Orders as Orders
+from ..piped import calling
+from . import acting, kept, model, requested_levels
 from .configured import Configured
-from .fits import keeps_unit_variance
 from .generators import Seeding
 from .listing import Listing
-from .orders import Orders as Orders
-from .piped import calling
+from .outputs import Attributes, Stepped, held
 from .timesteps import Hand, Loop, Timesteps, adopted, check_handover, is_part, number
 
 
@@ -202,19 +204,19 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         if not isinstance(times, Tensor):
             times = torch.tensor(request.numbers("timesteps", times) or (), dtype=torch.float64)
         plain = times.detach().as_subclass(Tensor)
-        begin = None if self._listing is None else levels.place(self._listing.times, plain)
+        begin = None if self._listing is None else requested_levels.place(self._listing.times, plain)
         if begin is None or self._listing is None:
             self.set_timesteps(timesteps=plain.tolist(), device=plain.device)
         else:
             self._timesteps = Timesteps.of(plain, self, self._listing.times, begin)
 
     def lists(self, times: Tensor) -> bool:
-        """Whether `times` is the list of the present levels."""
+        """Whether `times` is the list of the present requested_levels."""
         return self._listing is not None and times is self._listing.times
 
     @property
     def settled(self) -> Sampler:
-        """The sampler of the present levels, with the grid that the name or the config decided."""
+        """The sampler of the present requested_levels, with the grid that the name or the config decided."""
         return self._sampler
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -249,14 +251,14 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
         it from the picture's size. `original_inference_steps`: of the grid "lcm". `max_timesteps` and
         `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
-        `strength`: all steps in the last part of the levels, from loops that do not slice their list.
+        `strength`: all steps in the last part of the requested_levels, from loops that do not slice their list.
         """
         keeps_unit_variance(pipeline_of(self))
         self._reread()
         if self.hand.replay and self._listing is not None:
             self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
             return
-        asked = levels.Asked(
+        asked = requested_levels.Asked(
             request.steps(num_inference_steps), request.numbers("timesteps", timesteps),
             request.numbers("sigmas", sigmas), request.number("mu", mu),
             None if original_inference_steps is None else whole("original_inference_steps", original_inference_steps),
@@ -269,7 +271,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             self._timesteps, self._begin_index = self._timesteps.to(device), None
             return
         orders = self.orders
-        self._list(*levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device)
+        self._list(
+            *requested_levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device
+        )
         self._sampler.drawing(self.run.table, self.process)
         self.custom_timesteps, self._asked = asked.times is not None, request_of
 
@@ -280,7 +284,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
-        self.order = levels.Order.of(table, grid)
+        self.order = requested_levels.Order.of(table, grid)
         self.num_inference_steps = table.steps
         self._asked, self._mixed, self._begin_index = None, False, None
         self.hand.loops = []  # of the levels before
@@ -489,7 +493,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._mixed = True
         process = self.process if self._listing is None else self._listing.grid.process
         table = None if self._listing is None or self._sampler.fitted is None else self.run.table
-        level = process.at_time(times) if table is None else levels.at(table, process, times)
+        level = process.at_time(times) if table is None else requested_levels.at(table, process, times)
         alpha, sigma = level.factors(original_samples)
         return alpha * original_samples + sigma * noise
 

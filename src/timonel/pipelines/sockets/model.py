@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import prediction as predictions
-from ..core import process as processes
-from ..core.process.config import ANGLED, COSINE, INVERSE, PROCESSES, SHIFTED, name_of
-from ..core.process.edm import CLOCKS
-from ..errors import ArgumentError, UnknownName
+from ...core import prediction as predictions
+from ...core import process as processes
+from ...core.process.config import ANGLED, COSINE, INVERSE, PROCESSES, SHIFTED, name_of
+from ...core.process.edm import CLOCKS
+from ...errors import ArgumentError, UnknownName
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "final_sigmas_type": ("zero", "sigma_min"),

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.states import allowed
-from ..core.table import Table
-from ..errors import ArgumentError, RunError
+from ...core.states import allowed
+from ...core.table import Table
+from ...errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
-    from ..core.run import Run
+    from ...core.run import Run
     from .scheduler import Scheduler
 
 ROUNDING = 1e-9  # between two versions or machines that compute one table

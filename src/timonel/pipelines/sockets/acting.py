@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from .. import words
-from ..core import prediction as predictions
-from ..core import process as processes
-from ..core.grids import Grid
-from ..core.process import Flow, Process
-from ..core.process.config import name_of
-from ..core.process.vp import SCHEDULES
-from ..errors import ArgumentError, TimonelError
-from . import kept, levels, model
+from ... import words
+from ...core import prediction as predictions
+from ...core import process as processes
+from ...core.grids import Grid
+from ...core.process import Flow, Process
+from ...core.process.config import name_of
+from ...core.process.vp import SCHEDULES
+from ...errors import ArgumentError, TimonelError
+from . import kept, model, requested_levels
 
 Config = Mapping[str, Any]
 SAMPLER = ("sampler", "sampler_options", "sampler_noise", "sampler_table")  # checked where a sampler is made
@@ -85,7 +85,7 @@ def idle(see: Callable[[Config], tuple[Any, ...] | None], changes: Config, defau
 
 
 def seen(config: Config) -> tuple[Any, ...] | None:
-    """Everything that a config decides before a network is called, in numbers; None where it has no levels.
+    """Everything that a config decides before a network is called, in numbers; None where it has no requested_levels.
 
     Why it has none is said where its steps are chosen, which a sampler with another grid may still change.
     """
@@ -105,7 +105,9 @@ def _visited(process: Process, config: Config) -> Grid | None:
     sampler = kept.sampler(config)
     steps = STEPS if sampler.fitted is None else sampler.steps
     try:
-        return levels.of(sampler, process, config, levels.Asked(steps, mu=mu(process, config)), None)[1]
+        return requested_levels.of(
+            sampler, process, config, requested_levels.Asked(steps, mu=mu(process, config)), None
+        )[1]
     except TimonelError:
         return None
 
@@ -145,8 +147,8 @@ def _agrees(key: str, value: Any, now: tuple[Any, ...]) -> bool:
         return bool(now[0] == "flow")
     if key == "timestep_type":
         return bool(value == "continuous" and now[0] in ("edm", "ve"))
-    if key in levels.GRID_FLAGS or key == "timestep_spacing":
-        return bool(levels.GRID_FLAGS.get(key, value) == now[3])
+    if key in requested_levels.GRID_FLAGS or key == "timestep_spacing":
+        return bool(requested_levels.GRID_FLAGS.get(key, value) == now[3])
     return False
 
 
@@ -154,8 +156,8 @@ def remedy(key: str, value: Any, config: Config) -> str:
     """What would act instead of a key that does not."""
     process = processes.from_config({**config, "_class_name": ""})
     kind, name = name_of(process), kept.sampler(config).name
-    if key in levels.GRID_FLAGS or key == "timestep_spacing":
-        grid = levels.GRID_FLAGS.get(key, value)
+    if key in requested_levels.GRID_FLAGS or key == "timestep_spacing":
+        grid = requested_levels.GRID_FLAGS.get(key, value)
         if kept.sampler(config).fitted is not None:
             return f"the fitted sampler {name!r} has levels of its own; leave it out"
         return f"the levels are set by {_setter(config, kind)}; take sampler='{name}/{grid}' instead"
@@ -174,7 +176,7 @@ def _setter(config: Config, kind: str) -> str:
     sampler = kept.sampler(config)
     if sampler.fitted is not None or sampler.grid is not None:
         return f"the sampler {sampler.label!r}"
-    flag = next((flag for flag in levels.GRID_FLAGS if config[flag]), None)
+    flag = next((flag for flag in requested_levels.GRID_FLAGS if config[flag]), None)
     return f"{flag}=True" if flag else f"the {kind} process and the sampler {sampler.label!r}"
 
 

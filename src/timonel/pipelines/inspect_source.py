@@ -15,7 +15,7 @@ from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, TimonelError
 
 if TYPE_CHECKING:
-    from .scheduler import Scheduler
+    from .sockets.scheduler import Scheduler
 
 # what in a pipeline's source tells that its loop needs the sampler of its own scheduler
 FOREIGN = {

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core.guidance import Guidance, stretch
-from ..core.run import Run
-from ..errors import ArgumentError, ModelError
+from ...core.guidance import Guidance, stretch
+from ...core.run import Run
+from ...errors import ArgumentError, ModelError
 from . import parts
 
 if TYPE_CHECKING:
-    from .busy import Claim
-    from .scheduler import Scheduler
+    from ..network.busy import Claim
+    from ..sockets.scheduler import Scheduler
 
 # the first of these groups that a pipeline has is called once a step (or once a part) with the sample
 NETWORKS = (("unet", "transformer", "transformer_2"), ("prior",), ("decoder",), ("dit",))

@@ -9,12 +9,13 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..core import prediction as predictions
-from ..core import process as processes
-from ..core.process import Process
-from ..core.sampler import Sampler
-from ..errors import ArgumentError, UnknownName, options, plain
-from . import acting, choice, kept, model, request
+from ...core import prediction as predictions
+from ...core import process as processes
+from ...core.process import Process
+from ...core.sampler import Sampler
+from ...errors import ArgumentError, UnknownName, options, plain
+from .. import choice, request
+from . import acting, kept, model
 
 
 def unlike(one: object, other: object) -> bool:

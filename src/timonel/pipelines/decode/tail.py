@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from .caller import frames
-from .gate import networks
+from ...errors import ModelError
+from ..guidance.gate import networks
+from ..network.caller import frames
 
 # methods that change the object they belong to, as calls clean up after their loop: attention processors, caches
 CHANGING = re.compile(r"_?(set|clear|reset|enable|disable|remove|delete|load|unload|restore|fuse|unfuse|free)(_|$)")

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core import grids, solvers
-from ..core.grids import Grid
-from ..core.grids.cut import none_left
-from ..core.process import EDM, VE, Flow, Level, Process, double
-from ..core.sampler import Sampler
-from ..core.table import Table
-from ..errors import ArgumentError, GridError, finite
-from . import request
+from ...core import grids, solvers
+from ...core.grids import Grid
+from ...core.grids.cut import none_left
+from ...core.process import EDM, VE, Flow, Level, Process, double
+from ...core.sampler import Sampler
+from ...core.table import Table
+from ...errors import ArgumentError, GridError, finite
+from .. import request
 
 GRID_FLAGS = {
     "use_karras_sigmas": "karras",
@@ -230,7 +230,7 @@ def _part(sampler: Sampler, asks: str) -> str:
 
 def at(table: Table, process: Process, times: torch.Tensor) -> Level:
     """The levels of times (n,): of a fitted table that tells the network other times than the process, its own."""
-    from ..core.fitted.fitted import levels
+    from ...core.fitted.fitted import levels
 
     told, slack = table.time[:-1], SAME * table.time.abs().max()  # as far as a float32 list tells them apart
     near, row = (told[None] - times[:, None]).abs().min(1)

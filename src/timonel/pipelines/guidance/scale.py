@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..core.guidance import Guidance, cfg
-from ..errors import ArgumentError
+from ...core.guidance import Guidance, cfg
+from ...errors import ArgumentError
 from .gate import networks
 
 SCALES = ("max_guidance_scale", "guidance_scale", "decoder_guidance_scale", "prior_guidance_scale")

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import RunError
-from . import gate
+from ...errors import RunError
+from ..guidance import gate
 from .caller import pipelines
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"

@@ -1,0 +1,1 @@
+"""Latents to pictures, as the pipeline itself does it."""

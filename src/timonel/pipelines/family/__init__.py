@@ -1,0 +1,1 @@
+"""Which family a pipeline belongs to, and what is recommended for it."""

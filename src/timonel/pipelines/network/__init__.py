@@ -1,0 +1,1 @@
+"""Who calls a network, and what it remembers between two calls."""

@@ -1,0 +1,1 @@
+"""What a pipeline reads of its scheduler and its timesteps, driven by a run."""
