@@ -12,9 +12,9 @@ from torch import Tensor
 
 import timonel as tm
 from timonel import zoo
-from timonel.animate import Motion
 from timonel.errors import ModelError
 from timonel.exact import Mixture, solve
+from timonel.make.animate import Motion
 from timonel.pipelines.capture import capture
 from timonel.tuning import Pipeline, Plain, fit_model
 from timonel.tuning.subjects import painted

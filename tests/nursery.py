@@ -98,8 +98,8 @@ def tuned(path: Path, mark: Mark) -> None:
 
 # -- the command line --------------------------------------------------------------------------------
 def generated(path: Path, mark: Mark) -> None:
-    from timonel import generate as made
     from timonel.cli import app
+    from timonel.make import generate as made
 
     before = made.collect
 

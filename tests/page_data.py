@@ -134,7 +134,7 @@ def cell(at: Data, group: int, grid: int, reference: Image.Image, frames: int) -
         "story": story(final, steps, seed),
         "measures": measures,
         "recipe": {
-            "format": "timonel.recipe/1",
+            "format": "timonel.make.recipe/1",
             "prompt": at["prompt"],
             "sampler": sampler,
             "steps": steps,

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 import timonel as tm
 import tiny
-from timonel.animate import Motion, animate, still
 from timonel.cli import app
 from timonel.errors import ArgumentError, ModelError, TimonelError
+from timonel.make.animate import Motion, animate, still
 
 SIZE = {"height": 16, "width": 16, "num_frames": 3}
 

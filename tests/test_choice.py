@@ -21,8 +21,8 @@ from timonel import zoo
 from timonel.cli import app
 from timonel.core import grids, names
 from timonel.errors import ArgumentError, SchedulerReplaced
+from timonel.make.recipe import Recipe
 from timonel.pipelines import choice
-from timonel.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

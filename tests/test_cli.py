@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from timonel.cli import app
 from timonel.core.solvers import SOLVERS
 from timonel.errors import TimonelError
-from timonel.recipe import Recipe
+from timonel.make.recipe import Recipe
 
 APPLE = ["generate", "red apple", "--steps", "6", "--sampler", "dpmpp_2m/karras", "--seed", "7", "--guidance", "4"]
 

@@ -16,7 +16,7 @@ import timonel as tm
 from timonel import files
 from timonel.cli import app
 from timonel.errors import ArgumentError
-from timonel.places import placed
+from timonel.make.places import placed
 
 
 def run(*words: str, status: int = 0) -> str:
@@ -181,7 +181,7 @@ def test_a_picture_may_be_named_and_a_folder_meant(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="other rules for names")
 def test_long_prompts_make_names_that_a_disk_takes(tmp_path: Path) -> None:
-    from timonel.generate import slug
+    from timonel.make.generate import slug
 
     for prompt in ("apple " * 100, "𠀀" * 100, "苹果 " * 90):
         with files.claimed(tmp_path / f"{slug(prompt)}-{2**63 - 1}", ".png", ".sheet.png") as stem:

@@ -118,11 +118,11 @@ def test_ctrl_c_is_status_130_and_says_what_is_kept(shell, monkeypatch) -> None:
         if first:
             raise KeyboardInterrupt
         first.append(1)
-        from timonel.generate import Made
+        from timonel.make.generate import Made
 
         return Made(Path("a.png"), Path("a.sheet.png"), Path("a.gif"), recipe, 1.0, 2, "")
 
-    monkeypatch.setattr("timonel.generate.generate", make)
+    monkeypatch.setattr("timonel.make.generate.generate", make)
     status, _, err = shell("generate", "pizza", "--steps", "2", "--count", "3")
     assert status == 130
     assert err.splitlines()[-1] == "timonel: aborted; kept: a.png, a.sheet.png, a.gif"

@@ -27,7 +27,7 @@ from timonel.comparison.plan import Plan
 from timonel.comparison.store import Store
 from timonel.engine import batch
 from timonel.errors import ArgumentError, UnknownName
-from timonel.generate import generate
+from timonel.make.generate import generate
 from timonel.pipelines.capture import Captured
 
 

@@ -22,8 +22,8 @@ from timonel.comparison import compare, engine
 from timonel.comparison.plan import Plan
 from timonel.core.fitted.fitted import fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
-from timonel.generate import generate
-from timonel.recipe import Recipe
+from timonel.make.generate import generate
+from timonel.make.recipe import Recipe
 
 
 @pytest.fixture

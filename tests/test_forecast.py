@@ -15,12 +15,12 @@ import timonel as tm
 import tiny
 from models import PROCESSES, Constant, Gaussian, Mixture, drive, ends, label, lam_grid
 from timonel.core import forecast, grids, solvers
+from timonel.core.data import GuidanceData
 from timonel.core.guidance import Guidance, cfg
 from timonel.core.prediction import KINDS, coefficients, raw
 from timonel.core.process import VP, At, Level, double
 from timonel.core.run import Run
 from timonel.errors import ArgumentError, RunError
-from timonel.recipe import GuidanceData
 
 ZERO_SNR = VP.from_schedule(rescale_zero_snr=True)
 PLACES = {**PROCESSES, "zero snr": ZERO_SNR}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import timonel as tm
 import tiny
 from timonel.core import forecast
+from timonel.core.data import GuidanceData
 from timonel.core.guidance import Guidance, cfg
 from timonel.core.prediction import coefficients
 from timonel.core.process import Level
@@ -19,9 +20,9 @@ from timonel.core.run import Run
 from timonel.engine.batch import Job
 from timonel.engine.batch import drive as drive_fleet
 from timonel.errors import ArgumentError
+from timonel.make.recipe import Recipe
 from timonel.pipelines.capture import capture
 from timonel.pipelines.guidance.gate import Gate
-from timonel.recipe import GuidanceData, Recipe
 
 #: family, and the number of samples that the network computes at every step, in units of one half
 SEEN = "221212"

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 import timonel as tm
 from timonel.errors import ArgumentError
-from timonel.pictures import Picture
+from timonel.pipelines.recipe.images import Picture
 
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # A1111, modules/infotext_utils.py
 
@@ -127,7 +127,7 @@ def test_a1111_reads_the_parameters(tmp_path: Path) -> None:
 
 
 def test_a_signed_picture_is_a_picture_of_pil_in_every_other_way(tmp_path: Path) -> None:
-    from timonel.pictures import sign
+    from timonel.pipelines.recipe.images import sign
 
     plain = Image.new("RGB", (8, 8), "red")
     made = plain.copy()
@@ -159,7 +159,7 @@ def test_a_broken_picture_or_recipe_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     broken = {"half.png": "cannot be read as a picture", "text.png": "is not a picture"}
     for name, text in (("list.png", "[1]"), ("field.png", '{"model": "emoji", "steps": 0}'), ("cut.png", "{")):
-        from timonel.pictures import chunks
+        from timonel.pipelines.recipe.images import chunks
 
         Image.new("RGB", (8, 8)).save(tmp_path / name, pnginfo=chunks({"timonel": text}))
         broken[name] = "cannot be read"

@@ -21,8 +21,8 @@ from timonel import shell, zoo
 from timonel.cli import app
 from timonel.comparison.progress import Lines, State
 from timonel.comparison.report import command
-from timonel.generate import slug
-from timonel.places import ENDINGS, unused
+from timonel.make.generate import slug
+from timonel.make.places import ENDINGS, unused
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jred\r\u202eapple\x9b31m"
 WORDS = [

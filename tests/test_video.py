@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from timonel.errors import ArgumentError
-from timonel.video import write
+from timonel.make.video import write
 
 
 def frames(count: int = 5, size: tuple[int, int] = (64, 48)) -> list[Image.Image]:

@@ -17,7 +17,7 @@ import timonel as tm
 from timonel import zoo
 from timonel.cli import app
 from timonel.errors import ModelError
-from timonel.recipe import Recipe
+from timonel.make.recipe import Recipe
 from timonel.zoo.lora import merge
 
 HEIRS = [name for name in zoo.MODELS if zoo.card(name).base]

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import timonel as tm
 from timonel import zoo
-from timonel.animate import Motion, animate
 from timonel.cli import app
+from timonel.make.animate import Motion, animate
 
 PROMPTS = ("red apple", "cat face", "soccer ball")
 LIMIT = 16e6  # bytes

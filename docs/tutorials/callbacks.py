@@ -490,13 +490,14 @@ assert batches == [2, 2, 2, 2, 1, 1] or batches == [2, 2, 2, 1, 1, 1]
 assert (len(frames), video_helm.run.status) == (VIDEO["num_frames"], "stopped")
 assert len(list(Path("frames").glob("*.png"))) == 6
 # %% [es]
-# Cada `step-0N.png` es una hoja con todos los fotogramas de ese paso. El vídeo se guarda con `timonel.video.write`
+# Cada `step-0N.png` es una hoja con todos los fotogramas de ese paso. El vídeo se guarda con `timonel.make.video.write`
 # (`.mp4`, `.gif` o `.webp`), y el callback de corte también vale para SVD si sale de `timonel.compat`.
 # %% [en]
-# Every `step-0N.png` is a sheet with all frames of that step. The video is saved with `timonel.video.write` (`.mp4`,
+# Every `step-0N.png` is a sheet with all frames of that step. The video is saved with `timonel.make.video.write` (`.mp4`,
 # `.gif` or `.webp`), and the cutoff callback is good for SVD too when it comes from `timonel.compat`.
 # %%
-from timonel import compat, video
+from timonel import compat
+from timonel.make import video
 
 video.write(frames, "apple.mp4", fps=7)
 video_samples.clear()

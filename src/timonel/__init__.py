@@ -30,7 +30,7 @@ _WHERE = {
     "LatentRGB": "hooks.preview",
     "Level": "core.process",
     "Process": "core.process",
-    "Recipe": "recipe",
+    "Recipe": "make.recipe",
     "Run": "core.run",
     "SOLVERS": "core.solvers",
     "Sampler": "core.sampler",
@@ -50,7 +50,7 @@ _WHERE = {
     "iterate": "core.loop",
     "preview": "hooks.preview",
     "progress": "hooks.progress",
-    "replay": "recipe",
+    "replay": "make.recipe",
     "sample": "core.loop",
     "save_steps": "hooks.preview",
     "stop_when": "hooks.control",
@@ -93,11 +93,11 @@ if TYPE_CHECKING:
     from .hooks.preview import save_steps as save_steps
     from .hooks.progress import progress as progress
     from .hooks.trace import trace as trace
+    from .make.recipe import Recipe as Recipe
+    from .make.recipe import replay as replay
     from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm
     from .pipelines.sockets.scheduler import Scheduler as Scheduler
-    from .recipe import Recipe as Recipe
-    from .recipe import replay as replay
     from .tuning import tune as tune
 
 

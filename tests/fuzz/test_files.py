@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 
 import timonel as tm
 from timonel import reading
-from timonel.animate import still
 from timonel.comparison.plan import Plan, _unique
 from timonel.comparison.store import Outcome, Store
 from timonel.core import saving
 from timonel.core.fitted.fitted import Fitted
 from timonel.core.run import Run
 from timonel.errors import ArgumentError, TimonelError
+from timonel.make.animate import still
 
 ODD: list[Any] = [
     None, True, -1, 0, 1, 10**9, 10**30, 10**400, 1.5, float("nan"), float("inf"), "", "x", "../x", "/etc/passwd",

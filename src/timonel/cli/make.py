@@ -16,9 +16,9 @@ from .say import Json, kept, reporting, say
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..generate import Made
+    from ..make.generate import Made
+    from ..make.recipe import Recipe
     from ..pipelines.helm import Helm
-    from ..recipe import Recipe
 
 SEEDS = 2**63 - 1  # the largest that generators of torch take everywhere
 
@@ -67,7 +67,7 @@ def generate(
     """
     from .. import zoo
     from ..errors import ArgumentError
-    from ..places import placed
+    from ..make.places import placed
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
@@ -78,8 +78,9 @@ def generate(
         told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
         named = None if sampler is None else sampler_of(sampler, steps, told, noise)
         quiet()
+        from ..core.data import GuidanceData
+        from ..make.recipe import Recipe
         from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
-        from ..recipe import GuidanceData, Recipe
 
         helm = Helm(model, dtype=dtype, device=device)
         chosen = choose(helm, named, steps, told, noise, interval)
@@ -95,9 +96,9 @@ def generate(
 
 def _paint(helm: Helm, recipe: Recipe, count: int, where: dict[str, Any]) -> list[dict[str, Any]]:
     """Make the recipe's picture with `count` consecutive seeds, or until one is stopped."""
-    from ..generate import generate as make
     from ..hooks.guard import guard
     from ..hooks.progress import progress
+    from ..make.generate import generate as make
 
     reports = []
     for number in range(recipe.seed, recipe.seed + count):
@@ -171,11 +172,11 @@ def animate(
 
     Ctrl-C once stops at the next step and still decodes and saves what there is; twice aborts.
     """
-    from ..animate import Motion, still, target
-    from ..animate import animate as make
     from ..files import free
     from ..hooks.guard import guard
     from ..hooks.progress import progress
+    from ..make.animate import Motion, still, target
+    from ..make.animate import animate as make
 
     video = target(out or free(Path("out/clip"), ".mp4").with_suffix(".mp4"), overwrite=overwrite or out is None)
     with reporting(as_json) as report:
@@ -222,8 +223,8 @@ def replay(
     from ..files import beside, free, placed, ready, short
     from ..hooks.guard import guard
     from ..hooks.progress import progress
+    from ..make.recipe import Recipe
     from ..reading import picture as read
-    from ..recipe import Recipe
 
     recipe, before = Recipe.read(picture), read(picture)
     recipe.check()

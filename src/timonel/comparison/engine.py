@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import noise as noises
+from ..core.data import GuidanceData
 from ..core.grids import usual
 from ..core.guidance import Guidance
 from ..core.process import Process
@@ -25,12 +26,12 @@ from ..core.run import Run
 from ..core.table import Table
 from ..engine.batch import Job, drive
 from ..errors import TimonelError
-from ..generate import SMALL
+from ..make.generate import SMALL
+from ..make.recipe import Recipe
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.not_finite import Decoded
 from ..pipelines.fitted_check import guided
 from ..pipelines.helm import Helm
-from ..recipe import GuidanceData, Recipe
 from . import measure
 from .plan import Cell, Plan
 from .progress import Progress, State

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import reading, zoo
 from ..core import grids, names
+from ..core.data import GuidanceData
 from ..core.guidance import parsed
 from ..core.sampler import DEFAULT, STEPS, Sampler, is_file
 from ..errors import ArgumentError, UnknownName, plain, whole
-from ..recipe import GuidanceData, Recipe
+from ..make.recipe import Recipe
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm

@@ -12,7 +12,7 @@ import torch
 
 from .. import __version__, shell
 from ..core.sampler import FILE
-from ..recipe import Recipe
+from ..make.recipe import Recipe
 from . import measure
 from .pictures import data, link, small
 from .plan import SAMPLE_AXES, Cell, Plan

@@ -30,8 +30,9 @@ from torch import Tensor
 from .. import reading
 from ..errors import LONG, ArgumentError
 from ..files import replacing, write_tensors
-from ..recipe import Recipe, versions
-from ..video import write as write_video
+from ..make.recipe import Recipe
+from ..make.video import write as write_video
+from ..pipelines.recipe.data import versions
 from . import pictures, rows
 from .measure import MEASURES
 

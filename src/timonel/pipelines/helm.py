@@ -38,7 +38,7 @@ from .load import Loading, pipeline_of
 from .network import busy, caches
 from .network.busy import Claim
 from .piped import Piped
-from .signed import sign
+from .recipe.sign import sign
 from .sockets import requested_levels
 from .sockets.model import forward
 from .sockets.scheduler import Orders, Scheduler

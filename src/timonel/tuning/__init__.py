@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..core.data import GuidanceData
 from ..core.fitted.fitted import Fingerprint, ProcessData, fingerprint
 from ..core.guidance import Guidance, cfg
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from ..recipe import GuidanceData
 from . import checks, judge
 from .checks import METHODS
 from .form import Arrays

@@ -14,7 +14,7 @@ from ..core.fitted.fitted import Fitted, ProcessData, Provenance
 from ..core.grids import Grid, usual
 from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from ..recipe import versions
+from ..pipelines.recipe.data import versions
 from . import fit, judge, rows, start
 from .fit import State, Task
 from .form import Form

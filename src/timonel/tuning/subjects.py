@@ -38,7 +38,7 @@ class Subjects:
 
     def inputs(self) -> dict[str, Any]:
         """What the pipeline is called with."""
-        from ..animate import still
+        from ..make.animate import still
 
         if self.painted:
             return {"image": list(self.painted)}

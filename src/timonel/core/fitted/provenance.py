@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ...errors import GridError
-from ...recipe import GuidanceData
+from ..data import GuidanceData
 from ..process import Level, Process, double
 from ..table import Table
 from .fingerprint import Fingerprint

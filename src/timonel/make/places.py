@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import ArgumentError
-from .files import beside, ready, writable
+from ..errors import ArgumentError
+from ..files import beside, ready, writable
 
 ENDINGS = (".png", ".sheet.png", ".gif")  # of the picture, its contact sheet and its animation
 OTHERS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg", ".pdf", ".mp4", ".json")

@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArgumentError, finite
-from .files import replacing
+from ..errors import ArgumentError, finite
+from ..files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,17 +10,17 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.guidance import Guidance
-from .core.sampler import Sampler
-from .errors import ArgumentError, finite, whole
-from .files import placed, ready
-from .reading import picture as read
+from ..core.guidance import Guidance
+from ..core.sampler import Sampler
+from ..errors import ArgumentError, finite, whole
+from ..files import placed, ready
+from ..reading import picture as read
 from .video import SUFFIXES, write
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .pipelines.helm import Helm
+    from ..pipelines.helm import Helm
 
 
 STRIP = 256  # rows of a picture that are put on white at once

@@ -2,85 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import math
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError
 
-from . import reading
-from .core import guidance as guide
-from .core import noise as noises
-from .core import process as processes
-from .core import solvers
-from .core.grids import MOST_STEPS
-from .core.guidance import Guidance
-from .core.sampler import Sampler
-from .errors import ArgumentError, plain, shown
-from .files import replacing
+from .. import reading
+from ..core import process as processes
+from ..core import solvers
+from ..core.sampler import Sampler
+from ..errors import ArgumentError, shown
+from ..files import replacing
+from ..pipelines.recipe.data import KEY, RecipeData, versions
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .pipelines.helm import Helm
+    from ..pipelines.helm import Helm
 
-KEY, INFOTEXT = "timonel", "parameters"  # names of the text chunks in a PNG: the recipe, and it in A1111's words
 PAIRS = ("crops_coords_top_left", "original_size", "target_size")  # arguments that a pipeline wants as tuples
-PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
-class Data(BaseModel):
-    """Plain data whose errors are timonel's."""
-
-    def __init__(self, **given: Any) -> None:
-        try:
-            super().__init__(**plain(given))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
-            raise ArgumentError(
-                f"{where}={shown(first['input'])} cannot be in a {type(self).__name__}: {first['msg']}"
-            ) from error
-
-
-class GuidanceData(Data):
-    """`Guidance` as data; `start` and `stop` are None where the interval is open, `forecast` where there is none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scale: float | list[float] | None = None
-    start: float | None = None
-    stop: float | None = None
-    unit: str = "ratio"
-    rescale: float = 0.0
-    forecast: int | None = None
-    order: int | None = None
-
-    @classmethod
-    def of(cls, made: Guidance) -> GuidanceData:
-        scale = list(made.scale) if isinstance(made.scale, tuple) else made.scale
-        ends = {k: v if math.isfinite(v) else None for k, v in (("start", made.start), ("stop", made.stop))}
-        forecast, order = (made.forecast, made.order) if made.forecast > 1 else (None, None)
-        return cls(scale=scale, unit=made.unit, rescale=made.rescale, forecast=forecast, order=order, **ends)
-
-    def guidance(self) -> Guidance:
-        """The guidance, checked by `cfg`."""
-        high = self.unit == "sigma"
-        start = self.start if self.start is not None else (math.inf if high else 0.0)
-        stop = self.stop if self.stop is not None else (0.0 if high else math.inf)
-        return guide.cfg(
-            self.scale, between=(start, stop), unit=self.unit, rescale=self.rescale,
-            forecast=1 if self.forecast is None else self.forecast, order=self.order,
-        )  # fmt: skip
-
-
-class Recipe(Data):
+class Recipe(RecipeData):
     """One picture as data. Written into the PNG by `save`, read back by `read`, made again by `make`.
 
     A picture that the helm makes has its recipe in `info`, and its own `save` writes it into a PNG too. `pipeline`: the
@@ -93,77 +39,7 @@ class Recipe(Data):
     loaded only where the caller names it too, see `helm`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    prompt: str | None = None
-    image: str | None = None
-    negative_prompt: str | None = None
-    seed: int = Field(ge=0, le=noises.MOST, strict=True)
-    sampler: str
-    grid: str | None = None
-    steps: int = Field(ge=1, le=MOST_STEPS, strict=True)
-    options: dict[str, Any] = Field(default_factory=dict)
-    grid_options: dict[str, Any] = Field(default_factory=dict)
-    table: dict[str, Any] | None = Field(default=None, repr=False)  # of a fitted sampler: what its file holds
-    sigmas: list[float] | None = None
-    times: list[float] | None = None
-    part: dict[str, float] | None = None
-    noise: str = noises.DEFAULT
-    guidance: GuidanceData | None = None
-    width: int | None = Field(default=None, ge=1, strict=True)
-    height: int | None = Field(default=None, ge=1, strict=True)
-    more_prompts: dict[str, str] | None = None  # prompt_2, …
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    dtype: str | dict[str, Any] | None = None
-    device: str | None = None
-    loading: dict[str, str] | None = None
-    pipeline: str | None = None
-    missing: list[str] | None = None
-    besides: list[str] | None = None
-    batch: int | None = None
-    listed: bool | None = None
-    stopped_after: int | None = Field(default=None, ge=0, strict=True)
-    versions: dict[str, str] = Field(default_factory=dict)
-
     _read: tuple[str, str] | None = PrivateAttr(None)  # the picture that it was read from, and the model named there
-
-    def __eq__(self, other: object) -> bool:
-        """Whether all fields are the same, wherever the recipes come from."""
-        return self.__dict__ == other.__dict__ if isinstance(other, Recipe) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def title(self) -> str:
-        """What it is a picture of, in a few words."""
-        return self.prompt or (Path(self.image).stem if self.image else self.model)
-
-    @staticmethod
-    def choice(sampler: Sampler) -> dict[str, Any]:
-        """The fields that say which sampler it is, a fitted one with its table; without its steps."""
-        table = None if sampler.fitted is None else sampler.fitted.to_dict()
-        return {
-            "sampler": sampler.name, "grid": sampler.grid, "options": dict(sampler.options),
-            "grid_options": dict(sampler.grid_options), "noise": sampler.source, "table": table,
-            **{key: list(map(float, levels)) for key in ("sigmas", "times") if (levels := getattr(sampler, key))},
-            **({"part": sampler.cuts} if sampler.cuts else {}),
-        }  # fmt: skip
-
-    def chosen(self) -> Sampler:
-        """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that cannot be read."""
-        fitted = None
-        if self.table is not None:
-            from .core.fitted.fitted import Fitted
-
-            fitted = Fitted.from_dict(self.table, self.sampler)
-        listed = self.sigmas is not None or self.times is not None
-        own = bool({"sigmas", "timesteps"} & set(self.arguments))  # levels that the pipeline is called with
-        part: dict[str, Any] = self.part or {}
-        return Sampler(
-            self.sampler, None if listed else self.grid, None if own else self.steps, self.options, self.grid_options,
-            self.sigmas, self.times, noise=self.noise, fitted=fitted, **part,
-        )  # fmt: skip
 
     def _sampler(self, helm: Helm) -> Sampler:
         """The sampler of a call. A picture from before grids were always written was made on the usual one of then."""
@@ -187,7 +63,7 @@ class Recipe(Data):
 
     def call(self, helm: Helm, *, hooks: Sequence[Any] = (), **more: Any) -> Any:
         """The pipeline's own output under the helm; `more` are arguments of the pipeline that are not the recipe's."""
-        from .hooks.control import stop_when
+        from ..hooks.control import stop_when
 
         hooks = list(hooks)
         if self.stopped_after is not None:
@@ -220,8 +96,8 @@ class Recipe(Data):
         Raises:
             ArgumentError: it is needed, or another model than the recipe's.
         """
-        from . import zoo
-        from .pipelines.helm import Helm
+        from .. import zoo
+        from ..pipelines.helm import Helm
 
         if model is not None and model != self.model:
             raise ArgumentError(f"the recipe's model is {self.model!r}, and not {shown(model)}")
@@ -249,15 +125,9 @@ class Recipe(Data):
             now["grid"] = self.grid if helm.choice is None else helm.choice.sampler.grid
         return output.images[0], self.model_copy(update=now)
 
-    def texts(self, size: tuple[int, int]) -> dict[str, str]:
-        """The text chunks of a PNG of a picture of `size`: this recipe, and it as A1111, Civitai and others read it."""
-        from .infotext import infotext
-
-        return {KEY: self.model_dump_json(exclude_none=True), INFOTEXT: infotext(self, size)}
-
     def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
         """Write the picture as a PNG with this recipe in it, atomically; a file of that name is replaced."""
-        from .pictures import chunks
+        from ..pipelines.recipe.images import chunks
 
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=chunks(self.texts(picture.size)))
@@ -306,20 +176,3 @@ def replay(path: str | PathLike[str], *, model: str | None = None, hooks: Sequen
     recipe = Recipe.read(path)
     recipe.check()
     return recipe.make(recipe.helm(model), hooks=hooks)[0]
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Versions of what takes part in the result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what takes part in the result."""
-    return dict(_versions())

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .recipe import INFOTEXT, KEY
+from .data import INFOTEXT, KEY
 
 
 class Picture(Image.Image):

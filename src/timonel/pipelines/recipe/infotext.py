@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
+from ... import __version__
 
 if TYPE_CHECKING:
-    from .recipe import Recipe
+    from .data import RecipeData
 
 #: solvers in A1111's words
 SAMPLERS = {
@@ -32,7 +32,7 @@ SCHEDULES = {
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
 
 
-def infotext(recipe: Recipe, size: tuple[int, int]) -> str:
+def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
     """The recipe of a picture of `size` (width, height) as A1111 writes it; what A1111 has no word for in ours."""
     solver = SAMPLERS.get(recipe.sampler, recipe.sampler)
     if recipe.sampler == "dpmpp_2m_sde" and recipe.options.get("variant") == "heun":
@@ -55,7 +55,7 @@ def infotext(recipe: Recipe, size: tuple[int, int]) -> str:
     return "\n".join(lines).strip()
 
 
-def _scale(recipe: Recipe) -> float | None:
+def _scale(recipe: RecipeData) -> float | None:
     """The guidance scale; the largest of several."""
     scale = None if recipe.guidance is None else recipe.guidance.scale
     if scale is None:

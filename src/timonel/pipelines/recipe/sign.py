@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import words
-from ..core.hook import adapt
-from ..core.sampler import Sampler
-from ..hooks.control import Edit
-from ..recipe import GuidanceData, Recipe, versions
-from . import request
-from .guidance import scale
+from ... import words
+from ...core.data import GuidanceData
+from ...core.hook import adapt
+from ...core.sampler import Sampler
+from ...hooks.control import Edit
+from .. import request
+from ..guidance import scale
+from .data import RecipeData, versions
 
 if TYPE_CHECKING:
-    from .helm import Helm
-    from .sockets.scheduler import Scheduler
+    from ..helm import Helm
+    from ..sockets.scheduler import Scheduler
 
 PLAIN = ("generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "num_inference_steps")
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
@@ -31,13 +32,13 @@ def sign(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: floa
     images = _images(output)
     if not images:
         return
-    from ..pictures import sign as into
+    from .images import sign as into
 
     common = _common(helm, scheduler, options, own)
     for i, image in enumerate(images):
         seed = _seed(helm, options, i)
         if seed is not None and hasattr(image, "info"):
-            recipe = Recipe(**{**common, **_prompts(options, i, len(images)), "seed": seed})
+            recipe = RecipeData(**{**common, **_prompts(options, i, len(images)), "seed": seed})
             into(image, recipe.texts(image.size))
 
 
@@ -63,7 +64,7 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
     sampler = _settled(scheduler)
     own_levels = sampler.fitted is None and sampler.grid is None
     return {
-        **_model(helm), **Recipe.choice(sampler), "listed": own_levels or None, "steps": steps or run.steps,
+        **_model(helm), **RecipeData.choice(sampler), "listed": own_levels or None, "steps": steps or run.steps,
         "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
         "width": arguments.pop("width", None), "height": arguments.pop("height", None), "arguments": arguments,
         "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError
-from .files import beside, claimed, free, new_folder, writable
-from .hooks.collect import collect
-from .hooks.preview import preview as preview_hook
-from .pipelines.helm import Helm
+from ..errors import ArgumentError
+from ..files import beside, claimed, free, new_folder, writable
+from ..hooks.collect import collect
+from ..hooks.preview import preview as preview_hook
+from ..pipelines.helm import Helm
 from .places import ENDINGS, unused
 from .recipe import Recipe
 

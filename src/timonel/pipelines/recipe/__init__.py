@@ -1,0 +1,1 @@
+"""The recipe of a call, in its pictures."""

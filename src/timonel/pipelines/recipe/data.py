@@ -1,0 +1,116 @@
+"""What a recipe holds: the fields of one picture, as the text of a PNG has them."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from ...core import noise as noises
+from ...core.data import Data, GuidanceData
+from ...core.grids import MOST_STEPS
+from ...core.sampler import Sampler
+
+KEY, INFOTEXT = "timonel", "parameters"  # names of the text chunks in a PNG: the recipe, and it in A1111's words
+PACKAGES = ("timonel", "torch", "diffusers", "transformers")
+
+
+class RecipeData(Data):
+    """The fields of a recipe, see `make.recipe.Recipe`, which makes the picture again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompt: str | None = None
+    image: str | None = None
+    negative_prompt: str | None = None
+    seed: int = Field(ge=0, le=noises.MOST, strict=True)
+    sampler: str
+    grid: str | None = None
+    steps: int = Field(ge=1, le=MOST_STEPS, strict=True)
+    options: dict[str, Any] = Field(default_factory=dict)
+    grid_options: dict[str, Any] = Field(default_factory=dict)
+    table: dict[str, Any] | None = Field(default=None, repr=False)  # of a fitted sampler: what its file holds
+    sigmas: list[float] | None = None
+    times: list[float] | None = None
+    part: dict[str, float] | None = None
+    noise: str = noises.DEFAULT
+    guidance: GuidanceData | None = None
+    width: int | None = Field(default=None, ge=1, strict=True)
+    height: int | None = Field(default=None, ge=1, strict=True)
+    more_prompts: dict[str, str] | None = None  # prompt_2, …
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    dtype: str | dict[str, Any] | None = None
+    device: str | None = None
+    loading: dict[str, str] | None = None
+    pipeline: str | None = None
+    missing: list[str] | None = None
+    besides: list[str] | None = None
+    batch: int | None = None
+    listed: bool | None = None
+    stopped_after: int | None = Field(default=None, ge=0, strict=True)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are the same, wherever the recipes come from."""
+        return self.__dict__ == other.__dict__ if isinstance(other, RecipeData) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def title(self) -> str:
+        """What it is a picture of, in a few words."""
+        return self.prompt or (Path(self.image).stem if self.image else self.model)
+
+    @staticmethod
+    def choice(sampler: Sampler) -> dict[str, Any]:
+        """The fields that say which sampler it is, a fitted one with its table; without its steps."""
+        table = None if sampler.fitted is None else sampler.fitted.to_dict()
+        return {
+            "sampler": sampler.name, "grid": sampler.grid, "options": dict(sampler.options),
+            "grid_options": dict(sampler.grid_options), "noise": sampler.source, "table": table,
+            **{key: list(map(float, levels)) for key in ("sigmas", "times") if (levels := getattr(sampler, key))},
+            **({"part": sampler.cuts} if sampler.cuts else {}),
+        }  # fmt: skip
+
+    def chosen(self) -> Sampler:
+        """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that cannot be read."""
+        fitted = None
+        if self.table is not None:
+            from ...core.fitted.fitted import Fitted
+
+            fitted = Fitted.from_dict(self.table, self.sampler)
+        listed = self.sigmas is not None or self.times is not None
+        own = bool({"sigmas", "timesteps"} & set(self.arguments))  # levels that the pipeline is called with
+        part: dict[str, Any] = self.part or {}
+        return Sampler(
+            self.sampler, None if listed else self.grid, None if own else self.steps, self.options, self.grid_options,
+            self.sigmas, self.times, noise=self.noise, fitted=fitted, **part,
+        )  # fmt: skip
+
+    def texts(self, size: tuple[int, int]) -> dict[str, str]:
+        """The text chunks of a PNG of a picture of `size`: this recipe, and it as A1111, Civitai and others read it."""
+        from .infotext import infotext
+
+        return {KEY: self.model_dump_json(exclude_none=True), INFOTEXT: infotext(self, size)}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Versions of what takes part in the result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in the result."""
+    return dict(_versions())
