@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from measure import markdown
-from timonel.tuning.form import Arrays
 from timonel.tuning.model import Model
-from timonel.tuning.student import distance, travel
-from timonel.tuning.teacher import converge
+from timonel.tuning.parameters import Arrays
+from timonel.tuning.rollout import distance, travel
+from timonel.tuning.targets import converge
 from tune_models import network, still, tables, unseen
 from tune_problem import ratio, told
 

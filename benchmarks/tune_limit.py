@@ -14,12 +14,12 @@ from torch import Tensor
 import timonel as tm
 from measure import markdown
 from timonel.core.grids import usual
-from timonel.tuning import fit, start
-from timonel.tuning.fit import Task
-from timonel.tuning.form import Form
+from timonel.tuning import gauss_newton, starts
+from timonel.tuning.gauss_newton import Task
 from timonel.tuning.model import Model
-from timonel.tuning.student import distance
-from timonel.tuning.teacher import Targets, converge
+from timonel.tuning.parameters import Form
+from timonel.tuning.rollout import distance
+from timonel.tuning.targets import Targets, converge
 from tune_models import network, still, tables, unseen
 from tune_problem import told
 
@@ -58,8 +58,10 @@ def limit(name: str, goals: Sequence[tuple[int, int]]) -> str:
 
 def alone(model: Model, targets: Targets, steps: int, sample: int) -> Tensor:
     """The error (1,) of the table that was fitted to one sample, and that no other sample could use."""
-    label, grid = start.best(model, targets, [sample], list(start.begins(model, steps)))
+    label, grid = starts.best(model, targets, [sample], list(starts.begins(model, steps)))
     form = Form(model.process, label.partition("/")[0], grid, steps)
     task = Task(model, form, targets, (sample,), (sample,), "differences", 1)
-    state = fit.improve(task, fit.begin(task), lambda now: now.iteration >= ITERATIONS, lambda now: None)
+    state = gauss_newton.improve(
+        task, gauss_newton.begin(task), lambda now: now.iteration >= ITERATIONS, lambda now: None
+    )
     return task.error(state.best, (sample,))

@@ -17,8 +17,8 @@ from timonel.exact import Mixture, solve
 from timonel.make.animate import Motion
 from timonel.pipelines.capture import capture
 from timonel.tuning import Pipeline, Plain, fit_model
-from timonel.tuning.subjects import painted
-from timonel.tuning.teacher import Targets, converge
+from timonel.tuning.samples import painted
+from timonel.tuning.targets import Targets, converge
 from tune_problem import Problem
 
 FITTED, DIMENSION, SCALE = 192, 16, 4.0  # samples and dimension of the mixtures that are fitted, and their guidance

@@ -12,7 +12,7 @@ import emoji_judge as judge
 import timonel as tm
 from measure import markdown
 from timonel.tuning.model import Model
-from timonel.tuning.teacher import converge, fine
+from timonel.tuning.targets import converge, fine
 from tune_models import Size, decoded, network, still, tables, unseen
 
 MODEL = "emoji"

@@ -15,11 +15,11 @@ from timonel.comparison.measure import consistency, mean_and_error
 from timonel.core import solvers
 from timonel.core.grids import usual
 from timonel.errors import TimonelError
-from timonel.tuning.judge import geometric
+from timonel.tuning.held_out import geometric
 from timonel.tuning.model import Model
-from timonel.tuning.start import Paths
-from timonel.tuning.student import distance
-from timonel.tuning.teacher import Targets
+from timonel.tuning.rollout import distance
+from timonel.tuning.starts import Paths
+from timonel.tuning.targets import Targets
 
 SOLVERS = {"Euler": "euler", "DPM++ 2M": "dpmpp_2m", "DPM++ 3M": "dpmpp_3m", "UniPC": "unipc", "iPNDM": "ipndm"}
 GRIDS = ("karras", "trailing", "lam", "beta", "gaussian")

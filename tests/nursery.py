@@ -87,10 +87,10 @@ def compared(path: Path, mark: Mark) -> None:
 
 # -- a fit -----------------------------------------------------------------------------------------
 def tuned(path: Path, mark: Mark) -> None:
-    from timonel.tuning import fit_model, judge
+    from timonel.tuning import fit_model, held_out
     from tuned_models import START, mixture
 
-    with patch.multiple(judge, USUAL=(START,), GOALS=()):
+    with patch.multiple(held_out, USUAL=(START,), GOALS=()):
         fit_model(
             mixture(0), steps=3, start=START, method="differences", iterations=4, out=path, told=lambda message: mark()
         )

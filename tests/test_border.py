@@ -69,7 +69,7 @@ def test_an_odd_argument_of_a_long_job_is_refused_before_any_compute(monkeypatch
         raise Reached
 
     monkeypatch.setattr("timonel.comparison.engine.Engine.run", reached)
-    monkeypatch.setattr("timonel.tuning.subjects", reached)
+    monkeypatch.setattr("timonel.tuning.samples", reached)
     for one in border.jobs():
         assert not border.wrong(one, FEW)
 

@@ -26,9 +26,9 @@ from timonel.comparison.rows import export
 from timonel.comparison.store import Outcome, Store
 from timonel.errors import ArgumentError
 from timonel.make.video import write as write_video
-from timonel.tuning.fit import State
+from timonel.tuning.gauss_newton import State
 from timonel.tuning.store import Store as Fits
-from timonel.tuning.teacher import Targets
+from timonel.tuning.targets import Targets
 
 VP = tm.VP.from_schedule()
 NOISE = torch.rand(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -17,9 +17,9 @@ from models import PROCESSES
 from timonel.core.process import Level, Process
 from timonel.errors import ArgumentError
 from timonel.exact import Gaussian, Mixture, solve
-from timonel.tuning import METHODS, Plain, Tuning, fit_model, judge, teacher
-from timonel.tuning.job import BATCH, ROOM, at_once, held_bytes
-from timonel.tuning.student import distance
+from timonel.tuning import METHODS, Plain, Tuning, fit_model, held_out, targets
+from timonel.tuning.fitting import BATCH, ROOM, at_once, held_bytes
+from timonel.tuning.rollout import distance
 from tuned_models import START, Exact, brief, fresh, mixture
 
 __all__ = ["brief"]
@@ -40,7 +40,7 @@ def never_worse(seed: int, **how: Any) -> float:
 
     def error(sampler: tm.Sampler | str) -> float:
         table = tm.Sampler.of(sampler, 4).compile(other.process)
-        return judge.geometric(distance(other.run(table, samples), truth.of(samples)))[0]
+        return held_out.geometric(distance(other.run(table, samples), truth.of(samples)))[0]
 
     return error(START) / error(found.samplers[4])
 
@@ -98,7 +98,7 @@ def test_the_last_coefficient_is_the_closed_form_where_all_else_is_given() -> No
 def test_five_fitted_steps_reach_the_error_of_twelve_and_eight_that_of_twenty_five(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(judge, "GOALS", (12, 25))
+    monkeypatch.setattr(held_out, "GOALS", (12, 25))
     found = fit_model(mixture(0, 64, 8), steps=[5, 8], minutes=10, iterations=20)
     for one, goal in zip(found.outcomes, (12, 25), strict=True):
         assert one.sampler is not None
@@ -259,7 +259,7 @@ def _stop_at_once(told: list[str]) -> Any:
 
 
 def test_samples_that_do_not_converge_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher, "LAST", 64)
+    monkeypatch.setattr(targets, "LAST", 64)
     rough = Exact(lambda x, level: torch.sin(1e4 * x).sign(), 12, shape=(3,))
     with pytest.raises(ArgumentError, match=r"have not converged in 64 steps.*still changes them by .* of"):
         fit_model(rough, steps=3)
@@ -281,7 +281,7 @@ def test_targets_that_take_too_long_to_converge_are_refused() -> None:
 
     said = r"have not converged in \d+ steps, .* and \d+ steps take another \d+ s: give more minutes"
     with pytest.raises(ArgumentError, match=said):
-        teacher.converge(Exact(rough, 4, shape=(3,)), range(4), lambda _: None, seconds=0.5)
+        targets.converge(Exact(rough, 4, shape=(3,)), range(4), lambda _: None, seconds=0.5)
 
 
 def test_too_few_samples_are_refused() -> None:

@@ -16,11 +16,11 @@ from timonel.core.fitted.fitted import Fitted
 from timonel.core.process import Level
 from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
-from timonel.tuning import Plain, fit_model, rows, student
-from timonel.tuning.fit import Task
-from timonel.tuning.form import Arrays, Form
-from timonel.tuning.start import Paths
-from timonel.tuning.teacher import converge
+from timonel.tuning import Plain, fit_model, least_squares, rollout
+from timonel.tuning.gauss_newton import Task
+from timonel.tuning.parameters import Arrays, Form
+from timonel.tuning.starts import Paths
+from timonel.tuning.targets import converge
 from tuned_models import Exact, mixture
 
 closed = importlib.import_module("timonel.core.grids.gaussian")
@@ -58,7 +58,7 @@ def test_a_fitted_table_runs_as_a_sampler_as_it_ran_in_the_fit() -> None:
     of, model = form(), mixture()
     arrays = of.arrays(some(of))
     table = arrays.table("fitted", "fitted")
-    travelled = student.travel(model, arrays, range(6)).result
+    travelled = rollout.travel(model, arrays, range(6)).result
     assert torch.allclose(model.run(table, range(6)), travelled, rtol=1e-9, atol=1e-12)
     back = tm.Table.from_dict(table.to_dict())
     assert torch.equal(back.x, table.x)
@@ -89,8 +89,8 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
     theta[2 : 2 + of.steps] = -theta[2 : 2 + of.steps].abs()  # the first time is the highest that there is
     target = model.x * 0.1
     given = (model, of, theta, samples, target)
-    plain = student.differences(*given, size=1e-5)
-    probed = student.backward(*given, probes=100, generator=torch.Generator().manual_seed(0))
+    plain = rollout.differences(*given, size=1e-5)
+    probed = rollout.backward(*given, probes=100, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(probed.error, plain.error, rtol=1e-9)
     size = float(plain.gradient.abs().max())
     assert torch.allclose(probed.gradient, plain.gradient, atol=1e-3 * size)
@@ -98,24 +98,24 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
     assert float(away) < 0.25  # of 600 projections
     ends = model.run(of.arrays(theta).table("fit", "fit"), samples)
     log = [
-        student.distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
+        rollout.distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
                          target).log().mean() for sign in (1, -1)
     ]  # fmt: skip
     assert float(log[0] - log[1]) / 2e-5 == pytest.approx(float(plain.gradient.square().sum()) / size, rel=1e-3)
-    assert torch.allclose(plain.error, student.distance(ends, target), rtol=1e-9)
+    assert torch.allclose(plain.error, rollout.distance(ends, target), rtol=1e-9)
 
 
 def test_a_run_that_begins_on_the_way_of_another_ends_where_a_whole_run_does() -> None:
     of, model = form(), mixture()
     base, samples = of.arrays(some(of)), range(5)
-    known = student.travel(model, base, samples)
+    known = rollout.travel(model, base, samples)
     units = torch.eye(of.size, dtype=torch.float64)
     moved = [of.arrays(some(of) + 0.01 * unit) for unit in units] + [base]
     before = model.evaluations
-    found = student.ends(model, moved, base, known, samples)
+    found = rollout.ends(model, moved, base, known, samples)
     shared = model.evaluations - before
     for candidate, end in zip(moved, found, strict=True):
-        whole = student.travel(model, candidate, samples).result
+        whole = rollout.travel(model, candidate, samples).result
         assert torch.allclose(end, whole, rtol=1e-9, atol=1e-12)
     assert shared < 0.7 * len(moved) * 4 * 5
 
@@ -212,15 +212,17 @@ def test_the_path_that_rows_come_near_is_guided_all_the_way_whatever_the_interva
         model = Plain(data.conditional(0), x, PROCESSES["vp"], unconditional=data, guidance=guidance)
         form = Form(model.process, "dpmpp_2m", tm.Sampler("dpmpp_2m/karras", steps=4).levels(model.process), 4)
         targets = converge(model, range(8), lambda _: None)
-        made.append(torch.stack(rows.path(Task(model, form, targets, tuple(range(8)), (), "rows", 8), range(8))))
+        made.append(
+            torch.stack(least_squares.path(Task(model, form, targets, tuple(range(8)), (), "rows", 8), range(8)))
+        )
     assert torch.equal(*made)
 
 
 def test_a_walk_that_forgets_ends_where_one_that_remembers_does() -> None:
     model = mixture(0, 4)
     arrays = Arrays.of(tm.Sampler("dpmpp_3m/karras", steps=7).compile(model.process))
-    kept = student.travel(model, arrays, range(4))
-    assert all(torch.equal(a, b) for a, b in zip(student.walk(model, arrays, range(4), None), kept.x, strict=True))
+    kept = rollout.travel(model, arrays, range(4))
+    assert all(torch.equal(a, b) for a, b in zip(rollout.walk(model, arrays, range(4), None), kept.x, strict=True))
 
 
 def guided(guidance: tm.Guidance, count: int = 6, seed: int = 0) -> Plain:
@@ -237,11 +239,11 @@ def test_a_fit_sees_the_halves_that_a_run_forecasts(guidance: tm.Guidance) -> No
     of = form(steps=6)
     units = torch.eye(of.size, dtype=torch.float64)
     base = of.arrays(some(of))
-    known = student.travel(model, base, range(6))
+    known = rollout.travel(model, base, range(6))
     assert torch.allclose(known.result, model.run(base.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12)
     assert any(d is not None for d in known.apart)
     moved = [of.arrays(some(of) + 0.3 * unit * of.inward(some(of))) for unit in units[: 2 * of.steps]]
-    for candidate, end in zip(moved, student.ends(model, moved, base, known, range(6)), strict=True):
+    for candidate, end in zip(moved, rollout.ends(model, moved, base, known, range(6)), strict=True):
         assert torch.allclose(end, model.run(candidate.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12)
 
 

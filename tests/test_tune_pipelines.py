@@ -19,10 +19,10 @@ from timonel.cli import app
 from timonel.core.fitted.fitted import Fitted, fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.pipelines.capture import capture
-from timonel.tuning import judge, rows, teacher
-from timonel.tuning.form import Arrays
-from timonel.tuning.student import travel
-from timonel.tuning.subjects import painted, subjects
+from timonel.tuning import held_out, least_squares, targets
+from timonel.tuning.parameters import Arrays
+from timonel.tuning.rollout import travel
+from timonel.tuning.samples import painted, subjects
 from tuned_models import START, brief
 
 __all__ = ["brief"]
@@ -39,9 +39,9 @@ pytestmark = [
 @pytest.fixture
 def rough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Converged samples of a few steps: these networks are random, and what is tested is how a fit is wired."""
-    for module in (teacher, rows, tuning):
+    for module in (targets, least_squares, tuning):
         monkeypatch.setattr(module, "FIRST", 4)
-    monkeypatch.setattr(teacher, "TRUSTED", 10.0)
+    monkeypatch.setattr(targets, "TRUSTED", 10.0)
 
 
 def pipeline(name: str) -> tuple[tm.Helm, dict[str, Any]]:
@@ -210,7 +210,7 @@ def test_the_command_line_fits_a_file_that_generate_takes(tmp_path: Path, monkey
     assert painted.exit_code == 0
     assert (tmp_path / "out" / "red-apple-0.png").is_file()
     out.unlink()
-    monkeypatch.setattr(judge, "better", lambda error, than: False)
+    monkeypatch.setattr(held_out, "better", lambda error, than: False)
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 1
     assert "nothing kept, the held-out error" in done.output
@@ -312,7 +312,7 @@ def test_the_shipped_video_model_begins_with_pictures_of_its_concepts_at_its_own
         asked.update(made=made, inputs=rest[2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("timonel.tuning.subjects"), "painted", paint)
+    monkeypatch.setattr(importlib.import_module("timonel.tuning.samples"), "painted", paint)
     monkeypatch.setattr(tuning, "_network", stop)
     with pytest.raises(KeyboardInterrupt):
         tm.tune("emoji-video", steps=4, seeds=12, seed=5)

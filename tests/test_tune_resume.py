@@ -17,7 +17,7 @@ from torch import Tensor
 import timonel as tm
 from timonel.core.process import Level
 from timonel.tuning import fit_model
-from timonel.tuning.fit import State
+from timonel.tuning.gauss_newton import State
 from timonel.tuning.store import Store
 from tuned_models import START, brief, mixture
 

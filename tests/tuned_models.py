@@ -12,9 +12,9 @@ from torch import Tensor
 from models import PROCESSES
 from timonel.core.process import Level, Process
 from timonel.exact import Mixture
-from timonel.tuning import judge
+from timonel.tuning import held_out
 from timonel.tuning.model import Model
-from timonel.tuning.teacher import Targets, converge
+from timonel.tuning.targets import Targets, converge
 
 START = "dpmpp_2m/karras"
 
@@ -58,5 +58,5 @@ def fresh(model: Exact, count: int = 24, seed: int = 999) -> tuple[Exact, Target
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one usual sampler is measured beside a fit."""
-    monkeypatch.setattr(judge, "USUAL", (START,))
-    monkeypatch.setattr(judge, "GOALS", ())
+    monkeypatch.setattr(held_out, "USUAL", (START,))
+    monkeypatch.setattr(held_out, "GOALS", ())

@@ -26,14 +26,14 @@ from ..core.guidance import Guidance, cfg
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from . import checks, judge
+from . import checks, held_out
 from .checks import METHODS
-from .form import Arrays
-from .job import Fitting, Outcome, held_bytes
+from .fitting import Fitting, Outcome, held_bytes
 from .model import Model, Pipeline, Plain
+from .parameters import Arrays
+from .samples import LEAST, Subjects, subjects
 from .store import Store
-from .subjects import LEAST, Subjects, subjects
-from .teacher import FIRST, Targets, Told, converge, march
+from .targets import FIRST, Targets, Told, converge, march
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm
@@ -78,7 +78,7 @@ def _equals(sampler: Sampler) -> str:
     """How many more steps of the sampler that is to be equalled it stands for, of those that were measured."""
     fitted = sampler.fitted
     assert fitted is not None
-    own, goals = fitted.provenance.held_out["tuned"], [m for m in fitted.provenance.errors if m.steps in judge.GOALS]
+    own, goals = fitted.provenance.held_out["tuned"], [m for m in fitted.provenance.errors if m.steps in held_out.GOALS]
     beaten = [m for m in goals if m.error >= own and m.steps > fitted.steps]
     return f"; as good as {beaten[-1].sampler} in {beaten[-1].steps} steps" if beaten else ""
 

@@ -15,12 +15,12 @@ from ..core.sampler import Sampler
 from ..core.table import Table
 from ..errors import ArgumentError, among, finite, is_number, path, several, whole
 from ..files import writable
-from .form import Arrays
 from .model import Model
-from .start import named
+from .parameters import Arrays
+from .rollout import travel
+from .samples import LEAST
+from .starts import named
 from .store import usable
-from .student import travel
-from .subjects import LEAST
 
 METHODS = {
     "levels": "none of the coefficients: the best of the usual grids, the closed form for Gaussian data and GITS",

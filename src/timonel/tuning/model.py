@@ -18,7 +18,7 @@ from ..core.program import Shape
 from ..core.run import Run
 from ..core.table import Table
 from ..pipelines.capture import Captured
-from .form import Arrays
+from .parameters import Arrays
 
 LARGE = 100_000_000  # parameters of a network whose graph is not kept
 TOGETHER, MOST = 2**17, 64  # numbers of the samples in a network call, and evaluations in it

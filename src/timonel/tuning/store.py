@@ -19,8 +19,8 @@ from ..core.process import Process, double
 from ..core.saving import digest
 from ..errors import ArgumentError, finite, whole
 from ..files import replacing, write_tensors
-from .fit import State
-from .teacher import Targets
+from .gauss_newton import State
+from .targets import Targets
 
 TARGETS = "targets.safetensors"
 MARK = "timonel-fit"  # the file that says whose the folder is

@@ -15,12 +15,12 @@ from ..core.grids import Grid, usual
 from ..core.sampler import Sampler
 from ..errors import ArgumentError
 from ..pipelines.recipe.data import versions
-from . import fit, judge, rows, start
-from .fit import State, Task
-from .form import Form
+from . import gauss_newton, held_out, least_squares, starts
+from .gauss_newton import State, Task
 from .model import Model
+from .parameters import Form
 from .store import Store
-from .teacher import Targets, Told
+from .targets import Targets, Told
 
 SOME = 16  # samples that choose where to begin
 BATCH = 16  # samples an iteration
@@ -34,7 +34,7 @@ def held_bytes(model: Model, count: int, steps: int, method: str, memory: int) -
         return 0
     each = _bytes(model)
     iteration = at_once(model, steps, method, memory) * _share(each, steps, method, memory)
-    paths = min(SOME, start.fits(each, ROOM)) * start.PATH * each
+    paths = min(SOME, starts.fits(each, ROOM)) * starts.PATH * each
     return 2 * count * each + max(LONG * count * each, (2 * steps + 1) * count * each, iteration, paths)
 
 
@@ -81,7 +81,7 @@ class Fitting:
     told: Told
     store: Store | None
     samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    paths: start.Paths | None = None
+    paths: starts.Paths | None = None
     stopped: bool = False
 
     def one(self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None) -> Outcome:
@@ -113,13 +113,13 @@ class Fitting:
             self.told(f"{steps} steps: going on at iteration {known[2].iteration}")
             return known
         if asked is not None:
-            return *start.named(self.model.process, asked, steps), None
+            return *starts.named(self.model.process, asked, steps), None
         some = self.samples[0][:SOME]
         if self.model.stepwise and self.paths is None:
             self.told("paths for the levels")
-            self.paths = start.Paths(self.model, some[: start.fits(_bytes(self.model), ROOM)])
+            self.paths = starts.Paths(self.model, some[: starts.fits(_bytes(self.model), ROOM)])
         self.told(f"{steps} steps: looking for where to begin")
-        return *start.best(self.model, self.targets, some, list(start.begins(self.model, steps, self.paths))), None
+        return *starts.best(self.model, self.targets, some, list(starts.begins(self.model, steps, self.paths))), None
 
     def _task(self, label: str, grid: Grid) -> Task:
         """The fit that begins there."""
@@ -133,16 +133,18 @@ class Fitting:
     ) -> State:  # fmt: skip
         steps, began = task.form.steps, time.monotonic()
         if state is None:
-            state = fit.begin(task)
+            state = gauss_newton.begin(task)
         else:
             task.typical(state.best, task.held)
-        named = len(judge.USUAL) + sum(judge.GOALS) / steps
+        named = len(held_out.USUAL) + sum(held_out.GOALS) / steps
         runs = named + 2 * (1 + len(task.fit) / len(task.held))  # as long as this one, that follow the fit
         ends -= runs * (time.monotonic() - began)
         if self.method == "levels":
             return state
         if not state.iteration and self.model.stepwise:
-            with_rows = fit.look(task, fit.moved(state, rows.squares(task, rows.enough(task))))
+            with_rows = gauss_newton.look(
+                task, gauss_newton.moved(state, least_squares.squares(task, least_squares.enough(task)))
+            )
             state = with_rows if with_rows.error < state.error or self.method == "rows" else state
         if self.method == "rows":
             return state
@@ -166,7 +168,7 @@ class Fitting:
             )
 
         try:
-            return fit.improve(task, state, until, seen)
+            return gauss_newton.improve(task, state, until, seen)
         except KeyboardInterrupt:
             self.stopped = True
             return state
@@ -186,11 +188,11 @@ class Fitting:
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
         if self.method == "levels":  # where it begins is what was found, so it is measured by the usual one
-            first, grid = start.named(self.model.process, f"dpmpp_2m/{usual(self.model.process)}", steps)
+            first, grid = starts.named(self.model.process, f"dpmpp_2m/{usual(self.model.process)}", steps)
             before = replace(task, form=Form(self.model.process, "dpmpp_2m", grid, self.memory))
         own, theirs = task.error(state.best, task.held), before.error(zero, task.held)
-        held = {"tuned": judge.geometric(own)[0], "start": judge.geometric(theirs)[0]}
-        if not judge.better(own, theirs):
+        held = {"tuned": held_out.geometric(own)[0], "start": held_out.geometric(theirs)[0]}
+        if not held_out.better(own, theirs):
             reason = (
                 f"the held-out error {held['tuned']:.4g} is not clearly below that of its start {first} "
                 f"({held['start']:.4g})"
@@ -198,7 +200,7 @@ class Fitting:
             return Outcome(steps, None, reason, first, held["start"], held["tuned"])
         table = task.form.arrays(state.best).table("fitted", f"{label}, fitted")
         fitting = {"tuned": task.typical(state.best, task.fit), "start": before.typical(zero, task.fit)}
-        errors = judge.usual(self.model, self.targets, task.held, steps)
+        errors = held_out.usual(self.model, self.targets, task.held, steps)
         prompts, seeds = self.facts.get("prompts", ()), self.facts.get("seeds", ())
         part = [tuple(dict.fromkeys(prompts[s] for s in some if prompts)) for some in self.samples]
         drawn = [tuple(seeds[s] for s in some if seeds) for some in self.samples]

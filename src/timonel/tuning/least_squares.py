@@ -16,10 +16,10 @@ from torch import Tensor
 from ..core import solvers
 from ..core.grids import Grid
 from ..core.process import Level
-from .fit import Task
-from .form import Arrays
-from .student import foreseen, walk
-from .teacher import FIRST, SOLVER, fine
+from .gauss_newton import Task
+from .parameters import Arrays
+from .rollout import foreseen, walk
+from .targets import FIRST, SOLVER, fine
 
 EQUATIONS = 16_384  # at least, for a few numbers a row
 RIDGE = 1e-3  # of the mean diagonal of the normal equations

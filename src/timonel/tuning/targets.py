@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.grids import usual
 from ..core.sampler import Sampler
 from ..errors import ArgumentError
-from .form import Arrays
 from .model import Model
-from .student import distance, walk
+from .parameters import Arrays
+from .rollout import distance, walk
 
 SOLVER = "dpmpp_3m"  # order 3, one call a step, in the denoised basis
 FIRST, LAST = 32, 512  # steps, doubled

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import GridError
-from . import student
-from .form import Form
+from . import rollout
 from .model import Model
-from .student import Slope, distance, travel
-from .teacher import Targets
+from .parameters import Form
+from .rollout import Slope, distance, travel
+from .targets import Targets
 
 MEMORY = 0.7  # of the curvature, from one iteration to the next
 AVERAGE = 0.6  # of the averaged parameters
@@ -91,9 +91,9 @@ class Task:
         given = (self.model, self.form, theta, samples, self.targets.of(samples))
         if self.method == "backward":
             generator = torch.Generator().manual_seed(iteration)
-            return student.backward(*given, floor=self.targets.floor, generator=generator)
+            return rollout.backward(*given, floor=self.targets.floor, generator=generator)
         with torch.no_grad():
-            return student.differences(*given, floor=self.targets.floor)
+            return rollout.differences(*given, floor=self.targets.floor)
 
 
 def begin(task: Task) -> State:

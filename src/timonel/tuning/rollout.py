@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core.process import Level
-from .form import Arrays, Form
 from .model import Model
+from .parameters import Arrays, Form
 
 
 @dataclass(frozen=True, eq=False)

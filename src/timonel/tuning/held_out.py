@@ -13,8 +13,8 @@ from ..core.fitted.fitted import Measured
 from ..core.sampler import Sampler
 from ..errors import TimonelError
 from .model import Model
-from .student import distance
-from .teacher import Targets
+from .rollout import distance
+from .targets import Targets
 
 USUAL = ("euler", "dpmpp_2m/{}", "dpmpp_3m/{}", "unipc", "ipndm", "dpmpp_2m/ays")  # {}: the usual grid
 GOAL, GOALS = "dpmpp_2m/{}", (12, 25)  # what 5 and 8 fitted steps are meant to equal, and its steps

@@ -13,10 +13,10 @@ from ..core.process import At, Process
 from ..core.sampler import Sampler
 from ..engine import gits
 from ..errors import ArgumentError, TimonelError
-from .form import Arrays, supports
 from .model import Model, spread
-from .student import distance, travel
-from .teacher import Targets
+from .parameters import Arrays, supports
+from .rollout import distance, travel
+from .targets import Targets
 
 FINE, GITS = 40, 1.15  # steps of the paths that GITS chooses from, and its coefficient (arXiv 2405.11326)
 PATH = 205  # samples that GITS holds for each of its paths: what a path saw, and what it is compared with
