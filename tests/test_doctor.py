@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from timonel import zoo
 from timonel.cli import app, main
+from timonel.cli.doctor import parsed
 from timonel.core import grids
 from timonel.core.process.config import SILENT
 from timonel.core.sampler import Sampler
-from timonel.diagnosis import FAMILIES, PRESETS, Diagnosis, doctor, trial
-from timonel.diagnosis.combination import Combination
-from timonel.diagnosis.command import parsed
+from timonel.diagnosis import FAMILIES, PRESETS, Diagnosis, doctor, dry_run
+from timonel.diagnosis.findings import Combination
 from timonel.errors import ArgumentError, ModelError, UnknownName
 from timonel.pipelines.family import facts
 
@@ -270,7 +270,7 @@ class Told:
 def test_the_trial_finds_what_is_wrong_and_nothing_else(shift: float, end: float, folders: dict[str, str]) -> None:
     process = facts.read(folders["sd35_large"]).process
     loop = facts.Loop(init=False, scales=False, generator=False)
-    done = trial.run(Told(shift, end), loop, process, "flow", 10, {})
+    done = dry_run.run(Told(shift, end), loop, process, "flow", 10, {})
     assert not done.error
     assert (len(done.off) > 5) == (shift > 0)
     if not shift:

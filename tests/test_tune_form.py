@@ -14,6 +14,7 @@ from models import PROCESSES
 from timonel.core import grids, solvers
 from timonel.core.fitted.fitted import Fitted
 from timonel.core.process import Level
+from timonel.engine.gits import gits
 from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
 from timonel.tuning import Plain, fit_model, least_squares, rollout
@@ -185,7 +186,7 @@ def test_paths_that_are_known_give_the_levels_of_gits_for_any_number_of_steps() 
 
     asked = model.evaluations
     for steps in (3, 6):
-        theirs = grids.gits(denoise, model.start(samples), model.process, steps, fine=paths.fine)
+        theirs = gits(denoise, model.start(samples), model.process, steps, fine=paths.fine)
         own = paths.levels(steps)
         assert torch.equal(own.sigma, theirs.sigma)
         assert torch.equal(own.time, theirs.time)

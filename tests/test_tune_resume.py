@@ -27,10 +27,10 @@ SCRIPT = """
 import sys, time, warnings
 import torch
 torch.set_num_threads(1)
-from timonel.tuning import fit_model, judge
+from timonel.tuning import fit_model, held_out
 from tuned_models import START, mixture
 warnings.simplefilter("ignore")
-judge.USUAL, judge.GOALS = (START,), ()
+held_out.USUAL, held_out.GOALS = (START,), ()
 
 def told(message):
     print(message, flush=True)

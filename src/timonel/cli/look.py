@@ -155,7 +155,7 @@ def doctor(
 
     Example: timonel doctor folder/of/svd --sampler dpmpp_2m_sde/karras --flag timestep_spacing=trailing
     """
-    from ..diagnosis.command import run
+    from .doctor import run
 
     run(model, sampler, steps, flags or [], as_json)
 

@@ -23,9 +23,9 @@ from ..errors import ArgumentError, options
 from ..pipelines.family.facts import Facts, Loop, loop, read
 from ..pipelines.family.families import FAMILIES, recognise
 from ..pipelines.family.presets import PRESETS, Preset
-from . import suits
-from .combination import Combination, examine
-from .suits import Advice
+from . import advice
+from .advice import Advice
+from .findings import Combination, examine
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "the clean sample", "flow": "the flow", "edm": "EDM's F",
                "reverse_flow": "the flow backwards", "edm_v": "v at EDM's data scale"}  # fmt: skip
@@ -99,7 +99,7 @@ def doctor(
         "" if row is None else row.told,
         "" if row is None else row.doubt,
         _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
-        suits.samplers(facts, family), suits.grids_for(facts, family), suits.refused(facts),
+        advice.samplers(facts, family), advice.grids_for(facts, family), advice.refused(facts),
         presets, {} if row is None else {FAMILIES[key].title: PRESETS[key] for key in row.alike},
         examine(facts, habits, sampler, count, flags),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..files import plain
 from ..pipelines.family.presets import Preset
-from .combination import shown
+from .findings import shown
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ..cli.say import document
+from ..diagnosis import doctor
+from ..diagnosis.report import show
 from ..errors import ArgumentError
-from . import doctor
-from .report import show
+from .say import document
 
 WORDS = {"true": True, "false": False, "none": None}
 

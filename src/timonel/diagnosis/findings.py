@@ -17,11 +17,11 @@ from ..core import process as processes
 from ..core.sampler import Sampler
 from ..core.table import Table
 from ..pipelines.family.facts import Facts, Loop
-from . import trial as trials
-from . import visited
-from .ours import Ours, in_timonel, left, spread, twin
-from .peer import FLAGS, Peer, arguments, own, written
-from .trial import DATA, Trial, described
+from . import dry_run as trials
+from . import levels
+from .dry_run import DATA, Trial, described
+from .in_diffusers import FLAGS, Peer, arguments, own, written
+from .in_timonel import Ours, in_timonel, left, spread, twin
 
 Kind = Literal["fails", "wrong", "ignored", "note"]
 #: flags that decide which levels are visited, so that leaving one out must change the list
@@ -214,21 +214,21 @@ def _measured(case: Case, done: Trial) -> None:
 def _levels(case: Case, scheduler: Any) -> None:
     """Whether the levels are those that the model, the flags and the grid's name ask for."""
     process = case.facts.process
-    theirs, top = visited.of_scheduler(process, scheduler), visited.noisiest(process)
-    twin, table = (None if t is None else visited.of_table(t) for t in (case.twin, case.table))
-    shown, first = visited.ends(process, theirs), visited.sigma(process, theirs[0])
-    late = visited.below(theirs[0], top) > LATE
-    if twin is not None and visited.moved(theirs, twin):
-        means = visited.ends(process, twin)
+    theirs, top = levels.of_scheduler(process, scheduler), levels.noisiest(process)
+    twin, table = (None if t is None else levels.of_table(t) for t in (case.twin, case.table))
+    shown, first = levels.ends(process, theirs), levels.sigma(process, theirs[0])
+    late = levels.below(theirs[0], top) > LATE
+    if twin is not None and levels.moved(theirs, twin):
+        means = levels.ends(process, twin)
         case.say("wrong", f"it visits sigmas {shown}; this model's configuration means {means}")
-    elif late and table is not None and _shaped(case) and visited.below(theirs[0], table[0]) > LATE:
-        begins = visited.sigma(process, table[0])
+    elif late and table is not None and _shaped(case) and levels.below(theirs[0], table[0]) > LATE:
+        begins = levels.sigma(process, table[0])
         case.say("wrong", f"timestep_spacing moves the ends: it begins at sigma {first}, {case.grid!r} at {begins}")
-    elif table is not None and case.table is not None and visited.moved(theirs, table):
-        own = visited.ends(process, table)
+    elif table is not None and case.table is not None and levels.moved(theirs, table):
+        own = levels.ends(process, table)
         case.say("note", f"its sigmas are {shown}; those of timonel's {case.table.grid!r} are {own}")
     elif late:
-        most = visited.sigma(process, top)
+        most = levels.sigma(process, top)
         case.say("note", f"it begins at sigma {first} of {most}: the noisiest levels are left out")
 
 

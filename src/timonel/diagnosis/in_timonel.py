@@ -13,8 +13,8 @@ from ..core.table import Table
 from ..errors import TimonelError
 from ..pipelines.family.facts import Facts, Loop
 from ..pipelines.sockets.scheduler import Scheduler
-from . import trial as trials
-from .peer import Peer
+from . import dry_run as trials
+from .in_diffusers import Peer
 
 
 @dataclass(frozen=True)

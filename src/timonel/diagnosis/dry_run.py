@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core import prediction as predictions
 from ..core.process import Level, Process, double, keys
 from ..pipelines.family.facts import Loop
-from . import visited
+from . import levels
 
 DATA = 0.5  # standard deviation of the data; latents of pictures have about 1, their details less
 SHAPE = (1, 4, 64, 64)
@@ -66,7 +66,7 @@ class Network:
 
 def heard(process: Process, time: float) -> Level:
     """The level that a network takes a time for; outside what it was trained for, the nearest it knows."""
-    low, high = visited.times_of(process)
+    low, high = levels.times_of(process)
     level = process.at_time(double(min(max(time, low), high)))
     return level if float(level.sigma) > 0 else process.at_index(double(0.0))
 
@@ -176,9 +176,9 @@ def _meant(scheduler: Any, process: Process) -> list[float]:
 
     Empty where it keeps no such list, or has levels between them: then times are all it knows.
     """
-    if not visited.complete(scheduler):
+    if not levels.complete(scheduler):
         return []
-    inside = visited.listed(scheduler)[:-1].clamp(max=process.sigma_max)
+    inside = levels.listed(scheduler)[:-1].clamp(max=process.sigma_max)
     return [float(time) for time in process.at_sigma(inside).time]
 
 
@@ -194,6 +194,6 @@ def _apart(process: Process, told: float, meant: float) -> bool:
 
 def _strange(process: Process, told: float) -> bool:
     """Whether a time is outside those that the model was trained for, rounding apart."""
-    low, high = visited.times_of(process)
+    low, high = levels.times_of(process)
     slack = 1e-3 * (high - low)
     return not low - slack <= told <= high + slack
