@@ -1,11 +1,13 @@
-"""Which sampler should run where nobody names one? The error of the candidates at 8 to 25 steps, for each process.
+"""Which sampler should run where nobody names one? The error of the candidates at 8 to 25 steps,
+for each process.
 
-    python benchmarks/default_sampler.py [SUBJECT ...]        emoji, emoji-zsnr, emoji-flow, vp, cosine, zsnr, flow, edm
+    python benchmarks/default_sampler.py [SUBJECT ...]        emoji, emoji-zsnr, emoji-flow, vp,
+    cosine, zsnr, flow, edm
 
-Prints a table for each subject and keeps its numbers in default_sampler.json, from which docs/which-sampler.md is
-written: a row for each sampler and grid, best first by the geometric mean over the steps, at one network call a step.
-The shipped models are guided as their cards say; the other subjects are a Gaussian mixture whose denoiser is known
-exactly.
+Prints a table for each subject and keeps its numbers in default_sampler.json, from which
+docs/which-sampler.md is written: a row for each sampler and grid, best first by the geometric mean
+over the steps, at one network call a step. The shipped models are guided as their cards say; the
+other subjects are a Gaussian mixture whose denoiser is known exactly.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ Run = Callable[[tm.Sampler], Tensor]
 
 
 def shipped(name: str) -> tuple[Run, Tensor]:
-    """A shipped model, and its converged pictures: the solver of third order with many steps on two grids agree."""
+    """A shipped model, and its converged pictures: the solver of third order with many steps on two
+    grids agree.
+    """
     helm = tm.Helm(name)
     helm.pipe.set_progress_bar_config(disable=True)
     prompts = [prompt for prompt in PROMPTS for _ in SEEDS]
@@ -67,7 +71,9 @@ def exact(process: Process) -> tuple[Run, Tensor]:
     """A mixture of narrow Gaussians, and where infinitely many steps take it."""
     mixture = Mixture.random(seed=0, components=12, dimension=16, classes=1)
     start = torch.randn(128, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return lambda sampler: tm.sample(mixture, start, sampler, process=process), solve(mixture, start, process)
+    return lambda sampler: tm.sample(mixture, start, sampler, process=process), solve(
+        mixture, start, process
+    )
 
 
 def rms(a: Tensor, b: Tensor) -> float:
@@ -99,7 +105,9 @@ def measured(subject: str) -> Rows:
                 found[f"{name}/{grid}"] = row
     best = sorted(found, key=lambda label: mean(found[label]))
     shown = [label for i, label in enumerate(best) if i < SHOWN or label in ALWAYS]
-    return [[label, f"{mean(found[label]):.3g}", *(f"{v:.2g}" for v in found[label])] for label in shown]
+    return [
+        [label, f"{mean(found[label]):.3g}", *(f"{v:.2g}" for v in found[label])] for label in shown
+    ]
 
 
 def page(best: int = 3) -> str:
@@ -110,7 +118,9 @@ def page(best: int = 3) -> str:
         named = zoo.card(subject).default_sampler if subject in zoo.MODELS else DEFAULT
         usual = tm.Sampler(named).on(process).label
         shown = [row for i, row in enumerate(table) if i < best or row[0] in (*ALWAYS, usual)]
-        rows += [[subject, f"**{row[0]}**" if row[0] == usual else row[0], *row[1:]] for row in shown]
+        rows += [
+            [subject, f"**{row[0]}**" if row[0] == usual else row[0], *row[1:]] for row in shown
+        ]
     return markdown(["model", *HEADER], rows)
 
 

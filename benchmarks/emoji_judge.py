@@ -1,7 +1,8 @@
-"""The judge of emoji pictures: which of emoji's concepts one shows, and how far two sets of pictures are apart.
+"""The judge of emoji pictures: which of emoji's concepts one shows, and how far two sets of
+pictures are apart.
 
-It is the classifier of training/emoji/classifier.py, which learned real emoji only; training/emoji/export_judge.py
-wrote its weights. Pictures are (n, 3, 64, 64) in 0..1.
+It is the classifier of training/emoji/classifier.py, which learned real emoji only;
+training/emoji/export_judge.py wrote its weights. Pictures are (n, 3, 64, 64) in 0..1.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ from classifier import build  # noqa: E402
 
 @cache
 def load() -> tuple[nn.Sequential, tuple[str, ...]]:
-    """The network, in single precision, and the names of its classes. Raises `ModelError` where the file is missing."""
+    """The network, in single precision, and the names of its classes. Raises `ModelError` where the
+    file is missing.
+    """
     if not FILE.is_file():
-        raise ModelError(f"no {FILE.name} in {FILE.parent}: training/emoji/export_judge.py makes it")
+        raise ModelError(
+            f"no {FILE.name} in {FILE.parent}: training/emoji/export_judge.py makes it"
+        )
     with safe_open(str(FILE), framework="pt") as file:
         names = tuple(json.loads(file.metadata()["names"]))
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -41,9 +46,13 @@ def load() -> tuple[nn.Sequential, tuple[str, ...]]:
 
 @torch.no_grad()
 def features(pictures: Tensor) -> Tensor:
-    """The 1024 pooled activations (n, 1024) that the last layer reads. Raises `ArgumentError` for other shapes."""
+    """The 1024 pooled activations (n, 1024) that the last layer reads. Raises `ArgumentError` for
+    other shapes.
+    """
     if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (3, SIDE, SIDE):
-        raise ArgumentError(f"pictures are (n, 3, {SIDE}, {SIDE}) in 0..1, got {tuple(pictures.shape)}")
+        raise ArgumentError(
+            f"pictures are (n, 3, {SIDE}, {SIDE}) in 0..1, got {tuple(pictures.shape)}"
+        )
     network, _ = load()
     return torch.cat([network[:-1](part.float() * 2 - 1) for part in pictures.split(AT_ONCE)])
 
@@ -58,12 +67,15 @@ def probabilities(pictures: Tensor) -> Tensor:
 def top1(pictures: Tensor, names: Sequence[str]) -> tuple[float, float]:
     """The share of pictures that the judge calls by their names, and its standard error.
 
-    The error is the standard deviation of the share under a uniform prior, so that of n right ones of n it is about
-    1/n and not 0. Raises `UnknownName` for a name that it does not know, `ArgumentError` for too few or too many.
+    The error is the standard deviation of the share under a uniform prior, so that of n right ones
+    of n it is about 1/n and not 0. Raises `UnknownName` for a name that it does not know,
+    `ArgumentError` for too few or too many.
     """
     known = load()[1]
     if len(names) != len(pictures) or not names:
-        raise ArgumentError(f"every picture needs its name: got {len(pictures)} pictures and {len(names)} names")
+        raise ArgumentError(
+            f"every picture needs its name: got {len(pictures)} pictures and {len(names)} names"
+        )
     for name in names:
         if name not in known:
             raise UnknownName("concept", name, known)
@@ -74,18 +86,20 @@ def top1(pictures: Tensor, names: Sequence[str]) -> tuple[float, float]:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """|mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two sets of features (n, d), in float64.
+    """|mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two sets of features (n, d), in
+    float64.
 
-    The distance of the Gaussians with their means and covariances (Heusel et al., arXiv 1706.08500, eq. 6). With few
-    pictures it is biased upward, so compare only sets of the same size and captions, to the same reference. Raises
-    `ArgumentError` for fewer than two rows or other widths.
+    The distance of the Gaussians with their means and covariances (Heusel et al., arXiv 1706.08500,
+    eq. 6). With few pictures it is biased upward, so compare only sets of the same size and
+    captions, to the same reference. Raises `ArgumentError` for fewer than two rows or other widths.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ArgumentError(
             f"features are two tables of two or more rows of one width, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     (mean_a, root_a), (mean_b, root_b) = _statistics(a), _statistics(b)
-    # S = root^T root, so the eigenvalues of S_a S_b are the squared singular values of root_a root_b^T, of any rank
+    # S = root^T root, so the eigenvalues of S_a S_b are the squared singular values of root_a
+    # root_b^T, of any rank
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
     spread = root_a.square().sum() + root_b.square().sum() - 2 * shared
     return max(0.0, float((mean_a - mean_b).square().sum() + spread))  # below 0 by rounding only
@@ -101,7 +115,9 @@ def _statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_error(a: Tensor, b: Tensor) -> float:
     """The standard error of `frechet` of sets whose rows are pairs: the jackknife's over the pairs."""
     if len(a) != len(b) or len(a) < 3:
-        raise ArgumentError(f"the jackknife needs three or more pairs, got {len(a)} and {len(b)} rows")
+        raise ArgumentError(
+            f"the jackknife needs three or more pairs, got {len(a)} and {len(b)} rows"
+        )
     n = len(a)
     without = [[j for j in range(n) if j != i] for i in range(n)]
     left = torch.tensor([frechet(a[kept], b[kept]) for kept in without], dtype=torch.float64)

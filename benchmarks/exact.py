@@ -2,8 +2,8 @@
 
     python benchmarks/exact.py [--quick] [--out FOLDER]
 
-No weights are needed. Prints one table, and writes exact.md and exact.png to FOLDER (docs by default); `--quick`
-takes fewer samples and calls, and writes only where a folder is given.
+No weights are needed. Prints one table, and writes exact.md and exact.png to FOLDER (docs by
+default); `--quick` takes fewer samples and calls, and writes only where a folder is given.
 """
 
 from __future__ import annotations
@@ -87,7 +87,11 @@ class Cell:
     grid: str = ""
 
     def __str__(self) -> str:
-        return f"{self.error:.2g} ±{self.spread:.0%} {self.grid[0]}" if math.isfinite(self.error) else "–"
+        return (
+            f"{self.error:.2g} ±{self.spread:.0%} {self.grid[0]}"
+            if math.isfinite(self.error)
+            else "–"
+        )
 
 
 Sample = Callable[[Problem, int], "Tensor | None"]
@@ -107,7 +111,9 @@ def discs(count: int = 1024, size: int = 8, seed: int = 0) -> Tensor:
 
 def problems(size: Size) -> list[Problem]:
     def start(*shape: int) -> Tensor:
-        return torch.randn(size.samples, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        return torch.randn(
+            size.samples, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
 
     solved = partial(solve, process=PROCESS, tolerance=size.tolerance)
     data = Gaussian(torch.linspace(-1, 1, 64), torch.logspace(-3, math.log10(3), 64))
@@ -127,7 +133,9 @@ def problems(size: Size) -> list[Problem]:
 # -- the samplers --------------------------------------------------------------------------------
 @cache
 def compiled(name: str, grid: str, calls: int) -> tm.Table | None:
-    """The sampler's table with as many steps as `calls` network calls allow; None where not one fits."""
+    """The sampler's table with as many steps as `calls` network calls allow; None where not one
+    fits.
+    """
     found = re.fullmatch(r"(\d*)N(?: ([+-]) (\d+))?", solvers.find(name).calls)
     assert found is not None
     each, extra = int(found[1] or 1), int((found[2] or "") + (found[3] or "0"))
@@ -160,8 +168,11 @@ def diffusers(name: str, grid: str, problem: Problem, calls: int) -> Tensor | No
     kind, stages = SCHEDULERS[name]
     scheduler = getattr(library, kind)(**BETAS, **FLAGS[grid])
     scheduler.set_timesteps((calls + stages - 1) // stages)
-    # schedulers in y = x / alpha begin with sigma·noise; the trajectory to compare begins at noise / alpha
-    x = problem.start * (1 if scheduler.init_noise_sigma == 1 else math.hypot(1, scheduler.sigmas[0]))
+    # schedulers in y = x / alpha begin with sigma·noise; the trajectory to compare begins at noise
+    # / alpha
+    x = problem.start * (
+        1 if scheduler.init_noise_sigma == 1 else math.hypot(1, scheduler.sigmas[0])
+    )
     for t in scheduler.timesteps:
         seen, level = scheduler.scale_model_input(x, t).double(), PROCESS.at_time(t)
         noise = (seen - level.alpha * problem.denoise(seen, level)) / level.sigma
@@ -186,20 +197,31 @@ def k_diffusion(name: str, grid: str, problem: Problem, calls: int) -> Tensor | 
 def methods(grids: tuple[str, ...]) -> dict[str, dict[str, Sample]]:
     """Every method by name, on every grid that it has."""
     made: dict[str, dict[str, Sample]] = {
-        name: {grid: partial(ours, name, grid) for grid in grids} for name in names(stochastic=False)
+        name: {grid: partial(ours, name, grid) for grid in grids}
+        for name in names(stochastic=False)
     }
     for name in SCHEDULERS:
-        made[f"{name}, diffusers"] = {grid: partial(diffusers, name, grid) for grid in FLAGS if grid in grids}
+        made[f"{name}, diffusers"] = {
+            grid: partial(diffusers, name, grid) for grid in FLAGS if grid in grids
+        }
     if k_sampling() is not None:
-        made |= {f"{n}, k-diffusion": {g: partial(k_diffusion, n, g) for g in grids} for n in K_SAMPLERS}
+        made |= {
+            f"{n}, k-diffusion": {g: partial(k_diffusion, n, g) for g in grids} for n in K_SAMPLERS
+        }
     return made
 
 
 # -- the errors ----------------------------------------------------------------------------------
 def cell(made: Tensor, problem: Problem, grid: str) -> Cell:
-    logs = torch.log((made - problem.truth).flatten(1).square().mean(1).sqrt().clamp(min=problem.floor))
+    logs = torch.log(
+        (made - problem.truth).flatten(1).square().mean(1).sqrt().clamp(min=problem.floor)
+    )
     error = float(logs.mean().exp())
-    return Cell(error, float(logs.std() / math.sqrt(len(logs))), grid) if math.isfinite(error) else Cell()
+    return (
+        Cell(error, float(logs.std() / math.sqrt(len(logs))), grid)
+        if math.isfinite(error)
+        else Cell()
+    )
 
 
 def best(variants: dict[str, Sample], problem: Problem, calls: int) -> Cell:
@@ -211,24 +233,36 @@ def best(variants: dict[str, Sample], problem: Problem, calls: int) -> Cell:
 
 @torch.no_grad()
 def measure(size: Size) -> tuple[list[Problem], Found]:
-    """Methods best first, by the geometric mean over problems and numbers of calls; ours before its twins."""
+    """Methods best first, by the geometric mean over problems and numbers of calls; ours before its
+    twins.
+    """
 
     def score(item: tuple[str, list[list[Cell]]]) -> tuple[float, bool]:
-        return round(sum(math.log(min(c.error, 10.0)) for row in item[1] for c in row), 1), ", " in item[0]
+        return round(
+            sum(math.log(min(c.error, 10.0)) for row in item[1] for c in row), 1
+        ), ", " in item[0]
 
     posed = problems(size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schedulers, about numpy
         each = methods(size.grids).items()
-        found = {name: [[best(v, problem, calls) for calls in size.calls] for problem in posed] for name, v in each}
+        found = {
+            name: [[best(v, problem, calls) for calls in size.calls] for problem in posed]
+            for name, v in each
+        }
     return posed, dict(sorted(found.items(), key=score))
 
 
 # -- stochastic samplers -------------------------------------------------------------------------
 def energy(a: Tensor, b: Tensor) -> float:
-    """Energy distance 2·E|a - b| - E|a - a'| - E|b - b'| between two sets of n samples, without bias."""
+    """Energy distance 2·E|a - b| - E|a - a'| - E|b - b'| between two sets of n samples, without
+    bias.
+    """
     n = len(a)
-    return float(2 * torch.cdist(a, b).mean() - (torch.cdist(a, a).sum() + torch.cdist(b, b).sum()) / (n * (n - 1)))
+    return float(
+        2 * torch.cdist(a, b).mean()
+        - (torch.cdist(a, a).sum() + torch.cdist(b, b).sum()) / (n * (n - 1))
+    )
 
 
 def interval(made: Tensor, true: Tensor) -> tuple[float, float]:
@@ -252,14 +286,21 @@ def distances(size: Size) -> dict[str, list[tuple[float, float]]]:
         fresh = lambda row, like: torch.randn(like.shape, generator=g, dtype=like.dtype)  # noqa: E731
         return interval(driven(made, mixture, x, fresh), true)
 
-    found = {name: [drawn(name, n) for n in calls] for name in [*names(stochastic=True), "euler", "dpmpp_2m"]}
-    ranked = dict(sorted(found.items(), key=lambda item: sum(v for v, _ in item[1] if not math.isnan(v))))
+    found = {
+        name: [drawn(name, n) for n in calls]
+        for name in [*names(stochastic=True), "euler", "dpmpp_2m"]
+    }
+    ranked = dict(
+        sorted(found.items(), key=lambda item: sum(v for v, _ in item[1] if not math.isnan(v)))
+    )
     return {"(exact samples)": [interval(mixture.draw(count, seed=1), true)] * len(calls), **ranked}
 
 
 # -- what is shown -------------------------------------------------------------------------------
 def table(posed: list[Problem], found: Found, size: Size) -> str:
-    """One column for each problem and shown number of calls; what is within 5 % of a column's best is bold."""
+    """One column for each problem and shown number of calls; what is within 5 % of a column's best
+    is bold.
+    """
     places = [(i, size.calls.index(c)) for i in range(len(posed)) for c in SHOWN if c in size.calls]
     tops = [min(rows[i][j].error for rows in found.values()) for i, j in places]
     head = ["sampler", *(f"{posed[i].title}, {size.calls[j]}" for i, j in places)]
@@ -267,7 +308,10 @@ def table(posed: list[Problem], found: Found, size: Size) -> str:
     def text(c: Cell, top: float) -> str:
         return f"**{c}**" if c.error <= 1.05 * top else str(c)
 
-    lines = [[n, *(text(rows[i][j], t) for (i, j), t in zip(places, tops, strict=True))] for n, rows in found.items()]
+    lines = [
+        [n, *(text(rows[i][j], t) for (i, j), t in zip(places, tops, strict=True))]
+        for n, rows in found.items()
+    ]
     return markdown(head, lines)
 
 
@@ -281,7 +325,9 @@ def spread_table(found: dict[str, list[tuple[float, float]]], size: Size) -> str
 
 def same(a: list[list[Cell]], b: list[list[Cell]]) -> bool:
     """Whether two methods have one curve: every error within 2 %, or both too large to matter."""
-    pairs = [(x.error, y.error) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)]
+    pairs = [
+        (x.error, y.error) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    ]
     return all(x == y or abs(math.log(x / y)) < 0.02 for x, y in pairs if math.isfinite(x + y))
 
 
@@ -312,7 +358,13 @@ def draw(posed: list[Problem], found: Found, size: Size, path: Path) -> None:
                 continue
             if name in labels:
                 k = list(labels).index(name)
-                style: dict[str, Any] = {"color": COLOURS[k], "marker": "osD^vP"[k], "lw": 2, "ms": 5, "zorder": 4}
+                style: dict[str, Any] = {
+                    "color": COLOURS[k],
+                    "marker": "osD^vP"[k],
+                    "lw": 2,
+                    "ms": 5,
+                    "zorder": 4,
+                }
                 low, high = ([c.error * math.exp(s * c.spread) for c in rows[i]] for s in (-1, 1))
                 axis.fill_between(size.calls, low, high, color=COLOURS[k], alpha=0.15, lw=0)
             elif name == "euler":
@@ -321,7 +373,9 @@ def draw(posed: list[Problem], found: Found, size: Size, path: Path) -> None:
                 style = {"color": "0.8", "lw": 1, "zorder": 1}
             label = " = ".join(labels.get(name, ["euler" if name == "euler" else "_"]))
             axis.loglog(size.calls, [c.error for c in rows[i]], label=label, **style)
-        finite = sorted(c.error for rows in found.values() for c in rows[i] if math.isfinite(c.error))
+        finite = sorted(
+            c.error for rows in found.values() for c in rows[i] if math.isfinite(c.error)
+        )
         axis.set(title=problem.title, xlabel="network calls", ylabel="rms error, geometric mean")
         axis.set_ylim(finite[0] / 1.3, min(finite[-1] * 1.3, 2.0))
         axis.set_xticks(size.calls, [str(c) for c in size.calls])
@@ -329,7 +383,9 @@ def draw(posed: list[Problem], found: Found, size: Size, path: Path) -> None:
         axis.grid(alpha=0.25)
     handles, texts = axes.flat[0].get_legend_handles_labels()
     texts.append(f"the other {len(found) - len(twins) - len(texts)}")
-    figure.legend([*handles, plt.Line2D([], [], color="0.8")], texts, loc="outside lower center", ncols=3)
+    figure.legend(
+        [*handles, plt.Line2D([], [], color="0.8")], texts, loc="outside lower center", ncols=3
+    )
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
     plt.close(figure)
@@ -388,8 +444,12 @@ def run(size: Size, folder: Path | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="measure samplers on exactly known models")
-    parser.add_argument("--quick", action="store_true", help="few samples, one grid: rough numbers in seconds")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where exact.md and exact.png go")
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples, one grid: rough numbers in seconds"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where exact.md and exact.png go"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     folder = asked.out or (None if asked.quick else DOCS)

@@ -1,14 +1,17 @@
-"""What forecasts cost and save on the shipped model: network evaluations, time and distance to the converged picture.
+"""What forecasts cost and save on the shipped model: network evaluations, time and distance to the
+converged picture.
 
     python benchmarks/forecast.py [--quick] [--repeats N] [--threads N]
 
-Pictures of 20 steps of DPM++ 2M, guided with the scale 4. The unconditional half is forecast, or left out after 40 % of
-the steps; or whole steps are forecast. The network's conditions are captured once and all captions run in one fleet.
-Error: root mean square distance of the latents to those of UniPC with many steps from the same noise, guided all the
-way; geometric mean over the captions. "plain" is the sampler without any of it that makes as many evaluations, on
-the straight line in log error between the two nearest numbers of steps; "/ plain" is the mean ratio of paired errors
-and its 95 % interval: below 1 it pays. A step that is left out also moves the levels of the calls, so "same levels"
-is the sampler without forecasts on the levels that are left: where that is as good, the levels pay, not the forecasts.
+Pictures of 20 steps of DPM++ 2M, guided with the scale 4. The unconditional half is forecast, or
+left out after 40 % of the steps; or whole steps are forecast. The network's conditions are captured
+once and all captions run in one fleet. Error: root mean square distance of the latents to those of
+UniPC with many steps from the same noise, guided all the way; geometric mean over the captions.
+"plain" is the sampler without any of it that makes as many evaluations, on the straight line in log
+error between the two nearest numbers of steps; "/ plain" is the mean ratio of paired errors and its
+95 % interval: below 1 it pays. A step that is left out also moves the levels of the calls, so "same
+levels" is the sampler without forecasts on the levels that are left: where that is as good, the
+levels pay, not the forecasts.
 """
 
 from __future__ import annotations
@@ -34,7 +37,16 @@ from timonel.errors import ModelError
 from timonel.pipelines.capture import Captured, capture
 
 MODEL, STEPS, SCALE, UNTIL, BATCH = "emoji", 20, 4.0, 0.4, 16
-CAPTIONS = ("red apple", "pizza", "grinning face", "blue car", "sun", "green leaf", "house", "birthday cake")
+CAPTIONS = (
+    "red apple",
+    "pizza",
+    "grinning face",
+    "blue car",
+    "sun",
+    "green leaf",
+    "house",
+    "birthday cake",
+)
 STUDENT = {2: 12.71, 8: 2.36}  # 97.5 % quantile of Student's t, by the number of captions
 SAMPLERS = ("dpmpp_2m/karras", "dpmpp_2m/trailing")
 GUIDED: dict[str, dict[str, Any]] = {
@@ -69,9 +81,13 @@ class Bench:
     def __init__(self, captions: Sequence[str], fine: int, repeats: int) -> None:
         helm = tm.Helm(MODEL)
         helm.pipe.set_progress_bar_config(disable=True)
-        self.captured: Captured = capture(helm, list(captions), seeds=range(len(captions)), guidance=SCALE)
+        self.captured: Captured = capture(
+            helm, list(captions), seeds=range(len(captions)), guidance=SCALE
+        )
         self.repeats, self.plain = repeats, dict[tuple[str, int], Measured]()
-        coarse, self.truth = (self._run(self._table("unipc/karras", n), tm.cfg(SCALE))[0] for n in (fine // 2, fine))
+        coarse, self.truth = (
+            self._run(self._table("unipc/karras", n), tm.cfg(SCALE))[0] for n in (fine // 2, fine)
+        )
         self.doubt = _mean(_rmse(coarse, self.truth))
 
     def _table(self, sampler: str, steps: int = STEPS, **options: Any) -> tm.Table:
@@ -79,7 +95,11 @@ class Bench:
 
     def _run(self, table: tm.Table, guidance: tm.Guidance) -> tuple[Tensor, list[Job], float]:
         jobs = [
-            Job(Run(table, self.captured.prediction, guidance=guidance, shape=self.captured.shape), i, told=False)
+            Job(
+                Run(table, self.captured.prediction, guidance=guidance, shape=self.captured.shape),
+                i,
+                told=False,
+            )
             for i in range(self.captured.count)
         ]
         began = time.perf_counter()
@@ -89,9 +109,13 @@ class Bench:
             raise ModelError(failed)
         return torch.cat([job.run.result for job in jobs]), jobs, seconds
 
-    def measure(self, name: str, table: tm.Table, guidance: tm.Guidance, repeats: int | None = None) -> Measured:
+    def measure(
+        self, name: str, table: tm.Table, guidance: tm.Guidance, repeats: int | None = None
+    ) -> Measured:
         """The best time of the repeats; the result is the same in each."""
-        runs = [self._run(table, guidance) for _ in range(self.repeats if repeats is None else repeats)]
+        runs = [
+            self._run(table, guidance) for _ in range(self.repeats if repeats is None else repeats)
+        ]
         made, jobs, _ = runs[0]
         count = self.captured.count
         spent, halves = min(seconds for _, _, seconds in runs), sum(job.halves for job in jobs)
@@ -104,7 +128,9 @@ class Bench:
         logs = []
         for n in (low, low + 1) if share else (low,):
             if (sampler, n) not in self.plain:
-                self.plain[sampler, n] = self.measure("plain", self._table(sampler, n), tm.cfg(SCALE), 1)
+                self.plain[sampler, n] = self.measure(
+                    "plain", self._table(sampler, n), tm.cfg(SCALE), 1
+                )
             logs.append(self.plain[sampler, n].errors.log())
         return logs[0] if not share else logs[0].lerp(logs[1], share)
 
@@ -116,7 +142,9 @@ class Bench:
     def table(self, samplers: Sequence[str]) -> str:
         rows = []
         for name in samplers:
-            found = [self.measure(k, self._table(name), tm.cfg(SCALE, **v)) for k, v in GUIDED.items()]
+            found = [
+                self.measure(k, self._table(name), tm.cfg(SCALE, **v)) for k, v in GUIDED.items()
+            ]
             rows += [self._row(name, one, found[0]) for one in found]
             for k, options in SKIPS.items():
                 made = self._table(name, **options)
@@ -135,11 +163,14 @@ class Bench:
         )
         return markdown(head, rows)
 
-    def _row(self, sampler: str, one: Measured, full: Measured, same: Measured | None = None) -> list[str]:
+    def _row(
+        self, sampler: str, one: Measured, full: Measured, same: Measured | None = None
+    ) -> list[str]:
         plain = full.errors.log() if one is full else self.like(sampler, one.evaluations)
         return [
             f"{sampler}, {one.name}", f"{one.evaluations:.0f}", f"{1e3 * one.seconds:.0f}",
-            f"{one.seconds / full.seconds:.2f}", f"{_mean(one.errors):.4f}", f"{float(plain.mean().exp()):.4f}",
+            f"{one.seconds / full.seconds:.2f}", f"{_mean(one.errors):.4f}",
+            f"{float(plain.mean().exp()):.4f}",
             "–" if one is full else _against(one.errors.log() - plain),
             "–" if same is None else f"{_mean(same.errors):.4f}",
             "–" if same is None else _against(one.errors.log() - same.errors.log()),
@@ -148,8 +179,13 @@ class Bench:
 
 def _against(apart: Tensor) -> str:
     """The mean ratio whose paired logarithms these are, and its 95 % interval."""
-    middle, sure = float(apart.mean()), STUDENT[len(apart)] * float(apart.std()) / math.sqrt(len(apart))
-    return f"{math.exp(middle):.2f} ({math.exp(middle - sure):.2f} to {math.exp(middle + sure):.2f})"
+    middle, sure = (
+        float(apart.mean()),
+        STUDENT[len(apart)] * float(apart.std()) / math.sqrt(len(apart)),
+    )
+    return (
+        f"{math.exp(middle):.2f} ({math.exp(middle - sure):.2f} to {math.exp(middle + sure):.2f})"
+    )
 
 
 def _rmse(a: Tensor, b: Tensor) -> Tensor:
@@ -161,8 +197,12 @@ def _mean(errors: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="what forecasts of network calls and of halves save and cost")
-    parser.add_argument("--quick", action="store_true", help="2 captions and one sampler, against 32 steps")
+    parser = argparse.ArgumentParser(
+        description="what forecasts of network calls and of halves save and cost"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="2 captions and one sampler, against 32 steps"
+    )
     parser.add_argument("--repeats", type=int, help="how often each is timed, 3")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()

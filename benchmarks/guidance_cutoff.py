@@ -3,12 +3,13 @@
     python benchmarks/guidance_cutoff.py [--quick] [--repeats N] [--threads N]
 
 Pictures of 25 steps (DPM++ 2M), prompt to pixels, one at a time and eight at a time. Guided all the
-way the network sees 50 samples a picture; guided for the first 40 % it sees 35, so the ideal ratio is
-0.70 for a network whose cost is linear in its batch. A call of this small network costs much the same
-for one sample as for two, so one picture at a time cannot reach it; eight at a time can. The bare
-diffusers pipeline, guided all the way, makes the same network calls as the helm: its ratio is the
-helm's whole overhead. Videos of 8 frames likewise, one at a time, with Euler and guidance up to 3 at the last frame.
-All variants take turns in one process; ratios are paired.
+way the network sees 50 samples a picture; guided for the first 40 % it sees 35, so the ideal ratio
+is
+0.70 for a network whose cost is linear in its batch. A call of this small network costs much the
+same for one sample as for two, so one picture at a time cannot reach it; eight at a time can. The
+bare diffusers pipeline, guided all the way, makes the same network calls as the helm: its ratio is
+the helm's whole overhead. Videos of 8 frames likewise, one at a time, with Euler and guidance up to
+3 at the last frame. All variants take turns in one process; ratios are paired.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ from timonel.errors import ModelError
 MODEL, PROMPT, STEPS, SCALE, UNTIL, SEED = "emoji", "red apple", 25, 4.0, 0.4, 7
 VIDEO, VIDEO_SCALE = "emoji-video", 3.0
 BATCHES = (1, 8)
-FULL, CUT, NONE, BARE = "helm, guided", f"helm, guided until {UNTIL:g}", "helm, unguided", "diffusers, guided"
+FULL, CUT, NONE, BARE = (
+    "helm, guided",
+    f"helm, guided until {UNTIL:g}",
+    "helm, unguided",
+    "diffusers, guided",
+)
 
 
 def helmed(name: str, helm: Any, guidance: tm.Guidance, count: int) -> Peer:
@@ -51,14 +57,21 @@ def bare(count: int) -> Peer:
     def prepare() -> Callable[[], object]:
         made = torch.Generator().manual_seed(SEED)
         prompts = [PROMPT] * count
-        return lambda: pipe(prompts, num_inference_steps=STEPS, guidance_scale=SCALE, generator=made).images
+        return lambda: (
+            pipe(prompts, num_inference_steps=STEPS, guidance_scale=SCALE, generator=made).images
+        )
 
     return Peer(BARE, prepare)
 
 
 def measure(repeats: int) -> str:
     """The tables as Markdown. Raises `ModelError` where a model's files are missing."""
-    return "\n\n".join([*(_table(repeats, pictures(count), count) for count in BATCHES), _table(repeats, videos(), 0)])
+    return "\n\n".join(
+        [
+            *(_table(repeats, pictures(count), count) for count in BATCHES),
+            _table(repeats, videos(), 0),
+        ]
+    )
 
 
 def pictures(count: int) -> list[Peer]:
@@ -90,7 +103,12 @@ def videos() -> list[Peer]:
 
     def plainly() -> object:
         made = torch.Generator().manual_seed(SEED)
-        call = {**given, "num_inference_steps": STEPS, "max_guidance_scale": VIDEO_SCALE, "generator": made}
+        call = {
+            **given,
+            "num_inference_steps": STEPS,
+            "max_guidance_scale": VIDEO_SCALE,
+            "generator": made,
+        }
         return pipe(still, **call).frames
 
     return [
@@ -107,7 +125,8 @@ def _table(repeats: int, peers: list[Peer], count: int) -> str:
     seen = {FULL: 2 * STEPS, CUT: STEPS + round(UNTIL * STEPS), NONE: STEPS, BARE: 2 * STEPS}
     rows = [
         [
-            name, str(seen[name]), brief(ms, 0), f"{ratio(ms, times[FULL]):.3f}", f"{seen[name] / seen[FULL]:.2f}",
+            name, str(seen[name]), brief(ms, 0), f"{ratio(ms, times[FULL]):.3f}",
+            f"{seen[name] / seen[FULL]:.2f}",
             f"{ratio(ms, times[BARE]):.3f}",
         ]
         for name, ms in times.items()
@@ -124,7 +143,9 @@ def _table(repeats: int, peers: list[Peer], count: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="wall time of guidance that ends early, and of the helm")
+    parser = argparse.ArgumentParser(
+        description="wall time of guidance that ends early, and of the helm"
+    )
     parser.add_argument("--quick", action="store_true", help="3 repeats instead of 15")
     parser.add_argument("--repeats", type=int, help="pictures per variant")
     parser.add_argument("--threads", type=int, default=1)

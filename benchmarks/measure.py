@@ -1,4 +1,6 @@
-"""What both benchmarks share: interleaved timing, paired ratios, a Markdown table, the machine in words."""
+"""What both benchmarks share: interleaved timing, paired ratios, a Markdown table, the machine in
+words.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ class Peer:
 def steady_memory() -> None:
     """Tell the C library (glibc) to keep freed memory, for this process and so for all peers alike.
 
-    By default it returns blocks of some megabytes to the operating system, and each new one costs a page
-    fault per 4 KiB: more than the arithmetic, and a matter of luck. Where there is no `mallopt` nothing is done.
+    By default it returns blocks of some megabytes to the operating system, and each new one costs a
+    page fault per 4 KiB: more than the arithmetic, and a matter of luck. Where there is no
+    `mallopt` nothing is done.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -79,7 +82,10 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     wide = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(cells[1:], wide[1:], strict=True))]
+        padded = [
+            cells[0].ljust(wide[0]),
+            *(cell.rjust(w) for cell, w in zip(cells[1:], wide[1:], strict=True)),
+        ]
         return "| " + " | ".join(padded) + " |"
 
     rule = "|".join(["", "-" * (wide[0] + 2), *("-" * (w + 1) + ":" for w in wide[1:]), ""])

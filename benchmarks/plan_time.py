@@ -1,11 +1,13 @@
-"""What batching different samplers together saves: a plan of 60 runs against the same 60 one after another.
+"""What batching different samplers together saves: a plan of 60 runs against the same 60 one after
+another.
 
     python benchmarks/plan_time.py [--quick] [--threads N]
 
-Five samplers, three numbers of steps, four seeds of one prompt on the shipped model, guided. *timonel compare* makes
-all 60 with pictures, the previews of every step, recipes and the page. *diffusers* makes the 60 pictures with its own
-schedulers, one call of the pipeline each, and saves them as PNG. Converged references, of which diffusers has none,
-are left out for both. All take turns; ratios are paired.
+Five samplers, three numbers of steps, four seeds of one prompt on the shipped model, guided.
+*timonel compare* makes all 60 with pictures, the previews of every step, recipes and the page.
+*diffusers* makes the 60 pictures with its own schedulers, one call of the pipeline each, and saves
+them as PNG. Converged references, of which diffusers has none, are left out for both. All take
+turns; ratios are paired.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def ours(folder: Path) -> Peer:
     def prepare() -> Any:
         out = folder / str(next(made))
         return lambda: compare(
-            PROMPT, sampler=[*SAMPLERS], steps=STEPS, seeds=SEEDS, guidance=SCALE, model=MODEL, batch=BATCH, out=out,
+            PROMPT, sampler=[*SAMPLERS], steps=STEPS, seeds=SEEDS, guidance=SCALE, model=MODEL,
+            batch=BATCH, out=out,
             references=False,
         )  # fmt: skip
 
@@ -74,7 +77,10 @@ def measure(repeats: int) -> str:
     runs = len(SAMPLERS) * len(STEPS) * SEEDS
     with tempfile.TemporaryDirectory() as folder:
         times = interleave([ours(Path(folder) / "ours"), bare(Path(folder) / "bare")], repeats)
-    rows = [[name, brief([t / 1e3 for t in ms], 1), f"{ratio(ms, times[BARE]):.2f}"] for name, ms in times.items()]
+    rows = [
+        [name, brief([t / 1e3 for t in ms], 1), f"{ratio(ms, times[BARE]):.2f}"]
+        for name, ms in times.items()
+    ]
     return markdown((f"{runs} runs", "s, min / median", "/ diffusers"), rows)
 
 

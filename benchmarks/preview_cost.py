@@ -2,9 +2,10 @@
 
     python benchmarks/preview_cost.py [--quick]
 
-Latents of 14 frames of 576x1024 (1x14x4x72x128). The network is a stand-in that waits, as the CPU does while an
-accelerator works, for WAIT seconds a call; SVD takes longer on any card. Every step writes the preview of its frames,
-by the linear map, in the background. The overhead is all that the run takes longer.
+Latents of 14 frames of 576x1024 (1x14x4x72x128). The network is a stand-in that waits, as the CPU
+does while an accelerator works, for WAIT seconds a call; SVD takes longer on any card. Every step
+writes the preview of its frames, by the linear map, in the background. The overhead is all that the
+run takes longer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def peer(name: str, hooks: Any) -> Peer:
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
     def prepare() -> Any:
-        run = tm.begin(x, "euler/karras", process=process, prediction="v", steps=STEPS, hooks=hooks())
+        run = tm.begin(
+            x, "euler/karras", process=process, prediction="v", steps=STEPS, hooks=hooks()
+        )
 
         def body() -> None:
             for _ in tm.iterate(run, network):
@@ -58,7 +61,9 @@ def measure(repeats: int) -> str:
         ]
         times = interleave(peers, repeats)
     rows = [[name, brief(ms, 1), f"{ratio(ms, times[PLAIN]):.4f}"] for name, ms in times.items()]
-    return markdown((f"{STEPS} steps of {WAIT:g} s", "ms a step, min / median", "/ no preview"), rows)
+    return markdown(
+        (f"{STEPS} steps of {WAIT:g} s", "ms a step, min / median", "/ no preview"), rows
+    )
 
 
 def main() -> None:

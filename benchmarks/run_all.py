@@ -66,7 +66,9 @@ def _notes(doc: str | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="run every benchmark and rewrite RESULTS.md")
-    parser.add_argument("--quick", action="store_true", help="few repeats: rough numbers in about a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="few repeats: rough numbers in about a minute"
+    )
     quick: bool = parser.parse_args().quick
     torch.set_num_threads(1)
     about = machine()
@@ -80,7 +82,11 @@ def main() -> None:
     preview = preview_cost.measure(2 if quick else 8)
     plan = plan_time.measure(1 if quick else 3)
     print(f"{preview}\n\n{plan}")
-    RESULTS.write_text(page(about, steps, cutoff, preview, plan, "python benchmarks/run_all.py" + " --quick" * quick))
+    RESULTS.write_text(
+        page(
+            about, steps, cutoff, preview, plan, "python benchmarks/run_all.py" + " --quick" * quick
+        )
+    )
     print(exact.run(exact.QUICK if quick else exact.Size(), None if quick else exact.DOCS))
 
 

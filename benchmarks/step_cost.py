@@ -3,25 +3,27 @@
     python benchmarks/step_cost.py [--quick] [--only SAMPLER …] [--repeats N]
 
 The network's output is one fixed tensor. A whole trajectory is timed and divided by its network
-calls; compiling the table and `set_timesteps` are left out. The peers take turns inside one process,
-so the ratios are paired: they hold on a busy machine, where the milliseconds do not.
+calls; compiling the table and `set_timesteps` are left out. The peers take turns inside one
+process, so the ratios are paired: they hold on a busy machine, where the milliseconds do not.
 
-- timonel: `run.proceed()` and `run.advance(output)`, an epsilon model, as installed; *native*: the same
-  with `TIMONEL_KERNEL=native`, one pass over memory in C++ built by this machine's compiler.
+- timonel: `run.proceed()` and `run.advance(output)`, an epsilon model, as installed; *native*: the
+  same with `TIMONEL_KERNEL=native`, one pass over memory in C++ built by this machine's compiler.
 - diffusers: `scheduler.step(output, t, x)`, the same model; its `scale_model_input` is left out.
 - k-diffusion: the sampling function with a model that returns the fixed tensor as the *denoised*
   sample, so that it is spared the conversion from epsilon which the other two do; its noise is a
-  plain `randn_like`, not its slower Brownian tree; the same goes for the diffusers scheduler that has one.
-- floor: the row's least memory traffic at the speed of a copy. Each tensor that the row reads (x, output,
-  remembered predictions, base, noise) is read once and each that it makes (next x, next base where it changes,
-  kept prediction) written once; a copy of one such tensor to another reads one and writes one, and is timed
-  among the peers. Mean over the rows; drawing the noise is not in it.
+  plain `randn_like`, not its slower Brownian tree; the same goes for the diffusers scheduler that
+  has one.
+- floor: the row's least memory traffic at the speed of a copy. Each tensor that the row reads (x,
+  output, remembered predictions, base, noise) is read once and each that it makes (next x, next
+  base where it changes, kept prediction) written once; a copy of one such tensor to another reads
+  one and writes one, and is timed among the peers. Mean over the rows; drawing the noise is not in
+  it.
 - x + a·y: one operation over two tensors.
 
 Noise: timonel draws each sample's own stream, diffusers and k-diffusion one stream for the batch.
-The C library is told to keep freed memory, for all alike; else page faults would be what is measured.
-Tensor operations are counted in sample sizes written (an operation on a full-size tensor is one),
-mean over the calls after the first three and before the last three.
+The C library is told to keep freed memory, for all alike; else page faults would be what is
+measured. Tensor operations are counted in sample sizes written (an operation on a full-size tensor
+is one), mean over the calls after the first three and before the last three.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ ADD, COPY = "x + a·y", "copy"
 SIZES = ((1, 4, 128, 128), (8, 4, 128, 128), (1, 14, 4, 72, 128))
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 HEAD = (
-    "sampler", "size", "x + a·y ms", "floor ms", "timonel ms", "native ms", "diffusers ms", "k-diffusion ms",
+    "sampler", "size", "x + a·y ms", "floor ms", "timonel ms", "native ms", "diffusers ms",
+    "k-diffusion ms",
     "timonel / diffusers", "timonel / k-diffusion", "timonel / floor", "native / floor",
     "operations timonel", "diffusers",
 )  # fmt: skip
@@ -77,7 +80,8 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 ALL_CASES = (
     Case("Euler", "euler", "EulerDiscreteScheduler", k="sample_euler"),
     Case(
-        "Euler ancestral", "euler_ancestral", "EulerAncestralDiscreteScheduler", {}, "sample_euler_ancestral", {}, True
+        "Euler ancestral", "euler_ancestral", "EulerAncestralDiscreteScheduler", {},
+        "sample_euler_ancestral", {}, True
     ),
     Case("Heun", "heun", "HeunDiscreteScheduler", k="sample_heun"),
     Case("DPM2", "dpm2", "KDPM2DiscreteScheduler", k="sample_dpm_2"),
@@ -86,7 +90,8 @@ ALL_CASES = (
     Case("iPNDM", "ipndm", "IPNDMScheduler"),
     Case("DEIS", "deis", "DEISMultistepScheduler"),
     Case("DPM++ 2M", "dpmpp_2m", "DPMSolverMultistepScheduler", k="sample_dpmpp_2m"),
-    Case("DPM++ 2M SDE", "dpmpp_2m_sde", "DPMSolverMultistepScheduler", SDE, "sample_dpmpp_2m_sde", {}, True),
+    Case("DPM++ 2M SDE", "dpmpp_2m_sde", "DPMSolverMultistepScheduler", SDE, "sample_dpmpp_2m_sde",
+    {}, True),
     Case(
         "DPM++ 3M", "dpmpp_3m", "DPMSolverMultistepScheduler", {"solver_order": 3},
         "sample_dpmpp_3m_sde", {"eta": 0.0}, True,
@@ -152,11 +157,15 @@ def plain_noise(scheduler: Any, x: Tensor) -> None:
 
 
 def diffusers_scheduler(case: Case) -> Any:
-    """The scheduler, ready to step. It has scaled an input once, or some would log a warning at every step."""
+    """The scheduler, ready to step. It has scaled an input once, or some would log a warning at
+    every step.
+    """
     import diffusers as library
 
     made = getattr(library, case.scheduler)
-    betas = BETAS if "beta_schedule" in signature(made).parameters else {}  # iPNDM has a schedule of its own
+    betas = (
+        BETAS if "beta_schedule" in signature(made).parameters else {}
+    )  # iPNDM has a schedule of its own
     scheduler = made(**betas, **case.options)
     scheduler.set_timesteps(STEPS)
     scheduler.scale_model_input(torch.zeros(1), scheduler.timesteps[0])
@@ -244,7 +253,9 @@ def traffic(case: Case) -> float:
 
 # -- counting ------------------------------------------------------------------------------------
 class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts elements written by tensor operations; views, empty tensors and copies of nothing are free."""
+    """Counts elements written by tensor operations; views, empty tensors and copies of nothing are
+    free.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -283,7 +294,12 @@ def cell(case: Case, size: tuple[int, ...], repeats: int) -> list[str]:
     """One line of the table."""
     made = torch.Generator().manual_seed(0)
     x, output = torch.randn(size, generator=made), torch.randn(size, generator=made)
-    peers = [one_operation(x, output), copy(x), timonel(case, x, output), diffusers(case, x, output)]
+    peers = [
+        one_operation(x, output),
+        copy(x),
+        timonel(case, x, output),
+        diffusers(case, x, output),
+    ]
     native = timonel(case, x, output, "native") if has_native() else None
     times = interleave([*peers, *filter(None, (native, k_diffusion(case, x, output)))], repeats)
     ours, k, fused = times["timonel"], times.get("k-diffusion"), times.get("native")
@@ -313,10 +329,14 @@ def measure(repeats: int, only: list[str] | None = None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="per-step cost of the sampler, against diffusers and k-diffusion")
+    parser = argparse.ArgumentParser(
+        description="per-step cost of the sampler, against diffusers and k-diffusion"
+    )
     parser.add_argument("--quick", action="store_true", help="5 repeats instead of 30")
     parser.add_argument("--repeats", type=int, help="trajectories per sampler, size and peer")
-    parser.add_argument("--only", nargs="+", metavar="SAMPLER", choices=[case.sampler for case in CASES])
+    parser.add_argument(
+        "--only", nargs="+", metavar="SAMPLER", choices=[case.sampler for case in CASES]
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())

@@ -1,10 +1,12 @@
-"""Which formula of third order `dpmpp_3m_sde` has by default: error against steps on exactly known models.
+"""Which formula of third order `dpmpp_3m_sde` has by default: error against steps on exactly known
+models.
 
     python benchmarks/third_order.py
 
-Six models: two Gaussians, three mixtures, 64 pictures. eta 0: the rms distance to the limit of the ODE, the geometric
-mean over the models, an error below 1e-3 counting as that. eta 1: the energy distance between 1,500 results and as
-many samples of the data (0 for samples of the data itself), the mean over the models without the pictures.
+Six models: two Gaussians, three mixtures, 64 pictures. eta 0: the rms distance to the limit of the
+ODE, the geometric mean over the models, an error below 1e-3 counting as that. eta 1: the energy
+distance between 1,500 results and as many samples of the data (0 for samples of the data itself),
+the mean over the models without the pictures.
 """
 
 from __future__ import annotations
@@ -44,11 +46,18 @@ def models() -> list[Exact]:
     circle = 1.2 * torch.stack([torch.cos(turn), torch.sin(turn)], 1)
     several = Gaussian(torch.linspace(-1, 1, 8), torch.logspace(-1.3, 0.1, 8))
     mixtures = [Mixture([1.0] * 5, circle, 0.15), Mixture.random(0), Mixture.random(3, 4, 8)]
-    return [Gaussian(torch.tensor([0.7]), torch.tensor([0.5])), several, *mixtures, Pictures(discs(64))]
+    return [
+        Gaussian(torch.tensor([0.7]), torch.tensor([0.5])),
+        several,
+        *mixtures,
+        Pictures(discs(64)),
+    ]
 
 
 def normal(count: int, model: Exact, seed: int) -> Tensor:
-    return torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        count, *model.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def result(model: Exact, method: str, levels: grids.Grid, eta: float, start: Tensor) -> Tensor:
@@ -87,7 +96,10 @@ def errors(process: Process, grid: str) -> dict[str, tuple[list[float], list[flo
                 if not isinstance(model, Pictures):
                     apart[method][i].append(energy(result(model, method, levels, 1.0, many), data))
     return {
-        m: ([math.exp(sum(map(math.log, c)) / len(c)) for c in far[m]], [sum(c) / len(c) for c in apart[m]])
+        m: (
+            [math.exp(sum(map(math.log, c)) / len(c)) for c in far[m]],
+            [sum(c) / len(c) for c in apart[m]],
+        )
         for m in METHODS
     }
 
@@ -101,7 +113,10 @@ def main() -> None:
         found = errors(process, grid)
         for eta in (0, 1):
             for method in METHODS:
-                print(f"{name:<14}{eta:>4}  {method:<24}" + "".join(f"{v:>9.2g}" for v in found[method][eta]))
+                print(
+                    f"{name:<14}{eta:>4}  {method:<24}"
+                    + "".join(f"{v:>9.2g}" for v in found[method][eta])
+                )
 
 
 if __name__ == "__main__":

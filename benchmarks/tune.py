@@ -2,13 +2,14 @@
 
     python benchmarks/tune.py [--quick] [--samples N] [--iterations N] [--pictures N] [PROBLEM ...]
 
-Exact mixtures are fitted here; of the shipped models the tables that they come with are judged. Error: root mean
-square distance of the latents to the converged sample of the same noise, guided all the way; geometric mean over the
-samples ± its standard error. Every solver is on the best of the declared grids for just these samples (of the two that
-are best on a quarter of them), so the usual ones are chosen in hindsight and the fitted one is not. `pictures` asks a
-judge what emoji's show; `limit` fits a table to each of a few samples alone, and `last-row` solves for richer last
-rows. Prints a table for each problem and writes it into its place in docs/tune.md; `--quick` takes the exact models
-only unless others are named, few steps and samples, and writes nothing.
+Exact mixtures are fitted here; of the shipped models the tables that they come with are judged.
+Error: root mean square distance of the latents to the converged sample of the same noise, guided
+all the way; geometric mean over the samples ± its standard error. Every solver is on the best of
+the declared grids for just these samples (of the two that are best on a quarter of them), so the
+usual ones are chosen in hindsight and the fitted one is not. `pictures` asks a judge what emoji's
+show; `limit` fits a table to each of a few samples alone, and `last-row` solves for richer last
+rows. Prints a table for each problem and writes it into its place in docs/tune.md; `--quick` takes
+the exact models only unless others are named, few steps and samples, and writes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ from tune_pictures import pictures
 from tune_problem import Cell, Problem, ratio
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tune.md"
-CURVE = (6, 8, 10, 12, 15, 20, 25, 30, 40)  # steps of DPM++ 2M Karras that a fitted sampler is placed between
+CURVE = (
+    6,
+    8,
+    10,
+    12,
+    15,
+    20,
+    25,
+    30,
+    40,
+)  # steps of DPM++ 2M Karras that a fitted sampler is placed between
 GOALS = ((5, 12), (8, 25))  # so many fitted steps are meant to reach the error of so many of its
 CARRIED = (5, 8)  # steps for which it is looked how a fit carries over
 LEAST = 8  # samples
@@ -46,13 +57,19 @@ SHIPPED = ("emoji", "emoji-flow", "emoji-video")
 
 # -- what is shown -------------------------------------------------------------------------------
 def equals(error: float, curve: dict[int, float]) -> str:
-    """The steps at which a falling curve has this error, on the straight line between two points in logarithms."""
+    """The steps at which a falling curve has this error, on the straight line between two points in
+    logarithms.
+    """
     points = list(curve.items())
     if not error <= points[0][1]:
         return f"below {points[0][0]}"
     for (n, high), (m, low) in pairwise(points):
         if low <= error <= high:
-            return f"{n * (m / n) ** (math.log(high / error) / math.log(high / low)):.1f}" if high > low else f"{n}"
+            return (
+                f"{n * (m / n) ** (math.log(high / error) / math.log(high / low)):.1f}"
+                if high > low
+                else f"{n}"
+            )
     return f"above {points[-1][0]}"
 
 
@@ -75,8 +92,13 @@ def section(problem: Problem, size: Size) -> str:
 
     rows = [
         row("**fitted**", lambda n: fitted(n, lambda cell: f"**{cell}**")),
-        row(f"steps of {goal} that equal it", lambda n: fitted(n, lambda cell: equals(cell.error, known))),
-        row("/ the best below", lambda n: fitted(n, lambda cell: ratio(cell.errors, top[n].errors))),
+        row(
+            f"steps of {goal} that equal it",
+            lambda n: fitted(n, lambda cell: equals(cell.error, known)),
+        ),
+        row(
+            "/ the best below", lambda n: fitted(n, lambda cell: ratio(cell.errors, top[n].errors))
+        ),
         *([title, *(str(others[n].get(title, "–")) for n in size.steps)] for title in titles),
     ]
     if problem.steady is not None:
@@ -99,7 +121,9 @@ def section(problem: Problem, size: Size) -> str:
 
 
 def carried(size: Size) -> str:
-    """How the tables of emoji do where they were not fitted: for each setting against the best of the usual there."""
+    """How the tables of emoji do where they were not fitted: for each setting against the best of
+    the usual there.
+    """
     part = replace(size, steps=CARRIED, samples=max(LEAST, size.samples // 2))
     rows, truth, refused = [], None, list[str]()
     for setting in SETTINGS:
@@ -115,7 +139,10 @@ def carried(size: Size) -> str:
         else:
             truth = truth or problem.targets
         rows.append([setting.title, *cells])
-    head = ["", *(f"{n} steps: {what}" for n in CARRIED for what in ("fitted", "best usual", "ratio"))]
+    head = [
+        "",
+        *(f"{n} steps: {what}" for n in CARRIED for what in ("fitted", "best usual", "ratio")),
+    ]
     about = f"{part.samples} prompts and seeds that no fit has seen; bf16 is held against the converged in float32."
     return "\n\n".join([about, markdown(head, rows), *(["\n".join(refused)] if refused else [])])
 
@@ -134,7 +161,9 @@ def put(name: str, text: str) -> None:
     before, found, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ModelError(f"{PAGE.name} has no place for {name!r}: it needs {begin.strip()} and {end.strip()}")
+        raise ModelError(
+            f"{PAGE.name} has no place for {name!r}: it needs {begin.strip()} and {end.strip()}"
+        )
     with replacing(PAGE) as temporary:
         temporary.write_text(f"{before}{begin}{text}{end}{after}", "utf-8")
 
@@ -143,7 +172,8 @@ def parts(size: Size) -> dict[str, Callable[[], str]]:
     """What can be measured, by name."""
     posed = dict.fromkeys(EXACT, exact) | {name: shipped for name in SHIPPED if name in zoo.MODELS}
     made: dict[str, Callable[[], str]] = {
-        name: partial(lambda n, pose: section(pose(n, size), size), name, pose) for name, pose in posed.items()
+        name: partial(lambda n, pose: section(pose(n, size), size), name, pose)
+        for name, pose in posed.items()
     }
     return made | {
         "limit": partial(limit, "emoji", GOALS), "limit-flow": partial(limit, "emoji-flow", GOALS),
@@ -156,8 +186,12 @@ def parts(size: Size) -> dict[str, Callable[[], str]]:
 def main() -> None:
     names = list(parts(Size()))
     parser = argparse.ArgumentParser(description="fitted samplers against the usual ones")
-    parser.add_argument("problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="5 and 8 steps, few samples, nothing written")
+    parser.add_argument(
+        "problems", nargs="*", metavar="PROBLEM", help=f"of {', '.join(names)}; default: all"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="5 and 8 steps, few samples, nothing written"
+    )
     parser.add_argument(
         "--samples",
         type=int,

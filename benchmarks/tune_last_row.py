@@ -1,8 +1,10 @@
-"""Whether a richer last row would come nearer: coefficients that depend on channel, frequency or neighbourhood.
+"""Whether a richer last row would come nearer: coefficients that depend on channel, frequency or
+neighbourhood.
 
-A row of a table has one number for each prediction. Here the last row of the shipped tables is solved anew by least
-squares, on other samples than it is judged by, with every prediction first taken apart into pieces that each have a
-number of their own. The halves of the guided prediction are pieces too.
+A row of a table has one number for each prediction. Here the last row of the shipped tables is
+solved anew by least squares, on other samples than it is judged by, with every prediction first
+taken apart into pieces that each have a number of their own. The halves of the guided prediction
+are pieces too.
 """
 
 from __future__ import annotations
@@ -51,16 +53,21 @@ def bands(v: Tensor) -> list[Tensor]:
 
 
 def convolved(v: Tensor) -> list[Tensor]:
-    """Every channel, moved by up to one place either way, as a share of every channel: a 3 x 3 convolution."""
+    """Every channel, moved by up to one place either way, as a share of every channel: a 3 x 3
+    convolution.
+    """
     count = v.shape[1]
     near = [torch.roll(v, (y, x), (-2, -1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     into = torch.eye(count, dtype=v.dtype)[:, :, None, None]
-    return [moved[:, c : c + 1] * into[d] for moved in near for c in range(count) for d in range(count)]
+    return [
+        moved[:, c : c + 1] * into[d] for moved in near for c in range(count) for d in range(count)
+    ]
 
 
 KINDS: dict[str, Apart] = {
     "one number each": whole, "one for each channel": channels,
-    f"one for each of {BANDS} octaves of frequency": bands, "a 3 x 3 convolution of all channels": convolved,
+    f"one for each of {BANDS} octaves of frequency": bands,
+    "a 3 x 3 convolution of all channels": convolved,
 }  # fmt: skip
 
 
@@ -82,7 +89,14 @@ def last_row(steps: Sequence[int]) -> str:
             numbers = solved(known, truth, apart)
             errors = distance(own[0] + (pieces(own[1], apart) @ numbers).reshape_as(own[0]), aim)
             rows[name] += [told(errors), ratio(errors, shipped), f"{len(numbers):,}"]
-    head = [MODEL, *(title for n in steps for title in (f"{n} steps", "/ the row as it is shipped", "numbers"))]
+    head = [
+        MODEL,
+        *(
+            title
+            for n in steps
+            for title in (f"{n} steps", "/ the row as it is shipped", "numbers")
+        ),
+    ]
     about = (
         f"{len(solve)} samples to solve by and {len(judge)} to judge by, all with prompts and seeds that no fit has "
         f"seen. The last row reads the last sample, the last {MEMORY} predictions, and of the last call the difference "
@@ -95,7 +109,9 @@ def seen(model: Model, arrays: Arrays, samples: Sequence[int]) -> tuple[Tensor, 
     """The results of a table, and what its last row could have been made of."""
     journey = travel(model, arrays, samples)
     halves = [difference for difference in journey.apart[-1:] if difference is not None]
-    return journey.result.double(), [v.double() for v in [journey.x[-2], *journey.denoised[-MEMORY:], *halves]]
+    return journey.result.double(), [
+        v.double() for v in [journey.x[-2], *journey.denoised[-MEMORY:], *halves]
+    ]
 
 
 def pieces(columns: Iterable[Tensor], apart: Apart) -> Tensor:
@@ -104,7 +120,9 @@ def pieces(columns: Iterable[Tensor], apart: Apart) -> Tensor:
 
 
 def solved(known: tuple[Tensor, list[Tensor]], truth: Tensor, apart: Apart) -> Tensor:
-    """The numbers that move the results nearest to the truth, every sample weighing one over its squared error."""
+    """The numbers that move the results nearest to the truth, every sample weighing one over its
+    squared error.
+    """
     miss = (truth - known[0]).flatten(1)
     weight = 1 / miss.square().mean(1, keepdim=True).sqrt()
     parts = (pieces(known[1], apart) * weight[..., None]).flatten(0, 1)

@@ -1,7 +1,9 @@
-"""How near tables of so many calls could come at all: one fitted to each sample alone, by that sample's own target.
+"""How near tables of so many calls could come at all: one fitted to each sample alone, by that
+sample's own target.
 
-The best table for all samples is no better than the best of each, and nor is a choice among tables by what a sample
-shows on its way. The fit may stop in a hollow, so what it finds is an estimate of that from above.
+The best table for all samples is no better than the best of each, and nor is a choice among tables
+by what a sample shows on its way. The fit may stop in a hollow, so what it finds is an estimate of
+that from above.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ SAMPLES, ITERATIONS = 8, 24
 
 
 def limit(name: str, goals: Sequence[tuple[int, int]]) -> str:
-    """The table: what is shipped, what each sample could have of its own, and what both are meant to equal."""
+    """The table: what is shipped, what each sample could have of its own, and what both are meant
+    to equal.
+    """
     fitted, helm = tables(name, [n for n, _ in goals]), still(name)
     given, seeds, _ = unseen(helm, fitted, SAMPLES)
     model = network(helm, given, seeds)
@@ -57,7 +61,9 @@ def limit(name: str, goals: Sequence[tuple[int, int]]) -> str:
 
 
 def alone(model: Model, targets: Targets, steps: int, sample: int) -> Tensor:
-    """The error (1,) of the table that was fitted to one sample, and that no other sample could use."""
+    """The error (1,) of the table that was fitted to one sample, and that no other sample could
+    use.
+    """
     label, grid = starts.best(model, targets, [sample], list(starts.begins(model, steps)))
     form = Form(model.process, label.partition("/")[0], grid, steps)
     task = Task(model, form, targets, (sample,), (sample,), "differences", 1)

@@ -1,4 +1,6 @@
-"""The models of the benchmark: mixtures that are fitted here, and the shipped ones with the tables they come with."""
+"""The models of the benchmark: mixtures that are fitted here, and the shipped ones with the tables
+they come with.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ from timonel.tuning.samples import painted
 from timonel.tuning.targets import Targets, converge
 from tune_problem import Problem
 
-FITTED, DIMENSION, SCALE = 192, 16, 4.0  # samples and dimension of the mixtures that are fitted, and their guidance
+FITTED, DIMENSION, SCALE = (
+    192,
+    16,
+    4.0,
+)  # samples and dimension of the mixtures that are fitted, and their guidance
 MEMORY = 8  # predictions that a row of theirs may correct
 SEED = 2_000_000  # first seed of the shipped models
 SIBLINGS = ("emoji-zsnr", "emoji-lcm")
@@ -29,7 +35,8 @@ SIBLINGS = ("emoji-zsnr", "emoji-lcm")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `samples`: of the shipped models; the mixtures are judged by four times as many.
+    """How much is measured. `samples`: of the shipped models; the mixtures are judged by four times
+    as many.
 
     `iterations`: of the fits of the mixtures. `pictures`: of each sampler that the judge is shown.
     """
@@ -47,15 +54,29 @@ def exact(name: str, size: Size) -> Problem:
     guidance = tm.cfg(SCALE) if name == "guided-mixture" else None
 
     def posed(count: int, seed: int) -> Plain:
-        noise = torch.randn(count, DIMENSION, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        noise = torch.randn(
+            count, DIMENSION, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         if guidance is None:
             return Plain(mixture, noise, process)
-        return Plain(mixture.conditional(0), noise, process, unconditional=mixture, guidance=guidance)
+        return Plain(
+            mixture.conditional(0), noise, process, unconditional=mixture, guidance=guidance
+        )
 
-    made = fit_model(posed(FITTED, 0), steps=size.steps, iterations=size.iterations, minutes=24 * 60, memory=MEMORY)
+    made = fit_model(
+        posed(FITTED, 0),
+        steps=size.steps,
+        iterations=size.iterations,
+        minutes=24 * 60,
+        memory=MEMORY,
+    )
     judged = posed(4 * size.samples, 1)
-    truth = solve(mixture if guidance is None else mixture.guided(0, SCALE), judged.x, process, tolerance=1e-6)
-    targets = Targets(tuple(range(judged.count)), truth, torch.zeros(judged.count, dtype=torch.float64), 0)
+    truth = solve(
+        mixture if guidance is None else mixture.guided(0, SCALE), judged.x, process, tolerance=1e-6
+    )
+    targets = Targets(
+        tuple(range(judged.count)), truth, torch.zeros(judged.count, dtype=torch.float64), 0
+    )
     about = (
         f"8 Gaussians in {DIMENSION} dimensions, "
         + ("flow" if process.kind == "flow" else "the noise levels of Stable Diffusion")
@@ -68,7 +89,9 @@ def exact(name: str, size: Size) -> Problem:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a shipped model is run. `scale`: of the guidance, None for its own; `inputs`: of the pipeline."""
+    """How a shipped model is run. `scale`: of the guidance, None for its own; `inputs`: of the
+    pipeline.
+    """
 
     title: str
     scale: float | None = None
@@ -86,8 +109,11 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def shipped(name: str, size: Size, setting: Setting = SETTINGS[0], truth: Targets | None = None) -> Problem:
-    """A shipped model with prompts and seeds that its tables have not seen; `truth`: the converged, where known.
+def shipped(
+    name: str, size: Size, setting: Setting = SETTINGS[0], truth: Targets | None = None
+) -> Problem:
+    """A shipped model with prompts and seeds that its tables have not seen; `truth`: the converged,
+    where known.
 
     Raises `ModelError` where no table is shipped with it.
     """
@@ -100,7 +126,9 @@ def shipped(name: str, size: Size, setting: Setting = SETTINGS[0], truth: Target
 
 
 def tables(name: str, steps: Iterable[int]) -> dict[int, tm.Sampler]:
-    """The samplers that a model is shipped with, by steps. Raises `ModelError` where there are none."""
+    """The samplers that a model is shipped with, by steps. Raises `ModelError` where there are
+    none.
+    """
     own = tm.cfg(zoo.card(name).default_guidance)
     found = {n: zoo.tuned(name, n, own) for n in steps}
     fitted = {n: sampler for n, sampler in found.items() if sampler is not None}
@@ -110,7 +138,9 @@ def tables(name: str, steps: Iterable[int]) -> dict[int, tm.Sampler]:
 
 
 def still(name: str, dtype: str | None = None) -> tm.Helm:
-    """A shipped model without progress bars, with its convolutions in the memory order that is faster on CPUs."""
+    """A shipped model without progress bars, with its convolutions in the memory order that is
+    faster on CPUs.
+    """
     helm = tm.Helm(name, dtype=dtype)
     helm.pipe.set_progress_bar_config(disable=True)
     unet = getattr(helm.pipe, "unet", None)
@@ -120,7 +150,9 @@ def still(name: str, dtype: str | None = None) -> tm.Helm:
     return helm
 
 
-def network(helm: tm.Helm, given: dict[str, Any], seeds: list[int], setting: Setting = SETTINGS[0]) -> Pipeline:
+def network(
+    helm: tm.Helm, given: dict[str, Any], seeds: list[int], setting: Setting = SETTINGS[0]
+) -> Pipeline:
     """The network of a shipped model under a setting, with a sample for every seed."""
     assert helm.card is not None
     scale = helm.card.default_guidance if setting.scale is None else setting.scale
@@ -135,7 +167,9 @@ def decoded(helm: tm.Helm, latents: Tensor) -> Tensor:
     return torch.cat([helm.context.decode(clip) for clip in latents.split(1)])
 
 
-def unseen(helm: tm.Helm, fitted: dict[int, tm.Sampler], count: int) -> tuple[dict[str, Any], list[int], str]:
+def unseen(
+    helm: tm.Helm, fitted: dict[int, tm.Sampler], count: int
+) -> tuple[dict[str, Any], list[int], str]:
     """Inputs and seeds that are in no table's provenance, and what they are in words."""
     known = [sampler.fitted.provenance for sampler in fitted.values() if sampler.fitted is not None]
     first = max([SEED, *(seed + 1 for told in known for seed in told.seeds + told.held_out_seeds)])
@@ -147,7 +181,11 @@ def unseen(helm: tm.Helm, fitted: dict[int, tm.Sampler], count: int) -> tuple[di
     chosen = fresh[:: max(1, len(fresh) // count)][:count]
     chosen = [chosen[i % len(chosen)] for i in range(count)]
     if "prompt" in helm._parameters:
-        return {"prompt": chosen}, seeds, f"{count} prompts and seeds that no fit has seen; in brackets that of pixels."
+        return (
+            {"prompt": chosen},
+            seeds,
+            f"{count} prompts and seeds that no fit has seen; in brackets that of pixels.",
+        )
     side = {"height": card.resolution, "width": card.resolution}
     about = f"{count} pictures painted for this by emoji, and seeds, that no fit has seen; in brackets that of pixels."
     return {"image": painted(chosen, seeds), **Motion().arguments(), **side}, seeds, about

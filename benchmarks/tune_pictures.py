@@ -1,7 +1,8 @@
-"""Whether the pictures of few steps show what they should: a classifier's answers and a Frechet distance.
+"""Whether the pictures of few steps show what they should: a classifier's answers and a Frechet
+distance.
 
-The distance is that of the judge's features to those of the converged pictures of the same captions and noise. Its
-scale is the distance of converged pictures of the same captions from other noise.
+The distance is that of the judge's features to those of the converged pictures of the same captions
+and noise. Its scale is the distance of converged pictures of the same captions from other noise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from tune_models import Size, decoded, network, still, tables, unseen
 
 MODEL = "emoji"
 USUAL = {
-    "DPM++ 2M karras": "dpmpp_2m/karras", "DPM++ 2M ays": "dpmpp_2m/ays", "DPM++ 2M beta": "dpmpp_2m/beta",
+    "DPM++ 2M karras": "dpmpp_2m/karras", "DPM++ 2M ays": "dpmpp_2m/ays",
+    "DPM++ 2M beta": "dpmpp_2m/beta",
     "UniPC karras": "unipc/karras",
 }  # fmt: skip
 GOAL, MORE = "DPM++ 2M karras", (12, 25)  # of this also so many steps
@@ -29,8 +31,13 @@ def pictures(size: Size) -> str:
     given, seeds, _ = unseen(helm, fitted, size.pictures)
     model = network(helm, given, seeds)
     counts = (*size.steps, *MORE)
-    wanted = {"**fitted**": {n: sampler.compile(model.process) for n, sampler in fitted.items()}} | {
-        title: {n: tm.Sampler(name, steps=n).compile(model.process) for n in (counts if title == GOAL else size.steps)}
+    wanted = {
+        "**fitted**": {n: sampler.compile(model.process) for n, sampler in fitted.items()}
+    } | {
+        title: {
+            n: tm.Sampler(name, steps=n).compile(model.process)
+            for n in (counts if title == GOAL else size.steps)
+        }
         for title, name in USUAL.items()
     }
     targets = converge(model, range(size.pictures), lambda message: None)

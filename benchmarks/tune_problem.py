@@ -21,7 +21,13 @@ from timonel.tuning.rollout import distance
 from timonel.tuning.starts import Paths
 from timonel.tuning.targets import Targets
 
-SOLVERS = {"Euler": "euler", "DPM++ 2M": "dpmpp_2m", "DPM++ 3M": "dpmpp_3m", "UniPC": "unipc", "iPNDM": "ipndm"}
+SOLVERS = {
+    "Euler": "euler",
+    "DPM++ 2M": "dpmpp_2m",
+    "DPM++ 3M": "dpmpp_3m",
+    "UniPC": "unipc",
+    "iPNDM": "ipndm",
+}
 GRIDS = ("karras", "trailing", "lam", "beta", "gaussian")
 FLOW_GRIDS = ("trailing", "flow", "lam", "beta", "gaussian")
 FEW, FINALISTS = 4, 2  # samples that every variant is tried on; variants that are tried on all
@@ -38,7 +44,9 @@ def ratio(ours: Tensor, theirs: Tensor) -> str:
     """The mean ratio of paired errors, and two standard errors of its logarithm either way."""
     logs = (ours.clamp(min=1e-12) / theirs.clamp(min=1e-12)).log()
     middle, doubt = float(logs.mean()), 2 * float(logs.std()) / math.sqrt(len(logs))
-    return f"{math.exp(middle):.2f} ({math.exp(middle - doubt):.2f} to {math.exp(middle + doubt):.2f})"
+    return (
+        f"{math.exp(middle):.2f} ({math.exp(middle - doubt):.2f} to {math.exp(middle + doubt):.2f})"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,17 +69,25 @@ class Cell:
 
     def __str__(self) -> str:
         seen = "" if self.pixels is None else f" ({geometric(self.pixels)[0]:.2g})"
-        return f"{told(self.errors)}{seen} {self.mark}".rstrip() if math.isfinite(self.error) else "–"
+        return (
+            f"{told(self.errors)}{seen} {self.mark}".rstrip() if math.isfinite(self.error) else "–"
+        )
 
 
 def steady(seen: Tensor) -> Tensor | None:
     """The frame consistency (n,) in dB of clips (n, F, 3, H, W); None for pictures."""
-    return torch.tensor([consistency(clip) for clip in seen], dtype=torch.float64) if seen.ndim == 5 else None
+    return (
+        torch.tensor([consistency(clip) for clip in seen], dtype=torch.float64)
+        if seen.ndim == 5
+        else None
+    )
 
 
 @dataclass(eq=False)
 class Problem:
-    """A model with samples that no fit has seen, their converged results, and samplers fitted to it, by steps."""
+    """A model with samples that no fit has seen, their converged results, and samplers fitted to
+    it, by steps.
+    """
 
     name: str
     model: Model
@@ -111,7 +127,9 @@ class Problem:
         return replace(cell, pixels=distance(seen, self.truth), steady=steady(seen))
 
     def steadiness(self, cell: Cell) -> str:
-        """The mean frame consistency of its clips, and by how much it is above that of the converged ones."""
+        """The mean frame consistency of its clips, and by how much it is above that of the
+        converged ones.
+        """
         if cell.steady is None or self.steady is None:
             return "–"
         above, doubt = mean_and_error((cell.steady - self.steady).tolist())
@@ -121,8 +139,12 @@ class Problem:
         """The best on all samples of those samplers that are the best on a quarter of them."""
         every = self.targets.samples
         few = max(FEW, len(every) // 4)
-        tried = [(self.cell(self.model.run(table, every[:few]), mark), table) for mark, table in tables]
-        tried = sorted((one for one in tried if math.isfinite(one[0].error)), key=lambda one: one[0].error)
+        tried = [
+            (self.cell(self.model.run(table, every[:few]), mark), table) for mark, table in tables
+        ]
+        tried = sorted(
+            (one for one in tried if math.isfinite(one[0].error)), key=lambda one: one[0].error
+        )
         cells = [
             self.cell(torch.cat([cell.made, self.model.run(table, every[few:])]), cell.mark)
             for cell, table in tried[:FINALISTS]
@@ -130,7 +152,9 @@ class Problem:
         return self.shown(min(cells, key=lambda cell: cell.error)) if cells else None
 
     # -- samplers ------------------------------------------------------------------------------
-    def named(self, solver: str, grids: Sequence[str], steps: int) -> Iterator[tuple[str, tm.Table]]:
+    def named(
+        self, solver: str, grids: Sequence[str], steps: int
+    ) -> Iterator[tuple[str, tm.Table]]:
         """A solver on every grid that this process has, by the first letter of the grid."""
         for grid in grids:
             try:
@@ -139,7 +163,9 @@ class Problem:
                 continue
 
     def rows(self, steps: int) -> Iterator[tuple[str, Iterable[tuple[str, tm.Table]]]]:
-        """The rows of the table: what is to be beaten, each with the variants that it may choose from."""
+        """The rows of the table: what is to be beaten, each with the variants that it may choose
+        from.
+        """
         grids = FLOW_GRIDS if self.model.process.kind == "flow" else GRIDS
         goal = usual(self.model.process)
         for title, solver in SOLVERS.items():
@@ -163,4 +189,8 @@ class Problem:
 
     def goal(self, steps: int) -> Cell:
         """DPM++ 2M on the usual grid."""
-        return self.cell(self.run(tm.Sampler("dpmpp_2m", usual(self.model.process), steps).compile(self.model.process)))
+        return self.cell(
+            self.run(
+                tm.Sampler("dpmpp_2m", usual(self.model.process), steps).compile(self.model.process)
+            )
+        )

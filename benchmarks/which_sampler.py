@@ -1,8 +1,10 @@
 """Which sampler? Error against network calls, measured, and the page that says so.
 
-    python benchmarks/which_sampler.py [PART ...]        exact, model, spread, paths; all of them by default
+    python benchmarks/which_sampler.py [PART ...]        exact, model, spread, paths; all of them by
+    default
 
-Measures the parts, keeps the numbers in which_sampler.json, and writes docs/which-sampler.md and its picture.
+Measures the parts, keeps the numbers in which_sampler.json, and writes docs/which-sampler.md and
+its picture.
 """
 
 from __future__ import annotations
@@ -32,9 +34,18 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 NUMBERS = Path(__file__).with_name("which_sampler.json")
 LIMIT_CALLS = 120
 GRIDS = ("karras", "trailing", "lam", "ays")
-EXACT_CALLS, MODEL_CALLS, SPREAD_CALLS = (5, 8, 12, 20, 30, 50), (5, 8, 12, 20, 30), (6, 10, 20, 40, 80)
+EXACT_CALLS, MODEL_CALLS, SPREAD_CALLS = (
+    (5, 8, 12, 20, 30, 50),
+    (5, 8, 12, 20, 30),
+    (6, 10, 20, 40, 80),
+)
 DISTILLED = ("lcm", "tcd")  # for models distilled for them
-GENERIC = ("runge_kutta", "exponential_rk", "ddim", "edm")  # the same tables under other names by default
+GENERIC = (
+    "runge_kutta",
+    "exponential_rk",
+    "ddim",
+    "edm",
+)  # the same tables under other names by default
 PROMPTS, SCALE, SEED = ("red apple", "ghost", "robot", "cat face"), 4.0, 7
 Error = Callable[[tm.Sampler], float]
 Table = dict[str, list[tuple[float, str]]]
@@ -42,10 +53,16 @@ Table = dict[str, list[tuple[float, str]]]
 
 @dataclass(frozen=True)
 class Mixture:
-    """Data sum w_i N(m_i, s_i²) in 16 dimensions, narrow like pictures: the denoiser is known in closed form."""
+    """Data sum w_i N(m_i, s_i²) in 16 dimensions, narrow like pictures: the denoiser is known in
+    closed form.
+    """
 
-    means: Tensor = field(default_factory=lambda: torch.randn(12, 16, generator=_seeded(0), dtype=torch.float64))
-    stds: Tensor = field(default_factory=lambda: torch.logspace(-1.5, -0.5, 12, dtype=torch.float64))
+    means: Tensor = field(
+        default_factory=lambda: torch.randn(12, 16, generator=_seeded(0), dtype=torch.float64)
+    )
+    stds: Tensor = field(
+        default_factory=lambda: torch.logspace(-1.5, -0.5, 12, dtype=torch.float64)
+    )
 
     def __call__(self, x: Tensor, level: At) -> Tensor:
         apart = x[:, None] - level.alpha * self.means
@@ -92,7 +109,11 @@ def best(error: Error, name: str, calls: int, process: tm.Process) -> Cell:
 
 
 def names(stochastic: bool) -> list[str]:
-    return [n for n, s in solvers.SOLVERS.items() if s.stochastic == stochastic and n not in (*DISTILLED, *GENERIC)]
+    return [
+        n
+        for n, s in solvers.SOLVERS.items()
+        if s.stochastic == stochastic and n not in (*DISTILLED, *GENERIC)
+    ]
 
 
 # -- the mixture ---------------------------------------------------------------------------------
@@ -101,11 +122,14 @@ def mixture_limit(solver: str = "exponential_rk", steps: int = 1000) -> tuple[Te
     """Starts, and where the exact denoiser takes them."""
     start = torch.randn(256, 16, generator=_seeded(1), dtype=torch.float64)
     process = tm.VP.from_schedule()
-    return start, tm.sample(Mixture(), start, tm.Sampler(solver, grid="lam", steps=steps), process=process)
+    return start, tm.sample(
+        Mixture(), start, tm.Sampler(solver, grid="lam", steps=steps), process=process
+    )
 
 
 def mixture_error(sampler: tm.Sampler) -> float:
-    """Median over the samples of the rms distance to the converged ones; the data has standard deviation 1.
+    """Median over the samples of the rms distance to the converged ones; the data has standard
+    deviation 1.
 
     Not the mean: it would count the few samples that fall to another component of the mixture.
     """
@@ -145,7 +169,9 @@ def model_error(limit_steps: int, sampler: tm.Sampler) -> float:
 
 
 # -- the page ------------------------------------------------------------------------------------
-def table(error: Error, samplers: Iterable[str], budgets: tuple[int, ...], process: tm.Process) -> Table:
+def table(
+    error: Error, samplers: Iterable[str], budgets: tuple[int, ...], process: tm.Process
+) -> Table:
     found = {}
     for name in samplers:
         cells = [best(error, name, calls, process) for calls in budgets]
@@ -157,14 +183,22 @@ def table(error: Error, samplers: Iterable[str], budgets: tuple[int, ...], proce
 def ranked(found: Table) -> dict[str, list[Cell]]:
     """Best first, by the geometric mean over the columns."""
     cells = {name: [Cell(*cell) for cell in row] for name, row in found.items()}
-    return dict(sorted(cells.items(), key=lambda item: sum(math.log(max(c.error, 1e-12)) for c in item[1])))
+    return dict(
+        sorted(cells.items(), key=lambda item: sum(math.log(max(c.error, 1e-12)) for c in item[1]))
+    )
 
 
 def lines(found: dict[str, list[Cell]], budgets: tuple[int, ...]) -> str:
     """Best of a column in bold."""
     tops = [min(cells[i].error for cells in found.values()) for i in range(len(budgets))]
     rows = [
-        [name, *(f"**{c}**" if c.error <= 1.05 * top else str(c) for c, top in zip(cells, tops, strict=True))]
+        [
+            name,
+            *(
+                f"**{c}**" if c.error <= 1.05 * top else str(c)
+                for c, top in zip(cells, tops, strict=True)
+            ),
+        ]
         for name, cells in found.items()
     ]
     return markdown(["sampler", *(f"{calls} calls" for calls in budgets)], rows)
@@ -176,12 +210,15 @@ def answer(found: dict[str, list[Cell]], budgets: tuple[int, ...]) -> str:
     for i, calls in enumerate(budgets):
         first = sorted(found, key=lambda name: found[name][i].error)[:3]
         said.append(
-            f"- {calls} calls: " + ", ".join(f"`{n}/{found[n][i].grid}` {found[n][i].error:.2g}" for n in first)
+            f"- {calls} calls: "
+            + ", ".join(f"`{n}/{found[n][i].grid}` {found[n][i].error:.2g}" for n in first)
         )
     return "\n".join(said)
 
 
-def draw(exact: dict[str, list[Cell]], model: dict[str, list[Cell]], model_calls: tuple[int, ...]) -> None:
+def draw(
+    exact: dict[str, list[Cell]], model: dict[str, list[Cell]], model_calls: tuple[int, ...]
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -202,11 +239,16 @@ def draw(exact: dict[str, list[Cell]], model: dict[str, list[Cell]], model_calls
         "res_3s",
         "rk4",
     )
-    parts = ((exact, EXACT_CALLS, "exact mixture"), (model, model_calls, "shipped model, guidance 4"))
+    parts = (
+        (exact, EXACT_CALLS, "exact mixture"),
+        (model, model_calls, "shipped model, guidance 4"),
+    )
     for axis, (found, budgets, title) in zip(axes, parts, strict=True):
         for i, name in enumerate(n for n in shown if n in found):
             errors = [cell.error for cell in found[name]]
-            axis.loglog(budgets, errors, "o-" if i < 10 else "s--", ms=3, color=f"C{i % 10}", label=name)
+            axis.loglog(
+                budgets, errors, "o-" if i < 10 else "s--", ms=3, color=f"C{i % 10}", label=name
+            )
         axis.set(xlabel="network calls", ylabel="error (rms)", title=title)
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()
@@ -254,13 +296,20 @@ def paths() -> dict[str, Any]:
         for calls in MODEL_CALLS:
             near = with_calls(name, "karras", calls, process)
             steps = 0 if near is None else near.steps or 0
-            cells.append((rms(model_limit(name, steps, "brownian"), end) if steps else math.inf, "karras"))
+            cells.append(
+                (rms(model_limit(name, steps, "brownian"), end) if steps else math.inf, "karras")
+            )
         found[name] = cells
         print(name, *cells, flush=True)
     return {"note": "", "calls": MODEL_CALLS, "table": found}
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"exact": exact, "model": model, "spread": spread, "paths": paths}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "exact": exact,
+    "model": model,
+    "spread": spread,
+    "paths": paths,
+}
 
 
 RULE = """## Which one runs where none is named
@@ -363,7 +412,9 @@ The distance on the shipped model to the same sampler with {LIMIT_CALLS} calls o
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="measure every sampler and write docs/which-sampler.md")
+    parser = argparse.ArgumentParser(
+        description="measure every sampler and write docs/which-sampler.md"
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     asked: list[str] = parser.parse_args().parts
     if unknown := set(asked) - set(PARTS):
@@ -373,7 +424,11 @@ def main() -> None:
         if name in asked or not asked:
             kept[name] = PARTS[name]()
             NUMBERS.write_text(json.dumps(kept, indent=1))
-    draw(ranked(kept["exact"]["table"]), ranked(kept["model"]["table"]), tuple(kept["model"]["calls"]))
+    draw(
+        ranked(kept["exact"]["table"]),
+        ranked(kept["model"]["table"]),
+        tuple(kept["model"]["calls"]),
+    )
     (DOCS / "which-sampler.md").write_text(page(kept))
 
 

@@ -2,7 +2,8 @@
 
     python docs/make_claims.py [--out FOLDER]
 
-The comparison that they come from is kept in FOLDER (out/claims), with its page; a killed one goes on.
+The comparison that they come from is kept in FOLDER (out/claims), with its page; a killed one goes
+on.
 """
 
 from __future__ import annotations
@@ -30,8 +31,16 @@ def text(found: list[dict[str, dict[str, str]]], runs: int) -> str:
     ]
     heads = {"en": ("claim", "measured", "verdict"), "es": ("afirmación", "medición", "veredicto")}
     verdicts = {
-        "en": {claims.HOLDS: "holds", claims.SOMETIMES: "holds {when}", claims.FAILS: "does not hold"},
-        "es": {claims.HOLDS: "se cumple", claims.SOMETIMES: "se cumple {when}", claims.FAILS: "no se cumple"},
+        "en": {
+            claims.HOLDS: "holds",
+            claims.SOMETIMES: "holds {when}",
+            claims.FAILS: "does not hold",
+        },
+        "es": {
+            claims.HOLDS: "se cumple",
+            claims.SOMETIMES: "se cumple {when}",
+            claims.FAILS: "no se cumple",
+        },
     }
     for language, head in heads.items():
         parts += [f"## {'English' if language == 'en' else 'Español'}\n"]

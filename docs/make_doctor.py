@@ -1,4 +1,6 @@
-"""Writes doctor.md: what `timonel doctor` prints, and its table of presets. python docs/make_doctor.py"""
+"""Writes doctor.md: what `timonel doctor` prints, and its table of presets. python
+docs/make_doctor.py
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,16 @@ model is configured alike, the report says so and gives the presets of both.
 MARKS = {
     "FAILS": ("the scheduler cannot be made", "an exception", "a result that is not finite"),
     "WRONG": (
-        "the class takes the model for another kind", "the network is told the time of another level than the sample's",
+        "the class takes the model for another kind",
+        "the network is told the time of another level than the sample's",
         "noise stays in the result", "the spread is off by more than timonel's on the same levels",
         "the levels are not those of the configuration, or begin below the named grid",
     ),
-    "IGNORED": ("an argument that the class does not have", "a flag without which times and sigmas are the same"),
+    "IGNORED": ("an argument that the class does not have",
+    "a flag without which times and sigmas are the same"),
     "note": (
-        "more network calls than steps", "a run that begins below the noisiest level or ends at the lowest",
+        "more network calls than steps",
+        "a run that begins below the noisiest level or ends at the lowest",
         "noise that no seed fixes", "levels that differ from timonel's grid of the same name",
     ),
 }  # fmt: skip
@@ -96,12 +101,16 @@ def preset_row(title: str, told: str, preset: Preset) -> str:
 
 def page() -> str:
     rows = [
-        preset_row(FAMILIES[key].title if i == 0 else "", FAMILIES[key].told if i == 0 else "", preset)
+        preset_row(
+            FAMILIES[key].title if i == 0 else "", FAMILIES[key].told if i == 0 else "", preset
+        )
         for key, presets in PRESETS.items()
         for i, preset in enumerate(presets)
     ]
     doubts = [f"- {row.title}: {row.doubt}." for row in FAMILIES.values() if row.doubt]
-    marks = "\n".join([row("mark", "when"), row("---", "---"), *(row(k, "; ".join(v)) for k, v in MARKS.items())])
+    marks = "\n".join(
+        [row("mark", "when"), row("---", "---"), *(row(k, "; ".join(v)) for k, v in MARKS.items())]
+    )
     command = "timonel doctor svd_xt --sampler dpmpp_2m_sde/karras --steps 12 --flag timestep_spacing=trailing"
     return "\n".join([
         f"{HEAD}```text\n$ {command}\n{report()}\n```", HOW.format(marks=marks),

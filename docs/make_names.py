@@ -1,4 +1,5 @@
-"""Writes names.md: ComfyUI's and k-diffusion's names, measured. TIMONEL_COMFYUI=CHECKOUT python docs/make_names.py
+"""Writes names.md: ComfyUI's and k-diffusion's names, measured. TIMONEL_COMFYUI=CHECKOUT python
+docs/make_names.py
 
 Takes some minutes. The checkout is any folder with ComfyUI's source; see tests/comfyui.py.
 """
@@ -116,7 +117,9 @@ def sampler_line(row: Row) -> str:
     if row.refused:
         return line(f"`{row.name}`", "-", "refused", "", "", row.refused)
     if not row.differs:
-        return line(f"`{row.name}`", row.here, "", "", "", "later than this ComfyUI; by its formula")
+        return line(
+            f"`{row.name}`", row.here, "", "", "", "later than this ComfyUI; by its formula"
+        )
     note = measured.NOTES.get(row.name, "")
     return line(f"`{row.name}`", row.here, *map(difference, row.differs), note)
 
@@ -129,7 +132,11 @@ def head(places: list[str]) -> dict[str, str]:
 def page() -> str:
     answer, samplers, grids = measured.comfy_rows()
     least = measured.floor()
-    parts = [HEAD.format(version=answer.version, same=SAME, count=measured.COUNT, floor=least, clear=CLEAR)]
+    parts = [
+        HEAD.format(
+            version=answer.version, same=SAME, count=measured.COUNT, floor=least, clear=CLEAR
+        )
+    ]
     parts += [SAMPLERS, *map(sampler_line, samplers)]
     for stochastic, kind in (
         (False, "Deterministic: distance to the exact solution"),
@@ -142,14 +149,24 @@ def page() -> str:
         ]  # fmt: skip
     parts += [GRIDS.format(**head(["image model", "flow"]))]
     parts += [
-        line(f"`{r.name}`", *map(difference, r.differs), GRID_NOTES.get(r.name, ""), *distances(r)) for r in grids
+        line(f"`{r.name}`", *map(difference, r.differs), GRID_NOTES.get(r.name, ""), *distances(r))
+        for r in grids
     ]
     parts += [K.format(**head(["karras"]))]
     for row in map(measured.k_row, measured.K_DIFFUSION):
         if row.refused:
-            parts += [line(f"`sample_{row.name}`", "-", f"refused: {row.refused}", *[""] * len(STEPS))]
+            parts += [
+                line(f"`sample_{row.name}`", "-", f"refused: {row.refused}", *[""] * len(STEPS))
+            ]
         elif not row.differs:
-            parts += [line(f"`sample_{row.name}`", row.here, "`n` is calls there, N is steps here", *[""] * len(STEPS))]
+            parts += [
+                line(
+                    f"`sample_{row.name}`",
+                    row.here,
+                    "`n` is calls there, N is steps here",
+                    *[""] * len(STEPS),
+                )
+            ]
         else:
             cells = distances(row, least if row.stochastic else 0.0)
             parts += [line(f"`sample_{row.name}`", row.here, difference(row.differs[0]), *cells)]

@@ -2,9 +2,9 @@
 
     python docs/make_pipelines.py [--rows FILE] [--only CHECK] [NAME …]
 
-`--only CHECK`: that column alone; the others, and with NAME … the other rows, stay as the page has them.
-`--rows FILE`: one line of JSON for each pipeline is added to FILE; pipelines that are in it already are not run
-again, except those named. Takes about 15 minutes on one core.
+`--only CHECK`: that column alone; the others, and with NAME … the other rows, stay as the page has
+them. `--rows FILE`: one line of JSON for each pipeline is added to FILE; pipelines that are in it
+already are not run again, except those named. Takes about 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,16 +33,27 @@ def main(arguments: list[str]) -> None:
             rows[row.pop("key")] = row
     cases = load()
     page = read((DOCS / "pipelines.md").read_text()) if only or (named and not kept) else {}
-    wanted = (named or list(cases)) if page else [key for key in cases if key in named or key not in rows]
+    wanted = (
+        (named or list(cases))
+        if page
+        else [key for key in cases if key in named or key not in rows]
+    )
     for key, said in table([key for key in wanted if key not in rows or key in named], only=only):
         rows[key] = said
-        wrong = {name: result["why"] for name, result in said["results"].items() if result["went"] == "no"}
+        wrong = {
+            name: result["why"]
+            for name, result in said["results"].items()
+            if result["went"] == "no"
+        }
         print(key, said["built"] or wrong or "yes", flush=True)
         if kept:
             with kept.open("a") as file:
                 file.write(json.dumps({"key": key} | said) + "\n")
     if page:
-        rows = {key: merged(page.get(key, {"built": "", "results": {}}), rows.get(key), only) for key in cases}
+        rows = {
+            key: merged(page.get(key, {"built": "", "results": {}}), rows.get(key), only)
+            for key in cases
+        }
     ordered = {key: rows[key] for key in cases}
     (DOCS / "pipelines.md").write_text("\n".join(lines(ordered)))
 

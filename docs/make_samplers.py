@@ -1,4 +1,6 @@
-"""Writes samplers.md: every sampler, its measured order, every grid, every other name. python docs/make_samplers.py"""
+"""Writes samplers.md: every sampler, its measured order, every grid, every other name. python
+docs/make_samplers.py
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,22 @@ OPTIONS = {"edm": {"s_churn": 4.0}}  # below the cap, so that the churn per step
 
 
 def tables(name: str, start: float) -> list[Table]:
-    return [solvers.make(name, lam_grid(WIDE, n, start, bend=0.4), **OPTIONS.get(name, {})) for n in STEPS]
+    return [
+        solvers.make(name, lam_grid(WIDE, n, start, bend=0.4), **OPTIONS.get(name, {}))
+        for n in STEPS
+    ]
 
 
 def deterministic_order(name: str) -> float:
     """Slope of the global error on the mixture, from near pure noise, on an uneven grid."""
-    model, x = Mixture(), torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    model, x = (
+        Mixture(),
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    )
     exact = model.solve(x, *ends(lam_grid(WIDE, 1, -6.0)))
-    return slope(list(STEPS), [float((drive(t, model, x) - exact).abs().max()) for t in tables(name, -6.0)])
+    return slope(
+        list(STEPS), [float((drive(t, model, x) - exact).abs().max()) for t in tables(name, -6.0)]
+    )
 
 
 def weak_order(name: str) -> float:
@@ -51,10 +61,16 @@ def row(*cells: object) -> str:
 def sampler_rows() -> list[str]:
     rows = []
     for name, spec in SOLVERS.items():
-        found = "-" if spec.order == 0 else f"{(weak_order if spec.stochastic else deterministic_order)(name):.2f}"
+        found = (
+            "-"
+            if spec.order == 0
+            else f"{(weak_order if spec.stochastic else deterministic_order)(name):.2f}"
+        )
         options = ", ".join(f"`{o}`" for o in spec.options) or "-"
         kind = "stochastic" if spec.stochastic else "deterministic"
-        rows.append(row(f"`{name}`", spec.order or "-", found, spec.calls, kind, options, spec.reference))
+        rows.append(
+            row(f"`{name}`", spec.order or "-", found, spec.calls, kind, options, spec.reference)
+        )
     return rows
 
 
@@ -111,12 +127,19 @@ Upper and lower case, blanks and underscores do not matter; a grid may follow (`
 
 def page() -> str:
     grids = [
-        row(f"`{n}`", what(g.make), g.space, ", ".join(f"`{o}`" for o in g.options) or "-", g.reference)
+        row(
+            f"`{n}`",
+            what(g.make),
+            g.space,
+            ", ".join(f"`{o}`" for o in g.options) or "-",
+            g.reference,
+        )
         for n, g in GRIDS.items()
     ]
     return "\n".join([
         HEAD.format(samplers=len(SOLVERS), steps=", ".join(map(str, STEPS))),
-        row("sampler", "order", "measured", "calls", "noise", "options", "reference"), row(*["---"] * 7),
+        row("sampler", "order", "measured", "calls", "noise", "options", "reference"),
+        row(*["---"] * 7),
         *sampler_rows(),
         GRID_HEAD.format(grids=len(GRIDS)),
         row("grid", "levels", "space", "options", "reference"), row(*["---"] * 5), *grids,

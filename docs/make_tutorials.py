@@ -2,10 +2,10 @@
 
     python docs/make_tutorials.py [NAME ...] [--keep-outputs]
 
-A source is a Python file of cells, each begun by a line `# %%`: code, `# %% [es]` and `# %% [en]` the same text in two
-languages, `# %% [parameters]` code with numbers that a test may make smaller, `# %% [include FILE]` another source.
-The code runs once, in a folder of its own; what it prints and displays is kept in the notebooks, and what `say` prints
-in the notebook of its language.
+A source is a Python file of cells, each begun by a line `# %%`: code, `# %% [es]` and `# %% [en]`
+the same text in two languages, `# %% [parameters]` code with numbers that a test may make smaller,
+`# %% [include FILE]` another source. The code runs once, in a folder of its own; what it prints and
+displays is kept in the notebooks, and what `say` prints in the notebook of its language.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Cell:
 
 
 def cells(name: str) -> list[Cell]:
-    """The cells of a source, included ones in their place. Raises `ValueError` for a text in one language only."""
+    """The cells of a source, included ones in their place. Raises `ValueError` for a text in one
+    language only.
+    """
     head, *parts = MARK.split((HERE / f"{name}.py").read_text("utf-8"))
     if head.strip():
         raise ValueError(f"{name}.py has lines before its first cell: {head.strip()!r}")
@@ -56,14 +58,20 @@ def cells(name: str) -> list[Cell]:
         if kind == "include":
             found += cells(target)
         elif kind in LANGUAGES:
-            found.append(Cell(kind, "\n".join(_uncommented(line) for line in body.strip().splitlines())))
+            found.append(
+                Cell(kind, "\n".join(_uncommented(line) for line in body.strip().splitlines()))
+            )
         elif kind in (None, "parameters"):
             found.append(Cell(kind or "code", body.strip("\n")))
         else:
-            raise ValueError(f"{name}.py: a cell is es, en, parameters, include FILE or nothing, got {kind!r}")
+            raise ValueError(
+                f"{name}.py: a cell is es, en, parameters, include FILE or nothing, got {kind!r}"
+            )
     texts = [cell.kind for cell in found if not cell.is_code]
     if texts != list(LANGUAGES) * (len(texts) // 2):
-        raise ValueError(f"{name}.py: every text stands in {' and '.join(LANGUAGES)}, in that order, got {texts}")
+        raise ValueError(
+            f"{name}.py: every text stands in {' and '.join(LANGUAGES)}, in that order, got {texts}"
+        )
     return found
 
 
@@ -83,7 +91,9 @@ def in_language(found: Sequence[Cell], language: str) -> list[Cell]:
 
 
 class Voices(io.StringIO):
-    """Standard output in every language at once: `say` speaks to each in its own, all else goes to all."""
+    """Standard output in every language at once: `say` speaks to each in its own, all else goes to
+    all.
+    """
 
     def __init__(self) -> None:
         self.heard: dict[str, list[str]] = {language: [] for language in LANGUAGES}
@@ -99,7 +109,9 @@ class Voices(io.StringIO):
 
 
 def shown(value: Any) -> Output:
-    """A displayed value as a notebook keeps it; a picture in at most 128 colours, so that notebooks stay small."""
+    """A displayed value as a notebook keeps it; a picture in at most 128 colours, so that notebooks
+    stay small.
+    """
     data: dict[str, Any] = {"text/plain": [repr(value)]}
     if isinstance(value, Image.Image):
         file = io.BytesIO()
@@ -109,9 +121,14 @@ def shown(value: Any) -> Output:
 
 
 def run(found: Sequence[Cell]) -> Iterator[dict[str, list[Output]]]:
-    """Run the code cells in order in one fresh namespace, as Jupyter does; give each one's outputs in each language."""
+    """Run the code cells in order in one fresh namespace, as Jupyter does; give each one's outputs
+    in each language.
+    """
     displayed: list[Output] = []
-    space: dict[str, Any] = {"__name__": "__main__", "display": lambda value: displayed.append(shown(value))}
+    space: dict[str, Any] = {
+        "__name__": "__main__",
+        "display": lambda value: displayed.append(shown(value)),
+    }
     for index, cell in enumerate(found):
         if not cell.is_code:
             continue
@@ -121,9 +138,15 @@ def run(found: Sequence[Cell]) -> Iterator[dict[str, list[Output]]]:
             space["say"] = voices.say
         with contextlib.redirect_stdout(voices):
             _execute(ast.parse(cell.text), f"cell {index}", space)
-        printed = {language: "".join(lines).splitlines(keepends=True) for language, lines in voices.heard.items()}
+        printed = {
+            language: "".join(lines).splitlines(keepends=True)
+            for language, lines in voices.heard.items()
+        }
         yield {
-            language: [*([{"output_type": "stream", "name": "stdout", "text": lines}] if lines else []), *displayed]
+            language: [
+                *([{"output_type": "stream", "name": "stdout", "text": lines}] if lines else []),
+                *displayed,
+            ]
             for language, lines in printed.items()
         }
 
@@ -143,14 +166,22 @@ def notebook(name: str, language: str, outputs: Sequence[list[Output]]) -> dict[
     made, left = [], iter(outputs)
     for index, cell in enumerate(in_language(cells(name), language)):
         about: dict[str, Any] = {"tags": ["parameters"]} if cell.kind == "parameters" else {}
-        about = {"id": f"{name}-{index:02d}", "metadata": about, "source": cell.text.splitlines(keepends=True)}
+        about = {
+            "id": f"{name}-{index:02d}",
+            "metadata": about,
+            "source": cell.text.splitlines(keepends=True),
+        }
         if cell.is_code:
             about |= {"cell_type": "code", "execution_count": None, "outputs": next(left)}
         else:
             about |= {"cell_type": "markdown"}
         made.append(about)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    about = {"kernelspec": kernel, "language_info": {"name": "python"}, "timonel": {"language": language}}
+    about = {
+        "kernelspec": kernel,
+        "language_info": {"name": "python"},
+        "timonel": {"language": language},
+    }
     return {"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -165,7 +196,9 @@ def kept(name: str, language: str) -> list[list[Output]]:
 
 
 def write(name: str, language: str, outputs: Sequence[list[Output]]) -> None:
-    text = json.dumps(notebook(name, language, outputs), ensure_ascii=False, indent=1, sort_keys=True)
+    text = json.dumps(
+        notebook(name, language, outputs), ensure_ascii=False, indent=1, sort_keys=True
+    )
     path(name, language).write_text(text + "\n", "utf-8")
     print(path(name, language), f"{len(text) / 1000:.0f} kB")
 
@@ -185,7 +218,9 @@ def elsewhere() -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="write the notebooks of docs/tutorials")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--keep-outputs", action="store_true", help="run nothing: only the texts have changed")
+    parser.add_argument(
+        "--keep-outputs", action="store_true", help="run nothing: only the texts have changed"
+    )
     asked = parser.parse_args()
     for name in asked.names or NAMES:
         if asked.keep_outputs:

@@ -24,16 +24,23 @@ class Odd:
 
 #: values by a short name; functions, so that no call can spoil another's
 ODD: Mapping[str, Callable[[], Any]] = {
-    "None": lambda: None, "True": lambda: True, "False": lambda: False, "0": lambda: 0, "1": lambda: 1,
-    "-1": lambda: -1, "3": lambda: 3, "2**64": lambda: 2**64, "2.5": lambda: 2.5, "0.5": lambda: 0.5,
-    "1e308": lambda: 1e308, "nan": lambda: math.nan, "inf": lambda: math.inf, "-inf": lambda: -math.inf,
-    "1j": lambda: 1j, "''": lambda: "", "'x'": lambda: "x", "'7'": lambda: "7", "bytes": lambda: b"x",
-    "[]": list, "[1]": lambda: [1], "[3,2,1]": lambda: [3, 2, 1], "['a']": lambda: ["a"], "[None]": lambda: [None],
+    "None": lambda: None, "True": lambda: True, "False": lambda: False, "0": lambda: 0,
+    "1": lambda: 1,
+    "-1": lambda: -1, "3": lambda: 3, "2**64": lambda: 2**64, "2.5": lambda: 2.5,
+    "0.5": lambda: 0.5,
+    "1e308": lambda: 1e308, "nan": lambda: math.nan, "inf": lambda: math.inf,
+    "-inf": lambda: -math.inf,
+    "1j": lambda: 1j, "''": lambda: "", "'x'": lambda: "x", "'7'": lambda: "7",
+    "bytes": lambda: b"x",
+    "[]": list, "[1]": lambda: [1], "[3,2,1]": lambda: [3, 2, 1], "['a']": lambda: ["a"],
+    "[None]": lambda: [None],
     "[nan]": lambda: [math.nan], "()": lambda: (), "(0.2,0.6)": lambda: (0.2, 0.6), "{}": dict,
     "{'a':1}": lambda: {"a": 1}, "set": lambda: {1}, "object": Odd, "class": lambda: Odd,
     "lambda": lambda: lambda: None,
-    "np.int64": lambda: np.int64(2), "np.float32": lambda: np.float32(0.5), "np.bool": lambda: np.bool_(True),
-    "np.0d": lambda: np.array(2), "np.array": lambda: np.array([2, 1]), "np.2d": lambda: np.zeros((2, 2)),
+    "np.int64": lambda: np.int64(2), "np.float32": lambda: np.float32(0.5),
+    "np.bool": lambda: np.bool_(True),
+    "np.0d": lambda: np.array(2), "np.array": lambda: np.array([2, 1]),
+    "np.2d": lambda: np.zeros((2, 2)),
     "torch.int": lambda: torch.tensor(2), "torch.float": lambda: torch.tensor(0.5),
     "torch.nan": lambda: torch.tensor(math.nan),
     "torch.bool": lambda: torch.tensor(True), "torch.1d": lambda: torch.tensor([2, 1]),
@@ -41,7 +48,21 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "Decimal": lambda: Decimal(2), "Fraction": lambda: Fraction(1, 2),
 }  # fmt: skip
 #: those that tell most apart, for where there are very many parameters
-FEW = ("True", "-1", "3", "2.5", "nan", "'x'", "[]", "[1]", "{'a':1}", "object", "np.int64", "torch.float", "torch.2d")
+FEW = (
+    "True",
+    "-1",
+    "3",
+    "2.5",
+    "nan",
+    "'x'",
+    "[]",
+    "[1]",
+    "{'a':1}",
+    "object",
+    "np.int64",
+    "torch.float",
+    "torch.2d",
+)
 
 
 class Reached(Exception):
@@ -67,10 +88,16 @@ XL = {
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "num_train_timesteps": 1000}
 
 
-def target(label: str, call: Callable[..., Any], /, *without: str, of: Any = None, **good: Any) -> Target:
+def target(
+    label: str, call: Callable[..., Any], /, *without: str, of: Any = None, **good: Any
+) -> Target:
     """`of`: whose signature names the parameters, where it is not `call`'s."""
     known = inspect.signature(of or call).parameters
-    named = [p.name for p in known.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
+    named = [
+        p.name
+        for p in known.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"
+    ]
     return Target(label, call, good, tuple(n for n in named if n not in without))
 
 
@@ -78,7 +105,10 @@ def trials(one: Target, values: Any = ODD) -> Iterator[tuple[str, BaseException 
     """Every call with one odd value in place of a good one, and what it raised."""
     for parameter in one.parameters:
         for label in values:
-            given = {key: value() if isinstance(value, Fresh) else value for key, value in one.good.items()}
+            given = {
+                key: value() if isinstance(value, Fresh) else value
+                for key, value in one.good.items()
+            }
             raised: BaseException | None = None
             try:
                 with warnings.catch_warnings():
@@ -137,7 +167,8 @@ def native() -> list[Target]:
         target("Guidance", lambda **k: tm.Guidance(**k).scales(TABLE), of=tm.Guidance, scale=4.0),
         target("sample", tm.sample, denoise=denoise, **loop),
         target("begin", tm.begin, **loop),
-        target("iterate", lambda **k: list(tm.iterate(**k)), of=tm.iterate, run=Fresh(started), denoise=denoise),
+        target("iterate", lambda **k: list(tm.iterate(**k)), of=tm.iterate, run=Fresh(started),
+        denoise=denoise),
         target("Run", tm.Run, table=TABLE, noise=tm.SeededNoise((0,))),
         target("Run.start", lambda x: tm.Run(sampled()).start(x), x=X),
         target("Run.advance", lambda raw: started().advance(raw), raw=X),
@@ -160,8 +191,10 @@ def native() -> list[Target]:
         target("Table.from_dict", tm.Table.from_dict, data=TABLE.to_dict()),
         target("preview", tm.preview, to="x"), target("save_steps", tm.save_steps, folder="x"),
         target("collect", tm.collect),
-        target("checkpoint", tm.checkpoint, path="x"), target("guard", tm.guard), target("edit", tm.edit, change=abs),
-        target("stop_when", tm.stop_when, condition=abs), target("progress", tm.progress), target("trace", tm.trace),
+        target("checkpoint", tm.checkpoint, path="x"), target("guard", tm.guard),
+        target("edit", tm.edit, change=abs),
+        target("stop_when", tm.stop_when, condition=abs), target("progress", tm.progress),
+        target("trace", tm.trace),
         target("Recipe", tm.Recipe, model="emoji", seed=0, sampler="euler", steps=2),
         target("Recipe.read", tm.Recipe.read, path="none.png"),
         target("replay", tm.replay, path="none.png"),
@@ -189,23 +222,31 @@ def schedulers() -> list[Target]:
         return made
 
     found = [
-        target("Scheduler", lambda **k: set_up(tm.Scheduler(**k), num_inference_steps=3), of=tm.Scheduler),
-        target("Scheduler.from_config", tm.Scheduler.from_config, "return_unused_kwargs", config=XL),
+        target("Scheduler", lambda **k: set_up(tm.Scheduler(**k), num_inference_steps=3),
+        of=tm.Scheduler),
+        target("Scheduler.from_config", tm.Scheduler.from_config, "return_unused_kwargs",
+        config=XL),
         target("Scheduler.from_config(…)", scheduled, of=tm.Scheduler),
         target("set_timesteps", lambda **k: set_up(tm.Scheduler.from_config(XL), **k), "device",
                of=tm.Scheduler.set_timesteps, num_inference_steps=3),
-        target("set_timesteps flow", lambda **k: set_up(tm.Scheduler.from_config(FLOW, sampler="euler"), **k), "device",
+        target("set_timesteps flow",
+        lambda **k: set_up(tm.Scheduler.from_config(FLOW, sampler="euler"), **k), "device",
                of=tm.Scheduler.set_timesteps, num_inference_steps=3),
-        target("step", lambda **k: ready().step(**k), of=tm.Scheduler.step, model_output=0.1 * X, timestep=999,
+        target("step", lambda **k: ready().step(**k), of=tm.Scheduler.step, model_output=0.1 * X,
+        timestep=999,
                sample=X),
-        target("add_noise", lambda **k: ready().add_noise(**k), of=tm.Scheduler.add_noise, original_samples=X, noise=X,
+        target("add_noise", lambda **k: ready().add_noise(**k), of=tm.Scheduler.add_noise,
+        original_samples=X, noise=X,
                timesteps=torch.tensor([500])),
-        target("get_velocity", lambda **k: ready().get_velocity(**k), of=tm.Scheduler.get_velocity, sample=X, noise=X,
+        target("get_velocity", lambda **k: ready().get_velocity(**k), of=tm.Scheduler.get_velocity,
+        sample=X, noise=X,
                timesteps=torch.tensor([500])),
         target("set_shift", lambda shift: ready(FLOW, sampler="euler").set_shift(shift)),
-        target("time_shift", lambda **k: ready(FLOW, sampler="euler").time_shift(**k), "t", of=tm.Scheduler.time_shift,
+        target("time_shift", lambda **k: ready(FLOW, sampler="euler").time_shift(**k), "t",
+        of=tm.Scheduler.time_shift,
                mu=1.0, sigma=1.0, t=0.5),
-        target("index_for_timestep", lambda **k: ready().index_for_timestep(**k), of=tm.Scheduler.index_for_timestep,
+        target("index_for_timestep", lambda **k: ready().index_for_timestep(**k),
+        of=tm.Scheduler.index_for_timestep,
                timestep=999),
         target("set_begin_index", lambda begin_index: ready().set_begin_index(begin_index)),
     ]  # fmt: skip
@@ -215,11 +256,17 @@ def schedulers() -> list[Target]:
     ):  # fmt: skip
         cls = getattr(compat, f"{name}Scheduler")
         found.append(
-            target(f"{name}.set_timesteps", lambda cls=cls, **k: set_up(cls(), **k), "device", of=cls.set_timesteps,
+            target(f"{name}.set_timesteps", lambda cls=cls, **k: set_up(cls(), **k), "device",
+            of=cls.set_timesteps,
                    num_inference_steps=3, **flags)
         )  # fmt: skip
         found.append(
-            target(f"{name}.from_config", cls.from_config, "return_unused_kwargs", config={**XL, "_class_name": None})
+            target(
+                f"{name}.from_config",
+                cls.from_config,
+                "return_unused_kwargs",
+                config={**XL, "_class_name": None},
+            )
         )
     return found
 
@@ -234,16 +281,45 @@ def classes() -> list[Target]:
     return made
 
 
-AXES = ("model", "sampler", "steps", "seed", "seeds", "guidance", "guidance_until", "grid", "negative_prompt", "width")
-PIPE = ("prompt", "height", "width", "num_images_per_prompt", "generator", "guidance_scale", "output_type")
+AXES = (
+    "model",
+    "sampler",
+    "steps",
+    "seed",
+    "seeds",
+    "guidance",
+    "guidance_until",
+    "grid",
+    "negative_prompt",
+    "width",
+)
+PIPE = (
+    "prompt",
+    "height",
+    "width",
+    "num_images_per_prompt",
+    "generator",
+    "guidance_scale",
+    "output_type",
+)
 
 
 def helms(every: bool = False) -> list[Target]:
-    """A helm's own arguments, checked and not computed, and a pipeline's arguments in a call of one step."""
+    """A helm's own arguments, checked and not computed, and a pipeline's arguments in a call of one
+    step.
+    """
     helm = tm.Helm("emoji")
     helm.pipe.set_progress_bar_config(disable=True)
-    shaped = ("latents", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")  # only its network knows their sizes
-    rest = shaped if every else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
+    shaped = (
+        "latents",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )  # only its network knows their sizes
+    rest = (
+        shaped
+        if every
+        else tuple(set(inspect.signature(helm.pipe.__call__).parameters) - set(PIPE))
+    )
 
     def ready(**given: Any) -> None:
         helm.ready((), {"prompt": "red apple", **given})
@@ -255,7 +331,10 @@ def helms(every: bool = False) -> list[Target]:
         target("Helm()", ready, of=tm.Helm.__call__, steps=1),
         target("Helm", tm.Helm, pipe="none"),
         target(
-            "Helm.start", lambda hooks: helm.start("red apple", steps=1, output_type="latent", hooks=hooks).result()
+            "Helm.start",
+            lambda hooks: helm.start(
+                "red apple", steps=1, output_type="latent", hooks=hooks
+            ).result(),
         ),
         target("Helm(…)", call, *rest, of=helm.pipe.__call__),
     ]
@@ -264,7 +343,11 @@ def helms(every: bool = False) -> list[Target]:
 def jobs() -> list[Target]:
     """The long jobs; whoever tries them ends them where they would compute."""
     helm = tm.Helm("emoji")
-    names = [name for name in inspect.signature(tm.tune).parameters if name in ("prompts", "told", "start")]
+    names = [
+        name
+        for name in inspect.signature(tm.tune).parameters
+        if name in ("prompts", "told", "start")
+    ]
     return [
         target("compare", tm.compare, subjects="red apple", sampler="euler", steps=4),
         Target("compare axes", tm.compare, {"subjects": "red apple"}, AXES),

@@ -13,7 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# no sandbox: root in a container cannot have one, and the pages are our own; the rest keeps the browser off the network
+# no sandbox: root in a container cannot have one, and the pages are our own; the rest keeps the
+# browser off the network
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -36,12 +37,18 @@ def _missing(reason: str) -> Any:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A running Chromium, Debian's (`apt-get install chromium`) or the one on the path, driven by playwright."""
+    """A running Chromium, Debian's (`apt-get install chromium`) or the one on the path, driven by
+    playwright.
+    """
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         _missing("no playwright: pip install playwright")
-    binary = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    binary = (
+        shutil.which("chromium")
+        or shutil.which("google-chrome")
+        or shutil.which("chromium-browser")
+    )
     if binary is None:
         _missing("no Chromium on the path: apt-get install chromium")
     with sync_playwright() as driver:
@@ -53,13 +60,20 @@ def chromium() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page with everything it said and asked for: `errors` on the console, `requests` that are not its own file."""
+    """A page with everything it said and asked for: `errors` on the console, `requests` that are
+    not its own file.
+    """
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.errors: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda said: (
+                self.errors.append(said.text) if said.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._asked)
 
@@ -75,8 +89,15 @@ class Watched:
 
 @contextmanager
 def opened(browser: Browser, address: str, **context: Any) -> Iterator[Watched]:
-    """The page at `address` in a fresh profile, 1280 by 900 unless said otherwise. `context`: for `new_context`."""
-    given = {"viewport": {"width": 1280, "height": 900}, "locale": "en-GB", "reduced_motion": "reduce", **context}
+    """The page at `address` in a fresh profile, 1280 by 900 unless said otherwise. `context`: for
+    `new_context`.
+    """
+    given = {
+        "viewport": {"width": 1280, "height": 900},
+        "locale": "en-GB",
+        "reduced_motion": "reduce",
+        **context,
+    }
     made = browser.new_context(**given)
     try:
         watched = Watched(made.new_page())
@@ -92,7 +113,9 @@ def style(page: Page, selector: str, name: str) -> str:
 
 
 def until(page: Page, script: str) -> None:
-    """Wait until `script` is true; asked from outside, for the page's policy lets no script in that waits there."""
+    """Wait until `script` is true; asked from outside, for the page's policy lets no script in that
+    waits there.
+    """
     for _ in range(200):
         if page.evaluate(script):
             return

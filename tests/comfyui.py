@@ -1,8 +1,8 @@
 """ComfyUI's samplers and schedulers on exact data, run in a process of their own from a checkout.
 
 `TIMONEL_COMFYUI` names a folder with ComfyUI's source, e.g. `git clone --depth 1
-https://github.com/comfyanonymous/ComfyUI`. Only its files of samplers and schedules are imported; see
-`comfyui_child.py`.
+https://github.com/comfyanonymous/ComfyUI`. Only its files of samplers and schedules are imported;
+see `comfyui_child.py`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def checkout() -> Path | None:
 
 
 def run(jobs: Sequence[Job]) -> Answer:
-    """Run all jobs in one process. Raises `RuntimeError` without a checkout, or with what ComfyUI wrote."""
+    """Run all jobs in one process. Raises `RuntimeError` without a checkout, or with what ComfyUI
+    wrote.
+    """
     where = checkout()
     if where is None:
         raise RuntimeError(HOW)
@@ -73,7 +75,9 @@ def run(jobs: Sequence[Job]) -> Answer:
         folder = Path(name)
         (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]), "utf-8")
         child = Path(__file__).with_name("comfyui_child.py")
-        done = subprocess.run([sys.executable, str(child), str(where), name], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(child), str(where), name], capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"ComfyUI in {where} failed:\n{done.stderr[-2000:]}")
         with np.load(folder / "results.npz") as found:
@@ -85,7 +89,16 @@ def _read(found: np.lib.npyio.NpzFile, count: int) -> Answer:
         return torch.from_numpy(found[name]) if name in found else None
 
     ran = tuple(
-        Ran(tensor(f"levels_{i}"), tensor(f"result_{i}"), str(found[f"error_{i}"]) if f"error_{i}" in found else "")
+        Ran(
+            tensor(f"levels_{i}"),
+            tensor(f"result_{i}"),
+            str(found[f"error_{i}"]) if f"error_{i}" in found else "",
+        )
         for i in range(count)
     )
-    return Answer(str(found["version"]), tuple(map(str, found["names"])), tuple(map(str, found["schedulers"])), ran)
+    return Answer(
+        str(found["version"]),
+        tuple(map(str, found["names"])),
+        tuple(map(str, found["schedulers"])),
+        ran,
+    )

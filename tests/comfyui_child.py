@@ -1,8 +1,10 @@
-"""Runs ComfyUI's samplers and schedulers of a checkout on exact data: python comfyui_child.py CHECKOUT FOLDER.
+"""Runs ComfyUI's samplers and schedulers of a checkout on exact data: python comfyui_child.py
+CHECKOUT FOLDER.
 
-Reads FOLDER/jobs.json, a list of `comfyui.Job` as dictionaries, and writes FOLDER/results.npz: `names`, `schedulers`,
-`version`, and for job i `levels_i` and `result_i`, or `error_i`. Only the files that hold samplers and
-schedules are imported from the checkout; what else they import is a stand-in that does nothing.
+Reads FOLDER/jobs.json, a list of `comfyui.Job` as dictionaries, and writes FOLDER/results.npz:
+`names`, `schedulers`, `version`, and for job i `levels_i` and `result_i`, or `error_i`. Only the
+files that hold samplers and schedules are imported from the checkout; what else they import is a
+stand-in that does nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ BETAS = "comfy.ldm.modules.diffusionmodules.util"
 class Rest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a stand-in for every module of ComfyUI that is not among `REAL`."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if not name.startswith("comfy.") or name.startswith(REAL):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
@@ -58,7 +62,9 @@ def load(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
     package.__path__ = [str(checkout / "comfy")]
     sys.modules["comfy"] = package
     sys.meta_path.insert(0, Rest())
-    return importlib.import_module("comfy.samplers"), importlib.import_module("comfy.model_sampling")
+    return importlib.import_module("comfy.samplers"), importlib.import_module(
+        "comfy.model_sampling"
+    )
 
 
 class Model:
@@ -82,7 +88,11 @@ class Model:
 
 def sampling_of(module: types.ModuleType, flow: bool) -> Any:
     """ComfyUI's model sampling: Stable Diffusion's, or a flow's with shift 3."""
-    kinds = (module.ModelSamplingDiscreteFlow, module.CONST) if flow else (module.ModelSamplingDiscrete, module.EPS)
+    kinds = (
+        (module.ModelSamplingDiscreteFlow, module.CONST)
+        if flow
+        else (module.ModelSamplingDiscrete, module.EPS)
+    )
     made = type("Sampling", kinds, {})(None)
     if flow:
         made.set_parameters(shift=3.0)
@@ -90,7 +100,9 @@ def sampling_of(module: types.ModuleType, flow: bool) -> Any:
 
 
 def noise_of(job: dict[str, Any], like: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """The job's shared noise, one draw a call; where two draws of a step overlap, mixed as `parity.mixed` says."""
+    """The job's shared noise, one draw a call; where two draws of a step overlap, mixed as
+    `parity.mixed` says.
+    """
     source, calls = tm.SeededNoise(tuple(range(len(like)))), iter(range(10**6))
     mix = {int(k): v for k, v in job["mix"].items()}
 
@@ -103,12 +115,16 @@ def noise_of(job: dict[str, Any], like: torch.Tensor) -> Callable[..., torch.Ten
     return noise
 
 
-def run(job: dict[str, Any], samplers: types.ModuleType, sampling: types.ModuleType) -> tuple[list[float], Any]:
+def run(
+    job: dict[str, Any], samplers: types.ModuleType, sampling: types.ModuleType
+) -> tuple[list[float], Any]:
     """The levels of a job, and its result where a sampler is named."""
     flow = job["process"] == "flow"
     data = exact.Mixture.random(**job["data"])
     model = Model(sampling_of(sampling, flow), data, flow)
-    chosen = samplers.KSampler(model, job["steps"], "cpu", job["sampler"] or "euler", job["scheduler"])
+    chosen = samplers.KSampler(
+        model, job["steps"], "cpu", job["sampler"] or "euler", job["scheduler"]
+    )
     if chosen.scheduler != job["scheduler"] or job["sampler"] not in (None, chosen.sampler):
         raise KeyError(f"this ComfyUI has no {job['sampler']}/{job['scheduler']}")
     if job["sampler"] is None:

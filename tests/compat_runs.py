@@ -1,4 +1,6 @@
-"""One pipeline call with diffusers' scheduler and one with timonel's of the same name, from the same start."""
+"""One pipeline call with diffusers' scheduler and one with timonel's of the same name, from the
+same start.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,12 @@ def run(pipe: Any, scheduler: Any, steps: int, monkeypatch: Any, **more: Any) ->
     """Latents of a call of a pipeline in float64."""
     same_noise(scheduler, monkeypatch)
     pipe.scheduler = scheduler
-    asked = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in tiny.prompt(pipe).items()}
-    images: torch.Tensor = pipe(**asked, num_inference_steps=steps, latents=start(), guidance_scale=3.0, **more).images
+    asked = {
+        k: v.double() if isinstance(v, torch.Tensor) else v for k, v in tiny.prompt(pipe).items()
+    }
+    images: torch.Tensor = pipe(
+        **asked, num_inference_steps=steps, latents=start(), guidance_scale=3.0, **more
+    ).images
     return images
 
 
@@ -66,5 +72,7 @@ def loop(scheduler: Any, monkeypatch: Any, **asked: Any) -> tuple[torch.Tensor, 
     for t in scheduler.timesteps:
         times.append(float(t))
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(torch.tanh(1.3 * seen + float(t) / 700) + 0.2 * seen, t, x, return_dict=False)[0]
+        x = scheduler.step(
+            torch.tanh(1.3 * seen + float(t) / 700) + 0.2 * seen, t, x, return_dict=False
+        )[0]
     return x, times

@@ -32,7 +32,11 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("dpmpp_2m_sde", {"eta": 0.5}),
     ("tcd", {"eta": 0.0}),
     ("tcd", {"eta": 1.0}),
-    *(("unipc", {"order": order, "variant": v}) for order in (1, 2, 3) for v in ("bh1", "bh2", "vary")),
+    *(
+        ("unipc", {"order": order, "variant": v})
+        for order in (1, 2, 3)
+        for v in ("bh1", "bh2", "vary")
+    ),
     *(("lms", {"order": order}) for order in (1, 2, 3)),
     *(("ipndm", {"order": order}) for order in (1, 2, 3)),
     *((name, {"euler_at_final": False}) for name in ("lms", "ipndm", "gradient_estimation")),
@@ -45,11 +49,23 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("dpm_multistep", {"order": 3, "curvature": 0.5}),
     ("dpm_multistep", {"variant": "heun"}),
     *((f"{name}_singlestep", {"order": order}) for name in ("dpm", "dpmpp") for order in (1, 3)),
-    *((f"{name}_singlestep", {"order": o, "variant": "heun"}) for name in ("dpm", "dpmpp") for o in (2, 3)),
+    *(
+        (f"{name}_singlestep", {"order": o, "variant": "heun"})
+        for name in ("dpm", "dpmpp")
+        for o in (2, 3)
+    ),
     ("dpmpp_singlestep", {"eta": 1.0}),
     *(("dpm_fast", {"remainder": left}) for left in (1, 2)),
-    *(("runge_kutta", {"tableau": name}) for name in runge_kutta.TABLEAUS if name != "bogacki_shampine"),
-    *(("exponential_rk", {"tableau": name}) for name in exponential.EXPONENTIALS if name != "krogstad"),
+    *(
+        ("runge_kutta", {"tableau": name})
+        for name in runge_kutta.TABLEAUS
+        if name != "bogacki_shampine"
+    ),
+    *(
+        ("exponential_rk", {"tableau": name})
+        for name in exponential.EXPONENTIALS
+        if name != "krogstad"
+    ),
     ("dpm2_ancestral", {"eta": 0.5}),
     ("dpmpp_2s", {"r": 0.3}),
     ("dpmpp_2s_ancestral", {"eta": 0.5}),
@@ -65,7 +81,10 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("seeds_2", {"r": 1.0, "variant": "phi_2"}),
     ("seeds_3", {"eta": 0.0}),
     ("sa_solver", {"eta": 0.0}),
-    ("sa_solver", {"eta": 0.5, "start": 0.0, "stop": 1.0, "predictor_order": 3, "corrector_order": 4}),
+    (
+        "sa_solver",
+        {"eta": 0.5, "start": 0.0, "stop": 1.0, "predictor_order": 3, "corrector_order": 4},
+    ),
     ("sa_solver", {"predictor_order": 4, "corrector_order": 0}),
     ("sa_solver", {"predictor_order": 1, "corrector_order": 1}),
     ("sa_solver", {"variant": "simple"}),
@@ -76,7 +95,8 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("unipc", {"s_churn": 4.0, "s_tmax": 2.0}),
     ("dpmpp_2m_sde", {"s_churn": 4.0}),
 ]
-#: the defaults at once; what options change is left to the slow tests, where a law is about something else
+#: the defaults at once; what options change is left to the slow tests, where a law is about
+#: something else
 MAINLY = [v if not v[1] else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
 #: network calls for N steps, by the text in the table of solvers
 CALLS = {
@@ -99,7 +119,9 @@ def label(value: object) -> str | None:
 
 
 class Constant:
-    """The data is one point c: the denoiser is constant, and x = alpha·c + sigma·z on every ODE path."""
+    """The data is one point c: the denoiser is constant, and x = alpha·c + sigma·z on every ODE
+    path.
+    """
 
     def __init__(self, c: torch.Tensor | float) -> None:
         self.c = c
@@ -129,7 +151,9 @@ class Gaussian:
 
     def solve(self, x: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
         """The probability-flow ODE in closed form: the standardised sample does not change."""
-        return end.alpha * self.mean + self.spread(end) / self.spread(start) * (x - start.alpha * self.mean)
+        return end.alpha * self.mean + self.spread(end) / self.spread(start) * (
+            x - start.alpha * self.mean
+        )
 
 
 class Mixture:
@@ -158,11 +182,20 @@ class Mixture:
             return (y - self(at.alpha * y, at)).flatten().numpy()
 
         span = [float(-level.lam) for level in (start, end)]
-        done = solve_ivp(slope, span, (x / start.alpha).flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13)
+        done = solve_ivp(
+            slope,
+            span,
+            (x / start.alpha).flatten().numpy(),
+            method="DOP853",
+            rtol=1e-12,
+            atol=1e-13,
+        )
         return torch.from_numpy(done.y[:, -1]).reshape(x.shape) * end.alpha
 
 
-def lam_grid(process: object, steps: int, start: float = -2.0, end: float = 1.5, bend: float = 0.0) -> Grid:
+def lam_grid(
+    process: object, steps: int, start: float = -2.0, end: float = 1.5, bend: float = 0.0
+) -> Grid:
     """Levels evenly spaced in lam, or smoothly uneven with `bend`, that end above sigma = 0."""
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     u = u + bend * torch.sin(math.pi * u) / math.pi
@@ -176,7 +209,9 @@ def ends(grid: Grid) -> tuple[Level, Level]:
 def drive(table: tm.Table, denoise: object, x: torch.Tensor, *, seeds: object = None, prediction: str = "sample",
           **options: object) -> torch.Tensor:  # fmt: skip
     """The result of a table on a denoiser."""
-    noise = options.pop("noise", None) or (tm.SeededNoise(tuple(seeds or range(len(x)))) if table.stochastic else None)
+    noise = options.pop("noise", None) or (
+        tm.SeededNoise(tuple(seeds or range(len(x)))) if table.stochastic else None
+    )
     run = Run(table, prediction, noise=noise, **options)
     run.start(x)
     for _ in run.rows():
@@ -184,8 +219,11 @@ def drive(table: tm.Table, denoise: object, x: torch.Tensor, *, seeds: object = 
     return run.result
 
 
-def propagate(table: tm.Table, affine: object, mean: torch.Tensor, spread: torch.Tensor) -> list[torch.Tensor]:
-    """Every row's x as an affine function of independent unit noises, exactly: rows (1 + 1 + K, dims).
+def propagate(
+    table: tm.Table, affine: object, mean: torch.Tensor, spread: torch.Tensor
+) -> list[torch.Tensor]:
+    """Every row's x as an affine function of independent unit noises, exactly: rows (1 + 1 + K,
+    dims).
 
     Entry 0 is the mean, entry 1 the coefficient of the start's noise, entry 2 + k that of row k's.
     `affine(level) -> (a, b)` is the denoiser. The variance is the sum of squares of entries 1….
@@ -225,21 +263,29 @@ def slope(steps: list[int], errors: list[float]) -> float:
 
 
 @functools.cache
-def network(channels: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def network(
+    channels: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
     """A small random network that also sees the time; fixed weights, outputs of order one."""
     g = torch.Generator().manual_seed(seed)
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a = torch.nn.Parameter(torch.randn(16, channels, 3, 3, generator=g).to(dtype) * 0.2)
-            self.b = torch.nn.Parameter(torch.randn(channels, 16, 3, 3, generator=g).to(dtype) * 0.15)
+            self.a = torch.nn.Parameter(
+                torch.randn(16, channels, 3, 3, generator=g).to(dtype) * 0.2
+            )
+            self.b = torch.nn.Parameter(
+                torch.randn(channels, 16, 3, 3, generator=g).to(dtype) * 0.15
+            )
             self.t = torch.nn.Parameter(torch.randn(16, generator=g).to(dtype))
 
         @torch.no_grad()
         def forward(self, x: torch.Tensor, time: float) -> torch.Tensor:
             hidden = torch.nn.functional.conv2d(x, self.a.to(x.dtype), padding=1)
-            hidden = torch.tanh(hidden + torch.sin(self.t * (float(time) / 300 + 1)).to(x.dtype)[:, None, None])
+            hidden = torch.tanh(
+                hidden + torch.sin(self.t * (float(time) / 300 + 1)).to(x.dtype)[:, None, None]
+            )
             return torch.nn.functional.conv2d(hidden, self.b.to(x.dtype), padding=1) + 0.3 * x
 
     return Net()

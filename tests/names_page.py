@@ -1,7 +1,7 @@
 """What the names of ComfyUI and k-diffusion do here, measured: the rows of docs/names.md.
 
-Everything is measured on an exact mixture of Gaussians in 6 dimensions, with Stable Diffusion's levels ("vp") and
-with a flow of shift 3. `peer` below is ComfyUI or k-diffusion.
+Everything is measured on an exact mixture of Gaussians in 6 dimensions, with Stable Diffusion's
+levels ("vp") and with a flow of shift 3. `peer` below is ComfyUI or k-diffusion.
 """
 
 from __future__ import annotations
@@ -30,24 +30,34 @@ PLACES = (("vp", "karras"), ("vp", "normal"), ("flow", "simple"))
 PROCESSES = {"vp": tm.VP.from_schedule(), "flow": tm.Flow(3.0)}
 SAME = 2e-4  # relative: ComfyUI's levels are float32, and it sums its DEIS integrals
 DATA = exact.Mixture.random(**comfyui.DATA)
-COUNT, REFERENCE = 2000, 4000  # samples of a stochastic sampler, and of the data that they are held against
+COUNT, REFERENCE = (
+    2000,
+    4000,
+)  # samples of a stochastic sampler, and of the data that they are held against
 #: ComfyUI's samplers, v0.3.64 and what came later
 SAMPLERS = (
-    "euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2", "exp_heun_2_x0",
-    "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral",
-    "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde",
-    "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "ddpm", "lcm",
+    "euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2",
+    "exp_heun_2_x0",
+    "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m", "dpmpp_2m_cfg_pp",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_gpu", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde",
+    "dpmpp_3m_sde_gpu", "ddpm", "lcm",
     "ipndm", "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "res_multistep_ancestral",
-    "res_multistep_ancestral_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp", "er_sde", "seeds_2",
+    "res_multistep_ancestral_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp", "er_sde",
+    "seeds_2",
     "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
 LATER = ("exp_heun_2_x0", "exp_heun_2_x0_sde")  # not in the version that the page was made with
 SCHEDULERS = (
-    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
+    "linear_quadratic",
     "kl_optimal",
 )  # fmt: skip
 K_DIFFUSION = (
-    "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive",
+    "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast",
+    "dpm_adaptive",
     "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde",
 )  # fmt: skip
 DROPS = (
@@ -60,13 +70,17 @@ ONCE = "order 1 on a long last step before the end (normal)"
 OFFSET = "on a flow ComfyUI begins just below pure noise"
 #: why a name differs, or what to know of it
 NOTES = {
-    "euler_ancestral": RF, "dpm_2_ancestral": f"{DROPS}; {RF}", "dpmpp_2s_ancestral": RF, "dpm_2": DROPS,
-    "uni_pc": f"{DROPS}; ComfyUI ends at sigma 0.001", "uni_pc_bh2": f"{DROPS}; ComfyUI ends at sigma 0.001",
+    "euler_ancestral": RF, "dpm_2_ancestral": f"{DROPS}; {RF}", "dpmpp_2s_ancestral": RF,
+    "dpm_2": DROPS,
+    "uni_pc": f"{DROPS}; ComfyUI ends at sigma 0.001",
+    "uni_pc_bh2": f"{DROPS}; ComfyUI ends at sigma 0.001",
     "ddpm": "ComfyUI takes the formula of image models on a flow too: nearer in few steps, and does not converge",
     "dpmpp_2m": LAM, "res_multistep": f"{ONCE}; {LAM}",
     "res_multistep_ancestral": f"{LAM}, with noise that does not fit it",
-    "dpmpp_sde": OFFSET, "dpmpp_sde_gpu": OFFSET, "dpmpp_2m_sde": OFFSET, "dpmpp_2m_sde_gpu": OFFSET,
-    "dpmpp_2m_sde_heun": OFFSET, "dpmpp_2m_sde_heun_gpu": OFFSET, "seeds_2": OFFSET, "seeds_3": OFFSET,
+    "dpmpp_sde": OFFSET, "dpmpp_sde_gpu": OFFSET, "dpmpp_2m_sde": OFFSET,
+    "dpmpp_2m_sde_gpu": OFFSET,
+    "dpmpp_2m_sde_heun": OFFSET, "dpmpp_2m_sde_heun_gpu": OFFSET, "seeds_2": OFFSET,
+    "seeds_3": OFFSET,
     "dpmpp_3m_sde": "see docs/differences.md", "dpmpp_3m_sde_gpu": "see docs/differences.md",
     "lcm": "ComfyUI's network has no boundary scaling here; LCM's own has",
     "ipndm_v": "runs ipndm: ComfyUI's weights of 3 and 4 slopes are for even spacing and do not sum to 1, "
@@ -83,7 +97,9 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One name: what it is here, its relative difference per place, and both distances per place and steps."""
+    """One name: what it is here, its relative difference per place, and both distances per place
+    and steps.
+    """
 
     name: str
     here: str
@@ -110,17 +126,21 @@ def here(name: str) -> str:
     return named.solver + (f" ({options})" if options else "")
 
 
-# -- both sides -----------------------------------------------------------------------------------------
+# -- both sides ------------------------------------------------------------------------------------
 def compiled(name: str, process: str, scheduler: str, steps: int) -> Table:
     return tm.Sampler(name, grid=scheduler, steps=steps).compile(PROCESSES[process])
 
 
 def as_typed(name: str, process: str, scheduler: str, steps: int) -> Table:
-    """What N steps of ComfyUI are here; its N of dpm_fast is calls, on levels that are even in lam or log t."""
+    """What N steps of ComfyUI are here; its N of dpm_fast is calls, on levels that are even in lam
+    or log t.
+    """
     if name != "dpm_fast":
         return compiled(name, process, scheduler, steps)
     grid, few = "lam" if process == "vp" else scheduler, {"remainder": steps % 3}
-    return tm.Sampler(name, grid=grid, steps=steps // 3 + 1, options=few).compile(PROCESSES[process])
+    return tm.Sampler(name, grid=grid, steps=steps // 3 + 1, options=few).compile(
+        PROCESSES[process]
+    )
 
 
 def job(name: str, process: str, scheduler: str, steps: int) -> comfyui.Job:
@@ -131,7 +151,9 @@ def job(name: str, process: str, scheduler: str, steps: int) -> comfyui.Job:
 
 
 def result(table: Table, count: int) -> torch.Tensor:
-    """Our result with the peer's noise: a draw a row for stages that have their own, else a draw a step."""
+    """Our result with the peer's noise: a draw a row for stages that have their own, else a draw a
+    step.
+    """
     source = tm.SeededNoise(tuple(range(count)))
     by_row = table.solver in ("dpmpp_sde", "seeds_2", "seeds_3")
 
@@ -149,7 +171,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
 
 
-# -- distances ------------------------------------------------------------------------------------------
+# -- distances -------------------------------------------------------------------------------------
 @functools.cache
 def truth(process: str) -> torch.Tensor:
     """The exact solution of the probability-flow ODE from the shared start."""
@@ -163,9 +185,13 @@ def _reference() -> tuple[torch.Tensor, float]:
 
 
 def energy(samples: torch.Tensor) -> float:
-    """The energy distance of samples to the data (Székely & Rizzo 2013); 0 only for the same distribution."""
+    """The energy distance of samples to the data (Székely & Rizzo 2013); 0 only for the same
+    distribution.
+    """
     data, within = _reference()
-    return float(2 * torch.cdist(samples, data).mean() - torch.cdist(samples, samples).mean()) - within
+    return (
+        float(2 * torch.cdist(samples, data).mean() - torch.cdist(samples, samples).mean()) - within
+    )
 
 
 def floor() -> float:
@@ -179,7 +205,7 @@ def distance(samples: torch.Tensor, process: str, stochastic: bool) -> float:
     return float((samples - truth(process)).square().mean().sqrt())
 
 
-# -- rows -----------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 def comfy_rows() -> tuple[comfyui.Answer, list[Row], list[Row]]:
     """ComfyUI's answer, and the rows of its samplers and schedulers."""
     known = [name for name in SAMPLERS if not refused(name) and name not in LATER]
@@ -188,7 +214,11 @@ def comfy_rows() -> tuple[comfyui.Answer, list[Row], list[Row]]:
     levels = [comfyui.Job(None, p, name, n) for name, p, n in lists]
     answer = comfyui.run([*(job(*key) for key in keys), *levels])
     ran = dict(zip([*keys, *lists], answer.ran, strict=True))
-    return answer, [sampler_row(name, ran) for name in SAMPLERS], [grid_row(name, ran) for name in SCHEDULERS]
+    return (
+        answer,
+        [sampler_row(name, ran) for name in SAMPLERS],
+        [grid_row(name, ran) for name in SCHEDULERS],
+    )
 
 
 def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
@@ -210,7 +240,9 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
                 same = on_levels(name, process, found.levels)
                 worst = max(worst, apart(result(same, count), found.result))
             there.append(distance(found.result, process, stochastic))
-            mine.append(distance(result(as_typed(name, process, scheduler, n), count), process, stochastic))
+            mine.append(
+                distance(result(as_typed(name, process, scheduler, n), count), process, stochastic)
+            )
         differs.append(None if name == "dpm_fast" else worst)
         peer.append(tuple(there))
         ours.append(tuple(mine))
@@ -229,7 +261,11 @@ def grid_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
             grid = tm.Sampler("euler", grid=name, steps=n).levels(PROCESSES[process])
             mine_list = grid.sigma / grid.alpha if process == "vp" else grid.sigma
             equal = len(theirs) == len(mine_list)
-            worst = max(worst, float((mine_list[:-1] / theirs[:-1] - 1).abs().max())) if equal else float("inf")
+            worst = (
+                max(worst, float((mine_list[:-1] / theirs[:-1] - 1).abs().max()))
+                if equal
+                else float("inf")
+            )
             there.append(distance(result(on_levels(solver, process, theirs), 64), process, False))
             mine.append(distance(result(compiled(solver, process, name, n), 64), process, False))
         differs.append(worst)

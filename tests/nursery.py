@@ -1,7 +1,9 @@
 """What test_killed kills, and a warm process that forks it: a kill costs no start of Python.
 
-python nursery.py      reads a kind and the path of a result from each line, forks a child that makes it, and prints
-                       the child's number, a line at each mark of the child's, and "gone" once that has ended
+python nursery.py      reads a kind and the path of a result from each line, forks a child that
+makes it, and prints
+                       the child's number, a line at each mark of the child's, and "gone" once that
+                       has ended
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def nothing() -> None:
     """The mark of a process that nobody kills."""
 
 
-# -- a native run, saved after every row -------------------------------------------------------------
+# -- a native run, saved after every row -----------------------------------------------------------
 def fresh() -> Run:
     table = tm.Sampler("dpmpp_2m_sde", steps=100).compile(tm.VP.from_schedule())
     run = Run(table, "v", noise=tm.SeededNoise([1]))
@@ -50,7 +52,7 @@ def native(path: Path, mark: Mark) -> None:
         mark()
 
 
-# -- a pipeline under a helm, saved after every step ---------------------------------------------------
+# -- a pipeline under a helm, saved after every step -----------------------------------------------
 @cache
 def helm() -> tm.Helm:
     import tiny
@@ -80,7 +82,8 @@ def compared(path: Path, mark: Mark) -> None:
     helm = emoji()
     with patch.multiple(engine, FIRST=2, LAST=4):
         tm.compare(
-            helm, "ghost", sampler=["euler", "dpmpp_2m_sde"], steps=[1, 2], seeds=2, out=path, batch=2,
+            helm, "ghost", sampler=["euler", "dpmpp_2m_sde"], steps=[1, 2], seeds=2, out=path,
+            batch=2,
             progress=lambda state: mark(),
         )  # fmt: skip
 
@@ -92,11 +95,17 @@ def tuned(path: Path, mark: Mark) -> None:
 
     with patch.multiple(held_out, USUAL=(START,), GOALS=()):
         fit_model(
-            mixture(0), steps=3, start=START, method="differences", iterations=4, out=path, told=lambda message: mark()
+            mixture(0),
+            steps=3,
+            start=START,
+            method="differences",
+            iterations=4,
+            out=path,
+            told=lambda message: mark(),
         )
 
 
-# -- the command line --------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 def generated(path: Path, mark: Mark) -> None:
     from timonel.cli import app
     from timonel.make import generate as made
@@ -110,12 +119,20 @@ def generated(path: Path, mark: Mark) -> None:
         return story
 
     with patch.object(made, "collect", collect):
-        app(["generate", "ghost", "--steps", "2", "--seed", "7", "--preview", "-o", str(path)], standalone_mode=False)
+        app(
+            ["generate", "ghost", "--steps", "2", "--seed", "7", "--preview", "-o", str(path)],
+            standalone_mode=False,
+        )
 
 
-WARM: dict[str, Callable[[], Any]] = {"steered": asked, "compared": emoji, "generated": emoji}  # before a fork
+WARM: dict[str, Callable[[], Any]] = {
+    "steered": asked,
+    "compared": emoji,
+    "generated": emoji,
+}  # before a fork
 KINDS: dict[str, Callable[[Path, Mark], None]] = {
-    "native": native, "steered": steered, "compared": compared, "tuned": tuned, "generated": generated,
+    "native": native, "steered": steered, "compared": compared, "tuned": tuned,
+    "generated": generated,
 }  # fmt: skip
 
 
@@ -140,7 +157,9 @@ def main() -> None:
             os._exit(0)
         os.write(words, f"child {child}\n".encode())
         _, status = os.waitpid(child, 0)
-        os.write(words, b"failed\n" if os.WIFEXITED(status) and os.WEXITSTATUS(status) else b"gone\n")
+        os.write(
+            words, b"failed\n" if os.WIFEXITED(status) and os.WEXITSTATUS(status) else b"gone\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Made-up comparisons for the page: drawn pictures, numbers from simple formulas, the statistics really computed."""
+"""Made-up comparisons for the page: drawn pictures, numbers from simple formulas, the statistics
+really computed.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,19 @@ def apple(seed: int, size: tuple[int, int] = (64, 64), turn: float = 0.0) -> Ima
         shade = 1 - 0.55 * k / radius
         light = (int(0.5 * (radius - k) * math.cos(turn)), -int(0.45 * (radius - k)))
         box = [cx - k + light[0], cy - k + light[1], cx + k + light[0], cy + k + light[1]]
-        draw.ellipse(box, fill=(int(red * (0.62 + 0.38 * shade)), int(28 + 90 * shade**2), int(34 + 60 * shade**2)))
+        draw.ellipse(
+            box,
+            fill=(
+                int(red * (0.62 + 0.38 * shade)),
+                int(28 + 90 * shade**2),
+                int(34 + 60 * shade**2),
+            ),
+        )
     draw.line([cx, cy - radius + 14, cx + 12, cy - radius - 34], fill=(92, 58, 34), width=12)
     leaf = 40 + int(rng.integers(0, 30))
     draw.ellipse(
-        [cx + 8, cy - radius - 40, cx + 8 + leaf, cy - radius - 12], fill=(86, int(rng.integers(130, 170)), 60)
+        [cx + 8, cy - radius - 40, cx + 8 + leaf, cy - radius - 12],
+        fill=(86, int(rng.integers(130, 170)), 60),
     )
     return image.resize(size, Image.Resampling.LANCZOS)
 
@@ -68,7 +78,9 @@ def noisy(image: Image.Image, amount: float, seed: int, blur: float = 0.0) -> Im
     rng = np.random.default_rng(seed + 1000)
     soft = image.filter(ImageFilter.GaussianBlur(blur)) if blur else image
     pixels = np.asarray(soft, dtype=np.float64)
-    return Image.fromarray(np.clip(pixels + rng.normal(0, 255 * amount, pixels.shape), 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(pixels + rng.normal(0, 255 * amount, pixels.shape), 0, 255).astype(np.uint8)
+    )
 
 
 def story(final: Image.Image, count: int, seed: int) -> Data:
@@ -78,7 +90,12 @@ def story(final: Image.Image, count: int, seed: int) -> Data:
     for i in range(count):
         left = 1 - (i + 1) / count
         sheet.paste(noisy(final, 0.12 * left, seed + i, 9 * left), (i * width, 0))
-    return {"sprite": png(sheet, "webp", quality=80, method=0), "count": count, "width": width, "height": height}
+    return {
+        "sprite": png(sheet, "webp", quality=80, method=0),
+        "count": count,
+        "width": width,
+        "height": height,
+    }
 
 
 def schedule(grid: str, steps: int) -> Data:
@@ -96,7 +113,9 @@ def schedule(grid: str, steps: int) -> Data:
 
 
 def error(sampler: str, steps: int, seed: int) -> float:
-    """A power law, with a spread over the seeds that is shared by all samplers and a little of each one's own."""
+    """A power law, with a spread over the seeds that is shared by all samplers and a little of each
+    one's own.
+    """
     size, order, _ = SAMPLERS[sampler]
     own = np.random.default_rng([seed, steps, len(sampler)]).normal(0, 0.06)
     return float(size * steps**-order * math.exp(0.25 * math.sin(3 * seed) + own))
@@ -105,18 +124,40 @@ def error(sampler: str, steps: int, seed: int) -> float:
 def pixel_measures(image: Image.Image, reference: Image.Image) -> Data:
     difference = (np.asarray(image, np.float64) - np.asarray(reference, np.float64)) / 255
     rmse = float(np.sqrt(np.mean(difference**2)))
-    return {"rmse": rmse, "psnr": -20 * math.log10(rmse) if rmse else math.inf, "ssim": 1 / (1 + 30 * rmse**2)}
+    return {
+        "rmse": rmse,
+        "psnr": -20 * math.log10(rmse) if rmse else math.inf,
+        "ssim": 1 / (1 + 30 * rmse**2),
+    }
 
 
 def cell(at: Data, group: int, grid: int, reference: Image.Image, frames: int) -> Data:
     sampler, steps, seed = at["sampler"], at["steps"], at["seed"]
     size, stochastic = error(sampler, steps, seed), SAMPLERS[sampler][2]
-    final = noisy(apple(seed + 50, reference.size) if stochastic else reference, size * 0.3, seed + steps, 12 * size)
+    final = noisy(
+        apple(seed + 50, reference.size) if stochastic else reference,
+        size * 0.3,
+        seed + steps,
+        12 * size,
+    )
     measures = dict.fromkeys(("latent_rmse", "rmse", "psnr", "ssim", "lpips", "consistency"))
     if not stochastic:
         measures |= {"latent_rmse": size, **pixel_measures(final, reference)}
-    moving = [png(noisy(image, size * 0.2, i), "webp") for i, image in enumerate(turning(seed, reference.size, frames))]
-    made = ["timonel", "generate", at["prompt"], "--sampler", sampler, "--steps", str(steps), "--seed", str(seed)]
+    moving = [
+        png(noisy(image, size * 0.2, i), "webp")
+        for i, image in enumerate(turning(seed, reference.size, frames))
+    ]
+    made = [
+        "timonel",
+        "generate",
+        at["prompt"],
+        "--sampler",
+        sampler,
+        "--steps",
+        str(steps),
+        "--seed",
+        str(seed),
+    ]
     return {
         "id": f"{group:04x}{seed:04x}",
         "at": at,
@@ -153,7 +194,9 @@ def group(at: Data, index: int, cells: list[Data]) -> Data:
         "stochastic": stochastic,
         "count": len(done),
     }
-    made |= {key: float(np.mean([one[key] for one in done])) for key in ("nfe", "halves", "seconds")}
+    made |= {
+        key: float(np.mean([one[key] for one in done])) for key in ("nfe", "halves", "seconds")
+    }
     made |= {"mean": {}, "stderr": {}, "verdict": None, "pareto": False}
     for measure in ("latent_rmse", "rmse", "psnr", "ssim", "lpips", "consistency"):
         values = [one["measures"][measure] for one in done if one["measures"][measure] is not None]
@@ -165,13 +208,23 @@ def group(at: Data, index: int, cells: list[Data]) -> Data:
 
 
 def judge(groups: list[Data], cells: list[Data]) -> None:
-    """Best, tie or worse among equal steps, by the paired difference over the seeds; and the Pareto front."""
+    """Best, tie or worse among equal steps, by the paired difference over the seeds; and the Pareto
+    front.
+    """
 
     def errors(index: int) -> dict[int, float]:
-        found = ((one["at"]["seed"], one["measures"]["latent_rmse"]) for one in cells if one["group"] == index)
+        found = (
+            (one["at"]["seed"], one["measures"]["latent_rmse"])
+            for one in cells
+            if one["group"] == index
+        )
         return {seed: value for seed, value in found if value is not None}
 
-    scored = {i: one["mean"]["latent_rmse"] for i, one in enumerate(groups) if one["mean"]["latent_rmse"] is not None}
+    scored = {
+        i: one["mean"]["latent_rmse"]
+        for i, one in enumerate(groups)
+        if one["mean"]["latent_rmse"] is not None
+    }
     for steps in sorted({one["at"]["steps"] for one in groups}):
         peers = [i for i in scored if groups[i]["at"]["steps"] == steps]
         best = min(peers, key=scored.__getitem__)
@@ -183,7 +236,8 @@ def judge(groups: list[Data], cells: list[Data]) -> None:
     for i, mean in scored.items():
         cost = groups[i]["halves"]
         groups[i]["pareto"] = not any(
-            (other < mean and groups[j]["halves"] <= cost) or (other <= mean and groups[j]["halves"] < cost)
+            (other < mean and groups[j]["halves"] <= cost)
+            or (other <= mean and groups[j]["halves"] < cost)
             for j, other in scored.items()
         )
 
@@ -196,7 +250,9 @@ def comparison(
     prompt: str = "red apple",
     fail: bool = True,
 ) -> Data:
-    """A whole comparison; with `frames` a video one. By default 5 samplers x 3 steps x 4 seeds, one cell failed."""
+    """A whole comparison; with `frames` a video one. By default 5 samplers x 3 steps x 4 seeds, one
+    cell failed.
+    """
     names = samplers or list(SAMPLERS)
     grids = sorted({name.partition("/")[2] or "linspace" for name in names})
     schedules = {(grid, n): schedule(grid, n) for grid in grids for n in steps}
@@ -204,15 +260,32 @@ def comparison(
     places = list(itertools.product(names, steps))
     cells = []
     for (index, (name, n)), seed in itertools.product(enumerate(places), range(seeds)):
-        at = {"model": "emoji", "prompt": prompt, "sampler": name, "steps": n, "seed": seed, "guidance": "4 until 0.4"}
+        at = {
+            "model": "emoji",
+            "prompt": prompt,
+            "sampler": name,
+            "steps": n,
+            "seed": seed,
+            "guidance": "4 until 0.4",
+        }
         key = list(schedules).index((name.partition("/")[2] or "linspace", n))
         cells.append(cell(at, index, key, finals[seed], frames))
     if fail:
-        gone = dict.fromkeys(("picture", "frames", "story", "nfe", "halves", "halves_saved", "seconds"))
+        gone = dict.fromkeys(
+            ("picture", "frames", "story", "nfe", "halves", "halves_saved", "seconds")
+        )
         empty = dict.fromkeys(cells[5]["measures"])
-        cells[5] |= {**gone, "status": "failed", "reason": "the latents became NaN at step 3", "measures": empty}
+        cells[5] |= {
+            **gone,
+            "status": "failed",
+            "reason": "the latents became NaN at step 3",
+            "measures": empty,
+        }
     constant = {"model": "emoji", "guidance": "4 until 0.4"}
-    groups = [group({**constant, "sampler": name, "steps": n}, i, cells) for i, (name, n) in enumerate(places)]
+    groups = [
+        group({**constant, "sampler": name, "steps": n}, i, cells)
+        for i, (name, n) in enumerate(places)
+    ]
     judge(groups, cells)
     references = [
         {
@@ -226,13 +299,22 @@ def comparison(
         }
         for seed, image in enumerate(finals)
     ]
-    axes = {"model": ["emoji"], "prompt": [prompt], "sampler": names, "steps": list(steps), "seed": list(range(seeds))}
+    axes = {
+        "model": ["emoji"],
+        "prompt": [prompt],
+        "sampler": names,
+        "steps": list(steps),
+        "seed": list(range(seeds)),
+    }
     return {
         "title": prompt,
         "created": "2026-11-21T14:00:00Z",
         "version": "0.1.0",
         "complete": True,
-        "axes": [{"name": name, "values": values} for name, values in (axes | {"guidance": ["4 until 0.4"]}).items()],
+        "axes": [
+            {"name": name, "values": values}
+            for name, values in (axes | {"guidance": ["4 until 0.4"]}).items()
+        ],
         "cells": cells,
         "groups": groups,
         "schedules": list(schedules.values()),
@@ -244,7 +326,10 @@ def comparison(
 
 CLAIMS = [
     {
-        "claim": {"en": "Euler is soft, DPM++ Karras is sharp.", "es": "Euler es suave, DPM++ Karras es nítido."},
+        "claim": {
+            "en": "Euler is soft, DPM++ Karras is sharp.",
+            "es": "Euler es suave, DPM++ Karras es nítido.",
+        },
         "measured": {
             "en": "Sharpness 0.81 ± 0.02 against 0.97 ± 0.02 of the reference at 10 steps.",
             "es": "Nitidez 0,81 ± 0,02 frente a 0,97 ± 0,02 de la referencia con 10 pasos.",
@@ -254,12 +339,18 @@ CLAIMS = [
     },
     {
         "claim": {"en": "Karras gives more detail.", "es": "Karras da más detalle."},
-        "measured": {"en": "Better from 8 steps on, worse below.", "es": "Mejor desde 8 pasos, peor por debajo."},
+        "measured": {
+            "en": "Better from 8 steps on, worse below.",
+            "es": "Mejor desde 8 pasos, peor por debajo.",
+        },
         "verdict": "holds when",
         "when": {"en": "8 steps or more", "es": "8 pasos o más"},
     },
     {
-        "claim": {"en": "Guidance off after 40 %: the same picture.", "es": "Sin guía tras el 40 %: la misma imagen."},
+        "claim": {
+            "en": "Guidance off after 40 %: the same picture.",
+            "es": "Sin guía tras el 40 %: la misma imagen.",
+        },
         "measured": {"en": "Latent RMSE 0.12 ± 0.01.", "es": "RMSE latente 0,12 ± 0,01."},
         "verdict": "does not hold",
         "when": None,

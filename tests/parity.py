@@ -1,9 +1,9 @@
 """One harness that runs a diffusers scheduler and a timonel table side by side.
 
-The levels are the scheduler's own, turned into a `Grid`; network, start and noise are the same. What is
-compared is every input the network is shown and the result, in units of the larger of one and the
-root mean square. With `double` the scheduler's module computes in float64, so that what remains is a
-difference of mathematics and not of rounding.
+The levels are the scheduler's own, turned into a `Grid`; network, start and noise are the same.
+What is compared is every input the network is shown and the result, in units of the larger of one
+and the root mean square. With `double` the scheduler's module computes in float64, so that what
+remains is a difference of mathematics and not of rounding.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ class Case:
     timesteps: dict[str, Any] = field(default_factory=dict)  # further arguments of set_timesteps
     step: dict[str, Any] = field(default_factory=dict)  # further arguments of step
     noise_scale: float = 1.0
-    shape: Shape | None = None  # what is done to the denoised prediction, where the scheduler is told to do the same
+    shape: Shape | None = (
+        None  # what is done to the denoised prediction, where the scheduler is told to do the same
+    )
 
     def __str__(self) -> str:
-        parts = [f"{k}={v!r}" for k, v in vars(self).items() if k not in ("peer", "steps") and v not in ({}, None)]
+        parts = [
+            f"{k}={v!r}"
+            for k, v in vars(self).items()
+            if k not in ("peer", "steps") and v not in ({}, None)
+        ]
         return f"{self.peer} steps={self.steps} " + " ".join(parts)
 
 
@@ -78,13 +84,16 @@ def net(x: torch.Tensor, time: float) -> torch.Tensor:
     """A small network that is not linear in x and sees the time; outputs of order one."""
     inner, outer, rate = (w.to(x.dtype) for w in _weights())
     hidden = torch.tanh(
-        torch.einsum("oc,bchw->bohw", inner, x) * 0.4 + torch.sin(rate * (time / 300 + 1))[:, None, None]
+        torch.einsum("oc,bchw->bohw", inner, x) * 0.4
+        + torch.sin(rate * (time / 300 + 1))[:, None, None]
     )
     return torch.einsum("co,bohw->bchw", outer, hidden) * 0.2 + 0.3 * x
 
 
 class Path:
-    """The noise a scheduler asks for: that of the present call, or of a whole step that two calls share."""
+    """The noise a scheduler asks for: that of the present call, or of a whole step that two calls
+    share.
+    """
 
     def __init__(self) -> None:
         self.call = 0
@@ -96,10 +105,12 @@ class Path:
 
 
 def mixed(table: Table) -> dict[int, tuple[float, float]]:
-    """For the second row of every two-row step: the shares of both rows' noises in the noise of the step.
+    """For the second row of every two-row step: the shares of both rows' noises in the noise of the
+    step.
 
-    A peer asks a Brownian path for the increment over half a step and then for that over the whole; in a
-    table the second row's noise covers the second half only, and the first row's noise comes along.
+    A peer asks a Brownian path for the increment over half a step and then for that over the whole;
+    in a table the second row's noise covers the second half only, and the first row's noise comes
+    along.
     """
     shares = {}
     for k in range(1, table.nfe):
@@ -124,13 +135,21 @@ class _Changed(types.ModuleType):
 
 
 @contextlib.contextmanager
-def inside(module: types.ModuleType, wide: bool, noise: Callable[[], torch.Tensor], **names: Any) -> Iterator[None]:
-    """A peer's module with our noise, in float64 where `wide`, and with other `names` for torch's own."""
+def inside(
+    module: types.ModuleType, wide: bool, noise: Callable[[], torch.Tensor], **names: Any
+) -> Iterator[None]:
+    """A peer's module with our noise, in float64 where `wide`, and with other `names` for torch's
+    own.
+    """
     if wide:
         names["float32"] = torch.float64
     swaps: dict[str, Any] = {
-        "randn_tensor": lambda shape, dtype=None, **_: noise().to(dtype or torch.get_default_dtype()),
-        "BrownianTreeNoiseSampler": lambda *_, **__: lambda a, b: noise().to(torch.get_default_dtype()),
+        "randn_tensor": lambda shape, dtype=None, **_: noise().to(
+            dtype or torch.get_default_dtype()
+        ),
+        "BrownianTreeNoiseSampler": lambda *_, **__: (
+            lambda a, b: noise().to(torch.get_default_dtype())
+        ),
         "torch": _Changed(torch, **names),
         "np": _Changed(np, float32=np.float64) if wide else np,
     }
@@ -147,21 +166,34 @@ def inside(module: types.ModuleType, wide: bool, noise: Callable[[], torch.Tenso
         torch.set_default_dtype(dtype)
 
 
-# -- the scheduler's side ----------------------------------------------------------------------------
-def _usual(s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]) -> Any:
+# -- the scheduler's side --------------------------------------------------------------------------
+def _usual(
+    s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]
+) -> Any:
     return s.step(raw, s.timesteps[k], x, **more)[0]
 
 
-def _batched(s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]) -> Any:
+def _batched(
+    s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]
+) -> Any:
     return s.step(raw, s.timesteps[k].expand(len(x)), x, **more)[0]
 
 
-def _previous(s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]) -> Any:
+def _previous(
+    s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]
+) -> Any:
     """unCLIP's pipelines tell the step where the next one begins."""
-    return s.step(raw, s.timesteps[k], x, prev_timestep=s.timesteps[k + 1] if k + 1 < len(s.timesteps) else None)[0]
+    return s.step(
+        raw,
+        s.timesteps[k],
+        x,
+        prev_timestep=s.timesteps[k + 1] if k + 1 < len(s.timesteps) else None,
+    )[0]
 
 
-def _cogvideo(s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]) -> Any:
+def _cogvideo(
+    s: Any, raw: torch.Tensor, k: int, x: torch.Tensor, memory: dict[str, Any], more: dict[str, Any]
+) -> Any:
     """CogVideoX's pipeline keeps the last denoised sample and its time."""
     back = s.timesteps[k - 1] if k else None
     x, memory["old"] = s.step(raw, memory.get("old"), s.timesteps[k], back, x)
@@ -177,7 +209,11 @@ def theirs(case: Case) -> tuple[Any, list[torch.Tensor], torch.Tensor]:
     dtype = torch.float64 if case.double else torch.float32
     with inside(sys.modules[cls.__module__], case.double, path):
         scheduler = cls(**case.config)
-        count = {} if set(case.timesteps) & {"sigmas", "timesteps"} else {"num_inference_steps": case.steps}
+        count = (
+            {}
+            if set(case.timesteps) & {"sigmas", "timesteps"}
+            else {"num_inference_steps": case.steps}
+        )
         scheduler.set_timesteps(**count, **case.timesteps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -188,7 +224,9 @@ def theirs(case: Case) -> tuple[Any, list[torch.Tensor], torch.Tensor]:
         for k in range(calls(case, scheduler)):
             path.call = k
             t = scheduler.timesteps[k]
-            seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            seen = (
+                scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            )
             shown.append(seen)
             raw = net(seen, 0.0 if case.blind else float(t))
             x = CALLS[case.call](scheduler, raw, k, x, memory, case.step)
@@ -200,12 +238,20 @@ def calls(case: Case, scheduler: Any) -> int:
     return len(scheduler.timesteps) - (case.space in ("wuerstchen", "trig", "ltx"))
 
 
-# -- the levels ----------------------------------------------------------------------------------------
+# -- the levels ------------------------------------------------------------------------------------
 def _times(scheduler: Any, alpha: torch.Tensor) -> torch.Tensor:
     """The times of the rows where there is one call per level; else zeros, for a blind network."""
-    listed = scheduler._timesteps[::-1].copy() if hasattr(scheduler, "_timesteps") else scheduler.timesteps
+    listed = (
+        scheduler._timesteps[::-1].copy()
+        if hasattr(scheduler, "_timesteps")
+        else scheduler.timesteps
+    )
     times, n = double(listed), len(alpha)
-    return torch.cat([times, times[:1] * 0]) if len(times) == n - 1 else torch.zeros(n, dtype=torch.float64)
+    return (
+        torch.cat([times, times[:1] * 0])
+        if len(times) == n - 1
+        else torch.zeros(n, dtype=torch.float64)
+    )
 
 
 def _sigma(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,7 +267,9 @@ def _flow(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _edm(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
     ratio = double(s.sigmas)
-    norm = torch.where(ratio > 0, torch.sqrt(ratio**2 + s.config.sigma_data**2), 1.0)  # the clean sample is x0 itself
+    norm = torch.where(
+        ratio > 0, torch.sqrt(ratio**2 + s.config.sigma_data**2), 1.0
+    )  # the clean sample is x0 itself
     return 1 / norm, ratio / norm
 
 
@@ -247,7 +295,9 @@ def _pairs(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _abar(s: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels at the timesteps; the last is where the scheduler's own last step ends."""
     last = getattr(s, "final_alpha_cumprod", getattr(s, "one", torch.tensor(1.0)))
-    listed = s._timesteps if hasattr(s, "_timesteps") else s.timesteps  # PNDM also lists its inner calls
+    listed = (
+        s._timesteps if hasattr(s, "_timesteps") else s.timesteps
+    )  # PNDM also lists its inner calls
     times = sorted({int(t) for t in listed}, reverse=True)
     abar = torch.cat([double(s.alphas_cumprod[times]), double(last).reshape(1)])
     return abar.sqrt(), (1 - abar).sqrt()
@@ -271,7 +321,9 @@ def _vp(s: Any) -> Process:
     return VP(double(s.betas))
 
 
-SPACES: dict[str, tuple[Callable[[Any], tuple[torch.Tensor, torch.Tensor]], Callable[[Any], Process], bool]] = {
+SPACES: dict[
+    str, tuple[Callable[[Any], tuple[torch.Tensor, torch.Tensor]], Callable[[Any], Process], bool]
+] = {
     # levels, process, and whether the scheduler's samples are x / alpha
     "sigma": (_sigma, _vp, True),
     "dpm": (_sigma, _vp, False),
@@ -309,7 +361,7 @@ def start(case: Case, scheduler: Any) -> torch.Tensor:
     return draw(-1) / levels(scheduler)[0][0] if scaled else draw(-1)
 
 
-# -- timonel's side --------------------------------------------------------------------------------------
+# -- timonel's side --------------------------------------------------------------------------------
 def compiled(case: Case, scheduler: Any) -> Table:
     return solvers.make(case.solver, grid(case, scheduler), **case.options)
 
@@ -319,13 +371,17 @@ def ours(case: Case, scheduler: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
     table, first = compiled(case, scheduler), grid(case, scheduler)[0]
     dtype, shown = torch.float64 if case.double else torch.float32, []
     x, churned = draw(-1), bool(table.alpha[0] != first.alpha)
-    if churned:  # the scheduler lifts a sample where a step begins, timonel where the step before ends
+    if (
+        churned
+    ):  # the scheduler lifts a sample where a step begins, timonel where the step before ends
         rise = table.alpha[0] / first.alpha
         fresh = torch.sqrt(table.sigma[0] ** 2 - (rise * first.sigma) ** 2)
         x = rise * x + fresh * case.options.get("s_noise", 1.0) * draw(0)
 
     def noise(row: int, like: torch.Tensor) -> torch.Tensor:
-        quiet = case.space == "wuerstchen" and row == table.nfe - 1  # it ends above sigma = 0, without noise
+        quiet = (
+            case.space == "wuerstchen" and row == table.nfe - 1
+        )  # it ends above sigma = 0, without noise
         return draw(row + churned).to(like.dtype) * (0.0 if quiet else case.noise_scale)
 
     def look(x: torch.Tensor, at: Any) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Which configurations of every diffusers scheduler are run, and which classes are left out and why."""
+"""Which configurations of every diffusers scheduler are run, and which classes are left out and
+why.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,26 @@ PEERS: dict[str, tuple[Peer, ...]] = {
     "DDPMParallelScheduler": (Peer(draw.ddpm("DDPMParallelScheduler"), 12),),
     "PNDMScheduler": (Peer(draw.pndm(True, "plms"), 12), Peer(draw.pndm(False, "pndm"), 8)),
     "LMSDiscreteScheduler": (Peer(draw.lms, 20),),
-    "EulerDiscreteScheduler": (Peer(draw.euler, 20), Peer(draw.euler_zero_snr, 6), Peer(draw.svd, 6)),
+    "EulerDiscreteScheduler": (
+        Peer(draw.euler, 20),
+        Peer(draw.euler_zero_snr, 6),
+        Peer(draw.svd, 6),
+    ),
     "EulerAncestralDiscreteScheduler": (Peer(draw.euler_ancestral),),
-    "HeunDiscreteScheduler": (Peer(draw.two_calls("HeunDiscreteScheduler", "heun", "epsilon v sample")),),
-    "KDPM2DiscreteScheduler": (Peer(draw.two_calls("KDPM2DiscreteScheduler", "dpm2", "epsilon v")),),
+    "HeunDiscreteScheduler": (
+        Peer(draw.two_calls("HeunDiscreteScheduler", "heun", "epsilon v sample")),
+    ),
+    "KDPM2DiscreteScheduler": (
+        Peer(draw.two_calls("KDPM2DiscreteScheduler", "dpm2", "epsilon v")),
+    ),
     "KDPM2AncestralDiscreteScheduler": (
         Peer(draw.two_calls("KDPM2AncestralDiscreteScheduler", "dpm2_ancestral", "epsilon v", 8)),
     ),
     "DPMSolverMultistepScheduler": (Peer(draw.dpm_multistep, 48),),
     "DPMSolverSinglestepScheduler": (Peer(draw.dpm_singlestep, 24),),
-    "DPMSolverSDEScheduler": (Peer(draw.two_calls("DPMSolverSDEScheduler", "dpmpp_sde", "epsilon v")),),
+    "DPMSolverSDEScheduler": (
+        Peer(draw.two_calls("DPMSolverSDEScheduler", "dpmpp_sde", "epsilon v")),
+    ),
     "DEISMultistepScheduler": (Peer(draw.deis, 20),),
     "UniPCMultistepScheduler": (Peer(draw.unipc, 36),),
     "SASolverScheduler": (Peer(draw.sa_solver, 24),),
@@ -46,9 +58,13 @@ PEERS: dict[str, tuple[Peer, ...]] = {
     "EDMDPMSolverMultistepScheduler": (Peer(draw.edm("EDMDPMSolverMultistepScheduler", 3), 20),),
     "CosineDPMSolverMultistepScheduler": (Peer(draw.edm("CosineDPMSolverMultistepScheduler", 2)),),
     "FlowMatchEulerDiscreteScheduler": (Peer(draw.flow_euler, 24),),
-    "FlowMatchHeunDiscreteScheduler": (Peer(draw.flow("FlowMatchHeunDiscreteScheduler", "heun", blind=True)),),
+    "FlowMatchHeunDiscreteScheduler": (
+        Peer(draw.flow("FlowMatchHeunDiscreteScheduler", "heun", blind=True)),
+    ),
     "FlowMatchLCMScheduler": (Peer(draw.flow("FlowMatchLCMScheduler", "lcm"), 12),),
-    "FlowMapEulerDiscreteScheduler": (Peer(draw.flow("FlowMapEulerDiscreteScheduler", "euler"), 10),),
+    "FlowMapEulerDiscreteScheduler": (
+        Peer(draw.flow("FlowMapEulerDiscreteScheduler", "euler"), 10),
+    ),
     "MiniMaxH3Scheduler": (Peer(draw.minimax, 10),),
     "LTXEulerAncestralRFScheduler": (Peer(draw.ltx, 14),),
     "CogVideoXDDIMScheduler": (Peer(draw.cogvideox_ddim),),
@@ -84,7 +100,9 @@ OUT_OF_SCOPE: dict[str, str] = {
 def cases(name: str) -> tuple[Case, ...]:
     """The configurations of a scheduler, the same every time."""
     return tuple(
-        peer.draw(random.Random(f"{name} {i} {j}")) for i, peer in enumerate(PEERS[name]) for j in range(peer.runs)
+        peer.draw(random.Random(f"{name} {i} {j}"))
+        for i, peer in enumerate(PEERS[name])
+        for j in range(peer.runs)
     )
 
 

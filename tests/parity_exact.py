@@ -1,7 +1,8 @@
-"""Diffusers schedulers on data whose answer is known: one Gaussian, in float64, on levels of our choice.
+"""Diffusers schedulers on data whose answer is known: one Gaussian, in float64, on levels of our
+choice.
 
-Everything is affine there, so a batch of basis vectors (the mean, the start's deviation, every call's
-noise) gives the mean and the variance of a scheduler's result exactly, without sampling.
+Everything is affine there, so a batch of basis vectors (the mean, the start's deviation, every
+call's noise) gives the mean and the variance of a scheduler's result exactly, without sampling.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def flowed(x: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
 
 
 def expected(x: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
-    """The mean of the reverse SDE that starts at x: E[x_end | x_start], the start being the end with noise added."""
+    """The mean of the reverse SDE that starts at x: E[x_end | x_start], the start being the end
+    with noise added.
+    """
     slope = float(start.alpha / end.alpha) * spread(end) ** 2 / spread(start) ** 2
     return float(end.alpha) * MEAN + slope * (x - float(start.alpha) * MEAN)
 
@@ -58,7 +61,8 @@ def levels(steps: int, start: float = -2.0, end: float = 1.5, bend: float = 0.3)
 
 
 def result(
-    peer: str, grid: Grid, x: torch.Tensor, *, noise: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    peer: str, grid: Grid, x: torch.Tensor, *,
+    noise: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     scaled: bool = False, model: Model = denoise, step: dict[str, Any] | None = None, **config: Any,
 ) -> torch.Tensor:  # fmt: skip
     """A scheduler's result on the levels of `grid`; `scaled` where its samples are x / alpha."""
@@ -98,7 +102,7 @@ def moments(peer: str, grid: Grid, **options: Any) -> tuple[float, float]:
     return float(end[0]), float(((end[1:] - end[0]) ** 2).sum())
 
 
-# -- the errors of both sides --------------------------------------------------------------------------
+# -- the errors of both sides ----------------------------------------------------------------------
 def quiet(row: int, like: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(like)
 
@@ -111,7 +115,11 @@ def mine(name: str, grid: Grid, **options: object) -> float:
 
 def theirs(peer: str, grid: Grid, **config: object) -> float:
     """A scheduler's worst error against the probability-flow ODE."""
-    return float((result(peer, grid, POINTS, **config) - flowed(POINTS, grid[0], grid[grid.steps])).abs().max())
+    return float(
+        (result(peer, grid, POINTS, **config) - flowed(POINTS, grid[0], grid[grid.steps]))
+        .abs()
+        .max()
+    )
 
 
 def my_variance(name: str, grid: Grid, **options: object) -> float:

@@ -1,7 +1,8 @@
 """The harness for k-diffusion: its samplers in float64 beside timonel's tables.
 
-k-diffusion works in y = x0 + sigma·eps; timonel in x = y / sqrt(1 + sigma²). What is compared is every
-sample the model is shown and the result, in units of the larger of one and the root mean square.
+k-diffusion works in y = x0 + sigma·eps; timonel in x = y / sqrt(1 + sigma²). What is compared is
+every sample the model is shown and the result, in units of the larger of one and the root mean
+square.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from timonel.core.process import EDM, Level, double
 from timonel.core.table import Table
 
 TOLERANCE = 1e-9
-Data = Callable[[torch.Tensor, Any], torch.Tensor]  # a sample and its level: the exact denoised sample
+Data = Callable[
+    [torch.Tensor, Any], torch.Tensor
+]  # a sample and its level: the exact denoised sample
 PROCESS = EDM(1e-5, 1e5)
 
 
@@ -46,7 +49,7 @@ class Case:
         return f"{self.peer}({self.arguments}) on [{levels}] as {self.solver}({self.options}), {self.kind}"
 
 
-# -- levels -----------------------------------------------------------------------------------------------
+# -- levels ----------------------------------------------------------------------------------------
 def levels(rng: random.Random, clean: bool = True) -> tuple[float, ...]:
     """A falling list of sigmas: one of k-diffusion's four grids, or no grid at all."""
     n, low, high = rng.randint(2, 40), rng.choice([0.002, 0.03]), rng.choice([14.6, 80.0])
@@ -66,8 +69,10 @@ def grid(sigmas: tuple[float, ...]) -> Grid:
     return Grid(PROCESS, alpha, alpha * ratio, ratio * 0, "theirs")
 
 
-# -- configurations -----------------------------------------------------------------------------------------
-def ancestral(name: str, solver: str, **options: Callable[[random.Random], Any]) -> Callable[[random.Random], Case]:
+# -- configurations --------------------------------------------------------------------------------
+def ancestral(
+    name: str, solver: str, **options: Callable[[random.Random], Any]
+) -> Callable[[random.Random], Case]:
     """Options that both sides call by the same name."""
 
     def make(rng: random.Random) -> Case:
@@ -123,7 +128,9 @@ def dpm_fast(rng: random.Random) -> Case:
     """It makes its own levels, even in log sigma, and ends at sigma_min."""
     nfe, low, high = rng.randint(3, 40), rng.choice([0.01, 0.03]), rng.choice([14.6, 80.0])
     steps = nfe // 3 + 1
-    values = torch.linspace(math.log(high), math.log(low), steps + 1, dtype=torch.float64).exp().tolist()
+    values = (
+        torch.linspace(math.log(high), math.log(low), steps + 1, dtype=torch.float64).exp().tolist()
+    )
     arguments = {"sigma_min": low, "sigma_max": high, "n": nfe}
     return Case("dpm_fast", tuple(values), "dpm_fast", {"remainder": nfe % 3}, arguments, kind(rng))
 
@@ -157,7 +164,7 @@ def cases(name: str) -> tuple[Case, ...]:
     return tuple(PEERS[name].draw(random.Random(f"{name} {i}")) for i in range(PEERS[name].runs))
 
 
-# -- both sides ------------------------------------------------------------------------------------------------
+# -- both sides ------------------------------------------------------------------------------------
 def compiled(case: Case) -> Table:
     return solvers.make(case.solver, grid(case.sigmas), **case.options)
 
@@ -173,7 +180,9 @@ def theirs(case: Case) -> tuple[list[torch.Tensor], torch.Tensor]:
         x = alpha * y
         shown.append(x)
         level = Level(alpha, alpha * ratio, ratio)
-        return prediction.denoised(case.kind, case.data(x, level) if case.data else net(x, 0.0), x, level)
+        return prediction.denoised(
+            case.kind, case.data(x, level) if case.data else net(x, 0.0), x, level
+        )
 
     def noise(*_: object) -> torch.Tensor:
         path.call += 1

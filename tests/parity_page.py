@@ -70,7 +70,10 @@ NOTES: Mapping[str, str] = {
     "UnCLIPScheduler": "learned variances are not offered",
     "dpm_fast": "`eta` is not offered",
 }
-TITLE = ("| {} | timonel | configurations | worst, float64 | worst, float32 | verdict |", "|---|---|---|---|---|---|")
+TITLE = (
+    "| {} | timonel | configurations | worst, float64 | worst, float32 | verdict |",
+    "|---|---|---|---|---|---|",
+)
 
 
 def named(cases: Iterable[Any]) -> str:
@@ -78,7 +81,9 @@ def named(cases: Iterable[Any]) -> str:
     options: dict[str, set[str]] = {}
     for case in cases:
         options.setdefault(case.solver, set()).update(case.options)
-    return ", ".join(f"`{n}`" + (f" ({', '.join(sorted(o))})" if o else "") for n, o in sorted(options.items()))
+    return ", ".join(
+        f"`{n}`" + (f" ({', '.join(sorted(o))})" if o else "") for n, o in sorted(options.items())
+    )
 
 
 def verdict(name: str, agrees: bool) -> str:
@@ -97,14 +102,28 @@ def diffusers_line(name: str) -> str:
     found = parity_cases.measured(name)
     agrees = all(e <= parity.TOLERANCE[c.double] for c, e in found)
     wide, narrow = (worst(e for c, e in found if c.double is double) for double in (True, False))
-    cells = [f"`{name}`", named(c for c, _ in found), len(found), wide, narrow, verdict(name, agrees)]
+    cells = [
+        f"`{name}`",
+        named(c for c, _ in found),
+        len(found),
+        wide,
+        narrow,
+        verdict(name, agrees),
+    ]
     return "| " + " | ".join(str(c) for c in cells) + " |"
 
 
 def k_line(name: str) -> str:
     found = parity_k.measured(name)
     agrees = all(e <= parity_k.TOLERANCE for _, e in found)
-    cells = [f"`{name}`", named(c for c, _ in found), len(found), worst(e for _, e in found), "", verdict(name, agrees)]
+    cells = [
+        f"`{name}`",
+        named(c for c, _ in found),
+        len(found),
+        worst(e for _, e in found),
+        "",
+        verdict(name, agrees),
+    ]
     return "| " + " | ".join(str(c) for c in cells) + " |"
 
 
@@ -114,9 +133,12 @@ def outside(reasons: Mapping[str, str]) -> list[str]:
 
 def page() -> str:
     """The whole page."""
-    both = [parity_cases.measured(n) for n in parity_cases.PEERS] + [parity_k.measured(n) for n in parity_k.PEERS]
+    both = [parity_cases.measured(n) for n in parity_cases.PEERS] + [
+        parity_k.measured(n) for n in parity_k.PEERS
+    ]
     head = HEAD.format(
-        diffusers=version("diffusers"), k=version("k-diffusion"), total=sum(len(found) for found in both),
+        diffusers=version("diffusers"), k=version("k-diffusion"),
+        total=sum(len(found) for found in both),
         wide=parity.TOLERANCE[True], narrow=parity.TOLERANCE[False], ktol=parity_k.TOLERANCE,
     )  # fmt: skip
     first = [TITLE[0].format("diffusers"), TITLE[1], *map(diffusers_line, parity_cases.PEERS)]

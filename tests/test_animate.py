@@ -1,4 +1,6 @@
-"""A still picture becomes a video file, from Python and from the command line; wrong input is refused at once."""
+"""A still picture becomes a video file, from Python and from the command line; wrong input is
+refused at once.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_picture_becomes_a_video_and_the_pipeline_is_told_how_it_moves(tmp_path: Path, picture: Path) -> None:
+def test_a_picture_becomes_a_video_and_the_pipeline_is_told_how_it_moves(
+    tmp_path: Path, picture: Path
+) -> None:
     pipe = tiny.svd()
     pipe.set_progress_bar_config(disable=True)
     helm, out = tm.Helm(pipe), tmp_path / "clip.gif"
@@ -43,8 +47,21 @@ def test_the_command_line_writes_the_video_and_says_where(
     tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("timonel.pipelines.load.load", lambda *_, **__: tiny.svd())
-    options = ["--model", "tiny", "--steps", "2", "--frames", "3", "--width", "16", "--height", "16"]
-    done = CliRunner().invoke(app, ["animate", str(picture), *options, "-o", str(tmp_path / "clip.mp4")])
+    options = [
+        "--model",
+        "tiny",
+        "--steps",
+        "2",
+        "--frames",
+        "3",
+        "--width",
+        "16",
+        "--height",
+        "16",
+    ]
+    done = CliRunner().invoke(
+        app, ["animate", str(picture), *options, "-o", str(tmp_path / "clip.mp4")]
+    )
     assert done.exit_code == 0, done.output
     assert (tmp_path / "clip.mp4").stat().st_size > 0
     assert "3 frames, 2 network calls" in done.output
@@ -76,7 +93,9 @@ def test_wrong_input_is_one_clear_message(arguments, error, said, picture, monke
 
 
 def test_a_pipeline_that_makes_no_videos_is_refused(tmp_path: Path, picture: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"StableDiffusionXLPipeline does not make videos.*image-to-video"):
+    with pytest.raises(
+        ArgumentError, match=r"StableDiffusionXLPipeline does not make videos.*image-to-video"
+    ):
         animate(still(picture), tmp_path / "clip.mp4", helm=tm.Helm(tiny.sdxl()), steps=2)
 
 

@@ -1,4 +1,6 @@
-"""The judge of emoji pictures, the Frechet distance, and what the benchmark of fitted samplers makes of them."""
+"""The judge of emoji pictures, the Frechet distance, and what the benchmark of fitted samplers
+makes of them.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,19 @@ def test_the_distance_of_a_set_to_itself_in_any_order_is_zero(judge, shape):
 
 @pytest.mark.parametrize("rank", [5, 2, 0])
 def test_the_distance_is_that_of_the_gaussians_whose_statistics_the_sets_have(judge, rank):
-    mean_a, mean_b, root_a, root_b = drawn(5), drawn(5, seed=1), drawn(5, 5, seed=2), drawn(5, 5, seed=3)
+    mean_a, mean_b, root_a, root_b = (
+        drawn(5),
+        drawn(5, seed=1),
+        drawn(5, 5, seed=2),
+        drawn(5, 5, seed=3),
+    )
     root_b[:, rank:] = 0
     cov_a, cov_b = root_a @ root_a.T, root_b @ root_b.T
     middle = scipy.linalg.sqrtm(cov_a.numpy())
     shared = scipy.linalg.eigvalsh(middle @ cov_b.numpy() @ middle).clip(min=0) ** 0.5
-    expected = float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared.sum())
+    expected = float(
+        (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * shared.sum()
+    )
     a, b = points(mean_a, root_a), points(mean_b, root_b)
     torch.testing.assert_close(torch.cov(b.T), cov_b)
     assert judge.frechet(a, b) == pytest.approx(expected, rel=1e-6)
@@ -117,7 +126,12 @@ def test_the_judge_names_what_emoji_paints(judge):
     helm = tm.Helm("emoji")
     names = list(zoo.card("emoji").concepts)[::40]
     painted = helm(
-        names, sampler="dpmpp_2m/karras", steps=20, guidance=4.0, seeds=range(len(names)), output_type="pt"
+        names,
+        sampler="dpmpp_2m/karras",
+        steps=20,
+        guidance=4.0,
+        seeds=range(len(names)),
+        output_type="pt",
     ).images
     assert len(names) == 8
     assert judge.top1(painted, names)[0] >= 6 / 8
@@ -138,9 +152,13 @@ def test_frame_consistency_is_told_of_clips_beside_the_converged_and_not_of_pict
     found = kit.steady(clips)
     assert kit.steady(clips[:, 0]) is None
     assert found.tolist() == pytest.approx([psnr(clip[1:], clip[:-1]) for clip in clips])
-    model = Plain(lambda x, at: 0.5 * clips[0] + 0.1 * x, drawn(8, 3, 3, 4, 4, seed=1), tm.VP.from_schedule())
+    model = Plain(
+        lambda x, at: 0.5 * clips[0] + 0.1 * x, drawn(8, 3, 3, 4, 4, seed=1), tm.VP.from_schedule()
+    )
     targets = kit.Targets(tuple(range(8)), clips, torch.zeros(8), 0)
-    problem = kit.Problem("clips", model, targets, {5: tm.Sampler("dpmpp_2m/lam", steps=5)}, "", decode=lambda x: x)
+    problem = kit.Problem(
+        "clips", model, targets, {5: tm.Sampler("dpmpp_2m/lam", steps=5)}, "", decode=lambda x: x
+    )
     same = problem.shown(problem.cell(clips))
     assert problem.steadiness(same) == f"{float(found.mean()):.2f} (+0.00 ±0.00)"
     calmer = problem.shown(problem.cell(clips.lerp(clips.mean(1, keepdim=True), 0.5)))
@@ -152,7 +170,9 @@ def test_frame_consistency_is_told_of_clips_beside_the_converged_and_not_of_pict
     assert "frame consistency" not in bench.section(problem, bench.Size((5,), 8)).lower()
 
 
-def test_the_table_of_pictures_has_a_cell_for_every_run_and_more_steps_are_nearer_than_other_noise(judge, monkeypatch):
+def test_the_table_of_pictures_has_a_cell_for_every_run_and_more_steps_are_nearer_than_other_noise(
+    judge, monkeypatch
+):
     shown, names = importlib.import_module("tune_pictures"), list(zoo.card("emoji").concepts)[:8]
 
     def gaussian(x: Tensor, at: Any) -> Tensor:
@@ -162,14 +182,19 @@ def test_the_table_of_pictures_has_a_cell_for_every_run_and_more_steps_are_neare
         return Plain(gaussian, drawn(8, 3, 64, 64, seed=seeds[0]).float(), tm.VP.from_schedule())
 
     fakes = {
-        "still": lambda name: None, "tables": lambda name, steps: {5: tm.Sampler("dpmpp_2m/lam", steps=5)},
+        "still": lambda name: None, "tables": lambda name,
+        steps: {5: tm.Sampler("dpmpp_2m/lam", steps=5)},
         "unseen": lambda helm, fitted, count: ({"prompt": names}, list(range(count)), ""),
         "network": network, "decoded": lambda helm, latents: latents.sigmoid(),
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(shown, name, fake)
     text = shown.pictures(importlib.import_module("tune_models").Size((5,), pictures=8))
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     cells = {row[0]: row[1:] for row in rows}
     assert cells["emoji, steps"] == ["5", "12", "25"]
     assert cells["**fitted**"][1:] == cells["UniPC karras"][1:] == ["–", "–"]

@@ -16,7 +16,9 @@ def row(benchmark_module: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def drawn(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        count, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("kind", ["whole", "channels", "bands"])
@@ -34,7 +36,9 @@ def test_bands_share_no_frequency(row: ModuleType) -> None:
 
 def test_pieces_of_a_convolution_span_every_convolution(row: ModuleType) -> None:
     v = drawn(2)
-    kernel = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    kernel = torch.randn(
+        3, 3, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     around = torch.nn.functional.pad(v, (1, 1, 1, 1), mode="circular")
     wanted = torch.nn.functional.conv2d(around, kernel).flatten()
     parts = row.pieces([v], row.convolved).flatten(0, 1)
@@ -47,7 +51,11 @@ def test_pieces_of_a_convolution_span_every_convolution(row: ModuleType) -> None
 def test_the_numbers_of_a_known_last_row_are_found(row: ModuleType, kind: str) -> None:
     columns, apart = [drawn(12, 1), drawn(12, 2)], getattr(row, kind)
     parts = row.pieces(columns, apart)
-    numbers = torch.randn(parts.shape[-1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    numbers = torch.randn(
+        parts.shape[-1], generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
     result = drawn(12, 4)
     truth = result + (parts @ numbers).reshape_as(result)
-    torch.testing.assert_close(row.solved((result, columns), truth, apart), numbers, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        row.solved((result, columns), truth, apart), numbers, rtol=1e-3, atol=1e-3
+    )

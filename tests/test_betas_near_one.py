@@ -1,4 +1,5 @@
-"""Law: the levels of any betas have their digits, however little signal they leave; what no float64 holds is refused.
+"""Law: the levels of any betas have their digits, however little signal they leave; what no float64
+holds is refused.
 
 The judge is decimal arithmetic with 50 digits and no least exponent.
 """
@@ -76,22 +77,37 @@ def test_its_grids_fall_and_reproduce_a_constant(name: str, grid: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
-def test_a_config_of_such_betas_runs_where_the_network_names_the_picture(name: str, config: dict[str, Any]) -> None:
+def test_a_config_of_such_betas_runs_where_the_network_names_the_picture(
+    name: str, config: dict[str, Any]
+) -> None:
     for make in (tm.Scheduler, getattr(compat, name)):
-        scheduler = make.from_config({**config, "_class_name": name, "prediction_type": "sample", "clip_sample": False})
+        scheduler = make.from_config(
+            {**config, "_class_name": name, "prediction_type": "sample", "clip_sample": False}
+        )
         for steps in (1, 4, 10, 25):
             scheduler.set_timesteps(steps)
             x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
             for t in scheduler.timesteps:
-                x = scheduler.step(torch.full_like(x, 0.5), t, x, generator=torch.Generator().manual_seed(1))[0]
+                x = scheduler.step(
+                    torch.full_like(x, 0.5), t, x, generator=torch.Generator().manual_seed(1)
+                )[0]
             assert float((x - 0.5).abs().max()) < 1e-3
 
 
 def test_the_noise_of_a_level_without_signal_is_no_picture() -> None:
-    """sigma/alpha is 1e51 here; what the network says of the noise would have to be right to 51 digits."""
+    """sigma/alpha is 1e51 here; what the network says of the noise would have to be right to 51
+    digits.
+    """
     process = VP(torch.linspace(0.01, 0.5, 1000, dtype=torch.float64))
     with pytest.raises(PredictionError, match=r"alpha = \d.*e-.*predicts v"):
-        tm.sample(lambda x, t: x, torch.randn(1, 2), "euler/trailing", process=process, prediction="epsilon", steps=5)
+        tm.sample(
+            lambda x, t: x,
+            torch.randn(1, 2),
+            "euler/trailing",
+            process=process,
+            prediction="epsilon",
+            steps=5,
+        )
 
 
 @pytest.mark.parametrize(("betas", "said"), [
@@ -139,5 +155,7 @@ def test_a_high_order_up_to_sigma_zero_leaves_diffusers_without_a_number_and_is_
     for t in theirs.timesteps:
         x = theirs.step(0.1 * x, t, x).prev_sample
     assert not bool(x.isfinite().any())
-    with pytest.raises(ArgumentError, match=r"lower_order_final=False asks for a high order to sigma = 0"):
+    with pytest.raises(
+        ArgumentError, match=r"lower_order_final=False asks for a high order to sigma = 0"
+    ):
         compat.UniPCMultistepScheduler(lower_order_final=False).set_timesteps(5)

@@ -1,4 +1,6 @@
-"""Law: Brownian noise has the law of independent noise, and any number of steps of one seed follows one path."""
+"""Law: Brownian noise has the law of independent noise, and any number of steps of one seed follows
+one path.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ JOURNEYS = {
 }
 
 
-def table_of(name: str = "ddpm", steps: int = 12, process: object = VP_, **options: object) -> tm.Table:
+def table_of(
+    name: str = "ddpm", steps: int = 12, process: object = VP_, **options: object
+) -> tm.Table:
     return solvers.make(name, lam_grid(process, steps), **options)
 
 
 def drawn(made: BrownianNoise, n: int = N) -> dict[int, torch.Tensor]:
     """The noise of every row that draws, for the first seed."""
-    return {row: made(row, torch.empty(len(made.seeds), n))[0].double() for row in spans(made.table)}
+    return {
+        row: made(row, torch.empty(len(made.seeds), n))[0].double() for row in spans(made.table)
+    }
 
 
 def tau(place: int) -> float:
@@ -46,7 +52,9 @@ def length(span: tuple[int, int, int]) -> float:
 
 
 def assert_unit_and_unrelated(values: torch.Tensor) -> None:
-    correlation = torch.from_numpy(np.corrcoef(values.numpy())) - torch.eye(len(values), dtype=torch.float64)
+    correlation = torch.from_numpy(np.corrcoef(values.numpy())) - torch.eye(
+        len(values), dtype=torch.float64
+    )
     assert float(correlation.abs().max()) < BOUND
     assert float(values.mean(1).abs().max()) < BOUND
     assert float((values.var(1) - 1).abs().max()) < BOUND * 2**0.5
@@ -67,7 +75,9 @@ def lifted(name: str) -> tm.Table:
     if name == "churn":
         return solvers.make("euler", grids.churn(grid, 4.0))
     if name == "strong churn":
-        return solvers.make("euler", grids.churn(tm.Sampler("euler/karras", steps=40).levels(VP_), 1000.0))
+        return solvers.make(
+            "euler", grids.churn(tm.Sampler("euler/karras", steps=40).levels(VP_), 1000.0)
+        )
     if name == "restart":
         return solvers.make("ddpm", grids.restart(grid, 3, 0.2, 2.0, 4))
     return solvers.make("dpmpp_sde", grid)
@@ -80,7 +90,10 @@ def test_no_noise_is_used_twice_where_levels_rise_or_a_step_draws_twice(name):
 
 
 def test_levels_beyond_the_ends_of_the_path_and_closer_than_its_lattice_keep_the_law():
-    process, values = Flow(), [1.0, 1 - 1e-9, 1 - 1e-8, 1 - 1e-6, 0.5, 0.5 - 1e-9, 0.5 - 1e-7, 1e-5, 1e-9, 1e-12, 1e-14]
+    process, values = (
+        Flow(),
+        [1.0, 1 - 1e-9, 1 - 1e-8, 1 - 1e-6, 0.5, 0.5 - 1e-9, 0.5 - 1e-7, 1e-5, 1e-9, 1e-12, 1e-14],
+    )
     table = tm.Sampler("ddpm", sigmas=values).compile(process)
     assert_unit_and_unrelated(torch.stack([*drawn(BrownianNoise((3,), table)).values()]))
 
@@ -105,16 +118,22 @@ def test_a_long_step_draws_the_sum_of_the_short_steps_it_spans():
     for k, span in spans(coarse.table).items():
         parts = {r: s for r, s in spans(fine.table).items() if span[1] <= s[1] and s[2] <= span[2]}
         assert len(parts) == 6
-        total = sum(small[r] * math.sqrt(length(s)) for r, s in parts.items()) / math.sqrt(length(span))
+        total = sum(small[r] * math.sqrt(length(s)) for r, s in parts.items()) / math.sqrt(
+            length(span)
+        )
         assert torch.allclose(total, large[k], atol=2e-5)
 
 
 def test_it_has_the_law_of_torchsdes_brownian_tree():
-    """The same intervals from both: two-sample Kolmogorov-Smirnov for each, and all pairwise correlations."""
+    """The same intervals from both: two-sample Kolmogorov-Smirnov for each, and all pairwise
+    correlations.
+    """
     torchsde = pytest.importorskip("torchsde")
     ours, theirs = [], []
     tables = [table_of(steps=steps) for steps in (3, 5, 8)]
-    tree = torchsde.BrownianTree(0.0, torch.zeros(N, dtype=torch.float64), t1=100.0, entropy=5, tol=1e-9)
+    tree = torchsde.BrownianTree(
+        0.0, torch.zeros(N, dtype=torch.float64), t1=100.0, entropy=5, tol=1e-9
+    )
     for table in tables:
         made = drawn(BrownianNoise((4,), table))
         for row, span in spans(table).items():
@@ -128,14 +147,20 @@ def test_it_has_the_law_of_torchsdes_brownian_tree():
 
 # -- what it is for ------------------------------------------------------------------------------
 CONVERGING = [
-    ("ddpm", {}), ("euler_ancestral", {}), ("dpmpp_2m_sde", {}), ("dpmpp_sde", {}), ("ddim", {"eta": 0.5}),
+    ("ddpm", {}), ("euler_ancestral", {}), ("dpmpp_2m_sde", {}), ("dpmpp_sde", {}),
+    ("ddim", {"eta": 0.5}),
 ]  # fmt: skip
 STEPS = (10, 20, 40, 80)
 
 
 def errors(kind: str, name: str, options: dict, grid: object) -> list[float]:
-    """Root mean square distance of 10, 20, 40 and 80 steps from 320 steps, on exactly solvable data."""
-    seeds, x = (1, 2), torch.randn(2, 32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    """Root mean square distance of 10, 20, 40 and 80 steps from 320 steps, on exactly solvable
+    data.
+    """
+    seeds, x = (
+        (1, 2),
+        torch.randn(2, 32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+    )
 
     def result(steps: int) -> torch.Tensor:
         table = solvers.make(name, grid(steps), **options)
@@ -147,7 +172,9 @@ def errors(kind: str, name: str, options: dict, grid: object) -> list[float]:
 
 @pytest.mark.parametrize("variant", CONVERGING, ids=label)
 def test_brownian_noise_converges_strongly_and_independent_noise_does_not(variant):
-    """Measured: errors of 0.05 to 0.13 at 10 steps, orders 0.8 to 1.1; independent noise stays near 0.7."""
+    """Measured: errors of 0.05 to 0.13 at 10 steps, orders 0.8 to 1.1; independent noise stays near
+    0.7.
+    """
     found = errors("brownian", *variant, lambda steps: lam_grid(VP_, steps))
     assert found == sorted(found, reverse=True)
     assert slope(STEPS, found) > 0.7
@@ -163,11 +190,16 @@ def test_whole_journeys_of_one_seed_settle_on_one_sample(journey):
     found = errors("brownian", "ddpm", {}, lambda steps: grids.make(grid, process, steps))
     assert found == sorted(found, reverse=True)
     assert slope(STEPS, found) > 0.5
-    assert found[-1] < errors("independent", "ddpm", {}, lambda steps: grids.make(grid, process, steps))[-1] / 5
+    assert (
+        found[-1]
+        < errors("independent", "ddpm", {}, lambda steps: grids.make(grid, process, steps))[-1] / 5
+    )
 
 
 # -- which stretch of the path a row follows -----------------------------------------------------
-STOCHASTIC = [v for v in VARIANTS if tm.Sampler(v[0], steps=6, options=v[1]).compile(VP_).stochastic]
+STOCHASTIC = [
+    v for v in VARIANTS if tm.Sampler(v[0], steps=6, options=v[1]).compile(VP_).stochastic
+]
 
 
 @pytest.mark.parametrize("variant", STOCHASTIC, ids=label)
@@ -177,7 +209,10 @@ def test_rows_follow_their_own_stretches_and_steps_leave_no_gap(variant, kind):
     reached: dict[int, int] = {}
     for row, span in spans(table).items():
         if span is None:
-            assert table.level(row + 1).lam <= table.level(table.first_row(table.step[row])).lam + 1 / FINE
+            assert (
+                table.level(row + 1).lam
+                <= table.level(table.first_row(table.step[row])).lam + 1 / FINE
+            )
             continue
         path, begin, end = span
         assert reached.get(path, begin) <= begin < end
@@ -245,7 +280,9 @@ def test_noise_drawn_on_the_cpu_is_the_same_for_a_sample_anywhere(kind):
     table, like = table_of(), torch.empty(2, 4, 8, 8)
     expected = source(kind, [1, 2], table)(3, like)
     assert torch.equal(source(kind, [1, 2], table, device="sample")(3, like), expected)
-    assert source(kind, [1, 2], table)(3, like.to("meta")).shape == like.shape  # a device that cannot draw
+    assert (
+        source(kind, [1, 2], table)(3, like.to("meta")).shape == like.shape
+    )  # a device that cannot draw
     with pytest.raises(RuntimeError):
         source(kind, [1, 2], table, device="sample")(3, like.to("meta"))
     if torch.cuda.is_available():
@@ -253,7 +290,9 @@ def test_noise_drawn_on_the_cpu_is_the_same_for_a_sample_anywhere(kind):
         assert there.device.type == "cuda"
         assert torch.equal(there.cpu(), expected)
         own = source(kind, [1, 2], table, device="sample")
-        assert torch.equal(own(3, like.cuda())[1:], source(kind, [2], table, device="sample")(3, like[1:].cuda()))
+        assert torch.equal(
+            own(3, like.cuda())[1:], source(kind, [2], table, device="sample")(3, like[1:].cuda())
+        )
 
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_sde"])
@@ -298,7 +337,9 @@ def test_a_row_computes_one_point_of_the_path_for_the_last_one_is_remembered(mon
     from timonel.core import noise
 
     points, compute = [], noise._point
-    monkeypatch.setattr(noise, "_point", lambda draw, path, at: points.append(at) or compute(draw, path, at))
+    monkeypatch.setattr(
+        noise, "_point", lambda draw, path, at: points.append(at) or compute(draw, path, at)
+    )
     made = BrownianNoise((1,), table_of(steps=9))
     for row in range(9):
         made(row, torch.empty(1, 5))

@@ -1,4 +1,6 @@
-"""Law: with a cache of diffusers' on the network a rewind and a branch give the same bits, or a warning says not."""
+"""Law: with a cache of diffusers' on the network a rewind and a branch give the same bits, or a
+warning says not.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,17 @@ STEPS = 12
 CACHES: dict[str, Any] = {
     "first block": lambda pipe: d.FirstBlockCacheConfig(threshold=0.3),
     "TaylorSeer": lambda pipe: d.TaylorSeerCacheConfig(
-        cache_interval=3, disable_cache_before_step=3, max_order=1, taylor_factors_dtype=torch.float32
+        cache_interval=3, disable_cache_before_step=3, max_order=1,
+        taylor_factors_dtype=torch.float32
     ),
     "Mag": lambda pipe: d.MagCacheConfig(
-        threshold=0.3, max_skip_steps=3, retention_ratio=0.1, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS
+        threshold=0.3, max_skip_steps=3, retention_ratio=0.1, num_inference_steps=STEPS,
+        mag_ratios=[1.0] * STEPS
     ),
     "pyramid": lambda pipe: d.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(100, 950),
-        spatial_attention_block_identifiers=("transformer_blocks",), current_timestep_callback=lambda: 500,
+        spatial_attention_block_identifiers=("transformer_blocks",),
+        current_timestep_callback=lambda: 500,
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", CACHES)
@@ -63,7 +68,9 @@ def test_a_rewind_gives_the_same_bits_with_a_cache(name: str, keep: int) -> None
 def test_a_branch_and_a_stopped_run_whose_states_are_kept_go_on_exactly(name: str) -> None:
     helm, call = cached(name)
     branches: list[Run] = []
-    whole = helm(**call, hooks=[lambda run: branches.append(run.branch()) if run.step == 7 else None]).images
+    whole = helm(
+        **call, hooks=[lambda run: branches.append(run.branch()) if run.step == 7 else None]
+    ).images
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(helm(**call, resume=branches[0]).images, whole)
@@ -74,7 +81,9 @@ def test_a_branch_and_a_stopped_run_whose_states_are_kept_go_on_exactly(name: st
 @EVERY
 def test_a_run_whose_cache_is_lost_says_so_before_compute(name: str, tmp_path: Any) -> None:
     helm, call = cached(name)
-    whole = helm(**call, hooks=[lambda run: run.save(tmp_path / "run") if run.step == 7 else None]).images
+    whole = helm(
+        **call, hooks=[lambda run: run.save(tmp_path / "run") if run.step == 7 else None]
+    ).images
     with pytest.warns(Inexact, match="has a cache"):
         made = helm(**call, resume=Run.load(tmp_path / "run")).images
     assert float((made - whole).abs().max()) < 0.5 * float(whole.abs().max())
@@ -82,7 +91,9 @@ def test_a_run_whose_cache_is_lost_says_so_before_compute(name: str, tmp_path: A
     with pytest.warns(Inexact):
         helm(**call, resume=helm.run)
     helm.pipe.transformer.disable_cache()
-    plain = helm(**call, hooks=[lambda run: run.save(tmp_path / "run") if run.step == 7 else None]).images
+    plain = helm(
+        **call, hooks=[lambda run: run.save(tmp_path / "run") if run.step == 7 else None]
+    ).images
     assert torch.equal(helm(**call, resume=Run.load(tmp_path / "run")).images, plain)
 
 

@@ -1,4 +1,6 @@
-"""Laws: a captured network is the pipeline's own, for any mix of samples, levels and scales, or it says why not."""
+"""Laws: a captured network is the pipeline's own, for any mix of samples, levels and scales, or it
+says why not.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ from timonel.core import noise as noises
 from timonel.core.run import Run
 from timonel.pipelines.capture import Captured, NotCaptured, capture
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")  # of old scheduler configurations
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning:diffusers"
+)  # of old scheduler configurations
 CASES = load()
-# what each stands for: plain, text_time, frames with an image beside them, flow, a batch of frames, conditional first
+# what each stands for: plain, text_time, frames with an image beside them, flow, a batch of frames,
+# conditional first
 FAITHFUL = (
-    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableVideoDiffusionPipeline", "StableDiffusion3Pipeline",
+    "StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableVideoDiffusionPipeline",
+    "StableDiffusion3Pipeline",
     "AnimateDiffPipeline", "ChromaPipeline",
 )  # fmt: skip
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale", "min_guidance_scale")
@@ -38,7 +44,13 @@ def taken(name: str, scale: float = 3.0) -> tuple[tm.Helm, dict[str, Any], Captu
     return helm, given, capture(helm, seeds=[5], guidance=scale, **given)
 
 
-def go(captured: Captured, sampler: tm.Sampler, guidance: tm.Guidance | None, sample: int = 0, seed: int = 5) -> Tensor:
+def go(
+    captured: Captured,
+    sampler: tm.Sampler,
+    guidance: tm.Guidance | None,
+    sample: int = 0,
+    seed: int = 5,
+) -> Tensor:
     table = sampler.compile(captured.process)
     noise = noises.source(sampler.source, [seed], table) if table.stochastic else None
     run = Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
@@ -63,7 +75,9 @@ def test_one_call_serves_any_mix_of_samples_levels_and_scales():
     torch.manual_seed(0)
     helm = tm.Helm(CASES["StableDiffusionPipeline"].build())
     helm.pipe.set_progress_bar_config(disable=True)
-    captured = capture(helm, prompt=["a", "b", "c"], seeds=[1, 2, 3], guidance=5.0, height=64, width=64)
+    captured = capture(
+        helm, prompt=["a", "b", "c"], seeds=[1, 2, 3], guidance=5.0, height=64, width=64
+    )
     assert captured.count == 3
     assert captured.own == 5.0
     g = torch.Generator().manual_seed(0)
@@ -74,7 +88,9 @@ def test_one_call_serves_any_mix_of_samples_levels_and_scales():
     for i in range(5):
         alone = captured(x[i : i + 1], times[i : i + 1], samples[i : i + 1], scales[i : i + 1])[0]
         assert torch.allclose(together[i], alone, atol=1e-4)
-    assert not torch.allclose(captured(x[:1], times[:1], [0], [5.0]), captured(x[:1], times[:1], [1], [5.0]))
+    assert not torch.allclose(
+        captured(x[:1], times[:1], [0], [5.0]), captured(x[:1], times[:1], [1], [5.0])
+    )
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableVideoDiffusionPipeline"])
@@ -98,7 +114,9 @@ def test_the_pipeline_is_what_it_was():
     capture(helm, seeds=[5], guidance=3.0, **given)
     assert (pipe.scheduler, pipe.unet.__dict__.get("forward")) == before
     call = {**given, "num_inference_steps": 2, "output_type": "latent"}
-    plain, again = (pipe(**call, generator=torch.Generator().manual_seed(0)).images for _ in range(2))
+    plain, again = (
+        pipe(**call, generator=torch.Generator().manual_seed(0)).images for _ in range(2)
+    )
     assert torch.equal(plain, again)
 
 

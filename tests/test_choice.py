@@ -1,4 +1,6 @@
-"""Laws of the choice: which sampler, grid and steps a call runs, for the helm, the drop-in and the command line."""
+"""Laws of the choice: which sampler, grid and steps a call runs, for the helm, the drop-in and the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -44,31 +46,39 @@ def pipe(emoji: tm.Helm) -> Any:
     return made
 
 
-# -- what is set on the pipeline ---------------------------------------------------------------------
+# -- what is set on the pipeline -------------------------------------------------------------------
 KARRAS = {"use_karras_sigmas": True}
 SET: dict[str, tuple[Any, str]] = {
     "euler": (lambda c: d.EulerDiscreteScheduler.from_config(c), "euler/leading"),
-    "euler, trailing": (lambda c: d.EulerDiscreteScheduler.from_config(c, timestep_spacing="trailing"),
+    "euler, trailing": (lambda c: d.EulerDiscreteScheduler.from_config(c,
+    timestep_spacing="trailing"),
                         "euler/trailing"),
-    "euler a": (lambda c: d.EulerAncestralDiscreteScheduler.from_config(c), "euler_ancestral/leading"),
+    "euler a": (lambda c: d.EulerAncestralDiscreteScheduler.from_config(c),
+    "euler_ancestral/leading"),
     "lcm": (lambda c: d.LCMScheduler.from_config(c), "lcm/lcm"),
     "tcd": (lambda c: d.TCDScheduler.from_config(c), "tcd/lcm"),
-    "2m karras": (lambda c: d.DPMSolverMultistepScheduler.from_config(c, **KARRAS), "dpmpp_2m/karras"),
-    "2m sde": (lambda c: d.DPMSolverMultistepScheduler.from_config(c, algorithm_type="sde-dpmsolver++", **KARRAS),
+    "2m karras": (lambda c: d.DPMSolverMultistepScheduler.from_config(c, **KARRAS),
+    "dpmpp_2m/karras"),
+    "2m sde": (lambda c: d.DPMSolverMultistepScheduler.from_config(c,
+    algorithm_type="sde-dpmsolver++", **KARRAS),
                "dpmpp_2m_sde/karras"),
-    "unipc beta": (lambda c: d.UniPCMultistepScheduler.from_config(c, use_beta_sigmas=True), "unipc/beta_sigma"),
+    "unipc beta": (lambda c: d.UniPCMultistepScheduler.from_config(c, use_beta_sigmas=True),
+    "unipc/beta_sigma"),
     "heun": (lambda c: d.HeunDiscreteScheduler.from_config(c, **KARRAS), "heun/karras"),
     "pndm": (lambda c: d.PNDMScheduler.from_config(c), "plms/leading"),
     "ddim, parallel": (lambda c: d.DDIMParallelScheduler.from_config(c), "ddim/leading"),
     "compat": (lambda c: compat.UniPCMultistepScheduler.from_config(c, **KARRAS), "unipc/karras"),
     "timonel": (lambda c: tm.Scheduler.from_config(c, sampler="unipc/karras"), "unipc/karras"),
-    "timonel, grid of the config": (lambda c: tm.Scheduler.from_config(c, sampler="heun", use_karras_sigmas=True),
+    "timonel, grid of the config": (lambda c: tm.Scheduler.from_config(c, sampler="heun",
+    use_karras_sigmas=True),
                                     "heun/karras"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SET)
-def test_what_is_set_on_the_pipeline_runs_under_the_helm_and_in_the_drop_in(name: str, pipe: Any) -> None:
+def test_what_is_set_on_the_pipeline_runs_under_the_helm_and_in_the_drop_in(
+    name: str, pipe: Any
+) -> None:
     make, label = SET[name]
     pipe.scheduler = make(pipe.scheduler.config)
     helm = tm.Helm(pipe)
@@ -88,12 +98,18 @@ def test_a_scheduler_that_is_replaced_is_said_to_be(pipe: Any) -> None:
         pass
 
     pipe.scheduler = OwnScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    with pytest.warns(SchedulerReplaced, match="OwnScheduler is no sampler.*'dpmpp_2m' runs in place of"):
+    with pytest.warns(
+        SchedulerReplaced, match="OwnScheduler is no sampler.*'dpmpp_2m' runs in place of"
+    ):
         found = tm.Helm(pipe).choose(steps=4)
     assert "in place of OwnScheduler" in str(found)
     assert found.sampler.label == "dpmpp_2m/trailing"
-    pipe.scheduler = d.SASolverScheduler.from_config(pipe.scheduler.config, algorithm_type="noise_prediction")
-    with pytest.warns(SchedulerReplaced, match="noise_prediction.* runs in place of the SASolverScheduler"):
+    pipe.scheduler = d.SASolverScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="noise_prediction"
+    )
+    with pytest.warns(
+        SchedulerReplaced, match="noise_prediction.* runs in place of the SASolverScheduler"
+    ):
         tm.Helm(pipe).choose(steps=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -106,19 +122,24 @@ def test_few_steps_lower_the_order_that_is_set_on_the_pipeline(pipe: Any) -> Non
     assert tm.Helm(pipe).choose(steps=4).sampler.options == {"order": "2221", "variant": "logrho"}
 
 
-# -- shipped models ----------------------------------------------------------------------------------
+# -- shipped models --------------------------------------------------------------------------------
 @pytest.mark.parametrize("model", zoo.MODELS)
 def test_a_shipped_model_runs_as_its_card_says(model: str) -> None:
     helm, card = tm.Helm(model), zoo.card(model)
     found = helm.choose()
-    assert (found.sampler.name, found.sampler.steps) == (names.sampler(card.default_sampler).solver, card.default_steps)
+    assert (found.sampler.name, found.sampler.steps) == (
+        names.sampler(card.default_sampler).solver,
+        card.default_steps,
+    )
     assert found.sampler.grid is not None
     assert str(found).startswith(f"{found.sampler.label}, {card.default_steps} steps (")
     assert helm.choose("euler").sampler.steps == card.default_steps
     assert helm.choose("euler").sampler.grid == grids.usual(zoo.process_of(model))
     if names.sampler(card.default_sampler).grid is not None:
         assert found.sampler.label == card.default_sampler
-    helm.pipe.scheduler = tm.Scheduler.from_config(helm.pipe.scheduler.config, sampler="ddim/trailing")
+    helm.pipe.scheduler = tm.Scheduler.from_config(
+        helm.pipe.scheduler.config, sampler="ddim/trailing"
+    )
     assert helm.choose().sampler.label == "ddim/trailing"
     assert helm.choose().sampler.steps == card.default_steps
 
@@ -131,8 +152,16 @@ def test_a_scheduler_that_is_changed_in_place_is_set() -> None:
 
 
 @pytest.mark.parametrize("steps", [None, 4, 12])
-def test_the_command_line_and_the_helm_choose_alike(steps: int | None, emoji: tm.Helm, tmp_path: Path) -> None:
-    words = ["generate", "red apple", "-o", str(tmp_path), *([] if steps is None else ["--steps", str(steps)])]
+def test_the_command_line_and_the_helm_choose_alike(
+    steps: int | None, emoji: tm.Helm, tmp_path: Path
+) -> None:
+    words = [
+        "generate",
+        "red apple",
+        "-o",
+        str(tmp_path),
+        *([] if steps is None else ["--steps", str(steps)]),
+    ]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     emoji("red apple", steps=steps, seeds=[0], output_type="latent")
@@ -152,7 +181,7 @@ def test_a_fitted_sampler_is_taken_only_for_a_whole_call_as_it_was_fitted(emoji:
     assert emoji.choice.sampler.label == "dpmpp_2m/karras"
 
 
-# -- grid and steps ----------------------------------------------------------------------------------
+# -- grid and steps --------------------------------------------------------------------------------
 def test_a_named_sampler_takes_the_levels_that_somebody_chose_else_the_usual(pipe: Any) -> None:
     def label(**changes: Any) -> str:
         pipe.scheduler = d.EulerDiscreteScheduler.from_config(pipe.scheduler.config, **changes)
@@ -168,7 +197,9 @@ def test_one_usual_grid_for_samplers_and_fits() -> None:
     for process in (tm.VP.from_schedule(), pure, tm.EDM(0.002, 700.0), tm.Flow(3.0)):
         assert tm.Sampler("dpmpp_2m", steps=4).compile(process).grid == grids.usual(process)
     assert grids.usual(pure) == grids.usual(tm.Flow(3.0)) == "trailing"
-    assert grids.usual(tm.VP.from_schedule("squaredcos_cap_v2")) == "trailing"  # Karras' levels are nearly all noise
+    assert (
+        grids.usual(tm.VP.from_schedule("squaredcos_cap_v2")) == "trailing"
+    )  # Karras' levels are nearly all noise
     assert grids.usual(tm.VP.from_schedule("linear", 1e-4, 0.02)) == "karras"
 
 
@@ -184,21 +215,36 @@ def test_steps_are_the_callers_else_those_of_the_pipeline(pipe: Any) -> None:
 
 
 def test_a_recipe_without_a_grid_is_replayed_on_the_levels_it_was_made_on(emoji: tm.Helm) -> None:
-    told: dict[str, Any] = {"model": "emoji", "prompt": "red apple", "seed": 0, "steps": 3, "sampler": "dpmpp_2m"}
-    for recipe, grid in ((Recipe(**told), "karras"), (Recipe(**told, versions={"timonel": "0.1.0"}), "trailing")):
+    told: dict[str, Any] = {
+        "model": "emoji",
+        "prompt": "red apple",
+        "seed": 0,
+        "steps": 3,
+        "sampler": "dpmpp_2m",
+    }
+    for recipe, grid in (
+        (Recipe(**told), "karras"),
+        (Recipe(**told, versions={"timonel": "0.1.0"}), "trailing"),
+    ):
         recipe.call(emoji, output_type="latent")
         assert emoji.run is not None
         assert emoji.run.table.grid == grid
 
 
-# -- diffusers' modular pipelines --------------------------------------------------------------------
+# -- diffusers' modular pipelines ------------------------------------------------------------------
 def modular(emoji: tm.Helm, scheduler: Any, **guider: Any) -> Any:
     from diffusers.modular_pipelines.stable_diffusion_xl import StableDiffusionXLAutoBlocks
 
     made = StableDiffusionXLAutoBlocks().init_pipeline()
-    parts = {k: v for k, v in emoji.pipe.components.items() if v is not None and k in made._component_specs}
+    parts = {
+        k: v
+        for k, v in emoji.pipe.components.items()
+        if v is not None and k in made._component_specs
+    }
     made.update_components(**parts)
-    made.update_components(guider=d.ClassifierFreeGuidance(guidance_scale=4.0, **guider), scheduler=scheduler)
+    made.update_components(
+        guider=d.ClassifierFreeGuidance(guidance_scale=4.0, **guider), scheduler=scheduler
+    )
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -215,7 +261,12 @@ def paint(pipe: Any, steps: int) -> tuple[Any, int]:
     try:
         generator = torch.Generator().manual_seed(1)
         made = pipe(
-            prompt="red apple", num_inference_steps=steps, height=64, width=64, generator=generator, output="images"
+            prompt="red apple",
+            num_inference_steps=steps,
+            height=64,
+            width=64,
+            generator=generator,
+            output="images",
         )
     finally:
         del pipe.unet.forward
@@ -232,7 +283,9 @@ def paint(pipe: Any, steps: int) -> tuple[Any, int]:
     ],
     ids=["heun", "compat", "heun, half", "euler, half"],
 )
-def test_a_modular_pipeline_guides_by_the_steps_of_the_run(make: Any, stop: float, calls: int, emoji: tm.Helm) -> None:
+def test_a_modular_pipeline_guides_by_the_steps_of_the_run(
+    make: Any, stop: float, calls: int, emoji: tm.Helm
+) -> None:
     pipe = modular(emoji, make(emoji.pipe.scheduler.config), stop=stop)
     first, second = paint(pipe, 4), paint(pipe, 4)
     assert first[1] == second[1] == calls
@@ -241,8 +294,12 @@ def test_a_modular_pipeline_guides_by_the_steps_of_the_run(make: Any, stop: floa
     assert pipe.guider._step is None
     pickle.loads(pickle.dumps(pipe.scheduler.run.hooks))
     if stop == 1.0:
-        guided = emoji("red apple", sampler="heun/leading", steps=4, guidance=4.0, seeds=[1]).images[0]
-        assert ImageChops.difference(first[0], guided).getextrema() <= ((0, 1),) * 3  # one part a call, not a batch
+        guided = emoji(
+            "red apple", sampler="heun/leading", steps=4, guidance=4.0, seeds=[1]
+        ).images[0]
+        assert (
+            ImageChops.difference(first[0], guided).getextrema() <= ((0, 1),) * 3
+        )  # one part a call, not a batch
 
 
 def test_the_guider_is_left_to_another_scheduler(emoji: tm.Helm) -> None:
@@ -255,7 +312,9 @@ def test_the_guider_is_left_to_another_scheduler(emoji: tm.Helm) -> None:
     finally:
         del pipe.unet.forward
     assert pipe.unet.forward == broken
-    pipe.update_components(scheduler=d.EulerDiscreteScheduler.from_config(emoji.pipe.scheduler.config))
+    pipe.update_components(
+        scheduler=d.EulerDiscreteScheduler.from_config(emoji.pipe.scheduler.config)
+    )
     assert paint(pipe, 4)[1] == 8
 
 
@@ -282,14 +341,17 @@ def test_a_pipeline_that_reads_betas_at_its_times_gets_whole_ones() -> None:
     ("name", "flags"),
     [
         ("UniPCMultistepScheduler", {}), ("UniPCMultistepScheduler", {"solver_order": 3}),
-        ("DPMSolverMultistepScheduler", {}), ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
+        ("DPMSolverMultistepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}),
         ("DDIMScheduler", {"clip_sample": False}), ("DEISMultistepScheduler", {"solver_order": 3}),
         ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
         ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
         ("DPMSolverSinglestepScheduler", {"solver_order": 3, "lower_order_final": True}),
     ],
 )  # fmt: skip
-def test_a_scheduler_that_is_set_makes_its_own_picture_under_the_helm(name: str, flags: dict[str, Any]) -> None:
+def test_a_scheduler_that_is_set_makes_its_own_picture_under_the_helm(
+    name: str, flags: dict[str, Any]
+) -> None:
     """Its levels, its orders, its end and its number of network calls."""
     pipe = tiny.sdxl()
     pipe.scheduler = getattr(d, name).from_config(pipe.scheduler.config, **flags)
@@ -329,10 +391,13 @@ def test_image_to_image_under_a_class_that_falls_in_order_makes_the_part_that_is
 
 
 @pytest.mark.parametrize(
-    ("cls", "own"), [("FlowMatchHeunDiscreteScheduler", True), ("FlowMatchEulerDiscreteScheduler", False)]
+    ("cls", "own"),
+    [("FlowMatchHeunDiscreteScheduler", True), ("FlowMatchEulerDiscreteScheduler", False)],
 )
 def test_heun_on_a_flow_goes_down_to_the_level_where_its_class_ends(cls: str, own: bool) -> None:
-    """Its last call is Euler's, so that it should begin low: at 20 steps .019 from the answer, .043 on u = 1 - i/N."""
+    """Its last call is Euler's, so that it should begin low: at 20 steps .019 from the answer, .043
+    on u = 1 - i/N.
+    """
     pipe, inputs = tiny.case("sd3", "StableDiffusion3Pipeline")
     pipe.scheduler = getattr(d, cls)(shift=3.0)
     peer = getattr(d, cls)(shift=3.0)
@@ -343,7 +408,9 @@ def test_heun_on_a_flow_goes_down_to_the_level_where_its_class_ends(cls: str, ow
     assert (len(times) == len(theirs) and torch.allclose(times, theirs, rtol=1e-4)) is own
 
 
-@pytest.mark.parametrize(("steps", "lower", "final"), [(14, True, 2), (14, False, 3), (15, True, 3)])
+@pytest.mark.parametrize(
+    ("steps", "lower", "final"), [(14, True, 2), (14, False, 3), (15, True, 3)]
+)
 def test_the_third_order_that_is_set_falls_at_the_end_as_the_class_does(
     pipe: Any, steps: int, lower: bool, final: int
 ) -> None:
@@ -355,7 +422,9 @@ def test_the_third_order_that_is_set_falls_at_the_end_as_the_class_does(
 
 
 def test_a_class_of_the_dpm_family_keeps_its_own_times_under_the_helm(pipe: Any) -> None:
-    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, solver_order=3)
+    pipe.scheduler = d.DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, solver_order=3
+    )
     pipe.scheduler.set_timesteps(4)
     sampler = tm.Helm(pipe).choose(steps=4).sampler
     assert (sampler.name, sampler.times) == ("dpmpp_3m", tuple(pipe.scheduler.timesteps.tolist()))

@@ -19,7 +19,9 @@ class Told(claims.Evidence):
     def __init__(self, numbers: dict[tuple[Any, ...], list[float]]) -> None:
         self.numbers = numbers
 
-    def values(self, name: str, sampler: str, steps: int, until: float | None = None) -> list[float]:
+    def values(
+        self, name: str, sampler: str, steps: int, until: float | None = None
+    ) -> list[float]:
         return self.numbers[name, sampler, steps, until]
 
 
@@ -98,7 +100,10 @@ def test_the_peak_of_a_call_with_cutoff_is_that_of_a_guided_one():
 
 
 def test_a_preset_has_a_plan_of_its_own(tmp_path):
-    for words, said in ((["red apple", "--preset", "tutorial"], "own plan"), (["--preset", "tutoral"], "tutorial")):
+    for words, said in (
+        (["red apple", "--preset", "tutorial"], "own plan"),
+        (["--preset", "tutoral"], "tutorial"),
+    ):
         done = CliRunner().invoke(app, ["compare", *words, "-o", str(tmp_path)])
         assert isinstance(done.exception, tm.TimonelError)
         assert said in str(done.exception)

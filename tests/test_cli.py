@@ -18,11 +18,25 @@ from timonel.core.solvers import SOLVERS
 from timonel.errors import TimonelError
 from timonel.make.recipe import Recipe
 
-APPLE = ["generate", "red apple", "--steps", "6", "--sampler", "dpmpp_2m/karras", "--seed", "7", "--guidance", "4"]
+APPLE = [
+    "generate",
+    "red apple",
+    "--steps",
+    "6",
+    "--sampler",
+    "dpmpp_2m/karras",
+    "--seed",
+    "7",
+    "--guidance",
+    "4",
+]
 
 
 def run(*arguments: str, folder: Path, check: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the bits of a picture depend on the threads
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # as here: the bits of a picture depend on the threads
     done = subprocess.run(
         [sys.executable, "-m", "timonel", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
@@ -92,7 +106,10 @@ def test_ctrl_c_once_stops_at_the_next_step_and_saves(tmp_path: Path) -> None:
 def test_same_seed_and_prompt_give_the_same_picture_whatever_the_count(tmp_path: Path) -> None:
     here("generate", "cat face", "--steps", "3", "--seed", "4", "--count", "2", folder=tmp_path)
     here("generate", "cat face", "--steps", "3", "--seed", "5", "--out", "alone", folder=tmp_path)
-    with Image.open(tmp_path / "out/cat-face-5.png") as a, Image.open(tmp_path / "alone/cat-face-5.png") as b:
+    with (
+        Image.open(tmp_path / "out/cat-face-5.png") as a,
+        Image.open(tmp_path / "alone/cat-face-5.png") as b,
+    ):
         assert a.tobytes() == b.tobytes()
 
 
@@ -138,8 +155,11 @@ def test_refusals_reach_the_shell_as_status_2_and_one_line_before_diffusers_is_i
 
 
 def test_full_disk_is_one_clear_message_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    command = f'ulimit -f 2; "{sys.executable}" -m timonel generate pizza --steps 2'  # files of at most 2 blocks
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # files of at most 2 blocks
+    command = f'ulimit -f 2; "{sys.executable}" -m timonel generate pizza --steps 2'
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("timonel: cannot write 'out/pizza-0")
     assert "Traceback" not in done.stderr
@@ -156,7 +176,9 @@ def test_listings_name_everything() -> None:
     assert "emoji" in runner.invoke(app, ["models", "--concepts"]).output
 
 
-def test_explain_prints_the_table_and_writes_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_prints_the_table_and_writes_a_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["explain", "dpmpp_2m/karras", "--steps", "10"])
     assert result.exit_code == 0

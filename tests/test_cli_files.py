@@ -1,4 +1,6 @@
-"""Files of the user: nothing is replaced unasked, nothing is computed before it is sure that it can be written."""
+"""Files of the user: nothing is replaced unasked, nothing is computed before it is sure that it can
+be written.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def test_the_same_command_twice_leaves_the_first_result_and_numbers_the_second(
     run("explain", "euler/karras", "--steps", "3")
     assert "explain-euler-karras-3-2.png" in run("explain", "euler/karras", "--steps", "3")
 
-    keep = {"notes.txt": b"mine", "step-99.png": picture(tmp_path / "mine.png")}  # the name alone does not make it ours
+    keep = {
+        "notes.txt": b"mine",
+        "step-99.png": picture(tmp_path / "mine.png"),
+    }  # the name alone does not make it ours
     for name, data in keep.items():
         (out / "red-apple-7" / name).write_bytes(data)
     apple("--steps", "2", "--preview", "--overwrite")
@@ -90,7 +95,9 @@ def nothing_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_name_of_the_users_that_is_taken_is_refused_before_any_compute(command: str, nothing_loads: Path) -> None:
+def test_a_name_of_the_users_that_is_taken_is_refused_before_any_compute(
+    command: str, nothing_loads: Path
+) -> None:
     words, name = COMMANDS[command]
     (nothing_loads / name).write_bytes(b"mine")
     before = names(nothing_loads)
@@ -102,15 +109,23 @@ def test_a_name_of_the_users_that_is_taken_is_refused_before_any_compute(command
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("kind", ["nowhere", "behind a file", "suffix", "folder"])
-def test_what_cannot_be_written_is_refused_before_any_compute(command: str, kind: str, nothing_loads: Path) -> None:
+def test_what_cannot_be_written_is_refused_before_any_compute(
+    command: str, kind: str, nothing_loads: Path
+) -> None:
     words, name = COMMANDS[command]
     (nothing_loads / "file").write_bytes(b"")
     if kind == "folder":
         (nothing_loads / name).mkdir()
     place = {
-        "nowhere": f"/proc/nowhere/{name}", "behind a file": f"file/{name}", "suffix": "x.webp.txt", "folder": name,
+        "nowhere": f"/proc/nowhere/{name}", "behind a file": f"file/{name}", "suffix": "x.webp.txt",
+        "folder": name,
     }[kind]  # fmt: skip
-    if (command, kind) in {("generate", "suffix"), ("generate", "folder"), ("replay", "folder"), ("explain", "folder")}:
+    if (command, kind) in {
+        ("generate", "suffix"),
+        ("generate", "folder"),
+        ("replay", "folder"),
+        ("explain", "folder"),
+    }:
         return  # where a folder may be meant, that is one
     before = names(nothing_loads)
     with pytest.raises(ArgumentError, match=r"cannot write|file, got|ends in|is a folder"):
@@ -152,11 +167,15 @@ def test_whoever_runs_side_by_side_gets_names_of_their_own(tmp_path: Path) -> No
         found = list(pool.map(one, range(8)))
     assert len({stem for stem, _ in found}) == len({folder for _, folder in found}) == 8
     for number, (stem, _) in enumerate(found):
-        assert [files.beside(stem, ending).read_text() for ending in (".png", ".gif")] == [str(number)] * 2
+        assert [files.beside(stem, ending).read_text() for ending in (".png", ".gif")] == [
+            str(number)
+        ] * 2
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_block_that_fails_leaves_no_empty_file_and_no_file_of_others_is_lost(tmp_path: Path) -> None:
+def test_a_block_that_fails_leaves_no_empty_file_and_no_file_of_others_is_lost(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"mine")
     placing = files.placed(tmp_path / "clip.mp4")
     assert placing.__enter__().name == "clip-2.mp4"
@@ -191,7 +210,9 @@ def test_long_prompts_make_names_that_a_disk_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["preview", "save_steps"])
-def test_step_files_of_a_longer_run_before_do_not_stay_among_the_new_ones(tmp_path: Path, kind: str) -> None:
+def test_step_files_of_a_longer_run_before_do_not_stay_among_the_new_ones(
+    tmp_path: Path, kind: str
+) -> None:
     noise = tm.SeededNoise([0])
 
     def go(steps: int, stop: int | None = None) -> None:
@@ -199,21 +220,38 @@ def test_step_files_of_a_longer_run_before_do_not_stay_among_the_new_ones(tmp_pa
         hooks = [getattr(tm, kind)(tmp_path, **decode)]
         if stop:
             hooks.append(tm.stop_when(lambda run: run.step == stop))
-        x = tm.sample(lambda x, at: x * 0, noise(0, _zeros()), "euler", process=tm.Flow(), steps=steps, hooks=hooks)
+        x = tm.sample(
+            lambda x, at: x * 0,
+            noise(0, _zeros()),
+            "euler",
+            process=tm.Flow(),
+            steps=steps,
+            hooks=hooks,
+        )
         assert x.shape == (1, 4, 8, 8)
 
     suffix = "png" if kind == "preview" else "safetensors"
     (tmp_path / f"step-50.{suffix}").write_bytes(b"mine")
     for steps, stop, left in ((5, None, 5), (3, None, 3), (4, None, 4), (4, 2, 2)):
         go(steps, stop)
-        assert names(tmp_path) == {f"step-50.{suffix}", *(f"step-{i:02d}.{suffix}" for i in range(1, left + 1))}
+        assert names(tmp_path) == {
+            f"step-50.{suffix}",
+            *(f"step-{i:02d}.{suffix}" for i in range(1, left + 1)),
+        }
 
 
 def test_a_saved_run_stays_among_the_step_files_whatever_its_name(tmp_path: Path) -> None:
     noise = tm.SeededNoise([0])
 
     def go(*hooks: Any) -> None:
-        tm.sample(lambda x, at: x * 0, noise(0, _zeros()), "euler", process=tm.Flow(), steps=4, hooks=list(hooks))
+        tm.sample(
+            lambda x, at: x * 0,
+            noise(0, _zeros()),
+            "euler",
+            process=tm.Flow(),
+            steps=4,
+            hooks=list(hooks),
+        )
 
     go(lambda run: run.save(tmp_path / f"step-{10 + run.step}.safetensors"))
     saved = names(tmp_path)

@@ -1,4 +1,6 @@
-"""The command line as a shell and a script meet it: statuses, one line, JSON, completion, no tricks from files."""
+"""The command line as a shell and a script meet it: statuses, one line, JSON, completion, no tricks
+from files.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,8 @@ def commands() -> list[str]:
     (["generate", "pizza", "--guidance", "nan"], "guidance scale must be a finite number"),
     (["generate", "pizza", "--guidance-until", "nan"], "got 'nan'"),
     (["generate", "pizza", "--sampler", "ddim", "--eta", "nan"], "eta must be a finite number"),
-    (["generate", "pizza", "--sampler", "euler/karras", "--set", "rho=inf"], "rho must be a finite number"),
+    (["generate", "pizza", "--sampler", "euler/karras", "--set", "rho=inf"],
+    "rho must be a finite number"),
     (["generate", "pizza", "--dtype", "flaot16"], "did you mean 'float16'"),
     (["generate", "pizza", "--model", "emojy-flow!"], "did you mean 'emoji-flow'"),
     (["generate", "pizza", "--device", "nowhere"], "device 'nowhere' cannot be used"),
@@ -76,7 +79,9 @@ def commands() -> list[str]:
     (["tune", "emoji", "--minutes", "nan"], "minutes must be a finite number"),
     (["samplrs"], "No such command"),
 ])  # fmt: skip
-def test_wrong_input_is_one_line_on_standard_error_and_status_2(shell, tmp_path: Path, words, says) -> None:
+def test_wrong_input_is_one_line_on_standard_error_and_status_2(
+    shell, tmp_path: Path, words, says
+) -> None:
     (tmp_path / "text").write_text("text")
     status, out, err = shell(*words)
     assert (status, out) == (2, ""), err
@@ -86,7 +91,9 @@ def test_wrong_input_is_one_line_on_standard_error_and_status_2(shell, tmp_path:
     assert [p.name for p in tmp_path.rglob("*.*")] == []
 
 
-def test_an_error_of_timonels_own_is_one_line_and_status_1_and_can_be_seen_whole(shell, monkeypatch) -> None:
+def test_an_error_of_timonels_own_is_one_line_and_status_1_and_can_be_seen_whole(
+    shell, monkeypatch
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise KeyError("two\nlines")
 
@@ -103,7 +110,9 @@ def test_an_error_of_timonels_own_is_one_line_and_status_1_and_can_be_seen_whole
 
 def test_not_enough_memory_says_what_to_do(shell, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
 
     monkeypatch.setattr("timonel.zoo.card", full)
     status, _, err = shell("models")
@@ -165,7 +174,8 @@ def test_json_is_all_of_standard_output_and_says_the_same(shell, tmp_path: Path)
 def test_every_command_that_prints_data_has_json() -> None:
     known = typer.main.get_command(app).commands
     assert {name for name, command in known.items() if any("--json" in p.opts for p in command.params)} >= {
-        "generate", "animate", "replay", "samplers", "grids", "models", "compare", "explain", "doctor", "tune",
+        "generate", "animate", "replay", "samplers", "grids", "models", "compare", "explain",
+        "doctor", "tune",
     }  # fmt: skip
 
 
@@ -176,21 +186,28 @@ def test_what_the_shell_completes_is_what_there_is_and_needs_no_torch() -> None:
     assert tuple(DTYPES) == complete.DTYPES
     assert complete.samplers("euler/ka") == ["euler/karras"]
     asked = {
-        "_TIMONEL_COMPLETE": "complete_bash", "COMP_WORDS": "timonel generate x --sampler dpmpp_2", "COMP_CWORD": "4",
+        "_TIMONEL_COMPLETE": "complete_bash", "COMP_WORDS": "timonel generate x --sampler dpmpp_2",
+        "COMP_CWORD": "4",
     }  # fmt: skip
     code = (
         "import sys\nsys.argv = ['timonel']\nfrom timonel.cli import app\n"
         "try:\n    app(prog_name='timonel')\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.split() == [name for name in SOLVERS if name.startswith("dpmpp_2")]
     assert done.stderr.split() == ["False"]
 
 
 def test_nothing_from_a_file_steers_the_terminal(shell, tmp_path: Path) -> None:
-    recipe = tm.Recipe(model="emoji", prompt=ESCAPES, seed=1, sampler="euler", steps=1, versions={"torch": ESCAPES})
+    recipe = tm.Recipe(
+        model="emoji", prompt=ESCAPES, seed=1, sampler="euler", steps=1, versions={"torch": ESCAPES}
+    )
     path = recipe.save(Image.new("RGB", (64, 64)), tmp_path / "trap.png")
     said = [shell("replay", str(path)), shell("replay", str(path), "--json")]
     recipe.model_copy(update={"model": ESCAPES}).save(Image.new("RGB", (64, 64)), path)

@@ -1,4 +1,6 @@
-"""Laws of a comparison: the plan, its runs in one batch, what is kept, what a killed one goes on with."""
+"""Laws of a comparison: the plan, its runs in one batch, what is kept, what a killed one goes on
+with.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,15 @@ class Counted:
         monkeypatch.setattr(Captured, "outputs", outputs)
 
 
-# -- the plan ---------------------------------------------------------------------------------------
+# -- the plan --------------------------------------------------------------------------------------
 def test_a_plan_is_the_product_of_its_axes():
-    plan = Plan.of("red apple", sampler=["euler", "unipc"], steps=[3, 4, 5], seeds=2, guidance_until=[None, 0.4])
+    plan = Plan.of(
+        "red apple",
+        sampler=["euler", "unipc"],
+        steps=[3, 4, 5],
+        seeds=2,
+        guidance_until=[None, 0.4],
+    )
     assert len(plan) == 2 * 3 * 2 * 2
     assert plan.varying == ["sampler", "steps", "guidance_until", "seed"]
     assert len({cell.id for cell in plan}) == len(plan)
@@ -111,7 +119,9 @@ def test_a_file_of_axes_is_the_same_plan(tmp_path, suffix):
     texts = {
         ".toml": 'prompt = ["ghost"]\nsampler = ["euler", "unipc"]\nsteps = [3, 4]\nseeds = 2\n',
         ".yaml": "prompt: [ghost]\nsampler: [euler, unipc]\nsteps: [3, 4]\nseeds: 2\n",
-        ".json": json.dumps({"prompt": ["ghost"], "sampler": ["euler", "unipc"], "steps": [3, 4], "seeds": 2}),
+        ".json": json.dumps(
+            {"prompt": ["ghost"], "sampler": ["euler", "unipc"], "steps": [3, 4], "seeds": 2}
+        ),
     }
     path = tmp_path / f"plan{suffix}"
     path.write_text(texts[suffix])
@@ -120,7 +130,9 @@ def test_a_file_of_axes_is_the_same_plan(tmp_path, suffix):
     assert len(planned([], path, {"seeds": 1})) == 4
 
 
-@pytest.mark.parametrize(("name", "text"), [("plan.toml", "prompt = ["), ("plan.txt", ""), ("plan.json", "[1]")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("plan.toml", "prompt = ["), ("plan.txt", ""), ("plan.json", "[1]")]
+)
 def test_a_file_that_is_no_plan_is_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ArgumentError, match="plan"):
@@ -139,7 +151,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-# -- the runs ----------------------------------------------------------------------------------------
+# -- the runs --------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small comparison with everything in it: cutoff, noise, a cell that cannot be."""
@@ -147,7 +159,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(engine, "FIRST", 4)
         patch.setattr(engine, "LAST", 8)
         return compare(
-            "ghost", sampler=["unipc/karras", "euler", "dpmpp_2m_sde/karras", "euler/oss_flux"], steps=[2, 8],
+            "ghost", sampler=["unipc/karras", "euler", "dpmpp_2m_sde/karras", "euler/oss_flux"],
+            steps=[2, 8],
             guidance_until=[None, 0.5], seed=[0, 1, 2, 3], out=tmp_path_factory.mktemp("compare"),
         )  # fmt: skip
 
@@ -185,12 +198,16 @@ def test_samplers_that_draw_noise_have_a_distance_between_distributions_only(rep
 
 
 def test_a_cell_is_the_picture_that_its_recipe_makes(report, tmp_path):
-    outcome = next(o for o in report.outcomes if o.recipe.sampler == "dpmpp_2m_sde" and o.recipe.guidance.stop)
+    outcome = next(
+        o for o in report.outcomes if o.recipe.sampler == "dpmpp_2m_sde" and o.recipe.guidance.stop
+    )
     helm = tm.Helm("emoji")
     helm.pipe.set_progress_bar_config(disable=True)
     made = generate(outcome.recipe, tmp_path, helm=helm)
     alone = _pixels(made.picture)
-    assert (alone - report.store.read_pixels(outcome)).abs().max() <= 2 / 255  # rounding depends on the batch
+    assert (
+        alone - report.store.read_pixels(outcome)
+    ).abs().max() <= 2 / 255  # rounding depends on the batch
     assert tm.Recipe.read(report.store.picture(outcome)).sampler == outcome.recipe.sampler
 
 
@@ -213,15 +230,26 @@ def test_the_table_has_a_row_for_every_cell(report):
 def test_nothing_is_computed_twice(report, monkeypatch):
     counted = Counted(monkeypatch)
     monkeypatch.setattr(engine.Engine, "capture", None)  # a network that is not even looked at
-    plan = Plan(report.plan.axes, tuple(c for c in report.plan if c.at["sampler"] != "euler/oss_flux"))
+    plan = Plan(
+        report.plan.axes, tuple(c for c in report.plan if c.at["sampler"] != "euler/oss_flux")
+    )
     again = compare(plan=plan, out=report.store.root)
     assert counted.sizes == []
-    assert [o.seconds for o in again.outcomes] == [o.seconds for o in report.outcomes if o.status == "done"]
+    assert [o.seconds for o in again.outcomes] == [
+        o.seconds for o in report.outcomes if o.status == "done"
+    ]
 
 
 def test_runs_of_different_samplers_and_steps_share_calls(monkeypatch, tmp_path, coarse):
     counted = Counted(monkeypatch)
-    compare("ghost", sampler=["euler", "heun"], steps=[2, 5], guidance_until=[None, 0.5], out=tmp_path, batch=12)
+    compare(
+        "ghost",
+        sampler=["euler", "heun"],
+        steps=[2, 5],
+        guidance_until=[None, 0.5],
+        out=tmp_path,
+        batch=12,
+    )
     halves = sum(counted.sizes)
     assert max(counted.sizes) == 12
     assert len(counted.sizes) < halves / 4
@@ -278,7 +306,11 @@ def test_the_page_of_a_real_comparison_slides_scrubs_and_sorts(report):
         page.locator("#grid .story:visible").first.wait_for()
         at = page.locator("#rows thead th").all_inner_texts().index("NFE") + 1
         page.click("#sort-nfe")
-        told = [text for text in page.locator(f"#rows tbody tr > :nth-child({at})").all_inner_texts() if text.isdigit()]
+        told = [
+            text
+            for text in page.locator(f"#rows tbody tr > :nth-child({at})").all_inner_texts()
+            if text.isdigit()
+        ]
         assert told == sorted(told, key=int)
         assert set(told) == {"2", "8"}
         watched.quiet()
@@ -296,15 +328,30 @@ def test_a_command_copied_from_the_page_makes_the_picture_again(report, tmp_path
     assert result.exit_code == 0, result.output
     (made,) = [p for p in (tmp_path / "out").glob("*.png") if ".sheet" not in p.name]
     told = tm.Recipe.read(made)
-    cell = next(c for c in report.plan if c.recipe.chosen() == told.chosen() and c.recipe.guidance == told.guidance)
+    cell = next(
+        c
+        for c in report.plan
+        if c.recipe.chosen() == told.chosen() and c.recipe.guidance == told.guidance
+    )
     outcome = report.store.outcomes[cell.id]
     assert (_pixels(made) - report.store.read_pixels(outcome)).abs().max() <= 2 / 255
 
 
-# -- killed, and from the command line -------------------------------------------------------------------
+# -- killed, and from the command line -------------------------------------------------------------
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
-    words = ["compare", "ghost", "--sampler", "euler", "dpmpp_2m/karras", "--steps", "3", "6", "--seeds", "4"]
+    words = [
+        "compare",
+        "ghost",
+        "--sampler",
+        "euler",
+        "dpmpp_2m/karras",
+        "--steps",
+        "3",
+        "6",
+        "--seeds",
+        "4",
+    ]
     script = (
         "import torch, timonel.comparison.engine as e; torch.set_num_threads(1); e.FIRST, e.LAST, e.DECODED = 4, 8, 2\n"
         "from timonel.cli import main; main()"
@@ -318,12 +365,20 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     finally:
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pictures").iterdir() if not p.name.startswith(".")}
+    before = {
+        p.name: p.stat().st_mtime_ns
+        for p in (tmp_path / "pictures").iterdir()
+        if not p.name.startswith(".")
+    }
     known = {o.id for o in Store(tmp_path).outcomes.values()}
     assert 3 <= _cells(tmp_path) < 16
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert _cells(tmp_path) == 16
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pictures").iterdir() if not p.name.startswith(".")}
+    after = {
+        p.name: p.stat().st_mtime_ns
+        for p in (tmp_path / "pictures").iterdir()
+        if not p.name.startswith(".")
+    }
     assert all(after[f"{name}.png"] == before[f"{name}.png"] for name in known)
     assert "page" in done.stdout
 
@@ -333,7 +388,19 @@ def _cells(root: Path) -> int:
 
 
 def test_lists_on_the_command_line_may_be_written_in_a_row(tmp_path, coarse):
-    words = ["compare", "ghost", "--sampler", "euler", "ays", "--steps", "2", "3", "--guidance-until", "none", "0.4"]
+    words = [
+        "compare",
+        "ghost",
+        "--sampler",
+        "euler",
+        "ays",
+        "--steps",
+        "2",
+        "3",
+        "--guidance-until",
+        "none",
+        "0.4",
+    ]
     result = CliRunner().invoke(app, [*words, "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert len(Store(tmp_path).outcomes) == 8 + 2

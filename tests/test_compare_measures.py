@@ -49,13 +49,18 @@ def test_equal_pictures_have_infinite_psnr():
 
 
 def test_energy_is_the_formula_without_pairs_of_one_seed():
-    x, y = (torch.randn(6, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1))
+    x, y = (
+        torch.randn(6, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+        for s in (0, 1)
+    )
 
     def apart(a, b):
         return float((a - b).norm()) / math.sqrt(3)
 
     pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
-    total = sum(2 * apart(x[i], y[j]) - apart(x[i], x[j]) - apart(y[i], y[j]) for i, j in pairs) / len(pairs)
+    total = sum(
+        2 * apart(x[i], y[j]) - apart(x[i], x[j]) - apart(y[i], y[j]) for i, j in pairs
+    ) / len(pairs)
     assert measure.energy(x, y)[0] == pytest.approx(total)
 
 
@@ -88,7 +93,10 @@ def test_a_difference_inside_the_noise_is_a_tie():
 
 def test_a_verdict_is_about_paired_differences():
     """Samples differ much from each other, and a is better on every one of them."""
-    told = {"a": {k: 1.0 + k for k in range(6)}, "b": {k: 1.01 * (1 + k) + 0.001 * (-1) ** k for k in range(6)}}
+    told = {
+        "a": {k: 1.0 + k for k in range(6)},
+        "b": {k: 1.01 * (1 + k) + 0.001 * (-1) ** k for k in range(6)},
+    }
     assert measure.verdicts(told) == {"a": "best", "b": "worse"}
 
 
@@ -107,7 +115,9 @@ def test_the_pareto_front_is_what_nothing_beats(points):
     front = measure.pareto(points)
     assert front
     for name, (cost, error) in points.items():
-        beaten = any(c <= cost and e <= error and (c, e) != (cost, error) for c, e in points.values())
+        beaten = any(
+            c <= cost and e <= error and (c, e) != (cost, error) for c, e in points.values()
+        )
         assert (name in front) == (not beaten)
 
 

@@ -1,4 +1,6 @@
-"""The page of a comparison holds everything, asks nobody, keeps text as text, and is fit to be read by anyone."""
+"""The page of a comparison holds everything, asks nobody, keeps text as text, and is fit to be read
+by anyone.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +54,16 @@ def test_no_prompt_ends_the_element_it_stands_in(reports: Reports) -> None:
     written = render(reports.data("hostile"))
     assert written.count("</script") == written.count("<script") == 3
     assert "<img" not in written
-    embedded = re.search(r'<script type="application/json" id="data">(.*?)</script>', written, re.DOTALL)
+    embedded = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', written, re.DOTALL
+    )
     assert embedded
     assert json.loads(embedded[1])["cells"][0]["recipe"]["prompt"] == HOSTILE
 
 
-def test_a_number_that_json_lacks_does_not_break_the_page(reports: Reports, browser: Browser) -> None:
+def test_a_number_that_json_lacks_does_not_break_the_page(
+    reports: Reports, browser: Browser
+) -> None:
     groups = copy.deepcopy(reports.data("still")["groups"])
     groups[0]["mean"] |= {"psnr": float("inf"), "ssim": float("nan")}
     with opened(browser, reports.address("still", groups=groups)) as watched:
@@ -75,12 +81,16 @@ def test_both_languages_say_the_same_things_and_every_word_is_used() -> None:
             for words in WORDS.values()
         ]
         assert fields[0] == fields[1], key
-    source = "".join((HERE / name).read_text() for name in ["page.html", *(f"{script}.js" for script in SCRIPTS)])
+    source = "".join(
+        (HERE / name).read_text() for name in ["page.html", *(f"{script}.js" for script in SCRIPTS)]
+    )
     # words whose key is put together: an axis, the kind of a verdict, …
     families = ("axis.", "axes.", "value.", "verdict.", "status.", "cost.", "level.")
     quoted = set(re.findall(r'"([\w. ]+)"', source))
     assert [
-        key for key in english if key not in quoted and not key.startswith(families) and not key.endswith(".one")
+        key
+        for key in english
+        if key not in quoted and not key.startswith(families) and not key.endswith(".one")
     ] == []
     assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= english.keys()
     assert set(re.findall(r'data-(?:word|label)="([^"]+)"', source)) <= english.keys()
@@ -141,18 +151,26 @@ def test_a_hostile_prompt_stays_text_in_every_place(browser: Browser, reports: R
         page.locator("#grid .shot").first.click()
         command = page.locator("#command").text_content()
         assert shlex.split(command or "")[2] == HOSTILE
-        assert page.title() == f"{HOSTILE} · timonel compare".replace("\u2028", " ") or page.title() != "taken"
+        assert (
+            page.title() == f"{HOSTILE} · timonel compare".replace("\u2028", " ")
+            or page.title() != "taken"
+        )
         assert page.locator("img[src='x']").count() == 0
         watched.quiet()
 
 
-def test_language_and_theme_follow_the_reader_and_switch(browser: Browser, reports: Reports) -> None:
+def test_language_and_theme_follow_the_reader_and_switch(
+    browser: Browser, reports: Reports
+) -> None:
     with opened(browser, reports.address("still"), locale="es-MX", color_scheme="dark") as watched:
         page = watched.page
         dark = style(page, "body", "backgroundColor")
         assert page.locator("html").get_attribute("lang") == "es"
         assert page.locator("#pictures-head").inner_text() == "Imágenes"
-        assert page.locator("#claimed th").first.inner_text() == "Euler es suave, DPM++ Karras es nítido."
+        assert (
+            page.locator("#claimed th").first.inner_text()
+            == "Euler es suave, DPM++ Karras es nítido."
+        )
         assert "0,1" in page.locator("#rows tbody").inner_text()
         page.click("#language")
         assert page.locator("html").get_attribute("lang") == "en"
@@ -174,7 +192,10 @@ def test_a_failed_cell_shows_its_reason_and_an_unfinished_comparison_says_so(
     with opened(browser, reports.address("still", complete=False, cells=cells)) as watched:
         page = watched.page
         page.select_option("#place-seed", "1")
-        assert page.locator("#grid .shot.failed").inner_text() == "failed: the latents became NaN at step 3"
+        assert (
+            page.locator("#grid .shot.failed").inner_text()
+            == "failed: the latents became NaN at step 3"
+        )
         assert page.locator("#grid .shot.waiting").inner_text() == "not yet"
         assert page.locator("#sofar").inner_text().startswith("So far: 59 of 60")
         page.locator("#grid .shot.failed").click()
@@ -192,7 +213,9 @@ def test_nothing_is_wider_than_a_phone(browser: Browser, reports: Reports, local
         page.select_option("#what", "cells")
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.locator("#grid .shot").first.click()
-        wide = page.evaluate("[document.documentElement.scrollWidth, cell.scrollWidth - cell.clientWidth]")
+        wide = page.evaluate(
+            "[document.documentElement.scrollWidth, cell.scrollWidth - cell.clientWidth]"
+        )
         assert wide == [360, 0]
         watched.quiet()
 
@@ -221,7 +244,9 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_text_stands_out_from_its_ground(browser: Browser, reports: Reports, theme: str) -> None:
+def test_every_text_stands_out_from_its_ground(
+    browser: Browser, reports: Reports, theme: str
+) -> None:
     with opened(browser, reports.address("still"), color_scheme=theme) as watched:
         page = watched.page
         page.select_option("#place-seed", "1")
@@ -248,11 +273,21 @@ def test_a_comparison_of_one_picture_or_of_none_yet_is_a_page_too(
     browser: Browser, reports: Reports, done: bool
 ) -> None:
     data = reports.data("hostile")
-    cell = {**data["cells"][0], **({} if done else {"status": "waiting", "picture": None, "story": None})}
+    cell = {
+        **data["cells"][0],
+        **({} if done else {"status": "waiting", "picture": None, "story": None}),
+    }
     axes = [{"name": axis["name"], "values": [cell["at"][axis["name"]]]} for axis in data["axes"]]
     empty = {"count": 0, "nfe": None, "mean": {}, "stderr": {}, "energy": None, "verdict": None}
     group = {**data["groups"][0], **({} if done else empty)}
-    changed = {"axes": axes, "cells": [cell], "groups": [group], "references": [], "schedules": [], "claims": []}
+    changed = {
+        "axes": axes,
+        "cells": [cell],
+        "groups": [group],
+        "references": [],
+        "schedules": [],
+        "claims": [],
+    }
     cell["schedule"] = None
     with opened(browser, reports.address("hostile", **changed, notes=[], complete=done)) as watched:
         page = watched.page

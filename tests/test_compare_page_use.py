@@ -1,4 +1,6 @@
-"""A reader moves, scrubs, sorts, copies and plays the page of a comparison, by mouse, touch and keys alone."""
+"""A reader moves, scrubs, sorts, copies and plays the page of a comparison, by mouse, touch and
+keys alone.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def clip(page: Page) -> float:
     return 100 - float(re.findall(r"([\d.]+)%", style(page, "#show-a", "clipPath"))[0])
 
 
-def test_the_border_moves_by_mouse_keys_and_touch(still: Page, browser: Browser, reports: Reports) -> None:
+def test_the_border_moves_by_mouse_keys_and_touch(
+    still: Page, browser: Browser, reports: Reports
+) -> None:
     assert clip(still) == 50
     still.locator("#stage").scroll_into_view_if_needed()
     box = still.locator("#stage").bounding_box()
@@ -72,7 +76,11 @@ def test_any_two_pictures_go_into_the_slider_references_too(still: Page, reports
     still.select_option("#pick-a", label="reference · seed 2")
     still.select_option("#pick-b", label="dpmpp_2m · 10 steps · seed 2")
     assert still.locator("#show-a img").get_attribute("src") == data["references"][2]["picture"]
-    wanted = next(cell for cell in done if [cell["at"][k] for k in ("sampler", "steps", "seed")] == ["dpmpp_2m", 10, 2])
+    wanted = next(
+        cell
+        for cell in done
+        if [cell["at"][k] for k in ("sampler", "steps", "seed")] == ["dpmpp_2m", 10, 2]
+    )
     assert still.locator("#show-b img").get_attribute("src") == wanted["picture"]
     still.click("#swap")
     assert still.locator("#show-a img").get_attribute("src") == wanted["picture"]
@@ -81,19 +89,39 @@ def test_any_two_pictures_go_into_the_slider_references_too(still: Page, reports
 
 def test_the_grid_puts_the_axes_where_the_reader_wants_them(still: Page, reports: Reports) -> None:
     data = reports.data("still")
-    where = {tuple(cell["at"][k] for k in ("sampler", "steps", "seed")): cell["picture"] for cell in data["cells"]}
+    where = {
+        tuple(cell["at"][k] for k in ("sampler", "steps", "seed")): cell["picture"]
+        for cell in data["cells"]
+    }
     for axis, to in [("sampler", "down"), ("seed", "across"), ("steps", "1")]:
         still.select_option(f"#place-{axis}", to)
-    heads = [text.replace("\u200b", "") for text in still.locator("#grid thead th").all_inner_texts()]
+    heads = [
+        text.replace("\u200b", "") for text in still.locator("#grid thead th").all_inner_texts()
+    ]
     assert heads == ["seed 0", "seed 1", "seed 2", "seed 3"]
     for i, sampler in enumerate(data["axes"][2]["values"]):
-        shown = still.locator("#grid tbody tr").nth(i).locator("img").evaluate_all("all => all.map(one => one.src)")
-        assert shown == [where[sampler, 10, seed] for seed in range(4) if where[sampler, 10, seed]]  # one failed
-    references = still.locator("#grid tbody tr").last.locator("img").evaluate_all("all => all.map(one => one.src)")
+        shown = (
+            still.locator("#grid tbody tr")
+            .nth(i)
+            .locator("img")
+            .evaluate_all("all => all.map(one => one.src)")
+        )
+        assert shown == [
+            where[sampler, 10, seed] for seed in range(4) if where[sampler, 10, seed]
+        ]  # one failed
+    references = (
+        still.locator("#grid tbody tr")
+        .last.locator("img")
+        .evaluate_all("all => all.map(one => one.src)")
+    )
     assert references == [one["picture"] for one in data["references"]]
     still.select_option("#place-steps", "down")
     assert still.locator("#grid tbody tr").count() == 16
-    assert style(still, "#grid thead th", "position") == style(still, "#grid tbody th", "position") == "sticky"
+    assert (
+        style(still, "#grid thead th", "position")
+        == style(still, "#grid tbody th", "position")
+        == "sticky"
+    )
 
 
 def test_the_scrubber_shows_the_step_that_it_names(still: Page, reports: Reports) -> None:
@@ -122,21 +150,31 @@ def test_one_scrubber_takes_all_runs_back_together(still: Page) -> None:
     still.wait_for_timeout(100)
     assert still.locator("#grid .story:visible").count() == 15
     assert still.locator("#scrubbar output").inner_text() == "0% of the way"
-    assert still.locator("#grid .story").evaluate_all("all => all.every(one => one.dataset.shows.endsWith('/0'))")
+    assert still.locator("#grid .story").evaluate_all(
+        "all => all.every(one => one.dataset.shows.endsWith('/0'))"
+    )
 
 
 def column(page: Page, at: int) -> list[str]:
     return page.locator(f"#rows tbody tr > :nth-child({at})").all_inner_texts()
 
 
-def test_the_table_sorts_by_number_and_a_missing_value_comes_last(still: Page, reports: Reports) -> None:
+def test_the_table_sorts_by_number_and_a_missing_value_comes_last(
+    still: Page, reports: Reports
+) -> None:
     groups = reports.data("still")["groups"]
     names = still.locator("#rows thead th").all_inner_texts()
     still.click("#sort-nfe")
-    assert column(still, names.index("NFE") + 1) == [str(n) for n in sorted(int(group["nfe"]) for group in groups)]
+    assert column(still, names.index("NFE") + 1) == [
+        str(n) for n in sorted(int(group["nfe"]) for group in groups)
+    ]
     for down in (False, True):
         still.click("#sort-latent_rmse")
-        means = [group["mean"]["latent_rmse"] for group in groups if group["mean"]["latent_rmse"] is not None]
+        means = [
+            group["mean"]["latent_rmse"]
+            for group in groups
+            if group["mean"]["latent_rmse"] is not None
+        ]
         shown = column(still, names.index("latent RMSE") + 1)
         assert [float(text.split(" ")[0]) for text in shown[: len(means)]] == pytest.approx(
             sorted(means, reverse=down), rel=0.06
@@ -158,30 +196,48 @@ READ = """all => all.map(({ lastChild, classList }) =>
 
 
 def test_marks_bars_and_front_are_where_the_numbers_say(still: Page, reports: Reports) -> None:
-    groups = [group for group in reports.data("still")["groups"] if group["mean"]["latent_rmse"] is not None]
+    groups = [
+        group
+        for group in reports.data("still")["groups"]
+        if group["mean"]["latent_rmse"] is not None
+    ]
     marks = still.locator("#errorplot .group")
     still.select_option("#cost", "halves")
-    assert [best for _, _, best in marks.evaluate_all(READ)] == [group["pareto"] for group in groups]
+    assert [best for _, _, best in marks.evaluate_all(READ)] == [
+        group["pareto"] for group in groups
+    ]
     still.select_option("#cost", "seconds")
     places = np.array(marks.evaluate_all(READ))
     logs = np.log([[group["seconds"], group["mean"]["latent_rmse"]] for group in groups])
     for axis in (0, 1):
         slope, start = np.polyfit(logs[:, axis], places[:, axis], 1)
         assert np.abs(slope * logs[:, axis] + start - places[:, axis]).max() < 0.1
-    bars = still.locator("#errorplot .spread").evaluate_all("all => all.map((one) => one.getBBox().height)")
+    bars = still.locator("#errorplot .spread").evaluate_all(
+        "all => all.map((one) => one.getBBox().height)"
+    )
     spread = [(group["mean"]["latent_rmse"], group["stderr"]["latent_rmse"]) for group in groups]
-    assert bars == pytest.approx([-slope * np.log((mean + error) / (mean - error)) for mean, error in spread], abs=0.2)
+    assert bars == pytest.approx(
+        [-slope * np.log((mean + error) / (mean - error)) for mean, error in spread], abs=0.2
+    )
     still.select_option("#measure", "energy")
     assert marks.count() == len(reports.data("still")["groups"])
     still.locator("#errorplot .group[tabindex='0']").focus()
     still.keyboard.press("ArrowRight")
-    assert still.locator("#pointed").inner_text() == "euler · 10 steps · energy distance 0.08 ± 0.02 · 0.111 seconds"
+    assert (
+        still.locator("#pointed").inner_text()
+        == "euler · 10 steps · energy distance 0.08 ± 0.02 · 0.111 seconds"
+    )
 
 
-def test_every_schedule_is_on_the_plot_and_is_named_by_pointer_and_focus(still: Page, reports: Reports) -> None:
+def test_every_schedule_is_on_the_plot_and_is_named_by_pointer_and_focus(
+    still: Page, reports: Reports
+) -> None:
     schedules = reports.data("still")["schedules"]
     assert still.locator("#sigmaplot .line").count() == len(schedules)
-    assert still.locator("#sigmaplot .line").last.locator("circle").count() == len(schedules[0]["sigmas"]) - 1
+    assert (
+        still.locator("#sigmaplot .line").last.locator("circle").count()
+        == len(schedules[0]["sigmas"]) - 1
+    )
     still.locator("#schedules button").first.focus()
     still.keyboard.press("ArrowRight")
     assert still.locator("#named").inner_text() == "karras, 10 steps: 11 levels from σ 14.6 to 0.03"
@@ -208,11 +264,17 @@ def test_one_click_copies_the_command_with_and_without_a_clipboard(
         until(page, "document.getElementById('said').textContent !== ''")
         assert page.locator("#said").inner_text() == "The command was copied."
         page.keyboard.press("Escape")
-        page.evaluate("document.body.append(Object.assign(document.createElement('textarea'), { id: 'paste' }))")
+        page.evaluate(
+            "document.body.append(Object.assign(document.createElement('textarea'), { id: 'paste' }))"
+        )
         page.locator("#paste").focus()
         page.keyboard.press("Control+V")
         pasted = page.locator("#paste").input_value()
-        assert pasted == cell["command"] == "timonel generate 'red apple' --sampler euler --steps 6 --seed 1"
+        assert (
+            pasted
+            == cell["command"]
+            == "timonel generate 'red apple' --sampler euler --steps 6 --seed 1"
+        )
         assert page.locator("textarea.aside").count() == 0
         watched.quiet()
 

@@ -1,4 +1,6 @@
-"""Laws of the store of a comparison: whoever writes, and whenever it ends, no row is lost and what is there is read."""
+"""Laws of the store of a comparison: whoever writes, and whenever it ends, no row is lost and what
+is there is read.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_two_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
         process.communicate("go\n", timeout=120)
         assert process.returncode == 0
     found = Store(tmp_path).outcomes
-    assert {name: o.nfe for name, o in found.items()} == {f"{who}{k}": k for who in "ab" for k in range(40)}
+    assert {name: o.nfe for name, o in found.items()} == {
+        f"{who}{k}": k for who in "ab" for k in range(40)
+    }
 
 
 def test_threads_lose_nothing_with_one_store_or_several(tmp_path: Path) -> None:
@@ -75,7 +79,9 @@ def test_threads_lose_nothing_with_one_store_or_several(tmp_path: Path) -> None:
     assert len(one.outcomes) == 40
 
 
-def test_a_writer_killed_in_the_middle_leaves_rows_that_are_read_and_goes_on(tmp_path: Path) -> None:
+def test_a_writer_killed_in_the_middle_leaves_rows_that_are_read_and_goes_on(
+    tmp_path: Path,
+) -> None:
     process = writer(tmp_path, "k", 100_000)
     assert process.stdin is not None
     process.stdin.write("go\n")
@@ -95,7 +101,13 @@ def test_a_writer_killed_in_the_middle_leaves_rows_that_are_read_and_goes_on(tmp
 
 
 def test_a_row_comes_back_as_it_was(tmp_path: Path) -> None:
-    given = outcome("a", levels=[14.6, 0.0], times=[999.0, 0.0], stochastic=True, measures={"psnr": float("inf")})
+    given = outcome(
+        "a",
+        levels=[14.6, 0.0],
+        times=[999.0, 0.0],
+        stochastic=True,
+        measures={"psnr": float("inf")},
+    )
     Store(tmp_path).keep([given])
     assert Store(tmp_path).outcomes["a"] == given
 
@@ -107,11 +119,14 @@ def test_a_reader_sees_what_others_changed_and_success_outlives_failure(tmp_path
     two.keep([outcome("a", nfe=4), outcome("b", "failed", reason="no luck")])
     one.refresh()
     two.refresh()
-    assert [(o.status, o.nfe) for o in (one.outcomes["a"], one.outcomes["b"])] == [("done", 4), ("done", 1)]
+    assert [(o.status, o.nfe) for o in (one.outcomes["a"], one.outcomes["b"])] == [
+        ("done", 4),
+        ("done", 1),
+    ]
     assert Store(tmp_path).outcomes["b"].nfe == 1
 
 
-# -- reports of before, and other files -----------------------------------------------------------------
+# -- reports of before, and other files ------------------------------------------------------------
 def parquet(root: Path, *outcomes: Outcome) -> Path:
     """A report as it was before sqlite."""
     made = rows.export([o.row() for o in outcomes], root / "made.parquet")
@@ -137,7 +152,9 @@ def test_a_report_of_before_survives_a_kill_between_the_two_tables(tmp_path: Pat
     assert set(Store(tmp_path).outcomes) == {"a", "b"}
 
 
-def test_pyarrow_is_needed_for_its_own_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyarrow_is_needed_for_its_own_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "old").mkdir()
     parquet(tmp_path / "old", outcome("a"))
     for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
@@ -147,7 +164,11 @@ def test_pyarrow_is_needed_for_its_own_files_only(tmp_path: Path, monkeypatch: p
     (tmp_path / "new").mkdir()
     store.keep([outcome("a")])
     assert set(Store(tmp_path / "new").outcomes) == {"a"}
-    for call in (lambda: Store(tmp_path / "old"), lambda: rows.exportable("a.parquet"), lambda: rows.table([])):
+    for call in (
+        lambda: Store(tmp_path / "old"),
+        lambda: rows.exportable("a.parquet"),
+        lambda: rows.table([]),
+    ):
         with pytest.raises(ArgumentError, match="pip install pyarrow"):
             call()
 
@@ -167,7 +188,9 @@ def test_a_table_is_exported_and_may_lie_in_the_report(tmp_path: Path) -> None:
 def test_what_is_no_table_of_ours_is_refused_and_left_alone(tmp_path: Path) -> None:
     table = tmp_path / TABLE
     table.write_bytes(b"not a database, but long enough to be looked at" * 40)
-    with pytest.raises(ArgumentError, match="cannot be read: file is not a database; delete it to begin anew"):
+    with pytest.raises(
+        ArgumentError, match="cannot be read: file is not a database; delete it to begin anew"
+    ):
         Store(tmp_path)
     table.unlink()
     newer = sqlite3.connect(table)

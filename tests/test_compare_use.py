@@ -1,4 +1,6 @@
-"""Laws of a comparison in use: it says how far it is, keeps what it has, mends what is gone, takes a loaded model."""
+"""Laws of a comparison in use: it says how far it is, keeps what it has, mends what is gone, takes
+a loaded model.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made, seen
 
 
-# -- how far it is ------------------------------------------------------------------------------------
+# -- how far it is ---------------------------------------------------------------------------------
 def test_progress_counts_references_and_names_their_steps_while_they_converge(report: Any) -> None:
     _, seen = report
     fine = [state for state in seen if state.phase == "references"]
@@ -63,21 +65,26 @@ def test_lines_come_at_every_change_and_not_oftener(capsys: pytest.CaptureFixtur
     for steps in (64, 64, 128):
         lines(State("references", 1, 12, steps, 3, 10, 67))
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"1:07  references: 1 of 12 are done, now with {n} steps (30 %)" for n in (64, 128)]
+    assert said == [
+        f"1:07  references: 1 of 12 are done, now with {n} steps (30 %)" for n in (64, 128)
+    ]
 
 
 def test_the_command_line_says_that_references_converge(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["compare", "ghost", "--sampler", "euler", "--steps", "2", "-o", str(tmp_path)])
+    done = CliRunner().invoke(
+        app, ["compare", "ghost", "--sampler", "euler", "--steps", "2", "-o", str(tmp_path)]
+    )
     assert done.exit_code == 0, done.output
     assert "references: 0 of 1 are done, now with 2 steps" in done.stderr
 
 
-# -- stopped ------------------------------------------------------------------------------------------
+# -- stopped ---------------------------------------------------------------------------------------
 def breaking(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     """Ctrl-C in a phase: as Python raises it, in the middle of whatever goes on."""
     owner: Any
     owner, name = {
-        "watching": (Engine, "capture"), "references": (engine.measure, "rmse"), "runs": (engine, "drive"),
+        "watching": (Engine, "capture"), "references": (engine.measure, "rmse"),
+        "runs": (engine, "drive"),
         "measuring": (Engine, "_measures"), "page": (page, "render"),
     }[phase]  # fmt: skip
     inner, hits = getattr(owner, name), []
@@ -87,7 +94,9 @@ def breaking(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
             hits.append(phase)
             if phase == "runs":
                 jobs, captured, batch, finished, advanced = args
-                inner(jobs[:1], captured, batch, finished, advanced)  # one run has ended, and is not written yet
+                inner(
+                    jobs[:1], captured, batch, finished, advanced
+                )  # one run has ended, and is not written yet
             raise KeyboardInterrupt
         return inner(*args, **more)
 
@@ -103,17 +112,38 @@ def test_ctrl_c_keeps_what_ended_says_where_and_how_to_go_on(
 ) -> None:
     breaking(monkeypatch, phase)
     root = tmp_path / "a report"
-    words = ["compare", "ghost", "--sampler", "euler", "dpmpp_2m/karras", "--steps", "2", "--seeds", "2", "-o"]
+    words = [
+        "compare",
+        "ghost",
+        "--sampler",
+        "euler",
+        "dpmpp_2m/karras",
+        "--steps",
+        "2",
+        "--seeds",
+        "2",
+        "-o",
+    ]
     done = CliRunner().invoke(app, [*words, str(root)])
     assert done.exit_code == 130
     assert f"{runs} of 4 runs and {fine} reference runs are kept in {str(root)!r}" in done.stderr
-    assert shlex.split(done.stderr.splitlines()[-1].partition(":  ")[2]) == ["timonel", *words, str(root)]
+    assert shlex.split(done.stderr.splitlines()[-1].partition(":  ")[2]) == [
+        "timonel",
+        *words,
+        str(root),
+    ]
     store = Store(root)
     assert sum(o.kind == "cell" for o in store.outcomes.values()) == runs
     assert (root / "index.html").is_file()  # of what there is
-    before = {name: (root / "latents" / f"{name}.safetensors").stat().st_mtime_ns for name in store.outcomes}
+    before = {
+        name: (root / "latents" / f"{name}.safetensors").stat().st_mtime_ns
+        for name in store.outcomes
+    }
     assert CliRunner().invoke(app, [*words, str(root)]).exit_code == 0
-    assert all((root / "latents" / f"{n}.safetensors").stat().st_mtime_ns == then for n, then in before.items())
+    assert all(
+        (root / "latents" / f"{n}.safetensors").stat().st_mtime_ns == then
+        for n, then in before.items()
+    )
     assert sum(o.kind == "cell" for o in Store(root).outcomes.values()) == 4
 
 
@@ -132,7 +162,7 @@ def test_ctrl_c_from_python_is_a_keyboard_interrupt_with_the_call_that_goes_on(
     assert made.store.root == tmp_path
 
 
-# -- what is gone, what is new --------------------------------------------------------------------------
+# -- what is gone, what is new ---------------------------------------------------------------------
 def files(root: Path) -> dict[str, int]:
     return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.glob("*/*")}
 
@@ -150,7 +180,9 @@ def test_deleted_files_of_a_report_are_made_again_and_no_others(tmp_path: Path) 
     after = files(tmp_path)
     assert after.keys() == before.keys()
     mended = {made.outcomes[0].id, made.outcomes[1].id, made.outcomes[3].reference}
-    assert {name for name in after if after[name] != before[name]} <= {n for n in after if Path(n).stem in mended}
+    assert {name for name in after if after[name] != before[name]} <= {
+        n for n in after if Path(n).stem in mended
+    }
     assert all(o.status == "done" for o in again.outcomes)
     assert again.page.read_text("utf-8").count('"status":"done"') == 4
 
@@ -186,14 +218,19 @@ def test_references_that_come_later_measure_what_had_run_before(tmp_path: Path) 
         assert mine.measures == pytest.approx(other.measures, rel=1e-3)
 
 
-# -- verdicts -----------------------------------------------------------------------------------------
+# -- verdicts --------------------------------------------------------------------------------------
 def judged(tmp_path: Path, errors: dict[tuple[str, int], tuple[int, float]]) -> Any:
     """A comparison of settings (sampler, steps), each with its network evaluations and its error."""
-    names, steps = list(dict.fromkeys(n for n, _ in errors)), list(dict.fromkeys(k for _, k in errors))
+    names, steps = (
+        list(dict.fromkeys(n for n, _ in errors)),
+        list(dict.fromkeys(k for _, k in errors)),
+    )
     plan, store = Plan.of("ghost", sampler=names, steps=steps, seeds=4), Store(tmp_path)
     for cell in plan:
         cost, error = errors[cell.at["sampler"], cell.at["steps"]]
-        made = Outcome(cell.id, "cell", "done", cell.recipe, nfe=cost // 2, halves=cost, levels=[14.6, 0.0])
+        made = Outcome(
+            cell.id, "cell", "done", cell.recipe, nfe=cost // 2, halves=cost, levels=[14.6, 0.0]
+        )
         made.measures = {"latent_rmse": error * (1 + 0.01 * cell.recipe.seed)}
         store.save(made, torch.zeros(1, 4, 2, 2), torch.zeros(3, 8, 8), None)
         store.keep([made])
@@ -210,7 +247,10 @@ def test_best_is_said_at_equal_network_evaluations_only(tmp_path: Path) -> None:
         ("euler", 6): "worse", ("unipc", 6): "best", ("euler", 11): "worse", ("unipc", 11): "worse",
         ("heun", 6): "best", ("heun", 11): None,
     }  # fmt: skip
-    assert [(g["label"], g["halves"]) for g in found.best()] == [("unipc, 6 steps", 12), ("heun, 6 steps", 22)]
+    assert [(g["label"], g["halves"]) for g in found.best()] == [
+        ("unipc, 6 steps", 12),
+        ("heun, 6 steps", 22),
+    ]
     assert [g["label"] for g in found.best(evaluations=22)] == ["heun, 6 steps"]
     assert [g["label"] for g in found.best(steps=6)] == ["unipc, 6 steps", "heun, 6 steps"]
     assert found.best(steps=11) == []
@@ -219,19 +259,23 @@ def test_best_is_said_at_equal_network_evaluations_only(tmp_path: Path) -> None:
 def test_the_page_and_the_command_line_say_at_which_cost(tmp_path: Path) -> None:
     from timonel.cli.compare import _say
 
-    found = judged(tmp_path, {("euler", 6): (12, 0.5), ("heun", 6): (22, 0.1), ("unipc", 6): (12, 0.3)})
+    found = judged(
+        tmp_path, {("euler", 6): (12, 0.5), ("heun", 6): (22, 0.1), ("unipc", 6): (12, 0.3)}
+    )
     with chromium() as browser, opened(browser, found.page.as_uri()) as watched:
         cards = watched.page.locator("#cards li").all_inner_texts()
         watched.quiet()
     assert [card.splitlines()[:2] for card in cards] == [["12 network evaluations", "unipc"]]
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
-        patch.setattr("rich.console.Console.print", lambda self, table: lines.extend(table.columns[-1]._cells))
+        patch.setattr(
+            "rich.console.Console.print", lambda self, table: lines.extend(table.columns[-1]._cells)
+        )
         _say(found)
     assert lines == ["best at 12", "", ""]
 
 
-# -- loaded models --------------------------------------------------------------------------------------
+# -- loaded models ---------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def half() -> tm.Helm:
     return tm.Helm("emoji", dtype="bf16")
@@ -279,7 +323,9 @@ def test_loaded_and_named_models_stand_in_one_plan(half: tm.Helm) -> None:
     assert [cell.recipe.dtype for cell in plan] == ["bf16", None]
 
 
-def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(tmp_path: Path, half: tm.Helm, report: Any) -> None:
+def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(
+    tmp_path: Path, half: tm.Helm, report: Any
+) -> None:
     from diffusers import AutoPipelineForImage2Image
 
     pipe = AutoPipelineForImage2Image.from_pipe(half.pipe)
@@ -289,7 +335,10 @@ def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(tmp_path: Path, h
         arguments={"strength": 0.5}, out=tmp_path, progress=seen.append,
     )  # fmt: skip
     assert not made.failed
-    assert [(o.nfe, o.halves, "latent_rmse" in o.measures) for o in made.outcomes] == [(2, 4, True), (3, 6, True)]
+    assert [(o.nfe, o.halves, "latent_rmse" in o.measures) for o in made.outcomes] == [
+        (2, 4, True),
+        (3, 6, True),
+    ]
     assert [group["verdict"] for group in made.groups] == [None, None]  # at unequal cost
     assert max(state.row for state in seen if state.phase == "references") == 4
     assert "one by one" in made.page.read_text("utf-8")
@@ -300,16 +349,29 @@ def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(tmp_path: Path, h
     [
         (lambda helm: compare(helm, "a", model="emoji"), ArgumentError, "give the model once"),
         (lambda helm: compare(helm, "a", dtype="fp16"), ArgumentError, "leave dtype out"),
-        (lambda helm: compare("a", model=[helm, 3]), ArgumentError, "a name, a pipeline or a Helm, got 3"),
+        (
+            lambda helm: compare("a", model=[helm, 3]),
+            ArgumentError,
+            "a name, a pipeline or a Helm, got 3",
+        ),
         (lambda helm: compare("emoji", "a"), ArgumentError, "model='emoji'"),
-        (lambda helm: compare(torch.nn.Identity(), "a"), ArgumentError, "a pipeline or a Helm, got Identity"),
+        (
+            lambda helm: compare(torch.nn.Identity(), "a"),
+            ArgumentError,
+            "a pipeline or a Helm, got Identity",
+        ),
         (lambda helm: compare(helm), ArgumentError, "the plan is empty"),
         (lambda helm: compare(3), ArgumentError, "subjects must be a list"),
         (lambda helm: compare("a", batch=0), ArgumentError, "batch must be"),
     ],
 )
 def test_a_model_that_cannot_be_meant_is_refused_before_any_compute(
-    call: Any, error: type, said: str, half: tm.Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Any,
+    error: type,
+    said: str,
+    half: tm.Helm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=said):
@@ -328,19 +390,28 @@ def test_what_is_no_pipeline_is_refused_as_by_the_helm() -> None:
         Plan.of("a", model=Other())
 
 
-# -- the page, and the pictures beside it ----------------------------------------------------------------
+# -- the page, and the pictures beside it ----------------------------------------------------------
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Pictures of 1024 x 1024 with their stories: soft ones, and noise, which no format makes small."""
-    plan = Plan.of("a lighthouse", sampler=["euler", "unipc"], steps=40, seeds=2, width=1024, height=1024)
+    """Pictures of 1024 x 1024 with their stories: soft ones, and noise, which no format makes
+    small.
+    """
+    plan = Plan.of(
+        "a lighthouse", sampler=["euler", "unipc"], steps=40, seeds=2, width=1024, height=1024
+    )
     store = Store(tmp_path_factory.mktemp("large"))
     for k, cell in enumerate(plan):
         drawn = torch.Generator().manual_seed(k)
         side, small = (8, 4) if k % 2 else (1024, 128)
-        pixels, story = torch.rand(1, 3, side, side, generator=drawn), torch.rand(40, 3, small, small, generator=drawn)
+        pixels, story = (
+            torch.rand(1, 3, side, side, generator=drawn),
+            torch.rand(40, 3, small, small, generator=drawn),
+        )
         made = Outcome(cell.id, "cell", "done", cell.recipe, nfe=40, halves=80, levels=[14.6, 0.0])
         soft = torch.nn.functional.interpolate(pixels, (1024, 1024), mode="bicubic")[0]
-        store.save(made, torch.zeros(1, 4, 2, 2), soft, torch.nn.functional.interpolate(story, (128, 128)))
+        store.save(
+            made, torch.zeros(1, 4, 2, 2), soft, torch.nn.functional.interpolate(story, (128, 128))
+        )
         store.keep([made])
     return write(plan, store)
 
@@ -350,7 +421,9 @@ def test_a_page_of_sixty_large_pictures_is_below_5_mb(large: Any) -> None:
     assert room > 4 / 3 * (STILL_BYTES + STORY_BYTES)
     assert large.page.stat().st_size < 4 * room + 200_000
     assert FRAME_BYTES < 250_000 / 25 * 3 / 4  # a video of 25 frames
-    assert sum(p.stat().st_size for p in (large.store.root / "pictures").iterdir()) > 5_000_000  # noise, in full
+    assert (
+        sum(p.stat().st_size for p in (large.store.root / "pictures").iterdir()) > 5_000_000
+    )  # noise, in full
 
 
 def test_a_click_opens_the_full_picture_and_a_page_that_moved_alone_keeps_the_small_one(
@@ -360,7 +433,10 @@ def test_a_click_opens_the_full_picture_and_a_page_that_moved_alone_keeps_the_sm
     with chromium() as browser:
         with opened(browser, large.page.as_uri()) as watched:
             shots = watched.page.locator("#grid .shot img")
-            assert shots.first.evaluate("image => image.decode().then(() => image.naturalWidth)") <= 320
+            assert (
+                shots.first.evaluate("image => image.decode().then(() => image.naturalWidth)")
+                <= 320
+            )
             watched.page.locator("#grid .shot").first.click()
             until(watched.page, f"{width} === 1024")
             with watched.page.context.expect_page() as new:
@@ -381,7 +457,12 @@ def test_a_click_opens_the_full_picture_and_a_page_that_moved_alone_keeps_the_sm
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_of_390_pixels_shows_all_of_a_report(report: Any, theme: str) -> None:
-    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "color_scheme": theme}
+    phone = {
+        "viewport": {"width": 390, "height": 844},
+        "is_mobile": True,
+        "has_touch": True,
+        "color_scheme": theme,
+    }
     with chromium() as browser, opened(browser, report[0].page.as_uri(), **phone) as watched:
         page = watched.page
         assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -393,8 +474,12 @@ def test_a_phone_of_390_pixels_shows_all_of_a_report(report: Any, theme: str) ->
             "all => all.map((one) => one.getBoundingClientRect()).map(({ left, right, top }) => [top, left, right])"
         )
         for one, other in zip(sorted(marks), sorted(marks)[1:], strict=False):
-            assert one[0] != other[0] or one[2] < other[1]  # numbers on one line do not run into each other
+            assert (
+                one[0] != other[0] or one[2] < other[1]
+            )  # numbers on one line do not run into each other
         assert page.locator("#errorplot .tick").count() >= 2
         page.locator("#grid .shot").first.click()
-        assert page.evaluate("[document.documentElement.scrollWidth, cell.scrollWidth - cell.clientWidth]") == [390, 0]
+        assert page.evaluate(
+            "[document.documentElement.scrollWidth, cell.scrollWidth - cell.clientWidth]"
+        ) == [390, 0]
         watched.quiet()

@@ -1,4 +1,6 @@
-"""diffusers' scheduler names on timonel: the same latents as diffusers in a real pipeline, flag by flag."""
+"""diffusers' scheduler names on timonel: the same latents as diffusers in a real pipeline, flag by
+flag.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,25 @@ from compat_runs import CONFIG, loop, relative, run, trained
 from timonel.compat import AysSchedules
 from timonel.compat.schedulers import CLASSES
 
-V = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+V = {
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+}
 SHAPES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 MIN = {"final_sigmas_type": "sigma_min"}
 SPACED = (
-    "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete",
+    "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete",
+    "KDPM2AncestralDiscrete",
     "DPMSolverMultistep", "DEISMultistep", "UniPCMultistep", "SASolver",
 )  # fmt: skip
 SHAPED = ("EulerDiscrete", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
-DPM, SINGLE, UNIPC, DEIS = "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep"
+DPM, SINGLE, UNIPC, DEIS = (
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "UniPCMultistep",
+    "DEISMultistep",
+)
 # the peer's own: numpy 2 against torch, and algorithm types that it will drop
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
@@ -39,7 +51,8 @@ CASES: list[Case] = [
     *[(name, 7, {"timestep_spacing": s, "steps_offset": int(s == "leading")}, {})
       for name in SPACED for s in ("linspace", "leading", "trailing")],
     *[(name, 7, {flag: True}, {}) for name in SHAPED for flag in SHAPES],
-    *[(name, 7, {"use_karras_sigmas": True}, {}) for name in (DPM, DEIS, UNIPC, SINGLE, "SASolver")],
+    *[(name, 7, {"use_karras_sigmas": True}, {}) for name in (DPM, DEIS, UNIPC, SINGLE,
+    "SASolver")],
     ("DDIM", 8, {"clip_sample": False}, {}),
     ("DDIM", 8, {"clip_sample": False}, {"eta": 0.7}),
     ("DDIM", 7, {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}, {}),
@@ -86,7 +99,8 @@ CASES: list[Case] = [
     ("EulerDiscrete", 8, V, {}),
     ("EulerDiscrete", 8, {**MIN, "timestep_spacing": "trailing"}, {}),
     ("EulerDiscrete", 8, {"use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0}, {}),
-    ("EulerDiscrete", 8, {"prediction_type": "v_prediction", "timestep_type": "continuous", "use_karras_sigmas": True,
+    ("EulerDiscrete", 8,
+    {"prediction_type": "v_prediction", "timestep_type": "continuous", "use_karras_sigmas": True,
                           "sigma_min": 0.002, "sigma_max": 700.0}, {}),
     ("EulerAncestralDiscrete", 8, V, {}),
     ("HeunDiscrete", 8, {"clip_sample": True}, {}),
@@ -107,17 +121,25 @@ def same(name: str) -> tuple[Any, Any]:
     return getattr(diffusers, name), getattr(compat, name)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[1]}-{'-'.join(map(str, c[2].values()))}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c[0]}-{c[1]}-{'-'.join(map(str, c[2].values()))}"
+)
 def test_a_pipeline_gives_the_latents_that_it_gives_with_diffusers_class(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, steps, flags, more = case
     theirs, ours = (cls(**CONFIG, **flags) for cls in same(f"{name}Scheduler"))
-    with_theirs, with_ours = (run(pipe("sdxl"), s, steps, monkeypatch, **more) for s in (theirs, ours))
-    assert relative(with_ours, with_theirs) < 1e-4  # measured: below 3e-5, diffusers' levels and times are float32
+    with_theirs, with_ours = (
+        run(pipe("sdxl"), s, steps, monkeypatch, **more) for s in (theirs, ours)
+    )
+    assert (
+        relative(with_ours, with_theirs) < 1e-4
+    )  # measured: below 3e-5, diffusers' levels and times are float32
 
 
-@pytest.mark.parametrize("name", ["DDIM", DPM, "EulerAncestralDiscrete", "HeunDiscrete", "LCM", UNIPC, SINGLE])
+@pytest.mark.parametrize(
+    "name", ["DDIM", DPM, "EulerAncestralDiscrete", "HeunDiscrete", "LCM", UNIPC, SINGLE]
+)
 def test_stable_diffusion_15_too_from_the_config_of_its_own_scheduler(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +169,11 @@ BARE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("EDMEuler", {}, {}),
     ("EDMEuler", {"sigma_schedule": "exponential"}, {}),
     ("EDMEuler", MIN, {}),
-    ("EDMEuler", {"rho": 5.0, "sigma_max": 100.0, "sigma_data": 1.0, "prediction_type": "v_prediction"}, {}),
+    (
+        "EDMEuler",
+        {"rho": 5.0, "sigma_max": 100.0, "sigma_data": 1.0, "prediction_type": "v_prediction"},
+        {},
+    ),
     ("EDMDPMSolverMultistep", {}, {}),
     ("EDMDPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, {}),
     ("EDMDPMSolverMultistep", MIN, {}),
@@ -162,15 +188,21 @@ def test_a_loop_written_by_hand_gives_the_same_on_flow_and_edm(
 ) -> None:
     theirs, ours = (cls(**flags) for cls in same(f"{name}Scheduler"))
     counted = asked if "sigmas" in asked else {"num_inference_steps": 7, **asked}
-    (theirs_end, theirs_times), (end, times) = (loop(s, monkeypatch, **counted) for s in (theirs, ours))
+    (theirs_end, theirs_times), (end, times) = (
+        loop(s, monkeypatch, **counted) for s in (theirs, ours)
+    )
     assert relative(end, theirs_end) < 1e-5  # measured: below 2e-6
     assert times == pytest.approx(theirs_times[: len(times)], abs=2e-4)
-    assert len(theirs_times) - len(times) == (name.startswith("EDM") and flags == MIN)  # the call that moves nothing
+    assert len(theirs_times) - len(times) == (
+        name.startswith("EDM") and flags == MIN
+    )  # the call that moves nothing
 
 
 @pytest.mark.parametrize("name", [DPM, DEIS, UNIPC, "SASolver", SINGLE])
 @pytest.mark.parametrize("flag", ["use_exponential_sigmas", "use_beta_sigmas"])
-def test_times_of_exponential_and_beta_sigmas_are_rounded_where_diffusers_rounds_down(name: str, flag: str) -> None:
+def test_times_of_exponential_and_beta_sigmas_are_rounded_where_diffusers_rounds_down(
+    name: str, flag: str
+) -> None:
     theirs, ours = (cls(**CONFIG, **{flag: True}) for cls in same(f"{name}Scheduler"))
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(9)
@@ -181,16 +213,22 @@ def test_times_of_exponential_and_beta_sigmas_are_rounded_where_diffusers_rounds
     assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double()[: len(grid)], rtol=1e-4)
 
 
-@pytest.mark.parametrize("flags", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "leading"}])
+@pytest.mark.parametrize(
+    "flags", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "leading"}]
+)
 def test_dpmsolver_sde_visits_the_levels_and_inner_times_of_diffusers(
     flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[diffusers.DPMSolverSDEScheduler.__module__], "BrownianTreeNoiseSampler", object)
+    monkeypatch.setattr(
+        sys.modules[diffusers.DPMSolverSDEScheduler.__module__], "BrownianTreeNoiseSampler", object
+    )
     theirs = _sde(flags)
     ours = compat.DPMSolverSDEScheduler(**CONFIG, **flags)
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(7)
-    assert ours.timesteps.plain().double().tolist() == pytest.approx(theirs.timesteps.tolist(), abs=2e-2)
+    assert ours.timesteps.plain().double().tolist() == pytest.approx(
+        theirs.timesteps.tolist(), abs=2e-2
+    )
     assert ours.run.table.solver == "dpmpp_sde"
     assert ours.run.noise is not None
 
@@ -203,9 +241,14 @@ def _sde(flags: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_constructors_take_the_arguments_of_diffusers_in_its_order_with_its_defaults(name: str) -> None:
+def test_constructors_take_the_arguments_of_diffusers_in_its_order_with_its_defaults(
+    name: str,
+) -> None:
     theirs, ours = same(name)
-    listed = [[(p.name, p.default) for p in inspect.signature(c.__init__).parameters.values()] for c in (theirs, ours)]
+    listed = [
+        [(p.name, p.default) for p in inspect.signature(c.__init__).parameters.values()]
+        for c in (theirs, ours)
+    ]
     if listed[0] != listed[1]:  # another version of diffusers knows less: what it knows is the same
         known = dict(listed[1])
         assert {key: known.get(key, "missing") for key, _ in listed[0]} == dict(listed[0])
@@ -214,12 +257,18 @@ def test_constructors_take_the_arguments_of_diffusers_in_its_order_with_its_defa
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_takes_timesteps_and_sigmas_of_the_users_own(name: str) -> None:
     scheduler = trained(name)
-    times = {"vp": [999, 600, 250], "flow": [1000, 500, 200], "edm": [1.0, 0.1, -0.5]}[scheduler.process.kind]
-    sigmas = {"vp": [14.0, 3.0, 0.5, 0.0], "flow": [1.0, 0.5, 0.2], "edm": [80.0, 3.0, 0.2]}[scheduler.process.kind]
+    times = {"vp": [999, 600, 250], "flow": [1000, 500, 200], "edm": [1.0, 0.1, -0.5]}[
+        scheduler.process.kind
+    ]
+    sigmas = {"vp": [14.0, 3.0, 0.5, 0.0], "flow": [1.0, 0.5, 0.2], "edm": [80.0, 3.0, 0.2]}[
+        scheduler.process.kind
+    ]
     scheduler.set_timesteps(timesteps=times)
     steps = scheduler.run.table
     begins = [float(steps.time[steps.first_row(k)]) for k in range(steps.steps)]
-    assert begins == pytest.approx([times[0], *times[1:][-len(begins) + 1 :]] if len(begins) < 3 else times, rel=1e-6)
+    assert begins == pytest.approx(
+        [times[0], *times[1:][-len(begins) + 1 :]] if len(begins) < 3 else times, rel=1e-6
+    )
     scheduler.set_timesteps(sigmas=sigmas)
     assert float(scheduler.sigmas[0]) == pytest.approx(sigmas[0], rel=1e-5)
     names = inspect.signature(scheduler.set_timesteps).parameters
@@ -229,7 +278,9 @@ def test_every_class_takes_timesteps_and_sigmas_of_the_users_own(name: str) -> N
 
 @pytest.mark.parametrize("key", ["StableDiffusionTimesteps", "StableDiffusionXLTimesteps"])
 @pytest.mark.parametrize("name", ["PNDM", "EulerAncestralDiscrete", DEIS, DPM])
-def test_align_your_steps_run_in_a_pipeline_with_classes_that_diffusers_refuses(name: str, key: str) -> None:
+def test_align_your_steps_run_in_a_pipeline_with_classes_that_diffusers_refuses(
+    name: str, key: str
+) -> None:
     sdxl = tiny.sdxl()
     sdxl.scheduler = getattr(compat, f"{name}Scheduler").from_config(sdxl.scheduler.config)
     made = sdxl(**tiny.prompt(sdxl), timesteps=AysSchedules[key]).images
@@ -241,7 +292,18 @@ def test_align_your_steps_run_in_a_pipeline_with_classes_that_diffusers_refuses(
 
 def test_align_your_steps_are_the_published_ones() -> None:
     assert AysSchedules is diffusers.schedulers.AysSchedules
-    assert AysSchedules["StableDiffusionXLTimesteps"] == [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]
+    assert AysSchedules["StableDiffusionXLTimesteps"] == [
+        999,
+        845,
+        730,
+        587,
+        443,
+        310,
+        193,
+        116,
+        53,
+        13,
+    ]
 
 
 def test_importing_a_scheduler_imports_neither_models_nor_pipelines() -> None:
@@ -250,4 +312,7 @@ def test_importing_a_scheduler_imports_neither_models_nor_pipelines() -> None:
         "print([m for m in sys.modules if m.startswith(('transformers.models', 'diffusers.pipelines.', 'matplotlib', "
         "'diffusers.models.', 'timonel.compat.callbacks'))])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )

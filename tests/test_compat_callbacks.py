@@ -1,4 +1,6 @@
-"""diffusers' official callbacks on timonel: guidance is off where they say, also in pipelines where diffusers fails."""
+"""diffusers' official callbacks on timonel: guidance is off where they say, also in pipelines where
+diffusers fails.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ import timonel.compat as compat
 from timonel.errors import ArgumentError
 
 # of pipelines that are made with a scheduler of steps_offset=0
-pytestmark = pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The configuration file of this scheduler:FutureWarning"
+)
 PIPES = {
     "sd": ("StableDiffusionPipeline", "SDCFGCutoffCallback"),
     "sdxl": ("StableDiffusionXLPipeline", "SDXLCFGCutoffCallback"),
@@ -25,7 +29,8 @@ PIPES = {
 }
 CONTROL = ("StableDiffusionXLControlNetPipeline", "SDXLControlnetCFGCutoffCallback")
 WITH_TIMONEL = {
-    "sd": "DPMSolverMultistepScheduler", "sdxl": "EulerDiscreteScheduler", "video": "DPMSolverMultistepScheduler",
+    "sd": "DPMSolverMultistepScheduler", "sdxl": "EulerDiscreteScheduler",
+    "video": "DPMSolverMultistepScheduler",
     "sd3": "FlowMatchEulerDiscreteScheduler",
 }  # fmt: skip
 STEPS = 10
@@ -55,7 +60,9 @@ def seeded() -> torch.Generator:
 
 @pytest.mark.parametrize("own", [True, False], ids=["diffusers", "timonel"])
 @pytest.mark.parametrize("family", PIPES)
-@pytest.mark.parametrize(("given", "guided"), [({"cutoff_step_ratio": 0.4}, 5), ({"cutoff_step_index": 2}, 3)])
+@pytest.mark.parametrize(
+    ("given", "guided"), [({"cutoff_step_ratio": 0.4}, 5), ({"cutoff_step_index": 2}, 3)]
+)
 def test_the_cutoff_halves_the_batch_from_the_next_step_on(
     family: str, own: bool, given: dict[str, Any], guided: int
 ) -> None:
@@ -66,7 +73,9 @@ def test_the_cutoff_halves_the_batch_from_the_next_step_on(
     elif family == "sd":
         pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     seen = batches(pipe)
-    pipe(**inputs, num_inference_steps=STEPS, callback_on_step_end=getattr(compat, callback)(**given))
+    pipe(
+        **inputs, num_inference_steps=STEPS, callback_on_step_end=getattr(compat, callback)(**given)
+    )
     whole = seen[0]
     assert seen == [whole] * guided + [whole // 2] * (STEPS - guided)
     assert not network(pipe)._forward_pre_hooks
@@ -83,7 +92,11 @@ def test_latents_are_those_of_diffusers_own_callback_where_that_works(family: st
     for module in (official, compat):
         pipe, inputs = build(family, name)
         cut = getattr(module, callback)(cutoff_step_ratio=0.4)
-        made.append(pipe(**inputs, num_inference_steps=STEPS, generator=seeded(), callback_on_step_end=cut).images)
+        made.append(
+            pipe(
+                **inputs, num_inference_steps=STEPS, generator=seeded(), callback_on_step_end=cut
+            ).images
+        )
     assert torch.allclose(made[0], made[1], atol=2e-4 * float(made[0].abs().max()))
 
 
@@ -93,7 +106,11 @@ def test_several_prompts_are_cut_too_where_diffusers_raises(family: str) -> None
     pipe, inputs = build(family, name)
     inputs["prompt"] = [inputs["prompt"], "a green pear"]
     seen = batches(pipe)
-    pipe(**inputs, num_inference_steps=4, callback_on_step_end=getattr(compat, callback)(cutoff_step_index=1))
+    pipe(
+        **inputs,
+        num_inference_steps=4,
+        callback_on_step_end=getattr(compat, callback)(cutoff_step_index=1),
+    )
     assert seen[:2] == [4, 4]
     assert set(seen[2:]) == {2}
     theirs = getattr(official, callback)(cutoff_step_ratio=None, cutoff_step_index=1)
@@ -104,26 +121,42 @@ def test_several_prompts_are_cut_too_where_diffusers_raises(family: str) -> None
 def test_the_controlnet_is_cut_with_its_network() -> None:
     pipe, inputs = build("sdxl", CONTROL[0])
     sizes: list[int] = []
-    pipe.controlnet.conv_in.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    pipe.controlnet.conv_in.register_forward_pre_hook(
+        lambda module, args: sizes.append(len(args[0]))
+    )
     seen = batches(pipe)
-    pipe(**inputs, num_inference_steps=4, callback_on_step_end=getattr(compat, CONTROL[1])(cutoff_step_index=1))
+    pipe(
+        **inputs,
+        num_inference_steps=4,
+        callback_on_step_end=getattr(compat, CONTROL[1])(cutoff_step_index=1),
+    )
     assert seen == sizes == [2, 2, 1, 1]
 
 
 def test_after_the_cutoff_svd_sees_only_what_is_conditional() -> None:
-    """A run that is cut after its first step equals one that takes that step guided and the others not."""
+    """A run that is cut after its first step equals one that takes that step guided and the others
+    not.
+    """
     pipe, inputs = build("video", PIPES["video"][0])
     cut = compat.SDCFGCutoffCallback(cutoff_step_index=0)
-    frames = pipe(**inputs, num_inference_steps=4, generator=seeded(), callback_on_step_end=cut).frames
+    frames = pipe(
+        **inputs, num_inference_steps=4, generator=seeded(), callback_on_step_end=cut
+    ).frames
 
     def unguided(pipeline: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        pipeline._guidance_scale = torch.ones_like(pipeline._guidance_scale) * (1 + 1e-6)  # above 1: still two halves
+        pipeline._guidance_scale = torch.ones_like(pipeline._guidance_scale) * (
+            1 + 1e-6
+        )  # above 1: still two halves
         return kwargs
 
-    slow = pipe(**inputs, num_inference_steps=4, generator=seeded(), callback_on_step_end=unguided).frames
+    slow = pipe(
+        **inputs, num_inference_steps=4, generator=seeded(), callback_on_step_end=unguided
+    ).frames
     assert torch.allclose(frames, slow, atol=1e-3 * float(slow.abs().max()))
     with pytest.raises(KeyError):
-        pipe(**inputs, num_inference_steps=4, callback_on_step_end=official.SDCFGCutoffCallback(0.4))
+        pipe(
+            **inputs, num_inference_steps=4, callback_on_step_end=official.SDCFGCutoffCallback(0.4)
+        )
 
 
 @pytest.mark.parametrize("how", ["interrupt", "error"])
@@ -153,7 +186,12 @@ def test_a_call_that_does_not_end_leaves_nothing_to_the_next(how: str) -> None:
 def test_without_guidance_there_is_nothing_to_cut_off() -> None:
     pipe, inputs = build("sd", PIPES["sd"][0])
     seen = batches(pipe)
-    pipe(**inputs, num_inference_steps=3, guidance_scale=1.0, callback_on_step_end=compat.SDCFGCutoffCallback(0.4))
+    pipe(
+        **inputs,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        callback_on_step_end=compat.SDCFGCutoffCallback(0.4),
+    )
     assert set(seen) == {1}
 
 
@@ -174,13 +212,16 @@ def test_a_pipeline_that_runs_the_halves_in_separate_calls_is_refused_at_its_sec
     compat.SDCFGCutoffCallback(0.4)(pipe, 0, None, {"latents": torch.zeros(1, 4, 8, 8)})
     with pytest.raises(ArgumentError, match=r"both halves.*Helm"):
         pipe.unet(
-            torch.zeros(1, 4, 8, 8), 1, encoder_hidden_states=torch.zeros(1, 5, pipe.unet.config.cross_attention_dim)
+            torch.zeros(1, 4, 8, 8),
+            1,
+            encoder_hidden_states=torch.zeros(1, 5, pipe.unet.config.cross_attention_dim),
         )
     assert not pipe.unet._forward_pre_hooks
 
 
 @pytest.mark.parametrize("given", [
-    {"cutoff_step_ratio": 1.5}, {"cutoff_step_ratio": None}, {"cutoff_step_index": -1}, {"cutoff_step_index": 1.5},
+    {"cutoff_step_ratio": 1.5}, {"cutoff_step_ratio": None}, {"cutoff_step_index": -1},
+    {"cutoff_step_index": 1.5},
     {"cutoff_step_ratio": 0.4, "cutoff_step_index": 3},
 ])  # fmt: skip
 def test_cutoffs_out_of_range_are_refused_when_they_are_made(given: dict[str, Any]) -> None:
@@ -188,10 +229,14 @@ def test_cutoffs_out_of_range_are_refused_when_they_are_made(given: dict[str, An
         compat.SDCFGCutoffCallback(**given)
 
 
-@pytest.mark.parametrize("name", [n for n, c in vars(official).items() if inspect.isclass(c) and "Callback" in n])
+@pytest.mark.parametrize(
+    "name", [n for n, c in vars(official).items() if inspect.isclass(c) and "Callback" in n]
+)
 def test_every_callback_of_diffusers_has_its_name_and_arguments_here(name: str) -> None:
     theirs, ours = getattr(official, name), getattr(compat, name)
-    assert list(inspect.signature(theirs.__init__).parameters) == list(inspect.signature(ours.__init__).parameters)
+    assert list(inspect.signature(theirs.__init__).parameters) == list(
+        inspect.signature(ours.__init__).parameters
+    )
     assert issubclass(ours, theirs) or issubclass(ours, official.PipelineCallback)
 
 
@@ -224,11 +269,15 @@ def test_several_callbacks_in_one() -> None:
     seen, stepped = batches(pipe), []
 
     class Count(compat.PipelineCallback):
-        def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: Any) -> Any:
+        def callback_fn(
+            self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: Any
+        ) -> Any:
             stepped.append(step_index)
             return callback_kwargs
 
-    both = compat.MultiPipelineCallbacks([Count(), compat.SDCFGCutoffCallback(cutoff_step_ratio=0.5)])
+    both = compat.MultiPipelineCallbacks(
+        [Count(), compat.SDCFGCutoffCallback(cutoff_step_ratio=0.5)]
+    )
     pipe(**inputs, num_inference_steps=4, callback_on_step_end=both)
     assert stepped == [0, 1, 2, 3]
     assert seen == [2, 2, 2, 1]

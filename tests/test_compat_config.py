@@ -1,4 +1,6 @@
-"""Configurations of diffusers' scheduler names on timonel: passed on, saved, loaded, and refused where not done."""
+"""Configurations of diffusers' scheduler names on timonel: passed on, saved, loaded, and refused
+where not done.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ from timonel.errors import ArgumentError, UnknownName
 # numpy 2 against torch, inside diffusers' own schedulers
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 SVD = {
-    "prediction_type": "v_prediction", "sigma_max": 700.0, "sigma_min": 0.002, "timestep_type": "continuous",
+    "prediction_type": "v_prediction", "sigma_max": 700.0, "sigma_min": 0.002,
+    "timestep_type": "continuous",
     "use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1, **CONFIG,
 }  # fmt: skip
-FOR = {kind: [name for name, cls in CLASSES.items() if kind in cls.kinds] for kind in ("vp", "edm", "flow")}
+FOR = {
+    kind: [name for name, cls in CLASSES.items() if kind in cls.kinds]
+    for kind in ("vp", "edm", "flow")
+}
 MODELS = {
     "vp": diffusers.EulerDiscreteScheduler(**CONFIG, steps_offset=1, timestep_spacing="leading"),
     "v": diffusers.DDIMScheduler(**CONFIG, prediction_type="v_prediction"),
@@ -35,26 +41,47 @@ MODELS = {
     "svd": diffusers.EulerDiscreteScheduler(**SVD),
     "flow": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     "dynamic": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.6),
-    "wan": diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0),
+    "wan": diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0
+    ),
 }
-KIND = {"vp": "vp", "v": "vp", "edm": "edm", "svd": "edm", "flow": "flow", "dynamic": "flow", "wan": "flow"}
+KIND = {
+    "vp": "vp",
+    "v": "vp",
+    "edm": "edm",
+    "svd": "edm",
+    "flow": "flow",
+    "dynamic": "flow",
+    "wan": "flow",
+}
 PAIRS = [(model, name) for model in MODELS for name in FOR[KIND[model]]]
 
 
 def facts(scheduler: Any) -> tuple[Any, ...]:
     """What a scheduler knows of its model."""
     process = scheduler.process
-    of = {"vp": ("steps_offset",), "edm": ("sigma_data", "sigma_min", "sigma_max"), "flow": ("shift", "_dynamic")}
-    return process.kind, scheduler.prediction, process.train_steps, *(getattr(process, k) for k in of[process.kind][:1])
+    of = {
+        "vp": ("steps_offset",),
+        "edm": ("sigma_data", "sigma_min", "sigma_max"),
+        "flow": ("shift", "_dynamic"),
+    }
+    return (
+        process.kind,
+        scheduler.prediction,
+        process.train_steps,
+        *(getattr(process, k) for k in of[process.kind][:1]),
+    )
 
 
 def public(config: Any) -> dict[str, Any]:
     return {key: value for key, value in dict(config).items() if not key.startswith("_")}
 
 
-# -- passed on ---------------------------------------------------------------------------------------
+# -- passed on -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("model", "name"), PAIRS)
-def test_from_config_keeps_what_the_model_was_trained_for_there_and_back(model: str, name: str) -> None:
+def test_from_config_keeps_what_the_model_was_trained_for_there_and_back(
+    model: str, name: str
+) -> None:
     source = MODELS[model]
     made = getattr(compat, name).from_config(source.config)
     plain = tm.Scheduler.from_config(source.config)
@@ -77,11 +104,17 @@ def test_diffusers_reads_the_configs_that_timonel_writes(name: str) -> None:
 
 
 def test_flags_that_were_defaults_of_another_class_are_left_to_this_one() -> None:
-    """As in diffusers, whose PNDM is spaced "leading" and whose DPM-Solver "linspace" when nobody says so."""
+    """As in diffusers, whose PNDM is spaced "leading" and whose DPM-Solver "linspace" when nobody
+    says so.
+    """
     config = diffusers.PNDMScheduler(**CONFIG).config
-    assert compat.DPMSolverMultistepScheduler.from_config(config).config.timestep_spacing == "linspace"
+    assert (
+        compat.DPMSolverMultistepScheduler.from_config(config).config.timestep_spacing == "linspace"
+    )
     written = diffusers.PNDMScheduler(**CONFIG, timestep_spacing="leading").config
-    assert compat.DPMSolverMultistepScheduler.from_config(written).config.timestep_spacing == "leading"
+    assert (
+        compat.DPMSolverMultistepScheduler.from_config(written).config.timestep_spacing == "leading"
+    )
 
 
 def test_flags_of_a_class_survive_a_visit_to_another() -> None:
@@ -93,16 +126,26 @@ def test_flags_of_a_class_survive_a_visit_to_another() -> None:
 
 
 def test_words_of_another_class_become_this_ones_own() -> None:
-    dpm = compat.DPMSolverMultistepScheduler(**CONFIG, algorithm_type="sde-dpmsolver++", solver_type="heun")
+    dpm = compat.DPMSolverMultistepScheduler(
+        **CONFIG, algorithm_type="sde-dpmsolver++", solver_type="heun"
+    )
     assert compat.DEISMultistepScheduler.from_config(dpm.config).config.algorithm_type == "deis"
     assert compat.UniPCMultistepScheduler.from_config(dpm.config).config.solver_type == "bh2"
     unipc = compat.UniPCMultistepScheduler.from_config(dpm.config, solver_type="bh1")
-    assert compat.DPMSolverMultistepScheduler.from_config(unipc.config).config.solver_type == "midpoint"
+    assert (
+        compat.DPMSolverMultistepScheduler.from_config(unipc.config).config.solver_type
+        == "midpoint"
+    )
 
 
-#: arguments of a class, and the classes that its configuration visits; the last is read back by the first
+#: arguments of a class, and the classes that its configuration visits; the last is read back by the
+#: first
 CHAINS: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("DPMSolverMultistep", {"prediction_type": "epsilon", "solver_order": 2}, ["EulerDiscrete", "DDIM"]),
+    (
+        "DPMSolverMultistep",
+        {"prediction_type": "epsilon", "solver_order": 2},
+        ["EulerDiscrete", "DDIM"],
+    ),
     ("DPMSolverSinglestep", {"prediction_type": "epsilon"}, ["EulerDiscrete"]),
     ("LCM", {**CONFIG, "prediction_type": "epsilon"}, ["DDPM", "EulerDiscrete", "HeunDiscrete"]),
     ("TCD", {**CONFIG, "prediction_type": "v_prediction"}, ["DDIM", "DEISMultistep"]),
@@ -117,7 +160,9 @@ CHAINS: list[tuple[str, dict[str, Any], list[str]]] = [
 def test_a_config_says_which_values_were_defaults_as_diffusers_says_it(
     name: str, given: dict[str, Any], visits: list[str], tmp_path: Path
 ) -> None:
-    """`_use_default_values`, from the constructor, after visits to other classes, set in place, saved and loaded."""
+    """`_use_default_values`, from the constructor, after visits to other classes, set in place,
+    saved and loaded.
+    """
     said: list[list[set[str]]] = []
     own = getattr(compat, f"{name}Scheduler").defaults
     for module in (diffusers, compat):
@@ -130,12 +175,15 @@ def test_a_config_says_which_values_were_defaults_as_diffusers_says_it(
         line[-1].save_pretrained(tmp_path)
         line.append(classes[-1].from_pretrained(str(tmp_path)))
         ends = (made, line[-2], line[-1])
-        said.append([{k for k in one.config.get("_use_default_values", ()) if k in own} for one in ends])
+        said.append(
+            [{k for k in one.config.get("_use_default_values", ()) if k in own} for one in ends]
+        )
     assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("FlowMatchEulerDiscreteScheduler", "vp"), ("EDMEulerScheduler", "vp"), ("EDMEulerScheduler", "flow"),
+    ("FlowMatchEulerDiscreteScheduler", "vp"), ("EDMEulerScheduler", "vp"),
+    ("EDMEulerScheduler", "flow"),
     ("FlowMatchHeunDiscreteScheduler", "svd"),
 ])  # fmt: skip
 def test_a_class_for_another_kind_of_model_is_refused(name: str, kind: str) -> None:
@@ -151,7 +199,7 @@ def test_compatibles_are_the_classes_that_fit_the_model() -> None:
         assert cls.from_config(MODELS["flow"].config).process.kind == "flow"
 
 
-# -- refused -----------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_unknown_argument_is_refused_with_the_nearest_name(name: str) -> None:
     cls = getattr(compat, name)
@@ -162,7 +210,11 @@ def test_an_unknown_argument_is_refused_with_the_nearest_name(name: str) -> None
 
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver", "solver_order": 3}, "solver_order=2"),
+    (
+        "DPMSolverMultistep",
+        {"algorithm_type": "sde-dpmsolver", "solver_order": 3},
+        "solver_order=2",
+    ),
     ("DPMSolverMultistep", {"algorithm_type": "dpm++"}, "dpmsolver\\+\\+"),
     ("DPMSolverMultistep", {"solver_order": 4}, "solver_order=1, 2 or 3"),
     ("DPMSolverMultistep", {"timestep_spacing": "traling"}, "trailing"),
@@ -173,7 +225,11 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("UniPCMultistep", {"solver_p": 3}, "solver_p=None"),
     ("SASolver", {"tau_func": abs}, "sa_solver"),
     ("SASolver", {"algorithm_type": "noise_prediction"}, "data_prediction"),
-    ("EulerDiscrete", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas and use_beta_sigmas"),
+    (
+        "EulerDiscrete",
+        {"use_karras_sigmas": True, "use_beta_sigmas": True},
+        "use_karras_sigmas and use_beta_sigmas",
+    ),
 ]
 #: flags that diffusers' classes take and never read, or not beside the others
 IDLE: list[tuple[str, dict[str, Any], str]] = [
@@ -192,7 +248,8 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 #: words of other classes that diffusers' constructors take for their own
 WORDS = [
-    *((name, key, word) for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep")
+    *((name, key, word) for name in ("DPMSolverMultistep", "DPMSolverSinglestep",
+    "EDMDPMSolverMultistep")
       for key, word in (("algorithm_type", "deis"), ("solver_type", "bh1"))),
     *(("DEISMultistep", "algorithm_type", word) for word in ("dpmsolver", "dpmsolver++")),
     *(("DEISMultistep", "solver_type", word) for word in ("midpoint", "heun", "bh1", "bh2")),
@@ -201,7 +258,9 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("name", "flags", "remedy"), REFUSALS)
-def test_a_flag_that_is_not_done_is_refused_with_its_remedy(name: str, flags: dict[str, Any], remedy: str) -> None:
+def test_a_flag_that_is_not_done_is_refused_with_its_remedy(
+    name: str, flags: dict[str, Any], remedy: str
+) -> None:
     cls = getattr(compat, f"{name}Scheduler")
     with pytest.raises(ArgumentError, match=remedy):
         cls(**flags)
@@ -233,18 +292,24 @@ def test_a_word_of_another_class_means_what_diffusers_takes_it_for(
     name: str, key: str, word: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = {key: word, **({"final_sigmas_type": "sigma_min"} if word == "deis" else {})}
-    ours, theirs = (getattr(module, f"{name}Scheduler")(**flags).config for module in (compat, diffusers))
+    ours, theirs = (
+        getattr(module, f"{name}Scheduler")(**flags).config for module in (compat, diffusers)
+    )
     assert ours[key] == theirs[key] == getattr(compat, f"{name}Scheduler").defaults[key]
     assert f"{key}={word!r} is a word of another class" in caplog.text
 
 
-def test_flags_that_change_nothing_are_kept_where_they_come_with_a_config(caplog: pytest.LogCaptureFixture) -> None:
+def test_flags_that_change_nothing_are_kept_where_they_come_with_a_config(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     config = diffusers.EulerDiscreteScheduler(**CONFIG, timestep_spacing="trailing").config
     assert compat.LCMScheduler.from_config(config).config.timestep_spacing == "trailing"
     assert "changes nothing" not in caplog.text
     compat.LCMScheduler.from_config(config, timestep_spacing="trailing")
     assert "timestep_spacing='trailing' changes nothing" in caplog.text
-    with pytest.raises(ArgumentError, match=r"sigma_max=5\.0 changes nothing"):  # no key of the class
+    with pytest.raises(
+        ArgumentError, match=r"sigma_max=5\.0 changes nothing"
+    ):  # no key of the class
         compat.DDIMScheduler.from_config(config, sigma_max=5.0)
 
 
@@ -261,7 +326,15 @@ def test_what_only_the_steps_can_tell_is_refused_before_any_compute() -> None:
     with pytest.raises(ArgumentError, match="final_sigmas_type='sigma_min'"):
         compat.UniPCMultistepScheduler(lower_order_final=False).set_timesteps(5)
     compat.UniPCMultistepScheduler(lower_order_final=False).set_timesteps(1)
-    for name in ("DDPM", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete", "HeunDiscrete", "LCM", "TCD"):
+    for name in (
+        "DDPM",
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "LCM",
+        "TCD",
+    ):
         for module in (compat, diffusers):
             scheduler = getattr(module, f"{name}Scheduler")()
             with pytest.raises(ValueError, match=r"one of"):
@@ -284,7 +357,7 @@ def test_arguments_of_a_step_that_belong_elsewhere_are_refused() -> None:
         tcd.step(x, 999, x, eta=0.1)
 
 
-# -- saved and loaded --------------------------------------------------------------------------------
+# -- saved and loaded ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", CLASSES)
 def test_saving_loading_and_copying_keep_the_configuration(name: str, tmp_path: Path) -> None:
     scheduler = trained(name)
@@ -299,7 +372,9 @@ def test_saving_loading_and_copying_keep_the_configuration(name: str, tmp_path: 
         changed = theirs.from_config({**public(scheduler.config), "_class_name": name})
         changed.save_pretrained(tmp_path / "theirs")
         again = getattr(compat, name).from_pretrained(str(tmp_path), subfolder="theirs")
-        assert {k: again.config[k] for k in again.defaults} == {k: scheduler.config[k] for k in again.defaults}
+        assert {k: again.config[k] for k in again.defaults} == {
+            k: scheduler.config[k] for k in again.defaults
+        }
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DDIMScheduler"])
@@ -326,11 +401,13 @@ def test_a_fresh_process_loads_a_saved_pipeline_after_one_import(tmp_path: Path)
         "import sys, timonel.compat, diffusers; "
         "pipe = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]); print(type(pipe.scheduler).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
     assert done.stdout.strip() == "UniPCMultistepScheduler", done.stderr
 
 
-# -- in pipelines ------------------------------------------------------------------------------------
+# -- in pipelines ----------------------------------------------------------------------------------
 def build(family: str, name: str) -> tuple[Any, dict[str, Any]]:
     importlib.import_module(f"pipes.{family}")
     case = importlib.import_module("pipes.registry").CASES[name]
@@ -340,13 +417,19 @@ def build(family: str, name: str) -> tuple[Any, dict[str, Any]]:
 def test_svd_is_told_a_quarter_of_log_sigma_and_does_not_raise() -> None:
     """diffusers tells it training times of another model, and its last step raises IndexError."""
     pipe, inputs = build("video", "StableVideoDiffusionPipeline")
-    flags = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, "timestep_spacing": "trailing"}
+    flags = {
+        "algorithm_type": "sde-dpmsolver++",
+        "use_karras_sigmas": True,
+        "timestep_spacing": "trailing",
+    }
     theirs = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **flags)
     ours = compat.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **flags)
     told: list[float] = []
     pipe.unet.register_forward_pre_hook(lambda module, args: told.append(float(args[1])))
     pipe.scheduler = ours
-    frames = pipe(**inputs, num_inference_steps=10, generator=torch.Generator().manual_seed(0)).frames
+    frames = pipe(
+        **inputs, num_inference_steps=10, generator=torch.Generator().manual_seed(0)
+    ).frames
     assert frames.isfinite().all()
     rho = torch.linspace(700 ** (1 / 7), 0.002 ** (1 / 7), 10, dtype=torch.float64) ** 7
     assert told == pytest.approx((0.25 * torch.log(rho)).tolist(), abs=1e-5)
@@ -368,17 +451,23 @@ def test_svd_gives_the_frames_that_it_gives_with_diffusers_euler() -> None:
     made = []
     for module in (diffusers, compat):
         pipe.scheduler = module.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        made.append(pipe(**inputs, num_inference_steps=6, generator=torch.Generator().manual_seed(0)).frames)
+        made.append(
+            pipe(**inputs, num_inference_steps=6, generator=torch.Generator().manual_seed(0)).frames
+        )
     assert relative(made[1], made[0]) < 1e-4  # measured 2e-6
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
+)
 def test_sd3_gives_the_latents_that_it_gives_with_diffusers_class(name: str) -> None:
     pipe, inputs = build("sd3", "StableDiffusion3Pipeline")
     own, made = pipe.scheduler.config, []
     for module in (diffusers, compat):
         pipe.scheduler = getattr(module, name).from_config(own)
-        made.append(pipe(**inputs, num_inference_steps=6, generator=torch.Generator().manual_seed(0)).images)
+        made.append(
+            pipe(**inputs, num_inference_steps=6, generator=torch.Generator().manual_seed(0)).images
+        )
     assert relative(made[1], made[0]) < 1e-4
 
 
@@ -391,9 +480,19 @@ def test_sd3_runs_with_every_class_that_fits_flow(name: str) -> None:
 
 @pytest.mark.parametrize("strength", [0.75, 0.6])
 @pytest.mark.parametrize(
-    "name", ["EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "DDIM", "UniPCMultistep", "DPMSolverSinglestep"]
+    "name",
+    [
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "DPMSolverMultistep",
+        "DDIM",
+        "UniPCMultistep",
+        "DPMSolverSinglestep",
+    ],
 )
-def test_image_to_image_gives_the_latents_that_it_gives_with_diffusers_class(name: str, strength: float) -> None:
+def test_image_to_image_gives_the_latents_that_it_gives_with_diffusers_class(
+    name: str, strength: float
+) -> None:
     pipe, asked = image_to_image()
     flags = {"clip_sample": False} if name == "DDIM" else {}
     own, made = pipe.scheduler.config, []
@@ -413,7 +512,11 @@ def test_image_to_image_runs_with_every_class(name: str) -> None:
 
 
 def image_to_image() -> tuple[Any, dict[str, Any]]:
-    pipe = diffusers.StableDiffusionImg2ImgPipeline(**tiny.sd().components, requires_safety_checker=False)
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(
+        **tiny.sd().components, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     asked = {k: v for k, v in tiny.prompt(pipe).items() if k not in ("height", "width")}
-    return pipe, asked | {"image": torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
+    return pipe, asked | {
+        "image": torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    }

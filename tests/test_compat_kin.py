@@ -1,4 +1,6 @@
-"""Each class of timonel.compat is diffusers' class of its name to whoever asks, and runs nothing of diffusers."""
+"""Each class of timonel.compat is diffusers' class of its name to whoever asks, and runs nothing of
+diffusers.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,17 @@ def made(name: str) -> Any:
 def walked(scheduler: Any, steps: int = 4) -> Tensor:
     """The end of a loop as pipelines write it."""
     scheduler.set_timesteps(steps)
-    torch.manual_seed(0)  # DPM-Solver++ SDE draws its path from torch's own generator, as in diffusers
-    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * float(scheduler.init_noise_sigma)
+    torch.manual_seed(
+        0
+    )  # DPM-Solver++ SDE draws its path from torch's own generator, as in diffusers
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * float(
+        scheduler.init_noise_sigma
+    )
     drawn = torch.Generator().manual_seed(1)
     for t in scheduler.timesteps:
-        x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn, return_dict=False)[0]
+        x = scheduler.step(
+            torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn, return_dict=False
+        )[0]
     return x
 
 
@@ -47,7 +55,11 @@ def walked(scheduler: Any, steps: int = 4) -> Tensor:
 def test_a_class_is_diffusers_class_of_its_name_and_no_other(name: str) -> None:
     theirs = getattr(diffusers, name)
     assert isinstance(made(name), theirs)
-    line = [part for part in CLASSES[name].__mro__ if part.__module__.startswith("diffusers.schedulers.scheduling_")]
+    line = [
+        part
+        for part in CLASSES[name].__mro__
+        if part.__module__.startswith("diffusers.schedulers.scheduling_")
+    ]
     assert line == [theirs, SchedulerMixin]
 
 
@@ -77,7 +89,12 @@ def test_a_run_saved_loaded_and_copied_calls_nothing_of_diffusers_class(
     end = walked(scheduler)
     scheduler.save_pretrained(tmp_path)
     loaded = type(scheduler).from_pretrained(tmp_path)
-    copies = [loaded, pickle.loads(pickle.dumps(scheduler)), copy.deepcopy(scheduler), copy.copy(scheduler)]
+    copies = [
+        loaded,
+        pickle.loads(pickle.dumps(scheduler)),
+        copy.deepcopy(scheduler),
+        copy.copy(scheduler),
+    ]
     assert type(loaded) is type(scheduler)
     for one in copies:
         assert torch.equal(walked(one), end)
@@ -89,7 +106,7 @@ def test_a_private_member_says_that_diffusers_class_is_needed() -> None:
         compat.DPMSolverMultistepScheduler()._init_step_index(0)
 
 
-# -- what pipelines give to the class of their own scheduler ----------------------------------------------
+# -- what pipelines give to the class of their own scheduler ---------------------------------------
 def both(name: str, **config: Any) -> list[Any]:
     """diffusers' scheduler and timonel's of the same configuration."""
     theirs = getattr(diffusers, name)(**config)
@@ -101,7 +118,9 @@ class Same:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cls: type) -> None:
         self.drawn = torch.Generator()
-        monkeypatch.setattr(inspect.getmodule(cls), "randn_tensor", lambda shape, **_: self(torch.empty(shape)))
+        monkeypatch.setattr(
+            inspect.getmodule(cls), "randn_tensor", lambda shape, **_: self(torch.empty(shape))
+        )
 
     def __call__(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self.drawn)
@@ -109,14 +128,18 @@ class Same:
     def seeds(self, scheduler: Any) -> None:
         self.drawn.manual_seed(7)
         if hasattr(scheduler, "_seed"):
-            scheduler._seed = lambda generator, batch: setattr(scheduler.run, "noise", lambda row, like: self(like))
+            scheduler._seed = lambda generator, batch: setattr(
+                scheduler.run, "noise", lambda row, like: self(like)
+            )
 
 
 @pytest.mark.parametrize("kind", ["learned", "learned_range"])
 def test_learned_variance_is_diffusers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     same = Same(monkeypatch, diffusers.DDPMScheduler)
     ends = []
-    for scheduler in both("DDPMScheduler", variance_type=kind, beta_schedule="squaredcos_cap_v2", thresholding=True):
+    for scheduler in both(
+        "DDPMScheduler", variance_type=kind, beta_schedule="squaredcos_cap_v2", thresholding=True
+    ):
         same.seeds(scheduler)
         scheduler.set_timesteps(8)
         x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -148,7 +171,10 @@ def test_other_classes_leave_a_learned_variance_unread() -> None:
 
 LISTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"shift": 3.0}, {"timesteps": [1000.0, 600.0, 200.0], "sigmas": [1.0, 0.6, 0.2]}),  # CogView 4
-    ({"use_dynamic_shifting": True}, {"timesteps": [999.0, 500.0, 1.0], "sigmas": [0.9, 0.5, 0.1], "mu": 0.7}),
+    (
+        {"use_dynamic_shifting": True},
+        {"timesteps": [999.0, 500.0, 1.0], "sigmas": [0.9, 0.5, 0.1], "mu": 0.7},
+    ),
     ({"invert_sigmas": True}, {"sigmas": [1.0, 0.9, 0.4]}),  # Mochi
     ({"invert_sigmas": True, "shift": 2.0}, {"num_inference_steps": 5}),
     ({"use_beta_sigmas": True, "shift": 2.0}, {"sigmas": [1.0, 0.75, 0.5, 0.25]}),  # Flux' pipeline
@@ -157,7 +183,9 @@ LISTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("config", "asked"), LISTS)
-def test_lists_of_flow_pipelines_are_diffusers(config: dict[str, Any], asked: dict[str, Any]) -> None:
+def test_lists_of_flow_pipelines_are_diffusers(
+    config: dict[str, Any], asked: dict[str, Any]
+) -> None:
     ends, times = [], []
     for scheduler in both("FlowMatchEulerDiscreteScheduler", **config):
         scheduler.set_timesteps(**asked)
@@ -172,13 +200,19 @@ def test_lists_of_flow_pipelines_are_diffusers(config: dict[str, Any], asked: di
 
 def test_two_lists_of_unlike_length_are_refused() -> None:
     with pytest.raises(ArgumentError, match="3 timesteps and 2 sigmas"):
-        compat.FlowMatchEulerDiscreteScheduler().set_timesteps(timesteps=[900.0, 500.0, 100.0], sigmas=[0.9, 0.1])
+        compat.FlowMatchEulerDiscreteScheduler().set_timesteps(
+            timesteps=[900.0, 500.0, 100.0], sigmas=[0.9, 0.1]
+        )
     with pytest.raises(ArgumentError, match="not a flow"):
         compat.EulerDiscreteScheduler().set_timesteps(timesteps=[900.0], sigmas=[9.0])
 
 
 def test_a_number_of_steps_beside_a_list_of_that_length_agrees_with_it() -> None:
-    alone, both_, times = compat.UniPCMultistepScheduler(), compat.UniPCMultistepScheduler(), [900, 500, 100]
+    alone, both_, times = (
+        compat.UniPCMultistepScheduler(),
+        compat.UniPCMultistepScheduler(),
+        [900, 500, 100],
+    )
     alone.set_timesteps(timesteps=times)
     both_.set_timesteps(3, timesteps=times)
     assert both_.timesteps.tolist() == alone.timesteps.tolist() == times
@@ -194,7 +228,9 @@ def test_levels_of_tokens_are_diffusers() -> None:
         held = torch.tensor([[0.0, 0.0, 1000.0, 1000.0, 1000.0, 1000.0]])
         for t in scheduler.timesteps:
             tokens = torch.minimum(held, t)
-            x = scheduler.step(-torch.tanh(x), t, x, per_token_timesteps=tokens, return_dict=False)[0]
+            x = scheduler.step(-torch.tanh(x), t, x, per_token_timesteps=tokens, return_dict=False)[
+                0
+            ]
         ends.append(x)
     assert float((ends[0] - ends[1]).abs().max()) < 1e-5
 
@@ -202,12 +238,19 @@ def test_levels_of_tokens_are_diffusers() -> None:
 def test_variance_that_editing_pipelines_read_is_diffusers() -> None:
     theirs, ours = both("DDIMScheduler", **MODEL)
     for pair in ((999, 799), (200, 0), (100, -100)):
-        assert float(ours._get_variance(*pair)) == pytest.approx(float(theirs._get_variance(*pair)), rel=1e-5, abs=1e-7)
+        assert float(ours._get_variance(*pair)) == pytest.approx(
+            float(theirs._get_variance(*pair)), rel=1e-5, abs=1e-7
+        )
 
 
 def test_levels_that_explode_under_a_flows_name_stay_through_a_file(tmp_path: Path) -> None:
     """What Cosmos 2 registers in its constructor, again after it was saved and loaded."""
-    registered = {"sigma_max": 80.0, "sigma_min": 0.002, "sigma_data": 1.0, "final_sigmas_type": "sigma_min"}
+    registered = {
+        "sigma_max": 80.0,
+        "sigma_min": 0.002,
+        "sigma_data": 1.0,
+        "final_sigmas_type": "sigma_min",
+    }
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     theirs.register_to_config(**registered)
     theirs.set_timesteps(sigmas=torch.linspace(0, 1, 6))

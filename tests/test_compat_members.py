@@ -1,4 +1,6 @@
-"""Every public member of the classes that `timonel.compat` names is there, with the value that diffusers gives it."""
+"""Every public member of the classes that `timonel.compat` names is there, with the value that
+diffusers gives it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, RunError
 
 XL = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
     "num_train_timesteps": 1000, "timestep_spacing": "leading", "steps_offset": 1,
 }  # fmt: skip
 FIRST_LIST = "diffusers' class has a list of all steps before set_timesteps is called"
@@ -34,12 +37,25 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
     ("", "compatibles"): ("always", "the classes of timonel.compat"),
     ("", "init_noise_sigma"): ("always", UNIT),
     ("", "is_scale_input_called"): ("always", "there is nothing to scale"),
-    ("SASolverScheduler", "tau_func"): ("always", "a function is no plain data; the config's None means the same one"),
+    ("SASolverScheduler", "tau_func"): (
+        "always",
+        "a function is no plain data; the config's None means the same one",
+    ),
     ("PNDMScheduler", "timesteps"): ("made", FIRST_LIST),
-    **{("IPNDMScheduler", name): ("always", AUDIO) for name in ("alphas", "betas", "timesteps", "ets")},
+    **{
+        ("IPNDMScheduler", name): ("always", AUDIO)
+        for name in ("alphas", "betas", "timesteps", "ets")
+    },
     **{
         (f"{name}Scheduler", member): ("made", FIRST_LIST)
-        for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "IPNDM")
+        for name in (
+            "DPMSolverSDE",
+            "HeunDiscrete",
+            "KDPM2AncestralDiscrete",
+            "KDPM2Discrete",
+            "LMSDiscrete",
+            "IPNDM",
+        )
         for member in ("num_inference_steps", "timesteps", "sigmas")
         if (name, member) != ("IPNDM", "timesteps")
     },
@@ -128,18 +144,33 @@ def test_no_name_is_left_out_without_need() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_methods_take_the_arguments_of_diffusers_methods_by_name(name: str) -> None:
     theirs, ours = getattr(diffusers, name), getattr(compat, name)
-    for method in ("set_timesteps", "add_noise", "scale_model_input", "index_for_timestep", "get_velocity"):
+    for method in (
+        "set_timesteps",
+        "add_noise",
+        "scale_model_input",
+        "index_for_timestep",
+        "get_velocity",
+    ):
         if hasattr(theirs, method):
-            wanted = {n for n, p in inspect.signature(getattr(theirs, method)).parameters.items() if p.kind == 1}
+            wanted = {
+                n
+                for n, p in inspect.signature(getattr(theirs, method)).parameters.items()
+                if p.kind == 1
+            }
             known = inspect.signature(getattr(ours, method)).parameters
             assert wanted <= set(known), f"{name}.{method} lacks {wanted - set(known)}"
 
 
-@pytest.mark.parametrize("name", [n for n in CLASSES if hasattr(getattr(diffusers, n), "index_for_timestep")])
+@pytest.mark.parametrize(
+    "name", [n for n in CLASSES if hasattr(getattr(diffusers, n), "index_for_timestep")]
+)
 def test_a_time_is_at_its_place(name: str) -> None:
     theirs, ours = theirs_made(name, 8), made(compat, name)
     ours.set_timesteps(8)
-    if name not in ("IPNDMScheduler", "KDPM2AncestralDiscreteScheduler"):  # other times; times rounded to float32
+    if name not in (
+        "IPNDMScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+    ):  # other times; times rounded to float32
         places = [theirs.index_for_timestep(t) for t in theirs.timesteps]
         assert [ours.index_for_timestep(t) for t in ours.timesteps] == places
     assert ours.index_for_timestep(float(ours.timesteps[0])) == 0
@@ -153,19 +184,34 @@ def test_the_velocity_is_the_one_that_models_are_trained_on(name: str) -> None:
     g = torch.Generator().manual_seed(0)
     x, noise = (torch.randn(3, 2, 4, 4, generator=g) for _ in range(2))
     times = torch.tensor([1, 500, 999])
-    assert torch.allclose(ours.get_velocity(x, noise, times), theirs.get_velocity(x, noise, times), atol=1e-5)
+    assert torch.allclose(
+        ours.get_velocity(x, noise, times), theirs.get_velocity(x, noise, times), atol=1e-5
+    )
     drop = tm.Scheduler.from_config(XL)
-    assert torch.allclose(drop.get_velocity(x, noise, times), theirs.get_velocity(x, noise, times), atol=1e-5)
+    assert torch.allclose(
+        drop.get_velocity(x, noise, times), theirs.get_velocity(x, noise, times), atol=1e-5
+    )
 
 
 def test_the_velocity_of_a_flow_and_of_eulers_class() -> None:
     x, noise = torch.full((1, 1), 2.0), torch.full((1, 1), 3.0)
-    assert float(made(compat, "FlowMatchEulerDiscreteScheduler").get_velocity(x, noise, torch.tensor([500.0]))) == 1.0
-    euler = made(compat, "EulerDiscreteScheduler")  # diffusers reads abar at the place in the list, not at the time
+    assert (
+        float(
+            made(compat, "FlowMatchEulerDiscreteScheduler").get_velocity(
+                x, noise, torch.tensor([500.0])
+            )
+        )
+        == 1.0
+    )
+    euler = made(
+        compat, "EulerDiscreteScheduler"
+    )  # diffusers reads abar at the place in the list, not at the time
     euler.set_timesteps(4)
     bar = float(euler.alphas_cumprod[int(euler.timesteps[2])])
     expected = 3 * math.sqrt(bar) - 2 * math.sqrt(1 - bar)
-    assert float(euler.get_velocity(x, noise, euler.timesteps[2:3])) == pytest.approx(expected, abs=1e-5)
+    assert float(euler.get_velocity(x, noise, euler.timesteps[2:3])) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "LCMScheduler", "TCDScheduler"])
@@ -187,7 +233,9 @@ def test_set_shift_acts_on_the_next_list(caplog: pytest.LogCaptureFixture) -> No
     assert ours.shift == theirs.shift == 7.0
     assert torch.allclose(ours.timesteps.as_subclass(torch.Tensor), theirs.timesteps, atol=2e-3)
     assert ours.sigma_min == pytest.approx(theirs.sigma_min)
-    again = compat.FlowMatchEulerDiscreteScheduler.from_config(ours.config)  # as the helm makes one from it
+    again = compat.FlowMatchEulerDiscreteScheduler.from_config(
+        ours.config
+    )  # as the helm makes one from it
     assert again.shift == 7.0
     dynamic = compat.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     dynamic.set_shift(7.0)
@@ -196,10 +244,14 @@ def test_set_shift_acts_on_the_next_list(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_set_shift_acts_on_the_drop_in_and_is_refused_where_there_is_no_flow() -> None:
-    drop = tm.Scheduler.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, sampler="euler")
+    drop = tm.Scheduler.from_config(
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, sampler="euler"
+    )
     drop.set_shift(7.0)
     drop.set_timesteps(4)
-    fresh = tm.Scheduler.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}, sampler="euler")
+    fresh = tm.Scheduler.from_config(
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 7.0}, sampler="euler"
+    )
     fresh.set_timesteps(4)
     assert drop.timesteps.tolist() == fresh.timesteps.tolist()
     assert drop.config.shift == 7.0
@@ -222,7 +274,13 @@ def test_times_shift_and_stretch_as_in_diffusers(kind: str) -> None:
         compat.FlowMatchEulerDiscreteScheduler().stretch_shift_to_terminal(t)
 
 
-CONVERTS = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
+CONVERTS = (
+    "DEISMultistep",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "SASolver",
+    "UniPCMultistep",
+)
 
 
 @pytest.mark.parametrize("name", CONVERTS)
@@ -234,18 +292,27 @@ def test_a_prediction_is_read_as_diffusers_reads_it(name: str) -> None:
     theirs._init_step_index(theirs.timesteps[0])
     expected = theirs.convert_model_output(raw, sample=x)
     assert torch.allclose(ours.convert_model_output(raw, sample=x), expected, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(ours.convert_model_output(raw, ours.timesteps[0], x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(
+        ours.convert_model_output(raw, ours.timesteps[0], x), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_edm_classes_precondition_as_in_diffusers() -> None:
     theirs, ours = theirs_made("EDMEulerScheduler"), made(compat, "EDMEulerScheduler")
     x, raw = torch.ones(1, 2), torch.full((1, 2), 0.3)
     for sigma in (0.1, torch.tensor(2.0)):
-        assert torch.allclose(ours.precondition_inputs(x, sigma), theirs.precondition_inputs(x, sigma))
+        assert torch.allclose(
+            ours.precondition_inputs(x, sigma), theirs.precondition_inputs(x, sigma)
+        )
         assert torch.allclose(ours.precondition_noise(sigma), theirs.precondition_noise(sigma))
-        assert torch.allclose(ours.precondition_outputs(x, raw, sigma), theirs.precondition_outputs(x, raw, sigma))
+        assert torch.allclose(
+            ours.precondition_outputs(x, raw, sigma), theirs.precondition_outputs(x, raw, sigma)
+        )
     boundary = "get_scalings_for_boundary_condition_discrete"
-    lcm = (getattr(s, boundary)(259) for s in (made(compat, "LCMScheduler"), theirs_made("LCMScheduler")))
+    lcm = (
+        getattr(s, boundary)(259)
+        for s in (made(compat, "LCMScheduler"), theirs_made("LCMScheduler"))
+    )
     assert next(lcm) == pytest.approx(next(lcm))
 
 
@@ -267,11 +334,16 @@ def test_a_config_that_ends_at_time_zero_says_so() -> None:
     for flags in ({}, {"set_alpha_to_one": False}):
         for name in ("DDIMScheduler", "LCMScheduler", "TCDScheduler"):
             theirs, ours = (getattr(library, name)(**flags) for library in (diffusers, compat))
-            assert float(ours.final_alpha_cumprod) == pytest.approx(float(theirs.final_alpha_cumprod))
+            assert float(ours.final_alpha_cumprod) == pytest.approx(
+                float(theirs.final_alpha_cumprod)
+            )
 
 
 ORIGINAL = [
-    (steps, original, strength) for steps in (1, 4, 7) for original in (None, 20, 50) for strength in (1.0, 0.5)
+    (steps, original, strength)
+    for steps in (1, 4, 7)
+    for original in (None, 20, 50)
+    for strength in (1.0, 0.5)
 ]
 
 
@@ -293,7 +365,9 @@ def test_distilled_lists_are_diffusers_for_each_original_number_and_strength(
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
-@pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"])
+@pytest.mark.parametrize(
+    "name", ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"]
+)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_latent_consistency_pipelines_give_the_latents_that_they_give_with_diffusers_class(
     name: str, steps: int, monkeypatch: pytest.MonkeyPatch
@@ -312,7 +386,9 @@ def test_the_latent_consistency_pipelines_give_the_latents_that_they_give_with_d
 
 
 def test_edms_index_is_taken_back_only_after_a_step_that_was_a_look() -> None:
-    """diffusers' Cosmos pipelines step for a prediction and take the index back; elsewhere it moves with the run."""
+    """diffusers' Cosmos pipelines step for a prediction and take the index back; elsewhere it moves
+    with the run.
+    """
     ours = compat.EDMEulerScheduler()
     ours.set_timesteps(4)
     x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * ours.init_noise_sigma
@@ -329,7 +405,10 @@ def test_edm_euler_takes_a_clean_prediction_in_the_place_of_the_output() -> None
     for lib in (diffusers, compat):
         scheduler = lib.EDMEulerScheduler()
         scheduler.set_timesteps(5)
-        x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        x = (
+            torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+            * scheduler.init_noise_sigma
+        )
         for t in scheduler.timesteps:
             clean = torch.tanh(scheduler.scale_model_input(x, t))
             x = scheduler.step(clean, t, x, return_dict=False, pred_original_sample=clean)[0]

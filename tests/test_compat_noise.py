@@ -1,4 +1,6 @@
-"""The noise of compat's classes is diffusers': drawn at the same calls from the same generators, and again after it."""
+"""The noise of compat's classes is diffusers': drawn at the same calls from the same generators,
+and again after it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DDIM", SD, {"eta": 0.4}),
     ("DDIM", SD, {}),
     ("SASolver", SD, {}),
-    ("SASolver", {**SD, "num_train_timesteps": 1100}, {}),  # its noise is between the times 200 and 800
+    (
+        "SASolver",
+        {**SD, "num_train_timesteps": 1100},
+        {},
+    ),  # its noise is between the times 200 and 800
     ("DPMSolverMultistep", SDE, {}),
     ("DPMSolverMultistep", {**SDE, "solver_order": 1}, {}),
     ("DPMSolverMultistep", {**SDE, "use_karras_sigmas": True, "solver_type": "heun"}, {}),
@@ -63,7 +69,9 @@ WAYS: dict[str, Callable[[], Any]] = {
 def state(generators: Any) -> Tensor:
     if generators is None:
         return torch.get_rng_state()
-    return torch.cat([one.get_state() for one in (generators if isinstance(generators, list) else [generators])])
+    return torch.cat(
+        [one.get_state() for one in (generators if isinstance(generators, list) else [generators])]
+    )
 
 
 def network(seen: Tensor, t: Any) -> Tensor:
@@ -74,7 +82,9 @@ def turn(scheduler: Any, x: Tensor, t: Any, generators: Any, given: dict[str, An
     seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
     taken = inspect.signature(scheduler.step).parameters
     named = {"generator": generators} if "generator" in taken else {}
-    made: Tensor = scheduler.step(network(seen, t).to(x.dtype), t, x, **given, **named, return_dict=False)[0]
+    made: Tensor = scheduler.step(
+        network(seen, t).to(x.dtype), t, x, **given, **named, return_dict=False
+    )[0]
     return made
 
 
@@ -116,8 +126,15 @@ def test_every_step_is_diffusers_and_leaves_the_generators_as_diffusers_does(
 
 
 def test_every_class_whose_step_takes_a_generator_in_diffusers_is_held_here_or_draws_none() -> None:
-    churn = {"EDMEulerScheduler", "FlowMatchHeunDiscreteScheduler"}  # only with s_churn, which is refused
-    takes = {name for name in CLASSES if "generator" in inspect.signature(getattr(diffusers, name).step).parameters}
+    churn = {
+        "EDMEulerScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+    }  # only with s_churn, which is refused
+    takes = {
+        name
+        for name in CLASSES
+        if "generator" in inspect.signature(getattr(diffusers, name).step).parameters
+    }
     assert takes <= {f"{name}Scheduler" for name, _, _ in CASES} | churn
 
 
@@ -135,7 +152,7 @@ def test_half_precision_draws_in_the_dtype_of_diffusers(name: str, dtype: torch.
         assert torch.equal(left, after)
 
 
-# -- coming back to a row ------------------------------------------------------------------------------------
+# -- coming back to a row --------------------------------------------------------------------------
 STEPS, AT = 8, 5
 
 
@@ -156,17 +173,29 @@ def ended(run: tm.Run, scheduler: Any) -> Tensor:
     """The rest of a run without its scheduler."""
     for row in run.rows():
         listed = scheduler._listed
-        x = run.latents if listed.table.seen is None else run.latents * float(listed.table.seen[row])
+        x = (
+            run.latents
+            if listed.table.seen is None
+            else run.latents * float(listed.table.seen[row])
+        )
         run.advance(network(x, listed.times[row]))
     return run.result
 
 
-NAMES = ["EulerAncestralDiscrete", "DDPM", "DPMSolverMultistep", "SASolver", "KDPM2AncestralDiscrete"]
+NAMES = [
+    "EulerAncestralDiscrete",
+    "DDPM",
+    "DPMSolverMultistep",
+    "SASolver",
+    "KDPM2AncestralDiscrete",
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_rewound_branched_or_saved_run_has_the_same_noise(name: str, way: str, tmp_path: Path) -> None:
+def test_a_rewound_branched_or_saved_run_has_the_same_noise(
+    name: str, way: str, tmp_path: Path
+) -> None:
     whole = begun(name, WAYS[way](), 10**6)[1]
     scheduler, _ = begun(name, WAYS[way]())
     run = scheduler.run
@@ -251,7 +280,7 @@ def test_a_copy_of_a_scheduler_draws_from_the_generator_that_it_is_given() -> No
     assert torch.equal(left, after)
 
 
-# -- DPM-Solver++ SDE: the path of torchsde ------------------------------------------------------------------
+# -- DPM-Solver++ SDE: the path of torchsde --------------------------------------------------------
 def sde(library: Any, seed: int | None = 3, **more: Any) -> Any:
     cls = library.DPMSolverSDEScheduler
     made = getattr(sys.modules[cls.__module__], "DPMSolverSDEScheduler", cls)
@@ -259,12 +288,20 @@ def sde(library: Any, seed: int | None = 3, **more: Any) -> Any:
 
 
 @needs_torchsde
-@pytest.mark.filterwarnings("ignore:Should have t")  # diffusers asks for more than the path that it has made
+@pytest.mark.filterwarnings(
+    "ignore:Should have t"
+)  # diffusers asks for more than the path that it has made
 @pytest.mark.parametrize("seed", [0, None])
-@pytest.mark.parametrize("more", [{}, {"use_karras_sigmas": True}, {"prediction_type": "v_prediction"}])
-def test_dpm_solver_sde_follows_the_path_of_diffusers(more: dict[str, Any], seed: int | None) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"use_karras_sigmas": True}, {"prediction_type": "v_prediction"}]
+)
+def test_dpm_solver_sde_follows_the_path_of_diffusers(
+    more: dict[str, Any], seed: int | None
+) -> None:
     """Up to 1e-3: a path is rough, and sigma in float32 is not sigma (6e-6 apart at 14.6)."""
-    theirs, ours = (loop(sde(library, seed, **more), 8, WAYS["none"](), {}) for library in (diffusers, compat))
+    theirs, ours = (
+        loop(sde(library, seed, **more), 8, WAYS["none"](), {}) for library in (diffusers, compat)
+    )
     for (want, after), (got, left) in zip(theirs, ours, strict=True):
         assert far(got, want) < 5e-3
         assert torch.equal(left, after)
@@ -280,7 +317,11 @@ def test_a_run_on_the_path_of_torchsde_has_the_same_noise_again(tmp_path: Path) 
         if calls == 4:
             run = scheduler.run
             run.save(tmp_path / "run.safetensors")
-            twins = [pickle.loads(pickle.dumps(run)), run.branch(), tm.Run.load(tmp_path / "run.safetensors")]
+            twins = [
+                pickle.loads(pickle.dumps(run)),
+                run.branch(),
+                tm.Run.load(tmp_path / "run.safetensors"),
+            ]
     assert run is not None
     for twin in twins:
         assert torch.equal(ended(twin, scheduler), x)
@@ -289,7 +330,9 @@ def test_a_run_on_the_path_of_torchsde_has_the_same_noise_again(tmp_path: Path) 
     assert torch.equal(torch.get_rng_state(), torch_before)
 
 
-def test_without_torchsde_dpm_solver_sde_has_its_own_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_torchsde_dpm_solver_sde_has_its_own_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(tree, "installed", lambda: False)
     scheduler = sde(compat)
     scheduler.set_timesteps(4)
@@ -300,7 +343,7 @@ def test_without_torchsde_dpm_solver_sde_has_its_own_path(monkeypatch: pytest.Mo
         tree.TreeNoise(1, 0.1, 10.0, scheduler.run.table)
 
 
-# -- what is not drawn -------------------------------------------------------------------------------------
+# -- what is not drawn -----------------------------------------------------------------------------
 def test_the_noise_of_an_inversion_is_not_drawn() -> None:
     """Also in the last step of DDIM, which adds none of it."""
     ends = []
@@ -325,7 +368,7 @@ def test_seeds_of_a_scheduler_are_the_source_where_it_has_them() -> None:
     assert torch.equal(drawn.get_state(), before)
 
 
-# -- what cannot be drawn ------------------------------------------------------------------------------------
+# -- what cannot be drawn --------------------------------------------------------------------------
 def test_what_cannot_draw_is_refused_before_the_step() -> None:
     scheduler = compat.EulerAncestralDiscreteScheduler(**SD)
     scheduler.set_timesteps(3)
@@ -344,9 +387,22 @@ def test_what_cannot_draw_is_refused_before_the_step() -> None:
     ("change", "message"),
     [
         (lambda data, tensors: tensors.pop("noise.0.0"), "lacks 'noise.0.0'"),
-        (lambda data, tensors: tensors.update({"noise.0.0": torch.zeros(5056, dtype=torch.uint8)}), "state cannot be"),
-        (lambda data, tensors: tensors.update({"noise.end.0": torch.zeros(3, dtype=torch.uint8)}), "state cannot be"),
-        (lambda data, tensors: tensors.update({"noise.5.0": torch.zeros(3, dtype=torch.uint8)}), "does not use"),
+        (
+            lambda data, tensors: tensors.update(
+                {"noise.0.0": torch.zeros(5056, dtype=torch.uint8)}
+            ),
+            "state cannot be",
+        ),
+        (
+            lambda data, tensors: tensors.update(
+                {"noise.end.0": torch.zeros(3, dtype=torch.uint8)}
+            ),
+            "state cannot be",
+        ),
+        (
+            lambda data, tensors: tensors.update({"noise.5.0": torch.zeros(3, dtype=torch.uint8)}),
+            "does not use",
+        ),
         (lambda data, tensors: data["stretches"][0].update(devices=["cuda:77"]), "cuda:77"),
         (lambda data, tensors: data["stretches"][0].update(rows=[0, 0]), "not rows"),
         (lambda data, tensors: data["stretches"][0].update(rows=[99]), "not rows"),
@@ -379,14 +435,18 @@ def test_a_file_whose_noise_cannot_be_had_again_is_refused(
         tm.Run.load(path)
 
 
-# -- in pipelines --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "SASolver"])
+# -- in pipelines ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name", ["EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "SASolver"]
+)
 def test_one_changed_import_line_keeps_the_picture_of_a_generator(name: str) -> None:
     pictures, states = [], []
     for library in (diffusers, compat):
         pipe = tiny.sd()
         more = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
-        pipe.scheduler = getattr(library, f"{name}Scheduler").from_config(pipe.scheduler.config, **more)
+        pipe.scheduler = getattr(library, f"{name}Scheduler").from_config(
+            pipe.scheduler.config, **more
+        )
         drawn = torch.Generator().manual_seed(0)
         pictures.append(pipe(**tiny.prompt(pipe), num_inference_steps=6, generator=drawn).images)
         states.append(drawn.get_state())

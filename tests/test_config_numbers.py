@@ -1,6 +1,8 @@
-"""Law: a number of a scheduler's config is of its kind and in its range, or it is refused with what to do instead.
+"""Law: a number of a scheduler's config is of its kind and in its range, or it is refused with what
+to do instead.
 
-The same wherever it is said: as an argument, in a config, or written into a scheduler's config later.
+The same wherever it is said: as an argument, in a config, or written into a scheduler's config
+later.
 """
 
 from __future__ import annotations
@@ -22,11 +24,20 @@ from timonel.core.process.keys import RANGES
 from timonel.errors import ArgumentError
 from timonel.pipelines.sockets.configured import unlike
 
-SD = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 ANY: dict[str, type] = {"Scheduler": tm.Scheduler, **CLASSES}
 DEFAULTS: dict[str, dict[str, Any]] = {"Scheduler": tm.Scheduler._defaults(), **{n: dict(c.defaults) for n, c in
                                        CLASSES.items()}}  # fmt: skip
-ORDERS = {"solver_order": 9, "predictor_order": 9, "corrector_order": 9}  # which formulas there are, says the class
+ORDERS = {
+    "solver_order": 9,
+    "predictor_order": 9,
+    "corrector_order": 9,
+}  # which formulas there are, says the class
 
 
 def base(name: str) -> dict[str, Any]:
@@ -63,16 +74,26 @@ def test_a_number_out_of_its_range_is_refused_wherever_it_is_said(key: str) -> N
                 lambda name=name, value=value: ANY[name].from_config(base(name), **{key: value}),  # type: ignore[attr-defined]
                 written,
             ):
-                if say is not written or unlike(value, DEFAULTS[name][key]):  # True is 1, which changes nothing
+                if say is not written or unlike(
+                    value, DEFAULTS[name][key]
+                ):  # True is 1, which changes nothing
                     with pytest.raises(ArgumentError, match=key):
                         say()
 
 
 def test_the_refusal_says_the_range_the_value_and_the_default() -> None:
     for key, value, said in (
-        ("dynamic_thresholding_ratio", 24, "of at least 0 and at most 1, got 24; leave it out for 0.995"),
+        (
+            "dynamic_thresholding_ratio",
+            24,
+            "of at least 0 and at most 1, got 24; leave it out for 0.995",
+        ),
         ("clip_sample_range", -1.0, "must be a number above 0, got -1.0; leave it out for 1.0"),
-        ("num_train_timesteps", 2.5, "of at least 1 and at most 1000000, got 2.5; leave it out for 1000"),
+        (
+            "num_train_timesteps",
+            2.5,
+            "of at least 1 and at most 1000000, got 2.5; leave it out for 1000",
+        ),
     ):
         with pytest.raises(ArgumentError, match=said):
             CLASSES["DDIMScheduler"](**{key: value})
@@ -80,7 +101,11 @@ def test_the_refusal_says_the_range_the_value_and_the_default() -> None:
 
 def test_every_number_of_a_class_has_a_range_and_diffusers_defaults_lie_in_them() -> None:
     for name, defaults in DEFAULTS.items():
-        numbers = {k for k, v in defaults.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        numbers = {
+            k
+            for k, v in defaults.items()
+            if isinstance(v, (int, float)) and not isinstance(v, bool)
+        }
         assert numbers <= RANGES.keys() | ORDERS.keys(), name
     theirs = [getattr(diffusers, name) for name in CLASSES]
     for cls in theirs:
@@ -90,7 +115,10 @@ def test_every_number_of_a_class_has_a_range_and_diffusers_defaults_lie_in_them(
     published = [flags for _, flags in CONFIGS.values()] + list(folders().values())
     for flags in published:
         for key in flags.keys() & RANGES.keys():
-            assert flags[key] is None or RANGES[key].read(flags[key]) == flags[key], (key, flags[key])
+            assert flags[key] is None or RANGES[key].read(flags[key]) == flags[key], (
+                key,
+                flags[key],
+            )
 
 
 @pytest.mark.parametrize("key", ORDERS)
@@ -103,22 +131,35 @@ def test_an_order_that_has_no_formula_is_refused(key: str) -> None:
 
 def test_zero_is_not_what_is_left_out() -> None:
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
-    for low, top in ((0.0, 1.15), (0.5, 0.0)):  # mu of a picture of 4096 tokens is max_shift, of 256 base_shift
+    for low, top in (
+        (0.0, 1.15),
+        (0.5, 0.0),
+    ):  # mu of a picture of 4096 tokens is max_shift, of 256 base_shift
         process: Any = processes.from_config({**flow, "base_shift": low, "max_shift": top})
         assert math.log(process.with_image_tokens(4096).shift) == pytest.approx(top)
         assert math.log(process.with_image_tokens(256).shift) == pytest.approx(low)
     edm = {"_class_name": "EDMEulerScheduler"}
-    for config, key in ((flow, "shift"), (edm, "sigma_min"), (edm, "sigma_max"), (edm, "sigma_data")):
+    for config, key in (
+        (flow, "shift"),
+        (edm, "sigma_min"),
+        (edm, "sigma_max"),
+        (edm, "sigma_data"),
+    ):
         with pytest.raises(ArgumentError, match=f"{key} must be .* above 0"):
             processes.from_config({**config, key: 0})
 
 
 def walked(scheduler: Any) -> Tensor:
     scheduler.set_timesteps(3)
-    x, drawn = torch.ones(1, 1, 2, 2) * float(scheduler.init_noise_sigma), torch.Generator().manual_seed(0)
+    x, drawn = (
+        torch.ones(1, 1, 2, 2) * float(scheduler.init_noise_sigma),
+        torch.Generator().manual_seed(0),
+    )
     torch.manual_seed(0)
     for t in scheduler.timesteps:
-        x = scheduler.step(torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn).prev_sample
+        x = scheduler.step(
+            torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn
+        ).prev_sample
     return x
 
 
@@ -138,7 +179,16 @@ def test_nan_in_a_key_of_another_class_is_carried_and_changes_nothing(name: str)
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_scheduler_that_is_not_made_yet_has_no_members_and_says_so(name: str) -> None:
     bare = CLASSES[name].__new__(CLASSES[name])
-    for word in ("config", "_internal_dict", "defaults_", "sample", "betas", "use_karras_sigmas", "_run", "x"):
+    for word in (
+        "config",
+        "_internal_dict",
+        "defaults_",
+        "sample",
+        "betas",
+        "use_karras_sigmas",
+        "_run",
+        "x",
+    ):
         try:
             getattr(bare, word)
         except (AttributeError, KeyError, TypeError, tm.TimonelError):

@@ -1,4 +1,6 @@
-"""Whoever reads, copies or pickles a run or a scheduler changes nothing, and the copy goes on bit for bit."""
+"""Whoever reads, copies or pickles a run or a scheduler changes nothing, and the copy goes on bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def finished(run: tm.Run) -> torch.Tensor:
 
 def over(scheduler: Any, sample: torch.Tensor, times: Any = None) -> torch.Tensor:
     for t in scheduler.timesteps if times is None else times:
-        sample = scheduler.step(network(sample, t), t, sample, generator=torch.Generator().manual_seed(5)).prev_sample
+        sample = scheduler.step(
+            network(sample, t), t, sample, generator=torch.Generator().manual_seed(5)
+        ).prev_sample
     return sample
 
 
@@ -58,7 +62,12 @@ MAKES = {
     **{name: lambda name=name: tm.Scheduler.from_config(XL, sampler=name) for name in SOLVERS},
     **{
         name: lambda name=name: getattr(compat, name).from_config(XL)
-        for name in ("DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "DDIMScheduler", "LCMScheduler")
+        for name in (
+            "DPMSolverMultistepScheduler",
+            "HeunDiscreteScheduler",
+            "DDIMScheduler",
+            "LCMScheduler",
+        )
     },
     "clip": lambda: compat.DDIMScheduler.from_config({**XL, "clip_sample": True}),
     "flow": lambda: compat.FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -68,7 +77,9 @@ MAKES = {
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("done", [0, 3, 6])
-def test_a_copied_run_ends_with_the_same_bits_and_so_does_the_run(way: str, solver: str, done: int) -> None:
+def test_a_copied_run_ends_with_the_same_bits_and_so_does_the_run(
+    way: str, solver: str, done: int
+) -> None:
     want = finished(begun(solver))
     run = begun(solver, done)
     twin = COPIES[way](run)
@@ -115,13 +126,17 @@ def test_a_pickled_run_goes_on_in_another_process(tmp_path: Path) -> None:
         "run = pickle.load(open(folder + '/run.pickle', 'rb')); torch.save(t.finished(run), folder + '/x.pt')"
     )
     threads = str(torch.get_num_threads())
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent), threads], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent), threads], check=True
+    )
     assert torch.equal(torch.load(tmp_path / "x.pt"), finished(run))
 
 
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("make", MAKES)
-def test_a_copied_scheduler_goes_on_with_the_same_bits_and_so_does_the_first(way: str, make: str) -> None:
+def test_a_copied_scheduler_goes_on_with_the_same_bits_and_so_does_the_first(
+    way: str, make: str
+) -> None:
     whole = MAKES[make]()
     whole.set_timesteps(6)
     want = over(whole, X)
@@ -162,7 +177,13 @@ def test_a_pickled_branch_goes_on_inside_its_pipeline() -> None:
             kept.extend([pickle.dumps(run.branch()), copy.deepcopy(run.branch())])
 
     def call(**more: Any) -> torch.Tensor:
-        given = {"steps": 4, "seeds": [7], "sampler": "dpmpp_2m/karras", "guidance": 4.0, "output_type": "latent"}
+        given = {
+            "steps": 4,
+            "seeds": [7],
+            "sampler": "dpmpp_2m/karras",
+            "guidance": 4.0,
+            "output_type": "latent",
+        }
         images: torch.Tensor = helm("red apple", **given, **more).images
         return images
 

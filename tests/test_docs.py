@@ -23,8 +23,16 @@ FENCE = re.compile(r"```(\w+)\n(.*?)```", re.S)
 
 def blocks(language: str) -> list[pytest.param]:  # type: ignore[valid-type]
     found = []
-    for name in [*READMES, "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/*.md")))]:
-        codes = [code for kind, code in FENCE.findall((ROOT / name).read_text("utf-8")) if kind == language]
+    for name in [
+        *READMES,
+        "CONTRIBUTING.md",
+        *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/*.md"))),
+    ]:
+        codes = [
+            code
+            for kind, code in FENCE.findall((ROOT / name).read_text("utf-8"))
+            if kind == language
+        ]
         found += [pytest.param(code, id=f"{name}-{i}") for i, code in enumerate(codes)]
     return found
 
@@ -42,12 +50,18 @@ def test_python_in_the_documents_runs_as_written(
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_example_of_a_denoiser_prints_the_data_it_names(name: str) -> None:
-    code = next(c for k, c in FENCE.findall((ROOT / name).read_text("utf-8")) if "variance" in c or "varianza" in c)
+    code = next(
+        c
+        for k, c in FENCE.findall((ROOT / name).read_text("utf-8"))
+        if "variance" in c or "varianza" in c
+    )
     assert re.search(r"# \w+ 1\.00, \w+ 0\.50$", code, re.M)
 
 
 @pytest.mark.parametrize("code", blocks("bash")[:1])
-def test_commands_in_the_documents_run_as_written(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_in_the_documents_run_as_written(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for line in code.strip().splitlines():
         program, *arguments = shlex.split(line)
@@ -73,7 +87,9 @@ def test_the_demo_of_the_makefile_runs_twice_and_replays_its_first_picture(
         for command in commands:
             done = CliRunner().invoke(app, shlex.split(command))
             assert done.exit_code == 0, (command, done.output, done.exception)
-    assert {"red-apple-7.png", "red-apple-7-2.png", "red-apple.mp4"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"red-apple-7.png", "red-apple-7-2.png", "red-apple.mp4"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
 
 
 @pytest.mark.parametrize("code", blocks("bash"))
@@ -97,7 +113,9 @@ def test_readmes_list_every_sampler_and_grid(name: str) -> None:
 
 def test_both_readmes_run_the_same_commands() -> None:
     one, two = ((ROOT / name).read_text("utf-8") for name in READMES)
-    assert [c for k, c in FENCE.findall(one) if k == "bash"] == [c for k, c in FENCE.findall(two) if k == "bash"]
+    assert [c for k, c in FENCE.findall(one) if k == "bash"] == [
+        c for k, c in FENCE.findall(two) if k == "bash"
+    ]
 
 
 def test_links_and_pictures_in_the_documents_exist() -> None:

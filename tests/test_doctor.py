@@ -1,4 +1,6 @@
-"""The doctor: a configuration is told for what it is, and what diffusers does wrong is found by running it."""
+"""The doctor: a configuration is told for what it is, and what diffusers does wrong is found by
+running it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ from timonel.errors import ArgumentError, ModelError, UnknownName
 from timonel.pipelines.family import facts
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
-KINDS = {"svd": "edm", "svd_xt": "edm", **dict.fromkeys(("sd1", "sd2_v", "sd2_base", "sdxl", "lcm"), "vp")}
+KINDS = {
+    "svd": "edm",
+    "svd_xt": "edm",
+    **dict.fromkeys(("sd1", "sd2_v", "sd2_base", "sdxl", "lcm"), "vp"),
+}
 KINDS |= dict.fromkeys(("sdxl_turbo", "sdxl_lightning"), "vp")
 
 
@@ -38,7 +44,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def write(root: Path, facts: dict[str, Any]) -> str:
-    files = {"model_index.json": facts["model_index"], "scheduler/scheduler_config.json": facts["scheduler"]}
+    files = {
+        "model_index.json": facts["model_index"],
+        "scheduler/scheduler_config.json": facts["scheduler"],
+    }
     files |= {f"{network}/config.json": config for network, config in facts["network"].items()}
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +63,7 @@ def said(combination: Combination, kind: str) -> str:
     return "\n".join(finding.text for finding in combination.findings if finding.kind == kind)
 
 
-# -- what it is ----------------------------------------------------------------------------------------------
+# -- what it is ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration_is_told_and_its_own_scheduler_gets_no_complaint(
     name: str, folders: dict[str, str]
@@ -67,7 +76,9 @@ def test_a_published_configuration_is_told_and_its_own_scheduler_gets_no_complai
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_its_own_scheduler_in_timonel_tells_the_network_the_same(name: str, folders: dict[str, str]) -> None:
+def test_its_own_scheduler_in_timonel_tells_the_network_the_same(
+    name: str, folders: dict[str, str]
+) -> None:
     found = doctor(folders[name], steps=6).combination
     if name == "mochi":  # timonel's only scheduler for it has its own list of levels
         assert found.ours.times[0] == pytest.approx(found.times[0], abs=1.5)
@@ -75,7 +86,9 @@ def test_its_own_scheduler_in_timonel_tells_the_network_the_same(name: str, fold
     assert found.ours.times == pytest.approx(found.times, abs=1.5)
 
 
-def test_what_a_configuration_does_not_tell_is_said_and_both_presets_are_given(folders: dict[str, str]) -> None:
+def test_what_a_configuration_does_not_tell_is_said_and_both_presets_are_given(
+    folders: dict[str, str],
+) -> None:
     large = doctor(folders["sd35_large"], steps=2)
     assert "same configuration" in large.doubt
     assert large.alike["Stable Diffusion 3.5 large turbo"][0].steps == 4
@@ -87,7 +100,11 @@ def test_what_a_configuration_does_not_tell_is_said_and_both_presets_are_given(f
 @pytest.mark.parametrize(
     ("name", "change", "family"),
     [
-        ("flux_dev", {}, None),  # without the transformer's configuration neither dev nor schnell can be told
+        (
+            "flux_dev",
+            {},
+            None,
+        ),  # without the transformer's configuration neither dev nor schnell can be told
         ("sdxl", {"cross_attention_dim": 64}, None),
         ("svd", {"num_frames": 8}, None),
         ("sd1", {"cross_attention_dim": 768, "time_cond_proj_dim": 256}, "lcm"),
@@ -116,7 +133,10 @@ def test_a_few_step_scheduler_gives_the_distillation_away(
     scheduler: str, changes: dict[str, Any], family: str, tmp_path: Path
 ) -> None:
     config = {**PUBLISHED["sdxl"]["scheduler"], "_class_name": scheduler, **changes}
-    assert doctor(write(tmp_path, {**PUBLISHED["sdxl"], "scheduler": config}), steps=4).family == family
+    assert (
+        doctor(write(tmp_path, {**PUBLISHED["sdxl"], "scheduler": config}), steps=4).family
+        == family
+    )
 
 
 def test_a_pipeline_object_is_read_as_its_folder_is(folders: dict[str, str]) -> None:
@@ -143,12 +163,15 @@ def test_pipelines_are_read_for_what_they_do_with_their_scheduler(folders: dict[
     svd, xl, flux = (facts.loop(facts.read(folders[n])) for n in ("svd", "sdxl", "flux_dev"))
     assert (svd.begins, svd.generator, svd.lists, svd.steps) == (False, False, ("sigmas",), 25)
     assert (xl.begins, xl.generator, xl.init) == (True, True, True)
-    for unreadable in ("NoSuchPipeline", "DiffusionPipeline"):  # diffusers has none, or one without a loop
+    for unreadable in (
+        "NoSuchPipeline",
+        "DiffusionPipeline",
+    ):  # diffusers has none, or one without a loop
         assert facts.loop(facts.Facts("", unreadable, {})) == facts.Loop()
     assert (flux.begins, flux.sigmas, flux.mu, flux.init) == (True, True, True, False)
 
 
-# -- what diffusers does wrong -------------------------------------------------------------------------------
+# -- what diffusers does wrong ---------------------------------------------------------------------
 def test_the_recommended_svd_recipe_is_found_to_fail(folders: dict[str, str]) -> None:
     found = tried(folders["svd_xt"], "dpmpp_2m/karras", 10, timestep_spacing="trailing")
     assert "step 10 of 10: IndexError" in said(found, "fails")
@@ -169,7 +192,9 @@ def test_flags_that_a_class_does_not_have_are_found(folders: dict[str, str]) -> 
     assert "unknown argument of DDIMScheduler" in found.ours.refused
 
 
-def test_a_lost_shift_is_found_and_giving_it_makes_the_combination_sound(folders: dict[str, str]) -> None:
+def test_a_lost_shift_is_found_and_giving_it_makes_the_combination_sound(
+    folders: dict[str, str],
+) -> None:
     lost = tried(folders["sd35_large"], "dpmpp_2m")
     assert "it visits sigmas" in said(lost, "wrong")
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -179,7 +204,9 @@ def test_a_lost_shift_is_found_and_giving_it_makes_the_combination_sound(folders
 
 
 @pytest.mark.parametrize(("sampler", "left"), [("deis", 0.0993), ("euler", 0.0)])
-def test_noise_that_stays_in_the_result_is_measured(sampler: str, left: float, folders: dict[str, str]) -> None:
+def test_noise_that_stays_in_the_result_is_measured(
+    sampler: str, left: float, folders: dict[str, str]
+) -> None:
     found = tried(folders["sd35_large"], sampler)
     assert found.left == pytest.approx(left, abs=1e-3)
     assert ("noise of standard deviation" in said(found, "wrong")) == (left > 0.05)
@@ -193,8 +220,12 @@ def test_epsilon_at_pure_noise_is_found_and_refused_by_timonel(folders: dict[str
     assert "pure noise" in found.ours.refused
 
 
-@pytest.mark.parametrize(("sampler", "sound"), [("ddim/ays_sdxl", False), ("dpmpp_2m/ays_sdxl", True)])
-def test_a_published_list_is_given_and_taken_or_not(sampler: str, sound: bool, folders: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "sound"), [("ddim/ays_sdxl", False), ("dpmpp_2m/ays_sdxl", True)]
+)
+def test_a_published_list_is_given_and_taken_or_not(
+    sampler: str, sound: bool, folders: dict[str, str]
+) -> None:
     found = tried(folders["sdxl"], sampler)
     assert found.sound == sound
     assert ("which DDIMScheduler does not take" in said(found, "fails")) != sound
@@ -202,7 +233,9 @@ def test_a_published_list_is_given_and_taken_or_not(sampler: str, sound: bool, f
 
 
 def test_karras_that_begins_elsewhere_is_found(folders: dict[str, str]) -> None:
-    assert "begins at sigma 8.39, 'karras' at 14.6" in said(tried(folders["sdxl"], "euler/karras"), "wrong")
+    assert "begins at sigma 8.39, 'karras' at 14.6" in said(
+        tried(folders["sdxl"], "euler/karras"), "wrong"
+    )
     assert tried(folders["sdxl"], "dpmpp_2m/karras").sound
 
 
@@ -216,24 +249,38 @@ def test_a_class_that_mixes_up_the_data_is_found(folders: dict[str, str]) -> Non
     ("name", "sampler", "steps", "other"),
     [
         ("sd2_v", "pndm", 5, "unipc"),  # mixes v-predictions of several levels
-        ("sdxl", "dpmpp_3m_sde/karras", 24, "dpmpp_2m_sde/karras"),  # a sign is wrong in the third order
+        (
+            "sdxl",
+            "dpmpp_3m_sde/karras",
+            24,
+            "dpmpp_2m_sde/karras",
+        ),  # a sign is wrong in the third order
     ],
 )
 def test_wrong_mathematics_shows_in_the_spread(
     name: str, sampler: str, steps: int, other: str, folders: dict[str, str]
 ) -> None:
-    assert "data of standard deviation 0.5 come out with" in said(tried(folders[name], sampler, steps), "wrong")
+    assert "data of standard deviation 0.5 come out with" in said(
+        tried(folders[name], sampler, steps), "wrong"
+    )
     assert tried(folders[name], other, steps).sound
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_sde/karras", "dpm2", "heun", "dpmpp_2s"])
-def test_samplers_with_levels_between_the_steps_get_no_complaint(sampler: str, folders: dict[str, str]) -> None:
+def test_samplers_with_levels_between_the_steps_get_no_complaint(
+    sampler: str, folders: dict[str, str]
+) -> None:
     found = tried(folders["sd1"], sampler, 8)
     assert found.sound, found.findings
 
 
 def test_the_defaults_of_diffusers_are_those_of_the_installed_one() -> None:
-    quoted = [(p, p.source.split()[-1]) for presets in PRESETS.values() for p in presets if "defaults of" in p.source]
+    quoted = [
+        (p, p.source.split()[-1])
+        for presets in PRESETS.values()
+        for p in presets
+        if "defaults of" in p.source
+    ]
     assert len(quoted) > 5
     for preset, name in quoted:
         habits = facts.loop(facts.Facts("", name, {}))
@@ -261,13 +308,17 @@ class Told:
         self.timesteps = (1000 * self.sigmas[:-1] - self.shift).clamp(min=1)
         self.k = 0
 
-    def step(self, raw: torch.Tensor, t: torch.Tensor, x: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+    def step(
+        self, raw: torch.Tensor, t: torch.Tensor, x: torch.Tensor, return_dict: bool
+    ) -> tuple[torch.Tensor]:
         self.k += 1
         return (x + (self.sigmas[self.k] - self.sigmas[self.k - 1]) * raw,)
 
 
 @pytest.mark.parametrize(("shift", "end"), [(0.0, 0.0), (100.0, 0.0), (0.0, 0.2)])
-def test_the_trial_finds_what_is_wrong_and_nothing_else(shift: float, end: float, folders: dict[str, str]) -> None:
+def test_the_trial_finds_what_is_wrong_and_nothing_else(
+    shift: float, end: float, folders: dict[str, str]
+) -> None:
     process = facts.read(folders["sd35_large"]).process
     loop = facts.Loop(init=False, scales=False, generator=False)
     done = dry_run.run(Told(shift, end), loop, process, "flow", 10, {})
@@ -285,7 +336,7 @@ def test_an_examination_changes_nothing_global(folders: dict[str, str]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# -- what suits it -------------------------------------------------------------------------------------------
+# -- what suits it ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_all_that_is_advised_can_be_done(name: str, folders: dict[str, str]) -> None:
     found, process = doctor(folders[name], steps=2), facts.read(folders[name]).process
@@ -308,7 +359,9 @@ def test_every_family_has_presets_and_every_preset_a_source() -> None:
     for row in FAMILIES.values():
         assert set(row.alike) <= set(FAMILIES)
         assert not row.alike or row.doubt
-    assert all(preset.source and preset.steps > 0 for presets in PRESETS.values() for preset in presets)
+    assert all(
+        preset.source and preset.steps > 0 for presets in PRESETS.values() for preset in presets
+    )
 
 
 def test_steps_are_the_recommendations_unless_given(folders: dict[str, str]) -> None:
@@ -318,7 +371,7 @@ def test_steps_are_the_recommendations_unless_given(folders: dict[str, str]) -> 
     assert doctor(folders["flux_schnell"], steps=3).combination.steps == 3
 
 
-# -- bad input -----------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("model", "sampler", "options", "error", "words"),
     [
@@ -382,11 +435,16 @@ def test_a_flag_is_key_and_value(flag: str) -> None:
     }  # fmt: skip
 
 
-# -- the command ---------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 def test_the_report_is_in_order_and_fits_a_screen(folders: dict[str, str]) -> None:
     found: Diagnosis = doctor(folders["svd_xt"], "dpmpp_2m/karras")
     text = found.report()
-    heads = ["Stable Video Diffusion XT", "What suits it", "Your combination: dpmpp_2m/karras", "Recommended"]
+    heads = [
+        "Stable Video Diffusion XT",
+        "What suits it",
+        "Your combination: dpmpp_2m/karras",
+        "Recommended",
+    ]
     places = [text.index(head) for head in heads]
     assert places == sorted(places)
     assert all(len(line) <= 110 for line in text.splitlines())
@@ -402,13 +460,17 @@ def test_the_command_prints_the_report_or_json(folders: dict[str, str]) -> None:
     assert "\x1b" not in shown.output  # no colours into a pipe
     printed = CliRunner().invoke(app, [*asked, *flags, "--json"])
     data = json.loads(printed.output)
-    expected = doctor(folders["svd_xt"], "DPM++ 2M Karras", 10, flags={"timestep_spacing": "trailing"}).to_dict()
+    expected = doctor(
+        folders["svd_xt"], "DPM++ 2M Karras", 10, flags={"timestep_spacing": "trailing"}
+    ).to_dict()
     assert data == json.loads(json.dumps(expected))
     assert data["sound"] is False
     assert data["combination"]["left"] is None  # NaN is no JSON
 
 
-def test_the_command_says_what_was_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_was_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", ["timonel", "doctor", "nowhere"])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -428,14 +490,16 @@ def test_the_page_is_that_of_the_tables() -> None:
     assert (docs / "doctor.md").read_text("utf-8") == page()
 
 
-# -- a scheduler that was made in code -----------------------------------------------------------------------
+# -- a scheduler that was made in code -------------------------------------------------------------
 def constructed() -> dict[str, Any]:
     """Every scheduler of diffusers that can be made without arguments, by its class."""
     found = {}
     for name in dir(diffusers.schedulers):
         cls = getattr(diffusers, name, None)
         if name.endswith("Scheduler") and isinstance(cls, type):
-            with contextlib.suppress(TypeError):  # of tokens or proteins: their own sizes are missing
+            with contextlib.suppress(
+                TypeError
+            ):  # of tokens or proteins: their own sizes are missing
                 found[name] = cls()
     return found
 
@@ -455,7 +519,9 @@ def test_a_scheduler_made_in_code_is_examined_as_the_one_that_is_loaded(tmp_path
             one, other = facts.read(same), facts.read(scheduler)
             assert one.own == name
             assert one.prediction == other.prediction
-            ends = [(f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (one, other)]
+            ends = [
+                (f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (one, other)
+            ]
             assert ends[0] == ends[1], name
 
 
@@ -478,7 +544,9 @@ def test_a_scheduler_whose_process_is_not_ours_is_refused_with_the_reason() -> N
         ("UnCLIPScheduler", "variance preserving, 1000 levels, sigma 2.03e+04 to 0.00643"),
     ],
 )
-def test_a_name_that_says_nothing_of_the_process_leaves_it_to_the_keys(name: str, process: str) -> None:
+def test_a_name_that_says_nothing_of_the_process_leaves_it_to_the_keys(
+    name: str, process: str
+) -> None:
     assert doctor(getattr(diffusers, name)(), steps=4).process == process
 
 

@@ -1,4 +1,6 @@
-"""DPM-Solver on slopes and the singlestep solvers of N calls: diffusers' numbers, orders, and what is refused."""
+"""DPM-Solver on slopes and the singlestep solvers of N calls: diffusers' numbers, orders, and what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def network(x: Tensor, time: Any) -> Tensor:
     return torch.tanh(0.7 * x * (1 + 0.001 * float(time))) + 0.1 * torch.sin(3 * x)
 
 
-def journey(scheduler: Any, steps: int, begin: int, before_step: Callable[[Any, int], None]) -> list[Tensor]:
+def journey(
+    scheduler: Any, steps: int, begin: int, before_step: Callable[[Any, int], None]
+) -> list[Tensor]:
     """The sample after every step."""
     scheduler.set_timesteps(steps)
     scheduler.set_begin_index(begin)
@@ -41,7 +45,9 @@ def journey(scheduler: Any, steps: int, begin: int, before_step: Callable[[Any, 
     return made
 
 
-def theirs(monkeypatch: pytest.MonkeyPatch, name: str, flags: dict[str, Any], steps: int, begin: int) -> list[Tensor]:
+def theirs(
+    monkeypatch: pytest.MonkeyPatch, name: str, flags: dict[str, Any], steps: int, begin: int
+) -> list[Tensor]:
     """diffusers' class with coefficients in float64, and with `NOISE`."""
     drawn = iter(NOISE)
     for module in (scheduling_dpmsolver_multistep, scheduling_dpmsolver_singlestep):
@@ -63,7 +69,8 @@ def ours(name: str, flags: dict[str, Any], steps: int, begin: int) -> list[Tenso
 
 ALGORITHMS = [
     *itertools.product([MULTI, SINGLE], ["dpmsolver", "dpmsolver++"], [1, 2, 3]),
-    *itertools.product([MULTI, SINGLE], ["sde-dpmsolver++"], [1, 2]), (SINGLE, "sde-dpmsolver++", 3),
+    *itertools.product([MULTI, SINGLE], ["sde-dpmsolver++"], [1, 2]),
+    (SINGLE, "sde-dpmsolver++", 3),
     (MULTI, "sde-dpmsolver", 1), (MULTI, "sde-dpmsolver", 2),
 ]  # fmt: skip
 
@@ -71,18 +78,31 @@ ALGORITHMS = [
 @pytest.mark.filterwarnings("ignore")  # diffusers: deprecated, and order 3 of so many steps
 @pytest.mark.parametrize("kind", ["midpoint", "heun"])
 @pytest.mark.parametrize(("name", "algorithm", "order"), ALGORITHMS)
-def test_every_algorithm_and_order_of_diffusers_makes_its_steps(monkeypatch, name, algorithm, order, kind):
+def test_every_algorithm_and_order_of_diffusers_makes_its_steps(
+    monkeypatch, name, algorithm, order, kind
+):
     if (algorithm, order, kind) == ("sde-dpmsolver++", 3, "heun"):
         pytest.skip("diffusers has a wrong sign there")
-    flags = {"algorithm_type": algorithm, "solver_order": order, "solver_type": kind, "final_sigmas_type": "sigma_min"}
+    flags = {
+        "algorithm_type": algorithm,
+        "solver_order": order,
+        "solver_type": kind,
+        "final_sigmas_type": "sigma_min",
+    }
     cases: list[tuple[dict[str, Any], int, int]] = [(flags, steps, 0) for steps in (5, 6, 7, 20)]
     if "++" in algorithm:
         cases += [({**flags, "final_sigmas_type": "zero"}, 9, 0), ({**flags, **FLOW}, 8, 0)]
     if "sde" not in algorithm:
-        cases += [({**flags, "use_karras_sigmas": True}, 9, 0), (flags, 9, 1), (flags, 9, 2)]  # image to image
+        cases += [
+            ({**flags, "use_karras_sigmas": True}, 9, 0),
+            (flags, 9, 1),
+            (flags, 9, 2),
+        ]  # image to image
     for case, steps, begin in cases:
         peer, own = theirs(monkeypatch, name, case, steps, begin), ours(name, case, steps, begin)
-        for k, (a, b) in enumerate(zip(peer, own, strict=False)):  # a last call that moves nothing is left out here
+        for k, (a, b) in enumerate(
+            zip(peer, own, strict=False)
+        ):  # a last call that moves nothing is left out here
             assert torch.allclose(a, b, rtol=0, atol=1e-4 * float(a.abs().max())), (case, steps, k)
 
 
@@ -91,7 +111,7 @@ def test_a_third_order_with_the_noise_of_slopes_is_refused_for_diffusers_has_non
         compat.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver", solver_order=3)
 
 
-# -- the solvers ----------------------------------------------------------------------------------------
+# -- the solvers -----------------------------------------------------------------------------------
 def _outer(grid: grids.Grid, n: int) -> grids.Grid:
     return grids.Grid(grid.process, grid.alpha[::n], grid.sigma[::n], grid.time[::n])
 
@@ -119,16 +139,25 @@ def test_the_line_through_slopes_integrated_exactly_is_deis():
 
 
 def test_dpm_solver_with_noise_converges_in_the_variance():
-    """On Gaussian data, exactly: the error of the variance at the end falls with order 1, as its table declares."""
+    """On Gaussian data, exactly: the error of the variance at the end falls with order 1, as its
+    table declares.
+    """
     steps, found = [48, 96, 192], []
     for n in steps:
         grid = lam_grid(PROCESSES["vp"], n)
         table, model = solvers.make("dpm_multistep", grid, eta=1.0), Gaussian(0.0, 0.5)
         first, last = ends(grid)
-        scale = torch.eye(1 + table.nfe, dtype=torch.float64)  # the start and every draw, as a basis of samples
+        scale = torch.eye(
+            1 + table.nfe, dtype=torch.float64
+        )  # the start and every draw, as a basis of samples
         unit = scale.clone()
         scale[0] *= model.spread(first)
-        made = drive(table, model, scale[:1].T, noise=lambda row, like, unit=unit: unit[row + 1].reshape(like.shape))
+        made = drive(
+            table,
+            model,
+            scale[:1].T,
+            noise=lambda row, like, unit=unit: unit[row + 1].reshape(like.shape),
+        )
         found.append(abs(float(made.square().sum().sqrt() - model.spread(last))))
     assert table.order == 1
     assert slope(steps, found) > 0.8
@@ -158,7 +187,9 @@ def test_noise_on_slopes_is_refused_where_slopes_are_velocities():
 def test_steps_without_a_corrector_are_those_of_the_whole_journey():
     """The corrector of step 6 is left out in step 7, of all 10 steps as of the last 6."""
     parts = [
-        tm.Sampler("unipc", steps=10, start=start, options={"uncorrected": alone}).compile(PROCESSES["vp"])
+        tm.Sampler("unipc", steps=10, start=start, options={"uncorrected": alone}).compile(
+            PROCESSES["vp"]
+        )
         for start, alone in ((None, [6]), (4, [6]), (None, []), (4, [2]))
     ]
     whole, part, corrected, other = ([*table.x[-3].tolist()] for table in parts)
@@ -168,7 +199,9 @@ def test_steps_without_a_corrector_are_those_of_the_whole_journey():
 
 
 def test_an_order_schedule_is_that_of_the_whole_journey():
-    """A part of it has the orders of its own steps, so that image to image runs under a schedule too."""
+    """A part of it has the orders of its own steps, so that image to image runs under a schedule
+    too.
+    """
     whole = tm.Sampler("unipc/karras", steps=8, options={"order": "11112222"})
     part = tm.Sampler("unipc/karras", steps=8, options={"order": "11112222"}, start=2)
     rows, last = whole.compile(PROCESSES["vp"]), part.compile(PROCESSES["vp"])
@@ -177,15 +210,19 @@ def test_an_order_schedule_is_that_of_the_whole_journey():
     assert torch.equal(last.x[-3:], rows.x[-3:])
 
 
-# -- a long last step ------------------------------------------------------------------------------------
+# -- a long last step ------------------------------------------------------------------------------
 DATA = exact.Mixture.random(0)
 
 
 @functools.cache
 def _truth(process: str) -> tuple[Tensor, Tensor]:
     start = grids.make("normal", PROCESSES[process], 6)[0]
-    noise = torch.randn(16, *DATA.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return start.sigma * noise, exact.solve(DATA, start.sigma * noise, PROCESSES[process], tolerance=1e-3)
+    noise = torch.randn(
+        16, *DATA.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    return start.sigma * noise, exact.solve(
+        DATA, start.sigma * noise, PROCESSES[process], tolerance=1e-3
+    )
 
 
 def _error(name: str, process: str, steps: int, **options: Any) -> float:
@@ -203,11 +240,15 @@ def _error(name: str, process: str, steps: int, **options: Any) -> float:
 def test_a_long_last_step_is_not_extrapolated_over(process, name, options):
     """`normal` ends at the model's cleanest level, so that its last step but one is very long."""
     for steps in (6, 8, 12):
-        assert _error(name, process, steps, **options) < 1.1 * _error("euler", process, steps), steps
+        assert _error(name, process, steps, **options) < 1.1 * _error("euler", process, steps), (
+            steps
+        )
 
 
 def test_dpm_fast_leaves_out_the_cleanest_level_where_its_grid_has_it():
-    """A step of three calls less would span what is left: .38 off in 7 calls for .07 (docs/names.md's data)."""
+    """A step of three calls less would span what is left: .38 off in 7 calls for .07
+    (docs/names.md's data).
+    """
     table = tm.Sampler("dpm_fast", steps=3, options={"remainder": 2}).compile(PROCESSES["vp"])
     assert table.nfe == 7
     assert float(table.sigma[-2] / table.alpha[-2]) > 0.1

@@ -1,4 +1,6 @@
-"""Every pipeline class that can be built, under the helm; docs/pipelines.md says what is expected of each."""
+"""Every pipeline class that can be built, under the helm; docs/pipelines.md says what is expected
+of each.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ PAGE = Path(__file__).parent.parent / "docs" / "pipelines.md"
 CASES = pipes.load()
 # one of each way of guidance and of each kind of process
 QUICK = (
-    "StableDiffusionPipeline", "StableDiffusionXLPAGPipeline", "StableVideoDiffusionPipeline", "FluxPipeline (dev)",
+    "StableDiffusionPipeline", "StableDiffusionXLPAGPipeline", "StableVideoDiffusionPipeline",
+    "FluxPipeline (dev)",
     "WanPipeline (2.2)", "DDPMPipeline",
 )  # fmt: skip
 # one of each thing that pipelines ask of the class of their own scheduler
 ASKING = (
     "BriaPipeline", "CogView4Pipeline", "Cosmos2TextToImagePipeline", "CosmosVideoToWorldPipeline",
-    "CycleDiffusionPipeline", "DDIMPipeline", "IFPipeline", "KandinskyV22Pipeline", "LatentConsistencyModelPipeline",
-    "LongCatAudioDiTPipeline", "LTXConditionPipeline", "MochiPipeline", "StableDiffusionLatentUpscalePipeline",
+    "CycleDiffusionPipeline", "DDIMPipeline", "IFPipeline", "KandinskyV22Pipeline",
+    "LatentConsistencyModelPipeline",
+    "LongCatAudioDiTPipeline", "LTXConditionPipeline", "MochiPipeline",
+    "StableDiffusionLatentUpscalePipeline",
     "TextToVideoZeroPipeline",
 )  # fmt: skip
 quiet = pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
@@ -40,7 +45,9 @@ def trials() -> dict[str, Trial]:
 @quiet
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("key", QUICK)
-def test_pipeline_does_what_the_helm_promises(trials: dict[str, Trial], key: str, check: str) -> None:
+def test_pipeline_does_what_the_helm_promises(
+    trials: dict[str, Trial], key: str, check: str
+) -> None:
     if key not in trials:
         trials[key] = Trial(CASES[key])
     try:
@@ -59,7 +66,9 @@ def test_compat_class_paints_what_diffusers_class_of_its_name_paints(key: str) -
 def test_compat_class_follows_what_a_pipeline_registers_through_a_file(tmp_path: Path) -> None:
     pipe = CASES["Cosmos2TextToImagePipeline"].build()
     ours = CLASSES["FlowMatchEulerDiscreteScheduler"](use_karras_sigmas=True)
-    first = type(pipe)(**{**pipe.components, "scheduler": ours})  # its constructor makes another process of a flow
+    first = type(pipe)(
+        **{**pipe.components, "scheduler": ours}
+    )  # its constructor makes another process of a flow
     first.scheduler.save_pretrained(tmp_path)
     loaded = type(first.scheduler).from_pretrained(tmp_path)
     again = type(pipe)(**{**pipe.components, "scheduler": loaded})
@@ -110,7 +119,10 @@ def test_every_class_of_diffusers_is_built_or_has_a_reason() -> None:
 @quiet
 def test_a_check_that_fails_says_where_and_does_not_stop_the_others() -> None:
     broken = Case(
-        "StableDiffusionPipeline", "broken", CASES["StableDiffusionPipeline"].components, lambda: {"height": 7}
+        "StableDiffusionPipeline",
+        "broken",
+        CASES["StableDiffusionPipeline"].components,
+        lambda: {"height": 7},
     )
     said = try_all(broken)["results"]
     assert said["own"]["went"] == "no"
@@ -123,7 +135,11 @@ def test_a_check_that_fails_says_where_and_does_not_stop_the_others() -> None:
 def test_page_says_what_happens() -> None:
     expected = page.parse(PAGE.read_text())
     for key, said in table(list(CASES)):
-        went = [said["results"].get(name, {"went": "no"})["went"].replace("-", "–") for name in CHECKS]
+        went = [
+            said["results"].get(name, {"went": "no"})["went"].replace("-", "–") for name in CHECKS
+        ]
         # a check after one that ended the row is empty on the page
         seen = [cell or "no" for cell in expected[key]]
-        assert went == seen, f"{key}: {dict(zip(CHECKS, zip(went, seen, strict=True), strict=True))}"
+        assert went == seen, (
+            f"{key}: {dict(zip(CHECKS, zip(went, seen, strict=True), strict=True))}"
+        )

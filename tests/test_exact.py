@@ -1,4 +1,6 @@
-"""Laws of the exact denoisers, of the reference that is solved on them, and of the benchmark made of both."""
+"""Laws of the exact denoisers, of the reference that is solved on them, and of the benchmark made
+of both.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_solution_of_a_gaussian_agrees_with_a_fine_solve(process):
     data, x = Gaussian(double([-1.0, 0.2, 0.5, 2.0]), double([0.01, 0.1, 1.0, 3.0])), draw(3, 4)
     at = process.at_index(double(process.train_steps - 1.0))
-    assert (solve(data, x, process, sigma_min=1e-6, tolerance=1e-8) - data.solution(x, at)).abs().max() < 1e-8
+    assert (
+        solve(data, x, process, sigma_min=1e-6, tolerance=1e-8) - data.solution(x, at)
+    ).abs().max() < 1e-8
 
 
 def test_the_solution_of_a_gaussian_in_two_parts_is_that_in_one():
@@ -91,7 +95,9 @@ def test_the_mixture_of_its_classes_is_the_mixture():
     parts = [MIXTURE.conditional(c) for c in (0, 1)]
     share = torch.stack([MIXTURE.weights[[k == c for k in MIXTURE.classes]].sum() for c in (0, 1)])
     log = torch.stack([p.log_density(x, level) for p in parts], -1) + share.log()
-    mean = sum(w[:, None] * p(x, level) for w, p in zip(torch.softmax(log, -1).T, parts, strict=True))
+    mean = sum(
+        w[:, None] * p(x, level) for w, p in zip(torch.softmax(log, -1).T, parts, strict=True)
+    )
     assert torch.allclose(mean, MIXTURE(x, level), atol=1e-12)
 
 
@@ -103,7 +109,9 @@ def test_guidance_of_a_mixture_is_exact_and_the_loops_own():
     assert torch.allclose(MIXTURE.guided(1, 1.0)(x, level), cond(x, level), atol=1e-12)
     options = {"process": process, "steps": 6}
     looped = tm.sample(cond, x, "dpmpp_2m", unconditional=MIXTURE, guidance=3.0, **options)
-    assert torch.allclose(looped, tm.sample(MIXTURE.guided(1, 3.0), x, "dpmpp_2m", **options), atol=1e-12)
+    assert torch.allclose(
+        looped, tm.sample(MIXTURE.guided(1, 3.0), x, "dpmpp_2m", **options), atol=1e-12
+    )
 
 
 def test_one_picture_is_returned_and_many_by_nearness():
@@ -112,7 +120,9 @@ def test_one_picture_is_returned_and_many_by_nearness():
     for level in LEVELS:
         assert torch.equal(Pictures(pictures[:1])(x, level), pictures[:1].expand(4, -1, -1, -1))
     sharp = At(1.0, 1e-3, 0.0)
-    assert torch.allclose(Pictures(pictures)(pictures + 1e-4 * draw(3, 1, 2, 2), sharp), pictures, atol=1e-12)
+    assert torch.allclose(
+        Pictures(pictures)(pictures + 1e-4 * draw(3, 1, 2, 2), sharp), pictures, atol=1e-12
+    )
 
 
 def test_pictures_are_a_mixture_without_width():
@@ -126,7 +136,9 @@ def test_pictures_are_a_mixture_without_width():
 def test_levels_may_be_one_per_sample_and_a_batch_changes_nothing(name):
     denoise, x = EVERY[name], draw(3, 6)
     alone = torch.cat([denoise(x[i : i + 1], level) for i, level in enumerate(LEVELS)])
-    each = Level(*(double([getattr(level, k) for level in LEVELS]) for k in ("alpha", "sigma", "time")))
+    each = Level(
+        *(double([getattr(level, k) for level in LEVELS]) for k in ("alpha", "sigma", "time"))
+    )
     assert torch.allclose(denoise(x, each), alone, atol=1e-9)
 
 
@@ -144,7 +156,8 @@ def test_an_error_of_size_0_is_no_error_and_its_size_is_its_size():
     x, level = draw(400, 6), At(0.0, 1.0, 999.0)
     assert torch.equal(perturbed(MIXTURE, 0.0, seed=1)(x, level), MIXTURE(x, level))
     sizes = [
-        float((perturbed(MIXTURE, 0.2, seed)(x, level) - MIXTURE(x, level)).square().mean().sqrt()) for seed in range(8)
+        float((perturbed(MIXTURE, 0.2, seed)(x, level) - MIXTURE(x, level)).square().mean().sqrt())
+        for seed in range(8)
     ]
     assert len(set(sizes)) == 8
     assert abs(math.sqrt(sum(s**2 for s in sizes) / 8) - 0.2) < 0.05
@@ -169,15 +182,22 @@ def test_rounded_output_keeps_the_digits_of_its_type():
 @pytest.mark.parametrize("process", MAINLY)
 def test_two_methods_have_one_reference(process):
     mixture, x = Mixture.random(1, components=3, dimension=3, rank=1, std=(0.3, 0.5)), draw(2, 3)
-    made = [solve(mixture, x, process, solver=name, tolerance=1e-5) for name in ("exponential_rk", "rk4")]
+    made = [
+        solve(mixture, x, process, solver=name, tolerance=1e-5)
+        for name in ("exponential_rk", "rk4")
+    ]
     assert (made[0] - made[1]).abs().max() < 1e-5
 
 
 def test_the_reference_visits_the_process_from_end_to_end():
     for process in ALL.values():
         grid = reference(process, 9)
-        assert grid.ratio_at(0) == pytest.approx(float(process.at_index(double(process.train_steps - 1.0)).ratio))
-        assert float(process.at_sigma(double(process.sigma_min)).ratio) == pytest.approx(grid.ratio_at(8), rel=1e-6)
+        assert grid.ratio_at(0) == pytest.approx(
+            float(process.at_index(double(process.train_steps - 1.0)).ratio)
+        )
+        assert float(process.at_sigma(double(process.sigma_min)).ratio) == pytest.approx(
+            grid.ratio_at(8), rel=1e-6
+        )
         assert float(grid.sigma[-1]) == 0
 
 
@@ -188,7 +208,9 @@ def test_solve_refuses_what_does_not_converge():
         return MIXTURE(x, level) + 1e-3 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
     for denoise in (restless, EVERY["rounded"]):
-        with pytest.raises(RunError, match=r"has not converged: from 32 to 64 steps .* above the tolerance 1e-08"):
+        with pytest.raises(
+            RunError, match=r"has not converged: from 32 to 64 steps .* above the tolerance 1e-08"
+        ):
             solve(denoise, x, PROCESSES["vp"], tolerance=1e-8, most=64)
     with pytest.raises(RunError, match="has not converged"):
         solve(lambda x, level: x * math.nan, x, PROCESSES["vp"], most=64)
@@ -204,20 +226,32 @@ def test_solve_refuses_what_does_not_converge():
         (lambda: Mixture([1.0, 0.0], torch.zeros(2, 3), 1.0), "above 0"),
         (lambda: Mixture([1.0, 1.0], torch.zeros(2, 3), torch.ones(3)), "stds must be one number"),
         (lambda: Mixture([1.0], torch.zeros(1, 3), 1.0, torch.zeros(1, 2, 1)), "factors must be"),
-        (lambda: Mixture([1.0], torch.zeros(1, 3), 1.0, classes=[0, 1]), "1 components need as many classes"),
+        (
+            lambda: Mixture([1.0], torch.zeros(1, 3), 1.0, classes=[0, 1]),
+            "1 components need as many classes",
+        ),
         (lambda: Mixture.random(0, 0), "components must be a whole number"),
         (lambda: Mixture.random(0, 2, classes=3), "classes must be at most 2"),
         (lambda: MIXTURE.guided(0, -1.0), "guidance scale"),
         (lambda: Pictures(torch.zeros(0, 2)), "pictures must be finite"),
         (lambda: Pictures(torch.zeros(1, 6))(draw(2, 6), At(1.0, 0.0, 0.0)), "sigma above 0"),
         (lambda: MIXTURE(draw(2, 5), LEVELS[0]), r"has shape \(batch, 6\), got \(2, 5\)"),
-        (lambda: MIXTURE(draw(2, 6), Level(*(torch.ones(3) for _ in range(3)))), "one number or one per sample"),
+        (
+            lambda: MIXTURE(draw(2, 6), Level(*(torch.ones(3) for _ in range(3)))),
+            "one number or one per sample",
+        ),
         (lambda: perturbed(MIXTURE, -0.1, seed=0), "size of the error"),
         (lambda: rounded(MIXTURE), "nothing to round"),
         (lambda: rounded(MIXTURE, dtype=torch.int32), "floating-point type"),
         (lambda: solve(MIXTURE, [1.0], PROCESSES["vp"]), "floating-point tensor"),
-        (lambda: solve(MIXTURE, draw(2, 6), PROCESSES["vp"], solver="ddpm"), "deterministic solver that converges"),
-        (lambda: solve(MIXTURE, draw(2, 6), PROCESSES["vp"], steps=64, most=64), "most must be a whole number"),
+        (
+            lambda: solve(MIXTURE, draw(2, 6), PROCESSES["vp"], solver="ddpm"),
+            "deterministic solver that converges",
+        ),
+        (
+            lambda: solve(MIXTURE, draw(2, 6), PROCESSES["vp"], steps=64, most=64),
+            "most must be a whole number",
+        ),
     ],
 )
 def test_what_makes_no_model_is_refused(make, says):
@@ -232,7 +266,9 @@ def test_an_unknown_class_lists_the_known():
 
 # -- the benchmark -------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_the_quick_benchmark_ranks_second_order_above_first_and_writes_its_page(tmp_path, monkeypatch):
+def test_the_quick_benchmark_ranks_second_order_above_first_and_writes_its_page(
+    tmp_path, monkeypatch
+):
     folder = Path(__file__).parents[1] / "benchmarks"
     monkeypatch.syspath_prepend(str(folder))
     bench = runpy.run_path(str(folder / "exact.py"))

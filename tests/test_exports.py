@@ -51,8 +51,17 @@ def test_help_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["timonel", "timonel.grids", "timonel.core.guidance", "timonel.hooks.progress", "timonel.hooks.rgb"]
+    "module",
+    [
+        "timonel",
+        "timonel.grids",
+        "timonel.core.guidance",
+        "timonel.hooks.progress",
+        "timonel.hooks.rgb",
+    ],
 )
 def test_examples_in_docstrings_are_true(module: str) -> None:
-    result = doctest.testmod(__import__(module, fromlist=["x"]), optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(
+        __import__(module, fromlist=["x"]), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
     assert result.failed == 0

@@ -1,4 +1,5 @@
-"""Law: every option runs at every number of steps; what has nothing to do in so few is said once, what never acts is
+"""Law: every option runs at every number of steps; what has nothing to do in so few is said once,
+what never acts is
 
 refused. So a sweep over steps may begin at 1.
 """
@@ -31,10 +32,14 @@ SPECIAL: dict[tuple[str, str], tuple[Any, ...]] = {
     ("er_sde", "order"): (1, 2, 3),
 }
 VALUES: dict[str, tuple[Any, ...]] = {
-    "order": (1, 2, 3, 4), "eta": (0.0, 0.5, 1.0), "variant": ("midpoint", "heun"), "curvature": (0.5, 1.0),
-    "final_order": (2, 3), "gamma": (1.5,), "r": (0.4,), "remainder": (0, 1, 2), "start": (0.1,), "stop": (0.9,),
-    "predictor_order": (1, 4), "corrector_order": (0, 4), "restarts": (0, 2), "restart_steps": (3,), "s_min": (0.2,),
-    "s_max": (1.5,), "s_churn": (4.0,), "s_tmin": (0.1,), "s_tmax": (5.0,), "s_noise": (1.1,), "skip": (2, "2/3"),
+    "order": (1, 2, 3, 4), "eta": (0.0, 0.5, 1.0), "variant": ("midpoint", "heun"),
+    "curvature": (0.5, 1.0),
+    "final_order": (2, 3), "gamma": (1.5,), "r": (0.4,), "remainder": (0, 1, 2), "start": (0.1,),
+    "stop": (0.9,),
+    "predictor_order": (1, 4), "corrector_order": (0, 4), "restarts": (0, 2), "restart_steps": (3,),
+    "s_min": (0.2,),
+    "s_max": (1.5,), "s_churn": (4.0,), "s_tmin": (0.1,), "s_tmax": (5.0,), "s_noise": (1.1,),
+    "skip": (2, "2/3"),
     "skip_order": (2,), "euler_at_final": (True, False), "uncorrected": ((0,),), "scaling": (5.0,),
 }  # fmt: skip
 
@@ -50,7 +55,13 @@ def variants(name: str) -> Iterator[dict[str, Any]]:
     """The solver with each of its options alone, and with those that an option needs."""
     for key in (*solvers.SOLVERS[name].options, *solvers.COMMON):
         for value in SPECIAL.get((name, key)) or VALUES[key]:
-            also = {"s_churn": 4.0} if key in ("s_tmin", "s_tmax") else {"skip": 2} if key == "skip_order" else {}
+            also = (
+                {"s_churn": 4.0}
+                if key in ("s_tmin", "s_tmax")
+                else {"skip": 2}
+                if key == "skip_order"
+                else {}
+            )
             yield {**also, key: value}
 
 
@@ -76,9 +87,16 @@ def test_an_option_that_acts_in_many_steps_stops_no_sweep_at_few(name: str) -> N
             if not acts(name, process, options):
                 continue
             for steps in (1, 2, 3):
-                sampler = tm.Sampler(name, steps=steps, options=options, grid=grid_of(name, process))
+                sampler = tm.Sampler(
+                    name, steps=steps, options=options, grid=grid_of(name, process)
+                )
                 try:
-                    made = drive(sampler.compile(process), data, x, noise=lambda row, like: torch.zeros_like(like))
+                    made = drive(
+                        sampler.compile(process),
+                        data,
+                        x,
+                        noise=lambda row, like: torch.zeros_like(like),
+                    )
                     assert torch.isfinite(made).all()
                 except (ArgumentError, AssertionError) as error:
                     wrong.append(f"{process.kind} {options} {steps}: {error}")
@@ -92,7 +110,11 @@ def test_an_option_that_acts_in_many_steps_stops_no_sweep_at_few(name: str) -> N
     ("dpmpp_2m", {"skip": 3}, {}, "skip=3"),
 ])  # fmt: skip
 def test_what_has_nothing_to_do_in_one_step_is_said_once_and_is_as_without_it(
-    name: str, options: dict[str, Any], same: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+    name: str,
+    options: dict[str, Any],
+    same: dict[str, Any],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     process = PROCESSES["vp"]
     with caplog.at_level(logging.WARNING, "timonel"):
@@ -107,7 +129,9 @@ def test_a_noise_path_has_nothing_to_follow_in_one_step(caplog: pytest.LogCaptur
     data, start = Gaussian(torch.zeros(2), torch.ones(2)), torch.randn(1, 2)
     with caplog.at_level(logging.WARNING, "timonel"):
         made = [
-            tm.sample(data, start, tm.Sampler("DPM++ 2M SDE", steps=n), process=PROCESSES["vp"], seeds=[1])
+            tm.sample(
+                data, start, tm.Sampler("DPM++ 2M SDE", steps=n), process=PROCESSES["vp"], seeds=[1]
+            )
             for n in (1, 1, 2)
         ]
     assert torch.equal(made[0], made[1])
@@ -131,9 +155,13 @@ def test_what_never_acts_is_refused_at_every_number_of_steps(
         tm.Sampler("euler", steps=steps, noise="brownian").compile(PROCESSES["vp"])
 
 
-def test_the_linear_part_of_a_grid_has_nothing_to_do_in_one_step(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_linear_part_of_a_grid_has_nothing_to_do_in_one_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING, "timonel"):
-        made = [grids.make("linear_quadratic", PROCESSES["flow"], 1, linear_steps=3) for _ in range(2)]
+        made = [
+            grids.make("linear_quadratic", PROCESSES["flow"], 1, linear_steps=3) for _ in range(2)
+        ]
     assert torch.equal(made[0].sigma, grids.make("linear_quadratic", PROCESSES["flow"], 1).sigma)
     assert ["linear_steps=3" in record.getMessage() for record in caplog.records] == [True]
 
@@ -141,11 +169,14 @@ def test_the_linear_part_of_a_grid_has_nothing_to_do_in_one_step(caplog: pytest.
 def test_a_sweep_over_steps_begins_at_one() -> None:
     data = Gaussian(torch.zeros(2), torch.ones(2))
     samplers = [
-        tm.Sampler("lms", options={"order": 2}), tm.Sampler("euler_ancestral", options={"s_noise": 1.1}),
+        tm.Sampler("lms", options={"order": 2}),
+        tm.Sampler("euler_ancestral", options={"s_noise": 1.1}),
         "DPM++ 2M SDE", "restart",
     ]  # fmt: skip
     assert all(
-        torch.isfinite(tm.sample(data, torch.randn(1, 2), s, process=PROCESSES["vp"], steps=n, seeds=[0])).all()
+        torch.isfinite(
+            tm.sample(data, torch.randn(1, 2), s, process=PROCESSES["vp"], steps=n, seeds=[0])
+        ).all()
         for s in samplers
         for n in (1, 2, 3)
     )

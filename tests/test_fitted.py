@@ -1,6 +1,8 @@
-"""Laws of the sampler file: a fitted table gives the same bits wherever a sampler's name works, or says why not.
+"""Laws of the sampler file: a fitted table gives the same bits wherever a sampler's name works, or
+says why not.
 
-The files here hold the table of a named sampler, so what they make has to be what that sampler makes.
+The files here hold the table of a named sampler, so what they make has to be what that sampler
+makes.
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ def bend(x: Tensor, level: Any) -> Tensor:
     return torch.tanh(x * level.alpha + 0.3)
 
 
-# -- the file -----------------------------------------------------------------------------------------
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=5, max_size=5), st.integers(1, 9))
+# -- the file --------------------------------------------------------------------------------------
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=5, max_size=5),
+    st.integers(1, 9),
+)
 def test_every_number_reads_back_to_the_same_bits(numbers: list[float], steps: int) -> None:
     plain = made(tm.Sampler("unipc", steps=steps), PROCESSES["vp"])
     x = plain.table.x.clone()
@@ -58,7 +63,9 @@ def test_a_file_keeps_everything_and_is_written_whole_or_not_at_all(tmp_path: Pa
     again = Fitted.read(path)
     assert (again.name, replace(again, name="fast")) == ("slow", one)
     assert again.provenance.process.sigma_max is None
-    assert again.provenance.errors == [Measured(sampler="euler", steps=6, error=0.5, standard_error=0.01)]
+    assert again.provenance.errors == [
+        Measured(sampler="euler", steps=6, error=0.5, standard_error=0.01)
+    ]
     assert json.loads(path.read_text())["format"] == FORMAT
     broken = replace(one, provenance=one.provenance.model_copy(update={"seconds": float("nan")}))
     with pytest.raises(ArgumentError, match="not finite"):
@@ -76,10 +83,15 @@ def test_a_file_keeps_everything_and_is_written_whole_or_not_at_all(tmp_path: Pa
         ('{"format": 2}', "format 2, not 'timonel-sampler-1'"),
         ('{"format": "timonel-sampler-1"}', "lacks 'table'"),
         ('{"format": "timonel-sampler-1", "table": {}, "provenance": {}}', "table format None"),
-        ('{"format": "timonel-sampler-1", "table": 3, "provenance": {}}', "table of 'fast' cannot be read"),
+        (
+            '{"format": "timonel-sampler-1", "table": 3, "provenance": {}}',
+            "table of 'fast' cannot be read",
+        ),
     ],
 )
-def test_a_file_that_is_none_is_refused_by_its_name(text: str | None, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_none_is_refused_by_its_name(
+    text: str | None, said: str, tmp_path: Path
+) -> None:
     path = tmp_path / "fast.json"
     if text is not None:
         path.write_text(text)
@@ -95,7 +107,8 @@ def test_a_file_that_is_none_is_refused_by_its_name(text: str | None, said: str,
         (lambda d: d["table"]["x"][0].pop(), "table of 'fast' cannot be read"),
         (lambda d: d["table"].update(alpha=d["table"]["alpha"][1:]), "levels, got 6"),
         (lambda d: d["provenance"].update(fingerprint={
-            "network": "UNet", "parameters": 1, "dtype": "load", "values": [1.0]}), "dtype: .*load"),
+            "network": "UNet", "parameters": 1, "dtype": "load", "values": [1.0]}),
+            "dtype: .*load"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_the_place(change: Any, said: str, fast: str) -> None:
@@ -106,11 +119,16 @@ def test_a_damaged_file_is_refused_with_the_place(change: Any, said: str, fast: 
         tm.Sampler(fast)
 
 
-# -- the name of a file is the name of a sampler --------------------------------------------------------
+# -- the name of a file is the name of a sampler ---------------------------------------------------
 def test_a_file_is_a_sampler_whichever_way_it_is_named(fast: str, tmp_path: Path) -> None:
     one = tm.Sampler(fast)
     assert (one.name, one.label, one.steps, one.grid) == ("fast", "fast", 6, None)
-    for other in (tm.Sampler.load(fast), tm.Sampler.of(fast), tm.Sampler.of(fast, 6), tm.Sampler(fitted=one.fitted)):
+    for other in (
+        tm.Sampler.load(fast),
+        tm.Sampler.of(fast),
+        tm.Sampler.of(fast, 6),
+        tm.Sampler(fitted=one.fitted),
+    ):
         assert other == one
     assert tm.Sampler.of(one, 6) == one == replace(one, steps=6)
     one.save(tmp_path / "again.json")
@@ -120,7 +138,9 @@ def test_a_file_is_a_sampler_whichever_way_it_is_named(fast: str, tmp_path: Path
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "heun", "unipc", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_fitted_table_is_that_of_its_process_to_the_bit(kind: str, solver: str, steps: int) -> None:
+def test_a_fitted_table_is_that_of_its_process_to_the_bit(
+    kind: str, solver: str, steps: int
+) -> None:
     process, named = ALL[kind], tm.Sampler(solver, steps=steps)
     one, table = tm.Sampler(fitted=made(named, process)), named.compile(process)
     assert torch.equal(one.compile(process).x, table.x)
@@ -129,8 +149,12 @@ def test_a_fitted_table_is_that_of_its_process_to_the_bit(kind: str, solver: str
     assert one.on(process) == one
 
 
-@pytest.mark.parametrize(("solver", "seeds"), [(NAMED, None), ("heun/karras", None), ("dpmpp_2m_sde/karras", [3, 4])])
-def test_the_native_loop_makes_the_same_bits_from_a_file(solver: str, seeds: list[int] | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("solver", "seeds"), [(NAMED, None), ("heun/karras", None), ("dpmpp_2m_sde/karras", [3, 4])]
+)
+def test_the_native_loop_makes_the_same_bits_from_a_file(
+    solver: str, seeds: list[int] | None, tmp_path: Path
+) -> None:
     process, noise = PROCESSES["vp"], torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     path = made(tm.Sampler(solver, steps=5), process).write(tmp_path / "fast.json")
     named = tm.sample(bend, noise, solver, process=process, steps=5, seeds=seeds)
@@ -155,7 +179,9 @@ def test_the_native_loop_makes_the_same_bits_from_a_file(solver: str, seeds: lis
         ({"noise": "braunian"}, "braunian"),
     ],
 )
-def test_what_a_table_does_not_leave_open_is_refused_at_once(given: dict[str, Any], said: str, fast: str) -> None:
+def test_what_a_table_does_not_leave_open_is_refused_at_once(
+    given: dict[str, Any], said: str, fast: str
+) -> None:
     with pytest.raises(ArgumentError, match=said):
         tm.Sampler(fast, **given)
 
@@ -177,10 +203,15 @@ def test_a_fitted_sampler_has_one_name_and_only_it_is_saved(fast: str, tmp_path:
     assert not (tmp_path / "euler.json").exists()
 
 
-# -- for this process, or not ---------------------------------------------------------------------------
+# -- for this process, or not ----------------------------------------------------------------------
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "heun"])
 def test_a_table_is_refused_on_every_other_process(solver: str) -> None:
-    others = {**ALL, "edm700": tm.EDM(0.002, 700.0), "linear": tm.VP.from_schedule("linear", 1e-4, 0.02), "ve": VE()}
+    others = {
+        **ALL,
+        "edm700": tm.EDM(0.002, 700.0),
+        "linear": tm.VP.from_schedule("linear", 1e-4, 0.02),
+        "ve": VE(),
+    }
     for kind, process in others.items():
         one = tm.Sampler(fitted=made(tm.Sampler(solver, steps=6), process))
         for other, foreign in others.items():
@@ -188,9 +219,13 @@ def test_a_table_is_refused_on_every_other_process(solver: str) -> None:
             if other == kind or (kind, other) == ("edm", "edm700"):
                 assert one.compile(foreign) is one.fitted.table
                 continue
-            with pytest.raises(ArgumentError, match=r"sampler 'fast' was fitted to 'emoji', whose process is"):
+            with pytest.raises(
+                ArgumentError, match=r"sampler 'fast' was fitted to 'emoji', whose process is"
+            ):
                 one.compile(foreign)
-            with pytest.raises(ArgumentError, match=r"name another sampler|at levels that this one does not have"):
+            with pytest.raises(
+                ArgumentError, match=r"name another sampler|at levels that this one does not have"
+            ):
                 one.levels(foreign)
 
 
@@ -205,20 +240,26 @@ def test_the_levels_of_a_process_at_the_lam_of_its_own_table_are_the_table_s() -
     for process in ALL.values():
         table = tm.Sampler("dpmpp_2m", steps=7).compile(process)
         own = levels(process, table)
-        for mine, theirs in ((own.alpha, table.alpha), (own.sigma, table.sigma), (own.time[:-1], table.time[:-1])):
+        for mine, theirs in (
+            (own.alpha, table.alpha),
+            (own.sigma, table.sigma),
+            (own.time[:-1], table.time[:-1]),
+        ):
             assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_a_table_may_tell_the_network_another_time_than_its_process(fast: str) -> None:
     fitted = tm.Sampler(fast).fitted
     moved = replace(fitted, table=replace(fitted.table, time=fitted.table.time * 0.9))
-    assert torch.equal(tm.Sampler(fitted=moved).levels(PROCESSES["vp"]).time, fitted.table.time * 0.9)
+    assert torch.equal(
+        tm.Sampler(fitted=moved).levels(PROCESSES["vp"]).time, fitted.table.time * 0.9
+    )
     moved = replace(fitted, table=replace(fitted.table, alpha=fitted.table.alpha * 1.01))
     with pytest.raises(ArgumentError, match=r"with alpha .* in row"):
         tm.Sampler(fitted=moved).compile(PROCESSES["vp"])
 
 
-# -- fingerprints ---------------------------------------------------------------------------------------
+# -- fingerprints ----------------------------------------------------------------------------------
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(40, 50), nn.SiLU(), nn.Conv2d(3, 20, 3), nn.Linear(7, 3))

@@ -1,4 +1,6 @@
-"""Laws of the sampler file on pipelines: at the helm, in the drop-in scheduler, and the warning elsewhere."""
+"""Laws of the sampler file on pipelines: at the helm, in the drop-in scheduler, and the warning
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,19 @@ def fast(tmp_path: Path) -> str:
     return str(made(tm.Sampler(NAMED, steps=6), PROCESSES["vp"]).write(tmp_path / "fast.json"))
 
 
-# -- the helm -------------------------------------------------------------------------------------------
+# -- the helm --------------------------------------------------------------------------------------
 def own(pipe: Any, sampler: tm.Sampler | str, **changes: Any) -> Fitted:
     """A fitted sampler that says it was fitted to `pipe` as its call below uses it."""
     told = {"model": "tiny", "fingerprint": fingerprint(pipe.unet), "guidance": {"scale": 5.0}}
-    return made(sampler, tm.Scheduler.from_config(pipe.scheduler.config).process, **{**told, **changes})
+    return made(
+        sampler, tm.Scheduler.from_config(pipe.scheduler.config).process, **{**told, **changes}
+    )
 
 
 @pytest.mark.parametrize("named", [NAMED, "heun/karras", "dpmpp_2m_sde/karras"])
-def test_the_helm_makes_the_same_bits_from_a_file_and_takes_its_steps(named: str, tmp_path: Path) -> None:
+def test_the_helm_makes_the_same_bits_from_a_file_and_takes_its_steps(
+    named: str, tmp_path: Path
+) -> None:
     pipe = tiny.sdxl()
     helm, inputs = tm.Helm(pipe), tiny.prompt(pipe)
     path = str(own(pipe, tm.Sampler(named, steps=4)).write(tmp_path / "fast.json"))
@@ -42,7 +48,9 @@ def test_the_helm_makes_the_same_bits_from_a_file_and_takes_its_steps(named: str
     assert torch.equal(helm(**inputs, sampler=path, guidance=5.0, seeds=[3]).images, theirs)
     assert helm.run is not None
     assert helm.run.steps == 4
-    assert torch.equal(helm(**inputs, sampler=path, steps=4, guidance=5.0, seeds=[3]).images, theirs)
+    assert torch.equal(
+        helm(**inputs, sampler=path, steps=4, guidance=5.0, seeds=[3]).images, theirs
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,9 @@ def test_the_helm_makes_the_same_bits_from_a_file_and_takes_its_steps(named: str
         ({"denoising_end": 0.5}, "whole journey of 4 steps.*rows 0 to"),
     ],
 )
-def test_the_helm_refuses_what_a_table_does_not_leave_open(options: dict[str, Any], said: str) -> None:
+def test_the_helm_refuses_what_a_table_does_not_leave_open(
+    options: dict[str, Any], said: str
+) -> None:
     pipe = tiny.sdxl()
     sampler = tm.Sampler(fitted=own(pipe, tm.Sampler(NAMED, steps=4)))
     with pytest.raises(ArgumentError, match=said):
@@ -78,19 +88,24 @@ def test_a_picture_that_is_only_partly_made_anew_takes_a_named_sampler() -> None
         ({}, {}, None),  # 5 is this pipeline's own scale
         ({}, {"guidance_scale": 5.0}, None),
         ({}, {"guidance": tm.cfg(between=(0.0, 1.0))}, None),
-        ({"guidance": {"scale": 5.0, "stop": 0.4}}, {"guidance": tm.cfg(5.0, until=2, unit="step")}, None),
+        ({"guidance": {"scale": 5.0, "stop": 0.4}}, {"guidance": tm.cfg(5.0, until=2, unit="step")},
+        None),
         ({"guidance": None}, {"guidance": 1.0}, None),
         ({"fingerprint": None}, {"guidance": 5.0}, None),
         ({}, {"guidance": 7.0}, "fitted with guidance 5, this run has guidance 7"),
         ({}, {"guidance_scale": 1.0}, "fitted with guidance 5, this run has no guidance"),
-        ({}, {"guidance": tm.cfg(5.0, until=0.4)}, "fitted with guidance 5, this run has guidance 5 from 0 to 0.4 of"),
+        ({}, {"guidance": tm.cfg(5.0, until=0.4)},
+        "fitted with guidance 5, this run has guidance 5 from 0 to 0.4 of"),
         ({}, {"guidance": tm.cfg(5.0, rescale=0.7)}, "this run has guidance 5, rescale 0.7"),
         ({"prediction": "v"}, {"guidance": 5.0}, "the prediction 'v', this model's is 'epsilon'"),
         ({"fingerprint": {"network": "UNet", "parameters": 9, "dtype": "float32", "values": [1.0]}},
-         {"guidance": 5.0}, "fitted to tiny .UNet of 9 parameters., this network is UNet2DConditionModel of"),
+         {"guidance": 5.0},
+         "fitted to tiny .UNet of 9 parameters., this network is UNet2DConditionModel of"),
     ],
 )  # fmt: skip
-def test_a_use_elsewhere_warns_with_both(changes: dict[str, Any], call: dict[str, Any], said: str | None) -> None:
+def test_a_use_elsewhere_warns_with_both(
+    changes: dict[str, Any], call: dict[str, Any], said: str | None
+) -> None:
     pipe = tiny.sdxl()
     sampler = tm.Sampler(fitted=own(pipe, tm.Sampler(NAMED, steps=4), **changes))
     with warnings.catch_warnings(record=True) as heard:
@@ -102,7 +117,9 @@ def test_a_use_elsewhere_warns_with_both(changes: dict[str, Any], call: dict[str
         return
     with pytest.warns(FittedElsewhere, match=said):
         warnings.warn(told[0], FittedElsewhere, stacklevel=1)
-    assert [one.filename for one in heard if issubclass(one.category, FittedElsewhere)] == [__file__]
+    assert [one.filename for one in heard if issubclass(one.category, FittedElsewhere)] == [
+        __file__
+    ]
 
 
 def test_a_sibling_of_the_network_warns_since_its_weights_are_others() -> None:
@@ -115,14 +132,18 @@ def test_a_sibling_of_the_network_warns_since_its_weights_are_others() -> None:
         tm.Helm(pipe)(**tiny.prompt(pipe), sampler=sampler, guidance=5.0, seeds=[0])
 
 
-# -- the drop-in scheduler --------------------------------------------------------------------------------
-def test_the_scheduler_makes_the_same_bits_and_survives_without_the_file(fast: str, tmp_path: Path) -> None:
+# -- the drop-in scheduler -------------------------------------------------------------------------
+def test_the_scheduler_makes_the_same_bits_and_survives_without_the_file(
+    fast: str, tmp_path: Path
+) -> None:
     pipe = tiny.sdxl()
     config, inputs = pipe.scheduler.config, tiny.prompt(pipe)
 
     def picture(scheduler: Any) -> Tensor:
         pipe.scheduler = scheduler
-        found: Tensor = pipe(**inputs, num_inference_steps=6, generator=torch.Generator().manual_seed(3)).images
+        found: Tensor = pipe(
+            **inputs, num_inference_steps=6, generator=torch.Generator().manual_seed(3)
+        ).images
         return found
 
     named = picture(tm.Scheduler.from_config(config, sampler=NAMED))
@@ -134,7 +155,8 @@ def test_the_scheduler_makes_the_same_bits_and_survives_without_the_file(fast: s
     Path(fast).unlink()
     for scheduler in (
         first, in_code, copy.deepcopy(first), tm.Scheduler.from_config(first.config),
-        tm.Scheduler.from_pretrained(tmp_path / "one"), tm.Scheduler.from_pretrained(tmp_path / "two"),
+        tm.Scheduler.from_pretrained(tmp_path / "one"),
+        tm.Scheduler.from_pretrained(tmp_path / "two"),
     ):  # fmt: skip
         assert scheduler.config.sampler == "fast"
         assert scheduler.sampler.fitted == first.sampler.fitted
@@ -162,7 +184,11 @@ def test_the_scheduler_refuses_other_steps_lists_and_parts(fast: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "key"),
-    [("flux", "FluxPipeline (dev)"), ("sd3", "StableDiffusion3Pipeline"), ("video", "MochiPipeline")],
+    [
+        ("flux", "FluxPipeline (dev)"),
+        ("sd3", "StableDiffusion3Pipeline"),
+        ("video", "MochiPipeline"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
 def test_fitted_levels_go_before_the_list_that_a_flow_pipeline_makes(family: str, key: str) -> None:
@@ -187,10 +213,14 @@ def test_fitted_levels_go_before_the_list_that_a_flow_pipeline_makes(family: str
         pipe(**inputs, num_inference_steps=4)
 
 
-def test_noise_is_added_at_the_level_of_the_row_even_where_the_network_is_told_another_time(fast: str) -> None:
+def test_noise_is_added_at_the_level_of_the_row_even_where_the_network_is_told_another_time(
+    fast: str,
+) -> None:
     fitted = tm.Sampler(fast).fitted
     moved = replace(fitted, table=replace(fitted.table, time=fitted.table.time * 0.9))
-    scheduler = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, sampler=tm.Sampler(fitted=moved))
+    scheduler = tm.Scheduler.from_config(
+        tiny.sdxl().scheduler.config, sampler=tm.Sampler(fitted=moved)
+    )
     scheduler.set_timesteps(6)
     clean, noise = torch.zeros(1, 4), torch.ones(1, 4)
     for row in range(6):

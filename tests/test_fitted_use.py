@@ -1,4 +1,6 @@
-"""Laws of the sampler file in recipes, on the command line, beside a shipped model and in comparisons."""
+"""Laws of the sampler file in recipes, on the command line, beside a shipped model and in
+comparisons.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def fast(tmp_path: Path) -> str:
     return str(made(tm.Sampler(NAMED, steps=6), PROCESSES["vp"]).write(tmp_path / "fast.json"))
 
 
-# -- recipes, the command line, comparisons ---------------------------------------------------------------
+# -- recipes, the command line, comparisons --------------------------------------------------------
 @pytest.fixture(scope="module")
 def emoji() -> tm.Helm:
     helm = tm.Helm("emoji")
@@ -40,15 +42,25 @@ def emoji() -> tm.Helm:
     return helm
 
 
-def test_a_picture_replays_bit_for_bit_when_the_file_is_gone(emoji: tm.Helm, tmp_path: Path) -> None:
+def test_a_picture_replays_bit_for_bit_when_the_file_is_gone(
+    emoji: tm.Helm, tmp_path: Path
+) -> None:
     process = zoo.process_of("emoji")
     told = {"fingerprint": fingerprint(emoji.pipe.unet)}
     path = made(tm.Sampler(NAMED, steps=3), process, **told).write(tmp_path / "fast.json")
-    common: dict[str, Any] = {"model": "emoji", "prompt": "red apple", "seed": 7, "steps": 3, "guidance": {"scale": 4}}
+    common: dict[str, Any] = {
+        "model": "emoji",
+        "prompt": "red apple",
+        "seed": 7,
+        "steps": 3,
+        "guidance": {"scale": 4},
+    }
     fitted = Recipe(**common, **Recipe.choice(tm.Sampler(str(path))))
     assert fitted.chosen() == tm.Sampler(str(path))
     ours = generate(fitted, tmp_path / "ours", helm=emoji)
-    theirs = generate(Recipe(**common, **Recipe.choice(tm.Sampler(NAMED))), tmp_path / "theirs", helm=emoji)
+    theirs = generate(
+        Recipe(**common, **Recipe.choice(tm.Sampler(NAMED))), tmp_path / "theirs", helm=emoji
+    )
     path.unlink()
     again, _ = Recipe.read(ours.picture).make(emoji)
     with Image.open(ours.picture) as one, Image.open(theirs.picture) as other:
@@ -76,21 +88,40 @@ def test_a_shipped_table_is_for_its_steps_and_guidance_alone(shipped: Path) -> N
     assert found is not None
     assert (found.name, found.steps) == ("emoji-3", 3)
     assert zoo.tuned("emoji", 3, tm.cfg(4.0, until=1.0)) == found
-    for steps, guidance in ((4, tm.cfg(4.0)), (3, tm.cfg(5.0)), (3, tm.cfg(4.0, until=0.4)), (3, None)):
+    for steps, guidance in (
+        (4, tm.cfg(4.0)),
+        (3, tm.cfg(5.0)),
+        (3, tm.cfg(4.0, until=0.4)),
+        (3, None),
+    ):
         assert zoo.tuned("emoji", steps, guidance) is None
 
 
 def test_generate_uses_a_shipped_table_and_says_so(shipped: Path, tmp_path: Path) -> None:
     def painted(*options: str) -> tuple[str, Recipe]:
-        words = ["generate", "red apple", "--steps", "3", "-o", str(tmp_path / "out"), "--overwrite", *options]
+        words = [
+            "generate",
+            "red apple",
+            "--steps",
+            "3",
+            "-o",
+            str(tmp_path / "out"),
+            "--overwrite",
+            *options,
+        ]
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0
         return done.output, Recipe.read(tmp_path / "out" / "red-apple-0.png")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FittedElsewhere)  # the file here says nothing of the network
+        warnings.simplefilter(
+            "ignore", FittedElsewhere
+        )  # the file here says nothing of the network
         said, recipe = painted()
-    assert "sampler    emoji-3, 3 steps (sampler fitted to emoji for these steps; steps as named)" in said
+    assert (
+        "sampler    emoji-3, 3 steps (sampler fitted to emoji for these steps; steps as named)"
+        in said
+    )
     assert (recipe.sampler, recipe.table is None) == ("emoji-3", False)
     for options in (["--sampler", "euler"], ["--guidance", "3"], ["--set", "variant=midpoint"]):
         said, recipe = painted(*options)
@@ -107,7 +138,13 @@ def test_the_command_line_takes_a_file_for_a_sampler(fast: str, tmp_path: Path) 
         return f"{done.output}{done.exception or ''}"
 
     told = said("explain", fast, "-o", str(out))
-    for words in ("6 steps", "fitted to emoji", "guidance 4", "error of tuned: 0.33333", "euler with 6 steps: 0.50000"):
+    for words in (
+        "6 steps",
+        "fitted to emoji",
+        "guidance 4",
+        "error of tuned: 0.33333",
+        "euler with 6 steps: 0.50000",
+    ):
         assert words in told
     assert (out / "explain-fast-6.png").is_file()
     said("explain", fast, "--vs", "euler", "--model", "emoji", "-o", str(out))
@@ -117,21 +154,35 @@ def test_the_command_line_takes_a_file_for_a_sampler(fast: str, tmp_path: Path) 
         (["explain", fast, "--model", "emoji-video"], "was fitted to 'emoji'"),
         (["explain", fast, "--set", "eta=1"], "eta=1 has nothing to set"),
         (["generate", "red apple", "--sampler", fast, "--steps", "7"], "fitted for 6 steps, not 7"),
-        (["generate", "red apple", "--sampler", fast, "--eta", "0.5"], "eta=0.5 has nothing to set"),
-        (["generate", "red apple", "--sampler", str(tmp_path / "none.json")], "cannot read the sampler file"),
+        (
+            ["generate", "red apple", "--sampler", fast, "--eta", "0.5"],
+            "eta=0.5 has nothing to set",
+        ),
+        (
+            ["generate", "red apple", "--sampler", str(tmp_path / "none.json")],
+            "cannot read the sampler file",
+        ),
     ):
         assert why in said(*words, code=1)
 
 
-# -- comparisons ------------------------------------------------------------------------------------------
+# -- comparisons -----------------------------------------------------------------------------------
 def test_a_file_runs_at_its_own_steps_whichever_are_asked(fast: str) -> None:
     def spots(**axes: Any) -> list[tuple[str, int]]:
         plan = Plan.of("red apple", **axes)
         assert all(cell.at.get("steps", cell.recipe.steps) == cell.recipe.steps for cell in plan)
         return [(cell.at["sampler"], cell.recipe.steps) for cell in plan]
 
-    assert spots(sampler=["euler", fast], steps=[12, 4]) == [("euler", 4), ("euler", 12), ("fast", 6)]
-    assert spots(sampler=["euler", fast], steps=[12, 6]) == [("euler", 12), ("euler", 6), ("fast", 6)]
+    assert spots(sampler=["euler", fast], steps=[12, 4]) == [
+        ("euler", 4),
+        ("euler", 12),
+        ("fast", 6),
+    ]
+    assert spots(sampler=["euler", fast], steps=[12, 6]) == [
+        ("euler", 12),
+        ("euler", 6),
+        ("fast", 6),
+    ]
     assert spots(sampler=["euler", fast]) == [("euler", 6), ("fast", 6)]
     assert spots(sampler=tm.Sampler(fast)) == [("fast", 6)]
     plan = Plan.of("red apple", sampler=["euler", fast], steps=[12, 4])
@@ -141,7 +192,9 @@ def test_a_file_runs_at_its_own_steps_whichever_are_asked(fast: str) -> None:
 
 def test_a_plan_refuses_what_a_file_does_not_leave_open(fast: str, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = made(tm.Sampler("euler", steps=6), PROCESSES["vp"]).write(tmp_path / "other" / "fast.json")
+    other = made(tm.Sampler("euler", steps=6), PROCESSES["vp"]).write(
+        tmp_path / "other" / "fast.json"
+    )
     for axes, said in (
         ({"sampler": [fast, str(other)]}, "two samplers are called 'fast'"),
         ({"sampler": ["euler", fast], "grid": ["karras"]}, "own levels"),
@@ -157,7 +210,13 @@ def test_a_file_is_compared_under_its_own_name_with_the_bits_of_its_table(
     monkeypatch.setattr(engine, "FIRST", 4)
     monkeypatch.setattr(engine, "LAST", 8)
     path = made(tm.Sampler(NAMED, steps=3), zoo.process_of("emoji")).write(tmp_path / "fast.json")
-    found = compare("red apple", sampler=[NAMED, str(path)], seed=[3], guidance=[4.0, 6.0], out=tmp_path / "report")
+    found = compare(
+        "red apple",
+        sampler=[NAMED, str(path)],
+        seed=[3],
+        guidance=[4.0, 6.0],
+        out=tmp_path / "report",
+    )
     assert not found.failed
     for scale in (4.0, 6.0):
         named, fitted = (
@@ -176,7 +235,14 @@ def test_a_file_is_compared_under_its_own_name_with_the_bits_of_its_table(
     picture = found.store.picture(found.outcomes[-1])
     path.unlink()
     assert Recipe.read(picture).chosen().label == "fast"
-    again = compare("red apple", sampler=[NAMED], steps=3, seed=[3], guidance=[4.0, 6.0], out=tmp_path / "report")
+    again = compare(
+        "red apple",
+        sampler=[NAMED],
+        steps=3,
+        seed=[3],
+        guidance=[4.0, 6.0],
+        out=tmp_path / "report",
+    )
     assert not again.failed
 
 

@@ -1,4 +1,6 @@
-"""Laws of forecasts: a step without a call is the forecast it stands for, and so is an unconditional half."""
+"""Laws of forecasts: a step without a call is the forecast it stands for, and so is an
+unconditional half.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,10 @@ ZERO_SNR = VP.from_schedule(rescale_zero_snr=True)
 PLACES = {**PROCESSES, "zero snr": ZERO_SNR}
 #: solvers that add no noise and make one call a step, in every basis, with and without a base
 MULTISTEP: list[tuple[str, dict[str, Any]]] = [
-    ("euler", {}), ("ddim", {}), ("lms", {}), ("ipndm", {}), ("deis", {}), ("gradient_estimation", {}),
-    ("dpmpp_2m", {}), ("dpmpp_3m", {}), ("res_multistep", {"order": 4}), ("unipc", {}), ("unipc", {"order": 3}),
+    ("euler", {}), ("ddim", {}), ("lms", {}), ("ipndm", {}), ("deis", {}),
+    ("gradient_estimation", {}),
+    ("dpmpp_2m", {}), ("dpmpp_3m", {}), ("res_multistep", {"order": 4}), ("unipc", {}),
+    ("unipc", {"order": 3}),
     ("sa_solver", {"eta": 0.0}), ("dpmpp_2m_sde", {"eta": 0.0}), ("tcd", {"eta": 0.0}),
 ]  # fmt: skip
 SKIPS: list[tuple[Any, int]] = [(2, 1), (2, 2), ("2/3", 3), ([1, 2, 8, 9], 4)]
@@ -38,7 +42,9 @@ def lam(at: Any) -> float:
 
 
 def through(places: list[float], values: list[Tensor], at: float) -> Tensor:
-    """The polynomial through `values`, by Neville's scheme: another way than the one that is tested."""
+    """The polynomial through `values`, by Neville's scheme: another way than the one that is
+    tested.
+    """
     made = list(values)
     for width in range(1, len(made)):
         for i in range(len(made) - width):
@@ -92,9 +98,15 @@ def test_a_forecast_is_exact_for_polynomials_of_lower_degree(place):
     alpha, sigma = table.alpha[:-1], table.sigma[:-1]
     noisy = bool((alpha == 0).any())
     for order in range(1, 5):
-        for nodes, at in (([0, 1, 2, 3][:order], 5), ([2, 3, 5, 7][:order], 8), ([1, 2, 3, 4][:order], 6)):
+        for nodes, at in (
+            ([0, 1, 2, 3][:order], 5),
+            ([2, 3, 5, 7][:order], 8),
+            ([1, 2, 3, 4][:order], 6),
+        ):
             bounded = noisy and 0 in nodes
-            u = (alpha / (alpha + sigma) if bounded else torch.log(alpha / sigma).clamp(min=-50)).numpy()
+            u = (
+                alpha / (alpha + sigma) if bounded else torch.log(alpha / sigma).clamp(min=-50)
+            ).numpy()
             values = np.polynomial.Polynomial([0.3, -1.2, 0.7, 0.1][:order])(u)
             made = forecast.weights(table, nodes, at)
             assert float(made @ double(values[nodes])) == pytest.approx(values[at], rel=1e-12)
@@ -108,7 +120,8 @@ def test_a_prediction_on_a_line_loses_nothing_by_a_skip():
     line = lambda x, at: torch.full_like(x, 0.4 - 0.3 * lam(at))  # noqa: E731
     for name in ("dpmpp_2m", "unipc", "deis"):
         whole = drive(solvers.make(name, grid), line, points())
-        # the first steps of a solver are of a lower order than its forecasts, so nothing is left out there
+        # the first steps of a solver are of a lower order than its forecasts, so nothing is left
+        # out there
         merged = drive(solvers.make(name, grid, skip=2, skip_order=2), line, points())
         assert torch.allclose(merged, whole, atol=1e-13)
         repeated = drive(solvers.make(name, grid, skip=2), line, points())
@@ -118,10 +131,16 @@ def test_a_prediction_on_a_line_loses_nothing_by_a_skip():
 @pytest.mark.parametrize("asked", [2, "2/3"])
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_table_with_skips_converges_as_its_forecasts_do(order, asked):
-    data, x, errors = Gaussian(), torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).double(), []
+    data, x, errors = (
+        Gaussian(),
+        torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).double(),
+        [],
+    )
     counts = (24, 48, 96)
     for steps in counts:
-        table = solvers.make("unipc", lam_grid(PROCESSES["vp"], steps), skip=asked, skip_order=order)
+        table = solvers.make(
+            "unipc", lam_grid(PROCESSES["vp"], steps), skip=asked, skip_order=order
+        )
         assert table.order == order
         exact = data.solve(x, *ends(lam_grid(PROCESSES["vp"], steps)))
         errors.append(float((drive(table, data, x) - exact).abs().mean()))
@@ -131,14 +150,23 @@ def test_a_table_with_skips_converges_as_its_forecasts_do(order, asked):
 
 @pytest.mark.parametrize("variant", MULTISTEP, ids=label)
 def test_a_constant_denoiser_survives_any_skip(variant):
-    table = solvers.make(variant[0], grids.make("trailing", PROCESSES["vp"], 9), **variant[1], skip="2/3", skip_order=4)
-    assert torch.allclose(drive(table, Constant(0.7), points()), double(0.7).expand(5, 2), atol=1e-10)
+    table = solvers.make(
+        variant[0],
+        grids.make("trailing", PROCESSES["vp"], 9),
+        **variant[1],
+        skip="2/3",
+        skip_order=4,
+    )
+    assert torch.allclose(
+        drive(table, Constant(0.7), points()), double(0.7).expand(5, 2), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "steps", "left_out"),
     [
-        (2, 8, (2, 4, 6)), (3, 9, (2, 5)), ("2/3", 9, (2, 3, 5, 6)), ("1/2", 8, (2, 4, 6)), ("2", 5, (2,)),
+        (2, 8, (2, 4, 6)), (3, 9, (2, 5)), ("2/3", 9, (2, 3, 5, 6)), ("1/2", 8, (2, 4, 6)),
+        ("2", 5, (2,)),
         ("4,6", 9, (4, 6)), ("4,", 9, (4,)), ([1, 8], 9, (1, 8)), ((3,), 9, (3,)), (2, 4, (2,)),
     ],
 )  # fmt: skip
@@ -159,7 +187,11 @@ def test_what_is_asked_for_is_left_out_and_counted(asked, steps, left_out):
         ("plms", {"skip": 2}, "11 times in 10 steps"),
         ("dpmpp_2m_sde", {"skip": 2}, "adds noise"),
         ("euler", {"skip": 2, "s_churn": 5}, "adds noise"),
-        ("euler", {"skip": [0, 3]}, "step 0 cannot be left out: the first call has nothing before it"),
+        (
+            "euler",
+            {"skip": [0, 3]},
+            "step 0 cannot be left out: the first call has nothing before it",
+        ),
         ("euler", {"skip": [3, 10]}, "step 10 cannot be left out: the steps are 0 to 9"),
         ("euler", {"skip": [3, -1]}, "step -1"),
         ("euler", {"skip": []}, r"skip takes 2 .*got \[\]"),
@@ -177,7 +209,9 @@ def test_what_is_asked_for_is_left_out_and_counted(asked, steps, left_out):
 )
 def test_what_cannot_be_left_out_is_refused_with_the_value(name, options, said):
     with pytest.raises(ArgumentError, match=said):
-        tm.Sampler(name, steps=3 if name == "ddim" else 10, options=options).compile(PROCESSES["vp"])
+        tm.Sampler(name, steps=3 if name == "ddim" else 10, options=options).compile(
+            PROCESSES["vp"]
+        )
 
 
 def test_a_table_with_skips_is_data_with_a_short_memory_and_a_gradient():
@@ -194,10 +228,15 @@ def test_a_table_with_skips_is_data_with_a_short_memory_and_a_gradient():
 
 def test_skips_run_in_a_pipeline_and_as_a_drop_in_scheduler():
     pipe = tiny.sd()
-    given, chosen = tiny.prompt(pipe), tm.Sampler("dpmpp_2m/karras", steps=9, options={"skip": "2/3"})
+    given, chosen = (
+        tiny.prompt(pipe),
+        tm.Sampler("dpmpp_2m/karras", steps=9, options={"skip": "2/3"}),
+    )
     rows: list[int] = []
     helm = tm.Helm(pipe)
-    ours = helm(**given, sampler=chosen, seeds=[4], guidance=3.0, hooks=[lambda run: rows.append(run.row)]).images
+    ours = helm(
+        **given, sampler=chosen, seeds=[4], guidance=3.0, hooks=[lambda run: rows.append(run.row)]
+    ).images
     assert rows == [1, 2, 3, 4, 5]
     pipe.scheduler = tm.Scheduler.from_config(pipe.scheduler.config, sampler=chosen)
     generator = torch.Generator().manual_seed(4)
@@ -234,7 +273,9 @@ def test_the_second_call_of_a_step_serves_the_first_of_the_next():
     table = solvers.make("heun", grids.make("trailing", PROCESSES["vp"], 5))
     guidance = cfg(4.0, forecast=2, order=2)
     assert plan(guidance, table) == "bbfbfbfbf"
-    assert [w for w in guidance.forecasts(table, "sample") if w] == [pytest.approx((1.0, 0.0), abs=1e-12)] * 4
+    assert [w for w in guidance.forecasts(table, "sample") if w] == [
+        pytest.approx((1.0, 0.0), abs=1e-12)
+    ] * 4
 
 
 def test_noise_added_in_between_begins_the_differences_anew():
@@ -270,7 +311,9 @@ class Halves:
         return raw(self.kind, self.clean(x, at) - self.difference(x, at), x, self.level(at))
 
 
-def sampled(nets: Halves, guidance: Guidance, name: str = "dpmpp_2m", place: str = "vp", **options: Any) -> Tensor:
+def sampled(
+    nets: Halves, guidance: Guidance, name: str = "dpmpp_2m", place: str = "vp", **options: Any
+) -> Tensor:
     process = PROCESSES["edm" if nets.kind == "edm" else place]
     return tm.sample(nets.cond, points(), name, process=process, prediction=nets.kind, steps=9,
                      unconditional=nets.uncond, guidance=guidance, **options)  # fmt: skip
@@ -286,7 +329,9 @@ def test_a_difference_on_a_line_is_forecast_exactly_whatever_the_network_returns
     assert nets.calls == 4  # rows 0, 1, 4 and 7
     assert (made - whole).abs().max() < 1e-9
     bent = lambda at: 0.3 + 0.1 * lam(at) ** order  # noqa: E731
-    off = sampled(Halves(kind, bent), cfg(4.0, forecast=3, order=order)) - sampled(Halves(kind, bent), cfg(4.0))
+    off = sampled(Halves(kind, bent), cfg(4.0, forecast=3, order=order)) - sampled(
+        Halves(kind, bent), cfg(4.0)
+    )
     assert off.abs().max() > 1e-4
 
 
@@ -294,7 +339,12 @@ def test_a_difference_on_a_line_is_forecast_exactly_whatever_the_network_returns
 @pytest.mark.parametrize("rescale", [0.0, 0.6])
 def test_a_forecast_half_is_the_denoised_difference_of_the_halves_before(kind, rescale):
     nets, place = Halves(kind), "flow" if kind == "flow" else "vp"
-    made = sampled(nets, cfg([5.0, 4.0, 3.0] * 3, forecast=2, order=2, rescale=rescale, until=0.8), "unipc", place)
+    made = sampled(
+        nets,
+        cfg([5.0, 4.0, 3.0] * 3, forecast=2, order=2, rescale=rescale, until=0.8),
+        "unipc",
+        place,
+    )
     known: list[tuple[float, Tensor]] = []
     rows = iter("bbfbfbfbc")
     scales = iter([5.0, 4.0, 3.0] * 3)
@@ -323,7 +373,15 @@ def test_a_forecast_half_is_the_denoised_difference_of_the_halves_before(kind, r
 
 
 def begun(guidance: Guidance, sampler: str = "dpmpp_2m", **options: Any) -> Run:
-    return tm.begin(points(), sampler, process=PROCESSES["vp"], prediction="v", steps=9, guidance=guidance, **options)
+    return tm.begin(
+        points(),
+        sampler,
+        process=PROCESSES["vp"],
+        prediction="v",
+        steps=9,
+        guidance=guidance,
+        **options,
+    )
 
 
 def finished(run: Run, nets: Halves) -> Tensor:
@@ -373,7 +431,9 @@ def test_a_forecast_from_differences_that_nobody_told_is_refused():
     for _ in range(2):
         assert run.forecast is None
         run.advance(run.latents * 0.1)
-    with pytest.raises(RunError, match=r"row 2 forecasts.*from 2 differences and 0 are remembered.*run\.remember"):
+    with pytest.raises(
+        RunError, match=r"row 2 forecasts.*from 2 differences and 0 are remembered.*run\.remember"
+    ):
         _ = run.forecast
 
 
@@ -394,5 +454,8 @@ def test_what_is_no_forecast_is_refused_with_the_value(call, said):
 def test_the_data_of_a_recipe_carry_the_forecast():
     for made in (cfg(4.0), cfg(4.0, forecast=2), cfg([3.0, 2.0], forecast=3, order=1, until=0.4)):
         data = GuidanceData.of(made)
-        assert GuidanceData.model_validate_json(data.model_dump_json(exclude_none=True)).guidance() == made
+        assert (
+            GuidanceData.model_validate_json(data.model_dump_json(exclude_none=True)).guidance()
+            == made
+        )
     assert "forecast" not in GuidanceData.of(cfg(4.0)).model_dump(exclude_none=True)

@@ -1,4 +1,6 @@
-"""Laws: a pipeline's forecast half is the one that the rows before foresee, at the cost of the other half."""
+"""Laws: a pipeline's forecast half is the one that the rows before foresee, at the cost of the
+other half.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ from timonel.pipelines.guidance.gate import Gate
 #: family, and the number of samples that the network computes at every step, in units of one half
 SEEN = "221212"
 HELMED = {
-    "StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionControlNetPipeline": "sd",
-    "StableVideoDiffusionPipeline": "video", "DiTPipeline": "dit", "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionControlNetPipeline": "sd",
+    "StableVideoDiffusionPipeline": "video", "DiTPipeline": "dit",
+    "StableDiffusion3Pipeline": "sd3",
     "CogVideoXPipeline": "video", "AnimateDiffPipeline": "video", "LTXPipeline": "video",
     "FluxPipeline (true CFG)": "flux", "QwenImagePipeline": "dit_new", "WanPipeline (2.1)": "video",
     "ZImagePipeline": "dit_new", "LuminaPipeline": "dit",
@@ -39,7 +43,9 @@ NETWORKS = ("unet", "transformer", "transformer_2")
 
 
 class Watched:
-    """A pipeline's halves: what its network returned at every row, and what its scheduler was given."""
+    """A pipeline's halves: what its network returned at every row, and what its scheduler was
+    given.
+    """
 
     def __init__(self, key: str) -> None:
         pipe, inputs = tiny.case(HELMED[key], key)
@@ -78,7 +84,9 @@ class Watched:
 
 @pytest.mark.parametrize("key", HELMED)
 def test_a_pipeline_is_guided_by_the_forecast_at_the_cost_of_one_half(key):
-    """Where guidance is not computed, raw - cond is what the rows before foresee of it, frame by frame."""
+    """Where guidance is not computed, raw - cond is what the rows before foresee of it, frame by
+    frame.
+    """
     watched = Watched(key)
     watched(cfg(4.0, forecast=2, order=2))
     sizes = [sum(len(call) for call in calls) for calls, _, _ in watched.rows]
@@ -89,18 +97,29 @@ def test_a_pipeline_is_guided_by_the_forecast_at_the_cost_of_one_half(key):
     conditional, apart = {}, {}
     for k, (calls, combined, _) in enumerate(watched.rows):
         halves = [*calls[0].chunk(2)] if len(calls) == 1 and SEEN[k] == "2" else calls
-        halves = [h[:, : combined.shape[1]] if h.shape[1] == 2 * combined.shape[1] else h for h in halves]
+        halves = [
+            h[:, : combined.shape[1]] if h.shape[1] == 2 * combined.shape[1] else h for h in halves
+        ]
         place = 0 if len(calls) == 2 or len(halves) == 1 or key.startswith(FIRST) else 1
-        conditional[k], apart[k] = halves[place].double(), halves[place].double() - halves[-1 - place].double()
+        conditional[k], apart[k] = (
+            halves[place].double(),
+            halves[place].double() - halves[-1 - place].double(),
+        )
     for k, (a, b) in {2: (1, 0), 4: (3, 1)}.items():
         share = forecast.weights(run.table, [a, b], k)
         foreseen = (share[0] * c_raw[a] * apart[a] + share[1] * c_raw[b] * apart[b]) / c_raw[k]
         wanted = conditional[k] + gain(key, foreseen) * foreseen
         if key.startswith("Qwen"):
-            wanted = wanted * (conditional[k].norm(dim=-1, keepdim=True) / wanted.norm(dim=-1, keepdim=True))
-        wanted = wanted[:, :3] if key.startswith("Lumina") else wanted  # the fourth channel is not guided there
+            wanted = wanted * (
+                conditional[k].norm(dim=-1, keepdim=True) / wanted.norm(dim=-1, keepdim=True)
+            )
+        wanted = (
+            wanted[:, :3] if key.startswith("Lumina") else wanted
+        )  # the fourth channel is not guided there
         made = watched.rows[k][1][: len(wanted), : wanted.shape[1]].double().reshape(wanted.shape)
-        made = made if float((made * wanted).sum()) > 0 else -made  # some schedulers are given the negative
+        made = (
+            made if float((made * wanted).sum()) > 0 else -made
+        )  # some schedulers are given the negative
         assert (made - wanted).abs().max() < 2e-5 * wanted.abs().max()
         assert (foreseen.abs().max() > 1e-3 * wanted.abs().max()).all()
 
@@ -112,7 +131,9 @@ def gain(key: str, like: Tensor) -> float | Tensor:
     return 4.0 if key.startswith("ZImage") else 3.0
 
 
-@pytest.mark.parametrize("key", ["StableDiffusionPipeline", "StableVideoDiffusionPipeline", "WanPipeline (2.1)"])
+@pytest.mark.parametrize(
+    "key", ["StableDiffusionPipeline", "StableVideoDiffusionPipeline", "WanPipeline (2.1)"]
+)
 def test_a_rewound_or_resumed_pipeline_forecasts_the_same_bits(key, tmp_path):
     watched, guidance = Watched(key), cfg(4.0, forecast=2, order=2)
     whole = watched(guidance)
@@ -146,13 +167,19 @@ def test_a_scale_per_step_and_rescale_go_with_a_forecast():
     levels = Level(run.table.alpha[:-1], run.table.sigma[:-1], run.table.time[:-1])
     c_raw, share = coefficients(run.prediction, levels)[1], forecast.weights(run.table, [3, 1], 4)
     apart = {k: watched.rows[k][0][0][1:] - watched.rows[k][0][0][:1] for k in (1, 3)}
-    foreseen = (float(share[0] * c_raw[3]) * apart[3] + float(share[1] * c_raw[1]) * apart[1]) / float(c_raw[4])
+    foreseen = (
+        float(share[0] * c_raw[3]) * apart[3] + float(share[1] * c_raw[1]) * apart[1]
+    ) / float(c_raw[4])
     calls, combined, _ = watched.rows[4]
-    assert torch.allclose(combined, calls[0] + 5.0 * foreseen, rtol=1e-3, atol=1e-5 * float(combined.abs().max()))
+    assert torch.allclose(
+        combined, calls[0] + 5.0 * foreseen, rtol=1e-3, atol=1e-5 * float(combined.abs().max())
+    )
 
 
 def test_a_picture_of_forecasts_is_made_again_from_its_recipe(tmp_path):
-    """Both kinds of forecast, through the PNG, to the same pixels; without them the pixels are others."""
+    """Both kinds of forecast, through the PNG, to the same pixels; without them the pixels are
+    others.
+    """
     given = {"model": "emoji", "prompt": "red apple", "seed": 3, "sampler": "dpmpp_2m", "steps": 7}
     guided = GuidanceData.of(cfg(4.0, forecast=2, order=2))
     recipe, helm = Recipe(**given, options={"skip": [5]}, guidance=guided), tm.Helm("emoji")
@@ -210,8 +237,10 @@ def test_a_pipeline_that_makes_something_else_of_its_parts_is_refused(monkeypatc
         tm.Helm(pipe)(**tiny.prompt(pipe), steps=4, seeds=[0], guidance=cfg(4.0, forecast=2))
 
 
-# -- in a fleet -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("key", ["StableDiffusionPipeline", "StableVideoDiffusionPipeline", "LuminaPipeline"])
+# -- in a fleet ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "key", ["StableDiffusionPipeline", "StableVideoDiffusionPipeline", "LuminaPipeline"]
+)
 def test_a_fleet_ends_where_the_helm_does_and_counts_its_halves(key):
     watched, guidance = Watched(key), cfg(3.0, forecast=2)
     theirs = watched(guidance, sampler="dpmpp_2m")
@@ -231,7 +260,9 @@ def test_a_job_without_two_halves_fails_with_the_reason_and_alone():
     pipe = tiny.sd()
     captured = capture(tm.Helm(pipe), seeds=[0], guidance=1.0, **tiny.prompt(pipe))
     table = tm.Sampler("euler", steps=5).on(captured.process).compile(captured.process)
-    jobs = [Job(Run(table, captured.prediction, guidance=g), 0) for g in (cfg(3.0, forecast=2), None)]
+    jobs = [
+        Job(Run(table, captured.prediction, guidance=g), 0) for g in (cfg(3.0, forecast=2), None)
+    ]
     ended: list[Job] = []
     drive_fleet(jobs, captured, 8, ended.append)
     assert len(ended) == 2

@@ -1,7 +1,9 @@
-"""Law: a disk that takes no more is one clear line, nothing is half-written, and the next try goes through.
+"""Law: a disk that takes no more is one clear line, nothing is half-written, and the next try goes
+through.
 
-Every writer writes over an older file while files cannot grow beyond so many bytes (a limit of the process), or while
-a call of the system says that there is no space. The last tests fill a real disk, a tmpfs of a few kilobytes.
+Every writer writes over an older file while files cannot grow beyond so many bytes (a limit of the
+process), or while a call of the system says that there is no space. The last tests fill a real
+disk, a tmpfs of a few kilobytes.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def fits(folder: Path) -> None:
     kept = Fits(folder, {"a": 1})
     kept.keep_targets(Targets((0, 1), torch.rand(2, 4, 16, 16), torch.zeros(2), 32))
     zero = torch.zeros(400, dtype=torch.float64)
-    kept.keep(4, "dpmpp_2m/karras", tm.Sampler("euler", steps=4).levels(VP), State(zero, zero, 1.0, zero))
+    kept.keep(
+        4, "dpmpp_2m/karras", tm.Sampler("euler", steps=4).levels(VP), State(zero, zero, 1.0, zero)
+    )
     assert kept.targets() is not None
     assert kept.read(4, VP) is not None
 
@@ -85,7 +89,9 @@ def files_end_at(size: int) -> Iterator[None]:
 
 
 def held(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def refused(write: Callable[[Path], Any], folder: Path) -> bool:
@@ -102,7 +108,9 @@ def refused(write: Callable[[Path], Any], folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_file_that_cannot_grow_leaves_the_older_one_and_is_said(writer: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_leaves_the_older_one_and_is_said(
+    writer: str, tmp_path: Path
+) -> None:
     write, anew = WRITERS[writer], tmp_path / "anew"
     write(anew)
     largest = max(len(content) for content in held(anew).values())
@@ -122,7 +130,9 @@ def test_a_file_that_cannot_grow_leaves_the_older_one_and_is_said(writer: str, t
             refused(write, folder)
         after = held(folder)
         assert after.keys() == before.keys()
-        assert all(len(after[name]) == len(before[name]) or len(after[name]) <= size for name in after)
+        assert all(
+            len(after[name]) == len(before[name]) or len(after[name]) <= size for name in after
+        )
         write(folder)
     assert said == 5
 
@@ -190,21 +200,31 @@ def mountable(folder: Path) -> bool:
 
 COMMANDS = {
     "generate": (["generate", "pizza", "--steps", "2", "--out", "out"], (0, 20, 60)),
-    "compare": (["compare", "pizza", "--sampler", "euler", "unipc", "--steps", "3", "-o", "out"], (0, 30, 100, 300)),
-    "tune": (["tune", "emoji", "--steps", "2", "--seeds", "12", "--minutes", "1", "-o", "out/fast.json"], (0, 12, 40)),
+    "compare": (
+        ["compare", "pizza", "--sampler", "euler", "unipc", "--steps", "3", "-o", "out"],
+        (0, 30, 100, 300),
+    ),
+    "tune": (
+        ["tune", "emoji", "--steps", "2", "--seeds", "12", "--minutes", "1", "-o", "out/fast.json"],
+        (0, 12, 40),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_ends_a_command_in_one_line_and_the_same_command_goes_on(command: str, tmp_path: Path) -> None:
+def test_a_full_disk_ends_a_command_in_one_line_and_the_same_command_goes_on(
+    command: str, tmp_path: Path
+) -> None:
     if not mountable(tmp_path):
         pytest.skip("no disk can be mounted here")
     words, sizes = COMMANDS[command]
     refusals = 0
     for kilobytes in sizes:
         script = [sys.executable, "-c", FILLED, str(tmp_path), f"{kilobytes or 4}k", *words]
-        lines = subprocess.run([*MINE, *script], capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            [*MINE, *script], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         (first, before), (second, after) = lines[0:2], lines[2:4]
         if not first.startswith("status 0"):  # what fits goes through
             refusals += 1

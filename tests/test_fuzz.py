@@ -1,4 +1,6 @@
-"""Law: whatever the configuration, either a finite result or a timonel error. Never another exception."""
+"""Law: whatever the configuration, either a finite result or a timonel error. Never another
+exception.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,30 @@ from timonel.core.process import EDM, VP, Flow
 from timonel.core.process import from_config as process_from_config
 from timonel.errors import TimonelError
 
-ODD = st.sampled_from([0, -1, 1, 0.5, 1e9, 1e-9, math.nan, math.inf, -math.inf, "x", None, True, (), [1.0]])
+ODD = st.sampled_from(
+    [0, -1, 1, 0.5, 1e9, 1e-9, math.nan, math.inf, -math.inf, "x", None, True, (), [1.0]]
+)
 SMALL = st.one_of(st.floats(0, 2), st.integers(0, 60), ODD)
 PROCESSES = st.one_of(
     st.sampled_from([
-        VP.from_schedule(), VP.from_schedule("linear", 1e-4, 0.02, 37), VP.from_schedule(rescale_zero_snr=True),
-        VP.from_schedule("squaredcos_cap_v2", steps_offset=1), EDM(0.002, 700.0), EDM(0.01, 80.0, sigma_data=0.5),
+        VP.from_schedule(), VP.from_schedule("linear", 1e-4, 0.02, 37),
+        VP.from_schedule(rescale_zero_snr=True),
+        VP.from_schedule("squaredcos_cap_v2", steps_offset=1), EDM(0.002, 700.0),
+        EDM(0.01, 80.0, sigma_data=0.5),
         Flow(), Flow(3.0), Flow(0.3), Flow(1.0).with_image_tokens(4096),
     ]),
 )  # fmt: skip
-NAMES = st.one_of(st.sampled_from([*solvers.SOLVERS]), st.sampled_from(["", "euler/", "/karras", "Euler", "dpm"]))
-GRIDS = st.one_of(st.none(), st.sampled_from([*grids.GRIDS]), st.sampled_from(["", "karas", "none"]))
+NAMES = st.one_of(
+    st.sampled_from([*solvers.SOLVERS]), st.sampled_from(["", "euler/", "/karras", "Euler", "dpm"])
+)
+GRIDS = st.one_of(
+    st.none(), st.sampled_from([*grids.GRIDS]), st.sampled_from(["", "karas", "none"])
+)
 OPTION_NAMES = sorted({o for s in solvers.SOLVERS.values() for o in s.options} | {"banana"})
 GRID_OPTION_NAMES = sorted({o for s in grids.GRIDS.values() for o in s.options} | {"banana"})
 LEVELS = st.one_of(
-    st.none(), st.none(), st.none(), st.lists(st.floats(0, 1), max_size=6).map(lambda v: sorted(v, reverse=True)),
+    st.none(), st.none(), st.none(),
+    st.lists(st.floats(0, 1), max_size=6).map(lambda v: sorted(v, reverse=True)),
     st.lists(st.one_of(st.floats(-1, 900), ODD), max_size=5), ODD,
 )  # fmt: skip
 GUIDED = tm.cfg(3.0, until=0.5)
@@ -60,13 +71,15 @@ def configurations(draw: st.DrawFn) -> dict:
         "prediction": draw(st.sampled_from([*prediction.KINDS, "epsilom"])),
         "dtype": draw(DTYPES),
         "seeds": draw(st.one_of(st.just((1, 2)), st.just((1, 2)), st.just((1,)), st.none(), ODD)),
-        "guidance": draw(st.one_of(st.none(), st.floats(0, 9), st.sampled_from([GUIDED, "x", math.nan]))),
+        "guidance": draw(st.one_of(st.none(), st.floats(0, 9),
+        st.sampled_from([GUIDED, "x", math.nan]))),
     }  # fmt: skip
 
 
 def attempt(c: dict) -> torch.Tensor:
     sampler = tm.Sampler(
-        c["name"], grid=c["grid"], steps=c["steps"], options=c["options"], grid_options=c["grid_options"],
+        c["name"], grid=c["grid"], steps=c["steps"], options=c["options"],
+        grid_options=c["grid_options"],
         sigmas=c["sigmas"], times=c["times"],
     )  # fmt: skip
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).to(c["dtype"])
@@ -77,7 +90,8 @@ def attempt(c: dict) -> torch.Tensor:
 
     return tm.sample(
         network, x, sampler, process=c["process"], prediction=c["prediction"], seeds=c["seeds"],
-        guidance=c["guidance"], unconditional=None if c["guidance"] is None else lambda x, at: x * 0,
+        guidance=c["guidance"], unconditional=None if c["guidance"] is None else lambda x,
+        at: x * 0,
     )  # fmt: skip
 
 
@@ -106,7 +120,8 @@ def test_a_configuration_gives_a_finite_result_or_a_timonel_error(c):
 @settings(max_examples=400)
 @given(
     name=st.sampled_from([*solvers.SOLVERS]),
-    # cosine betas reach sigma / alpha = 20,000 and do not end at pure noise: a slope method's first step over that
+    # cosine betas reach sigma / alpha = 20,000 and do not end at pure noise: a slope method's first
+    # step over that
     # range multiplies whatever the network has wrong by it, here and in the peers
     process=PROCESSES.filter(lambda p: not 1e4 < p.sigma_max < math.inf),
     grid=st.sampled_from([*grids.GRIDS]),
@@ -117,8 +132,10 @@ def test_a_configuration_gives_a_finite_result_or_a_timonel_error(c):
 def test_every_sound_configuration_stays_in_range(name, process, grid, steps, kind, dtype):
     """Nothing but a level that a process or grid does not have may be refused."""
     c = {
-        "process": process, "name": name, "grid": grid, "steps": steps, "options": {}, "grid_options": {},
-        "sigmas": None, "times": None, "prediction": kind, "dtype": dtype, "seeds": (1, 2), "guidance": None,
+        "process": process, "name": name, "grid": grid, "steps": steps, "options": {},
+        "grid_options": {},
+        "sigmas": None, "times": None, "prediction": kind, "dtype": dtype, "seeds": (1, 2),
+        "guidance": None,
     }  # fmt: skip
     try:
         result = attempt(c)
@@ -130,7 +147,11 @@ def test_every_sound_configuration_stays_in_range(name, process, grid, steps, ki
 
 
 @settings(max_examples=150)
-@given(text=st.one_of(st.text(max_size=30), st.recursive(ODD, lambda v: st.lists(v, max_size=3)).map(repr)))
+@given(
+    text=st.one_of(
+        st.text(max_size=30), st.recursive(ODD, lambda v: st.lists(v, max_size=3)).map(repr)
+    )
+)
 def test_text_that_is_not_a_table_is_refused(text):
     try:
         tm.Table.from_json(text)
@@ -150,7 +171,9 @@ def test_text_that_is_not_a_table_is_refused(text):
 def test_any_guidance_is_made_or_refused(scale, until, between, unit, rescale):
     table = tm.Sampler("euler", steps=5).compile(VP.from_schedule())
     try:
-        scales = tm.cfg(scale, until=until, between=between, unit=unit, rescale=rescale).scales(table)
+        scales = tm.cfg(scale, until=until, between=between, unit=unit, rescale=rescale).scales(
+            table
+        )
     except TimonelError:
         return
     assert len(scales) == table.nfe
@@ -159,13 +182,17 @@ def test_any_guidance_is_made_or_refused(scale, until, between, unit, rescale):
 
 CONFIGS = st.dictionaries(
     st.sampled_from([
-        "_class_name", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type",
-        "rescale_betas_zero_snr", "sigma_data", "sigma_min", "sigma_max", "shift", "flow_shift", "steps_offset",
-        "timestep_type", "trained_betas", "use_flow_sigmas", "use_dynamic_shifting", "base_shift", "process",
+        "_class_name", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps",
+        "prediction_type",
+        "rescale_betas_zero_snr", "sigma_data", "sigma_min", "sigma_max", "shift", "flow_shift",
+        "steps_offset",
+        "timestep_type", "trained_betas", "use_flow_sigmas", "use_dynamic_shifting", "base_shift",
+        "process",
     ]),
     st.one_of(
         ODD, st.floats(0, 1), st.integers(0, 100),
-        st.sampled_from(["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "linear", "v_prediction", "epsilon",
+        st.sampled_from(["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "linear",
+        "v_prediction", "epsilon",
                          "continuous", "flow", "edm", "vp"]),
     ),
     max_size=6,

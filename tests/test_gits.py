@@ -1,4 +1,6 @@
-"""GITS: the path is the best of all paths, the cost is the error of Euler, and the grid beats fixed ones."""
+"""GITS: the path is the best of all paths, the cost is the error of Euler, and the grid beats fixed
+ones.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_the_path_has_the_least_cost_of_all_paths(steps, coefficient):
         cost = torch.rand(9, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
         def price(path, cost=cost):
-            return sum(coefficient**k * cost[i, j] for k, (i, j) in enumerate(itertools.pairwise(path)))
+            return sum(
+                coefficient**k * cost[i, j] for k, (i, j) in enumerate(itertools.pairwise(path))
+            )
 
         every = [(0, *inner, 8) for inner in itertools.combinations(range(1, 8), steps - 1)]
         path = choose(cost, steps, coefficient)
@@ -75,20 +79,26 @@ def test_gits_chooses_exactly_n_plus_one_of_the_fine_levels(steps, place):
     assert set(grid.time.tolist()) <= set(fine.time.tolist())
     assert torch.equal(grid.sigma[[0, -1]], fine.sigma[[0, -1]])
     calls = []
-    counted = gits(lambda x, at: calls.append(at) or MODEL(x, at), noise(8, 0), process, steps, fine=15)
+    counted = gits(
+        lambda x, at: calls.append(at) or MODEL(x, at), noise(8, 0), process, steps, fine=15
+    )
     assert counted.steps == steps
     assert len(calls) == 15
 
 
 @pytest.mark.parametrize(("place", "margin"), [("vp", 0.8), ("edm", 0.6), ("flow", 0.7)])
 def test_gits_makes_euler_more_exact_than_uniform_indices_and_karras(place, margin):
-    """Mean distance to the solution over 200 starts the grid was not made with; the solution by DOP853."""
+    """Mean distance to the solution over 200 starts the grid was not made with; the solution by
+    DOP853.
+    """
     process, x = PLACES[place], noise(200, 1)
     begin = {"trailing": "trailing", "linspace": "linspace", "karras": "karras"}
     made = {name: grids.make(name, process, 6) for name in begin}
     made["gits"] = gits(MODEL, noise(64, 0), process, 6)
     first = made["gits"][0]
-    if float(first.alpha) == 0:  # the ODE is solved from just below pure noise, where x is still the noise
+    if (
+        float(first.alpha) == 0
+    ):  # the ODE is solved from just below pure noise, where x is still the noise
         start = process.at_lam(double(-12.0))
         reference = MODEL.solve(x, start, process.at_lam(double(9.0)))
     else:
@@ -114,7 +124,9 @@ def test_gits_does_not_depend_on_the_prediction_kind():
 
 def test_a_smaller_coefficient_makes_the_early_steps_finer():
     process = PLACES["vp"]
-    second = [gits(MODEL, noise(32, 0), process, 6, coefficient=c).ratio_at(1) for c in (0.8, 1.0, 1.3)]
+    second = [
+        gits(MODEL, noise(32, 0), process, 6, coefficient=c).ratio_at(1) for c in (0.8, 1.0, 1.3)
+    ]
     assert second == sorted(second, reverse=True)
     assert second[0] > second[-1]
 
@@ -137,6 +149,11 @@ def test_a_smaller_coefficient_makes_the_early_steps_finer():
     ],
 )
 def test_what_gits_cannot_use_is_refused(change, error, said):
-    options = {"denoise": Gaussian((0.1, 0.2), (0.5, 1.0)), "x": noise(4, 0), "process": PLACES["vp"], "steps": 5}
+    options = {
+        "denoise": Gaussian((0.1, 0.2), (0.5, 1.0)),
+        "x": noise(4, 0),
+        "process": PLACES["vp"],
+        "steps": 5,
+    }
     with pytest.raises(error, match=said):
         gits(**{**options, **change})

@@ -18,9 +18,14 @@ from timonel.errors import ArgumentError, GridError, TimonelError, UnknownName
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 EVERY = pytest.mark.parametrize("name", grids.GRIDS)
-ALL = {**PROCESSES, "zero-snr": VP.from_schedule(rescale_zero_snr=True, steps_offset=1), "svd": EDM(0.002, 700.0)}
+ALL = {
+    **PROCESSES,
+    "zero-snr": VP.from_schedule(rescale_zero_snr=True, steps_offset=1),
+    "svd": EDM(0.002, 700.0),
+}
 PLACES = pytest.mark.parametrize("process", ALL)
-# published noise levels that lie outside a process, and grids that need a finite largest sigma / alpha
+# published noise levels that lie outside a process, and grids that need a finite largest sigma /
+# alpha
 FINITE = (
     "karras",
     "exponential",
@@ -34,7 +39,8 @@ FINITE = (
 REFUSED = {
     *((name, "zero-snr") for name in (*FINITE, "lam", "vp")), ("lam", "flow"), ("vp", "flow"),
     *((name, "flow") for name in ("ays", "ays_sd15", "ays_sdxl", "ays_svd")),
-    *((name, place) for name in ("oss_flux", "oss_wan") for place in ("vp", "edm", "svd", "zero-snr")),
+    *((name, place) for name in ("oss_flux", "oss_wan") for place in ("vp", "edm", "svd",
+    "zero-snr")),
     ("ays_svd", "vp"), ("ays_svd", "edm"), ("ays", "edm"),
 }  # fmt: skip
 SHARED = {"normal": "linspace"}  # names that mean the levels of another grid
@@ -85,7 +91,9 @@ def test_more_steps_than_training_times_are_refused_for_a_discrete_model(name):
 def test_a_model_with_few_training_times_has_every_grid(name, total):
     process = VP.from_schedule(beta_start=0.01, beta_end=0.9, train_steps=total)
     for steps in range(1, total + 1):
-        grid = grids.make(name, process, steps, **({"original_steps": total} if name == "lcm" else {}))
+        grid = grids.make(
+            name, process, steps, **({"original_steps": total} if name == "lcm" else {})
+        )
         check(grid, name, steps)
 
 
@@ -128,17 +136,22 @@ def test_index_grids_visit_the_times_and_sigmas_of_diffusers(spacing, offset, st
     grid = grids.make(spacing, VP.from_schedule(steps_offset=offset), steps)
     wanted = theirs.timesteps.double()
     if spacing in ("linspace", "leading") and steps == 1:
-        wanted = double([999.0])  # diffusers' one step is at time 0 or 1, where there is no noise to remove
+        wanted = double(
+            [999.0]
+        )  # diffusers' one step is at time 0 or 1, where there is no noise to remove
         theirs.sigmas[0] = grid.process.sigma_max
     assert torch.allclose(grid.time[:-1], wanted, atol=1e-3)
     if not (spacing == "linspace" and steps == 1):
-        # diffusers interpolates sigma linearly between training times, we (as k-diffusion) log sigma
+        # diffusers interpolates sigma linearly between training times, we (as k-diffusion) log
+        # sigma
         rtol = 1e-4 if spacing == "linspace" else 2e-5
         assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double(), rtol=rtol)
 
 
 def test_leading_stays_in_the_training_range_where_diffusers_leaves_it():
-    """diffusers' DDIM with 1000 steps and offset 1 visits time 1000, which does not exist: IndexError."""
+    """diffusers' DDIM with 1000 steps and offset 1 visits time 1000, which does not exist:
+    IndexError.
+    """
     theirs = diffusers.DDIMScheduler(**SD, timestep_spacing="leading", steps_offset=1)
     theirs.set_timesteps(1000)
     assert int(theirs.timesteps[0]) == 1000
@@ -152,12 +165,16 @@ def test_leading_stays_in_the_training_range_where_diffusers_leaves_it():
 @pytest.mark.parametrize("steps", [2, 3, 10, 25, 100])
 @pytest.mark.parametrize("kind", ["karras", "exponential"])
 def test_karras_and_exponential_have_the_sigmas_of_diffusers(kind, steps):
-    theirs = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="linspace", **{f"use_{kind}_sigmas": True})
+    theirs = diffusers.EulerDiscreteScheduler(
+        **SD, timestep_spacing="linspace", **{f"use_{kind}_sigmas": True}
+    )
     theirs.set_timesteps(steps)
     grid = grids.make(kind, VP.from_schedule(), steps)
     assert torch.allclose(grid.sigma / grid.alpha, theirs.sigmas.double(), rtol=5e-5)
     assert torch.allclose(grid.time[:-1], theirs.timesteps.double(), atol=0.05)
-    video = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=700.0, sigma_data=1.0, sigma_schedule=kind)
+    video = diffusers.EDMEulerScheduler(
+        sigma_min=0.002, sigma_max=700.0, sigma_data=1.0, sigma_schedule=kind
+    )
     video.set_timesteps(steps)
     grid = grids.make(kind, EDM(0.002, 700.0), steps)
     assert torch.allclose(grid.sigma / grid.alpha, video.sigmas.double(), rtol=5e-5)
@@ -172,7 +189,8 @@ def test_flow_trailing_has_the_sigmas_of_the_pipelines(shift, steps):
     theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
     grid = grids.index.trailing(Flow(shift), steps)
     assert torch.allclose(grid.sigma, theirs.sigmas.double(), atol=1e-6)
-    # sigmas of one's own are visited as given; diffusers shifts them (and with them a shifted list, twice)
+    # sigmas of one's own are visited as given; diffusers shifts them (and with them a shifted list,
+    # twice)
     own = grids.custom_sigmas(Flow(shift), [1.0, 0.9, 0.4])
     assert own.sigma.tolist() == [1.0, 0.9, 0.4, 0.0]
 
@@ -181,14 +199,20 @@ def test_lcm_grid_has_the_times_of_diffusers():
     for steps in (1, 2, 4, 8, 50):
         theirs = diffusers.LCMScheduler(**SD)
         theirs.set_timesteps(steps)
-        assert grids.index.lcm(VP.from_schedule(), steps).time[:-1].tolist() == theirs.timesteps.tolist()
+        assert (
+            grids.index.lcm(VP.from_schedule(), steps).time[:-1].tolist()
+            == theirs.timesteps.tolist()
+        )
 
 
 def test_align_your_steps_are_the_published_levels_at_ten_steps():
     from diffusers.schedulers import AysSchedules
 
     vp, edm = VP.from_schedule(), EDM(0.002, 700.0)
-    for name, key in (("ays_sd15", "StableDiffusionTimesteps"), ("ays_sdxl", "StableDiffusionXLTimesteps")):
+    for name, key in (
+        ("ays_sd15", "StableDiffusionTimesteps"),
+        ("ays_sdxl", "StableDiffusionXLTimesteps"),
+    ):
         grid = grids.make(name, vp, 10)
         assert torch.allclose(grid.time[:-1], double(AysSchedules[key]), atol=1e-6)
     sigmas = AysSchedules["StableDiffusionVideoSigmas"]
@@ -228,8 +252,10 @@ def test_custom_levels_are_visited_as_given():
         (lambda p: grids.make("karras", p, 5, rho=0), ArgumentError, "rho.*0"),
         (lambda p: grids.make("karras", p, 5, sigma_max=50.0), GridError, "50.*14.6"),
         (lambda p: grids.make("karras", p, 5, sigma_min=3.0, sigma_max=2.0), GridError, "3.*2"),
-        (lambda p: grids.make("ays_svd", p, 5), GridError, "700 is above.*14.6.*SVD.*use grid='karras'"),
-        (lambda p: grids.make("ays", EDM(0.002, 80.0), 5), GridError, "'ays'.*700 is above.*80.*SVD.*sigma_max=700"),
+        (lambda p: grids.make("ays_svd", p, 5), GridError,
+        "700 is above.*14.6.*SVD.*use grid='karras'"),
+        (lambda p: grids.make("ays", EDM(0.002, 80.0), 5), GridError,
+        "'ays'.*700 is above.*80.*SVD.*sigma_max=700"),
         (lambda p: grids.make("ays", Flow(), 5), GridError, "'ays' has no.*flow.*oss_flux"),
         (lambda p: grids.make("oss_flux", p, 5), GridError, "flow models such as Flux.*use grid="),
         (lambda p: grids.make("beta", p, 5, alpha=0), ArgumentError, "alpha.*0"),
@@ -241,11 +267,15 @@ def test_custom_levels_are_visited_as_given():
         (lambda p: grids.make("vp", p, 5, sigma_max=152.0), GridError, "152.*14.6"),
         (lambda p: grids.make("bong_tangent", p, 5, pivot=1.0), ArgumentError, "pivot.*1"),
         (lambda p: grids.make("bong_tangent", p, 5, sigma_max=0.0), ArgumentError, "sigma_max.*0"),
-        (lambda p: grids.make("linear_quadratic", p, 5, linear_steps=5), ArgumentError, "linear_steps.*4.*5"),
-        (lambda p: grids.make("linear_quadratic", p, 9, threshold_noise=0.9), GridError, "threshold_noise below 0.6"),
-        (lambda p: grids.make("flow", p, 5, shift=3.0, mu=1.0), ArgumentError, "give one of.*shift and mu"),
+        (lambda p: grids.make("linear_quadratic", p, 5, linear_steps=5), ArgumentError,
+        "linear_steps.*4.*5"),
+        (lambda p: grids.make("linear_quadratic", p, 9, threshold_noise=0.9), GridError,
+        "threshold_noise below 0.6"),
+        (lambda p: grids.make("flow", p, 5, shift=3.0, mu=1.0), ArgumentError,
+        "give one of.*shift and mu"),
         (lambda p: grids.make("flow", p, 5, shift=0.0), ArgumentError, "shift.*0"),
-        (lambda p: grids.make("trailing", p, 5, terminal=0.1), ArgumentError, "terminal=0.1.*take grid 'flow'"),
+        (lambda p: grids.make("trailing", p, 5, terminal=0.1), ArgumentError,
+        "terminal=0.1.*take grid 'flow'"),
         (lambda p: grids.make("flow", p, 5, terminal=0.95), GridError, "terminal=0.95.*0.93"),
         (lambda p: grids.make("lcm", p, 51), GridError, "51.*original_steps=50"),
         (lambda p: grids.custom_sigmas(p, [1.0, 1.0]), GridError, "fall strictly.*level 1"),
@@ -261,7 +291,8 @@ def test_custom_levels_are_visited_as_given():
         (lambda p: grids.custom_sigmas(p, ["a"]), ArgumentError, "a"),
         (lambda p: grids.custom_times(p, None), ArgumentError, "None"),
         (lambda p: Grid(p, double([1.0]), double([0.0]), double([0.0])), GridError, "at least 2"),
-        (lambda p: Grid(p, double([1, 1.0]), double([1, float("inf")]), double([0, 0.0])), GridError, "not finite"),
+        (lambda p: Grid(p, double([1, 1.0]), double([1, float("inf")]), double([0, 0.0])),
+        GridError, "not finite"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_grid_is_refused_with_the_value_and_a_remedy(call, error, said):
@@ -280,7 +311,9 @@ def test_karras_at_pure_noise_names_the_remedy():
 @pytest.mark.parametrize("kind", sorted(ALL))
 @pytest.mark.parametrize("name", grids.GRIDS)
 def test_the_only_step_of_a_grid_begins_at_the_noisiest_level_or_is_refused(name, kind):
-    """Below it, a sample of pure noise is taken for one with a picture in it, and given back as the result."""
+    """Below it, a sample of pure noise is taken for one with a picture in it, and given back as the
+    result.
+    """
     process = ALL[kind]
     try:
         grid = grids.make(name, process, 1)
@@ -289,4 +322,6 @@ def test_the_only_step_of_a_grid_begins_at_the_noisiest_level_or_is_refused(name
         return
     top = process.at_index(double([process.train_steps - 1.0]))
     angle = torch.atan2(grid.sigma[0], grid.alpha[0])
-    assert float(angle) > 0.95 * float(torch.atan2(top.sigma, top.alpha))  # published lists have tops of their own
+    assert float(angle) > 0.95 * float(
+        torch.atan2(top.sigma, top.alpha)
+    )  # published lists have tops of their own

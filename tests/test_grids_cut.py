@@ -1,4 +1,6 @@
-"""Parts of a grid: the steps diffusers' pipelines take, two stages that are exactly the whole, and refusals."""
+"""Parts of a grid: the steps diffusers' pipelines take, two stages that are exactly the whole, and
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,13 @@ def visits(first: grids.Grid, second: grids.Grid, grid: grids.Grid) -> None:
 def test_strength_keeps_the_steps_of_the_img2img_pipelines(spacing, steps, strength):
     assume(int(steps * strength) > 0)
     theirs = scheduler(spacing, steps)
-    for pipeline in (diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
-        times, count = pipeline.get_timesteps(SimpleNamespace(scheduler=theirs), steps, strength, "cpu")
+    for pipeline in (
+        diffusers.StableDiffusionImg2ImgPipeline,
+        diffusers.StableDiffusionXLImg2ImgPipeline,
+    ):
+        times, count = pipeline.get_timesteps(
+            SimpleNamespace(scheduler=theirs), steps, strength, "cpu"
+        )
         part = cut(whole(spacing, steps), strength=strength)
         assert part.steps == count
         assert float(part.sigma[-1]) == 0
@@ -70,10 +77,14 @@ def test_strength_keeps_the_steps_of_the_img2img_pipelines(spacing, steps, stren
 @settings(max_examples=60)
 @given(steps=st.integers(2, 60), fraction=st.floats(0.05, 0.95))
 def test_denoising_start_and_end_keep_the_steps_of_the_sdxl_pipelines(spacing, steps, fraction):
-    """The base stops before the first time below round(T - fraction·T); the refiner goes on from there."""
+    """The base stops before the first time below round(T - fraction·T); the refiner goes on from
+    there.
+    """
     theirs, grid = scheduler(spacing, steps), whole(spacing, steps)
     refiner = SimpleNamespace(scheduler=theirs)
-    times, count = diffusers.StableDiffusionXLImg2ImgPipeline.get_timesteps(refiner, steps, 0.3, "cpu", fraction)
+    times, count = diffusers.StableDiffusionXLImg2ImgPipeline.get_timesteps(
+        refiner, steps, 0.3, "cpu", fraction
+    )
     base = [t for t in theirs.timesteps if t >= round(1000 - fraction * 1000)]
     assume(base and count)
     first, second = cut(grid, denoising_end=fraction), cut(grid, denoising_start=fraction)
@@ -117,7 +128,9 @@ def test_a_fraction_cuts_at_the_same_training_index_on_every_process(place):
     """Grids spaced in training index take the same number of steps whatever the process."""
     process = PROCESSES[place]
     for fraction in (0.2, 0.45, 0.8):
-        edge = process.at_index(torch.tensor([float(round(1000 - fraction * 1000))], dtype=torch.float64))
+        edge = process.at_index(
+            torch.tensor([float(round(1000 - fraction * 1000))], dtype=torch.float64)
+        )
         for name in ("trailing", "beta", "sgm_uniform"):
             grid = grids.make(name, process, 20)
             above = int((grid.lam[:-1] <= edge.lam + 1e-12).sum())
@@ -130,7 +143,10 @@ def test_a_fraction_cuts_at_the_same_training_index_on_every_process(place):
 
 @pytest.mark.parametrize("solver", ["euler", "ddim", "heun"])
 def test_a_one_step_solver_run_in_two_stages_gives_the_result_of_one_run(solver):
-    model, x = Mixture(), torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    model, x = (
+        Mixture(),
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    )
     grid = grids.make("trailing", PROCESSES["vp"], 12)
     first, second = cut(grid, denoising_end=0.7), cut(grid, denoising_start=0.7)
     halfway = drive(solvers.make(solver, first), model, x)
@@ -161,8 +177,16 @@ def test_a_one_step_solver_run_in_two_stages_gives_the_result_of_one_run(solver)
         ({"denoising_end": 1.5}, ArgumentError, r"denoising_end.*1\.5"),
         ({"denoising_start": 0.8, "denoising_end": 0.4}, GridError, "nothing is left"),
         ({"start": 1, "strength": 0.5}, ArgumentError, "give one of start and strength.*beginning"),
-        ({"strength": 0.5, "denoising_start": 0.5}, ArgumentError, "give one of strength and denoising_start"),
-        ({"stop": 3, "denoising_end": 0.5}, ArgumentError, "give one of stop and denoising_end.*end"),
+        (
+            {"strength": 0.5, "denoising_start": 0.5},
+            ArgumentError,
+            "give one of strength and denoising_start",
+        ),
+        (
+            {"stop": 3, "denoising_end": 0.5},
+            ArgumentError,
+            "give one of stop and denoising_end.*end",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_refused_with_the_value_and_a_remedy(options, error, said):

@@ -1,4 +1,6 @@
-"""Every grid against its peer: diffusers and k-diffusion themselves, the others by their published formulas."""
+"""Every grid against its peer: diffusers and k-diffusion themselves, the others by their published
+formulas.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,16 @@ def same(grid: grids.Grid, wanted: object, rtol: float = 1e-9) -> None:
 # -- diffusers -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("steps", [2, 3, 10, 25, 100])
 def test_beta_sigma_has_the_sigmas_of_diffusers(steps):
-    theirs = diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="linspace", use_beta_sigmas=True)
+    theirs = diffusers.EulerDiscreteScheduler(
+        **SD, timestep_spacing="linspace", use_beta_sigmas=True
+    )
     theirs.set_timesteps(steps)
     same(grids.make("beta_sigma", PROCESS, steps), theirs.sigmas, 5e-5)
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_beta_sigmas=True)
     flow.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
-    grid = grids.make("beta_sigma", Flow(3.0), steps, sigma_min=float(Flow(3.0)._shifted(double(1 / steps))))
+    grid = grids.make(
+        "beta_sigma", Flow(3.0), steps, sigma_min=float(Flow(3.0)._shifted(double(1 / steps)))
+    )
     assert torch.allclose(grid.sigma, flow.sigmas.double(), atol=1e-6)
 
 
@@ -66,7 +72,9 @@ def test_flow_has_the_sigmas_of_diffusers(kind, terminal, steps):
     dynamic = {} if kind == "static" else {"use_dynamic_shifting": True, "time_shift_type": kind}
     static = {"shift": 2.5} if kind == "static" else {}
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(**dynamic, **static, shift_terminal=terminal)
-    theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=1.7 if dynamic else None)
+    theirs.set_timesteps(
+        sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=1.7 if dynamic else None
+    )
     ours = {"static": {"shift": 2.5}, "exponential": {"mu": 1.7}, "linear": {"shift": 1.7}}[kind]
     grid = grids.make("flow", Flow(), steps, **ours, terminal=terminal)
     assert torch.allclose(grid.sigma, theirs.sigmas.double(), atol=2e-6)
@@ -76,7 +84,10 @@ def test_flow_has_the_sigmas_of_diffusers(kind, terminal, steps):
 @COUNTS
 def test_flow_without_options_has_the_shift_of_the_process(steps):
     for shift in (0.5, 1.0, 3.0):
-        grid, usual = grids.make("flow", Flow(shift), steps), grids.make("trailing", Flow(shift), steps)
+        grid, usual = (
+            grids.make("flow", Flow(shift), steps),
+            grids.make("trailing", Flow(shift), steps),
+        )
         assert torch.allclose(grid.sigma, usual.sigma, rtol=1e-12)
         given_ = grids.make("flow", Flow(9.0), steps, shift=shift)
         assert torch.equal(given_.sigma, grid.sigma)
@@ -87,7 +98,9 @@ def test_tokens_give_the_shift_of_the_flux_pipeline(tokens):
     slope = (1.15 - 0.5) / (4096 - 256)  # mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096
     mu = slope * tokens + 0.5 - slope * 256
     for process in (Flow(), PROCESS):
-        by_tokens, by_mu = (grids.make("flow", process, 6, **o) for o in ({"tokens": tokens}, {"mu": mu}))
+        by_tokens, by_mu = (
+            grids.make("flow", process, 6, **o) for o in ({"tokens": tokens}, {"mu": mu})
+        )
         assert torch.allclose(by_tokens.sigma, by_mu.sigma, rtol=1e-12)
 
 
@@ -122,17 +135,26 @@ def test_polyexponential_has_the_sigmas_of_k_diffusion(rho, steps):
 def test_vp_has_the_sigmas_of_k_diffusion_between_their_ends(steps):
     ends = [math.sqrt(math.expm1(19.9 * t * t / 2 + 0.1 * t)) for t in (1, 1e-3)]
     grid = grids.make("vp", EDM(0.002, 700.0), steps, sigma_max=ends[0], sigma_min=ends[1])
-    same(grid, k_diffusion.get_sigmas_vp(steps), 2e-3)  # theirs is float32 and subtracts 1 from a number near 1
+    same(
+        grid, k_diffusion.get_sigmas_vp(steps), 2e-3
+    )  # theirs is float32 and subtracts 1 from a number near 1
 
 
 # -- ComfyUI, in training index ------------------------------------------------------------------
 @COUNTS
 def test_simple_and_normal_have_the_sigmas_of_comfy(steps):
-    same(grids.make("simple", PROCESS, steps), [*(TABLE[-(1 + int(i * 1000 / steps))] for i in range(steps)), 0])
+    same(
+        grids.make("simple", PROCESS, steps),
+        [*(TABLE[-(1 + int(i * 1000 / steps))] for i in range(steps)), 0],
+    )
     normal = grids.make("normal", PROCESS, steps)
-    assert torch.allclose(normal.time[:-1], torch.linspace(999, 0, steps, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(
+        normal.time[:-1], torch.linspace(999, 0, steps, dtype=torch.float64), atol=1e-9
+    )
     sgm = grids.make("sgm_uniform", PROCESS, steps)
-    assert torch.allclose(sgm.time[:-1], torch.linspace(999, 0, steps + 1, dtype=torch.float64)[:-1], atol=1e-9)
+    assert torch.allclose(
+        sgm.time[:-1], torch.linspace(999, 0, steps + 1, dtype=torch.float64)[:-1], atol=1e-9
+    )
 
 
 def comfy_ddim_uniform(steps: int) -> list[float]:
@@ -142,7 +164,9 @@ def comfy_ddim_uniform(steps: int) -> list[float]:
 def test_ddim_uniform_has_the_sigmas_of_comfy_where_the_steps_divide_the_table():
     extra = [n for n in range(1, 61) if len(comfy_ddim_uniform(n)) != n + 1]
     assert len(extra) == 46  # ComfyUI makes more steps than asked for; ours never does
-    for steps in (n for n in range(2, 61) if 1000 % n == 0):  # its one step is at index 1 and gives the noise back
+    for steps in (
+        n for n in range(2, 61) if 1000 % n == 0
+    ):  # its one step is at index 1 and gives the noise back
         same(grids.make("ddim_uniform", PROCESS, steps), comfy_ddim_uniform(steps))
     for steps in (*extra, 600, 1000):
         gaps = grids.make("ddim_uniform", PROCESS, steps).time[:-1].diff()
@@ -163,11 +187,15 @@ def test_beta_and_smoothstep_round_to_the_indices_of_the_peers_which_repeat(name
         ours = grids.make(name, PROCESS, steps).time[:-1].numpy()
         np.testing.assert_allclose(ours, exact, atol=1e-7)
         repeats += [steps] * (len(np.unique(np.rint(exact))) < steps)
-    assert 1000 in repeats  # theirs drops or repeats levels, ours cannot: Grid requires that levels fall
+    assert (
+        1000 in repeats
+    )  # theirs drops or repeats levels, ours cannot: Grid requires that levels fall
 
 
 def test_the_two_betas_are_the_two_grids_of_the_peers():
-    """The first five sigmas of ten steps on Stable Diffusion 1.5, as ComfyUI (whole indices) and A1111 have them."""
+    """The first five sigmas of ten steps on Stable Diffusion 1.5, as ComfyUI (whole indices) and
+    A1111 have them.
+    """
     comfy = TABLE[np.rint(grids.make("beta", PROCESS, 10).time[:5].numpy()).astype(int)]
     a1111 = sigmas(grids.make("beta_sigma", PROCESS, 10))[:5]
     np.testing.assert_allclose(comfy, [14.6, 11.5, 7.37, 4.37, 2.62], rtol=5e-3)
@@ -177,8 +205,16 @@ def test_the_two_betas_are_the_two_grids_of_the_peers():
 @settings(max_examples=60)
 @given(a=st.floats(0.1, 20), b=st.floats(0.1, 20))
 def test_the_quantiles_of_beta_are_those_of_scipy(a, b):
-    p = torch.cat([double([0.0, 1e-6]), torch.linspace(0.01, 0.99, 25, dtype=torch.float64), double([1 - 1e-6, 1.0])])
-    np.testing.assert_allclose(quantile(p, a, b), scipy.stats.beta.ppf(p.numpy(), a, b), rtol=1e-9, atol=1e-13)
+    p = torch.cat(
+        [
+            double([0.0, 1e-6]),
+            torch.linspace(0.01, 0.99, 25, dtype=torch.float64),
+            double([1 - 1e-6, 1.0]),
+        ]
+    )
+    np.testing.assert_allclose(
+        quantile(p, a, b), scipy.stats.beta.ppf(p.numpy(), a, b), rtol=1e-9, atol=1e-13
+    )
 
 
 # -- ComfyUI, A1111, reForge, RES4LYF, in sigma ----------------------------------------------------
@@ -190,7 +226,11 @@ def mochi(steps: int, threshold: float = 0.025, line: int | None = None) -> list
     rest, over = steps - line, line - threshold * steps
     square, linear = over / (line * rest**2), threshold / line - 2 * over / rest**2
     first = [1 - i * threshold / line for i in range(line)]
-    return [*first, *(1 - (square * i * i + linear * i + square * line**2) for i in range(line, steps)), 0.0]
+    return [
+        *first,
+        *(1 - (square * i * i + linear * i + square * line**2) for i in range(line, steps)),
+        0.0,
+    ]
 
 
 @COUNTS
@@ -254,7 +294,9 @@ def res4lyf(steps: int, pivot: float = 0.6, slope: float = 0.2, middle: float = 
 @pytest.mark.parametrize("steps", [2, 3, 7, 10, 20, 33, 50])
 def test_bong_tangent_has_the_sigmas_of_res4lyf_scaled_to_the_process(steps):
     same(grids.make("bong_tangent", PROCESS, steps), np.array(res4lyf(steps)) * TOP, 1e-9)
-    np.testing.assert_allclose(grids.make("bong_tangent", Flow(), steps).sigma, res4lyf(steps), atol=1e-12)
+    np.testing.assert_allclose(
+        grids.make("bong_tangent", Flow(), steps).sigma, res4lyf(steps), atol=1e-12
+    )
     if steps > 6:
         bent = grids.make("bong_tangent", Flow(), steps, pivot=0.4, slope=0.5, middle=0.3)
         np.testing.assert_allclose(bent.sigma, res4lyf(steps, 0.4, 0.5, 0.3), atol=1e-12)
@@ -272,11 +314,15 @@ def test_optimal_steps_are_the_published_levels_and_log_linear_between(name, ste
 
 
 def test_trailing_has_the_times_of_diffusers_at_every_number_of_steps():
-    """diffusers' formula; the rounding of numpy.arange gives it a step too many at some counts, never ours."""
+    """diffusers' formula; the rounding of numpy.arange gives it a step too many at some counts,
+    never ours.
+    """
     extra = 0
     for steps in range(1, 1001):
         times = np.round(np.arange(1000, 0, -1000 / steps)) - 1
         extra += len(times) != steps
         if len(times) == steps:
-            np.testing.assert_array_equal(grids.make("trailing", PROCESS, steps).time[:-1].numpy(), times)
+            np.testing.assert_array_equal(
+                grids.make("trailing", PROCESS, steps).time[:-1].numpy(), times
+            )
     assert extra > 0

@@ -53,7 +53,9 @@ def test_both_calls_of_a_step_are_guided_alike():
     of = table("heun", 5)
     for guidance in (cfg(5.0, until=0.4), cfg(5.0, until=1.0, unit="sigma")):
         scales = guidance.scales(of)
-        assert all(len({scales[r] for r in range(of.nfe) if of.step[r] == s}) == 1 for s in range(5))
+        assert all(
+            len({scales[r] for r in range(of.nfe) if of.step[r] == s}) == 1 for s in range(5)
+        )
 
 
 def test_a_schedule_gives_one_scale_per_step():
@@ -77,7 +79,15 @@ def test_outside_the_interval_the_unconditional_half_is_not_computed():
               guidance=cfg(4.0, until=0.4))  # fmt: skip
     assert len(calls) == 4
     calls.clear()
-    tm.sample(lambda x, at: x * 0.2, x, "euler", process=PROCESSES["vp"], steps=10, unconditional=uncond, guidance=1.0)
+    tm.sample(
+        lambda x, at: x * 0.2,
+        x,
+        "euler",
+        process=PROCESSES["vp"],
+        steps=10,
+        unconditional=uncond,
+        guidance=1.0,
+    )
     assert not calls
 
 

@@ -1,4 +1,6 @@
-"""Laws of hooks: they act where they say, they fail with a name, and what they change stays changed."""
+"""Laws of hooks: they act where they say, they fail with a name, and what they change stays
+changed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def constant(x, level):
 
 
 def start(batch=2, dtype=torch.float64):
-    return torch.randn(batch, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        batch, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    ).to(dtype)
 
 
 def begin(hooks=(), sampler="dpmpp_2m/karras", steps=6, x=None, **options):
@@ -68,7 +72,9 @@ def by_value(x):
 @pytest.mark.parametrize("change", [by_place, by_value])
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc"])
 def test_an_edit_is_carried_on_exactly_by_every_solver(sampler, change):
-    """With a constant denoiser a shift d at sigma becomes d·sigma'/sigma at every later level, on the exact path."""
+    """With a constant denoiser a shift d at sigma becomes d·sigma'/sigma at every later level, on
+    the exact path.
+    """
     plain, edited = [], []
     drive(begin([lambda run: plain.append(run.latents.clone())], f"{sampler}/karras", 8), constant)
     run = drive(begin([tm.edit(change, at=3), lambda r: edited.append((r.latents.clone(), r.level.sigma))],
@@ -77,21 +83,37 @@ def test_an_edit_is_carried_on_exactly_by_every_solver(sampler, change):
     at = edited[2][1]
     for step, (before, (after, sigma)) in enumerate(zip(plain, edited, strict=True), 1):
         shift = 0.25 * sigma / at if step >= 3 else 0.0
-        torch.testing.assert_close(after - before, torch.full_like(after, shift), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            after - before, torch.full_like(after, shift), atol=1e-12, rtol=0
+        )
 
 
 def test_unipc_keeps_an_edit_on_a_linear_model():
-    """The table is run by hand: at the edited row the corrected sample is shifted by the edit, whatever x it saw."""
+    """The table is run by hand: at the edited row the corrected sample is shifted by the edit,
+    whatever x it saw.
+    """
     d, at = 0.25, 4
     table = tm.Sampler("unipc/karras", steps=8).compile(PROCESS)
     names, x, base, history = table.registers, start(), start(), []
     for k in range(table.nfe):
         x = x + d if k == at else x
-        h0 = gaussian(x, type("At", (), {"alpha": float(table.alpha[k]), "sigma": float(table.sigma[k])}))
-        registers = dict(zip(names, [x, base, *([h0, *history] + [x * 0] * 9)[: table.history], x * 0], strict=True))
-        row_x, row_base = (dict(zip(names, v.tolist(), strict=True)) for v in (table.x[k], table.base[k]))
+        h0 = gaussian(
+            x, type("At", (), {"alpha": float(table.alpha[k]), "sigma": float(table.sigma[k])})
+        )
+        registers = dict(
+            zip(
+                names,
+                [x, base, *([h0, *history] + [x * 0] * 9)[: table.history], x * 0],
+                strict=True,
+            )
+        )
+        row_x, row_base = (
+            dict(zip(names, v.tolist(), strict=True)) for v in (table.x[k], table.base[k])
+        )
         new, corrected = (sum(row[n] * registers[n] for n in names) for row in (row_x, row_base))
-        if k == at:  # at this row x is seen only by the network; its shift has to reach the corrected sample
+        if (
+            k == at
+        ):  # at this row x is seen only by the network; its shift has to reach the corrected sample
             assert row_base["x"] == 0
             corrected = corrected + d
             new = new + d * row_x["base"] / row_base["base"]
@@ -116,13 +138,18 @@ def between_calls(table, at, shift):
 
 
 @pytest.mark.parametrize(
-    "name", ["heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_sde", "res_3s", "dpm_fast", "pndm", "heunpp2"]
+    "name",
+    ["heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_sde", "res_3s", "dpm_fast", "pndm", "heunpp2"],
 )
 def test_an_edit_between_two_calls_of_a_step_means_the_same_in_any_coordinates(name):
-    """In samples x0 + s·noise an edit moves the base as it is; a sample of unit variance grows towards clean levels."""
+    """In samples x0 + s·noise an edit moves the base as it is; a sample of unit variance grows
+    towards clean levels.
+    """
     grid = grids.make("karras", PROCESS, 6)
     exploding = Exploding(PROCESS)
-    moved = type(grid)(exploding, *exploding.of(Level(grid.alpha, grid.sigma, grid.time)), grid.name)
+    moved = type(grid)(
+        exploding, *exploding.of(Level(grid.alpha, grid.sigma, grid.time)), grid.name
+    )
     changes = []
     for each in (grid, moved):
         table = solvers.make(name, each)
@@ -207,7 +234,13 @@ def test_guard_sees_a_broken_start_an_edit_and_nothing_else():
 # -- trace ---------------------------------------------------------------------------------------
 def test_trace_measures_every_step(tmp_path):
     trace, seen = tm.trace(), []
-    run = drive(begin([trace, lambda r: seen.append((r.latents.clone(), r.denoised.clone()))], "heun/karras", 5))
+    run = drive(
+        begin(
+            [trace, lambda r: seen.append((r.latents.clone(), r.denoised.clone()))],
+            "heun/karras",
+            5,
+        )
+    )
     assert [row["step"] for row in trace.rows] == [1, 2, 3, 4, 5]
     assert [row["nfe"] for row in trace.rows] == [2, 4, 6, 8, 9]
     assert trace.rows[0]["cosine"] is None
@@ -244,7 +277,9 @@ def test_every_checkpoint_continues_to_the_same_bits(tmp_path, sampler):
     seeds = [4, 5] if "sde" in sampler else None
     hooks = [nudge, tm.checkpoint(tmp_path / "run-{step}.safetensors", every=2)]
     whole = drive(begin(hooks, sampler, 5, seeds=seeds)).result
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"run-0{i}.safetensors" for i in (2, 4, 5)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"run-0{i}.safetensors" for i in (2, 4, 5)
+    ]
     for step in (2, 4, 5):
         run = tm.Run.load(tmp_path / f"run-0{step}.safetensors", hooks=[nudge])
         assert run.step == step
@@ -273,9 +308,17 @@ def test_one_checkpoint_file_is_replaced_and_a_stopped_run_is_saved(tmp_path):
 
 
 def test_hooks_work_on_a_run_that_was_loaded_and_has_no_start(tmp_path):
-    drive(begin([tm.checkpoint(tmp_path / "a.safetensors"), tm.stop_when(lambda run: run.step == 2)]))
+    drive(
+        begin([tm.checkpoint(tmp_path / "a.safetensors"), tm.stop_when(lambda run: run.step == 2)])
+    )
     trace = tm.trace()
-    hooks = [trace, tm.guard(), tm.progress(), tm.edit(by_place, at=3), tm.checkpoint(tmp_path / "b.safetensors")]
+    hooks = [
+        trace,
+        tm.guard(),
+        tm.progress(),
+        tm.edit(by_place, at=3),
+        tm.checkpoint(tmp_path / "b.safetensors"),
+    ]
     drive(tm.Run.load(tmp_path / "a.safetensors", hooks=hooks))
     assert [row["step"] for row in trace.rows] == [3, 4, 5, 6]
     assert trace.rows[0]["seconds"] is None
@@ -372,5 +415,7 @@ def test_importing_hooks_imports_nothing_heavy():
         "import timonel.hooks.collect\n"
         "print({'PIL', 'rich', 'matplotlib', 'numpy', 'safetensors', 'diffusers'} & (set(sys.modules) - before))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "set()"

@@ -1,6 +1,8 @@
-"""No code of a model runs, through whichever door it comes: folders, the hub, single files, plans, recipes.
+"""No code of a model runs, through whichever door it comes: folders, the hub, single files, plans,
+recipes.
 
-Every hostile folder is a whole model with one thing changed, so that without the look at it the change would be read.
+Every hostile folder is a whole model with one thing changed, so that without the look at it the
+change would be read.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, which python looks for modules in too, as it does for a script and for `python -m`."""
+    """The current folder, which python looks for modules in too, as it does for a script and for
+    `python -m`.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -143,7 +147,9 @@ def endless(folder: Path, ran: Path) -> None:
     for _ in range(6):
         (inner / "vae").mkdir(exist_ok=True)
         change(
-            inner / "model_index.json", _class_name="StableDiffusionPipeline", vae=["diffusers", "DiffusionPipeline"]
+            inner / "model_index.json",
+            _class_name="StableDiffusionPipeline",
+            vae=["diffusers", "DiffusionPipeline"],
         )
         inner = inner / "vae"
     change(inner / "model_index.json", _class_name="StableDiffusionPipeline")
@@ -155,11 +161,16 @@ def modular_part(folder: Path, ran: Path) -> None:
 
 def modular_index(folder: Path, ran: Path) -> None:
     hint = {"type_hint": ["evil", "X"]}
-    change(folder / "modular_model_index.json", _class_name="ModularPipeline", unet=[None, "X", hint])
+    change(
+        folder / "modular_model_index.json", _class_name="ModularPipeline", unet=[None, "X", hint]
+    )
 
 
 def tokenizer_map(folder: Path, ran: Path) -> None:
-    change(folder / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["org/code--mine.X", None]})
+    change(
+        folder / "tokenizer" / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["org/code--mine.X", None]},
+    )
 
 
 def encoder_map(folder: Path, ran: Path) -> None:
@@ -167,11 +178,17 @@ def encoder_map(folder: Path, ran: Path) -> None:
 
 
 def deep_map(folder: Path, ran: Path) -> None:
-    change(folder / "text_encoder" / "config.json", text_config={"auto_map": {"AutoConfig": "org/code--mine.X"}})
+    change(
+        folder / "text_encoder" / "config.json",
+        text_config={"auto_map": {"AutoConfig": "org/code--mine.X"}},
+    )
 
 
 def escaped_map(folder: Path, ran: Path) -> None:
-    write(folder / "unet" / "preprocessor_config.json", '{"auto\\u005fmap": {"AutoImageProcessor": "mine.X"}}')
+    write(
+        folder / "unet" / "preprocessor_config.json",
+        '{"auto\\u005fmap": {"AutoImageProcessor": "mine.X"}}',
+    )
 
 
 def processor_map(folder: Path, ran: Path) -> None:
@@ -183,7 +200,11 @@ def kernel(folder: Path, ran: Path) -> None:
 
 
 def adapter(folder: Path, ran: Path) -> None:
-    change(folder / "text_encoder" / "adapter_config.json", base_model_name_or_path="org/code", peft_type="LORA")
+    change(
+        folder / "text_encoder" / "adapter_config.json",
+        base_model_name_or_path="org/code",
+        peft_type="LORA",
+    )
 
 
 def vocabulary(folder: Path, ran: Path) -> None:
@@ -298,7 +319,9 @@ DOORS: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("spoil", [none_py, module_beside, nested_module, tokenizer_map], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "spoil", [none_py, module_beside, nested_module, tokenizer_map], ids=lambda s: s.__name__
+)
 def test_every_command_refuses_a_hostile_folder(
     door: str, whole: Path, here: Path, spoil: Callable[[Path, Path], None]
 ) -> None:
@@ -312,7 +335,9 @@ def test_every_command_refuses_a_hostile_folder(
 
 
 @CASES
-def test_doctor_runs_nothing_of_a_hostile_folder(whole: Path, here: Path, spoil: Callable[[Path, Path], None]) -> None:
+def test_doctor_runs_nothing_of_a_hostile_folder(
+    whole: Path, here: Path, spoil: Callable[[Path, Path], None]
+) -> None:
     """It reads two configurations and loads nothing, so that it may say something of such a model."""
     folder = hostile(whole, here, spoil)
     with contextlib.suppress(ModelError):
@@ -339,7 +364,9 @@ def test_a_hostile_repository_in_the_hubs_cache_is_refused(
 def test_code_in_the_hubs_list_of_files_is_refused_before_anything_more_is_fetched(
     revision: str | None, whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The list is of the commit that is loaded, also where the branch has moved on between two questions."""
+    """The list is of the commit that is loaded, also where the branch has moved on between two
+    questions.
+    """
     snapshot = saved.hub(here / "cache", "org/name", lambda folder: shutil.copytree(whole, folder))
     asked: list[str | None] = []
 
@@ -347,7 +374,9 @@ def test_code_in_the_hubs_list_of_files_is_refused_before_anything_more_is_fetch
         asked.append(revision)
         files = ["model_index.json", "unet/config.json", *(["None.py"] if revision else [])]
         commit = snapshot.name if revision else "0" * 40
-        return SimpleNamespace(sha=commit, siblings=[SimpleNamespace(rfilename=file) for file in files])
+        return SimpleNamespace(
+            sha=commit, siblings=[SimpleNamespace(rfilename=file) for file in files]
+        )
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("this was to be refused before")
@@ -359,12 +388,16 @@ def test_code_in_the_hubs_list_of_files_is_refused_before_anything_more_is_fetch
     assert asked == (["main"] if revision else [None, snapshot.name])
 
 
-@pytest.mark.parametrize("spoil", [none_py, module_beside, tokenizer_map, class_list], ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "spoil", [none_py, module_beside, tokenizer_map, class_list], ids=lambda s: s.__name__
+)
 @pytest.mark.parametrize("hub", [False, True], ids=["folder", "hub"])
 def test_a_hostile_configuration_of_a_single_file_is_refused(
     whole: Path, here: Path, spoil: Callable[[Path, Path], None], hub: bool
 ) -> None:
-    file = Path(shutil.copy(next((whole / "unet").glob("*.safetensors")), here / "single.safetensors"))
+    file = Path(
+        shutil.copy(next((whole / "unet").glob("*.safetensors")), here / "single.safetensors")
+    )
     config = str(hostile(whole, here, spoil))
     options: dict[str, Any] = {}
     if hub:
@@ -377,7 +410,9 @@ def test_a_hostile_configuration_of_a_single_file_is_refused(
 
 # -- what is no code -----------------------------------------------------------------------------
 def test_what_looks_alike_but_runs_nothing_is_read(whole: Path, here: Path) -> None:
-    """An empty auto_map, a part of a folder of diffusers' pipelines, a checkpoint of the web beside the parts."""
+    """An empty auto_map, a part of a folder of diffusers' pipelines, a checkpoint of the web beside
+    the parts.
+    """
     folder = Path(shutil.copytree(whole, here / "model"))
     change(folder / "text_encoder" / "config.json", auto_map={}, _attn_implementation="sdpa")
     change(folder / "model_index.json", safety_checker=[None, None])
@@ -385,12 +420,17 @@ def test_what_looks_alike_but_runs_nothing_is_read(whole: Path, here: Path) -> N
     torch.save(Bomb(here / RAN), folder / "unet" / "diffusion_pytorch_model.bin")
     np.save(folder / "tokenizer" / "numbers.npy", np.zeros(3))
     assert type(tm.Helm(folder).pipe).__name__ == "StableDiffusionPipeline"
-    change(folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    change(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+    )
     assert "safety_checker" in trust.index("model", folder / "model_index.json")[0]
     assert not (here / RAN).exists()
 
 
-@pytest.mark.parametrize("scheduler", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"])
+@pytest.mark.parametrize(
+    "scheduler", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"]
+)
 def test_a_pipeline_saved_with_timonels_scheduler_is_read(here: Path, scheduler: Any) -> None:
     own = saved.PIPES["sd15"].build()
     own.scheduler = scheduler.from_config(own.scheduler.config)
@@ -410,7 +450,9 @@ def picture(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here / "picture.png"
 
 
-def test_replay_of_a_model_that_only_the_picture_names_is_refused_without_a_terminal(picture: Path) -> None:
+def test_replay_of_a_model_that_only_the_picture_names_is_refused_without_a_terminal(
+    picture: Path,
+) -> None:
     with pytest.raises(ArgumentError, match=r"picture\.png.* names the model 'org.*--yes"):
         CliRunner().invoke(app, ["replay", str(picture)], catch_exceptions=False)
     with pytest.raises(ModelError, match="loading org"):
@@ -422,7 +464,11 @@ def test_replay_in_python_loads_such_a_model_only_where_the_call_names_it(pictur
         with pytest.raises(ArgumentError, match=r"names the model 'org.*name it too: tm\.replay"):
             call()
     read = tm.Recipe.read(picture)
-    for copied in (read.model_copy(update={"seed": 2}), copy.deepcopy(read), pickle.loads(pickle.dumps(read))):
+    for copied in (
+        read.model_copy(update={"seed": 2}),
+        copy.deepcopy(read),
+        pickle.loads(pickle.dumps(read)),
+    ):
         with pytest.raises(ArgumentError, match="does not ship"):
             copied.make()
     with pytest.raises(ArgumentError, match="and not 'other'"):
@@ -437,7 +483,9 @@ def test_replay_in_python_loads_such_a_model_only_where_the_call_names_it(pictur
 
 
 @pytest.mark.parametrize(("answer", "loads"), [("y\n", True), ("n\n", False), ("\n", False)])
-def test_replay_asks_on_a_terminal(picture: Path, answer: str, loads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_asks_on_a_terminal(
+    picture: Path, answer: str, loads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("timonel.cli.say.interactive", lambda: True)
     made = CliRunner().invoke(app, ["replay", str(picture)], input=answer)
     assert isinstance(made.exception, ModelError) is loads

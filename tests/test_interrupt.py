@@ -1,4 +1,6 @@
-"""Law: the switch of a pipeline (`_interrupt`) stops its run, also where its loop never looks at it."""
+"""Law: the switch of a pipeline (`_interrupt`) stops its run, also where its loop never looks at
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ def first(output: Any) -> torch.Tensor:
 
 
 SWITCHED = {
-    "StableVideoDiffusionPipeline": "video", "StableDiffusionPipeline (v)": "sd", "FluxInpaintPipeline": "flux",
-    "StableDiffusionInpaintPipeline (4 channels)": "sd", "FluxPipeline (true CFG)": "flux", "LTXPipeline": "video",
+    "StableVideoDiffusionPipeline": "video", "StableDiffusionPipeline (v)": "sd",
+    "FluxInpaintPipeline": "flux",
+    "StableDiffusionInpaintPipeline (4 channels)": "sd", "FluxPipeline (true CFG)": "flux",
+    "LTXPipeline": "video",
 }  # fmt: skip
 
 
@@ -37,7 +41,11 @@ def test_the_switch_of_a_pipeline_stops_the_run_also_where_its_loop_never_looks(
 
     made = first(helm(**call, hooks=[switch]))
     assert helm.run is not None
-    assert (helm.run.status, helm.run.step, helm.run.reason) == ("stopped", 2, "the pipeline was interrupted")
+    assert (helm.run.status, helm.run.step, helm.run.reason) == (
+        "stopped",
+        2,
+        "the pipeline was interrupted",
+    )
     assert torch.equal(made, clean)
     assert torch.equal(first(helm(**call)), whole)  # the switch is off for the next call
     pipe._interrupt = True  # as after a call of the pipeline's own
@@ -79,7 +87,9 @@ def test_the_switch_stops_a_scheduler_alone_too() -> None:
 
 
 def test_an_interrupted_call_returns_what_is_nearer_to_the_picture() -> None:
-    """diffusers returns the noisy latents of the step. Half-way they are .36 of the picture's size off, ours .007."""
+    """diffusers returns the noisy latents of the step. Half-way they are .36 of the picture's size
+    off, ours .007.
+    """
     pipe = tiny.sdxl()
     pipe.scheduler = tm.Scheduler.from_config(pipe.scheduler.config, sampler="euler")
     noisy: list[torch.Tensor] = []
@@ -89,7 +99,12 @@ def test_an_interrupted_call_returns_what_is_nearer_to_the_picture() -> None:
         pipe._interrupt = stops and i == 4
         return given
 
-    call = {**tiny.prompt(pipe), "num_inference_steps": 10, "output_type": "latent", "callback_on_step_end": switch}
+    call = {
+        **tiny.prompt(pipe),
+        "num_inference_steps": 10,
+        "output_type": "latent",
+        "callback_on_step_end": switch,
+    }
     stops = False
     whole = pipe(**call, generator=torch.Generator().manual_seed(0)).images
     stops = True

@@ -21,9 +21,16 @@ from timonel.core.run import Run
 from timonel.errors import UnknownName
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+UNIT = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
 #: four inputs; the second sum reads the first output, the third reads both
-PLAN = Plan(4, (((0.3, 0), (0.4, 1)), ((0.5, 0), (0.7, 4), (1 / 3, 2)), ((-0.1, 5), (1.0, 3), (0.33, 4))))
+PLAN = Plan(
+    4, (((0.3, 0), (0.4, 1)), ((0.5, 0), (0.7, 4), (1 / 3, 2)), ((-0.1, 5), (1.0, 3), (0.33, 4)))
+)
 #: rows of first, second and third order, corrected, two-stage and stochastic
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_3m", "unipc", "heun", "dpmpp_2m_sde", "euler_ancestral")
 with warnings.catch_warnings():
@@ -38,7 +45,9 @@ def _choice():
     kernel.use(before)
 
 
-def tensors(count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> list:
+def tensors(
+    count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list:
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for _ in range(count)]
 
@@ -67,7 +76,11 @@ def test_the_sums_are_those_in_float64(dtype, choice):
         size = sum(abs(c) * read[i].abs() for c, i in terms)
         # one rounding to the dtype, and one per term in the type that is summed in
         summing = torch.float32 if dtype in eager.HALF else dtype
-        bound = UNIT[dtype] * exact.abs() + 2 * len(terms) * UNIT[summing] * size + 1e-7 * (dtype == torch.float16)
+        bound = (
+            UNIT[dtype] * exact.abs()
+            + 2 * len(terms) * UNIT[summing] * size
+            + 1e-7 * (dtype == torch.float16)
+        )
         assert out.dtype == dtype
         assert bool(((out.double() - exact).abs() <= bound).all())
         read.append(out.double())  # a sum reads the outputs before it as they are after rounding
@@ -76,7 +89,9 @@ def test_the_sums_are_those_in_float64(dtype, choice):
 @pytest.mark.slow
 @COMPILER
 def test_inductor_compiles_the_same_sums():
-    """torch.compile of a row on the CPU: equal up to where it fuses a product and a sum that eager rounds."""
+    """torch.compile of a row on the CPU: equal up to where it fuses a product and a sum that eager
+    rounds.
+    """
     inputs = tensors(4, (4, 4, 16, 16), torch.float32)
     compiled = torch.compile(lambda *t: eager.sums(PLAN, t, torch.float32), fullgraph=True)
     with warnings.catch_warnings():
@@ -112,7 +127,10 @@ def test_bits_depend_on_neither_batch_layout_nor_chunk(dtype, choice, monkeypatc
     monkeypatch.setattr(eager, "CACHE", 0)
     for size in (1, 13, 256, 10**6):
         monkeypatch.setattr(eager, "CHUNK", size)
-        assert all(torch.equal(a, b) for a, b in zip(kernel.linear(PLAN, inputs, dtype), whole, strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(kernel.linear(PLAN, inputs, dtype), whole, strict=True)
+        )
     for m, out in enumerate(whole):
         assert torch.equal(torch.cat([one[m] for one in alone]), out)
         assert torch.equal(kernel.linear(PLAN, strided, dtype)[m], out)
@@ -162,14 +180,20 @@ def test_a_journey_has_the_same_bits_on_every_path(name, dtype):
 def test_the_rows_of_a_run_are_the_tables(name):
     """Against the registers combined one by one in float64, from the table alone."""
     table, g = table_of(name), torch.Generator().manual_seed(1)
-    x, raws, noises = (torch.randn(table.nfe, 2, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    x, raws, noises = (
+        torch.randn(table.nfe, 2, 3, generator=g, dtype=torch.float64) for _ in range(3)
+    )
     run = Run(table, "sample", noise=lambda row, like: noises[row])
     run.start(x[0])
     here, base, history = x[0], x[0], [torch.zeros(2, 3, dtype=torch.float64)] * (table.history - 1)
     for k in run.rows():
         run.advance(raws[k])
         clean, (_, sigma, _) = raws[k], table.level(k)
-        scale = {"denoised": 0.0, "noise": float(table.alpha[k]), "velocity": float(table.alpha[k] + sigma)}
+        scale = {
+            "denoised": 0.0,
+            "noise": float(table.alpha[k]),
+            "velocity": float(table.alpha[k] + sigma),
+        }
         h0 = clean if table.basis == "denoised" else (here - scale[table.basis] * clean) / sigma
         registers = torch.stack([here, base, h0, *history, noises[k]])
         here, base = (torch.einsum("r,rij->ij", row[k], registers) for row in (table.x, table.base))
@@ -190,9 +214,13 @@ def test_one_build_serves_every_row_and_sampler():
 # -- gradients -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("choice", ["eager", pytest.param("native", marks=COMPILER)])
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.jvp itself calls it
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # torch.func.jvp itself calls it
 def test_a_journey_is_differentiable(name, choice, monkeypatch):
-    """gradcheck of the result in the start and in a parameter of the network, on every path and in chunks."""
+    """gradcheck of the result in the start and in a parameter of the network, on every path and in
+    chunks.
+    """
     kernel.use(choice)
     monkeypatch.setattr(eager, "CACHE", 0)
     table = table_of(name, 4)
@@ -232,25 +260,39 @@ def test_without_a_compiler_rows_run_eagerly_after_one_warning(monkeypatch):
         inputs = tensors(4, (9,), torch.float32)
         with pytest.warns(RuntimeWarning, match="there-is-no-such-compiler"):
             made = kernel.linear(PLAN, inputs, torch.float32)
-        again = kernel.linear(PLAN, inputs, torch.float32)  # warnings are errors here: the second says nothing
+        again = kernel.linear(
+            PLAN, inputs, torch.float32
+        )  # warnings are errors here: the second says nothing
         wanted = eager.sums(PLAN, inputs, torch.float32)
-        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(wanted, made, again, strict=True))
+        assert all(
+            torch.equal(a, b) and torch.equal(a, c)
+            for a, b, c in zip(wanted, made, again, strict=True)
+        )
     finally:
         native.library.cache_clear()
 
 
 @COMPILER
 def test_what_the_native_path_cannot_serve_is_summed_eagerly():
-    """Broadcast noise, empty tensors, another dtype than the result's; and a sum of many terms, which it can."""
+    """Broadcast noise, empty tensors, another dtype than the result's; and a sum of many terms,
+    which it can.
+    """
     kernel.use("native")
     small = [*tensors(3, (4, 6), torch.float32), torch.ones(1, 6)]
     wanted = eager.sums(PLAN, small, torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(kernel.linear(PLAN, small, torch.float32), wanted, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(kernel.linear(PLAN, small, torch.float32), wanted, strict=True)
+    )
     long = Plan(1, (tuple((1 / (i + 1), 0) for i in range(12)),))
     inputs = tensors(1, (5,), torch.float32)
-    assert torch.equal(kernel.linear(long, inputs, torch.float32)[0], eager.sums(long, inputs, torch.float32)[0])
+    assert torch.equal(
+        kernel.linear(long, inputs, torch.float32)[0], eager.sums(long, inputs, torch.float32)[0]
+    )
     half = tensors(4, (5,), torch.float16)
-    assert torch.equal(kernel.linear(PLAN, half, torch.float32)[2], eager.sums(PLAN, half, torch.float32)[2])
+    assert torch.equal(
+        kernel.linear(PLAN, half, torch.float32)[2], eager.sums(PLAN, half, torch.float32)[2]
+    )
     assert kernel.linear(PLAN, tensors(4, (0, 3), torch.float32), torch.float32)[0].shape == (0, 3)
 
 
@@ -266,7 +308,8 @@ for dtype in (torch.float32, torch.float16):
         made = [torch.empty(n, dtype=dtype) for _ in wanted]
         triton_.linear(PLAN, inputs, made)
         unit = 2.0**-23 if dtype is torch.float32 else 2.0**-11
-        for a, b in zip(made, wanted):  # to the bit on a GPU; some interpreters round a product before they add
+        # to the bit on a GPU; some interpreters round a product before they add
+        for a, b in zip(made, wanted):
             assert torch.allclose(a.float(), b.float(), rtol=4 * unit, atol=4 * unit), (dtype, n)
 """
 
@@ -276,7 +319,9 @@ def test_the_triton_kernel_interpreted_on_the_cpu_makes_the_same_sums():
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), *sys.path])
     subprocess.run(
-        [sys.executable, "-c", TRITON], check=True, env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+        [sys.executable, "-c", TRITON],
+        check=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
     )
 
 

@@ -1,4 +1,6 @@
-"""Law: a process that is killed leaves nothing half-written, and whoever writes next clears away what it left."""
+"""Law: a process that is killed leaves nothing half-written, and whoever writes next clears away
+what it left.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,15 @@ class Nursery:
 
     def __init__(self) -> None:
         tests = Path(__file__).parent
-        paths = os.pathsep.join([str(tests.parent / "src"), str(tests), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        paths = os.pathsep.join(
+            [str(tests.parent / "src"), str(tests), os.environ.get("PYTHONPATH", "")]
+        )
+        environment = {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(tests / "nursery.py")], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, bufsize=1, env=environment,
@@ -76,7 +85,8 @@ class Nursery:
         return line
 
     def kill(self, kind: str, path: Path, marks: int, longest: float) -> bool:
-        """Kill a process of this kind that makes `path`, after a random mark and up to `longest` s more.
+        """Kill a process of this kind that makes `path`, after a random mark and up to `longest` s
+        more.
 
         False where it was over by then.
         """
@@ -108,7 +118,11 @@ class Nursery:
 def left(folder: Path) -> list[str]:
     """What is in a folder and has no place there: temporary files, and claims of names."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return [str(path) for path in files if path.name.startswith(".") or "is writing this file" in start(path)]
+    return [
+        str(path)
+        for path in files
+        if path.name.startswith(".") or "is writing this file" in start(path)
+    ]
 
 
 def start(path: Path) -> str:
@@ -159,12 +173,24 @@ def compared(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Of a comparison: what came of every run, its latents and its picture, and which files there are."""
+    """Of a comparison: what came of every run, its latents and its picture, and which files there
+    are.
+    """
     store = Store(folder)
-    found: dict[str, Any] = {str(p.relative_to(folder)): None for p in folder.rglob("*") if p.is_file()}
+    found: dict[str, Any] = {
+        str(p.relative_to(folder)): None for p in folder.rglob("*") if p.is_file()
+    }
     for name, outcome in store.outcomes.items():
-        row = {key: value for key, value in outcome.row().items() if key not in ("seconds", "halves_saved", "halves")}
-        found[name] = (row, store.read_latents(name).numpy().tobytes(), store.read_pixels(outcome).numpy().tobytes())
+        row = {
+            key: value
+            for key, value in outcome.row().items()
+            if key not in ("seconds", "halves_saved", "halves")
+        }
+        found[name] = (
+            row,
+            store.read_latents(name).numpy().tobytes(),
+            store.read_pixels(outcome).numpy().tobytes(),
+        )
     return found
 
 
@@ -179,9 +205,14 @@ def tuned(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
             done += kills.kill("tuned", path, 6, 0.1)
         nursery.tuned(path, nursery.nothing)
         made = tm.Sampler.load(path).compile(mixture(0).process)
-        same = all(torch.equal(getattr(made, k), getattr(right, k)) for k in ("alpha", "sigma", "time", "x"))
+        same = all(
+            torch.equal(getattr(made, k), getattr(right, k))
+            for k in ("alpha", "sigma", "time", "x")
+        )
         different += not same
-        orphans += len(left(path.parent)) + (sorted(p.name for p in path.parent.iterdir()) != [path.name])
+        orphans += len(left(path.parent)) + (
+            sorted(p.name for p in path.parent.iterdir()) != [path.name]
+        )
     return different, orphans
 
 
@@ -218,7 +249,13 @@ def kills() -> Iterator[Nursery]:
         yield made
 
 
-KILLED = {"native": native, "steered": steered, "compared": compared, "tuned": tuned, "generated": generated}
+KILLED = {
+    "native": native,
+    "steered": steered,
+    "compared": compared,
+    "tuned": tuned,
+    "generated": generated,
+}
 MANY = {"native": 50, "steered": 50, "compared": 40, "tuned": 40, "generated": 20}
 
 
@@ -237,7 +274,9 @@ def test_what_is_killed_two_hundred_times_is_whole_goes_on_and_leaves_nothing_af
     assert KILLED[kind](kills, tmp_path, MANY[kind]) == (0, 0)
 
 
-def test_the_claims_and_files_of_a_dead_process_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+def test_the_claims_and_files_of_a_dead_process_go_and_those_of_a_living_one_stay(
+    tmp_path: Path,
+) -> None:
     mine = tmp_path / ".apple-timonel-1-mine.png"
     mine.write_bytes(b"mine")
     process = child(CLAIMS, tmp_path / "apple")
@@ -257,7 +296,9 @@ def test_the_claims_and_files_of_a_dead_process_go_and_those_of_a_living_one_sta
     assert {p.name for p in tmp_path.iterdir()} == {mine.name, "apple.png", "apple.gif"}
 
 
-def test_the_umask_is_respected_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_umask_is_respected_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = os.umask(0o027)
     try:
         monkeypatch.setattr(os, "umask", None)
@@ -273,7 +314,9 @@ def test_a_full_disk_is_one_clear_line_and_the_next_try_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
-    outcome = Outcome("a", "cell", "done", Plan.of("ghost", sampler="euler", steps=4).cells[0].recipe)
+    outcome = Outcome(
+        "a", "cell", "done", Plan.of("ghost", sampler="euler", steps=4).cells[0].recipe
+    )
     picture, latents = torch.zeros(3, 8, 8), torch.zeros(1, 4, 8, 8)
 
     def full(*_: object) -> None:

@@ -11,7 +11,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timonel as tm
-from models import CALLS, MAINLY, PROCESSES, VARIANTS, Constant, Gaussian, drive, label, lam_grid, network, propagate
+from models import (
+    CALLS,
+    MAINLY,
+    PROCESSES,
+    VARIANTS,
+    Constant,
+    Gaussian,
+    drive,
+    label,
+    lam_grid,
+    network,
+    propagate,
+)
 from timonel.core import grids, solvers
 from timonel.core.kernel import combine
 from timonel.core.process import VP, Flow, double
@@ -25,12 +37,18 @@ PLACES = pytest.mark.parametrize("process", PROCESSES)
 ZERO_SNR = VP.from_schedule(rescale_zero_snr=True)
 
 
-def table_of(variant: tuple[str, dict], process: object, steps: int = 7, grid: str = "trailing") -> Table:
+def table_of(
+    variant: tuple[str, dict], process: object, steps: int = 7, grid: str = "trailing"
+) -> Table:
     return solvers.make(variant[0], grids.make(grid, process, steps), **variant[1])
 
 
-def start(batch: int, dtype: torch.dtype = torch.float64, seed: int = 3, shape: tuple = (4, 4, 4)) -> torch.Tensor:
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def start(
+    batch: int, dtype: torch.dtype = torch.float64, seed: int = 3, shape: tuple = (4, 4, 4)
+) -> torch.Tensor:
+    return torch.randn(
+        batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def clean(table: Table) -> bool:
@@ -45,7 +63,8 @@ def test_a_constant_denoiser_is_reproduced_exactly(variant, process):
     assert clean(table)
     c = start(2, seed=5)
     error = float((drive(table, Constant(c), start(2)) - c).abs().max())
-    # the released LCM checkpoints mix in c_skip·x; at VP times that is at most 1e-4. A slope divides by sigma, so
+    # the released LCM checkpoints mix in c_skip·x; at VP times that is at most 1e-4. A slope
+    # divides by sigma, so
     # a constant comes back from it with sigma/alpha times the rounding of one number
     slopes = 2e-15 * float((table.sigma / table.alpha.clamp(min=1e-3))[:-1].max())
     assert error <= (1e-4 if variant[0] == "lcm" and process == "vp" else 1e-14 + slopes)
@@ -54,22 +73,31 @@ def test_a_constant_denoiser_is_reproduced_exactly(variant, process):
 @PLACES
 @EVERY
 def test_every_row_keeps_the_mean_and_the_noise_of_its_level(variant, process):
-    """With data at one point c, x has mean alpha·c and standard deviation sigma at every level, exactly.
+    """With data at one point c, x has mean alpha·c and standard deviation sigma at every level,
+    exactly.
 
-    Deterministic solvers moreover stay on the line x = alpha·c + sigma·z of their own start noise z.
+    Deterministic solvers moreover stay on the line x = alpha·c + sigma·z of their own start noise
+    z.
     """
     if variant[0] == "lcm" and process == "vp":
         pytest.skip("c_skip and c_out of the LCM checkpoints are not consistent at small times")
     c = double([0.7, -2.0])
-    for grid in (grids.index.trailing(PROCESSES[process], 6), lam_grid(PROCESSES[process], 6, bend=0.3)):
+    for grid in (
+        grids.index.trailing(PROCESSES[process], 6),
+        lam_grid(PROCESSES[process], 6, bend=0.3),
+    ):
         table = solvers.make(variant[0], grid, **variant[1])
         first = table.level(0)
         path = propagate(table, lambda level: (0.0, c), first.alpha * c, first.sigma.expand(2))
         for k, x in enumerate(path):
             level = table.level(k)
             assert torch.allclose(x[0], level.alpha * c, atol=1e-12, rtol=0)
-            if k == table.nfe or table.first_row(table.step[k]) == k:  # an inner stage may be below its level
-                assert torch.allclose((x[1:] ** 2).sum(0).sqrt(), level.sigma.expand(2), atol=1e-12, rtol=0)
+            if (
+                k == table.nfe or table.first_row(table.step[k]) == k
+            ):  # an inner stage may be below its level
+                assert torch.allclose(
+                    (x[1:] ** 2).sum(0).sqrt(), level.sigma.expand(2), atol=1e-12, rtol=0
+                )
             if not table.stochastic:
                 assert torch.allclose(x[1], level.sigma.expand(2), atol=1e-12, rtol=0)
 
@@ -82,7 +110,9 @@ def extrapolates(solver, options):
 @PLACES
 @EVERY
 def test_the_last_level_returns_the_denoised_sample(variant, process):
-    """Without euler_at_final Adams methods on slopes extrapolate there too, as in k-diffusion and diffusers."""
+    """Without euler_at_final Adams methods on slopes extrapolate there too, as in k-diffusion and
+    diffusers.
+    """
     if extrapolates(*variant):
         table = table_of(variant, PROCESSES[process], 5)
         assert int((table.x[-1] != 0).sum()) > 2
@@ -125,7 +155,9 @@ def test_a_start_at_pure_noise_is_finite(variant, process):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @MAIN
 def test_a_sample_does_not_depend_on_its_batch(variant, dtype):
-    """Bit-equal alone and in batches of 2, 3 and 8: noise is drawn per sample, rows act per element."""
+    """Bit-equal alone and in batches of 2, 3 and 8: noise is drawn per sample, rows act per
+    element.
+    """
     table = table_of(variant, PROCESSES["vp"])
     model, x, seeds = Gaussian([0.3] * 4, [0.6] * 4), start(8, dtype), list(range(40, 48))
     alone = torch.cat([drive(table, model, x[i : i + 1], seeds=seeds[i : i + 1]) for i in range(8)])
@@ -161,8 +193,16 @@ def test_randomness_is_drawn_only_where_it_is_declared(variant, process):
 @PLACES
 @MAIN
 def test_the_number_of_network_calls_is_the_declared_one(variant, process, steps):
-    if variant[1] and variant[0] in ("restart", "dpm_fast", "runge_kutta", "exponential_rk", "dpm_solver"):
-        pytest.skip("their calls depend on the options; the table of solvers declares the defaults'")
+    if variant[1] and variant[0] in (
+        "restart",
+        "dpm_fast",
+        "runge_kutta",
+        "exponential_rk",
+        "dpm_solver",
+    ):
+        pytest.skip(
+            "their calls depend on the options; the table of solvers declares the defaults'"
+        )
     least = 3 if variant[0] == "restart" else 2 if variant[1].get("order", 1) > 1 else 1
     if steps < least:
         pytest.skip("refused, see the one-step law")
@@ -175,20 +215,28 @@ def test_the_number_of_network_calls_is_the_declared_one(variant, process, steps
     drive(table, denoise, start(1))
     declared = CALLS[solvers.SOLVERS[variant[0]].calls](steps)
     if variant[0] in ("dpm2_ancestral", "dpmpp_2s_ancestral") and float(table.alpha[0]) == 0:
-        declared -= "eta" not in variant[1] and steps > 1  # nothing of pure noise is kept: straight to the clean level
+        declared -= (
+            "eta" not in variant[1] and steps > 1
+        )  # nothing of pure noise is kept: straight to the clean level
     assert len(calls) == table.nfe == declared
     assert table.steps == steps + 9 * (variant[0] == "restart")
     assert calls == table.time.tolist()[:-1]
 
 
-@pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "unit"), [(torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)], ids=str
+)
 @MAIN
 def test_half_precision_stays_within_rounding(variant, dtype, unit):
-    """Against the same run in float32; each row rounds x once, so the error is a few units in the last place."""
+    """Against the same run in float32; each row rounds x once, so the error is a few units in the
+    last place.
+    """
     table, model = table_of(variant, PROCESSES["vp"], 10), Gaussian([0.3] * 4, [0.6] * 4)
     x = start(2, dtype)
     noise = tm.SeededNoise((0, 1))
-    full = drive(table, model, x.float(), noise=lambda row, like: noise(row, like.to(dtype)).to(like.dtype))
+    full = drive(
+        table, model, x.float(), noise=lambda row, like: noise(row, like.to(dtype)).to(like.dtype)
+    )
 
     def denoise(z, level):
         return model(z.double(), level).to(dtype)
@@ -238,7 +286,9 @@ def test_what_is_not_a_table_is_refused():
 
 @MAIN
 def test_coefficients_are_differentiable_in_the_levels(variant):
-    """gradcheck of all coefficients of x and base with respect to custom sigmas, along random directions."""
+    """gradcheck of all coefficients of x and base with respect to custom sigmas, along random
+    directions.
+    """
     process = tm.EDM(0.002, 80.0)
 
     def coefficients(sigmas):
@@ -251,7 +301,9 @@ def test_coefficients_are_differentiable_in_the_levels(variant):
     assert x.requires_grad
     loose = solvers.make(variant[0], grids.custom_sigmas(process, sigmas), **variant[1])
     fixed = loose.detach()
-    assert not any(getattr(fixed, name).requires_grad for name in ("alpha", "sigma", "time", "x", "base"))
+    assert not any(
+        getattr(fixed, name).requires_grad for name in ("alpha", "sigma", "time", "x", "base")
+    )
     assert torch.equal(fixed.x, loose.x)
 
 
@@ -300,7 +352,11 @@ def test_combine_is_the_sum_in_float64(count):
 
 def test_combine_does_not_touch_its_inputs():
     tensors = [torch.ones(3) for _ in range(3)]
-    for terms in ([(1.0, tensors[0])], [(2.0, t) for t in tensors], [(1.0, tensors[0]), (3.0, tensors[1])]):
+    for terms in (
+        [(1.0, tensors[0])],
+        [(2.0, t) for t in tensors],
+        [(1.0, tensors[0]), (3.0, tensors[1])],
+    ):
         out = combine(terms, torch.float32)
         out.add_(1)
     assert all(torch.equal(t, torch.ones(3)) for t in tensors)
@@ -324,17 +380,29 @@ class Count(TorchDispatchMode):
 
 @MAIN
 def test_a_row_costs_few_full_size_operations_and_no_synchronisation(variant):
-    table, x, noises = table_of(variant, PROCESSES["vp"], 8), start(1, torch.float32), torch.randn(1, 4, 4, 4)
+    table, x, noises = (
+        table_of(variant, PROCESSES["vp"], 8),
+        start(1, torch.float32),
+        torch.randn(1, 4, 4, 4),
+    )
     run = Run(table, "epsilon", noise=lambda row, like: noises)
     run.start(x)
     raw, kept = torch.randn(1, 4, 4, 4), []
     for row in run.rows():
         with Count(x.numel()) as count:
             run.advance(raw)
-        assert not set(count.names) & {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"}
+        assert not set(count.names) & {
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "equal",
+            "is_nonzero",
+        }
         assert set(count.names) <= {"mul", "add", "add_", "mul_"}, count.names
         # an operation per number of the row, and two that read the network's output as a prediction
-        numbers = int((table.x[row] != 0).sum()) + table.uses_base * int((table.base[row] != 0).sum())
+        numbers = int((table.x[row] != 0).sum()) + table.uses_base * int(
+            (table.base[row] != 0).sum()
+        )
         assert count.full <= numbers + 2
         kept.append(len(count.made))
     # nothing is allocated beyond what the run remembers: x, the base, one prediction

@@ -1,4 +1,6 @@
-"""Churn, ancestral steps and restarts are grids, so every solver has them and keeps every level's marginal."""
+"""Churn, ancestral steps and restarts are grids, so every solver has them and keeps every level's
+marginal.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,17 @@ def test_churn_acts_between_its_limits_only_and_is_capped():
     part = grids.churn(grid, 1e9, 0.5, 2.0)
     for k in range(10):
         gamma = grids.ratio(part[k]) / grids.ratio(grid[k]) - 1
-        assert gamma == pytest.approx(math.sqrt(2) - 1 if 0.5 <= grids.ratio(grid[k]) <= 2.0 else 0.0, abs=1e-12)
+        assert gamma == pytest.approx(
+            math.sqrt(2) - 1 if 0.5 <= grids.ratio(grid[k]) <= 2.0 else 0.0, abs=1e-12
+        )
 
 
 @PLACES
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_an_ancestral_step_adds_eta_of_the_noise_of_ddpm(process, eta):
-    """sigma_up² = eta²·s'²·(s² - s'²)/s² and sigma_down² = s'² - sigma_up², s = sigma/alpha (k-diffusion)."""
+    """sigma_up² = eta²·s'²·(s² - s'²)/s² and sigma_down² = s'² - sigma_up², s = sigma/alpha
+    (k-diffusion).
+    """
     grid = lam_grid(PROCESSES[process], 6)
     down = grids.ancestral(grid, eta)
     table = solvers.make("euler_ancestral", grid, eta=eta)
@@ -68,10 +74,16 @@ def test_a_restart_goes_down_again_from_s_max(process):
     "solver", ["euler", "heun", "dpmpp_2m", "lms", "unipc", "rk4", "res_3s", "deis", "dpmpp_2m_sde"]
 )
 def test_every_solver_keeps_mean_and_noise_across_lifts(solver, process):
-    """With data at one point the denoiser is constant: after any churn or restart the mean is exact."""
+    """With data at one point the denoiser is constant: after any churn or restart the mean is
+    exact.
+    """
     base = lam_grid(PROCESSES[process], 8)
     c = double([0.7, -2.0, 0.1])
-    for grid in (grids.churn(base, 2.0), grids.restart(base, 1, 0.5, 1.5, 4), grids.ancestral(base, 0.7)):
+    for grid in (
+        grids.churn(base, 2.0),
+        grids.restart(base, 1, 0.5, 1.5, 4),
+        grids.ancestral(base, 0.7),
+    ):
         table = solvers.make(solver, grid)
         quiet = solvers.make(solver, grid, s_noise=0.0)
         x = base.sigma[0] * 0 + table.alpha[0] * c.expand(4, 3)
@@ -99,7 +111,14 @@ def test_what_cannot_be_lifted_is_refused():
     with pytest.raises(GridError, match="use more steps"):
         grids.restart(lam_grid(PROCESSES["vp"], 1), 1, 0.1, 2.0, 3)
     with pytest.raises(GridError, match="as many ends"):
-        tm.Grid(grid.process, grid.alpha, grid.sigma, grid.time, "x", Level(grid.alpha, grid.sigma, grid.time))
+        tm.Grid(
+            grid.process,
+            grid.alpha,
+            grid.sigma,
+            grid.time,
+            "x",
+            Level(grid.alpha, grid.sigma, grid.time),
+        )
     with pytest.raises(GridError, match="fall strictly"):
         tm.Grid(
             grid.process, grid.alpha, grid.sigma, grid.time, "x",

@@ -1,4 +1,6 @@
-"""Law: what is done to a run in flight acts or is refused at once, and the run goes on; a run that ended can go on."""
+"""Law: what is done to a run in flight acts or is refused at once, and the run goes on; a run that
+ended can go on.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,13 @@ from timonel.core.run import Run
 from timonel.errors import ArgumentError, ModelError, RunError, TimonelError
 
 VP = tm.VP.from_schedule()
-# family, the argument that scales guidance; both halves in one call of the network, in two, per frame, and by a guider
+# family, the argument that scales guidance; both halves in one call of the network, in two, per
+# frame, and by a guider
 GUIDED = {
-    "StableDiffusionPipeline (v)": ("sd", "guidance_scale"), "FluxPipeline (true CFG)": ("flux", "true_cfg_scale"),
-    "StableVideoDiffusionPipeline": ("video", "max_guidance_scale"), "WanPipeline (2.1)": ("video", "guidance_scale"),
+    "StableDiffusionPipeline (v)": ("sd", "guidance_scale"),
+    "FluxPipeline (true CFG)": ("flux", "true_cfg_scale"),
+    "StableVideoDiffusionPipeline": ("video", "max_guidance_scale"),
+    "WanPipeline (2.1)": ("video", "guidance_scale"),
     "StableDiffusion3Pipeline": ("sd3", "guidance_scale"),
     "StableDiffusionControlNetPipeline": ("sd", "guidance_scale"),
 }  # fmt: skip
@@ -34,7 +39,7 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return float((a - b).abs().max()) < 2e-4 * float(b.abs().max())
 
 
-# -- guidance in flight ------------------------------------------------------------------------------
+# -- guidance in flight ----------------------------------------------------------------------------
 @pytest.mark.parametrize("key", GUIDED)
 @pytest.mark.parametrize("begun", ["guidance", "argument", "interval"])
 def test_a_scale_set_in_flight_is_that_scale_from_the_next_step_on(key: str, begun: str) -> None:
@@ -58,7 +63,9 @@ def test_a_scale_set_in_flight_is_that_scale_from_the_next_step_on(key: str, beg
 
 
 def test_guidance_from_another_thread_waits_for_the_next_row() -> None:
-    """Between the two calls of one row nothing changes, or a row would have halves of two guidances."""
+    """Between the two calls of one row nothing changes, or a row would have halves of two
+    guidances.
+    """
     pipe, inputs = tiny.case("flux", "FluxPipeline (true CFG)")
     inputs.pop("true_cfg_scale")
     helm, calls = tm.Helm(pipe), list[int]()
@@ -82,7 +89,9 @@ def test_guidance_from_another_thread_waits_for_the_next_row() -> None:
     assert len(calls) == 8
 
 
-@pytest.mark.parametrize("bad", [True, "strong", [1.0, 2.0], object(), -3.0, float("nan"), lambda run: 4.0])
+@pytest.mark.parametrize(
+    "bad", [True, "strong", [1.0, 2.0], object(), -3.0, float("nan"), lambda run: 4.0]
+)
 def test_what_is_no_guidance_is_refused_at_the_assignment_and_the_run_goes_on(bad: Any) -> None:
     helm = tm.Helm(tiny.sdxl())
     call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 4, "seeds": [1], "guidance": 3.0}
@@ -138,7 +147,16 @@ def test_rescale_and_forecast_in_flight_act_from_the_next_row_on() -> None:
             run.guidance = tm.cfg(3.0, forecast=2)
 
     helm(**call, guidance=3.0, hooks=[change])
-    assert counts == [2, 2, 2, 2, 1, 2, 1, 2]  # the first two after the change are computed, as at a beginning
+    assert counts == [
+        2,
+        2,
+        2,
+        2,
+        1,
+        2,
+        1,
+        2,
+    ]  # the first two after the change are computed, as at a beginning
 
     def rescale(run: Run) -> None:
         if run.step == 2:
@@ -171,11 +189,13 @@ def test_the_native_loop_and_a_scheduler_alone_refuse_what_they_cannot_do() -> N
     pipe(**tiny.prompt(pipe), num_inference_steps=3, callback_on_step_end=change)
 
 
-# -- a rewound run has its picture ---------------------------------------------------------------------
+# -- a rewound run has its picture -----------------------------------------------------------------
 @pytest.mark.parametrize("keep", [0, 2, 8])
 def test_a_paused_run_that_is_rewound_shows_the_picture_of_its_step(keep: int) -> None:
     """Also where the state was not kept: it computes up to the step and waits there."""
-    run = tm.begin(torch.randn(1, 4, dtype=torch.float64), "dpmpp_2m", process=VP, steps=8, keep=keep)
+    run = tm.begin(
+        torch.randn(1, 4, dtype=torch.float64), "dpmpp_2m", process=VP, steps=8, keep=keep
+    )
     seen: dict[int, torch.Tensor] = {}
     shown: list[tuple[int, torch.Tensor, Any]] = []
 
@@ -193,7 +213,9 @@ def test_a_paused_run_that_is_rewound_shows_the_picture_of_its_step(keep: int) -
         run.resume()
 
     truth: dict[int, torch.Tensor] = {}
-    for at in tm.iterate(tm.begin(run.latents, "dpmpp_2m", process=VP, steps=8), lambda x, level: x * 0.5):
+    for at in tm.iterate(
+        tm.begin(run.latents, "dpmpp_2m", process=VP, steps=8), lambda x, level: x * 0.5
+    ):
         truth[at.step] = at.denoised
     thread = threading.Thread(target=control)
     thread.start()
@@ -245,14 +267,17 @@ def test_a_handle_shows_every_step_it_is_sent_to_and_the_noise_at_the_start() ->
         assert handle.preview()[0].size == (8, 8)
         assert handle.preview(decode=True)[0].size == (16, 16)
     handle.resume()
-    assert torch.equal(handle.result(60).images, helm(**tiny.prompt(helm.pipe), steps=6, seeds=[1]).images)
+    assert torch.equal(
+        handle.result(60).images, helm(**tiny.prompt(helm.pipe), steps=6, seeds=[1]).images
+    )
 
 
-# -- a run that ended goes on ------------------------------------------------------------------------
+# -- a run that ended goes on ----------------------------------------------------------------------
 ENDS = ("stop", "interrupt", "failure", "hook")
 LOOPS = {
     "StableDiffusionPipeline (v)": "sd", "StableDiffusionInpaintPipeline (4 channels)": "sd",
-    "StableDiffusionControlNetPipeline": "sd", "WanPipeline (2.2)": "video", "StableVideoDiffusionPipeline": "video",
+    "StableDiffusionControlNetPipeline": "sd", "WanPipeline (2.2)": "video",
+    "StableVideoDiffusionPipeline": "video",
 }  # fmt: skip
 ENDED = [(key, end) for key in LOOPS for end in ENDS if end == "interrupt" or "Video" not in key]
 
@@ -277,7 +302,9 @@ def test_a_run_that_was_ended_goes_on_to_the_picture_of_the_whole_run(key: str, 
         if run.step >= 3 and end == "stop":
             run.stop("enough")
 
-    held = next(m for m in network.modules() if isinstance(m, torch.nn.Linear)).register_forward_pre_hook(breaks)
+    held = next(
+        m for m in network.modules() if isinstance(m, torch.nn.Linear)
+    ).register_forward_pre_hook(breaks)
     if end == "stop":
         assert not torch.equal(first(helm(**call, hooks=[ends])), whole)
     else:
@@ -341,12 +368,20 @@ def test_a_native_run_that_was_interrupted_goes_on() -> None:
     assert (run.status, run.step, run.reason) == ("stopped", 3, "interrupted")
     run.resume()
     list(tm.iterate(run, denoise))
-    assert torch.equal(run.result, tm.sample(lambda x, level: x * 0.5, torch.ones(1, 4), "unipc", process=VP, steps=6))
+    assert torch.equal(
+        run.result,
+        tm.sample(lambda x, level: x * 0.5, torch.ones(1, 4), "unipc", process=VP, steps=6),
+    )
 
 
 def test_a_resumed_run_has_the_hooks_of_its_call_and_a_handle_of_its_own() -> None:
     helm, seen = tm.Helm(tiny.sdxl()), list[int]()
-    call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 6, "seeds": [1], "sampler": "dpmpp_2m"}
+    call: dict[str, Any] = {
+        **tiny.prompt(helm.pipe),
+        "steps": 6,
+        "seeds": [1],
+        "sampler": "dpmpp_2m",
+    }
     whole = helm(**call).images
     helm(**call, hooks=[tm.stop_when(lambda run: run.step >= 2), lambda run: seen.append(run.step)])
     paused = threading.Event()
@@ -384,11 +419,23 @@ def test_a_resumed_run_keeps_its_guidance_unless_the_call_names_another() -> Non
 
 def test_a_run_that_does_not_fit_the_call_is_refused_before_compute_and_stays_usable() -> None:
     helm, branches, calls = tm.Helm(tiny.sdxl()), list[Run](), list[int]()
-    call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 6, "seeds": [1], "sampler": "dpmpp_2m"}
-    whole = helm(**call, hooks=[lambda run: branches.append(run.branch()) if run.step == 3 else None]).images
+    call: dict[str, Any] = {
+        **tiny.prompt(helm.pipe),
+        "steps": 6,
+        "seeds": [1],
+        "sampler": "dpmpp_2m",
+    }
+    whole = helm(
+        **call, hooks=[lambda run: branches.append(run.branch()) if run.step == 3 else None]
+    ).images
     branch = branches[0]
     held = helm.pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    for change in ({"sampler": "euler"}, {"steps": 5}, {"sampler": "dpmpp_2m/trailing"}, {"steps": 8}):
+    for change in (
+        {"sampler": "euler"},
+        {"steps": 5},
+        {"sampler": "dpmpp_2m/trailing"},
+        {"steps": 8},
+    ):
         with pytest.raises(ArgumentError, match="give the same sampler and steps"):
             helm(**{**call, **change}, resume=branch)
         with pytest.raises(ArgumentError, match="give the same sampler and steps"):
@@ -404,7 +451,9 @@ def test_a_run_that_does_not_fit_the_call_is_refused_before_compute_and_stays_us
 def test_a_run_of_another_size_is_refused_and_stays_usable() -> None:
     helm, branches = tm.Helm(tiny.sdxl()), list[Run]()
     call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 4, "seeds": [1], "sampler": "euler"}
-    whole = helm(**call, hooks=[lambda run: branches.append(run.branch()) if run.step == 2 else None]).images
+    whole = helm(
+        **call, hooks=[lambda run: branches.append(run.branch()) if run.step == 2 else None]
+    ).images
     for change in ({"height": 24}, {**tiny.prompt(helm.pipe, batch=2), "seeds": [1, 2]}):
         with pytest.raises(ArgumentError, match="the size and the number of pictures"):
             helm(**{**call, **change}, resume=branches[0])
@@ -455,7 +504,12 @@ def test_a_run_that_goes_on_elsewhere_is_not_resumed() -> None:
 @pytest.mark.parametrize("sampler", ["restart", "heun", "dpm_fast", "plms"])
 def test_a_stopped_run_of_unlike_steps_goes_on(sampler: str) -> None:
     helm = tm.Helm(tiny.sdxl())
-    call: dict[str, Any] = {**tiny.prompt(helm.pipe), "steps": 10, "seeds": [1], "sampler": f"{sampler}/trailing"}
+    call: dict[str, Any] = {
+        **tiny.prompt(helm.pipe),
+        "steps": 10,
+        "seeds": [1],
+        "sampler": f"{sampler}/trailing",
+    }
     whole = helm(**call).images
     helm(**call, hooks=[lambda run: run.stop() if run.step == 3 else None])
     assert torch.equal(helm(**call, resume=helm.run).images, whole)
@@ -465,15 +519,24 @@ def test_a_resumed_picture_keeps_its_seed_and_says_that_it_was_resumed() -> None
     helm, branches = tm.Helm("emoji"), list[Run]()
     helm.pipe.set_progress_bar_config(disable=True)
     call: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m/karras"}
-    helm("red apple", seeds=[7], hooks=[lambda run: branches.append(run.branch()) if run.step == 2 else None], **call)
+    helm(
+        "red apple",
+        seeds=[7],
+        hooks=[lambda run: branches.append(run.branch()) if run.step == 2 else None],
+        **call,
+    )
     recipe = tm.Recipe.of(helm("red apple", resume=branches[0], **call).images[0])
     assert (recipe.seed, recipe.besides) == (7, ["resume="])
 
 
 def test_a_refiner_after_a_base_that_is_complete_is_refused_before_compute() -> None:
-    helm = tm.Helm(diffusers.StableDiffusionXLImg2ImgPipeline(**tiny.sdxl().components, add_watermarker=False))
+    helm = tm.Helm(
+        diffusers.StableDiffusionXLImg2ImgPipeline(**tiny.sdxl().components, add_watermarker=False)
+    )
     call = {k: v for k, v in tiny.prompt(tiny.sdxl()).items() if k not in ("height", "width")}
     latents = torch.zeros(1, 4, 8, 8)
     for sampler in ("heun/trailing", "euler/trailing"):
-        with pytest.raises(ArgumentError, match=r"denoising_start=0\.8 of 3 steps leaves none: give a smaller one"):
+        with pytest.raises(
+            ArgumentError, match=r"denoising_start=0\.8 of 3 steps leaves none: give a smaller one"
+        ):
             helm(**call, image=latents, denoising_start=0.8, sampler=sampler, steps=3, seeds=[1])

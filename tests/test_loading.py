@@ -1,8 +1,9 @@
-"""Models are loaded by name as they lie on disks and in the hub's cache, and make what they made before.
+"""Models are loaded by name as they lie on disks and in the hub's cache, and make what they made
+before.
 
-Small random weights in real classes, with real text encoders and tokenizers. Pipelines are compared with their
-weights in fresh memory and without gradients: a mapped file's tensors begin anywhere, and PyTorch's CPU kernels round
-by alignment, its matmul by `requires_grad`.
+Small random weights in real classes, with real text encoders and tokenizers. Pipelines are compared
+with their weights in fresh memory and without gradients: a mapped file's tensors begin anywhere,
+and PyTorch's CPU kernels round by alignment, its matmul by `requires_grad`.
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules(pipe: Any) -> dict[str, torch.nn.Module]:
-    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
+    }
 
 
 def made(pipe: Any, key: str, **options: Any) -> torch.Tensor:
-    """Latents made under the helm, with the pipeline's weights in fresh memory and without gradients."""
+    """Latents made under the helm, with the pipeline's weights in fresh memory and without
+    gradients.
+    """
     for part in modules(pipe).values():
         part.requires_grad_(False)
         for tensor in (*part.parameters(), *part.buffers()):
@@ -104,7 +109,9 @@ def test_half_precision_files_of_a_variant_make_the_same_latents(tmp_path: Path,
 
 
 def test_shards_of_a_variant_make_the_same_latents(tmp_path: Path) -> None:
-    saved.PIPES["sdxl"].build().to(torch.float16).save_pretrained(tmp_path, variant="fp16", max_shard_size=SHARD)
+    saved.PIPES["sdxl"].build().to(torch.float16).save_pretrained(
+        tmp_path, variant="fp16", max_shard_size=SHARD
+    )
     assert len(list(tmp_path.glob("unet/*.fp16-0000*.safetensors"))) > 1
     same("sdxl", tm.Helm(tmp_path, dtype="fp16", variant="fp16").pipe, torch.float16)
 
@@ -132,22 +139,32 @@ def test_float32_files_are_read_in_half_precision(folders: Path) -> None:
 # -- the hub -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("key", ["sdxl", "wan22"])
 def test_a_hub_name_is_read_from_the_hubs_cache_without_network(tmp_path: Path, key: str) -> None:
-    saved.hub(tmp_path, "org/name", lambda folder: saved.pipe(key).save_pretrained(folder, max_shard_size=SHARD))
+    saved.hub(
+        tmp_path,
+        "org/name",
+        lambda folder: saved.pipe(key).save_pretrained(folder, max_shard_size=SHARD),
+    )
     helm = tm.Helm("org/name", cache_dir=tmp_path)
     assert helm.name == "org/name"
     same(key, helm.pipe)
 
 
-def test_the_hubs_own_cache_is_the_usual_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hubs_own_cache_is_the_usual_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     saved.hub(tmp_path, "org/name", saved.pipe("sd15").save_pretrained)
     same("sd15", tm.Helm("org/name", revision="main").pipe)
-    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set, and the hub's cache does not hold"):
+    with pytest.raises(
+        ModelError, match="HF_HUB_OFFLINE is set, and the hub's cache does not hold"
+    ):
         tm.Helm("org/name", revision="other")
 
 
 def test_without_network_a_hub_name_says_what_was_tried(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"'org/name'.*HF_HUB_OFFLINE.*cache.*no folder of that name.*emoji"):
+    with pytest.raises(
+        ModelError, match=r"'org/name'.*HF_HUB_OFFLINE.*cache.*no folder of that name.*emoji"
+    ):
         tm.Helm("org/name", cache_dir=tmp_path)
 
 
@@ -165,9 +182,13 @@ def hub_says(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
     return says
 
 
-def test_an_unreachable_hub_is_named_with_the_reason(tmp_path: Path, hub_says: Callable[[Exception], None]) -> None:
+def test_an_unreachable_hub_is_named_with_the_reason(
+    tmp_path: Path, hub_says: Callable[[Exception], None]
+) -> None:
     hub_says(ConnectionError("the cable is out"))
-    with pytest.raises(ModelError, match=r"the hub was not reached \(the cable is out\), and the hub's cache"):
+    with pytest.raises(
+        ModelError, match=r"the hub was not reached \(the cable is out\), and the hub's cache"
+    ):
         tm.Helm("org/name", cache_dir=tmp_path)
 
 
@@ -190,7 +211,9 @@ def test_what_the_hub_refuses_comes_with_its_remedy(
 # -- single files --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sd15.safetensors and sdxl.safetensors with their original names; folders of the same names hold no weights."""
+    """sd15.safetensors and sdxl.safetensors with their original names; folders of the same names
+    hold no weights.
+    """
     root = tmp_path_factory.mktemp("single")
     for key in ("sd15", "sdxl"):
         configuration(root / key, key)
@@ -210,21 +233,36 @@ def test_a_single_file_makes_the_same_latents(single: Path, key: str) -> None:
 
 
 def test_a_single_file_is_read_in_half_precision_and_into_another_class(single: Path) -> None:
-    same("sd15", tm.Helm(single / "sd15.safetensors", config=single / "sd15", dtype="fp16").pipe, torch.float16)
+    same(
+        "sd15",
+        tm.Helm(single / "sd15.safetensors", config=single / "sd15", dtype="fp16").pipe,
+        torch.float16,
+    )
     wanted = "StableDiffusionImg2ImgPipeline"
     helm = tm.Helm(single / "sd15.safetensors", config=single / "sd15", pipeline_class=wanted)
     assert type(helm.pipe).__name__ == wanted
 
 
 def test_a_single_file_finds_its_configuration_on_the_hub(single: Path, tmp_path: Path) -> None:
-    """Diffusers knows SDXL by the names of its weights, and which model of the hub has its configuration."""
-    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE.*give config=.*'stabilityai/stable-diffusion-xl-base-1.0'"):
+    """Diffusers knows SDXL by the names of its weights, and which model of the hub has its
+    configuration.
+    """
+    with pytest.raises(
+        ModelError,
+        match=r"HF_HUB_OFFLINE.*give config=.*'stabilityai/stable-diffusion-xl-base-1.0'",
+    ):
         tm.Helm(str(single / "sdxl.safetensors"), cache_dir=tmp_path)
-    saved.hub(tmp_path, "stabilityai/stable-diffusion-xl-base-1.0", lambda folder: configuration(folder, "sdxl"))
+    saved.hub(
+        tmp_path,
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        lambda folder: configuration(folder, "sdxl"),
+    )
     same("sdxl", tm.Helm(str(single / "sdxl.safetensors"), cache_dir=tmp_path).pipe)
 
 
-def test_a_single_file_that_is_no_whole_model_is_refused(single: Path, folders: Path, tmp_path: Path) -> None:
+def test_a_single_file_that_is_no_whole_model_is_refused(
+    single: Path, folders: Path, tmp_path: Path
+) -> None:
     lora = tmp_path / "lora.safetensors"
     save_file({"lora_unet.alpha": torch.zeros(1)}, lora)
     with pytest.raises(ModelError, match="diffusers does not know these weights; a LoRA"):
@@ -263,7 +301,10 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("hub", [False, True])
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
 def test_a_folder_of_pickles_is_never_opened(tmp_path: Path, part: str, hub: bool) -> None:
-    names = {"unet/diffusion_pytorch_model": "diffusion_pytorch_model.bin", "text_encoder/model": "pytorch_model.bin"}
+    names = {
+        "unet/diffusion_pytorch_model": "diffusion_pytorch_model.bin",
+        "text_encoder/model": "pytorch_model.bin",
+    }
 
     def save(folder: Path) -> None:
         saved.pipe("sd15").save_pretrained(folder)
@@ -330,13 +371,19 @@ def test_what_is_no_model_is_refused(folders: Path, tmp_path: Path) -> None:
         ({"variant": "fp16"}, ModelError, r"no files of the variant 'fp16' \(variants: none\)"),
         ({"revision": "main"}, ArgumentError, "revision='main' does not go with a folder"),
         ({"config": "org/name"}, ArgumentError, "config='org/name' does not go with a folder"),
-        ({"pipeline_class": "StableDifusionPipeline"}, UnknownName, "did you mean 'StableDiffusionPipeline'"),
+        (
+            {"pipeline_class": "StableDifusionPipeline"},
+            UnknownName,
+            "did you mean 'StableDiffusionPipeline'",
+        ),
         ({"pipeline_class": dict}, UnknownName, "pipeline class"),
         ({"pipeline_class": "FluxPipeline"}, ModelError, "cannot load the model"),
         ({"dtipe": "fp16"}, UnknownName, "did you mean 'dtype'"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(folders: Path, options: Any, error: Any, says: str) -> None:
+def test_options_that_do_not_fit_are_refused(
+    folders: Path, options: Any, error: Any, says: str
+) -> None:
     with pytest.raises(error, match=says):
         tm.Helm(folders / "sd15", **options)
 
@@ -356,4 +403,6 @@ def test_a_folder_is_loaded_into_another_class_of_the_same_parts(folders: Path) 
     weights = {}
     for path in (folders / "sdxl" / "unet").glob("*.safetensors"):
         weights |= load_file(path)
-    assert all(torch.equal(value, weights[key]) for key, value in helm.pipe.unet.state_dict().items())
+    assert all(
+        torch.equal(value, weights[key]) for key, value in helm.pipe.unet.state_dict().items()
+    )

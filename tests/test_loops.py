@@ -1,4 +1,6 @@
-"""Loops over `scheduler.timesteps`: who drives the run, which row a step belongs to, and where parts meet."""
+"""Loops over `scheduler.timesteps`: who drives the run, which row a step belongs to, and where
+parts meet.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,23 @@ XL = {
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 SHAPE = (1, 4, 8, 8)
 VP = tm.VP.from_schedule("scaled_linear", 0.00085, 0.012)
-ONE_STEP = ("heun", "heunpp2", "dpm2", "rk4", "dpm_solver", "dpm_fast", "dpmpp_2s", "res_2s", "res_3s", "euler")
-QUIET: dict[str, dict[str, Any]] = {"edm": {"s_churn": 0.0}, "restart": {"restarts": 0}, "dpmpp_sde": {"eta": 0.0}}
+ONE_STEP = (
+    "heun",
+    "heunpp2",
+    "dpm2",
+    "rk4",
+    "dpm_solver",
+    "dpm_fast",
+    "dpmpp_2s",
+    "res_2s",
+    "res_3s",
+    "euler",
+)
+QUIET: dict[str, dict[str, Any]] = {
+    "edm": {"s_churn": 0.0},
+    "restart": {"restarts": 0},
+    "dpmpp_sde": {"eta": 0.0},
+}
 
 
 def noise(seed: int = 0) -> Tensor:
@@ -63,13 +80,14 @@ def euler(steps: int = 10) -> Any:
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
-    "dpmpp_2m": lambda: made("dpmpp_2m"), "heun": lambda: made("heun"), "restart": lambda: made("restart"),
+    "dpmpp_2m": lambda: made("dpmpp_2m"), "heun": lambda: made("heun"),
+    "restart": lambda: made("restart"),
     "compat": euler,
 }  # fmt: skip
 SOCKETS = pytest.mark.parametrize("socket", MAKERS)
 
 
-# -- readers -----------------------------------------------------------------------------------------------
+# -- readers ---------------------------------------------------------------------------------------
 HELD: list[Any] = []
 
 
@@ -80,10 +98,13 @@ def held(times: Tensor) -> Any:
 
 
 READERS: dict[str, Callable[[Tensor], Any]] = {
-    "list": list, "tuple of a slice": lambda ts: tuple(ts[2:5]), "max": max, "first": lambda ts: next(iter(ts)),
+    "list": list, "tuple of a slice": lambda ts: tuple(ts[2:5]), "max": max,
+    "first": lambda ts: next(iter(ts)),
     "a for that breaks": lambda ts: [t for t, _ in zip(ts, range(3), strict=False)],
-    "filter": lambda ts: len(list(filter(lambda t: t >= 500, ts))), "enumerate": lambda ts: dict(enumerate(ts)),
-    "sorted": sorted, "index": lambda ts: ts.tolist().index(ts[3].item()), "mask": lambda ts: ts[ts < 500],
+    "filter": lambda ts: len(list(filter(lambda t: t >= 500, ts))),
+    "enumerate": lambda ts: dict(enumerate(ts)),
+    "sorted": sorted, "index": lambda ts: ts.tolist().index(ts[3].item()),
+    "mask": lambda ts: ts[ts < 500],
     "held and never ended": lambda ts: next(held(ts)),
 }  # fmt: skip
 
@@ -147,7 +168,7 @@ def test_a_run_that_is_rewound_while_somebody_reads_goes_on_from_there() -> None
     assert torch.allclose(x, loop(made("dpmpp_2m"), noise()), atol=1e-6)
 
 
-# -- the row of a step -------------------------------------------------------------------------------------
+# -- the row of a step -----------------------------------------------------------------------------
 WAYS: dict[str, Callable[[Any, int], Iterable[Tensor]]] = {
     "slice": lambda s, k: s.timesteps[k:],
     "if i >= start": lambda s, k: (t for i, t in enumerate(s.timesteps) if i >= k),
@@ -160,7 +181,9 @@ WAYS: dict[str, Callable[[Any, int], Iterable[Tensor]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "lms", "unipc", "plms", "pndm", "dpmpp_3m"])
+@pytest.mark.parametrize(
+    "sampler", ["euler", "dpmpp_2m", "lms", "unipc", "plms", "pndm", "dpmpp_3m"]
+)
 def test_a_loop_that_begins_on_the_way_is_the_part_of_the_journey(sampler: str, way: str) -> None:
     scheduler = made(sampler, 20)
     start = scheduler.order * 8
@@ -178,7 +201,9 @@ def test_a_loop_that_begins_on_the_way_is_the_part_of_the_journey(sampler: str, 
 
 @pytest.mark.parametrize("sampler", [name for name in SOLVERS if name not in ("lcm", "tcd")])
 def test_every_sampler_begins_where_a_pipeline_cuts_its_list(sampler: str) -> None:
-    """`timesteps[t_start * scheduler.order:]` begins step t_start of the levels, and the last loop entry is a step."""
+    """`timesteps[t_start * scheduler.order:]` begins step t_start of the levels, and the last loop
+    entry is a step.
+    """
     for start in (1, 2, 4, 9):
         scheduler = made(sampler, 10)
         grid = scheduler._listed.grid
@@ -188,7 +213,9 @@ def test_every_sampler_begins_where_a_pipeline_cuts_its_list(sampler: str) -> No
             turns += 1
             x = scheduler.step(epsilon(x, t), t, x).prev_sample
         assert turns == len(first) == scheduler.run.table.nfe
-        assert float(scheduler.run.table.alpha[0]) == pytest.approx(float(grid.alpha[start]), rel=1e-9)
+        assert float(scheduler.run.table.alpha[0]) == pytest.approx(
+            float(grid.alpha[start]), rel=1e-9
+        )
         assert torch.equal(scheduler.run.table.time[:-1].to(first.dtype), first.as_subclass(Tensor))
 
 
@@ -235,7 +262,9 @@ def test_what_is_no_row_of_the_run_is_refused_with_what_happened() -> None:
     for odd in ("now", None, [], torch.empty(0)):
         with pytest.raises(tm.TimonelError, match=r"step takes the time of its row"):
             scheduler.step(x, odd, x)
-    x = scheduler.step(epsilon(x, times[1]), times[1], x).prev_sample  # and the run stands where it stood
+    x = scheduler.step(
+        epsilon(x, times[1]), times[1], x
+    ).prev_sample  # and the run stands where it stood
     assert scheduler.run.step == 2
     dpm2 = made("dpm2")
     with pytest.raises(RunError, match=r"at which no step begins"):
@@ -245,7 +274,9 @@ def test_what_is_no_row_of_the_run_is_refused_with_what_happened() -> None:
 @pytest.mark.parametrize(
     "rounded", [int, float, lambda t: torch.tensor(t).half(), lambda t: torch.tensor(t).bfloat16()]
 )
-def test_a_time_that_was_rounded_on_its_way_is_that_of_the_next_row(rounded: Callable[[float], Any]) -> None:
+def test_a_time_that_was_rounded_on_its_way_is_that_of_the_next_row(
+    rounded: Callable[[float], Any],
+) -> None:
     scheduler, x = made("dpmpp_2m/karras", 25), noise()
     for t in scheduler.timesteps.tolist():
         x = scheduler.step(epsilon(x, t), rounded(t), x).prev_sample
@@ -255,7 +286,7 @@ def test_a_time_that_was_rounded_on_its_way_is_that_of_the_next_row(rounded: Cal
     assert scheduler.run.row == 1
 
 
-# -- lists that are assigned -------------------------------------------------------------------------------
+# -- lists that are assigned -----------------------------------------------------------------------
 def test_times_that_are_assigned_are_the_levels_of_the_run() -> None:
     scheduler, other = made("dpmpp_2m"), made("dpmpp_2m")
     scheduler.timesteps = torch.tensor([981, 600, 300, 90])
@@ -272,7 +303,7 @@ def test_times_that_are_assigned_are_the_levels_of_the_run() -> None:
         scheduler.timesteps = torch.tensor([1, 2, 3])
 
 
-# -- two models on one journey -----------------------------------------------------------------------------
+# -- two models on one journey ---------------------------------------------------------------------
 def parts(scheduler: Any, fraction: float) -> tuple[Tensor, Tensor]:
     """What SDXL's two pipelines do with the list."""
     cut, times = round(1000 - fraction * 1000), scheduler.timesteps
@@ -291,7 +322,9 @@ def test_base_and_refiner_make_what_one_run_makes(sampler: str, fraction: float)
         assert torch.equal(loop(refiner, half, parts(refiner, fraction)[1]), loop(whole, noise()))
 
 
-@pytest.mark.parametrize("sampler", ["lms", "plms", "pndm", "dpmpp_2m", "unipc", "euler_ancestral", "restart", "edm"])
+@pytest.mark.parametrize(
+    "sampler", ["lms", "plms", "pndm", "dpmpp_2m", "unipc", "euler_ancestral", "restart", "edm"]
+)
 def test_a_base_ends_where_its_refiner_begins(sampler: str) -> None:
     for steps in (10, 25):
         scheduler = made(sampler, steps)
@@ -304,9 +337,13 @@ def test_a_base_ends_where_its_refiner_begins(sampler: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, in diffusers' KDPM2
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
+@pytest.mark.parametrize(
+    "name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"]
+)
 @pytest.mark.parametrize("libraries", [(compat, compat), (compat, diffusers), (diffusers, compat)])
-def test_base_and_refiner_meet_whatever_library_made_them(libraries: tuple[Any, Any], name: str) -> None:
+def test_base_and_refiner_meet_whatever_library_made_them(
+    libraries: tuple[Any, Any], name: str
+) -> None:
     """With two calls a step diffusers' own base ends one level below where the refiner begins."""
     if libraries[0] is diffusers and name != "EulerDiscreteScheduler":
         pytest.skip("diffusers' base has passed the refiner's first level")
@@ -329,7 +366,7 @@ def test_a_base_that_holds_no_whole_step_is_refused_with_the_remedy() -> None:
         loop(scheduler, noise(), scheduler.timesteps[:1])
 
 
-# -- generators --------------------------------------------------------------------------------------------
+# -- generators ------------------------------------------------------------------------------------
 STOCHASTIC = [name for name, spec in SOLVERS.items() if spec.stochastic and name != "restart"]
 
 
@@ -339,8 +376,15 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("sampler", STOCHASTIC)
 def test_a_generator_advances_when_a_sampler_draws(sampler: str) -> None:
-    """From one start: the same generator again makes another sample, a generator of the same seed the same one."""
-    options = {"edm": {"s_churn": 20.0}, "ddim": {"eta": 1.0}, "tcd": {"eta": 1.0}, "dpmpp_sde": {"eta": 1.0}}
+    """From one start: the same generator again makes another sample, a generator of the same seed
+    the same one.
+    """
+    options = {
+        "edm": {"s_churn": 20.0},
+        "ddim": {"eta": 1.0},
+        "tcd": {"eta": 1.0},
+        "dpmpp_sde": {"eta": 1.0},
+    }
 
     def run(generator: torch.Generator | None) -> Tensor:
         scheduler = made(sampler, 6, **options.get(sampler, {}))
@@ -386,7 +430,11 @@ def test_a_copy_of_a_scheduler_in_a_run_changes_nothing() -> None:
 @pytest.mark.filterwarnings("ignore")  # of diffusers, about itself
 @pytest.mark.parametrize(
     ("family", "key"),
-    [("sd3", "StableDiffusion3Pipeline"), ("video", "StableVideoDiffusionPipeline"), ("sd", "StableDiffusionPipeline")],
+    [
+        ("sd3", "StableDiffusion3Pipeline"),
+        ("video", "StableVideoDiffusionPipeline"),
+        ("sd", "StableDiffusionPipeline"),
+    ],
 )
 def test_a_pipelines_generator_reaches_a_sampler_that_is_given_none(family: str, key: str) -> None:
     pipe, inputs = tiny.case(family, key)
@@ -410,11 +458,15 @@ def test_a_modular_pipelines_generator_reaches_a_sampler_that_is_given_none() ->
 
     flux, inputs = tiny.case("flux", "FluxPipeline (schnell)")
     pipe = FluxAutoBlocks().init_pipeline()
-    pipe.update_components(**{k: v for k, v in flux.components.items() if v is not None and k in pipe._component_specs})
+    pipe.update_components(
+        **{k: v for k, v in flux.components.items() if v is not None and k in pipe._component_specs}
+    )
     pipe.set_progress_bar_config(disable=True)
 
     def run(seed: int, key: int) -> Tensor:
-        pipe.update_components(scheduler=tm.Scheduler.from_config(flux.scheduler.config, sampler="euler_ancestral"))
+        pipe.update_components(
+            scheduler=tm.Scheduler.from_config(flux.scheduler.config, sampler="euler_ancestral")
+        )
         torch.manual_seed(seed)
         generator, latents = torch.Generator().manual_seed(key), noise(3).reshape(1, 16, 16)
         more = {**inputs, "latents": latents, "num_inference_steps": 3, "generator": generator}
@@ -428,7 +480,9 @@ def test_a_run_keeps_its_noise_when_the_next_one_of_the_scheduler_begins(tmp_pat
     scheduler, x = made("euler_ancestral"), noise()
     times = list(scheduler.timesteps)
     for t in times[:4]:
-        x = scheduler.step(epsilon(x, t), t, x, generator=torch.Generator().manual_seed(5)).prev_sample
+        x = scheduler.step(
+            epsilon(x, t), t, x, generator=torch.Generator().manual_seed(5)
+        ).prev_sample
     runs = [scheduler.run.branch()]
     scheduler.run.save(tmp_path / "run.safetensors")
     runs.append(tm.Run.load(tmp_path / "run.safetensors"))

@@ -11,7 +11,8 @@ from timonel.core.grids import GRIDS
 from timonel.errors import ArgumentError, UnknownName
 
 WITHOUT_CFG_PP = (
-    "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2s_ancestral", "res_multistep", "res_multistep_ancestral",
+    "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2s_ancestral", "res_multistep",
+    "res_multistep_ancestral",
     "gradient_estimation",
 )  # fmt: skip
 
@@ -24,9 +25,21 @@ WITHOUT_CFG_PP = (
         ("DPM++ 2M Karras", "dpmpp_2m", "karras", {}, "independent"),
         ("DPM++ 2M", "dpmpp_2m", None, {}, "independent"),
         ("Euler a", "euler_ancestral", None, {}, "independent"),
-        ("DPM++ 2M SDE Heun Exponential", "dpmpp_2m_sde", "exponential", {"variant": "heun"}, "brownian"),
+        (
+            "DPM++ 2M SDE Heun Exponential",
+            "dpmpp_2m_sde",
+            "exponential",
+            {"variant": "heun"},
+            "brownian",
+        ),
         ("dpmpp_2m_sde_gpu", "dpmpp_2m_sde", None, {}, "brownian"),
-        ("uni_pc_bh2", "unipc", None, {"order": 3, "variant": "bh2", **names.DISCARDS}, "independent"),
+        (
+            "uni_pc_bh2",
+            "unipc",
+            None,
+            {"order": 3, "variant": "bh2", **names.DISCARDS},
+            "independent",
+        ),
         ("DPM2 a Karras", "dpm2_ancestral", "karras", names.DISCARDS, "independent"),
         ("LMS Karras", "lms", "karras", {}, "independent"),
         ("euler sgm_uniform", "euler", "sgm_uniform", {}, "independent"),
@@ -53,16 +66,24 @@ def test_every_alias_leads_to_something_that_compiles():
 
 def test_no_alias_hides_a_solver_or_a_grid():
     assert not {
-        names.key(name) for name in solvers.SOLVERS if name != names.ALIASES.get(names.key(name), (name,))[0]
+        names.key(name)
+        for name in solvers.SOLVERS
+        if name != names.ALIASES.get(names.key(name), (name,))[0]
     } & (set(names.ALIASES))
     for alias, grid in names.GRID_ALIASES.items():
         assert names.grid(alias) == grid
 
 
 def test_every_scheduler_of_diffusers_that_samples_latents_has_a_name():
-    """By its class name; what is left out is no sampler of latents, or is listed in docs/parity.md with its reason."""
+    """By its class name; what is left out is no sampler of latents, or is listed in docs/parity.md
+    with its reason.
+    """
     known = {alias for alias in names.ALIASES if alias.endswith("scheduler")}
-    classes = {name.lower() for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")}
+    classes = {
+        name.lower()
+        for name in dir(diffusers)
+        if name.endswith("Scheduler") and not name.startswith("Flax")
+    }
     assert known <= classes
     assert len(known) > 25
 
@@ -78,7 +99,10 @@ def test_own_options_win_over_an_alias():
         ("eler", UnknownName, "'euler'"),
         ("DPM++ 2M Karas", UnknownName, "dpm\\+\\+ 2m"),
         ("dpm_adaptive", ArgumentError, "levels from the sample.*res_3s"),
-        *((f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'") for one in WITHOUT_CFG_PP),
+        *(
+            (f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'")
+            for one in WITHOUT_CFG_PP
+        ),
         ("sa_solver_pece", ArgumentError, "does not exist yet.*'sa_solver'"),
         ("euler/karas", UnknownName, "'karras'"),
         ("DPM++ 2M Karras/ays", ArgumentError, "'karras'.*'ays'.*one"),

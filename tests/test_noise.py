@@ -47,9 +47,15 @@ def test_noise_leaves_the_global_generator_alone():
 def test_seeds_and_rows_are_unrelated_and_unit_normal():
     """Correlations over 4096 values stay within five standard errors; so do mean and variance."""
     n = 4096
-    drawn = [SeededNoise((seed,))(row, torch.empty(1, n))[0] for seed in range(8) for row in range(START, 7)]
+    drawn = [
+        SeededNoise((seed,))(row, torch.empty(1, n))[0]
+        for seed in range(8)
+        for row in range(START, 7)
+    ]
     values = torch.stack(drawn).double()
-    correlation = torch.from_numpy(np.corrcoef(values.numpy())) - torch.eye(len(drawn), dtype=torch.float64)
+    correlation = torch.from_numpy(np.corrcoef(values.numpy())) - torch.eye(
+        len(drawn), dtype=torch.float64
+    )
     assert float(correlation.abs().max()) < 5 / n**0.5
     assert float(values.mean(1).abs().max()) < 5 / n**0.5
     assert float((values.var(1) - 1).abs().max()) < 5 * (2 / n) ** 0.5
@@ -87,7 +93,14 @@ def test_a_count_of_seeds_that_is_not_the_batch_is_refused_before_any_compute():
     with pytest.raises(ArgumentError, match=r"2 seeds for a batch of 3.*range\(3\)"):
         tm.sample(never, torch.ones(3, 4), "ddpm", process=tm.VP.from_schedule(), seeds=[1, 2])
     with pytest.raises(ArgumentError, match="give seeds= or noise="):
-        tm.sample(never, torch.ones(1, 4), "ddpm", process=tm.VP.from_schedule(), seeds=[1], noise=lambda r, x: x)
+        tm.sample(
+            never,
+            torch.ones(1, 4),
+            "ddpm",
+            process=tm.VP.from_schedule(),
+            seeds=[1],
+            noise=lambda r, x: x,
+        )
     with pytest.raises(ArgumentError, match="seeds"):
         tm.sample(never, torch.ones(1, 4), "ddpm", process=tm.VP.from_schedule())
 
@@ -95,22 +108,33 @@ def test_a_count_of_seeds_that_is_not_the_batch_is_refused_before_any_compute():
 # -- asking for it -------------------------------------------------------------------------------
 def test_the_sampler_keeps_its_noise_and_the_loop_uses_it():
     chosen = tm.Sampler("ddpm", steps=6, noise="brownian")
-    assert chosen.on(VP).noise == replace(chosen, steps=9).noise == tm.Sampler.of(chosen, 4).noise == "brownian"
+    assert (
+        chosen.on(VP).noise
+        == replace(chosen, steps=9).noise
+        == tm.Sampler.of(chosen, 4).noise
+        == "brownian"
+    )
     x = torch.randn(2, 3)
     run = tm.begin(x, chosen, process=VP, seeds=[1, 2])
     assert isinstance(run.noise, BrownianNoise)
     assert isinstance(tm.begin(x, "ddpm", process=VP, steps=6, seeds=[1, 2]).noise, SeededNoise)
     made = tm.sample(Gaussian(), x, chosen, process=VP, seeds=[1, 2])
-    assert torch.equal(made, drive(run.table, Gaussian(), x, noise=BrownianNoise((1, 2), run.table)))
-    assert not torch.equal(made, tm.sample(Gaussian(), x, "ddpm", process=VP, steps=6, seeds=[1, 2]))
+    assert torch.equal(
+        made, drive(run.table, Gaussian(), x, noise=BrownianNoise((1, 2), run.table))
+    )
+    assert not torch.equal(
+        made, tm.sample(Gaussian(), x, "ddpm", process=VP, steps=6, seeds=[1, 2])
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
         (lambda x: tm.Sampler("ddpm", noise="brownain"), UnknownName, "did you mean 'brownian'"),
-        (lambda x: tm.Sampler("dpmpp_2m", noise="brownian").compile(VP), ArgumentError, "'dpmpp_2m' draws no noise"),
-        (lambda x: tm.begin(x, replace(BROWNIAN, name="euler"), process=VP, seeds=[1]), ArgumentError, "no noise"),
+        (lambda x: tm.Sampler("dpmpp_2m", noise="brownian").compile(VP), ArgumentError,
+        "'dpmpp_2m' draws no noise"),
+        (lambda x: tm.begin(x, replace(BROWNIAN, name="euler"), process=VP, seeds=[1]),
+        ArgumentError, "no noise"),
         (lambda x: tm.begin(x, BROWNIAN, process=VP), ArgumentError, "give seeds"),
         (lambda x: tm.begin(x, BROWNIAN, process=VP, seeds=[1, 2]), ArgumentError, "2 seeds"),
         (
@@ -118,9 +142,12 @@ def test_the_sampler_keeps_its_noise_and_the_loop_uses_it():
             ArgumentError, "not both",
         ),
         (lambda x: BrownianNoise((1,), TABLES["euler"]), ArgumentError, "'euler' draws no noise"),
-        (lambda x: BrownianNoise((1,), TABLES["ddpm"])(99, x), ArgumentError, "row 99 of this table draws no noise"),
-        (lambda x: BrownianNoise((1.5,), TABLES["ddpm"]), ArgumentError, "seeds must be whole numbers"),
-        (lambda x: source("white", [1], TABLES["ddpm"]), UnknownName, "known: brownian, independent"),
+        (lambda x: BrownianNoise((1,), TABLES["ddpm"])(99, x), ArgumentError,
+        "row 99 of this table draws no noise"),
+        (lambda x: BrownianNoise((1.5,), TABLES["ddpm"]), ArgumentError,
+        "seeds must be whole numbers"),
+        (lambda x: source("white", [1], TABLES["ddpm"]), UnknownName,
+        "known: brownian, independent"),
         (lambda x: SeededNoise((1,), device="cuda"), ArgumentError, "'cpu' or 'sample'.*'cuda'"),
     ],
 )  # fmt: skip
@@ -147,14 +174,19 @@ def test_a_scheduler_draws_it_from_the_generators_and_keeps_it_when_saved(tmp_pa
     scheduler.set_timesteps(5)
     table, x = scheduler.run.table, torch.randn(2, 4, 6, 6)
     seeds, net = (5, 6), network()
-    drawn = [int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed))) for seed in seeds]
+    drawn = [
+        int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed)))
+        for seed in seeds
+    ]
     noise = BrownianNoise(tuple(drawn), table)
     expected = Run(table, "epsilon", noise=noise)
     expected.start(x)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     sample = x
     for t in scheduler.timesteps:
-        sample = scheduler.step(net(sample, float(t)), t, sample, generator=generators, return_dict=False)[0]
+        sample = scheduler.step(
+            net(sample, float(t)), t, sample, generator=generators, return_dict=False
+        )[0]
     for _ in expected.rows():
         expected.advance(net(expected.latents, float(scheduler.timesteps[expected.row])))
     assert torch.equal(sample, expected.result)
@@ -165,7 +197,9 @@ def test_a_scheduler_refuses_it_where_nothing_is_drawn_but_not_for_a_cut():
         scheduler_of("dpmpp_2m").set_timesteps(5)
     scheduler = scheduler_of("ddpm/karras")
     scheduler.set_timesteps(5)
-    last = scheduler.timesteps[4:]  # the step to the clean level, which image-to-image may be left with
+    last = scheduler.timesteps[
+        4:
+    ]  # the step to the clean level, which image-to-image may be left with
     for t in last:
         scheduler.step(torch.zeros(1, 4), t, torch.ones(1, 4))
     assert not scheduler.run.table.stochastic
@@ -195,7 +229,9 @@ def test_a_helm_draws_it_from_its_seeds():
 def test_a_recipe_carries_it_and_one_from_before_is_independent():
     plain = {"model": "emoji", "prompt": "x", "seed": 1, "sampler": "ddpm", "steps": 3}
     assert tm.Recipe(**plain).chosen().noise == "independent"
-    kept = tm.Recipe.model_validate_json(tm.Recipe(**plain, noise="brownian").model_dump_json(exclude_none=True))
+    kept = tm.Recipe.model_validate_json(
+        tm.Recipe(**plain, noise="brownian").model_dump_json(exclude_none=True)
+    )
     assert kept.chosen().noise == "brownian"
 
 
@@ -218,5 +254,8 @@ def test_the_command_line_writes_it_into_the_picture(tmp_path):
     ]
     assert CliRunner().invoke(app, given).exit_code == 0
     assert tm.Recipe.read(tmp_path / "red-apple-0.png").noise == "brownian"
-    for wrong, said in ((["--sampler", "dpmpp_2m"], "draws no noise"), (["--noise", "white"], "unknown noise source")):
+    for wrong, said in (
+        (["--sampler", "dpmpp_2m"], "draws no noise"),
+        (["--noise", "white"], "unknown noise source"),
+    ):
         assert said in str(CliRunner().invoke(app, [*given, *wrong]).exception)

@@ -1,6 +1,8 @@
-"""Law: NaN or infinity from a network or an autoencoder is said; no door hands on a black picture as if it were one.
+"""Law: NaN or infinity from a network or an autoencoder is said; no door hands on a black picture
+as if it were one.
 
-Some networks are broken in their last layer, some overflow in half precision as published autoencoders do.
+Some networks are broken in their last layer, some overflow in half precision as published
+autoencoders do.
 """
 
 from __future__ import annotations
@@ -50,12 +52,15 @@ def pipe() -> Any:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_sde", "heun", "lcm", "unipc"])
-@pytest.mark.parametrize("guidance", [None, 3.0, tm.cfg(3.0, rescale=0.7)], ids=["unguided", "guided", "rescaled"])
+@pytest.mark.parametrize(
+    "guidance", [None, 3.0, tm.cfg(3.0, rescale=0.7)], ids=["unguided", "guided", "rescaled"]
+)
 def test_the_native_loop_says_it(value: float, sampler: str, guidance: Any) -> None:
     def go(network: Any) -> Tensor:
         other = None if guidance is None else lambda x, at: 0.9 * torch.tanh(x)
         return tm.sample(
-            network, START, sampler, process=VP, prediction="v", steps=4, seeds=[0, 1], unconditional=other,
+            network, START, sampler, process=VP, prediction="v", steps=4, seeds=[0, 1],
+            unconditional=other,
             guidance=guidance,
         )  # fmt: skip
 
@@ -76,7 +81,9 @@ def test_a_scheduler_of_compat_says_it(name: str) -> None:
 def driven(scheduler: Any) -> Tensor:
     x = START.clone()
     for time in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, time) if hasattr(scheduler, "scale_model_input") else x
+        seen = (
+            scheduler.scale_model_input(x, time) if hasattr(scheduler, "scale_model_input") else x
+        )
         x = scheduler.step(broken(math.nan)(seen, time), time, x).prev_sample
     return x
 
@@ -98,9 +105,15 @@ def overflow(pipe: Any) -> None:
     pipe.to(torch.float16)
 
 
-SPOILT = {spoil_network: "every sample has NaN", spoil_decoder: "check its weights", overflow: "run it in float32"}
+SPOILT = {
+    spoil_network: "every sample has NaN",
+    spoil_decoder: "check its weights",
+    overflow: "run it in float32",
+}
 spoilt = pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-black = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # what diffusers leaves it at
+black = pytest.mark.filterwarnings(
+    "ignore:invalid value encountered in cast"
+)  # what diffusers leaves it at
 
 
 @spoilt
@@ -133,7 +146,9 @@ def test_the_helm_warns_of_one_picture_of_two(pipe: Any) -> None:
     assert np.asarray(second).std() == 0
 
 
-@pytest.mark.parametrize("scheduler", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"])
+@pytest.mark.parametrize(
+    "scheduler", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"]
+)
 def test_a_plain_call_with_our_scheduler_says_it(pipe: Any, scheduler: Any) -> None:
     spoil_network(pipe)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
@@ -156,7 +171,18 @@ def folder(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 @black
 @pytest.mark.parametrize("spoil", [spoil_network, spoil_decoder], ids=lambda spoil: spoil.__name__)
 def test_generate_says_it_and_writes_no_picture(folder: Any, spoil: Any, tmp_path: Path) -> None:
-    words = ["generate", "pizza", "--model", folder(spoil), "--steps", "2", "--width", "32", "--height", "32"]
+    words = [
+        "generate",
+        "pizza",
+        "--model",
+        folder(spoil),
+        "--steps",
+        "2",
+        "--width",
+        "32",
+        "--height",
+        "32",
+    ]
     with pytest.raises(GuardStop, match="NaN or infinity"):
         CliRunner().invoke(app, words, catch_exceptions=False)
     assert not list((tmp_path / "out").glob("*"))

@@ -1,4 +1,6 @@
-"""Law: on an exactly solvable model the error falls with the declared order (log-log slope within ±0.3)."""
+"""Law: on an exactly solvable model the error falls with the declared order (log-log slope within
+±0.3).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,19 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from models import PROCESSES, VARIANTS, Gaussian, Mixture, drive, ends, label, lam_grid, propagate, slope, variance
+from models import (
+    PROCESSES,
+    VARIANTS,
+    Gaussian,
+    Mixture,
+    drive,
+    ends,
+    label,
+    lam_grid,
+    propagate,
+    slope,
+    variance,
+)
 from timonel.core import solvers
 from timonel.core.process import EDM, Flow
 
@@ -34,15 +48,24 @@ def _exact(process: str, model: str, start: float) -> tuple[torch.Tensor, torch.
     return x, denoise.solve(x, *ends(lam_grid(WIDE[process], 1, start)))
 
 
-def _measured(variant: tuple[str, dict], process: str, models: Iterable[str], start: float) -> tuple[list[float], int]:
+def _measured(
+    variant: tuple[str, dict], process: str, models: Iterable[str], start: float
+) -> tuple[list[float], int]:
     """The slope of the error on each model, and the order that is declared."""
     order = solvers.make(variant[0], lam_grid(WIDE[process], 8, start), **variant[1]).order
-    steps = [n * (2 if order == 4 else 1) for n in STEPS]  # the first steps are of lower order, and show for longer
-    tables = [solvers.make(variant[0], lam_grid(WIDE[process], n, start, bend=0.4), **variant[1]) for n in steps]
+    steps = [
+        n * (2 if order == 4 else 1) for n in STEPS
+    ]  # the first steps are of lower order, and show for longer
+    tables = [
+        solvers.make(variant[0], lam_grid(WIDE[process], n, start, bend=0.4), **variant[1])
+        for n in steps
+    ]
     slopes = []
     for model in models:
         x, exact = _exact(process, model, start)
-        errors = [float((drive(table, MODELS[model][0], x) - exact).abs().max()) for table in tables]
+        errors = [
+            float((drive(table, MODELS[model][0], x) - exact).abs().max()) for table in tables
+        ]
         slopes.append(slope(steps, errors))
     return slopes, order
 
@@ -55,20 +78,24 @@ def _measured(variant: tuple[str, dict], process: str, models: Iterable[str], st
 def test_global_error_falls_with_the_declared_order(variant, process):
     """From near pure noise to lam = 1.5, on a smoothly uneven grid that ends above sigma = 0.
 
-    On no model slower than declared, and on some model not faster: a few methods gain an order on Gaussian data.
+    On no model slower than declared, and on some model not faster: a few methods gain an order on
+    Gaussian data.
     """
     slopes, order = _measured(variant, process, MODELS, -6.0)
     found = min(slopes)
     if order == 0:
         pytest.skip("declares none")
     assert found > order - 0.3
-    # at order 4 the error is 1e-7 here, where the terms of higher order still lead: only the lower bound is meaningful
+    # at order 4 the error is 1e-7 here, where the terms of higher order still lead: only the lower
+    # bound is meaningful
     assert order >= 4 or found < order + 0.3
 
 
 @pytest.mark.parametrize("variant", DETERMINISTIC, ids=label)
 def test_a_start_inside_is_limited_by_the_start_up_step_only(variant):
-    """A multistep solver's first step is of order 1, so a start inside the noise range leaves it order 2."""
+    """A multistep solver's first step is of order 1, so a start inside the noise range leaves it
+    order 2.
+    """
     (found,), order = _measured(variant, "edm", ["gaussian"], -2.0)
     assert found > min(order, 2) - 0.4
 
@@ -95,7 +122,9 @@ def test_weak_error_on_gaussian_data_falls_with_the_declared_order(variant, proc
     if solvers.SOLVERS[name].order == 0:
         pytest.skip("declares none")
     if name == "edm":
-        options = {"s_churn": 4.0}  # beyond N = 10 the churn per step then falls with N, as its convergence needs
+        options = {
+            "s_churn": 4.0
+        }  # beyond N = 10 the churn per step then falls with N, as its convergence needs
     data, steps, errors = Gaussian(), (32, 64, 128), []
     for n in steps:
         table = solvers.make(name, lam_grid(PROCESSES[process], n, bend=0.3), **options)
@@ -107,7 +136,9 @@ def test_weak_error_on_gaussian_data_falls_with_the_declared_order(variant, proc
     assert found > table.order - 0.3, (found, errors)
 
 
-@pytest.mark.parametrize("variant", [v for v in STOCHASTIC if v[0] not in ("lcm", "tcd", "restart")], ids=label)
+@pytest.mark.parametrize(
+    "variant", [v for v in STOCHASTIC if v[0] not in ("lcm", "tcd", "restart")], ids=label
+)
 def test_every_level_keeps_the_marginal_variance_of_gaussian_data(variant):
     """Relative error of the variance at every level, at most O(1/N): halved when the steps double."""
     name, options = variant
@@ -118,8 +149,16 @@ def test_every_level_keeps_the_marginal_variance_of_gaussian_data(variant):
         first = table.level(0)
         path = propagate(table, data.affine, first.alpha * data.mean, data.spread(first))
         # the inner row of a two-stage step is an Euler trial, not a sample of its level
-        rows = [k for k in range(table.nfe + 1) if k == table.nfe or table.first_row(table.step[k]) == k]
-        worst.append(max(float((variance(path[k]) / data.spread(table.level(k)) ** 2 - 1).abs().max()) for k in rows))
-    # a multistep solver that reads predictions from before the fresh noise keeps the variance less well
+        rows = [
+            k for k in range(table.nfe + 1) if k == table.nfe or table.first_row(table.step[k]) == k
+        ]
+        worst.append(
+            max(
+                float((variance(path[k]) / data.spread(table.level(k)) ** 2 - 1).abs().max())
+                for k in rows
+            )
+        )
+    # a multistep solver that reads predictions from before the fresh noise keeps the variance less
+    # well
     assert worst[0] < (0.3 if table.order == 1 and table.history > 1 else 0.1)
     assert worst[1] < 0.6 * worst[0]

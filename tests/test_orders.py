@@ -1,4 +1,6 @@
-"""Law: an order to a run is done or refused with its state, in every state and from any thread; none is lost."""
+"""Law: an order to a run is done or refused with its state, in every state and from any thread;
+none is lost.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def ended(status: str) -> Run:
         return denoise(x, level)
 
     try:
-        for _ in tm.iterate(run, stops, denoise) if run.guidance is not None else tm.iterate(run, stops):
+        for _ in (
+            tm.iterate(run, stops, denoise) if run.guidance is not None else tm.iterate(run, stops)
+        ):
             pass
     except ValueError:
         pass
@@ -96,13 +100,16 @@ def paused() -> Run:
 
 
 RUNS: dict[str, Callable[[], Run]] = {
-    "new": new, "running": begun, "paused": paused, **{status: lambda s=status: ended(s) for status in FINAL},
+    "new": new, "running": begun, "paused": paused,
+    **{status: lambda s=status: ended(s) for status in FINAL},
 }  # fmt: skip
 GIVE: dict[str, Callable[[Run, Path], Any]] = {
     "start": lambda run, path: run.start(torch.ones(1, 4)), "stop": lambda run, path: run.stop(),
     "pause": lambda run, path: run.pause(), "resume": lambda run, path: run.resume(),
-    "rewind": lambda run, path: run.rewind(0), "latents": lambda run, path: setattr(run, "latents", torch.zeros(1, 4)),
-    "guidance": lambda run, path: setattr(run, "guidance", 2.0), "branch": lambda run, path: run.branch(),
+    "rewind": lambda run, path: run.rewind(0), "latents": lambda run,
+    path: setattr(run, "latents", torch.zeros(1, 4)),
+    "guidance": lambda run, path: setattr(run, "guidance", 2.0), "branch": lambda run,
+    path: run.branch(),
     "save": lambda run, path: run.save(path),
 }  # fmt: skip
 
@@ -117,7 +124,9 @@ def test_a_run_does_what_the_table_allows_and_refuses_the_rest_by_its_state(
     assert run.phase == state
     before = run.status, run.step, run.reason, run.guidance
     if not allowed(order, state):
-        with pytest.raises(RunError, match=f"{order} is refused while the run is {state}: .*(run|handle|helm)"):
+        with pytest.raises(
+            RunError, match=f"{order} is refused while the run is {state}: .*(run|handle|helm)"
+        ):
             GIVE[order](run, tmp_path / "run")
         assert before == (run.status, run.step, run.reason, run.guidance)
         return
@@ -139,7 +148,7 @@ def test_the_page_has_the_table() -> None:
     assert set(ORDERS) == {*GIVE, "preview"}
 
 
-# -- copies and edits from other threads ---------------------------------------------------------------
+# -- copies and edits from other threads -----------------------------------------------------------
 def raised(run: Run) -> None:
     """An edit in two pieces, with time between them."""
     run.latents[:, :2] += 0.25
@@ -189,7 +198,10 @@ def test_copies_at_any_moment_keep_what_hooks_change(tmp_path: Path) -> None:
         thread.start()
         while thread.is_alive():
             run.save(tmp_path / "run.safetensors")
-            for twin in (Run.load(tmp_path / "run.safetensors", hooks=[raised]), run.branch(hooks=[raised])):
+            for twin in (
+                Run.load(tmp_path / "run.safetensors", hooks=[raised]),
+                run.branch(hooks=[raised]),
+            ):
                 lost += not torch.equal(finish(twin), whole)
         thread.join()
     assert not lost
@@ -221,9 +233,13 @@ def test_the_sample_of_a_paused_run_is_that_of_after_the_row_that_is_computed() 
     thread.join(SECONDS)
 
 
-# -- no model, and no order in which threads come ---------------------------------------------------------
-def at_random(give: Callable[[random.Random], Any], ended: Callable[[], bool], seed: int) -> list[Exception]:
-    """Three threads that give orders until `ended`; what they were refused with that is no `RunError`."""
+# -- no model, and no order in which threads come --------------------------------------------------
+def at_random(
+    give: Callable[[random.Random], Any], ended: Callable[[], bool], seed: int
+) -> list[Exception]:
+    """Three threads that give orders until `ended`; what they were refused with that is no
+    `RunError`.
+    """
     wrong: list[Exception] = []
 
     def orders(seed: int) -> None:
@@ -249,7 +265,9 @@ def at_random(give: Callable[[random.Random], Any], ended: Callable[[], bool], s
 
 
 def one(target: Any, run: Callable[[], Run], chance: random.Random) -> None:
-    name = chance.choice(["stop", "pause", "resume", "resume", "rewind", "latents", "guidance", "branch", "save"])
+    name = chance.choice(
+        ["stop", "pause", "resume", "resume", "rewind", "latents", "guidance", "branch", "save"]
+    )
     if name == "latents":
         run().latents = torch.zeros_like(run().latents)
     elif name == "guidance":
@@ -271,14 +289,18 @@ def test_a_run_that_three_threads_order_at_random_comes_to_an_end() -> None:
         over = threading.Event()
 
         def drives(run: Run = run, over: threading.Event = over) -> None:
-            while not over.is_set() or run.status == "running":  # a run of one's own loop may go on after its end
+            while (
+                not over.is_set() or run.status == "running"
+            ):  # a run of one's own loop may go on after its end
                 for _ in tm.iterate(run, slowly, denoise):
                     pass
                 time.sleep(0.001)
 
         thread = threading.Thread(target=drives)
         thread.start()
-        wrong = at_random(lambda chance, run=run: one(run, lambda: run, chance), lambda: False, seed)
+        wrong = at_random(
+            lambda chance, run=run: one(run, lambda: run, chance), lambda: False, seed
+        )
         assert not wrong, wrong
         if allowed("resume", run.phase):
             try:
@@ -300,10 +322,18 @@ def test_a_call_that_three_threads_order_at_random_comes_to_an_end() -> None:
         return decode(*args, **kwargs)
 
     helm.pipe.vae.decode = slowly
-    call = {**tiny.prompt(helm.pipe), "output_type": "pt", "steps": STEPS, "seeds": [1], "sampler": "euler"}
+    call = {
+        **tiny.prompt(helm.pipe),
+        "output_type": "pt",
+        "steps": STEPS,
+        "seeds": [1],
+        "sampler": "euler",
+    }
     for seed in range(6):
         handle = helm.start(**call, guidance=3.0, keep=STEPS)
-        wrong = at_random(lambda chance, h=handle: one(h, lambda: h.run, chance), lambda h=handle: h.done, seed)
+        wrong = at_random(
+            lambda chance, h=handle: one(h, lambda: h.run, chance), lambda h=handle: h.done, seed
+        )
         assert not wrong, wrong
         while not handle.done:
             try:

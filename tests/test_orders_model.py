@@ -1,4 +1,6 @@
-"""Law: random orders from three threads do to a run, and to a call in the background, what a model of it says."""
+"""Law: random orders from three threads do to a run, and to a call in the background, what a model
+of it says.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import timonel as tm
 import tiny
@@ -47,7 +55,11 @@ class Model:
         if self.paused and not self.stopping and self.row >= self.until:
             self.place = "waiting"
         elif self.row == STEPS or self.stopping:
-            self.place, self.status, self.paused = after, "done" if self.row == STEPS else "stopped", False
+            self.place, self.status, self.paused = (
+                after,
+                "done" if self.row == STEPS else "stopped",
+                False,
+            )
         else:
             self.place = "network"
 
@@ -89,7 +101,8 @@ class Orders(RuleBasedStateMachine):
     def arrive(self) -> None:
         """The run comes to the place of its model."""
         places = {
-            "network": lambda: self.gate.inside, "waiting": lambda: self.run._waiting and self.run._goto is None,
+            "network": lambda: self.gate.inside,
+            "waiting": lambda: self.run._waiting and self.run._goto is None,
             "resting": self.rests, "decoding": self.decodes,
         }  # fmt: skip
         until(places[self.model.place])
@@ -129,7 +142,9 @@ class Orders(RuleBasedStateMachine):
         return run
 
     @rule(
-        thread=st.integers(0, 2), name=st.sampled_from(["stop", "pause", "resume", "rewind"]), to=st.integers(0, STEPS)
+        thread=st.integers(0, 2),
+        name=st.sampled_from(["stop", "pause", "resume", "rewind"]),
+        to=st.integers(0, STEPS),
     )
     def orders(self, thread: int, name: str, to: int) -> None:
         arguments = (to,) if name == "rewind" else ()
@@ -146,7 +161,9 @@ class Orders(RuleBasedStateMachine):
         if before == "waiting":
             self.arrive()
 
-    @precondition(lambda self: not (self.model.place == "network" and self.model.paused))  # there it waits
+    @precondition(
+        lambda self: not (self.model.place == "network" and self.model.paused)
+    )  # there it waits
     @rule(thread=st.integers(0, 2), value=st.floats(-1, 1))
     def edits(self, thread: int, value: float) -> None:
         def edit() -> None:
@@ -248,7 +265,9 @@ class Background(Orders):
             HELM.append(tm.Helm(tiny.sdxl()))
         helm = HELM[0]
         pipe, self.model, self.decoder = helm.pipe, Model("starting"), Gate()
-        self.held = pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: self.network(args[0]))
+        self.held = pipe.unet.conv_in.register_forward_pre_hook(
+            lambda module, args: self.network(args[0])
+        )
         self.decode = pipe.vae.decode
 
         def decode(*args: Any, **kwargs: Any) -> Any:
@@ -256,7 +275,13 @@ class Background(Orders):
             return self.decode(*args, **kwargs)
 
         pipe.vae.decode = decode
-        call = {**tiny.prompt(pipe), "output_type": "pt", "steps": STEPS, "seeds": [1], "sampler": "euler"}
+        call = {
+            **tiny.prompt(pipe),
+            "output_type": "pt",
+            "steps": STEPS,
+            "seeds": [1],
+            "sampler": "euler",
+        }
         self.target = self.handle = helm.start(**call, guidance=3.0, keep=STEPS)
         until(lambda: self.gate.inside)
 

@@ -1,7 +1,8 @@
-"""Where diffusers and k-diffusion part from timonel: each difference shown, explained, and judged by measurement.
+"""Where diffusers and k-diffusion part from timonel: each difference shown, explained, and judged
+by measurement.
 
-The judges are exact: a Gaussian whose flow, moments and reverse SDE are known, or the same code in float64.
-`docs/differences.md` names these tests.
+The judges are exact: a Gaussian whose flow, moments and reverse SDE are known, or the same code in
+float64. `docs/differences.md` names these tests.
 """
 
 from __future__ import annotations
@@ -15,22 +16,43 @@ import torch
 import parity
 from models import Constant, drive, propagate, slope, variance
 from parity import Case, apart, draw
-from parity_exact import FULL, POINTS, SD, denoise, every, flowed, levels, mine, my_variance, their_variance, theirs
+from parity_exact import (
+    FULL,
+    POINTS,
+    SD,
+    denoise,
+    every,
+    flowed,
+    levels,
+    mine,
+    my_variance,
+    their_variance,
+    theirs,
+)
 from timonel.core import solvers
 from timonel.core.grids import Grid
 from timonel.core.process import EDM, At, Level, double
 
 
-# -- third order ---------------------------------------------------------------------------------------
+# -- third order -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("steps", [6, 14, 15, 20])
 @pytest.mark.parametrize("variant", ["midpoint", "heun"])
 def test_dpmpp_3m_of_diffusers_falls_to_order_two_at_the_end_below_15_steps(steps, variant):
-    """Its second step is that of its `solver_type`, and its last but one of order 2 below 15 steps, 3 from there on."""
+    """Its second step is that of its `solver_type`, and its last but one of order 2 below 15 steps,
+    3 from there on.
+    """
     config = SD | {"solver_order": 3, "solver_type": variant}
     options = {"curvature": 0.5, "variant": variant}
     few, many = (
         parity.error(
-            Case("DPMSolverMultistepScheduler", config, steps, "dpmpp_3m", options | {"final_order": o}, space="dpm")
+            Case(
+                "DPMSolverMultistepScheduler",
+                config,
+                steps,
+                "dpmpp_3m",
+                options | {"final_order": o},
+                space="dpm",
+            )
         )
         for o in (2, 3)
     )
@@ -40,13 +62,17 @@ def test_dpmpp_3m_of_diffusers_falls_to_order_two_at_the_end_below_15_steps(step
 
 
 def test_sde_dpmsolver_of_order_three_has_a_wrong_sign_in_diffusers():
-    """Its last coefficient is (1 - e^(-H) - H)/H² - 1/2, which tends to -1 with the step; + 1/2 would tend to 0.
+    """Its last coefficient is (1 - e^(-H) - H)/H² - 1/2, which tends to -1 with the step; + 1/2
+    would tend to 0.
 
-    The variance of its result on Gaussian data therefore converges with order 1; timonel's (and k-diffusion's) with 2.
+    The variance of its result on Gaussian data therefore converges with order 1; timonel's (and
+    k-diffusion's) with 2.
     """
     steps = [48, 96, 192]
     algorithm = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
-    wrong = [their_variance("DPMSolverMultistepScheduler", levels(n), **algorithm, **FULL) for n in steps]
+    wrong = [
+        their_variance("DPMSolverMultistepScheduler", levels(n), **algorithm, **FULL) for n in steps
+    ]
     right = [my_variance("dpmpp_3m_sde", levels(n)) for n in steps]
     half = [my_variance("dpmpp_3m_sde", levels(n), curvature=0.5) for n in steps]
     assert slope(steps, wrong) < 1.3
@@ -56,7 +82,9 @@ def test_sde_dpmsolver_of_order_three_has_a_wrong_sign_in_diffusers():
 
 
 def test_edm_sde_dpmsolver_of_order_three_fails_in_diffusers():
-    scheduler = diffusers.EDMDPMSolverMultistepScheduler(solver_order=3, algorithm_type="sde-dpmsolver++")
+    scheduler = diffusers.EDMDPMSolverMultistepScheduler(
+        solver_order=3, algorithm_type="sde-dpmsolver++"
+    )
     scheduler.set_timesteps(6)
     x, (first, second, last, *_) = torch.zeros(1, 1, 2, 2), scheduler.timesteps
     for t in (first, second):
@@ -66,13 +94,15 @@ def test_edm_sde_dpmsolver_of_order_three_fails_in_diffusers():
         scheduler.step(raw, last, x)
 
 
-# -- singlestep ----------------------------------------------------------------------------------------
+# -- singlestep ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("algorithm", "name", "options"), [
     ("dpmsolver", "dpm_solver", {}),
     ("dpmsolver++", "exponential_rk", {"tableau": "dpm_3"}),
 ])  # fmt: skip
 def test_singlestep_of_order_three_has_another_second_stage_in_diffusers(algorithm, name, options):
-    """DPM-Solver-3's second stage is made by DPM-Solver-2's midpoint formula there. Both are of order 3."""
+    """DPM-Solver-3's second stage is made by DPM-Solver-2's midpoint formula there. Both are of
+    order 3.
+    """
     steps, config = [24, 48, 96], {"algorithm_type": algorithm, "solver_order": 3, **FULL}
     grids = [levels(n, bend=0.0) for n in steps]
     theirs_ = [theirs("DPMSolverSinglestepScheduler", grid, **config) for grid in grids]
@@ -93,15 +123,19 @@ def test_singlestep_sde_draws_two_noises_for_one_interval_in_diffusers():
     assert one[-1] < two[-1] / 10
 
 
-# -- noise, slopes and pure noise ----------------------------------------------------------------------
+# -- noise, slopes and pure noise ------------------------------------------------------------------
 @pytest.mark.parametrize("s_churn", [4.0, 40.0])
 def test_churn_of_diffusers_is_not_shown_to_the_network(s_churn):
-    """The noise is added after the network was called, so that the slope belongs to the sample without it.
+    """The noise is added after the network was called, so that the slope belongs to the sample
+    without it.
 
-    The error of the variance of its result is larger than EDM's, which k-diffusion and timonel compute.
+    The error of the variance of its result is larger than EDM's, which k-diffusion and timonel
+    compute.
     """
     for n in (24, 48):
-        late = their_variance("EulerDiscreteScheduler", levels(n), scaled=True, step={"s_churn": s_churn})
+        late = their_variance(
+            "EulerDiscreteScheduler", levels(n), scaled=True, step={"s_churn": s_churn}
+        )
         assert my_variance("euler", levels(n), s_churn=s_churn) < late / 1.5
 
 
@@ -124,7 +158,13 @@ def test_flow_match_euler_of_diffusers_ignores_churn():
     ends = []
     for s_churn in (0.0, 100.0):
         case = Case(
-            "FlowMatchEulerDiscreteScheduler", {}, 8, "euler", kind="flow", space="flow", step={"s_churn": s_churn}
+            "FlowMatchEulerDiscreteScheduler",
+            {},
+            8,
+            "euler",
+            kind="flow",
+            space="flow",
+            step={"s_churn": s_churn},
         )
         ends.append(parity.theirs(case)[2])
     assert torch.equal(*ends)
@@ -135,13 +175,17 @@ def test_cogvideox_ddim_of_diffusers_ignores_eta():
     for eta in (0.0, 1.0):
         config = {"snr_shift_scale": 1.0}
         ends.append(
-            parity.theirs(Case("CogVideoXDDIMScheduler", config, 10, "euler", space="abar", step={"eta": eta}))[2]
+            parity.theirs(
+                Case("CogVideoXDDIMScheduler", config, 10, "euler", space="abar", step={"eta": eta})
+            )[2]
         )
     assert torch.equal(*ends)
 
 
 def test_ipndm_of_diffusers_drops_the_first_prediction():
-    """At pure noise it takes the denoised sample for 0, whatever the network says: a constant is not reproduced."""
+    """At pure noise it takes the denoised sample for 0, whatever the network says: a constant is
+    not reproduced.
+    """
     clean = 0.7
     scheduler = diffusers.IPNDMScheduler()
     scheduler.set_timesteps(12)
@@ -157,9 +201,11 @@ def test_ipndm_of_diffusers_drops_the_first_prediction():
 
 
 def test_pndm_of_diffusers_mixes_v_predictions_of_different_levels():
-    """It combines the raw outputs and converts the sum at the present sample, right for epsilon only.
+    """It combines the raw outputs and converts the sum at the present sample, right for epsilon
+    only.
 
-    The error of its v-prediction does not fall with the steps as that of the same network read as epsilon does.
+    The error of its v-prediction does not fall with the steps as that of the same network read as
+    epsilon does.
     """
     steps = [40, 100, 200]
     errors = {kind: [_pndm(kind, n) for n in steps] for kind in ("epsilon", "v_prediction")}
@@ -169,7 +215,9 @@ def test_pndm_of_diffusers_mixes_v_predictions_of_different_levels():
 
 
 def _pndm(kind: str, steps: int) -> float:
-    scheduler = diffusers.PNDMScheduler(**SD, skip_prk_steps=True, timestep_spacing="trailing", prediction_type=kind)
+    scheduler = diffusers.PNDMScheduler(
+        **SD, skip_prk_steps=True, timestep_spacing="trailing", prediction_type=kind
+    )
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
@@ -177,7 +225,11 @@ def _pndm(kind: str, steps: int) -> float:
     for t in scheduler.timesteps:
         at = At(*(float(v) for v in _level(scheduler, int(t))))
         clean = denoise(x, at)
-        raw = (x - at.alpha * clean) / at.sigma if kind == "epsilon" else (at.alpha * x - clean) / at.sigma
+        raw = (
+            (x - at.alpha * clean) / at.sigma
+            if kind == "epsilon"
+            else (at.alpha * x - clean) / at.sigma
+        )
         x = scheduler.step(raw, int(t), x).prev_sample
     return float((x - flowed(POINTS, first, _level(scheduler, 0))).abs().max())
 
@@ -188,7 +240,9 @@ def _level(scheduler: object, t: int) -> Level:
 
 
 def test_ancestral_steps_of_ltx_take_another_amount_of_noise():
-    """sigma_down = sigma'·(1 + (sigma'/sigma - 1)·eta), not DDPM's posterior. Both keep the marginal of a constant."""
+    """sigma_down = sigma'·(1 + (sigma'/sigma - 1)·eta), not DDPM's posterior. Both keep the
+    marginal of a constant.
+    """
     case = Case("LTXEulerAncestralRFScheduler", {}, 8, "euler", kind="flow", space="ltx", timesteps={
         "sigmas": [1 - k / 8 for k in range(9)]
     })  # fmt: skip
@@ -197,6 +251,8 @@ def test_ancestral_steps_of_ltx_take_another_amount_of_noise():
     mine_ = solvers.make("euler_ancestral", replace(parity.grid(case, scheduler), ends=None))
     assert float((theirs_.x - mine_.x).abs().max()) > 0.01
     for table in (theirs_, mine_):
-        still = propagate(table, lambda level: (level.alpha * 0, double([0.3])), double([0.0]), double([1.0]))
+        still = propagate(
+            table, lambda level: (level.alpha * 0, double([0.3])), double([0.0]), double([1.0])
+        )
         for k in range(1, table.nfe):
             assert float(variance(still[k])) == pytest.approx(float(table.sigma[k]) ** 2, rel=1e-9)

@@ -1,7 +1,9 @@
-"""Parity with diffusers: every scheduler that serves image or video latents, over random configurations.
+"""Parity with diffusers: every scheduler that serves image or video latents, over random
+configurations.
 
-The same network, start, levels and noise give the same network inputs and the same result. `parity.py`
-runs both sides, `parity_cases.py` draws the configurations, `test_parity_differences.py` holds what differs.
+The same network, start, levels and noise give the same network inputs and the same result.
+`parity.py` runs both sides, `parity_cases.py` draws the configurations,
+`test_parity_differences.py` holds what differs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ HERE = [name for name in PEERS if hasattr(diffusers, name)]
 
 @pytest.mark.parametrize("name", HERE)
 def test_every_configuration_computes_the_same(name: str) -> None:
-    wrong = [f"{found:.2e}: {case}" for case, found in measured(name) if not found <= TOLERANCE[case.double]]
+    wrong = [
+        f"{found:.2e}: {case}"
+        for case, found in measured(name)
+        if not found <= TOLERANCE[case.double]
+    ]
     assert not wrong, "\n" + "\n".join(wrong)
 
 
@@ -43,7 +49,9 @@ def _at_training_times(case: Case) -> bool:
 
 @pytest.mark.parametrize("name", [n for n in HERE if any(_at_training_times(c) for c in cases(n))])
 def test_the_process_has_the_schedulers_levels_at_its_times(name: str) -> None:
-    """What the harness takes from the scheduler is what timonel computes from the config and the times."""
+    """What the harness takes from the scheduler is what timonel computes from the config and the
+    times.
+    """
     for case in filter(_at_training_times, cases(name)):
         scheduler = theirs(case)[0]
         wanted = grid(case, scheduler)

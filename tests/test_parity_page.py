@@ -18,16 +18,21 @@ ROOT = Path(__file__).parent.parent
 PAGE, DIFFERENCES = ROOT / "docs" / "parity.md", ROOT / "docs" / "differences.md"
 ERROR = re.compile(r"\d+e[-+]\d+|inf|0e\+00")
 
-pytestmark = pytest.mark.skipif(k_diffusion_sampling() is None, reason="k-diffusion is not installed")
+pytestmark = pytest.mark.skipif(
+    k_diffusion_sampling() is None, reason="k-diffusion is not installed"
+)
 LISTED = pytest.mark.skipif(
-    f"diffusers {version('diffusers')}" not in PAGE.read_text("utf-8"), reason="the page is of another diffusers"
+    f"diffusers {version('diffusers')}" not in PAGE.read_text("utf-8"),
+    reason="the page is of another diffusers",
 )
 
 
 @LISTED
 def test_the_page_is_what_the_harness_finds() -> None:
     """Every line, verdict and count; only the sizes of errors within the tolerance may vary."""
-    made, written = (ERROR.sub("#", text).splitlines() for text in (page(), PAGE.read_text("utf-8")))
+    made, written = (
+        ERROR.sub("#", text).splitlines() for text in (page(), PAGE.read_text("utf-8"))
+    )
     assert made == written, "run python docs/make_parity.py"
 
 
@@ -36,7 +41,9 @@ def test_every_scheduler_of_diffusers_is_on_the_page() -> None:
     names = {n for n in dir(diffusers.schedulers) if n.endswith("Scheduler")}
     assert names == {*parity_cases.PEERS, *parity_cases.OUT_OF_SCOPE}
     text = PAGE.read_text("utf-8")
-    assert all(f"| `{name}` |" in text for name in [*names, *parity_k.PEERS, *parity_k.OUT_OF_SCOPE])
+    assert all(
+        f"| `{name}` |" in text for name in [*names, *parity_k.PEERS, *parity_k.OUT_OF_SCOPE]
+    )
 
 
 def test_notes_are_of_peers_that_exist() -> None:
@@ -51,6 +58,10 @@ def test_differences_name_tests_that_exist() -> None:
 
 
 def test_every_measured_difference_is_written_down() -> None:
-    code = "".join((ROOT / "tests" / f"test_parity_{n}.py").read_text("utf-8") for n in ("differences", "ends"))
+    code = "".join(
+        (ROOT / "tests" / f"test_parity_{n}.py").read_text("utf-8") for n in ("differences", "ends")
+    )
     written = DIFFERENCES.read_text("utf-8")
-    assert [n for n in re.findall(r"^def (test_\w+)\(", code, re.M) if f"`{n}`" not in written] == []
+    assert [
+        n for n in re.findall(r"^def (test_\w+)\(", code, re.M) if f"`{n}`" not in written
+    ] == []

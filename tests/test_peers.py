@@ -1,6 +1,8 @@
-"""The peers' own suites: diffusers' tests from a checkout, k-diffusion's samplers on exact denoisers.
+"""The peers' own suites: diffusers' tests from a checkout, k-diffusion's samplers on exact
+denoisers.
 
-Each test of diffusers that passes with its own scheduler passes with timonel's, or stands in `peers/reasons.yaml`.
+Each test of diffusers that passes with its own scheduler passes with timonel's, or stands in
+`peers/reasons.yaml`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ SUITES = [(name, socket) for name, suite in suites.SUITES.items() for socket in 
 @pytest.mark.slow
 @pytest.mark.skipif(CHECKOUT is None, reason=suites.HOW)
 @pytest.mark.parametrize(("name", "socket"), SUITES)
-def test_what_passes_with_diffusers_passes_with_ours_or_has_a_reason(name: str, socket: str) -> None:
-    """Minutes for the schedulers, about an hour for the pipelines; records under out/peers are not made again."""
+def test_what_passes_with_diffusers_passes_with_ours_or_has_a_reason(
+    name: str, socket: str
+) -> None:
+    """Minutes for the schedulers, about an hour for the pipelines; records under out/peers are not
+    made again.
+    """
     suite, out = suites.SUITES[name], ROOT / "out" / "peers"
     ours, baseline = suites.compared(suite, socket, CHECKOUT, out)
     wrong = suites.judge(suites.lost(baseline, ours), reasons.tests(name, socket))
@@ -37,7 +43,10 @@ def test_the_judge_names_what_has_no_reason_and_what_needs_none() -> None:
     failing = suites.lost(record, ours)
     assert failing == {"a": "1 is not 2"}
     assert suites.judge(failing, ["a"]) == []
-    assert suites.judge(failing, ["b"]) == ["fails, and has no reason: a", "passes, and has a reason: b"]
+    assert suites.judge(failing, ["b"]) == [
+        "fails, and has no reason: a",
+        "passes, and has a reason: b",
+    ]
 
 
 def test_every_reason_is_a_sentence_with_evidence_that_is_there() -> None:

@@ -1,4 +1,6 @@
-"""The three sockets on real StableDiffusionPipeline and StableDiffusionXLPipeline classes with random weights."""
+"""The three sockets on real StableDiffusionPipeline and StableDiffusionXLPipeline classes with
+random weights.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Calls:
 
     def __init__(self, pipe: Any) -> None:
         self.batches: list[int] = []
-        pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: self.batches.append(len(args[0])))
+        pipe.unet.conv_in.register_forward_pre_hook(
+            lambda module, args: self.batches.append(len(args[0]))
+        )
 
 
 def call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -52,7 +56,9 @@ def bare(pipe: Any, scheduler: Any, steps: int, seed: int, scale: float = 5.0) -
     own, pipe.scheduler = pipe.scheduler, scheduler
     try:
         generator = torch.Generator().manual_seed(seed)
-        return pipe(**call(pipe), num_inference_steps=steps, generator=generator, guidance_scale=scale).images
+        return pipe(
+            **call(pipe), num_inference_steps=steps, generator=generator, guidance_scale=scale
+        ).images
     finally:
         pipe.scheduler = own
 
@@ -61,8 +67,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-# name: diffusers' class, its options, our sampler, steps that are compared. 8 steps divide 1000: elsewhere
-# diffusers' DDIM steps to t - 1000 // N, which is not the next entry of its own list. TCD's last step is left
+# name: diffusers' class, its options, our sampler, steps that are compared. 8 steps divide 1000:
+# elsewhere
+# diffusers' DDIM steps to t - 1000 // N, which is not the next entry of its own list. TCD's last
+# step is left
 # out: diffusers ends at training time 0, with sigma_min of predicted noise in the picture.
 PARITY: dict[str, tuple[Any, dict[str, Any], str, int]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}, "ddim/trailing", 8),
@@ -91,19 +99,26 @@ def test_pipeline_gives_the_same_latents_as_with_diffusers_scheduler(pipe: Any, 
     for scheduler in (theirs, ours):
         generator = torch.Generator().manual_seed(9)
         if scheduler is ours:  # the same draws in the same order
-            ours.orders.noise = lambda row, like, g=generator: torch.randn(like.shape, generator=g, dtype=like.dtype)
-        # diffusers' Euler family works on x·sqrt(1 + s²) and multiplies what it is given by its first s
+            ours.orders.noise = lambda row, like, g=generator: torch.randn(
+                like.shape, generator=g, dtype=like.dtype
+            )
+        # diffusers' Euler family works on x·sqrt(1 + s²) and multiplies what it is given by its
+        # first s
         scale = float(theirs.init_noise_sigma)
         unit = scale / (1 + float(theirs.sigmas[0]) ** 2) ** 0.5 if scale > 1 else 1.0
         latents = start.clone() if scheduler is theirs else start * unit
-        more = {"eta": 0.3} if scheduler is theirs and name == "tcd" else {}  # pipelines pass eta = 0 to TCD's step
+        more = (
+            {"eta": 0.3} if scheduler is theirs and name == "tcd" else {}
+        )  # pipelines pass eta = 0 to TCD's step
         pipe.scheduler = scheduler
         asked = {"latents": latents, "generator": generator, "callback_on_step_end": keep, **more}
         pipe(**call(pipe), num_inference_steps=8, **asked)
     mine, other = seen["Scheduler"], seen[cls.__name__]
     assert len(mine) == len(other)
     last = len(mine) if compared == 8 else compared
-    assert relative(mine[last - 1], other[last - 1]) < 1e-6  # measured: 2e-7 to 5e-7, diffusers' float32 levels
+    assert (
+        relative(mine[last - 1], other[last - 1]) < 1e-6
+    )  # measured: 2e-7 to 5e-7, diffusers' float32 levels
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)
@@ -136,7 +151,9 @@ def test_pipeline_is_restored_when_a_hook_raises(pipe: Any) -> None:
     ({"until": 3, "unit": "step"}, [2] * 3 + [1] * 7),
     ({"between": (5.0, 1.0), "unit": "sigma"}, None),
 ])  # fmt: skip
-def test_unconditional_half_is_not_computed_outside_the_interval(pipe: Any, interval: Any, batches: Any) -> None:
+def test_unconditional_half_is_not_computed_outside_the_interval(
+    pipe: Any, interval: Any, batches: Any
+) -> None:
     calls = Calls(pipe)
     helm = tm.Helm(pipe)
     helm(**call(pipe), sampler="dpmpp_2m", steps=10, guidance=tm.cfg(5.0, **interval), seeds=[0])
@@ -227,7 +244,9 @@ def test_pause_and_resume_change_nothing(pipe: Any) -> None:
             run.pause()
             threading.Timer(0.05, run.resume).start()
 
-    assert torch.equal(plain, helm(**call(pipe), steps=6, seeds=[0], sampler="unipc", hooks=[pause]).images)
+    assert torch.equal(
+        plain, helm(**call(pipe), steps=6, seeds=[0], sampler="unipc", hooks=[pause]).images
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 8])
@@ -272,7 +291,9 @@ def test_diffusers_callback_edits_are_taken_over(pipe: Any) -> None:
             run.latents += 0.25
 
     helm = tm.Helm(pipe)
-    theirs = helm(**call(pipe), steps=5, seeds=[0], sampler="unipc", callback_on_step_end=replace).images
+    theirs = helm(
+        **call(pipe), steps=5, seeds=[0], sampler="unipc", callback_on_step_end=replace
+    ).images
     ours = helm(**call(pipe), steps=5, seeds=[0], sampler="unipc", hooks=[edit]).images
     assert relative(theirs, ours) < 1e-12
 
@@ -292,7 +313,11 @@ def test_diffusers_interrupt_ends_with_the_denoised_prediction(pipe: Any) -> Non
 def test_previews_are_of_the_denoised_picture(pipe: Any, tmp_path: Any) -> None:
     helm = tm.Helm(pipe.to(torch.float32))
     helm(**tiny.prompt(pipe), steps=3, seeds=[0], hooks=[tm.preview(tmp_path)])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-01.png", "step-02.png", "step-03.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-01.png",
+        "step-02.png",
+        "step-03.png",
+    ]
 
 
 def test_drop_in_scheduler_works_alone_and_draws_from_the_generator(pipe: Any) -> None:
@@ -306,7 +331,9 @@ def test_drop_in_scheduler_survives_saving_copying_and_loading(tmp_path: Any) ->
     pipe = tiny.sdxl()
     pipe.scheduler = tm.Scheduler.from_config(pipe.scheduler.config, sampler="dpmpp_2m/karras")
     twin = copy.deepcopy(pipe.scheduler)
-    plain = [{k: v for k, v in s.config.items() if not k.startswith("_")} for s in (twin, pipe.scheduler)]
+    plain = [
+        {k: v for k, v in s.config.items() if not k.startswith("_")} for s in (twin, pipe.scheduler)
+    ]
     assert plain[0] == plain[1]
     pipe.scheduler.save_pretrained(tmp_path)
     loaded = tm.Scheduler.from_pretrained(str(tmp_path))
@@ -346,7 +373,9 @@ def test_scheduler_takes_the_grid_of_the_config(config: dict[str, Any], grid: st
 
 
 def test_plain_use_of_timesteps_does_not_drive_the_run() -> None:
-    scheduler = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, sampler="heun", timestep_spacing="trailing")
+    scheduler = tm.Scheduler.from_config(
+        tiny.sdxl().scheduler.config, sampler="heun", timestep_spacing="trailing"
+    )
     scheduler.set_timesteps(4)
     assert len(list(scheduler.timesteps)) == len(scheduler.timesteps) == 7
     assert len(list(filter(lambda t: t >= 500, scheduler.timesteps))) == 3
@@ -383,7 +412,8 @@ def test_cut_timesteps_start_from_an_intermediate_level() -> None:
     ({"hooks": [3]}, ArgumentError, "callable that takes the run"),
     ({"sampler": "euler/ays_svd"}, GridError, "14.6"),
     ({"seeds": [1], "generator": torch.Generator()}, ArgumentError, "not both"),
-    ({"sampler": tm.Sampler("euler", options={"s_noise": 2})}, ArgumentError, "nothing to multiply"),
+    ({"sampler": tm.Sampler("euler", options={"s_noise": 2})}, ArgumentError,
+    "nothing to multiply"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused_before_any_compute(bad: Any, error: Any, says: str) -> None:
     pipe = tiny.sdxl()
@@ -404,7 +434,9 @@ def test_what_is_not_a_pipeline_is_refused() -> None:
     with pytest.raises(tm.TimonelError, match="shipped models: emoji"):
         tm.Helm("no/such-model-anywhere")
     with pytest.raises(ArgumentError, match="use_clipped_model_output"):
-        tm.Scheduler.from_config({}).step(torch.zeros(1), 0, torch.zeros(1), use_clipped_model_output=True)
+        tm.Scheduler.from_config({}).step(
+            torch.zeros(1), 0, torch.zeros(1), use_clipped_model_output=True
+        )
     with pytest.raises(ArgumentError, match="keeps solver, grid name"):
         tm.Scheduler.from_config({}, sampler=tm.Sampler("euler", steps=8, strength=0.5))
     with pytest.raises(UnknownName, match="bananas"):

@@ -1,4 +1,6 @@
-"""Control over pipelines that keep a sample of their own, slice their timesteps, or call two networks."""
+"""Control over pipelines that keep a sample of their own, slice their timesteps, or call two
+networks.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ import tiny
 from timonel.errors import ArgumentError, HookError, ModelError, RunError, UnknownName
 from timonel.pipelines.inspect_source import counts
 
-# family, class. The loops of the second half use the number of the turn, or keep a sample of their own.
+# family, class. The loops of the second half use the number of the turn, or keep a sample of their
+# own.
 STEERED = {
-    "StableDiffusionPipeline (v)": "sd", "StableDiffusionImg2ImgPipeline": "sd", "StableDiffusion3Pipeline": "sd3",
-    "StableDiffusionInstructPix2PixPipeline": "sd", "FluxPipeline (dev)": "flux", "FluxKontextPipeline": "flux",
+    "StableDiffusionPipeline (v)": "sd", "StableDiffusionImg2ImgPipeline": "sd",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusionInstructPix2PixPipeline": "sd", "FluxPipeline (dev)": "flux",
+    "FluxKontextPipeline": "flux",
     "CogVideoXPipeline": "video", "LTXPipeline": "video", "StableVideoDiffusionPipeline": "video",
     "StableDiffusionInpaintPipeline (4 channels)": "sd", "StableDiffusionControlNetPipeline": "sd",
-    "StableDiffusionXLInpaintPipeline": "sdxl", "FluxInpaintPipeline": "flux", "WanPipeline (2.2)": "video",
+    "StableDiffusionXLInpaintPipeline": "sdxl", "FluxInpaintPipeline": "flux",
+    "WanPipeline (2.2)": "video",
     "Flux2KleinKVPipeline": "flux",
 }  # fmt: skip
 SAMPLERS = ["dpmpp_3m", "dpmpp_2m_sde"]
@@ -55,10 +61,14 @@ def test_a_rewound_run_arrives_where_a_plain_one_does(key: str) -> None:
 
 @pytest.mark.parametrize("key", STEERED)
 def test_a_run_that_is_stopped_from_outside_is_handed_over_clean(key: str) -> None:
-    """From another thread, between two steps, and from a hook: the pipeline ends with the same sample."""
+    """From another thread, between two steps, and from a hook: the pipeline ends with the same
+    sample.
+    """
     pipe, inputs = tiny.case(STEERED[key], key)
     helm = tm.Helm(pipe)
-    from_hook = first(helm(**inputs, steps=5, seeds=[3], hooks=[tm.stop_when(lambda run: run.step == 2)]))
+    from_hook = first(
+        helm(**inputs, steps=5, seeds=[3], hooks=[tm.stop_when(lambda run: run.step == 2)])
+    )
     paused = threading.Event()
 
     def pause(run: tm.Run) -> None:
@@ -84,8 +94,12 @@ def test_an_inpainted_stop_keeps_the_picture_outside_the_mask() -> None:
     pipe, inputs = tiny.case("sd", "StableDiffusionInpaintPipeline (4 channels)")
     helm = tm.Helm(pipe)
     done = helm(**inputs, steps=5, seeds=[3]).images
-    stopped = helm(**inputs, steps=5, seeds=[3], hooks=[tm.stop_when(lambda run: run.step == 2)]).images
-    assert torch.equal(stopped[..., 4:], done[..., 4:])  # the right half is the picture's own latents
+    stopped = helm(
+        **inputs, steps=5, seeds=[3], hooks=[tm.stop_when(lambda run: run.step == 2)]
+    ).images
+    assert torch.equal(
+        stopped[..., 4:], done[..., 4:]
+    )  # the right half is the picture's own latents
     assert not torch.equal(stopped[..., :4], done[..., :4])
 
 
@@ -115,14 +129,18 @@ def test_img2img_starts_at_the_level_of_its_strength(sampler: str, strength: flo
     assert helm.run is not None
     table = helm.run.table
     assert table.steps == int(8 * strength)
-    full = tm.Sampler(sampler, steps=8).compile(tm.Scheduler.from_config(pipe.scheduler.config).process)
+    full = tm.Sampler(sampler, steps=8).compile(
+        tm.Scheduler.from_config(pipe.scheduler.config).process
+    )
     assert float(table.time[0]) == float(full.time[full.first_row(8 - table.steps)])
     assert len(seen) == table.nfe
     generator = torch.Generator().manual_seed(3)
     picture = pipe.image_processor.preprocess(inputs["image"])
     drawn = pipe.vae.encode(picture).latent_dist.sample(generator) * pipe.vae.config.scaling_factor
     noise = torch.randn(drawn.shape, generator=generator)
-    assert torch.allclose(seen[0], float(table.alpha[0]) * drawn + float(table.sigma[0]) * noise, atol=1e-5)
+    assert torch.allclose(
+        seen[0], float(table.alpha[0]) * drawn + float(table.sigma[0]) * noise, atol=1e-5
+    )
 
 
 def test_base_and_refiner_share_one_journey() -> None:
@@ -130,13 +148,16 @@ def test_base_and_refiner_share_one_journey() -> None:
     base = tiny.sdxl().to(torch.float64)
     refiner = StableDiffusionXLImg2ImgPipeline(**base.components)
     refiner.set_progress_bar_config(disable=True)
-    asked = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in tiny.prompt(base).items()}
+    asked = {
+        k: v.double() if isinstance(v, torch.Tensor) else v for k, v in tiny.prompt(base).items()
+    }
     whole = tm.Helm(base)(**asked, steps=10, seeds=[1], sampler="ddim").images
     first_half, second = tm.Helm(base), tm.Helm(refiner)
     half = first_half(**asked, steps=10, seeds=[1], sampler="ddim", denoising_end=0.6).images
     rest = {k: v for k, v in asked.items() if k not in ("height", "width")}
     made = second(
-        **rest, image=half, steps=10, seeds=[1], sampler="ddim", denoising_start=0.6, original_size=(16, 16),
+        **rest, image=half, steps=10, seeds=[1], sampler="ddim", denoising_start=0.6,
+        original_size=(16, 16),
         target_size=(16, 16),
     ).images  # fmt: skip
     assert first_half.run is not None
@@ -150,7 +171,9 @@ def test_two_transformers_change_at_the_boundary_for_every_sampler() -> None:
         pipe, inputs = tiny.case("video", "WanPipeline (2.2)")
         who: list[str] = []
         for name in ("transformer", "transformer_2"):
-            getattr(pipe, name).patch_embedding.register_forward_pre_hook(lambda m, a, n=name, who=who: who.append(n))
+            getattr(pipe, name).patch_embedding.register_forward_pre_hook(
+                lambda m, a, n=name, who=who: who.append(n)
+            )
         helm = tm.Helm(pipe)
         helm(**inputs, steps=6, seeds=[0], sampler=sampler, guidance=tm.cfg(3.0, until=0.5))
         assert helm.run is not None
@@ -163,7 +186,12 @@ def test_two_transformers_change_at_the_boundary_for_every_sampler() -> None:
         assert len(set(who)) == 2
 
 
-DRAWN = ("StableDiffusionImg2ImgPipeline", "FluxPipeline (true CFG)", "WanPipeline (2.1)", "StableDiffusion3Pipeline")
+DRAWN = (
+    "StableDiffusionImg2ImgPipeline",
+    "FluxPipeline (true CFG)",
+    "WanPipeline (2.1)",
+    "StableDiffusion3Pipeline",
+)
 
 
 @pytest.mark.parametrize("key", DRAWN)
@@ -173,7 +201,10 @@ def test_a_sample_does_not_depend_on_its_batch_or_on_pictures_per_prompt(key: st
     inputs = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     helm = tm.Helm(pipe)
     many = "num_videos_per_prompt" if family == "video" else "num_images_per_prompt"
-    options: dict[str, Any] = {"steps": 3, "sampler": "euler_ancestral" if family == "sd" else "euler"}
+    options: dict[str, Any] = {
+        "steps": 3,
+        "sampler": "euler_ancestral" if family == "sd" else "euler",
+    }
     both = first(helm(**inputs, **options, seeds=[4, 9], **{many: 2}))
     for i, seed in enumerate((4, 9)):
         alone = first(helm(**inputs, **options, seeds=[seed]))
@@ -184,7 +215,11 @@ def test_inpainted_pictures_of_a_batch_are_those_they_would_be_alone() -> None:
     pipe, inputs = tiny.case("sd", "StableDiffusionInpaintPipeline (4 channels)", torch.float64)
     helm = tm.Helm(pipe)
     options: dict[str, Any] = {"steps": 3, "sampler": "euler_ancestral"}
-    twice = {k: [v] * 2 if k == "prompt" else v.repeat(2, 1, 1, 1) for k, v in inputs.items() if k in PER_SAMPLE}
+    twice = {
+        k: [v] * 2 if k == "prompt" else v.repeat(2, 1, 1, 1)
+        for k, v in inputs.items()
+        if k in PER_SAMPLE
+    }
     both = first(helm(**{**inputs, **twice}, **options, seeds=[4, 9]))
     for i, seed in enumerate((4, 9)):
         assert relative(both[i : i + 1], first(helm(**inputs, **options, seeds=[seed]))) < 1e-6
@@ -266,7 +301,9 @@ class Breaks(nn.Module):
 def test_the_pipeline_is_as_before_whatever_raised(key: str, where: str) -> None:
     pipe, inputs = tiny.case("flux" if "Flux" in key else "sd", key)
     network = pipe.transformer if "Flux" in key else pipe.unet
-    tm.Helm(pipe)(**inputs, steps=1, seeds=[0])  # diffusers hangs a registry on some networks at their first call
+    tm.Helm(pipe)(
+        **inputs, steps=1, seeds=[0]
+    )  # diffusers hangs a registry on some networks at their first call
     own, before = pipe.scheduler, dict(vars(network))
     processors = dict(network.attn_processors) if "PAG" in key else None
     config = dict(pipe.config)
@@ -283,12 +320,19 @@ def test_the_pipeline_is_as_before_whatever_raised(key: str, where: str) -> None
             if len(calls) == 3:
                 raise RuntimeError("out of memory, say")
 
-        handle = next(m for m in network.modules() if isinstance(m, nn.Linear)).register_forward_pre_hook(third)
+        handle = next(
+            m for m in network.modules() if isinstance(m, nn.Linear)
+        ).register_forward_pre_hook(third)
     if where == "decoder":
         pipe.vae.decoder = Breaks()
     helm = tm.Helm(pipe)
     with pytest.raises((HookError, RuntimeError)):
-        helm(**{**inputs, "output_type": "pt"}, steps=3, seeds=[0], hooks=[fail] if where == "hook" else [])
+        helm(
+            **{**inputs, "output_type": "pt"},
+            steps=3,
+            seeds=[0],
+            hooks=[fail] if where == "hook" else [],
+        )
     assert pipe.scheduler is own
     assert vars(network).keys() == before.keys()
     assert dict(pipe.config) == config
@@ -305,7 +349,9 @@ def test_video_with_sound_is_stopped_together_and_goes_back_together() -> None:
     stepped: list[tm.Run] = []
     advance = tm.Run.advance
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tm.Run, "advance", lambda run, raw: (stepped.append(run), advance(run, raw))[1])
+        patch.setattr(
+            tm.Run, "advance", lambda run, raw: (stepped.append(run), advance(run, raw))[1]
+        )
         helm(**inputs, steps=4, seeds=[0], hooks=[tm.stop_when(lambda run: run.step == 2)])
     video, sound = stepped[0], stepped[1]
     assert (video.step, sound.step) == (2, 2)

@@ -1,4 +1,6 @@
-"""What the helm does with families whose loops differ: guiders, frames as a batch, segments, lists of their own."""
+"""What the helm does with families whose loops differ: guiders, frames as a batch, segments, lists
+of their own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output[0], torch.Tensor) else torch.as_tensor(output[0])
 
 
-# -- levels ------------------------------------------------------------------------------------------------
+# -- levels ----------------------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
 def test_a_named_grid_goes_before_the_list_that_a_pipeline_makes() -> None:
     pipe, inputs = tiny.case("video", "MochiPipeline")
@@ -32,7 +34,9 @@ def test_a_named_grid_goes_before_the_list_that_a_pipeline_makes() -> None:
 
 
 def test_a_call_in_segments_shows_the_run_that_was_made_last() -> None:
-    pipe, inputs = tiny.case("video", "WanAnimatePipeline")  # it chooses the levels again at its end
+    pipe, inputs = tiny.case(
+        "video", "WanAnimatePipeline"
+    )  # it chooses the levels again at its end
     helm = tm.Helm(pipe)
     helm(**inputs, steps=2, seeds=[0])
     assert helm.run is not None
@@ -44,7 +48,9 @@ def test_a_network_that_is_told_shares_gets_them_and_a_clean_end() -> None:
     pipe, inputs = tiny.case("cascade", "WuerstchenPriorPipeline")
     told: list[float] = []
     handle = pipe.prior.register_forward_pre_hook(
-        lambda module, args, named: told.append(float((named.get("r") if "r" in named else args[1])[0])),
+        lambda module, args, named: told.append(
+            float((named.get("r") if "r" in named else args[1])[0])
+        ),
         with_kwargs=True,
     )
     helm = tm.Helm(pipe)
@@ -55,12 +61,18 @@ def test_a_network_that_is_told_shares_gets_them_and_a_clean_end() -> None:
     assert float(helm.run.level.sigma) == 0
 
 
-# -- seeds ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("family", "key"), [("video", "TextToVideoSDPipeline"), ("dit", "DiTPipeline")])
-def test_a_stochastic_sampler_serves_frames_and_halves_with_one_seed_a_sample(family: str, key: str) -> None:
+# -- seeds -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("family", "key"), [("video", "TextToVideoSDPipeline"), ("dit", "DiTPipeline")]
+)
+def test_a_stochastic_sampler_serves_frames_and_halves_with_one_seed_a_sample(
+    family: str, key: str
+) -> None:
     pipe, inputs = tiny.case(family, key)
     helm = tm.Helm(pipe)
-    made = [first(helm(**inputs, steps=3, seeds=[seed], sampler="dpmpp_2m_sde")) for seed in (3, 4, 4)]
+    made = [
+        first(helm(**inputs, steps=3, seeds=[seed], sampler="dpmpp_2m_sde")) for seed in (3, 4, 4)
+    ]
     assert torch.equal(made[1], made[2])
     assert not torch.equal(made[0], made[1])
 
@@ -75,11 +87,13 @@ def test_several_sounds_of_a_prompt_have_a_seed_each() -> None:
         helm(**inputs, steps=2, seeds=[1], num_waveforms_per_prompt=2)
 
 
-# -- guidance ------------------------------------------------------------------------------------------------
+# -- guidance --------------------------------------------------------------------------------------
 def test_the_scale_of_a_call_is_told_to_the_guider_and_taken_back() -> None:
     pipe, inputs = tiny.case("video_more", "MotifVideoPipeline")
     helm, before = tm.Helm(pipe), pipe.guider.guidance_scale
-    made = {scale: first(helm(**inputs, steps=2, seeds=[0], guidance=scale)) for scale in (2.0, 6.0)}
+    made = {
+        scale: first(helm(**inputs, steps=2, seeds=[0], guidance=scale)) for scale in (2.0, 6.0)
+    }
     assert pipe.guider.guidance_scale == before
     assert not torch.equal(made[2.0], made[6.0])
     pipe.guider.guidance_scale = 6.0
@@ -93,7 +107,7 @@ def test_the_scale_of_a_call_is_told_to_the_guider_and_taken_back() -> None:
     assert pipe.guider.guidance_scale == 6.0
 
 
-# -- loops -----------------------------------------------------------------------------------------------------
+# -- loops -----------------------------------------------------------------------------------------
 def test_a_loop_that_draws_noise_is_called_again_after_a_rewind() -> None:
     pipe, inputs = tiny.case("video", "LTXConditionPipeline")
     assert counts(pipe)
@@ -121,13 +135,19 @@ def test_a_loop_with_a_list_of_its_own_says_which_samplers_it_takes() -> None:
 @pytest.mark.parametrize(
     ("family", "key", "why"),
     [
-        ("sd_more", "StableDiffusionPanoramaPipeline", "copy of its scheduler's state for each view"),
+        (
+            "sd_more",
+            "StableDiffusionPanoramaPipeline",
+            "copy of its scheduler's state for each view",
+        ),
         ("pixels", "RePaintPipeline", "goes back in its list"),
         ("pixels", "KarrasVePipeline", "corrects each step"),
         ("sd_more", "CycleDiffusionPipeline", "its own scheduler's variances"),
     ],
 )
-def test_a_loop_that_needs_its_own_sampler_is_refused_at_the_helm(family: str, key: str, why: str) -> None:
+def test_a_loop_that_needs_its_own_sampler_is_refused_at_the_helm(
+    family: str, key: str, why: str
+) -> None:
     pipe, _ = tiny.case(family, key)
     with pytest.raises(ModelError, match=why):
         tm.Helm(pipe)

@@ -1,4 +1,6 @@
-"""Guidance on pipelines of every shape: batched halves, three parts, one call each, told to the network, none."""
+"""Guidance on pipelines of every shape: batched halves, three parts, one call each, told to the
+network, none.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from timonel.errors import ArgumentError
 from timonel.pipelines.guidance import parts
 
 STEPS = 6
-# family, class; what its scale is called; how many samples the network computes where guided and where not
+# family, class; what its scale is called; how many samples the network computes where guided and
+# where not
 GUIDED: dict[str, tuple[str, str, tuple[int, int]]] = {
     "StableDiffusionPipeline": ("sd", "guidance_scale", (2, 1)),
     "StableDiffusionXLPipeline": ("sdxl", "guidance_scale", (2, 1)),
@@ -41,12 +44,17 @@ GUIDED: dict[str, tuple[str, str, tuple[int, int]]] = {
 
 
 # the largest to build and to run, so that one law of it is enough for a quick look
-EACH = [pytest.param(key, marks=pytest.mark.slow) if key == "HiDreamImagePipeline" else key for key in GUIDED]
+EACH = [
+    pytest.param(key, marks=pytest.mark.slow) if key == "HiDreamImagePipeline" else key
+    for key in GUIDED
+]
 UNGUIDED = {"ZImagePipeline": 0.0}  # c + g·(c - u)
 
 
 class Samples:
-    """How many samples the networks compute at every step, counted by what reaches their first layer."""
+    """How many samples the networks compute at every step, counted by what reaches their first
+    layer.
+    """
 
     def __init__(self, pipe: Any) -> None:
         self.seen: list[int] = []
@@ -56,9 +64,13 @@ class Samples:
             if isinstance(network, nn.Module):
                 layers = dict(network.named_modules())
                 named = (
-                    layers[k] for k in ("conv_in", "x_embedder", "img_in", "patch_embedding", "proj_in") if k in layers
+                    layers[k]
+                    for k in ("conv_in", "x_embedder", "img_in", "patch_embedding", "proj_in")
+                    if k in layers
                 )
-                layer = next(named, None) or next(m for m in layers.values() if isinstance(m, (nn.Conv2d, nn.Linear)))
+                layer = next(named, None) or next(
+                    m for m in layers.values() if isinstance(m, (nn.Conv2d, nn.Linear))
+                )
                 layer.register_forward_pre_hook(self.see)
 
     def see(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -124,7 +136,9 @@ def test_the_scale_is_the_pipelines_own_whatever_it_is_called(key: str) -> None:
 
 @pytest.mark.parametrize("key", [k for k in EACH if not isinstance(k, str) or GUIDED[k][2][0] == 2])
 def test_a_scale_per_step_is_the_pipelines_formula_with_that_scale(key: str) -> None:
-    """Two runs of one Euler step each, with the scales 5 and 2, are the two steps of one run with [5, 2]."""
+    """Two runs of one Euler step each, with the scales 5 and 2, are the two steps of one run with
+    [5, 2].
+    """
     pipe, inputs, name = built(key)
     helm = tm.Helm(pipe)
     kept: dict[str, torch.Tensor] = {}
@@ -133,7 +147,11 @@ def test_a_scale_per_step_is_the_pipelines_formula_with_that_scale(key: str) -> 
         kept[f"{run.step}"] = run.latents.clone()
 
     options: dict[str, Any] = {"sampler": "euler", "steps": STEPS, "seeds": [0], "hooks": [keep]}
-    helm(**inputs, **options, guidance=tm.cfg([5.0] + [2.0] * (STEPS - 1)) if "Img2Img" not in key else 2.0)
+    helm(
+        **inputs,
+        **options,
+        guidance=tm.cfg([5.0] + [2.0] * (STEPS - 1)) if "Img2Img" not in key else 2.0,
+    )
     if "Img2Img" in key:
         return
     mixed = dict(kept)
@@ -144,13 +162,22 @@ def test_a_scale_per_step_is_the_pipelines_formula_with_that_scale(key: str) -> 
             run.latents = mixed["1"].clone()
         high[f"{run.step}"] = run.latents.clone()
 
-    helm(**inputs, sampler="euler", steps=STEPS, seeds=[0], **{name: 5.0}, hooks=[lambda run: keep(run)])
+    helm(
+        **inputs,
+        sampler="euler",
+        steps=STEPS,
+        seeds=[0],
+        **{name: 5.0},
+        hooks=[lambda run: keep(run)],
+    )
     assert relative(mixed["1"], kept["1"]) < 1e-5
     helm(**inputs, sampler="euler", steps=STEPS, seeds=[0], **{name: 2.0}, hooks=[swap])
     assert relative(mixed[f"{STEPS}"], high[f"{STEPS}"]) < 1e-4
 
 
-@pytest.mark.parametrize("key", ["StableDiffusionPipeline", "FluxPipeline (true CFG)", "WanPipeline (2.1)"])
+@pytest.mark.parametrize(
+    "key", ["StableDiffusionPipeline", "FluxPipeline (true CFG)", "WanPipeline (2.1)"]
+)
 def test_rescale_gives_the_guided_output_the_spread_of_the_conditional_one(key: str) -> None:
     pipe, inputs, _ = built(key)
     helm = tm.Helm(pipe)
@@ -166,11 +193,18 @@ def test_rescale_gives_the_guided_output_the_spread_of_the_conditional_one(key: 
     assert float(raws[0].std()) == pytest.approx(float(conditional.std()), rel=1e-4)
 
 
-@pytest.mark.parametrize(("family", "key"), [("flux", "FluxPipeline (dev)"), ("flux", "FluxPipeline (schnell)")])
-def test_a_model_without_an_unconditional_part_says_that_nothing_can_be_switched_off(family: str, key: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "key"), [("flux", "FluxPipeline (dev)"), ("flux", "FluxPipeline (schnell)")]
+)
+def test_a_model_without_an_unconditional_part_says_that_nothing_can_be_switched_off(
+    family: str, key: str
+) -> None:
     pipe, inputs = tiny.case(family, key)
     counted, helm = Samples(pipe), tm.Helm(pipe)
-    with pytest.raises(ArgumentError, match=r"guidance-distilled.*negative_prompt|guides only with a negative prompt"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"guidance-distilled.*negative_prompt|guides only with a negative prompt",
+    ):
         helm(**inputs, steps=2, guidance=tm.cfg(until=0.5))
     assert counted.seen == []
     if key.endswith("(dev)"):
@@ -228,7 +262,10 @@ def test_a_second_sample_in_one_step_is_another_window_not_an_unconditional_part
 
 
 def test_places_and_rotary_embeddings_are_never_taken_for_a_batch() -> None:
-    given = {"image_rotary_emb": (torch.zeros(4, 8), torch.zeros(4, 8)), "txt_ids": torch.zeros(4, 3)}
+    given = {
+        "image_rotary_emb": (torch.zeros(4, 8), torch.zeros(4, 8)),
+        "txt_ids": torch.zeros(4, 3),
+    }
     given |= {"added": {"time_ids": torch.arange(4.0)}, "llama": [torch.arange(4.0)]}
     cut = parts.narrow(given, 4, slice(2, 4), False)
     assert cut["image_rotary_emb"][0].shape == (4, 8)
@@ -259,7 +296,11 @@ def test_an_image_prompt_is_halved_with_everything_else() -> None:
     picture = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(1))
     inputs["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(picture), picture])]
     counted, helm = Samples(pipe), tm.Helm(pipe)
-    off = first(helm(**inputs, steps=3, seeds=[0], guidance=tm.cfg(between=(0.99, 1.0)), hooks=[counted.ends]))
+    off = first(
+        helm(
+            **inputs, steps=3, seeds=[0], guidance=tm.cfg(between=(0.99, 1.0)), hooks=[counted.ends]
+        )
+    )
     inputs["ip_adapter_image_embeds"] = [picture]
     none = first(helm(**inputs, steps=3, seeds=[0], guidance_scale=1.0, hooks=[counted.ends]))
     assert counted.rows[:3] == counted.rows[3:]

@@ -21,7 +21,9 @@ def helm() -> tm.Helm:
 
 
 def begin(helm: tm.Helm, **options: Any) -> Handle:
-    handle = helm.start(**tiny.prompt(helm.pipe), **{"steps": 6, "seeds": [1], "sampler": "dpmpp_2m_sde", **options})
+    handle = helm.start(
+        **tiny.prompt(helm.pipe), **{"steps": 6, "seeds": [1], "sampler": "dpmpp_2m_sde", **options}
+    )
     return handle
 
 
@@ -63,7 +65,9 @@ def test_orders_given_before_the_first_step_are_not_lost(helm: tm.Helm) -> None:
     assert handle.result(60).images.isfinite().all()
 
 
-def test_orders_before_the_first_step_that_cannot_be_are_refused_at_once_and_the_call_goes_on(helm: tm.Helm) -> None:
+def test_orders_before_the_first_step_that_cannot_be_are_refused_at_once_and_the_call_goes_on(
+    helm: tm.Helm,
+) -> None:
     go = threading.Event()
     helm.pipe.unet.register_forward_pre_hook(lambda m, a: (go.wait(60), None)[1])
     handle = begin(helm)
@@ -113,10 +117,16 @@ def test_a_branch_goes_another_way_from_the_same_point(helm: tm.Helm) -> None:
     branch.latents += 0.2
     handle.resume()
     main = handle.result(60).images
-    other = helm(**tiny.prompt(helm.pipe), steps=6, seeds=[1], sampler="dpmpp_2m_sde", resume=branch).images
+    other = helm(
+        **tiny.prompt(helm.pipe), steps=6, seeds=[1], sampler="dpmpp_2m_sde", resume=branch
+    ).images
     assert not torch.equal(other, main)
     edited = helm(
-        **tiny.prompt(helm.pipe), steps=6, seeds=[1], sampler="dpmpp_2m_sde", hooks=[tm.edit(lambda x: x + 0.2, at=3)]
+        **tiny.prompt(helm.pipe),
+        steps=6,
+        seeds=[1],
+        sampler="dpmpp_2m_sde",
+        hooks=[tm.edit(lambda x: x + 0.2, at=3)],
     ).images
     assert torch.allclose(other, edited, atol=1e-6)
 

@@ -1,4 +1,6 @@
-"""What the drop-in scheduler makes of the configs, lists and step arguments of the pipelines of many families."""
+"""What the drop-in scheduler makes of the configs, lists and step arguments of the pipelines of
+many families.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-# -- processes that configs describe -----------------------------------------------------------------------
+# -- processes that configs describe ---------------------------------------------------------------
 def test_a_flow_whose_time_runs_backwards_is_stepped_as_diffusers_does() -> None:
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     ours = tm.Scheduler.from_config(theirs.config, sampler="euler")
@@ -52,7 +54,9 @@ def test_a_flow_whose_time_runs_backwards_is_stepped_as_diffusers_does() -> None
 
 
 def test_timesteps_beside_sigmas_are_the_times_before_the_shift() -> None:
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type="linear"
+    )
     ours = tm.Scheduler.from_config(theirs.config, sampler="euler")
     times = np.linspace(1000, 1, 6).astype(np.int64).astype(np.float32)
     theirs.set_timesteps(timesteps=times, sigmas=times / 1000, mu=0.7)
@@ -65,10 +69,14 @@ def test_timesteps_beside_sigmas_are_the_times_before_the_shift() -> None:
 
 
 @pytest.mark.parametrize(("steps", "second"), [(1, None), (2, 1.3), (4, None)])
-def test_a_consistency_model_of_angles_is_sampled_as_diffusers_does(steps: int, second: float | None) -> None:
+def test_a_consistency_model_of_angles_is_sampled_as_diffusers_does(
+    steps: int, second: float | None
+) -> None:
     config = diffusers.SCMScheduler().config
     assert isinstance(from_config(config), Trig)
-    theirs = diffusers.SCMScheduler(sigma_data=1.0)  # ours says 1 in its config, and pipelines scale by what it says
+    theirs = diffusers.SCMScheduler(
+        sigma_data=1.0
+    )  # ours says 1 in its config, and pipelines scale by what it says
     ours = tm.Scheduler.from_config(config, sampler="lcm")
     assert ours.config.sigma_data == 1.0
     for scheduler in (theirs, ours):
@@ -87,7 +95,9 @@ def test_a_consistency_model_of_angles_is_sampled_as_diffusers_does(steps: int, 
 
 def test_a_flow_scheduler_with_levels_above_one_explodes() -> None:
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
-    theirs.register_to_config(sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, final_sigmas_type="sigma_min")
+    theirs.register_to_config(
+        sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, final_sigmas_type="sigma_min"
+    )
     process = from_config(theirs.config)
     assert isinstance(process, VE)
     assert float(process.at_sigma(torch.tensor([80.0])).alpha) == 1
@@ -135,7 +145,9 @@ def test_levels_of_a_share_of_the_whole_are_stepped_as_diffusers_does() -> None:
             for t in scheduler.timesteps[:-2]:  # at the end diffusers keeps abar below 1
                 x = scheduler.step(network(x, t), t.expand(2), x).prev_sample
         made.append(x)
-    assert torch.allclose(ours.timesteps.as_subclass(Tensor), torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0]))
+    assert torch.allclose(
+        ours.timesteps.as_subclass(Tensor), torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+    )
     assert apart(made[1], made[0]) < 1e-5
 
 
@@ -144,7 +156,7 @@ def test_what_a_process_does_not_have_is_missing() -> None:
     assert not any(hasattr(scheduler, name) for name in ("betas", "alphas", "alphas_cumprod"))
 
 
-# -- where a journey ends and begins -------------------------------------------------------------------------
+# -- where a journey ends and begins ---------------------------------------------------------------
 def test_an_end_at_sigma_min_is_the_lowest_training_level_and_never_repeated() -> None:
     config = {"beta_schedule": "scaled_linear", "final_sigmas_type": "sigma_min"}
     low = VP.from_schedule("scaled_linear", 0.0001, 0.02).sigma_min
@@ -152,7 +164,9 @@ def test_an_end_at_sigma_min_is_the_lowest_training_level_and_never_repeated() -
     scheduler.set_timesteps(5)
     assert scheduler.run.steps == 5
     assert float(scheduler.sigmas[-1]) == pytest.approx(low, rel=1e-6)
-    scheduler = tm.Scheduler.from_config(config, sampler="dpmpp_2m/karras")  # its last level is that one already
+    scheduler = tm.Scheduler.from_config(
+        config, sampler="dpmpp_2m/karras"
+    )  # its last level is that one already
     scheduler.set_timesteps(5)
     assert scheduler.run.steps == 4
     assert float(scheduler.sigmas[-1]) == pytest.approx(low, rel=1e-6)
@@ -162,7 +176,9 @@ def test_an_end_at_sigma_min_is_the_lowest_training_level_and_never_repeated() -
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ("restart", "edm")])
 def test_a_slice_inside_a_step_begins_at_the_level_of_its_row(name: str) -> None:
-    scheduler = tm.Scheduler.from_config({"beta_schedule": "scaled_linear"}, sampler=f"{name}/trailing")
+    scheduler = tm.Scheduler.from_config(
+        {"beta_schedule": "scaled_linear"}, sampler=f"{name}/trailing"
+    )
     scheduler.set_timesteps(6)
     table, begin = scheduler.run.table, 3
     listed = scheduler.timesteps[begin:]
@@ -177,7 +193,7 @@ def test_a_slice_inside_a_step_begins_at_the_level_of_its_row(name: str) -> None
     assert float((x - clean).abs().max()) < 1e-6
 
 
-# -- arguments that loops give -----------------------------------------------------------------------------
+# -- arguments that loops give ---------------------------------------------------------------------
 def test_a_named_number_of_original_steps_reaches_the_grid_or_is_refused() -> None:
     theirs = diffusers.LCMScheduler()
     ours = tm.Scheduler.from_config(theirs.config, sampler="lcm")
@@ -192,7 +208,9 @@ def test_a_named_number_of_original_steps_reaches_the_grid_or_is_refused() -> No
     with pytest.raises(GridError, match=r"strength=0.2 of 4 steps leaves none; use at least 0.25"):
         ours.set_timesteps(timesteps=[999, 759, 499, 259], strength=0.2)
     with pytest.raises(ArgumentError, match="is of the grid 'lcm'"):
-        tm.Scheduler.from_config(theirs.config, sampler="ddim").set_timesteps(4, original_inference_steps=20)
+        tm.Scheduler.from_config(theirs.config, sampler="ddim").set_timesteps(
+            4, original_inference_steps=20
+        )
 
 
 def test_tokens_that_are_held_cleaner_are_stepped_by_their_own_level() -> None:
@@ -219,9 +237,13 @@ def test_noise_that_a_pipeline_gives_is_the_rows_and_refused_where_none_is_drawn
     given = [noise(10 + i) for i in range(4)]
     made = []
     for told in (True, False):
-        scheduler = tm.Scheduler.from_config({}, sampler=tm.Sampler("ddim", grid="trailing", options={"eta": 1.0}).name)
+        scheduler = tm.Scheduler.from_config(
+            {}, sampler=tm.Sampler("ddim", grid="trailing", options={"eta": 1.0}).name
+        )
         scheduler.sampler = tm.Sampler("ddim", grid="trailing", options={"eta": 1.0})
-        scheduler.orders.noise = (lambda row, like: torch.zeros_like(like)) if told else (lambda row, like: given[row])
+        scheduler.orders.noise = (
+            (lambda row, like: torch.zeros_like(like)) if told else (lambda row, like: given[row])
+        )
         scheduler.set_timesteps(4)
         x = noise()
         for i, t in enumerate(scheduler.timesteps):
@@ -255,10 +277,12 @@ def test_a_step_gives_the_sample_and_its_denoised_prediction() -> None:
         said = scheduler.step(network(x, t), t, x)
         x, clean = said
         assert x is said.prev_sample
-        assert torch.equal(clean, scheduler.run.denoised if scheduler.run.row < 3 else scheduler.run.result)
+        assert torch.equal(
+            clean, scheduler.run.denoised if scheduler.run.row < 3 else scheduler.run.result
+        )
 
 
-# -- seeds of batches that are not of samples --------------------------------------------------------------
+# -- seeds of batches that are not of samples ------------------------------------------------------
 def test_seeds_are_spread_over_the_parts_of_a_sample_whatever_its_batch() -> None:
     frames = torch.arange(6.0).reshape(6, 1)
     two, one = SeededNoise((5, 9)).spread(frames), SeededNoise((9,)).spread(frames[:3])

@@ -1,4 +1,6 @@
-"""Laws of pictures: what they show, how they are written, and that the sampler does not wait for them."""
+"""Laws of pictures: what they show, how they are written, and that the sampler does not wait for
+them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ PROCESS = tm.VP.from_schedule()
 SHAPE = (4, 8, 8)
 GENERATOR = torch.Generator().manual_seed(0)
 PICTURE = torch.randn(SHAPE, generator=GENERATOR) * 0.8
-RGB = LatentRGB(torch.tensor([[0.3, 0.1, 0.0, 0.0], [0.0, 0.3, 0.1, 0.0], [0.1, 0.0, 0.0, 0.3]]), torch.full((3,), 0.5))
+RGB = LatentRGB(
+    torch.tensor([[0.3, 0.1, 0.0, 0.0], [0.0, 0.3, 0.1, 0.0], [0.1, 0.0, 0.0, 0.3]]),
+    torch.full((3,), 0.5),
+)
 
 
 def denoise(x, level, std=0.1):
@@ -33,7 +38,16 @@ def denoise(x, level, std=0.1):
     return PICTURE + gain * (x - level.alpha * PICTURE)
 
 
-def journey(hooks, *, steps=6, batch=1, sampler="dpmpp_2m/karras", denoiser=denoise, context=None, shape=SHAPE):
+def journey(
+    hooks,
+    *,
+    steps=6,
+    batch=1,
+    sampler="dpmpp_2m/karras",
+    denoiser=denoise,
+    context=None,
+    shape=SHAPE,
+):
     """A started run with its context, driven to the end."""
     noise = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1))
     run = tm.Run(tm.Sampler(sampler, steps=steps).compile(PROCESS), hooks=hooks, context=context)
@@ -48,7 +62,9 @@ def psnr(a, b):
 
 
 def pixels(image):
-    return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).float() / 255
+    return (
+        torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).float() / 255
+    )
 
 
 # -- the linear fit ------------------------------------------------------------------------------
@@ -67,12 +83,19 @@ def test_fit_recovers_the_matrix_and_reports_its_psnr():
 
 
 def test_a_card_gives_the_same_pictures_back():
-    card = json.loads(json.dumps(LatentRGB(RGB.weight, RGB.bias, psnr=21.5).to_card(), allow_nan=False))
+    card = json.loads(
+        json.dumps(LatentRGB(RGB.weight, RGB.bias, psnr=21.5).to_card(), allow_nan=False)
+    )
     assert set(card) == {"weight", "bias", "psnr"}
     again = LatentRGB.from_card(card)
     assert torch.equal(again(PICTURE[None]), RGB(PICTURE[None]))
     assert again.psnr == 21.5
-    for broken in ({}, {"weight": [[1.0]], "bias": [0, 0, 0]}, {"weight": "x", "bias": [0.0] * 3}, 3):
+    for broken in (
+        {},
+        {"weight": [[1.0]], "bias": [0, 0, 0]},
+        {"weight": "x", "bias": [0.0] * 3},
+        3,
+    ):
         with pytest.raises(ArgumentError):
             LatentRGB.from_card(broken)
 
@@ -87,7 +110,9 @@ def test_video_frames_are_found_where_the_model_has_them():
     images = to_images(first)
     assert len(images) == 2
     assert images[0].size == (2 * 6, 3 * 3)  # 5 frames of 6 x 3 as a 2 x 3 grid
-    assert torch.equal(pixels(images[1].crop((6, 0, 12, 3))), pixels(to_images(first[1, 1][None])[0]))
+    assert torch.equal(
+        pixels(images[1].crop((6, 0, 12, 3))), pixels(to_images(first[1, 1][None])[0])
+    )
 
 
 def test_half_precision_and_wild_values_become_valid_pixels():
@@ -126,8 +151,14 @@ def test_pictures_are_named_by_step_and_sample_and_the_last_step_is_always_there
     journey([tm.preview(tmp_path / "one", every=4, rgb=RGB)], steps=6)
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["step-04.png", "step-06.png"]
     journey([tm.preview(tmp_path / "two", every=6, rgb=RGB)], steps=6, batch=2)
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["step-06-0.png", "step-06-1.png"]
-    journey([tm.preview(tmp_path / "three", every=4, rgb=RGB), tm.stop_when(lambda run: run.step == 2)], steps=6)
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        "step-06-0.png",
+        "step-06-1.png",
+    ]
+    journey(
+        [tm.preview(tmp_path / "three", every=4, rgb=RGB), tm.stop_when(lambda run: run.step == 2)],
+        steps=6,
+    )
     assert sorted(p.name for p in (tmp_path / "three").iterdir()) == ["step-02.png"]
 
 
@@ -136,16 +167,27 @@ def test_small_previews_are_enlarged_without_smoothing():
     journey([tm.preview(lambda run, images: pictures.extend(images), every=6, rgb=RGB, block=True)])
     (image,) = pictures
     assert image.size == (256, 256)
-    assert image.resize((8, 8), Image.Resampling.NEAREST).resize((256, 256), Image.Resampling.NEAREST) == image
+    assert (
+        image.resize((8, 8), Image.Resampling.NEAREST).resize((256, 256), Image.Resampling.NEAREST)
+        == image
+    )
     assert image.info["step"] == 6
-    journey([tm.preview(lambda run, images: pictures.extend(images), every=6, rgb=RGB, block=True, size=20)])
+    journey(
+        [
+            tm.preview(
+                lambda run, images: pictures.extend(images), every=6, rgb=RGB, block=True, size=20
+            )
+        ]
+    )
     assert pictures[-1].size == (24, 24)
 
 
 def test_the_converter_is_the_given_one_then_the_models_then_a_full_decode():
     def sizes(context, **options):
         found = []
-        hook = tm.preview(lambda run, images: found.append(images[0].size), every=6, block=True, **options)
+        hook = tm.preview(
+            lambda run, images: found.append(images[0].size), every=6, block=True, **options
+        )
         journey([hook], context=context)
         return found[0]
 
@@ -232,7 +274,9 @@ def test_a_decode_that_raises_in_the_middle_is_said_once_and_the_run_goes_on(hoo
             raise RuntimeError("CUDA out of memory")
         return torch.zeros(len(latents), 3, 8, 8)
 
-    with pytest.warns(PreviewMissing, match="no more pictures of this run: RuntimeError: CUDA out of memory") as said:
+    with pytest.warns(
+        PreviewMissing, match="no more pictures of this run: RuntimeError: CUDA out of memory"
+    ) as said:
         run = journey([hook(lambda run, images: None, decode=decode)], steps=5)
     assert run.status == "done"
     assert len(said) == 1
@@ -272,8 +316,14 @@ def test_the_linear_picture_that_fails_gives_way_to_the_full_one():
         raise ModelError("no map fits")
 
     seen = []
-    model = SimpleNamespace(small=small, latent_rgb=None, decode=lambda x: torch.zeros(len(x), 3, 40, 30))
-    journey([tm.preview(lambda run, images: seen.append(images[0].size), block=True)], steps=3, context=model)
+    model = SimpleNamespace(
+        small=small, latent_rgb=None, decode=lambda x: torch.zeros(len(x), 3, 40, 30)
+    )
+    journey(
+        [tm.preview(lambda run, images: seen.append(images[0].size), block=True)],
+        steps=3,
+        context=model,
+    )
     assert seen == [(30, 40)] * 3
     with pytest.warns(PreviewMissing, match="no map fits"):
         journey([tm.preview(lambda run, images: None, decode=False)], steps=3, context=model)
@@ -330,14 +380,22 @@ def test_a_file_is_not_taken_for_a_folder(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path):
     (tmp_path / "x").write_text("")
     inside = tmp_path / "x" / "frames"
-    for make in (tm.preview, tm.save_steps, lambda folder: tm.checkpoint(folder / "run.safetensors")):
+    for make in (
+        tm.preview,
+        tm.save_steps,
+        lambda folder: tm.checkpoint(folder / "run.safetensors"),
+    ):
         with pytest.raises(ArgumentError, match="cannot write"):
             make(inside)
     tm.preview(tmp_path / "new" / "frames")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]  # nothing is left behind by a hook without a run
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "x"
+    ]  # nothing is left behind by a hook without a run
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root"
+)
 def test_a_folder_without_permission_is_refused_before_the_run(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ArgumentError, match="Permission denied"):
@@ -352,7 +410,9 @@ def test_a_story_becomes_a_labelled_sheet_and_an_animation(tmp_path):
     assert story.frames[0][0].label == "step 1 · σ 14.61"
     with Image.open(story.contact_sheet(tmp_path / "sheet.png", columns=3)) as sheet:
         assert sheet.width == 3 * 96 + 4 * 8
-        assert len(set(sheet.crop((8, 8 + 96, sheet.width, 8 + 96 + 18)).convert("L").tobytes())) > 2  # text
+        assert (
+            len(set(sheet.crop((8, 8 + 96, sheet.width, 8 + 96 + 18)).convert("L").tobytes())) > 2
+        )  # text
     for name in ("steps.gif", "steps.webp"):
         with Image.open(story.animation(tmp_path / name, fps=10)) as film:
             times = []
@@ -362,7 +422,10 @@ def test_a_story_becomes_a_labelled_sheet_and_an_animation(tmp_path):
                 times.append(film.info["duration"])
             assert times == [100] * 5 + [1500]
             assert film.info["loop"] == 0
-    for call in (lambda: story.animation(tmp_path / "steps.mp4"), lambda: collect(rgb=RGB).contact_sheet("x.png")):
+    for call in (
+        lambda: story.animation(tmp_path / "steps.mp4"),
+        lambda: collect(rgb=RGB).contact_sheet("x.png"),
+    ):
         with pytest.raises(ArgumentError):
             call()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sheet.png", "steps.gif", "steps.webp"]
@@ -398,9 +461,14 @@ def test_a_still_picture_stays_as_long_as_its_frames(tmp_path):
 @pytest.mark.parametrize("what", ["denoised", "latents", "both"])
 def test_saved_steps_hold_what_the_run_held(tmp_path, what):
     held = []
-    hooks = [tm.save_steps(tmp_path, what), lambda run: held.append((run.denoised.clone(), run.latents.clone()))]
+    hooks = [
+        tm.save_steps(tmp_path, what),
+        lambda run: held.append((run.denoised.clone(), run.latents.clone())),
+    ]
     journey(hooks, steps=3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-0{i}.safetensors" for i in (1, 2, 3)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-0{i}.safetensors" for i in (1, 2, 3)
+    ]
     for i, (clean, x) in enumerate(held, 1):
         with safe_open(tmp_path / f"step-0{i}.safetensors", framework="pt") as file:
             assert set(file.keys()) == ({"denoised", "latents"} if what == "both" else {what})

@@ -1,4 +1,6 @@
-"""Previews of pipelines: by the rest of the pipeline's own call, without a trace in the run that is shown."""
+"""Previews of pipelines: by the rest of the pipeline's own call, without a trace in the run that is
+shown.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from timonel.pipelines.capture import capture
 from timonel.pipelines.decode.previews import Context
 
 CASES = pipes.load()
-# one of each way of decoding: packed, statistics of a batch norm, channels last, quantised, with sound, layers,
+# one of each way of decoding: packed, statistics of a batch norm, channels last, quantised, with
+# sound, layers,
 # spectra, depth, pixels; and of what is cleaned up after a loop: attention processors, caches
 SHOWN = {
     "FluxPipeline (dev)": "linear + decoded", "Flux2KleinKVPipeline": "linear + decoded",
@@ -67,7 +70,9 @@ class Net(nn.Module):
 
 
 class Odd:
-    """A pipeline that draws, cleans up, calls back and leaves a mark after its loop, and can do without none of it."""
+    """A pipeline that draws, cleans up, calls back and leaves a mark after its loop, and can do
+    without none of it.
+    """
 
     components: ClassVar[dict[str, Any]] = {}
 
@@ -84,16 +89,26 @@ class Odd:
         return (latents / 4 + 0.5).clamp(0, 1)
 
     def __call__(
-        self, num_inference_steps: int = 4, generator: Any = None, output_type: str = "pt", callback: Any = None
+        self,
+        num_inference_steps: int = 4,
+        generator: Any = None,
+        output_type: str = "pt",
+        callback: Any = None,
     ) -> Any:
         latents = torch.randn(1, 3, 8, 8, generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)
-        timesteps, known, cache = self.scheduler.timesteps, torch.zeros(1, 3, 8, 8), {"kept": torch.ones(())}
+        timesteps, known, cache = (
+            self.scheduler.timesteps,
+            torch.zeros(1, 3, 8, 8),
+            {"kept": torch.ones(())},
+        )
         for i, t in enumerate(timesteps):
             noise = self.unet(latents, t)[0]
             latents = self.scheduler.step(noise, t, latents, generator=generator).prev_sample
             if i < len(timesteps) - 1:
-                known = self.scheduler.add_noise(known, torch.randn_like(latents), timesteps[i + 1 : i + 2])
+                known = self.scheduler.add_noise(
+                    known, torch.randn_like(latents), timesteps[i + 1 : i + 2]
+                )
                 latents = latents + 0.01 * known
             if callback is not None:
                 self.called += callback(i)
@@ -111,24 +126,34 @@ def test_looking_leaves_no_trace_in_a_call() -> None:
     plain, shown, seen = Odd(), Odd(), []
     torch.manual_seed(5)
     want = tm.Helm(plain)(seeds=[3], steps=4, callback=lambda i: 1)[0]
-    hooks = [tm.preview(lambda run, images: seen.append(np.asarray(images[0])), decode=True, block=True)]
+    hooks = [
+        tm.preview(lambda run, images: seen.append(np.asarray(images[0])), decode=True, block=True)
+    ]
     torch.manual_seed(5)
     made = tm.Helm(shown)(seeds=[3], steps=4, callback=lambda i: 1, hooks=hooks)[0]
     assert torch.equal(made, want)
     assert (
-        (shown.freed, shown.called, shown.unet.cleared) == (plain.freed, plain.called, plain.unet.cleared) == (1, 4, 1)
+        (shown.freed, shown.called, shown.unet.cleared)
+        == (plain.freed, plain.called, plain.unet.cleared)
+        == (1, 4, 1)
     )
-    assert (seen[-1] == np.asarray(to_images(made)[0])).all()  # the noise that the end draws is the same too
+    assert (
+        seen[-1] == np.asarray(to_images(made)[0])
+    ).all()  # the noise that the end draws is the same too
     assert len(seen) == 4
 
 
 def test_the_picture_of_a_stopped_run_is_the_one_that_it_returns() -> None:
     helm, seen = tm.Helm(tiny.sdxl()), []
     hooks = [
-        tm.preview(lambda run, images: seen.append(np.asarray(images[0])), every=5, decode=True, block=True),
+        tm.preview(
+            lambda run, images: seen.append(np.asarray(images[0])), every=5, decode=True, block=True
+        ),
         tm.stop_when(lambda run: run.step == 2),
     ]
-    made = helm(**tiny.prompt(helm.pipe) | {"output_type": "pt"}, steps=5, seeds=[0], hooks=hooks).images
+    made = helm(
+        **tiny.prompt(helm.pipe) | {"output_type": "pt"}, steps=5, seeds=[0], hooks=hooks
+    ).images
     assert len(seen) == 1  # of the step at which it stopped
     assert abs(seen[0].astype(float) - np.asarray(to_images(made)[0])).max() <= 1
 
@@ -183,7 +208,9 @@ def test_a_picture_from_outside_is_refused_while_models_move_between_devices() -
                 handle.preview(decode=True)
             asked.append("yes")
 
-    handle = helm.start(**tiny.prompt(helm.pipe), steps=2, seeds=[0], hooks=[lambda run: ready.wait(30), ask])
+    handle = helm.start(
+        **tiny.prompt(helm.pipe), steps=2, seeds=[0], hooks=[lambda run: ready.wait(30), ask]
+    )
     ready.set()
     handle.result(60)
     assert asked == ["yes"]
@@ -207,6 +234,11 @@ def test_warnings_as_errors_do_not_end_a_pipeline() -> None:
     helm = tm.Helm(tiny.sdxl())
     with warnings.catch_warnings():
         warnings.simplefilter("error", PreviewMissing)
-        helm(**tiny.prompt(helm.pipe), steps=2, seeds=[0], hooks=[tm.preview(lambda run, images: 1 / 0)])
+        helm(
+            **tiny.prompt(helm.pipe),
+            steps=2,
+            seeds=[0],
+            hooks=[tm.preview(lambda run, images: 1 / 0)],
+        )
     assert helm.run is not None
     assert helm.run.status == "done"

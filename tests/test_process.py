@@ -58,21 +58,30 @@ def test_noise_rises_with_the_training_index(process, a, b):
 def test_the_clean_level_is_clean(process):
     level = process.clean()
     assert float(level.sigma) == 0
-    assert float(level.alpha) == pytest.approx(1.0)  # the sample itself, EDM's with another sigma_data too
+    assert float(level.alpha) == pytest.approx(
+        1.0
+    )  # the sample itself, EDM's with another sigma_data too
     assert torch.isfinite(level.time).all()
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n.startswith("vp")])
 def test_vp_has_unit_variance(name):
     level = EVERY[name].at_time(torch.linspace(0, 999, 3001, dtype=torch.float64))
-    assert torch.allclose(level.alpha**2 + level.sigma**2, torch.ones(3001, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(
+        level.alpha**2 + level.sigma**2, torch.ones(3001, dtype=torch.float64), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_vp_agrees_with_diffusers_alphas_cumprod(schedule, zero):
     """diffusers computes them in float32."""
-    config = {"beta_schedule": schedule, "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": zero}
+    config = {
+        "beta_schedule": schedule,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "rescale_betas_zero_snr": zero,
+    }
     theirs = diffusers.DDIMScheduler(**config).alphas_cumprod.double()
     ours = from_config(config).at_time(torch.arange(1000)).alpha ** 2
     # squaredcos ends at 1e-9 or less, where only the absolute error means something
@@ -83,7 +92,9 @@ def test_vp_agrees_with_diffusers_alphas_cumprod(schedule, zero):
 def test_trained_betas_are_used():
     betas = np.linspace(1e-4, 0.03, 50)
     process = from_config({"trained_betas": betas.tolist(), "num_train_timesteps": 50})
-    theirs = diffusers.DDIMScheduler(trained_betas=betas, num_train_timesteps=50).alphas_cumprod.double()
+    theirs = diffusers.DDIMScheduler(
+        trained_betas=betas, num_train_timesteps=50
+    ).alphas_cumprod.double()
     assert process.train_steps == 50
     assert torch.allclose(process.at_time(torch.arange(50)).alpha ** 2, theirs, rtol=1e-5)
 
@@ -100,26 +111,33 @@ def test_conversions_are_differentiable(process):
     top = 0.9 if process.kind == "flow" else 5.0
     sigma = double([0.3, 0.2]).mul(top).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: tuple(process.at_sigma(s)), (sigma,))
-    assert torch.autograd.gradcheck(lambda v: tuple(process.at_lam(v)), (double([0.3, 1.0]).requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda v: tuple(process.at_lam(v)), (double([0.3, 1.0]).requires_grad_(),)
+    )
 
 
 # -- configs of real checkpoints ---------------------------------------------------------------
 SD15 = {
-    "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1,
     "trained_betas": None, "clip_sample": False,
 }  # fmt: skip
 SDXL = {
     "_class_name": "EulerDiscreteScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "beta_start": 0.00085, "interpolation_type": "linear", "num_train_timesteps": 1000,
-    "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": False, "skip_prk_steps": True,
-    "steps_offset": 1, "timestep_spacing": "leading", "trained_betas": None, "use_karras_sigmas": False,
+    "prediction_type": "epsilon", "sample_max_value": 1.0, "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1, "timestep_spacing": "leading", "trained_betas": None,
+    "use_karras_sigmas": False,
 }  # fmt: skip
 SVD = {
     "_class_name": "EulerDiscreteScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "beta_start": 0.00085, "interpolation_type": "linear", "num_train_timesteps": 1000,
     "prediction_type": "v_prediction", "sigma_max": 700.0, "sigma_min": 0.002, "steps_offset": 1,
-    "timestep_spacing": "leading", "timestep_type": "continuous", "trained_betas": None, "use_karras_sigmas": True,
+    "timestep_spacing": "leading", "timestep_type": "continuous", "trained_betas": None,
+    "use_karras_sigmas": True,
 }  # fmt: skip
 SD3 = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 FLUX = {
@@ -128,13 +146,17 @@ FLUX = {
     "use_dynamic_shifting": True,
 }  # fmt: skip
 PLAYGROUND = {
-    "_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++", "prediction_type": "epsilon",
-    "num_train_timesteps": 1000, "rho": 7.0, "sigma_data": 0.5, "sigma_max": 80.0, "sigma_min": 0.002,
+    "_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000, "rho": 7.0, "sigma_data": 0.5, "sigma_max": 80.0,
+    "sigma_min": 0.002,
     "sigma_schedule": "karras", "solver_order": 2,
 }  # fmt: skip
 WAN = {
-    "_class_name": "UniPCMultistepScheduler", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
-    "flow_shift": 3.0, "num_train_timesteps": 1000, "prediction_type": "flow_prediction", "solver_order": 2,
+    "_class_name": "UniPCMultistepScheduler", "beta_schedule": "linear", "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "flow_shift": 3.0, "num_train_timesteps": 1000, "prediction_type": "flow_prediction",
+    "solver_order": 2,
     "solver_type": "bh2", "use_flow_sigmas": True, "timestep_spacing": "linspace",
 }  # fmt: skip
 
@@ -231,7 +253,8 @@ def test_playground_has_its_own_sigma_data():
         (lambda: EVERY["flow"].at_sigma(double([1.1])), GridError, "1.1"),
         (lambda: EVERY["edm"].at_sigma(double([800.0])), GridError, "800.*700"),
         (lambda: from_config({"beta_schedule": "sigmoidal"}), UnknownName, "sigmoidal"),
-        (lambda: prediction.from_config({"prediction_type": "epsillon"}), UnknownName, "did you mean 'epsilon'"),
+        (lambda: prediction.from_config({"prediction_type": "epsillon"}), UnknownName,
+        "did you mean 'epsilon'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_process_is_refused_with_the_value(call, error, said):

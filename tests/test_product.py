@@ -1,7 +1,8 @@
-"""Any solver on any grid, process and prediction: a table that keeps the laws, or an error that says why not.
+"""Any solver on any grid, process and prediction: a table that keeps the laws, or an error that
+says why not.
 
-Every pair of solver and grid is run on every process; the prediction and the number of steps rotate, so that each
-meets each of the others many times.
+Every pair of solver and grid is run on every process; the prediction and the number of steps
+rotate, so that each meets each of the others many times.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ PLACES = {
 }
 STEPS = (2, 3, 5, 8, 13)
 PURE = ("zero-snr", "flow")  # these begin at pure noise
-#: grids that some processes refuse, with the reason: a finite sigma_max, published levels outside, sigma_max < 1
+#: grids that some processes refuse, with the reason: a finite sigma_max, published levels outside,
+#: sigma_max < 1
 REFUSES = {
-    "zero-snr": {"karras", "exponential", "polyexponential", "laplace", "cosine", "beta_sigma", "linear_quadratic",
+    "zero-snr": {"karras", "exponential", "polyexponential", "laplace", "cosine", "beta_sigma",
+    "linear_quadratic",
                  "bong_tangent", "lam", "vp"},
     "flow": {"ays", "ays_sd15", "ays_sdxl", "ays_svd", "lam", "vp"},
     "sd": {"ays_svd"},
@@ -56,12 +59,16 @@ def rounding(table: tm.Table, kind: str) -> float:
     """How far float64 rounding may carry: predictions and slopes divide by alpha or sigma."""
     alpha, sigma = table.alpha[:-1], table.sigma[:-1]
     high, low = float((sigma / alpha.clamp(min=1e-3)).max()), float((alpha / sigma).max())
-    return (2e-12 * max(1.0, high, low) + 2e-13 * high * low) * (10 if kind in ("edm", "edm_v") else 1)
+    return (2e-12 * max(1.0, high, low) + 2e-13 * high * low) * (
+        10 if kind in ("edm", "edm_v") else 1
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_works_with_every_grid_process_and_prediction(solver):
-    """A constant clean sample comes out exactly, whatever the network predicts, in the steps that were asked for."""
+    """A constant clean sample comes out exactly, whatever the network predicts, in the steps that
+    were asked for.
+    """
     g, ran = torch.Generator().manual_seed(1), 0
     clean = torch.randn(1, 6, generator=g, dtype=torch.float64)
     start = torch.randn(2, 6, generator=g, dtype=torch.float64)
@@ -85,7 +92,9 @@ def test_a_solver_works_with_every_grid_process_and_prediction(solver):
             continue
         result = drive(table, Raw(clean, kind), start, prediction=kind)
         error = float((result - clean).abs().max())
-        if solver == "lcm" and PLACES[place].kind == "vp":  # its checkpoints mix in x, more of it at small times
+        if (
+            solver == "lcm" and PLACES[place].kind == "vp"
+        ):  # its checkpoints mix in x, more of it at small times
             assert name != "lcm" or error <= 1e-3
         else:
             assert error <= rounding(table, kind), (place, name, steps, kind, error)

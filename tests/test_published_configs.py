@@ -1,4 +1,6 @@
-"""Every scheduler config of a released model is read as diffusers' class reads it, in the three sockets."""
+"""Every scheduler config of a released model is read as diffusers' class reads it, in the three
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ from timonel.pipelines import choice
 
 STEPS = (4, 20, 50)
 SOCKETS = ("scheduler", "helm", "compat")
-ALL = {**CONFIGS, **{f"folder {n}": (c.pop("_class_name")[: -len("Scheduler")], c) for n, c in folders().items()}}
+ALL = {
+    **CONFIGS,
+    **{f"folder {n}": (c.pop("_class_name")[: -len("Scheduler")], c) for n, c in folders().items()},
+}
 BACKWARDS = [name for name, (_, flags) in ALL.items() if flags.get("invert_sigmas")]
 #: by socket ("" is any) and class or model: why the levels are others, all on docs/differences.md
 LEARNED = ("learned_range", "fixed_large")
@@ -75,7 +80,11 @@ def asked(name: str, steps: int) -> dict[str, Any]:
     cls, flags = ALL[name]
     mu = {"mu": MU} if flags.get("use_dynamic_shifting") else {}
     if cls == "SCM":
-        return {"num_inference_steps": steps, "max_timesteps": math.pi / 2, "intermediate_timesteps": None}
+        return {
+            "num_inference_steps": steps,
+            "max_timesteps": math.pi / 2,
+            "intermediate_timesteps": None,
+        }
     if cls in LISTED and not flags.get("use_karras_sigmas"):
         return {"sigmas": torch.linspace(1, 1 / steps, steps).tolist(), **mu}
     return {"num_inference_steps": steps, **mu}
@@ -85,7 +94,9 @@ def of_diffusers(name: str, steps: int) -> Visited:
     scheduler = made(name)
     scheduler.set_timesteps(**asked(name, steps))
     times = torch.as_tensor(scheduler.timesteps).double()
-    times = times[:-1] if float(times[-1]) == 0 and ALL[name][0] in ("DDPMWuerstchen", "SCM") else times
+    times = (
+        times[:-1] if float(times[-1]) == 0 and ALL[name][0] in ("DDPMWuerstchen", "SCM") else times
+    )
     listed = getattr(scheduler, "sigmas", None)
     if isinstance(listed, torch.Tensor):
         sigmas = listed.double()[: len(times)]
@@ -109,16 +120,21 @@ def socket(name: str, where: str, steps: int) -> Any:
     if where == "compat":
         ours = getattr(compat, type(theirs).__name__).from_config(config(theirs))
     else:
-        # a pipeline whose loop is over shares says so to the helm; Stable Cascade's converts training times
+        # a pipeline whose loop is over shares says so to the helm; Stable Cascade's converts
+        # training times
         shares = {"process": "cosine"} if ALL[name][0] == "DDPMWuerstchen" else {}
         written = config(theirs)
-        if where == "helm" and not name.startswith("folder"):  # of a scheduler that was made in code
+        if where == "helm" and not name.startswith(
+            "folder"
+        ):  # of a scheduler that was made in code
             del written["_class_name"]
         ours = tm.Scheduler.from_config(written, **shares)
     if where == "helm":  # as `Helm` chooses
         model = choice.Model(ours.process, SimpleNamespace(scheduler=theirs))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SchedulerReplaced)  # by another sampler, on the same levels
+            warnings.simplefilter(
+                "ignore", SchedulerReplaced
+            )  # by another sampler, on the same levels
             ours.sampler = choice.choose(model, None, steps).sampler
     ours.set_timesteps(**asked(name, steps))
     return ours
@@ -143,7 +159,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "where"), CASES)
-def test_a_released_config_visits_the_levels_of_its_class_at_its_times(name: str, where: str) -> None:
+def test_a_released_config_visits_the_levels_of_its_class_at_its_times(
+    name: str, where: str
+) -> None:
     for steps in STEPS:
         if steps > int(ALL[name][1].get("num_train_timesteps", 1000)) > 1:
             continue
@@ -153,27 +171,39 @@ def test_a_released_config_visits_the_levels_of_its_class_at_its_times(name: str
         limit = theirs.sigmas[finite].abs().clamp(min=1e-3)
         apart = (ours.sigmas[finite] - theirs.sigmas[finite]).abs() / limit
         assert float(apart.max()) < 2e-3, (steps, apart)
-        assert torch.allclose(ours.times, theirs.times, rtol=2e-4, atol=2e-3 * float(theirs.times.abs().max())), steps
+        assert torch.allclose(
+            ours.times, theirs.times, rtol=2e-4, atol=2e-3 * float(theirs.times.abs().max())
+        ), steps
         assert ours.calls <= theirs.calls + 1
 
 
-# -- what the network's output means ------------------------------------------------------------------
+# -- what the network's output means ---------------------------------------------------------------
 def unit(sigma: torch.Tensor, data: float = 1.0) -> torch.Tensor:
     """The factor from x0 + sigma·noise to the coordinates of timonel."""
     return 1 / (sigma**2 + data**2) ** 0.5
 
 
-STEPPED = ("EulerDiscrete", "EulerAncestralDiscrete", "DDIM", "DDPM", "CogVideoXDDIM")  # whose step gives it
+STEPPED = (
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "DDIM",
+    "DDPM",
+    "CogVideoXDDIM",
+)  # whose step gives it
 
 
 def denoised_of_diffusers(name: str, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The clean sample that the class makes of a raw output at its second level; `x` in coordinates of timonel."""
+    """The clean sample that the class makes of a raw output at its second level; `x` in coordinates
+    of timonel.
+    """
     scheduler = made(name)
     scheduler.set_timesteps(**asked(name, 4))
     cls = ALL[name][0]
     if cls in ("EDMEuler", "EDMDPMSolverMultistep", "CosineDPMSolverMultistep"):
         sigma = scheduler.sigmas[1].double()
-        return scheduler.precondition_outputs(x / unit(sigma, scheduler.config.sigma_data), raw, sigma)
+        return scheduler.precondition_outputs(
+            x / unit(sigma, scheduler.config.sigma_data), raw, sigma
+        )
     if cls == "CMStochasticIterative":
         sigma = scheduler.sigmas[1].double()
         skip, out = scheduler.get_scalings(sigma)
@@ -188,7 +218,14 @@ def denoised_of_diffusers(name: str, raw: torch.Tensor, x: torch.Tensor) -> torc
     return scheduler.step(raw, scheduler.timesteps[1], x).pred_original_sample
 
 
-PREDICTS = ("EDMEuler", "EDMDPMSolverMultistep", "CosineDPMSolverMultistep", "CMStochasticIterative", "IPNDM", *STEPPED)
+PREDICTS = (
+    "EDMEuler",
+    "EDMDPMSolverMultistep",
+    "CosineDPMSolverMultistep",
+    "CMStochasticIterative",
+    "IPNDM",
+    *STEPPED,
+)
 
 
 @pytest.mark.parametrize(
@@ -196,27 +233,38 @@ PREDICTS = ("EDMEuler", "EDMDPMSolverMultistep", "CosineDPMSolverMultistep", "CM
     [(name, where) for where in ("scheduler", "helm") for name, (cls, flags) in ALL.items()
      if cls in PREDICTS and not (where == "helm" and flags.get("variance_type") in LEARNED)],
 )  # fmt: skip
-def test_a_released_config_means_by_its_networks_output_what_its_class_does(name: str, where: str) -> None:
+def test_a_released_config_means_by_its_networks_output_what_its_class_does(
+    name: str, where: str
+) -> None:
     draw = torch.Generator().manual_seed(0)
     x, raw = (torch.randn(1, 3, 8, 8, generator=draw, dtype=torch.float64) for _ in range(2))
     learned = ALL[name][1].get("variance_type") == "learned_range"
     theirs = denoised_of_diffusers(name, torch.cat([raw, raw], 1) if learned else raw, x)
     ours = socket(name, where, 4)
-    level = Level(*(v[1] for v in (ours._listing.grid.alpha, ours._listing.grid.sigma, ours._listing.grid.time)))
+    level = Level(
+        *(
+            v[1]
+            for v in (ours._listing.grid.alpha, ours._listing.grid.sigma, ours._listing.grid.time)
+        )
+    )
     clean = predictions.denoised(ours.prediction, raw, x, level)
     clean = clean if ours._shape() is None else ours._shape()(clean)
     assert float((clean - theirs).abs().max()) < 1e-4 * float(theirs.abs().max())
 
 
-# -- what is not read ----------------------------------------------------------------------------------
+# -- what is not read ------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["ScoreSdeVe", "VQDiffusion", "Amused"])
 def test_a_class_of_a_process_that_timonel_has_not_is_refused(name: str) -> None:
     with pytest.raises(ArgumentError, match="names no noise process that timonel has"):
         tm.Scheduler.from_config({"_class_name": f"{name}Scheduler", "num_train_timesteps": 1000})
 
 
-@pytest.mark.parametrize("name", ["Stable Audio", "consistency training", "Dance Diffusion", "CogVideoX, nothing said"])
-def test_a_config_that_was_made_in_code_or_saved_is_read_as_its_class(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["Stable Audio", "consistency training", "Dance Diffusion", "CogVideoX, nothing said"]
+)
+def test_a_config_that_was_made_in_code_or_saved_is_read_as_its_class(
+    name: str, tmp_path: Path
+) -> None:
     """No class name in the config; and a scheduler of timonel after it was saved."""
     named = socket(name, "scheduler", 4)
     named.save_pretrained(tmp_path)
@@ -225,7 +273,9 @@ def test_a_config_that_was_made_in_code_or_saved_is_read_as_its_class(name: str,
     assert torch.equal(scheduler.timesteps, named.timesteps)
     if "CogVideoX" in name:
         return  # its keys are all of other classes too, but for the shift
-    plain = tm.Scheduler.from_config(getattr(diffusers, f"{ALL[name][0]}Scheduler")(**ALL[name][1]).config)
+    plain = tm.Scheduler.from_config(
+        getattr(diffusers, f"{ALL[name][0]}Scheduler")(**ALL[name][1]).config
+    )
     plain.set_timesteps(4)
     assert plain.sampler.name == named.sampler.name
     assert torch.equal(plain.timesteps, named.timesteps)
@@ -233,13 +283,18 @@ def test_a_config_that_was_made_in_code_or_saved_is_read_as_its_class(name: str,
 
 def test_timesteps_of_a_consistency_model_are_places_in_its_list() -> None:
     """As its pipeline names them: the two steps of the released models."""
-    theirs, ours = made("consistency training"), tm.Scheduler.from_config(config(made("consistency training")))
+    theirs, ours = (
+        made("consistency training"),
+        tm.Scheduler.from_config(config(made("consistency training"))),
+    )
     theirs.set_timesteps(timesteps=[22, 0])
     ours.set_timesteps(timesteps=[22, 0])
     assert ours.sampler.name == "lcm"
     assert torch.allclose(ours.timesteps.double(), theirs.timesteps.double(), rtol=1e-6)
     for wrong in ([0, 22], [40, 0], [1.5, 0]):
-        with pytest.raises(ArgumentError, match="places in its 40 levels, falling whole numbers from 39 to 0"):
+        with pytest.raises(
+            ArgumentError, match="places in its 40 levels, falling whole numbers from 39 to 0"
+        ):
             ours.set_timesteps(timesteps=wrong)
 
 
@@ -251,7 +306,9 @@ def test_the_clock_of_an_edm_process_is_its_own_inverse(clock: str) -> None:
 
 
 @pytest.mark.parametrize("train", [40, 201])
-def test_a_consistency_model_visits_the_places_of_its_class_for_any_number_of_steps(train: int) -> None:
+def test_a_consistency_model_visits_the_places_of_its_class_for_any_number_of_steps(
+    train: int,
+) -> None:
     theirs = diffusers.CMStochasticIterativeScheduler(num_train_timesteps=train)
     ours = tm.Scheduler.from_config(theirs.config)
     for steps in (1, 3, 6, 7, 12, 30, 40):
@@ -263,8 +320,12 @@ def test_a_consistency_model_visits_the_places_of_its_class_for_any_number_of_st
 
 
 @pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # of torchsde, about rounding
-@pytest.mark.parametrize(("family", "name"), [("audio", "StableAudioPipeline"), ("pixels", "ConsistencyModelPipeline")])
-def test_the_network_of_a_pipeline_gets_the_times_that_its_own_scheduler_gives(family: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"), [("audio", "StableAudioPipeline"), ("pixels", "ConsistencyModelPipeline")]
+)
+def test_the_network_of_a_pipeline_gets_the_times_that_its_own_scheduler_gives(
+    family: str, name: str
+) -> None:
     """atan(sigma)·2/pi, and 250·log(sigma): never the 0.25·log(sigma) of other classes of EDM."""
     pipe, call = tiny.case(family, name)
     network = pipe.transformer if family == "audio" else pipe.unet
@@ -278,7 +339,10 @@ def test_the_network_of_a_pipeline_gets_the_times_that_its_own_scheduler_gives(f
     network.forward = seen
     pipe(**call, num_inference_steps=6)
     theirs = times[:]
-    for sampler in (None, "CMStochasticIterativeScheduler" if family == "pixels" else "dpmpp_2m_sde/exponential"):
+    for sampler in (
+        None,
+        "CMStochasticIterativeScheduler" if family == "pixels" else "dpmpp_2m_sde/exponential",
+    ):
         times.clear()
         tm.Helm(pipe)(**call, sampler=sampler, steps=6, seeds=[1])
         assert times == pytest.approx(theirs, rel=1e-5)

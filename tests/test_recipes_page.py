@@ -1,6 +1,8 @@
-"""The recipes run as they stand: every name they load lies in a hub cache, as a small model of the same class.
+"""The recipes run as they stand: every name they load lies in a hub cache, as a small model of the
+same class.
 
-The blocks are fenced `py`; those fenced `python` in the documents need no weights and are run by `test_docs`.
+The blocks are fenced `py`; those fenced `python` in the documents need no weights and are run by
+`test_docs`.
 """
 
 from __future__ import annotations
@@ -47,8 +49,10 @@ CHANGES = {
 }
 #: what each block leaves behind
 MADE = [
-    {"clip.mp4", "how-it-came-to-be.gif"}, {"clip.mp4"}, {"lighthouse.png", "lighthouse-10.png", "steps"},
-    {"refined.png", "winter.png"}, {"boat.png"}, {"apple.png", "apple-10.png"}, {"apple-4.png"}, {"cat.mp4"},
+    {"clip.mp4", "how-it-came-to-be.gif"}, {"clip.mp4"},
+    {"lighthouse.png", "lighthouse-10.png", "steps"},
+    {"refined.png", "winter.png"}, {"boat.png"}, {"apple.png", "apple-10.png"}, {"apple-4.png"},
+    {"cat.mp4"},
     {"cat.mp4"},
 ]  # fmt: skip
 

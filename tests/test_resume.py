@@ -1,4 +1,6 @@
-"""Law: a result does not depend on where the run was killed, saved, resumed, rewound or paused. Bit for bit."""
+"""Law: a result does not depend on where the run was killed, saved, resumed, rewound or paused. Bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,9 @@ def wait(condition: object, seconds: float = 20.0) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("variant", [("euler", {}), ("unipc", {}), ("edm", {}), ("dpmpp_2m_sde", {})], ids=label)
+@pytest.mark.parametrize(
+    "variant", [("euler", {}), ("unipc", {}), ("edm", {}), ("dpmpp_2m_sde", {})], ids=label
+)
 def test_pause_resume_and_rewind_from_another_thread_leave_the_bits(variant):
     whole, run = finish(fresh(variant)), fresh(variant)
     go = threading.Event()
@@ -164,7 +168,9 @@ def test_pause_resume_and_rewind_from_another_thread_leave_the_bits(variant):
     run.pause()
     go.set()
     assert run.status == "paused"
-    wait(lambda: not run.firing and run._flight is None)  # the row under way when the pause came is still finished
+    wait(
+        lambda: not run.firing and run._flight is None
+    )  # the row under way when the pause came is still finished
     held = run.row
     time.sleep(0.1)
     assert run.row == held

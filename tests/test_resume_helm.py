@@ -31,12 +31,19 @@ def stopped(helm: tm.Helm, step: int, **call: Any) -> Run:
 
 
 def img2img() -> Any:
-    return diffusers.StableDiffusionXLImg2ImgPipeline(**tiny.sdxl().components, add_watermarker=False)
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        **tiny.sdxl().components, add_watermarker=False
+    )
 
 
 def part(**more: Any) -> dict[str, Any]:
     call = {k: v for k, v in tiny.prompt(tiny.sdxl()).items() if k not in ("height", "width")}
-    return {**call, "image": torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16), "strength": 0.6, **more}
+    return {
+        **call,
+        "image": torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16),
+        "strength": 0.6,
+        **more,
+    }
 
 
 def deis(pipe: Any) -> Any:
@@ -46,16 +53,25 @@ def deis(pipe: Any) -> Any:
 
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "named": (tiny.sdxl, {"sampler": "dpmpp_2m_sde/exponential", "steps": 7, "guidance": 3.0}),
-    "options": (tiny.sdxl, {"sampler": tm.Sampler("euler_ancestral", options={"eta": 0.4}), "steps": 7}),
+    "options": (
+        tiny.sdxl,
+        {"sampler": tm.Sampler("euler_ancestral", options={"eta": 0.4}), "steps": 7},
+    ),
     "brownian": (tiny.sdxl, {"sampler": tm.Sampler("dpmpp_sde", noise="brownian"), "steps": 6}),
     "left out": (tiny.sdxl, {"sampler": "uni_pc/normal", "steps": 6}),
-    "ends": (tiny.sdxl, {"sampler": tm.Sampler("euler", "karras", grid_options={"sigma_max": 9.0}), "steps": 6}),
+    "ends": (
+        tiny.sdxl,
+        {"sampler": tm.Sampler("euler", "karras", grid_options={"sigma_max": 9.0}), "steps": 6},
+    ),
     "levels": (tiny.sdxl, {"sampler": tm.Sampler("euler", sigmas=[9, 5, 3, 1.5, 0.7, 0.2])}),
     "of its scheduler": (lambda: deis(tiny.sdxl()), {"steps": 8}),
     "nearest": (tiny.sdxl, {}),
     "part": (img2img, part(sampler="heun/karras", steps=10)),
     "base": (tiny.sdxl, {"sampler": "restart/karras", "steps": 10, "denoising_end": 0.7}),
-    "a flow": (lambda: tiny.case("flux", "FluxPipeline (dev)")[0], {"sampler": "dpmpp_2m", "steps": 6}),
+    "a flow": (
+        lambda: tiny.case("flux", "FluxPipeline (dev)")[0],
+        {"sampler": "dpmpp_2m", "steps": 6},
+    ),
     "a flow, nothing named": (lambda: tiny.case("flux", "FluxPipeline (dev)")[0], {}),
 }
 
@@ -80,7 +96,12 @@ def test_a_run_goes_on_with_its_own_sampler_steps_and_guidance(name: str, tmp_pa
     run = stopped(helm, 2, **call, **ours)
     run.save(tmp_path / "run")
     label, steps = helm.choice.sampler.label, helm.choice.sampler.steps  # type: ignore[union-attr]
-    for one in (run.branch(), pickle.loads(pickle.dumps(run.branch())), Run.load(tmp_path / "run"), run):
+    for one in (
+        run.branch(),
+        pickle.loads(pickle.dumps(run.branch())),
+        Run.load(tmp_path / "run"),
+        run,
+    ):
         assert torch.equal(first(helm(**call, resume=one)), whole)
         assert helm.choice is not None
         assert (helm.choice.sampler.label, helm.choice.sampler.steps) == (label, steps)
@@ -95,7 +116,10 @@ def test_a_run_with_a_list_of_levels_goes_on_where_the_call_gives_the_list_again
     assert torch.equal(first(helm(**call, resume=run)), whole)
     del call["timesteps"]
     with pytest.raises(ArgumentError, match="the run to resume"):
-        helm(**call, resume=stopped(helm, 2, **call, timesteps=[900, 700, 500, 300, 100], sampler="euler"))
+        helm(
+            **call,
+            resume=stopped(helm, 2, **call, timesteps=[900, 700, 500, 300, 100], sampler="euler"),
+        )
 
 
 def test_a_sampler_or_steps_against_the_run_are_refused_with_both_before_compute() -> None:
@@ -106,9 +130,14 @@ def test_a_sampler_or_steps_against_the_run_are_refused_with_both_before_compute
     helm.pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     against = {
         "'euler' with 6 steps, this call is 'heun' with 6": {"sampler": "heun/karras"},
-        "'euler' on 'karras' with 6 steps, this call is 'euler' on 'trailing' with 6": {"sampler": "euler/trailing"},
+        "'euler' on 'karras' with 6 steps, this call is 'euler' on 'trailing' with 6": {
+            "sampler": "euler/trailing"
+        },
         "'euler/karras' with 6 steps, this call asks for 7: leave steps= out": {"steps": 7},
-        "'euler' .*with 6 steps, this call is 'euler' .*with 5: give the same": {"sampler": "euler", "steps": 5},
+        "'euler' .*with 6 steps, this call is 'euler' .*with 5: give the same": {
+            "sampler": "euler",
+            "steps": 5,
+        },
     }
     for said, change in against.items():
         with pytest.raises(ArgumentError, match=said):
@@ -142,7 +171,9 @@ def test_a_run_of_compat_or_of_another_loop_is_refused_with_where_it_goes_on() -
     theirs.set_timesteps(6)
     x = torch.ones(1, 4, 8, 8)
     theirs.step(x, theirs.timesteps[0], x)
-    with pytest.raises(ArgumentError, match=r"timonel.compat goes on there \(for row in run.rows\(\)"):
+    with pytest.raises(
+        ArgumentError, match=r"timonel.compat goes on there \(for row in run.rows\(\)"
+    ):
         helm(**call, resume=theirs.run)
     with pytest.raises(ArgumentError, match="leave both out"):
         helm(**call, sampler="euler/linspace", steps=6, resume=theirs.run)
@@ -155,7 +186,10 @@ def test_guidance_is_switched_on_in_flight_only_where_the_call_began_with_it() -
     def on(run: Run) -> None:
         if run.step == 2:
             for value in (4.0, tm.cfg([1.0, 1.0, 1.0, 4.0]), tm.cfg(4.0, between=(0.5, 1))):
-                with pytest.raises(ArgumentError, match=r"computes no unconditional half in this call.*guidance=1\.5"):
+                with pytest.raises(
+                    ArgumentError,
+                    match=r"computes no unconditional half in this call.*guidance=1\.5",
+                ):
                     run.guidance = value
                 said.append(str(run.guidance))
 

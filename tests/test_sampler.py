@@ -15,7 +15,10 @@ from timonel.errors import ArgumentError, GridError, UnknownName
 
 
 def test_the_name_may_carry_the_grid():
-    joined, apart = tm.Sampler("dpmpp_2m/karras", steps=5), tm.Sampler("dpmpp_2m", grid="karras", steps=5)
+    joined, apart = (
+        tm.Sampler("dpmpp_2m/karras", steps=5),
+        tm.Sampler("dpmpp_2m", grid="karras", steps=5),
+    )
     assert joined == apart
     assert joined.label == "dpmpp_2m/karras"
     assert torch.equal(joined.compile(PROCESSES["vp"]).x, apart.compile(PROCESSES["vp"]).x)
@@ -62,14 +65,21 @@ def test_of_makes_a_sampler_of_whatever_names_one():
         (lambda: tm.Sampler("euler/"), UnknownName, "grid ''"),
         (lambda: tm.Sampler("euler", steps=0), ArgumentError, "got 0"),
         (lambda: tm.Sampler("euler", steps=2.0), ArgumentError, r"2\.0"),
-        (lambda: tm.Sampler("euler/karras", sigmas=[1.0]), ArgumentError, "one of grid=, sigmas= and times="),
+        (lambda: tm.Sampler("euler/karras", sigmas=[1.0]), ArgumentError,
+        "one of grid=, sigmas= and times="),
         (lambda: tm.Sampler("euler", sigmas=[1.0], times=[3]), ArgumentError, "one of"),
-        (lambda: tm.Sampler("euler", options={"eta": 1}), ArgumentError, "eta.*euler_ancestral has it"),
-        (lambda: tm.Sampler("ddim", options={"etta": 1}).compile(PROCESSES["vp"]), ArgumentError, "etta.*takes eta"),
-        (lambda: tm.Sampler("ddim", options={"eta": 2}).compile(PROCESSES["vp"]), ArgumentError, r"eta.*\[0, 1\].*2"),
-        (lambda: tm.Sampler("unipc", options={"order": 4}).compile(PROCESSES["vp"]), ArgumentError, "at most 3.*4"),
-        (lambda: tm.Sampler("unipc", options={"variant": "bh3"}).compile(PROCESSES["vp"]), ArgumentError, "bh3"),
-        (lambda: tm.Sampler("euler", steps=2000).compile(PROCESSES["vp"]), GridError, "2000.*at most 1000"),
+        (lambda: tm.Sampler("euler", options={"eta": 1}), ArgumentError,
+        "eta.*euler_ancestral has it"),
+        (lambda: tm.Sampler("ddim", options={"etta": 1}).compile(PROCESSES["vp"]), ArgumentError,
+        "etta.*takes eta"),
+        (lambda: tm.Sampler("ddim", options={"eta": 2}).compile(PROCESSES["vp"]), ArgumentError,
+        r"eta.*\[0, 1\].*2"),
+        (lambda: tm.Sampler("unipc", options={"order": 4}).compile(PROCESSES["vp"]), ArgumentError,
+        "at most 3.*4"),
+        (lambda: tm.Sampler("unipc", options={"variant": "bh3"}).compile(PROCESSES["vp"]),
+        ArgumentError, "bh3"),
+        (lambda: tm.Sampler("euler", steps=2000).compile(PROCESSES["vp"]), GridError,
+        "2000.*at most 1000"),
         (lambda: tm.Sampler(3), ArgumentError, "3"),
     ],
 )  # fmt: skip
@@ -102,9 +112,13 @@ def test_options_of_a_grid_are_refused_beside_given_levels():
         tm.Sampler("euler", sigmas=[10.0, 1.0], grid_options={"rho": 3.0})
 
 
-@pytest.mark.parametrize("process", [VP.from_schedule(), EDM(0.002, 80.0), Flow(), VE(0.01, 50.0), Cosine(), Trig()])
+@pytest.mark.parametrize(
+    "process", [VP.from_schedule(), EDM(0.002, 80.0), Flow(), VE(0.01, 50.0), Cosine(), Trig()]
+)
 def test_more_steps_than_a_run_may_have_are_refused_before_levels_are_made(process):
-    """10,000 steps take 11 s and 0.1 GB at most (sa_solver on EDM); a million would take minutes and gigabytes."""
+    """10,000 steps take 11 s and 0.1 GB at most (sa_solver on EDM); a million would take minutes
+    and gigabytes.
+    """
     for steps in (10_001, 10**6, 10**9):
         with pytest.raises(tm.ArgumentError, match=r"steps=[\d,]+ is more than the 10,000"):
             tm.Sampler("euler", steps=steps)
@@ -117,8 +131,12 @@ def test_more_steps_than_a_run_may_have_are_refused_before_levels_are_made(proce
 def test_as_many_steps_as_a_run_may_have_are_made():
     assert grids.make("karras", EDM(0.002, 80.0), 10_000).steps == 10_000
     with pytest.raises(tm.ArgumentError, match="1,000,000 is more"):
-        tm.Sampler("restart", options={"restarts": 1000, "restart_steps": 1000}).compile(EDM(0.002, 80.0))
+        tm.Sampler("restart", options={"restarts": 1000, "restart_steps": 1000}).compile(
+            EDM(0.002, 80.0)
+        )
     with pytest.raises(tm.ArgumentError, match="20,000 is more"):
-        tm.Sampler("euler", sigmas=[float(i) for i in range(20_000, 0, -1)]).compile(EDM(0.002, 80_000.0))
+        tm.Sampler("euler", sigmas=[float(i) for i in range(20_000, 0, -1)]).compile(
+            EDM(0.002, 80_000.0)
+        )
     with pytest.raises(tm.ArgumentError, match="more than 1,000,000 entries"):
         tm.Sampler("euler", sigmas=itertools.count())

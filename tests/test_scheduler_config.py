@@ -17,11 +17,23 @@ from timonel.core import grids
 from timonel.errors import ArgumentError
 
 LTX = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.95,
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": True,
+    "base_shift": 0.95,
     "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1,
 }  # fmt: skip
-ELSEWHERE = ("lam", "vp", "ays", "ays_sd15", "ays_sdxl", "ays_svd")  # cannot begin at pure noise, or no flow's
-FLAGS = [("use_karras_sigmas", "karras"), ("use_beta_sigmas", "beta_sigma"), ("use_lu_lambdas", "lam")]
+ELSEWHERE = (
+    "lam",
+    "vp",
+    "ays",
+    "ays_sd15",
+    "ays_sdxl",
+    "ays_svd",
+)  # cannot begin at pure noise, or no flow's
+FLAGS = [
+    ("use_karras_sigmas", "karras"),
+    ("use_beta_sigmas", "beta_sigma"),
+    ("use_lu_lambdas", "lam"),
+]
 
 
 @pytest.mark.parametrize(("flag", "grid"), FLAGS)
@@ -29,14 +41,20 @@ def test_sigma_flags_of_a_config_choose_the_grid_that_diffusers_would(flag: str,
     scheduler = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, **{flag: True})
     scheduler.set_timesteps(8)
     assert scheduler.run.table.grid == grid
-    theirs = diffusers.DPMSolverMultistepScheduler.from_config(tiny.sdxl().scheduler.config, **{flag: True})
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(
+        tiny.sdxl().scheduler.config, **{flag: True}
+    )
     theirs.set_timesteps(8)
     assert torch.allclose(scheduler.sigmas[:-1], theirs.sigmas[:-1], rtol=2e-3)
 
 
 @pytest.mark.parametrize(("kind", "mu"), [("exponential", 1.1), ("linear", 2.5)])
-def test_dynamic_shift_and_terminal_of_flow_configs_are_those_of_diffusers(kind: str, mu: float) -> None:
-    """As LTX asks for them: a shift from the size of the picture, then a stretch that ends at `shift_terminal`."""
+def test_dynamic_shift_and_terminal_of_flow_configs_are_those_of_diffusers(
+    kind: str, mu: float
+) -> None:
+    """As LTX asks for them: a shift from the size of the picture, then a stretch that ends at
+    `shift_terminal`.
+    """
     config = {"use_dynamic_shifting": True, "time_shift_type": kind, "shift_terminal": 0.1}
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(**config)
     sigmas = torch.linspace(1, 1 / 6, 6).tolist()
@@ -52,7 +70,11 @@ def test_a_sampler_with_options_keeps_them_in_the_config(tmp_path: Path) -> None
     scheduler = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, sampler=chosen)
     scheduler.save_pretrained(tmp_path)
     again = tm.Scheduler.from_pretrained(tmp_path)
-    assert (again.sampler.name, again.sampler.grid, again.sampler.source) == ("dpmpp_2m_sde", "karras", "brownian")
+    assert (again.sampler.name, again.sampler.grid, again.sampler.source) == (
+        "dpmpp_2m_sde",
+        "karras",
+        "brownian",
+    )
     assert again.sampler.options == {"eta": 0.4}
 
 
@@ -63,11 +85,19 @@ def test_a_sampler_with_options_keeps_them_in_the_config(tmp_path: Path) -> None
         (diffusers.FlowMatchHeunDiscreteScheduler(), "flow", "flow"),
         (diffusers.EDMEulerScheduler(), "edm", "edm"),
         (diffusers.EulerDiscreteScheduler(), "vp", "epsilon"),
-        (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"), "flow", "flow"),
+        (
+            diffusers.UniPCMultistepScheduler(
+                use_flow_sigmas=True, prediction_type="flow_prediction"
+            ),
+            "flow",
+            "flow",
+        ),
         (diffusers.DDIMScheduler(prediction_type="v_prediction"), "vp", "v"),
     ],
 )
-def test_a_scheduler_made_in_code_is_recognised_though_its_config_has_no_class_name(scheduler, process, prediction):
+def test_a_scheduler_made_in_code_is_recognised_though_its_config_has_no_class_name(
+    scheduler, process, prediction
+):
     assert "_class_name" not in scheduler.config
     made = tm.Scheduler.from_config(scheduler.config)
     assert (made.process.kind, made.prediction) == (process, prediction)
@@ -75,16 +105,21 @@ def test_a_scheduler_made_in_code_is_recognised_though_its_config_has_no_class_n
         assert made.process.shift == scheduler.config.get("shift", 1.0)
 
 
-@pytest.mark.parametrize("sampler", ["euler", *[f"euler/{grid}" for grid in grids.GRIDS if grid not in ELSEWHERE]])
+@pytest.mark.parametrize(
+    "sampler", ["euler", *[f"euler/{grid}" for grid in grids.GRIDS if grid not in ELSEWHERE]]
+)
 def test_a_terminal_shift_holds_whoever_names_the_grid(sampler: str) -> None:
     scheduler, free = (
-        tm.Scheduler.from_config({**LTX, **end}, sampler=sampler) for end in ({}, {"shift_terminal": None})
+        tm.Scheduler.from_config({**LTX, **end}, sampler=sampler)
+        for end in ({}, {"shift_terminal": None})
     )
     for one in (scheduler, free):
         one.set_timesteps(8, mu=1.5)
     assert scheduler.sigmas[0] == pytest.approx(float(free.sigmas[0]), rel=1e-6)
     assert float(scheduler.sigmas[-2]) == pytest.approx(0.1, abs=1e-6)
-    scheduler.set_timesteps(1, mu=1.5)  # the only level is the noisiest; diffusers' stretch of it is NaN
+    scheduler.set_timesteps(
+        1, mu=1.5
+    )  # the only level is the noisiest; diffusers' stretch of it is NaN
     assert scheduler.sigmas.tolist() == pytest.approx([1.0, 0.0], abs=4e-3)
 
 
@@ -94,14 +129,18 @@ def test_a_samplers_own_end_goes_before_the_terminal_shift() -> None:
         scheduler.sampler = tm.Sampler("euler", grid="karras", grid_options=own)
         scheduler.set_timesteps(6, mu=1.5)
         assert float(scheduler.sigmas[-2]) == pytest.approx(last, abs=1e-6)
-    scheduler.sampler = tm.Sampler("euler", grid="karras", grid_options={"terminal": 0.2, "sigma_min": 0.3})
+    scheduler.sampler = tm.Sampler(
+        "euler", grid="karras", grid_options={"terminal": 0.2, "sigma_min": 0.3}
+    )
     with pytest.raises(ArgumentError, match=r"terminal=0\.2 and sigma_min=0\.3 both end the grid"):
         scheduler.set_timesteps(6, mu=1.5)
 
 
 @pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
 @pytest.mark.parametrize("given", [[1.0, 0.9, 0.5, 0.3], [1.0, 0.75, 0.5, 0.25]])
-def test_a_list_of_flow_sigmas_is_shifted_stretched_and_shaped_as_diffusers_does(flag: str, given: list[float]) -> None:
+def test_a_list_of_flow_sigmas_is_shifted_stretched_and_shaped_as_diffusers_does(
+    flag: str, given: list[float]
+) -> None:
     if flag == "use_beta_sigmas":
         pytest.importorskip("scipy")
     for more in ({}, {"shift_terminal": 0.1}, {flag: True}, {flag: True, "shift_terminal": 0.1}):
@@ -115,9 +154,13 @@ def test_a_list_of_flow_sigmas_is_shifted_stretched_and_shaped_as_diffusers_does
 def test_a_list_beside_a_named_grid_is_refused_or_only_counts_where_pipelines_make_it() -> None:
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
     scheduler = tm.Scheduler.from_config(flow, sampler="euler/karras")
-    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # what flow pipelines pass where the user gives none
+    scheduler.set_timesteps(
+        sigmas=[1.0, 0.75, 0.5, 0.25]
+    )  # what flow pipelines pass where the user gives none
     assert (scheduler.run.table.grid, scheduler.run.steps) == ("karras", 4)
-    with pytest.raises(ArgumentError, match="sigmas and the sampler 'euler/karras' both set the levels"):
+    with pytest.raises(
+        ArgumentError, match="sigmas and the sampler 'euler/karras' both set the levels"
+    ):
         scheduler.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.3])
     images = tm.Scheduler.from_config(tiny.sdxl().scheduler.config, sampler="euler/karras")
     with pytest.raises(ArgumentError, match="take sampler='euler' for the list"):
@@ -130,18 +173,27 @@ def test_a_list_beside_a_named_grid_is_refused_or_only_counts_where_pipelines_ma
 def test_the_spacing_of_a_flow_config_means_nothing_as_in_diffusers(spacing: str) -> None:
     """UniPC and DPM++ write it into every config, Wan's and Sana's too, and never read it there."""
     config = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 5.0}
-    theirs = diffusers.UniPCMultistepScheduler(**config, prediction_type="flow_prediction", timestep_spacing=spacing)
+    theirs = diffusers.UniPCMultistepScheduler(
+        **config, prediction_type="flow_prediction", timestep_spacing=spacing
+    )
     theirs.set_timesteps(4)
     ours = tm.Scheduler.from_config(theirs.config, sampler="unipc")
     ours.set_timesteps(4)
-    assert ours.timesteps.plain().tolist() == pytest.approx([1000.0, 937.5, 2500 / 3, 625.0], abs=1e-3)
-    assert torch.allclose(ours.sigmas, theirs.sigmas, atol=2e-3)  # its list ends at 1/1000 before the shift, not at 0
+    assert ours.timesteps.plain().tolist() == pytest.approx(
+        [1000.0, 937.5, 2500 / 3, 625.0], abs=1e-3
+    )
+    assert torch.allclose(
+        ours.sigmas, theirs.sigmas, atol=2e-3
+    )  # its list ends at 1/1000 before the shift, not at 0
 
 
 def test_what_a_step_returns_is_read_by_attribute_place_and_name_as_in_diffusers():
     scheduler = tm.Scheduler(sampler="euler")
     scheduler.set_timesteps(3)
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    x = (
+        torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        * scheduler.init_noise_sigma
+    )
     made = scheduler.step(x * 0.1, scheduler.timesteps[0], x)
     for place, name in enumerate(("prev_sample", "pred_original_sample")):
         value = getattr(made, name)
@@ -155,7 +207,9 @@ def test_what_a_step_returns_is_read_by_attribute_place_and_name_as_in_diffusers
         made[2]
 
 
-@pytest.mark.parametrize("make", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"])
+@pytest.mark.parametrize(
+    "make", [tm.Scheduler, compat.EulerDiscreteScheduler], ids=["timonel", "compat"]
+)
 def test_a_new_list_forgets_where_the_last_call_began(make: Any) -> None:
     scheduler = make()
     for _ in range(2):
@@ -169,7 +223,7 @@ def test_a_new_list_forgets_where_the_last_call_began(make: Any) -> None:
     assert scheduler.custom_timesteps
 
 
-# -- a scheduler that is handed to a pipeline's constructor ---------------------------------------------
+# -- a scheduler that is handed to a pipeline's constructor ----------------------------------------
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -179,8 +233,12 @@ SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linea
 def test_what_stable_diffusions_constructor_writes_into_a_config_acts(
     socket: str, name: str, used: bool, tmp_path: Path
 ) -> None:
-    """`steps_offset=1` and `clip_sample=False`, which it writes past the scheduler; before and after it is saved."""
-    flags = {"DDIM": {"clip_sample": True}, "PNDM": {"skip_prk_steps": True}}.get(name, {"timestep_spacing": "leading"})
+    """`steps_offset=1` and `clip_sample=False`, which it writes past the scheduler; before and
+    after it is saved.
+    """
+    flags = {"DDIM": {"clip_sample": True}, "PNDM": {"skip_prk_steps": True}}.get(
+        name, {"timestep_spacing": "leading"}
+    )
     theirs = getattr(diffusers, f"{name}Scheduler")(**SD15, **flags)
     cls = tm.Scheduler if socket == "scheduler" else getattr(compat, f"{name}Scheduler")
     ours = cls.from_config({**theirs.config, "_class_name": f"{name}Scheduler"})
@@ -218,7 +276,12 @@ def test_what_a_pipelines_call_sets_in_a_config_acts(key: str) -> None:
 def test_what_cosmos_2s_constructor_registers_makes_its_levels(
     sampler: str | None, saved: bool, tmp_path: Path
 ) -> None:
-    wide = {"sigma_max": 80.0, "sigma_min": 0.002, "sigma_data": 1.0, "final_sigmas_type": "sigma_min"}
+    wide = {
+        "sigma_max": 80.0,
+        "sigma_min": 0.002,
+        "sigma_data": 1.0,
+        "final_sigmas_type": "sigma_min",
+    }
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     given = {**theirs.config, "_class_name": "FlowMatchEulerDiscreteScheduler"}
     ours = tm.Scheduler.from_config(given, sampler=sampler)
@@ -233,9 +296,10 @@ def test_what_cosmos_2s_constructor_registers_makes_its_levels(
     assert torch.allclose(ours.sigmas, theirs.sigmas[:-1], rtol=1e-5)  # its last call moves nothing
 
 
-# -- inversion ---------------------------------------------------------------------------------------------
+# -- inversion -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "back"), [
-    ("DDIMInverseScheduler", "DDIMScheduler"), ("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"),
+    ("DDIMInverseScheduler", "DDIMScheduler"),
+    ("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"),
 ])  # fmt: skip
 def test_a_scheduler_that_goes_from_a_picture_to_noise_is_no_sampler(name, back, tmp_path):
     """Its times rise; read as a model's config it would make the way back, which nobody asked for."""
@@ -255,7 +319,9 @@ def test_a_scheduler_that_goes_from_a_picture_to_noise_is_no_sampler(name, back,
     there = getattr(diffusers, back).from_config(written)
     assert tm.Scheduler.from_config(there.config).process.kind == "vp"
     theirs = getattr(diffusers, back).from_config(inverse.config)
-    ours = getattr(compat, back).from_config(inverse.config)  # which names the class of the way back, as in diffusers
+    ours = getattr(compat, back).from_config(
+        inverse.config
+    )  # which names the class of the way back, as in diffusers
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(5)
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()

@@ -1,4 +1,6 @@
-"""Law: a network serves one steered call at a time, whatever pipelines share it; what overlaps is refused by name."""
+"""Law: a network serves one steered call at a time, whatever pipelines share it; what overlaps is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ CALL: dict[str, Any] = {"steps": 4, "sampler": "dpmpp_2m", "guidance": tm.cfg(4.
 def pipelines() -> list[Any]:
     """Three pipelines with the same components."""
     one = tiny.sdxl()
-    made = [one, StableDiffusionXLPipeline.from_pipe(one), StableDiffusionXLPipeline(**one.components)]
+    made = [
+        one,
+        StableDiffusionXLPipeline.from_pipe(one),
+        StableDiffusionXLPipeline(**one.components),
+    ]
     for pipe in made:
         pipe.set_progress_bar_config(disable=True)
     return made
@@ -34,7 +40,9 @@ def pipelines() -> list[Any]:
 
 def plain(pipe: Any, seed: int) -> torch.Tensor:
     made: torch.Tensor = pipe(
-        **tiny.prompt(pipe, seed=seed), num_inference_steps=4, generator=torch.Generator().manual_seed(seed)
+        **tiny.prompt(pipe, seed=seed),
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(seed),
     ).images
     return made
 
@@ -76,7 +84,8 @@ def others(pipes: list[Any]) -> dict[str, Callable[[], Any]]:
 
 
 OTHERS = (
-    "helm", "helm of the components", "start", "start on the same", "plain call", "plain call of another",
+    "helm", "helm of the components", "start", "start on the same", "plain call",
+    "plain call of another",
     "plain call of the components", "capture",
 )  # fmt: skip
 
@@ -143,7 +152,12 @@ def test_a_steered_call_does_not_begin_while_a_plain_one_goes_on() -> None:
 def test_a_pipeline_made_from_one_at_work_gets_its_own_scheduler() -> None:
     pipe, made = tiny.sdxl(), list[Any]()
     helm, own = tm.Helm(pipe), pipe.scheduler
-    helm(**tiny.prompt(pipe), steps=2, seeds=[1], hooks=[lambda run: made.append(type(pipe).from_pipe(pipe))])
+    helm(
+        **tiny.prompt(pipe),
+        steps=2,
+        seeds=[1],
+        hooks=[lambda run: made.append(type(pipe).from_pipe(pipe))],
+    )
     assert made[0].scheduler is own
 
 
@@ -159,7 +173,11 @@ def test_no_gate_is_left_in_any_order_of_ends(where: str) -> None:
     helm = tm.Helm(pipes[0])
     with pytest.raises((KeyboardInterrupt, tm.TimonelError)):
         helm(
-            **asked, **CALL, seeds=[1], hooks=[fail] if where == "hook" else [], resume=3 if where == "start" else None
+            **asked,
+            **CALL,
+            seeds=[1],
+            hooks=[fail] if where == "hook" else [],
+            resume=3 if where == "start" else None,
         )
     if held is not None:
         held.remove()
@@ -206,8 +224,12 @@ def test_random_overlaps_in_threads_are_right_or_refused() -> None:
                 wrong.append(f"{name}: another picture")
 
     for _ in range(50):
-        # one plain call at a time: two of them share the scheduler, which is the pipelines' own affair
-        chosen = [(name, chance.choice(pipes), 0.03 * chance.random()) for name in ("helm", "start", "plain")]
+        # one plain call at a time: two of them share the scheduler, which is the pipelines' own
+        # affair
+        chosen = [
+            (name, chance.choice(pipes), 0.03 * chance.random())
+            for name in ("helm", "start", "plain")
+        ]
         threads = [threading.Thread(target=do, args=one) for one in chosen]
         for thread in threads:
             thread.start()
@@ -262,7 +284,9 @@ def test_two_networks_with_one_autoencoder_decode_one_after_the_other() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
 def test_a_preview_waits_while_the_pipeline_decodes_and_the_pipeline_while_it_does() -> None:
-    """SDXL's half-precision autoencoder is cast to float32 for the time of a decode, by whoever decodes."""
+    """SDXL's half-precision autoencoder is cast to float32 for the time of a decode, by whoever
+    decodes.
+    """
     pipe = tiny.sdxl()
     pipe.vae.register_to_config(force_upcast=True)
     pipe.vae.half()
@@ -302,7 +326,9 @@ def test_a_preview_waits_while_the_pipeline_decodes_and_the_pipeline_while_it_do
 
 
 @pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
-def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and_the_other_way_round() -> None:
+def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and_the_other_way_round() -> (
+    None
+):
     pipes, entered, go = pipelines(), threading.Event(), threading.Event()
     vae = pipes[0].vae.half()
     vae.register_to_config(force_upcast=True)
@@ -311,7 +337,9 @@ def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and
     asked = {**tiny.prompt(pipes[1]), "output_type": "pt"}
 
     def plainly(pipe: Any) -> torch.Tensor:
-        pictures: torch.Tensor = pipe(**asked, num_inference_steps=2, generator=torch.Generator().manual_seed(2)).images
+        pictures: torch.Tensor = pipe(
+            **asked, num_inference_steps=2, generator=torch.Generator().manual_seed(2)
+        ).images
         return pictures
 
     whole, seen = plainly(pipes[1]), helm.preview(decode=True)
@@ -342,10 +370,11 @@ def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and
 
 
 def overlapping(rounds: int, seed: int) -> dict[str, int]:
-    """Random overlaps on three pipelines with one network and one half-precision autoencoder that is cast to decode.
+    """Random overlaps on three pipelines with one network and one half-precision autoencoder that
+    is cast to decode.
 
-    Steered calls, calls in the background that are looked at meanwhile and after their end, and plain calls: each is
-    right or refused. Returns how many were what.
+    Steered calls, calls in the background that are looked at meanwhile and after their end, and
+    plain calls: each is right or refused. Returns how many were what.
     """
     chance, pipes = random.Random(seed), pipelines()
     vae = pipes[0].vae.half()
@@ -381,11 +410,14 @@ def overlapping(rounds: int, seed: int) -> dict[str, int]:
         return made
 
     def called(pipe: Any) -> torch.Tensor:
-        made: torch.Tensor = pipe(**asked, num_inference_steps=4, generator=torch.Generator().manual_seed(2)).images
+        made: torch.Tensor = pipe(
+            **asked, num_inference_steps=4, generator=torch.Generator().manual_seed(2)
+        ).images
         return made
 
     ways: dict[str, Callable[[Any], torch.Tensor]] = {
-        "helm": lambda pipe: tm.Helm(pipe)(**asked, **CALL, seeds=[2]).images, "look": looked, "plain": called,
+        "helm": lambda pipe: tm.Helm(pipe)(**asked, **CALL, seeds=[2]).images, "look": looked,
+        "plain": called,
     }  # fmt: skip
     right = {name: way(pipes[0]) for name, way in ways.items()}
 
@@ -402,7 +434,8 @@ def overlapping(rounds: int, seed: int) -> dict[str, int]:
 
     schedulers = [pipe.scheduler for pipe in pipes]
     for _ in range(rounds):
-        # one plain call at a time: two of them share the scheduler, which is the pipelines' own affair
+        # one plain call at a time: two of them share the scheduler, which is the pipelines' own
+        # affair
         names = ("plain", *chance.choices(("helm", "look"), k=2))
         chosen = [(name, chance.choice(pipes), 0.15 * chance.random()) for name in names]
         threads = [threading.Thread(target=do, args=one) for one in chosen]
@@ -418,7 +451,9 @@ def overlapping(rounds: int, seed: int) -> dict[str, int]:
     return count
 
 
-CASTS = pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
+CASTS = pytest.mark.filterwarnings(
+    "ignore:.*upcast_vae.*:FutureWarning"
+)  # diffusers on its own code
 
 
 @CASTS

@@ -1,4 +1,6 @@
-"""Which row a step of compat means where its time is not the next one of a list, held against diffusers' classes."""
+"""Which row a step of compat means where its time is not the next one of a list, held against
+diffusers' classes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ LIBRARIES = (diffusers, compat)
 
 
 def noise(seed: int = 0) -> Tensor:
-    return torch.randn(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def network(x: Tensor, t: Any) -> Tensor:
@@ -46,13 +50,16 @@ def pair(name: str, steps: int | None, **flags: Any) -> tuple[Any, Any]:
 
 def quiet(monkeypatch: pytest.MonkeyPatch, theirs: Any, ours: Any) -> None:
     """No noise in either, from the next set_timesteps on."""
-    monkeypatch.setattr(sys.modules[type(theirs).__module__], "randn_tensor", lambda shape, **_: torch.zeros(shape))
+    monkeypatch.setattr(
+        sys.modules[type(theirs).__module__], "randn_tensor", lambda shape, **_: torch.zeros(shape)
+    )
     ours.orders.noise = lambda row, like: torch.zeros_like(like)
 
 
-# -- time and sample are all -------------------------------------------------------------------------------
+# -- time and sample are all -----------------------------------------------------------------------
 @pytest.mark.parametrize("flags", [
-    {"clip_sample": False}, {"clip_sample": False, "set_alpha_to_one": False}, {"clip_sample": True},
+    {"clip_sample": False}, {"clip_sample": False, "set_alpha_to_one": False},
+    {"clip_sample": True},
     {"clip_sample": False, "prediction_type": "v_prediction", "steps_offset": 1},
     {"clip_sample": False, "timestep_spacing": "trailing"},
 ])  # fmt: skip
@@ -67,7 +74,9 @@ def test_ddim_steps_from_any_time_in_any_order(flags: dict[str, Any], steps: int
             continue
         more = {"use_clipped_model_output": bool(k % 2)} if flags["clip_sample"] else {}
         x, out = noise(k), network(noise(k), t)
-        want, got = (s.step(out, torch.tensor(t) if k % 3 else t, x, **more) for s in (theirs, ours))
+        want, got = (
+            s.step(out, torch.tensor(t) if k % 3 else t, x, **more) for s in (theirs, ours)
+        )
         assert far(got.prev_sample, want.prev_sample) < 2e-5, (t, k)
         assert far(got.pred_original_sample, want.pred_original_sample) < 2e-5
 
@@ -86,7 +95,9 @@ def test_ddpm_steps_in_any_order(steps: int | None, monkeypatch: pytest.MonkeyPa
 
 
 def test_ddpm_steps_from_a_time_off_its_list_by_its_stride(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From t to t - 1000 // N by eq. 7 of arXiv 2006.11239; diffusers' class has no next entry there."""
+    """From t to t - 1000 // N by eq. 7 of arXiv 2006.11239; diffusers' class has no next entry
+    there.
+    """
     theirs, ours = pair("DDPM", 20, clip_sample=False)
     quiet(monkeypatch, theirs, ours)
     with pytest.raises(IndexError):
@@ -97,17 +108,26 @@ def test_ddpm_steps_from_a_time_off_its_list_by_its_stride(monkeypatch: pytest.M
         out = network(x, t)
         bar, to = bars[t], bars[t - 50] if t >= 50 else torch.ones(()).double()
         clean = (x - (1 - bar).sqrt() * out) / bar.sqrt()
-        want = to.sqrt() * (1 - bar / to) / (1 - bar) * clean + (bar / to).sqrt() * (1 - to) / (1 - bar) * x
+        want = (
+            to.sqrt() * (1 - bar / to) / (1 - bar) * clean
+            + (bar / to).sqrt() * (1 - to) / (1 - bar) * x
+        )
         assert far(ours.step(out, t, x).prev_sample, want) < 1e-6
 
 
 def test_noise_of_steps_in_any_order_is_fresh_and_that_of_the_generator() -> None:
     _, ours = pair("DDIM", 10)
     seeded = [torch.Generator().manual_seed(3) for _ in range(2)]
-    first, again = (ours.step(noise(1), 455, noise(), eta=1.0, generator=g).prev_sample for g in seeded)
+    first, again = (
+        ours.step(noise(1), 455, noise(), eta=1.0, generator=g).prev_sample for g in seeded
+    )
     assert torch.equal(first, again)
-    assert not torch.equal(ours.step(noise(1), 455, noise(), eta=1.0, generator=seeded[0]).prev_sample, first)
-    calm = ours.step(noise(1), 455, noise()).prev_sample  # another eta, which diffusers takes at every step
+    assert not torch.equal(
+        ours.step(noise(1), 455, noise(), eta=1.0, generator=seeded[0]).prev_sample, first
+    )
+    calm = ours.step(
+        noise(1), 455, noise()
+    ).prev_sample  # another eta, which diffusers takes at every step
     theirs, _ = pair("DDIM", 10)
     assert far(calm, theirs.step(noise(1), 455, noise()).prev_sample) < 2e-6
 
@@ -127,8 +147,12 @@ def test_a_loop_may_take_numbers_of_its_own_and_be_left_half_way() -> None:
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
-def test_several_samples_a_turn_leave_the_run_of_the_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As inversion by fixed points and null-text optimisation step, beside the sample that the loop turns by."""
+def test_several_samples_a_turn_leave_the_run_of_the_first(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As inversion by fixed points and null-text optimisation step, beside the sample that the loop
+    turns by.
+    """
     theirs, ours = pair(name, None, clip_sample=False)
     quiet(monkeypatch, theirs, ours)
     ends, turns = [], 0
@@ -170,15 +194,19 @@ def test_a_loop_with_two_samples_is_rewound_and_stopped_as_any() -> None:
     assert shown == [*times[:3], *times[1:]]
 
 
-# -- journeys off the list ---------------------------------------------------------------------------------
+# -- journeys off the list -------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["EulerDiscrete", "DPMSolverMultistep"])
 @pytest.mark.parametrize("first", [990, 905, 333, 4])
-def test_a_journey_off_the_list_goes_on_by_the_cleaner_levels_of_the_list(name: str, first: int) -> None:
+def test_a_journey_off_the_list_goes_on_by_the_cleaner_levels_of_the_list(
+    name: str, first: int
+) -> None:
     """As diffusers' class does with that list."""
     theirs, ours = pair(name, None)
     ours.set_timesteps(20)
     times = [first, *(int(t) for t in ours.timesteps.tolist() if t < first - 1e-3)]
-    ours.timesteps = torch.tensor([int(t) for t in ours.timesteps.tolist()])  # whole numbers, as diffusers takes them
+    ours.timesteps = torch.tensor(
+        [int(t) for t in ours.timesteps.tolist()]
+    )  # whole numbers, as diffusers takes them
     theirs.set_timesteps(timesteps=times)
     ends = []
     for scheduler in (theirs, ours):
@@ -196,7 +224,9 @@ def test_a_journey_off_the_list_goes_on_by_the_cleaner_levels_of_the_list(name: 
 @pytest.mark.parametrize("name", ["DEISMultistep", "UniPCMultistep", "SASolver", "DPMSolverSinglestep", "LMSDiscrete",
                                   "EulerAncestralDiscrete", "LCM", "TCD"])  # fmt: skip
 def test_every_class_of_one_call_begins_off_its_list(name: str) -> None:
-    """The first step arrives at the next cleaner level: with the exact answer for one clean sample it stays on it."""
+    """The first step arrives at the next cleaner level: with the exact answer for one clean sample
+    it stays on it.
+    """
     _, ours = pair(name, None)
     ours.set_timesteps(12)
     clean = noise(5)
@@ -217,7 +247,9 @@ def test_every_class_of_one_call_begins_off_its_list(name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])
-@pytest.mark.parametrize("name", ["DEISMultistep", "UniPCMultistep", "DPMSolverMultistep", "SASolver"])
+@pytest.mark.parametrize(
+    "name", ["DEISMultistep", "UniPCMultistep", "DPMSolverMultistep", "SASolver"]
+)
 def test_a_journey_from_above_the_list_has_all_of_its_levels(name: str, steps: int) -> None:
     """With a step more than the list, and the orders of the list that begins at that time."""
     (_, ours), (_, listed) = (pair(name, None, timestep_spacing="leading") for _ in range(2))
@@ -228,7 +260,9 @@ def test_a_journey_from_above_the_list_has_all_of_its_levels(name: str, steps: i
     for scheduler in (listed, ours):
         x = noise()
         for t in times:
-            x = scheduler.step(network(x, t), t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+            x = scheduler.step(
+                network(x, t), t, x, generator=torch.Generator().manual_seed(0)
+            ).prev_sample
         ends.append(x)
     assert ours.run.status == "done"
     assert ours.run.steps == len(times)
@@ -236,7 +270,9 @@ def test_a_journey_from_above_the_list_has_all_of_its_levels(name: str, steps: i
 
 
 def test_a_time_below_the_list_moves_to_its_end() -> None:
-    """diffusers' DEIS steps from its last level instead, whatever the time: from 39 to 0 where the sample is at 0."""
+    """diffusers' DEIS steps from its last level instead, whatever the time: from 39 to 0 where the
+    sample is at 0.
+    """
     theirs, ours = pair("DEISMultistep", 25)
     x = noise()
     moved = [far(s.step(network(x, 0), 0, x).prev_sample, x) for s in (theirs, ours)]
@@ -271,7 +307,9 @@ def test_what_cannot_begin_off_the_list_says_why() -> None:
         unipc.step(noise(), 777, noise())
     with pytest.raises(RunError, match=r"cannot be left out|again"):
         unipc.step(noise(), unipc.timesteps[5], noise())
-    drop_in = tm.Scheduler.from_config(diffusers.DDIMScheduler(**SD).config, sampler="ddim")  # which is stricter
+    drop_in = tm.Scheduler.from_config(
+        diffusers.DDIMScheduler(**SD).config, sampler="ddim"
+    )  # which is stricter
     drop_in.set_timesteps(10)
     with pytest.raises(RunError, match="not in scheduler"):
         drop_in.step(noise(), 333, noise())
@@ -303,8 +341,10 @@ def ours_next(x: Tensor) -> Tensor:
     return sample
 
 
-# -- beginning anew ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["EulerDiscrete", "DPMSolverMultistep", "HeunDiscrete", "UniPCMultistep"])
+# -- beginning anew --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name", ["EulerDiscrete", "DPMSolverMultistep", "HeunDiscrete", "UniPCMultistep"]
+)
 def test_a_place_that_is_taken_away_begins_anew(name: str) -> None:
     ends = []
     for scheduler in pair(name, 8):
@@ -314,7 +354,9 @@ def test_a_place_that_is_taken_away_begins_anew(name: str) -> None:
                 x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x).prev_sample
             if k == 0:
                 scheduler._step_index = None
-                if hasattr(scheduler, "lower_order_nums") and type(scheduler).__module__.startswith("diffusers"):
+                if hasattr(scheduler, "lower_order_nums") and type(scheduler).__module__.startswith(
+                    "diffusers"
+                ):
                     scheduler.lower_order_nums, scheduler.model_outputs = 0, [None, None]
                     scheduler.last_sample = None
                 x = noise() * scheduler.init_noise_sigma
@@ -348,14 +390,16 @@ def test_a_place_is_read_and_not_chosen() -> None:
         ours._step_index -= 1
 
 
-# -- PNDM --------------------------------------------------------------------------------------------------
+# -- PNDM ------------------------------------------------------------------------------------------
 def loop(scheduler: Any, times: Iterable[Any], step: Any, x: Tensor) -> Tensor:
     for t in times:
         x = step(network(x, t), t, x).prev_sample
     return x
 
 
-@pytest.mark.parametrize("flags", [{}, {"set_alpha_to_one": True}, {"steps_offset": 1}, {"skip_prk_steps": True}])
+@pytest.mark.parametrize(
+    "flags", [{}, {"set_alpha_to_one": True}, {"steps_offset": 1}, {"skip_prk_steps": True}]
+)
 def test_the_two_loops_of_pndm_make_what_diffusers_makes(flags: dict[str, Any]) -> None:
     ends = []
     theirs, ours = pair("PNDM", 10, **flags)
@@ -370,7 +414,9 @@ def test_the_two_loops_of_pndm_make_what_diffusers_makes(flags: dict[str, Any]) 
     assert far(ends[1], ends[0]) < 1e-5
     assert ours.counter == theirs.counter
     if not flags.get("skip_prk_steps"):
-        with pytest.raises(ArgumentError, match=r"step_plms is a multistep call.*prk_timesteps first"):
+        with pytest.raises(
+            ArgumentError, match=r"step_plms is a multistep call.*prk_timesteps first"
+        ):
             ours.step_plms(noise(), ours.prk_timesteps[0], noise())
     ours.set_timesteps(10)
     x = loop(ours, ours.timesteps, ours.step, noise())
@@ -379,7 +425,9 @@ def test_the_two_loops_of_pndm_make_what_diffusers_makes(flags: dict[str, Any]) 
 
 @pytest.mark.parametrize("steps", [2, 5, 20])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_pndm_turns_as_often_as_the_part_of_its_list_that_a_pipeline_cuts(steps: int, offset: int) -> None:
+def test_pndm_turns_as_often_as_the_part_of_its_list_that_a_pipeline_cuts(
+    steps: int, offset: int
+) -> None:
     theirs, ours = pair("PNDM", steps, skip_prk_steps=True, steps_offset=offset)
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     ends = []
@@ -400,7 +448,9 @@ def test_predictions_that_are_assigned_are_those_that_a_step_combines() -> None:
     for scheduler in (theirs, ours):
         scheduler.ets = list(past)
     for k, t in enumerate((600, 333, 333)):  # any time, for the caller keeps the predictions
-        want, got = (s.step_plms(network(noise(k), t), t, noise(k)).prev_sample for s in (theirs, ours))
+        want, got = (
+            s.step_plms(network(noise(k), t), t, noise(k)).prev_sample for s in (theirs, ours)
+        )
         theirs.counter = 2
         assert far(got, want) < 1e-5
         assert far(torch.stack(ours.ets), torch.stack(theirs.ets)) < 1e-5
@@ -408,7 +458,9 @@ def test_predictions_that_are_assigned_are_those_that_a_step_combines() -> None:
     theirs, _ = pair("PNDM", 20, skip_prk_steps=True)
     want = got = noise()
     for t in theirs.timesteps.tolist()[:6]:
-        want, got = (s.step(network(x, t), t, x).prev_sample for s, x in ((theirs, want), (ours, got)))
+        want, got = (
+            s.step(network(x, t), t, x).prev_sample for s, x in ((theirs, want), (ours, got))
+        )
         assert far(got, want) < 1e-5
     assert far(torch.stack(ours.ets), torch.stack(theirs.ets)) < 1e-5
     for wrong in (3, "a", [1.0]):
@@ -417,7 +469,9 @@ def test_predictions_that_are_assigned_are_those_that_a_step_combines() -> None:
 
 
 def test_ipndm_steps_from_assigned_predictions_at_any_of_its_times() -> None:
-    """By the weights of four evenly spaced slopes (arXiv 2202.09778), of noise at the levels of the list."""
+    """By the weights of four evenly spaced slopes (arXiv 2202.09778), of noise at the levels of the
+    list.
+    """
     ours = compat.IPNDMScheduler()
     ours.set_timesteps(10)
     past = [noise(k) for k in range(3)]
@@ -427,14 +481,18 @@ def test_ipndm_steps_from_assigned_predictions_at_any_of_its_times() -> None:
     for k in (5, 6, 5):
         now, new = ours._listed.grid[k], ours._listed.grid[k + 1]
         x, out = noise(7), noise(8)
-        newest = [float(now.sigma) * x + float(now.alpha) * out, *ours.ets[::-1]]  # from v to the noise
+        newest = [
+            float(now.sigma) * x + float(now.alpha) * out,
+            *ours.ets[::-1],
+        ]  # from v to the noise
         slope = sum(w / 24 * e for w, e in zip((55, -59, 37, -9), newest, strict=False))
         want = float(new.alpha) * (x / float(now.alpha) + float(new.ratio - now.ratio) * slope)
         assert far(ours.step(out, ours.timesteps[k], x).prev_sample, want) < 1e-6
 
 
 @pytest.mark.parametrize(("name", "flags", "times"), [
-    ("DDIM", {"set_alpha_to_one": False, "clip_sample": False}, None), ("DDIM", {"set_alpha_to_one": False}, None),
+    ("DDIM", {"set_alpha_to_one": False, "clip_sample": False}, None),
+    ("DDIM", {"set_alpha_to_one": False}, None),
     ("PNDM", {"skip_prk_steps": True}, None), ("PNDM", {}, None), ("TCD", {}, [999, 700, 300, 0]),
 ])  # fmt: skip
 def test_a_last_call_that_moves_nothing_is_made_as_in_diffusers(
@@ -443,7 +501,9 @@ def test_a_last_call_that_moves_nothing_is_made_as_in_diffusers(
     """So that callbacks of the last step see it; with clipping the picture is clipped once more."""
     ends = []
     for scheduler in pair(name, None, **flags):
-        scheduler.set_timesteps(10 if times is None else None, **({} if times is None else {"timesteps": times}))
+        scheduler.set_timesteps(
+            10 if times is None else None, **({} if times is None else {"timesteps": times})
+        )
         x = noise()
         for t in scheduler.timesteps:
             more = {"eta": 0.0} if name == "TCD" else {}
@@ -471,18 +531,23 @@ def test_the_half_steps_of_pndm_of_diffusers_miss_by_a_time_where_the_stride_is_
 def test_the_callback_of_the_last_step_comes_in_image_to_image(steps: int, strength: float) -> None:
     base = tiny.sd()
     given = {key: value for key, value in tiny.prompt(base).items() if key.endswith("embeds")}
-    pipe = diffusers.StableDiffusionImg2ImgPipeline(**base.components, requires_safety_checker=False)
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(
+        **base.components, requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     turns = []
     for library in LIBRARIES:
         pipe.scheduler, last = library.PNDMScheduler(**SD, skip_prk_steps=True), []
 
-        def callback(pipe: Any, i: int, t: Any, tensors: Any, last: list[bool] = last) -> dict[str, Any]:
+        def callback(
+            pipe: Any, i: int, t: Any, tensors: Any, last: list[bool] = last
+        ) -> dict[str, Any]:
             last.append(i == pipe.num_timesteps - 1)
             return {}
 
         pipe(
-            image=torch.rand(1, 3, 32, 32), num_inference_steps=steps, strength=strength, output_type="latent",
+            image=torch.rand(1, 3, 32, 32), num_inference_steps=steps, strength=strength,
+            output_type="latent",
             callback_on_step_end=callback, **given,
         )  # fmt: skip
         turns.append(last)

@@ -1,4 +1,6 @@
-"""Stable Video Diffusion with its real scheduler configuration: sigma 700 … 0.002, v-prediction, 0.25·log sigma."""
+"""Stable Video Diffusion with its real scheduler configuration: sigma 700 … 0.002, v-prediction,
+0.25·log sigma.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Told:
         self.times: list[float] = []
         self.batches: list[int] = []
         self.largest = 0.0
-        pipe.unet.time_proj.register_forward_pre_hook(lambda m, a: self.times.append(float(a[0][0])))
+        pipe.unet.time_proj.register_forward_pre_hook(
+            lambda m, a: self.times.append(float(a[0][0]))
+        )
         pipe.unet.conv_in.register_forward_pre_hook(self.see)
 
     def see(self, module: Any, args: tuple[Any, ...]) -> None:
@@ -53,7 +57,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_euler_on_karras_is_diffusers_own(pipe: Any) -> None:
-    theirs = pipe(**call(), num_inference_steps=10, generator=torch.Generator().manual_seed(3)).frames
+    theirs = pipe(
+        **call(), num_inference_steps=10, generator=torch.Generator().manual_seed(3)
+    ).frames
     ours = tm.Helm(pipe)(**call(), sampler="euler/karras", steps=10, seeds=[3]).frames
     assert relative(ours, theirs) < 1e-4  # measured 1e-5: diffusers computes its levels in float32
 
@@ -73,7 +79,10 @@ def test_every_sampler_tells_the_network_a_quarter_of_log_sigma(pipe: Any, sampl
 
 def test_karras_and_ays_times_are_those_of_diffusers_euler(pipe: Any) -> None:
     theirs = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    for sampler, options in (("dpmpp_2m_sde/karras", {"num_inference_steps": 10}), ("euler/ays_svd", {"sigmas": AYS})):
+    for sampler, options in (
+        ("dpmpp_2m_sde/karras", {"num_inference_steps": 10}),
+        ("euler/ays_svd", {"sigmas": AYS}),
+    ):
         told = Told(pipe)
         theirs.set_timesteps(**options)
         tm.Helm(pipe)(**call(), sampler=sampler, steps=10, seeds=[1])
@@ -93,7 +102,9 @@ def test_a_seed_gives_the_same_video_alone_in_a_batch_and_again(pipe: Any, sampl
     many = helm(**call(2), seeds=[5, 6], **options).frames
     torch.manual_seed(99)
     for i, seed in enumerate((5, 6)):
-        alone = helm(**call(image=tiny.still(2).double()[i : i + 1]), seeds=[seed], **options).frames
+        alone = helm(
+            **call(image=tiny.still(2).double()[i : i + 1]), seeds=[seed], **options
+        ).frames
         assert relative(many[i : i + 1], alone) < 1e-6
     assert relative(many[:1], many[1:]) > 1e-3
 
@@ -109,7 +120,14 @@ def test_several_videos_of_one_picture_have_a_seed_each(pipe: Any) -> None:
 
 def test_guidance_that_grows_over_the_frames_is_switched_off_at_40_percent(pipe: Any) -> None:
     told, helm = Told(pipe), tm.Helm(pipe)
-    helm(**call(), steps=10, seeds=[0], min_guidance_scale=1.0, max_guidance_scale=3.0, guidance=tm.cfg(until=0.4))
+    helm(
+        **call(),
+        steps=10,
+        seeds=[0],
+        min_guidance_scale=1.0,
+        max_guidance_scale=3.0,
+        guidance=tm.cfg(until=0.4),
+    )
     assert told.batches == [2] * 4 + [1] * 6
 
 
@@ -117,7 +135,10 @@ def test_the_scale_is_the_last_frames_and_varies_as_the_pipelines_own(pipe: Any)
     helm, steps = tm.Helm(pipe), 4
     own = [helm(**call(), steps=steps, seeds=[0], max_guidance_scale=s).frames for s in (4.0, 2.0)]
     for scale, expected in zip((4.0, 2.0), own, strict=True):
-        assert relative(helm(**call(), steps=steps, seeds=[0], guidance=scale).frames, expected) < 1e-12
+        assert (
+            relative(helm(**call(), steps=steps, seeds=[0], guidance=scale).frames, expected)
+            < 1e-12
+        )
         constant = helm(**call(), steps=steps, seeds=[0], guidance=tm.cfg([scale] * steps)).frames
         assert relative(constant, expected) < 1e-12
     mixed = tm.cfg([4.0, 2.0, 2.0, 2.0])
@@ -129,7 +150,12 @@ def test_the_scale_is_the_last_frames_and_varies_as_the_pipelines_own(pipe: Any)
         return kwargs
 
     by_callback = helm(
-        **call(), steps=steps, seeds=[0], max_guidance_scale=4.0, callback_on_step_end=lower, sampler="euler"
+        **call(),
+        steps=steps,
+        seeds=[0],
+        max_guidance_scale=4.0,
+        callback_on_step_end=lower,
+        sampler="euler",
     ).frames
     assert relative(by_list, by_callback) < 1e-12
 
@@ -145,7 +171,9 @@ def test_outside_the_interval_every_frame_is_the_conditional_one(pipe: Any) -> N
 def test_latents_stay_of_order_one_at_sigma_700_in_half_precision() -> None:
     pipe = tiny.svd().to(torch.bfloat16)
     told = Told(pipe)
-    made = tm.Helm(pipe)(**call(image=tiny.still().bfloat16()), steps=3, seeds=[0], sampler="dpmpp_2m_sde").frames
+    made = tm.Helm(pipe)(
+        **call(image=tiny.still().bfloat16()), steps=3, seeds=[0], sampler="dpmpp_2m_sde"
+    ).frames
     assert made.isfinite().all()
     assert told.largest < 10
 
@@ -167,7 +195,9 @@ def test_stop_pause_and_edit_work_where_the_pipeline_has_no_interrupt(pipe: Any)
     assert helm.run is not None
     assert (helm.run.status, helm.run.step, len(told.batches)) == ("stopped", 4, 4)
     assert torch.equal(made, helm.run.denoised)
-    plain = helm(**call(), steps=8, seeds=[0], hooks=[tm.stop_when(lambda run: run.step == 4)]).frames
+    plain = helm(
+        **call(), steps=8, seeds=[0], hooks=[tm.stop_when(lambda run: run.step == 4)]
+    ).frames
     assert relative(made, plain) > 1e-3
 
 

@@ -1,4 +1,6 @@
-"""Laws of fitting a sampler: never worse on unseen noise, exact where the answer is known, and what it refuses."""
+"""Laws of fitting a sampler: never worse on unseen noise, exact where the answer is known, and what
+it refuses.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ from timonel.tuning.rollout import distance
 from tuned_models import START, Exact, brief, fresh, mixture
 
 __all__ = ["brief"]
-few = pytest.mark.filterwarnings("ignore:.*seeds for.*corrections")  # these fits are as small as they can be
+few = pytest.mark.filterwarnings(
+    "ignore:.*seeds for.*corrections"
+)  # these fits are as small as they can be
 pytestmark = [pytest.mark.usefixtures("brief"), few]
 
 
-# -- what a fit is worth ----------------------------------------------------------------------------------
+# -- what a fit is worth ---------------------------------------------------------------------------
 def never_worse(seed: int, **how: Any) -> float:
-    """How many times the error on new noise fell, by a fit to a random mixture; 1 where nothing was kept."""
+    """How many times the error on new noise fell, by a fit to a random mixture; 1 where nothing was
+    kept.
+    """
     model = mixture(seed)
     found = fit_model(model, steps=4, start=START, **how)
     if not found.samplers:
@@ -78,7 +84,9 @@ def test_the_exact_table_is_found_where_there_is_one(method: str) -> None:
 
 
 def test_the_last_coefficient_is_the_closed_form_where_all_else_is_given() -> None:
-    """A row of one prediction is x' = (keep + weight·a)·x where D = a·x, and two of them make the whole way."""
+    """A row of one prediction is x' = (keep + weight·a)·x where D = a·x, and two of them make the
+    whole way.
+    """
     std = 0.5
     data = Gaussian(torch.zeros(1), std)
     model = Exact(data, 12)
@@ -103,7 +111,11 @@ def test_five_fitted_steps_reach_the_error_of_twelve_and_eight_that_of_twenty_fi
     for one, goal in zip(found.outcomes, (12, 25), strict=True):
         assert one.sampler is not None
         assert one.sampler.fitted is not None
-        errors = {m.steps: m.error for m in one.sampler.fitted.provenance.errors if m.sampler == "dpmpp_2m/karras"}
+        errors = {
+            m.steps: m.error
+            for m in one.sampler.fitted.provenance.errors
+            if m.sampler == "dpmpp_2m/karras"
+        }
         assert one.held_tuned <= errors[goal]
 
 
@@ -120,18 +132,29 @@ def test_levels_alone_are_measured_by_the_usual_ones() -> None:
 
 
 def test_a_fit_that_is_not_better_is_not_saved_and_says_so(tmp_path: Path) -> None:
-    point = Exact(lambda x, level: torch.full_like(x, 0.3), 12, shape=(3,))  # which every solver reproduces
-    found = fit_model(point, steps=3, start=START, method="differences", iterations=1, out=tmp_path / "fast.json")
+    point = Exact(
+        lambda x, level: torch.full_like(x, 0.3), 12, shape=(3,)
+    )  # which every solver reproduces
+    found = fit_model(
+        point, steps=3, start=START, method="differences", iterations=1, out=tmp_path / "fast.json"
+    )
     assert found.samplers == {}
     assert found.files == []
-    assert re.match(r"3 steps: nothing kept, .* not clearly below that of its start dpmpp_2m/karras", found.lines()[0])
+    assert re.match(
+        r"3 steps: nothing kept, .* not clearly below that of its start dpmpp_2m/karras",
+        found.lines()[0],
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_numbers_of_steps_share_the_converged_samples_and_make_a_folder(tmp_path: Path) -> None:
+def test_several_numbers_of_steps_share_the_converged_samples_and_make_a_folder(
+    tmp_path: Path,
+) -> None:
     told: list[str] = []
     model = Exact(Gaussian(torch.zeros(3), 0.5), 12)
-    found = fit_model(model, steps=[3, 4], start=START, method="rows", out=tmp_path / "fast", told=told.append)
+    found = fit_model(
+        model, steps=[3, 4], start=START, method="rows", out=tmp_path / "fast", told=told.append
+    )
     assert [path.name for path in found.files] == ["3.json", "4.json"]
     assert sum("targets" in line for line in told) == 2  # a run and its double
     for path, steps in zip(found.files, (3, 4), strict=True):
@@ -152,7 +175,9 @@ def test_ctrl_c_keeps_the_best_so_far_and_ends_all(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     out = tmp_path / "fast"
-    found = fit_model(mixture(0), steps=[3, 4], start=START, method="differences", out=out, told=stop)
+    found = fit_model(
+        mixture(0), steps=[3, 4], start=START, method="differences", out=out, told=stop
+    )
     assert [one.steps for one in found.outcomes] == [3]
     assert found.outcomes[0].held_tuned < found.outcomes[0].held_start
     assert found.files == [out / "3.json"]
@@ -160,7 +185,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_ends_all(tmp_path: Path) -> None:
     assert any("iteration 2" in line and "held-out error" in line for line in told)
 
 
-# -- what is said before ----------------------------------------------------------------------------------
+# -- what is said before ---------------------------------------------------------------------------
 class Large(Exact):
     """A model whose samples are as large as a video's, without the memory."""
 
@@ -171,14 +196,21 @@ class Large(Exact):
 def test_memory_is_said_before_and_bounded_for_large_samples() -> None:
     told: list[str] = []
     fit_model(mixture(0), steps=3, start=START, method="rows", told=told.append)
-    assert re.fullmatch(r"rows: 12 samples to fit and 6 to judge, [\d,]+ MiB beside the network", told[0])
-    assert re.fullmatch(r"about \d+ s for the converged samples, \d+ s are left for the fit", told[1])
+    assert re.fullmatch(
+        r"rows: 12 samples to fit and 6 to judge, [\d,]+ MiB beside the network", told[0]
+    )
+    assert re.fullmatch(
+        r"about \d+ s for the converged samples, \d+ s are left for the fit", told[1]
+    )
     large = Large(mixture().denoise, 4)
     assert at_once(mixture(), 8, "differences", 4) == BATCH
     for steps in (4, 8, 10):
         some = at_once(large, steps, "differences", 4)
         assert 1 <= some < BATCH
-        assert held_bytes(large, 64, steps, "differences", 4) < 64 * 4 * 921_600 * (2 + 2 * steps + 1) + 2 * ROOM
+        assert (
+            held_bytes(large, 64, steps, "differences", 4)
+            < 64 * 4 * 921_600 * (2 + 2 * steps + 1) + 2 * ROOM
+        )
 
 
 def test_fewer_seeds_than_corrections_are_told_with_the_number() -> None:
@@ -191,7 +223,7 @@ def test_fewer_seeds_than_corrections_are_told_with_the_number() -> None:
     assert found[1] == found[2] == str(3 + 4 + 4 + 1 + 2 + 3 + 4)
 
 
-# -- bad input --------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 class Cut(Exact):
     """A network through which no gradient comes."""
 
@@ -222,7 +254,10 @@ class Cut(Exact):
         ({"split": ([0, 1], [2, 99])}, "1 that are not there"),
         ({"split": ([0, 1, 2], [])}, "two lists of two or more"),
         ({"out": "fast.txt"}, r"ends in \.json, got 'fast\.txt'"),
-        ({"out": "fast.json", "steps": [4, 6]}, "2 numbers of steps make as many files: give a folder"),
+        (
+            {"out": "fast.json", "steps": [4, 6]},
+            "2 numbers of steps make as many files: give a folder",
+        ),
     ],
 )
 def test_what_cannot_be_fitted_says_so(given: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -239,11 +274,18 @@ def test_differences_are_taken_unless_the_network_is_of_half_precision_and_has_g
     cut = Cut(mixture().denoise, 12)
     plain = Plain(Mixture.random(0, 2, 3), torch.randn(12, 3, dtype=torch.float64), PROCESSES["vp"])
     for model in (cut, plain):
-        with pytest.raises(ArgumentError, match="no gradient flows through this network: use method='differences'"):
+        with pytest.raises(
+            ArgumentError, match="no gradient flows through this network: use method='differences'"
+        ):
             fit_model(model, steps=2, method="backward")
     halved, cut_half = mixture(0, 12), Cut(mixture().denoise, 12)
     halved.half = cut_half.half = True
-    ways = ((mixture(0, 12), "differences"), (halved, "backward"), (cut_half, "differences"), (plain, "differences"))
+    ways = (
+        (mixture(0, 12), "differences"),
+        (halved, "backward"),
+        (cut_half, "differences"),
+        (plain, "differences"),
+    )
     for model, way in ways:
         with pytest.raises(KeyboardInterrupt):
             fit_model(model, steps=2, told=_stop_at_once(told))
@@ -261,13 +303,17 @@ def _stop_at_once(told: list[str]) -> Any:
 def test_samples_that_do_not_converge_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "LAST", 64)
     rough = Exact(lambda x, level: torch.sin(1e4 * x).sign(), 12, shape=(3,))
-    with pytest.raises(ArgumentError, match=r"have not converged in 64 steps.*still changes them by .* of"):
+    with pytest.raises(
+        ArgumentError, match=r"have not converged in 64 steps.*still changes them by .* of"
+    ):
         fit_model(rough, steps=3)
 
 
 def test_a_network_that_is_not_deterministic_or_not_finite_is_refused() -> None:
     noisy = Exact(lambda x, level: 0.1 * torch.randn_like(x), 12, shape=(3,))
-    with pytest.raises(ArgumentError, match=r"not deterministic: asked twice, it differs by [\d.]+.*module.eval"):
+    with pytest.raises(
+        ArgumentError, match=r"not deterministic: asked twice, it differs by [\d.]+.*module.eval"
+    ):
         fit_model(noisy, steps=3)
     broken = Exact(lambda x, level: x * torch.nan, 12, shape=(3,))
     with pytest.raises(ArgumentError, match="not finite"):
@@ -279,23 +325,33 @@ def test_targets_that_take_too_long_to_converge_are_refused() -> None:
         time.sleep(0.002)
         return torch.sin(1e4 * x).sign()
 
-    said = r"have not converged in \d+ steps, .* and \d+ steps take another \d+ s: give more minutes"
+    said = (
+        r"have not converged in \d+ steps, .* and \d+ steps take another \d+ s: give more minutes"
+    )
     with pytest.raises(ArgumentError, match=said):
         targets.converge(Exact(rough, 4, shape=(3,)), range(4), lambda _: None, seconds=0.5)
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="4 samples are too few to fit and to judge by: give 12 or more"):
+    with pytest.raises(
+        ArgumentError, match="4 samples are too few to fit and to judge by: give 12 or more"
+    ):
         fit_model(mixture(0, 4), steps=3)
 
 
 @pytest.mark.parametrize("scales", [2, 3, 8])
-def test_a_guidance_scale_for_every_step_is_refused_before_the_network_is_called(scales: int) -> None:
+def test_a_guidance_scale_for_every_step_is_refused_before_the_network_is_called(
+    scales: int,
+) -> None:
     def called(x: Tensor, level: Any) -> Tensor:
         raise AssertionError("the network was called")
 
     model = Plain(
-        called, torch.zeros(12, 2, 4), tm.VP.from_schedule(), unconditional=called, guidance=tm.cfg([4.0] * scales)
+        called,
+        torch.zeros(12, 2, 4),
+        tm.VP.from_schedule(),
+        unconditional=called,
+        guidance=tm.cfg([4.0] * scales),
     )
     said = rf"one guidance scale and an interval, got {scales} scales, one for each step: give one, such as cfg\(4,"
     with pytest.raises(ArgumentError, match=said):
@@ -310,13 +366,17 @@ def test_time_that_is_too_short_is_refused_with_the_time_that_would_do() -> None
         return data(x, level)
 
     model = Exact(slow, 40, shape=(4,))
-    with pytest.raises(ArgumentError, match=r"alone take about .* of the 0\.05 minutes: give minutes=\d") as refused:
+    with pytest.raises(
+        ArgumentError, match=r"alone take about .* of the 0\.05 minutes: give minutes=\d"
+    ) as refused:
         fit_model(model, steps=3, minutes=0.05)
     asked = float(re.search(r"minutes=([\d.]+)", str(refused.value))[1])  # type: ignore[index]
     assert 40 * 96 * 0.02 / 8 / 60 < asked < 4
 
 
-def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_what_was_spent_counts() -> None:
+def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_what_was_spent_counts() -> (
+    None
+):
     data = mixture().denoise
 
     def slow(x: Tensor, level: Level) -> Tensor:
@@ -326,8 +386,15 @@ def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_wh
     def fitted(spent: float) -> tuple[Tuning, list[str]]:
         said = list[str]()
         model = Exact(slow, 60, shape=(4,))
-        given = {"minutes": 0.15, "method": "levels", "told": said.append, "began": time.monotonic() - spent}
-        return fit_model(model, steps=3, split=(range(50), range(50, 60)), fewer=True, **given), said
+        given = {
+            "minutes": 0.15,
+            "method": "levels",
+            "told": said.append,
+            "began": time.monotonic() - spent,
+        }
+        return fit_model(
+            model, steps=3, split=(range(50), range(50, 60)), fewer=True, **given
+        ), said
 
     found, said = fitted(0)
     told = next(line for line in said if "for the time is short" in line)
@@ -340,7 +407,9 @@ def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_wh
         fitted(8.9)
 
 
-@pytest.mark.parametrize("process", [tm.VP.from_schedule(rescale_zero_snr=True), PROCESSES["edm"], PROCESSES["flow"]])
+@pytest.mark.parametrize(
+    "process", [tm.VP.from_schedule(rescale_zero_snr=True), PROCESSES["edm"], PROCESSES["flow"]]
+)
 def test_every_noise_process_is_fitted_pure_noise_too(process: Process, brief: None) -> None:
     (one,) = fit_model(mixture(0, 18, process=process), steps=4, method="rows").outcomes
     assert one.held_tuned < one.held_start

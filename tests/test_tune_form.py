@@ -34,7 +34,9 @@ def form(solver: str = "dpmpp_2m", steps: int = 4, process: str = "vp", memory: 
 
 
 def some(of: Form, size: float = 0.05, seed: int = 0) -> torch.Tensor:
-    return size * torch.randn(of.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return size * torch.randn(
+        of.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -43,7 +45,11 @@ def test_no_correction_is_the_solvers_own_table(solver: str, process: str) -> No
     of = form(solver, 5, process)
     theirs = solvers.make(solver, of.start)
     made = of.arrays(of.zero()).table(solver, of.start.name)
-    for name in ("alpha", "sigma", "time"):  # the first and the last are the grid's own, the others read from lam
+    for name in (
+        "alpha",
+        "sigma",
+        "time",
+    ):  # the first and the last are the grid's own, the others read from lam
         own, other = getattr(made, name), getattr(theirs, name)
         assert torch.equal(own[[0, -1]], other[[0, -1]]), name
         assert torch.allclose(own, other, rtol=1e-14, atol=1e-15), name
@@ -83,11 +89,15 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
     of, data = form(steps=3, memory=2), Mixture.random(0, 4, 3)
 
     def told(x: torch.Tensor, level: Level) -> torch.Tensor:  # as a network, it reads the time too
-        return data(x, level) * (1 + 0.2 * torch.sin(torch.as_tensor(level.time) / 200).reshape(-1, 1))
+        return data(x, level) * (
+            1 + 0.2 * torch.sin(torch.as_tensor(level.time) / 200).reshape(-1, 1)
+        )
 
     model = Exact(told, 6, shape=(3,))
     theta, samples = some(of, 0.02), list(range(6))
-    theta[2 : 2 + of.steps] = -theta[2 : 2 + of.steps].abs()  # the first time is the highest that there is
+    theta[2 : 2 + of.steps] = -theta[
+        2 : 2 + of.steps
+    ].abs()  # the first time is the highest that there is
     target = model.x * 0.1
     given = (model, of, theta, samples, target)
     plain = rollout.differences(*given, size=1e-5)
@@ -102,7 +112,9 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
         rollout.distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
                          target).log().mean() for sign in (1, -1)
     ]  # fmt: skip
-    assert float(log[0] - log[1]) / 2e-5 == pytest.approx(float(plain.gradient.square().sum()) / size, rel=1e-3)
+    assert float(log[0] - log[1]) / 2e-5 == pytest.approx(
+        float(plain.gradient.square().sum()) / size, rel=1e-3
+    )
     assert torch.allclose(plain.error, rollout.distance(ends, target), rtol=1e-9)
 
 
@@ -129,7 +141,7 @@ def test_levels_that_would_not_fall_are_refused() -> None:
         of.arrays(theta)
 
 
-# -- levels without a model -------------------------------------------------------------------------------
+# -- levels without a model ------------------------------------------------------------------------
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_levels_for_gaussian_data_fall_and_more_steps_cost_less(process: str) -> None:
     place = PROCESSES[process]
@@ -140,14 +152,18 @@ def test_the_levels_for_gaussian_data_fall_and_more_steps_cost_less(process: str
         grid = grids.gaussian(place, steps, std=0.5)
         assert grid.steps == steps
         assert bool((grid.lam[1:] > grid.lam[:-1]).all())
-        path = [int((levels.sigma - s).abs().argmin()) for s in grid.sigma[:-1]] + [len(levels.sigma) - 1]
+        path = [int((levels.sigma - s).abs().argmin()) for s in grid.sigma[:-1]] + [
+            len(levels.sigma) - 1
+        ]
         spent.append(sum(float(cost[i, j]) for i, j in itertools.pairwise(path)))
     assert all(later < earlier for earlier, later in itertools.pairwise(spent))
     assert not torch.allclose(grid.sigma, grids.gaussian(place, 8, std=2.0).sigma, rtol=0.05)
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_the_levels_for_gaussian_data_are_the_best_of_all(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_levels_for_gaussian_data_are_the_best_of_all(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(closed, "FINE", 14)
     levels = closed._levels(PROCESSES["vp"])
     cost, last = closed._cost(levels.ratio, 0.5), len(levels.sigma) - 1
@@ -162,7 +178,12 @@ def test_the_cost_of_a_step_is_the_integral_that_it_says() -> None:
     c, cost = 0.5, closed._cost(levels.ratio, 0.5)
     for i, j in ((0, 100), (150, 300), (398, 399)):
         a, b = float(levels.ratio[i]), float(levels.ratio[j])
-        t = torch.logspace(float(torch.tensor(b).log10()), float(torch.tensor(a).log10()), 20_001, dtype=torch.float64)
+        t = torch.logspace(
+            float(torch.tensor(b).log10()),
+            float(torch.tensor(a).log10()),
+            20_001,
+            dtype=torch.float64,
+        )
         integral = torch.trapezoid((1 / (t**2 + c**2) - 1 / (a**2 + c**2)) ** 2 / t**3, t)
         assert float(cost[i, j]) == pytest.approx(c**4 * float(integral), rel=1e-4)
 
@@ -171,7 +192,9 @@ def test_the_cost_of_a_step_is_the_integral_that_it_says() -> None:
     ("given", "said"),
     [({"steps": 0}, "at least 1"), ({"std": 0.0}, "std"), ({"std": 1e4}, "std")],
 )
-def test_levels_for_gaussian_data_refuse_what_they_cannot_do(given: dict[str, Any], said: str) -> None:
+def test_levels_for_gaussian_data_refuse_what_they_cannot_do(
+    given: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ArgumentError, match=said):
         grids.gaussian(PROCESSES["vp"], **{"steps": 4, **given})
 
@@ -210,11 +233,22 @@ def test_the_path_that_rows_come_near_is_guided_all_the_way_whatever_the_interva
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     made = []
     for guidance in (tm.cfg(3.0), tm.cfg(3.0, between=(0.5, 1.0))):
-        model = Plain(data.conditional(0), x, PROCESSES["vp"], unconditional=data, guidance=guidance)
-        form = Form(model.process, "dpmpp_2m", tm.Sampler("dpmpp_2m/karras", steps=4).levels(model.process), 4)
+        model = Plain(
+            data.conditional(0), x, PROCESSES["vp"], unconditional=data, guidance=guidance
+        )
+        form = Form(
+            model.process,
+            "dpmpp_2m",
+            tm.Sampler("dpmpp_2m/karras", steps=4).levels(model.process),
+            4,
+        )
         targets = converge(model, range(8), lambda _: None)
         made.append(
-            torch.stack(least_squares.path(Task(model, form, targets, tuple(range(8)), (), "rows", 8), range(8)))
+            torch.stack(
+                least_squares.path(
+                    Task(model, form, targets, tuple(range(8)), (), "rows", 8), range(8)
+                )
+            )
         )
     assert torch.equal(*made)
 
@@ -223,7 +257,10 @@ def test_a_walk_that_forgets_ends_where_one_that_remembers_does() -> None:
     model = mixture(0, 4)
     arrays = Arrays.of(tm.Sampler("dpmpp_3m/karras", steps=7).compile(model.process))
     kept = rollout.travel(model, arrays, range(4))
-    assert all(torch.equal(a, b) for a, b in zip(rollout.walk(model, arrays, range(4), None), kept.x, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(rollout.walk(model, arrays, range(4), None), kept.x, strict=True)
+    )
 
 
 def guided(guidance: tm.Guidance, count: int = 6, seed: int = 0) -> Plain:
@@ -241,11 +278,19 @@ def test_a_fit_sees_the_halves_that_a_run_forecasts(guidance: tm.Guidance) -> No
     units = torch.eye(of.size, dtype=torch.float64)
     base = of.arrays(some(of))
     known = rollout.travel(model, base, range(6))
-    assert torch.allclose(known.result, model.run(base.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(
+        known.result, model.run(base.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12
+    )
     assert any(d is not None for d in known.apart)
-    moved = [of.arrays(some(of) + 0.3 * unit * of.inward(some(of))) for unit in units[: 2 * of.steps]]
-    for candidate, end in zip(moved, rollout.ends(model, moved, base, known, range(6)), strict=True):
-        assert torch.allclose(end, model.run(candidate.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12)
+    moved = [
+        of.arrays(some(of) + 0.3 * unit * of.inward(some(of))) for unit in units[: 2 * of.steps]
+    ]
+    for candidate, end in zip(
+        moved, rollout.ends(model, moved, base, known, range(6)), strict=True
+    ):
+        assert torch.allclose(
+            end, model.run(candidate.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*seeds for.*corrections")

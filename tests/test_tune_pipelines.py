@@ -1,4 +1,6 @@
-"""Laws of fitting on pipelines: the same call for any of them, a file that is used anywhere, and what is refused."""
+"""Laws of fitting on pipelines: the same call for any of them, a file that is used anywhere, and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -38,21 +40,29 @@ pytestmark = [
 
 @pytest.fixture
 def rough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Converged samples of a few steps: these networks are random, and what is tested is how a fit is wired."""
+    """Converged samples of a few steps: these networks are random, and what is tested is how a fit
+    is wired.
+    """
     for module in (targets, least_squares, tuning):
         monkeypatch.setattr(module, "FIRST", 4)
     monkeypatch.setattr(targets, "TRUSTED", 10.0)
 
 
 def pipeline(name: str) -> tuple[tm.Helm, dict[str, Any]]:
-    """A helm on a small pipeline, and the arguments of its call beside prompt, picture and guidance."""
+    """A helm on a small pipeline, and the arguments of its call beside prompt, picture and
+    guidance.
+    """
     helm = tm.Helm(CASES[name].build())
     helm.pipe.set_progress_bar_config(disable=True)
     given = CASES[name].inputs()
-    return helm, {key: value for key, value in given.items() if key not in ("prompt", "image", "guidance_scale")}
+    return helm, {
+        key: value
+        for key, value in given.items()
+        if key not in ("prompt", "image", "guidance_scale")
+    }
 
 
-# -- the same call for any pipeline -----------------------------------------------------------------------
+# -- the same call for any pipeline ----------------------------------------------------------------
 @pytest.mark.usefixtures("rough")
 def test_a_file_of_a_fit_is_used_at_the_helm_and_in_the_drop_in_scheduler(tmp_path: Path) -> None:
     helm, given = pipeline("StableDiffusionXLPipeline")
@@ -64,7 +74,12 @@ def test_a_file_of_a_fit_is_used_at_the_helm_and_in_the_drop_in_scheduler(tmp_pa
     assert made.fingerprint == own
     assert made.guidance is not None
     assert made.guidance.guidance() == guidance
-    assert (made.prediction, made.dtype, made.process.kind, made.start) == ("epsilon", "float32", "vp", START)
+    assert (made.prediction, made.dtype, made.process.kind, made.start) == (
+        "epsilon",
+        "float32",
+        "vp",
+        START,
+    )
     assert (len(made.seeds), len(made.held_out_seeds)) == (8, 4)
     assert not set(made.seeds) & set(made.held_out_seeds)
     assert not set(made.prompts) & set(made.held_out_prompts)
@@ -80,14 +95,18 @@ def test_a_file_of_a_fit_is_used_at_the_helm_and_in_the_drop_in_scheduler(tmp_pa
     fitted = found.samplers[3].fitted
     assert fitted is not None
     assert torch.equal(helm.run.table.x, fitted.table.x)
-    with pytest.warns(FittedElsewhere, match=r"fitted with guidance 3 from 0 to 0\.4 of the way, this run has"):
+    with pytest.warns(
+        FittedElsewhere, match=r"fitted with guidance 3 from 0 to 0\.4 of the way, this run has"
+    ):
         guided = helm(**call, sampler=str(out), guidance=3.0, seeds=[3]).images
     assert not torch.equal(ours, guided)
     helm.pipe.scheduler = tm.Scheduler.from_config(helm.pipe.scheduler.config, sampler=str(out))
     generator = torch.Generator().manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FittedElsewhere)
-        dropped = helm.pipe(**call, num_inference_steps=3, guidance_scale=3.0, generator=generator).images
+        dropped = helm.pipe(
+            **call, num_inference_steps=3, guidance_scale=3.0, generator=generator
+        ).images
     assert torch.allclose(dropped, guided, atol=1e-4)
 
 
@@ -129,7 +148,9 @@ def test_without_a_scale_the_file_is_for_the_pipelines_own(tmp_path: Path) -> No
         ("StableDiffusion3Pipeline", "flow", "trailing"),
     ],
 )
-def test_video_and_flow_pipelines_take_the_same_call(name: str, kind: str, grid: str, tmp_path: Path) -> None:
+def test_video_and_flow_pipelines_take_the_same_call(
+    name: str, kind: str, grid: str, tmp_path: Path
+) -> None:
     helm, given = pipeline(name)
     subjects_: list[str] = WORDS
     if name.startswith("StableVideo"):
@@ -176,7 +197,13 @@ def test_a_pipeline_whose_network_stays_in_its_loop_is_fitted_as_a_whole() -> No
 def test_an_iteration_on_a_whole_pipeline_moves_the_table_and_never_for_the_worse() -> None:
     helm, given = pipeline("ZImagePipeline")
     told: list[str] = []
-    small = {**SMALL, "steps": 2, "start": "dpmpp_2m/trailing", "method": "differences", "minutes": 30}
+    small = {
+        **SMALL,
+        "steps": 2,
+        "start": "dpmpp_2m/trailing",
+        "method": "differences",
+        "minutes": 30,
+    }
     (one,) = tm.tune(helm, prompts=WORDS, told=told.append, **small, **given).outcomes
     assert any("2 steps, iteration 1" in line for line in told)
     assert one.held_tuned <= one.held_start
@@ -186,10 +213,12 @@ def test_an_iteration_on_a_whole_pipeline_moves_the_table_and_never_for_the_wors
         helm(**given, prompt="a red apple", sampler=one.sampler, seeds=[3])
 
 
-# -- the command line -------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.usefixtures("rough")
-def test_the_command_line_fits_a_file_that_generate_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_fits_a_file_that_generate_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "words.txt").write_text("red apple\n\nghost\nhouse\nred apple\n", "utf-8")
     out = tmp_path / "fast.json"
     words = ["tune", "emoji", "--steps", "2", "--prompts", str(tmp_path / "words.txt"), "--seeds", "12", "--method",
@@ -204,7 +233,8 @@ def test_the_command_line_fits_a_file_that_generate_takes(tmp_path: Path, monkey
     assert (fitted.provenance.guidance.scale, fitted.provenance.guidance.stop) == (4.0, 0.4)
     assert fitted.provenance.held_out_prompts == ["house"]
     painted = CliRunner().invoke(
-        app, ["generate", "red apple", "--sampler", str(out), "--guidance-until", "0.4", "-o", str(tmp_path / "out")],
+        app, ["generate", "red apple", "--sampler", str(out), "--guidance-until", "0.4", "-o",
+        str(tmp_path / "out")],
         catch_exceptions=False,
     )  # fmt: skip
     assert painted.exit_code == 0
@@ -244,7 +274,7 @@ def test_the_command_line_refuses_before_it_computes(
         raise done.exception
 
 
-# -- prompts, seeds, guidance -----------------------------------------------------------------------------
+# -- prompts, seeds, guidance ----------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def plain() -> tm.Helm:
     return pipeline("StableDiffusionPipeline")[0]
@@ -260,7 +290,10 @@ def plain() -> tm.Helm:
         ({"prompts": ["here.png"]}, "there is no picture 'here.png'"),
         ({"seeds": 11}, "11 seeds are too few to fit and to judge by: give at least 12"),
         ({"seeds": 12.5}, "seeds must be a whole number"),
-        ({"guidance": tm.cfg((4.0, 3.0, 2.0))}, r"one guidance scale and an interval, got 3 .* cfg\(4, until=0\.4\)"),
+        (
+            {"guidance": tm.cfg((4.0, 3.0, 2.0))},
+            r"one guidance scale and an interval, got 3 .* cfg\(4, until=0\.4\)",
+        ),
         ({"guidance": [4.0, 3.0]}, "one guidance scale and an interval, got 2"),
         ({"steps": 1}, "one step"),
         ({"method": "magic"}, "unknown method"),
@@ -283,13 +316,17 @@ def test_what_a_fit_cannot_begin_with_is_refused_before_the_pipeline_runs(
 
 def test_a_prompt_that_the_tokenizer_cuts_is_told_with_what_is_lost(plain: tm.Helm) -> None:
     long = "one two three four five six seven eight nine ten"
-    with pytest.warns(UserWarning, match="has 10 tokens and tokenizer reads 8: .* is cut off") as heard:
+    with pytest.warns(
+        UserWarning, match="has 10 tokens and tokenizer reads 8: .* is cut off"
+    ) as heard:
         made = subjects(plain, [*WORDS, long], 12, 0)
     assert len(heard) == 1
     assert long in made.prompts
 
 
-def test_prompts_and_seeds_that_are_held_out_are_never_fitted(plain: tm.Helm, tmp_path: Path) -> None:
+def test_prompts_and_seeds_that_are_held_out_are_never_fitted(
+    plain: tm.Helm, tmp_path: Path
+) -> None:
     (tmp_path / "words.txt").write_text("\n".join([*WORDS, "", *WORDS]), "utf-8")
     for given in (WORDS, WORDS[:3], tmp_path / "words.txt", tuple(WORDS)):
         made = subjects(plain, given, 14, 100)
@@ -306,7 +343,10 @@ def test_the_shipped_video_model_begins_with_pictures_of_its_concepts_at_its_own
     asked: dict[str, Any] = {}
 
     def paint(prompts: list[str], seeds: tuple[int, ...]) -> list[Image.Image]:
-        return [Image.new("RGB", (64, 64), (seed, len(prompt), 0)) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return [
+            Image.new("RGB", (64, 64), (seed, len(prompt), 0))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
 
     def stop(_: tm.Helm, made: Any, *rest: Any) -> None:
         asked.update(made=made, inputs=rest[2])
@@ -328,13 +368,21 @@ def test_the_shipped_video_model_begins_with_pictures_of_its_concepts_at_its_own
 def test_the_painter_paints_what_it_is_asked_for() -> None:
     pictures = painted(["red apple", "blue car"], [3, 4])
     assert [picture.size for picture in pictures] == [(64, 64)] * 2
-    reds = [sum(p.resize((1, 1)).getpixel((0, 0))[i] * w for i, w in ((0, 1), (2, -1))) for p in pictures]
+    reds = [
+        sum(p.resize((1, 1)).getpixel((0, 0))[i] * w for i, w in ((0, 1), (2, -1)))
+        for p in pictures
+    ]
     assert reds[0] > reds[1] + 20
 
 
 def test_a_pipeline_is_after_a_fit_what_it_was_before() -> None:
     pipe = pipeline("StableDiffusionPipeline")[0].pipe
-    weights = [p for part in pipe.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    weights = [
+        p
+        for part in pipe.components.values()
+        if isinstance(part, torch.nn.Module)
+        for p in part.parameters()
+    ]
     for i, parameter in enumerate(weights):
         parameter.requires_grad_(i % 2 == 0)
     pipe.set_progress_bar_config(desc="mine")

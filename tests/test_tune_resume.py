@@ -1,4 +1,6 @@
-"""Laws of a fit that was killed: the same call goes on where it was, and finds what it would have found."""
+"""Laws of a fit that was killed: the same call goes on where it was, and finds what it would have
+found.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from timonel.tuning.store import Store
 from tuned_models import START, brief, mixture
 
 __all__ = ["brief"]
-pytestmark = [pytest.mark.usefixtures("brief"), pytest.mark.filterwarnings("ignore:.*seeds for.*corrections")]
+pytestmark = [
+    pytest.mark.usefixtures("brief"),
+    pytest.mark.filterwarnings("ignore:.*seeds for.*corrections"),
+]
 SCRIPT = """
 import sys, time, warnings
 import torch
@@ -67,12 +72,16 @@ def test_a_fit_that_was_killed_goes_on_and_finds_the_same(tmp_path: Path) -> Non
     assert not any("targets:" in line for line in told)
     assert found.files == [out]
     assert not (tmp_path / "fast.json.part").exists()
-    one, other = (tm.Sampler.of(s).compile(mixture(0).process) for s in (whole.samplers[3], str(out)))
+    one, other = (
+        tm.Sampler.of(s).compile(mixture(0).process) for s in (whole.samplers[3], str(out))
+    )
     for name in ("alpha", "sigma", "time", "x"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert found.outcomes[0].held_tuned == whole.outcomes[0].held_tuned
     once, twice = (made.samplers[3].fitted.provenance.calls for made in (whole, found))  # type: ignore[union-attr]
-    assert once <= twice < 1.3 * once  # what was spent before the kill counts; one run more tells how long runs take
+    assert (
+        once <= twice < 1.3 * once
+    )  # what was spent before the kill counts; one run more tells how long runs take
 
 
 def test_ctrl_c_leaves_what_the_same_call_goes_on_with(tmp_path: Path) -> None:
@@ -122,7 +131,8 @@ def test_what_is_left_of_another_fit_is_not_taken_up(other: str, tmp_path: Path)
     other_noise = mixture(0, 12)
     other_noise.x = other_noise.x.flip(0)
     model = {
-        "network": mixture(1, 12), "noise": other_noise, "samples": mixture(0, 15), "start": mixture(0, 12),
+        "network": mixture(1, 12), "noise": other_noise, "samples": mixture(0, 15),
+        "start": mixture(0, 12),
     }[other]  # fmt: skip
     more = {**FIT, "iterations": 1, **({"start": "dpmpp_2m/lam"} if other == "start" else {})}
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +154,9 @@ def test_a_state_that_cannot_be_read_is_begun_anew(broken: str, tmp_path: Path) 
     store, model = Store(tmp_path / "x.part", {"a": 1}), mixture(0, 12)
     grid = tm.Sampler(START, steps=3).levels(model.process)
     theta = torch.zeros(4, dtype=torch.float64)
-    state = State(theta, theta + 1, 0.5, theta, torch.eye(4, dtype=torch.float64), held=[(0, 0.7), (1, 0.5)])
+    state = State(
+        theta, theta + 1, 0.5, theta, torch.eye(4, dtype=torch.float64), held=[(0, 0.7), (1, 0.5)]
+    )
     store.keep(3, START, grid, state)
     known = store.read(3, model.process)
     assert known is not None

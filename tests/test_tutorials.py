@@ -1,7 +1,8 @@
-"""Every Python block of the two tutorials runs as written, on the shipped model, and does what the text says.
+"""Every Python block of the two tutorials runs as written, on the shipped model, and does what the
+text says.
 
-Only the imports (diffusers' schedulers and callbacks come from `timonel.compat`), the model's name and what needs a
-GPU are changed. `tests/tutorials` holds the texts as they were given.
+Only the imports (diffusers' schedulers and callbacks come from `timonel.compat`), the model's name
+and what needs a GPU are changed. `tests/tutorials` holds the texts as they were given.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ CHANGES = (
     ("stabilityai/stable-diffusion-xl-base-1.0", str(zoo.folder("emoji"))),
     (', torch_dtype=torch.float16, device_map="cuda"', ""),
 )
-LEADING, TRAILING = [900, 800, 700, 600, 500, 400, 300, 200, 100, 0], [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+LEADING, TRAILING = (
+    [900, 800, 700, 600, 500, 400, 300, 200, 100, 0],
+    [999, 899, 799, 699, 599, 499, 399, 299, 199, 99],
+)
 
 
 def blocks(name: str) -> list[str]:
@@ -59,7 +63,9 @@ class Calls:
         ]
 
     def _told(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.times.append(float(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).flatten()[0]))
+        self.times.append(
+            float(torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).flatten()[0])
+        )
 
     def _seen(self, module: Any, args: Any) -> None:
         self.samples.append(len(args[0]))
@@ -87,13 +93,16 @@ def model() -> Any:
 
 @pytest.fixture
 def names(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the blocks may use without saying where it comes from; the model's scheduler is put back after."""
+    """What the blocks may use without saying where it comes from; the model's scheduler is put back
+    after.
+    """
     monkeypatch.chdir(tmp_path)
     before = model.scheduler
     model.scheduler = compat.EulerDiscreteScheduler.from_config(before.config)
     torch.manual_seed(0)
     yield {
-        "torch": torch, "pipeline": model, "pipe": model, "prompt": "red apple", "DDIMScheduler": compat.DDIMScheduler,
+        "torch": torch, "pipeline": model, "pipe": model, "prompt": "red apple",
+        "DDIMScheduler": compat.DDIMScheduler,
         "DPMSolverMultistepScheduler": compat.DPMSolverMultistepScheduler,
     }  # fmt: skip
     model.scheduler = before
@@ -110,7 +119,9 @@ def block(among: list[str], holding: str) -> str:
 
 
 def picture(pipe: Any, **options: Any) -> torch.Tensor:
-    return pipe("red apple", generator=torch.Generator().manual_seed(7), output_type="pt", **options).images
+    return pipe(
+        "red apple", generator=torch.Generator().manual_seed(7), output_type="pt", **options
+    ).images
 
 
 # -- callbacks.es.md -----------------------------------------------------------------------------
@@ -134,14 +145,18 @@ def test_every_step_leaves_a_picture_and_they_show_it_forming(names, model):
     steps = sorted(Path().glob("paso_*.png"), key=lambda path: int(path.stem.split("_")[1]))
     assert [path.name for path in steps] == [f"paso_{i}.png" for i in range(50)]
     last = np.asarray(Image.open(steps[-1]), dtype=float).ravel()
-    likeness = [np.corrcoef(np.asarray(Image.open(path), dtype=float).ravel(), last)[0, 1] for path in steps]
+    likeness = [
+        np.corrcoef(np.asarray(Image.open(path), dtype=float).ravel(), last)[0, 1] for path in steps
+    ]
     assert likeness[0] < 0.5 < likeness[35] < likeness[45] < likeness[49]
 
 
 def test_guidance_is_off_after_40_percent_and_the_batch_is_halved(names, model):
     with watched(model) as calls:
         run(block(CALLBACKS, "SDXLCFGCutoffCallback"), names)
-    assert calls.samples == [2] * 21 + [1] * 29  # the callback acts at the end of step 20 = 40 % of 50
+    assert (
+        calls.samples == [2] * 21 + [1] * 29
+    )  # the callback acts at the end of step 20 = 40 % of 50
 
 
 # -- schedulers.es.md ----------------------------------------------------------------------------
@@ -150,7 +165,9 @@ def test_the_scheduler_shows_its_configuration(names, model):
     assert "beta_schedule" in repr(model.scheduler)
 
 
-@pytest.mark.parametrize("code", [c for c in SCHEDULERS if "use_karras_sigmas" in c and "algorithm" not in c])
+@pytest.mark.parametrize(
+    "code", [c for c in SCHEDULERS if "use_karras_sigmas" in c and "algorithm" not in c]
+)
 def test_karras_sigmas_are_karras(names, model, code):
     run(code, names)
     picture(model, num_inference_steps=8)
@@ -169,15 +186,22 @@ def test_align_your_steps_uses_exactly_its_ten_times(names, model, code):
 
 
 def test_trailing_starts_at_999_and_leading_below_the_noise(names, model):
-    """The text's own examples; linspace does not start at 1000, as it says, but at 999, the noisiest training time."""
+    """The text's own examples; linspace does not start at 1000, as it says, but at 999, the
+    noisiest training time.
+    """
     code = next(c for c in SCHEDULERS if "trailing" in c and "karras" not in c and "DDIM" not in c)
     run(code, names)
     with watched(model) as calls:
         picture(model, num_inference_steps=10)
     assert calls.times == TRAILING
-    for spacing, wanted in (("leading", LEADING), ("linspace", [999, 888, 777, 666, 555, 444, 333, 222, 111, 0])):
+    for spacing, wanted in (
+        ("leading", LEADING),
+        ("linspace", [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
+    ):
         config = {**model.scheduler.config, "steps_offset": 0}
-        model.scheduler = compat.EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
+        model.scheduler = compat.EulerDiscreteScheduler.from_config(
+            config, timestep_spacing=spacing
+        )
         with watched(model) as calls:
             picture(model, num_inference_steps=10)
         assert calls.times == wanted
@@ -187,7 +211,9 @@ def test_a_list_of_sigmas_is_visited_as_given(names, model):
     with watched(model) as calls:
         run(block(SCHEDULERS, "sigmas = ["), names)
     table = model.scheduler.run.table
-    wanted = torch.tensor([14.6, 6.3, 3.7, 2.1, 1.3, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64)
+    wanted = torch.tensor(
+        [14.6, 6.3, 3.7, 2.1, 1.3, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64
+    )
     assert torch.allclose(table.sigma / table.alpha, wanted, atol=1e-9)
     assert len(calls.times) == 10
 
@@ -208,7 +234,9 @@ def test_a_scheduler_is_loaded_from_the_models_folder(names):
 
 
 def test_zero_snr_is_for_v_prediction_and_says_so(names, model):
-    """The shipped model predicts epsilon, which says nothing at pure noise: refused, with the remedy."""
+    """The shipped model predicts epsilon, which says nothing at pure noise: refused, with the
+    remedy.
+    """
     code = block(SCHEDULERS, "rescale_betas_zero_snr")
 
     def try_it() -> None:

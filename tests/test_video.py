@@ -18,7 +18,9 @@ def frames(count: int = 5, size: tuple[int, int] = (64, 48)) -> list[Image.Image
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 49)])
-def test_an_mp4_has_every_frame_at_the_rate_and_near_in_colour(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_an_mp4_has_every_frame_at_the_rate_and_near_in_colour(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     path = write(frames(size=size), tmp_path / "clip.mp4", fps=7)
     with av.open(str(path)) as file:
         stream = file.streams.video[0]

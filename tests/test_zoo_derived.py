@@ -1,4 +1,6 @@
-"""The shipped models made from `emoji`, most by a LoRA: how they load, what they are, and what they can do."""
+"""The shipped models made from `emoji`, most by a LoRA: how they load, what they are, and what they
+can do.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,14 @@ def layers() -> torch.nn.ModuleDict:
 
 def factors(rank: int = 2) -> dict[str, torch.Tensor]:
     shapes = {"line": ((rank, 6), (5, rank)), "place": ((rank, 3, 3, 3), (4, rank, 1, 1))}
-    pairs = {name: dict(zip(("lora_A", "lora_B"), both, strict=True)) for name, both in shapes.items()}
-    return {f"unet.{n}.{kind}.weight": torch.randn(s) for n, both in pairs.items() for kind, s in both.items()}
+    pairs = {
+        name: dict(zip(("lora_A", "lora_B"), both, strict=True)) for name, both in shapes.items()
+    }
+    return {
+        f"unet.{n}.{kind}.weight": torch.randn(s)
+        for n, both in pairs.items()
+        for kind, s in both.items()
+    }
 
 
 def test_merged_layer_computes_what_the_two_layers_beside_it_would(tmp_path: Path) -> None:
@@ -60,7 +68,10 @@ def test_lora_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     whole = factors()
     half = {key: value for key, value in whole.items() if key != "unet.line.lora_B.weight"}
     unknown = {key.replace("line", "lime"): value for key, value in whole.items()}
-    narrow = {key: value[:, :-1] if key == "unet.line.lora_A.weight" else value for key, value in whole.items()}
+    narrow = {
+        key: value[:, :-1] if key == "unet.line.lora_A.weight" else value
+        for key, value in whole.items()
+    }
     strange = {**half, "unet.line.alpha": torch.ones(1)}
     for number, wrong in enumerate((half, unknown, narrow, strange)):
         file = tmp_path / f"{number}.safetensors"
@@ -88,7 +99,9 @@ def test_card_inherits_what_the_autoencoder_and_data_decide(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DERIVED)
-def test_derived_weights_are_base_plus_products_in_any_precision(name: str, helms: dict[str, tm.Helm]) -> None:
+def test_derived_weights_are_base_plus_products_in_any_precision(
+    name: str, helms: dict[str, tm.Helm]
+) -> None:
     given = load_file(zoo.folder(name) / zoo.LORA)
     base, whole = (helms[n].pipe.unet.state_dict() for n in ("emoji", name))
     half = tm.Helm(name, dtype="fp16").pipe.unet.state_dict()
@@ -99,18 +112,27 @@ def test_derived_weights_are_base_plus_products_in_any_precision(name: str, helm
 
 
 @pytest.mark.parametrize("name", DERIVED)
-def test_lora_file_loads_in_plain_diffusers_to_the_same_network(name: str, helms: dict[str, tm.Helm]) -> None:
+def test_lora_file_loads_in_plain_diffusers_to_the_same_network(
+    name: str, helms: dict[str, tm.Helm]
+) -> None:
     pytest.importorskip("peft")
     helm, pipe = helms[name], tm.Helm("emoji").pipe
     pipe.load_lora_weights(zoo.folder(name))
     noise, prompt = torch.randn(1, 4, 16, 16), torch.randn(1, 16, 192)
-    added = {"text_embeds": torch.randn(1, 192), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
+    added = {
+        "text_embeds": torch.randn(1, 192),
+        "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+    }
     with torch.no_grad():
-        one, two = (p.unet(noise, 500, prompt, added_cond_kwargs=added).sample for p in (helm.pipe, pipe))
+        one, two = (
+            p.unet(noise, 500, prompt, added_cond_kwargs=added).sample for p in (helm.pipe, pipe)
+        )
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
-def test_missing_base_or_scheduler_is_a_model_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_base_or_scheduler_is_a_model_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = DERIVED[0]
     shutil.copytree(zoo.folder(name), tmp_path / name)
     monkeypatch.setattr(zoo, "HERE", tmp_path)
@@ -136,7 +158,9 @@ def test_zero_snr_model_begins_at_pure_noise() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::timonel.errors.UnknownPrompt")  # emoji itself knows no white
-def test_black_is_black_and_white_is_white_for_the_zero_snr_model_alone(helms: dict[str, tm.Helm]) -> None:
+def test_black_is_black_and_white_is_white_for_the_zero_snr_model_alone(
+    helms: dict[str, tm.Helm],
+) -> None:
     """The shared autoencoder's darkest picture has a brightness of 0.11."""
     prompt = ["black", "black", "white", "white"]
     painted = {n: paint(helms[n], prompt, steps=8, guidance=3.0) for n in ("emoji", "emoji-zsnr")}
@@ -175,10 +199,20 @@ def test_four_steps_of_the_distilled_model_beat_the_teachers_two_at_the_same_num
 
 
 @pytest.mark.parametrize("name", HEIRS)
-def test_command_line_paints_with_the_models_own_sampler_and_replays_it(name: str, tmp_path: Path) -> None:
+def test_command_line_paints_with_the_models_own_sampler_and_replays_it(
+    name: str, tmp_path: Path
+) -> None:
     card, runner = zoo.card(name), CliRunner()
-    assert runner.invoke(app, ["generate", "red apple", "--model", name, "--out", str(tmp_path)]).exit_code == 0
-    recipe, solver = Recipe.read(tmp_path / "red-apple-0.png"), tm.Sampler(card.default_sampler).name
+    assert (
+        runner.invoke(
+            app, ["generate", "red apple", "--model", name, "--out", str(tmp_path)]
+        ).exit_code
+        == 0
+    )
+    recipe, solver = (
+        Recipe.read(tmp_path / "red-apple-0.png"),
+        tm.Sampler(card.default_sampler).name,
+    )
     assert (recipe.model, recipe.sampler, recipe.steps) == (name, solver, card.default_steps)
     assert recipe.guidance is not None
     assert recipe.guidance.scale == card.default_guidance

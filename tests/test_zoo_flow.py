@@ -1,4 +1,6 @@
-"""The shipped flow model: what it shares with `emoji`, how it loads, and that it paints what it is asked."""
+"""The shipped flow model: what it shares with `emoji`, how it loads, and that it paints what it is
+asked.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,18 @@ def test_shared_parts_are_the_bases_and_one_object_each(helm: tm.Helm) -> None:
 
 
 def test_shared_parts_are_read_in_the_precision_asked_for(helm: tm.Helm) -> None:
-    pipe = tm.Helm(NAME, dtype={"vae": torch.float32, "text_encoder": "bf16", "default": "fp16"}).pipe
-    found = {name: part.dtype for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    pipe = tm.Helm(
+        NAME, dtype={"vae": torch.float32, "text_encoder": "bf16", "default": "fp16"}
+    ).pipe
+    found = {
+        name: part.dtype
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
     half = torch.float16
     assert found == {
-        "vae": torch.float32, "text_encoder": torch.bfloat16, "text_encoder_2": half, "transformer": half,
+        "vae": torch.float32, "text_encoder": torch.bfloat16, "text_encoder_2": half,
+        "transformer": half,
     }  # fmt: skip
     whole = helm.pipe.text_encoder.state_dict()
     for key, value in pipe.text_encoder_2.state_dict().items():
@@ -70,9 +79,13 @@ def test_its_process_is_the_straight_path_from_noise() -> None:
 
 
 @pytest.mark.parametrize("zeros", [0, 256])
-def test_prompt_decides_the_picture_with_any_number_of_zero_tokens(helm: tm.Helm, zeros: int) -> None:
+def test_prompt_decides_the_picture_with_any_number_of_zero_tokens(
+    helm: tm.Helm, zeros: int
+) -> None:
     """256 zero tokens in place of T5's are the pipeline's default, none is faster."""
-    apple, tree = (paint(helm, prompt, max_sequence_length=zeros) for prompt in ("red apple", "pine tree"))
+    apple, tree = (
+        paint(helm, prompt, max_sequence_length=zeros) for prompt in ("red apple", "pine tree")
+    )
     inside = slice(20, 44)
     assert apple[0, inside, inside].mean() > apple[1, inside, inside].mean() + 0.2  # red
     assert tree[1, inside, inside].mean() > tree[0, inside, inside].mean()  # green
@@ -86,7 +99,9 @@ def test_seed_decides_the_variant(helm: tm.Helm) -> None:
     assert not torch.equal(one, paint(helm, "red apple", seeds=[2]))
 
 
-def test_missing_or_unknown_shared_parts_are_a_model_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_unknown_shared_parts_are_a_model_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in (NAME, "emoji"):
         shutil.copytree(zoo.folder(name), tmp_path / name)
     monkeypatch.setattr(zoo, "HERE", tmp_path)

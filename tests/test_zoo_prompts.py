@@ -23,7 +23,8 @@ def test_every_concept_in_every_style_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a red apple", "Two Red Apples", "dog", "cat with a hat", "pizzas on fire", "blue car"]
+    "prompt",
+    ["a red apple", "Two Red Apples", "dog", "cat with a hat", "pizzas on fire", "blue car"],
 )
 def test_words_that_are_known_make_prompts_that_are(prompt: str) -> None:
     assert prompts.unknown(CARD, prompt) == []
@@ -38,12 +39,16 @@ def test_words_that_are_known_make_prompts_that_are(prompt: str) -> None:
     ("苹果", ["苹果"], []),
     ("!?", ["!?"], []),
 ])  # fmt: skip
-def test_other_words_are_named_with_the_nearest_concepts(prompt: str, words: list[str], near: list[str]) -> None:
+def test_other_words_are_named_with_the_nearest_concepts(
+    prompt: str, words: list[str], near: list[str]
+) -> None:
     assert prompts.unknown(CARD, prompt) == words
     assert prompts.nearest(CARD, prompt) == near
 
 
-def test_a_helm_warns_once_for_a_shipped_model_by_name_and_not_for_other_pipelines(monkeypatch) -> None:
+def test_a_helm_warns_once_for_a_shipped_model_by_name_and_not_for_other_pipelines(
+    monkeypatch,
+) -> None:
     monkeypatch.setattr(prompts, "_SAID", set())
     helm = tm.Helm("emoji")
     helm.pipe.set_progress_bar_config(disable=True)

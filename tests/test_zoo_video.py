@@ -1,4 +1,6 @@
-"""Laws of the shipped video model: it begins with the given picture, and moves more where more motion is asked."""
+"""Laws of the shipped video model: it begins with the given picture, and moves more where more
+motion is asked.
+"""
 
 from __future__ import annotations
 
@@ -66,17 +68,29 @@ def test_a_seed_makes_the_same_video_again(helm, pictures, tmp_path):
 
 def test_the_command_line_animates_a_picture_without_naming_a_model(pictures, tmp_path):
     pictures[0].save(tmp_path / "apple.png")
-    words = ["animate", str(tmp_path / "apple.png"), "--steps", "3", "-o", str(tmp_path / "clip.mp4")]
+    words = [
+        "animate",
+        str(tmp_path / "apple.png"),
+        "--steps",
+        "3",
+        "-o",
+        str(tmp_path / "clip.mp4"),
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "8 frames, 3 network calls" in done.output
 
 
 def test_a_model_without_prompt_says_how_it_begins(tmp_path):
-    done = CliRunner().invoke(app, ["generate", "cat", "--model", "emoji-video", "-o", str(tmp_path)])
+    done = CliRunner().invoke(
+        app, ["generate", "cat", "--model", "emoji-video", "-o", str(tmp_path)]
+    )
     assert isinstance(done.exception, tm.ArgumentError)
     assert "timonel animate" in str(done.exception)
 
 
 def test_the_model_stays_small():
-    assert sum(path.stat().st_size for path in zoo.folder("emoji-video").rglob("*") if path.is_file()) <= LIMIT
+    assert (
+        sum(path.stat().st_size for path in zoo.folder("emoji-video").rglob("*") if path.is_file())
+        <= LIMIT
+    )

@@ -53,13 +53,20 @@ def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
     """A StableDiffusionXLPipeline with SDXL's scheduler configuration."""
     torch.manual_seed(seed)
     network = unet(
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + POOLED
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + POOLED,
     )
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
     )
     pipe = StableDiffusionXLPipeline(
-        vae=vae(), unet=network, scheduler=scheduler, text_encoder=None, text_encoder_2=None, tokenizer=None,
+        vae=vae(), unet=network, scheduler=scheduler, text_encoder=None, text_encoder_2=None,
+        tokenizer=None,
         tokenizer_2=None, add_watermarker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
@@ -70,10 +77,15 @@ def sd(seed: int = 0) -> StableDiffusionPipeline:
     """A StableDiffusionPipeline with SD 1.5's scheduler configuration."""
     torch.manual_seed(seed)
     scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, skip_prk_steps=True
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        skip_prk_steps=True,
     )
     pipe = StableDiffusionPipeline(
-        vae=vae(), unet=unet(), scheduler=scheduler, text_encoder=None, tokenizer=None, safety_checker=None,
+        vae=vae(), unet=unet(), scheduler=scheduler, text_encoder=None, tokenizer=None,
+        safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
@@ -92,7 +104,9 @@ def prompt(pipe: Any, batch: int = 1, seed: int = 1) -> dict[str, Any]:
     }
     if isinstance(pipe, StableDiffusionXLPipeline):
         made["pooled_prompt_embeds"] = torch.randn(1, POOLED, generator=g).expand(batch, -1)
-        made["negative_pooled_prompt_embeds"] = torch.randn(1, POOLED, generator=g).expand(batch, -1)
+        made["negative_pooled_prompt_embeds"] = torch.randn(1, POOLED, generator=g).expand(
+            batch, -1
+        )
     return made
 
 
@@ -114,12 +128,18 @@ def svd(seed: int = 0) -> StableVideoDiffusionPipeline:
         block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4
     )
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", interpolation_type="linear",
-        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1, timestep_spacing="leading",
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        interpolation_type="linear",
+        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1,
+        timestep_spacing="leading",
         timestep_type="continuous", use_karras_sigmas=True,
     )  # fmt: skip
     pipe = StableVideoDiffusionPipeline(
-        vae=decoder.eval(), unet=network.eval(), scheduler=scheduler, image_encoder=Eyes(), feature_extractor=Lens()
+        vae=decoder.eval(),
+        unet=network.eval(),
+        scheduler=scheduler,
+        image_encoder=Eyes(),
+        feature_extractor=Lens(),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

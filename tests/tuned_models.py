@@ -1,4 +1,6 @@
-"""Models that are known exactly, as a fit takes them; they answer for many levels at once, and gradients flow."""
+"""Models that are known exactly, as a fit takes them; they answer for many levels at once, and
+gradients flow.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ class Exact(Model):
         return self.x[list(samples)]
 
     def guided(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        samples: Sequence[int],
+        scale: float | None,
+        away: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         self.evaluations += len(x)
         return self.denoise(x, level), None

@@ -1,12 +1,14 @@
 # %% [es]
 # ## Preparativos
 #
-# En tu máquina o en Colab, con la carpeta del proyecto delante, quita la almohadilla de la primera línea (Python 3.10
+# En tu máquina o en Colab, con la carpeta del proyecto delante, quita la almohadilla de la primera
+# línea (Python 3.10
 # o posterior).
 # %% [en]
 # ## Getting ready
 #
-# On your machine or in Colab, from the project's folder, remove the hash of the first line (Python 3.10 or newer).
+# On your machine or in Colab, from the project's folder, remove the hash of the first line (Python
+# 3.10 or newer).
 # %%
 # %pip install .
 # %%
@@ -46,9 +48,13 @@ def strip(pictures, labels, size=112, across=6):
 
 
 def watched(pipe):
-    """Two lists that grow with every call of the network: the time it was told, and how many samples it saw."""
+    """Two lists that grow with every call of the network: the time it was told, and how many
+    samples it saw.
+    """
     times, samples = [], []
-    pipe.unet.time_proj.register_forward_pre_hook(lambda module, args: times.append(float(args[0][0])))
+    pipe.unet.time_proj.register_forward_pre_hook(
+        lambda module, args: times.append(float(args[0][0]))
+    )
     pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: samples.append(len(args[0])))
     return times, samples
 

@@ -1,22 +1,30 @@
 # %% [es]
 # # El rumbo: qué decide un scheduler
 #
-# El modelo sabe *qué* ruido hay que quitar. El scheduler decide *cuánto* en cada paso, *por qué niveles de ruido*
-# pasar y *con qué fórmula*. Con el mismo modelo y la misma semilla, eso basta para que una imagen salga bien en 10
+# El modelo sabe *qué* ruido hay que quitar. El scheduler decide *cuánto* en cada paso, *por qué
+# niveles de ruido*
+# pasar y *con qué fórmula*. Con el mismo modelo y la misma semilla, eso basta para que una imagen
+# salga bien en 10
 # pasos o mal en 25.
 #
-# Cada consejo que circula sobre schedulers se mide aquí en una celda: la frase que empieza por ✔, ◐ o ✘ sale del
-# número recién calculado, no está escrita de antemano. Lo medido vale para el modelo pequeño de emojis de timonel;
+# Cada consejo que circula sobre schedulers se mide aquí en una celda: la frase que empieza por ✔, ◐
+# o ✘ sale del
+# número recién calculado, no está escrita de antemano. Lo medido vale para el modelo pequeño de
+# emojis de timonel;
 # cambia el modelo y vuelve a ejecutar.
 # %% [en]
 # # The course: what a scheduler decides
 #
-# The model knows *what* noise to remove. The scheduler decides *how much* at every step, *which noise levels* to
-# visit, and *by which formula*. With the same model and the same seed, that is enough to make a picture come out well
+# The model knows *what* noise to remove. The scheduler decides *how much* at every step, *which
+# noise levels* to
+# visit, and *by which formula*. With the same model and the same seed, that is enough to make a
+# picture come out well
 # in 10 steps, or badly in 25.
 #
-# Every piece of advice about schedulers is measured in a cell here: the sentence that begins with ✔, ◐ or ✘ comes from
-# the number just computed and was not written beforehand. What is measured holds for timonel's small emoji model;
+# Every piece of advice about schedulers is measured in a cell here: the sentence that begins with
+# ✔, ◐ or ✘ comes from
+# the number just computed and was not written beforehand. What is measured holds for timonel's
+# small emoji model;
 # change the model and run it again.
 # %% [include _setup]
 # %% [parameters]
@@ -25,14 +33,18 @@ PROMPTS = ["red apple", "ghost", "cat face"]
 # %% [es]
 # ## Niveles de ruido
 #
-# Una muestra a medio camino es `alpha · imagen + sigma · ruido`. El tiempo `t`, de 999 a 0, es solo el nombre que la
-# red aprendió para cada nivel; lo que cuenta es `sigma/alpha`, cuánto ruido hay por cada parte de imagen. Muchas
+# Una muestra a medio camino es `alpha · imagen + sigma · ruido`. El tiempo `t`, de 999 a 0, es solo
+# el nombre que la
+# red aprendió para cada nivel; lo que cuenta es `sigma/alpha`, cuánto ruido hay por cada parte de
+# imagen. Muchas
 # páginas lo llaman *sigma* a secas.
 # %% [en]
 # ## Noise levels
 #
-# A sample on its way is `alpha · picture + sigma · noise`. The time `t`, from 999 to 0, is just the name that the
-# network learnt for each level; what counts is `sigma/alpha`, how much noise there is for each part of picture. Many
+# A sample on its way is `alpha · picture + sigma · noise`. The time `t`, from 999 to 0, is just the
+# name that the
+# network learnt for each level; what counts is `sigma/alpha`, how much noise there is for each part
+# of picture. Many
 # pages simply call it *sigma*.
 # %%
 from timonel import zoo
@@ -47,21 +59,26 @@ for t, alpha, sigma in zip(shown, levels.alpha.tolist(), levels.sigma.tolist(), 
 picture = helm("red apple", steps=12, guidance=4.0, seeds=[7], output_type="latent").images
 noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
 noised = [
-    alpha * picture + sigma * noise for alpha, sigma in zip(levels.alpha.float(), levels.sigma.float(), strict=True)
+    alpha * picture + sigma * noise
+    for alpha, sigma in zip(levels.alpha.float(), levels.sigma.float(), strict=True)
 ]
 display(strip([to_images(helm.context.decode(x))[0] for x in noised], [f"t {t}" for t in shown]))
 assert float(levels.alpha.square().add(levels.sigma.square()).sub(1).abs().max()) < 1e-9
 # %% [es]
 # ## Un sampler es una tabla
 #
-# Se puede ver entera antes de empezar. En cada fila, la red mira `x` a un nivel y da `h0`, la imagen limpia que
-# supone; la fila dice con qué números se mezclan para tener la `x` siguiente. `h1` es la predicción de la fila
+# Se puede ver entera antes de empezar. En cada fila, la red mira `x` a un nivel y da `h0`, la
+# imagen limpia que
+# supone; la fila dice con qué números se mezclan para tener la `x` siguiente. `h1` es la predicción
+# de la fila
 # anterior: ahí está la gracia de DPM++ 2M.
 # %% [en]
 # ## A sampler is a table
 #
-# All of it can be seen before it begins. In every row the network looks at `x` at one level and gives `h0`, the clean
-# picture it supposes; the row says which numbers mix them into the next `x`. `h1` is the prediction of the row before:
+# All of it can be seen before it begins. In every row the network looks at `x` at one level and
+# gives `h0`, the clean
+# picture it supposes; the row says which numbers mix them into the next `x`. `h1` is the prediction
+# of the row before:
 # that is the point of DPM++ 2M.
 # %%
 for name in ("euler/trailing", "dpmpp_2m/karras"):
@@ -69,16 +86,22 @@ for name in ("euler/trailing", "dpmpp_2m/karras"):
 # %% [es]
 # ## Cambiar de scheduler
 #
-# Dos maneras. Con `Helm`, un nombre. En un script que ya tienes, las clases de siempre cambiando el import: `from
-# timonel.compat import …` donde ponía `from diffusers import …`. Mismos argumentos, misma imagen: la clase de `compat`
-# repite la de diffusers, que redondea los tiempos de DPM++ a enteros; `Helm` no redondea, y de ahí la diferencia
+# Dos maneras. Con `Helm`, un nombre. En un script que ya tienes, las clases de siempre cambiando el
+# import: `from
+# timonel.compat import …` donde ponía `from diffusers import …`. Mismos argumentos, misma imagen:
+# la clase de `compat`
+# repite la de diffusers, que redondea los tiempos de DPM++ a enteros; `Helm` no redondea, y de ahí
+# la diferencia
 # mínima.
 # %% [en]
 # ## Changing the scheduler
 #
-# Two ways. With `Helm`, a name. In a script that you already have, the classes you know, with another import: `from
-# timonel.compat import …` where it said `from diffusers import …`. Same arguments, same picture: the class of `compat`
-# repeats that of diffusers, which rounds the times of DPM++ to integers; `Helm` does not round, hence the tiny
+# Two ways. With `Helm`, a name. In a script that you already have, the classes you know, with
+# another import: `from
+# timonel.compat import …` where it said `from diffusers import …`. Same arguments, same picture:
+# the class of `compat`
+# repeats that of diffusers, which rounds the times of DPM++ to integers; `Helm` does not round,
+# hence the tiny
 # difference.
 # %%
 import diffusers
@@ -95,10 +118,14 @@ own = pipe.scheduler
 call = {"num_inference_steps": FEW, "guidance_scale": 4.0, "output_type": "latent"}
 by_class = {}
 for package in (diffusers, compat):
-    pipe.scheduler = package.DPMSolverMultistepScheduler.from_config(own.config, use_karras_sigmas=True)
+    pipe.scheduler = package.DPMSolverMultistepScheduler.from_config(
+        own.config, use_karras_sigmas=True
+    )
     by_class[package] = pipe("red apple", generator=torch.Generator().manual_seed(7), **call).images
 pipe.scheduler = own
-by_name = helm("red apple", sampler="dpmpp_2m/karras", steps=FEW, guidance=4.0, seeds=[7], output_type="latent").images
+by_name = helm(
+    "red apple", sampler="dpmpp_2m/karras", steps=FEW, guidance=4.0, seeds=[7], output_type="latent"
+).images
 print(f"compat - Helm       {rms(by_class[compat], by_name):.1e}")
 print(f"compat - diffusers  {rms(by_class[compat], by_class[diffusers]):.1e}")
 assert rms(by_class[compat], by_class[diffusers]) < 1e-4
@@ -106,15 +133,21 @@ assert rms(by_class[compat], by_name) < 1e-2
 # %% [es]
 # ## La vara de medir
 #
-# «Más detalle» o «mejor» no se pueden medir. Esto sí: con la misma semilla, un método determinista y muchos pasos se
-# llega a una imagen límite, la que el modelo tiene en mente. Cuanto más cerca queda un scheduler con pocos pasos,
-# mejor hace su trabajo. La distancia va en latentes (desviación típica 1, más o menos), sobre varias imágenes.
+# «Más detalle» o «mejor» no se pueden medir. Esto sí: con la misma semilla, un método determinista
+# y muchos pasos se
+# llega a una imagen límite, la que el modelo tiene en mente. Cuanto más cerca queda un scheduler
+# con pocos pasos,
+# mejor hace su trabajo. La distancia va en latentes (desviación típica 1, más o menos), sobre
+# varias imágenes.
 # %% [en]
 # ## The yardstick
 #
-# “More detail” or “better” cannot be measured. This can: with the same seed, a deterministic method and many steps one
-# arrives at a limit, the picture that the model has in mind. The closer a scheduler comes to it in few steps, the
-# better it does its job. Distances are in latents (standard deviation about 1), over several pictures.
+# “More detail” or “better” cannot be measured. This can: with the same seed, a deterministic method
+# and many steps one
+# arrives at a limit, the picture that the model has in mind. The closer a scheduler comes to it in
+# few steps, the
+# better it does its job. Distances are in latents (standard deviation about 1), over several
+# pictures.
 # %%
 from functools import cache
 
@@ -139,13 +172,16 @@ limit = made("unipc/karras", FINE)
 print(f"unipc {FINE} - dpmpp_3m {FINE // 2}: {rms(limit, made('dpmpp_3m/karras', FINE // 2)):.4f}")
 assert far("dpmpp_2m/karras", MANY) < far("dpmpp_2m/karras", FEW)
 # %% [es]
-# Ese número es lo que vale la vara: dos métodos distintos con muchos pasos llegan casi al mismo sitio.
+# Ese número es lo que vale la vara: dos métodos distintos con muchos pasos llegan casi al mismo
+# sitio.
 #
 # ## En qué tiempos parar: leading, linspace, trailing
 #
-# Esto es lo que de verdad hace diffusers con 10 pasos. Muchas guías dicen que *linspace* empieza en 1000.
+# Esto es lo que de verdad hace diffusers con 10 pasos. Muchas guías dicen que *linspace* empieza en
+# 1000.
 # %% [en]
-# The number is what the yardstick is worth: two different methods with many steps arrive at nearly the same place.
+# The number is what the yardstick is worth: two different methods with many steps arrive at nearly
+# the same place.
 #
 # ## Which times to visit: leading, linspace, trailing
 #
@@ -165,18 +201,27 @@ verdict(
 )
 assert begins == {"leading": 901, "linspace": 999, "trailing": 999}
 # %% [es]
-# *Leading* empieza donde el modelo espera que ya se vea algo de imagen, y se le da ruido puro. Por eso se recomienda
+# *Leading* empieza donde el modelo espera que ya se vea algo de imagen, y se le da ruido puro. Por
+# eso se recomienda
 # *trailing* con pocos pasos. ¿Con cualquier sampler?
 # %% [en]
-# *Leading* begins where the model expects some picture to show already, and is given pure noise. That is why
+# *Leading* begins where the model expects some picture to show already, and is given pure noise.
+# That is why
 # *trailing* is recommended for few steps. With any sampler?
 # %%
 GRIDS = ("leading", "linspace", "trailing", "karras", "ays")
-errors = {solver: {grid: far(f"{solver}/{grid}", FEW) for grid in GRIDS} for solver in ("euler", "dpmpp_2m")}
+errors = {
+    solver: {grid: far(f"{solver}/{grid}", FEW) for grid in GRIDS}
+    for solver in ("euler", "dpmpp_2m")
+}
 print(" " * 10, *(f"{grid:>9}" for grid in GRIDS))
 for solver, row in errors.items():
     print(f"{solver:10}", *(f"{error:9.3f}" for error in row.values()))
-display(strip([*(first(made(f"dpmpp_2m/{grid}", FEW)) for grid in GRIDS), first(limit)], [*GRIDS, "limit"]))
+display(
+    strip(
+        [*(first(made(f"dpmpp_2m/{grid}", FEW)) for grid in GRIDS), first(limit)], [*GRIDS, "limit"]
+    )
+)
 verdict(
     f"«trailing, mejor con pocos pasos» ({FEW}, frente a leading): con DPM++ 2M, "
     f"{errors['dpmpp_2m']['trailing']:.3f} contra "
@@ -190,12 +235,15 @@ verdict(
 # %% [es]
 # ## Align Your Steps
 #
-# AYS (NVIDIA, 2024) son diez tiempos buscados por optimización para cada familia de modelos. «10 pasos con la misma
-# calidad»: comparemos con 25 pasos de lo que viene de serie (Euler con *leading*) y con otras rejillas de 10.
+# AYS (NVIDIA, 2024) son diez tiempos buscados por optimización para cada familia de modelos. «10
+# pasos con la misma
+# calidad»: comparemos con 25 pasos de lo que viene de serie (Euler con *leading*) y con otras
+# rejillas de 10.
 # %% [en]
 # ## Align Your Steps
 #
-# AYS (NVIDIA, 2024) is ten times found by optimisation for each family of models. “10 steps, same quality”: let us
+# AYS (NVIDIA, 2024) is ten times found by optimisation for each family of models. “10 steps, same
+# quality”: let us
 # compare with 25 steps of what comes as default (Euler on *leading*), and with other grids of 10.
 # %%
 times.clear()
@@ -206,7 +254,10 @@ print([round(t) for t in times])
 assert times == [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]
 
 short = {f"{solver}/ays": far(f"{solver}/ays", 10) for solver in ("euler", "dpmpp_2m")}
-long = {name: far(name, MANY) for name in ("euler/leading", "dpmpp_2m/leading", "dpmpp_2m/trailing", "dpmpp_2m/karras")}
+long = {
+    name: far(name, MANY)
+    for name in ("euler/leading", "dpmpp_2m/leading", "dpmpp_2m/trailing", "dpmpp_2m/karras")
+}
 for steps, row in ((10, short), (MANY, long)):
     for name, error in row.items():
         print(f"{name:18} {steps:2d}   {error:.3f}")
@@ -229,13 +280,17 @@ verdict(
 # %% [es]
 # ## Karras
 #
-# «Más detalle, siempre». Medimos dos cosas que suelen confundirse: la distancia al límite y el detalle, que aquí es la
-# energía de los contornos comparada con la del límite (1 es la suya; por encima puede ser ruido que quedó sin quitar).
+# «Más detalle, siempre». Medimos dos cosas que suelen confundirse: la distancia al límite y el
+# detalle, que aquí es la
+# energía de los contornos comparada con la del límite (1 es la suya; por encima puede ser ruido que
+# quedó sin quitar).
 # %% [en]
 # ## Karras
 #
-# “More detail, always.” We measure two things that are often taken for one: the distance to the limit, and detail,
-# which here is the energy of the outlines over that of the limit (1 is its own; above may be noise that was left in).
+# “More detail, always.” We measure two things that are often taken for one: the distance to the
+# limit, and detail,
+# which here is the energy of the outlines over that of the limit (1 is its own; above may be noise
+# that was left in).
 # %%
 def detail(latents):
     picture = helm.context.decode(latents)
@@ -257,30 +312,47 @@ verdict(
     "against "
     f"{by[FEW, 'leading'][0]:.2f} and {by[FEW, 'trailing'][0]:.2f}; with {MANY}, {by[MANY, 'karras'][0]:.2f} against "
     f"{by[MANY, 'leading'][0]:.2f} and {by[MANY, 'trailing'][0]:.2f}",
-    *(by[steps, "karras"][0] > by[steps, grid][0] for steps in (FEW, MANY) for grid in ("leading", "trailing")),
+    *(
+        by[steps, "karras"][0] > by[steps, grid][0]
+        for steps in (FEW, MANY)
+        for grid in ("leading", "trailing")
+    ),
 )
 verdict(
     f"«Karras, más cerca del límite»: con {FEW} pasos, {by[FEW, 'karras'][1]:.3f}; con {MANY}, "
     f"{by[MANY, 'karras'][1]:.3f}",
     f"“Karras, closer to the limit”: with {FEW} steps, {by[FEW, 'karras'][1]:.3f}; with {MANY}, "
     f"{by[MANY, 'karras'][1]:.3f}",
-    *(by[steps, "karras"][1] < by[steps, grid][1] for steps in (FEW, MANY) for grid in ("leading", "trailing")),
+    *(
+        by[steps, "karras"][1] < by[steps, grid][1]
+        for steps in (FEW, MANY)
+        for grid in ("leading", "trailing")
+    ),
 )
 # %% [es]
-# También se lee que Karras pone más pasos «en la parte media, donde se deciden la estructura y los detalles». Contemos
-# los pasos por tramos de sigma/alpha. Y de paso, «Karras + trailing»: ¿qué añade *trailing* cuando los niveles ya los
+# También se lee que Karras pone más pasos «en la parte media, donde se deciden la estructura y los
+# detalles». Contemos
+# los pasos por tramos de sigma/alpha. Y de paso, «Karras + trailing»: ¿qué añade *trailing* cuando
+# los niveles ya los
 # pone Karras?
 # %% [en]
-# One also reads that Karras puts more steps “in the middle, where structure and details are decided”. Let us count the
-# steps by ranges of sigma/alpha. And while at it, “Karras + trailing”: what does *trailing* add when Karras already
+# One also reads that Karras puts more steps “in the middle, where structure and details are
+# decided”. Let us count the
+# steps by ranges of sigma/alpha. And while at it, “Karras + trailing”: what does *trailing* add
+# when Karras already
 # sets the levels?
 # %%
 counts = {}
 for grid in ("trailing", "karras"):
     table = tm.Sampler(f"dpmpp_2m/{grid}", steps=20).compile(process)
     ratios = (table.sigma / table.alpha)[:-1]
-    counts[grid] = [int(((ratios > low) & (ratios <= high)).sum()) for low, high in ((3, 99), (0.3, 3), (0, 0.3))]
-    print(f"{grid:9} > 3: {counts[grid][0]:2d}   0.3 … 3: {counts[grid][1]:2d}   < 0.3: {counts[grid][2]:2d}")
+    counts[grid] = [
+        int(((ratios > low) & (ratios <= high)).sum())
+        for low, high in ((3, 99), (0.3, 3), (0, 0.3))
+    ]
+    print(
+        f"{grid:9} > 3: {counts[grid][0]:2d}   0.3 … 3: {counts[grid][1]:2d}   < 0.3: {counts[grid][2]:2d}"
+    )
 verdict(
     f"«más pasos en la parte media»: de 20, Karras pone ahí {counts['karras'][1]} y trailing {counts['trailing'][1]}; "
     f"casi limpia, {counts['karras'][2]} contra {counts['trailing'][2]}",
@@ -292,7 +364,9 @@ verdict(
 ranges, names = {}, ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
 for name in names:
     for spacing in ("leading", "trailing"):
-        theirs = getattr(diffusers, name).from_config(own.config, use_karras_sigmas=True, timestep_spacing=spacing)
+        theirs = getattr(diffusers, name).from_config(
+            own.config, use_karras_sigmas=True, timestep_spacing=spacing
+        )
         theirs.set_timesteps(FEW)
         ranges[name, spacing] = [round(float(s), 3) for s in (theirs.sigmas[0], theirs.sigmas[-2])]
         print(f"{name:27} {spacing:8} sigma/alpha", *ranges[name, spacing])
@@ -317,12 +391,14 @@ say(
 # %% [es]
 # ## ¿Dónde se hace la imagen?
 #
-# «La mayor reconstrucción ocurre en la mitad.» Sigamos la predicción limpia a lo largo de un recorrido fino, con pasos
+# «La mayor reconstrucción ocurre en la mitad.» Sigamos la predicción limpia a lo largo de un
+# recorrido fino, con pasos
 # iguales en `t`, y sumemos cuánto cambia en cada tercio.
 # %% [en]
 # ## Where is the picture made?
 #
-# “Most of the reconstruction happens in the middle.” Let us follow the clean prediction on a fine journey, with equal
+# “Most of the reconstruction happens in the middle.” Let us follow the clean prediction on a fine
+# journey, with equal
 # steps in `t`, and add up how much it changes in each third.
 # %%
 from itertools import pairwise
@@ -348,12 +424,14 @@ assert abs(sum(shares) - 1) < 1e-9
 # %% [es]
 # ## Tus propios sigmas
 #
-# Una lista de sigmas cambia los niveles, no la fórmula: no es verdad que «ignore el scheduler». En diffusers, además,
+# Una lista de sigmas cambia los niveles, no la fórmula: no es verdad que «ignore el scheduler». En
+# diffusers, además,
 # no la acepta cualquier clase. Con timonel vale para todas, con o sin el 0 final.
 # %% [en]
 # ## Sigmas of your own
 #
-# A list of sigmas changes the levels, not the formula: it is not true that it “ignores the scheduler”. In diffusers,
+# A list of sigmas changes the levels, not the formula: it is not true that it “ignores the
+# scheduler”. In diffusers,
 # moreover, not every class takes one. With timonel all do, with or without the 0 at the end.
 # %%
 SIGMAS = (14.6, 6.3, 3.7, 2.1, 1.3, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0)
@@ -362,7 +440,11 @@ SIGMAS = (14.6, 6.3, 3.7, 2.1, 1.3, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0)
 def with_sigmas(package):
     pipe.scheduler = package.DPMSolverMultistepScheduler.from_config(own.config)
     try:
-        options = {"generator": torch.Generator().manual_seed(7), "guidance_scale": 4.0, "output_type": "latent"}
+        options = {
+            "generator": torch.Generator().manual_seed(7),
+            "guidance_scale": 4.0,
+            "output_type": "latent",
+        }
         return pipe("red apple", sigmas=list(SIGMAS), **options).images
     finally:
         pipe.scheduler = own
@@ -386,16 +468,22 @@ assert rms(*mine.values()) > 1e-3
 # %% [es]
 # ## Cero SNR al final
 #
-# Con los niveles de Stable Diffusion, en `t = 999` queda un 7 % de imagen (alpha = 0,068), pero al generar se parte de
-# ruido puro. El modelo lee en ese ruido un brillo medio y casi nunca hace imágenes negras o blancas.
-# `rescale_betas_zero_snr` baja alpha hasta 0; solo sirve si el modelo se entrenó así, con `v_prediction`. El de emojis
+# Con los niveles de Stable Diffusion, en `t = 999` queda un 7 % de imagen (alpha = 0,068), pero al
+# generar se parte de
+# ruido puro. El modelo lee en ese ruido un brillo medio y casi nunca hace imágenes negras o
+# blancas.
+# `rescale_betas_zero_snr` baja alpha hasta 0; solo sirve si el modelo se entrenó así, con
+# `v_prediction`. El de emojis
 # predice el ruido y timonel lo dice en vez de seguir:
 # %% [en]
 # ## Zero SNR at the end
 #
-# With Stable Diffusion's levels, 7 % of the picture is left at `t = 999` (alpha = 0.068), but generation begins with
-# pure noise. The model reads a medium brightness in that noise and hardly ever makes black or white pictures.
-# `rescale_betas_zero_snr` lowers alpha to 0; it only serves models that were trained that way, with `v_prediction`.
+# With Stable Diffusion's levels, 7 % of the picture is left at `t = 999` (alpha = 0.068), but
+# generation begins with
+# pure noise. The model reads a medium brightness in that noise and hardly ever makes black or white
+# pictures.
+# `rescale_betas_zero_snr` lowers alpha to 0; it only serves models that were trained that way, with
+# `v_prediction`.
 # The emoji model predicts the noise, and timonel says so instead of going on:
 # %%
 def zero_snr():
@@ -412,10 +500,12 @@ refused = attempt(zero_snr)
 print(refused)
 assert "v_prediction" in str(refused)
 # %% [es]
-# Para ver el efecto basta un modelo exacto: un mundo con tres imágenes de 64x64, negra, gris y blanca (más un poco de
+# Para ver el efecto basta un modelo exacto: un mundo con tres imágenes de 64x64, negra, gris y
+# blanca (más un poco de
 # grano), cada una con probabilidad 1/3. Su denoiser se escribe en cinco líneas, sin entrenar nada.
 # %% [en]
-# To see the effect, an exact model will do: a world with three 64x64 pictures, black, grey and white (and a little
+# To see the effect, an exact model will do: a world with three 64x64 pictures, black, grey and
+# white (and a little
 # grain), each with probability 1/3. Its denoiser takes five lines and no training.
 # %%
 SHADES, GRAIN = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 0.05
@@ -434,13 +524,24 @@ shares, sheets = {}, []
 for name, rescale in (("alpha 0.068", False), ("alpha 0", True)):
     world = tm.VP.from_schedule(rescale_zero_snr=rescale)
     result = tm.sample(denoise, start, "ddim/trailing", process=world, steps=20)
-    shares[rescale] = [float(((result.mean(1) - shade).abs() < 0.5).double().mean()) for shade in SHADES]
+    shares[rescale] = [
+        float(((result.mean(1) - shade).abs() < 0.5).double().mean()) for shade in SHADES
+    ]
     sheets += to_images((result[:6].view(-1, 1, 64, 64).expand(-1, 3, -1, -1) + 1) / 2)
     print(
         f"{name:12}",
-        *(f"{word} {share:4.0%}  " for word, share in zip(("black", "grey", "white"), shares[rescale], strict=True)),
+        *(
+            f"{word} {share:4.0%}  "
+            for word, share in zip(("black", "grey", "white"), shares[rescale], strict=True)
+        ),
     )
-display(strip([picture.convert("RGB") for picture in sheets], ["alpha 0.068"] * 6 + ["alpha 0"] * 6, size=72))
+display(
+    strip(
+        [picture.convert("RGB") for picture in sheets],
+        ["alpha 0.068"] * 6 + ["alpha 0"] * 6,
+        size=72,
+    )
+)
 verdict(
     f"«sin cero SNR faltan las imágenes muy oscuras o claras»: salen {1 - shares[False][1]:.0%} negras o blancas; "
     "con cero "
@@ -453,18 +554,26 @@ assert shares[True][1] < shares[False][1]
 # %% [es]
 # ## Combinar samplers
 #
-# «DPM++ 2M combinado con LCMScheduler»: un pipeline tiene *un* scheduler, y asignar otro no combina nada, lo
-# sustituye. ¿Y usar LCM con un modelo que no está destilado para él? LCM salta en cada paso a la imagen limpia y
-# vuelve a echar ruido. Para medirlo con justicia, dos pruebas: la distancia al límite, con otros samplers que también
-# añaden ruido al lado, y la dispersión que deja con datos gaussianos (1 es exacto, menos es una imagen aplanada), que
+# «DPM++ 2M combinado con LCMScheduler»: un pipeline tiene *un* scheduler, y asignar otro no combina
+# nada, lo
+# sustituye. ¿Y usar LCM con un modelo que no está destilado para él? LCM salta en cada paso a la
+# imagen limpia y
+# vuelve a echar ruido. Para medirlo con justicia, dos pruebas: la distancia al límite, con otros
+# samplers que también
+# añaden ruido al lado, y la dispersión que deja con datos gaussianos (1 es exacto, menos es una
+# imagen aplanada), que
 # se calcula sin ninguna red.
 # %% [en]
 # ## Combining samplers
 #
-# “DPM++ 2M combined with LCMScheduler”: a pipeline has *one* scheduler, and assigning another combines nothing, it
-# replaces. And LCM on a model that was not distilled for it? In every step LCM jumps to the clean picture and adds
-# noise again. To be fair, two tests: the distance to the limit, beside other samplers that add noise too, and the
-# spread that it leaves on Gaussian data (1 is exact, less is a flattened picture), which is computed without a
+# “DPM++ 2M combined with LCMScheduler”: a pipeline has *one* scheduler, and assigning another
+# combines nothing, it
+# replaces. And LCM on a model that was not distilled for it? In every step LCM jumps to the clean
+# picture and adds
+# noise again. To be fair, two tests: the distance to the limit, beside other samplers that add
+# noise too, and the
+# spread that it leaves on Gaussian data (1 is exact, less is a flattened picture), which is
+# computed without a
 # network.
 # %%
 from timonel.core.analysis import spreads
@@ -477,11 +586,16 @@ pipe.scheduler = own
 names = ("dpmpp_2m/karras", "dpmpp_2m_sde/karras", "euler_ancestral/karras", "tcd/lcm", "lcm/lcm")
 spread = {}
 for name in names:
-    spread[name] = float(spreads(tm.Sampler(name, steps=MANY).compile(tm.VP.from_schedule()), 0.5)[-1])
-    print(f"{name:24} {FEW}: {far(name, FEW):.3f}   {MANY}: {far(name, MANY):.3f}   spread {spread[name]:.2f}")
+    spread[name] = float(
+        spreads(tm.Sampler(name, steps=MANY).compile(tm.VP.from_schedule()), 0.5)[-1]
+    )
+    print(
+        f"{name:24} {FEW}: {far(name, FEW):.3f}   {MANY}: {far(name, MANY):.3f}   spread {spread[name]:.2f}"
+    )
 display(
     strip(
-        [first(made(name, MANY)) for name in names] + [first(limit)], [name.split("/")[0] for name in names] + ["limit"]
+        [first(made(name, MANY)) for name in names] + [first(limit)],
+        [name.split("/")[0] for name in names] + ["limit"],
     )
 )
 verdict(
@@ -498,36 +612,55 @@ assert spread["lcm/lcm"] < spread["dpmpp_2m/karras"]
 
 
 # %% [es]
-# Lo que sí se puede es repartir el camino: un sampler hasta un nivel y otro desde ahí. Con el mismo en las dos mitades
+# Lo que sí se puede es repartir el camino: un sampler hasta un nivel y otro desde ahí. Con el mismo
+# en las dos mitades
 # sale la imagen de siempre, señal de que el relevo no pierde nada.
 # %% [en]
-# What can be done is to share the way: one sampler down to a level, another from there. With the same one in both
+# What can be done is to share the way: one sampler down to a level, another from there. With the
+# same one in both
 # halves the result is the picture of a single run, a sign that nothing is lost in the relay.
 # %%
 def relay(one, two):
     told = {"guidance": 4.0, "seeds": [7], "output_type": "latent"}
-    middle = helm("red apple", sampler=tm.Sampler(one, grid="karras", steps=12, stop=6), **told).images
-    return helm("red apple", sampler=tm.Sampler(two, grid="karras", steps=12, start=6), latents=middle, **told).images
+    middle = helm(
+        "red apple", sampler=tm.Sampler(one, grid="karras", steps=12, stop=6), **told
+    ).images
+    return helm(
+        "red apple",
+        sampler=tm.Sampler(two, grid="karras", steps=12, start=6),
+        latents=middle,
+        **told,
+    ).images
 
 
-whole = helm("red apple", sampler="euler/karras", steps=12, guidance=4.0, seeds=[7], output_type="latent").images
+whole = helm(
+    "red apple", sampler="euler/karras", steps=12, guidance=4.0, seeds=[7], output_type="latent"
+).images
 relayed = {pair: relay(*pair) for pair in (("euler", "euler"), ("dpmpp_2m", "euler_ancestral"))}
 print(f"euler + euler - euler: {rms(relayed['euler', 'euler'], whole):.1e}")
 display(
-    strip([first(whole), *map(first, relayed.values())], ["euler", *(" + ".join(pair) for pair in relayed)], size=160)
+    strip(
+        [first(whole), *map(first, relayed.values())],
+        ["euler", *(" + ".join(pair) for pair in relayed)],
+        size=160,
+    )
 )
 assert rms(relayed["euler", "euler"], whole) < 1e-4
 # %% [es]
 # ## ¿Cuál elijo?
 #
-# Las listas que circulan mezclan gustos («anime», «artístico») con hechos. Un hecho: *Euler ancestral* y los SDE
-# añaden ruido nuevo, así que no se asientan en una imagen al dar más pasos. Otro: cada familia de modelos tiene los
+# Las listas que circulan mezclan gustos («anime», «artístico») con hechos. Un hecho: *Euler
+# ancestral* y los SDE
+# añaden ruido nuevo, así que no se asientan en una imagen al dar más pasos. Otro: cada familia de
+# modelos tiene los
 # suyos, y un scheduler de flujo no sirve para un modelo que no lo es.
 # %% [en]
 # ## Which one do I choose?
 #
-# The lists that go around mix taste (“anime”, “artistic”) with facts. One fact: *Euler ancestral* and the SDE samplers
-# add fresh noise, so they do not settle on a picture as steps are added. Another: every family of models has its own,
+# The lists that go around mix taste (“anime”, “artistic”) with facts. One fact: *Euler ancestral*
+# and the SDE samplers
+# add fresh noise, so they do not settle on a picture as steps are added. Another: every family of
+# models has its own,
 # and a flow scheduler is no good for a model that is not a flow.
 # %%
 settles = {
@@ -557,35 +690,46 @@ verdict(
     ranking[0] == "dpmpp_2m_sde/karras",
 )
 # %% [es]
-# La cercanía al límite no es lo único: el ruido nuevo de un SDE también puede corregir errores del modelo, y a mucha
-# gente le gusta lo que hace con 30 pasos o más. La comparación completa, con 40 samplers, está en [¿Qué
+# La cercanía al límite no es lo único: el ruido nuevo de un SDE también puede corregir errores del
+# modelo, y a mucha
+# gente le gusta lo que hace con 30 pasos o más. La comparación completa, con 40 samplers, está en
+# [¿Qué
 # sampler?](../which-sampler.md) (en inglés).
 #
 # ## Con vídeo: la receta de SVD
 #
-# «Para SVD: DPM++ 2M SDE + Karras + trailing.» En SVD el tiempo que se le dice a la red no va de 999 a 0: es un cuarto
+# «Para SVD: DPM++ 2M SDE + Karras + trailing.» En SVD el tiempo que se le dice a la red no va de
+# 999 a 0: es un cuarto
 # del logaritmo de sigma.
 # %% [en]
-# Closeness to the limit is not everything: the fresh noise of an SDE may also mend errors of the model, and many
+# Closeness to the limit is not everything: the fresh noise of an SDE may also mend errors of the
+# model, and many
 # people like what it does with 30 steps or more. The full comparison, of 40 samplers, is in [Which
 # sampler?](../which-sampler.md).
 #
 # ## With video: the SVD recipe
 #
-# “For SVD: DPM++ 2M SDE + Karras + trailing.” In SVD the time that the network is told does not go from 999 to 0: it
+# “For SVD: DPM++ 2M SDE + Karras + trailing.” In SVD the time that the network is told does not go
+# from 999 to 0: it
 # is a quarter of the logarithm of sigma.
 # %% [include _video]
 # %%
 from timonel.core.process import from_config
 
-RECIPE = {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, "timestep_spacing": "trailing"}
+RECIPE = {
+    "algorithm_type": "sde-dpmsolver++",
+    "use_karras_sigmas": True,
+    "timestep_spacing": "trailing",
+}
 video_own = video_pipe.scheduler
 
 
 def with_recipe(package):
     """How the recipe ends, and the times that the network was told."""
     video_times.clear()
-    video_pipe.scheduler = package.DPMSolverMultistepScheduler.from_config(video_own.config, **RECIPE)
+    video_pipe.scheduler = package.DPMSolverMultistepScheduler.from_config(
+        video_own.config, **RECIPE
+    )
     try:
         ended = attempt(lambda: "ok" if video_pipe(**VIDEO, num_inference_steps=8).frames else "")
     finally:
@@ -613,22 +757,34 @@ verdict(
 )
 assert ours == ("ok", right)
 # %% [es]
-# Con `Helm` la receta es un nombre, y AYS tiene sus diez niveles para SVD. Cualquier sampler vale; el tiempo que
-# recibe la red siempre es el suyo. Si SVD se queda corto de memoria al decodificar, `decode_chunk_size=2`.
+# Con `Helm` la receta es un nombre, y AYS tiene sus diez niveles para SVD. Cualquier sampler vale;
+# el tiempo que
+# recibe la red siempre es el suyo. Si SVD se queda corto de memoria al decodificar,
+# `decode_chunk_size=2`.
 # %% [en]
-# With `Helm` the recipe is a name, and AYS has its ten levels for SVD. Any sampler will do; the time that the network
-# is told is always the right one. Where SVD runs out of memory when it decodes, `decode_chunk_size=2`.
+# With `Helm` the recipe is a name, and AYS has its ten levels for SVD. Any sampler will do; the
+# time that the network
+# is told is always the right one. Where SVD runs out of memory when it decodes,
+# `decode_chunk_size=2`.
 # %%
 for sampler in ("dpmpp_2m_sde/karras", "dpmpp_2m/ays_svd"):
     video_times.clear()
     frames = video_helm(
-        **VIDEO, sampler=sampler, steps=10, seeds=[3], guidance=tm.cfg(until=0.4), decode_chunk_size=2
+        **VIDEO,
+        sampler=sampler,
+        steps=10,
+        seeds=[3],
+        guidance=tm.cfg(until=0.4),
+        decode_chunk_size=2,
     ).frames[0]
-    print(f"{sampler:20}", *(f"{t:.2f}" for t in video_times), f"  {len(frames)} x {frames[0].size}")
+    print(
+        f"{sampler:20}", *(f"{t:.2f}" for t in video_times), f"  {len(frames)} x {frames[0].size}"
+    )
     assert len(video_times) == 10
 ratios = (video_helm.run.table.sigma / video_helm.run.table.alpha)[:-1].tolist()
 assert all(
-    abs(a - b) < 1e-3 * b for a, b in zip(ratios, compat.AysSchedules["StableDiffusionVideoSigmas"], strict=False)
+    abs(a - b) < 1e-3 * b
+    for a, b in zip(ratios, compat.AysSchedules["StableDiffusionVideoSigmas"], strict=False)
 )
 # %% [es]
 # ## Para llevarse

@@ -4,8 +4,8 @@
     ├── ArgumentError           a value at the border that cannot be used   (also ValueError)
     │   ├── UnknownName         a name nobody has; lists the nearest        (also ValueError)
     │   ├── GridError           levels that cannot be visited
-    │   │   └── Idle            a setting that has nothing to do on so few levels; passed over where it could on more
-    │   └── PredictionError     a prediction that cannot be read at a level
+    │   │   └── Idle            a setting that has nothing to do on so few levels; passed over where
+    it could on more │   └── PredictionError     a prediction that cannot be read at a level
     ├── RunError                a run asked for something its state forbids
     ├── HookError               a hook raised; names the hook and the step
     ├── GuardStop               the run produced NaN, infinity or exploded
@@ -13,9 +13,10 @@
 
     FittedElsewhere             a warning: a sampler that was fitted to something else
     UnknownPrompt               a warning: a prompt that a shipped model has never met
-    Inexact                     a warning: a run goes on near to what it would have been, not exactly
-    SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of timonel
-    PreviewMissing              a warning: a picture of a run that could not be made, written or shown
+    Inexact                     a warning: a run goes on near to what it would have been, not
+    exactly SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of
+    timonel PreviewMissing              a warning: a picture of a run that could not be made,
+    written or shown
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -48,11 +49,16 @@ class ArgumentError(TimonelError, ValueError):
 class UnknownName(ArgumentError):
     """A name nobody has."""
 
-    def __init__(self, what: str, name: object, known: Iterable[str], also: Iterable[str] = ()) -> None:
+    def __init__(
+        self, what: str, name: object, known: Iterable[str], also: Iterable[str] = ()
+    ) -> None:
         """`also`: other names that are understood, but too many to list."""
         names = sorted(known)
         folded = {n.lower(): n for n in (*also, *names)}
-        near = [folded[n] for n in difflib.get_close_matches(str(name).lower()[:LONG], folded, n=3, cutoff=0.5)]
+        near = [
+            folded[n]
+            for n in difflib.get_close_matches(str(name).lower()[:LONG], folded, n=3, cutoff=0.5)
+        ]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
         super().__init__(f"unknown {what} {shown(name)}: {hint}known: {listed}")
@@ -64,7 +70,8 @@ class GridError(ArgumentError):
 
 
 class Idle(GridError):
-    """A setting that has nothing to do on these levels; where it could on more of them it is passed over, said once.
+    """A setting that has nothing to do on these levels; where it could on more of them it is passed
+    over, said once.
 
     `instead`: the options to run with, None for one that is left out.
     """
@@ -95,7 +102,9 @@ class ModelError(TimonelError):
 
 
 class FittedElsewhere(UserWarning):
-    """A fitted sampler is used with another model or guidance than it was fitted to; it works, but may be worse."""
+    """A fitted sampler is used with another model or guidance than it was fitted to; it works, but
+    may be worse.
+    """
 
 
 class UnknownPrompt(UserWarning):
@@ -103,11 +112,15 @@ class UnknownPrompt(UserWarning):
 
 
 class Inexact(UserWarning):
-    """A run goes on without what a cache of its network remembered; it ends near to where it would have."""
+    """A run goes on without what a cache of its network remembered; it ends near to where it would
+    have.
+    """
 
 
 class SchedulerReplaced(UserWarning):
-    """No sampler was named and the pipeline's own scheduler is none of timonel's, so another one runs."""
+    """No sampler was named and the pipeline's own scheduler is none of timonel's, so another one
+    runs.
+    """
 
 
 class PreviewMissing(UserWarning):
@@ -143,9 +156,13 @@ def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf
         made = math.nan
     if math.isfinite(made) and low <= made <= high:
         return made
-    if (not math.isfinite(made) and not isinstance(number, (int, float))) or isinstance(number, bool):
+    if (not math.isfinite(made) and not isinstance(number, (int, float))) or isinstance(
+        number, bool
+    ):
         raise ArgumentError(f"{what} must be a number, got {shown(value)}")
-    raise ArgumentError(f"{what} must be a finite number in [{low:g}, {high:g}], got {shown(value)}")
+    raise ArgumentError(
+        f"{what} must be a finite number in [{low:g}, {high:g}], got {shown(value)}"
+    )
 
 
 def whole(what: str, value: Any, low: int = 1, high: int | None = None) -> int:
@@ -172,13 +189,16 @@ def whole(what: str, value: Any, low: int = 1, high: int | None = None) -> int:
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is one number of Python, numpy or torch, finite or not; True and text are none."""
+    """Whether `value` is one number of Python, numpy or torch, finite or not; True and text are
+    none.
+    """
     number = _scalar(value)
     return isinstance(number, (int, float)) and not isinstance(number, bool)
 
 
 def plain(value: Any) -> Any:
-    """`value` with the numbers of numpy and torch in it as Python's: in lists, tuples and dictionaries too.
+    """`value` with the numbers of numpy and torch in it as Python's: in lists, tuples and
+    dictionaries too.
 
     Arrays and tensors become lists.
     """
@@ -194,20 +214,28 @@ def plain(value: Any) -> Any:
 def several(what: str, values: Any, example: str) -> tuple[Any, ...]:
     """The entries of a list at the border, of an array or a 1-D tensor too, with Python's numbers.
 
-    Raises `ArgumentError` for text, a dictionary, one number and whatever else is no list; `example` says how it is
-    written.
+    Raises `ArgumentError` for text, a dictionary, one number and whatever else is no list;
+    `example` says how it is written.
     """
     made = plain(values)
-    if isinstance(made, (str, bytes, Mapping)) or not isinstance(made, Iterable) or isinstance(made, type):
+    if (
+        isinstance(made, (str, bytes, Mapping))
+        or not isinstance(made, Iterable)
+        or isinstance(made, type)
+    ):
         raise ArgumentError(f"{what} must be a list, e.g. {example}, got {shown(values)}")
     entries = tuple(plain(one) for one in itertools.islice(made, ENTRIES + 1))
     if len(entries) > ENTRIES:
-        raise ArgumentError(f"{what} must be a list, e.g. {example}, got more than {ENTRIES:,} entries")
+        raise ArgumentError(
+            f"{what} must be a list, e.g. {example}, got more than {ENTRIES:,} entries"
+        )
     return entries
 
 
 def options(what: str, values: Any) -> dict[str, Any]:
-    """A dictionary of named options at the border, with Python's numbers. Raises `ArgumentError` for anything else."""
+    """A dictionary of named options at the border, with Python's numbers. Raises `ArgumentError`
+    for anything else.
+    """
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise ArgumentError(f"{what} must be a dictionary of options by name, got {shown(values)}")
     return {key: plain(value) for key, value in values.items()}
@@ -229,13 +257,17 @@ def among(what: str, value: Any, known: Iterable[str]) -> str:
 
 
 def function(what: str, value: Any, example: str, count: int) -> Any:
-    """`value`, or `ArgumentError` unless it can be called with `count` arguments; a class is no such function."""
+    """`value`, or `ArgumentError` unless it can be called with `count` arguments; a class is no
+    such function.
+    """
     if not callable(value) or isinstance(value, type):
         raise ArgumentError(f"{what} must be a function, e.g. {example}, got {shown(value)}")
     try:
         inspect.signature(value).bind(*range(count))
     except TypeError as error:
-        raise ArgumentError(f"{what} must be a function of {count}, e.g. {example}: {error}") from None
+        raise ArgumentError(
+            f"{what} must be a function of {count}, e.g. {example}: {error}"
+        ) from None
     except ValueError:  # a builtin does not say what it takes
         pass
     return value
@@ -262,7 +294,9 @@ def shown(value: object) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """A number of numpy or torch as one of Python's, and an array of several as no number; others as they are."""
+    """A number of numpy or torch as one of Python's, and an array of several as no number; others
+    as they are.
+    """
     if not hasattr(value, "dtype") or not hasattr(value, "item"):
         return value
     if getattr(value, "ndim", None) != 0:

@@ -1,12 +1,14 @@
-"""Denoisers that are known exactly: no weights, no training, and an answer to hold every sampler against.
+"""Denoisers that are known exactly: no weights, no training, and an answer to hold every sampler
+against.
 
     mixture = Mixture.random(seed=0, components=8, dimension=32, classes=2)
     truth = solve(mixture, noise, process)              # what infinitely many steps reach
     made = tm.sample(mixture, noise, "dpmpp_2m/karras", process=process, steps=10)
     error = made - truth
 
-Every one is a callable `(x, level) -> denoised` for `x = alpha·x0 + sigma·noise` (batch, …), on any process. It
-reads alpha and sigma of the level, floats or tensors (batch,); it computes in float64 and returns the dtype of x.
+Every one is a callable `(x, level) -> denoised` for `x = alpha·x0 + sigma·noise` (batch, …), on any
+process. It reads alpha and sigma of the level, floats or tensors (batch,); it computes in float64
+and returns the dtype of x.
 
 | data                             | denoised sample E[x0 | x]                                                   |
 |----------------------------------|------------------------------------------------------------------------------|
@@ -14,7 +16,8 @@ reads alpha and sigma of the level, floats or tensors (batch,); it computes in f
 | `Mixture` of N(m, C), C = F·Fᵀ+s²| mean of m + alpha·C·(alpha²·C + sigma²)⁻¹·(x - alpha·m) by posterior weights |
 | `Pictures` y₁ … yₙ               | mean of the y by softmax(-|x - alpha·y|² / 2·sigma²)                         |
 
-`perturbed` adds a smooth error of known size, `rounded` the error of integer times and of half precision.
+`perturbed` adds a smooth error of known size, `rounded` the error of integer times and of half
+precision.
 """
 
 from __future__ import annotations
@@ -42,28 +45,40 @@ FEATURES = 64  # waves in the error that `perturbed` adds
 
 
 def _amounts(x: Tensor, level: At | Level) -> tuple[Tensor, Tensor]:
-    """alpha and sigma as (1, 1) or (batch, 1) in float64. Raises `ArgumentError` for another number of levels."""
+    """alpha and sigma as (1, 1) or (batch, 1) in float64. Raises `ArgumentError` for another number
+    of levels.
+    """
     pair = []
     for name, value in (("alpha", level.alpha), ("sigma", level.sigma)):
         one = torch.as_tensor(value, dtype=torch.float64, device=x.device)
         if one.ndim > 1 or (one.ndim == 1 and len(one) not in (1, len(x))):
-            raise ArgumentError(f"{name} must be one number or one per sample, got {tuple(one.shape)} for {len(x)}")
+            raise ArgumentError(
+                f"{name} must be one number or one per sample, got {tuple(one.shape)} for {len(x)}"
+            )
         pair.append(one.reshape(-1, 1))
     return pair[0], pair[1]
 
 
 class Exact(ABC):
-    """Data whose denoiser is known: reads the arguments, leaves the formula to the subclass. `shape`: of a sample."""
+    """Data whose denoiser is known: reads the arguments, leaves the formula to the subclass.
+    `shape`: of a sample.
+    """
 
     shape: tuple[int, ...]
 
     def __call__(self, x: Tensor, level: At | Level) -> Tensor:
-        """The denoised samples (batch, …) of x at a level. Raises `ArgumentError` for another shape."""
+        """The denoised samples (batch, …) of x at a level. Raises `ArgumentError` for another
+        shape.
+        """
         flat, alpha, sigma = self._read(x, level)
         return self._denoised(flat, alpha, sigma).reshape(x.shape).to(x.dtype)
 
     def _read(self, x: Tensor, level: At | Level) -> tuple[Tensor, Tensor, Tensor]:
-        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != self.shape or not x.is_floating_point():
+        if (
+            not isinstance(x, Tensor)
+            or tuple(x.shape[1:]) != self.shape
+            or not x.is_floating_point()
+        ):
             raise ArgumentError(
                 f"a sample of this data has shape (batch, {', '.join(map(str, self.shape))}), got "
                 f"{tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
@@ -80,27 +95,37 @@ class Exact(ABC):
 
 
 class Gaussian(Exact):
-    """Data N(mean, std²) with independent dimensions: also the probability-flow ODE is known in closed form.
+    """Data N(mean, std²) with independent dimensions: also the probability-flow ODE is known in
+    closed form.
 
-    `mean`, `std`: tensors of a sample's shape, or numbers for all its dimensions; std is not negative.
-    Wang & Vastola 2023, arXiv 2303.02490: what trained networks do at high noise.
+    `mean`, `std`: tensors of a sample's shape, or numbers for all its dimensions; std is not
+    negative. Wang & Vastola 2023, arXiv 2303.02490: what trained networks do at high noise.
     """
 
     def __init__(self, mean: Tensor | float, std: Tensor | float) -> None:
         mean, std = double(mean), double(std)
         self.mean, self.std = mean + torch.zeros_like(std), std + torch.zeros_like(mean)
-        if not bool(torch.isfinite(self.mean).all()) or not bool((torch.isfinite(self.std) & (self.std >= 0)).all()):
-            raise ArgumentError(f"mean must be finite and std finite and not negative, got {mean!r} and {std!r}")
+        if not bool(torch.isfinite(self.mean).all()) or not bool(
+            (torch.isfinite(self.std) & (self.std >= 0)).all()
+        ):
+            raise ArgumentError(
+                f"mean must be finite and std finite and not negative, got {mean!r} and {std!r}"
+            )
         self.shape = tuple(self.mean.shape)
 
     def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        mean, variance = self.mean.to(x.device).reshape(1, -1), self.std.to(x.device).reshape(1, -1) ** 2
+        mean, variance = (
+            self.mean.to(x.device).reshape(1, -1),
+            self.std.to(x.device).reshape(1, -1) ** 2,
+        )
         return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
 
     def solution(self, x: Tensor, at: At | Level, end: At | Level | None = None) -> Tensor:
-        """Where the probability-flow ODE takes x from the level `at`: to `end`, or to the clean sample.
+        """Where the probability-flow ODE takes x from the level `at`: to `end`, or to the clean
+        sample.
 
-        The standardised sample (x - alpha·mean) / sqrt(alpha²·std² + sigma²) does not change on the way.
+        The standardised sample (x - alpha·mean) / sqrt(alpha²·std² + sigma²) does not change on the
+        way.
         """
         flat, alpha, sigma = self._read(x, at)
         to_alpha, to_sigma = _amounts(x, end or At(1.0, 0.0, 0.0))
@@ -110,17 +135,21 @@ class Gaussian(Exact):
         return made.reshape(x.shape).to(x.dtype)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        noise = torch.randn(whole("count", count), *self.shape, generator=_seeded(seed), dtype=torch.float64)
+        noise = torch.randn(
+            whole("count", count), *self.shape, generator=_seeded(seed), dtype=torch.float64
+        )
         return self.mean + self.std * noise
 
 
 class Mixture(Exact):
-    """Data from components N(m_k, F_k·F_kᵀ + diag(s_k²)), each of a class, so that guidance is exact too.
+    """Data from components N(m_k, F_k·F_kᵀ + diag(s_k²)), each of a class, so that guidance is
+    exact too.
 
-    `weights` (K,) above 0, made to sum to 1; `means` (K, …); `stds` (K,) or (K, …) above 0; `factors` (K, …, rank):
-    the directions in which a component is wider; `classes`: one whole number per component, all 0 by default.
-    The mixture is the unconditional denoiser, `conditional(label)` that of a class, `guided` their guidance.
-    Raises `ArgumentError` for numbers that make no mixture.
+    `weights` (K,) above 0, made to sum to 1; `means` (K, …); `stds` (K,) or (K, …) above 0;
+    `factors` (K, …, rank): the directions in which a component is wider; `classes`: one whole
+    number per component, all 0 by default. The mixture is the unconditional denoiser,
+    `conditional(label)` that of a class, `guided` their guidance. Raises `ArgumentError` for
+    numbers that make no mixture.
     """
 
     def __init__(
@@ -134,19 +163,32 @@ class Mixture(Exact):
         self.weights, means, stds = double(weights), double(means), double(stds)
         count, self.shape = len(self.weights), tuple(means.shape[1:])
         if means.ndim < 2 or len(means) != count or count < 1:
-            raise ArgumentError(f"{count} weights need means ({count}, …), got {tuple(means.shape)}")
+            raise ArgumentError(
+                f"{count} weights need means ({count}, …), got {tuple(means.shape)}"
+            )
         if stds.ndim not in (0, 1, means.ndim) or (stds.ndim and len(stds) != count):
-            raise ArgumentError(f"stds must be one number, ({count},) or {tuple(means.shape)}, got {tuple(stds.shape)}")
+            raise ArgumentError(
+                f"stds must be one number, ({count},) or {tuple(means.shape)}, got"
+                f" {tuple(stds.shape)}"
+            )
         factors = means.new_zeros(*means.shape, 0) if factors is None else double(factors)
         if factors.shape[:-1] != means.shape:
-            raise ArgumentError(f"factors must be {(*means.shape, 'rank')}, got {tuple(factors.shape)}")
+            raise ArgumentError(
+                f"factors must be {(*means.shape, 'rank')}, got {tuple(factors.shape)}"
+            )
         if not all(bool(torch.isfinite(v).all()) for v in (self.weights, means, stds, factors)):
             raise ArgumentError("weights, means, stds and factors of a mixture must be finite")
         if not bool((self.weights > 0).all()) or not bool((stds > 0).all()):
-            raise ArgumentError("weights and stds of a mixture must be above 0; leave out components without weight")
+            raise ArgumentError(
+                "weights and stds of a mixture must be above 0; leave out components without weight"
+            )
         self.weights = self.weights / self.weights.sum()
         self.means = means.reshape(count, -1)
-        stds = stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim)).expand(means.shape) if stds.ndim else stds
+        stds = (
+            stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim)).expand(means.shape)
+            if stds.ndim
+            else stds
+        )
         self.variances = (stds**2).expand(means.shape).reshape(count, -1).clone()
         self.factors = factors.reshape(count, self.means.shape[1], -1)
         self.classes = (0,) * count if classes is None else tuple(int(c) for c in classes)
@@ -166,8 +208,8 @@ class Mixture(Exact):
     ) -> Mixture:
         """A mixture drawn from a seed, of mean 0 and mean variance 1 per dimension.
 
-        Standard deviations are log-uniform in `std` before that scaling; along each of its `rank` directions a
-        component is as wide as the data. Component k is of class k mod `classes`.
+        Standard deviations are log-uniform in `std` before that scaling; along each of its `rank`
+        directions a component is as wide as the data. Component k is of class k mod `classes`.
         """
         k, d = whole("components", components), whole("dimension", dimension)
         r, c = whole("rank", rank, 0, d), whole("classes", classes, 1, k)
@@ -189,8 +231,10 @@ class Mixture(Exact):
         of = torch.tensor([c == label for c in self.classes])
         shape = (int(of.sum()), *self.shape)
         return Mixture(
-            self.weights[of], self.means[of].reshape(shape), self.variances[of].sqrt().reshape(shape),
-            self.factors[of].reshape(*shape, -1) if self.factors.shape[-1] else None, [label] * shape[0],
+            self.weights[of], self.means[of].reshape(shape),
+            self.variances[of].sqrt().reshape(shape),
+            self.factors[of].reshape(*shape, -1) if self.factors.shape[-1] else None,
+            [label] * shape[0],
         )  # fmt: skip
 
     def guided(self, label: int, scale: float) -> Denoiser:
@@ -199,9 +243,11 @@ class Mixture(Exact):
         return lambda x, level: combine(cond(x, level), self(x, level), scale)
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """log(weight·density) (batch, K) and denoised sample (batch, K, dimension) of every component.
+        """log(weight·density) (batch, K) and denoised sample (batch, K, dimension) of every
+        component.
 
-        (D + U·Uᵀ)⁻¹ with U = alpha·F by Woodbury's identity: only rank x rank matrices are factorised.
+        (D + U·Uᵀ)⁻¹ with U = alpha·F by Woodbury's identity: only rank x rank matrices are
+        factorised.
         """
         alpha, sigma = alpha[..., None], sigma[..., None]
         weights, mean = self.weights.to(x.device), self.means.to(x.device)
@@ -231,31 +277,44 @@ class Mixture(Exact):
     def log_density(self, x: Tensor, level: At | Level) -> Tensor:
         """log p(x) (batch,) of the noisy samples at a level, in float64."""
         flat, alpha, sigma = self._read(x, level)
-        return torch.logsumexp(self._components(flat, alpha, sigma)[0], -1) - flat.shape[1] / 2 * math.log(2 * math.pi)
+        return torch.logsumexp(self._components(flat, alpha, sigma)[0], -1) - flat.shape[
+            1
+        ] / 2 * math.log(2 * math.pi)
 
     def draw(self, count: int, seed: int) -> Tensor:
         g, (_, d, r) = _seeded(seed), self.factors.shape
         of = torch.multinomial(self.weights, whole("count", count), replacement=True, generator=g)
         noise = torch.randn(count, d, generator=g, dtype=torch.float64) * self.variances[of].sqrt()
         along = torch.randn(count, r, 1, generator=g, dtype=torch.float64)
-        return (self.means[of] + noise + (self.factors[of] @ along)[..., 0]).reshape(count, *self.shape)
+        return (self.means[of] + noise + (self.factors[of] @ along)[..., 0]).reshape(
+            count, *self.shape
+        )
 
 
 class Pictures(Exact):
-    """The data is a list of pictures (n, …) and nothing else: the ideal denoiser, which only remembers.
+    """The data is a list of pictures (n, …) and nothing else: the ideal denoiser, which only
+    remembers.
 
     Towards sigma = 0 a sample is drawn to one picture, so this is the stiffest of the exact models.
     """
 
     def __init__(self, pictures: Tensor) -> None:
         self.pictures = double(pictures)
-        if self.pictures.ndim < 2 or not len(self.pictures) or not bool(torch.isfinite(self.pictures).all()):
-            raise ArgumentError(f"pictures must be finite and (n, …), got shape {tuple(self.pictures.shape)}")
+        if (
+            self.pictures.ndim < 2
+            or not len(self.pictures)
+            or not bool(torch.isfinite(self.pictures).all())
+        ):
+            raise ArgumentError(
+                f"pictures must be finite and (n, …), got shape {tuple(self.pictures.shape)}"
+            )
         self.shape = tuple(self.pictures.shape[1:])
 
     def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         if not bool((sigma > 0).all()):
-            raise ArgumentError("the ideal denoiser of pictures needs sigma above 0, where several are possible")
+            raise ArgumentError(
+                "the ideal denoiser of pictures needs sigma above 0, where several are possible"
+            )
         pictures = self.pictures.to(x.device).flatten(1)
         log = (alpha * (x @ pictures.T) - alpha**2 * (pictures**2).sum(1) / 2) / sigma**2
         return torch.softmax(log, -1) @ pictures
@@ -266,10 +325,11 @@ class Pictures(Exact):
 
 
 def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
-    """`denoiser` with a smooth random error of root mean square `size`·sigma / sqrt(alpha² + sigma²).
+    """`denoiser` with a smooth random error of root mean square `size`·sigma / sqrt(alpha² +
+    sigma²).
 
-    A model error that is controlled: a field of random waves in the sample and in the level, the same for a seed,
-    which vanishes with the noise as a network's does.
+    A model error that is controlled: a field of random waves in the sample and in the level, the
+    same for a seed, which vanishes with the noise as a network's does.
     """
     size = finite("size of the error", size, 0)
 
@@ -277,8 +337,15 @@ def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
     def waves(dimension: int) -> tuple[Tensor, ...]:
         g = _seeded(seed)
         shapes = ((dimension, FEATURES), (1, FEATURES), (1, FEATURES), (FEATURES, dimension))
-        inner, rate, phase, outer = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
-        return inner / math.sqrt(dimension), 2 * rate, math.pi * phase, outer * math.sqrt(2 / FEATURES)
+        inner, rate, phase, outer = (
+            torch.randn(s, generator=g, dtype=torch.float64) for s in shapes
+        )
+        return (
+            inner / math.sqrt(dimension),
+            2 * rate,
+            math.pi * phase,
+            outer * math.sqrt(2 / FEATURES),
+        )
 
     def denoise(x: Tensor, level: At | Level) -> Tensor:
         alpha, sigma = _amounts(x, level)
@@ -292,26 +359,39 @@ def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
 
 
 def rounded(
-    denoiser: Denoiser, *, process: Process | None = None, times: int = 1000, dtype: torch.dtype | None = None
+    denoiser: Denoiser,
+    *,
+    process: Process | None = None,
+    times: int = 1000,
+    dtype: torch.dtype | None = None,
 ) -> Denoiser:
-    """`denoiser` with the rounding of a network: of the time that it is told, and of what it returns.
+    """`denoiser` with the rounding of a network: of the time that it is told, and of what it
+    returns.
 
-    `process`: the level is the one at the nearest of `times` evenly spaced network times. `dtype`: the velocity
-    alpha·noise - sigma·denoised, in coordinates of unit variance, is rounded to e.g. torch.bfloat16.
-    Raises `ArgumentError` where neither is given.
+    `process`: the level is the one at the nearest of `times` evenly spaced network times. `dtype`:
+    the velocity alpha·noise - sigma·denoised, in coordinates of unit variance, is rounded to e.g.
+    torch.bfloat16. Raises `ArgumentError` where neither is given.
     """
     if process is None and dtype is None:
-        raise ArgumentError("nothing to round: give process= for the times, dtype= for the output, or both")
+        raise ArgumentError(
+            "nothing to round: give process= for the times, dtype= for the output, or both"
+        )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ArgumentError(f"dtype must be a floating-point type such as torch.bfloat16, got {dtype!r}")
+        raise ArgumentError(
+            f"dtype must be a floating-point type such as torch.bfloat16, got {dtype!r}"
+        )
     last = whole("times", times, 2) - 1
-    ends = None if process is None else process.at_index(double([0.0, process.train_steps - 1.0])).time
+    ends = (
+        None if process is None else process.at_index(double([0.0, process.train_steps - 1.0])).time
+    )
 
     def told(level: At | Level) -> At | Level:
         if process is None or ends is None:
             return level
         share = (double(level.time) - ends[0]) / (ends[1] - ends[0])
-        return process.at_time(ends[0] + torch.round(share.clamp(0, 1) * last) / last * (ends[1] - ends[0]))
+        return process.at_time(
+            ends[0] + torch.round(share.clamp(0, 1) * last) / last * (ends[1] - ends[0])
+        )
 
     def denoise(x: Tensor, level: At | Level) -> Tensor:
         clean = denoiser(x, told(level))
@@ -326,7 +406,8 @@ def rounded(
 
 
 def reference(process: Process, steps: int, sigma_min: float | None = None) -> Grid:
-    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise, which may be the start.
+    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise, which
+    may be the start.
 
     `sigma_min`: schedule sigma of the last level before the clean one, by default the process' own.
     """
@@ -335,7 +416,9 @@ def reference(process: Process, steps: int, sigma_min: float | None = None) -> G
     end = process.at_sigma(double([low]))
     first, last = (-torch.log(1 / level.ratio + 1 / FINITE) for level in (start, end))
     place = torch.linspace(0, 1, grids.few_enough("steps", steps, 2), dtype=torch.float64)
-    inner = process.at_lam(torch.log(torch.exp(-(first + (last - first) * place[1:-1])) - 1 / FINITE))
+    inner = process.at_lam(
+        torch.log(torch.exp(-(first + (last - first) * place[1:-1])) - 1 / FINITE)
+    )
     levels = Level(*(torch.cat(parts) for parts in zip(start, inner, end, strict=True)))
     return Grid.of(process, levels, "reference")
 
@@ -352,22 +435,29 @@ def solve(
     most: int = 2048,
     sigma_min: float | None = None,
 ) -> Tensor:
-    """The converged result for the start x (batch, …) at the noisiest level of `process`, in float64.
+    """The converged result for the start x (batch, …) at the noisiest level of `process`, in
+    float64.
 
-    The steps of `solver` double from `steps` up to `most`, and the results are extrapolated to infinitely many
-    (Richardson; Hairer, Nørsett & Wanner 1993, section II.9), until no number of the extrapolated result changes by
-    more than `tolerance`. It ends as samplers do, with the denoised sample at `sigma_min`, by default the lowest that
-    the process was trained at; 1e-6 gives the clean end of the probability-flow ODE itself.
+    The steps of `solver` double from `steps` up to `most`, and the results are extrapolated to
+    infinitely many (Richardson; Hairer, Nørsett & Wanner 1993, section II.9), until no number of
+    the extrapolated result changes by more than `tolerance`. It ends as samplers do, with the
+    denoised sample at `sigma_min`, by default the lowest that the process was trained at; 1e-6
+    gives the clean end of the probability-flow ODE itself.
 
-    Raises `RunError` where it does not converge, as with a denoiser that is rounded or not deterministic.
+    Raises `RunError` where it does not converge, as with a denoiser that is rounded or not
+    deterministic.
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-        raise ArgumentError(f"the start must be a floating-point tensor (batch, …), got {type(x).__name__}")
+        raise ArgumentError(
+            f"the start must be a floating-point tensor (batch, …), got {type(x).__name__}"
+        )
     tolerance, count = finite("tolerance", tolerance, 1e-14), grids.few_enough("steps", steps, 2)
     grids.few_enough("most", most, 2 * count)
     spec = solvers.find(solver)
     if spec.stochastic or spec.order < 1:
-        raise ArgumentError(f"a reference needs a deterministic solver that converges, and {solver!r} is not one")
+        raise ArgumentError(
+            f"a reference needs a deterministic solver that converges, and {solver!r} is not one"
+        )
     before: list[Tensor] = []
     change = math.inf
     while count <= most:
@@ -380,9 +470,9 @@ def solve(
             return now[-1]
         before, count = now, 2 * count
     raise RunError(
-        f"the reference has not converged: from {count // 4} to {count // 2} steps of {solver!r} it still changes by "
-        f"{change:.3g}, above the tolerance {tolerance:g}; allow more steps (most={2 * most}), a larger tolerance=, or "
-        f"a smoother denoiser"
+        f"the reference has not converged: from {count // 4} to {count // 2} steps of {solver!r} it"
+        f" still changes by {change:.3g}, above the tolerance {tolerance:g}; allow more steps"
+        f" (most={2 * most}), a larger tolerance=, or a smoother denoiser"
     )
 
 

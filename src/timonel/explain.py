@@ -1,4 +1,6 @@
-"""A sampler explained in one picture: levels, steps, weights, noise, and what it does to Gaussian data."""
+"""A sampler explained in one picture: levels, steps, weights, noise, and what it does to Gaussian
+data.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,13 @@ STYLES = (":", "--", "-")
 def plot(tables: Table | Sequence[Table], path: str | PathLike[str]) -> Path:
     """Write a picture (png, svg or pdf by suffix) of one table, or of two side by side.
 
-    Six panels: the levels; the step sizes in lam; the weights of the newest predictions in every row; how much of
-    the noise is fresh; the spread of Gaussian data, which is the product of all steps' amplifications over the
-    exact one; and the weights of all predictions in the sample along the way. See `analysis`.
+    Six panels: the levels; the step sizes in lam; the weights of the newest predictions in every
+    row; how much of the noise is fresh; the spread of Gaussian data, which is the product of all
+    steps' amplifications over the exact one; and the weights of all predictions in the sample along
+    the way. See `analysis`.
 
-    A file of that name is replaced. Raises `ArgumentError` for another suffix, or where it cannot be written.
+    A file of that name is replaced. Raises `ArgumentError` for another suffix, or where it cannot
+    be written.
     """
     target(path, overwrite=True)
     import matplotlib
@@ -57,7 +61,9 @@ def plot(tables: Table | Sequence[Table], path: str | PathLike[str]) -> Path:
 
 
 def target(path: str | PathLike[str], *, overwrite: bool) -> Path:
-    """The plot's path. Raises `ArgumentError` where its suffix is none of a plot, or it cannot be written."""
+    """The plot's path. Raises `ArgumentError` where its suffix is none of a plot, or it cannot be
+    written.
+    """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ArgumentError(f"a plot is a {', '.join(SUFFIXES)} file, got {str(path)!r}")
     return ready(path, overwrite=overwrite)
@@ -67,7 +73,10 @@ def title(table: Table) -> str:
     """What a table is, in a line."""
     noise = "stochastic" if table.stochastic else "deterministic"
     order = f"order {table.order}" if table.order else "no order"
-    return f"{table.solver} on {table.grid}: {table.steps} steps, {table.nfe} network calls, {order}, {noise}"
+    return (
+        f"{table.solver} on {table.grid}: {table.steps} steps, {table.nfe} network calls, {order},"
+        f" {noise}"
+    )
 
 
 def name(table: Table) -> str:
@@ -77,8 +86,19 @@ def name(table: Table) -> str:
 def _levels(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
     inner = (table.alpha > 0) & (table.sigma > 0)
     rows = torch.arange(table.nfe + 1)[inner]
-    axis.semilogy(rows.numpy(), (table.sigma / table.alpha)[inner].numpy(), "o-", ms=4, color=color, label=name(table))
-    axis.set(xlabel="row (network call)", ylabel="sigma / alpha", title="levels (pure noise and clean left out)")
+    axis.semilogy(
+        rows.numpy(),
+        (table.sigma / table.alpha)[inner].numpy(),
+        "o-",
+        ms=4,
+        color=color,
+        label=name(table),
+    )
+    axis.set(
+        xlabel="row (network call)",
+        ylabel="sigma / alpha",
+        title="levels (pure noise and clean left out)",
+    )
 
 
 def _steps(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
@@ -98,10 +118,16 @@ def _weights(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
     for j, style in zip(range(table.history), ("-", "--", "-.", ":"), strict=False):
         if bool((share[:, j] != 0).any()):
             label = f"h{j}" if i == 0 else None
-            axis.plot(range(table.nfe), share[:, j].numpy(), style, marker=".", color=color, label=label)
+            axis.plot(
+                range(table.nfe), share[:, j].numpy(), style, marker=".", color=color, label=label
+            )
     bases = axis.get_ylabel().removeprefix("share of the ").removesuffix(" predictions")
     bases = table.basis if i == 0 or bases == table.basis else f"{bases} | {table.basis}"
-    axis.set(xlabel="row (network call)", ylabel=f"share of the {bases} predictions", title="weights of the newest")
+    axis.set(
+        xlabel="row (network call)",
+        ylabel=f"share of the {bases} predictions",
+        title="weights of the newest",
+    )
 
 
 def _noise(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
@@ -109,25 +135,41 @@ def _noise(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
     added = [float((done[k + 1] ** 2).sum().sqrt()) for k in range(table.steps)]
     ends = [table.first_row(k + 1) for k in range(table.steps)]
     share = [
-        a / float(table.sigma[row]) if float(table.sigma[row]) > 0 else 0.0 for a, row in zip(added, ends, strict=True)
+        a / float(table.sigma[row]) if float(table.sigma[row]) > 0 else 0.0
+        for a, row in zip(added, ends, strict=True)
     ]
     axis.plot(range(1, table.steps + 1), share, "s-", ms=4, color=color)
     axis.set(
-        xlabel="steps completed", ylabel="std / sigma", ylim=(-0.05, 1.1), title="how much of the noise is fresh by now"
+        xlabel="steps completed",
+        ylabel="std / sigma",
+        ylim=(-0.05, 1.1),
+        title="how much of the noise is fresh by now",
     )
 
 
 def _spread(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
     for std, style in zip(STDS, STYLES, strict=True):
         label = f"data std {std:g}" if i == 0 else None
-        axis.plot(range(table.steps + 1), spreads(table, std).numpy(), style, color=color, label=label)
-    axis.set(xlabel="steps completed", ylabel="std / exact std", title="spread of Gaussian data (1 is exact)")
+        axis.plot(
+            range(table.steps + 1), spreads(table, std).numpy(), style, color=color, label=label
+        )
+    axis.set(
+        xlabel="steps completed",
+        ylabel="std / exact std",
+        title="spread of Gaussian data (1 is exact)",
+    )
 
 
 def _path(axis: Axes, table: Table) -> None:
     """Weights of the predictions in the sample along the way, each row over its level's alpha."""
     done = effects(table).weights
     top = float(done.abs().max()) or 1.0
-    picture = axis.imshow(done.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+    picture = axis.imshow(
+        done.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="nearest"
+    )
     axis.figure.colorbar(picture, ax=axis)
-    axis.set(xlabel="prediction of row", ylabel="steps completed", title=f"weights along the way: {name(table)}")
+    axis.set(
+        xlabel="prediction of row",
+        ylabel="steps completed",
+        title=f"weights along the way: {name(table)}",
+    )

@@ -1,10 +1,12 @@
 """Files are written to a temporary name beside the target and renamed, so a crash loses nothing.
 
-One rule for what is there already. A name that timonel chooses is a free one: `red-apple-7.png`, then
-`red-apple-7-2.png`. A name that the caller chooses is refused while it is taken, unless overwriting is allowed.
+One rule for what is there already. A name that timonel chooses is a free one: `red-apple-7.png`,
+then `red-apple-7-2.png`. A name that the caller chooses is refused while it is taken, unless
+overwriting is allowed.
 
-A process that is killed leaves a temporary file, or a claim: a file of one line that keeps a name for it. Both carry
-its process number and are locked while it lives, so whoever writes the same target next removes them, and only those.
+A process that is killed leaves a temporary file, or a claim: a file of one line that keeps a name
+for it. Both carry its process number and are locked while it lives, so whoever writes the same
+target next removes them, and only those.
 """
 
 from __future__ import annotations
@@ -36,17 +38,25 @@ except ImportError:  # Windows
 CLAIM = re.compile(rb"timonel: process (\d+) is writing this file\n")
 LEFT = re.compile(r"\..+-timonel-(\d+)-[0-9a-f]{16}(?:\.\w+)?")  # a temporary file of any target
 SHORT = 80  # bytes, more than a claim has
-STALE = 3600.0  # seconds after which an unlocked file is abandoned, even where its process number is in use again
+# seconds after which an unlocked file is abandoned, even where its process number is in use again
+STALE = 3600.0
 _CREATING = threading.Lock()  # no thread looks at a file that another has made and not locked yet
-CONTROL = ("Cc", "Cf", "Zl", "Zp", "Cs")  # characters that a terminal obeys, or that reorder or break a line
+CONTROL = (
+    "Cc",
+    "Cf",
+    "Zl",
+    "Zp",
+    "Cs",
+)  # characters that a terminal obeys, or that reorder or break a line
 
 
 @contextmanager
 def replacing(path: str | PathLike[str], *, lasting: bool = True) -> Iterator[Path]:
-    """Yield a temporary path with the target's suffix; on success it becomes `path`, on failure it is gone.
+    """Yield a temporary path with the target's suffix; on success it becomes `path`, on failure it
+    is gone.
 
-    `lasting`: whether the disk has the file for certain before it gets its name. What is soon replaced or easily made
-    again does without.
+    `lasting`: whether the disk has the file for certain before it gets its name. What is soon
+    replaced or easily made again does without.
 
     Raises `ArgumentError` where the file cannot be written (no folder, no permission, disk full).
     """
@@ -72,14 +82,17 @@ def write_tensors(
 
     with replacing(path) as temporary:
         try:
-            # not its save_file, which has a temporary file of its own that a killed process would leave
+            # not its save_file, which has a temporary file of its own that a killed process would
+            # leave
             temporary.write_bytes(save(dict(tensors), metadata=metadata))
         except SafetensorError as error:  # a full disk, among others
             raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def writable(folder: Path) -> None:
-    """Make the folder, or raise `ArgumentError` before anything is computed. No file in it is touched."""
+    """Make the folder, or raise `ArgumentError` before anything is computed. No file in it is
+    touched.
+    """
     with _temporary(folder / "probe", "write into", folder):
         pass
 
@@ -107,7 +120,9 @@ def _temporary(target: Path, what: str = "write", shown: Path | None = None) -> 
 
 
 def _clear(folder: Path, left: re.Pattern[str]) -> None:
-    """Remove the temporary files in `folder` that killed processes left. `left`: their name, and the process in it."""
+    """Remove the temporary files in `folder` that killed processes left. `left`: their name, and
+    the process in it.
+    """
     with os.scandir(folder) as entries:
         old = [(entry.path, found) for entry in entries if (found := left.fullmatch(entry.name))]
     for name, found in old:
@@ -115,7 +130,9 @@ def _clear(folder: Path, left: re.Pattern[str]) -> None:
 
 
 def _clear_names(stem: Path) -> None:
-    """Remove what killed processes left of files with any of `names`, which nobody may write again: claims too."""
+    """Remove what killed processes left of files with any of `names`, which nobody may write again:
+    claims too.
+    """
     ours = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
     with suppress(OSError):  # there is no folder yet
         _clear(stem.parent, ours)
@@ -126,9 +143,13 @@ def _clear_names(stem: Path) -> None:
 
 
 def _create(path: Path, content: bytes = b"") -> int:
-    """Make a new file that nobody had, with the permissions that the umask leaves; its open and locked handle."""
+    """Make a new file that nobody had, with the permissions that the umask leaves; its open and
+    locked handle.
+    """
     with _CREATING:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666)
+        handle = os.open(
+            path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666
+        )
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +166,8 @@ def _create(path: Path, content: bytes = b"") -> int:
 
 
 def _reap(path: Path, process: int, *, claim: bool = False) -> bool:
-    """Remove the file of a process that is gone: its number is free or another's, and nobody holds the lock.
+    """Remove the file of a process that is gone: its number is free or another's, and nobody holds
+    the lock.
 
     `claim`: the file is a claim, and is left alone where a result has taken its place meanwhile.
     """
@@ -157,7 +179,9 @@ def _reap(path: Path, process: int, *, claim: bool = False) -> bool:
         try:
             found = os.fstat(handle)
             fresh = time.time() - found.st_mtime < STALE
-            if not stat.S_ISREG(found.st_mode) or (process != os.getpid() and fresh and _runs(process)):
+            if not stat.S_ISREG(found.st_mode) or (
+                process != os.getpid() and fresh and _runs(process)
+            ):
                 return False
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if claim and CLAIM.fullmatch(os.read(handle, SHORT)) is None:
@@ -188,7 +212,9 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder. Raises `OSError` where it cannot take them."""
+    """Wait until the disk has a file, or the names in a folder. Raises `OSError` where it cannot
+    take them.
+    """
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -201,8 +227,8 @@ def _flush(path: Path) -> None:
 def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
     """`path`, once it is sure that a file can be written there. Nothing at `path` is touched.
 
-    Raises `ArgumentError` for a file that exists, unless `overwrite`; for a folder or device of that name; and for a
-    folder that cannot be made or written.
+    Raises `ArgumentError` for a file that exists, unless `overwrite`; for a folder or device of
+    that name; and for a folder that cannot be made or written.
     """
     target = Path(path)
     writable(target.parent)
@@ -215,11 +241,15 @@ def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
     except (OSError, ValueError) as error:
         raise _cannot("write", target, error) from error
     if target.is_dir():
-        raise ArgumentError(f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'result')!r}")
+        raise ArgumentError(
+            f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'result')!r}"
+        )
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
         raise ArgumentError(f"{str(target)!r} is no plain file; name another")
     if not overwrite:
-        raise ArgumentError(f"{str(target)!r} exists: name another file, or replace it with --overwrite")
+        raise ArgumentError(
+            f"{str(target)!r} exists: name another file, or replace it with --overwrite"
+        )
     return target
 
 
@@ -230,8 +260,14 @@ def names(stem: Path) -> Iterator[Path]:
 
 
 def short(name: str, most: int = 200) -> str:
-    """The beginning of a name in at most so many bytes: file systems take 255, endings and numbers included."""
-    return name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore") if len(name) * 4 > most else name
+    """The beginning of a name in at most so many bytes: file systems take 255, endings and numbers
+    included.
+    """
+    return (
+        name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore")
+        if len(name) * 4 > most
+        else name
+    )
 
 
 def beside(stem: Path, ending: str) -> Path:
@@ -245,7 +281,8 @@ def free(stem: Path, *endings: str) -> Path:
 
 
 def new_folder(stem: Path, *endings: str) -> Path:
-    """Make a folder by the first of `names` that is free, with the endings too; nobody else gets the same.
+    """Make a folder by the first of `names` that is free, with the endings too; nobody else gets
+    the same.
 
     Where a killed process had one of the others, its temporary files go.
     """
@@ -268,7 +305,8 @@ def new_folder(stem: Path, *endings: str) -> Path:
 
 @contextmanager
 def claimed(stem: Path, *endings: str) -> Iterator[Path]:
-    """The first of `names` whose files with these endings are all free, now claims of ours to be replaced.
+    """The first of `names` whose files with these endings are all free, now claims of ours to be
+    replaced.
 
     Two processes never get the same one. Claims that were not replaced are removed again.
     """
@@ -280,7 +318,9 @@ def claimed(stem: Path, *endings: str) -> Iterator[Path]:
 
 @contextmanager
 def placed(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """`path` to be written by the block; where somebody took it meanwhile, the next free name, unless `overwrite`."""
+    """`path` to be written by the block; where somebody took it meanwhile, the next free name,
+    unless `overwrite`.
+    """
     target = Path(path)
     if overwrite:
         yield target
@@ -290,15 +330,23 @@ def placed(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Pa
 
 
 def plain(text: object) -> str:
-    """Text without what a terminal would obey: control characters are shown as escapes, such as \\x1b."""
+    """Text without what a terminal would obey: control characters are shown as escapes, such as
+    \\x1b.
+    """
     return "".join(
-        c if unicodedata.category(c) not in CONTROL or c in "\n\t\u200c\u200d" else c.encode("unicode_escape").decode()
+        (
+            c
+            if unicodedata.category(c) not in CONTROL or c in "\n\t\u200c\u200d"
+            else c.encode("unicode_escape").decode()
+        )
         for c in str(text)
     )
 
 
 def _taken(path: Path) -> bool:
-    """Whether something is there; the claim of a process that is gone is removed, and nothing is there any more."""
+    """Whether something is there; the claim of a process that is gone is removed, and nothing is
+    there any more.
+    """
     if not os.path.lexists(path):
         return False
     owner = _claimant(path)
@@ -343,7 +391,9 @@ def _give_up(path: Path) -> None:
 
 
 def _cannot(what: str, path: Path, error: Exception) -> ArgumentError:
-    return ArgumentError(f"cannot {what} {str(path)!r}: {getattr(error, 'strerror', None) or error}")
+    return ArgumentError(
+        f"cannot {what} {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+    )
 
 
 def writable_later(folder: Path) -> None:

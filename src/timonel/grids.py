@@ -1,4 +1,5 @@
-"""Grids by their public name: the table of grids, the functions of it, and GITS, which asks a network.
+"""Grids by their public name: the table of grids, the functions of it, and GITS, which asks a
+network.
 
 >>> from timonel import VP, grids
 >>> grids.make("karras", VP.from_schedule(), 3).steps

@@ -1,7 +1,8 @@
-"""Files from anywhere, read within bounds: how large a file, a text or a picture is, is looked at before it is used.
+"""Files from anywhere, read within bounds: how large a file, a text or a picture is, is looked at
+before it is used.
 
-Every file that timonel reads is opened here: only plain files, no pipe that never ends and no device. Nothing in them
-is run or unpickled.
+Every file that timonel reads is opened here: only plain files, no pipe that never ends and no
+device. Nothing in them is run or unpickled.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ MOVIE = 2**28  # pixels of all frames of a video together
 DEPTH = 64  # lists and dictionaries within each other
 ITEMS = 2_000_000  # values in one file
 DIGITS = 40  # of a whole number
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # PIL also reads some by starting other programs
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+)  # PIL also reads some by starting other programs
 
 
 @contextmanager
@@ -38,7 +47,9 @@ def plain_file(path: str | PathLike[str], most: int, what: str = "the file") -> 
     """A plain file of at most `most` bytes, opened. Raises `ArgumentError` for anything else."""
     checked("path", path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        handle = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
     except (OSError, ValueError) as error:
         raise _cannot(what, path, error) from error
     found, reason = os.fstat(handle), ""
@@ -56,7 +67,9 @@ def plain_file(path: str | PathLike[str], most: int, what: str = "the file") -> 
 
 
 def content(path: str | PathLike[str], what: str = "the file", most: int = TEXT) -> bytes:
-    """The bytes of a plain file. Raises `ArgumentError` where it cannot be read or has more than `most`."""
+    """The bytes of a plain file. Raises `ArgumentError` where it cannot be read or has more than
+    `most`.
+    """
     with plain_file(path, most, what) as file:
         try:
             data = file.read(most + 1)
@@ -76,17 +89,20 @@ def text(path: str | PathLike[str], what: str = "the file", most: int = TEXT) ->
 
 
 def parsed(text: Any, *, finite: bool = True, items: int = ITEMS, once: bool = True) -> Any:
-    """What a text in JSON says. Raises `ValueError` where it is none, or is beyond the bounds of this module.
+    """What a text in JSON says. Raises `ValueError` where it is none, or is beyond the bounds of
+    this module.
 
-    `finite`: whether NaN and Infinity are refused. A number that is too large for its type, such as 1e999, always is.
-    `items`: how many values it may hold. `once`: whether a dictionary with the same key twice is refused; otherwise
-    the last one counts, as everywhere.
+    `finite`: whether NaN and Infinity are refused. A number that is too large for its type, such as
+    1e999, always is. `items`: how many values it may hold. `once`: whether a dictionary with the
+    same key twice is refused; otherwise the last one counts, as everywhere.
     """
     if not isinstance(text, (str, bytes)):
         raise ValueError(f"a text is needed, not a {type(text).__name__}")
     if len(text) > TEXT:
         raise ValueError(f"it has {len(text):,} characters, more than {TEXT:,}")
-    counts = [text.count(mark) if isinstance(text, str) else text.count(mark.encode()) for mark in ",[{"]
+    counts = [
+        text.count(mark) if isinstance(text, str) else text.count(mark.encode()) for mark in ",[{"
+    ]
     if sum(counts) > items:  # before memory is taken for them
         raise ValueError(f"it holds more than {items:,} values")
     try:
@@ -100,7 +116,9 @@ def parsed(text: Any, *, finite: bool = True, items: int = ITEMS, once: bool = T
 
 
 def bounded(value: Any, items: int = ITEMS) -> Any:
-    """`value`, or `ValueError` where it is nested deeper or holds more than what a file of ours may hold."""
+    """`value`, or `ValueError` where it is nested deeper or holds more than what a file of ours may
+    hold.
+    """
     level, count = [value], 0
     for _ in range(DEPTH + 1):
         inner: list[Any] = []
@@ -120,7 +138,9 @@ def bounded(value: Any, items: int = ITEMS) -> Any:
 
 
 def picture(path: str | PathLike[str]) -> Image.Image:
-    """The picture in a file, read whole. Raises `ArgumentError` for what is none, is broken, or is too large."""
+    """The picture in a file, read whole. Raises `ArgumentError` for what is none, is broken, or is
+    too large.
+    """
     with _opened(path) as image:
         image.load()
         return image
@@ -132,7 +152,8 @@ def frames(path: str | PathLike[str], change: Callable[[Image.Image], Any]) -> l
         count = getattr(image, "n_frames", 1)
         if count * image.width * image.height > MOVIE:
             raise ArgumentError(
-                f"{str(path)!r} has {count} frames of {image.width}x{image.height}, together more than {MOVIE:,} pixels"
+                f"{str(path)!r} has {count} frames of {image.width}x{image.height}, together more"
+                f" than {MOVIE:,} pixels"
             )
         made = []
         for number in range(count):
@@ -158,7 +179,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > PIXELS:
                     raise ArgumentError(
-                        f"{str(path)!r} has {image.width}x{image.height} pixels, more than {PIXELS:,}: make it smaller"
+                        f"{str(path)!r} has {image.width}x{image.height} pixels, more than"
+                        f" {PIXELS:,}: make it smaller"
                     )
                 yield image
         except ArgumentError:
@@ -190,7 +212,9 @@ def _refused(name: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        twice = next(
+            name for name, count in Counter(name for name, _ in pairs).items() if count > 1
+        )
         raise ValueError(f"it names {twice[:DIGITS]!r} twice")
     return made
 
@@ -203,6 +227,10 @@ def _cannot(what: str, path: Any, error: Exception) -> ArgumentError:
 def inside(folder: Path, path: Path) -> bool:
     """Whether a plain file lies in a folder, and not only by way of a link."""
     try:
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve()) and not path.is_symlink()
+        return (
+            path.is_file()
+            and path.resolve().is_relative_to(folder.resolve())
+            and not path.is_symlink()
+        )
     except (OSError, RuntimeError):
         return False

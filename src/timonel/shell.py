@@ -12,7 +12,8 @@ ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t"}
 
 
 def command(words: Iterable[str]) -> str:
-    """The words as one line that bash and zsh read as these words, and that no terminal obeys on its way there.
+    """The words as one line that bash and zsh read as these words, and that no terminal obeys on
+    its way there.
 
     A word with a line break or a control character is written as `$'…'`.
     """
@@ -20,8 +21,14 @@ def command(words: Iterable[str]) -> str:
 
 
 def placed(before: Iterable[str], argument: str, options: Iterable[str]) -> list[str]:
-    """A command's words: its argument behind its name, or, where it would be read as an option, behind them all."""
-    return [*before, *options, "--", argument] if argument.startswith("-") else [*before, argument, *options]
+    """A command's words: its argument behind its name, or, where it would be read as an option,
+    behind them all.
+    """
+    return (
+        [*before, *options, "--", argument]
+        if argument.startswith("-")
+        else [*before, argument, *options]
+    )
 
 
 def _word(word: str) -> str:

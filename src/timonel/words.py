@@ -4,12 +4,14 @@ from __future__ import annotations
 
 #: what a network predicts
 PREDICTIONS = {
-    "v_prediction": "v", "flow_prediction": "flow", "eps": "epsilon", "epsilon_prediction": "epsilon", "x0": "sample",
+    "v_prediction": "v", "flow_prediction": "flow", "eps": "epsilon",
+    "epsilon_prediction": "epsilon", "x0": "sample",
     "denoised": "sample", "sample_prediction": "sample",
 }  # fmt: skip
 #: the precision of a model
 DTYPES = {
-    "float32": "fp32", "float": "fp32", "full": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16",
+    "float32": "fp32", "float": "fp32", "full": "fp32", "float16": "fp16", "half": "fp16",
+    "bfloat16": "bf16",
 }  # fmt: skip
 
 
@@ -20,6 +22,8 @@ def prediction(name: object) -> str:
 
 
 def dtype(name: object) -> str:
-    """The timonel word for a dtype: "torch.float16", "float16", "half" and "fp16" are "fp16"; others as they are."""
+    """The timonel word for a dtype: "torch.float16", "float16", "half" and "fp16" are "fp16";
+    others as they are.
+    """
     word = str(name).strip().lower().removeprefix("torch.")
     return DTYPES.get(word, word)

@@ -5,9 +5,9 @@
     python -m digest --against COMMIT   hold the working tree against a commit, both run here
     python -m digest --only helm/emoji  only names that contain these words
 
-The last bits of a sum differ between kinds of processors and versions of torch, so digest.json says where it was
-made; elsewhere use `--against`. A change of layout or names leaves every value as it is; a commit that changes one
-says which and why.
+The last bits of a sum differ between kinds of processors and versions of torch, so digest.json says
+where it was made; elsewhere use `--against`. A change of layout or names leaves every value as it
+is; a commit that changes one says which and why.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def feed(into: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         array = value.detach().cpu().contiguous()
         into.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        into.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else repr(array.item()).encode())
+        into.update(
+            array.view(torch.uint8).numpy().tobytes() if array.ndim else repr(array.item()).encode()
+        )
     elif hasattr(value, "convert") or isinstance(value, np.ndarray):
         array = np.asarray(value)
         into.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
@@ -74,20 +76,36 @@ def values(only: Iterable[str]) -> dict[str, str]:
 
     torch.set_num_threads(1)
     words = tuple(only)
-    return {name: value_of(case) for name, case in cases() if not words or any(word in name for word in words)}
+    return {
+        name: value_of(case)
+        for name, case in cases()
+        if not words or any(word in name for word in words)
+    }
 
 
 def of_commit(commit: str, only: list[str]) -> dict[str, str]:
     """The digest of another commit, with this one's cases where it has none."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, commit], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--quiet", "--detach", tree, commit], cwd=ROOT, check=True
+        )
         try:
             tests = tree / "tests" if (tree / "tests" / "digest").exists() else ROOT / "tests"
             path = os.pathsep.join(map(str, (tree / "src", tests)))
-            command = [sys.executable, "-m", "digest", "--print", *(f"--only={word}" for word in only)]
+            command = [
+                sys.executable,
+                "-m",
+                "digest",
+                "--print",
+                *(f"--only={word}" for word in only),
+            ]
             done = subprocess.run(
-                command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, check=True, stdout=subprocess.PIPE
+                command,
+                cwd=tree,
+                env={**os.environ, "PYTHONPATH": path},
+                check=True,
+                stdout=subprocess.PIPE,
             )
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
@@ -106,9 +124,15 @@ def stored(only: list[str]) -> dict[str, str]:
     """What digest.json holds. Leaves the program where it was made on another kind of machine."""
     data = json.loads(FILE.read_text())
     if data["machine"] != machine():
-        sys.exit(f"digest.json was made on {data['machine']}, this is {machine()}: use --against COMMIT")
+        sys.exit(
+            f"digest.json was made on {data['machine']}, this is {machine()}: use --against COMMIT"
+        )
     kept: dict[str, str] = data["values"]
-    return {name: value for name, value in kept.items() if not only or any(word in name for word in only)}
+    return {
+        name: value
+        for name, value in kept.items()
+        if not only or any(word in name for word in only)
+    }
 
 
 def main() -> int:
@@ -116,7 +140,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="make digest.json anew")
     parser.add_argument("--print", action="store_true", help="print the digest as JSON")
     parser.add_argument("--against", metavar="COMMIT", help="hold it against a commit, run here")
-    parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="of cases with these in the name")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="of cases with these in the name",
+    )
     options = parser.parse_args()
     before = {}
     if options.against:
@@ -129,7 +159,9 @@ def main() -> int:
         return 0
     if options.write:
         FILE.write_text(json.dumps({"machine": machine(), "values": now}, indent=0) + "\n")
-        print(f"{len(now)} runs, {sum(v.startswith('refused') for v in now.values())} of them refused")
+        print(
+            f"{len(now)} runs, {sum(v.startswith('refused') for v in now.values())} of them refused"
+        )
         return 0
     lines = differing(now, before)
     print("\n".join([*lines, f"{len(now)} runs, {len(lines)} differ"]))

@@ -1,6 +1,7 @@
 """The runs of the digest: a name and the tensors, pictures or numbers that it ends in.
 
-Every case uses public names only and begins from fixed seeds, so it says what timonel computes, not how.
+Every case uses public names only and begins from fixed seeds, so it says what timonel computes, not
+how.
 """
 
 from __future__ import annotations
@@ -25,12 +26,27 @@ from timonel.exact import Mixture
 
 Case = tuple[str, Callable[[], Any]]
 
-PROCESSES: dict[str, Any] = {"vp": tm.VP.from_schedule(), "edm": tm.EDM(0.002, 80.0), "flow": tm.Flow()}
+PROCESSES: dict[str, Any] = {
+    "vp": tm.VP.from_schedule(),
+    "edm": tm.EDM(0.002, 80.0),
+    "flow": tm.Flow(),
+}
 STOCHASTIC = [1, 2]
 MODELS = ("emoji", "emoji-flow", "emoji-lcm", "emoji-zsnr")
 VIDEO = "emoji-video"
 SCHEDULERS = [name for name in compat.__all__ if name.endswith("Scheduler")]
-MEASURES = ("latent_rmse", "levels", "nfe", "psnr", "rmse", "sampler", "seed", "ssim", "steps", "times")
+MEASURES = (
+    "latent_rmse",
+    "levels",
+    "nfe",
+    "psnr",
+    "rmse",
+    "sampler",
+    "seed",
+    "ssim",
+    "steps",
+    "times",
+)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -47,7 +63,13 @@ def noise(batch: int = 2) -> Tensor:
 
 def sampled(process: str, sampler: str, steps: int = 6, **more: Any) -> Tensor:
     clean: Tensor = tm.sample(
-        mixture(), noise(), sampler, process=PROCESSES[process], steps=steps, seeds=STOCHASTIC, **more
+        mixture(),
+        noise(),
+        sampler,
+        process=PROCESSES[process],
+        steps=steps,
+        seeds=STOCHASTIC,
+        **more,
     )
     return clean
 
@@ -103,16 +125,28 @@ def native() -> Iterator[Case]:
             yield f"native/{process}/{solver}", partial(sampled, process, solver)
         for grid in GRIDS:
             yield f"levels/{process}/{grid}", partial(levels, process, grid)
-    for sampler in ("dpmpp_2m/karras", "unipc", "dpmpp_2m_sde/karras", "euler_ancestral", "heun", "sa_solver"):
+    for sampler in (
+        "dpmpp_2m/karras",
+        "unipc",
+        "dpmpp_2m_sde/karras",
+        "euler_ancestral",
+        "heun",
+        "sa_solver",
+    ):
         yield f"native/life/{sampler}", partial(native_life, sampler)
     cut = tm.cfg(3.0, until=0.5)
-    kinds = {"plain": 3.0, "cut": cut, "rescale": tm.cfg(3.0, rescale=0.5), "forecast": tm.cfg(3.0, forecast=2)}
+    kinds = {
+        "plain": 3.0,
+        "cut": cut,
+        "rescale": tm.cfg(3.0, rescale=0.5),
+        "forecast": tm.cfg(3.0, forecast=2),
+    }
     for name, guidance in kinds.items():
         for sampler in ("euler", "dpmpp_2m/karras", "heun"):
             yield f"native/guided/{name}/{sampler}", partial(guided, sampler, guidance)
 
 
-# -- the helm on shipped models -----------------------------------------------------------------------
+# -- the helm on shipped models --------------------------------------------------------------------
 @cache
 def helm(model: str) -> tm.Helm:
     return tm.Helm(model)
@@ -139,7 +173,12 @@ def stopped_then_resumed(model: str, sampler: str) -> list[Any]:
 def saved_then_resumed(model: str, sampler: str) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
-        call(model, sampler=sampler, steps=5, hooks=[lambda run: run.save(path) if run.step == 3 else None])
+        call(
+            model,
+            sampler=sampler,
+            steps=5,
+            hooks=[lambda run: run.save(path) if run.step == 3 else None],
+        )
         return call(model, resume=tm.Run.load(path), steps=None, seeds=None)
 
 
@@ -195,7 +234,9 @@ def dropped_in(sampler: str) -> list[Any]:
     pipe.scheduler = tm.Scheduler.from_config(before.config, sampler=sampler)
     try:
         generator = torch.Generator().manual_seed(3)
-        return [pipe("pizza", num_inference_steps=4, generator=generator, output_type="latent").images]
+        return [
+            pipe("pizza", num_inference_steps=4, generator=generator, output_type="latent").images
+        ]
     finally:
         pipe.scheduler = before
 
@@ -205,7 +246,10 @@ def steered() -> Iterator[Case]:
         yield f"helm/{model}/plain", partial(call, model)
         yield f"helm/{model}/two", partial(call, model, prompt=["red apple", "ghost"], seeds=[1, 2])
         yield f"helm/{model}/cut", partial(call, model, guidance=tm.cfg(4.0, until=0.5))
-        yield f"helm/{model}/forecast", partial(call, model, guidance=tm.cfg(4.0, forecast=2), sampler="euler", steps=6)
+        yield (
+            f"helm/{model}/forecast",
+            partial(call, model, guidance=tm.cfg(4.0, forecast=2), sampler="euler", steps=6),
+        )
         yield f"helm/{model}/edited", partial(edited, model)
         yield f"helm/{model}/background", partial(background, model)
         for sampler in ("euler", "unipc", "dpmpp_2m_sde", "heun"):
@@ -221,7 +265,7 @@ def steered() -> Iterator[Case]:
         yield f"scheduler/{sampler}", partial(dropped_in, sampler)
 
 
-# -- the classes of diffusers' names -------------------------------------------------------------------
+# -- the classes of diffusers' names ---------------------------------------------------------------
 def walked(name: str, config: dict[str, Any]) -> list[Any]:
     """The times, and the sample after every step."""
     scheduler = getattr(compat, name).from_config(config)
@@ -253,14 +297,15 @@ def drop_in() -> Iterator[Case]:
             yield f"compat/{name}/{kind}", partial(walked, name, config)
 
 
-# -- compare, tune -------------------------------------------------------------------------------------
+# -- compare, tune ---------------------------------------------------------------------------------
 def compared(**more: Any) -> list[Any]:
     """The measures of a small comparison, and its pictures."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
         result = tm.compare(
-            helm("emoji"), "ghost", sampler=["euler", "dpmpp_2m"], steps=[2, 4], seeds=2, out=Path(folder),
+            helm("emoji"), "ghost", sampler=["euler", "dpmpp_2m"], steps=[2, 4], seeds=2,
+            out=Path(folder),
             progress=False, **more,
         )  # fmt: skip
         rows = [[row[key] for key in sorted(row) if key in MEASURES] for row in result.rows]
@@ -274,7 +319,11 @@ def fitted(process: str) -> list[Any]:
 
     x = torch.randn(12, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     fit = fit_model(
-        Plain(mixture(), x, PROCESSES[process]), steps=3, iterations=4, start="dpmpp_2m/karras", method="differences"
+        Plain(mixture(), x, PROCESSES[process]),
+        steps=3,
+        iterations=4,
+        start="dpmpp_2m/karras",
+        method="differences",
     )
     outcome = fit.outcomes[0]
     table = None if outcome.sampler is None else outcome.sampler.compile(PROCESSES[process])

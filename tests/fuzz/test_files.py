@@ -1,4 +1,6 @@
-"""Law: whatever a file holds, it is read right or refused with a timonel error; nothing else, and no hang."""
+"""Law: whatever a file holds, it is read right or refused with a timonel error; nothing else, and
+no hang.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from timonel.errors import ArgumentError, TimonelError
 from timonel.make.animate import still
 
 ODD: list[Any] = [
-    None, True, -1, 0, 1, 10**9, 10**30, 10**400, 1.5, float("nan"), float("inf"), "", "x", "../x", "/etc/passwd",
+    None, True, -1, 0, 1, 10**9, 10**30, 10**400, 1.5, float("nan"), float("inf"), "", "x", "../x",
+    "/etc/passwd",
     "\0", [], {}, [1, "a"], {"a": 1}, [[]] * 3, "1" * 5000,
 ]  # fmt: skip
 CELL = Plan.of("ghost", sampler="euler", steps=4, seed=3).cells[0]
@@ -110,7 +113,9 @@ def mutate_run(folder: Path, chance: random.Random) -> Callable[[], Any]:
 
 def mutate_picture(folder: Path, chance: random.Random) -> Callable[[], Any]:
     path = folder / "picture.png"
-    recipe = tm.Recipe(model="emoji", prompt="pizza", seed=1, sampler="euler", steps=2, guidance={"scale": 3.0})
+    recipe = tm.Recipe(
+        model="emoji", prompt="pizza", seed=1, sampler="euler", steps=2, guidance={"scale": 3.0}
+    )
     if chance.random() < 0.5:
         recipe.save(Image.new("RGB", (16, 16), "red"), path)
         path.write_bytes(bytes_of(path.read_bytes(), chance))
@@ -123,7 +128,11 @@ def mutate_picture(folder: Path, chance: random.Random) -> Callable[[], Any]:
 
 def mutate_fitted(folder: Path, chance: random.Random) -> Callable[[], Any]:
     path, text = folder / "fast.json", FITTED.read_bytes()
-    made = bytes_of(text, chance) if chance.random() < 0.3 else json.dumps(data_of(json.loads(text), chance)).encode()
+    made = (
+        bytes_of(text, chance)
+        if chance.random() < 0.3
+        else json.dumps(data_of(json.loads(text), chance)).encode()
+    )
     path.write_bytes(made)
 
     def use() -> None:
@@ -136,7 +145,13 @@ def mutate_fitted(folder: Path, chance: random.Random) -> Callable[[], Any]:
 
 def mutate_plan(folder: Path, chance: random.Random) -> Callable[[], Any]:
     path = folder / f"plan{chance.choice(['.json', '.yaml'])}"
-    axes = {"prompt": ["ghost"], "sampler": ["euler", "unipc"], "steps": [3, 4], "seeds": 2, "guidance": [1.0, 2.0]}
+    axes = {
+        "prompt": ["ghost"],
+        "sampler": ["euler", "unipc"],
+        "steps": [3, 4],
+        "seeds": 2,
+        "guidance": [1.0, 2.0],
+    }
     text = json.dumps(data_of(axes, chance)).encode()
     path.write_bytes(bytes_of(text, chance) if chance.random() < 0.5 else text)
     return lambda: [cell.id for cell in Plan.read(path, yes=False)]
@@ -144,7 +159,9 @@ def mutate_plan(folder: Path, chance: random.Random) -> Callable[[], Any]:
 
 def mutate_store(folder: Path, chance: random.Random) -> Callable[[], Any]:
     store = Store(folder / "report")
-    row = Outcome("a", "cell", "done", CELL.recipe, nfe=4, levels=[1.0, 0.0], measures={"psnr": 3.0}).row()
+    row = Outcome(
+        "a", "cell", "done", CELL.recipe, nfe=4, levels=[1.0, 0.0], measures={"psnr": 3.0}
+    ).row()
     if chance.random() < 0.5:
         store.root.mkdir()
         store.keep([Outcome("a", "cell", "done", CELL.recipe)])
@@ -155,7 +172,9 @@ def mutate_store(folder: Path, chance: random.Random) -> Callable[[], Any]:
 
     def read() -> None:
         store.root.mkdir(exist_ok=True)
-        made = store._read("results.sqlite", lambda: reading.parsed(json.dumps(changed), finite=False))
+        made = store._read(
+            "results.sqlite", lambda: reading.parsed(json.dumps(changed), finite=False)
+        )
         assert not store.whole(made)
         assert store.picture(made).parent == store.root / "pictures"
 
@@ -194,7 +213,18 @@ def test_a_thousand_changed_files_are_read_right_or_refused(kind: str, tmp_path:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, "[" * 70 + "]" * 70, '{"a": 1, "a": 2}', "1" * 401, "1e999", "NaN", "[Infinity]", "{", None, 3],
+    [
+        "[" * 100_000,
+        "[" * 70 + "]" * 70,
+        '{"a": 1, "a": 2}',
+        "1" * 401,
+        "1e999",
+        "NaN",
+        "[Infinity]",
+        "{",
+        None,
+        3,
+    ],
 )
 def test_json_is_bounded(text: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -205,7 +235,12 @@ def test_pictures_are_looked_at_before_they_are_decoded(tmp_path: Path) -> None:
     bomb, pipe = tmp_path / "bomb.png", tmp_path / "pipe.png"
     Image.new("1", (12_000, 12_000)).save(bomb)
     os.mkfifo(pipe)
-    for path, words in ((bomb, "pixels"), (pipe, "no plain file"), (tmp_path, "directory"), ("/dev/zero", "plain")):
+    for path, words in (
+        (bomb, "pixels"),
+        (pipe, "no plain file"),
+        (tmp_path, "directory"),
+        ("/dev/zero", "plain"),
+    ):
         with pytest.raises(ArgumentError, match=rf"(?i){words}"):
             still(path)
 
@@ -227,12 +262,16 @@ for path in sys.argv[1:]:
 
 
 def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
-    """18 kB that would be 144 million pixels take none, 8 kB of as many as are read a byte or a few for each."""
+    """18 kB that would be 144 million pixels take none, 8 kB of as many as are read a byte or a few
+    for each.
+    """
     sides = (12_000, 8_192)
     for side in sides:
         Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
     paths = [str(tmp_path / f"{side}.png") for side in sides]
-    made = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True
+    )
     refused, read = map(int, made.stdout.split())
     assert refused < 20
     assert read < 500
@@ -276,7 +315,9 @@ def test_many_values_of_one_kind_are_sorted_in_linear_time() -> None:
 
 
 def test_yaml_that_stands_for_more_than_it_says_is_refused(tmp_path: Path) -> None:
-    text = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
+    text = "a: &a [x, x]\n" + "".join(
+        f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ArgumentError, match="by its name"):
         Plan.read(tmp_path / "plan.yaml")

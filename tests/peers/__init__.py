@@ -19,7 +19,11 @@ def k_diffusion_sampling() -> types.ModuleType | None:
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(spec.submodule_search_locations)
     names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-    missing = [] if importlib.util.find_spec("torchvision") else [n for n in names if n not in sys.modules]
+    missing = (
+        []
+        if importlib.util.find_spec("torchvision")
+        else [n for n in names if n not in sys.modules]
+    )
     for name in missing:
         sys.modules[name] = types.ModuleType(name)
     if missing:

@@ -1,4 +1,6 @@
-"""A hub cache with stand-ins for what diffusers' pipeline tests fetch: byte-level tokenizers, a small T5."""
+"""A hub cache with stand-ins for what diffusers' pipeline tests fetch: byte-level tokenizers, a
+small T5.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def clip(folder: Path) -> None:
     _write(folder, "vocab.json", {word: i for i, word in enumerate(words)})
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    _write(folder, "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special})
+    _write(
+        folder,
+        "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special},
+    )
     _write(folder, "special_tokens_map.json", special)
 
 
@@ -42,7 +48,11 @@ def umt5(folder: Path) -> None:
 
 def depth(folder: Path) -> None:
     size = {"height": 32, "width": 32}
-    _write(folder, "preprocessor_config.json", {"image_processor_type": "DPTImageProcessor", "size": size})
+    _write(
+        folder,
+        "preprocessor_config.json",
+        {"image_processor_type": "DPTImageProcessor", "size": size},
+    )
 
 
 REPOSITORIES = {

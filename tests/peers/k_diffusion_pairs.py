@@ -1,7 +1,9 @@
-"""All of k-diffusion's samplers that are tables, on exact denoisers, at 1 to 100 steps: what differs and by how much.
+"""All of k-diffusion's samplers that are tables, on exact denoisers, at 1 to 100 steps: what
+differs and by how much.
 
-`rows()` measures 20 samplers with their options x 3 denoisers x 7 numbers of steps x 3 lists of sigmas, from the same
-start and with the same noise, in float64. `docs/make_names.py` may print them.
+`rows()` measures 20 samplers with their options x 3 denoisers x 7 numbers of steps x 3 lists of
+sigmas, from the same start and with the same noise, in float64. `docs/make_names.py` may print
+them.
 """
 
 from __future__ import annotations
@@ -40,25 +42,30 @@ class Pair:
 
     def __str__(self) -> str:
         options = {**self.both, **self.theirs}
-        return self.peer + (f"({', '.join(f'{k}={v}' for k, v in options.items())})" if options else "")
+        return self.peer + (
+            f"({', '.join(f'{k}={v}' for k, v in options.items())})" if options else ""
+        )
 
 
 PAIRS = (
-    Pair("euler", "euler"), Pair("euler", "euler", CHURN), Pair("heun", "heun"), Pair("heun", "heun", CHURN),
+    Pair("euler", "euler"), Pair("euler", "euler", CHURN), Pair("heun", "heun"),
+    Pair("heun", "heun", CHURN),
     Pair("dpm_2", "dpm2"), Pair("dpm_2", "dpm2", CHURN), Pair("euler_ancestral", "euler_ancestral"),
     Pair("euler_ancestral", "euler_ancestral", QUIETER), Pair("dpm_2_ancestral", "dpm2_ancestral"),
-    Pair("dpm_2_ancestral", "dpm2_ancestral", QUIETER), Pair("dpmpp_2s_ancestral", "dpmpp_2s_ancestral"),
+    Pair("dpm_2_ancestral", "dpm2_ancestral", QUIETER),
+    Pair("dpmpp_2s_ancestral", "dpmpp_2s_ancestral"),
     Pair("dpmpp_sde", "dpmpp_sde"), Pair("dpmpp_2m", "dpmpp_2m"),
     Pair("dpmpp_2m_sde", "dpmpp_2m_sde", {}, {"solver_type": "midpoint"}, {"variant": "midpoint"}),
     Pair("dpmpp_2m_sde", "dpmpp_2m_sde", {}, {"solver_type": "heun"}, {"variant": "heun"}),
-    Pair("dpmpp_2m_sde", "dpmpp_2m_sde", {"eta": 0.0}, {"solver_type": "midpoint"}, {"variant": "midpoint"}),
+    Pair("dpmpp_2m_sde", "dpmpp_2m_sde", {"eta": 0.0}, {"solver_type": "midpoint"},
+    {"variant": "midpoint"}),
     Pair("dpmpp_3m_sde", "dpmpp_3m_sde"), Pair("dpmpp_3m_sde", "dpmpp_3m_sde", {"eta": 0.0}),
     Pair("lms", "lms", {"order": 4}, {}, {"euler_at_final": False}),
     Pair("lms", "lms", {"order": 2}, {}, {"euler_at_final": False}),
 )  # fmt: skip
 
 
-# -- denoisers that are known exactly, at any shape ----------------------------------------------------------
+# -- denoisers that are known exactly, at any shape ------------------------------------------------
 def gaussian(x: torch.Tensor, at: Any) -> torch.Tensor:
     """Every number is drawn from N(0.4, 0.6²)."""
     mean, variance = 0.4, 0.6**2
@@ -68,10 +75,14 @@ def gaussian(x: torch.Tensor, at: Any) -> torch.Tensor:
 
 def mixture(x: torch.Tensor, at: Any) -> torch.Tensor:
     """Every number is drawn from three normal distributions."""
-    weights, means, stds = (x.new_tensor(v) for v in ((0.3, 0.45, 0.25), (-1.0, 0.1, 0.9), (0.2, 0.3, 0.15)))
+    weights, means, stds = (
+        x.new_tensor(v) for v in ((0.3, 0.45, 0.25), (-1.0, 0.1, 0.9), (0.2, 0.3, 0.15))
+    )
     variance = at.alpha**2 * stds**2 + at.sigma**2
     far = x[..., None] - at.alpha * means
-    share = torch.softmax(torch.log(weights) - torch.log(variance) / 2 - far**2 / (2 * variance), -1)
+    share = torch.softmax(
+        torch.log(weights) - torch.log(variance) / 2 - far**2 / (2 * variance), -1
+    )
     return (share * (means + at.alpha * stds**2 / variance * far)).sum(-1)
 
 
@@ -92,10 +103,12 @@ def pictures(x: torch.Tensor, at: Any) -> torch.Tensor:
 DENOISERS = {"gaussian": gaussian, "mixture": mixture, "pictures": pictures}
 
 
-# -- measuring -------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Outcome:
-    """`apart`: the largest difference of anything the model saw and of the result; None where one side refused."""
+    """`apart`: the largest difference of anything the model saw and of the result; None where one
+    side refused.
+    """
 
     pair: Pair
     denoiser: str
@@ -113,7 +126,8 @@ class Outcome:
 def outcome(pair: Pair, denoiser: str, steps: int, sigmas: str) -> Outcome:
     values = getattr(k_diffusion_sampling(), f"get_sigmas_{sigmas}")(steps, LOW, HIGH).double()
     case = parity_k.Case(
-        pair.peer, tuple(values.tolist()), pair.solver, {**pair.both, **pair.ours}, {**pair.both, **pair.theirs},
+        pair.peer, tuple(values.tolist()), pair.solver, {**pair.both, **pair.ours},
+        {**pair.both, **pair.theirs},
         "sample", DENOISERS[denoiser],
     )  # fmt: skip
     try:
@@ -123,7 +137,9 @@ def outcome(pair: Pair, denoiser: str, steps: int, sigmas: str) -> Outcome:
     try:
         shown, result = parity_k.theirs(case)
     except Exception as error:  # whatever the peer's code raises is what is to be said of it
-        return Outcome(pair, denoiser, steps, sigmas, None, theirs=f"{type(error).__name__}: {error}")
+        return Outcome(
+            pair, denoiser, steps, sigmas, None, theirs=f"{type(error).__name__}: {error}"
+        )
     seen, end = parity_k.ours(case)
     if len(seen) != len(shown):
         return Outcome(pair, denoiser, steps, sigmas, math.inf)
@@ -140,7 +156,9 @@ def outcomes(steps: tuple[int, ...] = STEPS, lists: tuple[str, ...] = LISTS) -> 
 
 
 def rows(found: list[Outcome] | None = None) -> list[tuple[str, str, int, int, float, str]]:
-    """(k-diffusion's call, timonel's name, pairs that agree, pairs, largest difference, what else happened)."""
+    """(k-diffusion's call, timonel's name, pairs that agree, pairs, largest difference, what else
+    happened).
+    """
     found = list(outcomes()) if found is None else found
     made = []
     for pair in PAIRS:
@@ -155,5 +173,7 @@ def rows(found: list[Outcome] | None = None) -> list[tuple[str, str, int, int, f
         if least:
             notes.append(f"differs from {least} steps on")
         name = pair.solver + (f" {pair.ours}" if pair.ours else "")
-        made.append((str(pair), name, sum(o.same for o in mine), len(mine), worst, "; ".join(notes)))
+        made.append(
+            (str(pair), name, sum(o.same for o in mine), len(mine), worst, "; ".join(notes))
+        )
     return made

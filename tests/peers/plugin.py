@@ -1,7 +1,9 @@
-"""A pytest plugin that runs diffusers' tests on timonel's schedulers and records what becomes of each test.
+"""A pytest plugin that runs diffusers' tests on timonel's schedulers and records what becomes of
+each test.
 
-`PEERS_SOCKET`: `diffusers` changes nothing; `compat` makes `diffusers.<Name>` the class of `timonel.compat`;
-`scheduler` makes `get_dummy_components` hand out `timonel.Scheduler`. `PEERS_RECORD`: the JSON file to write.
+`PEERS_SOCKET`: `diffusers` changes nothing; `compat` makes `diffusers.<Name>` the class of
+`timonel.compat`; `scheduler` makes `get_dummy_components` hand out `timonel.Scheduler`.
+`PEERS_RECORD`: the JSON file to write.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ SOCKETS = ("diffusers", "compat", "scheduler")
 SOCKET = os.environ.get("PEERS_SOCKET", "diffusers")
 NAMES = [name for name in compat.__all__ if name.endswith("Scheduler")]
 THEIRS = {name: getattr(diffusers, name) for name in NAMES}
-FROM_NETWORK = re.compile("OSError|LocalEntryNotFound|OfflineMode|ConnectionError|couldn't connect|MaxRetry")
+FROM_NETWORK = re.compile(
+    "OSError|LocalEntryNotFound|OfflineMode|ConnectionError|couldn't connect|MaxRetry"
+)
 LONGEST = 300  # characters kept of an error
 outcomes: dict[str, dict[str, str]] = {}
 
@@ -41,8 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if SOCKET not in SOCKETS:
         raise pytest.UsageError(f"PEERS_SOCKET={SOCKET!r} is none of {SOCKETS}")
     torch.set_num_threads(1)
-    for name, stand_in in (("parameterized", parameterized), ("requests_mock", types.ModuleType("requests_mock"))):
-        if importlib.util.find_spec(name) is None:  # the second is imported by tests that are not run
+    for name, stand_in in (
+        ("parameterized", parameterized),
+        ("requests_mock", types.ModuleType("requests_mock")),
+    ):
+        if (
+            importlib.util.find_spec(name) is None
+        ):  # the second is imported by tests that are not run
             sys.modules[name] = stand_in
     without_torchvision()
     if SOCKET == "compat":
@@ -78,7 +87,9 @@ def dressed(make: Any) -> Any:
 
 
 def ours(component: Any) -> Any:
-    """`timonel.Scheduler` for a scheduler of a class that `timonel.compat` has too; anything else as it is."""
+    """`timonel.Scheduler` for a scheduler of a class that `timonel.compat` has too; anything else
+    as it is.
+    """
     if type(component) not in THEIRS.values():
         return component
     return timonel.Scheduler.from_config(component.config)

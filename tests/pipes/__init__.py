@@ -1,4 +1,5 @@
-"""Pipelines of the real diffusers classes with tiny random networks, and what the helm does with each.
+"""Pipelines of the real diffusers classes with tiny random networks, and what the helm does with
+each.
 
 standins.py   tokenizers, text encoders and image encoders that only have to be called
 registry.py   a pipeline class, how it is built, how it is called

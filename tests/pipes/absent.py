@@ -1,4 +1,6 @@
-"""Pipeline classes that are not built, and why. A star at the end of a name stands for the rest of it."""
+"""Pipeline classes that are not built, and why. A star at the end of a name stands for the rest of
+it.
+"""
 
 from __future__ import annotations
 

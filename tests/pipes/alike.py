@@ -1,4 +1,6 @@
-"""A pipeline with the classes of `timonel.compat` in place of its schedulers, of the same names and configurations."""
+"""A pipeline with the classes of `timonel.compat` in place of its schedulers, of the same names and
+configurations.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,14 @@ def schedulers(pipe: Any) -> dict[str, Any]:
 
 
 def counterparts(pipe: Any) -> dict[str, Any]:
-    """What `timonel.compat` has for them, made of their configurations as a file has them; others are left out."""
+    """What `timonel.compat` has for them, made of their configurations as a file has them; others
+    are left out.
+    """
     alike = {name: (CLASSES.get(type(one).__name__), one) for name, one in schedulers(pipe).items()}
     return {
-        name: cls.from_config(json.loads(one.to_json_string())) for name, (cls, one) in alike.items() if cls is not None
+        name: cls.from_config(json.loads(one.to_json_string()))
+        for name, (cls, one) in alike.items()
+        if cls is not None
     }
 
 
@@ -49,7 +55,9 @@ def replaced(pipe: Any, others: Mapping[str, Any]) -> Iterator[None]:
 
 
 def ended(pipe: Any, call: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """What a call of a pipeline returns, and the sample that each of its schedulers' last step has returned."""
+    """What a call of a pipeline returns, and the sample that each of its schedulers' last step has
+    returned.
+    """
     last: dict[str, Tensor] = {}
 
     def watched(name: str, step: Callable[..., Any]) -> Callable[..., Any]:

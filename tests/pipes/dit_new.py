@@ -1,4 +1,6 @@
-"""Transformers for pictures, the second generation: Chroma, Bria, Qwen-Image, Z-Image, Krea and others."""
+"""Transformers for pictures, the second generation: Chroma, Bria, Qwen-Image, Z-Image, Krea and
+others.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ def image() -> dict[str, Any]:
 
 def chroma(**changes: Any) -> dict[str, Any]:
     network = d.ChromaTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=WIDTH, axes_dims_rope=[4, 4, 8], approximator_hidden_dim=32, approximator_layers=1,
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH, axes_dims_rope=[4, 4, 8], approximator_hidden_dim=32,
+        approximator_layers=1,
         approximator_num_channels=16,
     )  # fmt: skip
     network.register_to_config(guidance_embeds=False)  # the inpainting pipeline asks for it
@@ -34,13 +38,20 @@ def chroma(**changes: Any) -> dict[str, Any]:
 
 add("ChromaPipeline", "Chroma", chroma, guidance="sequential")
 add("ChromaImg2ImgPipeline", "Chroma", chroma, image, guidance="sequential")
-add("ChromaInpaintPipeline", "Chroma", chroma, lambda: image() | {"mask_image": mask()}, guidance="sequential")
+add(
+    "ChromaInpaintPipeline",
+    "Chroma",
+    chroma,
+    lambda: image() | {"mask_image": mask()},
+    guidance="sequential",
+)
 add(
     "BriaPipeline", "Bria",
     lambda: parts(
         d.BriaTransformer2DModel(
             patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=None, axes_dims_rope=[0, 4, 4],
+            num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=None,
+            axes_dims_rope=[0, 4, 4],
         ),
         vae=kl(shift_factor=0.0), scheduler=flow(**DYNAMIC),
     ),
@@ -49,23 +60,31 @@ add(
 
 def fibo(**changes: Any) -> dict[str, Any]:
     network = d.BriaFiboTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=2 * WIDTH, text_encoder_dim=WIDTH, pooled_projection_dim=None, axes_dims_rope=[0, 4, 4],
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH, text_encoder_dim=WIDTH, pooled_projection_dim=None,
+        axes_dims_rope=[0, 4, 4],
     )  # fmt: skip
     vae = wan_vae(latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
-    return parts(network, vae=vae, scheduler=flow(**DYNAMIC), text_encoder=Text(layers=2), **changes)
+    return parts(
+        network, vae=vae, scheduler=flow(**DYNAMIC), text_encoder=Text(layers=2), **changes
+    )
 
 
 JSON = '{"text": "a red apple", "edit_instruction": "green"}'
 add("BriaFiboPipeline", "Bria Fibo", fibo, lambda: {"prompt": JSON, "height": 32, "width": 32})
 add(
-    "BriaFiboEditPipeline", "Bria Fibo", fibo, lambda: {"prompt": JSON, "height": 32, "width": 32, "image": picture(32)}
+    "BriaFiboEditPipeline",
+    "Bria Fibo",
+    fibo,
+    lambda: {"prompt": JSON, "height": 32, "width": 32, "image": picture(32)},
 )
 add(
     "OvisImagePipeline", "Ovis-Image",
     lambda: parts(
         d.OvisImageTransformer2DModel(
-            patch_size=1, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            patch_size=1, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1,
+            attention_head_dim=16,
             num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(4, 4, 8),
         ),
         vae=kl(shift_factor=0.06),
@@ -75,14 +94,20 @@ add(
 
 # -- Qwen-Image ------------------------------------------------------------------------------------
 QWEN: dict[str, Any] = {
-    "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 1, "attention_head_dim": 16,
+    "patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 1,
+    "attention_head_dim": 16,
     "num_attention_heads": 2, "joint_attention_dim": WIDTH, "axes_dims_rope": (8, 4, 4),
 }  # fmt: skip
 
 
 def thumbnails() -> None:
     """The editing pipelines bring every picture to a megapixel; here to 32 by 32."""
-    small = {"edit": (32, 32, None), "edit_inpaint": (32, 32, None), "edit_plus": (32, 32), "layered": (32, 32)}
+    small = {
+        "edit": (32, 32, None),
+        "edit_inpaint": (32, 32, None),
+        "edit_plus": (32, 32),
+        "layered": (32, 32),
+    }
     for name, size in small.items():
         module = importlib.import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}")
         vars(module)["calculate_dimensions"] = lambda area, ratio, size=size: size
@@ -91,7 +116,10 @@ def thumbnails() -> None:
 def qwen(**changes: Any) -> dict[str, Any]:
     thumbnails()
     made = parts(
-        d.QwenImageTransformer2DModel(**QWEN), vae=qwen_vae(), scheduler=flow(**DYNAMIC), processor=Processor()
+        d.QwenImageTransformer2DModel(**QWEN),
+        vae=qwen_vae(),
+        scheduler=flow(**DYNAMIC),
+        processor=Processor(),
     )
     return made | changes
 
@@ -109,21 +137,35 @@ def without_processor(**changes: Any) -> dict[str, Any]:
 
 
 add("QwenImagePipeline", "Qwen-Image", without_processor, true_cfg, guidance="sequential")
-add("QwenImageImg2ImgPipeline", "Qwen-Image", without_processor, lambda: true_cfg() | image(), guidance="sequential")
+add(
+    "QwenImageImg2ImgPipeline",
+    "Qwen-Image",
+    without_processor,
+    lambda: true_cfg() | image(),
+    guidance="sequential",
+)
 add("QwenImageInpaintPipeline", "Qwen-Image", without_processor,
     lambda: true_cfg() | image() | {"mask_image": mask()}, guidance="sequential")  # fmt: skip
 add("QwenImageControlNetPipeline", "ControlNet", lambda: without_processor(controlnet=control()),
     lambda: true_cfg() | {"control_image": tensor()}, guidance="sequential")  # fmt: skip
 add(
-    "QwenImageControlNetInpaintPipeline", "ControlNet", lambda: without_processor(controlnet=control(4)),
+    "QwenImageControlNetInpaintPipeline", "ControlNet",
+    lambda: without_processor(controlnet=control(4)),
     lambda: true_cfg() | {"control_image": tensor(), "control_mask": mask()}, guidance="sequential",
 )  # fmt: skip
-add("QwenImageEditPipeline", "Qwen-Image", qwen, lambda: true_cfg() | {"image": picture(32)}, guidance="sequential")
+add(
+    "QwenImageEditPipeline",
+    "Qwen-Image",
+    qwen,
+    lambda: true_cfg() | {"image": picture(32)},
+    guidance="sequential",
+)
 add("QwenImageEditPlusPipeline", "Qwen-Image", qwen, lambda: true_cfg() | {"image": [picture(32)]},
     guidance="sequential")  # fmt: skip
 add(
     "QwenImageEditInpaintPipeline", "Qwen-Image", qwen,
-    lambda: true_cfg() | {"image": picture(32), "mask_image": mask(32), "strength": 0.8}, guidance="sequential",
+    lambda: true_cfg() | {"image": picture(32), "mask_image": mask(32), "strength": 0.8},
+    guidance="sequential",
 )  # fmt: skip
 add("QwenImageLayeredPipeline", "Qwen-Image", qwen,
     lambda: true_cfg() | {"image": picture(32), "layers": 2, "output_type": "pt"},
@@ -132,30 +174,45 @@ add("QwenImageLayeredPipeline", "Qwen-Image", qwen,
 
 # -- Z-Image ---------------------------------------------------------------------------------------
 ZED: dict[str, Any] = {
-    "all_patch_size": (2,), "all_f_patch_size": (1,), "dim": 32, "n_refiner_layers": 1, "n_heads": 2,
+    "all_patch_size": (2,), "all_f_patch_size": (1,), "dim": 32, "n_refiner_layers": 1,
+    "n_heads": 2,
     "n_kv_heads": 2, "norm_eps": 1e-5, "qk_norm": True,
 }  # fmt: skip
-ROPE: dict[str, Any] = {"rope_theta": 256.0, "t_scale": 1000.0, "axes_dims": [8, 4, 4], "axes_lens": [256, 32, 32]}
+ROPE: dict[str, Any] = {
+    "rope_theta": 256.0,
+    "t_scale": 1000.0,
+    "axes_dims": [8, 4, 4],
+    "axes_lens": [256, 32, 32],
+}
 
 
 def zed(**changes: Any) -> dict[str, Any]:
-    network = d.ZImageTransformer2DModel(in_channels=4, n_layers=2, cap_feat_dim=WIDTH, **ZED, **ROPE)
-    return parts(network, vae=kl(shift_factor=0.1, scaling_factor=0.36), scheduler=flow(**DYNAMIC), **changes)
+    network = d.ZImageTransformer2DModel(
+        in_channels=4, n_layers=2, cap_feat_dim=WIDTH, **ZED, **ROPE
+    )
+    return parts(
+        network, vae=kl(shift_factor=0.1, scaling_factor=0.36), scheduler=flow(**DYNAMIC), **changes
+    )
 
 
 add("ZImagePipeline", "Z-Image", zed)
 add("ZImageImg2ImgPipeline", "Z-Image", zed, image)
 add("ZImageInpaintPipeline", "Z-Image", zed, lambda: image() | {"mask_image": mask()})
-for _name, _more in (("ZImageControlNetPipeline", {}), ("ZImageControlNetInpaintPipeline", {"image": 1})):
+for _name, _more in (
+    ("ZImageControlNetPipeline", {}),
+    ("ZImageControlNetInpaintPipeline", {"image": 1}),
+):
     add(
         _name, "ControlNet",
         lambda more=_more: zed(
             controlnet=d.ZImageControlNetModel(
                 control_layers_places=[0], control_refiner_layers_places=[0] if more else None,
-                control_in_dim=9 if more else 4, add_control_noise_refiner="control_layers" if more else None, **ZED,
+                control_in_dim=9 if more else 4,
+                add_control_noise_refiner="control_layers" if more else None, **ZED,
             )
         ),
-        lambda more=_more: {"control_image": tensor()} | ({"image": tensor(), "mask_image": mask()} if more else {}),
+        lambda more=_more: {"control_image": tensor()} | ({"image": tensor(),
+        "mask_image": mask()} if more else {}),
     )  # fmt: skip
 add("ZImageOmniPipeline", "Z-Image", lambda: zed(siglip=None, siglip_processor=None))
 
@@ -164,10 +221,12 @@ add(
     "Krea2Pipeline", "Krea 2",
     lambda: parts(
         d.Krea2Transformer2DModel(
-            in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_heads=2,
+            in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+            num_key_value_heads=2,
             intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=WIDTH, num_text_layers=3,
             text_num_attention_heads=2, text_num_key_value_heads=1, text_intermediate_size=16,
-            num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 2, 2), rope_theta=1000.0,
+            num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 2, 2),
+            rope_theta=1000.0,
         ),
         vae=qwen_vae(), scheduler=flow(**DYNAMIC), text_encoder_select_layers=(1, 2, 3),
     ),
@@ -177,8 +236,10 @@ add(
     "NucleusMoEImagePipeline", "Nucleus MoE",
     lambda: parts(
         d.NucleusMoEImageTransformer2DModel(
-            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4,
-            joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4), moe_enabled=False, capacity_factors=[8.0, 8.0],
+            patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4), moe_enabled=False,
+            capacity_factors=[8.0, 8.0],
         ),
         vae=qwen_vae(), processor=Processor(),
     ),
@@ -194,7 +255,8 @@ PRX: dict[str, Any] = {
 }
 add(
     "PRXPipeline", "PRX",
-    lambda: parts(d.PRXTransformer2DModel(in_channels=4, context_in_dim=WIDTH, **PRX), vae=kl(shift_factor=0.0)),
+    lambda: parts(d.PRXTransformer2DModel(in_channels=4, context_in_dim=WIDTH, **PRX),
+    vae=kl(shift_factor=0.0)),
 )  # fmt: skip
 add(
     "PRXPixelPipeline", "PRX",
@@ -210,12 +272,15 @@ add(
     "HunyuanImagePipeline", "HunyuanImage 2.1",
     lambda: parts(
         d.HunyuanImageTransformer2DModel(
-            in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=1,
-            num_single_layers=1, num_refiner_layers=1, patch_size=(1, 1), guidance_embeds=False, text_embed_dim=WIDTH,
+            in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8,
+            num_layers=1,
+            num_single_layers=1, num_refiner_layers=1, patch_size=(1, 1), guidance_embeds=False,
+            text_embed_dim=WIDTH,
             text_embed_2_dim=WIDTH, rope_axes_dim=(4, 4),
         ),
         vae=d.AutoencoderKLHunyuanImage(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32), layers_per_block=1,
+            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32),
+            layers_per_block=1,
             scaling_factor=0.47, spatial_compression_ratio=2, sample_size=16,
         ),
         scheduler=flow(shift=7.0), text_encoder=Text(), text_encoder_2=Text(),
@@ -224,7 +289,8 @@ add(
     guidance="sequential",
 )  # fmt: skip
 JOY: dict[str, Any] = {
-    "patch_size": [1, 2, 2], "in_channels": 16, "hidden_size": 32, "num_attention_heads": 2, "text_dim": WIDTH,
+    "patch_size": [1, 2, 2], "in_channels": 16, "hidden_size": 32, "num_attention_heads": 2,
+    "text_dim": WIDTH,
     "num_layers": 1, "rope_dim_list": [4, 6, 6], "theta": 256,
 }  # fmt: skip
 
@@ -243,7 +309,9 @@ add(
 )  # fmt: skip
 add(
     "JoyImageEditPlusPipeline", "JoyImage",
-    lambda: parts(d.JoyImageEditPlusTransformer3DModel(**JOY), vae=wan_vae(), processor=Processor()),
-    lambda: {"images": [picture(32), picture(32, 1)], "height": 32, "width": 32}, two="one list of pictures a call",
+    lambda: parts(d.JoyImageEditPlusTransformer3DModel(**JOY), vae=wan_vae(),
+    processor=Processor()),
+    lambda: {"images": [picture(32), picture(32, 1)], "height": 32, "width": 32},
+    two="one list of pictures a call",
     after=buckets,
 )  # fmt: skip

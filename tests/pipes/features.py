@@ -27,9 +27,14 @@ from timonel.pipelines.decode.pictures import pictures
 from .alike import MEANT, counterparts, ended, replaced, schedulers
 from .registry import Case
 
-STEPS, LIMIT, CLOSE = 3, 60, 2e-3  # steps of a run, seconds a check may take, relative difference of a batch
+STEPS, LIMIT, CLOSE = (
+    3,
+    60,
+    2e-3,
+)  # steps of a run, seconds a check may take, relative difference of a batch
 ALIKE = 2e-4  # relative difference of two pictures that are one, in float32
-NEAR = 8  # of 255, on average: some blend the last step of the run with noise, which a preview leaves out
+# of 255, on average: some blend the last step of the run with noise, which a preview leaves out
+NEAR = 8
 NETWORKS = (("unet", "transformer", "transformer_2"), ("decoder",), ("prior",))
 SCALES = ("guidance_scale", "true_cfg_scale")
 SAMPLE = ("sample", "hidden_states", "x", "latent_model_input", "noisy_latents")
@@ -177,7 +182,7 @@ def gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
 
 
-# -- the checks ---------------------------------------------------------------------------------------
+# -- the checks ------------------------------------------------------------------------------------
 def own(trial: Trial) -> None:
     """Runs with its own scheduler."""
     assert trial.plainly().isfinite().all(), "not finite"
@@ -207,9 +212,13 @@ def heun(trial: Trial) -> None:
     with trial.counted() as double:
         trial.steer(sampler="heun")
     rows, steps = trial.run.advances, trial.run.steps
-    last = int(bool(trial.run.table.sigma[-1] == 0))  # a loop that leaves the last level out ends above it
+    last = int(
+        bool(trial.run.table.sigma[-1] == 0)
+    )  # a loop that leaves the last level out ends above it
     assert rows == 2 * steps - last, f"{rows} rows for {steps} steps"
-    assert len(double) * once == len(single) * rows, f"{len(double)} network calls, {len(single)} with euler"
+    assert len(double) * once == len(single) * rows, (
+        f"{len(double)} network calls, {len(single)} with euler"
+    )
 
 
 def sde(trial: Trial) -> None:
@@ -239,7 +248,9 @@ def hook(trial: Trial) -> None:
         runs.append(run)
 
     trial.steer(hooks=[look])
-    wanted = sum(run.steps for run in {id(run): run for run in runs}.values())  # some calls have several loops
+    wanted = sum(
+        run.steps for run in {id(run): run for run in runs}.values()
+    )  # some calls have several loops
     assert len(shapes) == wanted, f"{len(shapes)} calls for {wanted} steps"
     assert all(a == b for a, b in shapes), f"{shapes[0]}"
 
@@ -298,7 +309,12 @@ def batch(trial: Trial) -> None:
 
 
 def _two(trial: Trial) -> dict[str, Any]:
-    for name in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size"):
+    for name in (
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+        "num_waveforms_per_prompt",
+        "batch_size",
+    ):
         if name in trial.parameters:
             return {name: 2}
     prompt = trial.case.inputs().get("prompt")
@@ -311,8 +327,12 @@ def scale(trial: Trial) -> None:
     """The helm's guidance scale is the pipeline's."""
     trial.guides("none")
     low, high = trial.steer(guidance=2.0), trial.steer(guidance=6.0)
-    if torch.equal(low, high) and torch.equal(trial.plainly(**trial.scaled(2.0)), trial.plainly(**trial.scaled(6.0))):
-        raise Lacks("this small network makes the same of every prompt, with diffusers' own scheduler too")
+    if torch.equal(low, high) and torch.equal(
+        trial.plainly(**trial.scaled(2.0)), trial.plainly(**trial.scaled(6.0))
+    ):
+        raise Lacks(
+            "this small network makes the same of every prompt, with diffusers' own scheduler too"
+        )
     assert not torch.equal(low, high), "the scale changes nothing"
     if "guidance_scale" in trial.parameters and "true_cfg_scale" not in trial.case.inputs():
         theirs = trial.steer(guidance_scale=6.0)
@@ -329,41 +349,66 @@ def interval(trial: Trial) -> None:
 
 
 def compat(trial: Trial) -> None:
-    """The class of `timonel.compat` that its scheduler is named after paints the picture of the same generator."""
+    """The class of `timonel.compat` that its scheduler is named after paints the picture of the
+    same generator.
+    """
     others = counterparts(trial.pipe)
     if not others:
-        raise Lacks(f"timonel.compat has no {type(next(iter(schedulers(trial.pipe).values()))).__name__}")
+        raise Lacks(
+            f"timonel.compat has no {type(next(iter(schedulers(trial.pipe).values()))).__name__}"
+        )
     want, theirs = ended(trial.pipe, trial.plainly)
     with replaced(trial.pipe, others):
         if trial.case.after is not None:
             trial.case.after(trial.pipe)
         made, ours = ended(trial.pipe, trial.plainly)
     apart = gap(made, want)
-    if apart < ALIKE or (theirs and all(gap(a, b) < ALIKE for a, b in zip(ours, theirs, strict=True))):
+    if apart < ALIKE or (
+        theirs and all(gap(a, b) < ALIKE for a, b in zip(ours, theirs, strict=True))
+    ):
         return  # a decoder that picks words of a book may pick others for samples that are the same
-    why = next((f": {MEANT[word]}" for word in (type(one).__name__ for one in others.values()) if word in MEANT), "")
-    raise AssertionError(f"{apart:.1g} of the largest value from the picture of diffusers' class{why}")
+    why = next(
+        (
+            f": {MEANT[word]}"
+            for word in (type(one).__name__ for one in others.values())
+            if word in MEANT
+        ),
+        "",
+    )
+    raise AssertionError(
+        f"{apart:.1g} of the largest value from the picture of diffusers' class{why}"
+    )
 
 
 def restored(trial: Trial) -> None:
     """After calls the pipeline is what it was: scheduler, attributes, hooks on the networks."""
     scheduler, names = trial.pipe.scheduler, set(vars(trial.pipe))
-    before = [(set(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trial.networks]
+    before = [
+        (set(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trial.networks
+    ]
     trial.steer(hooks=[lambda run: run.stop()])
     assert trial.pipe.scheduler is scheduler, "another scheduler is left"
-    assert {n for n in set(vars(trial.pipe)) ^ names if not n.startswith("_")} == set(), "attributes are left"
-    after = [(set(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trial.networks]
+    assert {n for n in set(vars(trial.pipe)) ^ names if not n.startswith("_")} == set(), (
+        "attributes are left"
+    )
+    after = [
+        (set(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trial.networks
+    ]
     assert before == after, "hooks are left on the network"
 
 
 def preview(trial: Trial) -> str:
-    """A preview changes nothing: of every step a picture by the linear map, or decoded as the pipeline decodes."""
+    """A preview changes nothing: of every step a picture by the linear map, or decoded as the
+    pipeline decodes.
+    """
     small: list[Any] = []
     full: list[Any] = []
     solid = trial.case.kind == "3D"  # each of its pictures is 20 views of a shape: one will do
     every = STEPS if solid else 1
     hooks = [
-        tm.preview(lambda run, images: small.append((run, images)), every, decode=False, block=True),
+        tm.preview(
+            lambda run, images: small.append((run, images)), every, decode=False, block=True
+        ),
         tm.preview(lambda run, images: full.append((run, images)), every, decode=True, block=True),
     ]
     steps: list[tm.Run] = []
@@ -372,23 +417,35 @@ def preview(trial: Trial) -> str:
         made = trial.steer(hooks=[*hooks, steps.append])
     assert torch.equal(made, trial.usual), "the result is another"
     assert trial.run.status == "done", f"the run is {trial.run.status}"
-    ways = [name for name, shown in (("linear", small), ("decoded", full)) if len(shown) == len(steps) // every]
+    ways = [
+        name
+        for name, shown in (("linear", small), ("decoded", full))
+        if len(shown) == len(steps) // every
+    ]
     if not ways:
         missing = [str(w.message) for w in said if issubclass(w.category, PreviewMissing)]
-        assert missing, f"{len(small)} and {len(full)} pictures of {len(steps)} steps, and not a word"
+        assert missing, (
+            f"{len(small)} and {len(full)} pictures of {len(steps)} steps, and not a word"
+        )
         raise SaysNo(
-            missing[-1].removeprefix("preview: no more pictures of this run: ").removesuffix("; the run goes on")
+            missing[-1]
+            .removeprefix("preview: no more pictures of this run: ")
+            .removesuffix("; the run goes on")
         )
     if full and not solid and (theirs := _own_picture(trial)) is not None:
         ours = np.asarray(full[-1][1][0], dtype=float)
         assert ours.shape == theirs.shape, f"{ours.shape}, the pipeline's own are {theirs.shape}"
-        assert abs(ours - theirs).mean() < NEAR, f"{abs(ours - theirs).mean():.0f} of 255 from the pipeline's own"
+        assert abs(ours - theirs).mean() < NEAR, (
+            f"{abs(ours - theirs).mean():.0f} of 255 from the pipeline's own"
+        )
     return " + ".join(ways)
 
 
 @contextmanager
 def _quickly() -> Iterator[None]:
-    """Linear maps fitted to smaller pictures: tiny autoencoders cost as much as large ones at their size."""
+    """Linear maps fitted to smaller pictures: tiny autoencoders cost as much as large ones at their
+    size.
+    """
     pixels, previews.FIT_PIXELS = previews.FIT_PIXELS, 64
     try:
         yield
@@ -397,13 +454,17 @@ def _quickly() -> Iterator[None]:
 
 
 def _own_picture(trial: Trial) -> Any:
-    """The first picture, or grid of frames, that the pipeline itself makes of the run; None where it makes none."""
+    """The first picture, or grid of frames, that the pipeline itself makes of the run; None where
+    it makes none.
+    """
     if "output_type" not in trial.parameters:
         return None
     torch.manual_seed(0)
     for form in ("np", "pil"):
         try:
-            output = trial.helm(**(trial.case.inputs() | {"seeds": [0], "steps": STEPS, "output_type": form}))
+            output = trial.helm(
+                **(trial.case.inputs() | {"seeds": [0], "steps": STEPS, "output_type": form})
+            )
         except Exception:
             continue
         made = pictures(output, len(trial.run.latents))
@@ -414,13 +475,16 @@ def _own_picture(trial: Trial) -> Any:
 CHECKS: dict[str, Callable[[Trial], str | None]] = {
     check.__name__: check
     for check in (
-        own, compat, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval, preview, restored,
+        own, compat, helm, grid, heun, sde, stop, hook, edit, rewind, seeds, batch, scale, interval,
+        preview, restored,
     )
 }  # fmt: skip
 
 
 def attempt(check: Callable[[Trial], str | None], trial: Trial) -> dict[str, str]:
-    """How a check went: "yes" or how it does it, "no" with the reason, or "-" with why there is nothing to try."""
+    """How a check went: "yes" or how it does it, "no" with the reason, or "-" with why there is
+    nothing to try.
+    """
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(LIMIT)
     try:
@@ -452,7 +516,11 @@ def try_all(case: Case, only: str = "") -> dict[str, Any]:
     try:
         trial = Trial(case)
     except Exception as error:
-        return {"built": f"{type(error).__name__}: {str(error).splitlines()[:1]}", "results": {}, "seconds": 0.0}
+        return {
+            "built": f"{type(error).__name__}: {str(error).splitlines()[:1]}",
+            "results": {},
+            "seconds": 0.0,
+        }
     for name, check in CHECKS.items():
         if only not in ("", name):
             continue

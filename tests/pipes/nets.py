@@ -1,4 +1,6 @@
-"""Tiny networks and schedulers that several families share. Latents have half the side of the pictures."""
+"""Tiny networks and schedulers that several families share. Latents have half the side of the
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,23 @@ WIDTH = 32  # of the text encoders' states
 
 def ddim(**changes: Any) -> Any:
     """Stable Diffusion's training schedule."""
-    options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    options = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+    }
     return d.DDIMScheduler(**(options | {"set_alpha_to_one": False, "steps_offset": 1} | changes))
 
 
 def euler(**changes: Any) -> Any:
     """SDXL's."""
-    options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    options = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+    }
     return d.EulerDiscreteScheduler(**(options | {"timestep_spacing": "leading"} | changes))
 
 
@@ -42,7 +54,8 @@ def kl(latents: int = 4, levels: int = 2, side: int = 16, **changes: Any) -> Any
 
 def unet(inside: int = 4, outside: int = 4, cross: int = WIDTH, **changes: Any) -> Any:
     options: dict[str, Any] = {
-        "sample_size": 8, "in_channels": inside, "out_channels": outside, "block_out_channels": (8, 16),
+        "sample_size": 8, "in_channels": inside, "out_channels": outside,
+        "block_out_channels": (8, 16),
         "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8,
         "cross_attention_dim": cross, "norm_num_groups": 4,
@@ -50,10 +63,13 @@ def unet(inside: int = 4, outside: int = 4, cross: int = WIDTH, **changes: Any) 
     return d.UNet2DConditionModel(**(options | changes))
 
 
-def unet_xl(inside: int = 4, sizes: int = 6, pooled: int = WIDTH, cross: int = 2 * WIDTH, **changes: Any) -> Any:
+def unet_xl(
+    inside: int = 4, sizes: int = 6, pooled: int = WIDTH, cross: int = 2 * WIDTH, **changes: Any
+) -> Any:
     """SDXL's: it is told sizes, and one vector for the prompt."""
     added = {
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 1),
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+        "transformer_layers_per_block": (1, 1),
         "projection_class_embeddings_input_dim": sizes * 8 + pooled,
     }  # fmt: skip
     return unet(inside, cross=cross, **(added | changes))
@@ -63,18 +79,21 @@ def controlnet(cls: str = "ControlNetModel", cross: int = WIDTH, **changes: Any)
     options: dict[str, Any] = {
         "in_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 8,
-        "cross_attention_dim": cross, "norm_num_groups": 4, "conditioning_embedding_out_channels": (8, 8),
+        "cross_attention_dim": cross, "norm_num_groups": 4,
+        "conditioning_embedding_out_channels": (8, 8),
     }  # fmt: skip
     return getattr(d, cls)(**(options | changes))
 
 
 # for adapters that add to the first block before it halves the picture
 CROSS_FIRST: dict[str, Any] = {
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }  # fmt: skip
 
 XL_CONTROL: dict[str, Any] = {
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 1),
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+    "transformer_layers_per_block": (1, 1),
     "projection_class_embeddings_input_dim": 6 * 8 + WIDTH, "cross": 2 * WIDTH,
 }  # fmt: skip
 
@@ -86,7 +105,8 @@ def wan_vae(**changes: Any) -> Any:
 
 def qwen_vae(latents: int = 4) -> Any:
     return d.AutoencoderKLQwenImage(
-        base_dim=8, z_dim=latents, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
+        base_dim=8, z_dim=latents, dim_mult=[1, 2, 4], num_res_blocks=1,
+        temperal_downsample=[False, True],
         latents_mean=[0.0] * latents, latents_std=[1.0] * latents,
     )  # fmt: skip
 

@@ -30,7 +30,8 @@ def masks() -> dict[str, Any]:
 
 def ernie() -> dict[str, Any]:
     network = d.ErnieImageTransformer2DModel(
-        hidden_size=32, num_attention_heads=2, num_layers=1, ffn_hidden_size=32, in_channels=16, out_channels=16,
+        hidden_size=32, num_attention_heads=2, num_layers=1, ffn_hidden_size=32, in_channels=16,
+        out_channels=16,
         text_in_dim=WIDTH, rope_axes_dim=(4, 6, 6),
     )  # fmt: skip
     return {"transformer": network, "vae": flux2()["vae"], "scheduler": flow()}
@@ -47,12 +48,14 @@ add(
 
 def refiner() -> dict[str, Any]:
     network = d.HunyuanImageTransformer2DModel(
-        in_channels=16, out_channels=8, num_attention_heads=4, attention_head_dim=8, num_layers=1, num_single_layers=1,
+        in_channels=16, out_channels=8, num_attention_heads=4, attention_head_dim=8, num_layers=1,
+        num_single_layers=1,
         num_refiner_layers=1, patch_size=(1, 1, 1), guidance_embeds=False, text_embed_dim=WIDTH,
         rope_axes_dim=(4, 2, 2), use_meanflow=False,
     )  # fmt: skip
     vae = d.AutoencoderKLHunyuanImageRefiner(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32), layers_per_block=1,
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 32),
+        layers_per_block=1,
         spatial_compression_ratio=2, temporal_compression_ratio=1, downsample_match_channel=False,
         upsample_match_channel=False,
     )  # fmt: skip
@@ -67,7 +70,8 @@ add(
 add(
     "AnyFlowFARPipeline", "AnyFlow",
     lambda: {
-        "transformer": d.AnyFlowFARTransformer3DModel(**ROPE, **ANYFLOW, chunk_partition=(1, 2)), "vae": wan_vae(),
+        "transformer": d.AnyFlowFARTransformer3DModel(**ROPE, **ANYFLOW, chunk_partition=(1, 2)),
+        "vae": wan_vae(),
         "scheduler": d.FlowMapEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0),
     },
     lambda: {"num_frames": 9, "guidance_scale": 6.0, "chunk_partition": [1, 2]}, **ONE,

@@ -1,4 +1,6 @@
-"""The table docs/pipelines.md: what the helm does with each pipeline class, and which classes are not built."""
+"""The table docs/pipelines.md: what the helm does with each pipeline class, and which classes are
+not built.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from .features import CHECKS
 from .registry import CASES, Case
 
 COMMAND = "python docs/make_pipelines.py"
-APART = ("Modular", "Blocks", "Output", "Quantization", "Auto")  # in names of what is no pipeline class
+APART = (
+    "Modular",
+    "Blocks",
+    "Output",
+    "Quantization",
+    "Auto",
+)  # in names of what is no pipeline class
 HEAD = """# Pipelines
 
 Every pipeline class of diffusers {version} that can be built without a checkpoint, with tiny random weights, called
@@ -69,12 +77,17 @@ def totals(rows: Mapping[str, dict[str, Any]]) -> list[str]:
             went[name][said["results"].get(name, {"went": "not reached"})["went"]] += 1
     # how it is done counts as yes, and saying that it is not as nothing to try
     plain = ("yes", "no", "-", "says no", "not reached")
-    made = ["| check | what | yes | no | nothing to try | not reached |", "|---|---|---|---|---|---|"]
+    made = [
+        "| check | what | yes | no | nothing to try | not reached |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, check in CHECKS.items():
         what, count = (inspect.getdoc(check) or "").rstrip("."), went[name]
         yes = count["yes"] + sum(n for word, n in count.items() if word not in plain)
         nothing = count["-"] + count["says no"]
-        made.append(f"| {name} | {what} | {yes} | {count['no']} | {nothing} | {count['not reached']} |")
+        made.append(
+            f"| {name} | {what} | {yes} | {count['no']} | {nothing} | {count['not reached']} |"
+        )
     return made
 
 
@@ -89,7 +102,9 @@ def classes() -> list[str]:
 
 
 def why_absent(name: str) -> str:
-    families = (why for start, why in ABSENT.items() if start.endswith("*") and name.startswith(start[:-1]))
+    families = (
+        why for start, why in ABSENT.items() if start.endswith("*") and name.startswith(start[:-1])
+    )
     return ABSENT.get(name) or next(families, "no tiny configuration is written yet")
 
 
@@ -104,12 +119,20 @@ def absent(built: set[str]) -> list[str]:
 
 
 def read(text: str) -> dict[str, dict[str, Any]]:
-    """The rows of the page as what `features.try_all` said of them; checks that the page does not have are left out."""
+    """The rows of the page as what `features.try_all` said of them; checks that the page does not
+    have are left out.
+    """
     reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     names = next(cells[2:] for cells in lines if cells[:2] == ["class", "family"])
     found: dict[str, dict[str, Any]] = {}
-    for key, _, *cells in (cells for cells in lines if len(cells) == 2 + len(names) and cells[0] in CASES):
+    for key, _, *cells in (
+        cells for cells in lines if len(cells) == 2 + len(names) and cells[0] in CASES
+    ):
         results = {}
         for name, cell in zip(names, cells, strict=True):
             went, number = re.fullmatch(r"(.*?)(?: \[(\d+)\])?", cell).groups()  # type: ignore[union-attr]

@@ -21,7 +21,14 @@ USUAL: dict[str, Any] = {
     "prompt": PROMPT, "height": 16, "width": 16, "output_type": "latent", "max_sequence_length": 8,
     "use_resolution_binning": False, "clean_caption": False, "complex_human_instruction": None,
 }  # fmt: skip
-OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "image_processor", "processor")
+OPTIONAL = (
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+    "watermarker",
+    "image_processor",
+    "processor",
+)
 SWITCHES = {"requires_safety_checker": False, "add_watermarker": False}
 
 
@@ -29,10 +36,11 @@ SWITCHES = {"requires_safety_checker": False, "add_watermarker": False}
 class Case:
     """One pipeline class.
 
-    `components`: its networks and schedulers; text encoders are filled in. `call`: arguments beyond the usual.
-    `guidance`: "batched" (both halves in one call of the network), "sequential" (one call each), "embedded"
-    (a number the network is told) or "none". `networks`: attributes of what is called in the loop. `two`: arguments
-    for two samples, or why there are none. `after`: what has to be done with the pipeline before it can be called.
+    `components`: its networks and schedulers; text encoders are filled in. `call`: arguments beyond
+    the usual. `guidance`: "batched" (both halves in one call of the network), "sequential" (one
+    call each), "embedded" (a number the network is told) or "none". `networks`: attributes of what
+    is called in the loop. `two`: arguments for two samples, or why there are none. `after`: what
+    has to be done with the pipeline before it can be called.
     """
 
     name: str
@@ -102,7 +110,9 @@ def fill(module: torch.nn.Module) -> None:
 CASES: dict[str, Case] = {}
 
 
-def add(name: str, family: str, components: Callable[[], dict[str, Any]], call: Any = dict, **facts: Any) -> None:
+def add(
+    name: str, family: str, components: Callable[[], dict[str, Any]], call: Any = dict, **facts: Any
+) -> None:
     """Register a pipeline class."""
     case = Case(name, family, components, call, **facts)
     assert case.key not in CASES, case.key

@@ -30,11 +30,18 @@ def pag() -> dict[str, Any]:
 
 
 def pndm() -> Any:
-    return d.PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True)
+    return d.PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True
+    )
 
 
 add("StableDiffusionPipeline", SD, lambda: parts(scheduler=pndm()))
-add("StableDiffusionPipeline", SD, lambda: parts(scheduler=ddim(prediction_type="v_prediction")), label=" (v)")
+add(
+    "StableDiffusionPipeline",
+    SD,
+    lambda: parts(scheduler=ddim(prediction_type="v_prediction")),
+    label=" (v)",
+)
 add("StableDiffusionImg2ImgPipeline", SD, parts, image)
 add("StableDiffusionInpaintPipeline", SD, lambda: parts(unet=unet(9)), inpaint)
 add("StableDiffusionInpaintPipeline", SD, parts, inpaint, label=" (4 channels)")
@@ -44,7 +51,8 @@ add(
 )  # fmt: skip
 add(
     "StableDiffusionUpscalePipeline", SD,
-    lambda: parts(unet=unet(7, num_class_embeds=100), low_res_scheduler=d.DDPMScheduler(), max_noise_level=50),
+    lambda: parts(unet=unet(7, num_class_embeds=100), low_res_scheduler=d.DDPMScheduler(),
+    max_noise_level=50),
     lambda: {"image": tensor(8), "noise_level": 20},
 )  # fmt: skip
 add(
@@ -52,10 +60,14 @@ add(
     lambda: parts(
         vae=kl(levels=4),
         unet=d.UNet2DConditionModel(
-            act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=[32, 32, 64, 64],
-            time_cond_proj_dim=160, conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=32, in_channels=8,
-            down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3), mid_block_type=None, out_channels=5,
-            only_cross_attention=False, resnet_time_scale_shift="scale_shift", time_embedding_type="fourier",
+            act_fn="gelu", attention_head_dim=8, norm_num_groups=None,
+            block_out_channels=[32, 32, 64, 64],
+            time_cond_proj_dim=160, conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=32,
+            in_channels=8,
+            down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3), mid_block_type=None,
+            out_channels=5,
+            only_cross_attention=False, resnet_time_scale_shift="scale_shift",
+            time_embedding_type="fourier",
             timestep_post_act="gelu", up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
         ),
         scheduler=d.EulerDiscreteScheduler(prediction_type="sample"),
@@ -68,7 +80,12 @@ add(
     lambda: parts(image_encoder=Eyes(), feature_extractor=Lens()),
     lambda: {"image": picture()},
 )  # fmt: skip
-add("StableDiffusionControlNetPipeline", CONTROL, lambda: parts(controlnet=controlnet()), lambda: {"image": tensor()})
+add(
+    "StableDiffusionControlNetPipeline",
+    CONTROL,
+    lambda: parts(controlnet=controlnet()),
+    lambda: {"image": tensor()},
+)
 add(
     "StableDiffusionControlNetImg2ImgPipeline", CONTROL, lambda: parts(controlnet=controlnet()),
     lambda: image() | {"control_image": tensor(seed=1)},
@@ -82,8 +99,10 @@ add(
     lambda: parts(
         unet=unet(layers_per_block=2, use_linear_projection=True),
         controlnet=d.ControlNetXSAdapter(
-            conditioning_embedding_out_channels=(8, 8), num_attention_heads=2, block_out_channels=(4, 8),
-            base_block_out_channels=(8, 16), cross_attention_dim=32, max_norm_num_groups=2, sample_size=8,
+            conditioning_embedding_out_channels=(8, 8), num_attention_heads=2,
+            block_out_channels=(4, 8),
+            base_block_out_channels=(8, 16), cross_attention_dim=32, max_norm_num_groups=2,
+            sample_size=8,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         )
     ),
@@ -93,7 +112,8 @@ add(
     "StableDiffusionAdapterPipeline", "T2I-Adapter",
     lambda: parts(
         adapter=d.T2IAdapter(
-            in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
+            in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2,
+            adapter_type="full_adapter"
         ),
         unet=unet(**CROSS_FIRST),
     ),
@@ -101,19 +121,24 @@ add(
 )  # fmt: skip
 add("StableDiffusionPAGPipeline", PAG, lambda: parts() | pag(), guidance="threefold")
 add("StableDiffusionPAGImg2ImgPipeline", PAG, lambda: parts() | pag(), image, guidance="threefold")
-add("StableDiffusionPAGInpaintPipeline", PAG, lambda: parts() | pag(), inpaint, guidance="threefold")
+add(
+    "StableDiffusionPAGInpaintPipeline", PAG, lambda: parts() | pag(), inpaint, guidance="threefold"
+)
 add(
     "StableDiffusionControlNetPAGPipeline", PAG, lambda: parts(controlnet=controlnet()) | pag(),
     lambda: {"image": tensor()}, guidance="threefold",
 )  # fmt: skip
 add(
-    "StableDiffusionControlNetPAGInpaintPipeline", PAG, lambda: parts(controlnet=controlnet()) | pag(),
+    "StableDiffusionControlNetPAGInpaintPipeline", PAG,
+    lambda: parts(controlnet=controlnet()) | pag(),
     lambda: inpaint() | {"control_image": tensor(seed=1)}, guidance="threefold",
 )  # fmt: skip
 
 
 def lcm() -> dict[str, Any]:
-    scheduler = d.LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    scheduler = d.LCMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
     return parts(unet=unet(time_cond_proj_dim=32), scheduler=scheduler)
 
 
@@ -123,10 +148,12 @@ for name, channels in (("Depth", (8, 4)), ("Normals", (8, 4)), ("Intrinsics", (1
     add(
         f"Marigold{name}Pipeline", "Marigold",
         lambda channels=channels: parts(
-            unet=unet(*channels), scheduler=ddim(prediction_type="v_prediction"), default_denoising_steps=2,
+            unet=unet(*channels), scheduler=ddim(prediction_type="v_prediction"),
+            default_denoising_steps=2,
             default_processing_resolution=0,
         ),
-        lambda: {"image": tensor(), "processing_resolution": 0, "output_type": "pt"}, guidance="none",
+        lambda: {"image": tensor(), "processing_resolution": 0, "output_type": "pt"},
+        guidance="none",
         two={"image": tensor().repeat(2, 1, 1, 1)},
     )  # fmt: skip
 add(
@@ -142,9 +169,11 @@ add(
     "StableUnCLIPPipeline", "unCLIP",
     lambda: parts(
         unet=unet(class_embed_type="projection", projection_class_embeddings_input_dim=64),
-        prior=d.PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=32, num_layers=1,
+        prior=d.PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=32,
+        num_layers=1,
                                  num_embeddings=8),
-        prior_text_encoder=text_pooled(), prior_scheduler=d.UnCLIPScheduler(prediction_type="sample"),
+        prior_text_encoder=text_pooled(),
+        prior_scheduler=d.UnCLIPScheduler(prediction_type="sample"),
         image_noising_scheduler=d.DDPMScheduler(), image_normalizer=normalizer(),
     ),
     lambda: {"prior_num_inference_steps": 2},
@@ -152,7 +181,9 @@ add(
 
 
 def normalizer() -> Any:
-    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import (
+        StableUnCLIPImageNormalizer,
+    )
 
     return StableUnCLIPImageNormalizer(embedding_dim=32)
 

@@ -39,10 +39,21 @@ def control(extra: int = 0) -> Any:
 
 add("StableDiffusion3Pipeline", SD3, parts)
 add("StableDiffusion3Img2ImgPipeline", SD3, parts, image)
-add("StableDiffusion3InpaintPipeline", SD3, lambda: parts(16), lambda: image() | {"mask_image": mask()})
-add("StableDiffusion3PAGPipeline", "PAG", lambda: parts() | {"pag_applied_layers": "blocks.0"}, guidance="threefold")
 add(
-    "StableDiffusion3PAGImg2ImgPipeline", "PAG", lambda: parts() | {"pag_applied_layers": "blocks.0"}, image,
+    "StableDiffusion3InpaintPipeline",
+    SD3,
+    lambda: parts(16),
+    lambda: image() | {"mask_image": mask()},
+)
+add(
+    "StableDiffusion3PAGPipeline",
+    "PAG",
+    lambda: parts() | {"pag_applied_layers": "blocks.0"},
+    guidance="threefold",
+)
+add(
+    "StableDiffusion3PAGImg2ImgPipeline", "PAG",
+    lambda: parts() | {"pag_applied_layers": "blocks.0"}, image,
     guidance="threefold",
 )  # fmt: skip
 add(
@@ -50,6 +61,7 @@ add(
     lambda: {"control_image": tensor()},
 )  # fmt: skip
 add(
-    "StableDiffusion3ControlNetInpaintingPipeline", "ControlNet", lambda: parts(controlnet=control(1)),
+    "StableDiffusion3ControlNetInpaintingPipeline", "ControlNet",
+    lambda: parts(controlnet=control(1)),
     lambda: {"control_image": tensor(), "control_mask": mask()},
 )  # fmt: skip

@@ -29,7 +29,8 @@ add(
 )  # fmt: skip
 add("StableDiffusionModelEditingPipeline", OLD, parts)
 add("StableDiffusionAttendAndExcitePipeline", OLD, parts,
-    lambda: {"token_indices": [1, 2], "max_iter_to_alter": 0, "attn_res": (4, 4)}, two="one prompt a call")  # fmt: skip
+    lambda: {"token_indices": [1, 2], "max_iter_to_alter": 0, "attn_res": (4, 4)},
+    two="one prompt a call")  # fmt: skip
 add(
     "StableDiffusionInpaintPipelineLegacy",
     OLD,
@@ -40,7 +41,8 @@ add("StableDiffusionPipelineSafe", OLD, lambda: parts(safety_checker=None), guid
 add("SemanticStableDiffusionPipeline", OLD, parts,
     lambda: {"editing_prompt": "green", "edit_warmup_steps": 0}, guidance="threefold")  # fmt: skip
 add("CycleDiffusionPipeline", OLD, parts,
-    lambda: {"image": tensor(), "source_prompt": "a pear", "strength": 0.8, "eta": 0.1})  # fmt: skip
+    lambda: {"image": tensor(), "source_prompt": "a pear", "strength": 0.8,
+    "eta": 0.1})  # fmt: skip
 add(
     "StableDiffusionDiffEditPipeline", OLD,
     lambda: parts(inverse_scheduler=d.DDIMInverseScheduler()),
@@ -48,7 +50,8 @@ add(
 )  # fmt: skip
 add(
     "StableDiffusionPix2PixZeroPipeline", OLD,
-    lambda: parts(inverse_scheduler=d.DDIMInverseScheduler(), caption_generator=None, caption_processor=None),
+    lambda: parts(inverse_scheduler=d.DDIMInverseScheduler(), caption_generator=None,
+    caption_processor=None),
     lambda: {
         "source_embeds": torch.zeros(1, 8, WIDTH), "target_embeds": torch.ones(1, 8, WIDTH),
         "cross_attention_guidance_amount": 0.0,
@@ -75,11 +78,13 @@ add("LEditsPPPipelineStableDiffusion", "LEdits++",
     lambda: parts(
         scheduler=d.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
         unet=unet(
-            block_out_channels=(8, 8, 16), down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         ),
     ),
-    lambda: {"editing_prompt": ["a very green pear"]}, two="one inverted picture a call", after=invert)  # fmt: skip
+    lambda: {"editing_prompt": ["a very green pear"]}, two="one inverted picture a call",
+    after=invert)  # fmt: skip
 add(
     "TextToVideoZeroPipeline", "Text to video zero", lambda: parts(scheduler=ddim()),
     lambda: {"video_length": 2, "t0": 0, "t1": 1}, kind="video",
@@ -87,11 +92,13 @@ add(
 add(
     "BlipDiffusionPipeline", "BLIP Diffusion",
     lambda: {
-        "vae": kl(), "unet": unet(), "scheduler": pndm(), "text_encoder": Blip(), "tokenizer": Words(),
+        "vae": kl(), "unet": unet(), "scheduler": pndm(), "text_encoder": Blip(),
+        "tokenizer": Words(),
         "qformer": Former(), "image_processor": Seen(),
     },
     lambda: {
-        "prompt": ["a red apple"], "reference_image": picture(), "source_subject_category": ["apple"],
+        "prompt": ["a red apple"], "reference_image": picture(),
+        "source_subject_category": ["apple"],
         "target_subject_category": ["pear"], "output_type": "pt",
     },
     two="one list of subjects a call",
@@ -105,7 +112,9 @@ class Painted(Eyes):
         super().__init__()
         self.uncond_vector = torch.nn.Parameter(torch.zeros(1, 1, WIDTH))
 
-    def forward(self, pixel_values: torch.Tensor, return_uncond_vector: bool = False, **_: Any) -> Any:
+    def forward(
+        self, pixel_values: torch.Tensor, return_uncond_vector: bool = False, **_: Any
+    ) -> Any:
         one = super().forward(pixel_values).image_embeds[:, None]
         return (one, self.uncond_vector) if return_uncond_vector else one
 
@@ -121,7 +130,11 @@ class Blip(Text):
 
     def forward(self, input_ids: torch.Tensor, ctx_embeddings: Any = None, **named: Any) -> Any:
         made = super().forward(input_ids)
-        states = made.last_hidden_state if ctx_embeddings is None else torch.cat([ctx_embeddings, made[0]], 1)
+        states = (
+            made.last_hidden_state
+            if ctx_embeddings is None
+            else torch.cat([ctx_embeddings, made[0]], 1)
+        )
         return Output((states,), last_hidden_state=states)
 
 
@@ -135,7 +148,9 @@ class Former(torch.nn.Module):
         self.tokenizer, self.config = Words(), SimpleNamespace(num_query_tokens=4)
         self.states = torch.nn.Parameter(torch.ones(1, 4, WIDTH))
 
-    def forward(self, image_input: torch.Tensor, text_input: Any, return_dict: bool = False) -> torch.Tensor:
+    def forward(
+        self, image_input: torch.Tensor, text_input: Any, return_dict: bool = False
+    ) -> torch.Tensor:
         return self.states.repeat(len(image_input), 1, 1)
 
 

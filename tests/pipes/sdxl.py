@@ -48,7 +48,12 @@ add(
     "StableDiffusionXLInstructPix2PixPipeline", XL, lambda: parts(unet=unet_xl(8)),
     lambda: {"image": tensor(), "image_guidance_scale": 1.5}, guidance="threefold",
 )  # fmt: skip
-add("StableDiffusionXLControlNetPipeline", CONTROL, lambda: parts(controlnet=control()), lambda: {"image": tensor()})
+add(
+    "StableDiffusionXLControlNetPipeline",
+    CONTROL,
+    lambda: parts(controlnet=control()),
+    lambda: {"image": tensor()},
+)
 add(
     "StableDiffusionXLControlNetImg2ImgPipeline", CONTROL, lambda: parts(controlnet=control()),
     lambda: image() | {"control_image": tensor(seed=1)},
@@ -58,15 +63,18 @@ add(
     lambda: inpaint() | {"control_image": tensor(seed=1)},
 )  # fmt: skip
 add(
-    "StableDiffusionXLControlNetUnionPipeline", "ControlNet union", lambda: parts(controlnet=union()),
+    "StableDiffusionXLControlNetUnionPipeline", "ControlNet union",
+    lambda: parts(controlnet=union()),
     lambda: {"control_image": [tensor()], "control_mode": [0]},
 )  # fmt: skip
 add(
-    "StableDiffusionXLControlNetUnionImg2ImgPipeline", "ControlNet union", lambda: parts(controlnet=union()),
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline", "ControlNet union",
+    lambda: parts(controlnet=union()),
     lambda: image() | {"control_image": [tensor(seed=1)], "control_mode": [0]},
 )  # fmt: skip
 add(
-    "StableDiffusionXLControlNetUnionInpaintPipeline", "ControlNet union", lambda: parts(controlnet=union()),
+    "StableDiffusionXLControlNetUnionInpaintPipeline", "ControlNet union",
+    lambda: parts(controlnet=union()),
     lambda: inpaint() | {"control_image": [tensor(seed=1)], "control_mode": [0]},
 )  # fmt: skip
 add(
@@ -74,9 +82,12 @@ add(
     lambda: parts(
         unet=unet_xl(layers_per_block=2, use_linear_projection=True),
         controlnet=d.ControlNetXSAdapter(
-            conditioning_embedding_out_channels=(8, 8), num_attention_heads=2, block_out_channels=(4, 8),
-            base_block_out_channels=(8, 16), cross_attention_dim=64, max_norm_num_groups=2, sample_size=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), transformer_layers_per_block=(1, 1),
+            conditioning_embedding_out_channels=(8, 8), num_attention_heads=2,
+            block_out_channels=(4, 8),
+            base_block_out_channels=(8, 16), cross_attention_dim=64, max_norm_num_groups=2,
+            sample_size=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            transformer_layers_per_block=(1, 1),
         )
     ),
     lambda: {"image": tensor()},
@@ -85,21 +96,35 @@ add(
     "StableDiffusionXLAdapterPipeline", "T2I-Adapter",
     lambda: parts(
         adapter=d.T2IAdapter(
-            in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter"
+            in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=2,
+            adapter_type="full_adapter"
         ),
         unet=unet_xl(**CROSS_FIRST),
     ),
     lambda: {"image": tensor()},
 )  # fmt: skip
 add("StableDiffusionXLPAGPipeline", PAG, lambda: parts() | pag(), guidance="threefold")
-add("StableDiffusionXLPAGImg2ImgPipeline", PAG, lambda: refining() | pag(), image, guidance="threefold")
-add("StableDiffusionXLPAGInpaintPipeline", PAG, lambda: refining() | pag(), inpaint, guidance="threefold")
+add(
+    "StableDiffusionXLPAGImg2ImgPipeline",
+    PAG,
+    lambda: refining() | pag(),
+    image,
+    guidance="threefold",
+)
+add(
+    "StableDiffusionXLPAGInpaintPipeline",
+    PAG,
+    lambda: refining() | pag(),
+    inpaint,
+    guidance="threefold",
+)
 add(
     "StableDiffusionXLControlNetPAGPipeline", PAG, lambda: parts(controlnet=control()) | pag(),
     lambda: {"image": tensor()}, guidance="threefold",
 )  # fmt: skip
 add(
-    "StableDiffusionXLControlNetPAGImg2ImgPipeline", PAG, lambda: parts(controlnet=control()) | pag(),
+    "StableDiffusionXLControlNetPAGImg2ImgPipeline", PAG,
+    lambda: parts(controlnet=control()) | pag(),
     lambda: image() | {"control_image": tensor(seed=1)}, guidance="threefold",
 )  # fmt: skip
 
@@ -124,12 +149,24 @@ class GlmText(Text):
 
 def kolors(**changes: Any) -> dict[str, Any]:
     network = unet_xl(pooled=WIDTH, cross=WIDTH)
-    made = {"vae": kl(), "unet": network, "scheduler": euler(), "text_encoder": GlmText(), "tokenizer": Glm()}
+    made = {
+        "vae": kl(),
+        "unet": network,
+        "scheduler": euler(),
+        "text_encoder": GlmText(),
+        "tokenizer": Glm(),
+    }
     return made | changes
 
 
 add("KolorsPipeline", "Kolors", kolors, module="diffusers.pipelines.kolors.pipeline_kolors")
-add("KolorsImg2ImgPipeline", "Kolors", kolors, image, module="diffusers.pipelines.kolors.pipeline_kolors_img2img")
+add(
+    "KolorsImg2ImgPipeline",
+    "Kolors",
+    kolors,
+    image,
+    module="diffusers.pipelines.kolors.pipeline_kolors_img2img",
+)
 add(
     "KolorsPAGPipeline", "Kolors", lambda: kolors() | pag(), guidance="threefold",
     module="diffusers.pipelines.pag.pipeline_pag_kolors",

@@ -1,4 +1,6 @@
-"""Stand-ins for what turns words and pictures into embeddings; no pipeline's loop looks inside them."""
+"""Stand-ins for what turns words and pictures into embeddings; no pipeline's loop looks inside
+them.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,23 @@ class Words:
         self.__dict__.update(changes)
 
     def encode(self, text: str, **_: Any) -> list[int]:
-        return [5 + sum(map(ord, word)) % (VOCABULARY - 5) for word in re.findall(r"\w+|[^\w\s]", text)] or [1]
+        return [
+            5 + sum(map(ord, word)) % (VOCABULARY - 5) for word in re.findall(r"\w+|[^\w\s]", text)
+        ] or [1]
 
     def tokenize(self, text: str) -> list[str]:
         return text.split()
 
     def __call__(
-        self, text: Any = None, padding: Any = True, max_length: int | None = None, truncation: Any = None,
+        self, text: Any = None, padding: Any = True, max_length: int | None = None,
+        truncation: Any = None,
         images: Any = None, return_length: bool = False, **_: Any,
     ) -> BatchEncoding:  # fmt: skip
-        texts = [text] if isinstance(text, str) else [" ".join(t) if isinstance(t, list) else t for t in text]
+        texts = (
+            [text]
+            if isinstance(text, str)
+            else [" ".join(t) if isinstance(t, list) else t for t in text]
+        )
         rows = [self.encode(t) for t in texts]
         limit = max_length or self.model_max_length
         if truncation or padding == "max_length":
@@ -76,7 +85,9 @@ class Words:
 
 
 def _said(content: Any) -> str:
-    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+    return (
+        content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+    )
 
 
 class Processor(Words):
@@ -106,9 +117,13 @@ class Output(tuple[Any, ...]):
 
 
 class Text(nn.Module):
-    """A text encoder: an embedding. `pooled`: its first output is one vector per prompt, as CLIP's projection."""
+    """A text encoder: an embedding. `pooled`: its first output is one vector per prompt, as CLIP's
+    projection.
+    """
 
-    def __init__(self, width: int = 32, pooled: int | None = None, layers: int = 4, **config: Any) -> None:
+    def __init__(
+        self, width: int = 32, pooled: int | None = None, layers: int = 4, **config: Any
+    ) -> None:
         super().__init__()
         self.table = nn.Embedding(VOCABULARY, width)
         self.head = nn.Linear(width, pooled or width)
@@ -116,10 +131,14 @@ class Text(nn.Module):
         self.layers = nn.ModuleList([nn.Identity()])  # some pipelines listen to the last one
         self.depth, self.pooled = layers, pooled
         common: dict[str, Any] = {
-            "hidden_size": width, "d_model": width, "projection_dim": pooled or width, "eos_token_id": 2,
-            "num_hidden_layers": layers, "max_position_embeddings": 64, "vocab_size": VOCABULARY, "pad_token_id": 0,
+            "hidden_size": width, "d_model": width, "projection_dim": pooled or width,
+            "eos_token_id": 2,
+            "num_hidden_layers": layers, "max_position_embeddings": 64, "vocab_size": VOCABULARY,
+            "pad_token_id": 0,
         }  # fmt: skip
-        self.config = SimpleNamespace(**(common | {"text_config": SimpleNamespace(**common)} | config))
+        self.config = SimpleNamespace(
+            **(common | {"text_config": SimpleNamespace(**common)} | config)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,17 +164,30 @@ class Text(nn.Module):
         one = self.head(last.mean(1))
         hidden = (*(last * (i + 1) / (self.depth + 1) for i in range(self.depth)), last)
         positions = (last, one, hidden) if self.pooled is None else (one, last, hidden)
-        return Output(positions, last_hidden_state=last, hidden_states=hidden, pooler_output=one, text_embeds=one)
+        return Output(
+            positions,
+            last_hidden_state=last,
+            hidden_states=hidden,
+            pooler_output=one,
+            text_embeds=one,
+        )
 
 
 class Eyes(nn.Module):
     """An image encoder: the mean colour, projected."""
 
-    def __init__(self, width: int = 32, patches: int = 4, projected: int | None = None, **config: Any) -> None:
+    def __init__(
+        self, width: int = 32, patches: int = 4, projected: int | None = None, **config: Any
+    ) -> None:
         super().__init__()
         self.inside, self.outside = nn.Linear(3, width), nn.Linear(width, projected or width)
         self.patches = patches
-        given = {"hidden_size": width, "image_size": 8, "patch_size": 4, "projection_dim": projected or width}
+        given = {
+            "hidden_size": width,
+            "image_size": 8,
+            "patch_size": 4,
+            "projection_dim": projected or width,
+        }
         self.config = SimpleNamespace(**(given | config))
 
     @property
@@ -170,7 +202,13 @@ class Eyes(nn.Module):
         last = self.inside(pixel_values.mean((-1, -2)))[:, None].repeat(1, self.patches, 1)
         one = self.outside(last[:, 0])
         hidden = (last * 0.5, last * 0.7, last)
-        return Output((one, last), image_embeds=one, last_hidden_state=last, hidden_states=hidden, pooler_output=one)
+        return Output(
+            (one, last),
+            image_embeds=one,
+            last_hidden_state=last,
+            hidden_states=hidden,
+            pooler_output=one,
+        )
 
 
 class Lens:

@@ -1,6 +1,8 @@
-"""Runs the checks in one subprocess at a time, so that a pipeline that dies or hangs costs its own row only.
+"""Runs the checks in one subprocess at a time, so that a pipeline that dies or hangs costs its own
+row only.
 
-python -m pipes.worker NAME …       # in tests/: one line of JSON for each pipeline; --only=CHECK for one check
+python -m pipes.worker NAME …       # in tests/: one line of JSON for each pipeline; --only=CHECK
+for one check
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ TESTS = Path(__file__).resolve().parent.parent
 SHARE = 40  # pipelines before a fresh process, for its memory
 
 
-def table(keys: Sequence[str], seconds: int = 900, only: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, what `features.try_all` says) of each pipeline, in order. `only`: the one check to make."""
+def table(
+    keys: Sequence[str], seconds: int = 900, only: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, what `features.try_all` says) of each pipeline, in order. `only`: the one check to
+    make.
+    """
     left = list(keys)
     while left:
         share = left[:SHARE]
@@ -34,8 +40,20 @@ def table(keys: Sequence[str], seconds: int = 900, only: str = "") -> Iterator[t
 
 def _process(keys: Sequence[str], seconds: int, only: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """What one process says about `keys`; ends early where it does."""
-    quiet = {"OMP_NUM_THREADS": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
-    command = [sys.executable, "-W", "ignore", "-m", "pipes.worker", *([f"--only={only}"] if only else []), *keys]
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "pipes.worker",
+        *([f"--only={only}"] if only else []),
+        *keys,
+    ]
     with subprocess.Popen(
         ["timeout", str(seconds), *command], cwd=TESTS, env=os.environ | quiet, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -49,7 +49,9 @@ def check_round_trip(pipeline: StableDiffusionXLPipeline) -> None:
     def picture(pipe: StableDiffusionXLPipeline) -> torch.Tensor:
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(7)
-        return pipe("red apple", num_inference_steps=4, generator=generator, output_type="pt").images
+        return pipe(
+            "red apple", num_inference_steps=4, generator=generator, output_type="pt"
+        ).images
 
     first = picture(pipeline)
     assert first.shape == (1, 3, 64, 64)
@@ -66,7 +68,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     args = parser.parse_args()
     pipeline = StableDiffusionXLPipeline.from_pretrained(args.model)
-    dtypes = {p.dtype for m in (pipeline.unet, pipeline.vae, pipeline.text_encoder_2) for p in m.parameters()}
+    dtypes = {
+        p.dtype
+        for m in (pipeline.unet, pipeline.vae, pipeline.text_encoder_2)
+        for p in m.parameters()
+    }
     assert dtypes == {torch.float32}, dtypes
     check_conditioning(pipeline)
     check_words(pipeline, args.work)

@@ -95,7 +95,9 @@ def train(args: argparse.Namespace) -> None:
         f"classifier pictures {args.steps * 64} top-1/top-5: real {real[0]:.3f}/{real[1]:.3f}, "
         f"augmented {hard[0]:.3f}/{hard[1]:.3f}",
     )
-    save_atomic({"model": model.state_dict(), "classes": len(data.names)}, args.work / "judge.safetensors")
+    save_atomic(
+        {"model": model.state_dict(), "classes": len(data.names)}, args.work / "judge.safetensors"
+    )
 
 
 def main() -> None:

@@ -89,7 +89,9 @@ class Average:
 
 
 def save_atomic(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint (nested dicts and lists of tensors and numbers) as safetensors, atomically."""
+    """Write a checkpoint (nested dicts and lists of tensors and numbers) as safetensors,
+    atomically.
+    """
     tensors: dict[str, Tensor] = {}
 
     def plain(node: Any) -> Any:

@@ -86,7 +86,9 @@ def read_concepts(root: Path) -> list[Concept]:
         concepts.append(Concept(name, category, tags, row["hexcode"].lower()))
     names = [c.name for c in concepts]
     if len(set(names)) != len(names):
-        raise ValueError(f"captions appear twice: {sorted({n for n in names if names.count(n) > 1})}")
+        raise ValueError(
+            f"captions appear twice: {sorted({n for n in names if names.count(n) > 1})}"
+        )
     return concepts
 
 

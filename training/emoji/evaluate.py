@@ -31,7 +31,9 @@ def load_judge(work: Path) -> nn.Module:
 
 def load_pipeline(folder: Path) -> StableDiffusionXLPipeline:
     """The shipped pipeline with DPM++ 2M on its own (leading) timesteps."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, add_watermarker=False
+    )
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2
     )
@@ -39,12 +41,16 @@ def load_pipeline(folder: Path) -> StableDiffusionXLPipeline:
     return pipeline
 
 
-def sample(pipeline: StableDiffusionXLPipeline, captions: list[str], seed: int, guidance: float, steps: int) -> Tensor:
+def sample(
+    pipeline: StableDiffusionXLPipeline, captions: list[str], seed: int, guidance: float, steps: int
+) -> Tensor:
     """uint8 pictures (N, 64, 64, 3); caption i of seed s starts from its own generator."""
     pictures: list[np.ndarray] = []
     for first in range(0, len(captions), 25):
         part = captions[first : first + 25]
-        generators = [torch.Generator().manual_seed(1000 * seed + first + i) for i in range(len(part))]
+        generators = [
+            torch.Generator().manual_seed(1000 * seed + first + i) for i in range(len(part))
+        ]
         output = pipeline(
             part,
             num_inference_steps=steps,

@@ -1,4 +1,6 @@
-"""Write the judge as benchmarks/emoji_judge.safetensors: half precision, with the names of its classes as metadata."""
+"""Write the judge as benchmarks/emoji_judge.safetensors: half precision, with the names of its
+classes as metadata.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ OUT = Path(__file__).resolve().parents[2] / "benchmarks" / "emoji_judge.safetens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="with judge.safetensors and captions.json")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="with judge.safetensors and captions.json"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     names = [row["name"] for row in json.loads((args.work / "captions.json").read_text("utf-8"))]

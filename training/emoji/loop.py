@@ -1,4 +1,6 @@
-"""What the scripts that train a denoiser share: the state of a training, one step of it, and the loop around both."""
+"""What the scripts that train a denoiser share: the state of a training, one step of it, and the
+loop around both.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SAVED = 180  # seconds between two checkpoints
 
 
 def joined() -> tuple[int, int]:
-    """Number of processes of a `torchrun`, which this one joins, and its place among them; 1 and 0 without one."""
+    """Number of processes of a `torchrun`, which this one joins, and its place among them; 1 and 0
+    without one.
+    """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if world > 1:
         distributed.init_process_group("gloo")
@@ -40,7 +44,9 @@ def agree(weights: list[nn.Parameter], rate: float, done: bool) -> tuple[float, 
 
 @dataclass
 class Training:
-    """Everything that a checkpoint holds. A model's own training says what its `loss` is, and what it is `called`."""
+    """Everything that a checkpoint holds. A model's own training says what its `loss` is, and what
+    it is `called`.
+    """
 
     called: ClassVar[str]
     logged: ClassVar[int] = 25  # steps between two lines of the log
@@ -99,7 +105,9 @@ class Training:
         return loss.item(), done
 
     def run(self, batches: Any, args: argparse.Namespace, world: int, rank: int) -> None:
-        """Train until the time is up. The first process keeps the average, and log and checkpoints in `args.work`."""
+        """Train until the time is up. The first process keeps the average, and log and checkpoints
+        in `args.work`.
+        """
         path, log_path = args.work / f"{self.called}.safetensors", args.work / f"{self.called}.log"
         if rank == 0:
             count = sum(w.numel() for w in self.network.parameters()) / 1e6

@@ -40,7 +40,9 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """For weights of two or more dimensions; convolutions are flattened to matrices."""
 
-    def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.01) -> None:
+    def __init__(
+        self, weights: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.01
+    ) -> None:
         super().__init__(weights, {"lr": lr, "momentum": momentum, "decay": decay, "steps": 5})
 
     @torch.no_grad()

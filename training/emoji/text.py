@@ -91,7 +91,9 @@ def build_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """(N, 16) token numbers, padded as the pipeline pads them."""
-    return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def encode(encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, Tensor]:

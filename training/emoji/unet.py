@@ -157,7 +157,9 @@ class EmojiTraining(Training):
 
 def train(args: argparse.Namespace) -> None:
     world, rank = joined()
-    torch.set_num_threads(max(1, 2 // world))  # two processes use two cores better than two threads do
+    torch.set_num_threads(
+        max(1, 2 // world)
+    )  # two processes use two cores better than two threads do
     torch.manual_seed(0)
     data = load(args.work)
     network, tokenizer = start(args, data)

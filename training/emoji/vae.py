@@ -11,7 +11,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import Average, Clock, jitter, load_checkpoint, log, save_atomic, shift, to_float, to_uint8
+from common import (
+    Average,
+    Clock,
+    jitter,
+    load_checkpoint,
+    log,
+    save_atomic,
+    shift,
+    to_float,
+    to_uint8,
+)
 from data import contact_sheet, load
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -132,7 +142,9 @@ def train(args: argparse.Namespace) -> None:
             )
         if clock.seconds - saved > 120 or clock.done:
             saved = clock.seconds
-            log(log_path, "vae " + report(average.model, pictures, args.work, not args.decoder_only))
+            log(
+                log_path, "vae " + report(average.model, pictures, args.work, not args.decoder_only)
+            )
             state = {"model": vae.state_dict(), "average": average.model.state_dict()}
             save_atomic(state | {"step": step, "seconds": clock.seconds}, path)
             average.model.save_pretrained(args.work / "vae")

@@ -27,9 +27,13 @@ from torch import Tensor
 HERE = Path(__file__).parent
 
 
-def solve(pipeline: StableDiffusion3Pipeline, captions: list[str], shift: float, args: argparse.Namespace) -> Tensor:
+def solve(
+    pipeline: StableDiffusion3Pipeline, captions: list[str], shift: float, args: argparse.Namespace
+) -> Tensor:
     """Latents of ``captions``, always from the same noise, by Euler steps on a grid of that shift."""
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=shift)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, shift=shift
+    )
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     return pipeline(
         captions,
@@ -41,7 +45,9 @@ def solve(pipeline: StableDiffusion3Pipeline, captions: list[str], shift: float,
     ).images
 
 
-def shift_errors(pipeline: StableDiffusion3Pipeline, captions: list[str], args: argparse.Namespace) -> dict[str, float]:
+def shift_errors(
+    pipeline: StableDiffusion3Pipeline, captions: list[str], args: argparse.Namespace
+) -> dict[str, float]:
     """RMS distance of the latents at ``--steps`` to those of 8 times as many steps, by shift."""
     kept = pipeline.scheduler
     fine = argparse.Namespace(**vars(args) | {"steps": 8 * args.steps})
@@ -66,7 +72,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         call = partial(pipeline, max_sequence_length=zeros)
         seeds = [emoji.sample(call, captions, s, guidance, args.steps) for s in range(args.seeds)]
         top1, top5 = accuracy(judge, to_float(torch.cat(seeds)), concept)
-        print(f"guidance {guidance}, {zeros} zero tokens: top-1 {top1:.3f}, top-5 {top5:.3f}", flush=True)
+        print(
+            f"guidance {guidance}, {zeros} zero tokens: top-1 {top1:.3f}, top-5 {top5:.3f}",
+            flush=True,
+        )
         return {"top1": round(top1, 4), "top5": round(top5, 4)}, seeds
 
     result: dict[str, Any] = {"captions": len(captions), "seeds": args.seeds, "steps": args.steps}
@@ -88,13 +97,17 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--emoji", type=Path, required=True, help="the emoji model's work folder (data, judge)")
+    parser.add_argument(
+        "--emoji", type=Path, required=True, help="the emoji model's work folder (data, judge)"
+    )
     parser.add_argument("--base", type=Path, required=True, help="the shipped emoji model")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="the exported folder")
     parser.add_argument("--sheet", type=Path, default=HERE / "sheet.png")
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 1.0, 2.0, 4.0])
-    parser.add_argument("--shifts", type=float, nargs="*", default=[], help="compare these shifts too")
+    parser.add_argument(
+        "--shifts", type=float, nargs="*", default=[], help="compare these shifts too"
+    )
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--zeros", type=int, default=0)

@@ -1,4 +1,5 @@
-"""Write the trained transformer as a pipeline folder that shares its other parts with the emoji model.
+"""Write the trained transformer as a pipeline folder that shares its other parts with the emoji
+model.
 
 The folder holds the transformer (float16 safetensors), the scheduler's configuration,
 ``model_index.json`` and a card; the card names the parts that come from the base model. It is
@@ -23,7 +24,9 @@ from shared import COMPONENTS, NO_T5
 from timonel.zoo.shared import taken
 
 
-def build_pipeline(work: Path, base: Path, shift: float) -> tuple[StableDiffusion3Pipeline, dict[str, Any]]:
+def build_pipeline(
+    work: Path, base: Path, shift: float
+) -> tuple[StableDiffusion3Pipeline, dict[str, Any]]:
     """The pipeline with the averaged weights of the last checkpoint, and the checkpoint."""
     state = load_checkpoint(work / "flow.safetensors")
     transformer = build_transformer()
@@ -38,7 +41,9 @@ def build_pipeline(work: Path, base: Path, shift: float) -> tuple[StableDiffusio
 
 
 def card(work: Path, base: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What a program should know about the model before it loads it; the rest is in the base's card."""
+    """What a program should know about the model before it loads it; the rest is in the base's
+    card.
+    """
     evaluation = work / "evaluation.json"
     figures = json.loads(evaluation.read_text()) if evaluation.exists() else {}
     first = json.loads((base / "card.json").read_text("utf-8"))
@@ -46,7 +51,9 @@ def card(work: Path, base: Path, state: dict[str, Any]) -> dict[str, Any]:
         "name": "emoji-flow",
         "class": "StableDiffusion3Pipeline",
         "base": first["name"],
-        "components": {name: part.model_dump(exclude_defaults=True) for name, part in COMPONENTS.items()},
+        "components": {
+            name: part.model_dump(exclude_defaults=True) for name, part in COMPONENTS.items()
+        },
         "default_guidance": figures.get("best_guidance", 3.0),
         "default_steps": 20,
         "default_sampler": "dpmpp_2m/beta",

@@ -39,13 +39,16 @@ def build_transformer(layers: int = 4, heads: int = 6, head_dim: int = 32) -> SD
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
+            if name.endswith(
+                ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")
+            ):
                 nn.init.zeros_(module.weight)
     return transformer
 
 
 def condition(prompt: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Context (N, 17, 384) and pooled projection (N, 384) from the encoder's (N, 16, 192), (N, 192).
+    """Context (N, 17, 384) and pooled projection (N, 384) from the encoder's (N, 16, 192), (N,
+    192).
 
     As the pipeline makes them when one encoder serves as both, but with a single zero token.
     """
@@ -57,20 +60,36 @@ class CountedAttention:
     """Joint attention of SD3 whose last context token counts as many (0 or more) equal ones."""
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
         size, count, _ = hidden_states.shape
 
         def split(x: Tensor) -> Tensor:
             return x.view(size, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
 
-        def joined(x: Tensor, context: Tensor, norm: nn.Module | None, context_norm: nn.Module | None) -> Tensor:
+        def joined(
+            x: Tensor, context: Tensor, norm: nn.Module | None, context_norm: nn.Module | None
+        ) -> Tensor:
             x, context = split(x), split(context)
             x, context = norm(x) if norm else x, context_norm(context) if context_norm else context
             return torch.cat([x, context], dim=2)
 
-        query = joined(attn.to_q(hidden_states), attn.add_q_proj(encoder_hidden_states), attn.norm_q, attn.norm_added_q)
-        key = joined(attn.to_k(hidden_states), attn.add_k_proj(encoder_hidden_states), attn.norm_k, attn.norm_added_k)
+        query = joined(
+            attn.to_q(hidden_states),
+            attn.add_q_proj(encoder_hidden_states),
+            attn.norm_q,
+            attn.norm_added_q,
+        )
+        key = joined(
+            attn.to_k(hidden_states),
+            attn.add_k_proj(encoder_hidden_states),
+            attn.norm_k,
+            attn.norm_added_k,
+        )
         value = joined(attn.to_v(hidden_states), attn.add_v_proj(encoder_hidden_states), None, None)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         mixed = mixed.transpose(1, 2).flatten(2)
@@ -81,10 +100,17 @@ class CountedAttention:
 
 
 def velocity(
-    transformer: SD3Transformer2DModel, noisy: Tensor, time: Tensor, context: Tensor, pooled: Tensor, zeros: Tensor
+    transformer: SD3Transformer2DModel,
+    noisy: Tensor,
+    time: Tensor,
+    context: Tensor,
+    pooled: Tensor,
+    zeros: Tensor,
 ) -> Tensor:
     """Predicted noise - clean at ``time`` in 0..1; ``zeros`` (N) is the number of zero tokens."""
-    tokens = noisy.shape[-1] * noisy.shape[-2] // transformer.config.patch_size**2 + context.shape[1]
+    tokens = (
+        noisy.shape[-1] * noisy.shape[-2] // transformer.config.patch_size**2 + context.shape[1]
+    )
     bias = F.pad(zeros.log().view(-1, 1, 1, 1), (tokens - 1, 0))
     return transformer(
         noisy,

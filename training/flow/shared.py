@@ -24,5 +24,9 @@ NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 def load_pipeline(folder: Path, base: Path) -> StableDiffusion3Pipeline:
     """The exported model, wherever it lies, in float32; `base` is the folder of the emoji model."""
     named = json.loads((folder / "card.json").read_text("utf-8"))["components"]
-    components = taken(base, {name: Shared(**value) for name, value in named.items()}, torch.float32)
-    return StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32, **NO_T5, **components)
+    components = taken(
+        base, {name: Shared(**value) for name, value in named.items()}, torch.float32
+    )
+    return StableDiffusion3Pipeline.from_pretrained(
+        folder, dtype=torch.float32, **NO_T5, **components
+    )

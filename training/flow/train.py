@@ -32,9 +32,15 @@ PROBES = 256
 
 def variants(data: EmojiData) -> list[str]:
     """Every text that `data.caption` can draw, and the empty prompt first."""
-    names = [[name, *(f"{name}, {tag}" for tag in tags)] for name, tags in zip(data.names, data.tags, strict=True)]
+    names = [
+        [name, *(f"{name}, {tag}" for tag in tags)]
+        for name, tags in zip(data.names, data.tags, strict=True)
+    ]
     plain = [text for texts in names for text in texts]
-    return ["", *dict.fromkeys([*plain, *(f"{text}, {style} style" for text in plain for style in STYLES)])]
+    return [
+        "",
+        *dict.fromkeys([*plain, *(f"{text}, {style} style" for text in plain for style in STYLES)]),
+    ]
 
 
 @torch.no_grad()
@@ -68,7 +74,9 @@ class Batches:
         scale, texts = vae.config.scaling_factor, variants(data)
         rows = {text: row for row, text in enumerate(texts)}
         encoded = encoded_texts(model, texts)
-        return cls(data, mean * scale, std * scale, rows, *encoded, torch.Generator(), random.Random())
+        return cls(
+            data, mean * scale, std * scale, rows, *encoded, torch.Generator(), random.Random()
+        )
 
     def seed(self, seed: int) -> None:
         """Start both sources of randomness anew."""
@@ -90,7 +98,13 @@ class Batches:
         fewer = ((ZEROS + 1) ** torch.rand(size, generator=self.generator) - 1).floor()
         zeros = torch.where(torch.rand(size, generator=self.generator) < 0.5, ZEROS, fewer)
         wide = time.view(-1, 1, 1, 1)
-        inputs = {"noisy": clean.lerp(noise, wide), "time": time, "context": context, "pooled": pooled, "zeros": zeros}
+        inputs = {
+            "noisy": clean.lerp(noise, wide),
+            "time": time,
+            "context": context,
+            "pooled": pooled,
+            "zeros": zeros,
+        }
         return inputs, noise - clean
 
 
@@ -131,7 +145,9 @@ def start(args: argparse.Namespace) -> FlowTraining:
         (hidden if weight.ndim >= 2 and name not in APART else rest).append(weight)
     adamw = torch.optim.AdamW(rest, lr=args.rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     both = [Muon(hidden, args.rate), adamw]
-    training = FlowTraining(network.train(), Average(network, args.decay), both, Clock(args.minutes))
+    training = FlowTraining(
+        network.train(), Average(network, args.decay), both, Clock(args.minutes)
+    )
     path = args.work / "flow.safetensors"
     if path.exists():
         training.load(path)
@@ -153,7 +169,9 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--emoji", type=Path, required=True, help="the emoji model's work folder (data)")
+    parser.add_argument(
+        "--emoji", type=Path, required=True, help="the emoji model's work folder (data)"
+    )
     parser.add_argument("--model", type=Path, required=True, help="the shipped emoji model")
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints go")
     parser.add_argument("--minutes", type=float, default=60, help="over all restarts")

@@ -1,4 +1,6 @@
-"""Importing this lets the scripts here use the modules of ``training/zsnr`` (lora) and ``training/emoji``."""
+"""Importing this lets the scripts here use the modules of ``training/zsnr`` (lora) and
+``training/emoji``.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Measure the distilled model and its teacher at few steps: judge, PSNR to its converged picture and to real ones."""
+"""Measure the distilled model and its teacher at few steps: judge, PSNR to its converged picture
+and to real ones.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("src/timonel/zoo/emoji"))
     parser.add_argument("--lora", type=Path, required=True, help="the LoRA file")
     parser.add_argument("--captions", type=int, default=100)
-    parser.add_argument("--converged", type=int, default=20, help="steps of the teacher's picture to compare with")
+    parser.add_argument(
+        "--converged", type=int, default=20, help="steps of the teacher's picture to compare with"
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 4, 8])
     parser.add_argument("--sheet", type=Path, default=HERE / "sheet.png")
     args = parser.parse_args()
@@ -68,7 +72,10 @@ def main() -> None:
             pictures = paint(helm, captions, 1, steps, sampler=sampler, guidance=guidance)
             seeds.append(pictures)
             row: dict[str, float] = {"top1": round(top1(judge, pictures, captions, data.names), 4)}
-            row |= {"end": round(psnr(pictures, ends), 2), "real": round(real(pictures, data, captions), 2)}
+            row |= {
+                "end": round(psnr(pictures, ends), 2),
+                "real": round(real(pictures, data, captions), 2),
+            }
             figures.setdefault(name, {})[str(steps)] = row
             print(steps, name, row, flush=True)
         labelled_sheet(captions, seeds, args.sheet.with_stem(f"{args.sheet.stem}-{steps}"))

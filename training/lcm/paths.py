@@ -1,6 +1,7 @@
 """The teacher's paths: where its guided ODE leads from pure noise, stored as (latents, time, end).
 
-DPM++ 2M with guidance 4 in ten steps. Shards appear one by one, so that the training can begin with the first.
+DPM++ 2M with guidance 4 in ten steps. Shards appear one by one, so that the training can begin with
+the first.
 """
 
 from __future__ import annotations
@@ -39,13 +40,19 @@ def denoised(unet: nn.Module, x: Tensor, index: int, prompt: Tensor, pooled: Ten
     """The guided prediction of the clean latents; no prompt is zeros."""
     count = len(x)
     both = torch.cat([prompt * 0, prompt]), torch.cat([pooled * 0, pooled])
-    without, given = call(unet, x.repeat(2, 1, 1, 1), torch.full((2 * count,), index), *both).chunk(2)
+    without, given = call(unet, x.repeat(2, 1, 1, 1), torch.full((2 * count,), index), *both).chunk(
+        2
+    )
     noise = without + GUIDANCE * (given - without)
     return (x - SIGMA[index] * noise) / ALPHA[index]
 
 
-def follow(unet: nn.Module, x: Tensor, prompt: Tensor, pooled: Tensor) -> tuple[list[Tensor], Tensor]:
-    """DPM++ 2M (arXiv 2211.01095, algorithm 2) down the indices. Returns x at each of them, and the end."""
+def follow(
+    unet: nn.Module, x: Tensor, prompt: Tensor, pooled: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """DPM++ 2M (arXiv 2211.01095, algorithm 2) down the indices. Returns x at each of them, and the
+    end.
+    """
     points, before, width = [x], None, 0.0
     for index, new in itertools.pairwise(INDICES):
         clean = denoised(unet, x, index, prompt, pooled)
@@ -57,7 +64,9 @@ def follow(unet: nn.Module, x: Tensor, prompt: Tensor, pooled: Tensor) -> tuple[
     return points, denoised(unet, x, INDICES[-1], prompt, pooled)
 
 
-def shard(unet: nn.Module, texts: Texts, names: list[str], size: int, rng: random.Random) -> dict[str, Tensor]:
+def shard(
+    unet: nn.Module, texts: Texts, names: list[str], size: int, rng: random.Random
+) -> dict[str, Tensor]:
     """A batch of paths: x (paths, indices, 4, 16, 16), end (paths, 4, 16, 16), caption (paths, 2)."""
     chosen = [(rng.randrange(len(names)), rng.randrange(2 * len(STYLES))) for _ in range(size)]
     prompt, pooled = texts([captioned(names, concept, style) for concept, style in chosen])
@@ -86,7 +95,8 @@ def main() -> None:
         number = len(list(folder.glob("*.safetensors")))
         torch.manual_seed(number)
         save_atomic(
-            shard(pipe.unet, texts, names, args.size, random.Random(number)), folder / f"{number:04}.safetensors"
+            shard(pipe.unet, texts, names, args.size, random.Random(number)),
+            folder / f"{number:04}.safetensors",
         )
         print(number, f"{time.process_time() - begin:.0f} s", flush=True)
 

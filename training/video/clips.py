@@ -1,4 +1,5 @@
-"""Make training clips: every emoji moves as its kind of thing does, and starts at the still picture.
+"""Make training clips: every emoji moves as its kind of thing does, and starts at the still
+picture.
 
 Output: shards ``<work>/clips/NNN.safetensors`` of encoded clips; their number can grow while a
 training runs. Latents come from the shipped emoji autoencoder.
@@ -86,7 +87,9 @@ def inverse(pose: Pose, size: float, x: float, y: float) -> list[list[float]]:
 
 
 def render(picture: Tensor, poses: list[Pose], size: float, x: float, y: float) -> Tensor:
-    """Frames (F, 3, 64, 64) in -1..1 of one picture (3, 64, 64) in -1..1; white comes in at the sides."""
+    """Frames (F, 3, 64, 64) in -1..1 of one picture (3, 64, 64) in -1..1; white comes in at the
+    sides.
+    """
     maps = torch.tensor([inverse(pose, size, x, y) for pose in poses])
     grid = F.affine_grid(maps, [len(poses), 3, *picture.shape[1:]], align_corners=False)
     dark = (picture - 1).expand(len(poses), -1, -1, -1)
@@ -94,13 +97,17 @@ def render(picture: Tensor, poses: list[Pose], size: float, x: float, y: float) 
     return (moved + 1).clamp(-1, 1)
 
 
-def clip(picture: Tensor, kind: str, bucket: int, fps: int, place: tuple[float, float, float]) -> Tensor:
+def clip(
+    picture: Tensor, kind: str, bucket: int, fps: int, place: tuple[float, float, float]
+) -> Tensor:
     """The frames of one clip: amplitude bucket / 255, one period in 8/7 s, so 8 frames at 7 fps."""
     phases = [FPS * k / (FRAMES * fps) for k in range(FRAMES)]
     return render(picture, [pose(kind, bucket / 255, phase) for phase in phases], *place)
 
 
-def draw(data: EmojiData, kind_of: list[int], generator: torch.Generator, index: int) -> dict[str, Tensor]:
+def draw(
+    data: EmojiData, kind_of: list[int], generator: torch.Generator, index: int
+) -> dict[str, Tensor]:
     """One random clip of picture ``index`` with its conditions, not yet encoded."""
     r = torch.rand(6, generator=generator).tolist()
     bucket = 1 + int(255 * r[0])
@@ -136,7 +143,9 @@ def encode(vae: AutoencoderKL, drawn: list[dict[str, Tensor]]) -> dict[str, Tens
 
 def read(work: Path, seen: set[str]) -> list[dict[str, Tensor]]:
     """The shards that are not in ``seen`` yet; adds them."""
-    found = [path for path in sorted((work / "clips").glob("*.safetensors")) if path.name not in seen]
+    found = [
+        path for path in sorted((work / "clips").glob("*.safetensors")) if path.name not in seen
+    ]
     seen.update(path.name for path in found)
     return [load_file(path) for path in found]
 
@@ -145,13 +154,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--emoji", type=Path, required=True, help="work folder of training/emoji")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="the shipped emoji model, for its autoencoder")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="the shipped emoji model, for its autoencoder"
+    )
     parser.add_argument("--shards", type=int, default=24)
     args = parser.parse_args()
     torch.set_num_threads(1)
     (args.work / "clips").mkdir(parents=True, exist_ok=True)
     data, kind_of = load(args.emoji), kinds(args.emoji)
-    vae = AutoencoderKL.from_pretrained(args.model, subfolder="vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(
+        args.model, subfolder="vae", torch_dtype=torch.float32
+    ).eval()
     order: list[int] = []
     for shard in range(args.shards):
         generator = torch.Generator().manual_seed(shard)
@@ -162,7 +175,10 @@ def main() -> None:
         if path.exists():
             continue
         start = time.monotonic()
-        save_file(encode(vae, [draw(data, kind_of, generator, i) for i in taken]), path.with_suffix(".part"))
+        save_file(
+            encode(vae, [draw(data, kind_of, generator, i) for i in taken]),
+            path.with_suffix(".part"),
+        )
         os.replace(path.with_suffix(".part"), path)
         print(f"{path.name}: {SHARD} clips, {time.monotonic() - start:.1f} s", flush=True)
 

@@ -2,8 +2,8 @@
 
 SVD's class fixes 32 groups in every GroupNorm, has one residual block less in the middle of the
 decoder and no convolution before it. So that 64x64 and 32x32 features keep their groups of 2 and of
-4, each sits among silent channels (zero weights) of a layer with 32 such groups; at 16x16 the groups
-shrink from 8 to 2. That network is tuned for some minutes: its encoder to the latents of the
+4, each sits among silent channels (zero weights) of a layer with 32 such groups; at 16x16 the
+groups shrink from 8 to 2. That network is tuned for some minutes: its encoder to the latents of the
 shipped one, its decoder to the frames of clips. The temporal parts start, and stay, as identities.
 """
 
@@ -67,7 +67,12 @@ def widen(vae: AutoencoderKL) -> AutoencoderKLTemporalDecoder:
     for name, value in vae.named_parameters():
         target = targets[counterpart(name)].zero_()
         target[tuple(slice(0, size) for size in value.shape)] = value
-    silent = ("temporal_res_block.conv2.weight", "temporal_res_block.conv2.bias", "to_out.0.weight", "to_out.0.bias")
+    silent = (
+        "temporal_res_block.conv2.weight",
+        "temporal_res_block.conv2.bias",
+        "to_out.0.weight",
+        "to_out.0.bias",
+    )
     for name, target in targets.items():
         if name.endswith(silent):
             target.zero_()
@@ -99,7 +104,9 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     path, log_path = args.work / "decoder.safetensors", args.work / "decoder.log"
-    teacher = AutoencoderKL.from_pretrained(args.model, subfolder="vae", torch_dtype=torch.float32).eval()
+    teacher = AutoencoderKL.from_pretrained(
+        args.model, subfolder="vae", torch_dtype=torch.float32
+    ).eval()
     vae = narrow(args.model).to(memory_format=torch.channels_last).train()
     average, clock, step = Average(vae, 0.99), Clock(args.minutes), 0
     if path.exists():
@@ -108,16 +115,22 @@ def train(args: argparse.Namespace) -> None:
         average.model.load_state_dict(state["average"])
         step = average.steps = state["step"]
         clock.before = state["seconds"]
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=1e-3
+    )
     held = torch.cat(batches(args, 12, seed=99))[::2]
     log(log_path, "decoder start " + report(average.model, teacher, held))
     while not clock.done:
-        frames = torch.cat([clip[torch.randperm(FRAMES)[:4]] for clip in batches(args, 4, seed=1000 + step)])
+        frames = torch.cat(
+            [clip[torch.randperm(FRAMES)[:4]] for clip in batches(args, 4, seed=1000 + step)]
+        )
         with torch.no_grad():
             goal = teacher.encode(frames).latent_dist
         noisy = goal.mean + args.noise * torch.randn_like(goal.mean)
         moments = vae.encode(frames).latent_dist
-        distance = F.mse_loss(moments.mean, goal.mean) + 0.01 * F.mse_loss(moments.logvar, goal.logvar)
+        distance = F.mse_loss(moments.mean, goal.mean) + 0.01 * F.mse_loss(
+            moments.logvar, goal.logvar
+        )
         loss = picture_loss(vae.decode(noisy).sample, frames) + distance
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +141,11 @@ def train(args: argparse.Namespace) -> None:
         average.update(vae)
         step += 1
         if step % 50 == 0 or clock.done:
-            log(log_path, f"decoder step {step} loss {loss.item():.4f} " + report(average.model, teacher, held))
+            log(
+                log_path,
+                f"decoder step {step} loss {loss.item():.4f} "
+                + report(average.model, teacher, held),
+            )
             state = {"model": vae.state_dict(), "average": average.model.state_dict()}
             save_atomic(state | {"step": step, "seconds": clock.seconds}, path)
 
@@ -147,7 +164,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the shipped emoji model")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--noise", type=float, default=0.03, help="on the latents, so that sampled ones decode well")
+    parser.add_argument(
+        "--noise", type=float, default=0.03, help="on the latents, so that sampled ones decode well"
+    )
     train(parser.parse_args())
 
 

@@ -1,8 +1,9 @@
 """Train the image encoder to tell what a picture shows, and so how it will move; then it is frozen.
 
-Cross entropy over the concepts and over the kinds of motion, on two linear heads. In SVD too the image encoder is
-trained before, on another task, and frozen. At the end the kinds' head is folded into the projection: the first
-dimensions of an embedding are its kinds, standardised and loud enough to be heard by the UNet.
+Cross entropy over the concepts and over the kinds of motion, on two linear heads. In SVD too the
+image encoder is trained before, on another task, and frozen. At the end the kinds' head is folded
+into the projection: the first dimensions of an embedding are its kinds, standardised and loud
+enough to be heard by the UNet.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ def varied(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Each picture at another size and place, in slightly other colours, some mirrored."""
     r = torch.rand(len(pictures), 4, generator=generator).tolist()
     moved = [
-        render(p.flip(2) if a < 0.3 else p, [Pose()], 0.72 + 0.28 * b, 0.12 * (c - 0.5), 0.12 * (d - 0.5))
+        render(
+            p.flip(2) if a < 0.3 else p,
+            [Pose()],
+            0.72 + 0.28 * b,
+            0.12 * (c - 0.5),
+            0.12 * (d - 0.5),
+        )
         for p, (a, b, c, d) in zip(pictures, r, strict=True)
     ]
     return jitter(torch.cat(moved), 0.1, generator)
@@ -36,13 +43,19 @@ LOUD = 4.0  # standard deviation of the dimensions that tell the kind; that of t
 
 
 @torch.no_grad()
-def folded(encoder: CLIPVisionModelWithProjection, head: nn.Linear, pool: Tensor) -> dict[str, Tensor]:
-    """The encoder's weights with the kinds in front of the embedding. Biases are left to the network that listens."""
+def folded(
+    encoder: CLIPVisionModelWithProjection, head: nn.Linear, pool: Tensor
+) -> dict[str, Tensor]:
+    """The encoder's weights with the kinds in front of the embedding. Biases are left to the
+    network that listens.
+    """
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
     projection = state["visual_projection.weight"]
     spread = torch.cat([encoder(part.float()).image_embeds for part in pool[::7].split(64)]).std(0)
     kinds = head.weight @ projection
-    told = torch.cat([(encoder(part.float()).image_embeds @ head.weight.T) for part in pool[::7].split(64)]).std(0)
+    told = torch.cat(
+        [(encoder(part.float()).image_embeds @ head.weight.T) for part in pool[::7].split(64)]
+    ).std(0)
     state["visual_projection.weight"] = torch.cat([
         kinds * (LOUD / told)[:, None], (projection / spread[:, None])[len(kinds) :]
     ])  # fmt: skip
@@ -51,8 +64,14 @@ def folded(encoder: CLIPVisionModelWithProjection, head: nn.Linear, pool: Tensor
 
 @torch.no_grad()
 def variants(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` variants of every picture as the encoder gets them, in half precision: (count·N, 3, 224, 224)."""
-    parts = [prepared(varied(part, generator)).half() for _ in range(count) for part in pictures.split(64)]
+    """`count` variants of every picture as the encoder gets them, in half precision: (count·N, 3,
+    224, 224).
+    """
+    parts = [
+        prepared(varied(part, generator)).half()
+        for _ in range(count)
+        for part in pictures.split(64)
+    ]
     return torch.cat(parts)
 
 
@@ -83,7 +102,9 @@ def train(args: argparse.Namespace) -> None:
         picture = index % len(pictures)
         embedding = encoder(pool[index].float()).image_embeds
         guess = [head(embedding) for head in heads]
-        loss = F.cross_entropy(guess[0], kind[picture]) + 0.5 * F.cross_entropy(guess[1], concept[picture])
+        loss = F.cross_entropy(guess[0], kind[picture]) + 0.5 * F.cross_entropy(
+            guess[1], concept[picture]
+        )
         both.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
@@ -97,7 +118,10 @@ def train(args: argparse.Namespace) -> None:
             line = f"encoder step {step} seconds {clock.seconds:.0f} loss {loss.item():.3f} kind right {right:.3f}"
             log(args.work / "encoder.log", line)
     save_atomic({"encoder": encoder.state_dict(), "heads": heads.state_dict(), "step": step}, path)
-    save_atomic({"encoder": folded(encoder.eval(), heads[0], pool)}, args.work / "encoder.folded.safetensors")
+    save_atomic(
+        {"encoder": folded(encoder.eval(), heads[0], pool)},
+        args.work / "encoder.folded.safetensors",
+    )
 
 
 def main() -> None:

@@ -22,7 +22,18 @@ from PIL import Image
 from torch import Tensor
 
 HERE = Path(__file__).parent
-NAMES = ("cat face", "red car", "lock", "t-shirt", "red heart", "earth", "happy face", "tulip", "pizza", "basketball")
+NAMES = (
+    "cat face",
+    "red car",
+    "lock",
+    "t-shirt",
+    "red heart",
+    "earth",
+    "happy face",
+    "tulip",
+    "pizza",
+    "basketball",
+)
 BUCKETS = (20, 127, 230)
 PLACE = (0.88, 0.0, 0.0)
 
@@ -40,7 +51,9 @@ def truth(work: Path, bucket: int) -> tuple[Tensor, list[str]]:
     return torch.stack(found), names
 
 
-def animate(pipe: Any, stills: Tensor, bucket: int, args: argparse.Namespace, seed: int = 0) -> Tensor:
+def animate(
+    pipe: Any, stills: Tensor, bucket: int, args: argparse.Namespace, seed: int = 0
+) -> Tensor:
     """uint8 clips (N, 8, 64, 64, 3); picture i starts from its own generator."""
     generators = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(stills))]
     output = pipe(
@@ -61,7 +74,9 @@ def centre(frames: Tensor) -> Tensor:
     ink = 255 - frames.float().mean(-1)
     along = torch.arange(frames.shape[2], dtype=torch.float32)
     total = ink.sum((2, 3))
-    return torch.stack([(ink.sum(2) * along).sum(2) / total, (ink.sum(3) * along).sum(2) / total], 2)
+    return torch.stack(
+        [(ink.sum(2) * along).sum(2) / total, (ink.sum(3) * along).sum(2) / total], 2
+    )
 
 
 def decibels(frames: Tensor, target: Tensor) -> float:
@@ -71,13 +86,19 @@ def decibels(frames: Tensor, target: Tensor) -> float:
 
 
 def motion(frames: Tensor) -> dict[str, float]:
-    """Mean change between neighbouring frames (0..255) and the largest way of the centre, in pixels."""
+    """Mean change between neighbouring frames (0..255) and the largest way of the centre, in
+    pixels.
+    """
     way = (centre(frames) - centre(frames)[:, :1]).norm(dim=2).amax(1)
-    return {"change": round(float(frames.float().diff(dim=1).abs().mean()), 2), "way": round(float(way.mean()), 2)}
+    return {
+        "change": round(float(frames.float().diff(dim=1).abs().mean()), 2),
+        "way": round(float(way.mean()), 2),
+    }
 
 
 def astray(frames: Tensor, true: Tensor) -> dict[str, float]:
-    """What differs from the true clips: the centre's path (pixels), and what flickers on blank paper.
+    """What differs from the true clips: the centre's path (pixels), and what flickers on blank
+    paper.
 
     Blank are the pixels that the true clip leaves white throughout; their change between
     neighbouring frames is 0 in the truth.
@@ -90,7 +111,12 @@ def astray(frames: Tensor, true: Tensor) -> dict[str, float]:
 
 def measure(pipe: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Every figure, bucket by bucket, and the sheets."""
-    result: dict[str, Any] = {"steps": args.steps, "guidance": args.guidance, "clips": len(NAMES), "buckets": {}}
+    result: dict[str, Any] = {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "clips": len(NAMES),
+        "buckets": {},
+    }
     for bucket in BUCKETS:
         true, _ = truth(args.emoji, bucket)
         frames = animate(pipe, true[:, 0], bucket, args)
@@ -110,7 +136,9 @@ def measure(pipe: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def differences(pipe: StableVideoDiffusionPipeline, args: argparse.Namespace) -> dict[str, float]:
-    """Mean change of the frames when every picture gets another one's embedding, and with another seed."""
+    """Mean change of the frames when every picture gets another one's embedding, and with another
+    seed.
+    """
     bucket = BUCKETS[-1]
     stills = truth(args.emoji, bucket)[0][:, 0]
     usual, other = (animate(pipe, stills, bucket, args, seed).float() for seed in (0, 1))
@@ -131,9 +159,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="the video pipeline's folder")
     parser.add_argument("--out", type=Path, help="folder of the sheets; default: the work folder")
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the last frame; the first has 1")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="of the last frame; the first has 1"
+    )
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--quick", action="store_true", help="without the other seed and the other embedding")
+    parser.add_argument(
+        "--quick", action="store_true", help="without the other seed and the other embedding"
+    )
     args = parser.parse_args()
     args.out = args.out or args.work
     torch.set_num_threads(1)

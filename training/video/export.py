@@ -34,7 +34,10 @@ def build_pipeline(work: Path, model: Path) -> tuple[StableVideoDiffusionPipelin
         unet=network.unet,
         scheduler=EulerDiscreteScheduler.from_config(SCHEDULER),
         feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}, image_mean=half, image_std=half
+            size={"shortest_edge": 224},
+            crop_size={"height": 224, "width": 224},
+            image_mean=half,
+            image_std=half,
         ),
     )
     return pipeline, state

@@ -6,7 +6,9 @@ import beside  # noqa: F401
 import torch
 from clips import FRAMES
 from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing,
+)
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -38,8 +40,16 @@ def build_unet() -> UNetSpatioTemporalConditionModel:
         sample_size=16,
         in_channels=8,
         out_channels=4,
-        down_block_types=("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
+        down_block_types=(
+            "DownBlockSpatioTemporal",
+            "CrossAttnDownBlockSpatioTemporal",
+            "DownBlockSpatioTemporal",
+        ),
+        up_block_types=(
+            "UpBlockSpatioTemporal",
+            "CrossAttnUpBlockSpatioTemporal",
+            "UpBlockSpatioTemporal",
+        ),
         block_out_channels=(64, 64, 96),
         addition_time_embed_dim=IDS_DIM,
         projection_class_embeddings_input_dim=3 * IDS_DIM,
@@ -75,7 +85,9 @@ def prepared(pictures: Tensor) -> Tensor:
 class Network(nn.Module):
     """The frozen image encoder and the UNet."""
 
-    def __init__(self, encoder: CLIPVisionModelWithProjection, unet: UNetSpatioTemporalConditionModel) -> None:
+    def __init__(
+        self, encoder: CLIPVisionModelWithProjection, unet: UNetSpatioTemporalConditionModel
+    ) -> None:
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
         self.unet = unet
@@ -85,8 +97,12 @@ class Network(nn.Module):
         """Embeddings (N, width) of pictures in -1..1."""
         return self.encoder(prepared(pictures)).image_embeds
 
-    def forward(self, noisy: Tensor, still: Tensor, sigma: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
-        """The v prediction for noisy latents (N, F, 4, h, w) at ``sigma``, and the unscaled still's latents."""
+    def forward(
+        self, noisy: Tensor, still: Tensor, sigma: Tensor, embedding: Tensor, ids: Tensor
+    ) -> Tensor:
+        """The v prediction for noisy latents (N, F, 4, h, w) at ``sigma``, and the unscaled still's
+        latents.
+        """
         scaled = noisy / (sigma**2 + 1).sqrt().view(-1, 1, 1, 1, 1)
         still = still[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
         entering = torch.cat([scaled, still], dim=2)

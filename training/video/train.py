@@ -38,7 +38,9 @@ class Batches:
         """Take in shards written since the last call."""
         found = clips.read(self.work, self.seen)
         for shard in found:
-            self.rows = {k: torch.cat([self.rows[k], v]) if k in self.rows else v for k, v in shard.items()}
+            self.rows = {
+                k: torch.cat([self.rows[k], v]) if k in self.rows else v for k, v in shard.items()
+            }
         if not self.rows:
             raise FileNotFoundError(f"no clips below {self.work / 'clips'}: run clips.py first")
         if found:
@@ -82,7 +84,9 @@ class VideoTraining(Training):
             batches.refresh()
         batch = batches.draw(size)
         embedding = self.network.embed(to_float(batch["picture"])) * batch["keep"][:, None]
-        output = self.network(batch["noisy"], batch["still"], batch["sigma"], embedding, batch["ids"])
+        output = self.network(
+            batch["noisy"], batch["still"], batch["sigma"], embedding, batch["ids"]
+        )
         error = (output - batch["target"]).square().mean(dim=(1, 2, 3, 4))
         for value in error.detach()[batch["sigma"] > 5].tolist():
             self.far = value if self.far == 0 else 0.99 * self.far + 0.01 * value

@@ -28,4 +28,6 @@ def paint(helm: tm.Helm, prompts: list[str], seed: int, steps: int, **given: Any
 
 def top1(judge: Any, pictures: Tensor, captions: list[str], names: list[str]) -> float:
     """The judge's accuracy on pictures of captions."""
-    return accuracy(judge, to_float(pictures), torch.tensor([names.index(text) for text in captions]))[0]
+    return accuracy(
+        judge, to_float(pictures), torch.tensor([names.index(text) for text in captions])
+    )[0]

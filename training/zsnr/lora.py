@@ -1,6 +1,7 @@
 """Low-rank additions to the emoji model's UNet: W + B A on every linear and convolution layer.
 
-The file is the one that `pipe.load_lora_weights` reads: `unet.<layer>.lora_A.weight` and `.lora_B.weight`.
+The file is the one that `pipe.load_lora_weights` reads: `unet.<layer>.lora_A.weight` and
+`.lora_B.weight`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class LowRank(nn.Module):
 
 def added(unet: nn.Module) -> dict[str, LowRank]:
     """The additions by the name of their layer."""
-    return {name.split(".parametrizations")[0]: m for name, m in unet.named_modules() if isinstance(m, LowRank)}
+    return {
+        name.split(".parametrizations")[0]: m
+        for name, m in unet.named_modules()
+        if isinstance(m, LowRank)
+    }
 
 
 def add(unet: nn.Module, rank: int = RANK) -> None:
@@ -59,13 +64,19 @@ def add(unet: nn.Module, rank: int = RANK) -> None:
 
 
 def export(factors: dict[str, Tensor], shapes: dict[str, torch.Size], path: Path) -> None:
-    """Write the factors as float16 in diffusers' LoRA format; a convolution's A is a convolution of its own."""
+    """Write the factors as float16 in diffusers' LoRA format; a convolution's A is a convolution of
+    its own.
+    """
     tensors = {}
     for name, factor in factors.items():
         layer, kind = name.rsplit(".", 1)
         shape = shapes[layer]
         if len(shape) == 4:
-            factor = factor.view(len(factor), *shape[1:]) if kind == "lora_A" else factor[:, :, None, None]
+            factor = (
+                factor.view(len(factor), *shape[1:])
+                if kind == "lora_A"
+                else factor[:, :, None, None]
+            )
         tensors[f"unet.{layer}.{kind}.weight"] = factor.half().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -75,7 +86,9 @@ def export(factors: dict[str, Tensor], shapes: dict[str, torch.Size], path: Path
 
 def base(folder: Path) -> StableDiffusionXLPipeline:
     """The model to start from, in float32, with the attention that trains fastest on a CPU."""
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, add_watermarker=False
+    )
     pipe.unet.set_attn_processor(AttnProcessor())
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)
@@ -95,7 +108,9 @@ class Texts:
         new = [t for t in dict.fromkeys(texts) if t not in self.kept]
         if new:
             ids = token_ids(self.pipe.tokenizer_2, [t or "" for t in new])
-            for text, prompt, pooled in zip(new, *encode(self.pipe.text_encoder_2, ids), strict=True):
+            for text, prompt, pooled in zip(
+                new, *encode(self.pipe.text_encoder_2, ids), strict=True
+            ):
                 self.kept[text] = (prompt * 0, pooled * 0) if text is None else (prompt, pooled)
         pairs = [self.kept[t] for t in texts]
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
@@ -105,7 +120,9 @@ def call(unet: nn.Module, noisy: Tensor, time: Tensor, prompt: Tensor, pooled: T
     """The UNet's raw output for 64x64 pictures."""
     ids = torch.tensor([64.0, 64, 0, 0, 64, 64]).expand(len(noisy), 6)
     noisy = noisy.contiguous(memory_format=torch.channels_last)
-    return unet(noisy, time, prompt, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
+    return unet(
+        noisy, time, prompt, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}
+    ).sample
 
 
 @dataclass
@@ -129,7 +146,9 @@ class Pictures:
 
 @dataclass
 class Work(Clock):
-    """A clock of this process' own computing: on a busy machine the training takes longer, and is not worse."""
+    """A clock of this process' own computing: on a busy machine the training takes longer, and is
+    not worse.
+    """
 
     start: float = field(default_factory=time.process_time)
 
@@ -138,12 +157,18 @@ class Work(Clock):
         return self.before + time.process_time() - self.start
 
 
-def fit(unet: nn.Module, loss: Callable[[int], Tensor], args: argparse.Namespace, name: str) -> dict[str, Tensor]:
-    """AdamW on the additions until the work is done; returns their moving average. A checkpoint is continued."""
+def fit(
+    unet: nn.Module, loss: Callable[[int], Tensor], args: argparse.Namespace, name: str
+) -> dict[str, Tensor]:
+    """AdamW on the additions until the work is done; returns their moving average. A checkpoint is
+    continued.
+    """
     parts = added(unet)
     factors = {f"{n}.{k}": w for n, part in parts.items() for k, w in part.named_parameters()}
     average = {n: w.detach().clone() for n, w in factors.items()}
-    optimizer = torch.optim.AdamW(factors.values(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        factors.values(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     clock, step, running = Work(args.minutes, warmup=10), 0, 0.0
     path, log_path = args.work / f"{name}.safetensors", args.work / f"{name}.log"
     if path.exists():
@@ -167,18 +192,30 @@ def fit(unet: nn.Module, loss: Callable[[int], Tensor], args: argparse.Namespace
         running = value.item() if step == 1 else 0.97 * running + 0.03 * value.item()
         if step % 20 == 0:
             rate = optimizer.param_groups[0]["lr"]
-            log(log_path, f"{name} step {step} seconds {clock.seconds:.0f} loss {running:.4f} rate {rate:.2e}")
+            log(
+                log_path,
+                f"{name} step {step} seconds {clock.seconds:.0f} loss {running:.4f} rate {rate:.2e}",
+            )
         if clock.seconds - saved > 60 or clock.done:
             saved = clock.seconds
-            state = {"factors": factors, "average": average, "optimizer": optimizer.state_dict(), "step": step}
-            save_atomic(copy.copy(state) | {"seconds": clock.seconds, "seen": step * args.batch}, path)
+            state = {
+                "factors": factors,
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            }
+            save_atomic(
+                copy.copy(state) | {"seconds": clock.seconds, "seen": step * args.batch}, path
+            )
     return average
 
 
 def arguments(description: str | None, rate: float) -> argparse.ArgumentParser:
     """What the training scripts share on their command lines."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--work", type=Path, required=True, help="what training/emoji/data.py and vae.py wrote")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="what training/emoji/data.py and vae.py wrote"
+    )
     parser.add_argument("--base", type=Path, default=Path("src/timonel/zoo/emoji"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the LoRA file")
     parser.add_argument("--minutes", type=float, default=10, help="of CPU time, over all restarts")

@@ -1,4 +1,6 @@
-"""Measure the zero-SNR model: brightness of black and white, the judge on captions100, a contact sheet."""
+"""Measure the zero-SNR model: brightness of black and white, the judge on captions100, a contact
+sheet.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     helms, judge, names = models(args), load_judge(args.work), load(args.work).names
-    figures: dict[str, Any] = {"captions": args.captions, "steps": args.steps, "sampler": "dpmpp_2m/trailing"}
+    figures: dict[str, Any] = {
+        "captions": args.captions,
+        "steps": args.steps,
+        "sampler": "dpmpp_2m/trailing",
+    }
     for guidance in args.guidance:
         common = {"steps": args.steps, "sampler": "dpmpp_2m/trailing", "guidance": guidance}
         row: dict[str, Any] = {}
@@ -57,7 +63,9 @@ def main() -> None:
                 cells.append(paint(helm, [colour] * 5, 0, **common))
                 labels += [colour] * 5
                 level = cells[-1].float().div(255).mean(dim=(1, 2, 3))
-                row[f"{name}, {colour}"] = [round(float(f(level)), 4) for f in (torch.min, torch.mean, torch.max)]
+                row[f"{name}, {colour}"] = [
+                    round(float(f(level)), 4) for f in (torch.min, torch.mean, torch.max)
+                ]
         captions = CAPTIONS.read_text().splitlines()[: args.captions]
         cells.append(paint(helms["zero SNR"], captions, 1, **common))
         row["top1"] = round(top1(judge, cells[-1], captions, names), 4)

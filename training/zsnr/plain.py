@@ -27,7 +27,9 @@ def nearest(work: Path, value: float) -> Tensor:
     data = load(work)
     cells = F.adaptive_avg_pool2d(to_float(torch.from_numpy(data.pictures)), 16).mean(1)
     chosen = (cells - value).abs().flatten().topk(CELLS, largest=False).indices
-    return scaled_latents(work, data)[0].movedim(1, -1).reshape(-1, 4)[chosen].mean(0).view(1, 4, 1, 1)
+    return (
+        scaled_latents(work, data)[0].movedim(1, -1).reshape(-1, 4)[chosen].mean(0).view(1, 4, 1, 1)
+    )
 
 
 def find(vae: AutoencoderKL, begin: Tensor, value: float, steps: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,9 @@ def find(vae: AutoencoderKL, begin: Tensor, value: float, steps: int) -> tuple[T
     optimizer = torch.optim.Adam([latent], lr=0.02)
     for _ in range(steps):
         decoded = vae.decode(latent / vae.config.scaling_factor).sample
-        error = ((value - decoded) * value).clamp(min=0)  # beyond the colour is as good: pictures are clamped
+        error = ((value - decoded) * value).clamp(
+            min=0
+        )  # beyond the colour is as good: pictures are clamped
         loss = error.square().mean() + 1e-3 * (latent - begin).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -50,12 +54,16 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("src/timonel/zoo/emoji"))
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(args.base, subfolder="vae", torch_dtype=torch.float32).requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(
+        args.base, subfolder="vae", torch_dtype=torch.float32
+    ).requires_grad_(False)
     found = {}
     for name, value in COLOURS.items():
         found[name], decoded = find(vae, nearest(args.work, value), value, args.steps)
         brightness = decoded.clamp(-1, 1).add(1).div(2)
-        print(f"{name}: mean {brightness.mean():.4f}, min {brightness.min():.3f}, max {brightness.max():.3f}")
+        print(
+            f"{name}: mean {brightness.mean():.4f}, min {brightness.min():.3f}, max {brightness.max():.3f}"
+        )
     save_atomic(found, args.work / "plain.safetensors")
 
 

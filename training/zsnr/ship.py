@@ -1,4 +1,6 @@
-"""Write a derived model's folder: its LoRA, its scheduler's configuration and its card with the figures."""
+"""Write a derived model's folder: its LoRA, its scheduler's configuration and its card with the
+figures.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ KINDS: dict[str, dict[str, Any]] = {
 def card(kind: str, work: Path) -> dict[str, Any]:
     """What the base's card does not say."""
     state, figures = load_checkpoint(work / f"{kind}.safetensors"), work / f"{kind}.json"
-    made = {"name": f"emoji-{kind}", "base": "emoji", "class": "StableDiffusionXLPipeline", **KINDS[kind]["card"]}
+    made = {
+        "name": f"emoji-{kind}",
+        "base": "emoji",
+        "class": "StableDiffusionXLPipeline",
+        **KINDS[kind]["card"],
+    }
     if KINDS[kind]["more"]:
         made["concepts"] = [*load(work).names, *KINDS[kind]["more"]]
     made["evaluation"] = json.loads(figures.read_text()) if figures.exists() else {}
@@ -58,7 +65,9 @@ def main() -> None:
     if args.out.exists():
         shutil.rmtree(args.out)
     part.rename(args.out)
-    print(f"{args.out}: {sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6:.2f} MB")
+    print(
+        f"{args.out}: {sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6:.2f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Turn the emoji model into a v model with zero terminal SNR that also paints plain black and white.
+"""Turn the emoji model into a v model with zero terminal SNR that also paints plain black and
+white.
 
 ``--epsilon`` trains the control: the same pictures and time, but epsilon on the base's own levels.
 """
@@ -26,7 +27,9 @@ PLAIN, DROPPED, FIRST = 0.10, 0.10, 0.05  # parts of a batch: plain colours, no 
 
 @dataclass
 class Loss:
-    """The mean squared error of v on one batch; of epsilon, weighted as the base was, for the control."""
+    """The mean squared error of v on one batch; of epsilon, weighted as the base was, for the
+    control.
+    """
 
     unet: nn.Module
     pictures: Pictures
@@ -35,7 +38,9 @@ class Loss:
     epsilon: bool = False
 
     def __post_init__(self) -> None:
-        self.alphas = EulerDiscreteScheduler(**(SCHEDULER if self.epsilon else ZERO_SNR)).alphas_cumprod
+        self.alphas = EulerDiscreteScheduler(
+            **(SCHEDULER if self.epsilon else ZERO_SNR)
+        ).alphas_cumprod
 
     def clean(self, size: int) -> tuple[Tensor, list[str | None]]:
         """Latents and captions; some are plain colours, some have no prompt."""
@@ -72,7 +77,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     pipe = base(args.base)
-    shapes = {name: m.weight.shape for name, m in pipe.unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    shapes = {
+        name: m.weight.shape
+        for name, m in pipe.unet.named_modules()
+        if isinstance(m, (nn.Linear, nn.Conv2d))
+    }
     add(pipe.unet, args.rank)
     pictures = Pictures(args.work, random.Random(1), torch.Generator().manual_seed(1))
     plain = load_checkpoint(args.work / "plain.safetensors")

@@ -17,19 +17,26 @@ from .make import animate, generate, replay
 
 DEBUG = "TIMONEL_DEBUG"
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ClickException: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Take the helm of diffusion sampling: any sampler, any schedule, live previews, guidance only where it pays.",
+    help=(
+        "Take the helm of diffusion sampling: any sampler, any schedule, live previews, guidance"
+        " only where it pays."
+    ),
 )
 
 
 def main() -> None:
-    """Entry point. Wrong input is one line and exit status 2; an error of timonel's own one line and status 1."""
+    """Entry point. Wrong input is one line and exit status 2; an error of timonel's own one line
+    and status 1.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks while it is imported
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter gets its number
@@ -38,7 +45,9 @@ def main() -> None:
     try:
         status = _run(sys.argv[1:] or ["--help"])
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nothing is left to flush at exit
         status = 0
     raise SystemExit(status)
 
@@ -80,7 +89,11 @@ def _usage(error: Any) -> str:
     """What is wrong with the arguments, and where to read on."""
     text = error.format_message().rstrip(".")
     command = error.ctx.command_path if getattr(error, "ctx", None) else "timonel"
-    dash = "; a text that begins with - goes after --" if type(error).__name__ == "NoSuchOption" else ""
+    dash = (
+        "; a text that begins with - goes after --"
+        if type(error).__name__ == "NoSuchOption"
+        else ""
+    )
     return f"{text} (see {command} -h{dash})"
 
 
@@ -123,7 +136,10 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", callback=_debug, help=f"Show where in the code an error arose, as {DEBUG}=1.")
+        bool,
+        typer.Option(
+            "--debug", callback=_debug, help=f"Show where in the code an error arose, as {DEBUG}=1."
+        ),
     ] = False,
 ) -> None:
     pass

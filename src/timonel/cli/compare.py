@@ -25,7 +25,9 @@ WORDS = "timonel.words"  # of the command as it was typed
 
 
 class Greedy(TyperCommand):
-    """A command whose lists may be written in a row: `--sampler euler unipc` for `--sampler euler --sampler unipc`."""
+    """A command whose lists may be written in a row: `--sampler euler unipc` for `--sampler euler
+    --sampler unipc`.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[WORDS] = list(args)
@@ -50,15 +52,23 @@ def add(app: typer.Typer) -> None:
 
 def compare(
     ctx: typer.Context,
-    subjects: Annotated[Many, typer.Argument(help="Prompts, or pictures for an image-to-video model.")] = None,
+    subjects: Annotated[
+        Many, typer.Argument(help="Prompts, or pictures for an image-to-video model.")
+    ] = None,
     model: Annotated[Many, typer.Option(help="Shipped models, folders or hub names.")] = None,
-    sampler: Annotated[Many, typer.Option(help="Samplers: solver, solver/grid, or a grid alone.")] = None,
+    sampler: Annotated[
+        Many, typer.Option(help="Samplers: solver, solver/grid, or a grid alone.")
+    ] = None,
     grid: Annotated[Many, typer.Option(help="Grids, for every sampler.")] = None,
     steps: Annotated[Many, typer.Option(help="Numbers of steps.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0.")] = None,
     seed: Annotated[Many, typer.Option(help="These seeds.")] = None,
-    guidance: Annotated[Many, typer.Option(help="Guidance scales; none is the model's own.")] = None,
-    guidance_until: Annotated[Many, typer.Option(help="Ends of guidance: none, 0.4, step:4 or sigma:1.2.")] = None,
+    guidance: Annotated[
+        Many, typer.Option(help="Guidance scales; none is the model's own.")
+    ] = None,
+    guidance_until: Annotated[
+        Many, typer.Option(help="Ends of guidance: none, 0.4, step:4 or sigma:1.2.")
+    ] = None,
     negative: Annotated[Many, typer.Option(help="Negative prompts.")] = None,
     width: Annotated[Many, typer.Option(help="Widths in pixels.")] = None,
     height: Annotated[Many, typer.Option(help="Heights in pixels.")] = None,
@@ -66,36 +76,58 @@ def compare(
     dtype: Annotated[Many, typer.Option(help="fp32, fp16, bf16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
     plan: Annotated[Path | None, typer.Option(help="A TOML, YAML or JSON file of axes.")] = None,
-    preset: Annotated[str | None, typer.Option(help="tutorial: the claims of the tutorials, measured.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Network evaluations a call. Default: 16.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="tutorial: the claims of the tutorials, measured.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Network evaluations a call. Default: 16.")
+    ] = None,
     references: Annotated[
-        bool, typer.Option(help="Also the converged run of every sample, which distances are measured to.")
+        bool,
+        typer.Option(
+            help="Also the converged run of every sample, which distances are measured to."
+        ),
     ] = True,
     yes: Annotated[bool, typer.Option("--yes", help="Allow more than 1,000 runs.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how many runs and calls, and about how long; compute nothing else.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say how many runs and calls, and about how long; compute nothing else.",
+        ),
     ] = False,
-    export: Annotated[Path | None, typer.Option(help="Also write the numbers as a .parquet file.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the numbers as a .parquet file.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path(
+        "report"
+    ),
     as_json: Json = False,
 ) -> None:
-    """Compare samplers, schedules and guidance: pictures and numbers on one page to open or to send.
+    """Compare samplers, schedules and guidance: pictures and numbers on one page to open or to
+    send.
 
-    A comparison that was stopped, with Ctrl-C too, goes on where it was when the same command is given again.
+    A comparison that was stopped, with Ctrl-C too, goes on where it was when the same command is
+    given again.
 
-    Example: timonel compare "red apple" --sampler euler dpmpp_2m/karras ays --steps 6 10 20 --seeds 4
+    Example: timonel compare "red apple" --sampler euler dpmpp_2m/karras ays --steps 6 10 20 --seeds
+    4
     """
     from ..comparison import planned
 
     axes = {
         "model": model, "sampler": sampler, "grid": _nones(grid), "steps": _whole("steps", steps),
-        "seed": _whole("seed", seed), "guidance": _real("guidance", guidance), "guidance_until": _nones(guidance_until),
-        "negative_prompt": negative, "width": _whole("width", width), "height": _whole("height", height),
+        "seed": _whole("seed", seed), "guidance": _real("guidance", guidance),
+        "guidance_until": _nones(guidance_until),
+        "negative_prompt": negative, "width": _whole("width", width),
+        "height": _whole("height", height),
         "noise": noise, "dtype": dtype, "device": device, "seeds": seeds,
     }  # fmt: skip
     given = {name: value for name, value in axes.items() if value is not None}
     ready = _preset(preset, subjects, given)
-    chosen, judge = ready if ready else (planned(subjects or [], plan, given, yes=yes or dry_run), None)
+    chosen, judge = (
+        ready if ready else (planned(subjects or [], plan, given, yes=yes or dry_run), None)
+    )
     if export is not None:
         from ..comparison.rows import exportable
 
@@ -109,10 +141,15 @@ def compare(
             report |= _public(asdict(cost))
             say(cost)
             return
-        result = _compare(chosen, judge, again, batch=batch, references=references, yes=yes, out=out)
+        result = _compare(
+            chosen, judge, again, batch=batch, references=references, yes=yes, out=out
+        )
         if export is not None:
             result.export(export)
-        report |= {"page": result.page, "settings": [_public(g) for g in sorted(result.groups, key=_order)]}
+        report |= {
+            "page": result.page,
+            "settings": [_public(g) for g in sorted(result.groups, key=_order)],
+        }
         report["failed"] = _failed(result)
         _say(result)
     raise typer.Exit(1 if len(result.failed) == len(chosen) else 0)
@@ -126,7 +163,12 @@ def _public(data: dict[str, Any]) -> dict[str, Any]:
 def _failed(result: Comparison) -> list[dict[str, Any]]:
     """The runs that failed, with their reasons."""
     return [
-        {"sampler": one.recipe.sampler, "steps": one.recipe.steps, "seed": one.recipe.seed, "reason": one.reason}
+        {
+            "sampler": one.recipe.sampler,
+            "steps": one.recipe.steps,
+            "seed": one.recipe.seed,
+            "reason": one.reason,
+        }
         for one in result.failed
     ]
 
@@ -149,10 +191,13 @@ def _preset(
 
 
 def _compare(
-    chosen: Plan, judge: Callable[[Comparison], Comparison] | None, again: str, *, batch: int | None, references: bool,
+    chosen: Plan, judge: Callable[[Comparison], Comparison] | None, again: str, *,
+    batch: int | None, references: bool,
     yes: bool, out: Path,
 ) -> Comparison:  # fmt: skip
-    """Run it, with a bar. On Ctrl-C, whenever it comes, say what is kept, and that the command `again` goes on."""
+    """Run it, with a bar. On Ctrl-C, whenever it comes, say what is kept, and that the command
+    `again` goes on.
+    """
     from ..comparison import compare as make
     from ..comparison import kept
     from .options import quiet
@@ -160,7 +205,9 @@ def _compare(
     quiet()
     try:
         with _bar() as progress:
-            found = make(plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress)
+            found = make(
+                plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress
+            )
         return judge(found) if judge else found
     except KeyboardInterrupt as stop:
         from ..comparison.store import Store
@@ -189,7 +236,9 @@ def _bar() -> Iterator[Callable[[State], None]]:
         task = bar.add_task("comparing")
 
         def seen(state: State) -> None:
-            done, total = (state.row, state.rows) if state.phase != "runs" else (state.done, state.total)
+            done, total = (
+                (state.row, state.rows) if state.phase != "runs" else (state.done, state.total)
+            )
             bar.update(task, description=escape(plain(state)), completed=done, total=total or None)
 
         yield seen
@@ -213,7 +262,8 @@ def _say(found: Comparison) -> None:
         best = f"ties at {cost}" if group["halves"] in tied else f"best at {cost}"
         verdict = {"best": best, "tie": f"ties at {cost}"}.get(group["verdict"] or "", "")
         table.add_row(
-            Text(plain(group["label"])), cost, _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
+            Text(plain(group["label"])), cost,
+            _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
             _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),
             _number(group["seconds"], 2), verdict,
         )  # fmt: skip
@@ -226,13 +276,17 @@ def _say(found: Comparison) -> None:
 def _order(group: dict[str, Any]) -> tuple[float, float]:
     """Settings of equal cost stand together, the best of them first; what failed comes last."""
     error = group["mean"].get("latent_rmse")
-    return math.inf if group["halves"] is None else group["halves"], math.inf if error is None else error
+    return math.inf if group["halves"] is None else group["halves"], (
+        math.inf if error is None else error
+    )
 
 
 def _number(value: float | None, digits: int, error: float | None = None) -> str:
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" + ("" if error is None or error != error else f" ± {error:.{digits}f}")
+    return f"{value:.{digits}f}" + (
+        "" if error is None or error != error else f" ± {error:.{digits}f}"
+    )
 
 
 def _nones(words: Many) -> list[Any] | None:
@@ -244,7 +298,11 @@ def _whole(name: str, words: Many) -> list[int] | None:
 
 
 def _real(name: str, words: Many) -> list[Any] | None:
-    return None if words is None else [None if w.lower() == "none" else _parsed(name, w, float) for w in words]
+    return (
+        None
+        if words is None
+        else [None if w.lower() == "none" else _parsed(name, w, float) for w in words]
+    )
 
 
 def _parsed(name: str, word: str, kind: Any) -> Any:

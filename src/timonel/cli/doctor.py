@@ -16,7 +16,9 @@ from .say import document
 WORDS = {"true": True, "false": False, "none": None}
 
 
-def run(model: str, sampler: str | None, steps: int | None, flags: Sequence[str], as_json: bool) -> None:
+def run(
+    model: str, sampler: str | None, steps: int | None, flags: Sequence[str], as_json: bool
+) -> None:
     """Print the report, or the same as JSON."""
     found = doctor(model, sampler, steps, flags=parsed(flags))
     if as_json:
@@ -31,7 +33,9 @@ def parsed(flags: Sequence[str]) -> dict[str, Any]:
     for flag in flags:
         key, equals, value = flag.partition("=")
         if not equals or not key.isidentifier():
-            raise ArgumentError(f"--flag takes KEY=VALUE such as timestep_spacing=trailing, got {flag!r}")
+            raise ArgumentError(
+                f"--flag takes KEY=VALUE such as timestep_spacing=trailing, got {flag!r}"
+            )
         made[key] = _value(value)
     return made
 

@@ -1,4 +1,6 @@
-"""The commands that tell what there is: samplers, grids, models, what a sampler does, what a model is."""
+"""The commands that tell what there is: samplers, grids, models, what a sampler does, what a model
+is.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def grids(as_json: Json = False) -> None:
 
 
 def models(
-    concepts: Annotated[bool, typer.Option("--concepts", help="Also list what each model knows.")] = False,
+    concepts: Annotated[
+        bool, typer.Option("--concepts", help="Also list what each model knows.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the models that ship with timonel."""
@@ -51,15 +55,20 @@ def models(
     if as_json:
         document([
             {
-                "model": name, "what": zoo.MODELS[name], "steps": card.default_steps, "sampler": card.default_sampler,
-                "guidance": card.default_guidance, "resolution": card.resolution, "styles": card.styles,
+                "model": name, "what": zoo.MODELS[name], "steps": card.default_steps,
+                "sampler": card.default_sampler,
+                "guidance": card.default_guidance, "resolution": card.resolution,
+                "styles": card.styles,
                 "concepts": card.concepts if concepts else len(card.concepts),
             }
             for name, card in cards.items()
         ])  # fmt: skip
         return
     for name, card in cards.items():
-        say(f"{name}: {zoo.MODELS[name]}, {len(card.concepts)} concepts in the styles {', '.join(card.styles)}")
+        say(
+            f"{name}: {zoo.MODELS[name]}, {len(card.concepts)} concepts in the styles"
+            f" {', '.join(card.styles)}"
+        )
         if concepts:
             say(", ".join(card.concepts))
 
@@ -68,13 +77,17 @@ def explain(
     sampler: Annotated[
         str,
         typer.Argument(
-            help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file.", autocompletion=complete.samplers
+            help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file.",
+            autocompletion=complete.samplers,
         ),
     ],
     vs: Annotated[
-        str | None, typer.Option(help="Another sampler to draw beside it.", autocompletion=complete.samplers)
+        str | None,
+        typer.Option(help="Another sampler to draw beside it.", autocompletion=complete.samplers),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps. Default: 10, or those of a fitted sampler.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps. Default: 10, or those of a fitted sampler.")
+    ] = None,
     settings: Settings = None,
     model: Annotated[
         str | None,
@@ -84,12 +97,17 @@ def explain(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the plot, or its name: a .png, .svg or .pdf file.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the plot, or its name: a .png, .svg or .pdf file."
+        ),
     ] = Path("out"),
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise process."""
+    """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise
+    process.
+    """
     from ..explain import plot, target
     from ..files import beside, free, placed, short, writable
 
@@ -118,7 +136,9 @@ def explain(
 
 
 def _tables(samplers: Sequence[Sampler], model: str | None) -> list[Table]:
-    """The samplers on a model's process; a fitted one alone is shown as it is, for its model may not be here."""
+    """The samplers on a model's process; a fitted one alone is shown as it is, for its model may
+    not be here.
+    """
     from .. import zoo
 
     if model is None and len(samplers) == 1 and samplers[0].fitted is not None:
@@ -135,7 +155,8 @@ def doctor(
     model: Annotated[
         str,
         typer.Argument(
-            help="A shipped model, a folder in diffusers' format or a hub name.", autocompletion=complete.models
+            help="A shipped model, a folder in diffusers' format or a hub name.",
+            autocompletion=complete.models,
         ),
     ],
     sampler: Annotated[
@@ -145,15 +166,20 @@ def doctor(
             autocompletion=complete.samplers,
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps. Default: those of the recommendation.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps. Default: those of the recommendation.")
+    ] = None,
     flags: Annotated[
-        list[str] | None, typer.Option("--flag", metavar="KEY=VALUE", help="What one gives to from_config besides.")
+        list[str] | None,
+        typer.Option("--flag", metavar="KEY=VALUE", help="What one gives to from_config besides."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a model is, what suits it, what diffusers would do wrong with a sampler, and what is recommended.
+    """Say what a model is, what suits it, what diffusers would do wrong with a sampler, and what is
+    recommended.
 
-    Example: timonel doctor folder/of/svd --sampler dpmpp_2m_sde/karras --flag timestep_spacing=trailing
+    Example: timonel doctor folder/of/svd --sampler dpmpp_2m_sde/karras --flag
+    timestep_spacing=trailing
     """
     from .doctor import run
 
@@ -171,4 +197,6 @@ def _listed(facts: list[dict[str, Any]], as_json: bool) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (", ".join(value) if isinstance(value, list) else "" if value is None else str(value)) or "-"
+    return (
+        ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
+    ) or "-"

@@ -10,7 +10,17 @@ import typer
 
 from . import complete
 from . import say as say_
-from .options import Dtype, Model, Overwrite, Settings, choose, guidance_of, quiet, sampler_of, stoppable
+from .options import (
+    Dtype,
+    Model,
+    Overwrite,
+    Settings,
+    choose,
+    guidance_of,
+    quiet,
+    sampler_of,
+    stoppable,
+)
 from .say import Json, kept, reporting, say
 
 if TYPE_CHECKING:
@@ -26,23 +36,37 @@ SEEDS = 2**63 - 1  # the largest that generators of torch take everywhere
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to paint, e.g. "red apple".')],
     model: Model = "emoji",
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json file. "
-            "Default: one fitted to the model for these steps, else the model's own.",
+            help=(
+                "solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json"
+                " file. "
+                "Default: one fitted to the model for these steps, else the model's own."
+            ),
             autocompletion=complete.samplers,
         ),
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")
+    ] = None,
     settings: Settings = None,
     noise: Annotated[
-        str | None, typer.Option(help="independent, or brownian: any number of steps follows one noise per seed.")
+        str | None,
+        typer.Option(
+            help="independent, or brownian: any number of steps follows one noise per seed."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the (first) picture.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")] = 1,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
+    count: Annotated[
+        int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")
+    ] = 1,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")
+    ] = None,
     guidance_until: Annotated[
         str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
     ] = None,
@@ -51,19 +75,26 @@ def generate(
     height: Annotated[int | None, typer.Option(min=8)] = None,
     dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="Write every step's picture while it runs.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Write every step's picture while it runs.")
+    ] = False,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the results, or the name of the picture, a .png.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the results, or the name of the picture, a .png."
+        ),
     ] = Path("out"),
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Make a picture, a contact sheet of how it came to be, and an animation of the steps.
 
-    Ctrl-C once stops at the next step and still saves what there is; twice aborts. Nothing is overwritten: a second
-    red-apple-7.png is called red-apple-7-2.png, and a name of yours that is taken is refused.
+    Ctrl-C once stops at the next step and still saves what there is; twice aborts. Nothing is
+    overwritten: a second red-apple-7.png is called red-apple-7-2.png, and a name of yours that is
+    taken is refused.
 
-    Example: timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7 --guidance-until 0.4 --preview
+    Example: timonel generate "red apple" --steps 12 --sampler dpmpp_2m/karras --seed 7
+    --guidance-until 0.4 --preview
     """
     from .. import zoo
     from ..errors import ArgumentError
@@ -74,20 +105,26 @@ def generate(
     folder, name = placed(out, count, overwrite)
     with reporting(as_json) as report:
         card = zoo.card(model) if model in zoo.MODELS else None
-        interval = guidance_of(card.default_guidance if card and guidance is None else guidance, guidance_until)
+        interval = guidance_of(
+            card.default_guidance if card and guidance is None else guidance, guidance_until
+        )
         told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
         named = None if sampler is None else sampler_of(sampler, steps, told, noise)
         quiet()
         from ..core.data import GuidanceData
         from ..make.recipe import Recipe
-        from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+        from ..pipelines.helm import (
+            Helm,
+        )  # which takes seconds: after everything that may be refused
 
         helm = Helm(model, dtype=dtype, device=device)
         chosen = choose(helm, named, steps, told, noise, interval)
         assert chosen.steps is not None
         recipe = Recipe(
-            model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps, width=width,
-            height=height, dtype=dtype, device=device, guidance=None if interval is None else GuidanceData.of(interval),
+            model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps,
+            width=width,
+            height=height, dtype=dtype, device=device,
+            guidance=None if interval is None else GuidanceData.of(interval),
             **Recipe.choice(chosen),
         )  # fmt: skip
         where = {"folder": folder, "name": name, "preview": preview, "overwrite": overwrite}
@@ -121,8 +158,10 @@ def _report(made: Made) -> dict[str, Any]:
         say(f"previews   {made.previews}")
     say(f"{made.calls} network calls, {made.seconds:.2f} s, seed {made.recipe.seed}")
     return {
-        "picture": made.picture, "steps": made.sheet, "animation": made.animation, "previews": made.previews,
-        "stopped": made.stopped or None, "stopped_after": made.recipe.stopped_after, "calls": made.calls,
+        "picture": made.picture, "steps": made.sheet, "animation": made.animation,
+        "previews": made.previews,
+        "stopped": made.stopped or None, "stopped_after": made.recipe.stopped_after,
+        "calls": made.calls,
         "seconds": round(made.seconds, 3), "seed": made.recipe.seed,
         "recipe": made.recipe.model_dump(exclude_none=True, exclude={"table"}),
     }  # fmt: skip
@@ -137,7 +176,9 @@ def animate(
             autocompletion=complete.models,
         ),
     ] = "emoji-video",
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -152,18 +193,22 @@ def animate(
     fps: Annotated[int, typer.Option(help="Frames a second, which the model is told too.")] = 7,
     noise: Annotated[float, typer.Option(help="Noise added to the picture, 0 to 1.")] = 0.02,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale of the last frame; 1 is none. Default: the model's own.")
+        float | None,
+        typer.Option(help="Guidance scale of the last frame; 1 is none. Default: the model's own."),
     ] = None,
     guidance_until: Annotated[
         str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
     ] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
     height: Annotated[int | None, typer.Option(min=8)] = None,
-    frames: Annotated[int | None, typer.Option(min=2, help="Frames; default: the model's own number.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=2, help="Frames; default: the model's own number.")
+    ] = None,
     dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="An .mp4, .gif or .webp file; default: out/clip.mp4.")
+        Path | None,
+        typer.Option("--out", "-o", help="An .mp4, .gif or .webp file; default: out/clip.mp4."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -178,13 +223,18 @@ def animate(
     from ..make.animate import Motion, still, target
     from ..make.animate import animate as make
 
-    video = target(out or free(Path("out/clip"), ".mp4").with_suffix(".mp4"), overwrite=overwrite or out is None)
+    video = target(
+        out or free(Path("out/clip"), ".mp4").with_suffix(".mp4"),
+        overwrite=overwrite or out is None,
+    )
     with reporting(as_json) as report:
         interval = guidance_of(guidance, guidance_until)
         named = None if sampler is None else sampler_of(sampler, steps, settings or [])
         told, first = Motion(motion, fps, noise), still(picture)
         quiet()
-        from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+        from ..pipelines.helm import (
+            Helm,
+        )  # which takes seconds: after everything that may be refused
 
         helm = Helm(model, dtype=dtype, device=device)
         chosen = choose(helm, named, steps, settings or [], None, interval)
@@ -199,10 +249,15 @@ def animate(
         if made.stopped:
             say(f"stopped: {made.stopped}")
         say(f"video      {made.video}")
-        say(f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed {seed}")
+        say(
+            f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed"
+            f" {seed}"
+        )
         report |= {
-            "video": made.video, "frames": len(made.frames), "calls": made.calls, "seconds": round(made.seconds, 3),
-            "seed": seed, "sampler": chosen.label, "steps": chosen.steps, "stopped": made.stopped or None,
+            "video": made.video, "frames": len(made.frames), "calls": made.calls,
+            "seconds": round(made.seconds, 3),
+            "seed": seed, "sampler": chosen.label, "steps": chosen.steps,
+            "stopped": made.stopped or None,
         }  # fmt: skip
 
 
@@ -210,15 +265,20 @@ def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that timonel wrote.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The .png to write, or its folder; default: beside it, -replay.png."),
+        typer.Option(
+            "--out", "-o", help="The .png to write, or its folder; default: beside it, -replay.png."
+        ),
     ] = None,
     overwrite: Overwrite = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Load the model that the picture names, without asking.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Load the model that the picture names, without asking.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a picture again from the recipe inside it, and say whether it is the same.
 
-    A model that does not ship with timonel is named by whoever made the file, so it is asked for first.
+    A model that does not ship with timonel is named by whoever made the file, so it is asked for
+    first.
     """
     from ..files import beside, free, placed, ready, short
     from ..hooks.guard import guard
@@ -244,7 +304,11 @@ def replay(
             now.save(made, path)
         kept(path)
         away = _away(before, made)
-        said = "identical, bit for bit" if not away else f"different: {_differences(recipe, now, away)}"
+        said = (
+            "identical, bit for bit"
+            if not away
+            else f"different: {_differences(recipe, now, away)}"
+        )
         say(f"picture    {path}\n{said}")
         report |= {
             "picture": path, "identical": not away, "largest_difference": away, "said": said,
@@ -254,14 +318,19 @@ def replay(
 
 
 def _allowed(picture: Path, recipe: Recipe, yes: bool) -> None:
-    """Ask before a model is loaded that only a file names. Raises `ArgumentError` where nobody can be asked."""
+    """Ask before a model is loaded that only a file names. Raises `ArgumentError` where nobody can
+    be asked.
+    """
     from .. import zoo
     from ..errors import ArgumentError
 
     if yes or recipe.model in zoo.MODELS:
         return
     loading = "".join(f", {key}={value!r}" for key, value in (recipe.loading or {}).items())
-    said = f"{str(picture)!r} names the model {recipe.model!r}{loading}, which does not ship with timonel"
+    said = (
+        f"{str(picture)!r} names the model {recipe.model!r}{loading}, which does not ship with"
+        " timonel"
+    )
     if not say_.interactive():
         raise ArgumentError(f"{said}; where you know it, load it with --yes")
     if not say_.confirmed(f"{said}. Load it?"):
@@ -278,7 +347,9 @@ def _png(path: Path) -> Path:
 
 
 def _away(before: Image.Image, now: Image.Image) -> float:
-    """The largest difference of two pictures, of 255; infinite where their sizes differ, 0 where they are the same."""
+    """The largest difference of two pictures, of 255; infinite where their sizes differ, 0 where
+    they are the same.
+    """
     from PIL import ImageChops
 
     if before.size != now.size:
@@ -299,4 +370,6 @@ def _differences(before: Recipe, now: Recipe, away: float) -> str:
     if before.batch:
         changed.insert(0, f"it was one of {before.batch} made at once, which rounds otherwise")
     by = "of another size" if away == math.inf else f"by at most {away:.0f} of 255"
-    return f"{by}; " + (", ".join(changed) or "same versions, so another machine, device or number of threads")
+    return f"{by}; " + (
+        ", ".join(changed) or "same versions, so another machine, device or number of threads"
+    )

@@ -19,22 +19,39 @@ if TYPE_CHECKING:
     from ..pipelines.helm import Helm
 
 Model = Annotated[
-    str, typer.Option(help="A shipped model (see `timonel models`), a folder or a hub name.", autocompletion=models)
+    str,
+    typer.Option(
+        help="A shipped model (see `timonel models`), a folder or a hub name.",
+        autocompletion=models,
+    ),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="fp32, fp16 or bf16, or torch's names for them.", autocompletion=dtypes)
+    str | None,
+    typer.Option(help="fp32, fp16 or bf16, or torch's names for them.", autocompletion=dtypes),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that exist. Without it they are left, or the call refused.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace files that exist. Without it they are left, or the call refused.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="An option of the sampler or its grid, such as order=3 or rho=5."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="An option of the sampler or its grid, such as order=3 or rho=5.",
+    ),
 ]
 
 
-def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str | None = None) -> Sampler:
-    """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the grid."""
+def sampler_of(
+    name: str, steps: int | None, settings: Sequence[str], noise: str | None = None
+) -> Sampler:
+    """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the
+    grid.
+    """
     from ..core import names, solvers
     from ..core.grids import GRIDS
     from ..core.sampler import Sampler, is_file
@@ -42,7 +59,10 @@ def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str
 
     if is_file(name):
         if settings:
-            raise ArgumentError(f"{settings[0]} has nothing to set: {name!r} is fitted, with no options; leave it out")
+            raise ArgumentError(
+                f"{settings[0]} has nothing to set: {name!r} is fitted, with no options; leave"
+                " it out"
+            )
         return Sampler(name, steps=steps, noise=noise)
     named = names.sampler(name)
     grid = GRIDS[named.grid].options if named.grid else ()
@@ -58,24 +78,31 @@ def sampler_of(name: str, steps: int | None, settings: Sequence[str], noise: str
 
 
 def choose(
-    helm: Helm, named: Sampler | None, steps: int | None, settings: Sequence[str], noise: str | None,
+    helm: Helm, named: Sampler | None, steps: int | None, settings: Sequence[str],
+    noise: str | None,
     guidance: Guidance | None,
 ) -> Sampler:  # fmt: skip
-    """The sampler of a command with its steps, by the rule of `pipelines/choice.py`; says which, and why.
+    """The sampler of a command with its steps, by the rule of `pipelines/choice.py`; says which,
+    and why.
 
-    `named`: the one that the command names, as `sampler_of` has read it. `settings` and `noise` of a command that
-    names none are those of the sampler that the rule takes; one that was fitted has none.
+    `named`: the one that the command names, as `sampler_of` has read it. `settings` and `noise` of
+    a command that names none are those of the sampler that the rule takes; one that was fitted has
+    none.
     """
     plain = not settings and noise is None
     found = helm.choose(named, steps, guidance, fitted=plain)
     if named is None and not plain:
-        found = helm.choose(sampler_of(found.sampler.label, found.sampler.steps, settings, noise), guidance=guidance)
+        found = helm.choose(
+            sampler_of(found.sampler.label, found.sampler.steps, settings, noise), guidance=guidance
+        )
     say(f"sampler    {found}")
     return found.sampler
 
 
 def steps_of(name: str, steps: int | None, usual: int) -> int | None:
-    """The steps of a command: those asked for, else the usual; None where a sampler file says them itself."""
+    """The steps of a command: those asked for, else the usual; None where a sampler file says them
+    itself.
+    """
     from ..core.sampler import is_file
 
     return usual if steps is None and not is_file(name) else steps

@@ -16,7 +16,11 @@ import typer
 from ..files import CONTROL, plain
 
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output, everything else on standard error.")
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on standard output, everything else on standard error.",
+    ),
 ]
 
 #: what the command in progress has written, to be named when it is interrupted
@@ -56,7 +60,11 @@ def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
 def document(data: Any) -> None:
     """Print data as JSON; numbers that JSON does not have become null."""
     text = json.dumps(_data(data), indent=1, ensure_ascii=False, allow_nan=False)
-    print("".join(c if c == "\n" or unicodedata.category(c) not in CONTROL else _escaped(c) for c in text))
+    print(
+        "".join(
+            c if c == "\n" or unicodedata.category(c) not in CONTROL else _escaped(c) for c in text
+        )
+    )
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -22,17 +22,28 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="A shipped model (see `timonel models`), a folder or a hub name.", autocompletion=complete.models
+            help="A shipped model (see `timonel models`), a folder or a hub name.",
+            autocompletion=complete.models,
         ),
     ],
-    steps: Annotated[list[int] | None, typer.Option(help="Steps to fit for, such as 8, or 4 6 8. Default: 8.")] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Steps to fit for, such as 8, or 4 6 8. Default: 8.")
+    ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file of prompts or pictures, one a line. Default: the model's own.")
+        Path | None,
+        typer.Option(
+            help="A text file of prompts or pictures, one a line. Default: the model's own."
+        ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Samples; a third of them only judge. Default: 64, fewer where time is short.")
+        int | None,
+        typer.Option(
+            help="Samples; a third of them only judge. Default: 64, fewer where time is short."
+        ),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")
+    ] = None,
     guidance_until: Annotated[
         str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
     ] = None,
@@ -46,18 +57,27 @@ def tune(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="levels, rows, differences or backward. Default: differences, in half precision backward."),
+        typer.Option(
+            help=(
+                "levels, rows, differences or backward. Default: differences, in half precision"
+                " backward."
+            )
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Network evaluations a call.")] = None,
     dtype: Dtype = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The sampler file, or a folder for several numbers of steps.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The sampler file, or a folder for several numbers of steps."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fit a sampler to a model, so that few steps come near the picture of many, and prove it on unseen noise.
+    """Fit a sampler to a model, so that few steps come near the picture of many, and prove it on
+    unseen noise.
 
     Ctrl-C ends the fit and keeps the best so far; a fit that was killed goes on where it was.
 
@@ -67,20 +87,29 @@ def tune(
     from ..files import free, ready
 
     counts = steps or [8]
-    target = out or (free(Path("fast"), ".json").with_suffix(".json") if len(counts) == 1 else free(Path("fast"), ""))
-    tuning.checks.asked(counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch)
+    target = out or (
+        free(Path("fast"), ".json").with_suffix(".json")
+        if len(counts) == 1
+        else free(Path("fast"), "")
+    )
+    tuning.checks.asked(
+        counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch
+    )
     for path in [target] if len(counts) == 1 else [target / f"{count}.json" for count in counts]:
         ready(path, overwrite=overwrite)
     with reporting(as_json) as report:
         quiet()
-        from ..pipelines.helm import Helm  # which takes seconds: after everything that may be refused
+        from ..pipelines.helm import (
+            Helm,
+        )  # which takes seconds: after everything that may be refused
 
         helm = Helm(model, dtype=dtype, device=device)
         interval = guidance_of(guidance, guidance_until)
         if interval is not None and interval.scale is None and helm.card:
             interval = guidance_of(helm.card.default_guidance, guidance_until)
         found = tuning.tune(
-            helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes, out=target,
+            helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes,
+            out=target,
             start=start, method=method, batch=batch, told=error,
         )  # fmt: skip
         say("\n".join(found.lines()))

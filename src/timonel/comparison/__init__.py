@@ -1,9 +1,11 @@
-"""Compare samplers, schedules and guidance on your own prompt: pictures, numbers, and one page to send to somebody.
+"""Compare samplers, schedules and guidance on your own prompt: pictures, numbers, and one page to
+send to somebody.
 
 found = tm.compare("red apple", sampler=["euler", "dpmpp_2m/karras", "ays"], steps=[6, 10], seeds=4)
 found.page               # report/index.html
 found.best(steps=10)     # ties included
-found.rows               # dicts; found.to_pandas(), found.table (pyarrow), found.export("runs.parquet")
+found.rows               # dicts; found.to_pandas(), found.table (pyarrow),
+found.export("runs.parquet")
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ EVERY = 15.0  # seconds between two writings of the page
 
 
 class Stopped(KeyboardInterrupt):
-    """A comparison was stopped by Ctrl-C. `kept`: what there is, and where; `again`: the call that goes on."""
+    """A comparison was stopped by Ctrl-C. `kept`: what there is, and where; `again`: the call that
+    goes on.
+    """
 
     def __init__(self, kept: str, again: str) -> None:
         super().__init__(f"{kept}; this call goes on: {again}")
@@ -39,7 +43,9 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Comparison:
-    """What a comparison found. `page`: the HTML file; `groups`: a row for every setting, over its seeds and prompts."""
+    """What a comparison found. `page`: the HTML file; `groups`: a row for every setting, over its
+    seeds and prompts.
+    """
 
     plan: Plan
     store: Store
@@ -80,16 +86,21 @@ class Comparison:
 
         return export(self.rows, path)
 
-    def best(self, steps: int | None = None, evaluations: int | None = None) -> list[dict[str, Any]]:
-        """The settings of least distance to the converged samples among those of equal cost, and what ties with them.
+    def best(
+        self, steps: int | None = None, evaluations: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The settings of least distance to the converged samples among those of equal cost, and
+        what ties with them.
 
-        `steps`, `evaluations`: only those with so many steps, or network evaluations a picture. Ordered by
-        evaluations, then by distance: settings of different cost are not weighed against each other.
+        `steps`, `evaluations`: only those with so many steps, or network evaluations a picture.
+        Ordered by evaluations, then by distance: settings of different cost are not weighed against
+        each other.
         """
         asked = (("steps", steps), ("halves", evaluations))
         found = [
             g for g in self.groups
-            if g["verdict"] in ("best", "tie") and all(n in (None, g["at"].get(k, g.get(k))) for k, n in asked)
+            if g["verdict"] in ("best", "tie") and all(n in (None, g["at"].get(k, g.get(k))) for k,
+            n in asked)
         ]  # fmt: skip
         return sorted(found, key=lambda group: (group["halves"], group["mean"]["latent_rmse"]))
 
@@ -109,15 +120,16 @@ def compare(
 ) -> Comparison:
     """Run a plan and write the page; a comparison that was stopped or killed goes on where it was.
 
-    `subjects, axes`: see `Plan.of`; every field of a recipe may be a list. A loaded model comes first,
-    `compare(pipe, "red apple", …)`, or as `model=`: a pipeline or a `Helm`, which is used as it is. `plan`: a plan, or
-    a TOML, YAML or JSON file of axes. `batch`: network evaluations a call (16). `references`: also make the converged
-    run of every sample, 64 to 256 steps, that distances are measured to. `yes`: allow more than 1,000 runs.
-    `progress`: is called with a `State` after every network call; by default lines on stderr, none where False.
+    `subjects, axes`: see `Plan.of`; every field of a recipe may be a list. A loaded model comes
+    first, `compare(pipe, "red apple", …)`, or as `model=`: a pipeline or a `Helm`, which is used as
+    it is. `plan`: a plan, or a TOML, YAML or JSON file of axes. `batch`: network evaluations a call
+    (16). `references`: also make the converged run of every sample, 64 to 256 steps, that distances
+    are measured to. `yes`: allow more than 1,000 runs. `progress`: is called with a `State` after
+    every network call; by default lines on stderr, none where False.
 
-    Raises `UnknownName` and `ArgumentError` before any compute for what cannot be meant, and `Stopped`, a
-    KeyboardInterrupt, on Ctrl-C: it says what is kept, and how to go on. A cell that fails later is kept with its
-    reason, and the rest goes on.
+    Raises `UnknownName` and `ArgumentError` before any compute for what cannot be meant, and
+    `Stopped`, a KeyboardInterrupt, on Ctrl-C: it says what is kept, and how to go on. A cell that
+    fails later is kept with its reason, and the rest goes on.
     """
     from .engine import BATCH, Engine
     from .store import Store
@@ -127,7 +139,16 @@ def compare(
     references, yes = flag("references", references), flag("yes", yes)
     if not isinstance(progress, bool):
         function("progress", progress, "lambda state: print(state)", 1)
-    again = _call(subjects, prompts, axes, out=str(out), plan=plan, batch=batch, references=references, yes=yes)
+    again = _call(
+        subjects,
+        prompts,
+        axes,
+        out=str(out),
+        plan=plan,
+        batch=batch,
+        references=references,
+        yes=yes,
+    )
     if is_model(subjects):
         if "model" in axes:
             raise ArgumentError("give the model once, first or as model=")
@@ -151,7 +172,9 @@ def compare(
 
 
 def kept(plan: Plan, store: Store, notes: Sequence[Any] = ()) -> str:
-    """Write the page of what there is, and say what that is; a second Ctrl-C leaves the page as it was."""
+    """Write the page of what there is, and say what that is; a second Ctrl-C leaves the page as it
+    was.
+    """
     try:
         write(plan, store, notes)
         page = ""
@@ -159,7 +182,10 @@ def kept(plan: Plan, store: Store, notes: Sequence[Any] = ()) -> str:
         page = " (the page is an older one)"
     done = sum(store.done(cell.id) is not None for cell in plan)
     fine = sum(o.kind == "reference" and o.status == "done" for o in store.outcomes.values())
-    what = f"{done} of {len(plan)} runs and {fine} reference runs are kept in {str(store.root)!r}{page}"
+    what = (
+        f"{done} of {len(plan)} runs and {fine} reference runs are kept in"
+        f" {str(store.root)!r}{page}"
+    )
     return f"stopped: {what}; what was on its way begins again"
 
 
@@ -167,7 +193,11 @@ def _call(subjects: Any, prompts: Any, axes: dict[str, Any], **others: Any) -> s
     """The call of `compare`, as it could be typed again."""
     usual = {"batch": None, "plan": None, "references": True, "yes": False}
     named = {k: v for k, v in others.items() if k not in usual or v is not usual[k]}
-    words = [_typed(v) for v in (subjects, prompts) if not (v is None or (isinstance(v, tuple) and not v))]
+    words = [
+        _typed(v)
+        for v in (subjects, prompts)
+        if not (v is None or (isinstance(v, tuple) and not v))
+    ]
     return f"tm.compare({', '.join([*words, *(f'{k}={_typed(v)}' for k, v in {**axes, **named}.items())])})"
 
 
@@ -181,10 +211,18 @@ def _typed(value: Any) -> str:
 
 
 def planned(
-    subjects: Sequence[str] | str, plan: Plan | str | PathLike[str] | None, axes: dict[str, Any], *, yes: bool = False
+    subjects: Sequence[str] | str,
+    plan: Plan | str | PathLike[str] | None,
+    axes: dict[str, Any],
+    *,
+    yes: bool = False,
 ) -> Plan:
-    """The plan of a call: given, read from a file, or made of axes. `yes`: whether more than 1,000 runs are meant."""
-    subjects = subjects if isinstance(subjects, str) else several("subjects", subjects, "['red apple']")
+    """The plan of a call: given, read from a file, or made of axes. `yes`: whether more than 1,000
+    runs are meant.
+    """
+    subjects = (
+        subjects if isinstance(subjects, str) else several("subjects", subjects, "['red apple']")
+    )
     if isinstance(plan, Plan):
         if subjects or axes:
             raise ArgumentError("give a plan or its axes, not both")
@@ -196,7 +234,9 @@ def planned(
     return Plan.of(subjects, yes=yes, **axes)
 
 
-def write(plan: Plan, store: Store, notes: Sequence[Any] = (), claims: Sequence[Any] = ()) -> Comparison:
+def write(
+    plan: Plan, store: Store, notes: Sequence[Any] = (), claims: Sequence[Any] = ()
+) -> Comparison:
     """Write the page of what the store has of a plan."""
     from ..files import replacing
     from .page import render

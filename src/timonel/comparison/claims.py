@@ -1,8 +1,10 @@
-"""The claims of two widely read tutorials on diffusers' schedulers and callbacks, measured on a shipped model.
+"""The claims of two widely read tutorials on diffusers' schedulers and callbacks, measured on a
+shipped model.
 
-Every claim is a function from the comparison to a measurement in words and a verdict that follows from the numbers.
-Settings are compared sample by sample, by the logarithm of the ratio: "better" holds where its mean is beyond two
-standard errors of 0, "the same" where even two standard errors above it the ratio is at most 1.25.
+Every claim is a function from the comparison to a measurement in words and a verdict that follows
+from the numbers. Settings are compared sample by sample, by the logarithm of the ratio: "better"
+holds where its mean is beyond two standard errors of 0, "the same" where even two standard errors
+above it the ratio is at most 1.25.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from .store import Outcome
 PROMPTS = ("red apple", "cat face", "ghost", "robot")
 SEEDS = 3
 SAMPLERS = (
-    "euler/leading", "euler/trailing", "dpmpp_2m/leading", "dpmpp_2m/trailing", "dpmpp_2m/karras", "dpmpp_2m/ays",
+    "euler/leading", "euler/trailing", "dpmpp_2m/leading", "dpmpp_2m/trailing", "dpmpp_2m/karras",
+    "dpmpp_2m/ays",
 )  # fmt: skip
 STEPS = (6, 10, 25)
 SAME = 1.25
@@ -33,7 +36,8 @@ HOLDS, SOMETIMES, FAILS = "holds", "holds when", "does not hold"
 def plan() -> Plan:
     """What has to run for all claims."""
     return Plan.of(
-        list(PROMPTS), sampler=list(SAMPLERS), steps=list(STEPS), guidance_until=[None, 0.4], seeds=SEEDS
+        list(PROMPTS), sampler=list(SAMPLERS), steps=list(STEPS), guidance_until=[None, 0.4],
+        seeds=SEEDS
     )  # fmt: skip
 
 
@@ -45,16 +49,28 @@ class Evidence:
 
     def __post_init__(self) -> None:
         self.cells = {
-            (c.at["sampler"], c.at["steps"], c.at["guidance_until"], c.at["prompt"], c.at["seed"]): c.id
+            (
+                c.at["sampler"],
+                c.at["steps"],
+                c.at["guidance_until"],
+                c.at["prompt"],
+                c.at["seed"],
+            ): c.id
             for c in self.found.plan
         }
 
     def outcomes(self, sampler: str, steps: int, until: float | None = None) -> list[Outcome]:
         """The outcomes of a setting, in the order of prompts and seeds."""
-        named = [self.found.store.outcomes[i] for key, i in self.cells.items() if key[:3] == (sampler, steps, until)]
+        named = [
+            self.found.store.outcomes[i]
+            for key, i in self.cells.items()
+            if key[:3] == (sampler, steps, until)
+        ]
         return [outcome for outcome in named if outcome.status == "done"]
 
-    def values(self, name: str, sampler: str, steps: int, until: float | None = None) -> list[float]:
+    def values(
+        self, name: str, sampler: str, steps: int, until: float | None = None
+    ) -> list[float]:
         """A number of every sample: a measure, "seconds", "halves" or "detail"."""
         return [self._value(name, outcome) for outcome in self.outcomes(sampler, steps, until)]
 
@@ -64,9 +80,15 @@ class Evidence:
             assert fine is not None
             store = self.found.store
             return detail(store.read_pixels(outcome)) / detail(store.read_pixels(fine))
-        return float(getattr(outcome, name)) if name in ("seconds", "halves") else outcome.measures[name]
+        return (
+            float(getattr(outcome, name))
+            if name in ("seconds", "halves")
+            else outcome.measures[name]
+        )
 
-    def told(self, name: str, sampler: str, steps: int, until: float | None = None, digits: int = 3) -> str:
+    def told(
+        self, name: str, sampler: str, steps: int, until: float | None = None, digits: int = 3
+    ) -> str:
         """Mean and standard error in words."""
         mean, error = measure.mean_and_error(self.values(name, sampler, steps, until))
         return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
@@ -78,18 +100,24 @@ class Evidence:
         return mean, measure.TIE * (error or 0.0)
 
     def less(self, name: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> int:
-        """-1 where setting a has less of it than b, 1 where it has more, 0 inside two standard errors."""
+        """-1 where setting a has less of it than b, 1 where it has more, 0 inside two standard
+        errors.
+        """
         mean, bound = self.apart(name, a, b)
         return 0 if abs(mean) <= bound else int(math.copysign(1, mean))
 
     def no_more(self, name: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-        """Whether a has as little of it as b, or less: at most a quarter more, two standard errors included."""
+        """Whether a has as little of it as b, or less: at most a quarter more, two standard errors
+        included.
+        """
         mean, bound = self.apart(name, a, b)
         return mean + bound <= math.log(SAME)
 
 
 def detail(pixels: Tensor) -> float:
-    """Mean length of a picture's gradient (3, H, W): more where edges are sharper or there are more of them."""
+    """Mean length of a picture's gradient (3, H, W): more where edges are sharper or there are more
+    of them.
+    """
     dx, dy = pixels[..., 1:, 1:] - pixels[..., 1:, :-1], pixels[..., 1:, 1:] - pixels[..., :-1, 1:]
     return float((dx**2 + dy**2).sqrt().mean())
 
@@ -98,17 +126,24 @@ Claim = Callable[[Evidence], dict[str, Any]]
 
 
 def _verdict(signs: dict[int, int]) -> tuple[str, str]:
-    """From "better at these steps" (-1), worse (1) or no difference (0): the verdict, and the steps where it holds."""
+    """From "better at these steps" (-1), worse (1) or no difference (0): the verdict, and the steps
+    where it holds.
+    """
     good = [steps for steps, sign in signs.items() if sign < 0]
     if len(good) == len(signs):
         return HOLDS, ""
     return (SOMETIMES, ", ".join(map(str, good))) if good else (FAILS, "")
 
 
-def _made(en: str, es: str, measured_en: str, measured_es: str, verdict: str, when: str = "") -> dict[str, Any]:
-    steps = {"en": f"with {when} steps", "es": f"con {when} pasos"} if when else {"en": "", "es": ""}
+def _made(
+    en: str, es: str, measured_en: str, measured_es: str, verdict: str, when: str = ""
+) -> dict[str, Any]:
+    steps = (
+        {"en": f"with {when} steps", "es": f"con {when} pasos"} if when else {"en": "", "es": ""}
+    )
     return {
-        "claim": {"en": en, "es": es}, "measured": {"en": measured_en, "es": measured_es}, "verdict": verdict,
+        "claim": {"en": en, "es": es}, "measured": {"en": measured_en, "es": measured_es},
+        "verdict": verdict,
         "when": steps,
     }  # fmt: skip
 
@@ -116,7 +151,9 @@ def _made(en: str, es: str, measured_en: str, measured_es: str, verdict: str, wh
 def ays(e: Evidence) -> dict[str, Any]:
     """AYS with 10 steps against 25 steps of what pipelines do by default, and of DPM++ 2M Karras."""
     mine = e.told("latent_rmse", "dpmpp_2m/ays", 10)
-    usual, strong = (e.told("latent_rmse", name, 25) for name in ("euler/leading", "dpmpp_2m/karras"))
+    usual, strong = (
+        e.told("latent_rmse", name, 25) for name in ("euler/leading", "dpmpp_2m/karras")
+    )
     beside = e.told("latent_rmse", "dpmpp_2m/karras", 10)
     settings = ("dpmpp_2m/ays", 10), ("euler/leading", 25), ("dpmpp_2m/karras", 25)
     against_usual = e.no_more("latent_rmse", settings[0], settings[1])
@@ -134,8 +171,12 @@ def ays(e: Evidence) -> dict[str, Any]:
     return made
 
 
-def _against(e: Evidence, name: str, a: str, b: str, steps: tuple[int, ...], more: bool = False) -> Any:
-    """Setting a against b over several numbers of steps: the numbers in words, the verdict and where it holds."""
+def _against(
+    e: Evidence, name: str, a: str, b: str, steps: tuple[int, ...], more: bool = False
+) -> Any:
+    """Setting a against b over several numbers of steps: the numbers in words, the verdict and
+    where it holds.
+    """
     sign = -1 if more else 1
     signs = {n: sign * e.less(name, (a, n), (b, n)) for n in steps}
     words = "; ".join(f"{n}: {e.told(name, a, n)} / {e.told(name, b, n)}" for n in steps)
@@ -152,7 +193,9 @@ def trailing(e: Evidence) -> dict[str, Any]:
 
 
 def karras(e: Evidence) -> dict[str, Any]:
-    words, verdict, when = _against(e, "detail", "dpmpp_2m/karras", "dpmpp_2m/leading", STEPS, more=True)
+    words, verdict, when = _against(
+        e, "detail", "dpmpp_2m/karras", "dpmpp_2m/leading", STEPS, more=True
+    )
     return _made(
         "Karras sigmas: more detail", "Sigmas de Karras: más detalle",
         f"Detail (gradient; 1 is the converged picture's), DPM++ 2M, Karras / the default spacing: {words}.",
@@ -162,11 +205,14 @@ def karras(e: Evidence) -> dict[str, Any]:
 
 
 def soft(e: Evidence) -> dict[str, Any]:
-    words, verdict, when = _against(e, "detail", "dpmpp_2m/karras", "euler/leading", STEPS, more=True)
+    words, verdict, when = _against(
+        e, "detail", "dpmpp_2m/karras", "euler/leading", STEPS, more=True
+    )
     return _made(
         "Euler is soft, DPM++ Karras is sharp", "Euler es suave, DPM++ Karras es nítido",
         f"Detail (1 is the converged picture's), DPM++ 2M Karras / Euler: {words}.",
-        f"Detalle (1 es el de la imagen convergida), DPM++ 2M Karras / Euler: {words}.", verdict, when,
+        f"Detalle (1 es el de la imagen convergida), DPM++ 2M Karras / Euler: {words}.", verdict,
+        when,
     )  # fmt: skip
 
 
@@ -223,7 +269,8 @@ def cutoff_memory(helm: Any) -> dict[str, Any]:
     for name, given in (("full", cfg(4.0)), ("cut", cfg(4.0, until=0.4))):
         seen: list[int] = []
         hook = network.register_forward_pre_hook(
-            lambda module, args, kwargs, seen=seen: seen.append(len((*args, *kwargs.values())[0])), with_kwargs=True
+            lambda module, args, kwargs, seen=seen: seen.append(len((*args, *kwargs.values())[0])),
+            with_kwargs=True,
         )
         helm([PROMPTS[0]], steps=5, guidance=given, seeds=[0])
         hook.remove()
@@ -239,7 +286,9 @@ def cutoff_memory(helm: Any) -> dict[str, Any]:
 
 
 def middle(helm: Any) -> dict[str, Any]:
-    """Where the denoised prediction changes most: by third of the steps, of the default spacing and of Karras'."""
+    """Where the denoised prediction changes most: by third of the steps, of the default spacing and
+    of Karras'.
+    """
     shares = {}
     for name in ("euler/leading", "dpmpp_2m/karras"):
         told: list[Tensor] = []
@@ -248,11 +297,14 @@ def middle(helm: Any) -> dict[str, Any]:
         moved = torch.stack([(b - a).square().mean().sqrt() for a, b in itertools.pairwise(told)])
         thirds = [float(part.sum() / moved.sum()) for part in torch.tensor_split(moved, 3)]
         shares[name] = thirds
-    words = "; ".join(f"{name} {', '.join(f'{100 * s:.0f} %' for s in thirds)}" for name, thirds in shares.items())
+    words = "; ".join(
+        f"{name} {', '.join(f'{100 * s:.0f} %' for s in thirds)}" for name, thirds in shares.items()
+    )
     most = [thirds.index(max(thirds)) for thirds in shares.values()]
     verdict = HOLDS if most == [1, 1] else FAILS if 1 not in most else SOMETIMES
     made = _made(
-        "Most of the reconstruction happens in the middle", "La mayor reconstrucción ocurre en la mitad",
+        "Most of the reconstruction happens in the middle",
+        "La mayor reconstrucción ocurre en la mitad",
         f"Change of the denoised prediction in the first, second and last third of 24 steps: {words}.",
         f"Cambio de la predicción limpia en el primer, segundo y último tercio de 24 pasos: {words}.", verdict,
     )  # fmt: skip

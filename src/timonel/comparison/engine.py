@@ -1,8 +1,8 @@
 """Running a plan: what shares a model and its settings shares the network calls.
 
-For every setting the pipeline's network is captured once with the conditions of all its samples; then the converged
-references run, then the cells, in one fleet each. Where a pipeline cannot be captured, its runs go through the helm
-one by one; what is measured is the same.
+For every setting the pipeline's network is captured once with the conditions of all its samples;
+then the converged references run, then the cells, in one fleet each. Where a pipeline cannot be
+captured, its runs go through the helm one by one; what is measured is the same.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ if TYPE_CHECKING:
 BATCH = 16  # network evaluations a call
 SAMPLES = 64  # conditions captured at once
 DECODED = 8  # runs whose pictures are decoded and kept together
-SOLVER, FIRST, LAST, TRUSTED = "unipc", 64, 256, 2e-3  # of a reference: doubled until it changes by less
+SOLVER, FIRST, LAST, TRUSTED = (
+    "unipc",
+    64,
+    256,
+    2e-3,
+)  # of a reference: doubled until it changes by less
 
 
 @dataclass
@@ -51,7 +56,9 @@ class Work:
     """What one setting has to do: its cells, and the samples that they are about."""
 
     cells: list[Cell]
-    samples: list[Recipe] = field(default_factory=list)  # one recipe for each prompt, picture and seed
+    samples: list[Recipe] = field(
+        default_factory=list
+    )  # one recipe for each prompt, picture and seed
 
     def sample(self, recipe: Recipe) -> int:
         """Which of the samples a recipe is about."""
@@ -59,8 +66,14 @@ class Work:
 
     @property
     def scale(self) -> float | None:
-        """The guidance scale to capture with: the largest that is asked for, None for the pipeline's own."""
-        scales = [g.scale for cell in self.cells if (g := cell.recipe.guidance) is not None and g.scale is not None]
+        """The guidance scale to capture with: the largest that is asked for, None for the
+        pipeline's own.
+        """
+        scales = [
+            g.scale
+            for cell in self.cells
+            if (g := cell.recipe.guidance) is not None and g.scale is not None
+        ]
         flat = [s for scale in scales for s in (scale if isinstance(scale, list) else [scale])]
         return max(flat) if flat else None
 
@@ -71,11 +84,17 @@ def subject(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def works(plan: Plan) -> Iterator[Work]:
-    """The cells of a plan by what they can share: model, size, precision and the pipeline's own arguments."""
+    """The cells of a plan by what they can share: model, size, precision and the pipeline's own
+    arguments.
+    """
     found: dict[str, list[Cell]] = {}
     for cell in plan:
         r = cell.recipe
-        key = json.dumps([r.model, r.dtype, r.device, r.width, r.height, r.arguments], sort_keys=True, default=str)
+        key = json.dumps(
+            [r.model, r.dtype, r.device, r.width, r.height, r.arguments],
+            sort_keys=True,
+            default=str,
+        )
         found.setdefault(key, []).append(cell)
     for cells in found.values():
         places: dict[tuple[Any, ...], int] = {}
@@ -99,15 +118,22 @@ def settled(recipe: Recipe, helm: Helm) -> Recipe:
 
 
 def reference(recipe: Recipe, process: Process, steps: int) -> Recipe:
-    """The fine run that a recipe's is measured against: same model, sample and scale, guided all the way."""
+    """The fine run that a recipe's is measured against: same model, sample and scale, guided all
+    the way.
+    """
     return _fine(recipe, usual(process), steps)
 
 
 def _fine(recipe: Recipe, grid: str, steps: int) -> Recipe:
     g = recipe.guidance
-    always = None if g is None else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
+    always = (
+        None
+        if g is None
+        else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
+    )
     return recipe.model_copy(update={
-        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {}, "table": None,
+        "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {},
+        "table": None,
         "sigmas": None, "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
     })  # fmt: skip
 
@@ -121,7 +147,13 @@ class Engine:
     """Runs a plan into a store. `notes`: what was noticed, as plain sentences by language."""
 
     def __init__(
-        self, plan: Plan, store: Store, *, batch: int = BATCH, references: bool = True, progress: Progress | None = None
+        self,
+        plan: Plan,
+        store: Store,
+        *,
+        batch: int = BATCH,
+        references: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         self.plan, self.store, self.batch, self.referring = plan, store, batch, references
         self.progress: Progress = progress or (lambda state: None)
@@ -130,7 +162,11 @@ class Engine:
         self.notes: list[dict[str, str]] = []
         self._helm: tuple[tuple[Any, ...], Helm] | None = None
         self._began, self._state = time.monotonic(), State("watching")
-        self._settled, self._samples, self._ended = set[str](), 0, 0  # references that are done, of how many; runs
+        self._settled, self._samples, self._ended = (
+            set[str](),
+            0,
+            0,
+        )  # references that are done, of how many; runs
 
     def run(self) -> None:
         """Everything that is not in the store yet, or whose files are gone."""
@@ -138,7 +174,9 @@ class Engine:
         known = [self.store.outcomes.get(cell.id) for cell in self.plan]
         gone = sum(o is not None and o.status == "done" and not self.store.whole(o) for o in known)
         self._ended = sum(self.store.done(cell.id) is not None for cell in self.plan)
-        self._samples = len({shared(cell.recipe) for cell in self.plan if self.referring and self._unmeasured(cell)})
+        self._samples = len(
+            {shared(cell.recipe) for cell in self.plan if self.referring and self._unmeasured(cell)}
+        )
         self._state = replace(self._state, gone=gone)
         with _quiet(self.plan.helms.values()):
             for work in works(self.plan):
@@ -158,9 +196,14 @@ class Engine:
 
     def tell(self, phase: str, outcome: Outcome | None = None, **changes: Any) -> None:
         """Say where the comparison is."""
-        done, total = (self._ended, len(self.plan)) if phase == "runs" else (len(self._settled), self._samples)
+        done, total = (
+            (self._ended, len(self.plan))
+            if phase == "runs"
+            else (len(self._settled), self._samples)
+        )
         self._state = replace(
-            self._state, phase=phase, outcome=outcome, done=done, total=total, seconds=time.monotonic() - self._began,
+            self._state, phase=phase, outcome=outcome, done=done, total=total,
+            seconds=time.monotonic() - self._began,
             **changes,
         )  # fmt: skip
         self.progress(self._state)
@@ -174,7 +217,9 @@ class Engine:
     def _work(self, work: Work) -> None:
         self.store.refresh()  # another process may have done some of it
         todo = [cell for cell in work.cells if self.store.done(cell.id) is None]
-        unmeasured = [cell for cell in work.cells if self._unmeasured(cell)] if self.referring else []
+        unmeasured = (
+            [cell for cell in work.cells if self._unmeasured(cell)] if self.referring else []
+        )
         if not todo and not unmeasured:
             return
         helm = self.helm(work.samples[0])
@@ -187,7 +232,9 @@ class Engine:
         self._measure([cell for cell in unmeasured if cell not in todo])
 
     def capture(self, helm: Helm, work: Work) -> Captured | None:
-        """The pipeline's network with the conditions of all samples, or None where it stays in its loop."""
+        """The pipeline's network with the conditions of all samples, or None where it stays in its
+        loop.
+        """
         first = work.samples[0]
         given = first.inputs()
         for name in ("prompt", "image", "negative_prompt"):
@@ -202,7 +249,9 @@ class Engine:
             })  # fmt: skip
             return None
 
-    def _refer(self, cells: list[Cell], work: Work, helm: Helm, captured: Captured | None, process: Process) -> None:
+    def _refer(
+        self, cells: list[Cell], work: Work, helm: Helm, captured: Captured | None, process: Process
+    ) -> None:
         """The converged reference of every cell: doubled until it no longer changes."""
         open_ = {cell.id: cell.recipe for cell in cells}
         steps = FIRST
@@ -211,13 +260,17 @@ class Engine:
             steps *= 2
             self._go_references(open_, work, helm, captured, process, steps)
             for name, recipe in list(open_.items()):
-                fine, coarse = (reference_id(reference(recipe, process, n)) for n in (steps, steps // 2))
+                fine, coarse = (
+                    reference_id(reference(recipe, process, n)) for n in (steps, steps // 2)
+                )
                 outcome = self.store.done(fine)
                 if outcome is None or self.store.done(coarse) is None:
                     open_.pop(name)  # it failed, and says why
                     continue
                 if outcome.change is None:
-                    outcome.change = measure.rmse(self.store.read_latents(fine), self.store.read_latents(coarse))
+                    outcome.change = measure.rmse(
+                        self.store.read_latents(fine), self.store.read_latents(coarse)
+                    )
                     self.store.keep([outcome])
                 self.references[name] = fine
                 if outcome.change <= TRUSTED:
@@ -226,10 +279,21 @@ class Engine:
             self.tell("references")
 
     def _go_references(
-        self, cells: dict[str, Recipe], work: Work, helm: Helm, captured: Captured | None, process: Process, steps: int
+        self,
+        cells: dict[str, Recipe],
+        work: Work,
+        helm: Helm,
+        captured: Captured | None,
+        process: Process,
+        steps: int,
     ) -> None:
-        wanted = {reference_id(r): r for r in (reference(recipe, process, steps) for recipe in cells.values())}
-        missing = [(r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None]
+        wanted = {
+            reference_id(r): r
+            for r in (reference(recipe, process, steps) for recipe in cells.values())
+        }
+        missing = [
+            (r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None
+        ]
         self.tell("references", steps=steps, row=0, rows=0)
         self._go(missing, work, helm, captured)
 
@@ -244,8 +308,16 @@ class Engine:
                 self.store.keep([outcome])
 
     # -- many runs -----------------------------------------------------------------------------
-    def _go(self, wanted: Sequence[tuple[Recipe, str, str]], work: Work, helm: Helm, captured: Captured | None) -> None:
-        """Run recipes to the end and keep what comes of them, of those that have ended too where it is interrupted."""
+    def _go(
+        self,
+        wanted: Sequence[tuple[Recipe, str, str]],
+        work: Work,
+        helm: Helm,
+        captured: Captured | None,
+    ) -> None:
+        """Run recipes to the end and keep what comes of them, of those that have ended too where it
+        is interrupted.
+        """
         if captured is None:
             rows = sum(recipe.steps for recipe, _, _ in wanted)
             self._rows(0, rows, wanted[0][2] if wanted else "")
@@ -253,7 +325,9 @@ class Engine:
             for recipe, name, kind in wanted:
                 self._alone(helm, recipe, name, kind, rows)
                 row += recipe.steps
-                self._state = replace(self._state, row=row)  # a pipeline that begins on the way makes fewer
+                self._state = replace(
+                    self._state, row=row
+                )  # a pipeline that begins on the way makes fewer
             return
         jobs, outcomes, ready = [], dict[str, Outcome](), list[Job]()
         for recipe, name, kind in wanted:
@@ -291,7 +365,9 @@ class Engine:
     def _rows(self, many: int, rows: int, kind: str = "") -> None:
         """Say that `many` more of `rows` network calls are done; at the beginning, of which `kind`."""
         if kind:
-            self._state = replace(self._state, phase="runs" if kind == "cell" else "references", row=0)
+            self._state = replace(
+                self._state, phase="runs" if kind == "cell" else "references", row=0
+            )
             if kind == "cell":
                 self._state = replace(self._state, steps=None)
         if rows:
@@ -307,13 +383,17 @@ class Engine:
             self._elsewhere(chosen.fitted, captured, recipe, guidance)
         return Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
 
-    def _elsewhere(self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None) -> None:
+    def _elsewhere(
+        self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None
+    ) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
         from ..core.fitted.fitted import fingerprint
 
         helm, given = captured.helm, {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
         whole = guided(helm.pipe, helm._parameters, given, guidance)
-        found = "; ".join(fitted.differences([fingerprint(captured.module)], captured.prediction, whole))
+        found = "; ".join(
+            fitted.differences([fingerprint(captured.module)], captured.prediction, whole)
+        )
         told = {
             "en": f"Sampler {fitted.name} runs where it was not fitted: {found}.",
             "es": f"El muestreador {fitted.name} corre donde no se ajustó: {found}.",
@@ -342,7 +422,10 @@ class Engine:
             self._fail(outcome, f"it {run.status} after row {run.row} of {run.table.nfe}")
             return
         guided = zip(run.scales, run.forecasts, strict=True)
-        halves = sum(1 if run.guidance is None or scale == 1.0 or foretold else 2 for scale, foretold in guided)
+        halves = sum(
+            1 if run.guidance is None or scale == 1.0 or foretold else 2
+            for scale, foretold in guided
+        )
         job = Job(run, 0, name, kind == "cell", seconds, halves, story)
         self._keep([(outcome, job)], helm, None)
 
@@ -357,19 +440,30 @@ class Engine:
         self.tell(self._state.phase, outcome)
 
     @torch.no_grad()
-    def _keep(self, ended: list[tuple[Outcome, Job]], helm: Helm, captured: Captured | None) -> None:
+    def _keep(
+        self, ended: list[tuple[Outcome, Job]], helm: Helm, captured: Captured | None
+    ) -> None:
         """Decode, measure and write runs that ended."""
         pictures = _decoded(helm, torch.cat([job.run.result for _, job in ended]))
         for (outcome, job), pixels in zip(ended, pictures, strict=True):
             run = job.run
             if pixels is None:
-                self._fail(outcome, "the autoencoder made NaN or infinity of its latents: run it in float32")
+                self._fail(
+                    outcome,
+                    "the autoencoder made NaN or infinity of its latents: run it in float32",
+                )
                 continue
-            outcome.nfe, outcome.seconds, outcome.stochastic = run.table.nfe, job.seconds, run.table.stochastic
+            outcome.nfe, outcome.seconds, outcome.stochastic = (
+                run.table.nfe,
+                job.seconds,
+                run.table.stochastic,
+            )
             outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
             full = run.table.nfe * (captured.parts if captured is not None else 2)
-            spares = run.guidance is not None and (run.guidance.stop < 1 or run.guidance.forecast > 1)
+            spares = run.guidance is not None and (
+                run.guidance.stop < 1 or run.guidance.forecast > 1
+            )
             outcome.halves_saved = full - job.halves if spares else 0
             story = self._story(helm, job.story, pixels) if job.told else None
             if outcome.kind == "cell":
@@ -379,7 +473,9 @@ class Engine:
             self._said(outcome)
 
     def _story(self, helm: Helm, story: list[Tensor], pixels: Tensor) -> Tensor:
-        """Previews of the steps: real pictures where they are small, else by the linear map; of a video its middle."""
+        """Previews of the steps: real pictures where they are small, else by the linear map; of a
+        video its middle.
+        """
         linear = helm.context.latent_rgb
         latents = torch.cat(story)
         small = max(pixels.shape[-2:]) <= SMALL and pixels.ndim == 3

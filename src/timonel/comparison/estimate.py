@@ -16,7 +16,9 @@ from .store import Store
 
 @dataclass
 class Estimate:
-    """`runs`: cells still to do; `references`: fine runs; `halves`: network evaluations of both, in `seconds`."""
+    """`runs`: cells still to do; `references`: fine runs; `halves`: network evaluations of both, in
+    `seconds`.
+    """
 
     runs: int = 0
     done: int = 0
@@ -45,7 +47,8 @@ def spoken(seconds: float) -> str:
 def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool = True) -> Estimate:
     """Load the models, watch their pipelines, time one call of each; writes nothing.
 
-    References are counted with the steps of their first doubling; what does not converge by then takes longer.
+    References are counted with the steps of their first doubling; what does not converge by then
+    takes longer.
     """
     store, total = Store(out), Estimate()
     engine = Engine(plan, store)
@@ -56,7 +59,10 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
             continue
         captured = engine.capture(engine.helm(work.samples[0]), work)
         if captured is None:
-            raise TimonelError("this pipeline is run in its own loop; how long it takes can only be told by running it")
+            raise TimonelError(
+                "this pipeline is run in its own loop; how long it takes can only be told by"
+                " running it"
+            )
         halves = 0
         for cell in todo:
             try:
@@ -66,7 +72,11 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
                 continue
             rows = zip(run.scales, run.forecasts, strict=True)
             halves += sum(1 if seen else captured.cost(scale) for scale, seen in rows)
-        fine = {reference(c.recipe, captured.process, FIRST).model_dump_json() for c in todo if references}
+        fine = {
+            reference(c.recipe, captured.process, FIRST).model_dump_json()
+            for c in todo
+            if references
+        }
         halves += len(fine) * 3 * FIRST * captured.parts
         size = min(batch or BATCH, halves)
         x = captured.start[torch.arange(size) % captured.count]

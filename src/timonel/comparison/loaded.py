@@ -34,13 +34,16 @@ class Loaded:
         dtype, device = getattr(pipe, "dtype", None), getattr(pipe, "_execution_device", None)
         origin = helm.name or getattr(pipe, "name_or_path", None) or type(pipe).__name__
         return cls(
-            f"{Path(str(origin)).name}@{digest(pipe)}", None if dtype is None else words.get(dtype, str(dtype)[6:]),
+            f"{Path(str(origin)).name}@{digest(pipe)}",
+            None if dtype is None else words.get(dtype, str(dtype)[6:]),
             None if device is None else torch.device(device).type, helm,
         )  # fmt: skip
 
 
 def digest(pipe: Any) -> str:
-    """Eight letters that change with the weights of any part, the parts' classes and the scheduler's configuration."""
+    """Eight letters that change with the weights of any part, the parts' classes and the
+    scheduler's configuration.
+    """
     state = hashlib.sha256(type(pipe).__name__.encode())
     for name, part in sorted(getattr(pipe, "components", {}).items()):
         state.update(f"{name}:{type(part).__name__}\n".encode())
@@ -60,8 +63,17 @@ def _plain(config: Any) -> bytes:
 
 @torch.no_grad()
 def _sum(value: Tensor) -> int | str:
-    """The sum of a tensor's bits as integers: the same on every device, in whatever order it is taken."""
+    """The sum of a tensor's bits as integers: the same on every device, in whatever order it is
+    taken.
+    """
     try:
-        return int(value.detach().contiguous().view(INTEGERS[value.element_size()]).sum(dtype=torch.int64))
-    except (RuntimeError, TypeError, NotImplementedError, KeyError):  # offloaded to nowhere, or of a kind of its own
+        return int(
+            value.detach().contiguous().view(INTEGERS[value.element_size()]).sum(dtype=torch.int64)
+        )
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+        KeyError,
+    ):  # offloaded to nowhere, or of a kind of its own
         return type(value).__name__

@@ -1,7 +1,9 @@
-"""Numbers that mean something: distances to the converged sample, between distributions, and their uncertainty.
+"""Numbers that mean something: distances to the converged sample, between distributions, and their
+uncertainty.
 
-All pictures are (…, 3, H, W) in 0..1. A distance over seeds comes with the standard error of its mean; a difference
-between two settings is taken seed by seed, and one inside two standard errors is no difference.
+All pictures are (…, 3, H, W) in 0..1. A distance over seeds comes with the standard error of its
+mean; a difference between two settings is taken seed by seed, and one inside two standard errors is
+no difference.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def ssim(a: Tensor, b: Tensor) -> float:
     """Mean structural similarity, at most 1, of pictures or frames (…, 3, H, W).
 
-    Wang et al. 2004, IEEE TIP 13(4), eq. 13: K1 = 0.01, K2 = 0.03, Gaussian window of 11 pixels and deviation 1.5,
-    inside the picture only, channel by channel. Pictures smaller than the window are compared in one window.
+    Wang et al. 2004, IEEE TIP 13(4), eq. 13: K1 = 0.01, K2 = 0.03, Gaussian window of 11 pixels and
+    deviation 1.5, inside the picture only, channel by channel. Pictures smaller than the window are
+    compared in one window.
     """
     a, b = (t.double().flatten(0, -4) if t.ndim > 3 else t.double()[None] for t in (a, b))
     side = min(WINDOW, *a.shape[-2:])
@@ -52,21 +55,29 @@ def ssim(a: Tensor, b: Tensor) -> float:
     var_a, var_b = mean(a * a) - mu_a**2, mean(b * b) - mu_b**2
     shared = mean(a * b) - mu_a * mu_b
     c1, c2 = 0.01**2, 0.03**2
-    value = (2 * mu_a * mu_b + c1) * (2 * shared + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
+    value = (
+        (2 * mu_a * mu_b + c1)
+        * (2 * shared + c2)
+        / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
+    )
     return float(value.mean())
 
 
 def consistency(frames: Tensor) -> float:
-    """Mean PSNR in dB between neighbouring frames (F, 3, H, W): high where little changes from frame to frame."""
+    """Mean PSNR in dB between neighbouring frames (F, 3, H, W): high where little changes from
+    frame to frame.
+    """
     return psnr(frames[1:], frames[:-1])
 
 
 def energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Energy distance between two sets of samples (n, …) that share their seeds in order, and its standard error.
+    """Energy distance between two sets of samples (n, …) that share their seeds in order, and its
+    standard error.
 
-    2 E|X - Y| - E|X - X'| - E|Y - Y'| over pairs of different seeds, in units of root mean square per element;
-    0 where the distributions agree (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, eq. 2.1). The standard error
-    is the jackknife's over the seeds. Small numbers of seeds give large standard errors: look at both.
+    2 E|X - Y| - E|X - X'| - E|Y - Y'| over pairs of different seeds, in units of root mean square
+    per element; 0 where the distributions agree (Székely & Rizzo 2013, J. Stat. Plan. Inference
+    143, eq. 2.1). The standard error is the jackknife's over the seeds. Small numbers of seeds give
+    large standard errors: look at both.
     """
     x, y = (t.double().flatten(1) / math.sqrt(t[0].numel()) for t in (ours, theirs))
     across, own, other = torch.cdist(x, y), torch.cdist(x, x), torch.cdist(y, y)
@@ -76,7 +87,9 @@ def energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     value = float(terms.sum()) / (n * (n - 1))
     if n < 3:
         return value, math.nan
-    left = [(terms.sum() - terms[i].sum() - terms[:, i].sum()) / ((n - 1) * (n - 2)) for i in range(n)]
+    left = [
+        (terms.sum() - terms[i].sum() - terms[:, i].sum()) / ((n - 1) * (n - 2)) for i in range(n)
+    ]
     apart = torch.stack(left)
     return value, float(((n - 1) / n * (apart - apart.mean()).square().sum()).sqrt())
 
@@ -91,23 +104,31 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def log_ratio(a: float, b: float) -> float:
-    """log(a / b) of two errors: what a factor between them is worth, small or large, and 0 for two that vanish."""
+    """log(a / b) of two errors: what a factor between them is worth, small or large, and 0 for two
+    that vanish.
+    """
     return math.log((a + TINY) / (b + TINY))
 
 
 def verdicts(errors: Mapping[Any, Mapping[Any, float]]) -> dict[Any, str | None]:
-    """ "best", "tie" or "worse" for settings with an error per sample (seed and prompt), compared sample by sample.
+    """ "best", "tie" or "worse" for settings with an error per sample (seed and prompt), compared
+    sample by sample.
 
-    `best`: the least geometric mean; errors differ by factors, and one sample that went elsewhere should not decide.
-    `tie`: the mean log ratio to it is inside two standard errors. None where fewer than two samples are shared.
+    `best`: the least geometric mean; errors differ by factors, and one sample that went elsewhere
+    should not decide. `tie`: the mean log ratio to it is inside two standard errors. None where
+    fewer than two samples are shared.
     """
     whole = {k: v for k, v in errors.items() if v}
     if len(whole) < 2:
         return dict.fromkeys(errors, None)
-    best = min(whole, key=lambda k: math.fsum(log_ratio(e, 1.0) for e in whole[k].values()) / len(whole[k]))
+    best = min(
+        whole, key=lambda k: math.fsum(log_ratio(e, 1.0) for e in whole[k].values()) / len(whole[k])
+    )
     found: dict[Any, str | None] = dict.fromkeys(errors, None)
     for name, mine in whole.items():
-        shared = [log_ratio(mine[sample], whole[best][sample]) for sample in mine if sample in whole[best]]
+        shared = [
+            log_ratio(mine[sample], whole[best][sample]) for sample in mine if sample in whole[best]
+        ]
         if name == best:
             found[name] = "best"
         elif len(shared) > 1:
@@ -119,18 +140,24 @@ def verdicts(errors: Mapping[Any, Mapping[Any, float]]) -> dict[Any, str | None]
 
 
 def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The points (cost, error) to which no other is better in one and at least as good in the other."""
+    """The points (cost, error) to which no other is better in one and at least as good in the
+    other.
+    """
     return {
         name
         for name, (cost, error) in points.items()
         if not any(
-            c <= cost and e <= error and (c < cost or e < error) for other, (c, e) in points.items() if other != name
+            c <= cost and e <= error and (c < cost or e < error)
+            for other, (c, e) in points.items()
+            if other != name
         )
     }
 
 
 class Perceptual:
-    """LPIPS (Zhang et al. 2018, arXiv 1801.03924) where the package `lpips` and its weights are installed."""
+    """LPIPS (Zhang et al. 2018, arXiv 1801.03924) where the package `lpips` and its weights are
+    installed.
+    """
 
     def __init__(self) -> None:
         try:

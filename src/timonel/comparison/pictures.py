@@ -13,14 +13,24 @@ from .. import reading
 if TYPE_CHECKING:
     from .store import Outcome, Store
 
-SMALL, SIDE, FRAME = 128, 320, 192  # pixels of the longer side: kept as it is up to; of a still; of a frame of a video
+SMALL, SIDE, FRAME = (
+    128,
+    320,
+    192,
+)  # pixels of the longer side: kept as it is up to; of a still; of a frame of a video
 SPRITE = 96  # of a preview in a story
-STILL_BYTES, FRAME_BYTES, STORY_BYTES = 32_000, 6_000, 24_000  # at most, so that the page of 60 runs is below 5 MB
+STILL_BYTES, FRAME_BYTES, STORY_BYTES = (
+    32_000,
+    6_000,
+    24_000,
+)  # at most, so that the page of 60 runs is below 5 MB
 TRIES = ((1.0, 80), (0.8, 70), (0.6, 55), (0.4, 40), (0.25, 25))  # share of the side, and quality
 
 
 def small(outcome: Outcome, store: Store) -> list[str]:
-    """The picture as a data address, or those of a video's frames, so that several videos can be kept in step."""
+    """The picture as a data address, or those of a video's frames, so that several videos can be
+    kept in step.
+    """
     if outcome.id not in store.small:
         path = store.picture(outcome)
         store.small[outcome.id] = _frames(path) if outcome.frames else [_still(path)]
@@ -70,7 +80,9 @@ def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
     longer = max(pictures[0].size)
 
     def size(share: float) -> tuple[int, int]:
-        width, height = (max(1, round(n * min(1.0, SPRITE * share / longer))) for n in pictures[0].size)
+        width, height = (
+            max(1, round(n * min(1.0, SPRITE * share / longer))) for n in pictures[0].size
+        )
         return width, height
 
     def draw(share: float) -> Any:
@@ -85,11 +97,17 @@ def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
 
 
 def _within(most: int, draw: Callable[[float], Any]) -> tuple[bytes, float]:
-    """A picture as WebP of at most so many bytes, or the smallest that is tried; and at which share of its side."""
+    """A picture as WebP of at most so many bytes, or the smallest that is tried; and at which share
+    of its side.
+    """
     content, share = b"", 1.0
     for share, quality in TRIES:
         buffer, picture = io.BytesIO(), draw(share)
-        picture.save(buffer, format="WEBP", quality=92 if max(picture.size) <= SMALL and share == 1 else quality)
+        picture.save(
+            buffer,
+            format="WEBP",
+            quality=92 if max(picture.size) <= SMALL and share == 1 else quality,
+        )
         content = buffer.getvalue()
         if len(content) <= most:
             break

@@ -2,9 +2,10 @@
 
     plan = Plan.of("red apple", sampler=["euler", "dpmpp_2m/karras"], steps=[6, 10], seeds=4)
 
-Every field of a recipe may be an axis. The plan is the product of the axes, in the order in which they are listed here.
-A sampler that was fitted to a model, a .json file, has one number of steps: it runs at that one only, whichever are
-asked; where none are asked, the others run at those of the files, so that all are compared at the same steps.
+Every field of a recipe may be an axis. The plan is the product of the axes, in the order in which
+they are listed here. A sampler that was fitted to a model, a .json file, has one number of steps:
+it runs at that one only, whichever are asked; where none are asked, the others run at those of the
+files, so that all are compared at the same steps.
 """
 
 from __future__ import annotations
@@ -35,15 +36,24 @@ if TYPE_CHECKING:
     from .loaded import Loaded
 
 AXES = (
-    "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options", "noise", "steps",
-    "guidance", "guidance_until", "rescale", "width", "height", "arguments", "dtype", "device", "seed",
+    "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options",
+    "noise", "steps",
+    "guidance", "guidance_until", "rescale", "width", "height", "arguments", "dtype", "device",
+    "seed",
 )  # fmt: skip
-SAMPLE_AXES = ("prompt", "negative_prompt", "image", "seed")  # what makes another sample of the same setting
+SAMPLE_AXES = (
+    "prompt",
+    "negative_prompt",
+    "image",
+    "seed",
+)  # what makes another sample of the same setting
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MANY = 1000  # runs that are not begun without a second thought
 MOST = 100_000  # runs of one comparison
 PLAN = 2**22  # bytes of a plan's file
-NUMBER = re.compile(r"[-+0-9a-fox_:.]+")  # in YAML; 1:30:00 is 5400, and takes the square of its length to read
+NUMBER = re.compile(
+    r"[-+0-9a-fox_:.]+"
+)  # in YAML; 1:30:00 is 5400, and takes the square of its length to read
 DOTTED = re.compile(rf"(?:[\w'\"-]+\s*\.\s*){{{reading.DEPTH + 1}}}")
 Value = Any
 
@@ -58,7 +68,9 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """A name for what is computed: equal recipes have equal names, in every plan."""
-        told = self.recipe.model_dump(mode="json", exclude={"versions", "stopped_after"}, exclude_none=True)
+        told = self.recipe.model_dump(
+            mode="json", exclude={"versions", "stopped_after"}, exclude_none=True
+        )
         if self.recipe.image is not None:  # the picture itself, wherever it lies
             picture = reading.content(self.recipe.image, "the picture", reading.PICTURE)
             told["image"] = hashlib.sha256(picture).hexdigest()
@@ -72,7 +84,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a comparison. `axes`: name to values, in the order of the product, those with one value too.
+    """The cells of a comparison. `axes`: name to values, in the order of the product, those with
+    one value too.
 
     `helms`: models that are loaded already, by the name that their recipes have for them.
     """
@@ -82,14 +95,22 @@ class Plan:
     helms: Mapping[str, Helm] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, subjects: Sequence[str] | str = (), *, seeds: int | None = None, yes: bool = True, **axes: Any) -> Plan:
+    def of(
+        cls,
+        subjects: Sequence[str] | str = (),
+        *,
+        seeds: int | None = None,
+        yes: bool = True,
+        **axes: Any,
+    ) -> Plan:
         """The product of the axes. A value that is no list is a list of one.
 
-        `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0; or give `seed`.
-        A model is a name, a pipeline or a `Helm`; the latter two are used as they are. A sampler may be "solver",
-        "solver/grid", a bare grid or a sampler file. Raises `UnknownName` and `ArgumentError` for what cannot be
-        meant, before any compute; combinations that a model cannot run become failed cells later. `yes`: whether more
-        than 1,000 runs are meant; more than 100,000 are refused. Runs are counted before any of them is made.
+        `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0;
+        or give `seed`. A model is a name, a pipeline or a `Helm`; the latter two are used as they
+        are. A sampler may be "solver", "solver/grid", a bare grid or a sampler file. Raises
+        `UnknownName` and `ArgumentError` for what cannot be meant, before any compute; combinations
+        that a model cannot run become failed cells later. `yes`: whether more than 1,000 runs are
+        meant; more than 100,000 are refused. Runs are counted before any of them is made.
         """
         for name in axes:
             if name not in AXES:
@@ -109,12 +130,23 @@ class Plan:
         given["sampler"] = _samplers(given["sampler"])
         asked = _quick(_steps(given))
         given["grid"] = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
-        ordered = {name: _unique(given[name]) for name in AXES if name in given and list(given[name][:2]) != [None]}
+        ordered = {
+            name: _unique(given[name])
+            for name in AXES
+            if name in given and list(given[name][:2]) != [None]
+        }
         check_count(_count(ordered, asked), yes)
-        spots = (dict(zip(ordered, values, strict=True)) for values in itertools.product(*ordered.values()))
+        spots = (
+            dict(zip(ordered, values, strict=True))
+            for values in itertools.product(*ordered.values())
+        )
         cells = tuple(Cell(_shown(at), recipe(at)) for at in spots if _fits(at, asked))
         axes = {name: tuple(_label(value) for value in values) for name, values in ordered.items()}
-        return cls(axes, cells, {model.name: model.helm for model in given["model"] if not isinstance(model, str)})
+        return cls(
+            axes,
+            cells,
+            {model.name: model.helm for model in given["model"] if not isinstance(model, str)},
+        )
 
     @classmethod
     def read(cls, path: str | PathLike[str], **more: Any) -> Plan:
@@ -136,7 +168,9 @@ class Plan:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The content of a plan's file. Raises `ArgumentError` where it cannot be read or is no table of axes."""
+    """The content of a plan's file. Raises `ArgumentError` where it cannot be read or is no table
+    of axes.
+    """
     parse = _parsers().get(path.suffix.lower())
     if parse is None:
         raise ArgumentError(f"a plan is a .toml, .yaml or .json file, got {str(path)!r}")
@@ -146,7 +180,10 @@ def read_file(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise ArgumentError(f"the plan {str(path)!r} cannot be read: {error}") from error
     if not isinstance(given, dict):
-        raise ArgumentError(f"the plan {str(path)!r} names no axes; write e.g. sampler = ['euler', 'dpmpp_2m/karras']")
+        raise ArgumentError(
+            f"the plan {str(path)!r} names no axes; write e.g. sampler = ['euler',"
+            " 'dpmpp_2m/karras']"
+        )
     known = (*AXES, "subjects", "seeds")
     for name in given:
         if name not in known:
@@ -168,12 +205,18 @@ def _yaml(text: str) -> Any:
         depth += isinstance(event, yaml.events.CollectionStartEvent)
         depth -= isinstance(event, yaml.events.CollectionEndEvent)
         if depth > reading.DEPTH or number > 2 * MOST:  # before its reader takes minutes
-            raise ValueError(f"it is nested deeper than {reading.DEPTH}, or holds more than {2 * MOST:,} values")
+            raise ValueError(
+                f"it is nested deeper than {reading.DEPTH}, or holds more than {2 * MOST:,} values"
+            )
         if isinstance(event, yaml.events.AliasEvent):
             raise ValueError("it repeats a part by its name (*name): write it out")
         if getattr(event, "tag", None) is not None:
             raise ValueError(f"it has a tag ({event.tag}): write the value alone")
-        if isinstance(event, yaml.events.ScalarEvent) and len(event.value) > 40 and NUMBER.fullmatch(event.value):
+        if (
+            isinstance(event, yaml.events.ScalarEvent)
+            and len(event.value) > 40
+            and NUMBER.fullmatch(event.value)
+        ):
             raise ValueError("it has a number that is too long")
     return yaml.load(text, Loader=loader)
 
@@ -199,14 +242,18 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     named = at["sampler"]
     fitted = named.fitted if isinstance(named, Sampler) else None
     chosen = Sampler(_label(named), at.get("grid"), options=at.get("options") or {},
-                     grid_options=at.get("grid_options") or {}, noise=at.get("noise"), fitted=fitted)  # fmt: skip
+                     grid_options=at.get("grid_options") or {}, noise=at.get("noise"),
+                     fitted=fitted)  # fmt: skip
     scale = at.get("guidance", card.default_guidance if card else None)
     interval = parsed(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
-    if card and at.get("image") is not None:  # pipelines of pictures have a size of their own, far larger
+    if (
+        card and at.get("image") is not None
+    ):  # pipelines of pictures have a size of their own, far larger
         at = {"width": card.resolution, "height": card.resolution, **at}
     return Recipe(
-        model=_label(model), seed=at["seed"], steps=at.get("steps", card.default_steps if card else STEPS),
+        model=_label(model), seed=at["seed"],
+        steps=at.get("steps", card.default_steps if card else STEPS),
         arguments=dict(at.get("arguments") or {}), **Recipe.choice(chosen),
         guidance=None if interval is None else GuidanceData.of(interval),
         **{name: at[name] for name in plain if at.get(name) is not None},
@@ -214,16 +261,22 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
 
 
 def check_count(runs: int, yes: bool) -> None:
-    """Raise `ArgumentError` for more runs than are meant unless `yes`, and for more than one comparison holds."""
+    """Raise `ArgumentError` for more runs than are meant unless `yes`, and for more than one
+    comparison holds.
+    """
     if runs > MOST:
-        raise ArgumentError(f"the plan has {runs:,} runs and at most {MOST:,} are one comparison: take fewer values")
+        raise ArgumentError(
+            f"the plan has {runs:,} runs and at most {MOST:,} are one comparison: take fewer values"
+        )
     if runs > MANY and not yes:
         raise ArgumentError(f"the plan has {runs} runs; pass yes=True (--yes) if that is meant")
 
 
 def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> int:
     """How many runs the axes make."""
-    others: int = math.prod(len(values) for name, values in ordered.items() if name not in ("sampler", "steps"))
+    others: int = math.prod(
+        len(values) for name, values in ordered.items() if name not in ("sampler", "steps")
+    )
     samplers = ordered["sampler"]
     if "steps" not in ordered:
         return others * len(samplers)
@@ -248,13 +301,19 @@ def _listed(subjects: Any) -> list[Any]:
 
 
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
-    """The values without repetitions, in order. Objects that cannot be in a set are few, and compared by pairs."""
+    """The values without repetitions, in order. Objects that cannot be in a set are few, and
+    compared by pairs.
+    """
     if isinstance(values, range):
         return values
     kept, seen, others = list[Any](), set[Any](), list[Any]()
     for value in values:
         try:
-            key = (json.dumps(value, sort_keys=True), "JSON") if isinstance(value, (dict, list)) else value
+            key = (
+                (json.dumps(value, sort_keys=True), "JSON")
+                if isinstance(value, (dict, list))
+                else value
+            )
             known = key in seen
             seen.add(key)
         except (TypeError, ValueError):
@@ -267,12 +326,18 @@ def _unique(values: Sequence[Any]) -> Sequence[Any]:
 
 def is_model(value: Any) -> bool:
     """Whether this is a loaded model, a pipeline or a `Helm`, not the name of one."""
-    return not isinstance(value, type) and callable(value) and (hasattr(value, "scheduler") or hasattr(value, "pipe"))
+    return (
+        not isinstance(value, type)
+        and callable(value)
+        and (hasattr(value, "scheduler") or hasattr(value, "pipe"))
+    )
 
 
 def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
     """The axis of models: names, and what is loaded already."""
-    models = [os.fspath(m) if isinstance(m, os.PathLike) else m for m in given.get("model", ["emoji"])]
+    models = [
+        os.fspath(m) if isinstance(m, os.PathLike) else m for m in given.get("model", ["emoji"])
+    ]
     objects = [model for model in models if not isinstance(model, str)]
     for model in objects:
         if not is_model(model):
@@ -283,17 +348,29 @@ def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
 
     for name in ("dtype", "device"):
         if any(value is not None for value in given.get(name, ())):
-            raise ArgumentError(f"a loaded model is used as it is: leave {name} out, or give the model's name")
+            raise ArgumentError(
+                f"a loaded model is used as it is: leave {name} out, or give the model's name"
+            )
     return [model if isinstance(model, str) else Loaded.of(model) for model in models]
 
 
 def _subjects(given: dict[str, Sequence[Any]], subjects: list[str]) -> None:
-    """Prompts and pictures, told apart: a picture is a file that is there, or a name that ends like one."""
+    """Prompts and pictures, told apart: a picture is a file that is there, or a name that ends like
+    one.
+    """
     for subject in subjects:
         if not isinstance(subject, (str, Path)) or not str(subject).strip():
-            raise ArgumentError(f'a subject is a prompt or a picture, e.g. "red apple", got {subject!r}')
-    pictures = [s for s in subjects if re.fullmatch(r".+\.\w+", str(s)) and Path(s).suffix.lower() in PICTURES]
-    missing = [s for s in [*pictures, *given.get("image", [])] if s is not None and not Path(s).is_file()]
+            raise ArgumentError(
+                f'a subject is a prompt or a picture, e.g. "red apple", got {subject!r}'
+            )
+    pictures = [
+        s
+        for s in subjects
+        if re.fullmatch(r".+\.\w+", str(s)) and Path(s).suffix.lower() in PICTURES
+    ]
+    missing = [
+        s for s in [*pictures, *given.get("image", [])] if s is not None and not Path(s).is_file()
+    ]
     if missing:
         raise ArgumentError(f"there is no picture {str(missing[0])!r}")
     seen = set(pictures)
@@ -310,12 +387,16 @@ def _subjects(given: dict[str, Sequence[Any]], subjects: list[str]) -> None:
 
 
 def _samplers(given: Sequence[Any]) -> list[str | Sampler]:
-    """Samplers as they are typed; files are read. Raises `ArgumentError` where two of them have one name."""
+    """Samplers as they are typed; files are read. Raises `ArgumentError` where two of them have one
+    name.
+    """
     made = [_sampler(name) for name in given]
     files = {one.name: one for one in made if isinstance(one, Sampler)}
     for one in made:
         if _label(one) in files and one != files[_label(one)]:
-            raise ArgumentError(f"two samplers are called {_label(one)!r} here: give one of the files another name")
+            raise ArgumentError(
+                f"two samplers are called {_label(one)!r} here: give one of the files another name"
+            )
     return made
 
 
@@ -343,7 +424,9 @@ def _steps(given: dict[str, Sequence[Any]]) -> Sequence[Any]:
     own = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
     asked = given.get("steps", own)
     if any(steps not in asked for steps in own):
-        given["steps"] = sorted([*asked, *own], key=lambda steps: steps if isinstance(steps, int) else 0)
+        given["steps"] = sorted(
+            [*asked, *own], key=lambda steps: steps if isinstance(steps, int) else 0
+        )
     elif own:
         given["steps"] = asked
     return asked
@@ -358,9 +441,15 @@ def _quick(values: Sequence[Any]) -> Collection[Any]:
 
 
 def _fits(at: Mapping[str, Value], asked: Collection[Any]) -> bool:
-    """Whether a place is part of the plan: a sampler file at its own steps, a named sampler at those asked."""
+    """Whether a place is part of the plan: a sampler file at its own steps, a named sampler at
+    those asked.
+    """
     one = at["sampler"]
-    return at["steps"] == one.steps if isinstance(one, Sampler) else "steps" not in at or at["steps"] in asked
+    return (
+        at["steps"] == one.steps
+        if isinstance(one, Sampler)
+        else "steps" not in at or at["steps"] in asked
+    )
 
 
 def _shown(at: Mapping[str, Value]) -> dict[str, Value]:

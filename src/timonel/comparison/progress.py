@@ -13,17 +13,20 @@ from ..files import plain
 if TYPE_CHECKING:
     from .store import Outcome
 
-EVERY, PATIENCE = 10.0, 3.0  # seconds between two lines of a phase, and before the first one from Python
+EVERY, PATIENCE = (
+    10.0,
+    3.0,
+)  # seconds between two lines of a phase, and before the first one from Python
 
 
 @dataclass(frozen=True)
 class State:
     """Where a comparison is. `phase`: watching, references, runs or page.
 
-    `done` of `total`: references that are done, or runs that have ended. `steps`: of the references that are
-    computed now. `row` of `rows`: network calls of what is computed now. `seconds`: since the comparison began.
-    `model`: which one is at work. `gone`: runs of before whose files somebody deleted, which are made again.
-    `outcome`: what has just ended, None where nothing has.
+    `done` of `total`: references that are done, or runs that have ended. `steps`: of the references
+    that are computed now. `row` of `rows`: network calls of what is computed now. `seconds`: since
+    the comparison began. `model`: which one is at work. `gone`: runs of before whose files somebody
+    deleted, which are made again. `outcome`: what has just ended, None where nothing has.
     """
 
     phase: str
@@ -39,12 +42,20 @@ class State:
 
     def __str__(self) -> str:
         if self.phase == "watching":
-            again = f"the files of {self.gone} runs are gone, they are made again; " if self.gone else ""
+            again = (
+                f"the files of {self.gone} runs are gone, they are made again; "
+                if self.gone
+                else ""
+            )
             return f"{again}watching the pipeline of {self.model}"
         if self.phase == "references":
             now = "" if self.steps is None else f", now with {self.steps} steps{self._share()}"
             return f"references: {self.done} of {self.total} are done{now}"
-        return f"runs: {self.done} of {self.total} have ended" if self.phase == "runs" else "writing the page"
+        return (
+            f"runs: {self.done} of {self.total} have ended"
+            if self.phase == "runs"
+            else "writing the page"
+        )
 
     def _share(self) -> str:
         return f" ({100 * self.row // self.rows} %)" if self.rows else ""
@@ -61,7 +72,9 @@ def clock(seconds: float) -> str:
 
 
 class Lines:
-    """Prints a line on stderr where a phase or the steps of the references change, and every ten seconds."""
+    """Prints a line on stderr where a phase or the steps of the references change, and every ten
+    seconds.
+    """
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.begins, self.last, self.before = time.monotonic() + patience, -EVERY, ("", 0)

@@ -19,7 +19,16 @@ from .plan import SAMPLE_AXES, Cell, Plan
 from .store import Outcome, Store, plain
 
 COUNTS = ("nfe", "halves", "halves_saved", "seconds")
-CHOICE = ("sampler", "grid", "options", "grid_options", "noise", "guidance_until", "rescale", "steps")  # weighed
+CHOICE = (
+    "sampler",
+    "grid",
+    "options",
+    "grid_options",
+    "noise",
+    "guidance_until",
+    "rescale",
+    "steps",
+)  # weighed
 STOCHASTIC = {
     "en": "Samplers that draw noise make another picture of the same seed, and are right to: they have no distance to "
           "one picture. What can be compared is the distribution over seeds (energy distance; 0 is the same).",
@@ -41,7 +50,9 @@ DOUBTFUL = {
 }  # fmt: skip
 
 
-def content(plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), claims: Sequence[Any] = ()) -> Any:
+def content(
+    plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), claims: Sequence[Any] = ()
+) -> Any:
     """Everything the page is made of, as plain data."""
     cells = [(cell, _known(cell, store)) for cell in plan]
     groups = _groups(cells, store)
@@ -49,10 +60,13 @@ def content(plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), c
     schedules = _schedules(cells)
     marks = {name: i for i, name in enumerate(schedules)}
     return {
-        "title": ", ".join(_titles(plan)), "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "title": ", ".join(_titles(plan)),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__, "complete": all(outcome is not None for _, outcome in cells),
-        "axes": [{"name": name, "values": [shown(v) for v in plan.axes[name]]} for name in plan.axes],
-        "cells": [_cell(cell, outcome, store, places[key(cell)], marks, plan) for cell, outcome in cells],
+        "axes": [{"name": name,
+        "values": [shown(v) for v in plan.axes[name]]} for name in plan.axes],
+        "cells": [_cell(cell, outcome, store, places[key(cell)], marks, plan) for cell,
+        outcome in cells],
         "groups": [*groups.values()],
         "schedules": [*schedules.values()],
         "references": _references(cells, store),
@@ -63,7 +77,11 @@ def content(plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), c
 def _known(cell: Cell, store: Store) -> Outcome | None:
     """What came of a cell; nothing yet where its files are gone."""
     outcome = store.outcomes.get(cell.id)
-    return None if outcome is None or (outcome.status == "done" and not store.whole(outcome)) else outcome
+    return (
+        None
+        if outcome is None or (outcome.status == "done" and not store.whole(outcome))
+        else outcome
+    )
 
 
 def shown(value: Any) -> Any:
@@ -85,18 +103,38 @@ def _titles(plan: Plan) -> list[str]:
 
 
 def _command(cell: Cell, plan: Plan) -> str | None:
-    """What makes a picture again; a loaded model has no name for the command line, and takes a line of Python."""
+    """What makes a picture again; a loaded model has no name for the command line, and takes a line
+    of Python.
+    """
     if cell.recipe.model not in plan.helms:
         return command(cell.recipe)
-    return None if cell.recipe.image else f"timonel.Recipe.read('pictures/{cell.id}.png').make(helm)"
+    return (
+        None if cell.recipe.image else f"timonel.Recipe.read('pictures/{cell.id}.png').make(helm)"
+    )
 
 
 def command(recipe: Recipe, out: str = "out") -> str:
     """The command line that makes a recipe's picture again."""
     video = recipe.image is not None
-    sampler = recipe.sampler + (FILE if recipe.table is not None else f"/{recipe.grid}" if recipe.grid else "")
-    words = ["--model", recipe.model, "--sampler", sampler, "--steps", str(recipe.steps), "--seed", str(recipe.seed)]
-    names = {"motion_bucket_id": "motion", "fps": "fps", "noise_aug_strength": "noise", "num_frames": "frames"}
+    sampler = recipe.sampler + (
+        FILE if recipe.table is not None else f"/{recipe.grid}" if recipe.grid else ""
+    )
+    words = [
+        "--model",
+        recipe.model,
+        "--sampler",
+        sampler,
+        "--steps",
+        str(recipe.steps),
+        "--seed",
+        str(recipe.seed),
+    ]
+    names = {
+        "motion_bucket_id": "motion",
+        "fps": "fps",
+        "noise_aug_strength": "noise",
+        "num_frames": "frames",
+    }
     for name, value in recipe.arguments.items():
         words += [f"--{names[name]}", str(value)] if name in names else []
     for name, value in {**recipe.options, **recipe.grid_options}.items():
@@ -111,7 +149,9 @@ def command(recipe: Recipe, out: str = "out") -> str:
     words += _guided(recipe)
     words += ["-o", f"{out}/clip.mp4" if video else out]
     subject = str(recipe.image if video else recipe.prompt)
-    return shell.command(shell.placed(["timonel", "animate" if video else "generate"], subject, words))
+    return shell.command(
+        shell.placed(["timonel", "animate" if video else "generate"], subject, words)
+    )
 
 
 def _guided(recipe: Recipe) -> list[str]:
@@ -123,14 +163,21 @@ def _guided(recipe: Recipe) -> list[str]:
     return scale + ([] if g.stop is None else ["--guidance-until", f"{unit}{g.stop:g}"])
 
 
-# -- cells ------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 def _cell(
-    cell: Cell, outcome: Outcome | None, store: Store, group: int, marks: Mapping[Any, int], plan: Plan
+    cell: Cell,
+    outcome: Outcome | None,
+    store: Store,
+    group: int,
+    marks: Mapping[Any, int],
+    plan: Plan,
 ) -> dict[str, Any]:
     at = {name: shown(value) for name, value in cell.at.items()}
     told: dict[str, Any] = {
-        "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting", "reason": "", "nfe": None,
-        "halves": None, "halves_saved": None, "seconds": None, "picture": None, "frames": None, "fps": None,
+        "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting",
+        "reason": "", "nfe": None,
+        "halves": None, "halves_saved": None, "seconds": None, "picture": None, "frames": None,
+        "fps": None,
         "full": None, "story": None, "measures": dict.fromkeys(measure.MEASURES),
         "recipe": cell.recipe.model_dump(mode="json", exclude_none=True, exclude={"table"}),
         "command": _command(cell, plan),
@@ -154,14 +201,19 @@ def _pictures(outcome: Outcome, store: Store) -> dict[str, Any]:
     """The small picture, or the small frames of a video, and where the full one is."""
     shown, moving = small(outcome, store), bool(outcome.frames)
     return {
-        "picture": None if moving else shown[0], "frames": shown if moving else None, "full": link(outcome, store),
+        "picture": None if moving else shown[0], "frames": shown if moving else None,
+        "full": link(outcome, store),
         "fps": int(outcome.recipe.arguments.get("fps", 7)) if moving else None,
     }  # fmt: skip
 
 
-# -- groups -----------------------------------------------------------------------------------------
-def _groups(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> dict[Any, dict[str, Any]]:
-    """A row for every setting: means over its samples, and how it stands among those it is weighed against."""
+# -- groups ----------------------------------------------------------------------------------------
+def _groups(
+    cells: Sequence[tuple[Cell, Outcome | None]], store: Store
+) -> dict[Any, dict[str, Any]]:
+    """A row for every setting: means over its samples, and how it stands among those it is weighed
+    against.
+    """
     found: dict[Any, list[tuple[Cell, Outcome]]] = {}
     for cell, outcome in cells:
         found.setdefault(key(cell), [])
@@ -181,39 +233,55 @@ def _groups(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> dict[
     for name in groups:
         models.setdefault(_asked(name), []).append(name)
     for names in models.values():
-        points = {n: (groups[n]["halves"], e) for n in names if (e := groups[n]["mean"].get("latent_rmse")) is not None}
+        points = {
+            n: (groups[n]["halves"], e)
+            for n in names
+            if (e := groups[n]["mean"].get("latent_rmse")) is not None
+        }
         for name in measure.pareto(points):
             groups[name]["pareto"] = True
     return groups
 
 
 def _asked(name: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Of what tells a setting apart, what is asked of it: a verdict is among those that are asked the same."""
+    """Of what tells a setting apart, what is asked of it: a verdict is among those that are asked
+    the same.
+    """
     return tuple(pair for pair in name if pair[0] not in CHOICE)
 
 
 def _errors(members: Sequence[tuple[Cell, Outcome]]) -> dict[Any, float]:
     """Distance to the reference, sample by sample."""
-    told = ((tuple(str(cell.at.get(n)) for n in SAMPLE_AXES), o.measures.get("latent_rmse")) for cell, o in members)
+    told = (
+        (tuple(str(cell.at.get(n)) for n in SAMPLE_AXES), o.measures.get("latent_rmse"))
+        for cell, o in members
+    )
     return {sample: value for sample, value in told if value is not None}
 
 
-def _group(setting: Mapping[str, Any], members: list[tuple[Cell, Outcome]], store: Store) -> dict[str, Any]:
+def _group(
+    setting: Mapping[str, Any], members: list[tuple[Cell, Outcome]], store: Store
+) -> dict[str, Any]:
     means: dict[str, float | None] = {}
     errors: dict[str, float | None] = {}
     outcomes = [outcome for _, outcome in members]
     for name in measure.MEASURES:
-        values = [v for o in outcomes if (v := o.measures.get(name)) is not None and math.isfinite(v)]
+        values = [
+            v for o in outcomes if (v := o.measures.get(name)) is not None and math.isfinite(v)
+        ]
         if values:
             means[name], errors[name] = measure.mean_and_error(values)
     energy, doubt = _energy(outcomes, store)
     average = {
-        name: _mean([getattr(o, name) for o in outcomes]) for name in ("nfe", "halves", "halves_saved", "seconds")
+        name: _mean([getattr(o, name) for o in outcomes])
+        for name in ("nfe", "halves", "halves_saved", "seconds")
     }
     return {
         "at": {name: shown(value) for name, value in setting.items()}, "label": label(setting),
-        "stochastic": any(o.stochastic for o in outcomes), "count": len(outcomes), **average, "mean": means,
-        "stderr": errors, "energy": energy, "energy_stderr": doubt, "verdict": None, "pareto": False,
+        "stochastic": any(o.stochastic for o in outcomes), "count": len(outcomes), **average,
+        "mean": means,
+        "stderr": errors, "energy": energy, "energy_stderr": doubt, "verdict": None,
+        "pareto": False,
     }  # fmt: skip
 
 
@@ -226,8 +294,14 @@ def label(setting: Mapping[str, Any]) -> str:
     words = [str(setting["sampler"])] if "sampler" in setting else []
     words += [f"on {setting['grid']}"] if setting.get("grid") else []
     words += [f"{setting['steps']} steps"] if "steps" in setting else []
-    rest = [n for n in setting if n not in ("model", "sampler", "grid", "steps") and setting[n] is not None]
-    return ", ".join([*words, *(f"{name.replace('_', ' ')} {shown(setting[name])}" for name in rest)])
+    rest = [
+        n
+        for n in setting
+        if n not in ("model", "sampler", "grid", "steps") and setting[n] is not None
+    ]
+    return ", ".join(
+        [*words, *(f"{name.replace('_', ' ')} {shown(setting[name])}" for name in rest)]
+    )
 
 
 def _energy(outcomes: list[Outcome], store: Store) -> tuple[float | None, float | None]:
@@ -248,19 +322,23 @@ def _energy(outcomes: list[Outcome], store: Store) -> tuple[float | None, float 
     return mean, math.sqrt(math.fsum(e**2 for _, e in values)) / len(values)
 
 
-# -- schedules, references, notes ---------------------------------------------------------------------
+# -- schedules, references, notes ------------------------------------------------------------------
 def _schedule(outcome: Outcome) -> tuple[str, ...]:
     """What tells schedules apart: their name, and the levels, which depend on the model too."""
     return _schedule_name(outcome), *(f"{level:.6g}" for level in outcome.levels)
 
 
 def _schedule_name(outcome: Outcome) -> str:
-    grid = outcome.recipe.grid or ("own levels" if outcome.recipe.sigmas else outcome.recipe.sampler)
+    grid = outcome.recipe.grid or (
+        "own levels" if outcome.recipe.sigmas else outcome.recipe.sampler
+    )
     more = "".join(f", {name} {value}" for name, value in outcome.recipe.grid_options.items())
     return f"{grid}, {outcome.recipe.steps} steps{more}"
 
 
-def _schedules(cells: Sequence[tuple[Cell, Outcome | None]]) -> dict[tuple[str, ...], dict[str, Any]]:
+def _schedules(
+    cells: Sequence[tuple[Cell, Outcome | None]],
+) -> dict[tuple[str, ...], dict[str, Any]]:
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     names: set[str] = set()
     for _, outcome in cells:
@@ -284,7 +362,8 @@ def _references(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> l
             continue
         at = {name: shown(value) for name, value in cell.at.items() if name not in CHOICE}
         found[fine.id] = {
-            "at": at, **_pictures(fine, store), "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
+            "at": at, **_pictures(fine, store),
+            "solver": f"{fine.recipe.sampler}/{fine.recipe.grid}",
             "steps": fine.recipe.steps, "change": fine.change,
         }  # fmt: skip
     return [*found.values()]
@@ -297,10 +376,17 @@ def _notes(cells: Sequence[tuple[Cell, Outcome | None]], store: Store) -> list[d
     notes = [SHARED] if outcomes else []
     if any(o.stochastic for o in outcomes):
         notes.append(STOCHASTIC)
-    changes = [fine.change for o in outcomes if (fine := store.done(o.reference)) and fine.change is not None]
+    changes = [
+        fine.change
+        for o in outcomes
+        if (fine := store.done(o.reference)) and fine.change is not None
+    ]
     if changes and max(changes) > TRUSTED:
         told = f"{max(changes):.2g}"
         notes.append(
-            {"en": DOUBTFUL["en"].format(change=told), "es": DOUBTFUL["es"].format(change=told.replace(".", ","))}
+            {
+                "en": DOUBTFUL["en"].format(change=told),
+                "es": DOUBTFUL["es"].format(change=told.replace(".", ",")),
+            }
         )
     return notes

@@ -1,4 +1,5 @@
-"""The folder of a comparison: what was computed stays, and is found again by the name of its recipe.
+"""The folder of a comparison: what was computed stays, and is found again by the name of its
+recipe.
 
 index.html            the page, with small pictures in it
 results.sqlite        a row for every run that ended, references included
@@ -38,7 +39,8 @@ from .measure import MEASURES
 
 TABLE, VERSION = "results.sqlite", 1
 OURS = {
-    TABLE, f"{TABLE}-journal", rows.BEFORE, rows.KEPT, "index.html", "pictures", "stories", "latents",
+    TABLE, f"{TABLE}-journal", rows.BEFORE, rows.KEPT, "index.html", "pictures", "stories",
+    "latents",
 }  # fmt: skip
 NEW = f"""SELECT at, outcome FROM runs WHERE at > ? AND typeof(outcome) = 'text' AND typeof(at) = 'integer'
     AND length(outcome) < {reading.TEXT} ORDER BY at"""
@@ -48,7 +50,8 @@ WAIT = 60.0  # seconds that a writer waits for another
 TOLD = 32  # previews that a run shows at most
 CREATE = """CREATE TABLE IF NOT EXISTS runs
     (at INTEGER PRIMARY KEY, id TEXT UNIQUE, kind TEXT, status TEXT, outcome TEXT)"""
-# what ended well is never replaced by a failure; `at` grows with every change, so that a reader finds what is new
+# what ended well is never replaced by a failure; `at` grows with every change, so that a reader
+# finds what is new
 KEEP = """INSERT INTO runs VALUES ((SELECT coalesce(max(at), 0) + 1 FROM runs), ?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET at = (SELECT max(at) + 1 FROM runs), kind = excluded.kind,
     status = excluded.status, outcome = excluded.outcome WHERE excluded.status = 'done' OR runs.status <> 'done'"""
@@ -80,15 +83,27 @@ class Outcome:
 
     def row(self) -> dict[str, Any]:
         """Flat, for a table: the recipe's fields as columns, and the whole recipe as JSON."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("recipe", "measures")}
+        told = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("recipe", "measures")
+        }
         recipe, guidance = self.recipe, self.recipe.guidance
         named = {
-            "model": recipe.model, "prompt": recipe.prompt, "image": recipe.image, "seed": recipe.seed,
-            "sampler": recipe.sampler, "grid": recipe.grid, "steps": recipe.steps, "noise": recipe.noise,
-            "guidance": None if guidance is None or isinstance(guidance.scale, list) else guidance.scale,
+            "model": recipe.model, "prompt": recipe.prompt, "image": recipe.image,
+            "seed": recipe.seed,
+            "sampler": recipe.sampler, "grid": recipe.grid, "steps": recipe.steps,
+            "noise": recipe.noise,
+            "guidance": None if guidance is None or isinstance(guidance.scale,
+            list) else guidance.scale,
             "guidance_until": None if guidance is None else guidance.stop,
         }  # fmt: skip
-        return told | named | {m: self.measures.get(m) for m in MEASURES} | {"recipe": recipe.model_dump_json()}
+        return (
+            told
+            | named
+            | {m: self.measures.get(m) for m in MEASURES}
+            | {"recipe": recipe.model_dump_json()}
+        )
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Outcome:
@@ -105,10 +120,22 @@ def _outcome(row: Any) -> Outcome:
     told = {k: v for k, v in row.items() if k in known}
     recipe = Recipe.model_validate(reading.parsed(row.get("recipe")))
     made: Outcome = _checker().validate_python({**told, "measures": measures, "recipe": recipe})
-    counts = (made.nfe, made.halves, made.halves_saved, made.frames, made.steps_told, made.width, made.height)
+    counts = (
+        made.nfe,
+        made.halves,
+        made.halves_saved,
+        made.frames,
+        made.steps_told,
+        made.width,
+        made.height,
+    )
     if not all(NAME.fullmatch(name) for name in (made.id, made.reference or "none")):
         raise ValueError(f"{made.id!r} and {made.reference!r} are no names of runs")
-    if made.kind not in KINDS or made.status not in STATUSES or not all(0 <= n < 2**31 for n in counts):
+    if (
+        made.kind not in KINDS
+        or made.status not in STATUSES
+        or not all(0 <= n < 2**31 for n in counts)
+    ):
         raise ValueError(f"the row of {made.id!r} is no run's")
     return made
 
@@ -131,10 +158,15 @@ class Store:
         if root.is_dir():
             foreign = sorted(p.name for p in root.iterdir() if not _ours(p.name))
             if foreign:
-                raise ArgumentError(f"{str(root)!r} holds something else ({foreign[0]!r}): give an empty folder")
+                raise ArgumentError(
+                    f"{str(root)!r} holds something else ({foreign[0]!r}): give an empty folder"
+                )
             links = sorted(p.name for p in root.iterdir() if p.name in OURS and p.is_symlink())
             if links:
-                raise ArgumentError(f"{links[0]!r} in {str(root)!r} is a link to elsewhere: give a folder of its own")
+                raise ArgumentError(
+                    f"{links[0]!r} in {str(root)!r} is a link to elsewhere: give a folder of"
+                    " its own"
+                )
         elif root.exists():
             raise ArgumentError(f"{str(root)!r} is a file; give a folder")
         self.outcomes: dict[str, Outcome] = {}
@@ -145,7 +177,9 @@ class Store:
     # -- rows ----------------------------------------------------------------------------------
     @contextmanager
     def _open(self, kind: str) -> Iterator[sqlite3.Connection]:
-        """The table, in one transaction of this kind. Raises `ArgumentError` where it cannot be read or written."""
+        """The table, in one transaction of this kind. Raises `ArgumentError` where it cannot be
+        read or written.
+        """
         path = self.root / TABLE
         try:
             with closing(sqlite3.connect(path, timeout=WAIT, isolation_level=None)) as table:
@@ -153,20 +187,30 @@ class Store:
                 table.execute("PRAGMA trusted_schema = OFF")
                 (version,) = table.execute("PRAGMA user_version").fetchone()
                 if version > VERSION:
-                    raise ArgumentError(f"{str(path)!r} is of a newer timonel: upgrade, or give another folder")
+                    raise ArgumentError(
+                        f"{str(path)!r} is of a newer timonel: upgrade, or give another folder"
+                    )
                 yield table
                 table.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            raise ArgumentError(f"cannot use {str(path)!r}: {error}; what it holds stays") from error
+            raise ArgumentError(
+                f"cannot use {str(path)!r}: {error}; what it holds stays"
+            ) from error
         except sqlite3.DatabaseError as error:
-            raise ArgumentError(f"{str(path)!r} cannot be read: {error}; delete it to begin anew") from error
+            raise ArgumentError(
+                f"{str(path)!r} cannot be read: {error}; delete it to begin anew"
+            ) from error
 
     def refresh(self) -> None:
         """Read what other processes wrote meanwhile, and the table of before sqlite."""
         if (self.root / TABLE).is_file():
             with self._open("DEFERRED") as table:
-                schema = table.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-                if schema and schema != [("table", "runs")]:  # a view or a trigger could be anything
+                schema = table.execute(
+                    "SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL"
+                ).fetchall()
+                if schema and schema != [
+                    ("table", "runs")
+                ]:  # a view or a trigger could be anything
                     raise sqlite3.DatabaseError(f"it holds {schema[-1][0]} {schema[-1][1]!r}")
                 fresh = table.execute(NEW, (self._seen,)).fetchall() if schema else []
             for at, text in fresh:
@@ -182,7 +226,9 @@ class Store:
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:LONG]
             where = str(self.root / file)
-            raise ArgumentError(f"{where!r} cannot be read: {reason}; delete it to begin anew") from error
+            raise ArgumentError(
+                f"{where!r} cannot be read: {reason}; delete it to begin anew"
+            ) from error
 
     def done(self, name: str) -> Outcome | None:
         """The outcome of a run that ended well before, and whose files are still there."""
@@ -202,13 +248,17 @@ class Store:
         with self._open("IMMEDIATE") as table:
             table.execute(CREATE)
             table.execute(f"PRAGMA user_version = {VERSION}")
-            table.executemany(KEEP, [(o.id, o.kind, o.status, json.dumps(o.row())) for o in changed.values()])
+            table.executemany(
+                KEEP, [(o.id, o.kind, o.status, json.dumps(o.row())) for o in changed.values()]
+            )
         self.outcomes |= changed
         rows.put_away(self.root)
 
     # -- files ---------------------------------------------------------------------------------
     def save(self, outcome: Outcome, latents: Tensor, pixels: Tensor, story: Tensor | None) -> None:
-        """Write a run's files. `pixels` (3, H, W) or (F, 3, H, W), `story` (steps, 3, h, w), in 0..1."""
+        """Write a run's files. `pixels` (3, H, W) or (F, 3, H, W), `story` (steps, 3, h, w), in
+        0..1.
+        """
         write_tensors(self.latents(outcome.id), {"latents": latents.float().contiguous()})
         if pixels.ndim == 4:
             outcome.frames = len(pixels)
@@ -222,7 +272,9 @@ class Store:
 
     def _tell(self, outcome: Outcome, story: Tensor) -> None:
         seen = story[torch.linspace(0, len(story) - 1, min(TOLD, len(story))).round().long()]
-        content, (outcome.width, outcome.height) = pictures.sprite([to_image(frame) for frame in seen])
+        content, (outcome.width, outcome.height) = pictures.sprite(
+            [to_image(frame) for frame in seen]
+        )
         outcome.steps_told = len(seen)
         with replacing(self.story(outcome.id)) as temporary:
             temporary.write_bytes(content)
@@ -263,14 +315,18 @@ class Store:
 
 
 def _broken(path: Path, reason: object) -> ArgumentError:
-    return ArgumentError(f"{str(path)!r} cannot be read: {reason}; delete it, and the same command makes it again")
+    return ArgumentError(
+        f"{str(path)!r} cannot be read: {reason}; delete it, and the same command makes it again"
+    )
 
 
 def to_image(pixels: Tensor) -> Any:
     """(3, H, W) in 0..1 as a PIL image."""
     from PIL import Image
 
-    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(
+        (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    )
 
 
 def to_tensor(image: Any) -> Tensor:

@@ -1,25 +1,32 @@
 """diffusers' scheduler and callback names on timonel: change one import line.
 
     from timonel.compat import DPMSolverMultistepScheduler
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config,
+    use_karras_sigmas=True)
 
-Same arguments, same levels and, where timonel computes the same thing, the same latents. What diffusers ignores
-without a word works here, or is said by the logger, or is refused with what to write instead; see `flags.py`.
-The noise of stochastic samplers is drawn as diffusers draws it, from the generator that `step` is given, and a run
-that is rewound, branched or saved has it again without that generator (`draws.py`). Samples are diffusers' too,
-x0 + sigma·noise of the Euler family and EDM, unit variance elsewhere (`coordinates.py`), and a scheduler that is
-stepped without `set_timesteps` visits all training levels.
-What differs from diffusers on purpose:
+Same arguments, same levels and, where timonel computes the same thing, the same latents. What
+diffusers ignores without a word works here, or is said by the logger, or is refused with what to
+write instead; see `flags.py`. The noise of stochastic samplers is drawn as diffusers draws it, from
+the generator that `step` is given, and a run that is rewound, branched or saved has it again
+without that generator (`draws.py`). Samples are diffusers' too, x0 + sigma·noise of the Euler
+family and EDM, unit variance elsewhere (`coordinates.py`), and a scheduler that is stepped without
+`set_timesteps` visits all training levels. What differs from diffusers on purpose:
 
-- a class is a subclass of diffusers' class of its name, and shares nothing with it but the name: see `kin.py`;
-- a key of another class that asks for nothing, as `clip_sample=False`, passes; what would change something does not;
-- the public members of diffusers' classes are there, but for parts of its steps; `members.py` lists those and why;
+- a class is a subclass of diffusers' class of its name, and shares nothing with it but the name:
+  see `kin.py`;
+- a key of another class that asks for nothing, as `clip_sample=False`, passes; what would change
+  something does not;
+- the public members of diffusers' classes are there, but for parts of its steps; `members.py` lists
+  those and why;
 - `set_shift` also writes the shift into the config, so a helm or a saved pipeline has it;
 - DDIM and PNDM on trailing and linspace times step to the next entry of their own list;
-- every class takes `timesteps` and `sigmas`; on Stable Video Diffusion every class tells 0.25·log(sigma);
+- every class takes `timesteps` and `sigmas`; on Stable Video Diffusion every class tells
+  0.25·log(sigma);
 - exponential and beta sigmas tell the nearest whole time, where diffusers' DPM family rounds down;
-- `final_sigmas_type="sigma_min"` on a list that ends there makes one call less, unless that call corrects;
-- a level that rounding to training times repeats is visited once, and `num_inference_steps` says how many are left;
+- `final_sigmas_type="sigma_min"` on a list that ends there makes one call less, unless that call
+  corrects;
+- a level that rounding to training times repeats is visited once, and `num_inference_steps` says
+  how many are left;
 - one step of `leading` begins at the noisiest level, where diffusers' gives the noise back;
 - PNDM converts v-predictions before it combines them; DEIS and SA-Solver on flows end at sigma = 0.
 """
@@ -30,15 +37,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _CALLBACKS = (
-    "IPAdapterScaleCutoffCallback", "MultiPipelineCallbacks", "PipelineCallback", "SD3CFGCutoffCallback",
+    "IPAdapterScaleCutoffCallback", "MultiPipelineCallbacks", "PipelineCallback",
+    "SD3CFGCutoffCallback",
     "SDCFGCutoffCallback", "SDXLCFGCutoffCallback", "SDXLControlnetCFGCutoffCallback",
 )  # fmt: skip
 _SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler",
+    "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+    "SASolverScheduler",
     "TCDScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 # diffusers asks the module of a saved scheduler for SchedulerMixin, to know how to load it

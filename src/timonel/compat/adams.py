@@ -1,4 +1,6 @@
-"""diffusers' schedulers that combine predictions of the noise by the weights of Adams and Bashforth."""
+"""diffusers' schedulers that combine predictions of the noise by the weights of Adams and
+Bashforth.
+"""
 
 # ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
 
@@ -34,10 +36,14 @@ MOST = len(ADAMS_BASHFORTH)
 
 
 def continued(grid: Grid, behind: int) -> Table:
-    """The first step of `grid`, from its own prediction of the noise and as many as 3 of `behind` that came before."""
+    """The first step of `grid`, from its own prediction of the noise and as many as 3 of `behind`
+    that came before.
+    """
     now, new = grid[0], grid[1]
     if not bool(now.alpha > 0):
-        raise RunError("earlier predictions say nothing at pure noise; begin there with scheduler.ets = []")
+        raise RunError(
+            "earlier predictions say nothing at pure noise; begin there with scheduler.ets = []"
+        )
     count = min(behind + 1, MOST)
     first = Grid(grid.process, grid.alpha[:2], grid.sigma[:2], grid.time[:2], grid.name)
     rows = Rows("ipndm", first, order=min(count, 2), history=count, basis="noise")
@@ -50,8 +56,8 @@ def continued(grid: Grid, behind: int) -> Table:
 class Remembering(Compat):
     """What both classes have in common: `ets`, the predictions that a step combines.
 
-    The run remembers its own. Who assigns `ets` keeps them instead, and each step is one by itself from then on, at
-    whatever time it is made, until `set_timesteps` or `ets = []`.
+    The run remembers its own. Who assigns `ets` keeps them instead, and each step is one by itself
+    from then on, at whatever time it is made, until `set_timesteps` or `ets = []`.
     """
 
     _kept: list[Tensor] | None = None
@@ -66,16 +72,23 @@ class Remembering(Compat):
         if self._kept is not None or run is None or not run.started:
             return self._kept or []
         if run.table.basis != "noise":
-            raise RunError("a run that begins at pure noise remembers velocities, not the noise that ets holds")
+            raise RunError(
+                "a run that begins at pure noise remembers velocities, not the noise that ets holds"
+            )
         table = run.table
         rows = zip(range(run.row - 1, -1, -1), run.history, strict=False)
-        firsts = [one for row, one in rows if one is not None and row == table.first_row(table.step[row])]
+        firsts = [
+            one for row, one in rows if one is not None and row == table.first_row(table.step[row])
+        ]
         return firsts[:MOST][::-1]
 
     @ets.setter
     def ets(self, predictions: Sequence[Tensor]) -> None:
         if not isinstance(predictions, (list, tuple)):
-            raise ArgumentError(f"ets must be a list of predictions, e.g. scheduler.ets = [], got {shown(predictions)}")
+            raise ArgumentError(
+                "ets must be a list of predictions, e.g. scheduler.ets = [], got"
+                f" {shown(predictions)}"
+            )
         for one in predictions:
             tensor("a prediction in ets", one)
         self._kept = list(predictions) or None
@@ -107,7 +120,13 @@ class PNDMScheduler(Remembering):
     """`plms` with `skip_prk_steps`, else `pndm`."""
 
     family, strides = "index", True
-    defaults = {**BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon", **LEADING}
+    defaults = {
+        **BETAS,
+        "skip_prk_steps": False,
+        "set_alpha_to_one": False,
+        "prediction_type": "epsilon",
+        **LEADING,
+    }
     _means: str | None = None  # the kind of call that a step has to be, "prk" or "plms"
 
     def _solver(self, flags: Flags) -> Named:
@@ -136,13 +155,21 @@ class PNDMScheduler(Remembering):
         """The calls of the network since the list was begun."""
         return 0 if self.current is None else self.current.row
 
-    def step_prk(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        """`step`, where it is a Runge-Kutta call. Raises `ArgumentError` where the next one is a multistep call."""
+    def step_prk(
+        self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
+    ) -> Any:
+        """`step`, where it is a Runge-Kutta call. Raises `ArgumentError` where the next one is a
+        multistep call.
+        """
         with self._only("prk"):
             return self.step(model_output, timestep, sample, return_dict=return_dict)
 
-    def step_plms(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        """`step`, where it is a multistep call. Raises `ArgumentError` where the next one is a Runge-Kutta call."""
+    def step_plms(
+        self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
+    ) -> Any:
+        """`step`, where it is a multistep call. Raises `ArgumentError` where the next one is a
+        Runge-Kutta call.
+        """
         with self._only("plms"):
             return self.step(model_output, timestep, sample, return_dict=return_dict)
 
@@ -167,15 +194,18 @@ class PNDMScheduler(Remembering):
         if kind is not None and _kind(run.table, run.row) != kind:
             name = {"prk": "Runge-Kutta", "plms": "multistep"}
             raise ArgumentError(
-                f"step_{kind} is a {name[kind]} call, and at time {number(timestep):g} the run makes a "
-                f"{name[_kind(run.table, run.row)]} call: loop over scheduler.prk_timesteps first and then over "
-                "scheduler.plms_timesteps, or call scheduler.step"
+                f"step_{kind} is a {name[kind]} call, and at time {number(timestep):g} the run"
+                f" makes a {name[_kind(run.table, run.row)]} call: loop over"
+                " scheduler.prk_timesteps first and then over scheduler.plms_timesteps, or call"
+                " scheduler.step"
             )
         return run
 
     # -- parts of the list -------------------------------------------------------------------------
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
-        """A part that begins inside the first step has its two calls all the same, of which one moves nothing."""
+        """A part that begins inside the first step has its two calls all the same, of which one
+        moves nothing.
+        """
         fewer = rows[1] - rows[0] - table.nfe if self._kept is None else 0
         super()._begin(_led(table, fewer) if table.solver == "ipndm" and fewer > 0 else table, rows)
 
@@ -193,8 +223,12 @@ class PNDMScheduler(Remembering):
         if grid.steps == self._levels.grid.steps:
             return self._whole(sampler, grid)
         if sampler.name == "pndm":
-            raise ArgumentError("a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True")
-        return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest of the list has it
+            raise ArgumentError(
+                "a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True"
+            )
+        return solvers.make(
+            "ipndm", grid, euler_at_final=False
+        )  # one call a step, as the rest of the list has it
 
 
 def _kind(table: Table, row: int) -> str:
@@ -207,16 +241,21 @@ def _led(table: Table, calls: int) -> Table:
     still = torch.zeros(calls, table.x.shape[1], dtype=torch.float64)
     base = still.clone()
     still[:, 0], base[:, 1] = 1.0, 1.0
-    alpha, sigma, time = (torch.cat([v[:1].expand(calls), v]) for v in (table.alpha, table.sigma, table.time))
+    alpha, sigma, time = (
+        torch.cat([v[:1].expand(calls), v]) for v in (table.alpha, table.sigma, table.time)
+    )
     x, base = torch.cat([still, table.x]), torch.cat([base, table.base])
-    return replace(table, alpha=alpha, sigma=sigma, time=time, step=(*[0] * calls, *table.step), x=x, base=base)
+    return replace(
+        table, alpha=alpha, sigma=sigma, time=time, step=(*[0] * calls, *table.step), x=x, base=base
+    )
 
 
 class IPNDMScheduler(Remembering):
-    """`ipndm` for the model of the config it is made from; without a beta schedule that is Dance Diffusion.
+    """`ipndm` for the model of the config it is made from; without a beta schedule that is Dance
+    Diffusion.
 
-    `trained_betas` of Dance Diffusion are the sigmas that every call visits, and where it ends, whatever the number.
-    diffusers' own drops its first prediction at pure noise, this one does not.
+    `trained_betas` of Dance Diffusion are the sigmas that every call visits, and where it ends,
+    whatever the number. diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
     kinds = (*Compat.kinds, "crash")
@@ -228,11 +267,15 @@ class IPNDMScheduler(Remembering):
 
     @property
     def betas(self) -> Tensor:
-        """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas, (T,)."""
+        """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas,
+        (T,).
+        """
         if self.process.kind != "crash":
             return super().betas
         listed = self.config["trained_betas"]
-        return self._levels.grid.sigma.float() if listed is None else double(listed).flatten().float()
+        return (
+            self._levels.grid.sigma.float() if listed is None else double(listed).flatten().float()
+        )
 
     @property
     def alphas(self) -> Tensor:
@@ -241,6 +284,9 @@ class IPNDMScheduler(Remembering):
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
         super()._make(asked, device, flags)
-        visited, listed = self._levels.grid.steps, self.process.kind == "crash" and flags["trained_betas"] is not None
+        visited, listed = (
+            self._levels.grid.steps,
+            self.process.kind == "crash" and flags["trained_betas"] is not None,
+        )
         if listed and asked.steps not in (None, visited, len(self)):
             logger.warning("trained_betas are the levels: %s steps, not %s", visited, asked.steps)

@@ -1,9 +1,10 @@
 """diffusers' official callbacks by name, for any pipeline that calls `callback_on_step_end`.
 
-The cutoffs switch guidance off in every pipeline whose network is given [unconditional, conditional] batches, Stable
-Video Diffusion and batches of several prompts included: the network computes the conditional half only, and the
-pipeline's own formula `u + g·(c - u)` gives c. As in diffusers, step `cutoff` itself is still guided, and a ratio
-counts the calls of the pipeline's loop. One class would do; they keep diffusers' names so that scripts run.
+The cutoffs switch guidance off in every pipeline whose network is given [unconditional,
+conditional] batches, Stable Video Diffusion and batches of several prompts included: the network
+computes the conditional half only, and the pipeline's own formula `u + g·(c - u)` gives c. As in
+diffusers, step `cutoff` itself is still guided, and a ratio counts the calls of the pipeline's
+loop. One class would do; they keep diffusers' names so that scripts run.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ HELD = "_timonel_cutoff"  # where a pipeline holds its hooks for the time of a c
 
 
 class PipelineCallback(Official):  # type: ignore[misc]
-    """diffusers' base class; `cutoff_step_index` may be given alone. Raises `ArgumentError` for values out of range."""
+    """diffusers' base class; `cutoff_step_index` may be given alone. Raises `ArgumentError` for
+    values out of range.
+    """
 
     tensor_inputs: ClassVar[Sequence[str]] = ()
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, cutoff_step_ratio: float | None = 1.0, cutoff_step_index: int | None = None) -> None:
+    def __init__(
+        self, cutoff_step_ratio: float | None = 1.0, cutoff_step_index: int | None = None
+    ) -> None:
         if cutoff_step_index is not None:
             if cutoff_step_ratio not in (None, 1.0):
                 raise ArgumentError("give cutoff_step_ratio or cutoff_step_index, not both")
@@ -43,21 +48,29 @@ class PipelineCallback(Official):  # type: ignore[misc]
             finite("cutoff_step_ratio", cutoff_step_ratio, 0, 1)
 
     def cutoff(self, pipeline: Any) -> int:
-        """The call of the loop after which it acts: `cutoff_step_index`, or floor(calls · `cutoff_step_ratio`)."""
+        """The call of the loop after which it acts: `cutoff_step_index`, or floor(calls ·
+        `cutoff_step_ratio`).
+        """
         index, ratio = self.config.cutoff_step_index, self.config.cutoff_step_ratio
         return int(index) if index is not None else math.floor(pipeline.num_timesteps * ratio)
 
 
 class SDCFGCutoffCallback(PipelineCallback):
-    """Guidance is switched off after `cutoff_step_ratio` of the steps, or after step `cutoff_step_index`.
+    """Guidance is switched off after `cutoff_step_ratio` of the steps, or after step
+    `cutoff_step_index`.
 
-    Raises `ArgumentError` for a pipeline that has no guidance to switch off, or runs it in separate calls.
+    Raises `ArgumentError` for a pipeline that has no guidance to switch off, or runs it in separate
+    calls.
     """
 
     tensor_inputs = ("latents",)
 
-    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> Any:
-        """Hang a gate on the networks at the first step, close it at the cutoff, take it away after the last."""
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
+    ) -> Any:
+        """Hang a gate on the networks at the first step, close it at the cutoff, take it away after
+        the last.
+        """
         if step_index == 0:
             self._hang(pipeline, callback_kwargs)
         gates = self._gates(pipeline)
@@ -69,9 +82,13 @@ class SDCFGCutoffCallback(PipelineCallback):
 
     def _hang(self, pipeline: Any, callback_kwargs: dict[str, Any]) -> None:
         if not hasattr(pipeline, "do_classifier_free_guidance"):
-            raise ArgumentError(f"{type(pipeline).__name__} has no classifier-free guidance that could be cut off")
+            raise ArgumentError(
+                f"{type(pipeline).__name__} has no classifier-free guidance that could be cut off"
+            )
         if "latents" not in callback_kwargs:
-            raise ArgumentError("the cutoff needs to see the latents: leave callback_on_step_end_tensor_inputs out")
+            raise ArgumentError(
+                "the cutoff needs to see the latents: leave callback_on_step_end_tensor_inputs out"
+            )
         if pipeline.do_classifier_free_guidance:
             pipeline.__dict__[HELD] = _Gates(pipeline, len(callback_kwargs["latents"]))
 
@@ -85,22 +102,31 @@ class SDXLCFGCutoffCallback(SDCFGCutoffCallback):
 
 
 class SDXLControlnetCFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` under the name that diffusers has for SDXL with ControlNet, which is cut as well."""
+    """`SDCFGCutoffCallback` under the name that diffusers has for SDXL with ControlNet, which is
+    cut as well.
+    """
 
 
 class SD3CFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` under the name that diffusers has for SD3; skip-layer guidance ends with it."""
+    """`SDCFGCutoffCallback` under the name that diffusers has for SD3; skip-layer guidance ends
+    with it.
+    """
 
 
 class IPAdapterScaleCutoffCallback(PipelineCallback):
-    """The scale of the IP adapter is 0 after the cutoff, and after the last step what it was before.
+    """The scale of the IP adapter is 0 after the cutoff, and after the last step what it was
+    before.
 
     Raises `ArgumentError` at the first step for a pipeline without IP adapters.
     """
 
-    def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> Any:
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
+    ) -> Any:
         if not hasattr(pipeline, "set_ip_adapter_scale"):
-            raise ArgumentError(f"{type(pipeline).__name__} takes no IP adapter whose scale could be cut off")
+            raise ArgumentError(
+                f"{type(pipeline).__name__} takes no IP adapter whose scale could be cut off"
+            )
         if step_index == self.cutoff(pipeline):
             found = [module for module, denoises in networks(pipeline).items() if denoises]
             processors = [p for module in found for p in module.attn_processors.values()]  # type: ignore[operator]
@@ -159,8 +185,9 @@ class _Half:
             name = type(gates.pipe).__name__
             gates.remove()
             raise ArgumentError(
-                f"{name} does not call its network with both halves of the guidance at once (batch {size} for "
-                f"{gates.samples} samples); use timonel.Helm(pipe)(…, guidance=timonel.cfg(until=…))"
+                f"{name} does not call its network with both halves of the guidance at once (batch"
+                f" {size} for {gates.samples} samples); use timonel.Helm(pipe)(…,"
+                " guidance=timonel.cfg(until=…))"
             )
         gates.seen = gates.seen or self.denoises
         if not gates.closed or size != both:

@@ -29,14 +29,16 @@ Named = tuple[str, dict[str, Any]]
 class DDIMScheduler(Compat):
     """`ddim`. `eta` may come with the first step, as pipelines give it.
 
-    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the network's; with
-    `use_clipped_model_output=True` in `step` the noise follows the clipped prediction.
+    `clip_sample` and `thresholding` act on the clean part of a step, and the noise stays the
+    network's; with `use_clipped_model_output=True` in `step` the noise follows the clipped
+    prediction.
     """
 
     family, eta, by_time, strides = "index", 0.0, True, True
     takes = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
     defaults = {
-        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
+        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0,
+        "prediction_type": "epsilon",
         **{k: v for k, v in THRESHOLD.items() if k != "sample_max_value"}, "clip_sample_range": 1.0,
         "sample_max_value": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
     }  # fmt: skip
@@ -48,12 +50,16 @@ class DDIMScheduler(Compat):
         return bool(self._sampler.options["eta"] > 0)
 
     def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
-        """The variance of the noise between two training times at eta = 1, which editing pipelines read.
+        """The variance of the noise between two training times at eta = 1, which editing pipelines
+        read.
 
         arXiv 2010.02502, eq. 16. `prev_timestep` below 0 is the end of the list.
         """
         bars = self.alphas_cumprod
-        bar, before = bars[timestep], bars[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
+        bar, before = (
+            bars[timestep],
+            bars[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod,
+        )
         return (1 - before) / (1 - bar) * (1 - bar / before)
 
 
@@ -70,16 +76,19 @@ class Sized:
 
 
 class DDPMScheduler(Compat):
-    """`ddpm`, with the variance of the posterior ("fixed_small"), of the forward step ("fixed_large") or the network's.
+    """`ddpm`, with the variance of the posterior ("fixed_small"), of the forward step
+    ("fixed_large") or the network's.
 
-    The last step ends at the clean prediction, without noise. arXiv 2006.11239, section 3.2; 2102.09672, eq. 15.
+    The last step ends at the clean prediction, without noise. arXiv 2006.11239, section 3.2;
+    2102.09672, eq. 15.
     """
 
     family, by_time, strides, one_list = "index", True, True, True
     takes = ("generator", "return_dict")
     defaults = {
         **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
-        "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
+        "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0,
+        "sample_max_value": 1.0,
         **LEADING, "rescale_betas_zero_snr": False,
     }  # fmt: skip
     solver = "ddpm"
@@ -93,10 +102,16 @@ class DDPMScheduler(Compat):
         known, kind = (*SMALL, *LARGE, *LEARNED), flags["variance_type"]
         if kind not in (*known, None):
             near = get_close_matches(str(kind), known, 1, 0)[0]
-            logger.warning("variance_type=%r is no word of DDPM: the noise is that of 'fixed_small'; %r?", kind, near)
+            logger.warning(
+                "variance_type=%r is no word of DDPM: the noise is that of 'fixed_small'; %r?",
+                kind,
+                near,
+            )
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        """With "fixed_large" every row's noise has sqrt(beta) for its standard deviation, not the posterior's."""
+        """With "fixed_large" every row's noise has sqrt(beta) for its standard deviation, not the
+        posterior's.
+        """
         table = super()._compile(sampler, grid, before)
         if self.config["variance_type"] not in LARGE:
             return table
@@ -112,7 +127,8 @@ class DDPMScheduler(Compat):
         Args:
             t: the training time.
             predicted_variance: the network's, for "learned" and "learned_range".
-            variance_type: None is the config's. "fixed_small_log" gives the standard deviation; "learned_range" and
+            variance_type: None is the config's. "fixed_small_log" gives the standard deviation;
+            "learned_range" and
                 "fixed_large_log" the logarithm.
 
         Raises:
@@ -128,23 +144,32 @@ class DDPMScheduler(Compat):
         if kind == "learned_range":
             share = (predicted_variance + 1) / 2  # type: ignore[operator]
             return share * beta.log() + (1 - share) * small.log()
-        fixed = {"fixed_small_log": small.sqrt(), "fixed_large": beta, "fixed_large_log": beta.log()}
+        fixed = {
+            "fixed_small_log": small.sqrt(),
+            "fixed_large": beta,
+            "fixed_large_log": beta.log(),
+        }
         return predicted_variance if kind == "learned" else fixed.get(kind, small)
 
     def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
-        """One row, whose noise has the network's variance where the config says so (arXiv 2102.09672, eq. 15)."""
+        """One row, whose noise has the network's variance where the config says so (arXiv
+        2102.09672, eq. 15).
+        """
         run, kind = self.run, self.config["variance_type"]
         if kind not in LEARNED:
             return super()._apply(raw, noise, learned)
         if learned is None:
             raise ArgumentError(
-                f"variance_type={kind!r} is for a network that predicts its variance beside its noise, here "
-                f"{2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass variance_type='fixed_small'"
+                f"variance_type={kind!r} is for a network that predicts its variance beside its"
+                f" noise, here {2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass"
+                " variance_type='fixed_small'"
             )
         top, low = run.table.level(run.row), run.table.level(run.row + 1)
         if float(low.sigma) == 0:
             return super()._apply(raw, noise, None)
-        most = float(top.sigma / low.sigma)  # standard deviation of the forward step, in units of the posterior's
+        most = float(
+            top.sigma / low.sigma
+        )  # standard deviation of the forward step, in units of the posterior's
         if kind == "learned_range":
             size = most ** ((learned + 1) / 2)
         else:

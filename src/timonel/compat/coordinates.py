@@ -1,8 +1,10 @@
-"""The coordinates of diffusers' samples, and the training levels that its classes list before `set_timesteps`.
+"""The coordinates of diffusers' samples, and the training levels that its classes list before
+`set_timesteps`.
 
-diffusers' schedulers of sigma keep `x0 + sigma·noise` and scale what the network sees; a pipeline, or a loop written
-by hand, may do its own arithmetic on such samples. So the run is kept in these coordinates too, see
-`process.Exploding`: every level has alpha = 1. The other classes keep samples of unit variance, as diffusers' do.
+diffusers' schedulers of sigma keep `x0 + sigma·noise` and scale what the network sees; a pipeline,
+or a loop written by hand, may do its own arithmetic on such samples. So the run is kept in these
+coordinates too, see `process.Exploding`: every level has alpha = 1. The other classes keep samples
+of unit variance, as diffusers' do.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ from . import levels
 
 logger = logging.getLogger("timonel")
 BLIND = (
-    "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True, where this class has "
-    "alpha = 0; use it with prediction_type='v_prediction', or timestep_spacing='leading'"
+    "an epsilon prediction says nothing at the pure noise of rescale_betas_zero_snr=True, where"
+    " this class has alpha = 0; use it with prediction_type='v_prediction', or"
+    " timestep_spacing='leading'"
 )
 
 
 class Coordinates(Scheduler):
     """How samples are scaled; `Compat` is one of these."""
 
-    unit: ClassVar[bool] = True  # whether diffusers' class keeps samples of unit variance; else x0 + sigma·noise
+    unit: ClassVar[bool] = (
+        True  # whether diffusers' class keeps samples of unit variance; else x0 + sigma·noise
+    )
     is_scale_input_called = False  # for the next step, as diffusers' classes have it
 
     if TYPE_CHECKING:
@@ -47,7 +52,8 @@ class Coordinates(Scheduler):
 
     @property
     def _explodes(self) -> bool:
-        """Whether samples are `x0 + sigma·noise`. On EDM's process all classes keep them so, as diffusers' there do.
+        """Whether samples are `x0 + sigma·noise`. On EDM's process all classes keep them so, as
+        diffusers' there do.
 
         Levels that explode by themselves are of pipelines that scale what the network sees.
         """
@@ -78,7 +84,9 @@ class Coordinates(Scheduler):
         return float(made) if self.family == "edm" else made
 
     def _blind(self, alpha: float) -> bool:
-        """Whether the network names the noise where nothing else is left, of betas rescaled to zero SNR."""
+        """Whether the network names the noise where nothing else is left, of betas rescaled to zero
+        SNR.
+        """
         rescaled = self.config.get("rescale_betas_zero_snr") and self.process.kind == "vp"
         return bool(rescaled and self.prediction == "epsilon" and alpha < predictions.LEAST)
 
@@ -89,14 +97,18 @@ class Coordinates(Scheduler):
 
     # -- training levels ---------------------------------------------------------------------------
     def _list_trained(self) -> None:
-        """The levels of a scheduler that is stepped without `set_timesteps`: all training levels, as in diffusers.
+        """The levels of a scheduler that is stepped without `set_timesteps`: all training levels,
+        as in diffusers.
 
-        Listed where they are first asked for: a table of a thousand rows takes longer to make than a scheduler.
+        Listed where they are first asked for: a table of a thousand rows takes longer to make than
+        a scheduler.
         """
         flags, total = self._flags, self.process.train_steps
         if self.process.kind == "vp":
             flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
-            top = total - 1 - self._blind(self._noisiest())  # a step there is refused, see `Compat._step`
+            top = (
+                total - 1 - self._blind(self._noisiest())
+            )  # a step there is refused, see `Compat._step`
             asked = levels.Asked(None, tuple(float(t) for t in range(top, -1, -1)))
         else:
             asked = levels.Asked(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
@@ -114,14 +126,18 @@ class Coordinates(Scheduler):
 
     @property
     def run(self) -> Run:
-        """The run of the current call; of a scheduler without `set_timesteps` that of all training levels."""
+        """The run of the current call; of a scheduler without `set_timesteps` that of all training
+        levels.
+        """
         if self._run is None:
             self._list_trained()
         return super().run
 
     def _times(self) -> Tensor:
         """The network's times, one for each row, noisiest first; the loop over them drives the run."""
-        if self._listing is None and self.calls > 1 and self.process.kind == "vp":  # with the calls in between
+        if (
+            self._listing is None and self.calls > 1 and self.process.kind == "vp"
+        ):  # with the calls in between
             self._list_trained()
         return self._timesteps
 
@@ -129,7 +145,9 @@ class Coordinates(Scheduler):
 
     # -- samples -----------------------------------------------------------------------------------
     def _row_of(self, timestep: Any) -> int | None:
-        """The row of the list that the network is about to be called for; None where the list has no such time."""
+        """The row of the list that the network is about to be called for; None where the list has
+        no such time.
+        """
         run = self.current
         listed = self._listed
         if timestep is None:
@@ -143,8 +161,11 @@ class Coordinates(Scheduler):
         here = 0 if run is None else self.begins + run.row
         return here if here in rows else rows[0]
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **others: Any) -> Tensor:
-        """What the network sees of a sample: `sample / sqrt(sigma² + 1)` where samples are `x0 + sigma·noise`.
+    def scale_model_input(
+        self, sample: Tensor, timestep: Any = None, *args: Any, **others: Any
+    ) -> Tensor:
+        """What the network sees of a sample: `sample / sqrt(sigma² + 1)` where samples are `x0 +
+        sigma·noise`.
 
         Args:
             sample: the sample, (batch, …), or what a pipeline has made of it.
@@ -155,14 +176,20 @@ class Coordinates(Scheduler):
         if not self._explodes:
             return sample
         row, process = self._row_of(timestep), self._coordinates
-        seen = process.seen(process.at_time(double([number(timestep)]))) if row is None else self._listed.table.seen
+        seen = (
+            process.seen(process.at_time(double([number(timestep)])))
+            if row is None
+            else self._listed.table.seen
+        )
         return sample if seen is None else sample * float(seen[row or 0])
 
     def _bring(self, run: Run, sample: Tensor) -> None:
-        """A sample that was changed inside a step is what the network saw there, and no more, as in diffusers.
+        """A sample that was changed inside a step is what the network saw there, and no more, as in
+        diffusers.
 
-        diffusers' classes of several calls keep the sample of a step's first call and go on from it. A change between
-        two steps is carried on, also where diffusers' corrector would undo it (UniPC, SA-Solver).
+        diffusers' classes of several calls keep the sample of a step's first call and go on from
+        it. A change between two steps is carried on, also where diffusers' corrector would undo it
+        (UniPC, SA-Solver).
         """
         if self._inside(run):
             run.see(sample)
@@ -174,17 +201,22 @@ class Coordinates(Scheduler):
         return run.row != run.table.first_row(run.step)
 
     def _warn_unscaled(self) -> None:
-        """Say once a run that the network may have seen a sample that was not scaled, as diffusers does."""
+        """Say once a run that the network may have seen a sample that was not scaled, as diffusers
+        does.
+        """
         run = self.current
         if self._explodes and not self.is_scale_input_called and (run is None or not run.started):
             logger.warning(
-                "step was called without scale_model_input before it: %s keeps samples x0 + sigma·noise, which the "
-                "network must not see unscaled; call scheduler.scale_model_input(sample, t) before the network",
+                "step was called without scale_model_input before it: %s keeps samples x0 +"
+                " sigma·noise, which the network must not see unscaled; call"
+                " scheduler.scale_model_input(sample, t) before the network",
                 type(self).__name__,
             )
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of the process."""
+        """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of
+        the process.
+        """
         run = self.current
         if run is not None and run.started and run.stopping:
             return original_samples
@@ -197,5 +229,7 @@ class Coordinates(Scheduler):
             if bool((near.min(1).values <= 1e-3).all()):
                 at = near.argmin(1)
                 level = Level(grid.alpha[at], grid.sigma[at], grid.time[at])
-        alpha, sigma = (self._coordinates.at_time(times) if level is None else level).factors(original_samples)
+        alpha, sigma = (self._coordinates.at_time(times) if level is None else level).factors(
+            original_samples
+        )
         return alpha * original_samples + sigma * noise

@@ -38,13 +38,14 @@ class Distilled(Compat):
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Visit some of the levels of the distillation, as the latent consistency pipelines choose them.
+        """Visit some of the levels of the distillation, as the latent consistency pipelines choose
+        them.
 
         Args:
             num_inference_steps: how many, 1 to int(original_inference_steps · strength).
             device: where `timesteps` lie.
-            original_inference_steps: steps of the distillation, 1 to the training levels; None: the config's.
-            timesteps: training times instead of a number, falling.
+            original_inference_steps: steps of the distillation, 1 to the training levels; None: the
+            config's. timesteps: training times instead of a number, falling.
             strength: the share of the list that is visited, its clean end, (0, 1].
             sigmas: sigma / alpha instead of a number, falling.
             mu: refused, as by any class that is not for flows.
@@ -53,7 +54,10 @@ class Distilled(Compat):
             ArgumentError, GridError: before any compute.
         """
         self._visit(
-            levels.Asked(num_inference_steps, timesteps, sigmas, mu, original_inference_steps, strength), device
+            levels.Asked(
+                num_inference_steps, timesteps, sigmas, mu, original_inference_steps, strength
+            ),
+            device,
         )
 
 

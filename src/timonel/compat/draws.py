@@ -1,6 +1,8 @@
-"""The noise of diffusers' steps: drawn from the generator that `step` is called with, where diffusers' class draws it.
+"""The noise of diffusers' steps: drawn from the generator that `step` is called with, where
+diffusers' class draws it.
 
-Where a scheduler has seeds of its own (`orders.seeds`), they are the noise's source, as everywhere in timonel.
+Where a scheduler has seeds of its own (`orders.seeds`), they are the noise's source, as everywhere
+in timonel.
 """
 
 from __future__ import annotations
@@ -17,15 +19,21 @@ In = torch.dtype | Literal["output", "both"]
 
 
 class Draws(Scheduler):
-    """What `Compat` does with noise. Each class says by `_draws` in which of its calls diffusers' class draws."""
+    """What `Compat` does with noise. Each class says by `_draws` in which of its calls diffusers'
+    class draws.
+    """
 
-    draws_in: ClassVar[In] = "output"  # dtype of the noise: the network output's, or what that and the sample make
+    draws_in: ClassVar[In] = (
+        "output"  # dtype of the noise: the network output's, or what that and the sample make
+    )
 
     if TYPE_CHECKING:
         config: Any
 
     def _draws(self) -> bool:
-        """Whether diffusers' class draws noise in the coming call; by default where the row adds some."""
+        """Whether diffusers' class draws noise in the coming call; by default where the row adds
+        some.
+        """
         run = self.run
         return bool(run.table.x[run.row, -1] or run.table.base[run.row, -1])
 
@@ -40,7 +48,9 @@ class Draws(Scheduler):
             run.noise.generators = generator
 
     def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
-        """One row; its noise is drawn first, where diffusers' class draws it even if the row adds none."""
+        """One row; its noise is drawn first, where diffusers' class draws it even if the row adds
+        none.
+        """
         run, draws = self.run, self._draws()
         if noise is None and draws and isinstance(run.noise, DrawnNoise):
             kind = self.draws_in
@@ -59,5 +69,7 @@ class Draws(Scheduler):
         twin: Draws = super().__deepcopy__(memo)
         run = twin.current
         if run is not None and isinstance(run.noise, DrawnNoise):
-            run.noise = run.noise.fork()  # as in diffusers, where each draws from the generator that it is given
+            run.noise = (
+                run.noise.fork()
+            )  # as in diffusers, where each draws from the generator that it is given
         return twin

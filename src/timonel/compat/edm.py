@@ -40,8 +40,9 @@ class Looked(Stepped):
 class EDMEulerScheduler(Compat):
     """`euler` on EDM's process.
 
-    Cosmos' first pipelines call `step` twice a turn: for the clean predictions of both parts of their guidance, and
-    once more with what they make of them. The first call leaves the run where it is.
+    Cosmos' first pipelines call `step` twice a turn: for the clean predictions of both parts of
+    their guidance, and once more with what they make of them. The first call leaves the run where
+    it is.
     """
 
     family, kinds, unit = "edm", ("edm",), False
@@ -52,7 +53,9 @@ class EDMEulerScheduler(Compat):
 
     @property
     def _step_index(self) -> int | None:
-        """The place of the next step in diffusers' count, which pipelines take back after they have looked."""
+        """The place of the next step in diffusers' count, which pipelines take back after they have
+        looked.
+        """
         here = self.step_index
         return (here or 0) + 1 if self._looked else here
 
@@ -63,21 +66,34 @@ class EDMEulerScheduler(Compat):
         self._looked = False
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any) -> Any:  # type: ignore[override]
-        """Advance by one network call. `pred_original_sample`: the clean prediction in place of the network's output.
+        """Advance by one network call. `pred_original_sample`: the clean prediction in place of the
+        network's output.
 
-        The arguments besides are those of the other classes. Raises `ArgumentError` and `RunError` as they do.
+        The arguments besides are those of the other classes. Raises `ArgumentError` and `RunError`
+        as they do.
         """
         clean = others.pop("pred_original_sample", None)
         looks = clean is None and steps_twice(pipeline_of(self))
         if clean is None and not looks:
             return super()._step(model_output, timestep, sample, **others)
-        request.step(model_output if clean is None else clean, sample, others.get("generator"), others.get("eta"))
+        request.step(
+            model_output if clean is None else clean,
+            sample,
+            others.get("generator"),
+            others.get("eta"),
+        )
         if clean is not None and clean.shape != sample.shape:
             want, got = tuple(sample.shape), tuple(clean.shape)
-            raise ArgumentError(f"pred_original_sample must have the shape of the sample {want}, got {got}")
+            raise ArgumentError(
+                f"pred_original_sample must have the shape of the sample {want}, got {got}"
+            )
         if self.hand.rests():
             self._looked = looks
-            return Looked.of(self.run, sample, sample) if looks else super()._step(clean, timestep, sample, **others)
+            return (
+                Looked.of(self.run, sample, sample)
+                if looks
+                else super()._step(clean, timestep, sample, **others)
+            )
         run = self._at(timestep, sample)
         if looks:
             self._looked = True

@@ -1,7 +1,9 @@
-"""A class of `timonel.compat` is a subclass of diffusers' class of its name, and has nothing else of it.
+"""A class of `timonel.compat` is a subclass of diffusers' class of its name, and has nothing else
+of it.
 
-Pipelines ask `isinstance(scheduler, FlowMatchEulerDiscreteScheduler)` to know what to give it. What diffusers' class
-defines and timonel's does not is hidden, so that no step of diffusers runs on the state of another one.
+Pipelines ask `isinstance(scheduler, FlowMatchEulerDiscreteScheduler)` to know what to give it. What
+diffusers' class defines and timonel's does not is hidden, so that no step of diffusers runs on the
+state of another one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ OF_CLASSES = (
 
 
 class Hidden:
-    """A member of diffusers' class that is not to be seen: as good as missing, so that `__getattr__` says why."""
+    """A member of diffusers' class that is not to be seen: as good as missing, so that
+    `__getattr__` says why.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -34,7 +38,9 @@ class Hidden:
 
 
 def peer(name: str) -> type | None:
-    """diffusers' scheduler class of this name; None where it cannot be imported, as without scipy or torchsde."""
+    """diffusers' scheduler class of this name; None where it cannot be imported, as without scipy
+    or torchsde.
+    """
     import diffusers
 
     try:
@@ -46,7 +52,9 @@ def peer(name: str) -> type | None:
 
 def defined(cls: type) -> set[str]:
     """The names that diffusers' class itself defines."""
-    return {name for part in cls.__mro__ if part not in SHARED for name in vars(part)} - set(OF_CLASSES)
+    return {name for part in cls.__mro__ if part not in SHARED for name in vars(part)} - set(
+        OF_CLASSES
+    )
 
 
 def hidden(cls: type, name: str) -> bool:
@@ -55,9 +63,13 @@ def hidden(cls: type, name: str) -> bool:
 
 
 class Named(type):
-    """Makes classes that are named after diffusers' schedulers, which are those with `defaults`, their subclasses."""
+    """Makes classes that are named after diffusers' schedulers, which are those with `defaults`,
+    their subclasses.
+    """
 
-    def __new__(mcs, name: str, bases: tuple[type, ...], members: dict[str, Any], **more: Any) -> Any:
+    def __new__(
+        mcs, name: str, bases: tuple[type, ...], members: dict[str, Any], **more: Any
+    ) -> Any:
         theirs = peer(name) if members.get("defaults") else None
         if theirs is None:
             return super().__new__(mcs, name, bases, members, **more)

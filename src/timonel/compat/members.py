@@ -1,8 +1,9 @@
-"""The public members of diffusers' classes beside the protocol, with the values that they have there.
+"""The public members of diffusers' classes beside the protocol, with the values that they have
+there.
 
 Lists of sigma have one entry for each network call, where diffusers' classes
-of two calls a step list the next step's level twice. What only a step of diffusers needs is not there; `INTERNAL` says
-of each name why, and so does the error.
+of two calls a step list the next step's level twice. What only a step of diffusers needs is not
+there; `INTERNAL` says of each name why, and so does the error.
 """
 
 from __future__ import annotations
@@ -18,20 +19,34 @@ from ..core.process import EDM, Flow, Level, Process, double
 from ..core.run import Run
 from ..errors import ArgumentError, RunError, finite
 
-_STEP = "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which scheduler.step applies"
-HIDDEN = "it is a part of diffusers' step, or its state; a pipeline that reads it needs diffusers' own class"
-_STATE = "it is what diffusers' step remembers; here the run does: scheduler.run.latents, .denoised, .row"
-_LIST = "how calls are grouped is in scheduler.run.table.step, and the times are scheduler.timesteps"
+_STEP = (
+    "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which"
+    " scheduler.step applies"
+)
+HIDDEN = (
+    "it is a part of diffusers' step, or its state; a pipeline that reads it needs diffusers' own"
+    " class"
+)
+_STATE = (
+    "it is what diffusers' step remembers; here the run does: scheduler.run.latents, .denoised,"
+    " .row"
+)
+_LIST = (
+    "how calls are grouped is in scheduler.run.table.step, and the times are scheduler.timesteps"
+)
 #: public names of diffusers' classes that have no counterpart, and why
 INTERNAL: Mapping[str, str] = {
     **dict.fromkeys(
         (
-            "deis_first_order_update", "dpm_solver_first_order_update", "get_coefficients_exponential_negative",
+            "deis_first_order_update", "dpm_solver_first_order_update",
+            "get_coefficients_exponential_negative",
             "get_coefficients_exponential_positive", "get_coefficients_fn", "get_lms_coefficient",
             "lagrange_polynomial_coefficient", "multistep_deis_second_order_update",
             "multistep_deis_third_order_update", "multistep_dpm_solver_second_order_update",
-            "multistep_dpm_solver_third_order_update", "multistep_uni_c_bh_update", "multistep_uni_p_bh_update",
-            "sigmas_down", "sigmas_interpol", "sigmas_up", "singlestep_dpm_solver_second_order_update",
+            "multistep_dpm_solver_third_order_update", "multistep_uni_c_bh_update",
+            "multistep_uni_p_bh_update",
+            "sigmas_down", "sigmas_interpol", "sigmas_up",
+            "singlestep_dpm_solver_second_order_update",
             "singlestep_dpm_solver_third_order_update", "singlestep_dpm_solver_update",
             "stochastic_adams_bashforth_update", "stochastic_adams_moulton_update",
         ),
@@ -50,7 +65,8 @@ INTERNAL: Mapping[str, str] = {
 }  # fmt: skip
 #: keys of the config that diffusers' classes have as attributes too
 DIRECT = (
-    "disable_corrector", "noise_sampler_seed", "solver_p", "tau_func", "use_beta_sigmas", "use_exponential_sigmas",
+    "disable_corrector", "noise_sampler_seed", "solver_p", "tau_func", "use_beta_sigmas",
+    "use_exponential_sigmas",
     "use_karras_sigmas", "variance_type",
 )  # fmt: skip
 DATA = 0.5  # sigma_data of the boundary conditions of arXiv 2310.04378, app. B
@@ -79,30 +95,44 @@ class Members:
 
     @property
     def predict_x0(self) -> bool:
-        """Whether steps are made from predictions of the clean sample; always, of the classes that can choose."""
+        """Whether steps are made from predictions of the clean sample; always, of the classes that
+        can choose.
+        """
         return True
 
     @property
     def log_sigmas(self) -> Tensor:
         """log(sigma / alpha) of every training level, (T,), as the DPM2 classes have it."""
-        return -self.process.at_index(torch.arange(self.process.train_steps, dtype=torch.float64)).lam.float()
+        return -self.process.at_index(
+            torch.arange(self.process.train_steps, dtype=torch.float64)
+        ).lam.float()
 
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first of a step."""
         run = self.current
-        return run is None or run.row == run.table.nfe or run.row == run.table.first_row(run.table.step[run.row])
+        return (
+            run is None
+            or run.row == run.table.nfe
+            or run.row == run.table.first_row(run.table.step[run.row])
+        )
 
     @property
     def lower_order_nums(self) -> int:
         """How many predictions the next step has before its own, up to the order."""
-        keys = [key for key in ("solver_order", "predictor_order", "corrector_order") if key in self.config]
+        keys = [
+            key
+            for key in ("solver_order", "predictor_order", "corrector_order")
+            if key in self.config
+        ]
         if not keys:
             raise AttributeError("lower_order_nums")
         top = max(int(self.config[key]) for key in keys)
         return 0 if self.current is None else min(self.current.row, top)
 
-    def convert_model_output(self, model_output: Tensor, *args: Any, sample: Tensor | None = None) -> Tensor:
+    def convert_model_output(
+        self, model_output: Tensor, *args: Any, sample: Tensor | None = None
+    ) -> Tensor:
         """The prediction that the next step is made from.
 
         Args:
@@ -124,7 +154,7 @@ class Members:
             return clean
         return (x - run.level.alpha * clean) / run.level.sigma
 
-    # -- flows ---------------------------------------------------------------------------------------
+    # -- flows -------------------------------------------------------------------------------------
     @property
     def sigma_min(self) -> float:
         """The smallest level that the class's own lists reach: sigma / alpha, of a flow t."""
@@ -144,14 +174,18 @@ class Members:
         super().set_shift(shift)  # type: ignore[misc]
         self._first_shift = first
 
-    # -- EDM -----------------------------------------------------------------------------------------
+    # -- EDM ---------------------------------------------------------------------------------------
     def _data(self, name: str) -> float:
         if not isinstance(self.process, EDM):
-            raise ArgumentError(f"{name} is of EDM models; this scheduler is of a {self.process.kind} process")
+            raise ArgumentError(
+                f"{name} is of EDM models; this scheduler is of a {self.process.kind} process"
+            )
         return self.process.sigma_data
 
     def precondition_inputs(self, sample: Tensor, sigma: float | Tensor) -> Tensor:
-        """`sample / sqrt(sigma² + sigma_data²)`, of a sample `x0 + sigma·noise` (arXiv 2206.00364, table 1)."""
+        """`sample / sqrt(sigma² + sigma_data²)`, of a sample `x0 + sigma·noise` (arXiv 2206.00364,
+        table 1).
+        """
         data = self._data("precondition_inputs")
         return sample / (sigma**2 + data**2) ** 0.5
 
@@ -160,22 +194,28 @@ class Members:
         return 1 / (sigma**2 + self._data("_get_conditioning_c_in") ** 2) ** 0.5
 
     def precondition_noise(self, sigma: float | Tensor) -> Tensor:
-        """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,) (arXiv 2206.00364)."""
+        """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,) (arXiv
+        2206.00364).
+        """
         self._data("precondition_noise")
         assert isinstance(self.process, EDM)
         return self.process.network_time(
             sigma if isinstance(sigma, Tensor) else torch.tensor([finite("sigma", sigma, 0)])
         )
 
-    def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: float | Tensor) -> Tensor:
-        """The clean sample from the network's output at a sample `x0 + sigma·noise` (arXiv 2206.00364, eq. 7)."""
+    def precondition_outputs(
+        self, sample: Tensor, model_output: Tensor, sigma: float | Tensor
+    ) -> Tensor:
+        """The clean sample from the network's output at a sample `x0 + sigma·noise` (arXiv
+        2206.00364, eq. 7).
+        """
         data = self._data("precondition_outputs")
         size = (sigma**2 + data**2) ** 0.5
         if self.config.get("prediction_type") == "v_prediction":
             return data**2 / size**2 * sample - sigma * data / size * model_output
         return data**2 / size**2 * sample + sigma * data / size * model_output
 
-    # -- consistency models --------------------------------------------------------------------------
+    # -- consistency models ------------------------------------------------------------------------
     def get_scalings_for_boundary_condition_discrete(self, timestep: Any) -> tuple[Any, Any]:
         """(c_skip, c_out) of a consistency model at a training time (arXiv 2310.04378, app. B)."""
         scaled = timestep * float(self.config["timestep_scaling"])
@@ -183,9 +223,11 @@ class Members:
 
 
 def initial(process: Process, family: str) -> tuple[Tensor, Tensor, Level]:
-    """Times and sigmas of a scheduler that has no list yet, and the noisiest level: all training levels.
+    """Times and sigmas of a scheduler that has no list yet, and the noisiest level: all training
+    levels.
 
-    Noisiest first and with an end at 0, as diffusers has them; of the DPM family the sigmas rise and have no end.
+    Noisiest first and with an end at 0, as diffusers has them; of the DPM family the sigmas rise
+    and have no end.
     """
     index = torch.arange(process.train_steps - 1, -1, -1, dtype=torch.float64)
     if isinstance(process, EDM):
@@ -200,4 +242,8 @@ def initial(process: Process, family: str) -> tuple[Tensor, Tensor, Level]:
     elif not flow:
         sigma = torch.cat([sigma, double([0.0])])
     whole = process.kind == "vp" and family != "sigma"
-    return level.time.to(torch.int64 if whole else torch.float32), sigma.float(), Level(*(v[:1] for v in level))
+    return (
+        level.time.to(torch.int64 if whole else torch.float32),
+        sigma.float(),
+        Level(*(v[:1] for v in level)),
+    )

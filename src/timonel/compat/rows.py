@@ -1,4 +1,6 @@
-"""Tables whose rows come from several tables on the same grid: the lower orders at the end of diffusers' runs."""
+"""Tables whose rows come from several tables on the same grid: the lower orders at the end of
+diffusers' runs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FEW = 15  # diffusers lowers the order of the last steps of shorter runs
 
 
 def falling(order: int, steps: int, idle: int) -> list[int]:
-    """The most predictions of every step where the order falls to 1 towards the end: min(order, N - k)."""
+    """The most predictions of every step where the order falls to 1 towards the end: min(order, N -
+    k).
+    """
     return [min(order, steps + idle - k) for k in range(steps)]
 
 
@@ -25,7 +29,8 @@ def lowered(make: Callable[[int], Table], orders: Sequence[int]) -> Table:
     if len(made) == 1:
         return top
     x, base = (
-        [_widened(getattr(made[o], kind)[k], top.history) for k, o in enumerate(orders)] for kind in ("x", "base")
+        [_widened(getattr(made[o], kind)[k], top.history) for k, o in enumerate(orders)]
+        for kind in ("x", "base")
     )
     return replace(top, x=torch.stack(x), base=torch.stack(base))
 
@@ -36,10 +41,11 @@ def _widened(row: Tensor, history: int) -> Tensor:
 
 
 def groups(calls: int, order: int, clean: bool, lowers: bool) -> str:
-    """The place of every call of diffusers' singlestep scheduler in its group, e.g. "1212": the order of the call.
+    """The place of every call of diffusers' singlestep scheduler in its group, e.g. "1212": the
+    order of the call.
 
-    `lowers`: the last call is one of its own, as it has to be to the clean level and for a number of calls that is no
-    multiple of `order`.
+    `lowers`: the last call is one of its own, as it has to be to the clean level and for a number
+    of calls that is no multiple of `order`.
     """
     lowers = lowers or clean or calls % order > 0
     alone = int(lowers and (clean or calls % order == 0))

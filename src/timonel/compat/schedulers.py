@@ -47,7 +47,7 @@ Flags = Mapping[str, Any]
 Named = tuple[str, dict[str, Any]]
 
 
-# -- one slope -------------------------------------------------------------------------------------------
+# -- one slope -------------------------------------------------------------------------------------
 class EulerDiscreteScheduler(Compat):
     """`euler`."""
 
@@ -55,8 +55,10 @@ class EulerDiscreteScheduler(Compat):
     one_list = True
     takes = (*CHURN, "generator", "return_dict")
     defaults = {
-        **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES, "sigma_min": None,
-        "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete", "steps_offset": 0,
+        **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SHAPES,
+        "sigma_min": None,
+        "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete",
+        "steps_offset": 0,
         "rescale_betas_zero_snr": False, "final_sigmas_type": "zero",
     }  # fmt: skip
     solver = "euler"
@@ -75,17 +77,21 @@ class EulerAncestralDiscreteScheduler(Compat):
 
 
 class FlowMatchEulerDiscreteScheduler(Compat):
-    """`euler` on a flow, or where samples explode; `lcm`, denoise and add noise, with `stochastic_sampling`.
+    """`euler` on a flow, or where samples explode; `lcm`, denoise and add noise, with
+    `stochastic_sampling`.
 
-    With `invert_sigmas` its times run backwards and the network predicts x0 - noise, as Mochi's does.
+    With `invert_sigmas` its times run backwards and the network predicts x0 - noise, as Mochi's
+    does.
     """
 
     family, kinds = "flow", ("flow", "ve")
     takes = (*CHURN, "generator", "per_token_timesteps", "return_dict")
     draws_in = torch.float32
     defaults = {
-        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
-        "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None,
+        "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False,
+        "shift_terminal": None,
         **SHAPES, "time_shift_type": "exponential", "stochastic_sampling": False,
     }  # fmt: skip
 
@@ -96,7 +102,7 @@ class FlowMatchEulerDiscreteScheduler(Compat):
         return bool(self.config["stochastic_sampling"])
 
 
-# -- two calls a step --------------------------------------------------------------------------------------
+# -- two calls a step ------------------------------------------------------------------------------
 class HeunDiscreteScheduler(Compat):
     """`heun`."""
 
@@ -104,7 +110,8 @@ class HeunDiscreteScheduler(Compat):
     one_list = True
     unit = False
     defaults = {
-        **NARROW, "prediction_type": "epsilon", **SHAPES, "clip_sample": False, "clip_sample_range": 1.0, **SPACING,
+        **NARROW, "prediction_type": "epsilon", **SHAPES, "clip_sample": False,
+        "clip_sample_range": 1.0, **SPACING,
     }  # fmt: skip
     solver = "heun"
 
@@ -147,11 +154,18 @@ class DPMSolverSDEScheduler(Compat):
     calls = 2
     unit, _source = False, "brownian"
     takes = ("return_dict", "s_noise")
-    defaults = {**NARROW, "prediction_type": "epsilon", **SHAPES, "noise_sampler_seed": None, **SPACING}
+    defaults = {
+        **NARROW,
+        "prediction_type": "epsilon",
+        **SHAPES,
+        "noise_sampler_seed": None,
+        **SPACING,
+    }
     solver = "dpmpp_sde"
 
     def _seed(self, generator: Any, batch: int) -> None:
-        """The path of `noise_sampler_seed`, or of a number that torch's own generator draws, as in diffusers.
+        """The path of `noise_sampler_seed`, or of a number that torch's own generator draws, as in
+        diffusers.
 
         Where torchsde is not installed, timonel's own Brownian noise.
         """
@@ -165,7 +179,9 @@ class DPMSolverSDEScheduler(Compat):
         if self._explodes and tree.installed():
             sigma = self._listed.table.sigma.float()
             drawn = int(torch.randint(0, tree.MOST, [])) if chosen is None else chosen
-            run.noise = tree.TreeNoise(drawn, float(sigma[sigma > 0].min()), float(sigma.max()), run.table)
+            run.noise = tree.TreeNoise(
+                drawn, float(sigma[sigma > 0].min()), float(sigma.max()), run.table
+            )
         elif chosen is None:
             Seeding._seed(self, generator, batch)
         elif run.table.stochastic:
@@ -173,7 +189,8 @@ class DPMSolverSDEScheduler(Compat):
 
 
 class DPMSolverSinglestepScheduler(Compat):
-    """`dpmpp_singlestep`, or `dpm_singlestep` for "dpmsolver": groups of up to `solver_order` calls, N steps N calls.
+    """`dpmpp_singlestep`, or `dpm_singlestep` for "dpmsolver": groups of up to `solver_order`
+    calls, N steps N calls.
 
     At order 1 it is `euler`, or `ddpm` with noise.
     """
@@ -181,8 +198,10 @@ class DPMSolverSinglestepScheduler(Compat):
     family, draws_in, one_list = "dpm", "both", True
     takes = ("generator", "return_dict")
     defaults = {
-        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint", "lower_order_final": False, **SHAPES, **FLOW, "final_sigmas_type": "zero",
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint", "lower_order_final": False, **SHAPES, **FLOW,
+        "final_sigmas_type": "zero",
         "lambda_min_clipped": -math.inf, "variance_type": None, **DYNAMIC,
     }  # fmt: skip
 
@@ -191,7 +210,11 @@ class DPMSolverSinglestepScheduler(Compat):
         noisy = algorithm.startswith("sde")
         if order == 1:
             return ("ddpm" if noisy else "euler"), {}
-        options = {"order": order, "variant": flags["solver_type"], **({"eta": 1.0} if noisy else {})}
+        options = {
+            "order": order,
+            "variant": flags["solver_type"],
+            **({"eta": 1.0} if noisy else {}),
+        }
         return ("dpm_singlestep" if algorithm == "dpmsolver" else "dpmpp_singlestep"), options
 
     def _places(self, flags: Flags, calls: int) -> str:
@@ -204,14 +227,22 @@ class DPMSolverSinglestepScheduler(Compat):
 
     def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
         """A last call that ends a group corrects, where its level is the end itself."""
-        super()._make(asked, device, {**flags, "corrects": lambda calls: not self._places(flags, calls).endswith("1")})
+        super()._make(
+            asked,
+            device,
+            {**flags, "corrects": lambda calls: not self._places(flags, calls).endswith("1")},
+        )
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         """A part that begins inside a group begins with order 1, as in diffusers."""
         if "order" not in sampler.options:
             return super()._compile(sampler, grid, before)
-        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)[: self._levels.grid.steps]
-        return solvers.make(sampler.name, grid, before=before, **{**sampler.options, "order": places})
+        places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)[
+            : self._levels.grid.steps
+        ]
+        return solvers.make(
+            sampler.name, grid, before=before, **{**sampler.options, "order": places}
+        )
 
     def _compile_journey(self, grid: Grid) -> Table:
         """A journey off the list has groups of its own."""
@@ -222,12 +253,14 @@ class DPMSolverSinglestepScheduler(Compat):
         return solvers.make(sampler.name, grid, **{**sampler.options, "order": places})
 
     def _inside(self, run: Run) -> bool:
-        """Whether the next call is inside a group, whose first sample is where the group goes on from."""
+        """Whether the next call is inside a group, whose first sample is where the group goes on
+        from.
+        """
         places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)
         return run.row > 0 and places[self.begins + run.row] != "1"
 
 
-# -- several predictions -----------------------------------------------------------------------------------
+# -- several predictions ---------------------------------------------------------------------------
 class LMSDiscreteScheduler(Compat):
     """`lms` of order 4."""
 
@@ -239,22 +272,26 @@ class LMSDiscreteScheduler(Compat):
         return "lms", {"order": 4, "euler_at_final": False}
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        return solvers.make("lms", grid, before=before) if grid.steps == 1 else super()._compile(sampler, grid, before)
+        return (
+            solvers.make("lms", grid, before=before)
+            if grid.steps == 1
+            else super()._compile(sampler, grid, before)
+        )
 
 
 class Multistep(Compat):
     """`dpmpp_2m` and its kin; `dpm_multistep` for "dpmsolver" and, with noise, "sde-dpmsolver".
 
-    Order 3 has diffusers' second derivative (`curvature` 1/2); "sde-dpmsolver++" has k-diffusion's third order, for
-    diffusers' has a wrong sign.
+    Order 3 has diffusers' second derivative (`curvature` 1/2); "sde-dpmsolver++" has k-diffusion's
+    third order, for diffusers' has a wrong sign.
     """
 
     def _solver(self, flags: Flags) -> Named:
         order, algorithm = flags["solver_order"], flags["algorithm_type"]
         if algorithm == "sde-dpmsolver" and order > 2:
             raise ArgumentError(
-                "algorithm_type='sde-dpmsolver' has no formula of order 3, in diffusers neither; pass solver_order=2, "
-                "or algorithm_type='sde-dpmsolver++'"
+                "algorithm_type='sde-dpmsolver' has no formula of order 3, in diffusers neither;"
+                " pass solver_order=2, or algorithm_type='sde-dpmsolver++'"
             )
         return self._named(order)
 
@@ -263,11 +300,16 @@ class Multistep(Compat):
 
     def _named(self, order: int) -> Named:
         config = self.config
-        noisy, slopes = config["algorithm_type"].startswith("sde"), config["algorithm_type"].endswith("dpmsolver")
+        noisy, slopes = (
+            config["algorithm_type"].startswith("sde"),
+            config["algorithm_type"].endswith("dpmsolver"),
+        )
         options: dict[str, Any] = {"variant": config["solver_type"]} if order > 1 else {}
         if order == 3:
             options["curvature"] = 0.5
-        if slopes and (noisy or config["solver_order"] > 1):  # of order 1 without noise it is Euler's either way
+        if slopes and (
+            noisy or config["solver_order"] > 1
+        ):  # of order 1 without noise it is Euler's either way
             return "dpm_multistep", {"order": order, **options, **({"eta": 1.0} if noisy else {})}
         name = {1: "ddpm" if noisy else "euler", 2: "dpmpp_2m", 3: "dpmpp_3m"}[order]
         if order == 3:
@@ -296,9 +338,11 @@ class DPMSolverMultistepScheduler(Multistep):
     family, draws_in, one_list = "dpm", torch.float32, True
     takes = ("generator", "variance_noise", "return_dict")
     defaults = {
-        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "dpmsolver++",
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD,
+        "algorithm_type": "dpmsolver++",
         "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False, **SHAPES,
-        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf,
+        "use_lu_lambdas": False, **FLOW, "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
         "variance_type": None, **SPACING, "rescale_betas_zero_snr": False, **DYNAMIC,
     }  # fmt: skip
 
@@ -309,7 +353,8 @@ class EDMDPMSolverMultistepScheduler(Multistep):
     family, kinds, unit, draws_in = "edm", ("edm",), False, "both"
     takes = ("generator", "return_dict")
     defaults = {
-        **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+        **EDM, "solver_order": 2, **THRESHOLD, "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": "zero",
     }  # fmt: skip
 
@@ -319,7 +364,8 @@ class DEISMultistepScheduler(Compat):
 
     family, fixed = "dpm", {"ends_at_time_zero": True}
     defaults = {
-        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "algorithm_type": "deis",
+        **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD,
+        "algorithm_type": "deis",
         "solver_type": "logrho", "lower_order_final": True, **SHAPES, **FLOW, **SPACING, **DYNAMIC,
     }  # fmt: skip
 
@@ -332,10 +378,14 @@ class DEISMultistepScheduler(Compat):
         return self._orders(self._levels.grid.steps)
 
     def _orders(self, steps: int) -> str:
-        """The order of every step of a journey of so many `steps`, which may be a part of the list or off it."""
+        """The order of every step of a journey of so many `steps`, which may be a part of the list
+        or off it.
+        """
         flags, order, idle = self._flags, self._flags["solver_order"], self._levels.idle
         few = steps == 1 or (flags["lower_order_final"] and self._levels.grid.steps + idle < FEW)
-        return "".join(map(str, falling(order, steps, idle if steps > 1 else 0) if few else [order] * steps))
+        return "".join(
+            map(str, falling(order, steps, idle if steps > 1 else 0) if few else [order] * steps)
+        )
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         return solvers.make("deis", grid, order=self._orders(grid.steps), variant="logrho")
@@ -347,8 +397,10 @@ class UniPCMultistepScheduler(Compat):
     family, fixed = "dpm", {"snaps": True, "corrects": True}
     defaults = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLD, "predict_x0": True,
-        "solver_type": "bh2", "lower_order_final": True, "disable_corrector": [], "solver_p": None, **SHAPES, **FLOW,
-        **SPACING, "final_sigmas_type": "zero", "rescale_betas_zero_snr": False, **DYNAMIC, "sigma_min": None,
+        "solver_type": "bh2", "lower_order_final": True, "disable_corrector": [], "solver_p": None,
+        **SHAPES, **FLOW,
+        **SPACING, "final_sigmas_type": "zero", "rescale_betas_zero_snr": False, **DYNAMIC,
+        "sigma_min": None,
         "sigma_max": None, "shift_terminal": None,
     }  # fmt: skip
 
@@ -358,7 +410,10 @@ class UniPCMultistepScheduler(Compat):
     @property
     def _falls(self) -> bool:
         """Whether the order falls towards the end of the list."""
-        return bool(self._flags["lower_order_final"]) or min(self._flags["solver_order"], self._levels.grid.steps) == 1
+        return (
+            bool(self._flags["lower_order_final"])
+            or min(self._flags["solver_order"], self._levels.grid.steps) == 1
+        )
 
     @property
     def schedule(self) -> str:
@@ -366,29 +421,43 @@ class UniPCMultistepScheduler(Compat):
         return self._orders(self._levels.grid.steps)
 
     def _orders(self, steps: int) -> str:
-        """The order of every step of a journey of so many `steps`, which may be a part of the list or off it."""
+        """The order of every step of a journey of so many `steps`, which may be a part of the list
+        or off it.
+        """
         order = self._flags["solver_order"]
-        return "".join(map(str, falling(order, steps, self._levels.idle) if self._falls else [order] * steps))
+        return "".join(
+            map(str, falling(order, steps, self._levels.idle) if self._falls else [order] * steps)
+        )
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        flags, skipped = self._flags, self._levels.grid.steps - grid.steps  # steps of the list before a part of it
+        flags, skipped = (
+            self._flags,
+            self._levels.grid.steps - grid.steps,
+        )  # steps of the list before a part of it
         alone = [step - skipped for step in flags["disable_corrector"] or () if step >= skipped]
         if not self._falls and bool(grid.sigma[-1] == 0):
             raise ArgumentError(
-                "lower_order_final=False asks for a high order to sigma = 0, where diffusers' result is not a number; "
-                "pass lower_order_final=True, or final_sigmas_type='sigma_min'"
+                "lower_order_final=False asks for a high order to sigma = 0, where diffusers'"
+                " result is not a number; pass lower_order_final=True, or"
+                " final_sigmas_type='sigma_min'"
             )
-        return unipc(grid, order=self._orders(grid.steps), variant=flags["solver_type"], uncorrected=alone)
+        return unipc(
+            grid, order=self._orders(grid.steps), variant=flags["solver_type"], uncorrected=alone
+        )
 
 
 class SASolverScheduler(Compat):
-    """`sa_solver`, with noise between training times 200 and 800, the weights of the paper's code and its end."""
+    """`sa_solver`, with noise between training times 200 and 800, the weights of the paper's code
+    and its end.
+    """
 
     family, fixed = "dpm", {"ends_at_time_zero": True, "corrects": True}
     takes = ("generator", "return_dict")
     defaults = {
-        **BETAS, "predictor_order": 2, "corrector_order": 2, "prediction_type": "epsilon", "tau_func": None,
-        **THRESHOLD, "algorithm_type": "data_prediction", "lower_order_final": True, **SHAPES, **FLOW,
+        **BETAS, "predictor_order": 2, "corrector_order": 2, "prediction_type": "epsilon",
+        "tau_func": None,
+        **THRESHOLD, "algorithm_type": "data_prediction", "lower_order_final": True, **SHAPES,
+        **FLOW,
         "lambda_min_clipped": -math.inf, "variance_type": None, **SPACING,
     }  # fmt: skip
 
@@ -413,7 +482,9 @@ class SASolverScheduler(Compat):
             return solvers.make("sa_solver", grid, **orders, **noisy, variant="simple")
 
         most = max(ahead, back)
-        orders = falling(most, grid.steps, after) if flags["lower_order_final"] else [most] * grid.steps
+        orders = (
+            falling(most, grid.steps, after) if flags["lower_order_final"] else [most] * grid.steps
+        )
         return lowered(make, orders)
 
 

@@ -1,13 +1,14 @@
 """Which row a step means where its time is not that of the run's next row.
 
-A step of diffusers' DDIM and DDPM is a function of its time and its sample, and nothing is remembered between two of
-them (`by_time`). So they step from any training time, in any order and as often as wanted, as inversion, null-text
-optimisation and score distillation do. The other classes remember predictions, or a place in their list: there a step
-that is not the next one is a mistake, unless a journey begins with it.
+A step of diffusers' DDIM and DDPM is a function of its time and its sample, and nothing is
+remembered between two of them (`by_time`). So they step from any training time, in any order and as
+often as wanted, as inversion, null-text optimisation and score distillation do. The other classes
+remember predictions, or a place in their list: there a step that is not the next one is a mistake,
+unless a journey begins with it.
 
-A journey that begins at a time which is not in the list has the level of that time first. From there the classes that
-count back training times go on by their stride, T // N, as diffusers' do; the others by the cleaner levels of the
-list, with the order that the predictions allow.
+A journey that begins at a time which is not in the list has the level of that time first. From
+there the classes that count back training times go on by their stride, T // N, as diffusers' do;
+the others by the cleaner levels of the list, with the order that the predictions allow.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from .levels import NUDGE, SAME
 class Times(Coordinates):
     """How the time of a step is read; `Compat` is one of these."""
 
-    by_time: ClassVar[bool] = False  # whether diffusers' step reads its time and its sample, and nothing else
+    by_time: ClassVar[bool] = (
+        False  # whether diffusers' step reads its time and its sample, and nothing else
+    )
     strides: ClassVar[bool] = False  # whether it steps from t to t - T // N, whatever the list says
     _astray = False  # the run is not one of the list
 
@@ -47,13 +50,16 @@ class Times(Coordinates):
     def _rows(self, timestep: Any) -> list[int]:
         """The rows of the list that have this time.
 
-        A time that is not listed is a level of its own where a journey begins with it, so only those that were rounded
-        to half precision are taken for a listed one there. During a run of several predictions it is the next row's.
+        A time that is not listed is a level of its own where a journey begins with it, so only
+        those that were rounded to half precision are taken for a listed one there. During a run of
+        several predictions it is the next row's.
         """
         half = isinstance(timestep, Tensor) and timestep.dtype in (torch.float16, torch.bfloat16)
         here = self.under_way and not self._astray
         rounds = half or (here and not self.by_time)
-        return self._listed.rows(number(timestep), self.begins + self.run.row if here else None, rounds)
+        return self._listed.rows(
+            number(timestep), self.begins + self.run.row if here else None, rounds
+        )
 
     def _is_next(self, timestep: Any, rows: list[int]) -> bool:
         run = self.run
@@ -65,7 +71,9 @@ class Times(Coordinates):
         free, run = self._steps_freely(), self.run
         if not rows and (free or not self.under_way):
             self._stray(number(timestep))
-        elif rows and free and run.started:  # one step, but the rest of the list where a loop has begun or goes on
+        elif (
+            rows and free and run.started
+        ):  # one step, but the rest of the list where a loop has begun or goes on
             row, total = rows[0], self._listed.table.nfe
             goes_on = run.status == "done" and row == self.begins + run.table.nfe
             self.cover(row, total if row == 0 or goes_on else row + 1)
@@ -78,14 +86,20 @@ class Times(Coordinates):
     # -- a loop in several parts -------------------------------------------------------------------
     def loop_begin(self, row: int) -> int:
         run = self.current
-        inside = run is not None and run.started and not self._astray and self.begins + run.row == row
+        inside = (
+            run is not None and run.started and not self._astray and self.begins + run.row == row
+        )
         return row if inside else super().loop_begin(row)
 
     def cover(self, start: int, stop: int) -> None:
-        """A part of the list keeps what the rest of the list reads, for a loop over the rest may follow."""
+        """A part of the list keeps what the rest of the list reads, for a loop over the rest may
+        follow.
+        """
         super().cover(start, stop)
         total = self._listed.table.nfe
-        if self._covered[1] < total and self._listed.table.remembers(self._listed.table.step[self._covered[1]]):
+        if self._covered[1] < total and self._listed.table.remembers(
+            self._listed.table.step[self._covered[1]]
+        ):
             longer = self._listed.part((self.begins, total), start, total, self._compile)
             self.run.program = Program.bind(longer, self.prediction, self.run.shape)
 
@@ -102,10 +116,17 @@ class Times(Coordinates):
         As in diffusers, a step then has the predictions that the loop before it has made.
         """
         run = self._run
-        return run is not None and run.started and loop.row == loop.start and self._follows(run, [loop.row])
+        return (
+            run is not None
+            and run.started
+            and loop.row == loop.start
+            and self._follows(run, [loop.row])
+        )
 
     def _follows(self, run: Run, rows: list[int]) -> bool:
-        """Whether the row that comes after the run's rows is one of `rows`, and the run may go on with it."""
+        """Whether the row that comes after the run's rows is one of `rows`, and the run may go on
+        with it.
+        """
         if not run.row or run.stopping or self._astray or self.orders.hooks:
             return False
         return self.begins + run.row in rows
@@ -121,16 +142,25 @@ class Times(Coordinates):
         self.run.restore(start, kept.state, kept.clean, kept.called)
 
     def _steps_freely(self) -> bool:
-        """Whether a step may be any: the class remembers nothing, and no loop or helm follows the run."""
+        """Whether a step may be any: the class remembers nothing, and no loop or helm follows the
+        run.
+        """
         return self.by_time and self.orders.guided is None and not self._driven()
 
     def _driven(self) -> bool:
         """Whether a loop over the list turns by the run."""
-        return self._run is not None and any(loop.stepped and loop.run is self._run for loop in self.hand.loops)
+        return self._run is not None and any(
+            loop.stepped and loop.run is self._run for loop in self.hand.loops
+        )
 
     def _beside(self, timestep: Any) -> bool:
         """Whether a step is another one than that of the loop that turns, and may be."""
-        if not self.by_time or self.orders.guided is not None or self.hand.rests() or not self._driven():
+        if (
+            not self.by_time
+            or self.orders.guided is not None
+            or self.hand.rests()
+            or not self._driven()
+        ):
             return False
         loop = self.hand.loop_of(timestep)
         return not self._is_next(timestep, self._rows(timestep) if loop is None else [loop.row])
@@ -153,7 +183,9 @@ class Times(Coordinates):
         if now == eta:
             return
         if self.under_way and not self._steps_freely():
-            raise ArgumentError(f"eta={eta} differs from eta={now} of the first step; keep it during a run")
+            raise ArgumentError(
+                f"eta={eta} differs from eta={now} of the first step; keep it during a run"
+            )
         sampler, grid, _, times = self._listed
         sampler = replace(sampler, options={**sampler.options, "eta": eta})
         self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
@@ -180,24 +212,35 @@ class Times(Coordinates):
         listed = self._listed.grid
         if self.calls > 1:
             raise RunError(
-                f"step was given time {time:g}, which is not in scheduler.timesteps, and {type(self).__name__} calls "
-                "the network twice a step: choose the levels with set_timesteps(timesteps=[…])"
+                f"step was given time {time:g}, which is not in scheduler.timesteps, and"
+                f" {type(self).__name__} calls the network twice a step: choose the levels with"
+                " set_timesteps(timesteps=[…])"
             )
         try:
             first = listed.process.at_time(double([time]))
         except GridError as error:
-            raise RunError(f"step was given time {time:g}, which this model does not have: {error}") from error
+            raise RunError(
+                f"step was given time {time:g}, which this model does not have: {error}"
+            ) from error
         end = Level(listed.alpha[-1:], listed.sigma[-1:], listed.time[-1:])
-        rest = self._counted(time) if self.strides else Level(listed.alpha[:-1], listed.sigma[:-1], listed.time[:-1])
+        rest = (
+            self._counted(time)
+            if self.strides
+            else Level(listed.alpha[:-1], listed.sigma[:-1], listed.time[:-1])
+        )
         between = (rest.lam > first.lam + SAME) & (rest.lam <= end.lam + SAME)
         last = Level(*(torch.cat([a, b[between]])[-1:] for a, b in zip(first, rest, strict=True)))
         if bool(end.lam <= last.lam + SAME):  # a step that moves nothing
             end = listed.process.at_lam(last.lam + NUDGE)
-        alpha, sigma, times = (torch.cat([a, b[between], c]) for a, b, c in zip(first, rest, end, strict=True))
+        alpha, sigma, times = (
+            torch.cat([a, b[between], c]) for a, b, c in zip(first, rest, end, strict=True)
+        )
         return Grid(listed.process, alpha, sigma, times, listed.name)
 
     def _counted(self, time: float) -> Level:
         """The levels of the training times that are counted back from `time`."""
-        stride = max(1, self.process.train_steps // (self.num_inference_steps or self.process.train_steps))
+        stride = max(
+            1, self.process.train_steps // (self.num_inference_steps or self.process.train_steps)
+        )
         back = torch.arange(1, int(time // stride) + 1, dtype=torch.float64)
         return self._listed.grid.process.at_time(time - stride * back)

@@ -1,1 +1,3 @@
-"""The core: samplers as tables, and runs of them. Needs torch, numpy, safetensors and pydantic only."""
+"""The core: samplers as tables, and runs of them. Needs torch, numpy, safetensors and pydantic
+only.
+"""

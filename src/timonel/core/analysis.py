@@ -1,4 +1,5 @@
-"""What a table does, as numbers: the weights of its predictions, its noise, and how it treats Gaussian data.
+"""What a table does, as numbers: the weights of its predictions, its noise, and how it treats
+Gaussian data.
 
 Everything follows from the rows by linear algebra in float64; no network is called.
 """
@@ -16,10 +17,11 @@ from .table import Table
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Where the sample comes from. K rows, N steps; row j of a matrix is the sample when j steps are complete.
+    """Where the sample comes from. K rows, N steps; row j of a matrix is the sample when j steps
+    are complete.
 
-    `start`: (N + 1,) coefficient of the initial sample. `weights`: (N + 1, K) of the denoised predictions.
-    `noise`: (N + 1, K) of the fresh unit noise of every row.
+    `start`: (N + 1,) coefficient of the initial sample. `weights`: (N + 1, K) of the denoised
+    predictions. `noise`: (N + 1, K) of the fresh unit noise of every row.
     """
 
     start: Tensor
@@ -30,7 +32,8 @@ class Effects:
 def effects(table: Table) -> Effects:
     """Trace every prediction and every noise through the rows.
 
-    With data at one point c, row j of `weights` sums to `alpha_j - start_j·alpha_0`: the mean of the level is kept.
+    With data at one point c, row j of `weights` sums to `alpha_j - start_j·alpha_0`: the mean of
+    the level is kept.
     """
     k_rows = table.nfe
     unit = torch.eye(1 + 2 * k_rows, dtype=torch.float64)
@@ -40,10 +43,12 @@ def effects(table: Table) -> Effects:
 
 
 def spreads(table: Table, std: float) -> Tensor:
-    """(N + 1,) standard deviation of the sample over the one its level should have, on Gaussian data of `std`.
+    """(N + 1,) standard deviation of the sample over the one its level should have, on Gaussian
+    data of `std`.
 
-    The denoiser of N(0, std²) is `alpha·std²/(alpha²·std² + sigma²)·x`, so every sample is a sum of independent
-    noises. 1 is exact, below 1 the picture loses contrast, above it gains noise; growth means instability.
+    The denoiser of N(0, std²) is `alpha·std²/(alpha²·std² + sigma²)·x`, so every sample is a sum of
+    independent noises. 1 is exact, below 1 the picture loses contrast, above it gains noise; growth
+    means instability.
     """
     k_rows, variance = table.nfe, std**2
     unit = torch.eye(1 + k_rows, dtype=torch.float64)
@@ -58,9 +63,14 @@ def spreads(table: Table, std: float) -> Tensor:
 
 
 def _trace(
-    table: Table, x: Tensor, denoised: Callable[[int, Tensor], Tensor], noise: Callable[[int], Tensor]
+    table: Table,
+    x: Tensor,
+    denoised: Callable[[int, Tensor], Tensor],
+    noise: Callable[[int], Tensor],
 ) -> list[Tensor]:
-    """The sample of every row, as vectors over whatever `x`, `denoised(row, x)` and `noise(row)` are vectors of."""
+    """The sample of every row, as vectors over whatever `x`, `denoised(row, x)` and `noise(row)`
+    are vectors of.
+    """
     table = table.detach()
     base, history, path = x, [torch.zeros_like(x)] * (table.history - 1), [x]
     for row in range(table.nfe):

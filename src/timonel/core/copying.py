@@ -1,8 +1,9 @@
 """Copies of a run, in this process and in another one: `copy.deepcopy(run)` and `pickle`.
 
-A copy stands where the run stands and goes on bit for bit; the run itself does not notice. What belongs to a
-process does not travel in a pickle: the loop that drives the run, what the network remembers beside its weights, and
-the `context` of a pipeline. A copy in the same process keeps the context and the very hooks.
+A copy stands where the run stands and goes on bit for bit; the run itself does not notice. What
+belongs to a process does not travel in a pickle: the loop that drives the run, what the network
+remembers beside its weights, and the `context` of a pipeline. A copy in the same process keeps the
+context and the very hooks.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 
 #: fields that are made anew, for they are a process' own or follow from the others
 ANEW = (
-    "_border", "_change", "_due", "_flight", "_hooking", "_loop", "_waiting", "_watched", "driver", "firing", "lent",
+    "_border", "_change", "_due", "_flight", "_hooking", "_loop", "_waiting", "_watched", "driver",
+    "firing", "lent",
     "memory", "program",
 )  # fmt: skip
 SHARED = ("context", "hooks", "noise", "shape")  # of copies in one process
 
 
 def fields(run: Run) -> dict[str, Any]:
-    """What a copy of the run is made of. An edit in place reaches the base in the copy, and the run is left alone."""
+    """What a copy of the run is made of. An edit in place reaches the base in the copy, and the run
+    is left alone.
+    """
     with run._change:
         made = {name: value for name, value in vars(run).items() if name not in ANEW}
         watched, here = run._watched, run._state
@@ -41,27 +45,46 @@ def fields(run: Run) -> dict[str, Any]:
                 made["_state"] = run._edited(before, here)
         if elsewhere(run._hooking):
             stands = run._between()
-            made |= {"_state": stands.state, "_last": stands.last, "_clean": stands.clean, "_called": stands.called}
+            made |= {
+                "_state": stands.state,
+                "_last": stands.last,
+                "_clean": stands.clean,
+                "_called": stands.called,
+            }
             made["_status"] = "running"
-        made["_kept"] = OrderedDict((step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items())
+        made["_kept"] = OrderedDict(
+            (step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items()
+        )
         return made
 
 
 def revive(run: Run, made: dict[str, Any]) -> None:
     """Make `run` of the fields of another one."""
     vars(run).update(made)
-    run._kept = OrderedDict((step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items())
-    fresh: dict[str, Any] = {"_due": UNKNOWN, "memory": UNKNOWN, "_waiting": False, "firing": False, "lent": ()}
+    run._kept = OrderedDict(
+        (step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items()
+    )
+    fresh: dict[str, Any] = {
+        "_due": UNKNOWN,
+        "memory": UNKNOWN,
+        "_waiting": False,
+        "firing": False,
+        "lent": (),
+    }
     fresh |= dict.fromkeys(("_border", "_flight", "_hooking", "_loop", "_watched"))
     vars(run).update(fresh, _change=threading.Condition(threading.RLock()), driver=Driver())
     run.program = Program.bind(run.table, run.prediction, run.shape)
 
 
 def packed(run: Run) -> dict[str, Any]:
-    """The fields of a run for a pickle. Raises `RunError` where a hook, a noise source or a shape cannot be pickled."""
+    """The fields of a run for a pickle. Raises `RunError` where a hook, a noise source or a shape
+    cannot be pickled.
+    """
     made = fields(run)
     made["context"] = None
-    made["_kept"] = OrderedDict((step, kept._replace(memory=None)) for step, kept in made["_kept"].items())
+    made["_kept"] = OrderedDict(
+        (step, kept._replace(memory=None)) for step, kept in made["_kept"].items()
+    )
     named = [(f"hook {hook.name!r}", hook) for hook in run.hooks]
     for what, value in (*named, ("noise", run.noise), ("shape", run.shape)):
         if isinstance(value, MethodType):
@@ -70,8 +93,9 @@ def packed(run: Run) -> dict[str, Any]:
             pickle.dumps(value)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise RunError(
-                f"the {what} of this run cannot be pickled ({error}): use a function of a module or an object that "
-                "can, take it off (run.hooks = []), or save the run with run.save(path) and give it again to Run.load"
+                f"the {what} of this run cannot be pickled ({error}): use a function of a module or"
+                " an object that can, take it off (run.hooks = []), or save the run with"
+                " run.save(path) and give it again to Run.load"
             ) from error
     return made
 

@@ -22,11 +22,15 @@ class Data(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
             what = type(self).__name__.removesuffix("Data")
-            raise ArgumentError(f"{where}={shown(first['input'])} cannot be in a {what}: {first['msg']}") from error
+            raise ArgumentError(
+                f"{where}={shown(first['input'])} cannot be in a {what}: {first['msg']}"
+            ) from error
 
 
 class GuidanceData(Data):
-    """`Guidance` as data; `start` and `stop` are None where the interval is open, `forecast` where there is none."""
+    """`Guidance` as data; `start` and `stop` are None where the interval is open, `forecast` where
+    there is none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,9 +45,19 @@ class GuidanceData(Data):
     @classmethod
     def of(cls, made: Guidance) -> GuidanceData:
         scale = list(made.scale) if isinstance(made.scale, tuple) else made.scale
-        ends = {k: v if math.isfinite(v) else None for k, v in (("start", made.start), ("stop", made.stop))}
+        ends = {
+            k: v if math.isfinite(v) else None
+            for k, v in (("start", made.start), ("stop", made.stop))
+        }
         forecast, order = (made.forecast, made.order) if made.forecast > 1 else (None, None)
-        return cls(scale=scale, unit=made.unit, rescale=made.rescale, forecast=forecast, order=order, **ends)
+        return cls(
+            scale=scale,
+            unit=made.unit,
+            rescale=made.rescale,
+            forecast=forecast,
+            order=order,
+            **ends,
+        )
 
     def guidance(self) -> Guidance:
         """The guidance, checked by `cfg`."""

@@ -1,10 +1,11 @@
 """Noise from `torch.Generator`s, drawn as diffusers draws it, that a run can have again.
 
-A scheduler of `timonel.compat` draws the noise of a row when the row is made, from the generator that its `step` is
-called with: the same numbers as diffusers' class, which leave the generator in the same state. A run may come back to a
-row (rewind, branch, a saved file), and then its noise has to be the same and the generator is not to be touched. So the
-source remembers the state that a generator had where a stretch of draws began, and which rows it drew; a row that
-comes back is drawn again from a generator of the source's own. Where nobody else draws from the generator between two
+A scheduler of `timonel.compat` draws the noise of a row when the row is made, from the generator
+that its `step` is called with: the same numbers as diffusers' class, which leave the generator in
+the same state. A run may come back to a row (rewind, branch, a saved file), and then its noise has
+to be the same and the generator is not to be touched. So the source remembers the state that a
+generator had where a stretch of draws began, and which rows it drew; a row that comes back is drawn
+again from a generator of the source's own. Where nobody else draws from the generator between two
 steps there is one stretch, 5 kB on a CPU and 16 bytes on CUDA, however many steps there are.
 """
 
@@ -27,8 +28,9 @@ Generators = torch.Generator | Sequence[torch.Generator | None] | None
 class Stretch:
     """Draws that follow each other.
 
-    `states`: of the generators before the first draw, uint8; `devices`: theirs. `order`: for every sample, which of
-    them draws it; one entry where one draws the whole batch. `rows`: in the order of the draws.
+    `states`: of the generators before the first draw, uint8; `devices`: theirs. `order`: for every
+    sample, which of them draws it; one entry where one draws the whole batch. `rows`: in the order
+    of the draws.
     """
 
     states: tuple[Tensor, ...]
@@ -45,12 +47,13 @@ class Stretch:
 
 
 class DrawnNoise:
-    """The noise of a run from generators: `draw` makes a row's, the call gives it as often as it is asked for.
+    """The noise of a run from generators: `draw` makes a row's, the call gives it as often as it is
+    asked for.
 
-    `generators`: one for the batch, one per sample (also of a CPU), or None, torch's own of the sample's device. They
-    may be exchanged between rows, as every `step` of diffusers takes its own.
-    It may be shared, as a run and its branches do. A copy in another process and a run that was loaded go on from the
-    states that the generators had, for they have no generators of the caller.
+    `generators`: one for the batch, one per sample (also of a CPU), or None, torch's own of the
+    sample's device. They may be exchanged between rows, as every `step` of diffusers takes its own.
+    It may be shared, as a run and its branches do. A copy in another process and a run that was
+    loaded go on from the states that the generators had, for they have no generators of the caller.
     """
 
     kind = "drawn"
@@ -60,14 +63,19 @@ class DrawnNoise:
         self.stretches: list[Stretch] = []
         self.ends: tuple[Tensor, ...] = ()  # states of the generators after the newest draw
         self._held: tuple[int, Tensor] | None = None
-        self._again: tuple[int, int, list[torch.Generator]] | None = None  # stretch, its next draw, generators there
+        self._again: tuple[int, int, list[torch.Generator]] | None = (
+            None  # stretch, its next draw, generators there
+        )
         self._lock = threading.RLock()
 
     def __contains__(self, row: int) -> bool:
         return any(row in stretch.rows for stretch in self.stretches)
 
-    def draw(self, row: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        """Draw the noise of a row as `diffusers.utils.torch_utils.randn_tensor` does; nothing if the row has its own.
+    def draw(
+        self, row: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Draw the noise of a row as `diffusers.utils.torch_utils.randn_tensor` does; nothing if
+        the row has its own.
 
         Args:
             row: of the run's table, 0 … nfe - 1.
@@ -84,7 +92,9 @@ class DrawnNoise:
                 return
             sources, order = _sources(self.generators, int(shape[0]), device)
             states = tuple(source.get_state() for source in sources)
-            new = Stretch(states, tuple(str(source.device) for source in sources), order, tuple(shape), dtype)
+            new = Stretch(
+                states, tuple(str(source.device) for source in sources), order, tuple(shape), dtype
+            )
             last = self.stretches[-1] if self.stretches else None
             if last is None or not last.alike(new) or not all(map(torch.equal, self.ends, states)):
                 self.stretches.append(new)
@@ -110,7 +120,10 @@ class DrawnNoise:
 
     def _go_on(self, row: int, like: Tensor) -> None:
         if not self.stretches:
-            raise RunError("the noise of this run comes from the generator of the scheduler's step: call step first")
+            raise RunError(
+                "the noise of this run comes from the generator of the scheduler's step: call step"
+                " first"
+            )
         last = self.stretches[-1]
         self.draw(row, last.shape, last.dtype, like.device)
 
@@ -127,39 +140,55 @@ class DrawnNoise:
         self._again = (at, place + 1, sources)
         return numbers
 
-    # -- saving --------------------------------------------------------------------------------------
+    # -- saving ------------------------------------------------------------------------------------
     def remembered(self) -> tuple[list[Stretch], tuple[Tensor, ...]]:
-        """All that the source is made of: its stretches and the states of the generators after the newest draw."""
+        """All that the source is made of: its stretches and the states of the generators after the
+        newest draw.
+        """
         with self._lock:
             return [replace(s, rows=[*s.rows]) for s in self.stretches], self.ends
 
     @classmethod
-    def of(cls, stretches: Sequence[Stretch], ends: Sequence[Tensor], nfe: int, shape: tuple[int, ...]) -> DrawnNoise:
+    def of(
+        cls, stretches: Sequence[Stretch], ends: Sequence[Tensor], nfe: int, shape: tuple[int, ...]
+    ) -> DrawnNoise:
         """The source of what was remembered, for a run of `nfe` rows with samples of `shape`.
 
         Raises `ArgumentError` for states that are none, and for devices that are not here.
         """
         rows = [row for stretch in stretches for row in stretch.rows]
-        if len(set(rows)) < len(rows) or any(row >= nfe for row in rows) or not all(s.rows for s in stretches):
-            raise ArgumentError(f"the rows of its noise are not rows of a table of {nfe}: {shown(rows)}")
+        if (
+            len(set(rows)) < len(rows)
+            or any(row >= nfe for row in rows)
+            or not all(s.rows for s in stretches)
+        ):
+            raise ArgumentError(
+                f"the rows of its noise are not rows of a table of {nfe}: {shown(rows)}"
+            )
         for stretch in stretches:
             if stretch.shape != shape or len(stretch.order) not in (1, *shape[:1]):
-                raise ArgumentError(f"noise {stretch.shape} of {len(stretch.order)} generators for samples {shape}")
+                raise ArgumentError(
+                    f"noise {stretch.shape} of {len(stretch.order)} generators for samples {shape}"
+                )
             if set(stretch.order) != set(range(len(stretch.devices))):
-                raise ArgumentError(f"its noise has {len(stretch.devices)} generators and uses {stretch.order}")
+                raise ArgumentError(
+                    f"its noise has {len(stretch.devices)} generators and uses {stretch.order}"
+                )
             _at(stretch.states, stretch.devices)
         source = cls()
         source._go_on_from(list(stretches), tuple(ends))
         return source
 
     def _go_on_from(self, stretches: list[Stretch], ends: tuple[Tensor, ...]) -> None:
-        """Take what was remembered, and generators of its own where those of the caller had come to."""
+        """Take what was remembered, and generators of its own where those of the caller had come
+        to.
+        """
         self.stretches, self.ends = stretches, ends
         if stretches:
             sources = _at(ends, stretches[-1].devices)
             self.generators = [sources[i] for i in stretches[-1].order]
 
-    # -- copies --------------------------------------------------------------------------------------
+    # -- copies ------------------------------------------------------------------------------------
     def fork(self) -> DrawnNoise:
         """A source with the rows of this one, whose new rows are its own."""
         with self._lock:
@@ -177,21 +206,28 @@ class DrawnNoise:
         self._go_on_from(**state)
 
 
-def _sources(generators: Generators, batch: int, device: torch.device) -> tuple[list[torch.Generator], tuple[int, ...]]:
+def _sources(
+    generators: Generators, batch: int, device: torch.device
+) -> tuple[list[torch.Generator], tuple[int, ...]]:
     """The generators without repetition, and which of them each sample has."""
-    several = [generators] if generators is None or isinstance(generators, torch.Generator) else [*generators]
+    several = (
+        [generators]
+        if generators is None or isinstance(generators, torch.Generator)
+        else [*generators]
+    )
     each = [_default(device) if one is None else one for one in several]
     if 1 < len(each) < batch:
         raise ArgumentError(
-            f"{len(each)} generators for a batch of {batch}: give one for all, or one per sample, e.g. "
-            f"[torch.Generator().manual_seed(i) for i in range({batch})]"
+            f"{len(each)} generators for a batch of {batch}: give one for all, or one per sample,"
+            f" e.g. [torch.Generator().manual_seed(i) for i in range({batch})]"
         )
     each = each[:batch]
     wrong = next((one for one in each if one.device.type not in ("cpu", device.type)), None)
     if wrong is not None:
         raise ArgumentError(
-            f"a generator of {wrong.device} cannot draw for a sample on {device}: make it with "
-            f"torch.Generator({device.type!r}), or torch.Generator() for the same numbers on any device"
+            f"a generator of {wrong.device} cannot draw for a sample on {device}: make it with"
+            f" torch.Generator({device.type!r}), or torch.Generator() for the same numbers on any"
+            " device"
         )
     sources = list(dict.fromkeys(each))
     return sources, tuple(sources.index(one) for one in each)
@@ -205,7 +241,9 @@ def _default(device: torch.device) -> torch.Generator:
     if device.type == "mps":
         generator: torch.Generator = module._get_default_mps_generator()
         return generator
-    generator = module.default_generators[module.current_device() if device.index is None else device.index]
+    generator = module.default_generators[
+        module.current_device() if device.index is None else device.index
+    ]
     return generator
 
 
@@ -218,8 +256,8 @@ def _at(states: Sequence[Tensor], devices: Sequence[str]) -> list[torch.Generato
             generators[-1].set_state(state)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ArgumentError(
-                f"the noise was drawn by a generator of {shown(device)}, whose state cannot be had again here: "
-                f"{str(error).splitlines()[0]}"
+                f"the noise was drawn by a generator of {shown(device)}, whose state cannot be had"
+                f" again here: {str(error).splitlines()[0]}"
             ) from error
     return generators
 

@@ -20,7 +20,8 @@ UNKNOWN: Any = Memory.UNKNOWN  # one, also after a copy or a pickle
 
 
 class Driver:
-    """What calls the network for a run, as far as the run has to know it. A plain loop has nothing to say.
+    """What calls the network for a run, as far as the run has to know it. A plain loop has nothing
+    to say.
 
     `patience`: seconds after which a paused run asks again whether it was interrupted.
     """
@@ -32,14 +33,18 @@ class Driver:
         return False
 
     def holds(self) -> bool:
-        """Whether the call that drives the run goes on: past its loop no order can be done before it ends."""
+        """Whether the call that drives the run goes on: past its loop no order can be done before
+        it ends.
+        """
         return False
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Raises `TimonelError` where the coming rows of `run` cannot be guided so."""
 
     def remembered(self) -> Any:
-        """What the network keeps of its calls so far, beside its weights; None where it keeps nothing."""
+        """What the network keeps of its calls so far, beside its weights; None where it keeps
+        nothing.
+        """
         return None
 
     def recall(self, memory: Any) -> None:

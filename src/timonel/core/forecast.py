@@ -1,13 +1,15 @@
-"""Forecasts: network calls, or their unconditional halves, that are foretold from those made before.
+"""Forecasts: network calls, or their unconditional halves, that are foretold from those made
+before.
 
-A forecast is the polynomial through the newest denoised predictions, read at the level of the call that is left out:
-`D(lam) = sum_j w_j·D(lam_j)`, lam = log(alpha/sigma), with the true spacing. Order 1 repeats the newest prediction,
-order 2 draws a line through two (ZEUS draws it over the number of the step). Where one of the levels is pure noise,
-alpha/(alpha + sigma) takes the place of lam, which is infinite there; the prediction is smooth in alpha.
+A forecast is the polynomial through the newest denoised predictions, read at the level of the call
+that is left out: `D(lam) = sum_j w_j·D(lam_j)`, lam = log(alpha/sigma), with the true spacing.
+Order 1 repeats the newest prediction, order 2 draws a line through two (ZEUS draws it over the
+number of the step). Where one of the levels is pure noise, alpha/(alpha + sigma) takes the place of
+lam, which is infinite there; the prediction is smooth in alpha.
 
-**Rows without a call.** A forecast is linear, so a step that uses one is no row of its own: it merges with the row
-before it, and `skip` turns a table into one of fewer rows, which runs, saves and plots as any other. Every solver of
-one call a step that adds no noise takes it as an option:
+**Rows without a call.** A forecast is linear, so a step that uses one is no row of its own: it
+merges with the row before it, and `skip` turns a table into one of fewer rows, which runs, saves
+and plots as any other. Every solver of one call a step that adds no noise takes it as an option:
 
 | option               | leaves out                                                                             |
 |----------------------|----------------------------------------------------------------------------------------|
@@ -16,11 +18,12 @@ one call a step that adds no noise takes it as an option:
 | `skip="4,6"`, `[4]`  | these steps                                                                            |
 | `skip_order=1` … `4` | how many predictions a forecast is made from, at most; 1 unless it is given            |
 
-The patterns call the network in the first two steps and in the last; a list may leave out any but the first. Higher
-orders pay where steps are so short that predictions hardly bend; with 20 steps they mostly cost (measured in
-`benchmarks/forecast.py`).
+The patterns call the network in the first two steps and in the last; a list may leave out any but
+the first. Higher orders pay where steps are so short that predictions hardly bend; with 20 steps
+they mostly cost (measured in `benchmarks/forecast.py`).
 
-**The unconditional half.** `cfg(4.0, forecast=2)` forecasts the difference of the two halves; see `guidance.py`.
+**The unconditional half.** `cfg(4.0, forecast=2)` forecasts the difference of the two halves; see
+`guidance.py`.
 """
 
 from __future__ import annotations
@@ -37,40 +40,54 @@ from .table import Table, registers
 
 ORDER, MOST = 1, 4
 ROUNDING = 1e-14  # a coefficient below this is what rounding leaves of a zero
-GRAMMAR = "skip takes 2 (every second step), '2/3' (two of every three) or a list of steps such as '4,6'"
+GRAMMAR = (
+    "skip takes 2 (every second step), '2/3' (two of every three) or a list of steps such as '4,6'"
+)
 
 
 def weights(table: Table, nodes: Sequence[int], at: int) -> Tensor:
-    """w with `D(at) = sum_j w_j·D(nodes_j)` for denoised predictions that are polynomials through the rows `nodes`."""
+    """w with `D(at) = sum_j w_j·D(nodes_j)` for denoised predictions that are polynomials through
+    the rows `nodes`.
+    """
     rows = [*nodes, at]
     alpha, sigma = table.alpha[rows], table.sigma[rows]
-    place = alpha / (alpha + sigma) if bool((alpha == 0).any()) else torch.log(alpha) - torch.log(sigma)
+    place = (
+        alpha / (alpha + sigma) if bool((alpha == 0).any()) else torch.log(alpha) - torch.log(sigma)
+    )
     made, here = place[:-1], place[-1]
     ones = torch.eye(len(made), dtype=place.dtype)
     apart = made[:, None] - made[None, :] + ones
-    return torch.prod((here - made)[None, :] * (1 - ones) / apart + ones, 1)  # Lagrange's polynomials
+    return torch.prod(
+        (here - made)[None, :] * (1 - ones) / apart + ones, 1
+    )  # Lagrange's polynomials
 
 
 def skip(table: Table, steps: Sequence[int], order: int = ORDER) -> Table:
-    """The table without the network calls of `steps`, whose predictions are forecast from those before.
+    """The table without the network calls of `steps`, whose predictions are forecast from those
+    before.
 
-    `order`: how many predictions a forecast is made from, at most. The rows that are left are in the denoised basis and
-    remember what they need; their steps count the calls. The order of convergence is at most that of the forecasts.
+    `order`: how many predictions a forecast is made from, at most. The rows that are left are in
+    the denoised basis and remember what they need; their steps count the calls. The order of
+    convergence is at most that of the forecasts.
 
-    Raises `ArgumentError` for a stochastic table, one whose steps are not one call each, and for steps that cannot be
-    left out: the first, those that the table does not have.
+    Raises `ArgumentError` for a stochastic table, one whose steps are not one call each, and for
+    steps that cannot be left out: the first, those that the table does not have.
     """
     most = whole("skip_order", order, 1, MOST)
     real = _calls(table, steps)
     path = _path(table, _predictions(table, real, most))
-    x = torch.stack([_row(path[row], path[after], i) for i, (row, after) in enumerate(_pairs(real, table.nfe))])
+    x = torch.stack(
+        [_row(path[row], path[after], i) for i, (row, after) in enumerate(_pairs(real, table.nfe))]
+    )
     used = (x[:, 1:] != 0).any(0).nonzero().flatten()
     history = int(used[-1]) + 1 if len(used) else 1
     none = x.new_zeros(len(real), 1)
     rows = torch.cat([x[:, :1], none, x[:, 1 : history + 1], none], 1)
     base = torch.zeros_like(rows)
     base[:, registers(history).index("base")] = 1.0
-    alpha, sigma, time = (level[[*real, table.nfe]] for level in (table.alpha, table.sigma, table.time))
+    alpha, sigma, time = (
+        level[[*real, table.nfe]] for level in (table.alpha, table.sigma, table.time)
+    )
     return replace(
         table, basis="denoised", order=min(table.order, most), alpha=alpha, sigma=sigma, time=time,
         step=tuple(range(len(real))), x=rows, base=base,
@@ -78,7 +95,9 @@ def skip(table: Table, steps: Sequence[int], order: int = ORDER) -> Table:
 
 
 def chosen(asked: int | str | Sequence[int], steps: int) -> tuple[int, ...]:
-    """The steps that `skip=asked` leaves out of `steps`; see the module's table. Raises `ArgumentError`."""
+    """The steps that `skip=asked` leaves out of `steps`; see the module's table. Raises
+    `ArgumentError`.
+    """
     if isinstance(asked, str) and not re.fullmatch(r"\s*\d+\s*", asked):
         if share := re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", asked):
             return _pattern(int(share[1]), int(share[2]), asked, steps)
@@ -87,7 +106,11 @@ def chosen(asked: int | str | Sequence[int], steps: int) -> tuple[int, ...]:
         asked = [int(number) for number in re.findall(r"\d+", asked)]
     if isinstance(asked, (int, str)) and not isinstance(asked, bool):
         return _pattern(1, int(asked), asked, steps)
-    if not isinstance(asked, (list, tuple)) or not asked or any(type(step) is not int for step in asked):
+    if (
+        not isinstance(asked, (list, tuple))
+        or not asked
+        or any(type(step) is not int for step in asked)
+    ):
         raise ArgumentError(f"{GRAMMAR}, got {asked!r}")
     return tuple(asked)
 
@@ -109,17 +132,22 @@ def _calls(table: Table, steps: Sequence[int]) -> list[int]:
     """The rows that are left."""
     if table.nfe != table.steps:
         raise ArgumentError(
-            f"{table.solver!r} calls the network {table.nfe} times in {table.steps} steps; only steps of one call can "
-            "be left out: use a multistep sampler, e.g. 'dpmpp_2m' or 'unipc'"
+            f"{table.solver!r} calls the network {table.nfe} times in {table.steps} steps; only"
+            " steps of one call can be left out: use a multistep sampler, e.g. 'dpmpp_2m' or"
+            " 'unipc'"
         )
     if table.stochastic:
         raise ArgumentError(
-            f"{table.solver!r} adds noise here, which no forecast foresees: skip= goes with a deterministic sampler, "
-            "e.g. 'dpmpp_2m' or 'unipc'"
+            f"{table.solver!r} adds noise here, which no forecast foresees: skip= goes with a"
+            " deterministic sampler, e.g. 'dpmpp_2m' or 'unipc'"
         )
     for step in steps:
         if not 0 < step < table.steps:
-            why = "the first call has nothing before it" if step == 0 else f"the steps are 0 to {table.steps - 1}"
+            why = (
+                "the first call has nothing before it"
+                if step == 0
+                else f"the steps are 0 to {table.steps - 1}"
+            )
             raise ArgumentError(f"step {step} cannot be left out: {why}")
     return [row for row in range(table.nfe) if row not in set(steps)]
 
@@ -129,7 +157,9 @@ def _pairs(real: list[int], end: int) -> list[tuple[int, int]]:
 
 
 def _predictions(table: Table, real: list[int], most: int) -> list[Tensor]:
-    """Every row's denoised prediction, as a vector over the start and the predictions that are made."""
+    """Every row's denoised prediction, as a vector over the start and the predictions that are
+    made.
+    """
     unit = torch.eye(1 + len(real), dtype=torch.float64)
     found = []
     for row in range(table.nfe):
@@ -140,7 +170,9 @@ def _predictions(table: Table, real: list[int], most: int) -> list[Tensor]:
 
 
 def _path(table: Table, clean: list[Tensor]) -> list[Tensor]:
-    """The sample of every row and the result, as vectors over what `clean` are vectors of; the first is the start."""
+    """The sample of every row and the result, as vectors over what `clean` are vectors of; the
+    first is the start.
+    """
     x = base = torch.eye(len(clean[0]), dtype=torch.float64)[0]
     path, history = [x], [torch.zeros_like(x)] * (table.history - 1)
     for row in range(table.nfe):
@@ -155,7 +187,8 @@ def _path(table: Table, clean: list[Tensor]) -> list[Tensor]:
 
 
 def _row(now: Tensor, new: Tensor, call: int) -> Tensor:
-    """Coefficients of x and of the predictions, newest first, in the row of call number `call`, from `now` to `new`.
+    """Coefficients of x and of the predictions, newest first, in the row of call number `call`,
+    from `now` to `new`.
 
     An edit of x is kept as the start is: in the ratio of the noise that is left of it.
     """

@@ -3,11 +3,12 @@
 `guided = uncond + scale·(cond - uncond)` on the raw output (Ho & Salimans 2022, arXiv 2207.12598);
 scale = 1 is no guidance. Outside the interval the unconditional half is not computed at all.
 
-Inside it the half may be forecast: what guidance adds is d = cond - uncond of the denoised predictions, which changes
-slowly, so `cfg(4.0, forecast=2)` computes both halves at every second guided network call only, the first two always,
-and repeats the newest d between (`order=2`: reads it off the line in lam through the newest two). Such a call costs
-one network evaluation instead of two. With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw,
-so no sample has to be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), which fits
+Inside it the half may be forecast: what guidance adds is d = cond - uncond of the denoised
+predictions, which changes slowly, so `cfg(4.0, forecast=2)` computes both halves at every second
+guided network call only, the first two always, and repeats the newest d between (`order=2`: reads
+it off the line in lam through the newest two). Such a call costs one network evaluation instead of
+two. With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw, so no sample
+has to be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), which fits
 its weights to a model; these follow from the levels.
 """
 
@@ -41,11 +42,11 @@ class Guidance:
     """Classifier-free guidance. Make one with `cfg`.
 
     `scale`: one number, or one per step; None keeps the pipeline's own scale.
-    `start, stop`: guided while start <= position < stop (for sigma: stop < sigma <= start), in `unit`.
-    `rescale`: share phi of the guided output rescaled to the std of the conditional one
+    `start, stop`: guided while start <= position < stop (for sigma: stop < sigma <= start), in
+    `unit`. `rescale`: share phi of the guided output rescaled to the std of the conditional one
     (arXiv 2305.08891, eq. 15-16).
-    `forecast`: both halves are computed at every so-many-th guided call, and their difference is forecast from the
-    newest `order` between; 1 computes them always.
+    `forecast`: both halves are computed at every so-many-th guided call, and their difference is
+    forecast from the newest `order` between; 1 computes them always.
     """
 
     scale: float | tuple[float, ...] | None = None
@@ -57,24 +58,34 @@ class Guidance:
     order: int = 1
 
     def __post_init__(self) -> None:
-        """Keep Python's numbers. Raises `ArgumentError` for what is none, and for an interval that is none."""
+        """Keep Python's numbers. Raises `ArgumentError` for what is none, and for an interval that
+        is none.
+        """
         among("guidance unit", self.unit, UNITS)
         start, stop = (_place(what, getattr(self, what), self.unit) for what in ("start", "stop"))
         if (start <= stop) if self.unit == "sigma" else (start >= stop):
             way = "from high to low" if self.unit == "sigma" else "from low to high"
-            raise ArgumentError(f"a guidance interval runs {way} and is not empty, got between=({start:g}, {stop:g})")
+            raise ArgumentError(
+                f"a guidance interval runs {way} and is not empty, got between=({start:g},"
+                f" {stop:g})"
+            )
         made = {
             "scale": _scale(self.scale), "start": start, "stop": stop,
-            "rescale": finite("rescale", self.rescale, 0, 1), "forecast": whole("forecast", self.forecast),
+            "rescale": finite("rescale", self.rescale, 0, 1),
+            "forecast": whole("forecast", self.forecast),
             "order": whole("order", self.order, 1, 2),
         }  # fmt: skip
         for key, value in made.items():
             object.__setattr__(self, key, value)
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
-        """One scale per row: 1.0 where the unconditional half is skipped, None for the pipeline's own."""
+        """One scale per row: 1.0 where the unconditional half is skipped, None for the pipeline's
+        own.
+        """
         if isinstance(self.scale, tuple) and len(self.scale) != table.steps:
-            raise ArgumentError(f"{len(self.scale)} guidance scales for {table.steps} steps; give one per step")
+            raise ArgumentError(
+                f"{len(self.scale)} guidance scales for {table.steps} steps; give one per step"
+            )
         return tuple(self._at(table, row) for row in range(table.nfe))
 
     def _at(self, table: Table, row: int) -> float | None:
@@ -83,11 +94,15 @@ class Guidance:
             return 1.0
         return self.scale[step] if isinstance(self.scale, tuple) else self.scale
 
-    def forecasts(self, table: Table, prediction: str, begin: int = 0) -> tuple[tuple[float, ...], ...]:
-        """For every row the weights of the remembered differences, newest first, that forecast its own.
+    def forecasts(
+        self, table: Table, prediction: str, begin: int = 0
+    ) -> tuple[tuple[float, ...], ...]:
+        """For every row the weights of the remembered differences, newest first, that forecast its
+        own.
 
-        A difference is cond - uncond of the raw outputs. No weights where both halves are computed, or only one.
-        `begin`: the row from which the run is guided so; none of the rows before it is forecast.
+        A difference is cond - uncond of the raw outputs. No weights where both halves are computed,
+        or only one. `begin`: the row from which the run is guided so; none of the rows before it is
+        forecast.
         """
         levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
         _, c_raw = table.clean(prediction)
@@ -102,7 +117,11 @@ class Guidance:
                 else:
                     apart = bool(levels.lam[made[0]] - levels.lam[made[1]] > SAME)
                     nodes, since = made[: self.order if apart else 1], since + 1
-            share = weights(table, nodes, row) * c_raw[nodes] / c_raw[row] if nodes else levels.alpha[:0]
+            share = (
+                weights(table, nodes, row) * c_raw[nodes] / c_raw[row]
+                if nodes
+                else levels.alpha[:0]
+            )
             found.append(tuple(share.tolist()))
         return tuple(found)
 
@@ -128,11 +147,12 @@ def cfg(
 ) -> Guidance:
     """Classifier-free guidance with a scale and an interval.
 
-    `until=0.4`: guided for the first 40 % of the steps. `between=(a, b)`: guided from a to b. `unit`
-    says what the numbers are: "ratio" of the steps in [0, 1], "step" index (0-based, end excluded),
-    or "sigma" = sigma/alpha, given as (high, low).
-    `forecast=n`: the unconditional half is computed at every n-th guided network call, the first two included, and
-    forecast between, from the newest `order` differences (1 or 2; 1 unless it is given).
+    `until=0.4`: guided for the first 40 % of the steps. `between=(a, b)`: guided from a to b.
+    `unit` says what the numbers are: "ratio" of the steps in [0, 1], "step" index (0-based, end
+    excluded), or "sigma" = sigma/alpha, given as (high, low).
+    `forecast=n`: the unconditional half is computed at every n-th guided network call, the first
+    two included, and forecast between, from the newest `order` differences (1 or 2; 1 unless it is
+    given).
 
     Raises `ArgumentError` on a value outside its unit's range.
 
@@ -144,19 +164,25 @@ def cfg(
         raise ArgumentError("give either until= or between=, not both")
     ends = None if between is None else several("between", between, "between=(0.2, 0.6)")
     if ends is not None and len(ends) != 2:
-        raise ArgumentError(f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}")
+        raise ArgumentError(
+            f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}"
+        )
     top = math.inf if unit == "sigma" else 0.0
     end = 0.0 if unit == "sigma" else math.inf
     start, stop = ends if ends is not None else (top, end if until is None else until)
     if order is not None and whole("forecast", forecast) == 1:
         raise ArgumentError(
-            f"order={order} says how the unconditional half is forecast; give forecast too, e.g. forecast=2"
+            f"order={order} says how the unconditional half is forecast; give forecast too, e.g."
+            " forecast=2"
         )
     return Guidance(scale, start, stop, unit, rescale, forecast, 1 if order is None else order)  # type: ignore[arg-type]
 
 
-def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1) -> Guidance | None:
-    """Guidance as it is typed: a scale, and an end such as 0.4 (of the steps), "step:4" or "sigma:1.2".
+def parsed(
+    scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1
+) -> Guidance | None:
+    """Guidance as it is typed: a scale, and an end such as 0.4 (of the steps), "step:4" or
+    "sigma:1.2".
 
     None where nothing is asked. Raises `ArgumentError`.
     """
@@ -171,10 +197,13 @@ def parsed(scale: float | None, until: float | str | None, rescale: float = 0.0,
     if not unit and not colon and end > 1 and end != math.inf:
         step = f"step:{end:g} for a step, or " if end.is_integer() else ""
         raise ArgumentError(
-            f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write {step}sigma:{end:g}"
+            f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write"
+            f" {step}sigma:{end:g}"
         )
     if math.isnan(end) or (unit or "ratio") not in UNITS or (colon and not unit):
-        raise ArgumentError(f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}")
+        raise ArgumentError(
+            f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}"
+        )
     return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale, forecast=forecast)
 
 
@@ -198,7 +227,7 @@ def _place(what: str, value: Any, unit: str) -> float:
     if unit == "ratio" and number > 1:
         raise ArgumentError(
             f"guidance {what} {number:g} is not a ratio of the steps in [0, 1]; "
-            f"for a step index say unit='step', for a noise level unit='sigma'"
+            "for a step index say unit='step', for a noise level unit='sigma'"
         )
     if unit == "step" and number != int(number):
         raise ArgumentError(f"guidance {what} {number:g} is not a step index")
@@ -216,7 +245,9 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
 
 
 def stretch(cond: Tensor, guided: Tensor) -> Tensor:
-    """The std of the conditional output over that of the guided one; 1, its limit, where the guided one is flat."""
+    """The std of the conditional output over that of the guided one; 1, its limit, where the guided
+    one is flat.
+    """
     return torch.where(guided > 0, cond / guided, torch.ones_like(guided))
 
 
@@ -241,18 +272,23 @@ class Guiding(NamedTuple):
     since: int
 
     @classmethod
-    def of(cls, guidance: Guidance | None, table: Table, prediction: str, since: int = 0) -> Guiding:
+    def of(
+        cls, guidance: Guidance | None, table: Table, prediction: str, since: int = 0
+    ) -> Guiding:
         """Raises `ArgumentError` where the guidance does not fit the table."""
         if guidance is None:
             return cls(None, (None,) * table.nfe, ((),) * table.nfe, since)
-        return cls(guidance, guidance.scales(table), guidance.forecasts(table, prediction, since), since)
+        return cls(
+            guidance, guidance.scales(table), guidance.forecasts(table, prediction, since), since
+        )
 
 
 class Guided:
     """The part of a `Run` that tells how its network calls are guided.
 
-    `guidance`: None leaves it to who calls the network. `scales`, `forecasts`: what it says for every row; see
-    `Guidance`. The differences that forecasts are made from are a part of the run's state.
+    `guidance`: None leaves it to who calls the network. `scales`, `forecasts`: what it says for
+    every row; see `Guidance`. The differences that forecasts are made from are a part of the run's
+    state.
     """
 
     table: Table
@@ -276,10 +312,11 @@ class Guided:
 
     @property
     def guidance(self) -> Guidance | None:
-        """How the run is guided. Assign `cfg(…)`, a scale or None, from any thread: it acts from the next row on.
+        """How the run is guided. Assign `cfg(…)`, a scale or None, from any thread: it acts from
+        the next row on.
 
-        Raises `TimonelError` at the assignment, and the run goes on as it was, where the rows to come cannot be
-        guided so, or where no row is to come; see `states`.
+        Raises `TimonelError` at the assignment, and the run goes on as it was, where the rows to
+        come cannot be guided so, or where no row is to come; see `states`.
         """
         return (self._coming or self._guiding).guidance
 
@@ -293,7 +330,10 @@ class Guided:
     def _guide(self, guidance: Guidance | None) -> None:
         """Guide the rows to come so; see `guidance`."""
         with self._change:
-            flies = self._flight not in (None, threading.get_ident())  # another thread computes a row
+            flies = self._flight not in (
+                None,
+                threading.get_ident(),
+            )  # another thread computes a row
             new = Guiding.of(guidance, self.table, self.prediction, self.row + flies)
             if guidance is not None:
                 self.driver.admit(self, guidance)  # type: ignore[arg-type]
@@ -318,7 +358,9 @@ class Guided:
 
     @property
     def scales(self) -> tuple[float | None, ...]:
-        """Guidance scale of every row: 1.0 skips the unconditional half, None is the pipeline's own."""
+        """Guidance scale of every row: 1.0 skips the unconditional half, None is the pipeline's
+        own.
+        """
         return self._guiding.scales
 
     @property
@@ -328,12 +370,16 @@ class Guided:
 
     @property
     def scale(self) -> float | None:
-        """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the pipeline's own."""
+        """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the
+        pipeline's own.
+        """
         return self.scales[min(self.row, self.table.nfe - 1)]
 
     @property
     def forecasting(self) -> bool:
-        """Whether the coming network call computes its conditional half only and is guided by a forecast."""
+        """Whether the coming network call computes its conditional half only and is guided by a
+        forecast.
+        """
         return bool(self.forecasts[min(self.row, self.table.nfe - 1)])
 
     @property
@@ -347,19 +393,24 @@ class Guided:
         asked, known = self.forecasts[self.row], self._here.differences
         if len(known) < len(asked):
             raise RunError(
-                f"row {self.row} forecasts its unconditional half from {len(asked)} differences and {len(known)} are "
-                "remembered: go on with the guidance the run began with, and give run.remember(cond - uncond)"
+                f"row {self.row} forecasts its unconditional half from {len(asked)} differences and"
+                f" {len(known)} are remembered: go on with the guidance the run began with, and"
+                " give run.remember(cond - uncond)"
             )
         kept = list(zip(asked, known, strict=False))
         return summed(kept, kept[0][1].dtype)
 
     @property
     def remembers(self) -> bool:
-        """Whether later rows need the difference of the coming call, where both of its halves are computed."""
+        """Whether later rows need the difference of the coming call, where both of its halves are
+        computed.
+        """
         return self.guiding is not None and self.guiding.forecast > 1
 
     def remember(self, difference: Tensor) -> None:
-        """Give cond - uncond of the coming row's raw outputs, before `advance`, where both halves were computed."""
+        """Give cond - uncond of the coming row's raw outputs, before `advance`, where both halves
+        were computed.
+        """
         self._difference = difference
 
     def _remembered(self, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

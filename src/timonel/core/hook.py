@@ -55,7 +55,9 @@ class Function(Hook):
 def adapt(hook: Hook | Callable[[Run], None]) -> Hook:
     """A `Hook` from a hook or a callable. Raises `ArgumentError` for anything else."""
     if isinstance(hook, type):
-        raise ArgumentError(f"hook {hook.__name__} is a class; give an instance, {hook.__name__}(…)")
+        raise ArgumentError(
+            f"hook {hook.__name__} is a class; give an instance, {hook.__name__}(…)"
+        )
     if isinstance(hook, Hook):
         return hook
     if not callable(hook):

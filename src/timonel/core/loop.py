@@ -46,9 +46,9 @@ def begin(
 ) -> Run:
     """A run that has started at the sample x (batch, …): unit normal noise for a full journey.
 
-    `seeds`: one per sample, for the noise that stochastic samplers add, from the source that the sampler names;
-    `noise`: a source of your own instead. Raises `ArgumentError` for anything that cannot be used, before any
-    network call.
+    `seeds`: one per sample, for the noise that stochastic samplers add, from the source that the
+    sampler names; `noise`: a source of your own instead. Raises `ArgumentError` for anything that
+    cannot be used, before any network call.
     """
     border.tensor("the start", x)
     instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
@@ -64,7 +64,9 @@ def begin(
     if seeds is not None:
         noise = seeded = noises.source(chosen.source, seeds, table)
         seeded.check(len(x))
-    run = Run(table, prediction, noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep)
+    run = Run(
+        table, prediction, noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep
+    )
     run.start(x)
     return run
 
@@ -78,7 +80,11 @@ def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     if unconditional is not None and scale != 1.0:
         rescale = run.guiding.rescale if run.guiding else 0.0
         forecast = run.forecast
-        other = border.output(unconditional(run.latents, at), run.latents) if forecast is None else raw - forecast
+        other = (
+            border.output(unconditional(run.latents, at), run.latents)
+            if forecast is None
+            else raw - forecast
+        )
         if forecast is None and run.remembers:
             run.remember(raw - other)
         raw = guide.combine(raw, other, scale, rescale)
@@ -93,23 +99,29 @@ class Loop(Driver):
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         if self.unconditional is None:
-            raise ArgumentError("guidance needs the unconditional denoiser: sample(…, unconditional=…)")
+            raise ArgumentError(
+                "guidance needs the unconditional denoiser: sample(…, unconditional=…)"
+            )
         if guidance.scale is None:
-            raise ArgumentError("guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own")
+            raise ArgumentError(
+                "guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own"
+            )
 
 
 def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
     """Drive `run` and yield it after every completed step.
 
-    Raises what `denoise` or a hook raises; the run is then failed, or stopped by a `KeyboardInterrupt`, and goes on
-    where it was when it is given here again after `run.resume()`.
+    Raises what `denoise` or a hook raises; the run is then failed, or stopped by a
+    `KeyboardInterrupt`, and goes on where it was when it is given here again after `run.resume()`.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
     function("denoise", denoise, "lambda x, level: network(x, level.time)", 2)
     if unconditional is not None:
         function("unconditional", unconditional, "lambda x, level: network(x, level.time)", 2)
     if run.guidance is None and unconditional is not None:
-        raise ArgumentError("unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out")
+        raise ArgumentError(
+            "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
+        )
     run.driver = Loop(unconditional)
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
@@ -138,10 +150,11 @@ def sample(
     hooks: Sequence[Any] = (),
     shape: Shape | None = None,
 ) -> Tensor:
-    """Sample to the end and return the result (batch, …); a stopped run gives its denoised prediction.
+    """Sample to the end and return the result (batch, …); a stopped run gives its denoised
+    prediction.
 
-    Raises `GuardStop` where every sample of the result has NaN or infinity; warns where only some have. The hook
-    `guard` ends a run at the step where it goes wrong.
+    Raises `GuardStop` where every sample of the result has NaN or infinity; warns where only some
+    have. The hook `guard` ends a run at the step where it goes wrong.
 
     The arguments are those of `begin`, where they are documented and checked.
     """

@@ -1,7 +1,8 @@
 """The names people type for samplers, in one place.
 
-A name is "solver" or "solver/grid"; on top of that the names of ComfyUI ("dpmpp_2m_sde_gpu", "uni_pc_bh2"), of
-A1111 and Forge ("DPM++ 2M Karras", "Euler a") and diffusers' class names are understood.
+A name is "solver" or "solver/grid"; on top of that the names of ComfyUI ("dpmpp_2m_sde_gpu",
+"uni_pc_bh2"), of A1111 and Forge ("DPM++ 2M Karras", "Euler a") and diffusers' class names are
+understood.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ BROWNIAN = "brownian"
 # what k-diffusion, A1111 and ComfyUI draw from a Brownian tree
 PATHS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
-#: ComfyUI leaves out the last level but one for UniPC and DPM-2, as A1111 does for DPM2. That is nearer where a grid
-#: ends at the model's cleanest level (dpm_fast in 7 calls: .07 off for .38), and for UniPC, which takes the long step
-#: before with order 1, as near (normal, 8 steps: .072 for .067); farther elsewhere (simple: .13 for .07)
+#: ComfyUI leaves out the last level but one for UniPC and DPM-2, as A1111 does for DPM2. That is
+#: nearer where a grid
+#: ends at the model's cleanest level (dpm_fast in 7 calls: .07 off for .38), and for UniPC, which
+#: takes the long step
+#: before with order 1, as near (normal, 8 steps: .072 for .067); farther elsewhere (simple: .13 for
+#: .07)
 DISCARDS = {"discard_penultimate": "auto"}
 
 #: other names of solvers, normalised by `key`
@@ -115,25 +119,34 @@ GRID_ALIASES = {
     "uniform": "linspace", "discrete": "linspace", "align your steps": "ays",
     "lambdas": "lam", "lu": "lam",
     # diffusers' flags
-    "use karras sigmas": "karras", "use exponential sigmas": "exponential", "use beta sigmas": "beta_sigma",
+    "use karras sigmas": "karras", "use exponential sigmas": "exponential",
+    "use beta sigmas": "beta_sigma",
     "use lu lambdas": "lam",
 }  # fmt: skip
-CFG_PP = "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does not exist yet"
+CFG_PP = (
+    "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does"
+    " not exist yet"
+)
 PLAIN = f"{CFG_PP}, so use {{0!r}} with guidance"
 #: ComfyUI's samplers with CFG++, and the same without it
 WITH_CFG_PP = {
     f"{plain} cfg pp": plain.replace(" ", "_")
     for plain in (
-        "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep", "res multistep ancestral",
+        "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep",
+        "res multistep ancestral",
         "gradient estimation",
     )
 }  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
-    "dpm adaptive": "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'",
+    "dpm adaptive": (
+        "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'"
+    ),
     **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
-    "sa solver pece": "predicting, correcting and calling the network again does not exist yet; use 'sa_solver', which "
-    "makes one call a step",
+    "sa solver pece": (
+        "predicting, correcting and calling the network again does not exist yet; use 'sa_solver',"
+        " which makes one call a step"
+    ),
 }
 
 
@@ -157,7 +170,8 @@ def grid(name: str) -> str:
 def sampler(name: str) -> Named:
     """What `name` stands for: solver, and where the name says so grid, options and noise.
 
-    Raises `UnknownName` with the nearest names, and `ArgumentError` for a sampler that cannot be a table.
+    Raises `UnknownName` with the nearest names, and `ArgumentError` for a sampler that cannot be a
+    table.
     """
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
@@ -165,7 +179,9 @@ def sampler(name: str) -> Named:
     if slash:
         named = sampler(front)
         if named.grid is not None and named.grid != grid(back):
-            raise ArgumentError(f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one")
+            raise ArgumentError(
+                f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one"
+            )
         return named._replace(grid=grid(back))
     typed = key(name)
     found = _solver(typed)

@@ -1,9 +1,10 @@
 """Where fresh noise comes from: a sample's own seed and its place in the run, and nothing else.
 
-A noise source is a callable `(row, like) -> unit normal tensor shaped and placed like `like``. The two here
-draw per sample in float32 on the CPU, so a sample gets the same noise alone, in any batch, on any device, at
-any precision, and after a resume or a rewind. `Sampler(…, noise="brownian")` chooses one by name. The sources of
-`timonel.compat` draw as diffusers does, see `drawn.py` and `tree.py`.
+A noise source is a callable `(row, like) -> unit normal tensor shaped and placed like `like``. The
+two here draw per sample in float32 on the CPU, so a sample gets the same noise alone, in any batch,
+on any device, at any precision, and after a resume or a rewind. `Sampler(…, noise="brownian")`
+chooses one by name. The sources of `timonel.compat` draw as diffusers does, see `drawn.py` and
+`tree.py`.
 
 | name          | keyed by               | use it when                                                          |
 |---------------|------------------------|----------------------------------------------------------------------|
@@ -13,7 +14,8 @@ any precision, and after a resume or a rewind. `Sampler(…, noise="brownian")` 
 
 Both have the same law: every row's noise is unit normal and independent of every other row's. With
 independent noise a stochastic sampler makes another picture for every number of steps, however many
-there are; with Brownian noise the picture settles as the steps grow, because all of them follow one path.
+there are; with Brownian noise the picture settles as the steps grow, because all of them follow one
+path.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ _MASK = MOST
 
 
 def key(seed: int, row: int) -> int:
-    """A 63-bit generator seed from (seed, row): two rounds of splitmix64, so neighbours share nothing."""
+    """A 63-bit generator seed from (seed, row): two rounds of splitmix64, so neighbours share
+    nothing.
+    """
     state = (seed & _MASK) ^ 0x9E3779B97F4A7C15
     for word in (row + 1, seed >> 64):
         state = (state + 0x9E3779B97F4A7C15 * (2 * (word & _MASK) + 1)) & _MASK
@@ -57,7 +61,9 @@ def key(seed: int, row: int) -> int:
 
 
 def checked(seeds: Any) -> tuple[int, ...]:
-    """Seeds as Python's numbers, or `ArgumentError` unless they are a list of whole numbers from 0 to 2^64 - 1."""
+    """Seeds as Python's numbers, or `ArgumentError` unless they are a list of whole numbers from 0
+    to 2^64 - 1.
+    """
     made = several("seeds", seeds, "seeds=[0], one per sample")
     try:
         found = tuple(whole("seed", seed, 0, MOST) for seed in made)
@@ -65,7 +71,8 @@ def checked(seeds: Any) -> tuple[int, ...]:
         found = ()
     if not found:
         raise ArgumentError(
-            f"seeds must be whole numbers from 0 to 2^64 - 1, one per sample, e.g. seeds=[0], got {shown(seeds)}"
+            "seeds must be whole numbers from 0 to 2^64 - 1, one per sample, e.g. seeds=[0], got"
+            f" {shown(seeds)}"
         )
     return found
 
@@ -74,9 +81,10 @@ def checked(seeds: Any) -> tuple[int, ...]:
 class Seeded(ABC):
     """What all sources share: one whole number per sample, and where the numbers are drawn.
 
-    `device`: "cpu", the same noise whatever device the model runs on, or "sample", on the sample's own device:
-    faster there, but a GPU's generator gives other numbers than the CPU's, and other models of GPU may too.
-    `first`: of a part of a journey, its first row in the whole, so that two parts never draw the same.
+    `device`: "cpu", the same noise whatever device the model runs on, or "sample", on the sample's
+    own device: faster there, but a GPU's generator gives other numbers than the CPU's, and other
+    models of GPU may too. `first`: of a part of a journey, its first row in the whole, so that two
+    parts never draw the same.
     """
 
     kind: ClassVar[str]
@@ -87,7 +95,10 @@ class Seeded(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", checked(self.seeds))
         if not isinstance(self.device, str) or self.device not in DEVICES:
-            raise ArgumentError(f"noise is drawn on device 'cpu' or 'sample' (the sample's own), got {self.device!r}")
+            raise ArgumentError(
+                "noise is drawn on device 'cpu' or 'sample' (the sample's own), got"
+                f" {self.device!r}"
+            )
 
     @abstractmethod
     def __call__(self, row: int, like: Tensor) -> Tensor:
@@ -97,28 +108,33 @@ class Seeded(ABC):
         """Raises `ArgumentError` unless there is one seed per sample."""
         if batch != len(self.seeds):
             raise ArgumentError(
-                f"{len(self.seeds)} seeds for a batch of {batch}: give one seed per sample, e.g. seeds=range({batch})"
+                f"{len(self.seeds)} seeds for a batch of {batch}: give one seed per sample, e.g."
+                f" seeds=range({batch})"
             )
 
     def spread(self, sample: Tensor) -> Self:
         """The source for a batch in which a sample is several entries; this one where each is one.
 
-        Copies of the whole batch (halves that a pipeline keeps alike) share their noise. Else a sample's entries
-        follow each other, as frames do, and each has a seed that is drawn from the sample's.
+        Copies of the whole batch (halves that a pipeline keeps alike) share their noise. Else a
+        sample's entries follow each other, as frames do, and each has a seed that is drawn from the
+        sample's.
         """
         count, parts = len(self.seeds), len(sample) // len(self.seeds)
         if len(sample) % count or parts < 2:
             return self
         if bool((sample.reshape(parts, count, *sample.shape[1:]) == sample[:count]).all()):
             return replace(self, seeds=self.seeds * parts)
-        return replace(self, seeds=tuple(key(key(seed, PART), i) for seed in self.seeds for i in range(parts)))
+        return replace(
+            self, seeds=tuple(key(key(seed, PART), i) for seed in self.seeds for i in range(parts))
+        )
 
     def _place(self, like: Tensor) -> torch.device:
         """Where the numbers are drawn."""
         return like.device if self.device == "sample" else torch.device("cpu")
 
     def _each(self, like: Tensor, make: Callable[[Callable[[int], Tensor], int], Tensor]) -> Tensor:
-        """`make(draw, i)` for every sample i, as one batch in float32; `draw(word)` is its unit noise for a word.
+        """`make(draw, i)` for every sample i, as one batch in float32; `draw(word)` is its unit
+        noise for a word.
 
         Samples are never computed together: how a vector loop is cut could show in the last bit.
         """
@@ -150,7 +166,9 @@ class Seeded(ABC):
 
 @dataclass(frozen=True)
 class SeededNoise(Seeded):
-    """Independent noise, keyed by a sample's seed and the row. Raises `ArgumentError` for what cannot be seeds."""
+    """Independent noise, keyed by a sample's seed and the row. Raises `ArgumentError` for what
+    cannot be seeds.
+    """
 
     kind = "independent"
 
@@ -166,18 +184,21 @@ class BrownianNoise(Seeded):
 
         eps = (W(tau') - W(tau)) / sqrt(tau' - tau),    tau = (alpha / sigma)² = e^(2·lam),
 
-    a Brownian increment exactly (eta = 1; other eta follow the same path to first order). A row's interval
-    begins where the last row that drew in its step left off, or else where the step begins, and ends at the next
-    row's level. Where the level rises (churn, restart) there is no such interval and the noise is independent,
-    keyed by the row; and below the rise a new path begins, for no stretch of a path may be used twice.
+    a Brownian increment exactly (eta = 1; other eta follow the same path to first order). A row's
+    interval begins where the last row that drew in its step left off, or else where the step
+    begins, and ends at the next row's level. Where the level rises (churn, restart) there is no
+    such interval and the noise is independent, keyed by the row; and below the rise a new path
+    begins, for no stretch of a path may be used twice.
 
-    The path is a function of (seed, lam) only: knots at whole lam, and between them halvings by the Brownian
-    bridge in tau, to 2^-16 in lam. Every interval ends on that lattice and is scaled by its own length there, so
-    its variance is 1; one that is shorter than the lattice gets independent noise. Levels noisier than
-    sigma/alpha = e^10 count as pure noise, those cleaner than e^-20 as clean. The idea of a path that is computed
-    where it is asked for: Jia & Benson 2019, arXiv 1905.10403; Li et al. 2020, arXiv 2001.01328, algorithm 3.
+    The path is a function of (seed, lam) only: knots at whole lam, and between them halvings by the
+    Brownian bridge in tau, to 2^-16 in lam. Every interval ends on that lattice and is scaled by
+    its own length there, so its variance is 1; one that is shorter than the lattice gets
+    independent noise. Levels noisier than sigma/alpha = e^10 count as pure noise, those cleaner
+    than e^-20 as clean. The idea of a path that is computed where it is asked for: Jia & Benson
+    2019, arXiv 1905.10403; Li et al. 2020, arXiv 2001.01328, algorithm 3.
 
-    Kept in memory: the values of the last point, one tensor. Raises `ArgumentError` for a table that draws no noise.
+    Kept in memory: the values of the last point, one tensor. Raises `ArgumentError` for a table
+    that draws no noise.
     """
 
     kind = "brownian"
@@ -192,12 +213,17 @@ class BrownianNoise(Seeded):
         instance("table", self.table, Table, "a timonel table, Sampler(…).compile(process)")
         object.__setattr__(self, "_spans", spans(self.table))
         if not self._spans:
-            raise ArgumentError(f"Brownian noise has nothing to do: {self.table.solver!r} draws no noise in this table")
+            raise ArgumentError(
+                f"Brownian noise has nothing to do: {self.table.solver!r} draws no noise in this"
+                " table"
+            )
 
     def __call__(self, row: int, like: Tensor) -> Tensor:
         row = whole("row", row, START)
         if row != START and row not in self._spans:
-            raise ArgumentError(f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}")
+            raise ArgumentError(
+                f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}"
+            )
         span = None if row == START else self._spans[row]
         if span is None:
             return self._fresh(row, like)
@@ -214,7 +240,9 @@ class BrownianNoise(Seeded):
             return total / math.sqrt(length)
 
         made = self._each(like, increment)
-        object.__setattr__(self, "_last", ((path, end, like.shape, made.device), after))  # the next row begins here
+        object.__setattr__(
+            self, "_last", ((path, end, like.shape, made.device), after)
+        )  # the next row begins here
         return made.to(like)
 
     def _points(self, path: int, at: int, like: Tensor) -> Tensor:
@@ -265,7 +293,9 @@ def _point(draw: Callable[[int], Tensor], path: int, at: int) -> Tensor:
 
 
 def spans(table: Table) -> dict[int, Span | None]:
-    """Of every row that draws noise, the stretch of path it follows; None where the level does not fall."""
+    """Of every row that draws noise, the stretch of path it follows; None where the level does not
+    fall.
+    """
     draws = ((table.x[:, -1] != 0) | (table.base[:, -1] != 0)).tolist()
     lam = (torch.log(table.alpha) - torch.log(table.sigma)).detach().clamp(NOISIEST, CLEANEST)
     places = [round(value * FINE) for value in lam.tolist()]
@@ -295,15 +325,19 @@ def find(kind: str) -> str:
 
 
 def source(kind: str, seeds: Sequence[int], table: Table, *, device: str = "cpu") -> Seeded:
-    """The noise source called `kind` for a run of `table`. Raises `UnknownName` and `ArgumentError`.
+    """The noise source called `kind` for a run of `table`. Raises `UnknownName` and
+    `ArgumentError`.
 
-    A table that draws none, as one of a single step, has no path to follow: the start is the same from both.
+    A table that draws none, as one of a single step, has no path to follow: the start is the same
+    from both.
     """
     if find(kind) == BrownianNoise.kind and table.stochastic:
         return BrownianNoise(checked(seeds), table, device=device, first=table.first)
     return SeededNoise(checked(seeds), device=device, first=table.first)
 
 
-def initial(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+def initial(
+    seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The initial unit noise for `seeds`, of shape (len(seeds), *shape)."""
     return SeededNoise(tuple(seeds))(START, torch.empty(len(seeds), *shape, dtype=dtype))

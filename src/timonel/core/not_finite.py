@@ -21,25 +21,33 @@ def remedy(run: Run, alpha: float) -> str:
     if run.guidance is not None:
         tries.append("lower the guidance scale")
     if run.prediction == "epsilon" and alpha < 0.05:
-        tries.append("check that the model predicts epsilon: zero terminal SNR needs a v-prediction model")
+        tries.append(
+            "check that the model predicts epsilon: zero terminal SNR needs a v-prediction model"
+        )
     tries.append("try another grid, e.g. karras or trailing, or more steps")
     return f"Try: {'; '.join(tries)}."
 
 
 @torch.no_grad()
 def check_result(run: Run, result: Tensor) -> None:
-    """Say that a result has NaN or infinity, which nobody sees in a decoded picture; waits for the device once.
+    """Say that a result has NaN or infinity, which nobody sees in a decoded picture; waits for the
+    device once.
 
     Raises `GuardStop` where every sample has; warns where only some have, for the others are good.
     """
-    broken = [i for i, fine in enumerate(result.detach().isfinite().flatten(1).all(1).tolist()) if not fine]
+    broken = [
+        i
+        for i, fine in enumerate(result.detach().isfinite().flatten(1).all(1).tolist())
+        if not fine
+    ]
     if not broken:
         return
     whole = len(broken) == len(result)
     where = "every sample" if whole else f"sample {', '.join(map(str, broken))} of {len(result)}"
     told = (
-        f"the result of {where} has NaN or infinity after {run.table.steps} steps of {run.table.solver!r}. "
-        f"{remedy(run, float(run.table.alpha[0]))} hooks=[tm.guard()] names the step where it begins."
+        f"the result of {where} has NaN or infinity after {run.table.steps} steps of"
+        f" {run.table.solver!r}. {remedy(run, float(run.table.alpha[0]))} hooks=[tm.guard()] names"
+        " the step where it begins."
     )
     if whole:
         raise GuardStop(told)

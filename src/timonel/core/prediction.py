@@ -33,7 +33,9 @@ DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 def check(kind: str) -> str:
-    """The kind that a word of timonel or diffusers (`v_prediction`) stands for, or raise `UnknownName`."""
+    """The kind that a word of timonel or diffusers (`v_prediction`) stands for, or raise
+    `UnknownName`.
+    """
     word = words.prediction(kind)
     if word not in KINDS:
         raise UnknownName("prediction", kind, KINDS, words.PREDICTIONS)
@@ -44,8 +46,8 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     """(c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
 
     Raises `PredictionError` for epsilon at alpha = 0, where the raw output says nothing about the
-    picture: the sample is pure noise and the network only names that noise. An alpha below 1e-38, whose
-    inverse is no float32, counts as 0.
+    picture: the sample is pure noise and the network only names that noise. An alpha below 1e-38,
+    whose inverse is no float32, counts as 0.
     """
     alpha, sigma, _ = level
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -55,9 +57,9 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
     if kind == "epsilon":
         if bool((alpha < LEAST).any()):
             raise PredictionError(
-                "an epsilon prediction says nothing about the picture at pure noise "
-                f"(alpha = {float(alpha.min()):.2g}): "
-                "use a model that predicts v, flow or sample, or a grid that starts below it, e.g. grid='leading'"
+                "an epsilon prediction says nothing about the picture at pure noise (alpha ="
+                f" {float(alpha.min()):.2g}): use a model that predicts v, flow or sample, or a"
+                " grid that starts below it, e.g. grid='leading'"
             )
         return 1 / alpha, -sigma / alpha
     if kind == "v":
@@ -69,28 +71,35 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
         return 1 / (alpha + sigma), sigma / (alpha + sigma)
     if bool((alpha == 0).any()):
         raise PredictionError(
-            f"an {kind} prediction belongs to an EDM process, which never reaches pure noise (alpha = 0)"
+            f"an {kind} prediction belongs to an EDM process, which never reaches pure noise (alpha"
+            " = 0)"
         )
     if bool((sigma > 1).any()):
         raise PredictionError(
-            f"an {kind} prediction belongs to samples of unit variance, alpha²·data² + sigma² = 1, got sigma "
-            f"{float(sigma.max()):.6g}: divide x, alpha and sigma by its square root"
+            f"an {kind} prediction belongs to samples of unit variance, alpha²·data² + sigma² = 1,"
+            f" got sigma {float(sigma.max()):.6g}: divide x, alpha and sigma by its square root"
         )
     data = torch.sqrt(1 - sigma**2) / alpha
     return data**2 * alpha, data * sigma * (-1 if kind == "edm_v" else 1)
 
 
 def denoised(kind: str, raw: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The predicted clean sample from the raw output at `level` (0-d tensors), in float64 coefficients."""
+    """The predicted clean sample from the raw output at `level` (0-d tensors), in float64
+    coefficients.
+    """
     c_x, c_raw = coefficients(kind, level)
     return x * float(c_x) + raw * float(c_raw)
 
 
 def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The inverse: the raw output that means `clean`. Refused where the output does not depend on it."""
+    """The inverse: the raw output that means `clean`. Refused where the output does not depend on
+    it.
+    """
     c_x, c_raw = coefficients(kind, level)
     if float(c_raw) == 0:
-        raise PredictionError(f"{kind} output is not determined by the denoised sample at sigma = 0")
+        raise PredictionError(
+            f"{kind} output is not determined by the denoised sample at sigma = 0"
+        )
     return (clean - x * float(c_x)) / float(c_raw)
 
 
@@ -100,7 +109,8 @@ def clip(clean: Tensor, limit: float) -> Tensor:
 
 
 def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
-    """Dynamic thresholding: clip to each sample's `ratio` quantile s of |clean|, in [1, top], divided by s.
+    """Dynamic thresholding: clip to each sample's `ratio` quantile s of |clean|, in [1, top],
+    divided by s.
 
     Saharia et al. 2022, arXiv 2205.11487, section 2.3. For pixel-space models.
     """
@@ -132,5 +142,7 @@ def from_config(config: Mapping[str, Any]) -> str:
         if given == "v" and (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
             return "edm_v"
     if given not in ("epsilon", "sample", "v"):
-        raise UnknownName("prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS))
+        raise UnknownName(
+            "prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS)
+        )
     return given

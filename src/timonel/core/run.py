@@ -3,13 +3,15 @@
 What a run remembers: the sample, the base where the solver needs one, as many predictions as the
 solver's history, and the initial sample; nothing that grows with the steps unless `keep` asks.
 
-    for row in run.rows():                      # waits while paused, goes back when rewound, ends when stopped
+    for row in run.rows():                      # waits while paused, goes back when rewound, ends
+    when stopped
         run.advance(network(run.latents, run.level.time))
     picture = run.result
 
 `stop`, `pause`, `resume` and `rewind` may be called from any thread; they take effect at the next
-row, or are refused, see `states`. Hooks are called after every completed grid step, in the thread that advances the
-run. A copy of the run (`save`, `branch`) is one of between two rows, when the hooks of the first are through.
+row, or are refused, see `states`. Hooks are called after every completed grid step, in the thread
+that advances the run. A copy of the run (`save`, `branch`) is one of between two rows, when the
+hooks of the first are through.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 
 class Kept(NamedTuple):
-    """A state that can be gone back to, with the picture it shows and what the network remembered at it."""
+    """A state that can be gone back to, with the picture it shows and what the network remembered
+    at it.
+    """
 
     state: State
     clean: Tensor | None
@@ -50,15 +54,17 @@ class Kept(NamedTuple):
 
 
 class Run(Guided, Controlled):
-    """One journey. See the module's docstring; what one orders it is in `control.Controlled`, how it is guided in
-    `guidance.Guided`.
+    """One journey. See the module's docstring; what one orders it is in `control.Controlled`, how
+    it is guided in `guidance.Guided`.
 
-    `table`: the compiled sampler. `prediction`: what the raw output means. `noise`: the noise source,
-    needed by stochastic tables. `hooks`: called after each step. `shape`: changes the denoised
-    prediction before it is used (clipping, thresholding). `keep`: how many step states stay in
-    memory so that `rewind` is instant. `context`: what hooks may need of the model (decode, …).
+    `table`: the compiled sampler. `prediction`: what the raw output means. `noise`: the noise
+    source, needed by stochastic tables. `hooks`: called after each step. `shape`: changes the
+    denoised prediction before it is used (clipping, thresholding). `keep`: how many step states
+    stay in memory so that `rewind` is instant. `context`: what hooks may need of the model (decode,
+    …).
 
-    Raises `ArgumentError` when a stochastic table gets no noise, `PredictionError` as `Program.bind`.
+    Raises `ArgumentError` when a stochastic table gets no noise, `PredictionError` as
+    `Program.bind`.
     """
 
     def __init__(
@@ -76,18 +82,31 @@ class Run(Guided, Controlled):
         instance("table", table, Table, "a timonel table, Sampler(…).compile(process)")
         for what, value in (("noise", noise), ("shape", shape)):
             if value is not None:
-                example = "tm.SeededNoise([0])" if what == "noise" else "lambda clean: clean.clamp(-1, 1)"
+                example = (
+                    "tm.SeededNoise([0])" if what == "noise" else "lambda clean: clean.clamp(-1, 1)"
+                )
                 function(what, value, example, 2 if what == "noise" else 1)
-        self.table, self.prediction, self.noise = table.detach(), predictions.check(prediction), noise
-        self.sampler: Sampler | None = None  # what the list of a call was made with, of which the table may be a part
+        self.table, self.prediction, self.noise = (
+            table.detach(),
+            predictions.check(prediction),
+            noise,
+        )
+        self.sampler: Sampler | None = (
+            None  # what the list of a call was made with, of which the table may be a part
+        )
         self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
-            raise ArgumentError(f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]")
+            raise ArgumentError(
+                f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]"
+            )
         self.program = Program.bind(self.table, self.prediction, shape)
         self._guiding = Guiding.of(settled(guidance), self.table, self.prediction)
         self._coming, self._difference, self.driver = None, None, Driver()
         self._levels = tuple(
-            At(*v) for v in zip(table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True)
+            At(*v)
+            for v in zip(
+                table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True
+            )
         )
         self.hooks = border.hooks(hooks)
         self.lent: tuple[Hook, ...] = ()  # those of `hooks` that belong to a call
@@ -96,7 +115,9 @@ class Run(Guided, Controlled):
         self._start: State | None = None
         self._state: State | None = None
         self._last: tuple[Tensor, Tensor, int] | None = None  # x, raw and row of the newest call
-        self._clean: Tensor | None = None  # the newest denoised prediction, when it was made a tensor
+        self._clean: Tensor | None = (
+            None  # the newest denoised prediction, when it was made a tensor
+        )
         self._called: int | None = None  # the row of the newest call
         self.memory: Any = UNKNOWN  # what the network remembered where the run came to rest
         self._due: Any = UNKNOWN  # what it has to be given back before the next row
@@ -154,12 +175,16 @@ class Run(Guided, Controlled):
 
     @property
     def history(self) -> tuple[Tensor | None, ...]:
-        """Predictions of the rows before, newest first, in the table's basis; None where no later row reads one."""
+        """Predictions of the rows before, newest first, in the table's basis; None where no later
+        row reads one.
+        """
         return self._here.history
 
     @property
     def denoised(self) -> Tensor:
-        """The newest prediction of the clean sample, as the solver used it; after a rewind that of its step."""
+        """The newest prediction of the clean sample, as the solver used it; after a rewind that of
+        its step.
+        """
         if self._clean is None:
             if self._last is None:
                 raise RunError("there is no prediction yet; the network has not been called")
@@ -174,14 +199,17 @@ class Run(Guided, Controlled):
 
     # -- going -------------------------------------------------------------------------------
     def start(self, x: Tensor, behind: Sequence[Tensor] = ()) -> None:
-        """Begin at the table's first level with the sample x (batch, …), unit normal for a full journey.
+        """Begin at the table's first level with the sample x (batch, …), unit normal for a full
+        journey.
 
         `behind`: predictions of steps that came before, newest first, in the table's basis.
         """
         border.tensor("the start", x)
         with self._change:
             self.check("start")
-            x = x.clone() if self.hooks else x  # hooks may edit in place, and the tensor is the caller's
+            x = (
+                x.clone() if self.hooks else x
+            )  # hooks may edit in place, and the tensor is the caller's
             past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
             self._begin(State(0, x, x if self.program.uses_base else None, past))
             self._start, self._hooking = self._here, threading.get_ident()
@@ -231,7 +259,9 @@ class Run(Guided, Controlled):
         while True:
             self._unwatch()
             self._settle()
-            if self._goto is not None:  # also while paused, so that one can rewind, look, edit and go on
+            if (
+                self._goto is not None
+            ):  # also while paused, so that one can rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
             if self.driver.interrupted():
@@ -247,7 +277,8 @@ class Run(Guided, Controlled):
                 self._waiting = False
 
     def advance(self, raw: Tensor, noise: Noise | None = None) -> None:
-        """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks if a step ended.
+        """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks
+        if a step ended.
 
         `noise`: of this row alone, in the place of the run's.
         """
@@ -303,9 +334,11 @@ class Run(Guided, Controlled):
         self.driver.looping(False)
 
     def fail(self, error: BaseException | None = None) -> None:
-        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is dropped.
+        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is
+        dropped.
 
-        One that somebody interrupted (`KeyboardInterrupt`) is stopped; `resume` lets either of them go on.
+        One that somebody interrupted (`KeyboardInterrupt`) is stopped; `resume` lets either of them
+        go on.
         """
         with self._change:
             self._loop = self._flight = None
@@ -322,7 +355,9 @@ class Run(Guided, Controlled):
                 hook.on_end(self)
 
     def leave(self) -> None:
-        """The call that drove the run is over, and no loop of it will ask for a row: a run that goes on is stopped."""
+        """The call that drove the run is over, and no loop of it will ask for a row: a run that
+        goes on is stopped.
+        """
         with self._change:
             self._loop = self._flight = None
             self._paused = False
@@ -351,14 +386,17 @@ class Run(Guided, Controlled):
             raise
         except Exception as error:
             self._status = "failed"
-            raise HookError(f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}") from error
+            raise HookError(
+                f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}"
+            ) from error
 
     # -- another call ------------------------------------------------------------------------
     def adopt(self, fresh: Run) -> None:
-        """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver and context.
+        """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver
+        and context.
 
-        A run that was stopped, interrupted or has failed goes on; one that is done stays so. Raises `TimonelError`,
-        and changes nothing, where `fresh` could not be guided so.
+        A run that was stopped, interrupted or has failed goes on; one that is done stays so. Raises
+        `TimonelError`, and changes nothing, where `fresh` could not be guided so.
         """
         before, self.driver = self.driver, fresh.driver
         try:
@@ -377,9 +415,14 @@ class Run(Guided, Controlled):
             self._call(hook, "on_resume")
 
     def disown(self) -> None:
-        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of their own."""
+        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of
+        their own.
+        """
         self.driver = Driver()
-        self.hooks, self.lent = [hook for hook in self.hooks if all(hook is not other for other in self.lent)], ()
+        self.hooks, self.lent = (
+            [hook for hook in self.hooks if all(hook is not other for other in self.lent)],
+            (),
+        )
 
     def _go_back(self, step: int) -> None:
         at = max((s for s in self._kept if s <= step), default=None)
@@ -395,37 +438,52 @@ class Run(Guided, Controlled):
         self.moved = True
 
     def branch(self, *, hooks: Sequence[Hook | Callable[[Run], None]] = ()) -> Run:
-        """A second run at the same point, with its own copy of the state; edits to one leave the other alone."""
+        """A second run at the same point, with its own copy of the state; edits to one leave the
+        other alone.
+        """
         with self._change:
             self.check("branch")
             here = self._between()
             twin = Run(
-                self.table, self.prediction, noise=self.noise, hooks=hooks, shape=self.shape, keep=self._keep,
+                self.table, self.prediction, noise=self.noise, hooks=hooks, shape=self.shape,
+                keep=self._keep,
                 context=self.context,
             )  # fmt: skip
             twin._guiding, twin.sampler = self._coming or self._guiding, self.sampler
             twin._begin(here.state.clone())
             twin._start = self._start
-            twin._kept = OrderedDict((k, s._replace(state=s.state.clone())) for k, s in self._kept.items())
-            twin._last, twin._clean, twin._called, twin.memory = here.last, here.clean, here.called, here.memory
+            twin._kept = OrderedDict(
+                (k, s._replace(state=s.state.clone())) for k, s in self._kept.items()
+            )
+            twin._last, twin._clean, twin._called, twin.memory = (
+                here.last,
+                here.clean,
+                here.called,
+                here.memory,
+            )
             if here.state.row == self.table.nfe:
                 twin._status = "done"
             return twin
 
     def _between(self) -> Border:
-        """Where the run stands between two rows. While hooks are called that is before their row, but for themselves.
+        """Where the run stands between two rows. While hooks are called that is before their row,
+        but for themselves.
 
         Raises `RunError` while those of the start are called.
         """
         if elsewhere(self._hooking):
             if self._border is None:
-                raise RunError("the run is about to begin, its hooks are called: wait for its first step")
+                raise RunError(
+                    "the run is about to begin, its hooks are called: wait for its first step"
+                )
             return self._border
         self.replace(self._here.x)  # an edit in place reaches the base first
         return Border(self._here, self._last, self._clean, self._called, self._resting())
 
     def _resting(self) -> Any:
-        """What the network remembers at this state; `UNKNOWN` while a row is computed or after the run's end."""
+        """What the network remembers at this state; `UNKNOWN` while a row is computed or after the
+        run's end.
+        """
         if self._flight is not None or self._status != "running":
             return self.memory
         return self.driver.remembered() if self._due is UNKNOWN else self._due
@@ -448,7 +506,9 @@ class Run(Guided, Controlled):
 
     # -- saving ------------------------------------------------------------------------------
     def snapshot(self) -> tuple[State, Kept]:
-        """The start, and a copy of the state between two rows with its prediction, as one consistent pair."""
+        """The start, and a copy of the state between two rows with its prediction, as one
+        consistent pair.
+        """
         with self._change:
             self.check("save")
             here = self._between()
@@ -460,12 +520,17 @@ class Run(Guided, Controlled):
             return self._start, Kept(here.state.clone(), clean, here.called, here.memory)
 
     def restore(
-        self, start: State, here: State, clean: Tensor | None = None, called: int | None = None, since: int = 0
+        self,
+        start: State,
+        here: State,
+        clean: Tensor | None = None,
+        called: int | None = None,
+        since: int = 0,
     ) -> None:
         """Continue from saved states instead of `start(x)`.
 
-        `clean, called`: the newest denoised prediction and the row of its network call. `since`: the row from which
-        the run has its guidance.
+        `clean, called`: the newest denoised prediction and the row of its network call. `since`:
+        the row from which the run has its guidance.
         """
         with self._change:
             self._start = start
@@ -484,9 +549,12 @@ class Run(Guided, Controlled):
     @classmethod
     def load(
         cls, path: str | PathLike[str], *, noise: Noise | None = None, shape: Shape | None = None,
-        hooks: Sequence[Hook | Callable[[Run], None]] = (), keep: int = 0, context: Any = None, device: str = "cpu",
+        hooks: Sequence[Hook | Callable[[Run], None]] = (), keep: int = 0, context: Any = None,
+        device: str = "cpu",
     ) -> Run:  # fmt: skip
         """A run that continues bit for bit from a saved file; see `saving.load`."""
         from .saving import load
 
-        return load(path, noise=noise, shape=shape, hooks=hooks, keep=keep, context=context, device=device)
+        return load(
+            path, noise=noise, shape=shape, hooks=hooks, keep=keep, context=context, device=device
+        )

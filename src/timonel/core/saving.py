@@ -77,10 +77,11 @@ class SavedTree(BaseModel):
 
 
 class Saved(BaseModel):
-    """What a file says of a run beside its tensors. Files of before have no `digest` and may lack what has a default.
+    """What a file says of a run beside its tensors. Files of before have no `digest` and may lack
+    what has a default.
 
-    `history`, `differences`: how many tensors of each the run remembers. `sampler`: what a pipeline's list was made
-    with. `digest`: of everything in the file.
+    `history`, `differences`: how many tensors of each the run remembers. `sampler`: what a
+    pipeline's list was made with. `digest`: of everything in the file.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -133,19 +134,27 @@ def load(
     context: Any = None,
     device: str = "cpu",
 ) -> Run:
-    """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one, or is damaged."""
+    """The run saved at `path`, ready to advance. Raises `ArgumentError` on a file that is not one,
+    or is damaged.
+    """
     data, tensors = _contents(path, device)
     saved = _said(data, path)
     if saved.noise == OWN and noise is None:
-        raise ArgumentError(f"{str(path)!r} was run with its own noise source; give it again: Run.load(path, noise=…)")
+        raise ArgumentError(
+            f"{str(path)!r} was run with its own noise source; give it again: Run.load(path,"
+            " noise=…)"
+        )
     if saved.shaped and shape is None:
-        raise ArgumentError(f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)")
+        raise ArgumentError(
+            f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)"
+        )
     try:
         table = Table.from_dict(saved.table)
         given = _noise(saved.noise, table, tensors)
         guidance = None if saved.guidance is None else _guidance(saved.guidance)
         run = Run(
-            table, saved.prediction, noise=given if noise is None else noise, guidance=guidance, hooks=hooks,
+            table, saved.prediction, noise=given if noise is None else noise, guidance=guidance,
+            hooks=hooks,
             shape=shape, keep=keep, context=context,
         )  # fmt: skip
         run.sampler = None if saved.sampler is None else _sampler(saved.sampler)
@@ -173,7 +182,9 @@ def digest(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> str:
 
 
 def _contents(path: str | PathLike[str], device: str) -> tuple[Any, dict[str, Tensor]]:
-    """What a safetensors file says in its metadata, and its tensors. Raises `ArgumentError` for other files."""
+    """What a safetensors file says in its metadata, and its tensors. Raises `ArgumentError` for
+    other files.
+    """
     from safetensors import SafetensorError, safe_open
 
     file_of("path", path)
@@ -191,7 +202,9 @@ def _contents(path: str | PathLike[str], device: str) -> tuple[Any, dict[str, Te
 def _said(data: Any, path: str | PathLike[str]) -> Saved:
     written = data.get("format") if isinstance(data, dict) else None
     if written != FORMAT:
-        raise ArgumentError(f"{str(path)!r} is not a saved run of this version (format {written!r})")
+        raise ArgumentError(
+            f"{str(path)!r} is not a saved run of this version (format {written!r})"
+        )
     try:
         return Saved.model_validate(data)
     except ValidationError as error:
@@ -230,7 +243,11 @@ def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     if saved.called is not None:
         possible.add("denoised")
     apart = {f"d{i}" for i in range(saved.differences)}  # as wide as the network's output
-    states = {name for each in _names(saved.noise) for name in each} if isinstance(saved.noise, SavedDraws) else ()
+    states = (
+        {name for each in _names(saved.noise) for name in each}
+        if isinstance(saved.noise, SavedDraws)
+        else ()
+    )
     for name in sorted(needed | apart):
         if name not in tensors:
             return f"it lacks {name!r}"
@@ -242,7 +259,10 @@ def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
         if tensor.dtype not in DTYPES or not tensor.ndim:
             return f"{name!r} is {tensor.dtype} {tuple(tensor.shape)}"
         if name not in apart and tensor.shape != tensors["x"].shape:
-            return f"{name!r} has the shape {tuple(tensor.shape)}, the sample {tuple(tensors['x'].shape)}"
+            return (
+                f"{name!r} has the shape {tuple(tensor.shape)}, the sample"
+                f" {tuple(tensors['x'].shape)}"
+            )
     if isinstance(run.noise, Seeded):
         run.noise.check(len(tensors["x"]))
     return ""
@@ -253,7 +273,9 @@ def _no_run(path: str | PathLike[str], reason: object) -> ArgumentError:
 
 
 def _source(noise: Noise | None, tensors: dict[str, Tensor]) -> dict[str, Any] | str | None:
-    """A noise source as a file says it, `OWN` where it is the caller's; states of generators go to `tensors`."""
+    """A noise source as a file says it, `OWN` where it is the caller's; states of generators go to
+    `tensors`.
+    """
     if isinstance(noise, Seeded):
         return {"kind": noise.kind, "seeds": list(noise.seeds), "device": noise.device}
     if isinstance(noise, tree.TreeNoise):
@@ -265,7 +287,11 @@ def _source(noise: Noise | None, tensors: dict[str, Tensor]) -> dict[str, Any] |
         kind="drawn",
         stretches=[
             SavedStretch(
-                devices=[*s.devices], order=[*s.order], shape=[*s.shape], dtype=str(s.dtype).split(".")[1], rows=s.rows
+                devices=[*s.devices],
+                order=[*s.order],
+                shape=[*s.shape],
+                dtype=str(s.dtype).split(".")[1],
+                rows=s.rows,
             )
             for s in stretches
         ],
@@ -276,14 +302,18 @@ def _source(noise: Noise | None, tensors: dict[str, Tensor]) -> dict[str, Any] |
 
 
 def _names(saved: SavedDraws) -> list[list[str]]:
-    """What the tensors are called that are states of generators: of each stretch, and of the newest draw's end."""
+    """What the tensors are called that are states of generators: of each stretch, and of the newest
+    draw's end.
+    """
     counts = [(str(i), len(s.devices)) for i, s in enumerate(saved.stretches)]
     counts.append(("end", counts[-1][1] if counts else 0))
     return [[f"noise.{name}.{j}" for j in range(count)] for name, count in counts]
 
 
 def _noise(
-    saved: SavedNoise | SavedDraws | SavedTree | str | None, table: Table, tensors: Mapping[str, Tensor]
+    saved: SavedNoise | SavedDraws | SavedTree | str | None,
+    table: Table,
+    tensors: Mapping[str, Tensor],
 ) -> Noise | None:
     """The noise source that a file describes; None where it describes none. Raises `ArgumentError`."""
     if isinstance(saved, SavedNoise):
@@ -296,23 +326,33 @@ def _noise(
     missing = next((name for each in names for name in each if name not in tensors), None)
     if missing is not None or "x" not in tensors:
         raise ArgumentError(f"it lacks {missing or 'x'!r}")
-    among("dtype of noise", next((s.dtype for s in saved.stretches if s.dtype not in known), "float32"), known)
+    among(
+        "dtype of noise",
+        next((s.dtype for s in saved.stretches if s.dtype not in known), "float32"),
+        known,
+    )
     *states, ends = [tuple(tensors[name].cpu() for name in each) for each in names]
     stretches = [
-        drawn.Stretch(state, tuple(s.devices), tuple(s.order), tuple(s.shape), known[s.dtype], s.rows)
+        drawn.Stretch(
+            state, tuple(s.devices), tuple(s.order), tuple(s.shape), known[s.dtype], s.rows
+        )
         for s, state in zip(saved.stretches, states, strict=True)
     ]
     return drawn.DrawnNoise.of(stretches, ends, table.nfe, tuple(tensors["x"].shape))
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    named = {"x": state.x, "base": state.base} | {f"h{i + 1}": h for i, h in enumerate(state.history)}
+    named = {"x": state.x, "base": state.base} | {
+        f"h{i + 1}": h for i, h in enumerate(state.history)
+    }
     named |= {f"d{i}": d for i, d in enumerate(state.differences)}
     # cloned: safetensors refuses tensors that share memory, as x and base do at the start
     return {name: t.detach().contiguous().clone() for name, t in named.items() if t is not None}
 
 
-def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int, differences: int) -> State:
+def _state(
+    tensors: dict[str, Tensor], prefix: str, row: int, history: int, differences: int
+) -> State:
     predictions = tuple(tensors.get(f"{prefix}h{i + 1}") for i in range(history))
     told = tuple(tensors[f"{prefix}d{i}"] for i in range(differences))
     return State(row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), predictions, told)
@@ -321,7 +361,9 @@ def _state(tensors: dict[str, Tensor], prefix: str, row: int, history: int, diff
 def _spelled(sampler: Sampler) -> dict[str, Any]:
     """A sampler as plain data."""
     named = {field.name: getattr(sampler, field.name) for field in fields(Sampler)}
-    made = {name: dict(value) if isinstance(value, Mapping) else value for name, value in named.items()}
+    made = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in named.items()
+    }
     return {**made, "fitted": None if sampler.fitted is None else sampler.fitted.to_dict()}
 
 
@@ -331,7 +373,12 @@ def _sampler(data: dict[str, Any]) -> Sampler:
     if unknown:
         raise ArgumentError(f"a sampler has no {sorted(unknown)[0]!r}")
     table = data.get("fitted")
-    return Sampler(**{**data, "fitted": None if table is None else Fitted.from_dict(table, str(data.get("name")))})
+    return Sampler(
+        **{
+            **data,
+            "fitted": None if table is None else Fitted.from_dict(table, str(data.get("name"))),
+        }
+    )
 
 
 def _guidance(data: dict[str, Any]) -> Guidance:

@@ -1,6 +1,8 @@
-"""What may be done to a run, or to a call in the background, in which state: one table for both and for their loops.
+"""What may be done to a run, or to a call in the background, in which state: one table for both and
+for their loops.
 
-An order is done or it is refused with `RunError`, which names the state and the call that would work. None is lost.
+An order is done or it is refused with `RunError`, which names the state and the call that would
+work. None is lost.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from typing import NamedTuple
 
 from ..errors import RunError
 
-#: the states of a run; the call of a `Handle` is finishing from the end of its loop on, and ended once it is over
+#: the states of a run; the call of a `Handle` is finishing from the end of its loop on, and ended
+#: once it is over
 STATES: Mapping[str, str] = MappingProxyType({
     "new": "not begun",
     "running": "rows are computed, or can be",
@@ -37,7 +40,8 @@ ORDERS: Mapping[str, Order] = MappingProxyType({
     "start": Order("begins", ("new",)),
     "stop": Order("ends it before its next row", ("new", *GOES)),
     "pause": Order("lets it wait before its next row", ("new", *GOES)),
-    "resume": Order("lets it go on, and takes back a stop that has not ended it", ("new", *GOES, *RESTS)),
+    "resume": Order("lets it go on, and takes back a stop that has not ended it",
+    ("new", *GOES, *RESTS)),
     "rewind": Order("goes back before its next row", (*GOES, "done", *RESTS)),
     "latents": Order("changes the sample", (*GOES, "done", *RESTS)),
     "guidance": Order("guides the rows to come", ("new", *GOES, *RESTS)),
@@ -65,7 +69,9 @@ def allowed(order: str, state: str) -> bool:
 
 
 def check(order: str, state: str, now: str = "") -> None:
-    """Raises `RunError` where `order` is refused in `state`. `now`: what the state is called, where not by its name."""
+    """Raises `RunError` where `order` is refused in `state`. `now`: what the state is called, where
+    not by its name.
+    """
     if not allowed(order, state):
         raise RunError(f"{order} is refused while the run is {now or state}: {REMEDIES[state]}")
 

@@ -10,9 +10,9 @@ next `x` (and, where the solver needs it, the next `base`) as a linear combinati
 | `h0, h1, …`   | predictions, newest first; `h0` is this row's, in the table's basis            |
 | `eps`         | fresh unit noise of this row                                                   |
 
-The basis says what a prediction is kept as: `denoised` D; `noise` (x - alpha·D)/sigma; or `velocity`
-noise - D, which is finite at pure noise too. All coefficients are float64 and keep their gradient with respect
-to the levels.
+The basis says what a prediction is kept as: `denoised` D; `noise` (x - alpha·D)/sigma; or
+`velocity` noise - D, which is finite at pure noise too. All coefficients are float64 and keep their
+gradient with respect to the levels.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class Table:
     `step`: the grid step each row belongs to, rising from 0 to N - 1.
     `x, base`: (K, R) coefficients of the next x and the next base.
     `order`: order of convergence the solver declares (0 where it has none, as for LCM).
-    `seen`: (K,) what the network sees of the sample of every row, a factor; None where it sees the sample itself.
-    `first`: of a part, the row of the whole journey where it begins, so that its rows draw the noise of the whole.
+    `seen`: (K,) what the network sees of the sample of every row, a factor; None where it sees the
+    sample itself. `first`: of a part, the row of the whole journey where it begins, so that its
+    rows draw the noise of the whole.
     """
 
     solver: str
@@ -74,22 +75,41 @@ class Table:
             raise ArgumentError(f"table basis must be one of {BASES}, got {self.basis!r}")
         if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
             raise ArgumentError(f"a table of {k} rows needs {k + 1} levels, got {len(self.alpha)}")
-        if self.x.shape != self.base.shape or self.x.ndim != 2 or len(self.x) != k or self.x.shape[1] < 4:
+        if (
+            self.x.shape != self.base.shape
+            or self.x.ndim != 2
+            or len(self.x) != k
+            or self.x.shape[1] < 4
+        ):
             raise ArgumentError(
-                f"coefficients must both be ({k}, R>=4), got {tuple(self.x.shape)} and {tuple(self.base.shape)}"
+                f"coefficients must both be ({k}, R>=4), got {tuple(self.x.shape)} and"
+                f" {tuple(self.base.shape)}"
             )
         if self.seen is not None and len(self.seen) != k:
-            raise ArgumentError(f"a table of {k} rows needs {k} factors of what the network sees, got {len(self.seen)}")
+            raise ArgumentError(
+                f"a table of {k} rows needs {k} factors of what the network sees, got"
+                f" {len(self.seen)}"
+            )
         listed = (self.alpha, self.sigma, self.time, self.x, self.base, *self._seen)
         numbers = torch.cat([v.detach().flatten() for v in listed])
         if not bool(torch.isfinite(numbers).all()):
             row = next(
-                (r for r in range(k) if not bool(torch.isfinite(torch.cat([self.x[r], self.base[r]])).all())), None
+                (
+                    r
+                    for r in range(k)
+                    if not bool(torch.isfinite(torch.cat([self.x[r], self.base[r]])).all())
+                ),
+                None,
             )
             where = "a level" if row is None else f"row {row}"
-            raise GridError(f"{self.solver!r} on grid {self.grid!r} gives a coefficient that is not finite in {where}")
+            raise GridError(
+                f"{self.solver!r} on grid {self.grid!r} gives a coefficient that is not finite in"
+                f" {where}"
+            )
         if list(self.step) != sorted(self.step) or set(self.step) != set(range(self.steps)):
-            raise ArgumentError(f"steps of the rows must rise from 0 without a gap, got {self.step}")
+            raise ArgumentError(
+                f"steps of the rows must rise from 0 without a gap, got {self.step}"
+            )
 
     @property
     def _seen(self) -> tuple[Tensor, ...]:
@@ -126,11 +146,15 @@ class Table:
         return bool((self.x[:, 1] != 0).any())
 
     def level(self, row: int) -> Level:
-        """The level at which the network is called in `row`; `row = nfe` is the level of the result."""
+        """The level at which the network is called in `row`; `row = nfe` is the level of the
+        result.
+        """
         return Level(self.alpha[row], self.sigma[row], self.time[row])
 
     def clean(self, prediction: str) -> tuple[Tensor, Tensor]:
-        """(c_x, c_raw) of every row, with `denoised = c_x·x + c_raw·raw`; see `prediction.coefficients`."""
+        """(c_x, c_raw) of every row, with `denoised = c_x·x + c_raw·raw`; see
+        `prediction.coefficients`.
+        """
         alpha, sigma, time = self.alpha[:-1], self.sigma[:-1], self.time[:-1]
         if self.seen is None:
             return coefficients(prediction, Level(alpha, sigma, time))
@@ -180,7 +204,14 @@ class Table:
         arrays = {k: getattr(self, k).tolist() for k in ("alpha", "sigma", "time", "x", "base")}
         part: dict[str, Any] = {"first": self.first} if self.first else {}
         part |= {} if self.seen is None else {"seen": self.seen.tolist()}
-        return {"format": FORMAT, **plain, "step": list(self.step), "registers": list(self.registers), **arrays, **part}
+        return {
+            "format": FORMAT,
+            **plain,
+            "step": list(self.step),
+            "registers": list(self.registers),
+            **arrays,
+            **part,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
@@ -188,17 +219,26 @@ class Table:
         instance("data", data, Mapping, "the dictionary of a table, table.to_dict()")
         if data.get("format") != FORMAT:
             raise ArgumentError(
-                f"table format {data.get('format')!r} is not {FORMAT}; it was written by another version"
+                f"table format {data.get('format')!r} is not {FORMAT}; it was written by another"
+                " version"
             )
         try:
             arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
             seen = None if data.get("seen") is None else double(data["seen"])
-            solver, grid, basis = (instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis"))
-            order, first = whole("order", data["order"], 0, 99), whole("first", data.get("first", 0), 0, 2**31)
-            steps = tuple(whole("step", s, 0, 2**31) for s in instance("step", data["step"], list, "a list"))
+            solver, grid, basis = (
+                instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis")
+            )
+            order, first = (
+                whole("order", data["order"], 0, 99),
+                whole("first", data.get("first", 0), 0, 2**31),
+            )
+            steps = tuple(
+                whole("step", s, 0, 2**31) for s in instance("step", data["step"], list, "a list")
+            )
             _levels(arrays, seen, len(steps))
             return cls(
-                solver, grid, basis, order, arrays["alpha"], arrays["sigma"], arrays["time"], steps, arrays["x"],
+                solver, grid, basis, order, arrays["alpha"], arrays["sigma"], arrays["time"], steps,
+                arrays["x"],
                 arrays["base"], first, seen,
             )  # fmt: skip
         except (KeyError, TypeError, IndexError) as error:
@@ -233,8 +273,8 @@ class Table:
         """The table as text: a line a row, coefficients that are zero left out."""
         noise = "stochastic" if self.stochastic else "deterministic"
         yield (
-            f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order {self.order}, "
-            f"{noise}, {self.basis} basis"
+            f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order"
+            f" {self.order}, {noise}, {self.basis} basis"
         )
         for r in range(self.nfe):
             alpha, sigma, time = (v.item() for v in self.level(r))
@@ -244,30 +284,46 @@ class Table:
             yield f"{where}  x' = {self._sum(self.x[r])}{base}"
 
     def _sum(self, row: Tensor) -> str:
-        terms = [f"{c:+.5f}·{n}" for c, n in zip(row.tolist(), self.registers, strict=True) if c != 0]
+        terms = [
+            f"{c:+.5f}·{n}" for c, n in zip(row.tolist(), self.registers, strict=True) if c != 0
+        ]
         return " ".join(terms) or "0"
 
 
 def _levels(arrays: Mapping[str, Tensor], seen: Tensor | None, rows: int) -> None:
-    """Raise `ArgumentError` unless the network is called at levels with noise, and none is negative."""
+    """Raise `ArgumentError` unless the network is called at levels with noise, and none is
+    negative.
+    """
     alpha, sigma = arrays["alpha"], arrays["sigma"]
     if any(arrays[k].shape != (rows + 1,) for k in ("alpha", "sigma", "time")):
         raise ArgumentError(f"a table of {rows} rows needs {rows + 1} levels, got {alpha.numel()}")
-    if bool((alpha < 0).any() or (sigma < 0).any() or (alpha + sigma == 0).any() or (sigma[:-1] == 0).any()):
-        raise ArgumentError("alpha and sigma must not be negative, and the network is called where there is noise")
+    if bool(
+        (alpha < 0).any()
+        or (sigma < 0).any()
+        or (alpha + sigma == 0).any()
+        or (sigma[:-1] == 0).any()
+    ):
+        raise ArgumentError(
+            "alpha and sigma must not be negative, and the network is called where there is noise"
+        )
     if seen is not None and (seen.shape != (rows,) or bool((seen <= 0).any())):
-        raise ArgumentError(f"what the network sees needs {rows} factors above 0, got shape {tuple(seen.shape)}")
+        raise ArgumentError(
+            f"what the network sees needs {rows} factors above 0, got shape {tuple(seen.shape)}"
+        )
 
 
 class Rows:
     """Collects the rows a solver writes, then makes the table.
 
     A solver calls `add(step, level, x=…, base=…)` once per network call, naming only the registers
-    it uses, and `table()` at the end. `base` defaults to keeping the base. The last row of a step arrives
-    at `grid.end(step)`; where the grid lifts the sample from there, the noise is added here.
+    it uses, and `table()` at the end. `base` defaults to keeping the base. The last row of a step
+    arrives at `grid.end(step)`; where the grid lifts the sample from there, the noise is added
+    here.
     """
 
-    def __init__(self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised") -> None:
+    def __init__(
+        self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised"
+    ) -> None:
         self.solver, self.grid, self.order, self.basis = solver, grid, order, basis
         self.names = registers(history)
         self.levels: list[Level] = []
@@ -275,7 +331,9 @@ class Rows:
         self.x: list[Tensor] = []
         self.base: list[Tensor] = []
 
-    def add(self, step: int, level: Level, x: Coefficients, base: Coefficients | None = None) -> None:
+    def add(
+        self, step: int, level: Level, x: Coefficients, base: Coefficients | None = None
+    ) -> None:
         """One network call at `level`, belonging to grid step `step`."""
         self.step.append(step)
         self.levels.append(level)
@@ -284,7 +342,9 @@ class Rows:
 
     def _row(self, given: Coefficients) -> Tensor:
         values = (given.get(name, ZERO) for name in self.names)
-        return torch.stack([v if isinstance(v, Tensor) and v.ndim == 0 else double(v).reshape(()) for v in values])
+        return torch.stack(
+            [v if isinstance(v, Tensor) and v.ndim == 0 else double(v).reshape(()) for v in values]
+        )
 
     def _lift(self, k: int) -> None:
         """Add the noise that lifts the sample from the end of step k to level k + 1."""
@@ -301,7 +361,8 @@ class Rows:
                 self._lift(k)
         last = self.grid[self.grid.steps]
         alpha, sigma, time = (
-            torch.stack([*v, end]) for v, end in zip(zip(*self.levels, strict=True), last, strict=True)
+            torch.stack([*v, end])
+            for v, end in zip(zip(*self.levels, strict=True), last, strict=True)
         )
         return Table(
             self.solver, self.grid.name, self.basis, self.order, alpha, sigma, time,

@@ -1,7 +1,8 @@
-"""The Brownian path of torchsde, which diffusers' and k-diffusion's SDE samplers draw from, as the noise of a run.
+"""The Brownian path of torchsde, which diffusers' and k-diffusion's SDE samplers draw from, as the
+noise of a run.
 
-The path W is over sigma and a function of one whole number, whatever is asked of it in which order; so a run that comes
-back to a row has the same noise, and only that number is saved.
+The path W is over sigma and a function of one whole number, whatever is asked of it in which order;
+so a run that comes back to a row has the same noise, and only that number is saved.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ def installed() -> bool:
 
 
 class TreeNoise:
-    """Noise of a table of DPM-Solver++ SDE whose steps are two calls, in coordinates `x0 + sigma·noise`.
+    """Noise of a table of DPM-Solver++ SDE whose steps are two calls, in coordinates `x0 +
+    sigma·noise`.
 
-    diffusers adds `(W(mid) - W(from)) / sqrt(from - mid)` before the inner call, and to the step as a whole
-    `(W(to) - W(from)) / sqrt(from - to)`. The table adds the first noise to the step too, and another one after the
-    inner call; so that is what remains of the second.
+    diffusers adds `(W(mid) - W(from)) / sqrt(from - mid)` before the inner call, and to the step as
+    a whole `(W(to) - W(from)) / sqrt(from - to)`. The table adds the first noise to the step too,
+    and another one after the inner call; so that is what remains of the second.
 
     Args:
         entropy: what the path is drawn from, 0 … 2^63 - 1.
@@ -49,7 +51,9 @@ class TreeNoise:
 
     def __init__(self, entropy: int, low: float, high: float, table: Table) -> None:
         if not installed():
-            raise ArgumentError("this noise is a path of torchsde, which is not installed: pip install torchsde")
+            raise ArgumentError(
+                "this noise is a path of torchsde, which is not installed: pip install torchsde"
+            )
         self.entropy, self.high = whole("entropy", entropy, 0, MOST), finite("high", high, 0)
         self.low = finite("low", low, 0, self.high)
         self._spans = _spans(table)
@@ -65,9 +69,13 @@ class TreeNoise:
         return {"kind": self.kind, "entropy": self.entropy, "low": self.low, "high": self.high}
 
     def __call__(self, row: int, like: Tensor) -> Tensor:
-        """The noise of a row, shaped and placed like `like`. Raises `ArgumentError` for a row that draws none."""
+        """The noise of a row, shaped and placed like `like`. Raises `ArgumentError` for a row that
+        draws none.
+        """
         if row not in self._spans:
-            raise ArgumentError(f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}")
+            raise ArgumentError(
+                f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}"
+            )
         noise: Tensor | None = None
         for weight, span in self._spans[row]:
             part = weight * self._unit(span, like)
@@ -81,8 +89,10 @@ class TreeNoise:
             if self._tree is None or self._tree[0] != kind:
                 interval = importlib.import_module("torchsde").BrownianInterval
                 self._tree = kind, interval(
-                    t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), size=like.shape, dtype=like.dtype,
-                    device=like.device, entropy=self.entropy, tol=10.0**-DIGITS, pool_size=24, halfway_tree=True,
+                    t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), size=like.shape,
+                    dtype=like.dtype,
+                    device=like.device, entropy=self.entropy, tol=10.0**-DIGITS, pool_size=24,
+                    halfway_tree=True,
                 )  # fmt: skip
             begin, end = (min(max(sigma, self.low), self.high) for sigma in span)
             moved: Tensor = self._tree[1](round(end, DIGITS), round(begin, DIGITS))

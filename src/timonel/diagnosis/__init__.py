@@ -1,10 +1,12 @@
-"""The doctor: what a model is, what suits it, what diffusers would do wrong with a combination, what is recommended.
+"""The doctor: what a model is, what suits it, what diffusers would do wrong with a combination,
+what is recommended.
 
     print(tm.doctor("stabilityai/stable-video-diffusion-img2vid-xt", "dpmpp_2m/karras").report())
 
-Everything is read from the configuration, no weights are loaded. The recommendations are a table with sources
-(`presets.py`); what diffusers does wrong is not folklore but found by running its scheduler (`trial.py`). From a model
-to a report: `reading` -> `families` -> `suits`, `presets`, `combination` -> `report`.
+Everything is read from the configuration, no weights are loaded. The recommendations are a table
+with sources (`presets.py`); what diffusers does wrong is not folklore but found by running its
+scheduler (`trial.py`). From a model to a report: `reading` -> `families` -> `suits`, `presets`,
+`combination` -> `report`.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "the clean sample", "fl
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found. `family`: a key of `FAMILIES`, or None; `doubt`: what the configuration does not tell;
-    `presets`: recommendations for the family; `alike`: those for families that are configured like it; `refused`: the
-    grids that the model cannot visit, with the reason; `combination`: what was asked, tried."""
+    """What the doctor found. `family`: a key of `FAMILIES`, or None; `doubt`: what the
+    configuration does not tell; `presets`: recommendations for the family; `alike`: those for
+    families that are configured like it; `refused`: the grids that the model cannot visit, with the
+    reason; `combination`: what was asked, tried."""
 
     model: str
     pipeline: str
@@ -74,18 +77,23 @@ def doctor(
 ) -> Diagnosis:
     """Examine a model, and a sampler on it.
 
-    `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is fetched, nothing else),
-    a pipeline object or a scheduler. `sampler`: as one types it, or a diffusers class such as "DDIMScheduler"; None
-    examines the model's own scheduler. `steps`: default the recommendation's for that sampler. `flags`: what one
-    passes to that class's `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
+    `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is
+    fetched, nothing else), a pipeline object or a scheduler. `sampler`: as one types it, or a
+    diffusers class such as "DDIMScheduler"; None examines the model's own scheduler. `steps`:
+    default the recommendation's for that sampler. `flags`: what one passes to that class's
+    `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
 
     Raises `ModelError` for a model without a configuration, `UnknownName` for a sampler nobody has.
     """
     if sampler is not None and not isinstance(sampler, str):
-        raise ArgumentError(f"name the sampler, such as 'dpmpp_2m/karras'; got {type(sampler).__name__}")
+        raise ArgumentError(
+            f"name the sampler, such as 'dpmpp_2m/karras'; got {type(sampler).__name__}"
+        )
     flags = {} if flags is None else options("flags", flags)
     if flags and sampler is None:
-        raise ArgumentError(f"flags {dict(flags)} belong to a sampler or a diffusers class; name it")
+        raise ArgumentError(
+            f"flags {dict(flags)} belong to a sampler or a diffusers class; name it"
+        )
     facts = read(model)
     habits = loop(facts)
     process = facts.process  # what cannot be read is refused here
@@ -111,7 +119,9 @@ def _process(facts: Facts) -> str:
     low, high = f"{process.sigma_min:.3g}", f"{process.sigma_max:.3g}"
     if isinstance(process, Flow):
         if facts.scheduler.get("use_dynamic_shifting"):
-            return "rectified flow, t from 1 to 0, shifted by the picture's size (tried: 1024 x 1024)"
+            return (
+                "rectified flow, t from 1 to 0, shifted by the picture's size (tried: 1024 x 1024)"
+            )
         return f"rectified flow, t from 1 to 0, shift {process.shift:g}"
     if isinstance(process, EDM):
         return f"EDM, sigma {high} to {low}"
@@ -127,14 +137,21 @@ def _process(facts: Facts) -> str:
 def _time(process: Any) -> str:
     """What the network is told, in a line."""
     if isinstance(process, Flow):
-        return f"{process.clock:g}·t, fractions too" if process.told == "t" else f"{process.clock:g}·({process.told})"
+        return (
+            f"{process.clock:g}·t, fractions too"
+            if process.told == "t"
+            else f"{process.clock:g}·({process.told})"
+        )
     if process.kind == "trig":
         return "t itself, 0 to pi/2"
     if process.kind == "crash":
         return "the angle as a share of pi/2, 1 to 0"
     if isinstance(process, EDM):
         ends = process.network_time(double([process.sigma_max, process.sigma_min])).tolist()
-        return f"{CLOCKS[process.clock]}, " + "{:.3g} to {:.3g}; whole training times mean nothing to it".format(*ends)
+        return (
+            f"{CLOCKS[process.clock]}, "
+            + "{:.3g} to {:.3g}; whole training times mean nothing to it".format(*ends)
+        )
     return f"the training index, {process.train_steps - 1} to 0"
 
 
@@ -143,7 +160,14 @@ def _shipped(facts: Facts) -> tuple[Preset, ...]:
     if facts.model not in zoo.MODELS:
         return ()
     card = zoo.card(facts.model)
-    return (Preset(card.default_sampler, card.default_steps, card.default_guidance, f"the card of {facts.model}"),)
+    return (
+        Preset(
+            card.default_sampler,
+            card.default_steps,
+            card.default_guidance,
+            f"the card of {facts.model}",
+        ),
+    )
 
 
 def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
@@ -157,7 +181,9 @@ def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
 
 
 def _steps(presets: tuple[Preset, ...], sampler: str | None) -> int:
-    """The recommendation's number of steps for this sampler, else that of the first, else timonel's."""
+    """The recommendation's number of steps for this sampler, else that of the first, else
+    timonel's.
+    """
     if sampler is not None and not sampler.endswith("Scheduler"):
         asked = Sampler(sampler)
         if asked.fitted is not None:

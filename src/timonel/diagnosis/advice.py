@@ -46,11 +46,14 @@ OSS = "levels searched for this model; {} steps"
 #: family -> its own searched grid
 PUBLISHED = {
     "sd1": ("ays_sd15", SEARCHED), "sdxl": ("ays_sdxl", SEARCHED), "svd": ("ays_svd", SEARCHED),
-    "svd_xt": ("ays_svd", SEARCHED), "flux_dev": ("oss_flux", OSS.format(10)), "wan21_t2v": ("oss_wan", OSS.format(20)),
+    "svd_xt": ("ays_svd", SEARCHED), "flux_dev": ("oss_flux", OSS.format(10)),
+    "wan21_t2v": ("oss_wan", OSS.format(20)),
 }  # fmt: skip
 DISTILLED = {
     "lcm": "denoises and adds noise again, as the model was distilled to",
-    "tcd": "jumps along the trajectory with a share eta of fresh noise, as the model was distilled to",
+    "tcd": (
+        "jumps along the trajectory with a share eta of fresh noise, as the model was distilled to"
+    ),
     "euler": "the steps that the model was distilled on",
     "ddim": "the steps that the model was distilled on",
     "euler_ancestral": "the steps that the model was published with",
@@ -71,7 +74,10 @@ def samplers(facts: Facts, family: str | None) -> tuple[Advice, ...]:
     if family is not None and FAMILIES[family].distilled:
         own = dict.fromkeys(Sampler(preset.sampler).name for preset in PRESETS[family])
         return tuple(Advice(name, DISTILLED[name]) for name in own)
-    return tuple(Advice(name, why) for name, why in SAMPLERS.get(facts.process.kind, SAMPLERS["flow"]).items())
+    return tuple(
+        Advice(name, why)
+        for name, why in SAMPLERS.get(facts.process.kind, SAMPLERS["flow"]).items()
+    )
 
 
 def grids_for(facts: Facts, family: str | None) -> tuple[Advice, ...]:

@@ -1,7 +1,8 @@
-"""A scheduler of diffusers driven as its pipeline drives it, with an exact network in place of the weights.
+"""A scheduler of diffusers driven as its pipeline drives it, with an exact network in place of the
+weights.
 
-The network's data are Gaussian, so its answer at any noise level is known: a scheduler that tells it the wrong level,
-leaves noise in or fails shows so in numbers.
+The network's data are Gaussian, so its answer at any noise level is known: a scheduler that tells
+it the wrong level, leaves noise in or fails shows so in numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from . import levels
 DATA = 0.5  # standard deviation of the data; latents of pictures have about 1, their details less
 SHAPE = (1, 4, 64, 64)
 TOKENS = 4096  # of a picture of 1024 x 1024, from which dynamic shifts are computed
-# two levels are told apart when both lam and sigma / (alpha + sigma) differ by more: near the clean level lam alone
+# two levels are told apart when both lam and sigma / (alpha + sigma) differ by more: near the clean
+# level lam alone
 # makes much of nothing, and near pure noise as well
 SAME_LAM, SAME_SHARE = 0.2, 0.005
 
@@ -32,11 +34,11 @@ SAME_LAM, SAME_SHARE = 0.2, 0.005
 class Trial:
     """What happened.
 
-    `calls`: network calls made. `times`: what the network was told; `meant`: what it should have been told at the
-    level where the scheduler took the sample to be, empty where the two cannot differ; `off`: the calls at which they
-    are two levels; `strange`: a time was told that the model does not have. `error`: what was raised, in words.
-    `left`: standard deviation of the noise left in the result; `spread`: that of the result on data of standard
-    deviation `DATA`, over it.
+    `calls`: network calls made. `times`: what the network was told; `meant`: what it should have
+    been told at the level where the scheduler took the sample to be, empty where the two cannot
+    differ; `off`: the calls at which they are two levels; `strange`: a time was told that the model
+    does not have. `error`: what was raised, in words. `left`: standard deviation of the noise left
+    in the result; `spread`: that of the result on data of standard deviation `DATA`, over it.
     """
 
     calls: int = 0
@@ -65,29 +67,44 @@ class Network:
 
 
 def heard(process: Process, time: float) -> Level:
-    """The level that a network takes a time for; outside what it was trained for, the nearest it knows."""
+    """The level that a network takes a time for; outside what it was trained for, the nearest it
+    knows.
+    """
     low, high = levels.times_of(process)
     level = process.at_time(double(min(max(time, low), high)))
     return level if float(level.sigma) > 0 else process.at_index(double(0.0))
 
 
-def run(scheduler: Any, loop: Loop, process: Process, prediction: str, steps: int, given: dict[str, Any]) -> Trial:
-    """Drive a fresh scheduler twice: on data at one point, where all that is left is noise, and on spread data.
+def run(
+    scheduler: Any, loop: Loop, process: Process, prediction: str, steps: int, given: dict[str, Any]
+) -> Trial:
+    """Drive a fresh scheduler twice: on data at one point, where all that is left is noise, and on
+    spread data.
 
     `given`: lists of times or sigmas in place of the number of steps. Nothing global is changed.
     """
     with torch.random.fork_rng(devices=[]):
-        trial, left = _drive(scheduler, loop, Network(process, prediction, 0.0), process, steps, given)
+        trial, left = _drive(
+            scheduler, loop, Network(process, prediction, 0.0), process, steps, given
+        )
         if left is None:
             return trial
-        _, result = _drive(scheduler, loop, Network(process, prediction, DATA), process, steps, given)
+        _, result = _drive(
+            scheduler, loop, Network(process, prediction, DATA), process, steps, given
+        )
     spread = math.nan if result is None else float(result.std()) / DATA
     finite = math.isfinite(spread) and bool(torch.isfinite(left).all())
-    error = "" if finite else f"the result is {'NaN' if bool(torch.isnan(left).any()) else 'not finite'}"
+    error = (
+        ""
+        if finite
+        else f"the result is {'NaN' if bool(torch.isnan(left).any()) else 'not finite'}"
+    )
     return replace(trial, error=error, left=float(left.std()), spread=spread)
 
 
-def given_by(loop: Loop, config: Any, process: Process, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def given_by(
+    loop: Loop, config: Any, process: Process, steps: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The list that a pipeline gives of its own, and its shift."""
     extra = {}
     if loop.mu and (loop.sigmas or config.get("use_dynamic_shifting")):
@@ -97,12 +114,17 @@ def given_by(loop: Loop, config: Any, process: Process, steps: int) -> tuple[dic
 
 
 def listed(
-    scheduler: Any, loop: Loop, process: Process, steps: int, given: dict[str, Any], configured: bool = False
+    scheduler: Any,
+    loop: Loop,
+    process: Process,
+    steps: int,
+    given: dict[str, Any],
+    configured: bool = False,
 ) -> None:
     """Make the scheduler's list of times as the pipeline does.
 
-    `configured`: give a shift only where the configuration says that it depends on the picture; some pipelines give
-    one always, and diffusers' schedulers do not take it then.
+    `configured`: give a shift only where the configuration says that it depends on the picture;
+    some pipelines give one always, and diffusers' schedulers do not take it then.
     """
     own, extra = given_by(loop, scheduler.config, process, steps)
     if configured and not scheduler.config.get("use_dynamic_shifting"):
@@ -123,16 +145,30 @@ def listed(
 
 def shift_of(process: Process, config: Any) -> float:
     """mu of a picture of `TOKENS`, as pipelines compute it from the scheduler's configuration."""
-    usual = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
-    found = {key: default if config.get(key) is None else config[key] for key, default in usual.items()}
+    usual = {
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    }
+    found = {
+        key: default if config.get(key) is None else config[key] for key, default in usual.items()
+    }
     base, top, low, high = (keys.number(key, value) for key, value in found.items())
     return float(base + (top - base) * (TOKENS - low) / (high - low))
 
 
 def _drive(
-    scheduler: Any, loop: Loop, network: Network, process: Process, steps: int, given: dict[str, Any]
+    scheduler: Any,
+    loop: Loop,
+    network: Network,
+    process: Process,
+    steps: int,
+    given: dict[str, Any],
 ) -> tuple[Trial, Tensor | None]:
-    """The pipeline's loop. The result is None where something was raised; the trial says what and when."""
+    """The pipeline's loop. The result is None where something was raised; the trial says what and
+    when.
+    """
     torch.manual_seed(0)
     noise = torch.randn(SHAPE)
     x = (noise - noise.mean()) / noise.std()
@@ -153,14 +189,22 @@ def _drive(
             shown = scheduler.scale_model_input(x, time) if loop.scales else x
             x = scheduler.step(network(shown, time), time, x, return_dict=False, **extra)[0]
     except Exception as error:
-        where = f"step {len(network.told)} of {total}" if network.told else "before the first network call"
+        where = (
+            f"step {len(network.told)} of {total}"
+            if network.told
+            else "before the first network call"
+        )
         return _trial(network, meant, f"{where}: {described(error)}"), None
     return _trial(network, meant), x
 
 
 def _trial(network: Network, meant: Sequence[float], error: str = "") -> Trial:
     told = network.told
-    off = [i for i, (a, b) in enumerate(zip(told, meant, strict=False)) if _apart(network.process, a, b)]
+    off = [
+        i
+        for i, (a, b) in enumerate(zip(told, meant, strict=False))
+        if _apart(network.process, a, b)
+    ]
     strange = any(_strange(network.process, time) for time in told)
     return Trial(len(told), tuple(told), tuple(meant), tuple(off), strange, error)
 
@@ -183,7 +227,9 @@ def _meant(scheduler: Any, process: Process) -> list[float]:
 
 
 def _apart(process: Process, told: float, meant: float) -> bool:
-    """Whether two times are two levels to the network; a time that it was not trained for is none of them."""
+    """Whether two times are two levels to the network; a time that it was not trained for is none
+    of them.
+    """
     if _strange(process, told):
         return True
     a, b = heard(process, told), heard(process, meant)

@@ -1,4 +1,6 @@
-"""A sampler on a model, in diffusers and in timonel: what goes wrong, measured by running both without weights."""
+"""A sampler on a model, in diffusers and in timonel: what goes wrong, measured by running both
+without weights.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,10 @@ from .in_timonel import Ours, in_timonel, left, spread, twin
 Kind = Literal["fails", "wrong", "ignored", "note"]
 #: flags that decide which levels are visited, so that leaving one out must change the list
 LEVELS = (
-    "timestep_spacing", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "sigma_min",
-    "sigma_max", "shift", "flow_shift", "rescale_betas_zero_snr", "steps_offset", "final_sigmas_type",
+    "timestep_spacing", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_lu_lambdas", "sigma_min",
+    "sigma_max", "shift", "flow_shift", "rescale_betas_zero_snr", "steps_offset",
+    "final_sigmas_type",
 )  # fmt: skip
 TAKEN = {
     "vp": "a variance preserving model with whole times",
@@ -36,7 +40,9 @@ TAKEN = {
     "trig": "a TrigFlow",
     "crash": "a model of angles",
 }
-NOISE_LEFT = 0.05  # standard deviation of noise in a result, beyond what timonel leaves, that one sees
+NOISE_LEFT = (
+    0.05  # standard deviation of noise in a result, beyond what timonel leaves, that one sees
+)
 SPREAD_OFF = 0.05  # relative error of the spread, beyond timonel's at the same steps
 LATE = 0.3  # of lam: how far below the noisiest level a run may begin
 NONE = torch.zeros(0)
@@ -46,7 +52,9 @@ KINDS = ("fails", "wrong", "ignored", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: fails (nothing comes out), wrong (something else comes out), ignored (a flag does nothing), note."""
+    """`kind`: fails (nothing comes out), wrong (something else comes out), ignored (a flag does
+    nothing), note.
+    """
 
     kind: Kind
     text: str
@@ -74,7 +82,8 @@ class Combination:
 
 @dataclass
 class Case:
-    """A combination under examination. `table`: timonel's; `twin`: that of timonel's scheduler of the same name and
+    """A combination under examination. `table`: timonel's; `twin`: that of timonel's scheduler of
+    the same name and
     flags, whose levels are those that diffusers' class should visit; None where there is none."""
 
     facts: Facts
@@ -93,7 +102,9 @@ class Case:
         return tuple(sorted(self.found, key=lambda finding: KINDS.index(finding.kind)))
 
 
-def examine(facts: Facts, loop: Loop, asked: str | None, steps: int, flags: Mapping[str, Any]) -> Combination:
+def examine(
+    facts: Facts, loop: Loop, asked: str | None, steps: int, flags: Mapping[str, Any]
+) -> Combination:
     """Run `asked` (a sampler, or a diffusers class; None: the model's own scheduler) in both.
 
     Raises `UnknownName` for a sampler or class that nobody has.
@@ -109,7 +120,9 @@ def examine(facts: Facts, loop: Loop, asked: str | None, steps: int, flags: Mapp
         return Combination(name, steps, "", case.sorted(), ours)
     with _quiet():
         done = _in_diffusers(case)
-    return Combination(name, steps, peer.code, case.sorted(), ours, done.calls, done.times, done.left, done.spread)
+    return Combination(
+        name, steps, peer.code, case.sorted(), ours, done.calls, done.times, done.left, done.spread
+    )
 
 
 def _in_diffusers(case: Case) -> Trial:
@@ -118,7 +131,11 @@ def _in_diffusers(case: Case) -> Trial:
     for key, value in peer.flags.items():
         if key not in peer.declared:
             assert peer.cls is not None
-            case.say("ignored", f"{key}={value!r} is dropped without a word: {peer.cls.__name__} has no such argument")
+            case.say(
+                "ignored",
+                f"{key}={value!r} is dropped without a word: {peer.cls.__name__} has no such"
+                " argument",
+            )
     try:
         scheduler = peer.build(config)
     except Exception as error:
@@ -147,16 +164,28 @@ def _understood(case: Case) -> bool:
     seen = {k: v for k, v in config.items() if k in case.peer.declared or k == "_class_name"}
     sigma_data = arguments(cls).get("sigma_data")
     data = getattr(facts.process, "sigma_data", None)
-    if sigma_data is not None and data is not None and seen.get("sigma_data", sigma_data.default) != data:
+    if (
+        sigma_data is not None
+        and data is not None
+        and seen.get("sigma_data", sigma_data.default) != data
+    ):
         case.say(
-            "wrong", f"its sigma_data is {sigma_data.default:g} where the model has {data:g}: pass sigma_data={data:g}"
+            "wrong",
+            f"its sigma_data is {sigma_data.default:g} where the model has {data:g}: pass"
+            f" sigma_data={data:g}",
         )
         return True
     kind, prediction = processes.from_config(seen).kind, predictions.from_config(seen)
     if kind != facts.process.kind:
-        case.say("wrong", f"{cls.__name__} takes it for {TAKEN[kind]}; it is {TAKEN[facts.process.kind]}")
+        case.say(
+            "wrong", f"{cls.__name__} takes it for {TAKEN[kind]}; it is {TAKEN[facts.process.kind]}"
+        )
     elif prediction != facts.prediction:
-        case.say("wrong", f"{cls.__name__} reads the output as {prediction}; the model predicts {facts.prediction}")
+        case.say(
+            "wrong",
+            f"{cls.__name__} reads the output as {prediction}; the model predicts"
+            f" {facts.prediction}",
+        )
     return kind == facts.process.kind
 
 
@@ -164,14 +193,22 @@ def _mistold(case: Case, done: Trial) -> None:
     """Whether the network is told the level where the sample is."""
     if done.off:
         told, meant = (shown([v[i] for i in done.off]) for v in (done.times, done.meant))
-        every = "every call" if len(done.off) == done.calls else f"{len(done.off)} of {done.calls} calls"
+        every = (
+            "every call"
+            if len(done.off) == done.calls
+            else f"{len(done.off)} of {done.calls} calls"
+        )
         case.say("wrong", f"at {every} the network is told {told} where {meant} is meant")
     elif done.strange:
-        case.say("wrong", f"the network is told {shown(done.times)}, times that it was not trained for")
+        case.say(
+            "wrong", f"the network is told {shown(done.times)}, times that it was not trained for"
+        )
 
 
 def _idle_flags(case: Case, scheduler: Any) -> None:
-    """Whether each flag that sets the levels changes them; one that says what holds already is no complaint."""
+    """Whether each flag that sets the levels changes them; one that says what holds already is no
+    complaint.
+    """
     config = case.facts.scheduler
     for key, value in case.peer.flags.items():
         if key not in LEVELS or key not in case.peer.declared or config.get(key) == value:
@@ -184,29 +221,46 @@ def _idle_flags(case: Case, scheduler: Any) -> None:
                 trials.listed(one, case.loop, case.facts.process, case.steps, dict(case.peer.given))
         except Exception:
             continue  # it fails without the flag: then the flag does something
-        if all(torch.equal(getattr(scheduler, n, NONE), getattr(without, n, NONE)) for n in DECIDED):
-            case.say("ignored", f"{key}={value!r} changes nothing: without it the times and sigmas are the same")
+        if all(
+            torch.equal(getattr(scheduler, n, NONE), getattr(without, n, NONE)) for n in DECIDED
+        ):
+            case.say(
+                "ignored",
+                f"{key}={value!r} changes nothing: without it the times and sigmas are the same",
+            )
 
 
 def _measured(case: Case, done: Trial) -> None:
-    """Noise that is left, and a spread that is off, beyond what exact arithmetic has on the same levels."""
+    """Noise that is left, and a spread that is off, beyond what exact arithmetic has on the same
+    levels.
+    """
     same = case.twin or case.table
     noisy = done.left - (0.0 if same is None else left(same)) > NOISE_LEFT
     if noisy:
         case.say("wrong", f"noise of standard deviation {done.left:.2g} is left in the result")
     elif done.left > 0.01:
-        case.say("note", f"it ends at the lowest training level: noise of {done.left:.2g} stays in the result")
+        case.say(
+            "note",
+            f"it ends at the lowest training level: noise of {done.left:.2g} stays in the result",
+        )
     off, ideal = abs(done.spread - 1), 0.25 if same is None else abs(spread(same) - 1)
     if off > SPREAD_OFF + 2 * ideal and not noisy:
-        case.say("wrong", f"data of standard deviation {DATA:g} come out with {done.spread * DATA:.2g}")
+        case.say(
+            "wrong", f"data of standard deviation {DATA:g} come out with {done.spread * DATA:.2g}"
+        )
     if not case.loop.generator and _stochastic(case):
-        case.say("note", f"{case.facts.pipeline} hands no generator to its steps: the same seed gives another result")
+        case.say(
+            "note",
+            f"{case.facts.pipeline} hands no generator to its steps: the same seed gives another"
+            " result",
+        )
     if done.calls != case.steps:
         case.say("note", f"{case.steps} steps are {done.calls} network calls")
     if done.calls > case.steps:
         counts = (
-            f"the guider of a ModularPipeline counts calls, not steps: guidance ends after {case.steps} of "
-            f"{done.calls}, and the next call of the pipeline fails; with timonel's scheduler it counts steps"
+            "the guider of a ModularPipeline counts calls, not steps: guidance ends after"
+            f" {case.steps} of {done.calls}, and the next call of the pipeline fails; with"
+            " timonel's scheduler it counts steps"
         )
         case.say("wrong" if case.facts.modular else "note", counts)
 
@@ -223,10 +277,16 @@ def _levels(case: Case, scheduler: Any) -> None:
         case.say("wrong", f"it visits sigmas {shown}; this model's configuration means {means}")
     elif late and table is not None and _shaped(case) and levels.below(theirs[0], table[0]) > LATE:
         begins = levels.sigma(process, table[0])
-        case.say("wrong", f"timestep_spacing moves the ends: it begins at sigma {first}, {case.grid!r} at {begins}")
+        case.say(
+            "wrong",
+            f"timestep_spacing moves the ends: it begins at sigma {first}, {case.grid!r} at"
+            f" {begins}",
+        )
     elif table is not None and case.table is not None and levels.moved(theirs, table):
         own = levels.ends(process, table)
-        case.say("note", f"its sigmas are {shown}; those of timonel's {case.table.grid!r} are {own}")
+        case.say(
+            "note", f"its sigmas are {shown}; those of timonel's {case.table.grid!r} are {own}"
+        )
     elif late:
         most = levels.sigma(process, top)
         case.say("note", f"it begins at sigma {first} of {most}: the noisiest levels are left out")
@@ -245,7 +305,13 @@ def _stochastic(case: Case) -> bool:
         for seed in (1, 2):
             scheduler = case.peer.build(case.facts.scheduler)
             try:
-                trials.listed(scheduler, case.loop, case.facts.process, max(case.steps, 2), dict(case.peer.given))
+                trials.listed(
+                    scheduler,
+                    case.loop,
+                    case.facts.process,
+                    max(case.steps, 2),
+                    dict(case.peer.given),
+                )
                 torch.manual_seed(seed)
                 x = torch.ones(1, 1, 2, 2)
                 results.append(scheduler.step(x, scheduler.timesteps[0], x, return_dict=False)[0])

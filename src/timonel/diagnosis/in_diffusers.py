@@ -75,7 +75,9 @@ def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A scheduler of diffusers as one writes it. `cls` None: diffusers has no such sampler, for the reason `lacks`."""
+    """A scheduler of diffusers as one writes it. `cls` None: diffusers has no such sampler, for the
+    reason `lacks`.
+    """
 
     cls: type | None
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -100,7 +102,11 @@ class Peer:
         """The line of Python."""
         assert self.cls is not None
         flags = "".join(f", {k}={v!r}" for k, v in self.flags.items())
-        listed = f" and pipe(…, {next(iter(self.given))}=AysSchedules[{self.listed!r}])" if self.listed else ""
+        listed = (
+            f" and pipe(…, {next(iter(self.given))}=AysSchedules[{self.listed!r}])"
+            if self.listed
+            else ""
+        )
         return f"{self.cls.__name__}.from_config(pipe.scheduler.config{flags}){listed}"
 
 
@@ -111,11 +117,18 @@ def own(facts: Facts) -> Peer:
     cls = getattr(diffusers, facts.own, None)
     if isinstance(cls, type):
         return Peer(cls)
-    return Peer(None, lacks=f"diffusers has no class {facts.own!r}" if facts.own else "no scheduler class is named")
+    return Peer(
+        None,
+        lacks=(
+            f"diffusers has no class {facts.own!r}" if facts.own else "no scheduler class is named"
+        ),
+    )
 
 
 def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> Peer:
-    """What one writes for the sampler or diffusers class `asked`, with `flags` of from_config besides."""
+    """What one writes for the sampler or diffusers class `asked`, with `flags` of from_config
+    besides.
+    """
     import diffusers
 
     if asked.endswith("Scheduler"):
@@ -141,7 +154,12 @@ def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> P
         from diffusers.schedulers import AysSchedules
 
         if argument not in loop.lists:
-            return Peer(None, lacks=f"{facts.pipeline} takes no {argument}=, so AysSchedules cannot be given to it")
+            return Peer(
+                None,
+                lacks=(
+                    f"{facts.pipeline} takes no {argument}=, so AysSchedules cannot be given to it"
+                ),
+            )
         return Peer(cls, {**options, **flags}, {argument: list(AysSchedules[listed])}, listed)
     if grid is not None and grid not in FLAGS:
         return Peer(None, lacks=f"diffusers has no grid {grid!r}")
@@ -154,4 +172,8 @@ def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> P
 def _to_flow(cls: type, kind: str) -> dict[str, Any]:
     """The flags without which a class with both kinds of process would not take a model for a flow."""
     takes = "use_flow_sigmas" in arguments(cls)
-    return {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if kind == "flow" and takes else {}
+    return (
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        if kind == "flow" and takes
+        else {}
+    )

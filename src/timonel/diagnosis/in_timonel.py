@@ -1,4 +1,6 @@
-"""A combination in timonel: the same scheduler of diffusers by its name and flags, or the sampler by its own."""
+"""A combination in timonel: the same scheduler of diffusers by its name and flags, or the sampler
+by its own.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from .in_diffusers import Peer
 
 @dataclass(frozen=True)
 class Ours:
-    """What timonel does with it. `refused`: why it does not; else the calls, the times, the noise left in the result
+    """What timonel does with it. `refused`: why it does not; else the calls, the times, the noise
+    left in the result
     and its spread on Gaussian data, both exact."""
 
     code: str
@@ -33,10 +36,21 @@ class Ours:
 Result = tuple[Ours, Table | None]
 
 
-def in_timonel(facts: Facts, loop: Loop, peer: Peer, asked: str | None, steps: int, by_class: bool) -> Result:
-    """What timonel does, and its table; None where it refuses. `by_class`: asked for in diffusers' words."""
+def in_timonel(
+    facts: Facts, loop: Loop, peer: Peer, asked: str | None, steps: int, by_class: bool
+) -> Result:
+    """What timonel does, and its table; None where it refuses. `by_class`: asked for in diffusers'
+    words.
+    """
     if asked is None and facts.own == "Scheduler":
-        return _run("it is timonel's own", facts, loop, steps, {}, lambda: Scheduler.from_config(dict(facts.scheduler)))
+        return _run(
+            "it is timonel's own",
+            facts,
+            loop,
+            steps,
+            {},
+            lambda: Scheduler.from_config(dict(facts.scheduler)),
+        )
     config = dict(facts.scheduler)
     if by_class:
         named = _compat(facts, loop, peer, steps)
@@ -48,21 +62,35 @@ def in_timonel(facts: Facts, loop: Loop, peer: Peer, asked: str | None, steps: i
 
 
 def twin(facts: Facts, loop: Loop, peer: Peer, steps: int) -> Table | None:
-    """The table of timonel's scheduler of the same name and flags: the levels that diffusers' class should visit."""
+    """The table of timonel's scheduler of the same name and flags: the levels that diffusers' class
+    should visit.
+    """
     return _compat(facts, loop, peer, steps, configured=True)[1]
 
 
 def _compat(facts: Facts, loop: Loop, peer: Peer, steps: int, configured: bool = False) -> Result:
     name = facts.own if peer.cls is None else peer.cls.__name__
     if peer.cls is None or name not in compat.__all__:
-        return Ours("", refused=f"timonel.compat has no {name}; name one of `timonel samplers`"), None
+        return (
+            Ours("", refused=f"timonel.compat has no {name}; name one of `timonel samplers`"),
+            None,
+        )
     cls = getattr(compat, name)
     code, config = f"the same line, after: from timonel.compat import {name}", dict(facts.scheduler)
-    return _run(code, facts, loop, steps, peer.given, lambda: cls.from_config(config, **peer.flags), configured)
+    return _run(
+        code,
+        facts,
+        loop,
+        steps,
+        peer.given,
+        lambda: cls.from_config(config, **peer.flags),
+        configured,
+    )
 
 
 def _run(
-    code: str, facts: Facts, loop: Loop, steps: int, given: Mapping[str, Any], make: Callable[[], Any],
+    code: str, facts: Facts, loop: Loop, steps: int, given: Mapping[str, Any],
+    make: Callable[[], Any],
     configured: bool = False,
 ) -> Result:  # fmt: skip
     try:
@@ -71,7 +99,10 @@ def _run(
     except TimonelError as error:
         return Ours(code, refused=str(error)), None
     table = made.run.table
-    return Ours(code, "", table.nfe, tuple(table.time[:-1].tolist()), left(table), spread(table)), table
+    return (
+        Ours(code, "", table.nfe, tuple(table.time[:-1].tolist()), left(table), spread(table)),
+        table,
+    )
 
 
 def left(table: Table) -> float:

@@ -1,4 +1,6 @@
-"""The levels that a scheduler of diffusers or a table visits, as the share of noise, sigma / (alpha + sigma)."""
+"""The levels that a scheduler of diffusers or a table visits, as the share of noise, sigma / (alpha
++ sigma).
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ def of_scheduler(process: Process, scheduler: Any) -> Tensor:
 
 
 def complete(scheduler: Any) -> bool:
-    """Whether the scheduler's sigmas are the levels of all its calls; some have others between them."""
+    """Whether the scheduler's sigmas are the levels of all its calls; some have others between
+    them.
+    """
     sigmas = getattr(scheduler, "sigmas", None)
     between = hasattr(scheduler, "sigmas_interpol") or hasattr(scheduler, "mid_point_sigma")
     return sigmas is not None and not between and len(sigmas) == len(scheduler.timesteps) + 1
 
 
 def listed(scheduler: Any) -> Tensor:
-    """The scheduler's own sigmas; turned round where it counts its flow from the picture to the noise."""
+    """The scheduler's own sigmas; turned round where it counts its flow from the picture to the
+    noise.
+    """
     sigmas: Tensor = scheduler.sigmas.double().cpu()
     return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
 

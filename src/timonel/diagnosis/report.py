@@ -1,4 +1,6 @@
-"""A diagnosis as text: what it is, what suits it, the combination, the presets. Short enough for one screen."""
+"""A diagnosis as text: what it is, what suits it, the combination, the presets. Short enough for
+one screen.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _lines(rows: Iterator[Row], width: int) -> Iterator[str]:
             yield from textwrap.wrap(label, width, break_on_hyphens=False)
             continue
         begin, later = f"{' ' * INDENT}{label:<{LABEL - INDENT}}", " " * (LABEL + hang)
-        yield from textwrap.wrap(begin + body, width, subsequent_indent=later, break_on_hyphens=False)
+        yield from textwrap.wrap(
+            begin + body, width, subsequent_indent=later, break_on_hyphens=False
+        )
 
 
 def _what(found: Diagnosis) -> Iterator[Row]:
@@ -83,7 +87,11 @@ def _suits(found: Diagnosis) -> Iterator[Row]:
 def _combination(found: Diagnosis) -> Iterator[Row]:
     tried = found.combination
     own = tried.asked == found.scheduler
-    yield f"{'Its own scheduler' if own else 'Your combination'}: {tried.asked}, {tried.steps} steps", "", 0
+    yield (
+        f"{'Its own scheduler' if own else 'Your combination'}: {tried.asked}, {tried.steps} steps",
+        "",
+        0,
+    )
     if tried.code:
         yield "diffusers", tried.code, 0
     for finding in tried.findings:

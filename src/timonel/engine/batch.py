@@ -1,6 +1,8 @@
-"""Many runs, one network: every call serves as many runs as fit, whatever sampler, step and guidance each is at.
+"""Many runs, one network: every call serves as many runs as fit, whatever sampler, step and
+guidance each is at.
 
-A row of a table is data, so runs of different samplers can be at different rows of different tables in one batch.
+A row of a table is data, so runs of different samplers can be at different rows of different tables
+in one batch.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Finished = Callable[["Job"], None]
 
 @dataclass(eq=False)
 class Job:
-    """One run in a fleet. `sample`: whose conditions it has. `seconds`: its share of the calls it was part of."""
+    """One run in a fleet. `sample`: whose conditions it has. `seconds`: its share of the calls it
+    was part of.
+    """
 
     run: Run
     sample: int
@@ -42,10 +46,11 @@ def drive(
     jobs: Iterable[Job], captured: Captured, batch: int, finished: Finished,
     advanced: Callable[[int], None] = lambda rows: None,
 ) -> None:  # fmt: skip
-    """Drive every job to its end, at most `batch` network evaluations a call; the first jobs end first.
+    """Drive every job to its end, at most `batch` network evaluations a call; the first jobs end
+    first.
 
-    A job that fails, or whose sample is no longer finite, ends with its `reason`; the others go on. `advanced`: is
-    called after every network call with the number of rows that it served.
+    A job that fails, or whose sample is no longer finite, ends with its `reason`; the others go on.
+    `advanced`: is called after every network call with the number of rows that it served.
     """
     waiting, active = deque(jobs), list[Job]()
     while active or waiting:
@@ -77,7 +82,9 @@ def _choose(active: list[Job], waiting: deque[Job], captured: Captured, batch: i
 
 
 def _advance(jobs: list[Job], captured: Captured) -> None:
-    """One network call for all of `jobs`, and one row of each. Where it fails for several, each is tried alone."""
+    """One network call for all of `jobs`, and one row of each. Where it fails for several, each is
+    tried alone.
+    """
     began = time.perf_counter()
     try:
         raws = _call(jobs, captured)

@@ -1,6 +1,7 @@
 """GITS: the grid for your own model, found by dynamic programming on a few of its trajectories.
 
-Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326, section 4.
+Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326,
+section 4.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ MOST_FINE = 2000  # the cost has (fine + 1)² numbers
 
 
 def choose(cost: Tensor, steps: int, coefficient: float = 1.0) -> list[int]:
-    """The path 0 = i_0 < … < i_steps = M that minimises the sum of coefficient^k·cost[i_k, i_(k+1)].
+    """The path 0 = i_0 < … < i_steps = M that minimises the sum of coefficient^k·cost[i_k,
+    i_(k+1)].
 
-    `cost`: (M + 1, M + 1), read above the diagonal. Dynamic programming over V_n[i], the least cost from i to M
-    in n steps: V_1[i] = cost[i, M], V_n[i] = min over j of cost[i, j] + coefficient·V_(n-1)[j].
+    `cost`: (M + 1, M + 1), read above the diagonal. Dynamic programming over V_n[i], the least cost
+    from i to M in n steps: V_1[i] = cost[i, M], V_n[i] = min over j of cost[i, j] +
+    coefficient·V_(n-1)[j].
     """
     size = len(cost)
     allowed = torch.ones(size, size, dtype=torch.bool).triu(1)
@@ -39,7 +42,9 @@ def choose(cost: Tensor, steps: int, coefficient: float = 1.0) -> list[int]:
 
 
 @torch.no_grad()
-def _teacher(denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, prediction: str) -> tuple[Tensor, Tensor]:
+def _teacher(
+    denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, prediction: str
+) -> tuple[Tensor, Tensor]:
     """An Euler run on `fine`: x at its M + 1 levels and the denoised predictions at the first M."""
     from ..core.run import Run  # the core imports grids
     from ..core.solvers import make
@@ -56,17 +61,22 @@ def _teacher(denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, pre
 
 
 def deviations(fine: Grid, samples: Tensor, denoised: Tensor) -> Tensor:
-    """cost[i, j]: how far one Euler step from level i lands from the teacher's sample at level j > i.
+    """cost[i, j]: how far one Euler step from level i lands from the teacher's sample at level j >
+    i.
 
-    The norm of the difference in x / alpha, averaged over the batch. `samples` (M + 1, batch, …) and `denoised`
-    (M, batch, …) are the teacher's.
+    The norm of the difference in x / alpha, averaged over the batch. `samples` (M + 1, batch, …)
+    and `denoised` (M, batch, …) are the teacher's.
     """
     wide = torch.promote_types(samples.dtype, torch.float32)
     cost = torch.zeros(len(fine), len(fine), dtype=torch.float64)
     alpha, sigma = fine.alpha, fine.sigma
     for i in range(fine.steps):
         kept = sigma[i + 1 :] / sigma[i]
-        weights = (kept / alpha[i + 1 :], (alpha[i + 1 :] - alpha[i] * kept) / alpha[i + 1 :], 1 / alpha[i + 1 :])
+        weights = (
+            kept / alpha[i + 1 :],
+            (alpha[i + 1 :] - alpha[i] * kept) / alpha[i + 1 :],
+            1 / alpha[i + 1 :],
+        )
         shape = (-1,) + (1,) * (samples.ndim - 1)
         a, b, c = (w.to(device=samples.device, dtype=wide).reshape(shape) for w in weights)
         miss = a * samples[i].to(wide) + b * denoised[i].to(wide) - c * samples[i + 1 :].to(wide)
@@ -84,42 +94,56 @@ def gits(
     fine: int | Grid = 60,
     coefficient: float = 1.15,
 ) -> Grid:
-    """The N + 1 of the `fine` levels on which Euler steps stay closest to a fine Euler run of your model.
+    """The N + 1 of the `fine` levels on which Euler steps stay closest to a fine Euler run of your
+    model.
 
-    `denoise(x, level)` and `prediction` are those of `timonel.sample`; `x` (batch, …) is the noise where the run
-    starts: 16 samples or more give a grid that holds for others too. The teacher is Euler on `fine`: a grid of the
-    same process, or a number of steps (Karras' grid with rho 7, `trailing` where the process starts at pure noise),
-    and costs as many network calls. cost[i, j] is the distance, in x / alpha, between one Euler step from the
-    teacher's sample at level i and its sample at level j; the path of N steps through the fine levels with the
-    least sum of coefficient^k·cost is the grid. coefficient in [0.01, 100]: above 1 the later steps, below 1 the
+    `denoise(x, level)` and `prediction` are those of `timonel.sample`; `x` (batch, …) is the noise
+    where the run starts: 16 samples or more give a grid that holds for others too. The teacher is
+    Euler on `fine`: a grid of the same process, or a number of steps (Karras' grid with rho 7,
+    `trailing` where the process starts at pure noise), and costs as many network calls. cost[i, j]
+    is the distance, in x / alpha, between one Euler step from the teacher's sample at level i and
+    its sample at level j; the path of N steps through the fine levels with the least sum of
+    coefficient^k·cost is the grid. coefficient in [0.01, 100]: above 1 the later steps, below 1 the
     earlier ones, are made more exact; the paper scans 0.8 to 1.2.
 
-    Raises `ArgumentError` for values out of range, `GridError` for more steps than `fine` has, or for
-    samples that are not finite.
+    Raises `ArgumentError` for values out of range, `GridError` for more steps than `fine` has, or
+    for samples that are not finite.
     """
     if not isinstance(x, Tensor) or x.ndim < 2 or not len(x) or not x.is_floating_point():
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ArgumentError(f"x must be a batch of noise, a floating-point tensor (batch, …), got {got}")
+        raise ArgumentError(
+            f"x must be a batch of noise, a floating-point tensor (batch, …), got {got}"
+        )
     weight = finite("coefficient", coefficient, 0.01, 100)
     count = few_enough("steps", steps)
     levels = fine if isinstance(fine, Grid) else None
     total = levels.steps if levels is not None else few_enough("fine", fine, 1, MOST_FINE)
     if count > total:
-        raise GridError(f"{count} steps cannot be chosen from {total} fine ones; use fewer steps or a larger fine=")
+        raise GridError(
+            f"{count} steps cannot be chosen from {total} fine ones; use fewer steps or a larger"
+            " fine="
+        )
     if levels is None:
         levels = (karras if usual(process) == "karras" else trailing)(process, total)
     if levels.process is not process or levels.ends is not None:
-        raise ArgumentError("fine= must be a grid of the same process, without churn, ancestral steps or restarts")
+        raise ArgumentError(
+            "fine= must be a grid of the same process, without churn, ancestral steps or restarts"
+        )
     path = choose(gits_cost(denoise, x, levels, prediction=prediction), count, weight)
     return Grid(process, levels.alpha[path], levels.sigma[path], levels.time[path], "gits")
 
 
-def gits_cost(denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, *, prediction: str = "sample") -> Tensor:
-    """The (M + 1, M + 1) cost that `gits` minimises, for any number of steps; the arguments are those of `gits`.
+def gits_cost(
+    denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, *, prediction: str = "sample"
+) -> Tensor:
+    """The (M + 1, M + 1) cost that `gits` minimises, for any number of steps; the arguments are
+    those of `gits`.
 
     Raises `GridError` for samples that are not finite.
     """
     cost = deviations(fine, *_teacher(denoise, x, fine, prediction))
     if not bool(torch.isfinite(cost).all()):
-        raise GridError("the model gave samples that are not finite; check denoise, prediction= and the start x")
+        raise GridError(
+            "the model gave samples that are not finite; check denoise, prediction= and the start x"
+        )
     return cost

@@ -22,7 +22,9 @@ class Checkpoint(Hook):
         self.path, self.every = fspath(file("path", path)), whole("every", every)
         self._saved: int | None = None
         if Path(self.path).is_dir():
-            raise ArgumentError(f"{self.path!r} is a folder; name a file, e.g. {self.path}/run.safetensors")
+            raise ArgumentError(
+                f"{self.path!r} is a folder; name a file, e.g. {self.path}/run.safetensors"
+            )
         if "{step}" not in str(Path(self.path).parent):
             writable_later(Path(self.path).parent)
 
@@ -51,9 +53,9 @@ class Checkpoint(Hook):
 def checkpoint(path: str | PathLike[str], every: int = 1) -> Hook:
     """Save the run to `path` after every `every`-th step and when it ends, atomically.
 
-    `{step}` in the path becomes the number of completed steps (01, 02, …), else one file is replaced
-    again and again. `Run.load(path)` continues bit for bit. Nothing is ever removed. Give this hook
-    last, so that it saves what the others changed.
+    `{step}` in the path becomes the number of completed steps (01, 02, …), else one file is
+    replaced again and again. `Run.load(path)` continues bit for bit. Nothing is ever removed. Give
+    this hook last, so that it saves what the others changed.
     Raises `ArgumentError` where `path` is a folder or cannot be written.
     """
     return Checkpoint(path, every)

@@ -34,7 +34,8 @@ def stop_when(condition: Callable[[Run], bool], reason: str = "") -> Hook:
     """Stop the run before its next step once `condition(run)` is true.
 
     `condition` is asked after every completed step. `reason` is kept as `run.reason`. The stopped
-    run's `result` is its newest denoised prediction. Raises `ArgumentError` unless `condition` is callable.
+    run's `result` is its newest denoised prediction. Raises `ArgumentError` unless `condition` is
+    callable.
 
     >>> stop_when(lambda run: run.step == 10).name
     'stop_when'
@@ -45,12 +46,19 @@ def stop_when(condition: Callable[[Run], bool], reason: str = "") -> Hook:
 class Edit(Hook):
     """See `edit`."""
 
-    def __init__(self, change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None) -> None:
+    def __init__(
+        self, change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None
+    ) -> None:
         function("the change of edit", change, "lambda latents: latents * 1.1", 1)
         named = None if at is None else (at,) if is_number(at) else several("at", at, "at=[1, 2]")
         if named is not None and not named:
-            raise ArgumentError("edit(at=[]) never applies; name steps from 1 up, or leave at out for every step")
-        self.change, self.at = change, None if named is None else tuple(whole("edit step", step, 1) for step in named)
+            raise ArgumentError(
+                "edit(at=[]) never applies; name steps from 1 up, or leave at out for every step"
+            )
+        self.change, self.at = (
+            change,
+            None if named is None else tuple(whole("edit step", step, 1) for step in named),
+        )
 
     @property
     def name(self) -> str:
@@ -59,7 +67,10 @@ class Edit(Hook):
     def on_start(self, run: Run) -> None:
         late = [step for step in self.at or () if step > run.steps]
         if late:
-            raise ArgumentError(f"edit(at={late[0]}): the run has {run.steps} steps; name steps from 1 to {run.steps}")
+            raise ArgumentError(
+                f"edit(at={late[0]}): the run has {run.steps} steps; name steps from 1 to"
+                f" {run.steps}"
+            )
 
     def on_step(self, run: Run) -> None:
         if self.at is not None and run.step not in self.at:
@@ -70,9 +81,13 @@ class Edit(Hook):
         if value is None:
             value = x
         elif not isinstance(value, Tensor):
-            raise ArgumentError(f"edit's function must return a tensor or None (changed in place), got {value!r}")
+            raise ArgumentError(
+                f"edit's function must return a tensor or None (changed in place), got {value!r}"
+            )
         if value.shape != shape:
-            raise ArgumentError(f"edit must keep the latents' shape {tuple(shape)}, got {tuple(value.shape)}")
+            raise ArgumentError(
+                f"edit must keep the latents' shape {tuple(shape)}, got {tuple(value.shape)}"
+            )
         run.latents = value.to(
             device=x.device, dtype=x.dtype
         )  # also settles an edit in place for the hooks that follow
@@ -85,7 +100,8 @@ def edit(change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | No
     changes them in place or returns new ones of the same shape. Solvers that correct a finished
     step (UniPC) keep the edit. Steps count from 1; an edit after the last changes the result.
 
-    Raises `ArgumentError` for a step outside 1 … steps (at the start of the run) and for a changed shape.
+    Raises `ArgumentError` for a step outside 1 … steps (at the start of the run) and for a changed
+    shape.
 
     >>> edit(lambda x: x.mul_(0.9), at=[1, 2]).name
     'edit'

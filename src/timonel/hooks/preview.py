@@ -63,29 +63,41 @@ class Moment(NamedTuple):
 
 
 class Pictures(Hook):
-    """Base of hooks that make pictures of `run.denoised`; a subclass says in `deliver` where they go.
+    """Base of hooks that make pictures of `run.denoised`; a subclass says in `deliver` where they
+    go.
 
     The conversion is queued on the latents' device; copying to the host, PIL and files happen in
     a background thread. `deliver` is called in that thread, in order.
 
-    Pictures never end a run. What goes wrong in making or delivering them is said once a call, with the warning
-    `PreviewMissing`, and the run goes on: without pictures where none can be made.
+    Pictures never end a run. What goes wrong in making or delivering them is said once a call, with
+    the warning `PreviewMissing`, and the run goes on: without pictures where none can be made.
     """
 
     def __init__(
-        self, every: int, rgb: LatentRGB | None, decode: bool | Convert | None, size: int | None, worker: Worker
+        self,
+        every: int,
+        rgb: LatentRGB | None,
+        decode: bool | Convert | None,
+        size: int | None,
+        worker: Worker,
     ) -> None:
         if rgb is not None and not callable(rgb):
             raise ArgumentError(f"rgb is a LatentRGB, got {shown(rgb)}")
         if decode is not None and not isinstance(decode, bool) and not callable(decode):
-            raise ArgumentError(f"decode is True, False or a function latents -> RGB, got {shown(decode)}")
+            raise ArgumentError(
+                f"decode is True, False or a function latents -> RGB, got {shown(decode)}"
+            )
         if rgb is not None and decode:
-            raise ArgumentError("give rgb= for the linear preview or decode= for the full one, not both")
+            raise ArgumentError(
+                "give rgb= for the linear preview or decode= for the full one, not both"
+            )
         self.every, self.rgb, self.decode = whole("every", every), rgb, decode
         self.size = size if size is None else whole("size", size)
         self.worker = worker
         self._taken: int | None = None
-        self._ways: list[tuple[Convert, bool]] = []  # how latents become RGB, and whether small and linear
+        self._ways: list[
+            tuple[Convert, bool]
+        ] = []  # how latents become RGB, and whether small and linear
         self._call: Any = None
         self._said: set[str] = set()
 
@@ -132,9 +144,9 @@ class Pictures(Hook):
             ways.append((full, False))
         if not ways:
             raise ArgumentError(
-                f"{self.name} has nothing to make pictures with: the run's model offers no "
-                f"{'decode' if self.decode else 'latent_rgb'}; pass rgb=LatentRGB.fit(latents, images) or decode=a "
-                "function from latents to RGB (B, 3, H, W) in 0 … 1"
+                f"{self.name} has nothing to make pictures with: the run's model offers no"
+                f" {'decode' if self.decode else 'latent_rgb'}; pass rgb=LatentRGB.fit(latents,"
+                " images) or decode=a function from latents to RGB (B, 3, H, W) in 0 … 1"
             )
         return ways
 
@@ -189,7 +201,11 @@ def _nowhere(latents: Tensor) -> None:
 def _reason(error: BaseException) -> str:
     """An error in a line; what is not timonel's own with its name."""
     first = (str(error).strip().splitlines() or [""])[0]
-    return first if isinstance(error, (ModelError, ArgumentError)) else f"{type(error).__name__}: {first}"
+    return (
+        first
+        if isinstance(error, (ModelError, ArgumentError))
+        else f"{type(error).__name__}: {first}"
+    )
 
 
 class Preview(Pictures):
@@ -234,8 +250,12 @@ class Preview(Pictures):
         for name, image in zip(names, images, strict=True):
             with replacing(self.folder / name, lasting=False) as temporary:
                 image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
-        due = [step for step in range(1, run.steps + 1) if step % self.every == 0 or step == run.steps]
-        self.files.wrote(names, [self.files.name(step, run.steps, sample) for step in due for sample in samples])
+        due = [
+            step for step in range(1, run.steps + 1) if step % self.every == 0 or step == run.steps
+        ]
+        self.files.wrote(
+            names, [self.files.name(step, run.steps, sample) for step in due for sample in samples]
+        )
 
 
 def preview(
@@ -248,21 +268,21 @@ def preview(
 ) -> Preview:
     """Show the denoised prediction after every `every`-th step, and after the last.
 
-    `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid of
-    its frames), each written whole or not at all, while those of an earlier run there go; or a function
-    `(run, images)`, one PIL image per sample, whose `info` says step, steps, alpha, sigma and time of the
-    picture, for `run` may be further by then. It is called in a background thread.
-    `rgb`, `decode`: how latents become RGB. By default the model's linear map, else its full decode, which for a
-    pipeline is what its own call does after the loop; `decode=True` wants the full decode, a function is your own,
-    `False` refuses the full decode.
-    `size`: enlarge, nearest, to at least so many pixels on the longer side; 256 for linear previews.
-    `block`: True makes every picture, and the sampler waits when 8 are waiting; False drops late ones,
-    never the last. By default True for a folder and False for a function.
+    `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid
+    of its frames), each written whole or not at all, while those of an earlier run there go; or a
+    function `(run, images)`, one PIL image per sample, whose `info` says step, steps, alpha, sigma
+    and time of the picture, for `run` may be further by then. It is called in a background thread.
+    `rgb`, `decode`: how latents become RGB. By default the model's linear map, else its full
+    decode, which for a pipeline is what its own call does after the loop; `decode=True` wants the
+    full decode, a function is your own, `False` refuses the full decode.
+    `size`: enlarge, nearest, to at least so many pixels on the longer side; 256 for linear
+    previews. `block`: True makes every picture, and the sampler waits when 8 are waiting; False
+    drops late ones, never the last. By default True for a folder and False for a function.
 
-    The end of the run waits for the last picture. A preview never ends a run: where a picture cannot be made, written
-    or shown, the warning `PreviewMissing` says so once, with the reason, and the run goes on.
-    Raises `ArgumentError` for a folder that cannot be written, and at the start of a run whose model offers nothing to
-    make pictures with.
+    The end of the run waits for the last picture. A preview never ends a run: where a picture
+    cannot be made, written or shown, the warning `PreviewMissing` says so once, with the reason,
+    and the run goes on. Raises `ArgumentError` for a folder that cannot be written, and at the
+    start of a run whose model offers nothing to make pictures with.
     """
     return Preview(to, every, rgb, decode, size, block)
 
@@ -300,7 +320,9 @@ class SaveSteps(Hook):
         }
         name = self.files.name(run.step, run.steps)
         write_tensors(self.folder / name, tensors, {"timonel": json.dumps(data)})
-        self.files.wrote([name], [self.files.name(step, run.steps) for step in range(1, run.steps + 1)])
+        self.files.wrote(
+            [name], [self.files.name(step, run.steps) for step in range(1, run.steps + 1)]
+        )
 
 
 def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
@@ -310,7 +332,8 @@ def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
 
     `what`: "denoised" (the prediction), "latents" (the sample, noise and all) or "both"; these are
     the names in the file. Its metadata key `timonel` holds, as JSON, step, steps and the levels.
-    Waits for the device once a step. Raises `ArgumentError` on another `what` or an unusable folder.
+    Waits for the device once a step. Raises `ArgumentError` on another `what` or an unusable
+    folder.
     """
     return SaveSteps(folder, what)
 
@@ -319,7 +342,9 @@ def _folder(path: Any) -> Path:
     try:
         folder = Path(path)
     except TypeError:
-        raise ArgumentError(f"give a folder, or for previews a function (run, images), got {path!r}") from None
+        raise ArgumentError(
+            f"give a folder, or for previews a function (run, images), got {path!r}"
+        ) from None
     if folder.exists() and not folder.is_dir():
         raise ArgumentError(f"{str(folder)!r} is a file; give a folder")
     writable_later(folder)

@@ -75,7 +75,10 @@ class ProgressBar(Hook):
         self._task: int | None = None
         self._close: Any = None
         self._tenth = 0
-        self._begun: tuple[float, int] = (0.0, 0)  # clock and step where this journey was first seen
+        self._begun: tuple[float, int] = (
+            0.0,
+            0,
+        )  # clock and step where this journey was first seen
 
     @property
     def name(self) -> str:
@@ -126,10 +129,11 @@ class ProgressBar(Hook):
 
 
 def progress(label: str = "") -> Hook:
-    """Show steps done, seconds per step, σ = sigma/alpha and whether guidance is on, on standard error.
+    """Show steps done, seconds per step, σ = sigma/alpha and whether guidance is on, on standard
+    error.
 
-    A live bar on a terminal (several runs get a line each), otherwise a plain line every 10 %. `label`
-    is put before it.
+    A live bar on a terminal (several runs get a line each), otherwise a plain line every 10 %.
+    `label` is put before it.
 
     >>> progress("cat").name
     'progress'

@@ -20,51 +20,70 @@ _BEST = 120.0  # dB; an exact fit has no finite PSNR
 class LatentRGB:
     """Linear latents -> RGB, per pixel: `rgb = weight @ latents + bias`, clamped to 0 … 1.
 
-    `weight`: (3, C). `bias`: (3,). `psnr`: dB of the fit against real pictures at latent size, or None.
-    `frames_dim`: where 5-dimensional (video) latents have their frames, 1 for (B, F, C, h, w) or 2
-    for (B, C, F, h, w). Raises `ArgumentError` on any other shape.
+    `weight`: (3, C). `bias`: (3,). `psnr`: dB of the fit against real pictures at latent size, or
+    None. `frames_dim`: where 5-dimensional (video) latents have their frames, 1 for (B, F, C, h, w)
+    or 2 for (B, C, F, h, w). Raises `ArgumentError` on any other shape.
 
     >>> LatentRGB(torch.eye(3), torch.zeros(3))(torch.full((1, 3, 2, 2), 0.5)).mean().item()
     0.5
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, psnr: float | None = None, frames_dim: int = 1) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, *, psnr: float | None = None, frames_dim: int = 1
+    ) -> None:
         for what, value in (("weight", weight), ("bias", bias)):
             instance(what, value, Tensor, "a tensor")
         if weight.ndim != 2 or weight.shape[0] != 3 or bias.shape != (3,):
             raise ArgumentError(
-                f"LatentRGB needs a weight (3, C) and a bias (3,), got {tuple(weight.shape)} and {tuple(bias.shape)}"
+                f"LatentRGB needs a weight (3, C) and a bias (3,), got {tuple(weight.shape)} and"
+                f" {tuple(bias.shape)}"
             )
-        frames_dim = whole("frames_dim, 1 for (B, F, C, h, w) or 2 for (B, C, F, h, w),", frames_dim, 1, 2)
+        frames_dim = whole(
+            "frames_dim, 1 for (B, F, C, h, w) or 2 for (B, C, F, h, w),", frames_dim, 1, 2
+        )
         self.weight, self.bias = weight.detach().float(), bias.detach().float()
         if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
-            raise ArgumentError("LatentRGB needs finite numbers; its weight or bias has NaN or infinity")
+            raise ArgumentError(
+                "LatentRGB needs finite numbers; its weight or bias has NaN or infinity"
+            )
         self.psnr = None if psnr is None else finite("psnr", psnr)
         self.frames_dim = frames_dim
-        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}  # sent to a device once, not every step
+        self._placed: dict[
+            torch.device, tuple[Tensor, Tensor]
+        ] = {}  # sent to a device once, not every step
 
     @property
     def channels(self) -> int:
         return self.weight.shape[1]
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """RGB of (B, C, h, w) as (B, 3, h, w), or of video as (B, F, 3, h, w), float32 on the latents' device."""
+        """RGB of (B, C, h, w) as (B, 3, h, w), or of video as (B, F, 3, h, w), float32 on the
+        latents' device.
+        """
         frames = _frames_second(latents, self.frames_dim)
         if frames.shape[-3] != self.channels:
-            raise ArgumentError(f"this LatentRGB is for {self.channels} channels, got latents {tuple(latents.shape)}")
+            raise ArgumentError(
+                f"this LatentRGB is for {self.channels} channels, got latents"
+                f" {tuple(latents.shape)}"
+            )
         if latents.device not in self._placed:
-            self._placed[latents.device] = (self.weight.to(latents.device), self.bias.to(latents.device))
+            self._placed[latents.device] = (
+                self.weight.to(latents.device),
+                self.bias.to(latents.device),
+            )
         weight, bias = self._placed[latents.device]
         rgb = torch.einsum("oc,...chw->...ohw", weight, frames.detach().float())
         return rgb.add_(bias[:, None, None]).clamp_(0, 1)
 
     @classmethod
     def fit(cls, latents: Tensor, images: Tensor, *, frames_dim: int = 1) -> LatentRGB:
-        """The least-squares fit, in float64, of latents (B, C, h, w) to the images (B, 3, H, W), 0 … 1, they encode.
+        """The least-squares fit, in float64, of latents (B, C, h, w) to the images (B, 3, H, W), 0
+        … 1, they encode.
 
         The images are area-averaged to the latent grid. Video has frames in both: latents as
-        `frames_dim` says, images (B, F, 3, H, W). `psnr` is that of the clamped fit, at most 120 dB.
-        Raises `ArgumentError` on shapes that do not belong together, or fewer pixels than unknowns.
+        `frames_dim` says, images (B, F, 3, H, W). `psnr` is that of the clamped fit, at most 120
+        dB. Raises `ArgumentError` on shapes that do not belong together, or fewer pixels than
+        unknowns.
         """
         from torch.nn.functional import adaptive_avg_pool2d
 
@@ -72,14 +91,19 @@ class LatentRGB:
         y = images.detach().double().cpu()
         if y.ndim != x.ndim or y.shape[:-3] != x.shape[:-3] or y.shape[-3] != 3:
             raise ArgumentError(
-                f"latents {tuple(latents.shape)} and images {tuple(images.shape)} do not belong together: "
-                f"the images must be ({', '.join(map(str, x.shape[:-3]))}, 3, H, W)"
+                f"latents {tuple(latents.shape)} and images {tuple(images.shape)} do not belong"
+                f" together: the images must be ({', '.join(map(str, x.shape[:-3]))}, 3, H, W)"
             )
-        small = adaptive_avg_pool2d(y.flatten(0, -4), (x.shape[-2], x.shape[-1])).movedim(1, -1).reshape(-1, 3)
+        small = (
+            adaptive_avg_pool2d(y.flatten(0, -4), (x.shape[-2], x.shape[-1]))
+            .movedim(1, -1)
+            .reshape(-1, 3)
+        )
         flat = x.flatten(0, -4).movedim(1, -1).reshape(-1, x.shape[-3])
         if len(flat) <= flat.shape[1]:
             raise ArgumentError(
-                f"{len(flat)} latent pixels cannot fix {flat.shape[1] + 1} unknowns; give more pictures"
+                f"{len(flat)} latent pixels cannot fix {flat.shape[1] + 1} unknowns; give more"
+                " pictures"
             )
         columns = torch.cat([flat, torch.ones(len(flat), 1, dtype=flat.dtype)], 1)
         found = torch.linalg.lstsq(columns, small, driver="gelsd").solution
@@ -88,8 +112,14 @@ class LatentRGB:
         return cls(found[:-1].T.contiguous(), found[-1], psnr=psnr, frames_dim=frames_dim)
 
     def to_card(self) -> dict[str, Any]:
-        """Plain data for a model card: weight (3 lists of C), bias, psnr; frames_dim where it is not 1."""
-        card: dict[str, Any] = {"weight": self.weight.tolist(), "bias": self.bias.tolist(), "psnr": self.psnr}
+        """Plain data for a model card: weight (3 lists of C), bias, psnr; frames_dim where it is
+        not 1.
+        """
+        card: dict[str, Any] = {
+            "weight": self.weight.tolist(),
+            "bias": self.bias.tolist(),
+            "psnr": self.psnr,
+        }
         return card if self.frames_dim == 1 else {**card, "frames_dim": self.frames_dim}
 
     @classmethod
@@ -99,13 +129,17 @@ class LatentRGB:
             weight, bias = (torch.tensor(card[k], dtype=torch.float32) for k in ("weight", "bias"))
             psnr = None if card.get("psnr") is None else float(card["psnr"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArgumentError(f"this is not a LatentRGB card (weight, bias, psnr): {error!r}") from error
+            raise ArgumentError(
+                f"this is not a LatentRGB card (weight, bias, psnr): {error!r}"
+            ) from error
         return cls(weight, bias, psnr=psnr, frames_dim=card.get("frames_dim", 1))
 
 
 def _frames_second(latents: Tensor, frames_dim: int) -> Tensor:
     if latents.ndim not in (4, 5):
-        raise ArgumentError(f"pictures come from latents (B, C, h, w) or video (5 dims), got {tuple(latents.shape)}")
+        raise ArgumentError(
+            f"pictures come from latents (B, C, h, w) or video (5 dims), got {tuple(latents.shape)}"
+        )
     return latents.transpose(1, 2) if latents.ndim == 5 and frames_dim == 2 else latents
 
 
@@ -118,7 +152,8 @@ def to_bytes(rgb: Tensor) -> Tensor:
 
 
 def to_images(rgb: Tensor, size: int | None = None) -> list[Image.Image]:
-    """One PIL image per sample from RGB (B, 3, H, W) in 0 … 1; video (B, F, 3, H, W) gives its frames as a grid.
+    """One PIL image per sample from RGB (B, 3, H, W) in 0 … 1; video (B, F, 3, H, W) gives its
+    frames as a grid.
 
     `size`: pictures whose longer side is below it are enlarged by the smallest whole factor that
     reaches it, with nearest neighbour. Values outside 0 … 1 are clamped, NaN is black.
@@ -137,7 +172,9 @@ def bytes_to_images(pixels: Tensor, size: int | None = None) -> list[Image.Image
         image = Image.fromarray(picture.numpy())
         factor = -(-size // max(image.size)) if size else 1
         if factor > 1:
-            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+            image = image.resize(
+                (image.width * factor, image.height * factor), Image.Resampling.NEAREST
+            )
         images.append(image)
     return images
 

@@ -1,4 +1,6 @@
-"""Files of single steps: each says inside that it is one, so that those of an earlier run can be told from yours."""
+"""Files of single steps: each says inside that it is one, so that those of an earlier run can be
+told from yours.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from .. import reading
 from ..errors import ArgumentError
 
 MARK = "timonel-step"  # text chunk of a step's PNG
-PREDICTED = "denoised_at"  # in the data of a step's tensors; a saved run, which may have such a name, has none
+PREDICTED = (  # in the data of a step's tensors; a saved run, which may have such a name, has none
+    "denoised_at"
+)
 NAME = re.compile(r"step-\d+(?:-\d+)?\.(?:png|safetensors)")
 
 
@@ -28,13 +32,15 @@ def chunk(step: int, steps: int) -> Any:
 class Folder:
     """The step files of a hook in one folder. Those that an earlier run left there go, others stay.
 
-    They go when the first of this run is written, but for names that this run will write too, which are replaced one by
-    one; and at its end those that it did not come to.
+    They go when the first of this run is written, but for names that this run will write too, which
+    are replaced one by one; and at its end those that it did not come to.
     """
 
     def __init__(self, path: Path, suffix: str) -> None:
         self.path, self.suffix = path, suffix
-        self._whole = False  # whether the present run is seen from its start: else its first steps lie there
+        self._whole = (
+            False  # whether the present run is seen from its start: else its first steps lie there
+        )
         self._written: set[str] = set()
 
     def begin(self) -> None:
@@ -46,7 +52,9 @@ class Folder:
         return f"step-{step:0{max(2, len(str(steps)))}d}{sample}{self.suffix}"
 
     def wrote(self, names: Sequence[str], planned: Iterable[str]) -> None:
-        """The files of a step are written. `planned`: the names that this run writes if it comes to its end."""
+        """The files of a step are written. `planned`: the names that this run writes if it comes to
+        its end.
+        """
         if self._whole and not self._written:
             self._clear({*names, *planned})
         self._written.update(names)
@@ -77,6 +85,8 @@ def _ours(path: Path) -> bool:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return PREDICTED in reading.parsed((file.metadata() or {}).get("timonel", "{}"), finite=False)
+            return PREDICTED in reading.parsed(
+                (file.metadata() or {}).get("timonel", "{}"), finite=False
+            )
     except (OSError, SafetensorError, ValueError, TypeError):
         return False

@@ -27,10 +27,11 @@ class Trace(Hook):
     """A hook that measures every step. Make one with `trace`.
 
     `rows` has one dict per step, in the order they happened (a rewound run repeats steps):
-    `step`; `time`, `alpha`, `sigma`, `ratio` (sigma/alpha) of the newest network call; `latents` and
-    `denoised`, their root mean square per element; `cosine` between this denoised prediction and
-    that of the step before, mean over the batch; `seconds` since the step before; `nfe`, network
-    calls of this journey so far. The first step has no cosine, and no seconds where its start was not seen.
+    `step`; `time`, `alpha`, `sigma`, `ratio` (sigma/alpha) of the newest network call; `latents`
+    and `denoised`, their root mean square per element; `cosine` between this denoised prediction
+    and that of the step before, mean over the batch; `seconds` since the step before; `nfe`,
+    network calls of this journey so far. The first step has no cosine, and no seconds where its
+    start was not seen.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,11 @@ class Trace(Hook):
         assert at is not None
         clean = run.denoised.detach().float()
         follows = self._before is not None and self._before[0] == step - 1
-        cosine = _cosine(clean, self._before[1]) if self._before is not None and follows else clean.new_tensor(math.nan)
+        cosine = (
+            _cosine(clean, self._before[1])
+            if self._before is not None and follows
+            else clean.new_tensor(math.nan)
+        )
         numbers = torch.stack([_rms(run.latents.detach().float()), _rms(clean), cosine])
         latents, denoised, alike = numbers.tolist()  # the one wait for the device
         now = time.perf_counter()
@@ -64,9 +69,14 @@ class Trace(Hook):
     def table(self) -> str:
         """The rows as aligned text under a line of names; what is not known is a dash."""
         cells = [list(COLUMNS)]
-        cells += [["-" if row[k] is None else format(row[k], f) for k, f in COLUMNS.items()] for row in self.rows]
+        cells += [
+            ["-" if row[k] is None else format(row[k], f) for k, f in COLUMNS.items()]
+            for row in self.rows
+        ]
         widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-        return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
+        return "\n".join(
+            "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells
+        )
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the rows to a JSON file, atomically; NaN and infinity become null.
@@ -75,7 +85,9 @@ class Trace(Hook):
         """
         rows = [{k: None if _strange(v) else v for k, v in row.items()} for row in self.rows]
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
 
 
 def trace() -> Trace:

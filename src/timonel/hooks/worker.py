@@ -69,7 +69,8 @@ class Worker:
             self._jobs.append(job)
             if not self._busy:
                 self._busy = True
-                # not a daemon: what was submitted is finished even where the run fails and the program ends
+                # not a daemon: what was submitted is finished even where the run fails and the
+                # program ends
                 threading.Thread(target=self._work, name="timonel-pictures", daemon=False).start()
 
     def failure(self) -> BaseException | None:

@@ -1,4 +1,6 @@
-"""A still picture in, a video out: the second main job, for image-to-video pipelines such as Stable Video Diffusion."""
+"""A still picture in, a video out: the second main job, for image-to-video pipelines such as Stable
+Video Diffusion.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ LEAST = 8  # pixels of a picture's sides: below, image encoders cannot resize it
 class Motion:
     """What Stable Video Diffusion is told beside the picture.
 
-    `bucket`: how much moves, 1 to 255 (127 is usual). `fps`: the rate the model imagines, and the file's.
-    `noise`: std of the noise added to the picture, 0 to 1; more lets the video depart further from it.
+    `bucket`: how much moves, 1 to 255 (127 is usual). `fps`: the rate the model imagines, and the
+    file's. `noise`: std of the noise added to the picture, 0 to 1; more lets the video depart
+    further from it.
     """
 
     bucket: int = 127
@@ -61,7 +64,9 @@ class Animated:
 
 
 def still(path: str | PathLike[str]) -> Image.Image:
-    """The picture at `path` on white where it is transparent. Raises `ArgumentError` where there is none."""
+    """The picture at `path` on white where it is transparent. Raises `ArgumentError` where there is
+    none.
+    """
     from PIL import Image
 
     picture = read(path)
@@ -70,7 +75,10 @@ def still(path: str | PathLike[str]) -> Image.Image:
     made, (width, height) = Image.new("RGB", picture.size), picture.size
     for top in range(0, height, STRIP):  # so that a large picture is not held five times
         strip = picture.crop((0, top, width, min(height, top + STRIP))).convert("RGBA")
-        made.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+        made.paste(
+            Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"),
+            (0, top),
+        )
     return made
 
 
@@ -89,23 +97,29 @@ def animate(
     overwrite: bool = True,
     **options: Any,
 ) -> Animated:
-    """Make a video of `picture` with an image-to-video pipeline at the helm, and write it to `out` by its suffix.
+    """Make a video of `picture` with an image-to-video pipeline at the helm, and write it to `out`
+    by its suffix.
 
-    `chunk`: frames decoded at once, which bounds memory. `options` go to the pipeline (height, width, num_frames, …).
-    A shipped model has its own size, and its own guidance where none is given.
-    A stopped run is decoded and written too. `overwrite`: whether a file that exists is replaced; if not it is refused,
-    and one that appears meanwhile is left: the video gets the next free name.
+    `chunk`: frames decoded at once, which bounds memory. `options` go to the pipeline (height,
+    width, num_frames, …). A shipped model has its own size, and its own guidance where none is
+    given. A stopped run is decoded and written too. `overwrite`: whether a file that exists is
+    replaced; if not it is refused, and one that appears meanwhile is left: the video gets the next
+    free name.
 
     Raises `ArgumentError` for what cannot be used or written, before any compute.
     """
     target(out, overwrite=overwrite)
-    if not {"image", "motion_bucket_id"} <= set(inspect.signature(type(helm.pipe).__call__).parameters):
+    if not {"image", "motion_bucket_id"} <= set(
+        inspect.signature(type(helm.pipe).__call__).parameters
+    ):
         raise ArgumentError(
-            f"{type(helm.pipe).__name__} does not make videos of pictures; name an image-to-video model, "
-            "e.g. stabilityai/stable-video-diffusion-img2vid-xt"
+            f"{type(helm.pipe).__name__} does not make videos of pictures; name an image-to-video"
+            " model, e.g. stabilityai/stable-video-diffusion-img2vid-xt"
         )
     if min(picture.size) < LEAST:
-        raise ArgumentError(f"the picture has {picture.width}x{picture.height} pixels; give one of at least {LEAST}")
+        raise ArgumentError(
+            f"the picture has {picture.width}x{picture.height} pixels; give one of at least {LEAST}"
+        )
     told = motion or Motion()
     if helm.card is not None:
         options = {"height": helm.card.resolution, "width": helm.card.resolution, **options}
@@ -125,7 +139,9 @@ def animate(
 
 
 def target(out: str | PathLike[str], *, overwrite: bool) -> Path:
-    """The video's path. Raises `ArgumentError` where its suffix is no video's, or it cannot be written."""
+    """The video's path. Raises `ArgumentError` where its suffix is no video's, or it cannot be
+    written.
+    """
     if Path(out).suffix.lower() not in SUFFIXES:
         raise ArgumentError(f"a video is a {', '.join(SUFFIXES)} file, got {str(out)!r}")
     return ready(out, overwrite=overwrite)

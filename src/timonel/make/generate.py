@@ -20,7 +20,8 @@ from .places import ENDINGS, unused
 from .recipe import Recipe
 
 SHOWN = 256  # pixels of the longer side of every step's picture
-SMALL = 256  # pictures up to this many pixels are decoded at every step; larger ones use the linear preview
+# pictures up to this many pixels are decoded at every step; larger ones use the linear preview
+SMALL = 256
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,25 @@ class Made:
 
 
 def generate(
-    recipe: Recipe, folder: Path, *, helm: Helm | None = None, preview: bool = False, hooks: Sequence[Any] = (),
+    recipe: Recipe, folder: Path, *, helm: Helm | None = None, preview: bool = False,
+    hooks: Sequence[Any] = (),
     name: str | None = None, overwrite: bool = False,
 ) -> Made:  # fmt: skip
-    """Make the recipe's picture in `folder`: the PNG, a contact sheet of its steps and an animation of them.
+    """Make the recipe's picture in `folder`: the PNG, a contact sheet of its steps and an animation
+    of them.
 
-    `preview` also writes every step's picture while it runs, into a folder of the picture's name. A stopped run is
-    decoded and saved too. `name`: of the picture, without ".png"; by default the prompt and the seed. Nothing that
-    exists is replaced unless `overwrite`: a name that is made of the prompt gets a number, `name` is refused.
+    `preview` also writes every step's picture while it runs, into a folder of the picture's name. A
+    stopped run is decoded and saved too. `name`: of the picture, without ".png"; by default the
+    prompt and the seed. Nothing that exists is replaced unless `overwrite`: a name that is made of
+    the prompt gets a number, `name` is refused.
 
     Raises `ArgumentError` for what cannot be used or written, before any compute.
     """
     helm = helm or recipe.helm()
     if recipe.prompt and "prompt" not in inspect.signature(type(helm.pipe).__call__).parameters:
         raise ArgumentError(
-            f"{type(helm.pipe).__name__} takes no prompt; it begins with a picture: timonel animate PICTURE"
+            f"{type(helm.pipe).__name__} takes no prompt; it begins with a picture: timonel animate"
+            " PICTURE"
         )
     stem = folder / (name or f"{slug(recipe.title)}-{recipe.seed}")
     if name is not None:
@@ -101,7 +106,9 @@ def _previews(stem: Path, wanted: bool, overwrite: bool) -> Iterator[Path | None
 
 @contextmanager
 def _stem(stem: Path, mine: bool, overwrite: bool) -> Iterator[Path]:
-    """Where the files go: `stem`, or the next free name. `mine`: the folder of that name is this picture's."""
+    """Where the files go: `stem`, or the next free name. `mine`: the folder of that name is this
+    picture's.
+    """
     if overwrite:
         yield stem
         return
@@ -119,6 +126,8 @@ def _side(helm: Helm, recipe: Recipe) -> int:
 
 
 def slug(text: str) -> str:
-    """A prompt as a file name: letters and digits of any script, joined by dashes, at most 60 and 180 bytes."""
+    """A prompt as a file name: letters and digits of any script, joined by dashes, at most 60 and
+    180 bytes.
+    """
     short = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60]
     return short.encode("utf-8", "ignore")[:180].decode("utf-8", "ignore").strip("-") or "picture"

@@ -1,4 +1,6 @@
-"""Where the files of a picture go. Imports nothing heavy, so that a name that cannot be used is refused at once."""
+"""Where the files of a picture go. Imports nothing heavy, so that a name that cannot be used is
+refused at once.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,37 @@ from ..errors import ArgumentError
 from ..files import beside, ready, writable
 
 ENDINGS = (".png", ".sheet.png", ".gif")  # of the picture, its contact sheet and its animation
-OTHERS = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg", ".pdf", ".mp4", ".json")
+OTHERS = (
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".svg",
+    ".pdf",
+    ".mp4",
+    ".json",
+)
 
 
 def placed(out: Path, count: int, overwrite: bool) -> tuple[Path, str | None]:
-    """The folder and, where `out` names a picture, its name. Raises `ArgumentError` where that cannot be written."""
+    """The folder and, where `out` names a picture, its name. Raises `ArgumentError` where that
+    cannot be written.
+    """
     if out.is_dir() or out.suffix.lower() not in (".png", *OTHERS):
         writable(out)
         return out, None
     if out.suffix.lower() != ".png":
-        raise ArgumentError(f"a picture is a .png file, which holds its recipe, got {str(out)!r}; or name a folder")
+        raise ArgumentError(
+            f"a picture is a .png file, which holds its recipe, got {str(out)!r}; or name a folder"
+        )
     if count > 1:
-        raise ArgumentError(f"{count} pictures have names of their own: give a folder, got {str(out)!r}")
+        raise ArgumentError(
+            f"{count} pictures have names of their own: give a folder, got {str(out)!r}"
+        )
     unused(out.with_suffix(""), overwrite)
     return out.parent, out.stem
 

@@ -17,21 +17,26 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4", ".gif", ".webp")
 
 
-def write(frames: Sequence[Image.Image], path: str | PathLike[str], fps: float = 7.0, *, loops: int = 1) -> Path:
+def write(
+    frames: Sequence[Image.Image], path: str | PathLike[str], fps: float = 7.0, *, loops: int = 1
+) -> Path:
     """Write `frames` (equal sizes) at `fps` pictures a second, atomically, and return the path.
 
-    MP4 is H.264 in 4:2:0, so an odd width or height gains one repeated line; `loops` repeats the frames there. GIF
-    and WebP (lossless) loop for ever by themselves; a GIF keeps whole hundredths of a second.
+    MP4 is H.264 in 4:2:0, so an odd width or height gains one repeated line; `loops` repeats the
+    frames there. GIF and WebP (lossless) loop for ever by themselves; a GIF keeps whole hundredths
+    of a second.
 
-    Raises `ArgumentError` for another suffix, no frames, unequal sizes, fps outside 0.1 to 120, or where the file
-    cannot be written.
+    Raises `ArgumentError` for another suffix, no frames, unequal sizes, fps outside 0.1 to 120, or
+    where the file cannot be written.
     """
     kind = Path(path).suffix.lower()
     if kind not in SUFFIXES:
         raise ArgumentError(f"a video is a {', '.join(SUFFIXES)} file, got {str(path)!r}")
     shown = [frame.convert("RGB") for frame in frames]
     if not shown or len({frame.size for frame in shown}) > 1:
-        raise ArgumentError(f"a video needs frames of one size, got {sorted({frame.size for frame in shown})}")
+        raise ArgumentError(
+            f"a video needs frames of one size, got {sorted({frame.size for frame in shown})}"
+        )
     rate = finite("fps", fps, 0.1, 120)
     with replacing(path) as temporary:
         if kind == ".mp4":
@@ -40,7 +45,8 @@ def write(frames: Sequence[Image.Image], path: str | PathLike[str], fps: float =
             more: dict[str, Any] = {"lossless": True} if kind == ".webp" else {"disposal": 1}
             first, *rest = shown
             first.save(
-                temporary, save_all=True, append_images=rest, duration=round(1000 / rate), loop=0, **more
+                temporary, save_all=True, append_images=rest, duration=round(1000 / rate), loop=0,
+                **more
             )  # fmt: skip
     return Path(path)
 
@@ -52,8 +58,14 @@ def _mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
     width, height = frames[0].size
     odd = ((0, height % 2), (0, width % 2), (0, 0))
     with av.open(str(path), "w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "14"})
-        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+        stream = file.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "14"}
+        )
+        stream.width, stream.height, stream.pix_fmt = (
+            width + width % 2,
+            height + height % 2,
+            "yuv420p",
+        )
         for frame in frames:
             even = np.pad(np.asarray(frame), odd, mode="edge")
             file.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))

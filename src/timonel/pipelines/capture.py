@@ -3,10 +3,11 @@
     captured = capture(tm.Helm("emoji"), ["red apple", "pizza"], seeds=[0, 1], guidance=4.0)
     raw = captured(x, times, samples=[0, 1])        # what the pipeline would hand to its scheduler
 
-A short run of the pipeline is watched: what its network is given beside the sample, how the scheduler's times become
-the network's, how the outputs are combined. Two rows settle that, a third one checks it, and so does a call in which
-every sample is at another level. What does not pass is not captured, and says why: the helm can still run it.
-Since conditions are kept apart per sample, one call serves samples of different runs, samplers, levels and guidance.
+A short run of the pipeline is watched: what its network is given beside the sample, how the
+scheduler's times become the network's, how the outputs are combined. Two rows settle that, a third
+one checks it, and so does a call in which every sample is at another level. What does not pass is
+not captured, and says why: the helm can still run it. Since conditions are kept apart per sample,
+one call serves samples of different runs, samplers, levels and guidance.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from .network.busy import Claim
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
 TIMES = ("timestep", "timesteps", "t")  # what networks call their time
-EXACT, HALF = 1e-3, 3e-2  # how far a captured call may be from the watched one, relative, in float32 and below
+EXACT, HALF = (
+    1e-3,
+    3e-2,
+)  # how far a captured call may be from the watched one, relative, in float32 and below
 
 
 class NotCaptured(ModelError):
@@ -47,7 +51,9 @@ class Enough(BaseException):
 
 @dataclass
 class Row:
-    """One row of the watched run: its network calls as (module, arguments by name, output), and what became of them."""
+    """One row of the watched run: its network calls as (module, arguments by name, output), and
+    what became of them.
+    """
 
     calls: list[tuple[nn.Module, dict[str, Any], Tensor]] = field(default_factory=list)
     x: Tensor | None = None
@@ -68,7 +74,12 @@ class Watch(Hook):
         row, newest, at = self.rows[-1], run.newest, run.called_at
         assert newest is not None
         assert at is not None
-        row.x, row.raw, row.after, row.time = newest[0].clone(), newest[1].clone(), run.latents.clone(), at.time
+        row.x, row.raw, row.after, row.time = (
+            newest[0].clone(),
+            newest[1].clone(),
+            run.latents.clone(),
+            at.time,
+        )
         if len(self.rows) == ROWS:
             raise Enough
         self.rows.append(Row())
@@ -79,10 +90,19 @@ class WatchingGate(Gate):
 
     watch: Watch
 
-    def call(self, module: nn.Module, main: bool, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self,
+        module: nn.Module,
+        main: bool,
+        forward: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         made = forward(*args, **kwargs)
         if not main:
-            raise NotCaptured(f"{self._name} calls a second network beside its own ({type(module).__name__})")
+            raise NotCaptured(
+                f"{self._name} calls a second network beside its own ({type(module).__name__})"
+            )
         named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         named.pop("self", None)
         output = parts.tensors(made)
@@ -99,14 +119,21 @@ def capture(
     guidance: Guidance | float | None = None,
     **options: Any,
 ) -> Captured:
-    """The network of `helm`'s pipeline for the conditions of a call; the arguments are those of the call.
+    """The network of `helm`'s pipeline for the conditions of a call; the arguments are those of the
+    call.
 
-    `guidance`: a scale; give one above 1 where any of what is to run will be guided. Costs three network calls.
-    Raises `NotCaptured` with the reason where the pipeline's loop does more than call one network and step, and what
-    a call of the helm raises.
+    `guidance`: a scale; give one above 1 where any of what is to run will be guided. Costs three
+    network calls. Raises `NotCaptured` with the reason where the pipeline's loop does more than
+    call one network and step, and what a call of the helm raises.
     """
     watch = Watch()
-    ours = {"sampler": Sampler("euler"), "steps": ROWS, "guidance": guidance, "hooks": [watch], "seeds": seeds}
+    ours = {
+        "sampler": Sampler("euler"),
+        "steps": ROWS,
+        "guidance": guidance,
+        "hooks": [watch],
+        "seeds": seeds,
+    }
     with Claim(helm.pipe) as claim:
         scheduler, gate, options = helm._prepare(args, {**ours, "keep": 0, "resume": None}, options)
         watching = WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
@@ -115,7 +142,9 @@ def capture(
         try:
             with helm.opened(claim, scheduler, watching):
                 helm._go(scheduler, watching, options, claim)
-            raise NotCaptured(f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to")
+            raise NotCaptured(
+                f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to"
+            )
         except Enough:
             pass
     if scheduler.begins:
@@ -124,15 +153,18 @@ def capture(
 
 
 def _noised(*_: Any) -> Tensor:
-    raise NotCaptured("the pipeline mixes a picture with noise, so where it begins depends on the grid")
+    raise NotCaptured(
+        "the pipeline mixes a picture with noise, so where it begins depends on the grid"
+    )
 
 
 @dataclass(eq=False)
 class Captured:
     """A network with its conditions for `count` samples. Make one with `capture`.
 
-    `start`: the pipeline's initial latents (count, …), unit normal. `own`: the guidance scale it was captured with, or
-    None where there is no guidance. `process, prediction, shape`: what a `Run` needs.
+    `start`: the pipeline's initial latents (count, …), unit normal. `own`: the guidance scale it
+    was captured with, or None where there is no guidance. `process, prediction, shape`: what a
+    `Run` needs.
     """
 
     helm: Helm
@@ -161,9 +193,13 @@ class Captured:
         return len(self.weights)
 
     def outputs(self, x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
-        """The network's own output (n, …) for samples x at `times`; `rows`: whose conditions, part·count + sample."""
+        """The network's own output (n, …) for samples x at `times`; `rows`: whose conditions,
+        part·count + sample.
+        """
         batch = self.parts * self.count
-        given = {name: arguments.select(value, batch, rows, name) for name, value in self.given.items()}
+        given = {
+            name: arguments.select(value, batch, rows, name) for name, value in self.given.items()
+        }
         like, time_like = self.given[self.names[0]], self.given[self.names[1]]
         entering = x.to(like)
         if self.extra is not None:
@@ -172,30 +208,40 @@ class Captured:
         whole = not isinstance(time_like, Tensor) or not time_like.is_floating_point()
         dtype = torch.float32 if not isinstance(time_like, Tensor) else time_like.dtype
         if whole:
-            dtype = torch.int64 if bool((clock == clock.round()).all()) and not clock.requires_grad else torch.float32
+            dtype = (
+                torch.int64
+                if bool((clock == clock.round()).all()) and not clock.requires_grad
+                else torch.float32
+            )
         given |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
         made = parts.tensors(self.module(**given))
         assert made is not None
         return made[:, : x.shape[1]].to(x.dtype)
 
     def __call__(
-        self, x: Tensor, times: Tensor, samples: Sequence[int], scales: Sequence[float | None] | None = None,
+        self, x: Tensor, times: Tensor, samples: Sequence[int],
+        scales: Sequence[float | None] | None = None,
         rescales: Sequence[float] | None = None,
     ) -> Tensor:  # fmt: skip
-        """What the pipeline hands to its scheduler: raw (n, …) for samples x (n, …) at the scheduler's `times` (n,).
+        """What the pipeline hands to its scheduler: raw (n, …) for samples x (n, …) at the
+        scheduler's `times` (n,).
 
-        `samples`: whose conditions each of them has, below `count`. `scales`: guidance of each; 1 computes the
-        conditional part alone, None is the scale it was captured with. One network call for all of them.
+        `samples`: whose conditions each of them has, below `count`. `scales`: guidance of each; 1
+        computes the conditional part alone, None is the scale it was captured with. One network
+        call for all of them.
         """
         return self.guided(x, times, samples, scales, rescales)[0]
 
     def guided(
-        self, x: Tensor, times: Tensor, samples: Sequence[int], scales: Sequence[float | None] | None = None,
+        self, x: Tensor, times: Tensor, samples: Sequence[int],
+        scales: Sequence[float | None] | None = None,
         rescales: Sequence[float] | None = None, forecasts: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
-        """As a call, and of each sample the conditional minus the unconditional part where both were computed.
+        """As a call, and of each sample the conditional minus the unconditional part where both
+        were computed.
 
-        `forecasts`: that difference where it is foreseen (None elsewhere), so that one part is computed.
+        `forecasts`: that difference where it is foreseen (None elsewhere), so that one part is
+        computed.
         """
         told = [None] * len(x) if scales is None else list(scales)
         seen = [None] * len(x) if forecasts is None else list(forecasts)
@@ -206,9 +252,14 @@ class Captured:
         made = self.outputs(x[again], times[again], (part * self.count + which).to(x.device))
         rest = [0.0] * len(x) if rescales is None else rescales
         found = torch.split(made, counts)
-        whole = [p if away is None else self._halves(p, away) for p, away in zip(found, seen, strict=True)]
+        whole = [
+            p if away is None else self._halves(p, away)
+            for p, away in zip(found, seen, strict=True)
+        ]
         raws = [self._one(p, s, r) for p, s, r in zip(whole, told, rest, strict=True)]
-        return torch.stack(raws), [p[self.place] - p[1 - self.place] if len(p) == 2 else None for p in found]
+        return torch.stack(raws), [
+            p[self.place] - p[1 - self.place] if len(p) == 2 else None for p in found
+        ]
 
     def cost(self, scale: float | None) -> int:
         """Network evaluations for one sample at this guidance scale."""
@@ -217,7 +268,9 @@ class Captured:
     def _halves(self, conditional: Tensor, away: Tensor) -> Tensor:
         """Both parts of a sample, the unconditional one as it is foreseen."""
         if self.parts != 2:
-            raise ArgumentError(f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out")
+            raise ArgumentError(
+                f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out"
+            )
         other = conditional - away.to(conditional)
         return torch.cat([conditional, other] if self.place == 0 else [other, conditional])
 
@@ -235,10 +288,13 @@ class Captured:
         return guided * (1 - rescale + rescale * stretch(found[self.place].std(), guided.std()))
 
     def _weights(self, scale: float) -> Tensor:
-        """The weights at another scale: the guidance beyond 1 grows in proportion, per frame where it varies."""
+        """The weights at another scale: the guidance beyond 1 grows in proportion, per frame where
+        it varies.
+        """
         if self.parts != 2 or self.own is None:
             raise ArgumentError(
-                f"this was captured with {self.parts} parts at guidance {self.own}: capture it with guidance={scale:g}"
+                f"this was captured with {self.parts} parts at guidance {self.own}: capture it with"
+                f" guidance={scale:g}"
             )
         sign = 1.0 if float(self.weights.sum()) > 0 else -1.0
         conditional = 1 + (self.weights[self.place] * sign - 1) * (scale - 1) / (self.own - 1)
@@ -247,8 +303,10 @@ class Captured:
         return made
 
 
-# -- from the watched rows ---------------------------------------------------------------------------
-def _captured(helm: Helm, rows: list[Row], own: float | None, run: Run, process: Process) -> Captured:
+# -- from the watched rows -------------------------------------------------------------------------
+def _captured(
+    helm: Helm, rows: list[Row], own: float | None, run: Run, process: Process
+) -> Captured:
     """What the rows show, checked. Raises `NotCaptured` where they do not fit together."""
     pipe, start = type(helm.pipe).__name__, rows[0].x
     assert start is not None
@@ -262,7 +320,9 @@ def _captured(helm: Helm, rows: list[Row], own: float | None, run: Run, process:
     names = _names(merged[0], rows[0], pipe)
     extra, joined = _layout(merged, rows, names[0], pipe)
     for name, value in merged[0].items():
-        if name not in names and not all(arguments.alike(value, other.get(name)) for other in merged[1:]):
+        if name not in names and not all(
+            arguments.alike(value, other.get(name)) for other in merged[1:]
+        ):
             raise NotCaptured(f"{pipe} gives its network another {name!r} at every step")
     clock = _clock([_time(m[names[1]]) for m in merged], [row.time for row in rows], pipe)
     weights = _weights(rows, len(start), pipe)
@@ -270,7 +330,8 @@ def _captured(helm: Helm, rows: list[Row], own: float | None, run: Run, process:
     if own is None and len(weights) > 1 and weights[0].numel() == 1:
         own = float(weights[place] / weights.sum())
     made = Captured(
-        helm, modules.pop(), start, process, run.prediction, run.shape, own if len(weights) > 1 else None, merged[0],
+        helm, modules.pop(), start, process, run.prediction, run.shape,
+        own if len(weights) > 1 else None, merged[0],
         names, extra, joined, clock, weights, place,
     )  # fmt: skip
     _check(made, rows, pipe)
@@ -278,7 +339,9 @@ def _captured(helm: Helm, rows: list[Row], own: float | None, run: Run, process:
 
 
 def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
-    """The arguments of a row's calls as those of one call: what is batched lies one after the other."""
+    """The arguments of a row's calls as those of one call: what is batched lies one after the
+    other.
+    """
     sizes = []
     for _, given, _ in row.calls:
         sample = parts.sample_of((), given)
@@ -291,7 +354,10 @@ def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
     if len(set(sizes)) > 1 or any(given.keys() != first.keys() for given in others):
         raise NotCaptured(f"{pipe} calls its network for unlike parts")
     try:
-        return {name: arguments.join([first[name], *(g[name] for g in others)], sizes[0], name) for name in first}
+        return {
+            name: arguments.join([first[name], *(g[name] for g in others)], sizes[0], name)
+            for name in first
+        }
     except ValueError as error:
         raise NotCaptured(f"{pipe} calls its network for parts with {error}") from error
 
@@ -302,11 +368,15 @@ def _names(given: dict[str, Any], row: Row, pipe: str) -> tuple[str, str]:
     name = next(name for name, value in given.items() if value is sample)
     time = next((name for name in TIMES if given.get(name) is not None), None)
     if time is None:
-        raise NotCaptured(f"the network of {pipe} is given no time by one of the names {', '.join(TIMES)}")
+        raise NotCaptured(
+            f"the network of {pipe} is given no time by one of the names {', '.join(TIMES)}"
+        )
     return name, time
 
 
-def _layout(merged: list[dict[str, Any]], rows: list[Row], name: str, pipe: str) -> tuple[Tensor | None, int]:
+def _layout(
+    merged: list[dict[str, Any]], rows: list[Row], name: str, pipe: str
+) -> tuple[Tensor | None, int]:
     """What the network's input holds beside the sample, and along which dimension it follows."""
     extras = []
     for given, row in zip(merged, rows, strict=True):
@@ -346,12 +416,16 @@ def _clock(told: list[float], ours: list[float], pipe: str) -> tuple[float, floa
     offset = round(offset) if abs(offset - round(offset)) < 1e-4 else offset
     span = abs(told[-1] - told[0])
     if any(abs(slope * t + offset - n) > 1e-2 * span for t, n in zip(ours, told, strict=True)):
-        raise NotCaptured(f"{pipe} gives its network times that are not linear in those of its scheduler")
+        raise NotCaptured(
+            f"{pipe} gives its network times that are not linear in those of its scheduler"
+        )
     return slope, float(offset)
 
 
 def _weights(rows: list[Row], count: int, pipe: str) -> Tensor:
-    """The weights (parts, 1, …) with raw = sum of weight·part: one for each part, or one for each frame of it."""
+    """The weights (parts, 1, …) with raw = sum of weight·part: one for each part, or one for each
+    frame of it.
+    """
     found = []
     for row in rows:
         raw = row.raw
@@ -364,21 +438,28 @@ def _weights(rows: list[Row], count: int, pipe: str) -> Tensor:
         found.append((torch.stack(torch.split(made, count)), raw.double()))
     pieces = torch.cat([p for p, _ in found], 1)
     raws = torch.cat([r for _, r in found])
-    bound = (EXACT if raws.dtype == torch.float64 and rows[0].raw.dtype == torch.float32 else HALF) * raws.norm()  # type: ignore[union-attr]
+    single = rows[0].raw is not None and rows[0].raw.dtype == torch.float32
+    bound = (EXACT if raws.dtype == torch.float64 and single else HALF) * raws.norm()
     ones = (1,) * (raws.ndim - 1)
     weights = _least(pieces.flatten(1), raws.flatten()).view(-1, *ones)
     if (torch.sum(pieces * weights[:, None], 0) - raws).norm() <= bound:
         return _rounded(weights)
-    frames = [_least(pieces[:, :, i].flatten(1), raws[:, i].flatten()) for i in range(raws.shape[1])]
+    frames = [
+        _least(pieces[:, :, i].flatten(1), raws[:, i].flatten()) for i in range(raws.shape[1])
+    ]
     weights = torch.stack(frames, 1).view(len(pieces), -1, *ones[1:])
     if (torch.sum(pieces * weights[:, None], 0) - raws).norm() <= bound:
         return _rounded(weights)
-    raise NotCaptured(f"{pipe} combines what its network returns in a way that is not a sum of its parts")
+    raise NotCaptured(
+        f"{pipe} combines what its network returns in a way that is not a sum of its parts"
+    )
 
 
 def _least(pieces: Tensor, raw: Tensor) -> Tensor:
     """Least squares by the normal equations; parts that are equal share the weight."""
-    found: Tensor = torch.linalg.lstsq(pieces @ pieces.T, (pieces @ raw)[:, None], driver="gelsd").solution
+    found: Tensor = torch.linalg.lstsq(
+        pieces @ pieces.T, (pieces @ raw)[:, None], driver="gelsd"
+    ).solution
     return found[:, 0]
 
 
@@ -398,8 +479,13 @@ def _check(made: Captured, rows: list[Row], pipe: str) -> None:
     try:
         again = made(x, times, [i for _, i in picked])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise NotCaptured(f"the network of {pipe} does not take samples of different times: {error}") from error
+        raise NotCaptured(
+            f"the network of {pipe} does not take samples of different times: {error}"
+        ) from error
     off = float((again - raw).abs().max() / raw.abs().max())
     half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (made.given[made.names[0]], raw))
     if not off <= (HALF if half else EXACT):
-        raise NotCaptured(f"the network of {pipe} gives something else outside its loop, by {off:.2g} of its largest")
+        raise NotCaptured(
+            f"the network of {pipe} gives something else outside its loop, by {off:.2g} of its"
+            " largest"
+        )

@@ -1,25 +1,27 @@
-"""Which sampler, on which grid, with how many steps a call runs: one rule for the helm, the drop-in scheduler and the
-command line.
+"""Which sampler, on which grid, with how many steps a call runs: one rule for the helm, the drop-in
+scheduler and the command line.
 
 The sampler is the first of these that there is:
 
 1. what the caller names, or what the run was begun with that the call goes on with;
-2. what is set on the pipeline, where it maps: a timonel `Scheduler` with its sampler, a class of `timonel.compat`, or
-   a scheduler of diffusers with its flags, whoever has set it, the user or the author of the checkpoint;
+2. what is set on the pipeline, where it maps: a timonel `Scheduler` with its sampler, a class of
+   `timonel.compat`, or a scheduler of diffusers with its flags, whoever has set it, the user or the
+   author of the checkpoint;
 3. the card of a shipped model, or the preset of the family (`diagnosis/presets.py`);
-4. what was measured nearest: `sampler.DEFAULT` on the grid `grids.usual`, see docs/which-sampler.md.
+4. what was measured nearest: `sampler.DEFAULT` on the grid `grids.usual`, see
+   docs/which-sampler.md.
 
-A shipped model is used as its card says: the scheduler in its folder says what the network was trained for and counts
-as set once it is replaced or changed.
+A shipped model is used as its card says: the scheduler in its folder says what the network was
+trained for and counts as set once it is replaced or changed.
 
-A sampler that names no grid takes the solver's own. The one that is set on the pipeline keeps the levels that its
-config asks for. One that the caller names is put on them too where somebody chose them: a sigma flag, or trailing
-times, which no class of diffusers has by default (few-step models are distilled on them). Else it takes the process'
-usual grid, `grids.usual`. In the drop-in scheduler the config is the caller's word, so its `timestep_spacing` always
-acts.
+A sampler that names no grid takes the solver's own. The one that is set on the pipeline keeps the
+levels that its config asks for. One that the caller names is put on them too where somebody chose
+them: a sigma flag, or trailing times, which no class of diffusers has by default (few-step models
+are distilled on them). Else it takes the process' usual grid, `grids.usual`. In the drop-in
+scheduler the config is the caller's word, so its `timestep_spacing` always acts.
 
-The steps are the caller's, else the card's, else the few that a model was distilled for where the sampler is lcm or
-tcd, else the pipeline's own default, else `STEPS`.
+The steps are the caller's, else the card's, else the few that a model was distilled for where the
+sampler is lcm or tcd, else the pipeline's own default, else `STEPS`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from .inspect_source import indexes_by_time
 from .sockets import kept
 from .sockets.requested_levels import GRID_FLAGS
 
-FEW = 4  # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model card
+# steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model
+# card
+FEW = 4
 SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
 NAMED, RESUMED, SET, NEAREST = (
     "as named",
@@ -67,7 +71,10 @@ class Choice:
     steps_why: str
 
     def __str__(self) -> str:
-        return f"{self.sampler.label}, {self.sampler.steps} steps (sampler {self.why}; steps {self.steps_why})"
+        return (
+            f"{self.sampler.label}, {self.sampler.steps} steps (sampler {self.why}; steps"
+            f" {self.steps_why})"
+        )
 
     def listed(self, made: Sampler, steps: int) -> Choice:
         """The choice of a call with a list of levels, which makes so many steps."""
@@ -77,7 +84,9 @@ class Choice:
         """The choice with the grid that a scheduler has settled."""
         if self.sampler.fitted is not None or made.grid is None:
             return self
-        return replace(self, sampler=replace(self.sampler, grid=made.grid, grid_options=made.grid_options))
+        return replace(
+            self, sampler=replace(self.sampler, grid=made.grid, grid_options=made.grid_options)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,14 +112,19 @@ class Model:
 
 
 def choose(
-    model: Model, sampler: Sampler | str | None = None, steps: int | None = None, *, fitted: Sampler | None = None
+    model: Model,
+    sampler: Sampler | str | None = None,
+    steps: int | None = None,
+    *,
+    fitted: Sampler | None = None,
 ) -> Choice:
     """The sampler and steps of a call.
 
     Args:
         model: what the call is made on.
         sampler, steps: what the caller names; None is nothing.
-        fitted: the shipped sampler for this card, its steps and the call's guidance, which goes before the card's own.
+        fitted: the shipped sampler for this card, its steps and the call's guidance, which goes
+        before the card's own.
 
     Returns:
         The choice. Its grid is None where the config of the model's scheduler decides it.
@@ -136,11 +150,12 @@ def begun(asked: Sampler, made: Sampler, table: Table) -> Sampler | None:
 
     Args:
         asked: what was chosen for the call.
-        made: the same with its levels settled; without a grid where a list gave them, which the later call gives too.
-        table: what it makes of them.
+        made: the same with its levels settled; without a grid where a list gave them, which the
+        later call gives too. table: what it makes of them.
 
     Returns:
-        The sampler; None where it says less than the scheduler did, as a class of `timonel.compat` with its own levels.
+        The sampler; None where it says less than the scheduler did, as a class of `timonel.compat`
+        with its own levels.
     """
     if made.fitted is not None:
         return asked
@@ -168,9 +183,10 @@ def of_run(run: Run) -> Sampler:
     except TimonelError:
         pass
     raise ArgumentError(
-        f"the run to resume is {table.solver!r} on {table.grid!r} with {table.steps} steps and does not say which "
-        "sampler of the helm that is: one of your own loop or of timonel.compat goes on there (for row in run.rows(): "
-        "run.advance(…)); for another name its sampler= and steps="
+        f"the run to resume is {table.solver!r} on {table.grid!r} with {table.steps} steps and does"
+        " not say which sampler of the helm that is: one of your own loop or of timonel.compat"
+        " goes on there (for row in run.rows(): run.advance(…)); for another name its sampler= and"
+        " steps="
     )
 
 
@@ -192,8 +208,8 @@ def resumed(model: Model, run: Run, steps: int | None) -> Choice:
     made = choose(model, own, own.steps or steps)
     if steps not in (None, made.sampler.steps):
         raise ArgumentError(
-            f"the run to resume is {own.label!r} with {made.sampler.steps} steps, this call asks for {steps}: leave "
-            "steps= out to go on with it"
+            f"the run to resume is {own.label!r} with {made.sampler.steps} steps, this call asks"
+            f" for {steps}: leave steps= out to go on with it"
         )
     return replace(made, why=RESUMED, steps_why=RESUMED)
 
@@ -205,7 +221,9 @@ def _named_levels(sampler: Sampler) -> bool:
 
 
 def _configured(model: Model) -> bool:
-    """Whether the config of the scheduler that is set on the pipeline decides the levels of another sampler too."""
+    """Whether the config of the scheduler that is set on the pipeline decides the levels of another
+    sampler too.
+    """
     config = model.scheduler.config
     flagged = any(config.get(flag) for flag in GRID_FLAGS)
     return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
@@ -214,8 +232,9 @@ def _configured(model: Model) -> bool:
 def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     """The sampler of a class with the times of that class, where no grid has them.
 
-    diffusers' DPM family spaces its times otherwise than the rest: `leading` leaves the lowest one out. Its Heun of
-    flows goes down to the lowest level, which halves the error of the step to 0 that no second call corrects.
+    diffusers' DPM family spaces its times otherwise than the rest: `leading` leaves the lowest one
+    out. Its Heun of flows goes down to the lowest level, which halves the error of the step to 0
+    that no second call corrects.
     """
     from ..compat.schedulers import CLASSES
 
@@ -225,26 +244,37 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     if cls is None or flagged or sampler.grid is not None:
         return sampler
     two_calls = cls.family == "flow" and sampler.name == "heun"
-    if (cls.family, model.process.kind) != ("dpm", "vp") and (model.process.kind != "flow" or not two_calls):
+    if (cls.family, model.process.kind) != ("dpm", "vp") and (
+        model.process.kind != "flow" or not two_calls
+    ):
         return sampler
     scheduler = cls.from_config(config)
     scheduler.set_timesteps(steps)
-    times, end = scheduler.settled_times.tolist(), scheduler.run.table.level(scheduler.run.table.nfe)
+    times, end = (
+        scheduler.settled_times.tolist(),
+        scheduler.run.table.level(scheduler.run.table.nfe),
+    )
     if len(times) != steps:
         return sampler
-    if bool(end.sigma > 0) and hasattr(scheduler, "schedule"):  # above zero a full order up to the end goes astray
+    if bool(end.sigma > 0) and hasattr(
+        scheduler, "schedule"
+    ):  # above zero a full order up to the end goes astray
         sampler = replace(sampler, options={**sampler.options, "order": scheduler.schedule})
     return replace(sampler, times=tuple(times))
 
 
 def ends_low(model: Model, made: Choice) -> bool:
-    """Whether the class that is set ends at the lowest training level, with the orders that it has there.
+    """Whether the class that is set ends at the lowest training level, with the orders that it has
+    there.
 
     To the clean level its last step would be much longer than the others.
     """
     from ..compat.schedulers import CLASSES
 
-    cls, scheduled = CLASSES.get(type(model.scheduler).__name__), isinstance(made.sampler.options.get("order"), str)
+    cls, scheduled = (
+        CLASSES.get(type(model.scheduler).__name__),
+        isinstance(made.sampler.options.get("order"), str),
+    )
     return (
         made.why.startswith((SET, RESUMED))
         and scheduled
@@ -254,18 +284,26 @@ def ends_low(model: Model, made: Choice) -> bool:
 
 
 def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:
-    """The sampler with an order that so few steps have; diffusers' classes lower theirs without a word too."""
+    """The sampler with an order that so few steps have; diffusers' classes lower theirs without a
+    word too.
+    """
     from ..compat.rows import FEW as LOWERED
 
     order, config = sampler.options.get("order"), model.scheduler.config
     changed: dict[str, Any] = {"order": steps} if isinstance(order, int) and order > steps else {}
-    falls = config.get("solver_order") == 3 and config.get("lower_order_final", True) and steps < LOWERED
+    falls = (
+        config.get("solver_order") == 3
+        and config.get("lower_order_final", True)
+        and steps < LOWERED
+    )
     if falls and sampler.fitted is None and "final_order" in solvers.find(sampler.name).options:
         changed["final_order"] = 2
     return replace(sampler, options={**sampler.options, **changed}) if changed else sampler
 
 
-def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) -> tuple[Sampler, str]:
+def _sampler(
+    model: Model, named: Sampler | str | None, fitted: Sampler | None
+) -> tuple[Sampler, str]:
     if named is not None:
         return Sampler.of(named), NAMED
     if model.card is not None and model.as_shipped:
@@ -278,7 +316,8 @@ def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) 
         made, why = _preset(model) or (Sampler(), NEAREST)
         name = type(model.scheduler).__name__
         warnings.warn(
-            f"{error}; {made.label!r} runs in place of the {name} that is set on the pipeline ({why}): name a sampler",
+            f"{error}; {made.label!r} runs in place of the {name} that is set on the pipeline"
+            f" ({why}): name a sampler",
             SchedulerReplaced,
             stacklevel=2,
         )
@@ -286,7 +325,8 @@ def _sampler(model: Model, named: Sampler | str | None, fitted: Sampler | None) 
 
 
 def of_scheduler(scheduler: Any) -> Sampler:
-    """The sampler that a scheduler of timonel, `timonel.compat` or diffusers is; without a grid, its config's.
+    """The sampler that a scheduler of timonel, `timonel.compat` or diffusers is; without a grid,
+    its config's.
 
     Raises `ArgumentError` where it is none.
     """
@@ -299,7 +339,9 @@ def of_scheduler(scheduler: Any) -> Sampler:
 
 
 def of_config(config: Mapping[str, Any]) -> Sampler:
-    """The sampler that the class and the flags of a config stand for, else the one that was measured nearest."""
+    """The sampler that the class and the flags of a config stand for, else the one that was
+    measured nearest.
+    """
     try:
         return _of_class(class_of(config), config)
     except TimonelError:
@@ -307,16 +349,25 @@ def of_config(config: Mapping[str, Any]) -> Sampler:
 
 
 def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
-    """A class of diffusers with its flags as a sampler without a grid. Raises `ArgumentError` where it is none."""
+    """A class of diffusers with its flags as a sampler without a grid. Raises `ArgumentError` where
+    it is none.
+    """
     from ..compat.flags import LEARNED
     from ..compat.schedulers import CLASSES
 
     if name == "DDPMScheduler" and config.get("variance_type") in LEARNED:
-        raise ArgumentError(f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel")
+        raise ArgumentError(
+            f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel"
+        )
     if name in CLASSES:
         made: Sampler = CLASSES[name].from_config({**config, "_class_name": name}).sampler
         usual = inspect.signature(solvers.find(made.name).make).parameters
-        return replace(made, options={k: v for k, v in made.options.items() if k not in usual or usual[k].default != v})
+        return replace(
+            made,
+            options={
+                k: v for k, v in made.options.items() if k not in usual or usual[k].default != v
+            },
+        )
     if names.key(name) in names.ALIASES:
         return Sampler(name)
     raise ArgumentError(f"{name or 'a scheduler without a name'} is no sampler of timonel")
@@ -332,7 +383,10 @@ def _preset(model: Model) -> tuple[Sampler, str] | None:
     if family is None:
         return None
     first = PRESETS[family][0]
-    return Sampler(first.sampler, options=dict(first.options), steps=first.steps), f"preset of {family}"
+    return (
+        Sampler(first.sampler, options=dict(first.options), steps=first.steps),
+        f"preset of {family}",
+    )
 
 
 def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]:
@@ -347,18 +401,26 @@ def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]
     if solvers.find(sampler.name).grid == "lcm":
         return FEW, f"few, as for all models distilled for {sampler.name}"
     own = steps_of(model.pipe)
-    return (STEPS, "timonel's default") if own is None else (own, f"the default of {type(model.pipe).__name__}")
+    return (
+        (STEPS, "timonel's default")
+        if own is None
+        else (own, f"the default of {type(model.pipe).__name__}")
+    )
 
 
 def steps_of(pipe: Any) -> int | None:
-    """The number of steps that a pipeline makes where none is given; None where it has no such number."""
+    """The number of steps that a pipeline makes where none is given; None where it has no such
+    number.
+    """
     found = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
     value = None if found is None else found.default
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def checked(named: int | None, own: int | None) -> int | None:
-    """The steps of a call that may give them under two names. Raises `ArgumentError` where those disagree."""
+    """The steps of a call that may give them under two names. Raises `ArgumentError` where those
+    disagree.
+    """
     if named is not None and own is not None and named != own:
         raise ArgumentError(f"steps={named} and num_inference_steps={own} disagree; give one")
     return own if named is None else named

@@ -18,15 +18,23 @@ from .guidance.gate import networks
 if TYPE_CHECKING:
     from ..core.fitted.fitted import Fitted
 
-PARTS = ("timesteps", "sigmas", "strength", "denoising_start", "denoising_end")  # of a journey, or other levels
+PARTS = (
+    "timesteps",
+    "sigmas",
+    "strength",
+    "denoising_start",
+    "denoising_end",
+)  # of a journey, or other levels
 
 
 def guided(
     pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any], guidance: Guidance | None
 ) -> Guidance | None:
-    """The guidance of a call, with the pipeline's own scale where none was given; None where it has none.
+    """The guidance of a call, with the pipeline's own scale where none was given; None where it has
+    none.
 
-    `options`: of the call, with the scale that `scale.order` wrote there. A scale of at most 1 is no guidance.
+    `options`: of the call, with the scale that `scale.order` wrote there. A scale of at most 1 is
+    no guidance.
     """
     if guidance is not None and guidance.scale is not None:
         return guidance
@@ -55,13 +63,15 @@ def _own(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -
 
 
 def warn(fitted: Fitted, pipe: Any, prediction: str, guidance: Guidance | None) -> None:
-    """Warn with `FittedElsewhere` where a sampler was fitted to something else than this call, and say to what."""
+    """Warn with `FittedElsewhere` where a sampler was fitted to something else than this call, and
+    say to what.
+    """
     found = [fingerprint(module) for module, main in networks(pipe).items() if main]
     differences = fitted.differences(found, prediction, guidance)
     if differences:
         warnings.warn(
-            f"sampler {fitted.name!r} runs where it was not fitted: {'; '.join(differences)}. It may be no better "
-            "than a named one here; timonel tune fits another",
+            f"sampler {fitted.name!r} runs where it was not fitted: {'; '.join(differences)}. It"
+            " may be no better than a named one here; timonel tune fits another",
             FittedElsewhere,
             stacklevel=5,
         )
@@ -79,10 +89,12 @@ def shipped(
     """The sampler that was fitted to a shipped model for just this call; None where there is none.
 
     Args:
-        model, steps, prediction: the shipped model's name, the number of steps, and what its network predicts.
-        pipe, parameters, options, guidance: as for `guided`.
+        model, steps, prediction: the shipped model's name, the number of steps, and what its
+        network predicts. pipe, parameters, options, guidance: as for `guided`.
     """
-    found = None if any(options.get(name) is not None for name in PARTS) else zoo.fitted(model, steps)
+    found = (
+        None if any(options.get(name) is not None for name in PARTS) else zoo.fitted(model, steps)
+    )
     if found is None or found.fitted is None:
         return None
     own = guided(pipe, parameters, options, guidance)

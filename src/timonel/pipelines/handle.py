@@ -43,8 +43,9 @@ class Handle:
         handle.run.guidance = 9.0
         picture = handle.result().images[0]
 
-    `pause`, `stop` and `resume` may come before the first step. Once the loop is over, while the pipeline decodes and
-    afterwards, orders are refused with `RunError`, see `states`. The pipeline's thread is a daemon.
+    `pause`, `stop` and `resume` may come before the first step. Once the loop is over, while the
+    pipeline decodes and afterwards, orders are refused with `RunError`, see `states`. The
+    pipeline's thread is a daemon.
     """
 
     def __init__(self, helm: Helm, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -56,7 +57,9 @@ class Handle:
         self._error: BaseException | None = None
         self._ended = False
         resume = options.get("resume")
-        self._complete = isinstance(resume, Run) and resume.row == resume.table.nfe  # it is only decoded
+        self._complete = (
+            isinstance(resume, Run) and resume.row == resume.table.nfe
+        )  # it is only decoded
         hooks = [_Begun(self), *border.listed(options.pop("hooks", None))]
         self._call = helm.ready(args, {**options, "hooks": hooks})
         self._thread = threading.Thread(target=self._work, name="timonel-helm", daemon=True)
@@ -84,7 +87,9 @@ class Handle:
             self._change.notify_all()
 
     def _order(self, name: str, order: Callable[[Run], Any]) -> Any:
-        """Do an order, or let it wait for the run to begin; `RunError` where the state refuses it, see `states`."""
+        """Do an order, or let it wait for the run to begin; `RunError` where the state refuses it,
+        see `states`.
+        """
         with self._change:
             if self._run is None:
                 if not self.done and not allowed(name, "new"):
@@ -97,7 +102,9 @@ class Handle:
 
     @property
     def _phase(self) -> str:
-        """The state that `states.ORDERS` is about. The call's own loop is meant: nobody else goes on with its run."""
+        """The state that `states.ORDERS` is about. The call's own loop is meant: nobody else goes
+        on with its run.
+        """
         if self.done:
             return "ended"
         if self._run is None:
@@ -137,7 +144,9 @@ class Handle:
         return 0 if self._run is None else self._run.step
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until there is a run, or the call has failed; False if `timeout` seconds were not enough."""
+        """Wait until there is a run, or the call has failed; False if `timeout` seconds were not
+        enough.
+        """
         with self._change:
             return self._change.wait_for(lambda: self._run is not None or self.done, timeout)
 
@@ -156,31 +165,43 @@ class Handle:
         self._order("stop", lambda run: run.stop(reason))
 
     def rewind(self, step: int) -> None:
-        """Go back so that `step` steps are completed. Raises `RunError` for a step that was not reached."""
+        """Go back so that `step` steps are completed. Raises `RunError` for a step that was not
+        reached.
+        """
         self._order("rewind", lambda run: run.rewind(step))
 
     def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
-        """A second run at the same point; continue it with `helm(…, resume=branch)` once this call has ended."""
+        """A second run at the same point; continue it with `helm(…, resume=branch)` once this call
+        has ended.
+        """
         made: Run = self._order("branch", lambda run: run.branch(hooks=hooks))
         return made
 
     def preview(self, *, decode: bool = False) -> list[Image.Image]:
-        """Pictures of the newest denoised prediction, one per sample; linear and small unless `decode`.
+        """Pictures of the newest denoised prediction, one per sample; linear and small unless
+        `decode`.
 
-        After a rewind they are those of the step that the run is at; at step 0 there is only its noise. With `decode`
-        while the pipeline encodes or decodes itself, they wait for its end. Raises `RunError` before there is a run,
-        and where no picture can be made, with the reason; the run goes on.
+        After a rewind they are those of the step that the run is at; at step 0 there is only its
+        noise. With `decode` while the pipeline encodes or decodes itself, they wait for its end.
+        Raises `RunError` before there is a run, and where no picture can be made, with the reason;
+        the run goes on.
         """
         return previewed(self._helm.context, self.run, decode=decode, going=not self.done)
 
     def result(self, timeout: float | None = None) -> Any:
-        """The pipeline's output, once it is there, as often as it is asked for; the call outlives an interrupted wait.
+        """The pipeline's output, once it is there, as often as it is asked for; the call outlives
+        an interrupted wait.
 
         `timeout`: seconds, or None. Raises what the call raised, and `TimeoutError`.
         """
-        with self._change:  # not the thread's join, which takes an interrupted wait for the thread's end
+        with (
+            self._change
+        ):  # not the thread's join, which takes an interrupted wait for the thread's end
             if not self._change.wait_for(lambda: self._ended, timeout):
-                raise TimeoutError(f"the call has not ended after {timeout} s: it is {self.status} at step {self.step}")
+                raise TimeoutError(
+                    f"the call has not ended after {timeout} s: it is {self.status} at step"
+                    f" {self.step}"
+                )
         if self._error is not None:
             raise self._error
         return self._made

@@ -17,7 +17,16 @@ from ..core.guidance import Guidance
 from ..core.noise import MOST, Seeded, checked
 from ..core.run import Run
 from ..core.sampler import DEFAULT, Sampler
-from ..errors import ArgumentError, GridError, Inexact, ModelError, RunError, UnknownName, is_number, whole
+from ..errors import (
+    ArgumentError,
+    GridError,
+    Inexact,
+    ModelError,
+    RunError,
+    UnknownName,
+    is_number,
+    whole,
+)
 from ..zoo import prompts
 from . import choice, fitted_check, request
 from .decode.not_finite import Decoded
@@ -61,7 +70,9 @@ COUNTED = (
 
 
 class Ready:
-    """A call that has everything it needs for itself. Calling it makes the call; else `cancel` lets go of it."""
+    """A call that has everything it needs for itself. Calling it makes the call; else `cancel` lets
+    go of it.
+    """
 
     def __init__(self, go: Callable[[], Any], held: ExitStack) -> None:
         self._go, self._held = go, held
@@ -83,20 +94,25 @@ def _ended(run: Run | None) -> bool:
 class Helm:
     """A pipeline at the helm.
 
-        helm = tm.Helm("emoji")                      # a shipped model, a folder, a file, a hub name or a pipeline
-        picture = helm("red apple", sampler="dpmpp_2m/karras", steps=12, guidance=tm.cfg(4, until=0.4),
+        helm = tm.Helm("emoji")                      # a shipped model, a folder, a file, a hub name
+        or a pipeline picture = helm("red apple", sampler="dpmpp_2m/karras", steps=12,
+        guidance=tm.cfg(4, until=0.4),
                        seeds=[7], hooks=[tm.preview("frames/")]).images[0]
 
     The pipeline is used as it is: after a call everything on it is what it was before.
 
-    Raises `ModelError` for a model that cannot be loaded or has no scheduler loop, `ArgumentError` for an option of
-    loading that does not fit.
+    Raises `ModelError` for a model that cannot be loaded or has no scheduler loop, `ArgumentError`
+    for an option of loading that does not fit.
     """
 
     def __init__(self, pipe: Any, **loading: Unpack[Loading]) -> None:
-        """`pipe`: a pipeline object, or the name of a model, which `loading` says how to load; see `Loading`."""
+        """`pipe`: a pipeline object, or the name of a model, which `loading` says how to load; see
+        `Loading`.
+        """
         self.name: str | None = os.fspath(pipe) if isinstance(pipe, (str, os.PathLike)) else None
-        self.card: zoo.Card | None = zoo.card(pipe) if isinstance(pipe, str) and pipe in zoo.MODELS else None
+        self.card: zoo.Card | None = (
+            zoo.card(pipe) if isinstance(pipe, str) and pipe in zoo.MODELS else None
+        )
         self.pipe = pipeline_of(pipe, **loading)
         self.loading: dict[str, Any] = dict(loading)
         if not callable(self.pipe) or not hasattr(getattr(self.pipe, "scheduler", None), "config"):
@@ -105,7 +121,10 @@ class Helm:
                 "give a pipeline object, a folder or a model name"
             )
         if needs := foreign(self.pipe):
-            raise ModelError(f"{type(self.pipe).__name__} {needs}; timonel cannot steer it, use its own scheduler")
+            raise ModelError(
+                f"{type(self.pipe).__name__} {needs}; timonel cannot steer it, use its own"
+                " scheduler"
+            )
         if not steps_with_scheduler(self.pipe):
             raise ModelError(
                 f"{type(self.pipe).__name__} has no loop of its own that steps its scheduler; "
@@ -113,7 +132,9 @@ class Helm:
             )
         self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
-        self.choice: choice.Choice | None = None  # the sampler and steps of the last call, and why; see `choose`
+        self.choice: choice.Choice | None = (
+            None  # the sampler and steps of the last call, and why; see `choose`
+        )
         self._scheduler: Scheduler | None = None
         self._came = (self.pipe.scheduler, dict(self.pipe.scheduler.config))  # with the model
 
@@ -122,20 +143,26 @@ class Helm:
 
     @property
     def run(self) -> Run | None:
-        """The run of the present call, or of the last one, however that ended: `resume=helm.run` goes on with it."""
+        """The run of the present call, or of the last one, however that ended: `resume=helm.run`
+        goes on with it.
+        """
         return None if self._scheduler is None else self._scheduler.newest
 
     def preview(self, *, decode: bool = False) -> list[Image.Image]:
-        """Pictures of the newest denoised prediction of `run`, one per sample; linear and small unless `decode`.
+        """Pictures of the newest denoised prediction of `run`, one per sample; linear and small
+        unless `decode`.
 
-        Of a call that was stopped, interrupted or failed, too. Raises `RunError` before there is a run.
+        Of a call that was stopped, interrupted or failed, too. Raises `RunError` before there is a
+        run.
         """
         if self.run is None or not self.run.started:
             raise RunError("there is no run to show yet; call the helm first")
         return self.pictures(self.run, decode)
 
     def pictures(self, run: Run, decode: bool) -> list[Image.Image]:
-        """Pictures of the newest denoised prediction of a run of this helm; of its noise where there is none yet."""
+        """Pictures of the newest denoised prediction of a run of this helm; of its noise where
+        there is none yet.
+        """
         return previewed(self.context, run, decode=decode, going=False)
 
     def __call__(
@@ -152,35 +179,49 @@ class Helm:
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
 
-        `sampler, steps`: see `Sampler`; what is not named here is taken from the scheduler that is set on the
-        pipeline, a shipped model's card, or what was measured nearest: see `choose`. A sampler that was fitted to
-        another model, prediction or guidance than this call's warns with `FittedElsewhere`. `guidance`: a scale
-        or `cfg(…)`; the scale is given to the pipeline as its own, whatever that argument is called. `seeds`: one per
-        sample, or one number for the first of consecutive seeds; drawn and left in `self.seeds` where none are given.
-        `keep`: step states kept for instant rewinds. `resume`: a run that was loaded, branched, stopped or
-        interrupted, or that failed, to continue with its own sampler and steps, and with its guidance unless another
-        is named here; a finished one is only decoded. A network with a cache of diffusers' warns with `Inexact` where
-        what it remembered was not kept with the run.
+        `sampler, steps`: see `Sampler`; what is not named here is taken from the scheduler that is
+        set on the pipeline, a shipped model's card, or what was measured nearest: see `choose`. A
+        sampler that was fitted to another model, prediction or guidance than this call's warns with
+        `FittedElsewhere`. `guidance`: a scale or `cfg(…)`; the scale is given to the pipeline as
+        its own, whatever that argument is called. `seeds`: one per sample, or one number for the
+        first of consecutive seeds; drawn and left in `self.seeds` where none are given. `keep`:
+        step states kept for instant rewinds. `resume`: a run that was loaded, branched, stopped or
+        interrupted, or that failed, to continue with its own sampler and steps, and with its
+        guidance unless another is named here; a finished one is only decoded. A network with a
+        cache of diffusers' warns with `Inexact` where what it remembered was not kept with the run.
 
-        Raises `ArgumentError` before any compute for arguments the pipeline does not have or that do not fit
-        each other, and `RunError` while another call on this pipeline goes on, or on one that shares its network.
+        Raises `ArgumentError` before any compute for arguments the pipeline does not have or that
+        do not fit each other, and `RunError` while another call on this pipeline goes on, or on one
+        that shares its network.
         """
-        ours = {"sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks, "seeds": seeds, "keep": keep}
+        ours = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
+            "hooks": hooks,
+            "seeds": seeds,
+            "keep": keep,
+        }
         return self.ready(args, {**ours, "resume": resume, **options})()
 
     def start(self, *args: Any, **options: Any) -> Handle:
         """Call the pipeline in a background thread, with the arguments of a call; see `Handle`.
 
-        Raises before the thread starts what a call would raise before any compute. Until the call ends, plain calls
-        of the pipeline and of others that share its network are refused with `RunError`.
+        Raises before the thread starts what a call would raise before any compute. Until the call
+        ends, plain calls of the pipeline and of others that share its network are refused with
+        `RunError`.
         """
         return Handle(self, args, options)
 
     def ready(self, args: tuple[Any, ...], given: dict[str, Any]) -> Ready:
-        """A call with everything checked and claimed, to be made later. Raises what a call raises before compute."""
+        """A call with everything checked and claimed, to be made later. Raises what a call raises
+        before compute.
+        """
         with ExitStack() as stack:
             claim = stack.enter_context(Claim(self.pipe))
-            scheduler, gate, options = self._prepare(args, {name: given.pop(name, None) for name in OURS}, given)
+            scheduler, gate, options = self._prepare(
+                args, {name: given.pop(name, None) for name in OURS}, given
+            )
             stack.enter_context(self.opened(claim, scheduler, gate))
             return Ready(lambda: self._go(scheduler, gate, options, claim), stack.pop_all())
 
@@ -218,7 +259,10 @@ class Helm:
                     scheduler.current.disown()
         if not scheduler.hand.given:
             requested_levels.left(scheduler.sampler.steps, options, self._parameters)
-            raise ModelError(f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot steer it")
+            raise ModelError(
+                f"{type(self.pipe).__name__} made no step with its scheduler; timonel cannot"
+                " steer it"
+            )
         if self.choice is not None and scheduler.orders.listed:
             self.choice = self.choice.listed(scheduler.settled, scheduler.run.table.steps)
         decoded.check()
@@ -228,8 +272,13 @@ class Helm:
     def _pass(self, scheduler: Scheduler, options: dict[str, Any], claim: Claim) -> Any:
         """Call the pipeline; again from its beginning after a rewind that its loop cannot follow."""
         given = options.get("generator")
-        generators = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-        generators += [torch.default_generator, *torch.cuda.default_generators]  # some draw from these too
+        generators = (
+            [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+        )
+        generators += [
+            torch.default_generator,
+            *torch.cuda.default_generators,
+        ]  # some draw from these too
         states = [generator.get_state() for generator in generators]
         while True:
             try:
@@ -253,7 +302,8 @@ class Helm:
             yield
         finally:
             if scheduler.newest is None or not scheduler.newest.started:
-                self._scheduler = before  # it ended before its run began: the last run is still there to go on with
+                # it ended before its run began: the last run is still there to go on with
+                self._scheduler = before
             self.pipe.scheduler = own
             if bar is not None:
                 self.pipe._progress_bar_config = bar
@@ -271,9 +321,15 @@ class Helm:
     ) -> tuple[Scheduler, Gate, dict[str, Any]]:
         """Everything of a call but the call; what can be refused is refused here."""
         ours = request.ours(ours)
-        options = requested_levels.shares(self._repeated(request.options(self._named(args, options), self._parameters)))
+        options = requested_levels.shares(
+            self._repeated(request.options(self._named(args, options), self._parameters))
+        )
         hooks, resume = tuple(ours["hooks"]), ours["resume"]
-        chosen = choice.of_run(resume) if resume is not None and ours["sampler"] is None else ours["sampler"]
+        chosen = (
+            choice.of_run(resume)
+            if resume is not None and ours["sampler"] is None
+            else ours["sampler"]
+        )
         named = requested_levels.named(chosen, options)
         batch = self._batch(options)
         for hook in hooks:
@@ -286,7 +342,8 @@ class Helm:
         gate = Gate(self.pipe, scheduler, batch, own)
         gate.usual = scale.usual(self.pipe, self._parameters, options) if own is None else own
         scheduler.orders = Orders(
-            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options, resume), keep=ours["keep"],
+            guidance=given, hooks=hooks, seeds=self._seed(ours["seeds"], batch, options, resume),
+            keep=ours["keep"],
             context=self.context, guided=gate.combined, recall=counts(self.pipe), resume=resume,
             resumed=resume is not None, named=named,
             listed=options.get("sigmas") is not None or options.get("timesteps") is not None,
@@ -306,7 +363,9 @@ class Helm:
     def _scaled(
         self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None = None
     ) -> Guidance | float | None:
-        """The guidance of a call: what it names, else that of the run it resumes, else what the model's card says."""
+        """The guidance of a call: what it names, else that of the run it resumes, else what the
+        model's card says.
+        """
         resumed = resume.guidance if isinstance(resume, Run) else None
         if guidance is not None or (self.card is None and resumed is None):
             return guidance
@@ -320,16 +379,22 @@ class Helm:
     def _resumable(self, run: Run, scheduler: Scheduler) -> None:
         """Refuse, before anything is computed, a run that cannot go on in this call."""
         if busy.live(run):
-            raise RunError("the run to resume goes on in another call: wait for its end, or resume a run.branch()")
+            raise RunError(
+                "the run to resume goes on in another call: wait for its end, or resume a"
+                " run.branch()"
+            )
         if not run.row:
             raise RunError("the run to resume has made no step; call without resume= to begin one")
         table, sampler = run.table, scheduler.sampler
         if table.solver != scheduler.run.table.solver or scheduler.run.table.nfe < table.nfe:
             raise ArgumentError(
-                f"the run to resume is {table.solver!r} with {table.steps} steps, this call is {sampler.name!r} with "
-                f"{sampler.steps}: give the same sampler and steps, or leave both out"
+                f"the run to resume is {table.solver!r} with {table.steps} steps, this call is"
+                f" {sampler.name!r} with {sampler.steps}: give the same sampler and steps, or leave"
+                " both out"
             )
-        if run.row < table.nfe and not caches.fits(networks(self.pipe), None if run.memory is UNKNOWN else run.memory):
+        if run.row < table.nfe and not caches.fits(
+            networks(self.pipe), None if run.memory is UNKNOWN else run.memory
+        ):
             warnings.warn(
                 f"the network of this {type(self.pipe).__name__} has a cache, and what that remembered was not kept "
                 "with the run: it goes on with an empty one, near to what it would have been but not exactly",
@@ -344,15 +409,17 @@ class Helm:
         total = scheduler.process.train_steps
         if not bool((scheduler.timesteps < round(total - fraction * total)).any()):
             raise GridError(
-                f"denoising_start={fraction:g} of {scheduler.run.table.steps} steps leaves none: give a smaller one "
-                "to both parts, or more steps"
+                f"denoising_start={fraction:g} of {scheduler.run.table.steps} steps leaves none:"
+                " give a smaller one to both parts, or more steps"
             )
 
     def _named(self, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's own arguments by name; unknown ones are refused."""
         parameters, what = self._parameters, f"argument of {type(self.pipe).__name__}"
         if len(args) > len(parameters):
-            raise ArgumentError(f"{type(self.pipe).__name__} takes {len(parameters)} arguments, got {len(args)}")
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} takes {len(parameters)} arguments, got {len(args)}"
+            )
         named = dict(zip(parameters, args, strict=False))
         for key in options:
             if key not in parameters:
@@ -362,7 +429,9 @@ class Helm:
         return named | options
 
     def _repeated(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Several videos of one picture as several pictures: so each has its own seed for all of its noise."""
+        """Several videos of one picture as several pictures: so each has its own seed for all of
+        its noise.
+        """
         count = options.get("num_videos_per_prompt") or 1
         if count == 1 or "prompt" in self._parameters:
             return options
@@ -370,7 +439,9 @@ class Helm:
         if isinstance(image, torch.Tensor):
             many: Any = image.repeat_interleave(count, 0)
         else:
-            many = [one for one in (image if isinstance(image, list) else [image]) for _ in range(count)]
+            many = [
+                one for one in (image if isinstance(image, list) else [image]) for _ in range(count)
+            ]
         return {**options, "image": many, "num_videos_per_prompt": 1}
 
     def choose(
@@ -381,7 +452,8 @@ class Helm:
         *,
         fitted: bool = True,
     ) -> choice.Choice:
-        """The sampler and steps that a call with these arguments runs with, and why; nothing is computed.
+        """The sampler and steps that a call with these arguments runs with, and why; nothing is
+        computed.
 
         Args:
             sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.
@@ -395,7 +467,9 @@ class Helm:
         """
         given: Guidance | None = None
         if self.card is not None:
-            given, _ = scale.order(self.pipe, self._parameters, {}, self._scaled(guidance, {}, None))
+            given, _ = scale.order(
+                self.pipe, self._parameters, {}, self._scaled(guidance, {}, None)
+            )
         ours = {"sampler": sampler, "steps": steps, "fitted": fitted}
         scheduler, made = self._sampling(ours, {}, given)
         scheduler.set_timesteps(scheduler.sampler.steps)
@@ -404,16 +478,27 @@ class Helm:
     def _sampling(
         self, ours: dict[str, Any], options: dict[str, Any], guidance: Guidance | None
     ) -> tuple[Scheduler, choice.Choice]:
-        """The scheduler of this call, and why it is this one; the number of steps is written into `options`."""
+        """The scheduler of this call, and why it is this one; the number of steps is written into
+        `options`.
+        """
         steps = choice.checked(ours["steps"], options.pop("num_inference_steps", None))
         requested_levels.agree(steps, options)
         forward(type(self.pipe.scheduler).__name__)  # what is made in code does not write its class
-        scheduler: Scheduler = Scheduler.from_config(self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe))
+        scheduler: Scheduler = Scheduler.from_config(
+            self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe)
+        )
         own, config = self._came
-        shipped = self.card is not None and self.pipe.scheduler is own and dict(own.config) == config
+        shipped = (
+            self.card is not None and self.pipe.scheduler is own and dict(own.config) == config
+        )
         model = choice.Model(scheduler.process, self.pipe, self.card, shipped)
         fitted = None
-        if model.card is not None and shipped and ours["sampler"] is None and ours.get("fitted", True):
+        if (
+            model.card is not None
+            and shipped
+            and ours["sampler"] is None
+            and ours.get("fitted", True)
+        ):
             count = model.card.default_steps if steps is None else steps
             asked = (self.pipe, self._parameters, options, guidance)
             fitted = fitted_check.shipped(model.card.name, count, scheduler.prediction, *asked)
@@ -422,7 +507,9 @@ class Helm:
             made = choice.resumed(model, run, steps)
         else:
             own = None if run is None or steps is not None else run.sampler
-            made = choice.choose(model, ours["sampler"], steps if own is None else own.steps, fitted=fitted)
+            made = choice.choose(
+                model, ours["sampler"], steps if own is None else own.steps, fitted=fitted
+            )
         scheduler.sampler = made.sampler
         if choice.ends_low(model, made):
             scheduler.register_to_config(final_sigmas_type="sigma_min")
@@ -439,23 +526,33 @@ class Helm:
         many = len(given) if isinstance(given, (list, tuple)) else 1
         if isinstance(given, torch.Tensor):
             many = 1 if name == "image" and given.ndim == 3 else len(given)
-        return many * next((int(options[name]) for name in request.PER_PROMPT if options.get(name)), 1)
+        return many * next(
+            (int(options[name]) for name in request.PER_PROMPT if options.get(name)), 1
+        )
 
     def _resumed(self, run: Run | None, batch: int | None) -> tuple[int, ...]:
-        """The seeds that a run was begun with, as far as it or the last call says; empty where neither does."""
+        """The seeds that a run was begun with, as far as it or the last call says; empty where
+        neither does.
+        """
         if run is None:
             return ()
         seeds = run.noise.seeds if isinstance(run.noise, Seeded) else self.seeds
         return seeds if batch in (None, len(seeds)) else ()
 
     def _seed(
-        self, seeds: Sequence[int] | int | None, batch: int | None, options: dict[str, Any], resume: Run | None
+        self,
+        seeds: Sequence[int] | int | None,
+        batch: int | None,
+        options: dict[str, Any],
+        resume: Run | None,
     ) -> tuple[int, ...] | None:
         """Per-sample seeds, for the sampler's noise and for the pipeline's own."""
         if options.get("generator") is not None:
             request.generators(options["generator"])
             if seeds is not None:
-                raise ArgumentError("give seeds= or generator=, not both; seeds= also seeds the sampler's noise")
+                raise ArgumentError(
+                    "give seeds= or generator=, not both; seeds= also seeds the sampler's noise"
+                )
             self.seeds = ()
             return None
         if seeds is None:
@@ -466,10 +563,14 @@ class Helm:
         self.seeds = checked(seeds)
         if batch is not None and len(self.seeds) != batch:
             many = next((name for name in request.PER_PROMPT if name in self._parameters), None)
-            more = f", or ask for more samples with {many}={len(self.seeds)}" if many and batch == 1 else ""
+            more = (
+                f", or ask for more samples with {many}={len(self.seeds)}"
+                if many and batch == 1
+                else ""
+            )
             raise ArgumentError(
-                f"{len(self.seeds)} seeds for a call of {batch} sample{'s' * (batch > 1)}: give one per sample, or one "
-                f"number{more}"
+                f"{len(self.seeds)} seeds for a call of {batch} sample{'s' * (batch > 1)}: give one"
+                f" per sample, or one number{more}"
             )
         if "generator" in self._parameters:
             drawn = [torch.Generator().manual_seed(s) for s in self.seeds]

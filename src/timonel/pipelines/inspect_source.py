@@ -1,4 +1,6 @@
-"""What can be known of a pipeline and of hooks before anything is computed, by reading their source and signature."""
+"""What can be known of a pipeline and of hooks before anything is computed, by reading their source
+and signature.
+"""
 
 from __future__ import annotations
 
@@ -28,33 +30,47 @@ FOREIGN = {
 }
 TWICE = r"scheduler\._step_index -= 1"
 FOREIGN[TWICE] = "calls step twice a turn, once to read its own scheduler's prediction"
-# a loop that scales a sigma as a sample makes the prediction itself, of samples that are not of unit variance
+# a loop that scales a sigma as a sample makes the prediction itself, of samples that are not of
+# unit variance
 EXPLODES = r"scheduler\.scale_model_input\(sigma"
 FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
 SHARES = r"progress_bar\(timesteps\[:-1\]\)"  # of a list of shares, whose end is left out
 INDEXED = r"\b(?:alphas|alphas_cumprod|betas)\["
-UTILITIES = ("diffusers.configuration_utils", "diffusers.pipelines.pipeline_utils", "diffusers.utils.hub_utils")
+UTILITIES = (
+    "diffusers.configuration_utils",
+    "diffusers.pipelines.pipeline_utils",
+    "diffusers.utils.hub_utils",
+)
 # the only uses of a loop's number that do not matter after a rewind: callbacks and the progress bar
 HARMLESS = re.compile(
-    r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) > num_warmup_steps"
+    r"for i, t in enumerate\(.*|callback\w*\(self, i,|i == len\(timesteps\) - 1|\(i \+ 1\) >"
+    r" num_warmup_steps"
     r"|\(i \+ 1\) % self\.scheduler\.order|step_idx = i //|i % callback_steps"
 )
 FLOOR = "int(num_inference_steps * strength)"
 STEP = re.compile(r"scheduler\w*\.step\([^)]*\)")
 DRAWN = re.compile(r"\bgenerator\b|torch\.randn|randn_tensor|randn_like")
-NUMBER = re.compile(r"\b(i|index|step_idx|step_index|step)\b\]|\[(i|index|step_idx|step_index|step)\b|\bi\b")
+NUMBER = re.compile(
+    r"\b(i|index|step_idx|step_index|step)\b\]|\[(i|index|step_idx|step_index|step)\b|\bi\b"
+)
 
 
 def counts(pipe: Any) -> bool:
-    """Whether a pipeline's loop uses the number of its turn or draws noise in it, so that it cannot follow a rewind.
+    """Whether a pipeline's loop uses the number of its turn or draws noise in it, so that it cannot
+    follow a rewind.
 
-    True also where the source cannot be read: then a rewind calls the pipeline again, which is always right.
+    True also where the source cannot be read: then a rewind calls the pipeline again, which is
+    always right.
     """
     try:
         source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
     except (OSError, TypeError):
         return True
-    loop = re.search(r"^( *)for \w+, \w+ in enumerate\(.*timesteps.*\n((?:\1 +.*\n|\s*\n)*)", source, re.MULTILINE)
+    loop = re.search(
+        r"^( *)for \w+, \w+ in enumerate\(.*timesteps.*\n((?:\1 +.*\n|\s*\n)*)",
+        source,
+        re.MULTILINE,
+    )
     if loop is None or DRAWN.search(STEP.sub("", loop[2])):
         return True
     return NUMBER.search(HARMLESS.sub("", source[loop.start() :])) is not None
@@ -75,7 +91,9 @@ def steps_with_scheduler(pipe: Any) -> bool:
 
 
 def foreign(pipe: Any) -> str | None:
-    """What a pipeline's loop asks of the sampler of its own scheduler, which no table has; None where nothing."""
+    """What a pipeline's loop asks of the sampler of its own scheduler, which no table has; None
+    where nothing.
+    """
     return next((why for pattern, why in FOREIGN.items() if _has(pipe, pattern)), None)
 
 
@@ -87,13 +105,14 @@ def keeps_unit_variance(pipe: Any) -> None:
     use = "use its own scheduler, or timonel.compat.{}.from_config(…) of its configuration"
     if _has(pipe, EXPLODES):
         raise ModelError(
-            f"{name} computes with samples x0 + sigma·noise, and this scheduler keeps unit variance: "
-            + use.format("EulerDiscreteScheduler")
+            f"{name} computes with samples x0 + sigma·noise, and this scheduler keeps unit"
+            " variance: " + use.format("EulerDiscreteScheduler")
         )
     if _has(pipe, TWICE):
         raise ModelError(
-            f"{name} begins with sigma_max·noise and calls step twice a turn, once for a prediction alone; this "
-            "scheduler keeps unit variance and steps: " + use.format("EDMEulerScheduler")
+            f"{name} begins with sigma_max·noise and calls step twice a turn, once for a prediction"
+            " alone; this scheduler keeps unit variance and steps: "
+            + use.format("EDMEulerScheduler")
         )
 
 
@@ -113,13 +132,19 @@ def _holds(cls: type, pattern: str) -> bool:
 
     Of a class with a call of its own it is that of its module, whose functions the call may use.
     """
-    parts = [part for part in cls.__mro__ if part is not object and part.__module__ not in UTILITIES]
-    sources = (_source(sys.modules.get(p.__module__) if "__call__" in vars(p) else p) for p in parts)
+    parts = [
+        part for part in cls.__mro__ if part is not object and part.__module__ not in UTILITIES
+    ]
+    sources = (
+        _source(sys.modules.get(p.__module__) if "__call__" in vars(p) else p) for p in parts
+    )
     return any(re.search(pattern, source) for source in sources)
 
 
 def rounds_down(pipe: Any) -> bool:
-    """Whether a pipeline begins int(steps · strength) steps before the end, of which a low strength leaves none."""
+    """Whether a pipeline begins int(steps · strength) steps before the end, of which a low strength
+    leaves none.
+    """
     try:
         return FLOOR in inspect.getsource(inspect.unwrap(type(pipe).get_timesteps))
     except (AttributeError, OSError, TypeError):
@@ -127,12 +152,16 @@ def rounds_down(pipe: Any) -> bool:
 
 
 def changes(pipe: Any) -> dict[str, Any]:
-    """What a pipeline's source says of its model that its scheduler's config does not: times that are shares."""
+    """What a pipeline's source says of its model that its scheduler's config does not: times that
+    are shares.
+    """
     return {"process": "cosine"} if _has(pipe, SHARES) else {}
 
 
 def indexes_by_time(pipe: Any) -> bool:
-    """Whether a pipeline reads its scheduler's betas at a time of the loop, which has to be a whole number then."""
+    """Whether a pipeline reads its scheduler's betas at a time of the loop, which has to be a whole
+    number then.
+    """
     return _has(pipe, INDEXED)
 
 
@@ -145,7 +174,9 @@ def _source(module: Any) -> str:
 
 @contextmanager
 def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
-    """Raises `ArgumentError` where a loop with lists of its own, one entry a step, fails in a run with more rows."""
+    """Raises `ArgumentError` where a loop with lists of its own, one entry a step, fails in a run
+    with more rows.
+    """
     try:
         yield
     except TimonelError:
@@ -156,8 +187,9 @@ def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
         if table is None or table.nfe == table.steps or "check_inputs" in names:
             raise
         raise ArgumentError(
-            f"{type(pipe).__name__} has lists of its own with one entry a step, and {table.solver!r} calls the network "
-            f"{table.nfe} times in {table.steps} steps: use a sampler of one call a step, e.g. 'dpmpp_2m' ({error})"
+            f"{type(pipe).__name__} has lists of its own with one entry a step, and"
+            f" {table.solver!r} calls the network {table.nfe} times in {table.steps} steps: use a"
+            f" sampler of one call a step, e.g. 'dpmpp_2m' ({error})"
         ) from error
 
 
@@ -165,7 +197,9 @@ def takes_the_run(hook: Any) -> None:
     """Raises `ArgumentError` for a hook that cannot be called with the run alone."""
     if isinstance(hook, type) or not (isinstance(hook, Hook) or callable(hook)):
         return  # refused, with its remedy, where hooks are adapted
-    calls: list[Callable[..., Any]] = [hook.on_start, hook.on_step, hook.on_end] if isinstance(hook, Hook) else [hook]
+    calls: list[Callable[..., Any]] = (
+        [hook.on_start, hook.on_step, hook.on_end] if isinstance(hook, Hook) else [hook]
+    )
     for call in calls:
         try:
             signature = inspect.signature(call)
@@ -175,4 +209,6 @@ def takes_the_run(hook: Any) -> None:
             signature.bind(None)
         except TypeError:
             name = getattr(call, "__qualname__", type(call).__name__)
-            raise ArgumentError(f"a hook takes one argument, the run; {name} takes {signature}") from None
+            raise ArgumentError(
+                f"a hook takes one argument, the run; {name} takes {signature}"
+            ) from None

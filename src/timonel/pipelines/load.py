@@ -1,7 +1,9 @@
-"""Models by name: a shipped one, a folder in diffusers' format, a single file, or a name on the hub.
+"""Models by name: a shipped one, a folder in diffusers' format, a single file, or a name on the
+hub.
 
-Weights are read from safetensors only. Pickles, and code that comes with a model, are refused: both would run. What a
-folder or a repository holds is looked at by `trust.py` before any library reads it; this is the one way in.
+Weights are read from safetensors only. Pickles, and code that comes with a model, are refused: both
+would run. What a folder or a repository holds is looked at by `trust.py` before any library reads
+it; this is the one way in.
 """
 
 from __future__ import annotations
@@ -26,11 +28,21 @@ from .trust import INDEX, NO_PICKLE, PICKLES, refused
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DTYPE = "dtype" if tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42) else "torch_dtype"
+DTYPE = (
+    "dtype"
+    if tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42)
+    else "torch_dtype"
+)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+?))?(?:-\d+-of-\d+)?\.safetensors")
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
-CONFIGURATION = ["**/*.json", "*.json", "*.txt", "**/*.txt", "**/*.model"]  # of a hub model, for a single file
+CONFIGURATION = [
+    "**/*.json",
+    "*.json",
+    "*.txt",
+    "**/*.txt",
+    "**/*.model",
+]  # of a hub model, for a single file
 
 
 Dtype: TypeAlias = str | torch.dtype
@@ -39,12 +51,14 @@ Dtype: TypeAlias = str | torch.dtype
 class Loading(TypedDict, total=False):
     """How a model is loaded by name; nothing of it goes with a pipeline object.
 
-    `dtype`: "fp32" (the default), "fp16", "bf16", torch's names for them or a torch dtype, or a dict of these by part,
-    with "default" for the rest; `torch_dtype`: the same in diffusers' words.
-    `device`: where the whole pipeline goes, such as "cuda". `variant`: which files, such as "fp16" for
-    *.fp16.safetensors. `revision`: a branch, tag or commit on the hub. `cache_dir`: where the hub's files are kept.
-    `pipeline_class`: a diffusers class or its name, where it is not the one that the model names. `config`: for a
-    single file, the folder or hub name with its configuration; by default the one diffusers knows for such a file.
+    `dtype`: "fp32" (the default), "fp16", "bf16", torch's names for them or a torch dtype, or a
+    dict of these by part, with "default" for the rest; `torch_dtype`: the same in diffusers' words.
+    `device`: where the whole pipeline goes, such as "cuda". `variant`: which files, such as "fp16"
+    for
+    *.fp16.safetensors. `revision`: a branch, tag or commit on the hub. `cache_dir`: where the hub's
+    files are kept. `pipeline_class`: a diffusers class or its name, where it is not the one that
+    the model names. `config`: for a single file, the folder or hub name with its configuration; by
+    default the one diffusers knows for such a file.
     """
 
     dtype: Dtype | dict[str, Dtype] | None
@@ -62,7 +76,9 @@ def pipeline_of(pipe: Any, **loading: Unpack[Loading]) -> Any:
     if isinstance(pipe, (str, PathLike)):
         return load(pipe, **loading)
     if options := _given(loading):
-        raise ArgumentError(f"a pipeline object is used as it is: {', '.join(options)} go with a model's name only")
+        raise ArgumentError(
+            f"a pipeline object is used as it is: {', '.join(options)} go with a model's name only"
+        )
     return pipe
 
 
@@ -87,10 +103,11 @@ def _silent() -> Iterator[None]:
 
 
 def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
-    """A diffusers pipeline from a shipped model's name, a folder, a .safetensors file or a hub name.
+    """A diffusers pipeline from a shipped model's name, a folder, a .safetensors file or a hub
+    name.
 
-    Raises `ArgumentError` for options that are unknown or do not go with that kind of name, and `ModelError` for a
-    model that is not there, cannot be read, or would have to be unpickled.
+    Raises `ArgumentError` for options that are unknown or do not go with that kind of name, and
+    `ModelError` for a model that is not there, cannot be read, or would have to be unpickled.
     """
     options = _given(loading)
     named, device = {DTYPE: _dtype(options)}, _device(options.pop("device", None))
@@ -135,31 +152,48 @@ def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dic
     wanted, found = options.get("variant"), {part: _variants(path / part) for part in parts}
     known = sorted({v for some in found.values() for v in some if v})
     if wanted is not None and wanted not in known:
-        raise refused(name, f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})")
+        raise refused(
+            name,
+            f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})",
+        )
     for part, some in found.items():
         if some and not some & {None, wanted}:
-            raise refused(name, f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}")
+            raise refused(
+                name,
+                f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}",
+            )
     with _reading(name):
-        # diffusers believes an index that a part is absent only where its class calls the part optional
-        given = dict.fromkeys(absent) | (zoo.parts(name, named[DTYPE]) if name in zoo.MODELS else {})
-        return _any(cls).from_pretrained(str(path), use_safetensors=True, **given, **named, **options)
+        # diffusers believes an index that a part is absent only where its class calls the part
+        # optional
+        given = dict.fromkeys(absent) | (
+            zoo.parts(name, named[DTYPE]) if name in zoo.MODELS else {}
+        )
+        return _any(cls).from_pretrained(
+            str(path), use_safetensors=True, **given, **named, **options
+        )
 
 
 def _hub(name: str, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
-    """A repository of the hub: its list of files and its index are looked at before the rest is fetched."""
+    """A repository of the hub: its list of files and its index are looked at before the rest is
+    fetched.
+    """
     variant, cache = options.get("variant"), options.get("cache_dir")
     with _reading(name, f"; there is no folder of that name either {_usual(name)}"):
         snapshot = _begun(name, options.get("revision"), cache)
         path = _any(cls).download(
             name, revision=snapshot.name, cache_dir=cache, variant=variant, use_safetensors=True
         )  # fmt: skip
-        pipe = _folder(name, Path(path), cls, {} if variant is None else {"variant": variant}, named)
+        pipe = _folder(
+            name, Path(path), cls, {} if variant is None else {"variant": variant}, named
+        )
     pipe.register_to_config(_name_or_path=name)
     return pipe
 
 
 def _begun(name: str, revision: str | None, cache: Any) -> Path:
-    """The folder of a hub model's commit in the cache, with its index, once its list of files has been looked at."""
+    """The folder of a hub model's commit in the cache, with its index, once its list of files has
+    been looked at.
+    """
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     hub, held = HfApi(), list[str]()
@@ -167,7 +201,11 @@ def _begun(name: str, revision: str | None, cache: Any) -> Path:
         info = hub.model_info(name, revision=revision)
     except Exception as error:  # offline: what the cache holds is looked at before it is read
         try:
-            index = Path(hf_hub_download(name, INDEX, revision=revision, cache_dir=cache, local_files_only=True))
+            index = Path(
+                hf_hub_download(
+                    name, INDEX, revision=revision, cache_dir=cache, local_files_only=True
+                )
+            )
         except errors.LocalEntryNotFoundError as absent:
             raise absent from error
     else:
@@ -190,14 +228,19 @@ def _file(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[
         config = str(options.pop("config", None) or _config(path))
     folder = Path(config).expanduser()
     if not folder.is_dir():
-        with _reading(name, f"; give config=, a folder with the configuration, where {config!r} cannot be had"):
+        with _reading(
+            name, f"; give config=, a folder with the configuration, where {config!r} cannot be had"
+        ):
             _begun(config, None, options.get("cache_dir"))
             folder = Path(snapshot_download(config, allow_patterns=CONFIGURATION, **options))
     trust.folder(config, folder, cls)
     with _reading(name):
         cls = cls or _class(trust.read(config, folder / INDEX)["_class_name"])
         if not hasattr(cls, "from_single_file"):
-            raise refused(name, f"diffusers reads no single files for {cls.__name__}; give its folder or hub name")
+            raise refused(
+                name,
+                f"diffusers reads no single files for {cls.__name__}; give its folder or hub name",
+            )
         return cls.from_single_file(str(path), config=str(folder), **options, **named)
 
 
@@ -207,12 +250,18 @@ def _config(path: Path) -> str:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        shapes = {
+            name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names
+        }
     kind = known.infer_diffusers_model_type(shapes)
-    if kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes:  # diffusers' answer where it knows none
+    if (
+        kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
+    ):  # diffusers' answer where it knows none
         raise ModelError(
-            f"cannot load the model {str(path)!r}: diffusers does not know these weights; a LoRA or a single network "
-            "goes into a pipeline with diffusers' own loaders, for a whole model give config="
+            f"cannot load the model {str(path)!r}: diffusers does not know these weights; a LoRA or"
+            " a single network goes into a pipeline with diffusers' own loaders, for a whole model"
+            " give config="
         )
     return str(known.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
@@ -227,12 +276,17 @@ def _variants(folder: Path) -> set[str | None]:
 def _only(options: dict[str, Any], what: str, *fitting: str) -> None:
     for key, value in options.items():
         if key not in fitting:
-            raise ArgumentError(f"{key}={value!r} does not go with {what}, which takes {', '.join(fitting)}")
+            raise ArgumentError(
+                f"{key}={value!r} does not go with {what}, which takes {', '.join(fitting)}"
+            )
 
 
 def _dtype(options: dict[str, Any]) -> Any:
     asked = [options.pop(key) for key in ("dtype", "torch_dtype") if key in options]
-    meant = [{k: _one(v) for k, v in each.items()} if isinstance(each, dict) else _one(each) for each in asked]
+    meant = [
+        {k: _one(v) for k, v in each.items()} if isinstance(each, dict) else _one(each)
+        for each in asked
+    ]
     if len(meant) > 1 and meant[0] != meant[1]:
         raise ArgumentError(f"dtype={asked[0]} and torch_dtype={asked[1]} disagree; give one")
     return meant[0] if meant else torch.float32
@@ -254,9 +308,13 @@ def _device(device: Any) -> torch.device | None:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ArgumentError(f"device {str(device)!r} cannot be used here: {reason[:120]}; leave device out") from error
+        raise ArgumentError(
+            f"device {str(device)!r} cannot be used here: {reason[:120]}; leave device out"
+        ) from error
     if found.type == "meta":
-        raise ArgumentError("device 'meta' holds no numbers, so nothing can be computed there; leave device out")
+        raise ArgumentError(
+            "device 'meta' holds no numbers, so nothing can be computed there; leave device out"
+        )
     return found
 
 
@@ -265,7 +323,11 @@ def _class(wanted: Any) -> Any:
     import diffusers
 
     found = getattr(diffusers, wanted, None) if isinstance(wanted, str) else wanted
-    if found is not None and isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
+    if (
+        found is not None
+        and isinstance(found, type)
+        and issubclass(found, diffusers.DiffusionPipeline)
+    ):
         return found
     if wanted is None:
         return None
@@ -282,7 +344,9 @@ def _any(cls: Any) -> Any:
 # -- errors --------------------------------------------------------------------------------------
 @contextmanager
 def _reading(name: str, remedy: str = "") -> Iterator[None]:
-    """What the readers raise, as a `ModelError`; errors of the hub, diffusers and safetensors have no common base."""
+    """What the readers raise, as a `ModelError`; errors of the hub, diffusers and safetensors have
+    no common base.
+    """
     try:
         yield
     except TimonelError:
@@ -297,16 +361,26 @@ def _why(error: BaseException) -> str:
 
     chain = _chain(error)
     for kind, why in (
-        (errors.GatedRepoError, "it is gated: accept its licence on its page of the hub, then `hf auth login`"),
+        (
+            errors.GatedRepoError,
+            "it is gated: accept its licence on its page of the hub, then `hf auth login`",
+        ),
         (errors.RevisionNotFoundError, "the hub has no such revision of it"),
-        (errors.RepositoryNotFoundError, "the hub shows no such model, at least not without `hf auth login`"),
+        (
+            errors.RepositoryNotFoundError,
+            "the hub shows no such model, at least not without `hf auth login`",
+        ),
     ):
         if any(isinstance(one, kind) for one in chain):
             return why
     if any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
         while error.__cause__ is not None:
             error = error.__cause__
-        said = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub was not reached ({_line(error)})"
+        said = (
+            "HF_HUB_OFFLINE is set"
+            if constants.HF_HUB_OFFLINE
+            else f"the hub was not reached ({_line(error)})"
+        )
         return f"{said}, and the hub's cache does not hold all of its files"
     return _line(error)
 
@@ -314,7 +388,10 @@ def _why(error: BaseException) -> str:
 def _usual(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), zoo.MODELS, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"({hint}shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a file or a hub name)"
+    return (
+        f"({hint}shipped models: {', '.join(zoo.MODELS)}; else a folder in diffusers' format, a"
+        " file or a hub name)"
+    )
 
 
 def _chain(error: BaseException) -> list[BaseException]:

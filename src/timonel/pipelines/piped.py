@@ -1,4 +1,6 @@
-"""A pipeline's loop as the driver of a run: its own switch, its guidance, its caches, its autoencoder."""
+"""A pipeline's loop as the driver of a run: its own switch, its guidance, its caches, its
+autoencoder.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +26,34 @@ class Piped(Driver):
         self.pipe, self.gate, self.claim = pipe, gate, claim
         self.modules = list(networks(pipe))
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
-            pipe._interrupt = False  # others switch it off where their call begins; here it is of an earlier call
+            pipe._interrupt = (
+                False  # others switch it off where their call begins; here it is of an earlier call
+            )
 
     def interrupted(self) -> bool:
         """Whether `pipe._interrupt` was set. Some loops, such as SVD's, never look at it."""
         if not getattr(self.pipe, "_interrupt", False):
             return False
-        self.pipe._interrupt = False  # or a loop that looks skips the turn that hands the result over
+        self.pipe._interrupt = (
+            False  # or a loop that looks skips the turn that hands the result over
+        )
         return True
 
     def holds(self) -> bool:
         """Whether the pipeline is at work, in any thread."""
         if self.claim is not None:
             return self.claim.thread is not None
-        return any(pipe is self.pipe for frame in list(sys._current_frames().values()) for pipe in pipelines(frame))
+        return any(
+            pipe is self.pipe
+            for frame in list(sys._current_frames().values())
+            for pipe in pipelines(frame)
+        )
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         if self.gate is None:
             raise ArgumentError(
-                "a scheduler alone leaves guidance to the pipeline: steer it with timonel.Helm(pipe), or change the "
-                "pipeline's own scale"
+                "a scheduler alone leaves guidance to the pipeline: steer it with"
+                " timonel.Helm(pipe), or change the pipeline's own scale"
             )
         self.gate.admit(run, guidance)
 
@@ -59,6 +69,8 @@ class Piped(Driver):
 
 
 def calling(scheduler: Any) -> Driver:
-    """The pipeline that calls a method of `scheduler` now, as a driver; one that says nothing where there is none."""
+    """The pipeline that calls a method of `scheduler` now, as a driver; one that says nothing where
+    there is none.
+    """
     pipe = pipeline_of(scheduler)
     return Driver() if pipe is None else Piped(pipe)

@@ -30,7 +30,14 @@ from ..errors import (
 
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")
-PROMPTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+PROMPTS = (
+    "prompt",
+    "prompt_2",
+    "prompt_3",
+    "negative_prompt",
+    "negative_prompt_2",
+    "negative_prompt_3",
+)
 MOST_PIXELS = 65536  # of a side; a larger picture fits no memory
 #: options of a scheduler whose default is None and that take a word
 WORDS = ("process", "timestep_spacing", "variance_type")
@@ -54,18 +61,25 @@ def ours(given: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def options(given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def options(
+    given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
     """The pipeline's arguments, numbers of numpy and 0-d tensors as Python's.
 
-    Raises `ArgumentError` for counts that are none, and where `parameters` take a number or a function and get none.
+    Raises `ArgumentError` for counts that are none, and where `parameters` take a number or a
+    function and get none.
     """
     made = {key: plain(value) if is_number(value) else value for key, value in given.items()}
     x = made.get("latents")
     if x is not None and (not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2):
-        raise ArgumentError(f"latents must be a floating-point tensor, one sample after another, got {shown(x)}")
+        raise ArgumentError(
+            f"latents must be a floating-point tensor, one sample after another, got {shown(x)}"
+        )
     for key in COUNTS:
         if made.get(key) is not None:
-            made[key] = whole(key, made[key], 1, MOST_PIXELS if key in ("width", "height") else None)
+            made[key] = whole(
+                key, made[key], 1, MOST_PIXELS if key in ("width", "height") else None
+            )
     return {key: _argument(key, value, parameters[key]) for key, value in made.items()}
 
 
@@ -94,14 +108,18 @@ def generators(given: Any) -> None:
     wrong = [one for one in each if not isinstance(one, (torch.Generator, type(None)))]
     if wrong or not each:
         raise ArgumentError(
-            f"generator must be a torch.Generator or a list of them, e.g. torch.Generator().manual_seed(0), got "
-            f"{shown(given)}"
+            "generator must be a torch.Generator or a list of them, e.g."
+            f" torch.Generator().manual_seed(0), got {shown(given)}"
         )
 
 
 def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
-    """The error of a pipeline that raised before its first network call, as ours; None where arguments are no cause."""
-    torchs = type(error) is RuntimeError and not any(word in str(error).lower() for word in MACHINE)  # shapes
+    """The error of a pipeline that raised before its first network call, as ours; None where
+    arguments are no cause.
+    """
+    torchs = type(error) is RuntimeError and not any(
+        word in str(error).lower() for word in MACHINE
+    )  # shapes
     if isinstance(error, TimonelError) or not (isinstance(error, CAUSED) or torchs):
         return None
     said = " ".join(str(error).split()) or type(error).__name__
@@ -109,7 +127,8 @@ def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
 
 
 def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a scheduler by name, of the kinds that their defaults have, with Python's numbers; None stays.
+    """Options of a scheduler by name, of the kinds that their defaults have, with Python's numbers;
+    None stays.
 
     Raises `ArgumentError` for another kind, and for a number outside of `keys.RANGES`.
     """
@@ -117,13 +136,17 @@ def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     for key, value in given.items():
         default, value = defaults.get(key), plain(value)
         if value is not None and isinstance(default, bool):
-            value = flag(key, bool(value) if value in (0, 1) else value)  # as some configs write them
+            value = flag(
+                key, bool(value) if value in (0, 1) else value
+            )  # as some configs write them
         elif value is None and isinstance(default, (int, float)):
             raise ArgumentError(f"{key} must be a number, got None; leave it out for {default!r}")
         elif value is not None and key in keys.RANGES:
             value = keys.number(key, value, default)
         elif value is not None and isinstance(default, int):
-            value = whole(key, int(value) if isinstance(value, float) and value.is_integer() else value, 0)
+            value = whole(
+                key, int(value) if isinstance(value, float) and value.is_integer() else value, 0
+            )
         elif value is not None and isinstance(default, float):
             value = finite(key, value)
         elif value is not None and (isinstance(default, str) or key in WORDS):
@@ -134,7 +157,7 @@ def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     return made
 
 
-# -- of a scheduler ----------------------------------------------------------------------------------
+# -- of a scheduler --------------------------------------------------------------------------------
 def step(raw: Any, sample: Any, generator: Any = None, eta: Any = None, tokens: Any = None) -> None:
     """Raises `ArgumentError` for what a scheduler's step cannot use."""
     for what, value in (("model_output", raw), ("sample", sample)):
@@ -142,30 +165,40 @@ def step(raw: Any, sample: Any, generator: Any = None, eta: Any = None, tokens: 
             got = border.kind(value) if what == "model_output" else shown(value)
             raise ArgumentError(f"{what} must be a floating-point tensor (batch, …), got {got}")
     if raw.device != sample.device:
-        raise ArgumentError(f"model_output is on {raw.device} and sample on {sample.device}; move one of them")
+        raise ArgumentError(
+            f"model_output is on {raw.device} and sample on {sample.device}; move one of them"
+        )
     generators(generator)
     if eta is not None:
         finite("eta", eta)
-    if tokens is not None and (not isinstance(tokens, Tensor) or tokens.shape != raw.shape[: tokens.ndim]):
+    if tokens is not None and (
+        not isinstance(tokens, Tensor) or tokens.shape != raw.shape[: tokens.ndim]
+    ):
         raise ArgumentError(
-            f"per_token_timesteps must be a tensor (batch, tokens) as in {tuple(raw.shape)}, got {shown(tokens)}"
+            f"per_token_timesteps must be a tensor (batch, tokens) as in {tuple(raw.shape)}, got"
+            f" {shown(tokens)}"
         )
 
 
 def noised(samples: Any, noise: Any, timesteps: Any) -> Tensor:
-    """The times of samples that get noise, (n,) in float64. Raises `ArgumentError` for what cannot be used."""
+    """The times of samples that get noise, (n,) in float64. Raises `ArgumentError` for what cannot
+    be used.
+    """
     border.tensor("samples", samples)
     border.tensor("noise", noise)
     listed = timesteps.reshape(-1) if isinstance(timesteps, Tensor) else timesteps
     found = numbers("timesteps", [listed] if is_number(listed) else listed)
     if not found:
-        raise ArgumentError(f"timesteps must be one time for each sample, or one for all, got {shown(timesteps)}")
+        raise ArgumentError(
+            f"timesteps must be one time for each sample, or one for all, got {shown(timesteps)}"
+        )
     try:
         times = (len(found), *[1] * (samples.ndim - 1))
         torch.broadcast_shapes(samples.shape, noise.shape, times)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ArgumentError(
-            f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(found)} timesteps do not fit"
+            f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(found)} timesteps"
+            " do not fit"
         ) from None
     return torch.tensor(found, dtype=torch.float64)
 

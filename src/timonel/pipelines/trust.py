@@ -1,8 +1,10 @@
-"""What is looked at in a model's files before diffusers or transformers see them: reading must run no code.
+"""What is looked at in a model's files before diffusers or transformers see them: reading must run
+no code.
 
-Which of their versions asks, refuses or runs differs, so nothing is left to them. Refused are code in the tree, parts
-of other libraries than these, `auto_map` and kernels of the hub in any configuration, pickles that would be read, and
-parts that send the readers to another model. What is safe, and why, is in docs/security.md.
+Which of their versions asks, refuses or runs differs, so nothing is left to them. Refused are code
+in the tree, parts of other libraries than these, `auto_map` and kernels of the hub in any
+configuration, pickles that would be read, and parts that send the readers to another model. What is
+safe, and why, is in docs/security.md.
 """
 
 from __future__ import annotations
@@ -20,20 +22,29 @@ from ..reading import content, parsed
 
 INDEX, MODULAR = "model_index.json", "modular_model_index.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # weights, which are read from safetensors where those lie beside them
+PICKLES = (
+    ".bin",
+    ".ckpt",
+    ".pt",
+    ".pth",
+)  # weights, which are read from safetensors where those lie beside them
 OBJECTS = (".pkl", ".pickle", ".joblib", ".npz")  # never beside anything that would be read instead
 LIBRARIES = ("diffusers", "transformers", "timonel", "timonel.compat")
 NO_PICKLE = (
-    "{file} is a pickle, which can run code when it is read; take the model's .safetensors, or convert it on a "
-    "machine that trusts it: pipe.save_pretrained(folder)"
+    "{file} is a pickle, which can run code when it is read; take the model's .safetensors, or"
+    " convert it on a machine that trusts it: pipe.save_pretrained(folder)"
 )
 MOST_FILES = 20_000  # of a model
 MOST_INDEX, MOST_JSON = 2**20, 2**26  # bytes; vocabularies of the largest tokenizers have 2**25
-MOST_VALUES = 8_000_000  # of a configuration; a tokenizer of 256,000 words and their merges has about 2,000,000
+# of a configuration; a tokenizer of 256,000 words and their merges has about 2,000,000
+MOST_VALUES = 8_000_000
 NESTED = 4  # pipelines inside each other
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 CODED = "auto_map"  # transformers and diffusers: which class of which file of the model's own
-KERNELS = ("attn_implementation", "experts_implementation")  # transformers: a kernel of the hub has "/" in its name
+KERNELS = (
+    "attn_implementation",
+    "experts_implementation",
+)  # transformers: a kernel of the hub has "/" in its name
 
 
 def refused(name: str, why: str) -> ModelError:
@@ -48,8 +59,8 @@ def code_free(name: str, files: Iterable[str]) -> None:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise refused(
             name,
-            f"it brings code of its own ({found[0]}{more}), which is never run here; load a copy of it without, or "
-            "build the pipeline yourself and give the object",
+            f"it brings code of its own ({found[0]}{more}), which is never run here; load a copy of"
+            " it without, or build the pipeline yourself and give the object",
         )
 
 
@@ -72,14 +83,17 @@ def folder(name: str, path: Path, cls: Any = None) -> tuple[list[str], list[str]
 def index(name: str, path: Path) -> tuple[list[str], list[str]]:
     """The parts that the index in a folder names, and those that it says the model leaves out.
 
-    Raises `ModelError` where it cannot be read, or names what is neither diffusers', transformers' nor timonel's.
+    Raises `ModelError` where it cannot be read, or names what is neither diffusers', transformers'
+    nor timonel's.
     """
     held = read(name, path, MOST_INDEX)
     own = held.get("_class_name")
     if not isinstance(own, str) or NAME.fullmatch(own) is None:
         what = "no pipeline class" if own is None else f"code of its own ({shown(own)})"
         raise refused(name, f"its {path.name} names {what}; build it and give the object")
-    entries = {key: value for key, value in held.items() if isinstance(value, list) and key[:1] != "_"}
+    entries = {
+        key: value for key, value in held.items() if isinstance(value, list) and key[:1] != "_"
+    }
     absent = [key for key, value in entries.items() if value == [None, None]]
     parts = [key for key in entries if key not in absent]
     for part in parts:
@@ -90,10 +104,15 @@ def index(name: str, path: Path) -> tuple[list[str], list[str]]:
 
 
 def read(name: str, path: Path, most: int = MOST_JSON) -> dict[str, Any]:
-    """A configuration as a dictionary. Raises `ModelError` where it is none, or larger or deeper than any is."""
+    """A configuration as a dictionary. Raises `ModelError` where it is none, or larger or deeper
+    than any is.
+    """
     found = _parsed(name, path, _bytes(name, path, most))
     if not isinstance(found, dict):
-        raise refused(name, f"its {path.name} cannot be read: it holds {type(found).__name__}, not a configuration")
+        raise refused(
+            name,
+            f"its {path.name} cannot be read: it holds {type(found).__name__}, not a configuration",
+        )
     return found
 
 
@@ -112,7 +131,9 @@ def _pipeline(name: str, path: Path, depth: int) -> tuple[list[str], list[str]]:
             files: list[Path] = [file for file in path.iterdir() if not file.is_dir()]
         elif (inside / INDEX).is_file() or (inside / MODULAR).is_file():
             if not (inside / INDEX).is_file():
-                raise refused(name, f"its part {part} is a modular pipeline; build it and give the object")
+                raise refused(
+                    name, f"its part {part} is a modular pipeline; build it and give the object"
+                )
             _pipeline(name, inside, depth + 1)
             files = list(_files(name, inside))
         else:
@@ -122,7 +143,9 @@ def _pipeline(name: str, path: Path, depth: int) -> tuple[list[str], list[str]]:
 
 
 def _unconnected(name: str, path: Path, cls: Any) -> None:
-    """Raise `ModelError` where diffusers takes from a README which other models it loads along with the pipeline."""
+    """Raise `ModelError` where diffusers takes from a README which other models it loads along with
+    the pipeline.
+    """
     import diffusers
 
     try:
@@ -130,11 +153,16 @@ def _unconnected(name: str, path: Path, cls: Any) -> None:
     except (RuntimeError, ImportError):  # diffusers cannot import it, so loading it will say why
         return
     if getattr(cls, "_load_connected_pipes", False) and (path / "README.md").exists():
-        raise refused(name, f"its README makes diffusers load other models too ({cls.__name__}); load each by name")
+        raise refused(
+            name,
+            f"its README makes diffusers load other models too ({cls.__name__}); load each by name",
+        )
 
 
 def _part(name: str, root: Path, files: list[Path], nested: bool) -> None:
-    """Raise `ModelError` where a reader of these files could run code. A nested pipeline is read with pickles too."""
+    """Raise `ModelError` where a reader of these files could run code. A nested pipeline is read
+    with pickles too.
+    """
     safe = {file.parent for file in files if file.suffix.lower() == ".safetensors"}
     for file in files:
         suffix, place = file.suffix.lower(), file.relative_to(root).as_posix()
@@ -145,7 +173,11 @@ def _part(name: str, root: Path, files: list[Path], nested: bool) -> None:
         if suffix == ".npy" and _has_objects(file):
             raise refused(name, NO_PICKLE.format(file=place))
         if file.name.lower() == "adapter_config.json":
-            raise refused(name, f"{place} makes transformers read another model; merge the adapter and save it again")
+            raise refused(
+                name,
+                f"{place} makes transformers read another model; merge the adapter and save it"
+                " again",
+            )
         if suffix == ".json":
             _configuration(name, file, place)
 
@@ -156,11 +188,14 @@ def _configuration(name: str, file: Path, place: str) -> None:
     for key, value in _entries(_parsed(name, file, data)):
         if key == CODED and value:
             raise refused(
-                name, f"{place} has {CODED}={shown(value)}, code that comes with a model and is never run here; "
+                name,
+                f"{place} has {CODED}={shown(value)}, code that comes with a model and is never run here; "
                 "load a copy of it without, or build the pipeline yourself and give the object",
             )  # fmt: skip
         if key.lstrip("_").removesuffix("_internal") in KERNELS and "/" in str(value):
-            raise refused(name, f"{place} has {key}={shown(value)}, code of the hub; take the entry out")
+            raise refused(
+                name, f"{place} has {key}={shown(value)}, code of the hub; take the entry out"
+            )
 
 
 def _entries(data: Any) -> Iterator[tuple[str, Any]]:
@@ -176,18 +211,21 @@ def _entries(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _known(name: str, place: str, entry: list[Any]) -> None:
-    """Raise `ModelError` unless the entry of an index names a class of a library that timonel itself needs.
+    """Raise `ModelError` unless the entry of an index names a class of a library that timonel
+    itself needs.
 
     The index of a modular pipeline has a third word for each part, with the same again.
     """
-    if len(entry) not in (2, 3) or not all(isinstance(word, (str, type(None))) for word in entry[:2]):
+    if len(entry) not in (2, 3) or not all(
+        isinstance(word, (str, type(None))) for word in entry[:2]
+    ):
         raise refused(name, f"{place}={shown(entry)} is no library and class")
     library, cls = entry[:2]
     if library is not None and library not in LIBRARIES and library not in _pipelines():
         raise refused(
             name,
-            f"{place} is of {library!r}, code of its own or of another package; a part is of diffusers, transformers "
-            "or timonel: build the pipeline yourself and give the object",
+            f"{place} is of {library!r}, code of its own or of another package; a part is of"
+            " diffusers, transformers or timonel: build the pipeline yourself and give the object",
         )
     if cls is not None and NAME.fullmatch(cls) is None:
         raise refused(name, f"{place}={shown(entry)} is no class")
@@ -201,7 +239,9 @@ def _pipelines() -> frozenset[str]:
     """The names of diffusers' folders of pipelines, which an index may name for a part's library."""
     from diffusers import pipelines
 
-    return frozenset(found.name for found in pkgutil.iter_modules(pipelines.__path__) if found.ispkg)
+    return frozenset(
+        found.name for found in pkgutil.iter_modules(pipelines.__path__) if found.ispkg
+    )
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -219,7 +259,11 @@ def _files(name: str, path: Path) -> Iterator[Path]:
             raise refused(name, f"{str(here)!r} cannot be read: {error.strerror}") from error
         count += len(found)
         if count > MOST_FILES:
-            raise refused(name, f"the folder holds more than {MOST_FILES:,} files, so it is no model's; name that one")
+            raise refused(
+                name,
+                f"the folder holds more than {MOST_FILES:,} files, so it is no model's; name"
+                " that one",
+            )
         waiting += [one for one in found if one.is_dir()]
         yield from (one for one in found if not one.is_dir())
 
@@ -239,7 +283,9 @@ def _parsed(name: str, path: Path, data: bytes) -> Any:
 
 
 def _has_objects(path: Path) -> bool:
-    """Whether numpy would have to unpickle the file; what numpy cannot read is taken for such a file."""
+    """Whether numpy would have to unpickle the file; what numpy cannot read is taken for such a
+    file.
+    """
     import numpy as np
 
     try:

@@ -1,10 +1,11 @@
-"""Fit a sampler to a model: the same picture in fewer steps, proven on noise that the fit has not seen.
+"""Fit a sampler to a model: the same picture in fewer steps, proven on noise that the fit has not
+seen.
 
     found = tm.tune("emoji", steps=8, minutes=5, out="fast.json")
     picture = helm("red apple", sampler="fast.json").images[0]
 
-Everything is measured as the distance to the converged picture of the same noise, guided all the way. What is fitted
-is in `form.py`, how in `fit.py`; which way is taken is `METHODS`.
+Everything is measured as the distance to the converged picture of the same noise, guided all the
+way. What is fitted is in `form.py`, how in `fit.py`; which way is taken is `METHODS`.
 """
 
 from __future__ import annotations
@@ -42,12 +43,18 @@ __all__ = ["METHODS", "Pipeline", "Plain", "Tuning", "fit_model", "tune"]
 
 MEMORY = 4  # predictions that a row may correct
 SEEDS = 64  # samples, where the time is enough for them
-EASY, SHARE, LIMIT = 0.25, 0.6, 0.8  # of the time: what targets take by choice, may if they converge at once, at most
+EASY, SHARE, LIMIT = (
+    0.25,
+    0.6,
+    0.8,
+)  # of the time: what targets take by choice, may if they converge at once, at most
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a fit found. `samplers`: by number of steps, those that were better than what they began with."""
+    """What a fit found. `samplers`: by number of steps, those that were better than what they began
+    with.
+    """
 
     outcomes: list[Outcome]
     seconds: float
@@ -68,17 +75,22 @@ class Tuning:
             else:
                 gain = one.held_start / one.held_tuned
                 found.append(
-                    f"{one.steps} steps: held-out error {one.held_tuned:.4g}, {gain:.3g} times below {one.start} "
-                    f"({one.held_start:.4g}){_equals(one.sampler)}"
+                    f"{one.steps} steps: held-out error {one.held_tuned:.4g}, {gain:.3g} times"
+                    f" below {one.start} ({one.held_start:.4g}){_equals(one.sampler)}"
                 )
         return found or ["stopped before anything was found"]
 
 
 def _equals(sampler: Sampler) -> str:
-    """How many more steps of the sampler that is to be equalled it stands for, of those that were measured."""
+    """How many more steps of the sampler that is to be equalled it stands for, of those that were
+    measured.
+    """
     fitted = sampler.fitted
     assert fitted is not None
-    own, goals = fitted.provenance.held_out["tuned"], [m for m in fitted.provenance.errors if m.steps in held_out.GOALS]
+    own, goals = (
+        fitted.provenance.held_out["tuned"],
+        [m for m in fitted.provenance.errors if m.steps in held_out.GOALS],
+    )
     beaten = [m for m in goals if m.error >= own and m.steps > fitted.steps]
     return f"; as good as {beaten[-1].sampler} in {beaten[-1].steps} steps" if beaten else ""
 
@@ -99,19 +111,22 @@ def tune(
     told: Told | None = None,
     **inputs: Any,
 ) -> Tuning:
-    """Fit samplers to a model of any diffusers pipeline, and keep those that are better on noise they never saw.
+    """Fit samplers to a model of any diffusers pipeline, and keep those that are better on noise
+    they never saw.
 
-    `model`: a name, a pipeline or a `Helm`. `steps`: one number, or several that share the converged samples.
-    `prompts`: a list or a file, a line each (pictures for models that begin with one); a shipped model has its own.
-    `seeds`: how many samples, a third of them held out, by default 64 or, where a quarter of the time is too short to
-    make so many converge, as many as it is enough for; `seed`: the first. `guidance`: as the sampler will be used.
-    `minutes`: for everything. `out`: a .json file; for several steps a folder of them. `start`: where to begin, by
-    default the best of the usual. `method`: one of `METHODS`, by default the best for the network's precision.
-    `batch`: network evaluations a call, by default as many as fit into little memory. `inputs`: of the pipeline.
-    A fit that was killed goes on where it was.
+    `model`: a name, a pipeline or a `Helm`. `steps`: one number, or several that share the
+    converged samples. `prompts`: a list or a file, a line each (pictures for models that begin with
+    one); a shipped model has its own. `seeds`: how many samples, a third of them held out, by
+    default 64 or, where a quarter of the time is too short to make so many converge, as many as it
+    is enough for; `seed`: the first. `guidance`: as the sampler will be used. `minutes`: for
+    everything. `out`: a .json file; for several steps a folder of them. `start`: where to begin, by
+    default the best of the usual. `method`: one of `METHODS`, by default the best for the network's
+    precision. `batch`: network evaluations a call, by default as many as fit into little memory.
+    `inputs`: of the pipeline. A fit that was killed goes on where it was.
 
-    Raises `ArgumentError` for what cannot be fitted, before or as soon as it shows: too few seeds or minutes, a
-    stochastic start, a network that is not deterministic, samples that do not converge.
+    Raises `ArgumentError` for what cannot be fitted, before or as soon as it shows: too few seeds
+    or minutes, a stochastic start, a network that is not deterministic, samples that do not
+    converge.
     """
     from ..pipelines.helm import Helm
 
@@ -121,7 +136,9 @@ def tune(
     given = guidance if guidance is None or isinstance(guidance, Guidance) else cfg(guidance)
     if given is None and helm.card is not None:
         given = cfg(helm.card.default_guidance)
-    if helm.card is not None and "image" in helm._parameters:  # such pipelines have a size of their own, far larger
+    if (
+        helm.card is not None and "image" in helm._parameters
+    ):  # such pipelines have a size of their own, far larger
         inputs = {"height": helm.card.resolution, "width": helm.card.resolution, **inputs}
     checks.one_scale(given)
     checks.begins(method, start, counts, process_of(helm.pipe.scheduler.config))
@@ -133,17 +150,21 @@ def tune(
         network, weights = _network(helm, made, given, batch, inputs, telling)
         where = {
             "model": helm.name or type(helm.pipe).__name__, "fingerprint": weights,
-            "guidance": None if used is None else GuidanceData.of(used), "dtype": str(helm.pipe.dtype)[6:],
+            "guidance": None if used is None else GuidanceData.of(used),
+            "dtype": str(helm.pipe.dtype)[6:],
             "prompts": made.prompts, "seeds": made.seeds,
         }  # fmt: skip
         return fit_model(
-            network, steps=counts, split=made.split(), fewer=seeds is None, minutes=minutes, out=out, start=start,
+            network, steps=counts, split=made.split(), fewer=seeds is None, minutes=minutes,
+            out=out, start=start,
             method=method, told=telling, where=where, began=began,
         )  # fmt: skip
 
 
 def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guidance | None:
-    """The guidance of the fit as a use of its file is looked at: with the pipeline's own scale where it has one."""
+    """The guidance of the fit as a use of its file is looked at: with the pipeline's own scale
+    where it has one.
+    """
     from ..pipelines import fitted_check
     from ..pipelines.guidance import scale as scales
 
@@ -154,9 +175,15 @@ def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guid
 
 @contextmanager
 def _still(pipe: Any) -> Iterator[None]:
-    """The pipeline without progress bars, without gradients of its weights and fast; afterwards as it was."""
+    """The pipeline without progress bars, without gradients of its weights and fast; afterwards as
+    it was.
+    """
     bar = dict(getattr(pipe, "_progress_bar_config", None) or {})
-    modules = [part for part in getattr(pipe, "components", {}).values() if isinstance(part, torch.nn.Module)]
+    modules = [
+        part
+        for part in getattr(pipe, "components", {}).values()
+        if isinstance(part, torch.nn.Module)
+    ]
     trained = [p for module in modules for p in module.parameters() if p.requires_grad]
     kernels = [p for module in modules for p in module.parameters() if _rearranges(p)]
     for parameter in trained:
@@ -177,7 +204,9 @@ def _still(pipe: Any) -> Iterator[None]:
 
 
 def _rearranges(p: torch.nn.Parameter) -> bool:
-    """Whether this is the kernel of a convolution that may have channels last, a fifth faster, and be put back."""
+    """Whether this is the kernel of a convolution that may have channels last, a fifth faster, and
+    be put back.
+    """
     return p.ndim == 4 and p.is_floating_point() and p.device.type != "meta" and p.is_contiguous()
 
 
@@ -199,24 +228,36 @@ def fit_model(
 ) -> Tuning:
     """As `tune`, for any `Model`, such as `Plain(denoise, noise, process)`.
 
-    `split`: samples to fit and samples held out, by default the last third. `fewer`: take the first of both alone where
-    the time is short. `iterations`: at most so many for every number of steps. `memory`: predictions that a row may
-    correct. `where`: what the file says it was fitted to. `began`: when the minutes did, by `time.monotonic`.
+    `split`: samples to fit and samples held out, by default the last third. `fewer`: take the first
+    of both alone where the time is short. `iterations`: at most so many for every number of steps.
+    `memory`: predictions that a row may correct. `where`: what the file says it was fitted to.
+    `began`: when the minutes did, by `time.monotonic`.
 
     Raises what `tune` raises; a guidance scale for every step too, before any compute.
     """
-    counts, telling = checks.asked(steps, minutes=minutes, out=out, method=method), told or (lambda message: None)
+    counts, telling = (
+        checks.asked(steps, minutes=minutes, out=out, method=method),
+        told or (lambda message: None),
+    )
     began = time.monotonic() if began is None else began
     checks.one_scale(model.guidance)
     checks.begins(method, start, counts, model.process)
     chosen, held = checks.thirds(model.count) if split is None else checks.split(split, model.count)
     target = None if out is None else checks.target(Path(out), counts)
-    facts = {"model": "a denoiser", "fingerprint": None, "guidance": None, "dtype": "float32", **(where or {})}
+    facts = {
+        "model": "a denoiser",
+        "fingerprint": None,
+        "guidance": None,
+        "dtype": "float32",
+        **(where or {}),
+    }
     answer = checks.answer(model)
     way = checks.way(model, method)
     settings = {
-        **facts, "fitted": sorted(chosen), "held": sorted(held), "start": str(start), "way": way, "memory": memory,
-        "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer, "fewer": fewer,
+        **facts, "fitted": sorted(chosen), "held": sorted(held), "start": str(start), "way": way,
+        "memory": memory,
+        "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer,
+        "fewer": fewer,
     }  # fmt: skip
     store = None if target is None else Store(checks.part(target[0]), settings)
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
@@ -225,7 +266,10 @@ def fit_model(
     spent, ends = time.monotonic() - began, began + 60 * minutes
     targets = _targets(model, (chosen, held), fewer, spent, 60 * minutes, store, telling)
     fitting = Fitting(model, targets, way, memory, facts, telling, store)
-    fitting.samples = tuple(s for s in chosen if s in targets.samples), tuple(s for s in held if s in targets.samples)
+    fitting.samples = (
+        tuple(s for s in chosen if s in targets.samples),
+        tuple(s for s in held if s in targets.samples),
+    )
     outcomes, files = list[Outcome](), list[Path]()
     try:
         for i, count in enumerate(counts):
@@ -234,20 +278,30 @@ def fit_model(
             made = fitting.one(count, start, share, iterations)
             outcomes.append(made)
             if target is not None and made.sampler is not None:
-                files.append(made.sampler.save(target[0] / f"{count}.json" if target[1] else target[0]))
+                files.append(
+                    made.sampler.save(target[0] / f"{count}.json" if target[1] else target[0])
+                )
             if fitting.stopped:
                 break
     except KeyboardInterrupt:
         fitting.stopped = True
     if fitting.stopped:
-        telling("stopped; what was found so far is kept" + (", the same call goes on" if store is not None else ""))
+        telling(
+            "stopped; what was found so far is kept"
+            + (", the same call goes on" if store is not None else "")
+        )
     if store is not None and not fitting.stopped:
         store.clear()
     return Tuning(outcomes, time.monotonic() - began, model.evaluations, files)
 
 
 def _network(
-    helm: Helm, made: Subjects, guidance: Guidance | None, batch: int | None, inputs: dict[str, Any], told: Told
+    helm: Helm,
+    made: Subjects,
+    guidance: Guidance | None,
+    batch: int | None,
+    inputs: dict[str, Any],
+    told: Told,
 ) -> tuple[Model, Fingerprint | None]:
     """The pipeline's network with the conditions of all samples, or the pipeline as a black box."""
     from ..pipelines.capture import NotCaptured, capture
@@ -260,17 +314,26 @@ def _network(
     except NotCaptured as reason:
         told(f"every try is a whole call of the pipeline: {reason}")
         network = getattr(helm.pipe, "unet", None) or getattr(helm.pipe, "transformer", None)
-        return Whole(helm, made.each(inputs), made.seeds, guidance), network and fingerprint(network)
+        return Whole(helm, made.each(inputs), made.seeds, guidance), network and fingerprint(
+            network
+        )
     return Pipeline(captured, guidance, batch), fingerprint(captured.module)
 
 
 def _targets(
-    model: Model, split: tuple[Sequence[int], Sequence[int]], fewer: bool, spent: float, budget: float,
+    model: Model, split: tuple[Sequence[int], Sequence[int]], fewer: bool, spent: float,
+    budget: float,
     store: Store | None, told: Told,
 ) -> Targets:  # fmt: skip
-    """The converged samples, from before or made now. Raises `ArgumentError` where the time is too short for them."""
+    """The converged samples, from before or made now. Raises `ArgumentError` where the time is too
+    short for them.
+    """
     made = None if store is None else store.targets()
-    if made is not None and set(made.samples) <= {*split[0], *split[1]} and len(made.samples) == len(made.result):
+    if (
+        made is not None
+        and set(made.samples) <= {*split[0], *split[1]}
+        and len(made.samples) == len(made.result)
+    ):
         told(f"{len(made.samples)} converged samples from before")
         return made
     chosen, held = split
@@ -285,8 +348,9 @@ def _targets(
     if need > SHARE * left:
         most = int(SHARE * left / each)
         raise ArgumentError(
-            f"the converged samples alone take about {need / 60:.1f} of the {budget / 60:.3g} minutes: give "
-            f"minutes={math.ceil((spent + need / SHARE) / 6) / 10:g}" + (f", or seeds={most}" if most >= LEAST else "")
+            f"the converged samples alone take about {need / 60:.1f} of the {budget / 60:.3g}"
+            f" minutes: give minutes={math.ceil((spent + need / SHARE) / 6) / 10:g}"
+            + (f", or seeds={most}" if most >= LEAST else "")
         )
     told(f"about {need:.0f} s for the converged samples, {left - need:.0f} s are left for the fit")
     began = time.monotonic()

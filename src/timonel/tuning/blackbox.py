@@ -23,17 +23,27 @@ from .model import Model
 
 
 class Whole(Model):
-    """A pipeline as a black box. `inputs`: the pipeline's arguments for each sample; `seeds`: one for each."""
+    """A pipeline as a black box. `inputs`: the pipeline's arguments for each sample; `seeds`: one
+    for each.
+    """
 
     stepwise = False
 
     def __init__(
-        self, helm: Helm, inputs: Sequence[Mapping[str, Any]], seeds: Sequence[int], guidance: Guidance | None
+        self,
+        helm: Helm,
+        inputs: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        guidance: Guidance | None,
     ) -> None:
         super().__init__()
         self.helm, self.inputs, self.seeds, self.guidance = helm, inputs, seeds, guidance
         config = helm.pipe.scheduler.config
-        self.process, self.prediction, self.count = process_of(config), prediction_of(config), len(seeds)
+        self.process, self.prediction, self.count = (
+            process_of(config),
+            prediction_of(config),
+            len(seeds),
+        )
         outputs = inspect.signature(type(helm.pipe).__call__).parameters
         self.more = {"output_type": "latent"} if "output_type" in outputs else {}
 
@@ -41,15 +51,22 @@ class Whole(Model):
         raise ModelError("the pipeline draws its own noise")
 
     def guided(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        samples: Sequence[int],
+        scale: float | None,
+        away: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         raise ModelError("the network of this pipeline cannot be called by itself")
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
         guidance = self.always() if always else self.guidance
         provenance = Provenance(
-            model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction, guidance=None,
-            dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[], start="", method="", fitting={},
+            model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction,
+            guidance=None,
+            dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[], start="",
+            method="", fitting={},
             held_out={}, seconds=0, calls=0,
         )  # fmt: skip
         sampler, made = Sampler(fitted=Fitted("fit", table, provenance)), []

@@ -23,10 +23,18 @@ from .starts import named
 from .store import usable
 
 METHODS = {
-    "levels": "none of the coefficients: the best of the usual grids, the closed form for Gaussian data and GITS",
+    "levels": (
+        "none of the coefficients: the best of the usual grids, the closed form for Gaussian data"
+        " and GITS"
+    ),
     "rows": "least squares, row after row: one long run and a short one",
-    "differences": "Gauss-Newton by forward calls alone: also for networks that are quantised, compiled or offloaded",
-    "backward": "Gauss-Newton by gradients: for half precision, which rounds small differences away",
+    "differences": (
+        "Gauss-Newton by forward calls alone: also for networks that are quantised, compiled or"
+        " offloaded"
+    ),
+    "backward": (
+        "Gauss-Newton by gradients: for half precision, which rounds small differences away"
+    ),
 }
 
 
@@ -34,10 +42,14 @@ def asked(
     steps: int | Sequence[int], *, seeds: int | None = None, minutes: float = 5.0,
     out: str | PathLike[str] | None = None, method: str | None = None, batch: int | None = None,
 ) -> list[int]:  # fmt: skip
-    """The numbers of steps, after a look at all that needs no model. Raises `ArgumentError` or `UnknownName`."""
+    """The numbers of steps, after a look at all that needs no model. Raises `ArgumentError` or
+    `UnknownName`.
+    """
     counts = _counts(steps)
     if seeds is not None and whole("seeds", seeds) < LEAST:
-        raise ArgumentError(f"{seeds} seeds are too few to fit and to judge by: give at least {LEAST}, better 64")
+        raise ArgumentError(
+            f"{seeds} seeds are too few to fit and to judge by: give at least {LEAST}, better 64"
+        )
     if method is not None:
         among("method", method, METHODS)
     if batch is not None:
@@ -50,11 +62,13 @@ def asked(
 
 
 def one_scale(guidance: Guidance | None) -> None:
-    """Refuses a scale for every step: a fit changes what a step is, and targets have other numbers of them."""
+    """Refuses a scale for every step: a fit changes what a step is, and targets have other numbers
+    of them.
+    """
     if guidance is not None and isinstance(guidance.scale, tuple):
         raise ArgumentError(
-            f"a fit takes one guidance scale and an interval, got {len(guidance.scale)} scales, one for each step: "
-            f"give one, such as cfg({max(guidance.scale):g}, until=0.4)"
+            f"a fit takes one guidance scale and an interval, got {len(guidance.scale)} scales, one"
+            f" for each step: give one, such as cfg({max(guidance.scale):g}, until=0.4)"
         )
 
 
@@ -68,18 +82,23 @@ def _counts(steps: int | Sequence[int]) -> list[int]:
     return list(dict.fromkeys(few_enough("steps", count, 2) for count in counts))
 
 
-def begins(method: str | None, start: Sampler | str | None, counts: list[int], process: Process) -> None:
+def begins(
+    method: str | None, start: Sampler | str | None, counts: list[int], process: Process
+) -> None:
     """Refuses a start that a fit cannot have."""
     if start is None:
         return
     if method == "levels":
-        raise ArgumentError(f"method='levels' looks for where to begin: leave start={str(start)!r} out")
+        raise ArgumentError(
+            f"method='levels' looks for where to begin: leave start={str(start)!r} out"
+        )
     for count in counts:
         named(process, start, count)
 
 
 def way(model: Model, asked: str | None) -> str:
-    """How to fit; by default by differences, and in half precision, which rounds them away, by gradients.
+    """How to fit; by default by differences, and in half precision, which rounds them away, by
+    gradients.
 
     Raises `ArgumentError` for a way that the network does not permit.
     """
@@ -91,7 +110,9 @@ def way(model: Model, asked: str | None) -> str:
     if asked == "backward" and not _flows(model):
         raise ArgumentError("no gradient flows through this network: use method='differences'")
     if asked == "rows" and not model.stepwise:
-        raise ArgumentError("the network of this pipeline cannot be called by itself: use method='differences'")
+        raise ArgumentError(
+            "the network of this pipeline cannot be called by itself: use method='differences'"
+        )
     assert asked is not None
     return asked
 
@@ -112,20 +133,27 @@ def _flows(model: Model) -> bool:
     return gradient is not None and bool(torch.isfinite(gradient).all())
 
 
-def split(given: tuple[Sequence[int], Sequence[int]], count: int) -> tuple[Sequence[int], Sequence[int]]:
-    """The samples to fit and those held out. Raises `ArgumentError` where they are not two parts of `count`."""
+def split(
+    given: tuple[Sequence[int], Sequence[int]], count: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The samples to fit and those held out. Raises `ArgumentError` where they are not two parts of
+    `count`.
+    """
     chosen, held = given
     outside = [s for s in (*chosen, *held) if not 0 <= s < count]
     if outside or set(chosen) & set(held) or len(chosen) < 2 or len(held) < 2:
         raise ArgumentError(
-            f"split is two lists of two or more of the {count} samples, and none is in both; got {len(chosen)} and "
-            f"{len(held)}, {len(set(chosen) & set(held))} in both, {len(outside)} that are not there"
+            f"split is two lists of two or more of the {count} samples, and none is in both; got"
+            f" {len(chosen)} and {len(held)}, {len(set(chosen) & set(held))} in both,"
+            f" {len(outside)} that are not there"
         )
     return chosen, held
 
 
 def thirds(count: int) -> tuple[range, range]:
-    """Two thirds of the samples to fit, the last third held out. Raises `ArgumentError` for fewer than six."""
+    """Two thirds of the samples to fit, the last third held out. Raises `ArgumentError` for fewer
+    than six.
+    """
     if count < 6:
         raise ArgumentError(f"{count} samples are too few to fit and to judge by: give 12 or more")
     return range(count - count // 3), range(count - count // 3, count)
@@ -137,7 +165,9 @@ def target(out: Path, counts: list[int]) -> tuple[Path, bool]:
     if not several and out.suffix.lower() != ".json":
         raise ArgumentError(f"a sampler file's name ends in .json, got {str(out)!r}")
     if several and out.suffix:
-        raise ArgumentError(f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}")
+        raise ArgumentError(
+            f"{len(counts)} numbers of steps make as many files: give a folder, got {str(out)!r}"
+        )
     writable(out if several else out.parent)
     usable(part(out))
     return out, several
@@ -155,13 +185,15 @@ def short(model: Model, count: int) -> Table:
 
 @torch.no_grad()
 def answer(model: Model) -> str:
-    """What the network answers, in a word. Refuses one that answers differently when it is asked again."""
+    """What the network answers, in a word. Refuses one that answers differently when it is asked
+    again.
+    """
     table, two = short(model, 2), list(range(min(2, model.count)))
     first, again = (travel(model, Arrays.of(table), two).result for _ in range(2))
     away, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
     if away > 1e-4 * float(first.abs().max()):
         raise ArgumentError(
-            f"the network is not deterministic: asked twice, it differs by {away:.2g}. Switch dropout and noise off "
-            "(module.eval()), or fix its seeds"
+            f"the network is not deterministic: asked twice, it differs by {away:.2g}. Switch"
+            " dropout and noise off (module.eval()), or fix its seeds"
         )
     return f"{tuple(first.shape)} {size:.3g}"

@@ -29,13 +29,17 @@ LONG = 5  # samples and predictions that a long run holds
 
 
 def held_bytes(model: Model, count: int, steps: int, method: str, memory: int) -> int:
-    """About what a fit to `count` samples holds beside the network and its graph; 0 for a pipeline as a whole."""
+    """About what a fit to `count` samples holds beside the network and its graph; 0 for a pipeline
+    as a whole.
+    """
     if not model.stepwise:
         return 0
     each = _bytes(model)
     iteration = at_once(model, steps, method, memory) * _share(each, steps, method, memory)
     paths = min(SOME, starts.fits(each, ROOM)) * starts.PATH * each
-    return 2 * count * each + max(LONG * count * each, (2 * steps + 1) * count * each, iteration, paths)
+    return 2 * count * each + max(
+        LONG * count * each, (2 * steps + 1) * count * each, iteration, paths
+    )
 
 
 def at_once(model: Model, steps: int, method: str, memory: int) -> int:
@@ -52,9 +56,15 @@ def _bytes(model: Model) -> int:
 
 
 def _share(each: int, steps: int, method: str, memory: int) -> int:
-    """Of one sample in an iteration: its runs, and for differences its part of the Jacobian, four times over."""
+    """Of one sample in an iteration: its runs, and for differences its part of the Jacobian, four
+    times over.
+    """
     runs = 4 * steps * each
-    return runs if method != "differences" else runs + 4 * (memory + 3) * steps * each + 16 * (steps + 2) * each
+    return (
+        runs
+        if method != "differences"
+        else runs + 4 * (memory + 3) * steps * each + 16 * (steps + 2) * each
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,9 @@ class Fitting:
     paths: starts.Paths | None = None
     stopped: bool = False
 
-    def one(self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None) -> Outcome:
+    def one(
+        self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None
+    ) -> Outcome:
         """Fit one number of steps, and judge it."""
         began, calls = time.monotonic(), self.model.evaluations
         ends = began + seconds
@@ -97,14 +109,20 @@ class Fitting:
 
         task = self._task(label, grid)
         if known is not None and known.theta.shape != (task.form.size,):
-            raise ArgumentError(f"what was kept of the fit for {steps} steps does not fit it; remove the folder .part")
+            raise ArgumentError(
+                f"what was kept of the fit for {steps} steps does not fit it; remove the folder"
+                " .part"
+            )
         self._seeds_enough(task.form)
         state = self._fit(task, label, known, ends, iterations, spent)
         judged = self._judged(task, state, label)
         if judged.sampler is None:
             return judged
         took, made = spent()
-        return replace(judged, sampler=_cost(judged.sampler, took + self.targets.seconds, made + self.targets.calls))
+        return replace(
+            judged,
+            sampler=_cost(judged.sampler, took + self.targets.seconds, made + self.targets.calls),
+        )
 
     def _begun(self, steps: int, asked: Sampler | str | None) -> tuple[str, Grid, State | None]:
         """Where the fit begins, or where it was."""
@@ -119,7 +137,12 @@ class Fitting:
             self.told("paths for the levels")
             self.paths = starts.Paths(self.model, some[: starts.fits(_bytes(self.model), ROOM)])
         self.told(f"{steps} steps: looking for where to begin")
-        return *starts.best(self.model, self.targets, some, list(starts.begins(self.model, steps, self.paths))), None
+        return (
+            *starts.best(
+                self.model, self.targets, some, list(starts.begins(self.model, steps, self.paths))
+            ),
+            None,
+        )
 
     def _task(self, label: str, grid: Grid) -> Task:
         """The fit that begins there."""
@@ -137,13 +160,16 @@ class Fitting:
         else:
             task.typical(state.best, task.held)
         named = len(held_out.USUAL) + sum(held_out.GOALS) / steps
-        runs = named + 2 * (1 + len(task.fit) / len(task.held))  # as long as this one, that follow the fit
+        runs = named + 2 * (
+            1 + len(task.fit) / len(task.held)
+        )  # as long as this one, that follow the fit
         ends -= runs * (time.monotonic() - began)
         if self.method == "levels":
             return state
         if not state.iteration and self.model.stepwise:
             with_rows = gauss_newton.look(
-                task, gauss_newton.moved(state, least_squares.squares(task, least_squares.enough(task)))
+                task,
+                gauss_newton.moved(state, least_squares.squares(task, least_squares.enough(task))),
             )
             state = with_rows if with_rows.error < state.error or self.method == "rows" else state
         if self.method == "rows":
@@ -162,9 +188,12 @@ class Fitting:
             state = now
             if self.store is not None:
                 seconds, calls = spent()
-                self.store.keep(steps, label, task.form.start, replace(now, seconds=seconds, calls=calls))
+                self.store.keep(
+                    steps, label, task.form.start, replace(now, seconds=seconds, calls=calls)
+                )
             self.told(
-                f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of {now.held[0][1]:.4g}"
+                f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of"
+                f" {now.held[0][1]:.4g}"
             )
 
         try:
@@ -177,8 +206,8 @@ class Fitting:
         count = sum(len(s) for s in self.samples)
         if count < form.size and self.method not in ("levels",):
             warnings.warn(
-                f"{count} seeds for {form.size} corrections of {form.steps} steps: what is fitted may not carry over; "
-                f"give seeds={form.size} or more",
+                f"{count} seeds for {form.size} corrections of {form.steps} steps: what is fitted"
+                f" may not carry over; give seeds={form.size} or more",
                 stacklevel=4,
             )
 
@@ -187,19 +216,26 @@ class Fitting:
         """The sampler, if it is better than its start on held-out samples."""
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
-        if self.method == "levels":  # where it begins is what was found, so it is measured by the usual one
-            first, grid = starts.named(self.model.process, f"dpmpp_2m/{usual(self.model.process)}", steps)
+        if (
+            self.method == "levels"
+        ):  # where it begins is what was found, so it is measured by the usual one
+            first, grid = starts.named(
+                self.model.process, f"dpmpp_2m/{usual(self.model.process)}", steps
+            )
             before = replace(task, form=Form(self.model.process, "dpmpp_2m", grid, self.memory))
         own, theirs = task.error(state.best, task.held), before.error(zero, task.held)
         held = {"tuned": held_out.geometric(own)[0], "start": held_out.geometric(theirs)[0]}
         if not held_out.better(own, theirs):
             reason = (
-                f"the held-out error {held['tuned']:.4g} is not clearly below that of its start {first} "
-                f"({held['start']:.4g})"
+                f"the held-out error {held['tuned']:.4g} is not clearly below that of its start"
+                f" {first} ({held['start']:.4g})"
             )
             return Outcome(steps, None, reason, first, held["start"], held["tuned"])
         table = task.form.arrays(state.best).table("fitted", f"{label}, fitted")
-        fitting = {"tuned": task.typical(state.best, task.fit), "start": before.typical(zero, task.fit)}
+        fitting = {
+            "tuned": task.typical(state.best, task.fit),
+            "start": before.typical(zero, task.fit),
+        }
         errors = held_out.usual(self.model, self.targets, task.held, steps)
         prompts, seeds = self.facts.get("prompts", ()), self.facts.get("seeds", ())
         part = [tuple(dict.fromkeys(prompts[s] for s in some if prompts)) for some in self.samples]
@@ -207,9 +243,12 @@ class Fitting:
         provenance = Provenance(
             model=self.facts["model"], fingerprint=self.facts["fingerprint"],
             process=ProcessData.of(self.model.process, table), prediction=self.model.prediction,
-            guidance=self.facts["guidance"], dtype=self.facts["dtype"], prompts=list(part[0]), seeds=list(drawn[0]),
-            held_out_prompts=list(part[1]), held_out_seeds=list(drawn[1]), start=first, method=self.method,
-            fitting=fitting, held_out=held, errors=errors, seconds=0.0, calls=0, versions=versions(),
+            guidance=self.facts["guidance"], dtype=self.facts["dtype"], prompts=list(part[0]),
+            seeds=list(drawn[0]),
+            held_out_prompts=list(part[1]), held_out_seeds=list(drawn[1]), start=first,
+            method=self.method,
+            fitting=fitting, held_out=held, errors=errors, seconds=0.0, calls=0,
+            versions=versions(),
         )  # fmt: skip
         name = f"{self.facts['model'].rpartition('/')[2]}-{steps}"
         sampler = Sampler(fitted=Fitted(name, table, provenance))

@@ -1,7 +1,8 @@
-"""Fitting: damped Gauss-Newton steps on the mean log error of the results, watched on samples that it never uses.
+"""Fitting: damped Gauss-Newton steps on the mean log error of the results, watched on samples that
+it never uses.
 
-The log of the error makes every sample count alike, whatever its size (arXiv 2403.01329 maximises PSNR); its
-least-squares form weighs each sample by one over its squared error.
+The log of the error makes every sample count alike, whatever its size (arXiv 2403.01329 maximises
+PSNR); its least-squares form weighs each sample by one over its squared error.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ PATIENCE = 8  # iterations without a better held-out error
 class State:
     """Where a fit is; plain numbers, so that it can be written and taken up again.
 
-    `best`: the parameters with the least held-out error so far, `error`; `held`: that error by iteration. `seconds` and
-    network `calls`: what it cost before this call took it up.
+    `best`: the parameters with the least held-out error so far, `error`; `held`: that error by
+    iteration. `seconds` and network `calls`: what it cost before this call took it up.
     """
 
     theta: Tensor
@@ -50,7 +51,9 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is fitted to what. `fit`: samples that the steps are computed from; `held`: samples that only judge."""
+    """What is fitted to what. `fit`: samples that the steps are computed from; `held`: samples that
+    only judge.
+    """
 
     model: Model
     form: Form
@@ -81,7 +84,9 @@ class Task:
         """The samples of an iteration: all of them in a new order, then again."""
         many = min(self.batch, len(self.fit))
         rounds = len(self.fit) // many
-        order = torch.randperm(len(self.fit), generator=torch.Generator().manual_seed(iteration // rounds))
+        order = torch.randperm(
+            len(self.fit), generator=torch.Generator().manual_seed(iteration // rounds)
+        )
         begin = iteration % rounds * many
         return [self.fit[i] for i in order[begin : begin + many].tolist()]
 
@@ -103,7 +108,9 @@ def begin(task: Task) -> State:
     return State(zero, zero, error, zero, held=[(0, error)])
 
 
-def improve(task: Task, state: State, until: Callable[[State], bool], told: Callable[[State], None]) -> State:
+def improve(
+    task: Task, state: State, until: Callable[[State], bool], told: Callable[[State], None]
+) -> State:
     """Iterate until `until(state)` or no held-out gain for a while; `told` sees every state."""
     while not until(state) and state.idle < PATIENCE:
         state = step(task, state)
@@ -112,15 +119,22 @@ def improve(task: Task, state: State, until: Callable[[State], bool], told: Call
 
 
 def step(task: Task, state: State) -> State:
-    """One iteration: a slope, a few damped steps tried, the best kept, and a look at the held-out samples."""
+    """One iteration: a slope, a few damped steps tried, the best kept, and a look at the held-out
+    samples.
+    """
     slope = task.slope(state.theta, state.iteration)
     curvature = slope.curvature
     if state.curvature is not None:
         curvature = MEMORY * state.curvature + (1 - MEMORY) * curvature
-    proposals = [(state.damping * f, _move(curvature, slope.gradient, state.damping * f)) for f in (0.2, 1.0, 5.0)]
+    proposals = [
+        (state.damping * f, _move(curvature, slope.gradient, state.damping * f))
+        for f in (0.2, 1.0, 5.0)
+    ]
     samples = _judges(task, state.iteration)
     here = task.typical(state.theta, samples)
-    scored = [(task.typical(state.theta + move, samples), damping, move) for damping, move in proposals]
+    scored = [
+        (task.typical(state.theta + move, samples), damping, move) for damping, move in proposals
+    ]
     error, damping, move = min(scored, key=lambda one: one[0])
     if error < here:
         theta, damping = state.theta + move, max(LEAST, damping)
@@ -128,13 +142,20 @@ def step(task: Task, state: State) -> State:
         theta, damping = state.theta, min(MOST, state.damping * 10)
     average = AVERAGE * state.average + (1 - AVERAGE) * theta
     new = replace(
-        state, theta=theta, average=average, curvature=curvature, damping=damping, iteration=state.iteration + 1
+        state,
+        theta=theta,
+        average=average,
+        curvature=curvature,
+        damping=damping,
+        iteration=state.iteration + 1,
     )
     return look(task, new)
 
 
 def _judges(task: Task, iteration: int) -> list[int]:
-    """The samples that tell which step is best: those of this iteration, and those of the one before."""
+    """The samples that tell which step is best: those of this iteration, and those of the one
+    before.
+    """
     return list(dict.fromkeys(task.chosen(iteration) + task.chosen(max(iteration - 1, 0))))
 
 

@@ -16,7 +16,14 @@ from .model import Model
 from .rollout import distance
 from .targets import Targets
 
-USUAL = ("euler", "dpmpp_2m/{}", "dpmpp_3m/{}", "unipc", "ipndm", "dpmpp_2m/ays")  # {}: the usual grid
+USUAL = (
+    "euler",
+    "dpmpp_2m/{}",
+    "dpmpp_3m/{}",
+    "unipc",
+    "ipndm",
+    "dpmpp_2m/ays",
+)  # {}: the usual grid
 GOAL, GOALS = "dpmpp_2m/{}", (12, 25)  # what 5 and 8 fitted steps are meant to equal, and its steps
 
 
@@ -29,9 +36,13 @@ def geometric(error: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def usual(model: Model, targets: Targets, samples: Sequence[int], steps: int) -> list[Measured]:
-    """The held-out error of the samplers people use at so many steps, and of the goals; what cannot run is left out."""
+    """The held-out error of the samplers people use at so many steps, and of the goals; what cannot
+    run is left out.
+    """
     grid = grids.usual(model.process)
-    wanted = [(name.format(grid), steps) for name in USUAL] + [(GOAL.format(grid), n) for n in GOALS]
+    wanted = [(name.format(grid), steps) for name in USUAL] + [
+        (GOAL.format(grid), n) for n in GOALS
+    ]
     found = []
     for name, n in wanted:
         try:
@@ -40,11 +51,15 @@ def usual(model: Model, targets: Targets, samples: Sequence[int], steps: int) ->
             continue
         mean, doubt = geometric(distance(model.run(table, samples), targets.of(samples)))
         if math.isfinite(mean):
-            found.append(Measured(sampler=Sampler(name).label, steps=n, error=mean, standard_error=doubt))
+            found.append(
+                Measured(sampler=Sampler(name).label, steps=n, error=mean, standard_error=doubt)
+            )
     return found
 
 
 def better(error: Tensor, than: Tensor) -> bool:
-    """Whether the first errors are lower, sample by sample, by more than two standard errors of the mean log ratio."""
+    """Whether the first errors are lower, sample by sample, by more than two standard errors of the
+    mean log ratio.
+    """
     ratio = (error.clamp(min=1e-12) / than.clamp(min=1e-12)).log()
     return bool(ratio.mean() + 2 * ratio.std() / math.sqrt(len(ratio)) < 0)

@@ -1,9 +1,9 @@
 """Corrections without a gradient and without a search: least squares, one row after the other.
 
-The next sample of a row is linear in its coefficients, so the row that comes nearest to the converged sample at the
-next level is a least-squares problem in float64, with a ridge toward the solver's own row. The samples and predictions
-are those of the fitted sampler itself, so every row also makes up for what the rows before it missed. It costs one
-long run and one short one.
+The next sample of a row is linear in its coefficients, so the row that comes nearest to the
+converged sample at the next level is a least-squares problem in float64, with a ridge toward the
+solver's own row. The samples and predictions are those of the fitted sampler itself, so every row
+also makes up for what the rows before it missed. It costs one long run and one short one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,24 @@ RIDGE = 1e-3  # of the mean diagonal of the normal equations
 
 @torch.no_grad()
 def path(task: Task, samples: Sequence[int]) -> list[Tensor]:
-    """Nearly converged samples (n, …) at every level of the start after the first, the clean one included."""
+    """Nearly converged samples (n, …) at every level of the start after the first, the clean one
+    included.
+    """
     model, own = task.model, task.form.start
     long = fine(model, FIRST).levels(model.process)
     lam = torch.cat([long.lam[:-1], own.lam[1:-1]])
     order = torch.argsort(lam)
     kept = [int((order == len(long) - 1 + i).nonzero()) for i in range(own.steps - 1)]
     apart = torch.ones(len(order), dtype=torch.bool)
-    for at in kept:  # a level of the long run beside one of ours is left out, for the two would be almost one
+    for at in (
+        kept
+    ):  # a level of the long run beside one of ours is left out, for the two would be almost one
         for other in (at - 1, at + 1):
-            if 0 < other < len(order) and other not in kept and abs(float(lam[order[at]] - lam[order[other]])) < 1e-3:
+            if (
+                0 < other < len(order)
+                and other not in kept
+                and abs(float(lam[order[at]] - lam[order[other]])) < 1e-3
+            ):
                 apart[other] = False
     parts = ((long.alpha, own.alpha), (long.sigma, own.sigma), (long.time, own.time))
     level = Level(*(torch.cat([a[:-1], b[1:-1]])[order][apart] for a, b in parts))
@@ -65,8 +73,13 @@ def squares(task: Task, samples: Sequence[int]) -> Tensor:
         clean, difference = task.model.call(x, arrays.level(k), samples, plan.scales[k], away)
         found.append(clean)
         apart.append(difference)
-        plain = float(arrays.keep[k]) * x + sum(float(arrays.weights[k, j]) * d for j, d in enumerate(found))
-        free = [("keep", k, 0), *(("weight", k, j) for j in range(max(0, k + 1 - form.memory), k + 1))]
+        plain = float(arrays.keep[k]) * x + sum(
+            float(arrays.weights[k, j]) * d for j, d in enumerate(found)
+        )
+        free = [
+            ("keep", k, 0),
+            *(("weight", k, j) for j in range(max(0, k + 1 - form.memory), k + 1)),
+        ]
         reads = torch.stack([x, *found[max(0, k + 1 - form.memory) :]], -1).double().flatten(0, -2)
         miss = (aims[k].double() - plain.double()).flatten()
         normal = reads.T @ reads

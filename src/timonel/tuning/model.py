@@ -26,10 +26,12 @@ TOGETHER, MOST = 2**17, 64  # numbers of the samples in a network call, and eval
 
 @dataclass(frozen=True)
 class Plan:
-    """How the rows of a run are guided. `scales`: one a row; 1 is no guidance, None the model's own.
+    """How the rows of a run are guided. `scales`: one a row; 1 is no guidance, None the model's
+    own.
 
-    `shares`: for every row the weights of the differences (conditional minus unconditional output) computed before,
-    newest first, that forecast its own; none where both halves are computed, or only one.
+    `shares`: for every row the weights of the differences (conditional minus unconditional output)
+    computed before, newest first, that forecast its own; none where both halves are computed, or
+    only one.
     """
 
     scales: tuple[float | None, ...]
@@ -39,10 +41,11 @@ class Plan:
 class Model(ABC):
     """A network with `count` samples: their initial noise, and whatever else belongs to each.
 
-    `differentiable`: whether a gradient flows through `denoised`. `stepwise`: whether the network can be called by
-    itself; else only `run` works. `lean`: whether a gradient computes the network again instead of keeping what it
-    made, which takes a third more time and a fraction of the memory. `half`: whether it computes in half precision.
-    `evaluations`: network evaluations so far.
+    `differentiable`: whether a gradient flows through `denoised`. `stepwise`: whether the network
+    can be called by itself; else only `run` works. `lean`: whether a gradient computes the network
+    again instead of keeping what it made, which takes a third more time and a fraction of the
+    memory. `half`: whether it computes in half precision. `evaluations`: network evaluations so
+    far.
     """
 
     process: Process
@@ -64,39 +67,59 @@ class Model(ABC):
 
     @abstractmethod
     def guided(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        samples: Sequence[int],
+        scale: float | None,
+        away: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The network's guided output (n, …) for x at levels of (n,) numbers, and cond - uncond where it has both.
+        """The network's guided output (n, …) for x at levels of (n,) numbers, and cond - uncond
+        where it has both.
 
         `away`: that difference as it is foreseen, so that only the conditional half is computed.
         """
 
     def call(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        samples: Sequence[int],
+        scale: float | None,
+        away: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `guided`, with the denoised prediction (n, …), in at least single precision, for the output."""
+        """As `guided`, with the denoised prediction (n, …), in at least single precision, for the
+        output.
+        """
         raw, apart = self.guided(x, level, samples, scale, away)
         wide = torch.promote_types(x.dtype, torch.float32)
         c_x, c_raw = (
-            c.to(x.device, wide).reshape(-1, *(1,) * (x.ndim - 1)) for c in coefficients(self.prediction, level)
+            c.to(x.device, wide).reshape(-1, *(1,) * (x.ndim - 1))
+            for c in coefficients(self.prediction, level)
         )
         clean = c_x * x.to(wide) + c_raw * raw.to(wide)
         return clean if self.shape is None else self.shape(clean), apart
 
-    def denoised(self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None) -> Tensor:
+    def denoised(
+        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None
+    ) -> Tensor:
         """The denoised prediction (n, …); `scale` 1 is no guidance, None the model's own."""
         return self.call(x, level, samples, scale)[0]
 
     @property
     def scale(self) -> float | None:
-        """The guidance scale where it is guided all the way, as targets are; None is the network's own."""
+        """The guidance scale where it is guided all the way, as targets are; None is the network's
+        own.
+        """
         scale = None if self.guidance is None else self.guidance.scale
         assert not isinstance(scale, tuple)
         return scale
 
     def always(self) -> Guidance | None:
         """The guidance without its interval and without forecasts."""
-        return self.guidance and replace(self.guidance, start=0.0, stop=math.inf, unit="ratio", forecast=1)
+        return self.guidance and replace(
+            self.guidance, start=0.0, stop=math.inf, unit="ratio", forecast=1
+        )
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
         """The results (n, …) of any deterministic table. `always`: guided all the way."""
@@ -104,7 +127,9 @@ class Model(ABC):
         made = Run(table, self.prediction, shape=self.shape, guidance=guidance)
         made.start(self.start(samples))
         for _ in made.rows():
-            raw, apart = self.guided(made.latents, spread(made.level, len(samples)), samples, made.scale, made.forecast)
+            raw, apart = self.guided(
+                made.latents, spread(made.level, len(samples)), samples, made.scale, made.forecast
+            )
             if apart is not None and made.remembers:
                 made.remember(apart)
             made.advance(raw)
@@ -115,25 +140,39 @@ class Model(ABC):
         if self.guidance is None:
             return Plan((None,) * arrays.rows, ((),) * arrays.rows)
         table = arrays.table("fit", "fit")
-        shares = self.guidance.forecasts(table, self.prediction) if self.guidance.forecast > 1 else ((),) * arrays.rows
+        shares = (
+            self.guidance.forecasts(table, self.prediction)
+            if self.guidance.forecast > 1
+            else ((),) * arrays.rows
+        )
         return Plan(self.guidance.scales(table), shares)
 
 
 def spread(at: At, count: int) -> Level:
     """A level of floats as one for each of `count` samples."""
-    return Level(*(torch.full((count,), v, dtype=torch.float64) for v in (at.alpha, at.sigma, at.time)))
+    return Level(
+        *(torch.full((count,), v, dtype=torch.float64) for v in (at.alpha, at.sigma, at.time))
+    )
 
 
 class Pipeline(Model):
-    """A captured pipeline: `batch` network evaluations a call, by default as many as `TOGETHER` numbers make up."""
+    """A captured pipeline: `batch` network evaluations a call, by default as many as `TOGETHER`
+    numbers make up.
+    """
 
     differentiable = True
 
-    def __init__(self, captured: Captured, guidance: Guidance | None, batch: int | None = None) -> None:
+    def __init__(
+        self, captured: Captured, guidance: Guidance | None, batch: int | None = None
+    ) -> None:
         super().__init__()
         self.captured, self.guidance = captured, guidance
         self.batch = batch or max(1, min(MOST, TOGETHER // captured.start[0].numel()))
-        self.process, self.prediction, self.shape = captured.process, captured.prediction, captured.shape
+        self.process, self.prediction, self.shape = (
+            captured.process,
+            captured.prediction,
+            captured.shape,
+        )
         self.count = captured.count
         self.half = captured.given[captured.names[0]].dtype in (torch.float16, torch.bfloat16)
         self.lean = sum(p.numel() for p in captured.module.parameters()) > LARGE
@@ -142,7 +181,12 @@ class Pipeline(Model):
         return self.captured.start[list(samples)]
 
     def guided(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        samples: Sequence[int],
+        scale: float | None,
+        away: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         each = self.captured.cost(scale) if away is None else 1
         many = max(1, self.batch // each)
@@ -163,11 +207,15 @@ class Pipeline(Model):
 
 
 class Plain(Model):
-    """A denoiser of your own, `denoise(x, level)`, as `timonel.sample` takes it; x (count, …) is the initial noise."""
+    """A denoiser of your own, `denoise(x, level)`, as `timonel.sample` takes it; x (count, …) is
+    the initial noise.
+    """
 
     def __init__(
-        self, denoise: Callable[[Tensor, At], Tensor], x: Tensor, process: Process, prediction: str = "sample",
-        unconditional: Callable[[Tensor, At], Tensor] | None = None, guidance: Guidance | None = None,
+        self, denoise: Callable[[Tensor, At], Tensor], x: Tensor, process: Process,
+        prediction: str = "sample",
+        unconditional: Callable[[Tensor, At], Tensor] | None = None,
+        guidance: Guidance | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.denoise, self.x, self.process, self.prediction = denoise, x, process, check(prediction)
@@ -177,14 +225,21 @@ class Plain(Model):
         return self.x[list(samples)]
 
     def guided(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None, away: Tensor | None = None
+        self,
+        x: Tensor,
+        level: Level,
+        samples: Sequence[int],
+        scale: float | None,
+        away: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         told = torch.stack([v.expand(len(x)) for v in level], 1)
         made: Any = None
         apart: Any = None
         for one in torch.unique(told, dim=0):
             chosen = (told == one).all(1)
-            out, other = self._at(x[chosen], At(*one.tolist()), scale, None if away is None else away[chosen])
+            out, other = self._at(
+                x[chosen], At(*one.tolist()), scale, None if away is None else away[chosen]
+            )
             made = x.new_empty(len(x), *out.shape[1:]) if made is None else made
             made[chosen] = out
             if other is not None:
@@ -192,7 +247,9 @@ class Plain(Model):
                 apart[chosen] = other
         return made, apart
 
-    def _at(self, x: Tensor, at: At, scale: float | None, away: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _at(
+        self, x: Tensor, at: At, scale: float | None, away: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         self.evaluations += len(x)
         cond = self.denoise(x, at)
         if self.unconditional is None or scale in (None, 1.0):
@@ -201,4 +258,6 @@ class Plain(Model):
             self.evaluations += len(x)
         uncond = self.unconditional(x, at) if away is None else cond - away
         rescale = 0.0 if self.guidance is None else self.guidance.rescale
-        return combine(cond, uncond, float(scale or 1.0), rescale), None if away is not None else cond - uncond
+        return combine(cond, uncond, float(scale or 1.0), rescale), (
+            None if away is not None else cond - uncond
+        )

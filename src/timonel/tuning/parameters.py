@@ -1,7 +1,9 @@
-"""What can be fitted: the levels of a sampler, the times its network is told, and corrections of its coefficients.
+"""What can be fitted: the levels of a sampler, the times its network is told, and corrections of
+its coefficients.
 
-The table is the solver's own on the fitted levels plus corrections that begin at zero (arXiv 2510.17699), so a fit
-begins as a known sampler, and levels that move take their coefficients along. All numbers are float64.
+The table is the solver's own on the fitted levels plus corrections that begin at zero (arXiv
+2510.17699), so a fit begins as a known sampler, and levels that move take their coefficients along.
+All numbers are float64.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ STEP = 1e-6  # of the differences that give the derivatives of `Arrays`
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A sampler of N rows with one call each: x' = keep[k]·x + sum over j <= k of weights[k, j]·D_j.
+    """A sampler of N rows with one call each: x' = keep[k]·x + sum over j <= k of weights[k,
+    j]·D_j.
 
-    `alpha, sigma`: (N,) levels of the calls; `time`: (N,) what the network is told there; `keep`: (N,);
-    `weights`: (N, N), of the denoised predictions in the order of their calls. The result is at `end`.
+    `alpha, sigma`: (N,) levels of the calls; `time`: (N,) what the network is told there; `keep`:
+    (N,); `weights`: (N, N), of the denoised predictions in the order of their calls. The result is
+    at `end`.
     """
 
     alpha: Tensor
@@ -75,7 +79,8 @@ class Arrays:
         for k, j in used.tolist():
             x[k, 2 + k - j] = self.weights[k, j]
         alpha, sigma, time = (
-            torch.cat([v, e.reshape(1)]) for v, e in zip((self.alpha, self.sigma, self.time), self.end, strict=True)
+            torch.cat([v, e.reshape(1)])
+            for v, e in zip((self.alpha, self.sigma, self.time), self.end, strict=True)
         )
         return Table(solver, grid, "denoised", 0, alpha, sigma, time, tuple(range(n)), x, base)
 
@@ -88,11 +93,13 @@ def supports(table: Table) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """The parameters theta of a sampler of N steps on `process`, zero for `solver` on the levels it begins with.
+    """The parameters theta of a sampler of N steps on `process`, zero for `solver` on the levels it
+    begins with.
 
-    theta holds, in this order: N - 1 shifts of the levels after the first, as parts of the spacing of lam beside them;
-    N shifts of the times the network is told, as parts of the spacing of the times; and for every row a correction of
-    the coefficient of x and of each of the last `memory` denoised predictions.
+    theta holds, in this order: N - 1 shifts of the levels after the first, as parts of the spacing
+    of lam beside them; N shifts of the times the network is told, as parts of the spacing of the
+    times; and for every row a correction of the coefficient of x and of each of the last `memory`
+    denoised predictions.
     """
 
     process: Process
@@ -112,7 +119,9 @@ class Form:
         levels = [("level", k, 0) for k in range(1, n)]
         clock = [("time", k, 0) for k in range(n)]
         rows = [("keep", k, 0) for k in range(n)]
-        weights = [("weight", k, j) for k in range(n) for j in range(max(0, k + 1 - self.memory), k + 1)]
+        weights = [
+            ("weight", k, j) for k in range(n) for j in range(max(0, k + 1 - self.memory), k + 1)
+        ]
         return (*levels, *clock, *rows, *weights)
 
     @property
@@ -150,7 +159,9 @@ class Form:
         made = self.process.at_lam(lam)
         still = theta[: n - 1] == 0  # to the bit where it begins
         parts = ((own.alpha, made.alpha), (own.sigma, made.sigma), (own.time, made.time))
-        alpha, sigma, time = (torch.cat([a[:1], torch.where(still, a[1:n], b), a[-1:]]) for a, b in parts)
+        alpha, sigma, time = (
+            torch.cat([a[:1], torch.where(still, a[1:n], b), a[-1:]]) for a, b in parts
+        )
         return Grid(self.process, alpha, sigma, time, own.name)
 
     def arrays(self, theta: Tensor) -> Arrays:
@@ -173,7 +184,9 @@ class Form:
         return min(ends), max(ends)
 
     def inward(self, theta: Tensor) -> Tensor:
-        """(P,) 1, and -1 for a time that is at the highest which the network knows, so that it can only fall."""
+        """(P,) 1, and -1 for a time that is at the highest which the network knows, so that it can
+        only fall.
+        """
         n = self.steps
         time = self.grid(theta).time[:-1] + theta[n - 1 : 2 * n - 1] * self._ticks
         ways = torch.ones_like(theta)
@@ -181,7 +194,9 @@ class Form:
         return ways
 
     def jacobian(self, theta: Tensor) -> Tensor:
-        """(Q, P) derivatives of the Q numbers of `Arrays.flat` by differences toward what the network knows."""
+        """(Q, P) derivatives of the Q numbers of `Arrays.flat` by differences toward what the
+        network knows.
+        """
         ways, here = self.inward(theta), self.arrays(theta).flat()
         columns = []
         for p in range(self.size):

@@ -1,4 +1,6 @@
-"""Running samplers that are being fitted, many at a time, and how their results move with their numbers."""
+"""Running samplers that are being fitted, many at a time, and how their results move with their
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Journey:
 
 
 def travel(model: Model, arrays: Arrays, samples: Sequence[int]) -> Journey:
-    """One sampler, from noise to the result; only the result where the network cannot be called by itself."""
+    """One sampler, from noise to the result; only the result where the network cannot be called by
+    itself.
+    """
     if not model.stepwise:
         return Journey([model.run(arrays.table("fit", "fit"), samples)], [], [])
     x, plan = model.start(samples), model.plan(arrays)
@@ -48,15 +52,21 @@ def travel(model: Model, arrays: Arrays, samples: Sequence[int]) -> Journey:
 
 
 def foreseen(shares: Sequence[float], apart: Sequence[Tensor | None]) -> Tensor | None:
-    """The forecast of a row's difference from those before it, `shares` newest first; None where it has no shares."""
+    """The forecast of a row's difference from those before it, `shares` newest first; None where it
+    has no shares.
+    """
     if not shares:
         return None
     known = [difference for difference in reversed(apart) if difference is not None]
     return torch.stack([share * d for share, d in zip(shares, known, strict=False)]).sum(0)
 
 
-def walk(model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None) -> Iterator[Tensor]:
-    """The samples of every row and the result; of the predictions only those are held that a later row reads."""
+def walk(
+    model: Model, arrays: Arrays, samples: Sequence[int], scale: float | None
+) -> Iterator[Tensor]:
+    """The samples of every row and the result; of the predictions only those are held that a later
+    row reads.
+    """
     x = model.start(samples)
     found: list[Tensor | None] = []
     for k in range(arrays.rows):
@@ -81,12 +91,24 @@ def _next(arrays: Arrays, k: int, x: Tensor, found: Sequence[Tensor | None]) -> 
 def ends(
     model: Model, candidates: Sequence[Arrays], base: Arrays, known: Journey, samples: Sequence[int]
 ) -> list[Tensor]:
-    """The results of many samplers that differ from `base`, whose journey is known up to their first difference."""
+    """The results of many samplers that differ from `base`, whose journey is known up to their
+    first difference.
+    """
     if not model.stepwise:
         return [travel(model, candidate, samples).result for candidate in candidates]
     n = base.rows
-    calls = torch.stack([(c.alpha != base.alpha) | (c.sigma != base.sigma) | (c.time != base.time) for c in candidates])
-    moves = torch.stack([(c.keep != base.keep) | (c.weights != base.weights).any(-1) for c in candidates]) | calls
+    calls = torch.stack(
+        [
+            (c.alpha != base.alpha) | (c.sigma != base.sigma) | (c.time != base.time)
+            for c in candidates
+        ]
+    )
+    moves = (
+        torch.stack(
+            [(c.keep != base.keep) | (c.weights != base.weights).any(-1) for c in candidates]
+        )
+        | calls
+    )
     first = [int(m.nonzero()[0]) if bool(m.any()) else n for m in moves]
     plans = [model.plan(candidate) for candidate in candidates]
     xs = [known.x[f] for f in first]
@@ -104,9 +126,17 @@ def ends(
             level = Level(*(torch.stack(v).repeat_interleave(len(samples)) for v in told))
             away = [foreseen(plans[i].shares[k], apart[i][:k]) for i in called] if foretold else []
             joined = torch.cat([d for d in away if d is not None]) if foretold else None
-            made = model.call(torch.cat([xs[i] for i in called]), level, list(samples) * len(called), scale, joined)
+            made = model.call(
+                torch.cat([xs[i] for i in called]),
+                level,
+                list(samples) * len(called),
+                scale,
+                joined,
+            )
             for part, held in zip(made, (found, apart), strict=True):
-                for i, one in zip(called, [] if part is None else torch.split(part, len(samples)), strict=False):
+                for i, one in zip(
+                    called, [] if part is None else torch.split(part, len(samples)), strict=False
+                ):
                     held[i][k] = one
         for i, f in enumerate(first):
             if f <= k:
@@ -118,8 +148,8 @@ def ends(
 class Slope:
     """The quadratic model of the mean log error at theta, over some samples.
 
-    `error`: (n,) root mean square distance of each result to its target. `gradient`: (P,) of the mean of log error.
-    `curvature`: (P, P), Gauss and Newton's, of the same.
+    `error`: (n,) root mean square distance of each result to its target. `gradient`: (P,) of the
+    mean of log error. `curvature`: (P, P), Gauss and Newton's, of the same.
     """
 
     error: Tensor
@@ -136,10 +166,11 @@ def differences(
     model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor,
     *, floor: float = 0.0, size: float = 2e-3, at_once: int = 16,
 ) -> Slope:  # fmt: skip
-    """By forward calls alone: every parameter is moved by `size`, and the run repeated from where that tells.
+    """By forward calls alone: every parameter is moved by `size`, and the run repeated from where
+    that tells.
 
-    `at_once`: candidates that are held in memory together. `floor`: error of the targets themselves, below which
-    nothing is gained.
+    `at_once`: candidates that are held in memory together. `floor`: error of the targets
+    themselves, below which nothing is gained.
     """
     arrays = form.arrays(theta)
     known = travel(model, arrays, samples)
@@ -149,7 +180,9 @@ def differences(
         moved = range(begin, min(begin + at_once, form.size))
         candidates = [form.arrays(theta + size * ways[p] * _unit(form.size, p)) for p in moved]
         for p, end in zip(moved, ends(model, candidates, arrays, known, samples), strict=True):
-            columns.append(((end.double() - known.result.double()) / (size * ways[p])).flatten(1).float())
+            columns.append(
+                ((end.double() - known.result.double()) / (size * ways[p])).flatten(1).float()
+            )
     jacobian = torch.stack(columns, -1)
     weight = _weight(miss, floor)
     scaled = jacobian * weight.sqrt()[:, None, None].to(jacobian)
@@ -160,17 +193,22 @@ def differences(
 
 def backward(
     model: Model, form: Form, theta: Tensor, samples: Sequence[int], target: Tensor,
-    *, floor: float = 0.0, probes: int = 8, generator: torch.Generator | None = None, at_once: int = 8,
+    *, floor: float = 0.0, probes: int = 8, generator: torch.Generator | None = None,
+    at_once: int = 8,
 ) -> Slope:  # fmt: skip
     """By gradients: exact for the error, and the curvature from random projections of the results.
 
-    J^T·J is the mean of (J^T·v)(J^T·v)^T over normal v, so that every backward pass gives each sample's share. Costs
-    about 3 + 2·probes evaluations where a run costs one, whatever the number of parameters. `at_once`: samples whose
-    graph is held in memory together.
+    J^T·J is the mean of (J^T·v)(J^T·v)^T over normal v, so that every backward pass gives each
+    sample's share. Costs about 3 + 2·probes evaluations where a run costs one, whatever the number
+    of parameters. `at_once`: samples whose graph is held in memory together.
     """
     chain = form.jacobian(theta)
     arrays = form.arrays(theta)
-    errors, gradient, curvature = [], theta.new_zeros(form.size), theta.new_zeros(form.size, form.size)
+    errors, gradient, curvature = (
+        [],
+        theta.new_zeros(form.size),
+        theta.new_zeros(form.size, form.size),
+    )
     at_once = 1 if model.lean else at_once
     for begin in range(0, len(samples), at_once):
         some = list(samples[begin : begin + at_once])
@@ -181,7 +219,10 @@ def backward(
         weight = _weight(miss, floor)
         seeds = [miss * weight[:, None]]
         for _ in range(probes):
-            seeds.append(torch.randn(miss.shape, generator=generator, dtype=torch.float64) * weight.sqrt()[:, None])
+            seeds.append(
+                torch.randn(miss.shape, generator=generator, dtype=torch.float64)
+                * weight.sqrt()[:, None]
+            )
         for i, seed in enumerate(seeds):
             told = seed.reshape(result.shape).to(result)
             (grad,) = torch.autograd.grad(result, leaf, told, retain_graph=i < len(seeds) - 1)
@@ -223,7 +264,9 @@ def _unit(size: int, p: int) -> Tensor:
 
 
 def _weight(miss: Tensor, floor: float) -> Tensor:
-    """(n,) one over the squared error: what makes least squares of the error those of its logarithm."""
+    """(n,) one over the squared error: what makes least squares of the error those of its
+    logarithm.
+    """
     return 1 / (miss.square().sum(1) + floor**2 * miss.shape[1]).clamp(min=1e-30)
 
 

@@ -42,11 +42,18 @@ class Subjects:
 
         if self.painted:
             return {"image": list(self.painted)}
-        return {"image": [still(p) for p in self.prompts]} if self.pictures else {"prompt": list(self.prompts)}
+        return (
+            {"image": [still(p) for p in self.prompts]}
+            if self.pictures
+            else {"prompt": list(self.prompts)}
+        )
 
     def each(self, more: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What the pipeline is called with for one sample at a time."""
-        return [{**{name: values[i] for name, values in self.inputs().items()}, **more} for i in range(len(self.seeds))]
+        return [
+            {**{name: values[i] for name, values in self.inputs().items()}, **more}
+            for i in range(len(self.seeds))
+        ]
 
     def split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The samples that are fitted, and those that are held out."""
@@ -54,18 +61,22 @@ class Subjects:
         return tuple(range(first)), tuple(range(first, len(self.seeds)))
 
 
-def subjects(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, seeds: int, seed: int) -> Subjects:
-    """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has its own, and paints
-    them where it begins with pictures.
+def subjects(
+    helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, seeds: int, seed: int
+) -> Subjects:
+    """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has
+    its own, and paints them where it begins with pictures.
 
-    Prompts that are held out are none of those that are fitted, where there are three or more. Raises
-    `ArgumentError` for no prompts, or for a file that cannot be read.
+    Prompts that are held out are none of those that are fitted, where there are three or more.
+    Raises `ArgumentError` for no prompts, or for a file that cannot be read.
     """
     lines = _lines(helm, prompts)
     held = seeds // 3
     cut = len(lines) - max(1, len(lines) // 3) if len(lines) >= 3 else 0
     fitted, other = (lines[:cut], lines[cut:]) if cut else (lines, lines)
-    told = [fitted[i % len(fitted)] for i in range(seeds - held)] + [other[i % len(other)] for i in range(held)]
+    told = [fitted[i % len(fitted)] for i in range(seeds - held)] + [
+        other[i % len(other)] for i in range(held)
+    ]
     made = Subjects(tuple(told), tuple(range(seed, seed + seeds)), held)
     if prompts is None and "prompt" not in helm._parameters:
         return replace(made, painted=tuple(painted(told, made.seeds)))
@@ -79,7 +90,8 @@ def painted(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
     helm = Helm(PAINTER)
     helm.pipe.set_progress_bar_config(disable=True)
     made = helm(
-        list(prompts), sampler="dpmpp_2m/karras", steps=card.default_steps, guidance=card.default_guidance,
+        list(prompts), sampler="dpmpp_2m/karras", steps=card.default_steps,
+        guidance=card.default_guidance,
         seeds=list(seeds),
     )  # fmt: skip
     return list(made.images)
@@ -90,7 +102,9 @@ def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> l
     if prompts is None:
         if helm.card is None:
             what = "prompts" if "prompt" in helm._parameters else "pictures to begin with"
-            raise ArgumentError(f"say what to fit to: {what}, one a line in a file (--prompts FILE) or as a list")
+            raise ArgumentError(
+                f"say what to fit to: {what}, one a line in a file (--prompts FILE) or as a list"
+            )
         every = max(1, len(helm.card.concepts) // NAMED)
         return helm.card.concepts[::every][:NAMED]
     if isinstance(prompts, (str, PathLike)):
@@ -121,7 +135,7 @@ def _refuse(helm: Helm, made: Subjects) -> None:
             if len(ids) > most:
                 lost = tokenizer.decode(ids[most - 1 :], skip_special_tokens=True)
                 warnings.warn(
-                    f"the prompt {prompt[:40]!r}… has {len(ids)} tokens and {name} reads {most}: {lost.strip()!r} is "
-                    "cut off, by the pipeline too; shorten it",
+                    f"the prompt {prompt[:40]!r}… has {len(ids)} tokens and {name} reads {most}:"
+                    f" {lost.strip()!r} is cut off, by the pipeline too; shorten it",
                     stacklevel=4,
                 )

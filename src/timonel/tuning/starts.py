@@ -18,16 +18,24 @@ from .parameters import Arrays, supports
 from .rollout import distance, travel
 from .targets import Targets
 
-FINE, GITS = 40, 1.15  # steps of the paths that GITS chooses from, and its coefficient (arXiv 2405.11326)
-PATH = 205  # samples that GITS holds for each of its paths: what a path saw, and what it is compared with
-FEW, FINALISTS = 4, 3  # samples that every start is tried on, and how many of them are tried on more
+FINE, GITS = (
+    40,
+    1.15,
+)  # steps of the paths that GITS chooses from, and its coefficient (arXiv 2405.11326)
+# samples that GITS holds for each of its paths: what a path saw, and what it is compared with
+PATH = 205
+FEW, FINALISTS = (
+    4,
+    3,
+)  # samples that every start is tried on, and how many of them are tried on more
 SOLVERS = ("dpmpp_2m", "dpmpp_3m")
 GRIDS = ("karras", "lam", "gaussian", "ays", "trailing", "beta", "exponential")
 FLOW_GRIDS = ("trailing", "flow", "gaussian", "lam", "beta")
 
 
 def begins(model: Model, steps: int, paths: Paths | None = None) -> Iterator[tuple[str, Grid]]:
-    """Solvers and the levels that they may begin on; grids that this process does not have are left out.
+    """Solvers and the levels that they may begin on; grids that this process does not have are left
+    out.
 
     `paths`: for GITS, which chooses levels on which Euler steps stay near the model's own paths.
     """
@@ -57,7 +65,9 @@ class Paths:
         self.cost = gits.gits_cost(denoise, model.start(samples), self.fine)
 
     def levels(self, steps: int) -> Grid:
-        """The levels on which `steps` Euler steps stay near the model's own paths; see `timonel.engine.gits`."""
+        """The levels on which `steps` Euler steps stay near the model's own paths; see
+        `timonel.engine.gits`.
+        """
         path = gits.choose(self.cost, steps, GITS)
         fine = self.fine
         return Grid(fine.process, fine.alpha[path], fine.sigma[path], fine.time[path], "gits")
@@ -80,11 +90,13 @@ def named(process: Process, sampler: Sampler | str, steps: int) -> tuple[str, Gr
     table = chosen.compile(process)
     if table.stochastic:
         raise ArgumentError(
-            f"{chosen.label!r} draws noise, so its pictures have no target: begin at a deterministic sampler, "
-            f"such as start='dpmpp_2m/{chosen.grid or 'karras'}'"
+            f"{chosen.label!r} draws noise, so its pictures have no target: begin at a"
+            f" deterministic sampler, such as start='dpmpp_2m/{chosen.grid or 'karras'}'"
         )
     if chosen.name not in SOLVERS or not supports(table):
-        raise ArgumentError(f"a fit begins at {' or '.join(SOLVERS)} on any grid, got {chosen.label!r}")
+        raise ArgumentError(
+            f"a fit begins at {' or '.join(SOLVERS)} on any grid, got {chosen.label!r}"
+        )
     return chosen.label, chosen.levels(process)
 
 
@@ -92,13 +104,21 @@ def named(process: Process, sampler: Sampler | str, steps: int) -> tuple[str, Gr
 def best(
     model: Model, targets: Targets, samples: Sequence[int], starts: Sequence[tuple[str, Grid]]
 ) -> tuple[str, Grid]:
-    """The start with the least error on `samples`; all are tried on a few of them, and the first ones on all."""
+    """The start with the least error on `samples`; all are tried on a few of them, and the first
+    ones on all.
+    """
 
     def error(one: tuple[str, Grid], some: Sequence[int]) -> float:
         table = solvers.make(one[0].partition("/")[0], one[1])
         made = travel(model, Arrays.of(table), some).result
-        return float(distance(made, targets.of(some)).clamp(min=1e-12).log().nan_to_num(nan=99.0).mean())
+        return float(
+            distance(made, targets.of(some)).clamp(min=1e-12).log().nan_to_num(nan=99.0).mean()
+        )
 
-    ranked = sorted(starts, key=lambda one: error(one, samples[:FEW])) if len(starts) > 1 else list(starts)
+    ranked = (
+        sorted(starts, key=lambda one: error(one, samples[:FEW]))
+        if len(starts) > 1
+        else list(starts)
+    )
     few = ranked[:FINALISTS]
     return min(few, key=lambda one: error(one, samples)) if len(few) > 1 else few[0]

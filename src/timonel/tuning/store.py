@@ -24,26 +24,35 @@ from .targets import Targets
 
 TARGETS = "targets.safetensors"
 MARK = "timonel-fit"  # the file that says whose the folder is
-MADE = re.compile(r"\d+\.json|targets\.safetensors|timonel-fit|\..+-timonel-\d+-[0-9a-f]{16}(\.\w+)?")
+MADE = re.compile(
+    r"\d+\.json|targets\.safetensors|timonel-fit|\..+-timonel-\d+-[0-9a-f]{16}(\.\w+)?"
+)
 
 
 def usable(folder: Path) -> None:
-    """Raise `ArgumentError` where the folder of a fit is somebody else's: it is marked, or empty, or not there."""
+    """Raise `ArgumentError` where the folder of a fit is somebody else's: it is marked, or empty,
+    or not there.
+    """
     if not os.path.lexists(folder):
         return
     try:
-        mine = folder.is_dir() and not folder.is_symlink() and ((folder / MARK).is_file() or not any(folder.iterdir()))
+        mine = (
+            folder.is_dir()
+            and not folder.is_symlink()
+            and ((folder / MARK).is_file() or not any(folder.iterdir()))
+        )
     except OSError as error:
         raise ArgumentError(f"cannot read {str(folder)!r}: {error.strerror}") from error
     if not mine:
         raise ArgumentError(
-            f"{str(folder)!r} is in the way: a fit keeps there what it has so far, and this was not made by one. Move "
-            "it, or give another name to fit to"
+            f"{str(folder)!r} is in the way: a fit keeps there what it has so far, and this was not"
+            " made by one. Move it, or give another name to fit to"
         )
 
 
 class Store:
-    """The folder of a fit. `settings`: what makes it this fit and no other; a folder of another one is not read.
+    """The folder of a fit. `settings`: what makes it this fit and no other; a folder of another one
+    is not read.
 
     Raises `ArgumentError` as `usable`.
     """
@@ -51,7 +60,9 @@ class Store:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         usable(folder)
         self.folder = folder
-        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest()[:16]
 
     def targets(self) -> Targets | None:
         """The converged samples, where they were made already."""
@@ -67,7 +78,11 @@ class Store:
                     return None
                 samples = tuple(whole("sample", s, 0) for s in reading.parsed(meta["samples"]))
                 result, change = file.get_tensor("result"), file.get_tensor("change")
-                numbers = int(meta["steps"]), finite("seconds", float(meta["seconds"]), 0), int(meta["calls"])
+                numbers = (
+                    int(meta["steps"]),
+                    finite("seconds", float(meta["seconds"]), 0),
+                    int(meta["calls"]),
+                )
                 told = {name: text for name, text in meta.items() if name != "digest"}
                 same = meta.get("digest") == digest({"result": result, "change": change}, told)
                 return Targets(samples, result, change, *numbers) if same else None
@@ -101,19 +116,29 @@ class Store:
     def keep(self, steps: int, label: str, grid: Grid, state: State) -> None:
         """Write where the fit for so many steps began and where it is."""
         data = {name: _plain(value) for name, value in vars(state).items()}
-        data |= {"key": self.key, "start": label, "levels": [v.tolist() for v in (grid.alpha, grid.sigma, grid.time)]}
+        data |= {
+            "key": self.key,
+            "start": label,
+            "levels": [v.tolist() for v in (grid.alpha, grid.sigma, grid.time)],
+        }
         self._mark()
         with replacing(self.folder / f"{steps}.json") as temporary:
-            temporary.write_text(json.dumps({**data, "digest": digest({}, _unkeyed(data))}), "utf-8")
+            temporary.write_text(
+                json.dumps({**data, "digest": digest({}, _unkeyed(data))}), "utf-8"
+            )
 
     def _mark(self) -> None:
         """Make the folder, and write into it whose it is."""
         if not (self.folder / MARK).is_file():
             with replacing(self.folder / MARK) as temporary:
-                temporary.write_text("What a fit of timonel has so far; it goes when the fit is done.\n", "utf-8")
+                temporary.write_text(
+                    "What a fit of timonel has so far; it goes when the fit is done.\n", "utf-8"
+                )
 
     def clear(self) -> None:
-        """Remove what the fit has written, for it is done; the folder too, unless somebody put more into it."""
+        """Remove what the fit has written, for it is done; the folder too, unless somebody put more
+        into it.
+        """
         with suppress(OSError):
             if not (self.folder / MARK).is_file():
                 return

@@ -19,7 +19,9 @@ from .rollout import distance, walk
 
 SOLVER = "dpmpp_3m"  # order 3, one call a step, in the denoised basis
 FIRST, LAST = 32, 512  # steps, doubled
-TRUSTED = 0.02  # of the size of a picture: what doubling may change on average; the finer run is 4 to 8 times better
+# of the size of a picture: what doubling may change on average; the finer run is 4 to 8 times
+# better
+TRUSTED = 0.02
 LOST = 10.0  # times that, and a sample is left out: its picture still depends on the steps
 KEPT = 0.75  # of the samples at least
 Told = Callable[[str], None]
@@ -27,7 +29,8 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """`result` (n, …) of `samples`; `change` (n,): RMS distance to the run of half the steps; `steps` it took.
+    """`result` (n, …) of `samples`; `change` (n,): RMS distance to the run of half the steps;
+    `steps` it took.
 
     `seconds` and network `calls`: what a fit has spent when it has them.
     """
@@ -45,7 +48,9 @@ class Targets:
 
     @property
     def floor(self) -> float:
-        """Error of the targets themselves, at most: doubling halves it for flow models, elsewhere it does far more."""
+        """Error of the targets themselves, at most: doubling halves it for flow models, elsewhere
+        it does far more.
+        """
         return float(self.change.clamp(min=1e-12).log().mean().exp()) / 2
 
 
@@ -64,11 +69,13 @@ def march(model: Model, arrays: Arrays, samples: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def converge(model: Model, samples: Sequence[int], told: Told, seconds: float = math.inf) -> Targets:
+def converge(
+    model: Model, samples: Sequence[int], told: Told, seconds: float = math.inf
+) -> Targets:
     """The converged results of `samples`, guided all the way.
 
-    Raises `ArgumentError` where more than a quarter of them still depend on the steps at the finest run, or at the
-    finest that `seconds` permit.
+    Raises `ArgumentError` where more than a quarter of them still depend on the steps at the finest
+    run, or at the finest that `seconds` permit.
     """
     steps, coarse, ends = FIRST, None, time.monotonic() + seconds
     while True:
@@ -78,7 +85,9 @@ def converge(model: Model, samples: Sequence[int], told: Told, seconds: float = 
         made = march(model, arrays, samples)
         took = time.monotonic() - began
         if not bool(torch.isfinite(made).all()):
-            raise ArgumentError(f"the model gives numbers that are not finite in {steps} steps of {SOLVER}")
+            raise ArgumentError(
+                f"the model gives numbers that are not finite in {steps} steps of {SOLVER}"
+            )
         if coarse is not None:
             change, size = distance(made, coarse), float(made.double().square().mean().sqrt())
             typical = float(change.clamp(min=1e-12).log().mean().exp())
@@ -89,13 +98,14 @@ def converge(model: Model, samples: Sequence[int], told: Told, seconds: float = 
                     return Targets(kept, made[good], change[good], steps)
             if steps >= LAST:
                 raise ArgumentError(
-                    f"the samples have not converged in {steps} steps: doubling still changes them by {typical:.3g} of "
-                    f"{size:.3g}. Use a lower guidance scale, or a model that is smoother in time"
+                    f"the samples have not converged in {steps} steps: doubling still changes them"
+                    f" by {typical:.3g} of {size:.3g}. Use a lower guidance scale, or a model that"
+                    " is smoother in time"
                 )
             if time.monotonic() + 2 * took > ends:
                 raise ArgumentError(
-                    f"the samples have not converged in {steps} steps, doubling still changes them by {typical:.3g} of "
-                    f"{size:.3g}, and {2 * steps} steps take another {2 * took:.0f} s: give more minutes, fewer seeds "
-                    "or a lower guidance scale"
+                    f"the samples have not converged in {steps} steps, doubling still changes them"
+                    f" by {typical:.3g} of {size:.3g}, and {2 * steps} steps take another"
+                    f" {2 * took:.0f} s: give more minutes, fewer seeds or a lower guidance scale"
                 )
         coarse, steps = made, 2 * steps

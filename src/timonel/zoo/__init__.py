@@ -1,7 +1,7 @@
 """The small trained models that ship with the package.
 
-Each is a folder: a pipeline in diffusers' own format, which may share parts with its base, or, for a model made from
-another one, its scheduler's configuration and a LoRA on the network of its base.
+Each is a folder: a pipeline in diffusers' own format, which may share parts with its base, or, for
+a model made from another one, its scheduler's configuration and a LoRA on the network of its base.
 """
 
 from __future__ import annotations
@@ -48,14 +48,18 @@ TUNED = "tuned"  # a model's folder of fitted samplers, by steps
 MODELS = {
     "emoji": "text to emoji, 64x64 (StableDiffusionXLPipeline)",
     "emoji-flow": "text to emoji by flow matching, 64x64 (StableDiffusion3Pipeline)",
-    "emoji-zsnr": "emoji as a v model with zero terminal SNR, which paints plain black and white too",
+    "emoji-zsnr": (
+        "emoji as a v model with zero terminal SNR, which paints plain black and white too"
+    ),
     "emoji-lcm": "emoji in two to four steps, for the samplers lcm and tcd",
     "emoji-video": "a picture to 8 moving frames, 64x64 (StableVideoDiffusionPipeline)",
 }
 
 
 class Card(BaseModel):
-    """What a shipped model says of itself in `card.json`; what it leaves out is as in its base's card."""
+    """What a shipped model says of itself in `card.json`; what it leaves out is as in its base's
+    card.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -83,12 +87,16 @@ def folder(name: str) -> Path:
         raise UnknownName("shipped model", name, MODELS)
     path = HERE / name
     if not any((path / file).is_file() for file in ("model_index.json", LORA)):
-        raise ModelError(f"the files of the shipped model {name!r} are missing; install timonel again")
+        raise ModelError(
+            f"the files of the shipped model {name!r} are missing; install timonel again"
+        )
     return path
 
 
 def whole(name: str) -> Path:
-    """The folder of the pipeline to load: the model's own, or its base's, which `finish` makes this model."""
+    """The folder of the pipeline to load: the model's own, or its base's, which `finish` makes this
+    model.
+    """
     own = folder(name)
     return own if (own / "model_index.json").is_file() else folder(card(name).base or name)
 
@@ -100,7 +108,8 @@ def parts(name: str, dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str
 
 
 def finish(pipe: Any, name: str) -> Any:
-    """The pipeline loaded from `whole(name)`, with this model's LoRA, if it is one, merged in and its scheduler.
+    """The pipeline loaded from `whole(name)`, with this model's LoRA, if it is one, merged in and
+    its scheduler.
 
     Raises `ModelError` for a LoRA that does not fit the base.
     """
@@ -121,27 +130,41 @@ def card(name: str) -> Card:
     except TimonelError:
         raise
     except (OSError, ValueError, AttributeError, ValidationError) as error:
-        raise ModelError(f"the card of the shipped model {name!r} cannot be read: {error}") from error
+        raise ModelError(
+            f"the card of the shipped model {name!r} cannot be read: {error}"
+        ) from error
 
 
 def _card(name: str) -> dict[str, Any]:
     own: dict[str, Any] = json.loads((folder(name) / "card.json").read_text("utf-8"))
     shared = ("concepts", "styles", "resolution", "latent_rgb")
-    base = {key: value for key, value in _card(own["base"]).items() if key in shared} if own.get("base") else {}
+    base = (
+        {key: value for key, value in _card(own["base"]).items() if key in shared}
+        if own.get("base")
+        else {}
+    )
     return {**base, **own}
 
 
 def tuned(name: str, steps: int, guidance: Guidance | None) -> Sampler | None:
-    """The shipped sampler that was fitted to this model for so many steps under this guidance, or None.
+    """The shipped sampler that was fitted to this model for so many steps under this guidance, or
+    None.
 
-    `guidance`: with its scale, None for none; where another scale or interval was fitted, there is none for it.
+    `guidance`: with its scale, None for none; where another scale or interval was fitted, there is
+    none for it.
     """
     found = fitted(name, steps)
-    return found if found is not None and found.fitted and found.fitted.guided_alike(guidance) else None
+    return (
+        found
+        if found is not None and found.fitted and found.fitted.guided_alike(guidance)
+        else None
+    )
 
 
 def fitted(name: str, steps: int) -> Sampler | None:
-    """The shipped sampler that was fitted to this model for so many steps, under whatever guidance, or None."""
+    """The shipped sampler that was fitted to this model for so many steps, under whatever guidance,
+    or None.
+    """
     path = folder(name) / TUNED / f"{steps}.json"
     if not path.is_file():
         return None
@@ -151,7 +174,9 @@ def fitted(name: str, steps: int) -> Sampler | None:
 
 
 def process_of(model: str) -> Process:
-    """The noise process of a shipped model or of a folder in diffusers' format, without loading its weights."""
+    """The noise process of a shipped model or of a folder in diffusers' format, without loading its
+    weights.
+    """
     return from_config(_scheduler_config(folder(model) if model in MODELS else Path(model), model))
 
 

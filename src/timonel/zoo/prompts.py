@@ -1,4 +1,6 @@
-"""What a shipped model knows: the concepts and styles of its card, and whatever is put together of their words."""
+"""What a shipped model knows: the concepts and styles of its card, and whatever is put together of
+their words.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 #: words that say nothing of what is in the picture
 FILLERS = frozenset((
-    "a", "an", "and", "at", "by", "emoji", "for", "from", "her", "his", "icon", "image", "in", "is", "it", "its", "of",
-    "on", "one", "or", "our", "over", "picture", "some", "style", "that", "the", "their", "this", "to", "two", "under",
+    "a", "an", "and", "at", "by", "emoji", "for", "from", "her", "his", "icon", "image", "in", "is",
+    "it", "its", "of",
+    "on", "one", "or", "our", "over", "picture", "some", "style", "that", "the", "their", "this",
+    "to", "two", "under",
     "with", "your",
 ))  # fmt: skip
 _SAID: set[tuple[str, str]] = set()
@@ -26,27 +30,47 @@ def unknown(card: Card, prompt: str) -> list[str]:
     """The words of a prompt that the model has never met; all of them where it has met none."""
     known = _known(card)
     words = [word for word in WORD.findall(prompt.lower()) if word not in FILLERS or word in known]
-    new = [word for word in words if not known & {word, word.removesuffix("s"), word.removesuffix("es"), f"{word}s"}]
+    new = [
+        word
+        for word in words
+        if not known & {word, word.removesuffix("s"), word.removesuffix("es"), f"{word}s"}
+    ]
     return new or ([] if words else [prompt.strip()])
 
 
 def nearest(card: Card, prompt: str) -> list[str]:
-    """Up to three concepts that share the most words with the prompt, as they are written or nearly so."""
+    """Up to three concepts that share the most words with the prompt, as they are written or nearly
+    so.
+    """
     known = _known(card)
     words = [word for word in WORD.findall(prompt.lower()) if word not in FILLERS]
-    near = {close for word in words for close in difflib.get_close_matches(word, known, n=3, cutoff=0.82)}
+    near = {
+        close
+        for word in words
+        for close in difflib.get_close_matches(word, known, n=3, cutoff=0.82)
+    }
     shared = {concept: len(near & set(WORD.findall(concept))) for concept in card.concepts}
     most = max(shared.values())
     text = " ".join(words)
     if not most:
         return difflib.get_close_matches(text, card.concepts, n=3, cutoff=0.7)
-    alike = {c: difflib.SequenceMatcher(None, text, c).ratio() for c, count in shared.items() if count == most}
+    alike = {
+        c: difflib.SequenceMatcher(None, text, c).ratio()
+        for c, count in shared.items()
+        if count == most
+    }
     return sorted(alike, key=lambda concept: -alike[concept])[:3]
 
 
 def warn(card: Card, prompts: Any, stacklevel: int = 2) -> None:
     """Warn with `UnknownPrompt`, once for each prompt, where the model has never met a word of it."""
-    for prompt in [prompts] if isinstance(prompts, str) else prompts if isinstance(prompts, (list, tuple)) else ():
+    for prompt in (
+        [prompts]
+        if isinstance(prompts, str)
+        else prompts
+        if isinstance(prompts, (list, tuple))
+        else ()
+    ):
         if not isinstance(prompt, str) or not prompt.strip() or (card.name, prompt) in _SAID:
             continue
         new = unknown(card, prompt)
@@ -56,8 +80,9 @@ def warn(card: Card, prompts: Any, stacklevel: int = 2) -> None:
         near = nearest(card, prompt)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         warnings.warn(
-            f"{card.name!r} does not know {', '.join(map(repr, new))}, so the picture may be of anything: {hint}"
-            f"it knows {len(card.concepts)} things such as {card.concepts[0]!r}, see `timonel models --concepts`",
+            f"{card.name!r} does not know {', '.join(map(repr, new))}, so the picture may be of"
+            f" anything: {hint}it knows {len(card.concepts)} things such as {card.concepts[0]!r},"
+            " see `timonel models --concepts`",
             UnknownPrompt,
             stacklevel=stacklevel + 1,
         )

@@ -26,8 +26,9 @@ def taken(
 ) -> dict[str, Any]:
     """The components by name, from the pipeline folder `base`.
 
-    A part that is named twice is one object, as long as it is asked for in one precision. `dtype`: of all, or by
-    component, with "default" for the rest. Raises what the readers of diffusers and transformers raise.
+    A part that is named twice is one object, as long as it is asked for in one precision. `dtype`:
+    of all, or by component, with "default" for the rest. Raises what the readers of diffusers and
+    transformers raise.
     """
     index = json.loads((base / "model_index.json").read_text("utf-8"))
     loaded: dict[tuple[str, torch.dtype], Any] = {}
@@ -44,8 +45,14 @@ def _part(folder: Path, entry: tuple[str, str], config: dict[str, Any], dtype: t
     if not issubclass(reader, torch.nn.Module):
         return reader.from_pretrained(folder)
     made = reader.from_pretrained(folder, use_safetensors=True, **config)
-    return torch.nn.Module.to(made, dtype)  # diffusers' own `to` warns of layers in other precisions, of which is none
+    return torch.nn.Module.to(
+        made, dtype
+    )  # diffusers' own `to` warns of layers in other precisions, of which is none
 
 
 def _of(dtype: torch.dtype | Mapping[str, torch.dtype], name: str) -> torch.dtype:
-    return dtype if isinstance(dtype, torch.dtype) else dtype.get(name, dtype.get("default", torch.float32))
+    return (
+        dtype
+        if isinstance(dtype, torch.dtype)
+        else dtype.get(name, dtype.get("default", torch.float32))
+    )

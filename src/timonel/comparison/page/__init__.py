@@ -1,9 +1,11 @@
-"""The page of a comparison: one HTML file that holds its data, its style and its script, and asks the network nothing.
+"""The page of a comparison: one HTML file that holds its data, its style and its script, and asks
+the network nothing.
 
-The pictures in it are small; a click opens the full ones, files in the folder `pictures` beside the page.
+The pictures in it are small; a click opens the full ones, files in the folder `pictures` beside the
+page.
 
-One concern, one file: `page.html` is the frame, `page.css` the look, `words.json` every sentence in English and
-Spanish, and the scripts, in the order of `SCRIPTS`, each draw one part.
+One concern, one file: `page.html` is the frame, `page.css` the look, `words.json` every sentence in
+English and Spanish, and the scripts, in the order of `SCRIPTS`, each draw one part.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ STATUSES = ("done", "failed", "waiting")
 def render(data: dict[str, Any]) -> str:
     """The whole page for one comparison, as HTML that opens from a file.
 
-    `data`: what was compared (`PARTS`), with every picture a `data:image/…` address, and the full one's path from the
-    page, `full`, where it is beside it. Text in it stays text: nothing
+    `data`: what was compared (`PARTS`), with every picture a `data:image/…` address, and the full
+    one's path from the page, `full`, where it is beside it. Text in it stays text: nothing
     a prompt holds can become markup. A picture that several places show is embedded once.
-    Raises `ArgumentError` where a part is missing, a picture is not embedded or an index points nowhere.
+    Raises `ArgumentError` where a part is missing, a picture is not embedded or an index points
+    nowhere.
     """
     _check(data)
     style, script = _read("page.css"), "\n".join(_read(f"{name}.js") for name in SCRIPTS)
@@ -78,23 +81,30 @@ def _read(name: str) -> str:
 
 def _embed(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy under which only this style, this script and pictures in and beside the page work."""
+    """A content security policy under which only this style, this script and pictures in and beside
+    the page work.
+    """
 
     def named(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     return (
-        f"default-src 'none'; img-src data: 'self'; style-src {named(style)}; script-src {named(script)}; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        f"default-src 'none'; img-src data: 'self'; style-src {named(style)}; script-src"
+        f" {named(script)}; base-uri 'none'; form-action 'none'; require-trusted-types-for"
+        " 'script'; trusted-types 'none'"
     )
 
 
 def _interned(data: dict[str, Any]) -> dict[str, Any]:
-    """The data with each picture replaced by its place in one list, `pictures`, that holds every picture once."""
+    """The data with each picture replaced by its place in one list, `pictures`, that holds every
+    picture once.
+    """
     places: dict[str, int] = {}
 
     def place(picture: str | None) -> int | None:
@@ -114,7 +124,9 @@ def _interned(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity (the PSNR of two equal pictures) and no NaN: the script reads "Infinity", and null."""
+    """JSON has no infinity (the PSNR of two equal pictures) and no NaN: the script reads
+    "Infinity", and null.
+    """
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -131,10 +143,14 @@ def _check(data: dict[str, Any]) -> None:
     axes = [axis["name"] for axis in data["axes"]]
     for i, cell in enumerate(data["cells"]):
         if cell["status"] not in STATUSES:
-            raise ArgumentError(f"cell {i} has status {cell['status']!r}; it is one of {', '.join(STATUSES)}")
+            raise ArgumentError(
+                f"cell {i} has status {cell['status']!r}; it is one of {', '.join(STATUSES)}"
+            )
         for part, index in (("groups", cell["group"]), ("schedules", cell["schedule"])):
             if index is not None and not 0 <= index < len(data[part]):
-                raise ArgumentError(f"cell {i} points to {part}[{index}], but there are {len(data[part])}")
+                raise ArgumentError(
+                    f"cell {i} points to {part}[{index}], but there are {len(data[part])}"
+                )
         for name in axes:
             if name not in cell["at"]:
                 raise ArgumentError(f"cell {i} has no place on the axis {name!r}; give it in `at`")
@@ -147,7 +163,11 @@ def _check_pictures(where: str, item: dict[str, Any]) -> None:
     story = item.get("story")
     for picture in (item.get("picture"), story and story["sprite"], *(item.get("frames") or ())):
         if picture is not None and not picture.startswith("data:image/"):
-            raise ArgumentError(f"{where} shows {picture[:40]!r}; embed it as data:image/…;base64,…")
+            raise ArgumentError(
+                f"{where} shows {picture[:40]!r}; embed it as data:image/…;base64,…"
+            )
     full = item.get("full")
     if full is not None and not re.fullmatch(r"pictures/[\w-]+\.\w+", full):
-        raise ArgumentError(f"{where} has its full picture at {full[:40]!r}; it is a file in the folder pictures")
+        raise ArgumentError(
+            f"{where} has its full picture at {full[:40]!r}; it is a file in the folder pictures"
+        )

@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from ..process import double
 
 SAMPLES = 64  # weights in a fingerprint
-KINDS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-ALIKE = 0.75  # share of values that rounding leaves equal, at least; on another way to a dtype some end one unit apart
+KINDS = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+# share of values that rounding leaves equal, at least; on another way to a dtype some end one unit
+# apart
+ALIKE = 0.75
 LEAST = 2.0**-24  # the distance of the smallest numbers of float16
 
 
@@ -36,8 +45,14 @@ class Fingerprint(BaseModel):
         return name
 
     def fits(self, other: Fingerprint) -> bool:
-        """Whether both are the same weights, be it rounded to another dtype; a fine-tuned sibling's are not."""
-        if (self.network, self.parameters, len(self.values)) != (other.network, other.parameters, len(other.values)):
+        """Whether both are the same weights, be it rounded to another dtype; a fine-tuned sibling's
+        are not.
+        """
+        if (self.network, self.parameters, len(self.values)) != (
+            other.network,
+            other.parameters,
+            len(other.values),
+        ):
             return False
         coarse = max((getattr(torch, one.dtype) for one in (self, other)), key=_unit)
         a, b = (double(one.values).to(coarse).double() for one in (self, other))
@@ -49,9 +64,11 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(module: nn.Module) -> Fingerprint | None:
-    """The fingerprint of a network: 64 weights, evenly spread over all of them, and nothing else is read.
+    """The fingerprint of a network: 64 weights, evenly spread over all of them, and nothing else is
+    read.
 
-    None where they cannot be read: a network without weights, or one whose weights are elsewhere (offloaded, meta).
+    None where they cannot be read: a network without weights, or one whose weights are elsewhere
+    (offloaded, meta).
     """
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     weights = [weight for weight in module.parameters() if weight.numel()]
@@ -61,13 +78,21 @@ def fingerprint(module: nn.Module) -> Fingerprint | None:
     try:
         found = _values(weights, total)
         values = torch.stack([value.to("cpu", torch.float64) for value in found])
-    except (RuntimeError, TypeError, NotImplementedError):  # meta tensors, and kinds that have no single values
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+    ):  # meta tensors, and kinds that have no single values
         return None
     if not bool(torch.isfinite(values).all()):
         return None
-    coarse = max((kind for kind in KINDS if torch.equal(values.to(kind).double(), values)), key=_unit)
+    coarse = max(
+        (kind for kind in KINDS if torch.equal(values.to(kind).double(), values)), key=_unit
+    )
     name = str(coarse).removeprefix("torch.")
-    return Fingerprint(network=type(module).__name__, parameters=total, dtype=name, values=values.tolist())
+    return Fingerprint(
+        network=type(module).__name__, parameters=total, dtype=name, values=values.tolist()
+    )
 
 
 def _values(weights: list[nn.Parameter], total: int) -> list[Tensor]:

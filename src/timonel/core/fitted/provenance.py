@@ -22,7 +22,8 @@ def _bounded(value: Any) -> Any:
 class ProcessData(BaseModel):
     """A noise process as a table met it. `sigma_max`: None where it reaches pure noise.
 
-    `times`: what the process itself tells a network at the levels of the table's rows; the table may tell another.
+    `times`: what the process itself tells a network at the levels of the table's rows; the table
+    may tell another.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,7 +37,10 @@ class ProcessData(BaseModel):
     def of(cls, process: Process, table: Table) -> ProcessData:
         own = levels(process, table.detach())
         return cls(
-            kind=process.kind, sigma_min=process.sigma_min, sigma_max=process.sigma_max, times=own.time[:-1].tolist()
+            kind=process.kind,
+            sigma_min=process.sigma_min,
+            sigma_max=process.sigma_max,
+            times=own.time[:-1].tolist(),
         )
 
 
@@ -54,9 +58,10 @@ class Measured(BaseModel):
 class Provenance(BaseModel):
     """What a table was fitted with and for.
 
-    `guidance`: as the fit ran, None without any. `start`: the sampler it began from. `fitting, held_out`: error by
-    sampler, "start" and "tuned" among them: geometric mean over samples of the RMSE of the latents to the converged
-    sample. `errors`: the same on held-out samples for whatever it was compared with. `calls`: network evaluations.
+    `guidance`: as the fit ran, None without any. `start`: the sampler it began from. `fitting,
+    held_out`: error by sampler, "start" and "tuned" among them: geometric mean over samples of the
+    RMSE of the latents to the converged sample. `errors`: the same on held-out samples for whatever
+    it was compared with. `calls`: network evaluations.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,12 +87,16 @@ class Provenance(BaseModel):
 
 
 def levels(process: Process, table: Table) -> Level:
-    """What `process` has at the lam of a table's levels. Raises `GridError` where it has no such level."""
+    """What `process` has at the lam of a table's levels. Raises `GridError` where it has no such
+    level.
+    """
     alpha, sigma, time = (torch.zeros_like(v) for v in (table.alpha, table.sigma, table.time))
     pure, clean = table.alpha == 0, table.sigma == 0
     top = process.at_index(double([process.train_steps - 1.0]))
     if bool(pure.any()) and float(top.alpha) != 0:
-        raise GridError(f"pure noise, and its noisiest level has sigma/alpha {float(top.ratio):.6g}")
+        raise GridError(
+            f"pure noise, and its noisiest level has sigma/alpha {float(top.ratio):.6g}"
+        )
     inner = ~(pure | clean)
     lam = Level(table.alpha[inner], table.sigma[inner], table.time[inner]).lam
     for where, own in ((inner, process.at_lam(lam)), (pure, top), (clean, process.clean())):

@@ -1,7 +1,9 @@
-"""Grids: which levels a run visits. The table of grids is what lists, checks, documents and tests them.
+"""Grids: which levels a run visits. The table of grids is what lists, checks, documents and tests
+them.
 
-A grid of N steps has N + 1 levels, falling in noise; the network is called at the first N, and the last
-is the clean level sigma = 0 unless the grid was cut. Every grid is a function `(process, steps, **options)
+A grid of N steps has N + 1 levels, falling in noise; the network is called at the first N, and the
+last is the clean level sigma = 0 unless the grid was cut. Every grid is a function `(process,
+steps, **options)
 -> Grid`; to add one, write it in the file of its space and add one line to `GRIDS`.
 """
 
@@ -52,7 +54,9 @@ GRIDS: dict[str, GridSpec] = {
     "normal": GridSpec(index.linspace, "training index", "ComfyUI; the levels of linspace"),
     "simple": GridSpec(index.simple, "training index", "ComfyUI"),
     "sgm_uniform": GridSpec(index.sgm_uniform, "training index", "Stability generative-models"),
-    "ddim_uniform": GridSpec(index.ddim_uniform, "training index", "DDIM, arXiv 2010.02502; ComfyUI"),
+    "ddim_uniform": GridSpec(
+        index.ddim_uniform, "training index", "DDIM, arXiv 2010.02502; ComfyUI"
+    ),
     "beta": GridSpec(beta.beta, "training index", "arXiv 2407.12173; ComfyUI", ("alpha", "beta")),
     "smoothstep": GridSpec(index.smoothstep, "training index", "stable-diffusion.cpp"),
     "lcm": GridSpec(index.lcm, "training index", "arXiv 2310.04378", ("original_steps",)),
@@ -64,18 +68,32 @@ GRIDS: dict[str, GridSpec] = {
     "laplace": GridSpec(sigma.laplace, "log sigma", "arXiv 2407.03297", ("mu", "beta", *ENDS)),
     "cosine": GridSpec(sigma.cosine, "schedule sigma", "reForge", ENDS),
     "beta_sigma": GridSpec(
-        beta.beta_sigma, "schedule sigma", "arXiv 2407.12173; A1111, diffusers", ("alpha", "beta", *ENDS)
+        beta.beta_sigma,
+        "schedule sigma",
+        "arXiv 2407.12173; A1111, diffusers",
+        ("alpha", "beta", *ENDS),
     ),
     "linear_quadratic": GridSpec(
-        sigma.linear_quadratic, "schedule sigma", "Mochi; ComfyUI", ("threshold_noise", "linear_steps", "sigma_max")
+        sigma.linear_quadratic,
+        "schedule sigma",
+        "Mochi; ComfyUI",
+        ("threshold_noise", "linear_steps", "sigma_max"),
     ),
     "bong_tangent": GridSpec(
         sigma.bong_tangent, "schedule sigma", "RES4LYF", ("pivot", "slope", "middle", "sigma_max")
     ),
     "lam": GridSpec(sigma.lam, "lam", "DPM-Solver, arXiv 2206.00927", ENDS),
-    "vp": GridSpec(sigma.vp, "time of the continuous VP process", "arXiv 2011.13456", ("beta_d", "beta_min", *ENDS)),
+    "vp": GridSpec(
+        sigma.vp,
+        "time of the continuous VP process",
+        "arXiv 2011.13456",
+        ("beta_d", "beta_min", *ENDS),
+    ),
     "flow": GridSpec(
-        flow.flow, "sigma / (alpha + sigma)", "arXiv 2403.03206, eq. 23", ("shift", "mu", "tokens", "terminal")
+        flow.flow,
+        "sigma / (alpha + sigma)",
+        "arXiv 2403.03206, eq. 23",
+        ("shift", "mu", "tokens", "terminal"),
     ),
     "ays": GridSpec(published.ays, "log sigma / alpha", AYS),
     "ays_sd15": GridSpec(published.ays_sd15, "log sigma / alpha", AYS),
@@ -86,12 +104,20 @@ GRIDS: dict[str, GridSpec] = {
 }
 
 
-def make(name: str, process: Process, steps: int, *, discard_penultimate: bool | str = False, **options: Any) -> Grid:
+def make(
+    name: str,
+    process: Process,
+    steps: int,
+    *,
+    discard_penultimate: bool | str = False,
+    **options: Any,
+) -> Grid:
     """The grid called `name`. Raises `UnknownName` or `GridError`, always before any compute.
 
-    `discard_penultimate` makes a grid of one step more and leaves out its last level above 0, as ComfyUI does for
-    some samplers: the step from there to the clean level is too small to be worth a network call, and the one
-    before it longer than a multistep method bears. "auto": only where that level is the model's cleanest.
+    `discard_penultimate` makes a grid of one step more and leaves out its last level above 0, as
+    ComfyUI does for some samplers: the step from there to the clean level is too small to be worth
+    a network call, and the one before it longer than a multistep method bears. "auto": only where
+    that level is the model's cleanest.
     """
     discard = penultimate(discard_penultimate)
     if discard == "auto":
@@ -101,8 +127,9 @@ def make(name: str, process: Process, steps: int, *, discard_penultimate: bool |
     count = few_enough("steps", steps)
     if process.kind == "vp" and count >= process.train_steps:
         raise GridError(
-            f"discard_penultimate makes one level more than {steps} steps, and this model has {process.train_steps}; "
-            f"use at most {process.train_steps - 1} steps, or discard_penultimate=False"
+            f"discard_penultimate makes one level more than {steps} steps, and this model has"
+            f" {process.train_steps}; use at most {process.train_steps - 1} steps, or"
+            " discard_penultimate=False"
         )
     full = _make(name, process, count + 1, **options)
     left = torch.tensor([*range(full.steps - 1), full.steps])
@@ -125,14 +152,16 @@ def _ends_cleanest(grid: Grid) -> bool:
 def _make(name: str, process: Process, steps: int, **options: Any) -> Grid:
     """The grid called `name`, all its levels.
 
-    On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as their `sigma_min`, the
-    others are stretched, see `flow.stretched`. One step has only the first level.
+    On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as
+    their `sigma_min`, the others are stretched, see `flow.stretched`. One step has only the first
+    level.
     """
     spec, count = GRIDS[among("grid", name, GRIDS)], few_enough("steps", steps)
     terminal = None if "terminal" in spec.options else options.pop("terminal", None)
     if terminal is not None and not isinstance(process, Flow):
         raise ArgumentError(
-            f"terminal={terminal!r} is the last level of a flow's grids; on a {process.kind} process take grid 'flow'"
+            f"terminal={terminal!r} is the last level of a flow's grids; on a {process.kind}"
+            " process take grid 'flow'"
         )
     for key in options:
         if key not in spec.options:
@@ -148,7 +177,8 @@ def _make(name: str, process: Process, steps: int, **options: Any) -> Grid:
     if "sigma_min" in spec.options:
         if "sigma_min" in options:
             raise ArgumentError(
-                f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid; give one"
+                f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid;"
+                " give one"
             )
         return spec.make(process, count, **options, sigma_min=terminal)
     made = spec.make(process, count, **options)

@@ -26,7 +26,9 @@ def custom_sigmas(process: Process, sigmas: Sequence[float] | Tensor) -> Grid:
     if len(values) and bool(values[-1] == 0):
         values = values[:-1]
     if not len(values):
-        raise GridError("a list of sigmas needs at least one value above 0, e.g. sigmas=[14.6, 2.8, 0.6, 0.0]")
+        raise GridError(
+            "a list of sigmas needs at least one value above 0, e.g. sigmas=[14.6, 2.8, 0.6, 0.0]"
+        )
     if bool((values == 0).any()):
         raise GridError(f"sigma 0 may stand only once, at the end; got {values.tolist()}")
     return Grid.of(process, process.at_sigma(values), "custom")

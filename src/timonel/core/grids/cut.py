@@ -14,11 +14,15 @@ from .grid import Grid
 def _one(what: str, **given: float | None) -> None:
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise ArgumentError(f"give one of {' and '.join(names)}; each of them sets the {what} of the grid")
+        raise ArgumentError(
+            f"give one of {' and '.join(names)}; each of them sets the {what} of the grid"
+        )
 
 
 def _crossing(grid: Grid, fraction: float) -> int:
-    """How many steps begin at or above the training index round(T - fraction·T), up to the first that does not."""
+    """How many steps begin at or above the training index round(T - fraction·T), up to the first
+    that does not.
+    """
     process = grid.process
     cut = round(process.train_steps - fraction * process.train_steps)
     if cut >= process.train_steps:
@@ -66,8 +70,8 @@ def bounds(
         last = _crossing(grid, finite("denoising_end", denoising_end, 0, 1))
     if first >= last:
         raise GridError(
-            f"nothing is left of {total} steps between step {first}, where the part begins, and step {last}, where it "
-            f"ends; begin earlier, end later, or use more steps"
+            f"nothing is left of {total} steps between step {first}, where the part begins, and"
+            f" step {last}, where it ends; begin earlier, end later, or use more steps"
         )
     return first, last
 
@@ -81,22 +85,26 @@ def cut(
     denoising_start: float | None = None,
     denoising_end: float | None = None,
 ) -> Grid:
-    """The steps `start` … `stop - 1` of a grid: levels start … stop, and the ends of lifted steps with them.
+    """The steps `start` … `stop - 1` of a grid: levels start … stop, and the ends of lifted steps
+    with them.
 
     The beginning is one of
       start            a step, 0 … N - 1;
-      strength         img2img, (0, 1]: the last min(int(N·strength), N) steps, as diffusers' get_timesteps;
-      denoising_start  [0, 1): SDXL's refiner: the first step whose training index is below round(T - fraction·T).
+      strength         img2img, (0, 1]: the last min(int(N·strength), N) steps, as diffusers'
+      get_timesteps; denoising_start  [0, 1): SDXL's refiner: the first step whose training index is
+      below round(T - fraction·T).
     The end is one of
       stop             a step, 1 … N;
       denoising_end    (0, 1]: SDXL's base: stops where denoising_start of the same fraction begins.
 
-    A grid that stops early ends above sigma = 0, at one of the levels of the whole; cutting twice at the same place
-    gives two grids that together visit exactly the whole. The training index of a VP level is its time; on EDM
-    and flow the level at that training index is compared. Where a grid rises (restarts), a fraction cuts
-    before the first step below it. Nothing given: the grid itself.
+    A grid that stops early ends above sigma = 0, at one of the levels of the whole; cutting twice
+    at the same place gives two grids that together visit exactly the whole. The training index of a
+    VP level is its time; on EDM and flow the level at that training index is compared. Where a grid
+    rises (restarts), a fraction cuts before the first step below it. Nothing given: the grid
+    itself.
 
-    Raises `ArgumentError` for values out of range or two beginnings, `GridError` where no step is left.
+    Raises `ArgumentError` for values out of range or two beginnings, `GridError` where no step is
+    left.
     """
     first, last = bounds(
         grid, start=start, stop=stop, strength=strength,

@@ -18,29 +18,39 @@ NODES = 8  # of the quadrature between two of them
 
 
 def gaussian(process: Process, steps: int, *, std: float = 1.0) -> Grid:
-    """The levels of least KL divergence for Gaussian data of standard deviation `std`, by dynamic programming.
+    """The levels of least KL divergence for Gaussian data of standard deviation `std`, by dynamic
+    programming.
 
-    With t = sigma / alpha and c = std, holding the denoised prediction from level a to level b < a costs
-    `c^4 * integral from b to a of (1/(t^2 + c^2) - 1/(a^2 + c^2))^2 / t^3 dt` (arXiv 2404.14507, theorem 3.1 and
-    lemma 3.3). std in [1e-3, 1e3]: 1 for latents, whose scale makes it so; about 0.5 for pictures in -1..1.
+    With t = sigma / alpha and c = std, holding the denoised prediction from level a to level b < a
+    costs `c^4 * integral from b to a of (1/(t^2 + c^2) - 1/(a^2 + c^2))^2 / t^3 dt` (arXiv
+    2404.14507, theorem 3.1 and lemma 3.3). std in [1e-3, 1e3]: 1 for latents, whose scale makes it
+    so; about 0.5 for pictures in -1..1.
 
     Above 100 steps the levels lie evenly in lam between those of 100.
     """
     c = finite("std", std, 1e-3, 1e3)
     count = few_enough("steps", steps)
     levels = _levels(process)
-    path = choose(_cost(levels.ratio, c), min(count, MOST))  # the last one is the lowest level: nothing is called there
+    path = choose(
+        _cost(levels.ratio, c), min(count, MOST)
+    )  # the last one is the lowest level: nothing is called there
     if count <= MOST:
         return Grid.of(process, Level(*(v[path[:-1]] for v in levels)), "gaussian")
     lam = levels.lam[path]
     lam[0] = lam[1] - (lam[2] - lam[1]) if not math.isfinite(float(lam[0])) else lam[0]
     places = torch.linspace(0, MOST, count + 1, dtype=torch.float64)[1:-1]
     inner = process.at_lam(interpolate(places, torch.arange(MOST + 1, dtype=torch.float64), lam))
-    return Grid.of(process, Level(*(torch.cat([a[:1], b]) for a, b in zip(levels, inner, strict=True))), "gaussian")
+    return Grid.of(
+        process,
+        Level(*(torch.cat([a[:1], b]) for a, b in zip(levels, inner, strict=True))),
+        "gaussian",
+    )
 
 
 def _levels(process: Process) -> Level:
-    """Levels from the noisiest to the lowest, even in lam; a process that begins at pure noise begins there."""
+    """Levels from the noisiest to the lowest, even in lam; a process that begins at pure noise
+    begins there.
+    """
     top = process.at_index(double([process.train_steps - 1.0]))
     if math.isfinite(process.sigma_max):
         top = process.at_sigma(double([process.sigma_max]))
@@ -65,10 +75,14 @@ def _cost(ratio: Tensor, c: float) -> Tensor:
     measure = weights * (high - low) * t**-2  # dt / t^3 in log t
     shape = 1 / (t**2 + c**2)
     # moments of every interval, added up from the noisy end
-    zero, one, two = (torch.cat([double([0.0]), (measure * shape**n).sum(1).cumsum(0)]) for n in range(3))
+    zero, one, two = (
+        torch.cat([double([0.0]), (measure * shape**n).sum(1).cumsum(0)]) for n in range(3)
+    )
     i, j = slice(None, None), None
     difference = [m[j, :] - m[i, j] for m in (zero, one, two)]
-    return c**4 * (difference[2] - 2 * held[:, None] * difference[1] + held[:, None] ** 2 * difference[0])
+    return c**4 * (
+        difference[2] - 2 * held[:, None] * difference[1] + held[:, None] ** 2 * difference[0]
+    )
 
 
 def _quadrature() -> tuple[Tensor, Tensor]:

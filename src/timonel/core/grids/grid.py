@@ -13,16 +13,18 @@ from torch import Tensor
 from ...errors import GridError, whole
 from ..process import Level, Process
 
-MOST_STEPS = 10_000  # ten times the levels that networks are trained at; more is a slip of the finger
+MOST_STEPS = (
+    10_000  # ten times the levels that networks are trained at; more is a slip of the finger
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The levels of a run, noisiest first: float64 tensors of length `steps + 1`.
 
-    Step k goes from level k to `end(k)`, which is level k + 1 unless `ends` says otherwise: a step may
-    arrive at a cleaner level first, and fresh noise then lifts it to level k + 1. Churn, ancestral steps
-    and restarts are such grids (`lifts.py`), so every solver has them.
+    Step k goes from level k to `end(k)`, which is level k + 1 unless `ends` says otherwise: a step
+    may arrive at a cleaner level first, and fresh noise then lifts it to level k + 1. Churn,
+    ancestral steps and restarts are such grids (`lifts.py`), so every solver has them.
 
     Raises `GridError` unless every step falls strictly and every lift rises.
     """
@@ -37,7 +39,9 @@ class Grid:
     def __post_init__(self) -> None:
         sizes = {tuple(v.shape) for v in (self.alpha, self.sigma, self.time)}
         if len(sizes) != 1 or self.alpha.ndim != 1 or len(self.alpha) < 2:
-            raise GridError(f"a grid needs at least 2 levels as equal 1-D tensors, got shapes {sorted(sizes)}")
+            raise GridError(
+                f"a grid needs at least 2 levels as equal 1-D tensors, got shapes {sorted(sizes)}"
+            )
         few_enough("steps", self.steps)
         parts = [self.alpha, self.sigma, self.time, *(self.ends or ())]
         if not bool(torch.isfinite(torch.cat(parts)).all()):
@@ -51,11 +55,14 @@ class Grid:
             k = int(flat[0])
             a, b = self.ratio_at(k), self.end(k)
             raise GridError(
-                f"levels must fall strictly: in grid {self.name!r} level {k + 1} (sigma/alpha {ratio(b):.6g}) "
-                f"is not below level {k} ({a:.6g}); remove repeated or rising values, or use fewer steps"
+                f"levels must fall strictly: in grid {self.name!r} level {k + 1} (sigma/alpha"
+                f" {ratio(b):.6g}) is not below level {k} ({a:.6g}); remove repeated or rising"
+                " values, or use fewer steps"
             )
         if bool((end > noise[1:] + 1e-9).any()):
-            raise GridError(f"a step of grid {self.name!r} ends above the level where the next one begins")
+            raise GridError(
+                f"a step of grid {self.name!r} ends above the level where the next one begins"
+            )
 
     @property
     def steps(self) -> int:
@@ -67,7 +74,12 @@ class Grid:
 
     @cached_property
     def _levels(self) -> list[Level]:
-        return [Level(*one) for one in zip(self.alpha.unbind(), self.sigma.unbind(), self.time.unbind(), strict=True)]
+        return [
+            Level(*one)
+            for one in zip(
+                self.alpha.unbind(), self.sigma.unbind(), self.time.unbind(), strict=True
+            )
+        ]
 
     def __getitem__(self, k: int) -> Level:
         return self._levels[k]
@@ -77,7 +89,9 @@ class Grid:
         return self[k + 1] if self.ends is None else Level(*(v[k] for v in self.ends))
 
     def lifted(self, k: int) -> bool:
-        """Whether fresh noise lifts the sample to level k, so that step k does not begin where step k - 1 arrived."""
+        """Whether fresh noise lifts the sample to level k, so that step k does not begin where step
+        k - 1 arrived.
+        """
         return k > 0 and self.ends is not None and bool(self.end(k - 1).lam > self[k].lam + 1e-12)
 
     def ratio_at(self, k: int) -> float:
@@ -100,10 +114,14 @@ class Grid:
 
 
 def few_enough(what: str, value: Any, low: int = 1, most: int = MOST_STEPS) -> int:
-    """A number of steps as a Python int. Raises `GridError` for more than any run needs, before levels are made."""
+    """A number of steps as a Python int. Raises `GridError` for more than any run needs, before
+    levels are made.
+    """
     count = whole(what, value, low)
     if count > most:
-        raise GridError(f"{what}={count:,} is more than the {most:,} that a run may have; 10 to 50 are usual")
+        raise GridError(
+            f"{what}={count:,} is more than the {most:,} that a run may have; 10 to 50 are usual"
+        )
     return count
 
 

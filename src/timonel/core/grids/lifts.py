@@ -1,9 +1,11 @@
-"""Grids whose steps end below the level where the next one begins, so that fresh noise lifts the sample.
+"""Grids whose steps end below the level where the next one begins, so that fresh noise lifts the
+sample.
 
     level k  --solver-->  end(k)  --noise-->  level k + 1
 
-The lift multiplies by alpha'/alpha_end and adds noise of std sqrt(sigma'² - (alpha'·sigma_end/alpha_end)²),
-which keeps the marginal of every level; `Rows` writes it into the table, so any solver may be lifted.
+The lift multiplies by alpha'/alpha_end and adds noise of std sqrt(sigma'² -
+(alpha'·sigma_end/alpha_end)²), which keeps the marginal of every level; `Rows` writes it into the
+table, so any solver may be lifted.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def _stack(levels: list[Level]) -> Level:
 def ancestral(grid: Grid, eta: float) -> Grid:
     """Every step goes below its target, and noise of eta times DDPM's brings it back.
 
-    The part of the old noise that is kept has std sigma'·sqrt(1 - eta²·(1 - e^(-2h))), h the step in lam.
-    eta in [0, 1]: 0 is the grid itself, 1 the DDPM posterior (arXiv 2010.02502, eq. 16).
+    The part of the old noise that is kept has std sigma'·sqrt(1 - eta²·(1 - e^(-2h))), h the step
+    in lam. eta in [0, 1]: 0 is the grid itself, 1 the DDPM posterior (arXiv 2010.02502, eq. 16).
     """
     e = finite("eta", eta, 0, 1)
     if e == 0:
@@ -46,10 +48,11 @@ def ancestral(grid: Grid, eta: float) -> Grid:
 
 
 def churn(grid: Grid, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> Grid:
-    """Before each step the noise s = sigma/alpha is raised to s·(1 + gamma). arXiv 2206.00364, algorithm 2.
+    """Before each step the noise s = sigma/alpha is raised to s·(1 + gamma). arXiv 2206.00364,
+    algorithm 2.
 
-    gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= s <= s_tmax, else 0. A level that churn would
-    lift above the noisiest of the process is not churned; neither is pure noise.
+    gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= s <= s_tmax, else 0. A level that churn
+    would lift above the noisiest of the process is not churned; neither is pure noise.
     """
     gamma = min(finite("s_churn", s_churn, 0) / grid.steps, math.sqrt(2) - 1)
     low = finite("s_tmin", s_tmin, 0)
@@ -61,22 +64,27 @@ def churn(grid: Grid, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.
     for k in range(grid.steps):
         s = grid.ratio_at(k)
         fits = math.isfinite(s) and low <= s <= high and s * (1 + gamma) <= top
-        starts.append(grid.process.at_lam(-torch.log(grid[k].ratio * (1 + gamma))) if fits else grid[k])
+        starts.append(
+            grid.process.at_lam(-torch.log(grid[k].ratio * (1 + gamma))) if fits else grid[k]
+        )
     ends = _stack([grid.end(k) for k in range(grid.steps)])
     return replace(grid, **_stack([*starts, grid[grid.steps]])._asdict(), ends=ends)
 
 
 def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -> Grid:
-    """Go down to s_min, then `restarts` times back up to s_max with fresh noise and down again in `steps` steps.
+    """Go down to s_min, then `restarts` times back up to s_max with fresh noise and down again in
+    `steps` steps.
 
-    s = sigma/alpha. The levels nearest to s_min and s_max in the grid are taken, and the way down again
-    is Karras' with rho = 7. Xu et al. 2023, arXiv 2306.14878.
+    s = sigma/alpha. The levels nearest to s_min and s_max in the grid are taken, and the way down
+    again is Karras' with rho = 7. Xu et al. 2023, arXiv 2306.14878.
     """
     again, inner = whole("restarts", restarts, 0, 1000), whole("restart_steps", steps, 1, 1000)
     low, high = finite("s_min", s_min, 1e-9), finite("s_max", s_max, s_min)
     top = float(grid.process.at_index(double(grid.process.train_steps - 1.0)).ratio)
     if high > top:
-        raise ArgumentError(f"s_max={high:g} is above this process' largest sigma {top:.6g}; use at most that")
+        raise ArgumentError(
+            f"s_max={high:g} is above this process' largest sigma {top:.6g}; use at most that"
+        )
     few_enough("restarts * restart_steps", again * inner, 0)
     levels = [grid[k] for k in range(len(grid))]
     inside = [k for k in range(1, grid.steps) if ratio(levels[k]) > 0]
@@ -85,8 +93,8 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
     at = min(inside, key=lambda k: abs(math.log(ratio(levels[k]) / low)), default=None)
     if at is None or ratio(levels[at]) >= high * (1 - SAME):
         raise Idle(
-            f"no level of grid {grid.name!r} in {number_of_steps(grid.steps)} lies below s_max={high:g}, where a "
-            "restart could begin; use more steps",
+            f"no level of grid {grid.name!r} in {number_of_steps(grid.steps)} lies below"
+            f" s_max={high:g}, where a restart could begin; use more steps",
             {"restarts": 0},
         )
     a, b = high ** (1 / 7), levels[at].ratio ** (1 / 7)

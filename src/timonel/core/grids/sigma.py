@@ -20,13 +20,15 @@ def peak(process: Process, sigma_max: float | None, name: str) -> float:
     top = process.sigma_max if sigma_max is None else finite("sigma_max", sigma_max, 1e-12)
     if not math.isfinite(top):
         raise GridError(
-            f"grid {name!r} needs a finite sigma_max, and this process starts at pure noise; give one, e.g. "
-            f"sigma_max=80, or use grid='trailing'"
+            f"grid {name!r} needs a finite sigma_max, and this process starts at pure noise; give"
+            " one, e.g. sigma_max=80, or use grid='trailing'"
         )
     return top
 
 
-def span(process: Process, sigma_min: float | None, sigma_max: float | None, name: str) -> tuple[float, float]:
+def span(
+    process: Process, sigma_min: float | None, sigma_max: float | None, name: str
+) -> tuple[float, float]:
     """The ends of a sigma grid, checked."""
     top = peak(process, sigma_max, name)
     low = process.sigma_min if sigma_min is None else finite("sigma_min", sigma_min, 1e-12)
@@ -35,13 +37,15 @@ def span(process: Process, sigma_min: float | None, sigma_max: float | None, nam
     return low, top
 
 
-def _ratios(process: Process, sigma_min: float | None, sigma_max: float | None, name: str) -> tuple[float, float]:
+def _ratios(
+    process: Process, sigma_min: float | None, sigma_max: float | None, name: str
+) -> tuple[float, float]:
     """The ends of a grid in sigma / alpha, checked."""
     low, top = process.at_sigma(double(span(process, sigma_min, sigma_max, name))).ratio.tolist()
     if not math.isfinite(top):
         raise GridError(
-            f"grid {name!r} cannot start at pure noise, where sigma / alpha is infinite, as this process does; "
-            f"give a sigma_max below 1, e.g. sigma_max=0.999, or use grid='flow'"
+            f"grid {name!r} cannot start at pure noise, where sigma / alpha is infinite, as this"
+            " process does; give a sigma_max below 1, e.g. sigma_max=0.999, or use grid='flow'"
         )
     return low, top
 
@@ -64,10 +68,11 @@ FAR = 1e3  # sigma_max beyond which most of Karras' levels are pure noise, as wi
 
 
 def usual(process: Process) -> str:
-    """The grid that suits a process: karras with betas or sigmas that end well below pure noise, else trailing.
+    """The grid that suits a process: karras with betas or sigmas that end well below pure noise,
+    else trailing.
 
-    Measured in benchmarks/default_sampler.py. A flow's pipelines list evenly spaced times, and its few-step models are
-    distilled on them.
+    Measured in benchmarks/default_sampler.py. A flow's pipelines list evenly spaced times, and its
+    few-step models are distilled on them.
     """
     return "karras" if process.kind in ("vp", "edm") and process.sigma_max <= FAR else "trailing"
 
@@ -82,26 +87,39 @@ def karras(
 ) -> Grid:
     """Evenly spaced sigma^(1/rho) from sigma_max to sigma_min, then 0, in schedule sigma.
 
-    arXiv 2206.00364, eq. 5. One step visits sigma_max only. On a flow a sigma_max above 1 says that both ends are
-    sigma / alpha = t / (1 - t), and the levels are spaced in that (Cosmos Predict 2.5: 200 and 0.01).
+    arXiv 2206.00364, eq. 5. One step visits sigma_max only. On a flow a sigma_max above 1 says that
+    both ends are sigma / alpha = t / (1 - t), and the levels are spaced in that (Cosmos Predict
+    2.5: 200 and 0.01).
     """
     r = finite("rho", rho, 1e-3, 1e3)
-    by_ratio = isinstance(process, Flow) and sigma_max is not None and finite("sigma_max", sigma_max, 1e-12) > 1
+    by_ratio = (
+        isinstance(process, Flow)
+        and sigma_max is not None
+        and finite("sigma_max", sigma_max, 1e-12) > 1
+    )
     if by_ratio and sigma_min is None:
         sigma_min = process.sigma_min / (1 - process.sigma_min)
     low, top = span(process, sigma_min, sigma_max, "karras")
     u = falling(steps)
     sigma = (low ** (1 / r) + u * (top ** (1 / r) - low ** (1 / r))) ** r
-    return Grid.of(process, process.at_lam(-torch.log(sigma)) if by_ratio else process.at_sigma(sigma), "karras")
+    return Grid.of(
+        process,
+        process.at_lam(-torch.log(sigma)) if by_ratio else process.at_sigma(sigma),
+        "karras",
+    )
 
 
 def exponential(
     process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Grid:
-    """Evenly spaced log(sigma) from sigma_max to sigma_min, then 0, in schedule sigma. One step: sigma_max."""
+    """Evenly spaced log(sigma) from sigma_max to sigma_min, then 0, in schedule sigma. One step:
+    sigma_max.
+    """
     low, top = span(process, sigma_min, sigma_max, "exponential")
     u = falling(steps)
-    return Grid.of(process, process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))), "exponential")
+    return Grid.of(
+        process, process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))), "exponential"
+    )
 
 
 def polyexponential(
@@ -112,23 +130,35 @@ def polyexponential(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """log(sigma) = log(sigma_min) + u^rho·log(sigma_max / sigma_min), u from 1 to 0, then sigma = 0.
+    """log(sigma) = log(sigma_min) + u^rho·log(sigma_max / sigma_min), u from 1 to 0, then sigma =
+    0.
 
-    k-diffusion's grid; rho = 1 is `exponential`. rho in [0.001, 100]. One step visits sigma_max only.
+    k-diffusion's grid; rho = 1 is `exponential`. rho in [0.001, 100]. One step visits sigma_max
+    only.
     """
     low, top = span(process, sigma_min, sigma_max, "polyexponential")
     u = falling(steps) ** finite("rho", rho, 1e-3, 100)
-    return Grid.of(process, process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))), "polyexponential")
+    return Grid.of(
+        process,
+        process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))),
+        "polyexponential",
+    )
 
 
-def lam(process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None) -> Grid:
-    """Evenly spaced lam = log(alpha / sigma), then sigma = 0: DPM-Solver's, diffusers' `use_lu_lambdas`.
+def lam(
+    process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Grid:
+    """Evenly spaced lam = log(alpha / sigma), then sigma = 0: DPM-Solver's, diffusers'
+    `use_lu_lambdas`.
 
-    On VP and EDM these are the levels of `exponential`; on flow they are not, and since lam is infinite at
-    t = 1, flow needs a sigma_max below 1. arXiv 2206.00927, section 3.4. One step visits sigma_max only.
+    On VP and EDM these are the levels of `exponential`; on flow they are not, and since lam is
+    infinite at t = 1, flow needs a sigma_max below 1. arXiv 2206.00927, section 3.4. One step
+    visits sigma_max only.
     """
     low, top = _ratios(process, sigma_min, sigma_max, "lam")
-    return Grid.of(process, process.at_lam(-(math.log(low) + falling(steps) * math.log(top / low))), "lam")
+    return Grid.of(
+        process, process.at_lam(-(math.log(low) + falling(steps) * math.log(top / low))), "lam"
+    )
 
 
 def vp(
@@ -140,15 +170,19 @@ def vp(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """Evenly spaced time of the continuous VP process, sigma / alpha = sqrt(exp(beta_d·t²/2 + beta_min·t) - 1), then 0.
+    """Evenly spaced time of the continuous VP process, sigma / alpha = sqrt(exp(beta_d·t²/2 +
+    beta_min·t) - 1), then 0.
 
-    arXiv 2011.13456, eq. 33, in k-diffusion's form, which always goes from t = 1 (sigma 152) to 0.001 (0.0105); here
-    t goes between the times of sigma_max and sigma_min, so a model is never asked for a level it does not have.
-    On flow, where sigma / alpha is infinite at t = 1, give a sigma_max below 1.
+    arXiv 2011.13456, eq. 33, in k-diffusion's form, which always goes from t = 1 (sigma 152) to
+    0.001 (0.0105); here t goes between the times of sigma_max and sigma_min, so a model is never
+    asked for a level it does not have. On flow, where sigma / alpha is infinite at t = 1, give a
+    sigma_max below 1.
     """
     low, top = _ratios(process, sigma_min, sigma_max, "vp")
     d, m = finite("beta_d", beta_d, 1e-6, 1e3), finite("beta_min", beta_min, 0, 1e3)
-    start, end = (2 * g / (m + math.sqrt(m * m + 2 * d * g)) for g in (math.log1p(top**2), math.log1p(low**2)))
+    start, end = (
+        2 * g / (m + math.sqrt(m * m + 2 * d * g)) for g in (math.log1p(top**2), math.log1p(low**2))
+    )
     t = end + falling(steps) * (start - end)
     ratio = torch.sqrt(torch.expm1(d * t**2 / 2 + m * t))
     return Grid.of(process, process.at_lam(-torch.log(ratio)), "vp")
@@ -162,13 +196,18 @@ def linear_quadratic(
     linear_steps: int | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """sigma_max·(1 - f): f rises linearly to `threshold_noise` over `linear_steps`, then quadratically to 1.
+    """sigma_max·(1 - f): f rises linearly to `threshold_noise` over `linear_steps`, then
+    quadratically to 1.
 
-    The two pieces meet with the same slope. `linear_steps` is N // 2 unless given, at least 1 and below N;
-    threshold_noise in (0, 1). One step visits sigma_max only. Mochi (genmoai/models), ComfyUI.
+    The two pieces meet with the same slope. `linear_steps` is N // 2 unless given, at least 1 and
+    below N; threshold_noise in (0, 1). One step visits sigma_max only. Mochi (genmoai/models),
+    ComfyUI.
     """
     top = peak(process, sigma_max, "linear_quadratic")
-    count, rise = few_enough("steps", steps), finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9)
+    count, rise = (
+        few_enough("steps", steps),
+        finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9),
+    )
     if count == 1:
         if linear_steps is not None:
             line = whole("linear_steps", linear_steps)
@@ -177,8 +216,9 @@ def linear_quadratic(
     line = count // 2 if linear_steps is None else whole("linear_steps", linear_steps, 1, count - 1)
     if rise * (count + line) >= 2 * line:  # the slope at the end would not be positive
         raise GridError(
-            f"threshold_noise={rise:g} over {line} of {count} steps leaves the quadratic part no way to fall; "
-            f"use threshold_noise below {2 * line / (count + line):.4g} or more linear_steps"
+            f"threshold_noise={rise:g} over {line} of {count} steps leaves the quadratic part no"
+            f" way to fall; use threshold_noise below {2 * line / (count + line):.4g} or more"
+            " linear_steps"
         )
     i, rest = torch.arange(count, dtype=torch.float64), count - line
     bend = (i - line).clamp(min=0) / rest
@@ -186,11 +226,14 @@ def linear_quadratic(
     return Grid.of(process, process.at_sigma(top * (1 - f)), "linear_quadratic")
 
 
-def kl_optimal(process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None) -> Grid:
+def kl_optimal(
+    process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Grid:
     """Evenly spaced atan(sigma) from sigma_max to sigma_min, then 0, in schedule sigma.
 
-    Align Your Steps, arXiv 2404.14507, theorem 3.1. Pure noise has the angle pi/2, so this grid may start
-    there. A1111 stops at sigma_min; ComfyUI adds the 0, but divides by zero for one step: here, sigma_max.
+    Align Your Steps, arXiv 2404.14507, theorem 3.1. Pure noise has the angle pi/2, so this grid may
+    start there. A1111 stops at sigma_min; ComfyUI adds the 0, but divides by zero for one step:
+    here, sigma_max.
     """
     infinite = sigma_max is None and not math.isfinite(process.sigma_max)
     low, top = span(process, sigma_min, 1e30 if infinite else sigma_max, "kl_optimal")
@@ -215,31 +258,40 @@ def laplace(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """log(sigma) at evenly spaced quantiles of Laplace(mu, beta) between sigma_max and sigma_min, then sigma = 0.
+    """log(sigma) at evenly spaced quantiles of Laplace(mu, beta) between sigma_max and sigma_min,
+    then sigma = 0.
 
-    Most steps lie around sigma = e^mu, the more so the smaller beta. Hang et al. 2024, arXiv 2407.03297, section 3.
-    ComfyUI spaces the quantiles over (0, 1) and clamps sigma to the range, which repeats levels, and appends
-    no 0; here the distribution is cut to the range instead, so all levels differ. beta in [0.01, 100].
+    Most steps lie around sigma = e^mu, the more so the smaller beta. Hang et al. 2024, arXiv
+    2407.03297, section 3. ComfyUI spaces the quantiles over (0, 1) and clamps sigma to the range,
+    which repeats levels, and appends no 0; here the distribution is cut to the range instead, so
+    all levels differ. beta in [0.01, 100].
     """
     low, top = span(process, sigma_min, sigma_max, "laplace")
     m, b = finite("mu", mu, -50, 50), finite("beta", beta, 0.01, 100)
     (below_top, above_top), (below_low, above_low) = (_tails(math.log(s), m, b) for s in (top, low))
     if above_top == 0 or below_low == 0:
-        raise GridError(f"mu={m:g}, beta={b:g} leave nothing at sigma {low:g} or {top:g}; use a larger beta")
+        raise GridError(
+            f"mu={m:g}, beta={b:g} leave nothing at sigma {low:g} or {top:g}; use a larger beta"
+        )
     u = falling(steps)
     below, above = (1 - u) * below_low + u * below_top, (1 - u) * above_low + u * above_top
     log = torch.where(below < 0.5, m + b * torch.log(2 * below), m - b * torch.log(2 * above))
     return Grid.of(process, process.at_sigma(torch.exp(log)), "laplace")
 
 
-def cosine(process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None) -> Grid:
-    """sigma_min + (sigma_max - sigma_min)·(1 + cos(pi·sqrt(p)))/2, p from 0 to 1, then 0, in schedule sigma.
+def cosine(
+    process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Grid:
+    """sigma_min + (sigma_max - sigma_min)·(1 + cos(pi·sqrt(p)))/2, p from 0 to 1, then 0, in
+    schedule sigma.
 
     The `cosine` of reForge. One step visits sigma_max (reForge: its square root).
     """
     low, top = span(process, sigma_min, sigma_max, "cosine")
     p = 1 - falling(steps)
-    share = torch.cos(math.pi / 2 * torch.sqrt(p)) ** 2  # (1 + cos(pi·sqrt(p)))/2 without cancellation
+    share = (
+        torch.cos(math.pi / 2 * torch.sqrt(p)) ** 2
+    )  # (1 + cos(pi·sqrt(p)))/2 without cancellation
     return Grid.of(process, process.at_sigma(low + (top - low) * share), "cosine")
 
 
@@ -258,11 +310,12 @@ def bong_tangent(
     middle: float = 0.5,
     sigma_max: float | None = None,
 ) -> Grid:
-    """Two arctangent curves: sigma_max to middle·sigma_max in the first `pivot` of the steps, then to 0.
+    """Two arctangent curves: sigma_max to middle·sigma_max in the first `pivot` of the steps, then
+    to 0.
 
-    With M = N + 2 the pieces have m = floor(pivot·M) and M - m points and share one; both bend at point m with the
-    slope 40·slope/M. RES4LYF's grid, which stops at 1 on every model; scaled to sigma_max as in
-    stable-diffusion.cpp. One step visits sigma_max. pivot and middle in (0, 1).
+    With M = N + 2 the pieces have m = floor(pivot·M) and M - m points and share one; both bend at
+    point m with the slope 40·slope/M. RES4LYF's grid, which stops at 1 on every model; scaled to
+    sigma_max as in stable-diffusion.cpp. One step visits sigma_max. pivot and middle in (0, 1).
     """
     top = peak(process, sigma_max, "bong_tangent")
     count, where = few_enough("steps", steps), finite("pivot", pivot, 1e-6, 1 - 1e-6)

@@ -6,10 +6,11 @@
 | `triton` | CUDA, where Triton is installed      | one launch per row, one pass over memory                  |
 | `native` | CPU, when asked for                  | C++ built by this machine's compiler, one pass per row    |
 
-`TIMONEL_KERNEL` or `use` choose: `auto` (Triton on CUDA, eager elsewhere; the default), `native` (as auto, and C++
-on the CPU) or `eager`. All paths do the same to an element: a rounded product, then fused
-multiply-adds, in the order of the terms; so the bits depend on neither the path, the batch nor the chunks.
-Where a path cannot serve (dtypes, layout, a gradient to keep, no compiler) the eager one does.
+`TIMONEL_KERNEL` or `use` choose: `auto` (Triton on CUDA, eager elsewhere; the default), `native`
+(as auto, and C++ on the CPU) or `eager`. All paths do the same to an element: a rounded product,
+then fused multiply-adds, in the order of the terms; so the bits depend on neither the path, the
+batch nor the chunks. Where a path cannot serve (dtypes, layout, a gradient to keep, no compiler)
+the eager one does.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def chosen() -> str:
 
 
 def linear(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The sums of `plan` over `inputs` (equal shapes, one device) as new tensors of `dtype`; inputs are not changed.
+    """The sums of `plan` over `inputs` (equal shapes, one device) as new tensors of `dtype`; inputs
+    are not changed.
 
     Differentiable in the inputs where gradients are recorded.
     """
@@ -63,14 +65,21 @@ def linear(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Ten
 
 
 def _plain(inputs: Sequence[Tensor]) -> bool:
-    """Whether memory may be read and written as it lies: nothing follows the tensors (autograd, a functorch
+    """Whether memory may be read and written as it lies: nothing follows the tensors (autograd, a
+    functorch
     transform, a subclass), nothing is broadcast, and the outputs will be contiguous."""
     first = inputs[0]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         return False
-    if torch._C._functorch.maybe_current_level() is not None or not first.is_contiguous() or not first.numel():
+    if (
+        torch._C._functorch.maybe_current_level() is not None
+        or not first.is_contiguous()
+        or not first.numel()
+    ):
         return False
-    return all(type(t) is Tensor and t.shape == first.shape and t.device == first.device for t in inputs)
+    return all(
+        type(t) is Tensor and t.shape == first.shape and t.device == first.device for t in inputs
+    )
 
 
 def _fused(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> ModuleType | None:

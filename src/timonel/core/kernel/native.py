@@ -1,4 +1,5 @@
-"""One pass over memory on the CPU: thirty lines of C++, built by the machine's own compiler when asked for.
+"""One pass over memory on the CPU: thirty lines of C++, built by the machine's own compiler when
+asked for.
 
 All sums of a row are made for some hundred bytes of every tensor before the next, so that each byte
 is read from memory once. The arithmetic is that of the eager path, first a rounded product and then
@@ -89,7 +90,9 @@ def serves(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
 
 
 def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Write the sums of `plan` into `out`. All tensors are contiguous and of one dtype that `serves` accepts."""
+    """Write the sums of `plan` into `out`. All tensors are contiguous and of one dtype that
+    `serves` accepts.
+    """
     built = library()
     assert built is not None
     dtype, n = inputs[0].dtype, inputs[0].numel()
@@ -114,8 +117,15 @@ def _arrays(plan: Plan, number: Any) -> tuple[object, object, object]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The built code, or None and one warning where there is no C++ compiler. Built once per process, in under 1 s."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    """The built code, or None and one warning where there is no C++ compiler. Built once per
+    process, in under 1 s.
+    """
+    compiler = (
+        os.environ.get("CXX")
+        or shutil.which("c++")
+        or shutil.which("g++")
+        or shutil.which("clang++")
+    )
     reason = "no C++ compiler was found" if compiler is None else ""
     if compiler is not None and not sys.platform.startswith("win"):
         for extra in (("-march=native", "-fopenmp"), ("-march=native",), ()):
@@ -123,7 +133,11 @@ def library() -> ctypes.CDLL | None:
                 return _build([*compiler.split(), *FLAGS, *extra])
             except (OSError, subprocess.SubprocessError) as error:
                 reason = str(getattr(error, "stderr", "") or error).strip()
-    warnings.warn(f"the native kernel cannot be built, so rows run eagerly: {reason}", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        f"the native kernel cannot be built, so rows run eagerly: {reason}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
     return None
 
 
@@ -131,7 +145,13 @@ def _build(command: list[str]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         source, made = Path(folder, "rows.cpp"), Path(folder, "rows.so")
         source.write_text(SOURCE)
-        subprocess.run([*command, str(source), "-o", str(made)], check=True, capture_output=True, text=True, timeout=60)
+        subprocess.run(
+            [*command, str(source), "-o", str(made)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         built = ctypes.CDLL(str(made))
     whole, pointer = ctypes.c_int, ctypes.c_void_p
     for make in (built.rows_4, built.rows_8):

@@ -13,7 +13,8 @@ class Plan:
     """out[m] = sum of number·tensor over `sums[m]`, which has at least one term.
 
     Places count the inputs first, then the outputs: a sum may read the outputs before it, as they
-    are after rounding. `inputs`: how many inputs there are. `prepared`: a path's own form of the numbers.
+    are after rounding. `inputs`: how many inputs there are. `prepared`: a path's own form of the
+    numbers.
     """
 
     inputs: int

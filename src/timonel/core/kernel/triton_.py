@@ -1,8 +1,10 @@
-"""One launch per row on the GPU, in Triton; importing this file fails where Triton is missing or too old.
+"""One launch per row on the GPU, in Triton; importing this file fails where Triton is missing or
+too old.
 
-The coefficients are arguments of the launch: other rows and samplers do not compile anew, nothing is
-copied to the device and nothing is waited for. What is compiled is the pattern of the row (which sums read
-which tensors) and the dtypes; a sampler has a handful of patterns, and Triton keeps them on disk.
+The coefficients are arguments of the launch: other rows and samplers do not compile anew, nothing
+is copied to the device and nothing is waited for. What is compiled is the pattern of the row (which
+sums read which tensors) and the dtypes; a sampler has a handful of patterns, and Triton keeps them
+on disk.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
     raise ImportError(f"Triton {triton.__version__} does not compile tuples of tuples; 3.4 does")
 
 BLOCK = 1024
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # summed in float32, and coefficients are float32
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+)  # summed in float32, and coefficients are float32
 
 
 def serves(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
@@ -39,7 +45,9 @@ def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         made = plan.prepared["triton"] = (numbers, places)
     n = inputs[0].numel()
     with torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
-        rows[(-(-n // BLOCK),)](tuple(inputs), tuple(out), made[0], n, made[1], BLOCK, enable_fp_fusion=False)
+        rows[(-(-n // BLOCK),)](
+            tuple(inputs), tuple(out), made[0], n, made[1], BLOCK, enable_fp_fusion=False
+        )
 
 
 # Products are rounded, then fused: with fusion left to the compiler the bits would be its choice.

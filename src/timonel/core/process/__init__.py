@@ -31,6 +31,7 @@ from .trig import Trig
 from .vp import VP, zero_snr
 
 __all__ = [
-    "EDM", "VE", "VP", "At", "Cosine", "Crash", "Exploding", "Flow", "Level", "Process", "Trig", "double",
+    "EDM", "VE", "VP", "At", "Cosine", "Crash", "Exploding", "Flow", "Level", "Process", "Trig",
+    "double",
     "from_config", "interpolate", "zero_snr",
 ]  # fmt: skip

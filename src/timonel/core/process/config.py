@@ -17,12 +17,30 @@ from .level import Process, double
 from .trig import Trig
 from .vp import VP, shifted_snr, zero_snr
 
-PROCESSES = ("vp", "edm", "ve", "flow", "trig", "cosine", "crash")  # what the key `process` of a config may say
-COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")  # schedulers without a beta schedule in their config
+PROCESSES = (
+    "vp",
+    "edm",
+    "ve",
+    "flow",
+    "trig",
+    "cosine",
+    "crash",
+)  # what the key `process` of a config may say
+COSINE = (
+    "UnCLIPScheduler",
+    "DDPMWuerstchenScheduler",
+)  # schedulers without a beta schedule in their config
 
 FLOWS = ("LTXEulerAncestralRFScheduler",)  # of flows, without a key that says so
-ANGLED, CONSISTENT, CRASH = "CosineDPMSolverMultistepScheduler", "CMStochasticIterativeScheduler", "IPNDMScheduler"
-SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # whose default divides alpha² / sigma² by 3
+ANGLED, CONSISTENT, CRASH = (
+    "CosineDPMSolverMultistepScheduler",
+    "CMStochasticIterativeScheduler",
+    "IPNDMScheduler",
+)
+SHIFTED = (
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+)  # whose default divides alpha² / sigma² by 3
 #: classes without a key that says which process they are of
 SILENT = {
     "ScoreSdeVeScheduler": "its samples explode, and its network predicts their score",
@@ -38,7 +56,8 @@ SILENT = {
 }
 #: classes that go from a picture to noise, and the class that comes back
 INVERSE = {
-    "DDIMInverseScheduler": "DDIMScheduler", "DPMSolverMultistepInverseScheduler": "DPMSolverMultistepScheduler",
+    "DDIMInverseScheduler": "DDIMScheduler",
+    "DPMSolverMultistepInverseScheduler": "DPMSolverMultistepScheduler",
 }  # fmt: skip
 BETAS = ("beta_start", "beta_schedule", "trained_betas")
 
@@ -57,7 +76,9 @@ def from_config(config: Mapping[str, Any]) -> Process:
     except TimonelError:
         raise
     except (TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
-        raise ArgumentError(f"the scheduler config cannot be read: {error}; check {dict(config)}") from error
+        raise ArgumentError(
+            f"the scheduler config cannot be read: {error}; check {dict(config)}"
+        ) from error
 
 
 def _read(config: Mapping[str, Any]) -> Process:
@@ -68,7 +89,8 @@ def _read(config: Mapping[str, Any]) -> Process:
     kind = among("process", get("process") or _kind(name, config), PROCESSES)
     if get("process") is None and kind == "vp" and name in SILENT and not _betas(config):
         raise ArgumentError(
-            f"the config of {name} names no noise process that timonel has: {SILENT[name]}; keep diffusers' own class"
+            f"the config of {name} names no noise process that timonel has: {SILENT[name]}; keep"
+            " diffusers' own class"
         )
     if kind == "flow":
         return Flow(
@@ -87,7 +109,10 @@ def _read(config: Mapping[str, Any]) -> Process:
         return Crash(train_steps=steps)
     if kind in ("edm", "ve"):
         return _edm(name, kind, config, steps)
-    offset, shift = number(0, "steps_offset"), number(3.0 if name in SHIFTED else 1.0, "snr_shift_scale")
+    offset, shift = (
+        number(0, "steps_offset"),
+        number(3.0 if name in SHIFTED else 1.0, "snr_shift_scale"),
+    )
     trained = get("trained_betas")
     if trained is not None:
         betas = shifted_snr(double(trained), shift)
@@ -133,23 +158,36 @@ def name_of(process: Process) -> str:
 def class_of(config: Mapping[str, Any]) -> str:
     """The scheduler class a config is of, or one of the same process.
 
-    A scheduler that was made in code writes no name, and the names of some say nothing of their process: the keys do.
+    A scheduler that was made in code writes no name, and the names of some say nothing of their
+    process: the keys do.
     """
     name = str(config.get("_class_name") or "")
     known = (*COSINE, ANGLED, CONSISTENT)
-    if name.startswith(("FlowMatch", "EDM")) or name in known or config.get("process") or _betas(config):
+    if (
+        name.startswith(("FlowMatch", "EDM"))
+        or name in known
+        or config.get("process")
+        or _betas(config)
+    ):
         return name
     if name in FLOWS or "shift" in config or "base_image_seq_len" in config:
         return "FlowMatchEulerDiscreteScheduler"
     if "sigma_data" in config and words.prediction(config.get("prediction_type")) != "trigflow":
-        cosine = "sigma_schedule" in config and "solver_order" in config and "algorithm_type" not in config
-        return CONSISTENT if "clip_denoised" in config else ANGLED if cosine else "EDMEulerScheduler"
+        cosine = (
+            "sigma_schedule" in config
+            and "solver_order" in config
+            and "algorithm_type" not in config
+        )
+        return (
+            CONSISTENT if "clip_denoised" in config else ANGLED if cosine else "EDMEulerScheduler"
+        )
     keys = {key for key in config if not key.startswith("_") and key != "variance_type"}
     return CRASH if not name and keys == {"num_train_timesteps", "trained_betas"} else name
 
 
 def crashes(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a config of class `name` is Dance Diffusion's: its class, and no betas of another model.
+    """Whether a config of class `name` is Dance Diffusion's: its class, and no betas of another
+    model.
 
     `trained_betas` alone are its sigmas, as in diffusers.
     """

@@ -15,10 +15,11 @@ LEAST = 1e-4  # abar of the noisiest level
 
 
 class Cosine(Process):
-    """abar(t) = cos²((t + o) / (1 + o) · pi/2) / cos²(o / (1 + o) · pi/2), the network is told t from 1 to 0.
+    """abar(t) = cos²((t + o) / (1 + o) · pi/2) / cos²(o / (1 + o) · pi/2), the network is told t
+    from 1 to 0.
 
-    Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17, with a time that is a share of the whole, as Würstchen has it
-    (arXiv 2306.00637); abar stays above 1e-4.
+    Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17, with a time that is a share of the whole, as
+    Würstchen has it (arXiv 2306.00637); abar stays above 1e-4.
     """
 
     kind = "cosine"

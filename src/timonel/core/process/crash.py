@@ -12,10 +12,12 @@ from .level import MOST_LEVELS, SNAP, Level, Process, double, short
 
 
 class Crash(Process):
-    """`x = cos(t·pi/2)·x0 + sin(t·pi/2)·eps`, and the network is told t from 1 to 0, as a share of the quarter turn.
+    """`x = cos(t·pi/2)·x0 + sin(t·pi/2)·eps`, and the network is told t from 1 to 0, as a share of
+    the quarter turn.
 
-    The training levels are those of the "crash" schedule, sin(t·pi/2) = sin(u·pi/2)² with u evenly spaced
-    (github.com/Harmonai-org/sample-generator); pure noise, t = 1, is one of them. `v` is its prediction.
+    The training levels are those of the "crash" schedule, sin(t·pi/2) = sin(u·pi/2)² with u evenly
+    spaced (github.com/Harmonai-org/sample-generator); pure noise, t = 1, is one of them. `v` is its
+    prediction.
 
     Args:
         train_steps: number of training levels, at least 2.

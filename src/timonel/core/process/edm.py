@@ -18,17 +18,19 @@ CLOCKS = {"log": "0.25·log(sigma)", "angle": "atan(sigma)·2/pi", "250 log": "2
 class EDM(Process):
     """Karras et al. 2022 (arXiv 2206.00364): s = sigma / alpha from `sigma_max` to `sigma_min`.
 
-    The network sees `x / sqrt(s² + sigma_data²)` and a time that `clock` names: "log", `0.25 · log s`; "angle",
-    `atan(s) · 2/pi` (Stable Audio, arXiv 2407.14358); "250 log", a thousand times the first (consistency models,
-    arXiv 2303.01469). With the default sigma_data = 1 (SVD) this is a variance preserving process with a continuous
-    time. The training levels are evenly spaced in log s, those of consistency models in `s^(1/rho)`.
+    The network sees `x / sqrt(s² + sigma_data²)` and a time that `clock` names: "log", `0.25 · log
+    s`; "angle", `atan(s) · 2/pi` (Stable Audio, arXiv 2407.14358); "250 log", a thousand times the
+    first (consistency models, arXiv 2303.01469). With the default sigma_data = 1 (SVD) this is a
+    variance preserving process with a continuous time. The training levels are evenly spaced in log
+    s, those of consistency models in `s^(1/rho)`.
 
     Args:
         sigma_min, sigma_max: the ends of s, above 0.
         sigma_data: standard deviation of the data, above 0.
         train_steps: number of training levels, at least 2.
         clock: "log", "angle" or "250 log".
-        rho: the root in which the training levels are evenly spaced, at least 1; None is their logarithm.
+        rho: the root in which the training levels are evenly spaced, at least 1; None is their
+        logarithm.
 
     Raises:
         ArgumentError, UnknownName: for what lies outside.
@@ -99,7 +101,8 @@ class EDM(Process):
 
 
 class VE(EDM):
-    """The same levels in coordinates that explode: `x = x0 + s·eps`, as loops keep them that scale their samples
+    """The same levels in coordinates that explode: `x = x0 + s·eps`, as loops keep them that scale
+    their samples
     themselves (Song et al. 2021, arXiv 2011.13456, eq. 9)."""
 
     def _level(self, s: Tensor) -> Level:

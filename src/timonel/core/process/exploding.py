@@ -15,9 +15,11 @@ FINITE = (1 / FLOOR - 1) ** 0.5  # sigma / alpha of it
 
 
 class Exploding(Process):
-    """The levels of `process` as `x = x0 + s·eps`, s = sigma / alpha; the network still sees unit variance.
+    """The levels of `process` as `x = x0 + s·eps`, s = sigma / alpha; the network still sees unit
+    variance.
 
-    Pure noise has the largest finite s that diffusers gives it, 4096. Song et al. 2021, arXiv 2011.13456, eq. 9.
+    Pure noise has the largest finite s that diffusers gives it, 4096. Song et al. 2021, arXiv
+    2011.13456, eq. 9.
     """
 
     def __init__(self, process: Process) -> None:
@@ -37,10 +39,14 @@ class Exploding(Process):
     def of(self, level: Level) -> Level:
         """A level of `process` in these coordinates."""
         ratio = level.ratio
-        return Level(torch.ones_like(ratio), torch.where(torch.isinf(ratio), FINITE, ratio), level.time)
+        return Level(
+            torch.ones_like(ratio), torch.where(torch.isinf(ratio), FINITE, ratio), level.time
+        )
 
     def seen(self, level: Level) -> Tensor:
-        """What the network's sample is, over the sample: `1 / sqrt(s² + d²)`, d the standard deviation of the data."""
+        """What the network's sample is, over the sample: `1 / sqrt(s² + d²)`, d the standard
+        deviation of the data.
+        """
         data = self.process.sigma_data if isinstance(self.process, EDM) else 1.0
         return 1 / torch.sqrt(level.ratio**2 + data**2)
 

@@ -20,8 +20,9 @@ class Flow(Process):
     arXiv 2403.03206, eq. 23); it only changes which levels the spaced grids visit, never what the
     network is told. `with_image_tokens` gives the resolution-dependent shift of Flux.
 
-    `clock`: the network's time at pure noise, if not `train_steps`: 1 of models that are told t itself (OmniGen,
-    ACE-Step). `told`: "t"; or "u", the time before the shift (CogView4); or "1 - t", time that runs backwards (Mochi).
+    `clock`: the network's time at pure noise, if not `train_steps`: 1 of models that are told t
+    itself (OmniGen, ACE-Step). `told`: "t"; or "u", the time before the shift (CogView4); or "1 -
+    t", time that runs backwards (Mochi).
     """
 
     kind = "flow"
@@ -86,12 +87,24 @@ class Flow(Process):
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def _level(self, t: Tensor) -> Level:
-        time = 1 - t if self.told == "1 - t" else t / (self.shift - (self.shift - 1) * t) if self.told == "u" else t
+        time = (
+            1 - t
+            if self.told == "1 - t"
+            else t / (self.shift - (self.shift - 1) * t)
+            if self.told == "u"
+            else t
+        )
         return Level(1 - t, t, self.clock * time)
 
     def at_time(self, time: Tensor) -> Level:
         share = double(time) / self.clock
-        return self.at_sigma(1 - share if self.told == "1 - t" else self._shifted(share) if self.told == "u" else share)
+        return self.at_sigma(
+            1 - share
+            if self.told == "1 - t"
+            else self._shifted(share)
+            if self.told == "u"
+            else share
+        )
 
     def at_sigma(self, sigma: Tensor) -> Level:
         return self._level(self._check_sigma(double(sigma)))

@@ -1,6 +1,8 @@
-"""Which numbers the keys of a scheduler's config may have: diffusers' arguments and those of `timonel.Scheduler`.
+"""Which numbers the keys of a scheduler's config may have: diffusers' arguments and those of
+`timonel.Scheduler`.
 
-A key has one range wherever it is read: in a config, as an argument, or written into a config later.
+A key has one range wherever it is read: in a config, as an argument, or written into a config
+later.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ MOST_TOKENS = 10**9
 
 
 class Range(NamedTuple):
-    """From `low` to `high`. `whole`: only whole numbers; `above`: not `low` itself; `infinite`: the ends may be."""
+    """From `low` to `high`. `whole`: only whole numbers; `above`: not `low` itself; `infinite`: the
+    ends may be.
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -26,8 +30,14 @@ class Range(NamedTuple):
     infinite: bool = False
 
     def __str__(self) -> str:
-        what = "a whole number" if self.whole else "a number" if self.infinite else "a finite number"
-        low = f"{'above' if self.above else 'of at least'} {self.low:g}" if self.low > -math.inf else ""
+        what = (
+            "a whole number" if self.whole else "a number" if self.infinite else "a finite number"
+        )
+        low = (
+            f"{'above' if self.above else 'of at least'} {self.low:g}"
+            if self.low > -math.inf
+            else ""
+        )
         high = f"at most {self.high:.15g}" if self.high < math.inf else ""
         return " ".join([what, " and ".join(part for part in (low, high) if part)]).strip()
 
@@ -45,29 +55,40 @@ class Range(NamedTuple):
             except OverflowError:
                 return None
             fits = math.isfinite(value) or (self.infinite and not math.isnan(value))
-        return value if fits and self.low <= value <= self.high and not (self.above and value == self.low) else None
+        return (
+            value
+            if fits and self.low <= value <= self.high and not (self.above and value == self.low)
+            else None
+        )
 
 
 POSITIVE, COUNT = Range(0, above=True), Range(1, MOST_LEVELS, whole=True)
 RANGES: dict[str, Range] = {
     # what the model was trained for
-    "num_train_timesteps": COUNT, "beta_start": Range(0, 1), "beta_end": Range(0, 1), "snr_shift_scale": POSITIVE,
+    "num_train_timesteps": COUNT, "beta_start": Range(0, 1), "beta_end": Range(0, 1),
+    "snr_shift_scale": POSITIVE,
     "sigma_min": Range(0, MOST_SIGMA, above=True), "sigma_max": Range(0, MOST_SIGMA, above=True),
     "sigma_data": Range(0, MOST_SIGMA, above=True), "rho": POSITIVE,
     # which levels are visited
-    "steps_offset": Range(0, MOST_LEVELS, whole=True), "original_inference_steps": COUNT, "shift": POSITIVE,
-    "flow_shift": POSITIVE, "base_shift": Range(), "max_shift": Range(), "shift_terminal": Range(0, 1),
-    "base_image_seq_len": Range(1, MOST_TOKENS, whole=True), "max_image_seq_len": Range(1, MOST_TOKENS, whole=True),
+    "steps_offset": Range(0, MOST_LEVELS, whole=True), "original_inference_steps": COUNT,
+    "shift": POSITIVE,
+    "flow_shift": POSITIVE, "base_shift": Range(), "max_shift": Range(),
+    "shift_terminal": Range(0, 1),
+    "base_image_seq_len": Range(1, MOST_TOKENS, whole=True),
+    "max_image_seq_len": Range(1, MOST_TOKENS, whole=True),
     "lambda_min_clipped": Range(infinite=True),
     # what is done to a prediction, and the noise
-    "clip_sample_range": Range(0, above=True, infinite=True), "sample_max_value": Range(0, above=True, infinite=True),
+    "clip_sample_range": Range(0, above=True, infinite=True),
+    "sample_max_value": Range(0, above=True, infinite=True),
     "dynamic_thresholding_ratio": Range(0, 1), "timestep_scaling": Range(0, 1e9),
     "noise_sampler_seed": Range(0, MOST_SEED, whole=True),
 }  # fmt: skip
 
 
 def number(key: str, value: Any, default: Any = None) -> Any:
-    """The number of a key of `RANGES`, as Python's. Raises `ArgumentError` for another kind or outside of its range."""
+    """The number of a key of `RANGES`, as Python's. Raises `ArgumentError` for another kind or
+    outside of its range.
+    """
     made = RANGES[key].read(value)
     if made is None:
         remedy = "leave it out" if default is None else f"leave it out for {default!r}"

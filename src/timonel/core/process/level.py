@@ -17,7 +17,9 @@ SNAP = 1e-6  # relative slack when a listed sigma is the end of the process up t
 
 
 class Level(NamedTuple):
-    """One amount of noise (or a vector of them): `x = alpha·x0 + sigma·eps`, told to the network as `time`."""
+    """One amount of noise (or a vector of them): `x = alpha·x0 + sigma·eps`, told to the network as
+    `time`.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -34,7 +36,9 @@ class Level(NamedTuple):
         return self.sigma / self.alpha
 
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, one for each sample of x (batch, …) or one for all, with its dimensions and dtype."""
+        """alpha and sigma, one for each sample of x (batch, …) or one for all, with its dimensions
+        and dtype.
+        """
         shape = (-1, *(1,) * (x.ndim - 1))
         return self.alpha.to(x).reshape(shape), self.sigma.to(x).reshape(shape)
 
@@ -67,7 +71,9 @@ class Process(ABC):
     kind: ClassVar[str]
     train_steps: int
     steps_offset: int = 0
-    lists_end: ClassVar[bool] = False  # diffusers' lists of its times have the end too, and loops leave it out
+    lists_end: ClassVar[bool] = (
+        False  # diffusers' lists of its times have the end too, and loops leave it out
+    )
 
     @property
     @abstractmethod
@@ -96,11 +102,15 @@ class Process(ABC):
         """Levels at training indices 0 (cleanest) … train_steps - 1 (noisiest), fractional allowed."""
 
     def seen(self, level: Level) -> Tensor | None:
-        """What the network's sample is, over the sample at `level`; None where it is the sample itself."""
+        """What the network's sample is, over the sample at `level`; None where it is the sample
+        itself.
+        """
         return None
 
     def clean(self) -> Level:
-        """The level sigma = 0, where the sample is the denoised sample; the network is never called there."""
+        """The level sigma = 0, where the sample is the denoised sample; the network is never called
+        there.
+        """
         return self.at_sigma(double([0.0]))
 
     def _check_sigma(self, sigma: Tensor) -> Tensor:
@@ -113,7 +123,11 @@ class Process(ABC):
                 f"sigma {sigma.max().item():.6g} is above this process' largest sigma {top:.6g}; "
                 f"start the list at {top:.6g} or below"
             )
-        return torch.where(sigma > top, sigma - sigma.detach() + top, sigma) if math.isfinite(top) else sigma
+        return (
+            torch.where(sigma > top, sigma - sigma.detach() + top, sigma)
+            if math.isfinite(top)
+            else sigma
+        )
 
 
 def short(values: Tensor) -> str:

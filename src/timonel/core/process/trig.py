@@ -12,10 +12,12 @@ from .level import MOST_LEVELS, SNAP, Level, Process, double, short
 
 
 class Trig(Process):
-    """TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3): `x = cos(t)·x0 + sin(t)·eps`, t from pi/2 to 0.
+    """TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3): `x = cos(t)·x0 + sin(t)·eps`, t from
+    pi/2 to 0.
 
-    The network is told the angle t; `v` is its prediction. Data and noise are in units of sigma_data. The training
-    levels are evenly spaced angles; pure noise (t = pi/2) is one of them, so the schedule sigma tan(t) has no bound.
+    The network is told the angle t; `v` is its prediction. Data and noise are in units of
+    sigma_data. The training levels are evenly spaced angles; pure noise (t = pi/2) is one of them,
+    so the schedule sigma tan(t) has no bound.
     """
 
     kind = "trig"
@@ -37,7 +39,9 @@ class Trig(Process):
 
     def at_time(self, time: Tensor) -> Level:
         time, top = double(time), math.pi / 2
-        if not bool(torch.isfinite(time).all()) or bool(((time < 0) | (time > top * (1 + 1e1 * SNAP))).any()):
+        if not bool(torch.isfinite(time).all()) or bool(
+            ((time < 0) | (time > top * (1 + 1e1 * SNAP))).any()
+        ):
             raise GridError(f"angles must lie in [0, pi/2], got {short(time)}")
         return self._level(torch.where(time > top * (1 - SNAP), top, time))
 

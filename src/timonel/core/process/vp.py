@@ -22,8 +22,8 @@ class VP(Process):
     `abar_t = prod(1 - beta)`, alpha = sqrt(abar), sigma = sqrt(1 - abar) at integer times 0…T-1
     (Ho et al. 2020, arXiv 2006.11239). Between integer times log(sigma / alpha) is linear in time,
     as in k-diffusion; where the last training level is pure noise (alpha = 0), the angle
-    atan2(sigma, alpha) is linear in time on the last interval instead. No other level may be pure noise,
-    which alpha below 1e-304 counts as.
+    atan2(sigma, alpha) is linear in time on the last interval instead. No other level may be pure
+    noise, which alpha below 1e-304 counts as.
 
     Below the first training level (sigma_min) the time is 0.
     """
@@ -33,13 +33,19 @@ class VP(Process):
     def __init__(self, betas: Tensor | Sequence[float], *, steps_offset: int = 0) -> None:
         betas = double(betas)
         if betas.ndim != 1 or len(betas) < 1:
-            raise ArgumentError(f"betas must be a list of at least 1 number, got shape {tuple(betas.shape)}")
+            raise ArgumentError(
+                f"betas must be a list of at least 1 number, got shape {tuple(betas.shape)}"
+            )
         if not bool(((betas >= 0) & (betas <= 1)).all()) or float(betas[0]) <= 0:
             raise ArgumentError(f"betas must lie in (0, 1], got {short(betas)}")
         self.train_steps = len(betas)
         self.steps_offset = whole("steps_offset", steps_offset, 0, self.train_steps - 1)
-        log_abar = torch.cumsum(torch.log1p(-betas), 0)  # the product of 1 - beta is below 1e-308 long before alpha is
-        self._log = (torch.log(-torch.expm1(log_abar)) - log_abar) / 2  # rising; the last may be inf
+        log_abar = torch.cumsum(
+            torch.log1p(-betas), 0
+        )  # the product of 1 - beta is below 1e-308 long before alpha is
+        self._log = (
+            torch.log(-torch.expm1(log_abar)) - log_abar
+        ) / 2  # rising; the last may be inf
         self._finite = int((self._log < MOST_LOG).sum())  # training levels with signal left
         self._check_signal(betas)
 
@@ -55,12 +61,12 @@ class VP(Process):
         steps_offset: int = 0,
         snr_shift: float = 1.0,
     ) -> VP:
-        """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol & Dhariwal 2021),
-        exp (abar = e^(-12·t), as Shap-E).
+        """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol &
+        Dhariwal 2021), exp (abar = e^(-12·t), as Shap-E).
 
         `rescale_zero_snr` shifts and scales sqrt(abar) so that the last level is pure noise
-        (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon. `snr_shift` divides
-        alpha² / sigma² of every level before that (CogVideoX).
+        (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
+        `snr_shift` divides alpha² / sigma² of every level before that (CogVideoX).
         """
         n = whole("train_steps", train_steps, 1, MOST_LEVELS)
         among("beta schedule", schedule, SCHEDULES)
@@ -71,21 +77,33 @@ class VP(Process):
             betas = torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
         else:
             t = torch.arange(n + 1, dtype=torch.float64) / n
-            bar = torch.exp(-12 * t) if schedule == "exp" else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+            bar = (
+                torch.exp(-12 * t)
+                if schedule == "exp"
+                else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+            )
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
         betas = shifted_snr(betas, snr_shift)
-        return cls(zero_snr(betas) if flag("rescale_zero_snr", rescale_zero_snr) else betas, steps_offset=steps_offset)
+        return cls(
+            zero_snr(betas) if flag("rescale_zero_snr", rescale_zero_snr) else betas,
+            steps_offset=steps_offset,
+        )
 
     def _check_signal(self, betas: Tensor) -> None:
         """Refuse more than one level of pure noise, for a run visits levels that fall."""
         first = self._finite
-        if first >= self.train_steps - 1 and first and (first == self.train_steps or float(betas[-1]) == 1):
+        if (
+            first >= self.train_steps - 1
+            and first
+            and (first == self.train_steps or float(betas[-1]) == 1)
+        ):
             return
         beta = float(betas[first])
         why = "a beta of 1" if beta == 1 else f"betas up to {float(betas[: first + 1].max()):.6g}"
         raise ArgumentError(
-            f"{why} at training level {first} of 0 to {self.train_steps - 1}: from there on nothing is left of the "
-            "picture, and only the last level may be pure noise; give smaller betas"
+            f"{why} at training level {first} of 0 to {self.train_steps - 1}: from there on nothing"
+            " is left of the picture, and only the last level may be pure noise; give smaller"
+            " betas"
         )
 
     @property
@@ -101,7 +119,9 @@ class VP(Process):
         return torch.exp(logsigmoid(-2 * log) / 2), torch.exp(logsigmoid(2 * log) / 2)
 
     def _edge_angle(self) -> Tensor:
-        """atan2(alpha, sigma) of the noisiest level with signal; it has digits where atan2(sigma, alpha) has none."""
+        """atan2(alpha, sigma) of the noisiest level with signal; it has digits where atan2(sigma,
+        alpha) has none.
+        """
         alpha, sigma = self._pair(self._log[self._finite - 1])
         return torch.atan2(alpha, sigma)
 
@@ -139,10 +159,13 @@ class VP(Process):
         time = interpolate(torch.maximum(log, first), self._log[: self._finite], self._knots())
         if self._finite < self.train_steps:
             share = 1 - torch.atan2(alpha, sigma) / self._edge_angle()
-            time = torch.where(log > self._log[edge], edge + share * (self.train_steps - 1 - edge), time)
+            time = torch.where(
+                log > self._log[edge], edge + share * (self.train_steps - 1 - edge), time
+            )
         elif bool((log > self._log[-1] + SNAP).any()):
             raise GridError(
-                f"lam {-log.max().item():.6g} is noisier than this process' noisiest level {float(-self._log[-1]):.6g}"
+                f"lam {-log.max().item():.6g} is noisier than this process' noisiest level"
+                f" {float(-self._log[-1]):.6g}"
             )
         return Level(alpha, sigma, time.clamp(max=self.train_steps - 1.0))
 
@@ -159,7 +182,9 @@ def zero_snr(betas: Tensor) -> Tensor:
 
 
 def shifted_snr(betas: Tensor, shift: float) -> Tensor:
-    """Betas whose levels have alpha² / sigma² divided by `shift`, above 0: 3 in CogVideoX-2b (arXiv 2408.06072)."""
+    """Betas whose levels have alpha² / sigma² divided by `shift`, above 0: 3 in CogVideoX-2b (arXiv
+    2408.06072).
+    """
     shift = finite("snr_shift", shift, 1e-9)
     if shift == 1:
         return betas

@@ -3,9 +3,10 @@
 A solver is a function `(grid, **options) -> Table`. To add one: write it in the file of its family
 and add one line to `SOLVERS`.
 
-Any solver also takes EDM's churn, `s_churn, s_tmin, s_tmax` (see `grids.churn`), and `s_noise`, which multiplies
-all the noise it adds. Where it adds none and makes one call a step, it takes `skip` and `skip_order` too: steps that
-use a forecast instead of a network call (see `forecast.py`), e.g. `skip=3` or `skip="4,6"`.
+Any solver also takes EDM's churn, `s_churn, s_tmin, s_tmax` (see `grids.churn`), and `s_noise`,
+which multiplies all the noise it adds. Where it adds none and makes one call a step, it takes
+`skip` and `skip_order` too: steps that use a forecast instead of a network call (see
+`forecast.py`), e.g. `skip=3` or `skip="4,6"`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from .. import forecast, grids
 from ..grids import Grid, churn
 from ..process import Process
 from ..table import Table
-from . import adams, consistency, dpmpp, er_sde, exponential, first_order, runge_kutta, sa_solver, singlestep, unipc
+from . import (
+    adams,
+    consistency,
+    dpmpp,
+    er_sde,
+    exponential,
+    first_order,
+    runge_kutta,
+    sa_solver,
+    singlestep,
+    unipc,
+)
 from .partial import first_rows as first_rows
 from .partial import part as part
 
@@ -35,17 +47,22 @@ class SolverSpec:
     """One line of the table of solvers."""
 
     make: Callable[..., Table]
-    order: int  # of convergence: strong on the ODE, weak for stochastic solvers; 0 where it does not converge
+    # of convergence: strong on the ODE, weak for stochastic solvers; 0 where it does not converge
+    order: int
     calls: str  # network calls for N steps
     stochastic: bool
     reference: str
     options: tuple[str, ...] = field(default=())
     grid: str | None = None  # the grid it needs by default, where it matters
-    rest: Callable[[Grid, int], Table] | None = None  # the steps after the first so many, where those are unlike others
+    rest: Callable[[Grid, int], Table] | None = (
+        None  # the steps after the first so many, where those are unlike others
+    )
 
     @property
     def multistep(self) -> bool:
-        """Whether a step makes one network call, so that a higher order comes from predictions of earlier steps."""
+        """Whether a step makes one network call, so that a higher order comes from predictions of
+        earlier steps.
+        """
         return self.calls.startswith("N")
 
     @property
@@ -57,44 +74,56 @@ class SolverSpec:
 SOLVERS: dict[str, SolverSpec] = {
     # one slope
     "euler": SolverSpec(first_order.euler, 1, "N", False, "arXiv 2206.00364"),
-    "euler_ancestral": SolverSpec(first_order.euler_ancestral, 1, "N", True, "k-diffusion", ("eta",)),
+    "euler_ancestral": SolverSpec(first_order.euler_ancestral, 1, "N", True, "k-diffusion",
+    ("eta",)),
     "ddim": SolverSpec(first_order.ddim, 1, "N", False, "arXiv 2010.02502, eq. 12", ("eta",)),
     "ddpm": SolverSpec(first_order.ddpm, 1, "N", True, "arXiv 2006.11239, eq. 7"),
     # Runge-Kutta
     "heun": SolverSpec(runge_kutta.heun, 2, "2N - 1", False, "arXiv 2206.00364, algorithm 1"),
     "heunpp2": SolverSpec(runge_kutta.heunpp2, 1, "3N - 3", False, "ComfyUI, Forge"),
     "edm": SolverSpec(
-        runge_kutta.edm, 2, "2N - 1", True, "arXiv 2206.00364, algorithm 2", ("s_churn", "s_tmin", "s_tmax")
+        runge_kutta.edm, 2, "2N - 1", True, "arXiv 2206.00364, algorithm 2",
+        ("s_churn", "s_tmin", "s_tmax")
     ),
     "restart": SolverSpec(
-        runge_kutta.restart, 0, "2N + 17", True, "arXiv 2306.14878", ("restarts", "restart_steps", "s_min", "s_max")
+        runge_kutta.restart, 0, "2N + 17", True, "arXiv 2306.14878",
+        ("restarts", "restart_steps", "s_min", "s_max")
     ),
     "dpm2": SolverSpec(runge_kutta.dpm2, 2, "2N - 1", False, "k-diffusion"),
-    "dpm2_ancestral": SolverSpec(runge_kutta.dpm2_ancestral, 2, "2N - 1", True, "k-diffusion", ("eta",)),
+    "dpm2_ancestral": SolverSpec(runge_kutta.dpm2_ancestral, 2, "2N - 1", True, "k-diffusion",
+    ("eta",)),
     "rk4": SolverSpec(runge_kutta.rk4, 4, "4N - 3", False, "Kutta 1901"),
-    "runge_kutta": SolverSpec(runge_kutta.runge_kutta, 3, "3N - 2", False, "Butcher's tableaus", ("tableau",)),
+    "runge_kutta": SolverSpec(runge_kutta.runge_kutta, 3, "3N - 2", False, "Butcher's tableaus",
+    ("tableau",)),
     # Adams on slopes
     "lms": SolverSpec(adams.lms, 4, "N", False, "k-diffusion", ("order", "euler_at_final")),
     "plms": SolverSpec(adams.plms, 2, "N + 1", False, "arXiv 2202.09778", rest=adams.plms_rest),
     "pndm": SolverSpec(adams.pndm, 2, "N + 9", False, "arXiv 2202.09778", rest=adams.pndm_rest),
-    "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902", ("order", "euler_at_final")),
+    "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902",
+    ("order", "euler_at_final")),
     "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902", ("order", "variant")),
     "dpm_multistep": SolverSpec(
-        adams.dpm_multistep, 2, "N", False, "arXiv 2206.00927", ("order", "variant", "curvature", "eta")
+        adams.dpm_multistep, 2, "N", False, "arXiv 2206.00927",
+        ("order", "variant", "curvature", "eta")
     ),
     "gradient_estimation": SolverSpec(
         adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848", ("gamma", "euler_at_final")
     ),
     # exponential, singlestep
-    "dpm_solver": SolverSpec(exponential.dpm_solver, 3, "3N - 2", False, "arXiv 2206.00927", ("order",)),
-    "dpm_fast": SolverSpec(exponential.dpm_fast, 2, "3N - 3", False, "arXiv 2206.00927", ("remainder",), "lam"),
-    "dpmpp_2s": SolverSpec(exponential.dpmpp_2s, 2, "2N - 1", False, "arXiv 2211.01095, algorithm 1", ("r",)),
+    "dpm_solver": SolverSpec(exponential.dpm_solver, 3, "3N - 2", False, "arXiv 2206.00927",
+    ("order",)),
+    "dpm_fast": SolverSpec(exponential.dpm_fast, 2, "3N - 3", False, "arXiv 2206.00927",
+    ("remainder",), "lam"),
+    "dpmpp_2s": SolverSpec(exponential.dpmpp_2s, 2, "2N - 1", False,
+    "arXiv 2211.01095, algorithm 1", ("r",)),
     "dpmpp_3s": SolverSpec(exponential.dpmpp_3s, 3, "3N - 2", False, "arXiv 2211.01095"),
     "dpm_singlestep": SolverSpec(
-        singlestep.dpm_singlestep, 2, "N", False, "arXiv 2206.00927; diffusers", ("order", "variant")
+        singlestep.dpm_singlestep, 2, "N", False, "arXiv 2206.00927; diffusers",
+        ("order", "variant")
     ),
     "dpmpp_singlestep": SolverSpec(
-        singlestep.dpmpp_singlestep, 2, "N", False, "arXiv 2211.01095; diffusers", ("order", "variant", "eta")
+        singlestep.dpmpp_singlestep, 2, "N", False, "arXiv 2211.01095; diffusers",
+        ("order", "variant", "eta")
     ),
     "dpmpp_2s_ancestral": SolverSpec(
         exponential.dpmpp_2s_ancestral, 2, "2N - 1", True, "k-diffusion", ("eta",)
@@ -105,23 +134,29 @@ SOLVERS: dict[str, SolverSpec] = {
     "exponential_rk": SolverSpec(
         exponential.exponential_rk, 4, "4N - 3", False, "Hochbruck & Ostermann 2005", ("tableau",)
     ),
-    "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267", ("eta", "r", "variant")),
+    "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267",
+    ("eta", "r", "variant")),
     "seeds_3": SolverSpec(exponential.seeds_3, 2, "3N - 2", True, "arXiv 2305.14267", ("eta",)),
     # exponential, multistep
-    "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2", ("variant",)),
-    "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion", ("eta", "variant")),
+    "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2",
+    ("variant",)),
+    "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion",
+    ("eta", "variant")),
     "dpmpp_3m": SolverSpec(dpmpp.dpmpp_3m, 3, "N", False, "arXiv 2211.01095", THIRD),
     "dpmpp_3m_sde": SolverSpec(dpmpp.dpmpp_3m_sde, 2, "N", True, "k-diffusion", ("eta", *THIRD)),
     "res_multistep": SolverSpec(dpmpp.res_multistep, 2, "N", False, "arXiv 2308.02157", ("order",)),
-    "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI", ("eta",)),
-    "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867", ("order", "variant", "uncorrected")),
+    "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI",
+    ("eta",)),
+    "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867",
+    ("order", "variant", "uncorrected")),
     "sa_solver": SolverSpec(
         sa_solver.sa_solver, 2, "N", True, "arXiv 2309.05019",
         ("eta", "start", "stop", "predictor_order", "corrector_order", "variant"),
     ),
     "er_sde": SolverSpec(er_sde.er_sde, 2, "N", True, "arXiv 2309.06169", ("order",)),
     # distilled models
-    "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", ("scaling",), "lcm"),
+    "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", ("scaling",),
+    "lcm"),
     "tcd": SolverSpec(consistency.tcd, 0, "N", True, "arXiv 2402.19159", ("eta",), "lcm"),
 }  # fmt: skip
 
@@ -138,13 +173,18 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     for key in options:
         if key not in known:
             raise ArgumentError(
-                f"sampler {name!r} has no option {key!r}{_sibling(name, key)}; it takes {', '.join(known)}"
+                f"sampler {name!r} has no option {key!r}{_sibling(name, key)}; it takes"
+                f" {', '.join(known)}"
             )
 
 
 def _sibling(name: str, option: str) -> str:
     """Which sampler of the same family has the option."""
-    have = [n for n, spec in SOLVERS.items() if option in spec.options and n.startswith(name.split("_")[0])]
+    have = [
+        n
+        for n, spec in SOLVERS.items()
+        if option in spec.options and n.startswith(name.split("_")[0])
+    ]
     near = [n for n in have if n.startswith(name)] or have
     return f" ({' and '.join(near[:2])} {'has' if len(near) == 1 else 'have'} it)" if near else ""
 
@@ -152,8 +192,9 @@ def _sibling(name: str, option: str) -> str:
 def make(name: str, grid: Grid, *, before: int = 0, **options: Any) -> Table:
     """Compile solver `name` on `grid`. Unknown options are refused, never ignored.
 
-    `before`: how many steps of a longer journey come before this grid. An option that has nothing to do in so few
-    steps, and would in more, is passed over, which is logged once; so a sweep over steps may begin at 1.
+    `before`: how many steps of a longer journey come before this grid. An option that has nothing
+    to do in so few steps, and would in more, is passed over, which is logged once; so a sweep over
+    steps may begin at 1.
     """
     check(name, options)
     rest, acts = options, False
@@ -165,7 +206,9 @@ def make(name: str, grid: Grid, *, before: int = 0, **options: Any) -> Table:
                 raise
             if not acts:
                 _made(name, _longer(grid.process), 0, **options)  # raises where it never acts
-            acts = True  # all of them do; one that is passed over may leave another with nothing to do
+            acts = (
+                True  # all of them do; one that is passed over may leave another with nothing to do
+            )
             say_once(str(idle))
             rest = {key: value for key, value in (rest | idle.instead).items() if value is not None}
 
@@ -186,11 +229,13 @@ def _made(name: str, grid: Grid, before: int, **options: Any) -> Table:
     if before and isinstance(order, str):  # what is said step by step is said of the whole journey
         options["order"] = order[before : before + grid.steps]
     if before and options.get("uncorrected"):
-        options["uncorrected"] = [step - before for step in options["uncorrected"] if step >= before]
+        options["uncorrected"] = [
+            step - before for step in options["uncorrected"] if step >= before
+        ]
     if grid.steps == 1 and isinstance(order, int) and order > 1 and spec.multistep:
         raise Idle(
-            f"order={order} of {name!r} needs at least 2 steps, for its predictions come from earlier ones; 1 step "
-            "has order 1",
+            f"order={order} of {name!r} needs at least 2 steps, for its predictions come from"
+            " earlier ones; 1 step has order 1",
             {"order": 1},
         )
     s_noise = options.pop("s_noise", None)
@@ -198,18 +243,24 @@ def _made(name: str, grid: Grid, before: int, **options: Any) -> Table:
     if "s_churn" not in spec.options:
         lifting = {key: options.pop(key) for key in CHURN if key in options}
         if lifting and "s_churn" not in lifting:
-            raise ArgumentError(f"{' and '.join(lifting)} say where churn acts; give s_churn too, e.g. s_churn=20")
+            raise ArgumentError(
+                f"{' and '.join(lifting)} say where churn acts; give s_churn too, e.g. s_churn=20"
+            )
         grid = churn(grid, **lifting) if lifting else grid
     made = spec.rest(grid, before) if spec.rest and before else spec.make(grid, **options)
     table = replace(made, solver=name)
-    if grid.ends is not None and spec.multistep:  # fresh noise between its predictions leaves order 1
+    if (
+        grid.ends is not None and spec.multistep
+    ):  # fresh noise between its predictions leaves order 1
         table = replace(table, order=min(table.order, 1))
     if s_noise is not None:
         table = _scaled(table, finite("s_noise", s_noise, 0, 100))
     return _skipped(table, **skipping) if skipping else table
 
 
-def _skipped(table: Table, skip: int | str | Sequence[int] | None = None, skip_order: int = forecast.ORDER) -> Table:
+def _skipped(
+    table: Table, skip: int | str | Sequence[int] | None = None, skip_order: int = forecast.ORDER
+) -> Table:
     """The table with forecasts in the steps that `skip` names."""
     if skip is None:
         raise ArgumentError("skip_order says how steps are forecast; give skip too, e.g. skip=3")
@@ -220,8 +271,8 @@ def _scaled(table: Table, s_noise: float) -> Table:
     """The table with all its noise multiplied."""
     if not table.stochastic:
         raise Idle(
-            f"{table.solver!r} adds no noise in {number_of_steps(table.steps)}, so s_noise={s_noise:g} has nothing to "
-            "multiply",
+            f"{table.solver!r} adds no noise in {number_of_steps(table.steps)}, so"
+            f" s_noise={s_noise:g} has nothing to multiply",
             {"s_noise": None},
         )
     scale = table.x.new_ones(table.x.shape[1])

@@ -1,11 +1,13 @@
-"""Linear multistep methods on slopes: LMS, PLMS, PNDM, iPNDM, DEIS, gradient estimation. 1 call per step.
+"""Linear multistep methods on slopes: LMS, PLMS, PNDM, iPNDM, DEIS, gradient estimation. 1 call per
+step.
 
-In the coordinates of `algebra.Frame`, `y' = y + (s' - s)·sum_j w_j·slope_j` over the newest slopes. The methods
-differ in the weights only.
+In the coordinates of `algebra.Frame`, `y' = y + (s' - s)·sum_j w_j·slope_j` over the newest slopes.
+The methods differ in the weights only.
 
-With `euler_at_final` a step to the clean level is Euler's, which returns the denoised sample, as ComfyUI has it;
-without it the slopes are extrapolated there too, as k-diffusion and diffusers do. The slope turns fast before
-the clean level, so an extrapolation is farther off the coarser the last step (docs/names.md has numbers).
+With `euler_at_final` a step to the clean level is Euler's, which returns the denoised sample, as
+ComfyUI has it; without it the slopes are extrapolated there too, as k-diffusion and diffusers do.
+The slope turns fast before the clean level, so an extrapolation is farther off the coarser the last
+step (docs/names.md has numbers).
 """
 
 from __future__ import annotations
@@ -21,7 +23,18 @@ from ...errors import ArgumentError, among, finite, flag, whole
 from ..grids import Grid
 from ..process import double
 from ..table import Rows, Table
-from .algebra import VARIANTS, Frame, fit, frame, growing, line, long_last, parabola, rising, schedule
+from .algebra import (
+    VARIANTS,
+    Frame,
+    fit,
+    frame,
+    growing,
+    line,
+    long_last,
+    parabola,
+    rising,
+    schedule,
+)
 from .runge_kutta import clean_step
 
 # Adams-Bashforth weights for evenly spaced slopes, newest first
@@ -35,9 +48,18 @@ Weights = Callable[[Frame, int, int], "list[Tensor]"]  # frame, step, how many s
 
 
 def _multistep(
-    name: str, grid: Grid, top: int, order: int, weights: Weights, *, euler_at_final: bool = True, eta: float = 0.0
+    name: str,
+    grid: Grid,
+    top: int,
+    order: int,
+    weights: Weights,
+    *,
+    euler_at_final: bool = True,
+    eta: float = 0.0,
 ) -> Table:
-    """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes, which are noise where eta > 0."""
+    """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes, which are noise
+    where eta > 0.
+    """
     final = flag("euler_at_final", euler_at_final)
     coordinates = frame(grid)
     rows = Rows(name, grid, order=order, history=top, basis=coordinates.basis)
@@ -50,16 +72,19 @@ def _multistep(
         found = weights(coordinates, k, rising(grid, k, top, lifts=False))
         row = {f"h{i}": (1 + eta) * m_new * w for i, w in enumerate(found)}
         if eta:
-            row["eps"] = m_new * torch.sqrt(eta * (coordinates.s(now) ** 2 - coordinates.s(new) ** 2))
+            row["eps"] = m_new * torch.sqrt(
+                eta * (coordinates.s(now) ** 2 - coordinates.s(new) ** 2)
+            )
         rows.add(k, now, {"x": m_new / coordinates.m(now), **row})
     return rows.table()
 
 
 def lms(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
-    """Adams-Bashforth for uneven levels: the polynomial in s through `order` slopes, integrated. Order 1 to 4.
+    """Adams-Bashforth for uneven levels: the polynomial in s through `order` slopes, integrated.
+    Order 1 to 4.
 
-    1 call per step, deterministic. ComfyUI `lms`; k-diffusion's and diffusers' with euler_at_final=False.
-    Liu et al. 2022, arXiv 2202.09778.
+    1 call per step, deterministic. ComfyUI `lms`; k-diffusion's and diffusers' with
+    euler_at_final=False. Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
 
@@ -72,11 +97,12 @@ def lms(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
 
 
 def ipndm(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
-    """Adams-Bashforth with the weights of even spacing, whatever the levels. 1 call per step, deterministic.
+    """Adams-Bashforth with the weights of even spacing, whatever the levels. 1 call per step,
+    deterministic.
 
-    Order 2 (1 with order=1): the weights are exact for levels evenly spaced in s. Zhang & Chen 2022,
-    arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778. ComfyUI `ipndm`; diffusers' with
-    euler_at_final=False.
+    Order 2 (1 with order=1): the weights are exact for levels evenly spaced in s. Zhang & Chen
+    2022, arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778. ComfyUI `ipndm`; diffusers'
+    with euler_at_final=False.
     """
     top = whole("order", order, 1, 4)
 
@@ -101,13 +127,14 @@ def vp_time(s: Tensor) -> Tensor:
 
 
 def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Table:
-    """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step, deterministic.
+    """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step,
+    deterministic.
 
-    variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP process, as in ComfyUI.
-    Without one it is the nearer of the two: logrho, and tab on a flow, there of order 1 on a long last step before the
-    one to the clean level. logrho has order 2 on such a step. A string such as "12321" gives the order of every step.
-    First order to the clean level, where log s has no end.
-    Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
+    variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP
+    process, as in ComfyUI. Without one it is the nearer of the two: logrho, and tab on a flow,
+    there of order 1 on a long last step before the one to the clean level. logrho has order 2 on
+    such a step. A string such as "12321" gives the order of every step. First order to the clean
+    level, where log s has no end. Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
     most, chosen = schedule(order, grid.steps), variant is None
     if variant is None:
@@ -132,25 +159,39 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
         measure, v = WEIGHTS / 2 * width * u, (vp_time(u) - first) / step
         return fit(nodes, [(measure * v**p).sum() for p in range(used)])
 
-    return _multistep("deis", grid, max(most), max(most), in_log if variant == "logrho" else in_time)
+    return _multistep(
+        "deis", grid, max(most), max(most), in_log if variant == "logrho" else in_time
+    )
 
 
 def dpm_multistep(
-    grid: Grid, *, order: int = 2, variant: str = "midpoint", curvature: float = 1.0, eta: float = 0.0
+    grid: Grid,
+    *,
+    order: int = 2,
+    variant: str = "midpoint",
+    curvature: float = 1.0,
+    eta: float = 0.0,
 ) -> Table:
-    """DPM-Solver of `order` 1 to 3 on slopes, whose polynomial is in log s. 1 call per step, deterministic.
+    """DPM-Solver of `order` 1 to 3 on slopes, whose polynomial is in log s. 1 call per step,
+    deterministic.
 
-    diffusers' DPMSolverMultistepScheduler with algorithm_type="dpmsolver"; on denoised predictions it is `dpmpp_2m` and
-    `dpmpp_3m`, which are nearer in few steps. `variant` and `curvature` are theirs: with "heun" it is `deis` in logrho.
-    With `eta` it is the reverse SDE ("sde-dpmsolver" at 1), of order 1 (weak): its slopes contain the fresh noise.
-    First order to the clean level and on the step before where that is long.
-    Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095, appendix.
+    diffusers' DPMSolverMultistepScheduler with algorithm_type="dpmsolver"; on denoised predictions
+    it is `dpmpp_2m` and `dpmpp_3m`, which are nearer in few steps. `variant` and `curvature` are
+    theirs: with "heun" it is `deis` in logrho. With `eta` it is the reverse SDE ("sde-dpmsolver" at
+    1), of order 1 (weak): its slopes contain the fresh noise. First order to the clean level and on
+    the step before where that is long. Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095,
+    appendix.
     """
-    top, bend, e = whole("order", order, 1, 3), finite("curvature", curvature, 0, 1), finite("eta", eta, 0, 100)
+    top, bend, e = (
+        whole("order", order, 1, 3),
+        finite("curvature", curvature, 0, 1),
+        finite("eta", eta, 0, 100),
+    )
     among("variant", variant, VARIANTS)
     if e and frame(grid).basis != "noise":
         raise ArgumentError(
-            f"eta={e:g} of 'dpm_multistep' is for image models that begin below pure noise; take 'dpmpp_2m_sde'"
+            f"eta={e:g} of 'dpm_multistep' is for image models that begin below pure noise; take"
+            " 'dpmpp_2m_sde'"
         )
 
     def weights(at: Frame, k: int, count: int) -> list[Tensor]:
@@ -170,7 +211,8 @@ def dpm_multistep(
 
 
 def gradient_estimation(grid: Grid, *, gamma: float = 2.0, euler_at_final: bool = True) -> Table:
-    """Slope gamma·h0 + (1 - gamma)·h1. Order 1 (2 at gamma = 1.5 and even spacing), 1 call per step, deterministic.
+    """Slope gamma·h0 + (1 - gamma)·h1. Order 1 (2 at gamma = 1.5 and even spacing), 1 call per
+    step, deterministic.
 
     Permenter & Yuan 2023, arXiv 2306.04848 (gamma = 2). ComfyUI `gradient_estimation`.
     """
@@ -184,7 +226,8 @@ def gradient_estimation(grid: Grid, *, gamma: float = 2.0, euler_at_final: bool 
 
 
 def plms(grid: Grid) -> Table:
-    """iPNDM of order 4 whose first step is Heun's. Order 2, N + 1 calls (N if N = 1), deterministic.
+    """iPNDM of order 4 whose first step is Heun's. Order 2, N + 1 calls (N if N = 1),
+    deterministic.
 
     Liu et al. 2022, arXiv 2202.09778; diffusers' PNDMScheduler with `skip_prk_steps`.
     """
@@ -199,7 +242,8 @@ def plms(grid: Grid) -> Table:
             rows.add(0, new, {"base": m_new / m, "h0": c / 2, "h1": c / 2})
             continue
         count = rising(grid, k, 4, lifts=False)
-        # the slope of the second call is not part of the history: where it lies in between, it is passed over
+        # the slope of the second call is not part of the history: where it lies in between, it is
+        # passed over
         places = [j if j < k or not bool(grid.end(0).sigma > 0) else j + 1 for j in range(count)]
         row = {f"h{i}": c * w for i, w in zip(places, ADAMS_BASHFORTH[count - 1], strict=True)}
         rows.add(k, now, {"x": m_new / m, **row})
@@ -238,7 +282,10 @@ def pndm_rest(grid: Grid, before: int, whole_times: bool = False) -> Table:
         else:
             c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
             count = rising(grid, k, 4, lifts=False)
-            row = {f"h{begins[k] - begins[k - j]}": c * w for j, w in enumerate(ADAMS_BASHFORTH[count - 1])}
+            row = {
+                f"h{begins[k] - begins[k - j]}": c * w
+                for j, w in enumerate(ADAMS_BASHFORTH[count - 1])
+            }
             rows.add(k, now, {"x": coordinates.m(new) / coordinates.m(now), **row})
     return rows.table()
 
@@ -253,4 +300,6 @@ def _middle_step(rows: Rows, grid: Grid, at: Frame, k: int, whole_times: bool) -
     rows.add(k, now, {"x": m_mid / m, "h0": half}, base={"x": 1.0})
     rows.add(k, middle, {"base": m_mid / m, "h0": half})
     rows.add(k, middle, {"base": m_new / m, "h0": full})
-    rows.add(k, new, {"base": m_new / m, "h3": full / 6, "h2": full / 3, "h1": full / 3, "h0": full / 6})
+    rows.add(
+        k, new, {"base": m_new / m, "h3": full / 6, "h2": full / 3, "h1": full / 3, "h0": full / 6}
+    )

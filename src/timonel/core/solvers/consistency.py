@@ -1,4 +1,6 @@
-"""Samplers of distilled models: LCM and TCD. They repeat "predict the clean sample, add noise again"."""
+"""Samplers of distilled models: LCM and TCD. They repeat "predict the clean sample, add noise
+again".
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
     """`x' = alpha'·D + sigma'·eps`, D = c_out·h0 + c_skip·x. 1 call per step, stochastic.
 
     arXiv 2310.04378, algorithm 3.
-    The boundary scalings c_skip, c_out of a time times `scaling` belong to VP models; elsewhere D = h0.
+    The boundary scalings c_skip, c_out of a time times `scaling` belong to VP models; elsewhere D =
+    h0.
     """
     scaling = finite("scaling", scaling, 0, MOST_SCALING)
     rows = Rows("lcm", grid, order=0)
@@ -32,7 +35,8 @@ def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
 
 
 def tcd(grid: Grid, *, eta: float = 0.3) -> Table:
-    """Deterministic step to an intermediate level s, then noise up to the next. 1 call per step. arXiv 2402.19159.
+    """Deterministic step to an intermediate level s, then noise up to the next. 1 call per step.
+    arXiv 2402.19159.
 
     s is at training time floor((1 - eta)·t') for VP and at (1 - eta)·sigma' elsewhere; eta = 0 is
     deterministic, eta = 1 fully stochastic. The last step returns h0 (diffusers returns the sample
@@ -51,7 +55,11 @@ def tcd(grid: Grid, *, eta: float = 0.3) -> Table:
                 mid = grid.process.at_sigma((1 - e) * part)
             mid = new if bool(mid.sigma > new.sigma) else mid
         rise = new.alpha / mid.alpha
-        fresh = torch.sqrt((new.sigma**2 - (rise * mid.sigma) ** 2).clamp(min=0)) if mid is not new else new.sigma * 0
+        fresh = (
+            torch.sqrt((new.sigma**2 - (rise * mid.sigma) ** 2).clamp(min=0))
+            if mid is not new
+            else new.sigma * 0
+        )
         h0 = rise * (mid.alpha - now.alpha * mid.sigma / now.sigma)
         rows.add(k, now, {"x": rise * mid.sigma / now.sigma, "h0": h0, "eps": fresh})
     return rows.table()

@@ -1,7 +1,9 @@
-"""ER-SDE (Cui et al. 2023, arXiv 2309.06169): extended reverse-time SDEs with a noise scale function phi.
+"""ER-SDE (Cui et al. 2023, arXiv 2309.06169): extended reverse-time SDEs with a noise scale
+function phi.
 
-With s = sigma / alpha and r = phi(s')/phi(s), `x'/alpha' = r·x/alpha + int D + sqrt(s'² - r²·s²)·eps`, where D is
-the polynomial in s through the past predictions and the integral has the weight phi(s')·phi'(u)/phi(u)².
+With s = sigma / alpha and r = phi(s')/phi(s), `x'/alpha' = r·x/alpha + int D + sqrt(s'² -
+r²·s²)·eps`, where D is the polynomial in s through the past predictions and the integral has the
+weight phi(s')·phi'(u)/phi(u)².
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def er_sde(grid: Grid, *, order: int = 3) -> Table:
 
 
 def _moments(s: Tensor, to: Tensor, r: Tensor, count: int) -> list[Tensor]:
-    """What D = v^p adds, v = (u - s)/(s' - s): 1 - r, then 1 - phi(s')·p·int_0^1 v^(p-1)/phi(u) dv by parts.
+    """What D = v^p adds, v = (u - s)/(s' - s): 1 - r, then 1 - phi(s')·p·int_0^1 v^(p-1)/phi(u) dv
+    by parts.
 
     Gauss-Legendre in log u, in which the integrand is smooth.
     """
@@ -56,5 +59,7 @@ def _moments(s: Tensor, to: Tensor, r: Tensor, count: int) -> list[Tensor]:
         u = s * torch.exp((POINTS + 1) / 2 * width)
         v, measure = (u - s) / (to - s), WEIGHTS / 2 * width * u / (to - s)
         for p in range(1, count):
-            moments.append(1 - noise_scale(to) * p * (measure * v ** (p - 1) / noise_scale(u)).sum())
+            moments.append(
+                1 - noise_scale(to) * p * (measure * v ** (p - 1) / noise_scale(u)).sum()
+            )
     return moments

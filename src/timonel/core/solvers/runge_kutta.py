@@ -1,8 +1,9 @@
 """Explicit Runge-Kutta methods, from a Butcher tableau, in the coordinates of `algebra.Frame`.
 
-With y = x / m, s = sigma / m and the slope dy/ds, stage i is `y_i = y + (s' - s)·sum_j a_ij·slope_j` at
-s + c_i·(s' - s), and `y' = y + (s' - s)·sum_j b_j·slope_j`. The slope has no limit at the clean level, so a
-step that ends there is Euler's, which is exact for a constant denoised sample.
+With y = x / m, s = sigma / m and the slope dy/ds, stage i is `y_i = y + (s' - s)·sum_j
+a_ij·slope_j` at s + c_i·(s' - s), and `y' = y + (s' - s)·sum_j b_j·slope_j`. The slope has no limit
+at the clean level, so a step that ends there is Euler's, which is exact for a constant denoised
+sample.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Weights = Sequence["Tensor | float"]
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's tableau of an explicit method: `a[i]` are the weights of stage i + 2, its node their sum."""
+    """Butcher's tableau of an explicit method: `a[i]` are the weights of stage i + 2, its node
+    their sum.
+    """
 
     order: int
     a: tuple[Weights, ...]
@@ -57,7 +60,9 @@ TABLEAUS = {
 
 
 def at_s(grid: Grid, coordinates: Frame, s: Tensor) -> Level:
-    """The level with coordinate s: sigma / alpha in the noise frame, sigma / (alpha + sigma) in the velocity frame."""
+    """The level with coordinate s: sigma / alpha in the noise frame, sigma / (alpha + sigma) in the
+    velocity frame.
+    """
     return grid.process.at_lam(-torch.log(s if coordinates.basis == "noise" else s / (1 - s)))
 
 
@@ -101,40 +106,50 @@ def explicit(name: str, grid: Grid, method: Tableau) -> Table:
 
 
 def heun(grid: Grid) -> Table:
-    """The slopes at both ends, averaged. Order 2, 2 calls per step, deterministic. arXiv 2206.00364, algorithm 1."""
+    """The slopes at both ends, averaged. Order 2, 2 calls per step, deterministic. arXiv
+    2206.00364, algorithm 1.
+    """
     return explicit("heun", grid, HEUN)
 
 
-def edm(grid: Grid, *, s_churn: float = 40.0, s_tmin: float = 0.0, s_tmax: float = math.inf) -> Table:
-    """Heun with churn, EDM's stochastic sampler. Order 2, 2 calls per step. arXiv 2206.00364, algorithm 2.
+def edm(
+    grid: Grid, *, s_churn: float = 40.0, s_tmin: float = 0.0, s_tmax: float = math.inf
+) -> Table:
+    """Heun with churn, EDM's stochastic sampler. Order 2, 2 calls per step. arXiv 2206.00364,
+    algorithm 2.
 
     The options, which any solver takes, are explained at `grids.churn`.
     """
     return heun(churn(grid, s_churn, s_tmin, s_tmax))
 
 
-def restart(grid: Grid, *, restarts: int = 1, restart_steps: int = 9, s_min: float = 0.1, s_max: float = 2.0) -> Table:
+def restart(
+    grid: Grid, *, restarts: int = 1, restart_steps: int = 9, s_min: float = 0.1, s_max: float = 2.0
+) -> Table:
     """Heun that goes back up from s_min to s_max, `restarts` times, with fresh noise. Stochastic.
 
-    s = sigma/alpha; `restart_steps` steps for each way down again, whatever N, so its error does not vanish
-    with N and it declares no order. arXiv 2306.14878.
+    s = sigma/alpha; `restart_steps` steps for each way down again, whatever N, so its error does
+    not vanish with N and it declares no order. arXiv 2306.14878.
     Raises `GridError` where the grid has no level between 0 and s_max.
     """
     return replace(heun(restarted(grid, restarts, s_min, s_max, restart_steps)), order=0)
 
 
 def heunpp2(grid: Grid) -> Table:
-    """Heun++: slopes here, at the next level and at the one after, weighted 1 - w2 - w3, s'/(3·s_0), s''/(3·s_0).
+    """Heun++: slopes here, at the next level and at the one after, weighted 1 - w2 - w3,
+    s'/(3·s_0), s''/(3·s_0).
 
-    Heun with weights 1 - w2 and w2 = s'/(2·s_0) on the last step but one. Order 1, up to 3 calls per step,
-    deterministic; from ComfyUI's and Forge's `heunpp2`, without a paper.
+    Heun with weights 1 - w2 and w2 = s'/(2·s_0) on the last step but one. Order 1, up to 3 calls
+    per step, deterministic; from ComfyUI's and Forge's `heunpp2`, without a paper.
     """
     coordinates = frame(grid)
     rows = Rows("heunpp2", grid, order=1, history=3, basis=coordinates.basis)
     s0 = coordinates.s(grid[0])
     for k in range(grid.steps):
         new = grid.end(k)
-        left = grid.steps - k - (1 if bool(grid.sigma[-1] == 0) else 0)  # levels ahead where a slope exists
+        left = (
+            grid.steps - k - (1 if bool(grid.sigma[-1] == 0) else 0)
+        )  # levels ahead where a slope exists
         if left < 1:
             clean_step(rows, grid, coordinates, k)
         elif left < 2:
@@ -157,7 +172,9 @@ def _heunpp2_step(rows: Rows, grid: Grid, coordinates: Frame, k: int, s0: Tensor
 
 
 def dpm2(grid: Grid) -> Table:
-    """The slope at the geometric mean of s and s'. Order 2, 2 calls per step, deterministic. k-diffusion `dpm_2`."""
+    """The slope at the geometric mean of s and s'. Order 2, 2 calls per step, deterministic.
+    k-diffusion `dpm_2`.
+    """
     coordinates = frame(grid)
     rows = Rows("dpm2", grid, order=2, history=2, basis=coordinates.basis)
     for k in range(grid.steps):
@@ -168,7 +185,9 @@ def dpm2(grid: Grid) -> Table:
 
 
 def dpm2_ancestral(grid: Grid, *, eta: float = 1.0) -> Table:
-    """`dpm2` on ancestral levels. Order 2 (weak), 2 calls per step, stochastic. k-diffusion `dpm_2_ancestral`."""
+    """`dpm2` on ancestral levels. Order 2 (weak), 2 calls per step, stochastic. k-diffusion
+    `dpm_2_ancestral`.
+    """
     return dpm2(ancestral(grid, eta))
 
 
@@ -178,9 +197,11 @@ def rk4(grid: Grid) -> Table:
 
 
 def runge_kutta(grid: Grid, *, tableau: str = "bogacki_shampine") -> Table:
-    """Any explicit method by its Butcher tableau; `TABLEAUS` lists them. Order and calls are the tableau's.
+    """Any explicit method by its Butcher tableau; `TABLEAUS` lists them. Order and calls are the
+    tableau's.
 
-    midpoint, heun, ralston: order 2; heun3, kutta3, ssprk3, bogacki_shampine: 3; rk4, rk38: 4; butcher5: 5.
+    midpoint, heun, ralston: order 2; heun3, kutta3, ssprk3, bogacki_shampine: 3; rk4, rk38: 4;
+    butcher5: 5.
     """
     among("tableau", tableau, TABLEAUS)
     return explicit("runge_kutta", grid, TABLEAUS[tableau])

@@ -1,8 +1,9 @@
-"""SA-Solver (Xue et al. 2023, arXiv 2309.05019): a stochastic Adams predictor-corrector, 1 call per step.
+"""SA-Solver (Xue et al. 2023, arXiv 2309.05019): a stochastic Adams predictor-corrector, 1 call per
+step.
 
-With H = (1 + eta)·h the predictor integrates the polynomial in lam through the past predictions, and the next
-prediction then corrects the step that led to it, with the noise of that step. `base` is the sample of the step
-evolved to the new level, noise included, without the predictions.
+With H = (1 + eta)·h the predictor integrates the polynomial in lam through the past predictions,
+and the next prediction then corrects the step that led to it, with the noise of that step. `base`
+is the sample of the step evolved to the new level, noise included, without the predictions.
 """
 
 from __future__ import annotations
@@ -31,18 +32,27 @@ def sa_solver(
     corrector_order: int = 2,
     variant: str = "exact",
 ) -> Table:
-    """Stochastic Adams predictor of order 1 to 4 and corrector of order 0 (none) to 4. 1 call per step, stochastic.
+    """Stochastic Adams predictor of order 1 to 4 and corrector of order 0 (none) to 4. 1 call per
+    step, stochastic.
 
-    eta = tau² of the paper, used where start <= t/T <= stop, t the training time where a step ends (0.2 and 0.8).
-    A corrector of order p uses p predictions, the new one included. The last step before the one to the clean level
-    is predicted with order 1 where it is longer than 1.2 in lam, as on `normal` and in few steps on `karras`: an
-    extrapolation over so much is worse than none.
-    variant "simple" does as diffusers: it replaces, where two predictions are used, the exact first moment by H/2,
-    takes t where a step begins and extrapolates over any length.
-    Order min(corrector, predictor + 1), or the predictor's without corrector; at most 2 (weak) for eta > 0.
+    eta = tau² of the paper, used where start <= t/T <= stop, t the training time where a step ends
+    (0.2 and 0.8). A corrector of order p uses p predictions, the new one included. The last step
+    before the one to the clean level is predicted with order 1 where it is longer than 1.2 in lam,
+    as on `normal` and in few steps on `karras`: an extrapolation over so much is worse than none.
+    variant "simple" does as diffusers: it replaces, where two predictions are used, the exact first
+    moment by H/2, takes t where a step begins and extrapolates over any length.
+    Order min(corrector, predictor + 1), or the predictor's without corrector; at most 2 (weak) for
+    eta > 0.
     """
-    e, low, high = finite("eta", eta, 0, 100), finite("start", start, 0, 1), finite("stop", stop, 0, 1)
-    ahead, back = whole("predictor_order", predictor_order, 1, 4), whole("corrector_order", corrector_order, 0, 4)
+    e, low, high = (
+        finite("eta", eta, 0, 100),
+        finite("start", start, 0, 1),
+        finite("stop", stop, 0, 1),
+    )
+    ahead, back = (
+        whole("predictor_order", predictor_order, 1, 4),
+        whole("corrector_order", corrector_order, 0, 4),
+    )
     among("variant", variant, VARIANTS)
     clean, simple = bool(grid.sigma[-1] == 0), variant == "simple"
     order = min(back, ahead + 1) if back else ahead
@@ -53,7 +63,9 @@ def sa_solver(
         here = {"x": torch.ones_like(now.alpha)}
         if back and k and finite_lam(grid[k - 1]) and not grid.lifted(k):
             count = min(back, usable(grid, k - 1, back) + 1, left + 1 if clean else back)
-            here = {"base": torch.ones_like(now.alpha)} | _adams(grid, k - 1, count, led, variant, corrects=True)
+            here = {"base": torch.ones_like(now.alpha)} | _adams(
+                grid, k - 1, count, led, variant, corrects=True
+            )
         led = e if low <= share(grid.process, now if simple else new) <= high else 0.0
         move = noised(now, new, led)
         evolved = {name: move.keep * c for name, c in here.items()} | {"eps": move.fresh}
@@ -66,7 +78,9 @@ def sa_solver(
     return rows.table()
 
 
-def _adams(grid: Grid, k: int, count: int, eta: float, variant: str, *, corrects: bool) -> dict[str, Tensor]:
+def _adams(
+    grid: Grid, k: int, count: int, eta: float, variant: str, *, corrects: bool
+) -> dict[str, Tensor]:
     """What `count` predictions add over step k; `corrects` where the newest was made at its end."""
     now, new = grid[k], grid.end(k)
     if not finite_lam(now) or not finite_lam(new):

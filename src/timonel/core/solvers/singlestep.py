@@ -1,10 +1,10 @@
 """Singlestep DPM-Solvers whose inner calls are at levels of the grid: N steps are N network calls.
 
-The calls come in groups of up to `order`. Every call of a group steps from the level where the group begins, with
-all predictions made since, to the next level of the grid: to order 1, then 2, then 3. So the last call of a group
-makes its result, and the others the samples at which it calls; they are samples of lower order at their levels.
-diffusers' DPMSolverSinglestepScheduler counts so. `dpmpp_2s` and `dpm_solver` count steps and choose the levels in
-between themselves.
+The calls come in groups of up to `order`. Every call of a group steps from the level where the
+group begins, with all predictions made since, to the next level of the grid: to order 1, then 2,
+then 3. So the last call of a group makes its result, and the others the samples at which it calls;
+they are samples of lower order at their levels. diffusers' DPMSolverSinglestepScheduler counts so.
+`dpmpp_2s` and `dpm_solver` count steps and choose the levels in between themselves.
 
 Fresh noise begins a new group, and the call to the clean level is one of its own.
 """
@@ -23,13 +23,16 @@ from ..table import Rows, Table
 from .algebra import VARIANTS, decaying, finite_lam, fit, frame, gap, growing, noised, schedule
 
 
-def dpmpp_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoint", eta: float = 0.0) -> Table:
-    """DPM-Solver++ in groups of `order` calls. Order 1 to 3, 1 call per step, deterministic unless eta > 0.
+def dpmpp_singlestep(
+    grid: Grid, *, order: int | str = 2, variant: str = "midpoint", eta: float = 0.0
+) -> Table:
+    """DPM-Solver++ in groups of `order` calls. Order 1 to 3, 1 call per step, deterministic unless
+    eta > 0.
 
-    diffusers' DPMSolverSinglestepScheduler. `order` is a number, or the place of every call in its group: "1231".
-    `variant`: how many predictions are used. "midpoint": the slope from two of them, "heun": the polynomial through all
-    of them, integrated exactly. With `eta` every call has its own noise, which leaves order 1 (weak).
-    Lu et al. 2022, arXiv 2211.01095.
+    diffusers' DPMSolverSinglestepScheduler. `order` is a number, or the place of every call in its
+    group: "1231". `variant`: how many predictions are used. "midpoint": the slope from two of them,
+    "heun": the polynomial through all of them, integrated exactly. With `eta` every call has its
+    own noise, which leaves order 1 (weak). Lu et al. 2022, arXiv 2211.01095.
     """
     e, places = finite("eta", eta, 0, 100), _places(grid, order)
     top = max(places)
@@ -45,10 +48,11 @@ def dpmpp_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoi
 
 
 def dpm_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoint") -> Table:
-    """DPM-Solver in groups of `order` calls, on slopes. Order 1 to 3, 1 call per step, deterministic.
+    """DPM-Solver in groups of `order` calls, on slopes. Order 1 to 3, 1 call per step,
+    deterministic.
 
-    diffusers' DPMSolverSinglestepScheduler with algorithm_type="dpmsolver"; see `dpmpp_singlestep`, which is nearer.
-    Lu et al. 2022, arXiv 2206.00927.
+    diffusers' DPMSolverSinglestepScheduler with algorithm_type="dpmsolver"; see `dpmpp_singlestep`,
+    which is nearer. Lu et al. 2022, arXiv 2206.00927.
     """
     at, places = frame(grid), _places(grid, order)
     rows = Rows("dpm_singlestep", grid, order=max(places), history=max(places), basis=at.basis)
@@ -68,23 +72,28 @@ def dpm_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoint
 
 
 def _places(grid: Grid, order: int | str) -> list[int]:
-    """The place of every call in its group, from 1 on. A schedule's first group may be cut where a part begins.
+    """The place of every call in its group, from 1 on. A schedule's first group may be cut where a
+    part begins.
 
-    Raises `ArgumentError` for a schedule that leaves out a place or has more than one call to the clean level.
+    Raises `ArgumentError` for a schedule that leaves out a place or has more than one call to the
+    clean level.
     """
     tops, clean, places = schedule(order, grid.steps), bool(grid.sigma[-1] == 0), [1]
     for k in range(1, grid.steps):
         if isinstance(order, str):
             fresh = tops[k] == 1
             if tops[k] not in (1, tops[k - 1] + 1):
-                raise ArgumentError(f"the places of calls in their groups rise from 1 by 1, e.g. '1212', got {order!r}")
+                raise ArgumentError(
+                    "the places of calls in their groups rise from 1 by 1, e.g. '1212', got"
+                    f" {order!r}"
+                )
         else:
             fresh = places[-1] == tops[k] or (clean and k == grid.steps - 1)
         places.append(1 if fresh or grid.lifted(k) else places[-1] + 1)
     if clean and places[-1] > 1:
         raise ArgumentError(
-            f"order={order!r} ends with a group of {places[-1]} calls, and the call to the clean level is of order 1: "
-            f"end with 1, for example {str(order)[:-1]}1"
+            f"order={order!r} ends with a group of {places[-1]} calls, and the call to the clean"
+            f" level is of order 1: end with 1, for example {str(order)[:-1]}1"
         )
     return places
 
@@ -94,8 +103,8 @@ def _moved(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What call k keeps of the sample where its group began, and the next base.
 
-    The base is that sample, moved to the level of the call before without any prediction, so that an edit between two
-    calls is carried into it.
+    The base is that sample, moved to the level of the call before without any prediction, so that
+    an edit between two calls is carried into it.
     """
     now, new = grid[k], grid.end(k)
     if place == 1:
@@ -103,8 +112,11 @@ def _moved(
     return {"base": keep(grid[k - 1], new)}, {"base": keep(grid[k - 1], now)}
 
 
-def _denoised(start: Level, inner: Sequence[Level], new: Level, eta: float) -> tuple[list[Tensor], list[Tensor]]:
-    """The places of the inner calls, in units of the step, and what denoised predictions u^p add to x'/alpha'.
+def _denoised(
+    start: Level, inner: Sequence[Level], new: Level, eta: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The places of the inner calls, in units of the step, and what denoised predictions u^p add to
+    x'/alpha'.
 
     From pure noise the step is one in (alpha/sigma)^(1 + eta), in which D is smooth.
     """

@@ -1,4 +1,5 @@
-"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor-corrector that costs no extra network call.
+"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor-corrector that costs no extra network
+call.
 
 The prediction made at a level first corrects the sample there (`base`), and then predicts the next
 from it; both are linear in the registers, so one row does both.
@@ -19,15 +20,18 @@ from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, sche
 VARIANTS = ("bh1", "bh2", "vary")
 
 
-def unipc(grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected: Sequence[int] = ()) -> Table:
+def unipc(
+    grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected: Sequence[int] = ()
+) -> Table:
     """UniPC of `order` 1 to 3 for the denoised prediction. 1 call per step, deterministic.
 
-    Converges with order + 1, for the corrector adds one. The order rises while history builds up and falls
-    towards a clean end, to 1 on a long last step before it, where it would go astray (`normal`); a string such as
-    "12332" gives the most for every step (their "order schedule").
-    `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their UniPC_v, app. C).
-    `uncorrected`: steps, counted from 0, whose result is left as predicted (diffusers' `disable_corrector`).
-    No correction is made across a lift, where the sample did not arrive along the path.
+    Converges with order + 1, for the corrector adds one. The order rises while history builds up
+    and falls towards a clean end, to 1 on a long last step before it, where it would go astray
+    (`normal`); a string such as "12332" gives the most for every step (their "order schedule").
+    `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their
+    UniPC_v, app. C). `uncorrected`: steps, counted from 0, whose result is left as predicted
+    (diffusers' `disable_corrector`). No correction is made across a lift, where the sample did not
+    arrive along the path.
     """
     among("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
@@ -64,7 +68,9 @@ def _predictor(grid: Grid, k: int, order: int, variant: str) -> list[Tensor]:
 
 
 def _corrected(grid: Grid, k: int, order: int, variant: str) -> dict[str, Tensor]:
-    """Registers of the corrected sample at level k; h0 was predicted here, h1 at base, where the step began."""
+    """Registers of the corrected sample at level k; h0 was predicted here, h1 at base, where the
+    step began.
+    """
     old, now = grid[k - 1], grid[k]
     nodes = [*_nodes(grid, k - 1, order), torch.ones_like(now.alpha)]
     w = [now.alpha * v for v in _weights(nodes, gap(old, now), variant)]
@@ -74,7 +80,8 @@ def _corrected(grid: Grid, k: int, order: int, variant: str) -> dict[str, Tensor
 def _weights(nodes: list[Tensor], h: Tensor, variant: str) -> list[Tensor]:
     """Weights of the prediction where the step began and of those at `nodes` (in units of h).
 
-    x'/alpha' gains (1 - e^(-h))·D_0 - B(h)·sum_i rho_i·(D_i - D_0)/node_i, for the denoised prediction.
+    x'/alpha' gains (1 - e^(-h))·D_0 - B(h)·sum_i rho_i·(D_i - D_0)/node_i, for the denoised
+    prediction.
     """
     zero = torch.zeros_like(h)
     if variant == "vary":

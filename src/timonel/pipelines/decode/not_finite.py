@@ -16,7 +16,8 @@ from ..network.busy import AUTOENCODERS
 
 
 class Decoded(ExitStack):
-    """A block in which a pipeline decodes; afterwards `check` says what its autoencoders made of good latents.
+    """A block in which a pipeline decodes; afterwards `check` says what its autoencoders made of
+    good latents.
 
     `counts`: whether what is decoded now is a result, and no preview.
     """
@@ -50,7 +51,10 @@ class Decoded(ExitStack):
         fine = self.fine()
         if bool(fine.all()):
             return
-        some, half = "a part" if bool(fine.any()) else "all", self._dtype in (torch.float16, torch.bfloat16)
+        some, half = (
+            "a part" if bool(fine.any()) else "all",
+            self._dtype in (torch.float16, torch.bfloat16),
+        )
         message = (
             f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are finite: "
             + ('run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})' if half

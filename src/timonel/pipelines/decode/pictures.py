@@ -14,7 +14,8 @@ LEAST = 8  # pixels of a side
 
 
 def pictures(output: Any, count: int) -> Tensor | None:
-    """A pipeline's output as RGB (B, 3, H, W), or (B, F, 3, H, W) of videos, in 0..1; None where it holds no pictures.
+    """A pipeline's output as RGB (B, 3, H, W), or (B, F, 3, H, W) of videos, in 0..1; None where it
+    holds no pictures.
 
     `count`: the samples of the run; what a sample has several of are its frames.
     """
@@ -29,7 +30,9 @@ def pictures(output: Any, count: int) -> Tensor | None:
 
 
 def spread(made: Tensor, count: int) -> Tensor:
-    """Pictures (B, 3, H, W) or videos (B, 3, F, H, W) with frames second: several pictures of a sample are a video."""
+    """Pictures (B, 3, H, W) or videos (B, 3, F, H, W) with frames second: several pictures of a
+    sample are a video.
+    """
     if made.ndim == 5:
         frames = made.transpose(1, 2)
         return frames[:, 0] if frames.shape[1] == 1 else frames
@@ -39,7 +42,9 @@ def spread(made: Tensor, count: int) -> Tensor:
 
 
 def spectrogram(decoded: Tensor) -> Tensor | None:
-    """Decoded spectra (B, 1, time, frequency) as grey pictures with low tones at the bottom, each from 0 to 1."""
+    """Decoded spectra (B, 1, time, frequency) as grey pictures with low tones at the bottom, each
+    from 0 to 1.
+    """
     if decoded.ndim != 4 or decoded.shape[1] != 1:
         return None
     values = decoded.float().transpose(-1, -2).flip(-2)
@@ -87,7 +92,9 @@ def _channels_last(values: Tensor) -> Tensor | None:
         return values.movedim(1, -1)
     if values.ndim >= 4 and values.shape[-1] in COLOURS:
         return values
-    if values.ndim == 3 and min(values.shape[-2:]) >= LEAST:  # grey pictures without a channel; sound has few rows
+    if (
+        values.ndim == 3 and min(values.shape[-2:]) >= LEAST
+    ):  # grey pictures without a channel; sound has few rows
         return values[..., None]
     return None
 

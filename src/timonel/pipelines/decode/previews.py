@@ -1,7 +1,9 @@
-"""Latents to pictures for previews: the pipeline's own way where its call goes on, or a linear fit of its autoencoder.
+"""Latents to pictures for previews: the pipeline's own way where its call goes on, or a linear fit
+of its autoencoder.
 
-While a call goes on, latents are decoded by the rest of that call (`tail.py`), whatever it does with them. Latents of
-no call, as comparisons have them, go through the autoencoder by the usual layouts and scalings.
+While a call goes on, latents are decoded by the rest of that call (`tail.py`), whatever it does
+with them. Latents of no call, as comparisons have them, go through the autoencoder by the usual
+layouts and scalings.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Context:
 
     # -- in a call -----------------------------------------------------------------------------
     def look(self, latents: Tensor) -> None:
-        """Note where the present call is, from a hook of its run, so that `latents` and others like it can be shown."""
+        """Note where the present call is, from a hook of its run, so that `latents` and others like
+        it can be shown.
+        """
         self._shape = latents.shape
         try:
             self._tail = tail.look(self.pipe)
@@ -76,14 +80,18 @@ class Context:
 
     @torch.no_grad()
     def small(self, latents: Tensor) -> Tensor:
-        """Small RGB of the call's latents by the linear map: (B, 3, h, w), or (B, F, 3, h, w) of a video.
+        """Small RGB of the call's latents by the linear map: (B, 3, h, w), or (B, F, 3, h, w) of a
+        video.
 
         Raises `ModelError` where the pipeline has no autoencoder, or one that no map fits.
         """
         rest = None if self._given is not None else self._rest(latents)
         if rest is None:
             if self.latent_rgb is None:
-                raise ModelError(f"{type(self.pipe).__name__} has no autoencoder that a linear map could stand for")
+                raise ModelError(
+                    f"{type(self.pipe).__name__} has no autoencoder that a linear map could"
+                    " stand for"
+                )
             return self.latent_rgb(latents)
         parts = dict(getattr(self.pipe, "components", {})).values()
         some = any(isinstance(part, torch.nn.Module) and hasattr(part, "decode") for part in parts)
@@ -104,11 +112,17 @@ class Context:
         more = _channels(vae) - 3
         if more < 0:
             return shown[:, :1]
-        return torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(more, 1)], 1) if more else shown
+        return (
+            torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(more, 1)], 1)
+            if more
+            else shown
+        )
 
     def _finished(self, rest: tail.Tail, latents: Tensor) -> Tensor:
         """The pipeline's own pictures of `latents`; of sound its spectrogram."""
-        with turns(self.pipe):  # its code may cast the autoencoder, as the call itself does at its end
+        with turns(
+            self.pipe
+        ):  # its code may cast the autoencoder, as the call itself does at its end
             output, decoded = rest.output(latents)
         made = pictures(output, len(latents))
         if made is None and decoded:
@@ -120,7 +134,9 @@ class Context:
     # -- without one ---------------------------------------------------------------------------
     @cached_property
     def _fitted(self) -> LatentRGB | None:
-        """The model's linear latents-to-RGB map; fitted once from its autoencoder where none is shipped."""
+        """The model's linear latents-to-RGB map; fitted once from its autoencoder where none is
+        shipped.
+        """
         if self._given is not None:
             return self._given
         if getattr(self.pipe, "vae", None) is None:
@@ -130,7 +146,9 @@ class Context:
 
     @property
     def latent_rgb(self) -> LatentRGB | None:
-        """From latents, packed or of a video too, to small RGB (B, 3, h, w) or (B, F, 3, h, w) in 0..1."""
+        """From latents, packed or of a video too, to small RGB (B, 3, h, w) or (B, F, 3, h, w) in
+        0..1.
+        """
         fitted = self._fitted
         return None if fitted is None else Unpacking(fitted, self)
 
@@ -138,7 +156,9 @@ class Context:
     def _vae(self) -> Any:
         vae = getattr(self.pipe, "vae", None)
         if vae is None:
-            raise ModelError(f"{type(self.pipe).__name__} has no autoencoder; previews need preview(rgb=…)")
+            raise ModelError(
+                f"{type(self.pipe).__name__} has no autoencoder; previews need preview(rgb=…)"
+            )
         return vae
 
     # -- layouts -------------------------------------------------------------------------------
@@ -147,22 +167,33 @@ class Context:
         latents = self._unpacked(latents)
         channels = self._channels
         if latents.ndim == 5 and latents.shape[1] == channels:
-            doubtful = latents.shape[2] == channels  # as many frames as channels: the pipeline has to tell
+            doubtful = (
+                latents.shape[2] == channels
+            )  # as many frames as channels: the pipeline has to tell
             latents = latents if doubtful and self._frames_first else latents.transpose(1, 2)
-        return (latents[:, 0], False) if latents.ndim == 5 and latents.shape[1] == 1 else (latents, latents.ndim == 5)
+        return (
+            (latents[:, 0], False)
+            if latents.ndim == 5 and latents.shape[1] == 1
+            else (latents, latents.ndim == 5)
+        )
 
     @property
     def _channels(self) -> int:
         config = self._vae.config
         found = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
         if not isinstance(found, int):
-            raise ModelError(f"the autoencoder {type(self._vae).__name__} does not say how many channels latents have")
+            raise ModelError(
+                f"the autoencoder {type(self._vae).__name__} does not say how many channels latents"
+                " have"
+            )
         return found
 
     @property
     def _frames_first(self) -> bool:
         """Whether the pipeline's videos are (B, F, C, h, w): those of SVD and CogVideoX are."""
-        return "CogVideoX" in type(self.pipe).__name__ or "num_frames" in _parameters(self._vae.decode)
+        return "CogVideoX" in type(self.pipe).__name__ or "num_frames" in _parameters(
+            self._vae.decode
+        )
 
     def _unpacked(self, latents: Tensor) -> Tensor:
         """Latents that are packed as a sequence of patches, with the pipeline's own rule."""
@@ -173,10 +204,14 @@ class Context:
         if "num_frames" not in names:
             made: Tensor = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
             return made
-        space, time = (int(getattr(pipe, f"vae_{k}_compression_ratio")) for k in ("spatial", "temporal"))
+        space, time = (
+            int(getattr(pipe, f"vae_{k}_compression_ratio")) for k in ("spatial", "temporal")
+        )
         patch = [getattr(pipe, f"transformer_{k}_patch_size") for k in ("spatial", "temporal")]
         frames = (self._argument("num_frames") - 1) // time + 1
-        video: Tensor = pipe._unpack_latents(latents, frames, height // space, width // space, *patch)
+        video: Tensor = pipe._unpack_latents(
+            latents, frames, height // space, width // space, *patch
+        )
         return video
 
     def _argument(self, name: str) -> Any:
@@ -197,7 +232,9 @@ class Context:
         factor = float(getattr(config, "scaling_factor", None) or 1.0)
         mean, std = (getattr(config, k, None) for k in ("latents_mean", "latents_std"))
         if mean is None:  # LTX keeps them beside its weights
-            mean, std = (dict(self._vae.named_buffers()).get(k) for k in ("latents_mean", "latents_std"))
+            mean, std = (
+                dict(self._vae.named_buffers()).get(k) for k in ("latents_mean", "latents_std")
+            )
         if mean is not None and std is not None:
             shape = (1, -1) + (1,) * (like.ndim - 2)
             std, mean = (torch.as_tensor(v).to(like).reshape(shape) for v in (std, mean))
@@ -224,7 +261,11 @@ class Context:
 
     def _alike(self, latents: Tensor) -> tail.Tail | None:
         """The rest of the last call, where `latents` are several batches of it."""
-        if self._shape is None or latents.shape[1:] != self._shape[1:] or len(latents) % self._shape[0]:
+        if (
+            self._shape is None
+            or latents.shape[1:] != self._shape[1:]
+            or len(latents) % self._shape[0]
+        ):
             return None
         return self._tail if isinstance(self._tail, tail.Tail) else None
 
@@ -243,12 +284,17 @@ class Context:
         return (decoded / 2 + 0.5).clamp(0, 1)
 
     def _decode_frames(self, vae: Any, frames: Tensor) -> Tensor:
-        """Autoencoders of pictures, or of frames (SVD's): some frames at once, as many as the call says."""
+        """Autoencoders of pictures, or of frames (SVD's): some frames at once, as many as the call
+        says.
+        """
         flat = self._inner(frames.flatten(0, 1), vae)
         chunks = torch.split(flat, self.call.get("decode_chunk_size") or CHUNK)
         told = "num_frames" in _parameters(vae.decode)
         more = [{"num_frames": len(chunk)} if told else {} for chunk in chunks]
-        made = [vae.decode(c, return_dict=False, **m)[0].float() for c, m in zip(chunks, more, strict=True)]
+        made = [
+            vae.decode(c, return_dict=False, **m)[0].float()
+            for c, m in zip(chunks, more, strict=True)
+        ]
         return torch.cat(made).reshape(*frames.shape[:2], *made[0].shape[1:])
 
     def _inner(self, latents: Tensor, vae: Any) -> Tensor:
@@ -265,17 +311,22 @@ class Context:
 
 
 def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[Image.Image]:
-    """Pictures of a run's newest prediction, or of its noise where there is none yet, from any thread.
+    """Pictures of a run's newest prediction, or of its noise where there is none yet, from any
+    thread.
 
     Raises `RunError` where no picture can be made.
 
-    `going`: the call is at work in another thread, which may need what a decode would move out of its way.
+    `going`: the call is at work in another thread, which may need what a decode would move out of
+    its way.
     """
-    clean = run.result if run.called_at is None else run.denoised  # neither waits for a row that is computed
+    clean = (
+        run.result if run.called_at is None else run.denoised
+    )  # neither waits for a row that is computed
     if going and context.moves and (decode or not context.shipped):
         raise RunError(
-            "no picture from outside while the models of this pipeline are moved between devices: use "
-            "hooks=[tm.preview(…)], which decodes between the steps, or wait for the end of the call"
+            "no picture from outside while the models of this pipeline are moved between devices:"
+            " use hooks=[tm.preview(…)], which decodes between the steps, or wait for the end of"
+            " the call"
         )
     refusal: Exception | None = None
     with nullcontext() if going else beside(context.pipe):
@@ -304,7 +355,9 @@ def _parameters(call: Any) -> Any:
 
 def _is_video(vae: Any) -> bool:
     """Whether an autoencoder takes (B, C, F, H, W)."""
-    return any(isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules())
+    return any(
+        isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules()
+    )
 
 
 @contextmanager
@@ -326,7 +379,9 @@ def _encoded(vae: Any, images: Tensor) -> Tensor:
     with _safe(vae):
         values = images.unsqueeze(2) if _is_video(vae) else images
         values = (values * 2 - 1).to(device=vae.device, dtype=vae.dtype)
-        return torch.cat([_mean(vae.encode(value)) for value in torch.split(values, 1)])  # some take no batch
+        return torch.cat(
+            [_mean(vae.encode(value)) for value in torch.split(values, 1)]
+        )  # some take no batch
 
 
 def _mean(encoded: Any) -> Tensor:
@@ -339,7 +394,9 @@ def _mean(encoded: Any) -> Tensor:
 
 
 def _channels(vae: Any) -> int:
-    """Channels of an autoencoder's pictures: 4 with transparency, 6 with depth beside the colours, 1 of spectra."""
+    """Channels of an autoencoder's pictures: 4 with transparency, 6 with depth beside the colours,
+    1 of spectra.
+    """
     names = ("out_channels", "in_channels", "input_channels")
     found = (getattr(vae.config, name, None) for name in names)
     channels = next((n for n in found if isinstance(n, int)), 3)
@@ -363,10 +420,15 @@ def fitted(vae: Any, channels: int) -> LatentRGB:
         try:
             raw = _encoded(vae, torch.cat([images, rest], 1) if more >= 0 else images[:, :1])
         except Exception as error:
-            raise ModelError(f"no linear map fits {name}, which encodes no picture: {error}") from error
+            raise ModelError(
+                f"no linear map fits {name}, which encodes no picture: {error}"
+            ) from error
         raw = raw[:, :, 0] if raw.ndim == 5 else raw
         if raw.ndim != 4 or raw.shape[1] != channels:
-            raise ModelError(f"no linear map fits {name}, which encodes {tuple(raw.shape)}, not {channels} channels")
+            raise ModelError(
+                f"no linear map fits {name}, which encodes {tuple(raw.shape)}, not {channels}"
+                " channels"
+            )
         latents.append(raw)
         shown.append(images)
         if len(latents) * raw[:, 0].numel() > 4 * channels:

@@ -1,12 +1,14 @@
 """The rest of a pipeline's call after its loop, run once more with other latents.
 
-Every pipeline knows best how its latents become pictures: it unpacks, scales, cuts and decodes them after its loop.
-`look`, called while the pipeline steps its scheduler, notes where that call is and the variables that the rest of it
-reads. `Tail.run` runs the rest with other latents in the place of what `step` returns: the step's own statement, what
-follows it in the loop's last turn, and everything after the loop.
+Every pipeline knows best how its latents become pictures: it unpacks, scales, cuts and decodes them
+after its loop. `look`, called while the pipeline steps its scheduler, notes where that call is and
+the variables that the rest of it reads. `Tail.run` runs the rest with other latents in the place of
+what `step` returns: the step's own statement, what follows it in the loop's last turn, and
+everything after the loop.
 
-The rest reads the pipeline through a stage (`Stage`): it steps no scheduler, moves no model away and leaves no
-attribute behind. Generators are copies and torch's own are put back, so looking at a run never changes what it draws.
+The rest reads the pipeline through a stage (`Stage`): it steps no scheduler, moves no model away
+and leaves no attribute behind. Generators are copies and torch's own are put back, so looking at a
+run never changes what it draws.
 """
 
 from __future__ import annotations
@@ -29,13 +31,37 @@ from ...errors import ModelError
 from ..guidance.gate import networks
 from ..network.caller import frames
 
-# methods that change the object they belong to, as calls clean up after their loop: attention processors, caches
-CHANGING = re.compile(r"_?(set|clear|reset|enable|disable|remove|delete|load|unload|restore|fuse|unfuse|free)(_|$)")
-PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple, type, torch.dtype, torch.device, torch.Size)
-QUIET = ("safety_checker", "watermark", "watermarker")  # networks that only judge or mark a finished picture
+# methods that change the object they belong to, as calls clean up after their loop: attention
+# processors, caches
+CHANGING = re.compile(
+    r"_?(set|clear|reset|enable|disable|remove|delete|load|unload|restore|fuse|unfuse|free)(_|$)"
+)
+PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    tuple,
+    type,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+)
+QUIET = (
+    "safety_checker",
+    "watermark",
+    "watermarker",
+)  # networks that only judge or mark a finished picture
 CHANGED = {"return_dict": True, "callback": None, "callback_on_step_end": None}
 NAME = "rest_of_call"  # in tracebacks
-FORMATS = ("pt", "np", "pil")  # what pipelines call a picture as numbers; not every one knows the first
+FORMATS = (
+    "pt",
+    "np",
+    "pil",
+)  # what pipelines call a picture as numbers; not every one knows the first
 Decode = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -47,10 +73,12 @@ class Enough(BaseException):
     """The rest of the call has given what was wanted of it."""
 
 
-# -- where a call is ---------------------------------------------------------------------------------
+# -- where a call is -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Rest:
-    """The compiled rest of a function. `names`: the variables it reads; `loop`: the names of (count, time, list)."""
+    """The compiled rest of a function. `names`: the variables it reads; `loop`: the names of
+    (count, time, list).
+    """
 
     code: types.CodeType
     names: tuple[str, ...]
@@ -58,19 +86,30 @@ class Rest:
 
 
 def look(pipe: Any) -> Tail | None:
-    """Where the present call of `pipe` is, from inside a step of its scheduler; None outside of one.
+    """Where the present call of `pipe` is, from inside a step of its scheduler; None outside of
+    one.
 
-    Raises `NoTail` where the source of the pipeline cannot be read or steps outside of its own call.
+    Raises `NoTail` where the source of the pipeline cannot be read or steps outside of its own
+    call.
     """
-    methods = (one for one in frames() if one.f_code.co_varnames[:1] == ("self",) and one.f_locals.get("self") is pipe)
+    methods = (
+        one
+        for one in frames()
+        if one.f_code.co_varnames[:1] == ("self",) and one.f_locals.get("self") is pipe
+    )
     frame = next(methods, None)
     if frame is None:
         return None
     if frame.f_code.co_name != "__call__":
-        raise NoTail(f"{type(pipe).__name__} steps its scheduler in {frame.f_code.co_name}, outside of its call")
+        raise NoTail(
+            f"{type(pipe).__name__} steps its scheduler in {frame.f_code.co_name}, outside of its"
+            " call"
+        )
     rest = _rest(frame.f_code, frame.f_lineno)
     values = frame.f_locals
-    return Tail(pipe, rest, {name: values[name] for name in rest.names if name in values}, frame.f_globals)
+    return Tail(
+        pipe, rest, {name: values[name] for name in rest.names if name in values}, frame.f_globals
+    )
 
 
 @lru_cache(maxsize=64)
@@ -92,19 +131,33 @@ def _rest(code: types.CodeType, line: int) -> Rest:
     loop = _loop(loops[0], own) if loops else None
     places = [ast.arg(arg=name) for name in names]
     arguments = ast.arguments(
-        posonlyargs=[], args=places, kwonlyargs=[], kw_defaults=[], defaults=[ast.Constant(None)] * len(places)
+        posonlyargs=[],
+        args=places,
+        kwonlyargs=[],
+        kw_defaults=[],
+        defaults=[ast.Constant(None)] * len(places),
     )
-    rest = ast.FunctionDef(name=NAME, args=arguments, body=body, decorator_list=[], lineno=1, col_offset=0)
+    rest = ast.FunctionDef(
+        name=NAME, args=arguments, body=body, decorator_list=[], lineno=1, col_offset=0
+    )
     module = ast.fix_missing_locations(ast.Module(body=[rest], type_ignores=[]))
     compiled = compile(module, code.co_filename, "exec")
-    made = next(c for c in compiled.co_consts if isinstance(c, types.CodeType) and c.co_name == NAME)
-    needed = names if loop is None else [*names, *(n for n in loop if n is not None and n not in names)]
+    made = next(
+        c for c in compiled.co_consts if isinstance(c, types.CodeType) and c.co_name == NAME
+    )
+    needed = (
+        names if loop is None else [*names, *(n for n in loop if n is not None and n not in names)]
+    )
     return Rest(made, tuple(needed), loop)
 
 
 def _after(block: list[ast.stmt], line: int, loops: list[ast.For]) -> list[ast.stmt]:
-    """What is still to run of `block`, from the statement at `line` on; loops make the turn that they are in."""
-    at = next((i for i, s in enumerate(block) if s.lineno <= line <= (s.end_lineno or s.lineno)), None)
+    """What is still to run of `block`, from the statement at `line` on; loops make the turn that
+    they are in.
+    """
+    at = next(
+        (i for i, s in enumerate(block) if s.lineno <= line <= (s.end_lineno or s.lineno)), None
+    )
     if at is None:
         raise NoTail(f"no statement at line {line}")
     inside = next((part for part in _blocks(block[at]) if _spans(part, line)), None)
@@ -115,7 +168,9 @@ def _after(block: list[ast.stmt], line: int, loops: list[ast.For]) -> list[ast.s
         if isinstance(block[at], ast.For):
             loops.append(block[at])  # type: ignore[arg-type]
         once = ast.Tuple(elts=[ast.Constant(0)], ctx=ast.Load())
-        turn = ast.For(target=ast.Name(id="_turn", ctx=ast.Store()), iter=once, body=rest, orelse=[])
+        turn = ast.For(
+            target=ast.Name(id="_turn", ctx=ast.Store()), iter=once, body=rest, orelse=[]
+        )
         rest = [ast.copy_location(turn, block[at])]
     return [*rest, *block[at + 1 :]]
 
@@ -134,30 +189,38 @@ def _spans(block: list[ast.stmt], line: int) -> bool:
 
 def _loop(loop: ast.For, own: set[str]) -> tuple[str | None, str | None, str] | None:
     """The names of a loop's count, time and list: `for i, t in enumerate(timesteps)`."""
-    listed = [n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name) and n.id in own and n.id != "self"]
+    listed = [
+        n.id
+        for n in ast.walk(loop.iter)
+        if isinstance(n, ast.Name) and n.id in own and n.id != "self"
+    ]
     if len(listed) != 1:
         return None
     if isinstance(loop.target, ast.Name):
         return None, loop.target.id, listed[0]
-    if isinstance(loop.target, ast.Tuple) and all(isinstance(e, ast.Name) for e in loop.target.elts):
+    if isinstance(loop.target, ast.Tuple) and all(
+        isinstance(e, ast.Name) for e in loop.target.elts
+    ):
         count, time = (e.id for e in loop.target.elts[:2] if isinstance(e, ast.Name))
         return count, time, listed[0]
     return None
 
 
-# -- the rest of it ----------------------------------------------------------------------------------
+# -- the rest of it --------------------------------------------------------------------------------
 class Tail:
     """The rest of one call, to be run with other latents. Make one with `look`."""
 
-    def __init__(self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]
+    ) -> None:
         self.pipe, self.rest, self.values, self.globals = pipe, rest, values, names
         self._formats, self._thread = list(FORMATS), threading.get_ident()
 
     def output(self, latents: Tensor, decode: Decode | None = None) -> tuple[Any, list[Tensor]]:
         """What the pipeline returns for `latents`, and what its autoencoder decoded on the way.
 
-        `decode`: in the place of the autoencoder's own, `(autoencoder, latents) -> pixels`; networks that only judge
-        the picture are then left out, and a second autoencoder ends it.
+        `decode`: in the place of the autoencoder's own, `(autoencoder, latents) -> pixels`;
+        networks that only judge the picture are then left out, and a second autoencoder ends it.
         """
         while True:
             stage = Stage(self.pipe, latents.detach().clone(), decode)
@@ -185,12 +248,20 @@ class Tail:
                 last = {count: len(turns) - 1, time: turns[-1]}
                 given |= {name: last[name] for name in last if name in given}
         taken = {name: value for name, value in given.items() if name in self.rest.code.co_varnames}
-        missing = [n for n in self.rest.code.co_varnames[: self.rest.code.co_argcount] if n not in taken]
-        function = types.FunctionType(self.rest.code, self.globals, argdefs=(None,) * self.rest.code.co_argcount)
+        missing = [
+            n for n in self.rest.code.co_varnames[: self.rest.code.co_argcount] if n not in taken
+        ]
+        function = types.FunctionType(
+            self.rest.code, self.globals, argdefs=(None,) * self.rest.code.co_argcount
+        )
         latents = stage._stage_latents
         devices = [latents.device] if latents.device.type == "cuda" else []
         here = threading.get_ident() == self._thread  # elsewhere the call draws at the same time
-        with torch.inference_mode(latents.is_inference()), torch.no_grad(), torch.random.fork_rng(devices, here):
+        with (
+            torch.inference_mode(latents.is_inference()),
+            torch.no_grad(),
+            torch.random.fork_rng(devices, here),
+        ):
             return function(**taken, **dict.fromkeys(missing))
 
     def _value(self, name: str, value: Any, stage: Stage) -> Any:
@@ -200,7 +271,9 @@ class Tail:
         if isinstance(value, torch.Generator):
             return value.clone_state()
         if isinstance(value, list):
-            return [self._value(name, v, stage) if isinstance(v, torch.Generator) else v for v in value]
+            return [
+                self._value(name, v, stage) if isinstance(v, torch.Generator) else v for v in value
+            ]
         if isinstance(value, dict):
             return dict(value)
         if value is self.pipe.scheduler:
@@ -211,7 +284,9 @@ class Tail:
 
 
 class Stands:
-    """An object in the place of another: it reads the other's attributes and keeps what is set on it to itself."""
+    """An object in the place of another: it reads the other's attributes and keeps what is set on
+    it to itself.
+    """
 
     def __init__(self, other: Any) -> None:
         self.__dict__["_other"] = other
@@ -243,12 +318,22 @@ class Stage(Stands):
         return self.__dict__.get(name, value)
 
     def _stage_part(self, value: Any) -> Any:
-        """A part of the pipeline, or an object of its call, as one that the rest of the call cannot change."""
+        """A part of the pipeline, or an object of its call, as one that the rest of the call cannot
+        change.
+        """
         if isinstance(value, nn.Module):
             if any(value is module for module in networks(self._other)):
                 return Network(value)
-            return Decoder(value, self) if callable(getattr(value, "decode", None)) else Unchanged(value)
-        plain = isinstance(value, PLAIN) or callable(value) or type(value).__module__.split(".")[0] in ("numpy", "PIL")
+            return (
+                Decoder(value, self)
+                if callable(getattr(value, "decode", None))
+                else Unchanged(value)
+            )
+        plain = (
+            isinstance(value, PLAIN)
+            or callable(value)
+            or type(value).__module__.split(".")[0] in ("numpy", "PIL")
+        )
         return value if plain else Unchanged(value)
 
     def maybe_free_model_hooks(self) -> None:
@@ -287,7 +372,9 @@ class Network(Unchanged):
     """A network of the loop: it is at work, and what calls it after the loop is another loop."""
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        raise NoTail(f"the call goes on with its network ({type(self._other).__name__}) after this loop")
+        raise NoTail(
+            f"the call goes on with its network ({type(self._other).__name__}) after this loop"
+        )
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -322,13 +409,17 @@ class Decoder(Unchanged):
 
 
 class Still(Stands):
-    """A scheduler that steps no run: each of `samples` once, then the sample that it is called with."""
+    """A scheduler that steps no run: each of `samples` once, then the sample that it is called
+    with.
+    """
 
     def __init__(self, scheduler: Any, samples: list[Tensor]) -> None:
         super().__init__(scheduler)
         self.__dict__["_samples"] = list(samples)
 
-    def step(self, model_output: Any = None, timestep: Any = None, sample: Any = None, *_: Any, **__: Any) -> Moved:
+    def step(
+        self, model_output: Any = None, timestep: Any = None, sample: Any = None, *_: Any, **__: Any
+    ) -> Moved:
         return Moved(self._samples.pop(0) if self._samples else sample)
 
     def set_timesteps(self, *_: Any, **__: Any) -> None:

@@ -25,7 +25,9 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Facts:
-    """The configurations of one model. `pipeline`: its class's name; `index`: the rest of model_index.json."""
+    """The configurations of one model. `pipeline`: its class's name; `index`: the rest of
+    model_index.json.
+    """
 
     model: str
     pipeline: str
@@ -64,9 +66,10 @@ class Facts:
 class Loop:
     """What a pipeline does with its scheduler, read from its source.
 
-    `begins`: it calls set_begin_index, so that the scheduler need not look its first time up; `generator`: it hands
-    its generator to `step`; `sigmas`: it gives a list of its own; `mu`: it gives a shift; `init`: it reads
-    init_noise_sigma; `scales`: it calls scale_model_input; `lists`: which lists its call takes from the user.
+    `begins`: it calls set_begin_index, so that the scheduler need not look its first time up;
+    `generator`: it hands its generator to `step`; `sigmas`: it gives a list of its own; `mu`: it
+    gives a shift; `init`: it reads init_noise_sigma; `scales`: it calls scale_model_input; `lists`:
+    which lists its call takes from the user.
     """
 
     module: ModuleType | None = None
@@ -82,7 +85,8 @@ class Loop:
 
 
 def read(model: Any) -> Facts:
-    """The facts of a shipped model, a folder in diffusers' format, a hub name, a pipeline or a scheduler object.
+    """The facts of a shipped model, a folder in diffusers' format, a hub name, a pipeline or a
+    scheduler object.
 
     Raises `ModelError` where there is no configuration to read.
     """
@@ -94,12 +98,15 @@ def read(model: Any) -> Facts:
         root = own = _from_hub(name)
     if name in zoo.MODELS:
         root = zoo.whole(name)  # a derived model's other files are its base's
-    index = trust.read(name, root / "model_index.json") if (root / "model_index.json").is_file() else {}
+    index = (
+        trust.read(name, root / "model_index.json") if (root / "model_index.json").is_file() else {}
+    )
     path = own / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ModelError(
-            f"{name!r} has no scheduler/scheduler_config.json, so there is no noise process to read; give a shipped "
-            f"model ({', '.join(zoo.MODELS)}), or the folder of a whole pipeline in diffusers' format"
+            f"{name!r} has no scheduler/scheduler_config.json, so there is no noise process to"
+            f" read; give a shipped model ({', '.join(zoo.MODELS)}), or the folder of a whole"
+            " pipeline in diffusers' format"
         )
     folder = next((n for n in NETWORKS if (root / n / "config.json").is_file()), None)
     network = {} if folder is None else trust.read(name, root / folder / "config.json")
@@ -107,7 +114,9 @@ def read(model: Any) -> Facts:
 
 
 def loop(facts: Facts) -> Loop:
-    """What the pipeline's own code does; the habits of Stable Diffusion's where there is no such class."""
+    """What the pipeline's own code does; the habits of Stable Diffusion's where there is no such
+    class.
+    """
     cls = facts.pipeline_class
     if cls is None:
         return Loop()
@@ -117,17 +126,23 @@ def loop(facts: Facts) -> Loop:
         return _of_blocks(module)
     try:
         text, whole = inspect.getsource(call), inspect.getsource(module)
-    except (OSError, TypeError):  # a stand-in of diffusers' for a pipeline whose libraries are not installed
+    except (
+        OSError,
+        TypeError,
+    ):  # a stand-in of diffusers' for a pipeline whose libraries are not installed
         return Loop()
     parameters = inspect.signature(call).parameters
     values = {name: parameter.default for name, parameter in parameters.items()}
-    scales = [values.get(name) for name in ("guidance_scale", "true_cfg_scale", "max_guidance_scale")]
+    scales = [
+        values.get(name) for name in ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
+    ]
     guidance = next((float(scale) for scale in scales if isinstance(scale, (int, float))), None)
     steps = values.get("num_inference_steps")
     return Loop(
         module,
         begins="set_begin_index" in text,
-        generator="prepare_extra_step_kwargs" in text or re.search(r"\.step\([^)]*generator", text) is not None,
+        generator="prepare_extra_step_kwargs" in text
+        or re.search(r"\.step\([^)]*generator", text) is not None,
         sigmas=re.search(r"sigmas = .*linspace", text) is not None,
         mu="calculate_shift(" in text,
         init="init_noise_sigma" in whole,
@@ -139,16 +154,22 @@ def loop(facts: Facts) -> Loop:
 
 
 def _of_blocks(module: ModuleType) -> Loop:
-    """What the blocks of a modular pipeline do, read from the files beside it; a block's inputs are its arguments."""
+    """What the blocks of a modular pipeline do, read from the files beside it; a block's inputs are
+    its arguments.
+    """
     try:
-        blocks = [importlib.import_module(f"{module.__package__}.{name}") for name in ("before_denoise", "denoise")]
+        blocks = [
+            importlib.import_module(f"{module.__package__}.{name}")
+            for name in ("before_denoise", "denoise")
+        ]
         text = "".join(inspect.getsource(block) for block in blocks)
     except (ImportError, OSError, TypeError):
         return Loop()
     return Loop(
         blocks[0],
         begins="set_begin_index" in text,
-        generator="prepare_extra_kwargs" in text or re.search(r"\.step\([^)]*generator", text) is not None,
+        generator="prepare_extra_kwargs" in text
+        or re.search(r"\.step\([^)]*generator", text) is not None,
         sigmas=re.search(r"sigmas = .*linspace", text) is not None,
         mu="calculate_shift(" in text,
         init="init_noise_sigma" in text,
@@ -158,24 +179,30 @@ def _of_blocks(module: ModuleType) -> Loop:
 
 
 def _of_pipeline(pipe: Any) -> Facts:
-    """The facts of a loaded pipeline, as it is now, of the one under a helm, or of a scheduler alone."""
+    """The facts of a loaded pipeline, as it is now, of the one under a helm, or of a scheduler
+    alone.
+    """
     pipe = getattr(pipe, "pipe", pipe)
     if callable(getattr(pipe, "set_timesteps", None)) and getattr(pipe, "config", None) is not None:
         return Facts(type(pipe).__name__, "", _of_scheduler(pipe))
     scheduler = getattr(pipe, "scheduler", None)
     if getattr(scheduler, "config", None) is None:
         raise ModelError(
-            f"a model is the name of a shipped one, a folder, a hub name, a diffusers scheduler or a diffusers "
-            f"pipeline with a scheduler; got {type(pipe).__name__}"
+            "a model is the name of a shipped one, a folder, a hub name, a diffusers scheduler or"
+            f" a diffusers pipeline with a scheduler; got {type(pipe).__name__}"
         )
     found = next((n for n in NETWORKS if getattr(pipe, n, None) is not None), None)
     network = {} if found is None else dict(getattr(getattr(pipe, found), "config", None) or {})
-    index = {k: v for k, v in dict(getattr(pipe, "config", None) or {}).items() if not k.startswith("_")}
+    index = {
+        k: v for k, v in dict(getattr(pipe, "config", None) or {}).items() if not k.startswith("_")
+    }
     return Facts(type(pipe).__name__, type(pipe).__name__, _of_scheduler(scheduler), network, index)
 
 
 def _of_scheduler(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration with its class, which one that was made in code does not write into it."""
+    """A scheduler's configuration with its class, which one that was made in code does not write
+    into it.
+    """
     known = ("diffusers.", "timonel")
     name = next((c.__name__ for c in type(scheduler).__mro__ if c.__module__.startswith(known)), "")
     return {**scheduler.config, "_class_name": name}
@@ -183,7 +210,10 @@ def _of_scheduler(scheduler: Any) -> dict[str, Any]:
 
 def _from_hub(name: str) -> Path:
     """The folder of a hub repository's configurations. Raises `ModelError` where there is none."""
-    known = f"name a shipped model ({', '.join(zoo.MODELS)}), a folder in diffusers' format, or a hub repository"
+    known = (
+        f"name a shipped model ({', '.join(zoo.MODELS)}), a folder in diffusers' format, or a hub"
+        " repository"
+    )
     if HUB.fullmatch(name) is None:
         raise ModelError(f"no model {name!r}: {known}")
     import huggingface_hub
@@ -192,4 +222,6 @@ def _from_hub(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=PATTERNS))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"no folder {name!r} here, and the hub did not give it: {reason}; {known}") from error
+        raise ModelError(
+            f"no folder {name!r} here, and the hub did not give it: {reason}; {known}"
+        ) from error

@@ -1,4 +1,6 @@
-"""A network's arguments as trees of tensors, of which some have the batch: rows of them, joined, compared."""
+"""A network's arguments as trees of tensors, of which some have the batch: rows of them, joined,
+compared.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,12 @@ def join(values: list[Any], size: int, name: str) -> Any:
 def alike(a: Any, b: Any) -> bool:
     """Whether two arguments say the same."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+        return (
+            isinstance(a, Tensor)
+            and isinstance(b, Tensor)
+            and a.shape == b.shape
+            and torch.equal(a, b)
+        )
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):

@@ -1,9 +1,10 @@
-"""Guiders of diffusers' `ModularPipeline`, which count the calls of a loop where they mean its steps.
+"""Guiders of diffusers' `ModularPipeline`, which count the calls of a loop where they mean its
+steps.
 
 The loop gives its guider the number of the call and the number of steps (diffusers 0.42.1,
-`modular_pipelines/*/denoise.py`; `guiders/*.py`, `_is_cfg_enabled`). A sampler with two calls a step has more calls
-than steps, so the guider would switch guidance off half-way. It also keeps that state, and a second call of the
-pipeline, whose guider then asks for no unconditional prompt, fails.
+`modular_pipelines/*/denoise.py`; `guiders/*.py`, `_is_cfg_enabled`). A sampler with two calls a
+step has more calls than steps, so the guider would switch guidance off half-way. It also keeps that
+state, and a second call of the pipeline, whose guider then asks for no unconditional prompt, fails.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Counted(Hook):
         guider.set_state = self._set
 
     def _set(self, step: int, num_inference_steps: int, timestep: Any) -> None:
-        """`set_state` with the step and the number of steps of the run; as it was where another scheduler steps."""
+        """`set_state` with the step and the number of steps of the run; as it was where another
+        scheduler steps.
+        """
         scheduler, pipeline = self.scheduler(), self.pipeline()
         run = None if scheduler is None else scheduler.current
         if run is not None and getattr(pipeline, "scheduler", None) is scheduler:
@@ -51,7 +54,8 @@ class Counted(Hook):
 
 
 def counted(scheduler: Scheduler) -> list[Hook]:
-    """Let the guiders of the modular pipeline that calls `scheduler` now count its steps; none elsewhere.
+    """Let the guiders of the modular pipeline that calls `scheduler` now count its steps; none
+    elsewhere.
 
     Returns:
         The hooks that leave the guiders as they were when the run ends.

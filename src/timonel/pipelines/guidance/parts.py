@@ -1,7 +1,9 @@
-"""The parts of a guided network call: unconditional, conditional, and what else a pipeline computes with them.
+"""The parts of a guided network call: unconditional, conditional, and what else a pipeline computes
+with them.
 
-Most pipelines give their network [unconditional, conditional] as one batch. Where others stand is a fact of the
-pipeline's class; `weights` measures the same from what the pipeline makes of the parts, which checks the table.
+Most pipelines give their network [unconditional, conditional] as one batch. Where others stand is a
+fact of the pipeline's class; `weights` measures the same from what the pipeline makes of the parts,
+which checks the table.
 """
 
 from __future__ import annotations
@@ -19,14 +21,26 @@ from ...errors import ArgumentError
 CONDITIONAL_FIRST = ("DiT", "Lumina", "OmniGen", "StableCascade", "ZImage")
 CONDITIONAL_FIRST_OF_THREE = ("StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix")
 SAMPLE_NAMES = ("sample", "hidden_states", "x", "latent_model_input", "noisy_latents")
-NOT_BATCHED = ("rotary", "rope", "freqs", "txt_ids", "img_ids")  # places in the picture, whatever their length
-REPEATED = ("encoder_hidden_states", "residual", "image_embeds")  # where frames are a batch: a sample has several
+NOT_BATCHED = (
+    "rotary",
+    "rope",
+    "freqs",
+    "txt_ids",
+    "img_ids",
+)  # places in the picture, whatever their length
+REPEATED = (
+    "encoder_hidden_states",
+    "residual",
+    "image_embeds",
+)  # where frames are a batch: a sample has several
 SECOND_DIM = ("encoder_hidden_states_llama3",)  # (layers, batch, …)
 SLACK = 0.1  # how far, relative, a combination may be from linear and still be measured
 
 
 def perturbed(pipe: Any) -> bool:
-    """Whether the last part is computed with perturbed attention, apart from guidance by the prompt."""
+    """Whether the last part is computed with perturbed attention, apart from guidance by the
+    prompt.
+    """
     return _flag(pipe, "do_perturbed_attention_guidance") is True
 
 
@@ -39,7 +53,12 @@ def _flag(pipe: Any, name: str) -> bool | None:
     try:
         value = getattr(pipe, name, None)
         return None if value is None else bool(value)
-    except (AttributeError, TypeError, RuntimeError, ValueError):  # a property before what it reads was set
+    except (
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        ValueError,
+    ):  # a property before what it reads was set
         return None
 
 
@@ -60,7 +79,9 @@ def sample_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | list[Tens
             return value
         if isinstance(value, list) and value and all(_pictures(v) for v in value):
             return value
-    raise ArgumentError("the network was called without a batched tensor; timonel cannot tell its batch size")
+    raise ArgumentError(
+        "the network was called without a batched tensor; timonel cannot tell its batch size"
+    )
 
 
 def _pictures(value: Any) -> bool:
@@ -108,7 +129,12 @@ def narrow(value: Any, size: int, wanted: slice, listed: bool, name: str = "") -
 
 
 def rearrange(
-    value: Any, change: Callable[[list[Any]], list[Any]], count: int, size: int, listed: bool, frames: bool = False
+    value: Any,
+    change: Callable[[list[Any]], list[Any]],
+    count: int,
+    size: int,
+    listed: bool,
+    frames: bool = False,
 ) -> Any:
     """An output of `count` parts, `size` samples in all, with its list of parts changed.
 
@@ -118,7 +144,9 @@ def rearrange(
         fits = value.ndim and (len(value) % size == 0 if frames else len(value) == size)
         return torch.cat(change(list(value.chunk(count)))) if fits else value
     if isinstance(value, dict):
-        return _like(value, {k: rearrange(v, change, count, size, listed, frames) for k, v in value.items()})
+        return _like(
+            value, {k: rearrange(v, change, count, size, listed, frames) for k, v in value.items()}
+        )
     if isinstance(value, list) and listed and len(value) == size:
         each = size // count
         made = change([torch.stack(value[i * each : (i + 1) * each]) for i in range(count)])
@@ -131,7 +159,11 @@ def rearrange(
 def blend(value: Any, other: Any, share: float) -> Any:
     """`value + share·(other - value)` for every floating-point tensor in two outputs alike."""
     if isinstance(value, Tensor):
-        return torch.lerp(value, other, share) if value.is_floating_point() and value.shape == other.shape else other
+        return (
+            torch.lerp(value, other, share)
+            if value.is_floating_point() and value.shape == other.shape
+            else other
+        )
     if isinstance(value, dict):
         return _like(value, {k: blend(v, other[k], share) for k, v in value.items()})
     if isinstance(value, (list, tuple)):
@@ -145,7 +177,13 @@ def tensors(value: Any) -> Tensor | None:
         return value
     if isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
         return torch.stack(value) if len({v.shape for v in value}) == 1 else None
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+    for item in (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (list, tuple))
+        else ()
+    ):
         found = tensors(item)
         if found is not None:
             return found
@@ -160,7 +198,9 @@ def _like(value: Any, made: Any) -> Any:
 
 
 def weights(parts: Sequence[Tensor], combined: Tensor) -> list[float] | None:
-    """w with `combined = ±sum(w·part)`, sum(w) near 1, by least squares; None where it is not such a sum."""
+    """w with `combined = ±sum(w·part)`, sum(w) near 1, by least squares; None where it is not such
+    a sum.
+    """
     if len({*(p.numel() for p in parts), combined.numel()}) > 1:
         return None
     rows = torch.stack([p.detach().float().flatten() for p in (*parts, combined)])

@@ -1,8 +1,9 @@
 """Who is at work: a network serves one steered call at a time, whatever pipelines share it.
 
-A call claims its pipeline, the networks of its loop and the objects that guide it. A second steered call that needs
-any of them is refused before it begins. So is a plain call of the pipeline, and the network call of a plain call of
-another one. An autoencoder is shared instead: who decodes waits for the other's end.
+A call claims its pipeline, the networks of its loop and the objects that guide it. A second steered
+call that needs any of them is refused before it begins. So is a plain call of the pipeline, and the
+network call of a plain call of another one. An autoencoder is shared instead: who decodes waits for
+the other's end.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def needs(pipe: Any) -> list[Any]:
 
 
 class Claim:
-    """What one call has for itself, from before it begins to its end. Raises `RunError` where another has it.
+    """What one call has for itself, from before it begins to its end. Raises `RunError` where
+    another has it.
 
-    `thread`: the one that makes the call. `inside`: the pipeline is called. `brief`: it is no call, others wait for
-    its end.
+    `thread`: the one that makes the call. `inside`: the pipeline is called. `brief`: it is no call,
+    others wait for its end.
     """
 
     def __init__(self, pipe: Any, brief: bool = False) -> None:
@@ -129,7 +131,8 @@ class Claim:
             self.thread = None
 
     def admits(self, module: nn.Module) -> bool:
-        """Whether a network call is the pipeline's own; False for one of a hook, or of what a hook calls.
+        """Whether a network call is the pipeline's own; False for one of a hook, or of what a hook
+        calls.
 
         Raises `RunError` where another thread makes it.
         """
@@ -175,15 +178,24 @@ class _Open:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
 
-    def call(self, module: nn.Module, main: bool, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self,
+        module: nn.Module,
+        main: bool,
+        inner: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         return inner(*args, **kwargs)
 
 
 @contextmanager
 def beside(pipe: Any) -> Iterator[None]:
-    """Decode outside of any call: plain calls, which take no turns, are refused meanwhile, and steered ones wait.
+    """Decode outside of any call: plain calls, which take no turns, are refused meanwhile, and
+    steered ones wait.
 
-    Raises `RunError` where a plain one is at work. A steered one has refused the others already, and takes its turn.
+    Raises `RunError` where a plain one is at work. A steered one has refused the others already,
+    and takes its turn.
     """
     with ExitStack() as stack:
         try:
@@ -205,12 +217,16 @@ def _taken(pipe: Any) -> bool:
 
 def _turns_of(pipe: Any) -> list[Any]:
     """The locks of a pipeline's autoencoders, in one order for all threads."""
-    modules = {id(m): m for m in (getattr(pipe, name, None) for name in AUTOENCODERS) if m is not None}
+    modules = {
+        id(m): m for m in (getattr(pipe, name, None) for name in AUTOENCODERS) if m is not None
+    }
     return [turn(module) for _, module in sorted(modules.items())]
 
 
 def called_by(pipe: Any) -> bool:
-    """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in none."""
+    """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in
+    none.
+    """
     return next(pipelines(), pipe) is pipe
 
 
@@ -225,7 +241,10 @@ def _refusal(name: str, busy: Any, pipe: Any, other: str) -> str:
     if busy is pipe:
         return f"this {name} is at work in another call: {REMEDY}"
     whose = f"of this {name}" if name != "this call" else "that is called here"
-    return f"the {type(busy).__name__} {whose} is at work in another call, of {other}, that shares it: {REMEDY}"
+    return (
+        f"the {type(busy).__name__} {whose} is at work in another call, of {other}, that shares it:"
+        f" {REMEDY}"
+    )
 
 
 def _steered(pipe: Any) -> bool:
@@ -235,7 +254,9 @@ def _steered(pipe: Any) -> bool:
 
 
 def _attend(pipe: Any) -> None:
-    """Let the pipeline's calls ask whether it is at work, until `_leave`: its class becomes one that does."""
+    """Let the pipeline's calls ask whether it is at work, until `_leave`: its class becomes one
+    that does.
+    """
     cls: Any = type(pipe)
     if "_attends" in vars(cls):
         return
@@ -252,7 +273,9 @@ def _leave(pipe: Any) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _attended(cls: Any) -> Any:
-    """A class like `cls` in everything but that its objects, while they are at work, refuse other calls."""
+    """A class like `cls` in everything but that its objects, while they are at work, refuse other
+    calls.
+    """
 
     @functools.wraps(cls.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -262,13 +285,20 @@ def _attended(cls: Any) -> Any:
         with claim.calling():
             return cls.__call__(self, *args, **kwargs)
 
-    members = {"__call__": call, "_attends": cls, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    members = {
+        "__call__": call,
+        "_attends": cls,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
     components = getattr(cls, "components", None)
     if isinstance(components, property) and components.fget is not None:
         read = components.fget
 
         def found(self: Any) -> Any:
-            """The pipeline's components; its scheduler is that of before the call, for others that share them."""
+            """The pipeline's components; its scheduler is that of before the call, for others that
+            share them.
+            """
             claim, parts = _CLAIMS.get(self), read(self)
             return parts if claim is None else {**parts, "scheduler": claim._own}
 

@@ -1,8 +1,10 @@
-"""What diffusers' caches remember between two calls of a network, so that a run can go back with it.
+"""What diffusers' caches remember between two calls of a network, so that a run can go back with
+it.
 
-First-block, TaylorSeer, Mag, Sea, faster and text caches and pyramid attention hang hooks with a state on the blocks
-of a transformer, and what the network returns depends on it. A state's tensors are replaced and never written into,
-so to remember it is to keep references; it costs the memory that the replaced tensors would have freed.
+First-block, TaylorSeer, Mag, Sea, faster and text caches and pyramid attention hang hooks with a
+state on the blocks of a transformer, and what the network returns depends on it. A state's tensors
+are replaced and never written into, so to remember it is to keep references; it costs the memory
+that the replaced tensors would have freed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch import nn
 
 
 def holders(modules: Iterable[nn.Module]) -> list[Any]:
-    """The objects that hold the states of caches on `modules`, each once; empty where there is no cache."""
+    """The objects that hold the states of caches on `modules`, each once; empty where there is no
+    cache.
+    """
     found: dict[int, Any] = {}
     for module in modules:
         for part in module.modules():
@@ -33,7 +37,9 @@ def take(modules: Iterable[nn.Module]) -> Any:
 
 
 def put(modules: Iterable[nn.Module], taken: Any) -> None:
-    """Give the caches on `modules` the states that `take` took; None is those before the first call."""
+    """Give the caches on `modules` the states that `take` took; None is those before the first
+    call.
+    """
     known = {id(holder): content for holder, content in taken or ()}
     for holder in holders(modules):
         if id(holder) in known:
@@ -57,7 +63,9 @@ def _content(holder: Any) -> dict[str, Any]:
 
 
 def _is_state(value: Any) -> bool:
-    return type(value).__module__.startswith("diffusers.hooks") and type(value).__name__.endswith("State")
+    return type(value).__module__.startswith("diffusers.hooks") and type(value).__name__.endswith(
+        "State"
+    )
 
 
 def _copy(value: Any) -> Any:
@@ -65,7 +73,11 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(*map(_copy, value)) if hasattr(value, "_fields") else type(value)(map(_copy, value))
+        return (
+            type(value)(*map(_copy, value))
+            if hasattr(value, "_fields")
+            else type(value)(map(_copy, value))
+        )
     if _is_state(value):
         cls: Any = type(value)
         made = cls.__new__(cls)

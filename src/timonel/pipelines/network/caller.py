@@ -27,7 +27,8 @@ def frames(frame: FrameType | None = None) -> Iterator[FrameType]:
 def pipelines(frame: FrameType | None = None) -> Iterator[Any]:
     """The pipelines in whose call a frame is, by default the caller's, innermost first.
 
-    Whatever has a scheduler that steps counts as one. The blocks of a modular pipeline have it as `components`.
+    Whatever has a scheduler that steps counts as one. The blocks of a modular pipeline have it as
+    `components`.
     """
     for one in frames(sys._getframe(1) if frame is None else frame):
         if one.f_code.co_name != "__call__":
@@ -45,10 +46,12 @@ def pipeline_of(scheduler: Any) -> Any:
 
 
 def generator() -> Generators:
-    """The generator of the pipeline's call that this is inside of; None outside of one, or where it was given none.
+    """The generator of the pipeline's call that this is inside of; None outside of one, or where it
+    was given none.
 
-    Half of diffusers' pipelines (SD3, Flux, Wan, SVD) and of its modular ones do not pass theirs to `scheduler.step`,
-    and a sampler's noise would come from torch's global generator: the same call would make another picture each time.
+    Half of diffusers' pipelines (SD3, Flux, Wan, SVD) and of its modular ones do not pass theirs to
+    `scheduler.step`, and a sampler's noise would come from torch's global generator: the same call
+    would make another picture each time.
     """
     pipeline = _class("pipelines.pipeline_utils", "DiffusionPipeline")
     state = _class("modular_pipelines.modular_pipeline", "PipelineState")

@@ -15,7 +15,10 @@ from ...core.data import Data, GuidanceData
 from ...core.grids import MOST_STEPS
 from ...core.sampler import Sampler
 
-KEY, INFOTEXT = "timonel", "parameters"  # names of the text chunks in a PNG: the recipe, and it in A1111's words
+KEY, INFOTEXT = (
+    "timonel",
+    "parameters",
+)  # names of the text chunks in a PNG: the recipe, and it in A1111's words
 PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
@@ -34,7 +37,9 @@ class RecipeData(Data):
     steps: int = Field(ge=1, le=MOST_STEPS, strict=True)
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
-    table: dict[str, Any] | None = Field(default=None, repr=False)  # of a fitted sampler: what its file holds
+    table: dict[str, Any] | None = Field(
+        default=None, repr=False
+    )  # of a fitted sampler: what its file holds
     sigmas: list[float] | None = None
     times: list[float] | None = None
     part: dict[str, float] | None = None
@@ -73,27 +78,35 @@ class RecipeData(Data):
         return {
             "sampler": sampler.name, "grid": sampler.grid, "options": dict(sampler.options),
             "grid_options": dict(sampler.grid_options), "noise": sampler.source, "table": table,
-            **{key: list(map(float, levels)) for key in ("sigmas", "times") if (levels := getattr(sampler, key))},
+            **{key: list(map(float, levels)) for key in ("sigmas",
+            "times") if (levels := getattr(sampler, key))},
             **({"part": sampler.cuts} if sampler.cuts else {}),
         }  # fmt: skip
 
     def chosen(self) -> Sampler:
-        """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that cannot be read."""
+        """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that
+        cannot be read.
+        """
         fitted = None
         if self.table is not None:
             from ...core.fitted.fitted import Fitted
 
             fitted = Fitted.from_dict(self.table, self.sampler)
         listed = self.sigmas is not None or self.times is not None
-        own = bool({"sigmas", "timesteps"} & set(self.arguments))  # levels that the pipeline is called with
+        own = bool(
+            {"sigmas", "timesteps"} & set(self.arguments)
+        )  # levels that the pipeline is called with
         part: dict[str, Any] = self.part or {}
         return Sampler(
-            self.sampler, None if listed else self.grid, None if own else self.steps, self.options, self.grid_options,
+            self.sampler, None if listed else self.grid, None if own else self.steps, self.options,
+            self.grid_options,
             self.sigmas, self.times, noise=self.noise, fitted=fitted, **part,
         )  # fmt: skip
 
     def texts(self, size: tuple[int, int]) -> dict[str, str]:
-        """The text chunks of a PNG of a picture of `size`: this recipe, and it as A1111, Civitai and others read it."""
+        """The text chunks of a PNG of a picture of `size`: this recipe, and it as A1111, Civitai
+        and others read it.
+        """
         from .infotext import infotext
 
         return {KEY: self.model_dump_json(exclude_none=True), INFOTEXT: infotext(self, size)}

@@ -1,6 +1,8 @@
-"""Pictures that carry their recipe: saved as a PNG, by whom ever, they hold it, and A1111's text beside it.
+"""Pictures that carry their recipe: saved as a PNG, by whom ever, they hold it, and A1111's text
+beside it.
 
-A picture that was changed since (resized, converted, …) is another one and is saved as PIL saves it.
+A picture that was changed since (resized, converted, …) is another one and is saved as PIL saves
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ class Picture(Image.Image):
     """A picture of PIL whose `info` has a recipe, which `save` writes into a PNG."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As `PIL.Image.Image.save`; a PNG gets the recipe too, unless `pnginfo` is chosen by the caller."""
+        """As `PIL.Image.Image.save`; a PNG gets the recipe too, unless `pnginfo` is chosen by the
+        caller.
+        """
         if "pnginfo" not in params and _png(fp, format) and KEY in self.info:
             params["pnginfo"] = chunks(self.info)
         super().save(fp, format, **params)
@@ -35,7 +39,9 @@ class Picture(Image.Image):
 
 
 def sign(image: Any, texts: Mapping[str, str]) -> bool:
-    """Put texts into a picture so that `save` writes them; False for what is no plain picture of PIL."""
+    """Put texts into a picture so that `save` writes them; False for what is no plain picture of
+    PIL.
+    """
     if type(image) is not Image.Image and not isinstance(image, Picture):
         return False
     image.info.update(texts)
@@ -58,4 +64,6 @@ def _png(fp: Any, format: str | None) -> bool:
     if format:
         return format.upper() == "PNG"
     path = fp if isinstance(fp, (str, bytes, os.PathLike)) else getattr(fp, "name", "")
-    return isinstance(path, (str, bytes, os.PathLike)) and Path(os.fsdecode(path)).suffix.lower() in (".png", ".apng")
+    return isinstance(path, (str, bytes, os.PathLike)) and Path(
+        os.fsdecode(path)
+    ).suffix.lower() in (".png", ".apng")

@@ -1,7 +1,7 @@
 """A recipe in A1111's words, the text that its users' programs and Civitai read from a PNG.
 
-Format: the prompt, a line with the negative prompt, and a line "Steps: 12, Sampler: DPM++ 2M, …" (A1111,
-`modules/processing.py:create_infotext` and `modules/infotext_utils.py:quote`).
+Format: the prompt, a line with the negative prompt, and a line "Steps: 12, Sampler: DPM++ 2M, …"
+(A1111, `modules/processing.py:create_infotext` and `modules/infotext_utils.py:quote`).
 """
 
 from __future__ import annotations
@@ -17,23 +17,31 @@ if TYPE_CHECKING:
 
 #: solvers in A1111's words
 SAMPLERS = {
-    "euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "heunpp2": "HeunPP2", "dpm2": "DPM2",
-    "dpm2_ancestral": "DPM2 a", "dpm_fast": "DPM fast", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_2s_ancestral": "DPM++ 2S a", "lms": "LMS",
-    "restart": "Restart", "ddim": "DDIM", "ddpm": "DDPM", "plms": "PLMS", "unipc": "UniPC", "ipndm": "IPNDM",
+    "euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "heunpp2": "HeunPP2",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a", "dpm_fast": "DPM fast", "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "lms": "LMS",
+    "restart": "Restart", "ddim": "DDIM", "ddpm": "DDPM", "plms": "PLMS", "unipc": "UniPC",
+    "ipndm": "IPNDM",
     "deis": "DEIS", "lcm": "LCM",
 }  # fmt: skip
 #: grids in A1111's words
 SCHEDULES = {
-    "karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential", "simple": "Simple",
-    "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal", "ays": "Align Your Steps", "normal": "Normal",
+    "karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential",
+    "simple": "Simple",
+    "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal", "ays": "Align Your Steps",
+    "normal": "Normal",
     "ddim_uniform": "DDIM", "beta": "Beta", "linspace": "Uniform",
 }  # fmt: skip
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
 
 
 def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
-    """The recipe of a picture of `size` (width, height) as A1111 writes it; what A1111 has no word for in ours."""
+    """The recipe of a picture of `size` (width, height) as A1111 writes it; what A1111 has no word
+    for in ours.
+    """
     solver = SAMPLERS.get(recipe.sampler, recipe.sampler)
     if recipe.sampler == "dpmpp_2m_sde" and recipe.options.get("variant") == "heun":
         solver += " Heun"
@@ -51,7 +59,9 @@ def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
     lines = [recipe.prompt or ""]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {recipe.negative_prompt}")
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None))
+    lines.append(
+        ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
+    )
     return "\n".join(lines).strip()
 
 
@@ -59,7 +69,10 @@ def _scale(recipe: RecipeData) -> float | None:
     """The guidance scale; the largest of several."""
     scale = None if recipe.guidance is None else recipe.guidance.scale
     if scale is None:
-        scale = next((recipe.arguments[name] for name in SCALES if recipe.arguments.get(name) is not None), None)
+        scale = next(
+            (recipe.arguments[name] for name in SCALES if recipe.arguments.get(name) is not None),
+            None,
+        )
     return max(scale) if isinstance(scale, (list, tuple)) else scale
 
 

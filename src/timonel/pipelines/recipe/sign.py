@@ -23,12 +23,22 @@ if TYPE_CHECKING:
     from ..helm import Helm
     from ..sockets.scheduler import Scheduler
 
-PLAIN = ("generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs", "num_inference_steps")
+PLAIN = (
+    "generator",
+    "output_type",
+    "return_dict",
+    "callback_on_step_end_tensor_inputs",
+    "num_inference_steps",
+)
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
 
 
-def sign(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None, output: Any) -> None:
-    """Put its recipe into every picture of a call. `own`: the pipeline's own scale, where the helm set it."""
+def sign(
+    helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None, output: Any
+) -> None:
+    """Put its recipe into every picture of a call. `own`: the pipeline's own scale, where the helm
+    set it.
+    """
     images = _images(output)
     if not images:
         return
@@ -49,13 +59,17 @@ def _images(output: Any) -> list[Any]:
     return list(found) if isinstance(found, list) else []
 
 
-def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None) -> dict[str, Any]:
+def _common(
+    helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None
+) -> dict[str, Any]:
     """What all pictures of a call share."""
     run, orders = helm.run, scheduler.orders
     assert run is not None
     arguments, missing = _arguments(helm, options, own)
     besides = [f"hook {h.name!r}" for h in map(adapt, orders.hooks) if _acts(h)]
-    besides += [name for name in ("callback_on_step_end", "callback") if options.get(name) is not None]
+    besides += [
+        name for name in ("callback_on_step_end", "callback") if options.get(name) is not None
+    ]
     besides += ["resume="] if orders.resumed else []
     besides += ["generator="] if not helm.seeds else []
     many = run.latents.shape[0]
@@ -64,16 +78,20 @@ def _common(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: f
     sampler = _settled(scheduler)
     own_levels = sampler.fitted is None and sampler.grid is None
     return {
-        **_model(helm), **RecipeData.choice(sampler), "listed": own_levels or None, "steps": steps or run.steps,
+        **_model(helm), **RecipeData.choice(sampler), "listed": own_levels or None,
+        "steps": steps or run.steps,
         "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
-        "width": arguments.pop("width", None), "height": arguments.pop("height", None), "arguments": arguments,
+        "width": arguments.pop("width", None), "height": arguments.pop("height", None),
+        "arguments": arguments,
         "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,
         "stopped_after": run.step if run.status == "stopped" else None, "versions": versions(),
     }  # fmt: skip
 
 
 def _settled(scheduler: Scheduler) -> Sampler:
-    """The sampler with the grid that was taken; without any where the levels are a list that the pipeline makes."""
+    """The sampler with the grid that was taken; without any where the levels are a list that the
+    pipeline makes.
+    """
     sampler, made = scheduler.sampler, scheduler.settled
     if sampler.fitted is not None or scheduler.orders.named:
         return sampler
@@ -83,16 +101,23 @@ def _settled(scheduler: Scheduler) -> Sampler:
 
 
 def _model(helm: Helm) -> dict[str, Any]:
-    """Which model it was, by name or, for a pipeline object, by its class and where it says it comes from."""
+    """Which model it was, by name or, for a pipeline object, by its class and where it says it
+    comes from.
+    """
     if helm.name is None:
-        origin = getattr(helm.pipe, "name_or_path", None) or getattr(helm.pipe, "config", {}).get("_name_or_path")
+        origin = getattr(helm.pipe, "name_or_path", None) or getattr(helm.pipe, "config", {}).get(
+            "_name_or_path"
+        )
         return {"model": str(origin or "unknown"), "pipeline": type(helm.pipe).__name__}
     loading = helm.loading
-    dtype = next((loading[key] for key in ("dtype", "torch_dtype") if loading.get(key) is not None), None)
+    dtype = next(
+        (loading[key] for key in ("dtype", "torch_dtype") if loading.get(key) is not None), None
+    )
     kept = {k: _word(loading[k]) for k in KEPT if loading.get(k) is not None}
     device = loading.get("device")
     return {
-        "model": helm.name, "device": None if device is None else str(device), "loading": kept or None,
+        "model": helm.name, "device": None if device is None else str(device),
+        "loading": kept or None,
         "dtype": {k: words.dtype(v) for k, v in dtype.items()} if isinstance(dtype, dict)
         else None if dtype is None else words.dtype(dtype),
     }  # fmt: skip
@@ -102,10 +127,20 @@ def _word(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else str(value)
 
 
-def _arguments(helm: Helm, options: Mapping[str, Any], own: float | None) -> tuple[dict[str, Any], list[str]]:
+def _arguments(
+    helm: Helm, options: Mapping[str, Any], own: float | None
+) -> tuple[dict[str, Any], list[str]]:
     """The pipeline's own arguments as data, and the names of those that a file cannot hold."""
     scaled = None if own is None else scale.argument(helm.pipe, helm._parameters, options)
-    left_out = {*PLAIN, *request.PER_PROMPT, "prompt", "negative_prompt", "callback_on_step_end", "callback", scaled}
+    left_out = {
+        *PLAIN,
+        *request.PER_PROMPT,
+        "prompt",
+        "negative_prompt",
+        "callback_on_step_end",
+        "callback",
+        scaled,
+    }
     held, missing = dict[str, Any](), list[str]()
     for key, value in options.items():
         if key in left_out or value is None:
@@ -124,7 +159,11 @@ def _prompts(options: Mapping[str, Any], i: int, many: int) -> dict[str, Any]:
     """The prompts of picture `i`: those in lists one by one, each for as many pictures in a row."""
     found, more = dict[str, Any](), dict[str, Any]()
     for key, value in options.items():
-        if not key.startswith(("prompt", "negative_prompt")) or key.endswith(("_embeds", "_mask")) or value is None:
+        if (
+            not key.startswith(("prompt", "negative_prompt"))
+            or key.endswith(("_embeds", "_mask"))
+            or value is None
+        ):
             continue
         if isinstance(value, (list, tuple)) and value:
             value = value[i * len(value) // many]
@@ -160,5 +199,7 @@ def _data(value: Any) -> tuple[bool, Any]:
         return all(known for known, _ in parts), [data for _, data in parts]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         items = {key: _data(one) for key, one in value.items()}
-        return all(known for known, _ in items.values()), {key: data for key, (_, data) in items.items()}
+        return all(known for known, _ in items.values()), {
+            key: data for key, (_, data) in items.items()
+        }
     return False, None

@@ -1,4 +1,5 @@
-"""Whether a key of a scheduler's config changes anything: what a caller sets acts, or is refused with what would act.
+"""Whether a key of a scheduler's config changes anything: what a caller sets acts, or is refused
+with what would act.
 
 What a checkpoint's config carries is never refused here: real ones carry keys of other classes.
 """
@@ -22,16 +23,25 @@ from ...errors import ArgumentError, TimonelError
 from . import kept, model, requested_levels
 
 Config = Mapping[str, Any]
-SAMPLER = ("sampler", "sampler_options", "sampler_noise", "sampler_table")  # checked where a sampler is made
+SAMPLER = (
+    "sampler",
+    "sampler_options",
+    "sampler_noise",
+    "sampler_table",
+)  # checked where a sampler is made
 WRITTEN = (
     "steps_offset",
     "clip_sample",
     "skip_prk_steps",
 )  # pipelines' own constructors write these into any scheduler
-STEPS, TOKENS = 6, 1111  # of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
+STEPS, TOKENS = (
+    6,
+    1111,
+)  # of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
 SIZES_OF_SAMPLES = [10 ** (-k / 4) for k in range(17)]
 BETAS = (
-    "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "snr_shift_scale",
+    "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "snr_shift_scale",
     "num_train_timesteps",
 )  # fmt: skip
 SIZES = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
@@ -53,15 +63,22 @@ FOR = {
 
 
 def check(resolve: Callable[[Config], Config], changes: Config, defaults: Config) -> None:
-    """Raises `ArgumentError` for a key in `changes` that does nothing; `resolve` gives the whole config for changes."""
+    """Raises `ArgumentError` for a key in `changes` that does nothing; `resolve` gives the whole
+    config for changes.
+    """
     changes = {key: value for key, value in changes.items() if key not in SAMPLER}
     for key in idle(lambda changes: seen(resolve(changes)), changes, defaults):
         value = changes[key]
-        raise ArgumentError(f"{key}={value!r} changes nothing: {remedy(key, value, resolve(changes))}")
+        raise ArgumentError(
+            f"{key}={value!r} changes nothing: {remedy(key, value, resolve(changes))}"
+        )
 
 
-def idle(see: Callable[[Config], tuple[Any, ...] | None], changes: Config, defaults: Config) -> list[str]:
-    """The keys of `changes` whose other values change nothing of what `see` gives for changes, and do not say what is.
+def idle(
+    see: Callable[[Config], tuple[Any, ...] | None], changes: Config, defaults: Config
+) -> list[str]:
+    """The keys of `changes` whose other values change nothing of what `see` gives for changes, and
+    do not say what is.
 
     None where nothing can be seen.
     """
@@ -85,9 +102,11 @@ def idle(see: Callable[[Config], tuple[Any, ...] | None], changes: Config, defau
 
 
 def seen(config: Config) -> tuple[Any, ...] | None:
-    """Everything that a config decides before a network is called, in numbers; None where it has no requested_levels.
+    """Everything that a config decides before a network is called, in numbers; None where it has no
+    requested_levels.
 
-    Why it has none is said where its steps are chosen, which a sampler with another grid may still change.
+    Why it has none is said where its steps are chosen, which a sampler with another grid may still
+    change.
     """
     process = processes.from_config({**config, "_class_name": ""})
     name = name_of(process)
@@ -97,7 +116,14 @@ def seen(config: Config) -> tuple[Any, ...] | None:
     if grid is None:
         return None
     listed = (tuple(v.tolist()) for v in (grid.alpha, grid.sigma, grid.time))
-    return name, prediction, read_by_pipelines, grid.name, *listed, *shaped(config, model.shape(config))
+    return (
+        name,
+        prediction,
+        read_by_pipelines,
+        grid.name,
+        *listed,
+        *shaped(config, model.shape(config)),
+    )
 
 
 def _visited(process: Process, config: Config) -> Grid | None:
@@ -116,11 +142,15 @@ def mu(process: Process, config: Config) -> float | None:
     """What a pipeline makes of a picture's size, where the config asks for it."""
     if not isinstance(process, Flow) or not config.get("use_dynamic_shifting"):
         return None
-    return abs(math.log(process.with_image_tokens(TOKENS).shift)) + 0.01  # positive for a linear shift too
+    return (
+        abs(math.log(process.with_image_tokens(TOKENS).shift)) + 0.01
+    )  # positive for a linear shift too
 
 
 def shaped(config: Config, shape: Callable[[torch.Tensor], torch.Tensor] | None) -> tuple[Any, ...]:
-    """What is done to denoised predictions of many sizes, and how, for two ways may agree at some values."""
+    """What is done to denoised predictions of many sizes, and how, for two ways may agree at some
+    values.
+    """
     if shape is None:
         return ()
     clean = torch.logspace(-2, 4, 64, dtype=torch.float64).reshape(1, 1, 8, 8)
@@ -160,10 +190,15 @@ def remedy(key: str, value: Any, config: Config) -> str:
         grid = requested_levels.GRID_FLAGS.get(key, value)
         if kept.sampler(config).fitted is not None:
             return f"the fitted sampler {name!r} has levels of its own; leave it out"
-        return f"the levels are set by {_setter(config, kind)}; take sampler='{name}/{grid}' instead"
+        return (
+            f"the levels are set by {_setter(config, kind)}; take sampler='{name}/{grid}' instead"
+        )
     if kind not in FOR.get(key, (kind,)):
         what = " and ".join(FOR[key])
-        return f"it is a key of {what} models, and this model's process is {kind!r}; leave it out" + _instead(kind)
+        return (
+            f"it is a key of {what} models, and this model's process is {kind!r}; leave it out"
+            + _instead(kind)
+        )
     return f"{_within(key, kind, config, name)}"
 
 
@@ -185,24 +220,37 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
     if key in BETAS and kind == "vp" and config["trained_betas"] is not None:
         return "trained_betas are the betas; pass trained_betas=None as well, or leave it out"
     if key in ("beta_start", "beta_end"):
-        return f"beta_schedule={config['beta_schedule']!r} has no ends; pass beta_schedule='linear' as well"
+        return (
+            f"beta_schedule={config['beta_schedule']!r} has no ends; pass beta_schedule='linear' as"
+            " well"
+        )
     if key in ("sigma_min", "sigma_max"):
         return f"it is an end of grids between two levels; take sampler='{name}/karras' as well"
     if key == "rho":
         return f"it spaces Karras' sigmas; take sampler='{name}/karras' as well"
     if key in SIZES:
-        return "it is read where the shift comes from the picture's size; pass use_dynamic_shifting=True as well"
+        return (
+            "it is read where the shift comes from the picture's size; pass"
+            " use_dynamic_shifting=True as well"
+        )
     if key in ("shift", "flow_shift"):
         return "the shift comes from the picture's size; pass use_dynamic_shifting=False as well"
     if key == "timestep_type":
         return "continuous times are those of v models; pass prediction_type='v_prediction' as well"
-    clips = "pass thresholding=False as well" if config["thresholding"] else "pass clip_sample=True as well"
+    clips = (
+        "pass thresholding=False as well"
+        if config["thresholding"]
+        else "pass clip_sample=True as well"
+    )
     fixed = {
         "dynamic_thresholding_ratio": (
             "it is of a quantile between 1 and sample_max_value; "
             "pass thresholding=True and sample_max_value=2.0 as well"
         ),
-        "sample_max_value": "pass thresholding=True as well" + ("; it acts above 1" if config["thresholding"] else ""),
+        "sample_max_value": (
+            "pass thresholding=True as well"
+            + ("; it acts above 1" if config["thresholding"] else "")
+        ),
         "clip_sample_range": clips,
         "steps_offset": "it moves the list of one spacing; take sampler='{name}/leading' as well",
         "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm/lcm' as well",

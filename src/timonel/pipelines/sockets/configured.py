@@ -1,4 +1,6 @@
-"""The configuration of a scheduler: how it is made of one, and how changes in place act or are refused."""
+"""The configuration of a scheduler: how it is made of one, and how changes in place act or are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from . import acting, kept, model
 
 
 def unlike(one: object, other: object) -> bool:
-    """Whether two values differ. NaN, which differs from itself, is like itself; arrays differ in their numbers."""
+    """Whether two values differ. NaN, which differs from itself, is like itself; arrays differ in
+    their numbers.
+    """
     return one is not other and [plain(one)] != [plain(other)]
 
 
@@ -43,11 +47,12 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """A scheduler for the model that `config` (of any diffusers scheduler) describes.
 
-        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand for, else the
-        default. `changes` override keys of the config; a key that this scheduler does not have is refused
-        with `UnknownName` (diffusers drops it without a word), and one that changes nothing with `ArgumentError`. Keys
-        that the config carries are never refused, for real ones carry those of other classes. `return_unused_kwargs`
-        is for diffusers' own loading, which asks for a pair.
+        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand
+        for, else the default. `changes` override keys of the config; a key that this scheduler does
+        not have is refused with `UnknownName` (diffusers drops it without a word), and one that
+        changes nothing with `ArgumentError`. Keys that the config carries are never refused, for
+        real ones carry those of other classes. `return_unused_kwargs` is for diffusers' own
+        loading, which asks for a pair.
         """
         defaults = cls._defaults()
         for key in changes:
@@ -60,14 +65,20 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sampler = choice.of_config({**carried, "variance_type": None, **changes})
         chosen = None if sampler is None else Sampler.of(sampler)
         if chosen is not None and not chosen.named_alone:
-            raise ArgumentError("a scheduler's config keeps solver, grid name, options and noise of a sampler only")
+            raise ArgumentError(
+                "a scheduler's config keeps solver, grid name, options and noise of a sampler only"
+            )
         own = config if hasattr(config, "__dict__") else carried
 
         def written(changes: Mapping[str, Any]) -> dict[str, Any]:
             whole, said = model.given(own, changes), model.read(own, changes)
             if chosen is not None:
-                said |= {k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes}
-            return {key: value for key, value in whole.items() if key in defaults and value is not None} | said
+                said |= {
+                    k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes
+                }
+            return {
+                key: value for key, value in whole.items() if key in defaults and value is not None
+            } | said
 
         made = cls._of(written(changes))
         acting.check(lambda changes: {**defaults, **written(changes)}, changes, defaults)
@@ -89,7 +100,9 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     # -- its configuration, which may be changed in place -----------------------------------------
     def register_to_config(self, **kwargs: Any) -> None:
-        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that would do nothing."""
+        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that
+        would do nothing.
+        """
         changes = {key: value for key, value in kwargs.items() if not key.startswith("_")}
         if "_read" in vars(self):
             kwargs = kwargs | self._change(changes, changes)
@@ -101,7 +114,9 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
     def _reread(self) -> None:
-        """Follow changes that were made in the configuration itself, as pipelines and scripts make them."""
+        """Follow changes that were made in the configuration itself, as pipelines and scripts make
+        them.
+        """
         before, config = self._read, self.config
         live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
         changes = {key: value for part in (self._plain(), live) for key, value in part.items()
@@ -112,9 +127,13 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._read = self._plain()
 
     def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take changed keys, of which those that are `asked` for have to act; returns them as they are kept."""
+        """Take changed keys, of which those that are `asked` for have to act; returns them as they
+        are kept.
+        """
         defaults = self._defaults()
-        for key in asked:  # what pipelines and scripts write into any scheduler means nothing to most of them
+        for key in (
+            asked
+        ):  # what pipelines and scripts write into any scheduler means nothing to most of them
             if key not in defaults and key not in acting.WRITTEN:
                 raise UnknownName("scheduler option", key, defaults)
 
@@ -122,7 +141,9 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return {key: value for key, value in given.items() if key in defaults}
 
         asked = request.typed(defaults, known(asked))
-        changes = model.registered(self.process, {**changes, **request.typed(defaults, known(changes))})
+        changes = model.registered(
+            self.process, {**changes, **request.typed(defaults, known(changes))}
+        )
 
         def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
             return {**defaults, **model.given(self._read, changes)}

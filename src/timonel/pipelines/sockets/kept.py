@@ -12,7 +12,8 @@ from ...errors import options
 def told(sampler: Sampler) -> dict[str, Any]:
     """The keys of a config that say which sampler it is."""
     return {
-        "sampler": sampler.label, "sampler_options": dict(sampler.options), "sampler_noise": sampler.source,
+        "sampler": sampler.label, "sampler_options": dict(sampler.options),
+        "sampler_noise": sampler.source,
         "sampler_table": None if sampler.fitted is None else sampler.fitted.to_dict(),
     }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""The list that `set_timesteps` has chosen: where a part of it begins, what that runs, and which row a time means."""
+"""The list that `set_timesteps` has chosen: where a part of it begins, what that runs, and which
+row a time means.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,20 @@ class Listing(NamedTuple):
 
     @classmethod
     def of(cls, sampler: Sampler, grid: Grid, table: Table, process: Process) -> Listing:
-        """All rows of `table`, at whole numbers where the times of a model of training times are such."""
+        """All rows of `table`, at whole numbers where the times of a model of training times are
+        such.
+        """
         times = table.time if process.lists_end else table.time[:-1]
         counted = process.kind == "vp" and bool((times == times.round()).all())
         return cls(sampler, grid, table, times.to(torch.int64 if counted else torch.float32))
 
     def loop_begin(self, row: int, mixed: bool) -> int:
-        """The row where a loop from `row` on begins: where its step begins, or `row` itself for a `mixed` sample."""
-        return row if mixed else self.table.first_row(self.table.step_at(min(row, self.table.nfe - 1)))
+        """The row where a loop from `row` on begins: where its step begins, or `row` itself for a
+        `mixed` sample.
+        """
+        return (
+            row if mixed else self.table.first_row(self.table.step_at(min(row, self.table.nfe - 1)))
+        )
 
     def part(self, rows: tuple[int, int], start: int, stop: int, make: Compile) -> Table:
         """The table of the rows from `rows[0]` up to `rows[1]`.
@@ -61,23 +69,27 @@ class Listing(NamedTuple):
         sampler, grid, table, _ = self
         if rows[0] >= rows[1]:
             raise GridError(
-                f"entries {start} to {stop} of the {table.nfe} timesteps hold no whole step of {table.solver!r}, which "
-                "calls the network more than once a step: end the part later (a larger denoising_end), take more "
-                "steps, or a sampler of one call a step, e.g. 'dpmpp_2m'"
+                f"entries {start} to {stop} of the {table.nfe} timesteps hold no whole step of"
+                f" {table.solver!r}, which calls the network more than once a step: end the part"
+                " later (a larger denoising_end), take more steps, or a sampler of one call a"
+                " step, e.g. 'dpmpp_2m'"
             )
         if rows == (0, table.nfe):
             return table
         requested_levels.whole(sampler, table.step, start, stop)
         first, last = (table.step_at(row) for row in rows)
         if rows[0] != table.first_row(first):
-            return replace(make(sampler, requested_levels.between(grid, table, *rows), first), first=rows[0])
+            return replace(
+                make(sampler, requested_levels.between(grid, table, *rows), first), first=rows[0]
+            )
         return solvers.part(table, grid, first, last, partial(make, sampler))
 
     def rows(self, time: float, following: int | None, rounds: bool = True) -> list[int]:
         """The rows that have this time, or the nearest to it, where it was rounded on its way.
 
-        `following`: the next row of a run that has begun; a rounded time is then that row's or none's. `rounds`:
-        whether it may have lost digits, and not only what int(t) takes off a time that is no whole number.
+        `following`: the next row of a run that has begun; a rounded time is then that row's or
+        none's. `rounds`: whether it may have lost digits, and not only what int(t) takes off a time
+        that is no whole number.
         """
         times = self.times[: self.table.nfe].tolist()
         exact = [row for row, listed in enumerate(times) if equal(listed, time)]
@@ -97,7 +109,9 @@ class Listing(NamedTuple):
         return max(whole, ROUNDED * abs(time) if rounds else 0.0)
 
     def refusal(self, run: Run, first: int, time: float, rows: list[int]) -> str:
-        """Why a step at `time`, which is that of `rows`, cannot be made now. `first`: the row where the run begins."""
+        """Why a step at `time`, which is that of `rows`, cannot be made now. `first`: the row where
+        the run begins.
+        """
         at = "the run is complete"
         if run.row < run.table.nfe:
             at = f"the sample is at time {run.level.time:g}, after {run.step} of {run.steps} steps"
@@ -105,16 +119,19 @@ class Listing(NamedTuple):
             return f"step was given time {time:g}, which is not in scheduler.timesteps; {at}"
         if not run.started:
             return (
-                f"step was given time {time:g}, at which no step begins: it is a call inside a step of "
-                f"{run.table.solver!r}; begin at one of scheduler.timesteps[k * scheduler.order]"
+                f"step was given time {time:g}, at which no step begins: it is a call inside a step"
+                f" of {run.table.solver!r}; begin at one of scheduler.timesteps[k *"
+                " scheduler.order]"
             )
         if first + run.row - 1 in rows:
             return (
-                f"step was called again with time {time:g}, whose step is made: {at}. A scheduler follows one sample: "
-                "put two into one batch, or step the second with copy.deepcopy(scheduler); the denoised prediction is "
-                "in step(…).pred_original_sample"
+                f"step was called again with time {time:g}, whose step is made: {at}. A scheduler"
+                " follows one sample: put two into one batch, or step the second with"
+                " copy.deepcopy(scheduler); the denoised prediction is in"
+                " step(…).pred_original_sample"
             )
         return (
-            f"step was given time {time:g}, and {at}: steps cannot be left out or made in another order. Choose the "
-            "levels with set_timesteps(timesteps=[…]), and call it again before another loop"
+            f"step was given time {time:g}, and {at}: steps cannot be left out or made in another"
+            " order. Choose the levels with set_timesteps(timesteps=[…]), and call it again before"
+            " another loop"
         )

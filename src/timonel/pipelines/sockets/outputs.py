@@ -36,11 +36,15 @@ class Members:
     @property
     def step_index(self) -> int | None:
         """The place in `timesteps` of the next step; None before the first one."""
-        return None if self._run is None or not self._run.started else self._covered[0] + self._run.row
+        return (
+            None if self._run is None or not self._run.started else self._covered[0] + self._run.row
+        )
 
     @property
     def _step_index(self) -> int | None:
-        """`step_index`. None may be assigned, as scripts do between two loops: then the next step begins a run."""
+        """`step_index`. None may be assigned, as scripts do between two loops: then the next step
+        begins a run.
+        """
         return self.step_index
 
     @_step_index.setter
@@ -53,8 +57,9 @@ class Members:
             self.begin_anew()
         elif place != self.step_index:
             raise RunError(
-                f"the place of the next step is {self.step_index}, and _step_index={place!r} cannot move it: the time "
-                "of a step says where it is; assign None to begin anew, or call run.rewind(step)"
+                f"the place of the next step is {self.step_index}, and _step_index={place!r} cannot"
+                " move it: the time of a step says where it is; assign None to begin anew, or call"
+                " run.rewind(step)"
             )
 
     hand: Hand
@@ -64,7 +69,9 @@ class Members:
         @property
         def _listed(self) -> Listing: ...
 
-        def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+        def add_noise(
+            self, original_samples: Tensor, noise: Tensor, timesteps: Tensor
+        ) -> Tensor: ...
 
     @property
     def under_way(self) -> bool:
@@ -88,7 +95,9 @@ class Members:
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`."""
+        """Pipelines announce where they begin; the grid was already cut when they sliced
+        `timesteps`.
+        """
         self._begin_index = whole("begin_index", begin_index, 0)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
@@ -106,17 +115,24 @@ class Members:
         """
         times = self.timesteps if schedule_timesteps is None else schedule_timesteps
         if not isinstance(times, Tensor) or times.ndim != 1:
-            raise ArgumentError(f"schedule_timesteps must be a tensor of times (N,), got {shown(times)}")
+            raise ArgumentError(
+                f"schedule_timesteps must be a tensor of times (N,), got {shown(times)}"
+            )
         listed = times.as_subclass(Tensor).detach().cpu().to(torch.float64)
         time = finite("timestep", timestep)
         found = (listed == time).nonzero().flatten().tolist()
         if not found:
             near = float(listed[(listed - time).abs().argmin()]) if len(listed) else None
-            raise ArgumentError(f"timestep {time:g} is not in the list of {len(listed)} times; the nearest is {near:g}")
+            raise ArgumentError(
+                f"timestep {time:g} is not in the list of {len(listed)} times; the nearest is"
+                f" {near:g}"
+            )
         return int(found[1] if len(found) > 1 else found[0])
 
     def previous_timestep(self, timestep: Any) -> Any:
-        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last; t - 1 without a list."""
+        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last; t - 1
+        without a list.
+        """
         if self.num_inference_steps is None:
             return timestep - 1
         listed = self.timesteps.as_subclass(Tensor)
@@ -181,7 +197,9 @@ class Members:
     # -- flows -------------------------------------------------------------------------------------
     def _flow(self, name: str) -> Flow:
         if not isinstance(self.process, Flow):
-            raise ArgumentError(f"{name} is of flow models; this scheduler is of a {self.process.kind} process")
+            raise ArgumentError(
+                f"{name} is of flow models; this scheduler is of a {self.process.kind} process"
+            )
         return self.process
 
     @property
@@ -199,13 +217,18 @@ class Members:
         old, value = self._flow("set_shift"), finite("shift", shift, 1e-9)
         self.process = old.with_mu(math.log(value)).with_time(old.told)
         self.process.shift = value
-        key = "flow_shift" if "flow_shift" in self.config and self.config.get("shift") is None else "shift"
+        key = (
+            "flow_shift"
+            if "flow_shift" in self.config and self.config.get("shift") is None
+            else "shift"
+        )
         self.register_to_config(**{key: value})
 
     register_to_config: Any
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
-        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`; by mu with `time_shift_type="linear"`.
+        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`; by mu with
+        `time_shift_type="linear"`.
 
         arXiv 2403.03206, eq. 23. `t`: numbers or tensors in (0, 1].
         """
@@ -215,12 +238,15 @@ class Members:
         return s / (s + (1 / t - 1) ** power)
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
-        """t stretched so that the last is the config's `shift_terminal`: `1 - (1 - t)·(1 - terminal) / (1 - t[-1])`."""
+        """t stretched so that the last is the config's `shift_terminal`: `1 - (1 - t)·(1 -
+        terminal) / (1 - t[-1])`.
+        """
         self._flow("stretch_shift_to_terminal")
         terminal = self.config.get("shift_terminal")
         if not terminal:
             raise ArgumentError(
-                f"shift_terminal={terminal!r} of the config says no end; give it, e.g. shift_terminal=0.1"
+                f"shift_terminal={terminal!r} of the config says no end; give it, e.g."
+                " shift_terminal=0.1"
             )
         return 1 - (1 - t) * (1 - finite("shift_terminal", terminal, 1e-9, 1)) / (1 - t[-1])
 
@@ -259,7 +285,8 @@ class Attributes(Members):
 
 
 class Stepped(tuple[Any, ...]):
-    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only where it is read.
+    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only
+    where it is read.
 
     A tuple, and read by attribute and by name too, as diffusers' outputs are.
     """
@@ -280,7 +307,9 @@ class Stepped(tuple[Any, ...]):
 
     @property
     def pred_original_sample(self) -> Tensor:
-        """The denoised prediction; the sample itself where the run has arrived at sigma = 0, edits included."""
+        """The denoised prediction; the sample itself where the run has arrived at sigma = 0, edits
+        included.
+        """
         run = self._run
         done = run.row == run.table.nfe and bool(run.table.sigma[-1] == 0)
         return self.prev_sample if done or run.called_at is None else run.denoised
@@ -320,6 +349,7 @@ class Stepped(tuple[Any, ...]):
 def held(raw: Tensor, times: Tensor, time: float) -> Tensor:
     """The velocity at the row's level that says of every token what its own does at its level.
 
-    `x - t·v` is the denoised token at its own t: scaled by t / time, the row's formula gives the same.
+    `x - t·v` is the denoised token at its own t: scaled by t / time, the row's formula gives the
+    same.
     """
     return -raw * (times.to(raw) / time)[..., None]

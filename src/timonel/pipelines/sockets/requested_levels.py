@@ -1,4 +1,6 @@
-"""Which levels a pipeline's call of `set_timesteps` means, and which of them a slice of its list means."""
+"""Which levels a pipeline's call of `set_timesteps` means, and which of them a slice of its list
+means.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ GRID_FLAGS = {
     "use_beta_sigmas": "beta_sigma",
     "use_lu_lambdas": "lam",
 }
-SPACED = ("vp", "edm")  # what `timestep_spacing` means something for: training levels that are counted
+SPACED = (
+    "vp",
+    "edm",
+)  # what `timestep_spacing` means something for: training levels that are counted
 SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
 
 
@@ -45,13 +50,17 @@ class Asked(NamedTuple):
 
 
 def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
-    """Whether the caller's sampler names its levels. Raises `ArgumentError` where the call lists others."""
+    """Whether the caller's sampler names its levels. Raises `ArgumentError` where the call lists
+    others.
+    """
     made = Sampler.of(sampler)
     lists = [name for name in ("timesteps", "sigmas") if options.get(name) is not None]
     if made.grid is None and made.sigmas is None and made.times is None and made.fitted is None:
         return False
     if lists:
-        raise ArgumentError(f"{lists[0]}= and the sampler {made.label!r} both set the levels; leave one of them out")
+        raise ArgumentError(
+            f"{lists[0]}= and the sampler {made.label!r} both set the levels; leave one of them out"
+        )
     return True
 
 
@@ -67,7 +76,9 @@ SHARES = {"strength": (0.0, 1.0), "denoising_start": (1e-9, 1 - 1e-9), "denoisin
 
 
 def shares(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with numbers for the parts of a journey. Raises `ArgumentError` for one that pipelines leave unread."""
+    """`options` with numbers for the parts of a journey. Raises `ArgumentError` for one that
+    pipelines leave unread.
+    """
     made = dict(options)
     for name, (low, high) in SHARES.items():
         value = options.get(name)
@@ -76,8 +87,8 @@ def shares(options: Mapping[str, Any]) -> dict[str, Any]:
         made[name] = finite(name, value, low, high)
     if made.get("denoising_start") is not None and made.get("strength") is not None:
         raise ArgumentError(
-            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say where to begin; "
-            "give one"
+            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say"
+            " where to begin; give one"
         )
     return made
 
@@ -93,10 +104,14 @@ def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str,
 
 
 def _counted(steps: int | None, name: str, listed: tuple[float, ...]) -> None:
-    """Raises `ArgumentError` where `steps` is not the number of a list, whose last entry may be the end at 0."""
+    """Raises `ArgumentError` where `steps` is not the number of a list, whose last entry may be the
+    end at 0.
+    """
     most = len(listed)
     if steps is not None and steps not in (most, most - (most > 0 and listed[-1] == 0)):
-        raise ArgumentError(f"steps={steps} and {name} with {most} entries disagree; leave steps out")
+        raise ArgumentError(
+            f"steps={steps} and {name} with {most} entries disagree; leave steps out"
+        )
 
 
 def of(
@@ -109,10 +124,11 @@ def of(
 ) -> tuple[Sampler, Grid]:
     """The sampler with its levels settled, and the levels.
 
-    `named`: the sampler's own grid goes before a list that the pipeline has made; the list only counts its steps.
-    None: nobody says who made a list, so that a grid of the sampler beside it is refused, unless the list is the one
-    that flow pipelines make where the user gives none. `listed_by_caller`: that one too is the user's own.
-    A fitted sampler visits the levels it was fitted on, to its own end, whatever the config says of grids.
+    `named`: the sampler's own grid goes before a list that the pipeline has made; the list only
+    counts its steps. None: nobody says who made a list, so that a grid of the sampler beside it is
+    refused, unless the list is the one that flow pipelines make where the user gives none.
+    `listed_by_caller`: that one too is the user's own. A fitted sampler visits the levels it was
+    fitted on, to its own end, whatever the config says of grids.
     """
     process = _shifted(process, config, asked.mu)
     steps, times, sigmas = asked.steps, asked.times, asked.sigmas
@@ -126,24 +142,38 @@ def of(
     if listed is not None:
         _counted(steps, "timesteps" if sigmas is None else "sigmas", listed)
     if sampler.fitted is not None:
-        return _fitted(sampler, process, asked, None if listed is None else len(listed), bool(named))
+        return _fitted(
+            sampler, process, asked, None if listed is None else len(listed), bool(named)
+        )
     by_caller = listed_by_caller and not isinstance(process, VE)
-    if listed is not None and not by_caller and _only_counts(sampler, process, asked, listed, named):
+    if (
+        listed is not None
+        and not by_caller
+        and _only_counts(sampler, process, asked, listed, named)
+    ):
         steps, times, sigmas = len(listed), None, None
     if not by_caller or listed is None:
         sampler = _gridded(sampler, process, config, asked.original_steps)
     if sigmas is not None and process.kind == "flow":
         sampler = _before_shift_and_shape(sampler, process, config, sigmas)
     elif times is not None or sigmas is not None:
-        sampler = replace(sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas)
+        sampler = replace(
+            sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas
+        )
     else:
-        sampler = _ended_as_said(sampler if steps is None else replace(sampler, steps=int(steps)), process, config)
+        sampler = _ended_as_said(
+            sampler if steps is None else replace(sampler, steps=int(steps)), process, config
+        )
     grid = _last_part(sampler, process, asked.strength, steps, listed is not None)
     return sampler, _to_sigma_min(grid) if config["final_sigmas_type"] == "sigma_min" else grid
 
 
-def _last_part(sampler: Sampler, process: Process, strength: float | None, steps: int | None, listed: bool) -> Grid:
-    """The levels of a sampler: of its list the last share, else all `steps` in the last share of more of them."""
+def _last_part(
+    sampler: Sampler, process: Process, strength: float | None, steps: int | None, listed: bool
+) -> Grid:
+    """The levels of a sampler: of its list the last share, else all `steps` in the last share of
+    more of them.
+    """
     grid = sampler.levels(process)
     if strength is None:
         return grid
@@ -158,7 +188,9 @@ def _last_part(sampler: Sampler, process: Process, strength: float | None, steps
 def _only_counts(
     sampler: Sampler, process: Process, asked: Asked, listed: tuple[float, ...], named: bool | None
 ) -> bool:
-    """Whether of a list only the number of its entries matters. Raises `ArgumentError` where two set the levels."""
+    """Whether of a list only the number of its entries matters. Raises `ArgumentError` where two
+    set the levels.
+    """
     if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
         return True
     default = process.kind == "flow" and asked.times is None and _even(listed)
@@ -166,8 +198,8 @@ def _only_counts(
     if named is None and own and not default and process.kind != "trig":
         what = "timesteps" if asked.sigmas is None else "sigmas"
         raise ArgumentError(
-            f"{what} and the sampler {sampler.label!r} both set the levels; take sampler={sampler.name!r} "
-            "for the list, or leave the list out"
+            f"{what} and the sampler {sampler.label!r} both set the levels; take"
+            f" sampler={sampler.name!r} for the list, or leave the list out"
         )
     return default and (_own_grid(sampler, process) is not None or (named is None and own))
 
@@ -175,7 +207,9 @@ def _only_counts(
 def _before_shift_and_shape(
     sampler: Sampler, process: Process, config: Mapping[str, Any], sigmas: tuple[float, ...]
 ) -> Sampler:
-    """A list of a flow as diffusers reads it: shifted, stretched to `shift_terminal`, and its ends those of a shape."""
+    """A list of a flow as diffusers reads it: shifted, stretched to `shift_terminal`, and its ends
+    those of a shape.
+    """
     given = double(sigmas)
     given = given[:-1] if len(given) > 1 and bool(given[-1] == 0) else given
     if not bool(((given > 0) & (given <= 1)).all()):
@@ -184,24 +218,41 @@ def _before_shift_and_shape(
     if config["shift_terminal"]:
         t = grids.stretched(t, 1.0, config["shift_terminal"])
     shape = _flagged(config)
-    if shape is None and _even(sigmas) and float(given[0]) > 1 - SAME:  # the levels of a grid that has a name
+    if (
+        shape is None and _even(sigmas) and float(given[0]) > 1 - SAME
+    ):  # the levels of a grid that has a name
         end = {"terminal": config["shift_terminal"]} if config["shift_terminal"] else {}
-        return replace(sampler, grid="trailing", grid_options=end, steps=len(t), sigmas=None, times=None)
+        return replace(
+            sampler, grid="trailing", grid_options=end, steps=len(t), sigmas=None, times=None
+        )
     if shape is None:
-        return replace(sampler, grid=None, grid_options={}, steps=None, times=None, sigmas=tuple(t.tolist()))
+        return replace(
+            sampler, grid=None, grid_options={}, steps=None, times=None, sigmas=tuple(t.tolist())
+        )
     if shape == "karras" and by_ratio(process, config):
-        return _ended_as_said(replace(sampler, grid=shape, grid_options={}, steps=len(t)), process, config)
+        return _ended_as_said(
+            replace(sampler, grid=shape, grid_options={}, steps=len(t)), process, config
+        )
     ends = {"sigma_max": float(t[0]), **({"sigma_min": float(t[-1])} if len(t) > 1 else {})}
     return replace(sampler, grid=shape, grid_options=ends, steps=len(t))
 
 
-def _fitted(sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool) -> tuple[Sampler, Grid]:
-    """A fitted sampler and its levels: of what the pipeline lists only the number counts, and has to be its own."""
+def _fitted(
+    sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool
+) -> tuple[Sampler, Grid]:
+    """A fitted sampler and its levels: of what the pipeline lists only the number counts, and has
+    to be its own.
+    """
     given = asked.times if asked.times is not None else asked.sigmas
-    if given is not None and not named and process.kind in ("vp", "edm") and not isinstance(process, VE):
+    if (
+        given is not None
+        and not named
+        and process.kind in ("vp", "edm")
+        and not isinstance(process, VE)
+    ):
         raise ArgumentError(
-            f"timesteps or sigmas were given, and the fitted sampler {sampler.name!r} has levels of its own: leave "
-            "the list out, or choose another sampler"
+            f"timesteps or sigmas were given, and the fitted sampler {sampler.name!r} has levels of"
+            " its own: leave the list out, or choose another sampler"
         )
     if asked.strength not in (None, 1):
         raise ArgumentError(_part(sampler, f"strength={asked.strength} asks for a part of it"))
@@ -211,28 +262,39 @@ def _fitted(sampler: Sampler, process: Process, asked: Asked, listed: int | None
 
 
 def whole(sampler: Sampler, rows: Sequence[int], start: int, stop: int) -> None:
-    """Raises `ArgumentError` where only rows `start` … `stop` of a sampler are to run that is made for all of them."""
+    """Raises `ArgumentError` where only rows `start` … `stop` of a sampler are to run that is made
+    for all of them.
+    """
     if "skip" in sampler.options:
         raise ArgumentError(
-            f"skip={sampler.options['skip']!r} leaves out steps of a whole journey, and this call is to run rows "
-            f"{start} to {stop} of {len(rows)} alone: leave skip out (strength below 1, denoising_start, denoising_end)"
+            f"skip={sampler.options['skip']!r} leaves out steps of a whole journey, and this call"
+            f" is to run rows {start} to {stop} of {len(rows)} alone: leave skip out (strength"
+            " below 1, denoising_start, denoising_end)"
         )
     if sampler.fitted is not None:
-        raise ArgumentError(_part(sampler, f"this call is to run rows {start} to {stop} of its {len(rows)} alone"))
+        raise ArgumentError(
+            _part(sampler, f"this call is to run rows {start} to {stop} of its {len(rows)} alone")
+        )
 
 
 def _part(sampler: Sampler, asks: str) -> str:
     return (
-        f"sampler {sampler.name!r} was fitted for a whole journey of {sampler.steps} steps, and {asks}: choose a named "
-        "sampler where a picture is only partly made anew (strength below 1, denoising_start, denoising_end)"
+        f"sampler {sampler.name!r} was fitted for a whole journey of {sampler.steps} steps, and"
+        f" {asks}: choose a named sampler where a picture is only partly made anew (strength below"
+        " 1, denoising_start, denoising_end)"
     )
 
 
 def at(table: Table, process: Process, times: torch.Tensor) -> Level:
-    """The levels of times (n,): of a fitted table that tells the network other times than the process, its own."""
+    """The levels of times (n,): of a fitted table that tells the network other times than the
+    process, its own.
+    """
     from ...core.fitted.fitted import levels
 
-    told, slack = table.time[:-1], SAME * table.time.abs().max()  # as far as a float32 list tells them apart
+    told, slack = (
+        table.time[:-1],
+        SAME * table.time.abs().max(),
+    )  # as far as a float32 list tells them apart
     near, row = (told[None] - times[:, None]).abs().min(1)
     moved = bool(((told - levels(process, table).time[:-1]).abs() > slack).any())
     if moved and bool((near <= slack).all()):
@@ -251,24 +313,36 @@ def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> P
 
 
 def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
-    """The sigmas of places in a consistency model's list, 0 the noisiest, falling, as its pipeline names them."""
+    """The sigmas of places in a consistency model's list, 0 the noisiest, falling, as its pipeline
+    names them.
+    """
     last = process.train_steps - 1
     listed = double(places)
     whole = bool((listed == listed.round()).all()) and bool((listed.diff() < 0).all())
     if not len(places) or not whole or not 0 <= places[-1] <= places[0] <= last:
         raise ArgumentError(
-            f"timesteps of a consistency model are places in its {process.train_steps} levels, falling whole numbers "
-            f"from {last} to 0, e.g. [22, 0]; got {list(places)}"
+            f"timesteps of a consistency model are places in its {process.train_steps} levels,"
+            f" falling whole numbers from {last} to 0, e.g. [22, 0]; got {list(places)}"
         )
     made: list[float] = (process.at_index(last - listed.flip(0)).ratio).tolist()
     return tuple(made)
 
 
-def _before_the_shift(process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]) -> Process:
-    """A flow whose network is told the time before the shift: what both lists together mean (CogView4)."""
+def _before_the_shift(
+    process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]
+) -> Process:
+    """A flow whose network is told the time before the shift: what both lists together mean
+    (CogView4).
+    """
     given = double(sigmas) * (process.clock if isinstance(process, Flow) else 1.0)
-    if not isinstance(process, Flow) or len(given) != len(times) or not torch.allclose(given, double(times), rtol=SAME):
-        raise ArgumentError("give timesteps or sigmas; both only for a flow, where they are the same levels")
+    if (
+        not isinstance(process, Flow)
+        or len(given) != len(times)
+        or not torch.allclose(given, double(times), rtol=SAME)
+    ):
+        raise ArgumentError(
+            "give timesteps or sigmas; both only for a flow, where they are the same levels"
+        )
     return process.with_time("u")
 
 
@@ -281,22 +355,35 @@ def _angles(steps: int, top: float | None, second: float | None) -> tuple[float,
 
 
 def _even(sigmas: tuple[float, ...]) -> bool:
-    """Whether a list is linspace(1, 1/N, N), or nearly, which flow pipelines pass when the user gave none."""
+    """Whether a list is linspace(1, 1/N, N), or nearly, which flow pipelines pass when the user
+    gave none.
+    """
     given = double(sigmas[:-1] if len(sigmas) > 1 and sigmas[-1] == 0 else sigmas)
     if not len(given) or not 0.99 <= float(given[0]) <= 1 + SAME:
         return False
-    return torch.allclose(given, given[0] * torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64))
+    return torch.allclose(
+        given, given[0] * torch.linspace(1, 1 / len(given), len(given), dtype=torch.float64)
+    )
 
 
-def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None) -> Sampler:
+def _gridded(
+    sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None
+) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
     distilled = (sampler.grid or _own_grid(sampler, process)) == "lcm"
     if distilled and sampler.sigmas is None and sampler.times is None:
         own = {"original_steps": original or config["original_inference_steps"]}
         return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
     if original is not None:
-        raise ArgumentError(f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'")
-    if sampler.grid or sampler.sigmas is not None or sampler.times is not None or _own_grid(sampler, process):
+        raise ArgumentError(
+            f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'"
+        )
+    if (
+        sampler.grid
+        or sampler.sigmas is not None
+        or sampler.times is not None
+        or _own_grid(sampler, process)
+    ):
         return sampler
     if solvers.find(sampler.name).grid is not None:
         return replace(sampler, grid=_flagged(config) or grids.usual(process))
@@ -305,7 +392,9 @@ def _gridded(sampler: Sampler, process: Process, config: Mapping[str, Any], orig
 
 
 def _own_grid(sampler: Sampler, process: Process) -> str | None:
-    """The grid that belongs to a solver. Flows of few steps are distilled on the levels that their pipelines list."""
+    """The grid that belongs to a solver. Flows of few steps are distilled on the levels that their
+    pipelines list.
+    """
     return None if process.kind == "flow" else solvers.find(sampler.name).grid
 
 
@@ -313,7 +402,9 @@ def _flagged(config: Mapping[str, Any]) -> str | None:
     """The grid of the config's sigma flag. Raises `ArgumentError` for two of them."""
     flags = [flag for flag in GRID_FLAGS if config[flag]]
     if len(flags) > 1:
-        raise ArgumentError(f"only one of {', '.join(GRID_FLAGS)} can be on, got {' and '.join(flags)}")
+        raise ArgumentError(
+            f"only one of {', '.join(GRID_FLAGS)} can be on, got {' and '.join(flags)}"
+        )
     return GRID_FLAGS[flags[0]] if flags else None
 
 
@@ -323,7 +414,8 @@ def by_ratio(process: Process, config: Mapping[str, Any]) -> bool:
 
 
 def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]) -> Sampler:
-    """The sampler with the ends of its grid that the config says, whoever named the grid; its own options go first.
+    """The sampler with the ends of its grid that the config says, whoever named the grid; its own
+    options go first.
 
     The range of an EDM process is in the process itself.
     """
@@ -334,7 +426,11 @@ def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]
     said = {key: config[key] for key in grids.ENDS if key in takes and config[key] is not None}
     if by_ratio(process, config) and grid != "karras":
         said = {}  # they are no t
-    if process.kind == "flow" and config["shift_terminal"] and "sigma_min" not in sampler.grid_options:
+    if (
+        process.kind == "flow"
+        and config["shift_terminal"]
+        and "sigma_min" not in sampler.grid_options
+    ):
         said["terminal"] = config["shift_terminal"]
     if grid == "karras" and config["rho"]:
         said["rho"] = config["rho"]
@@ -350,9 +446,14 @@ def _to_sigma_min(grid: Grid) -> Grid:
     last = Level(grid.alpha[-2:-1], grid.sigma[-2:-1], grid.time[-2:-1])
     if bool(last.ratio > low.ratio * (1 + SAME)):
         alpha, sigma, time = _ended(Level(grid.alpha, grid.sigma, grid.time), low)
-        return replace(grid, alpha=alpha, sigma=sigma, time=time, ends=grid.ends and _ended(grid.ends, low))
+        return replace(
+            grid, alpha=alpha, sigma=sigma, time=time, ends=grid.ends and _ended(grid.ends, low)
+        )
     if grid.steps == 1:
-        raise GridError("one step cannot begin and end at sigma_min; use more steps, or final_sigmas_type='zero'")
+        raise GridError(
+            "one step cannot begin and end at sigma_min; use more steps, or"
+            " final_sigmas_type='zero'"
+        )
     return grids.cut(grid, stop=grid.steps - 1)
 
 
@@ -362,11 +463,12 @@ def _ended(levels: Level, end: Level) -> Level:
 
 
 class Order(int):
-    """`Scheduler.order`: as a number, the network calls of a step; times a step, the place in the list where it begins.
+    """`Scheduler.order`: as a number, the network calls of a step; times a step, the place in the
+    list where it begins.
 
-    Pipelines take their list from `timesteps[t_start * scheduler.order:]`. Where steps have unlike numbers of calls,
-    only the table knows which entry that is. The number is 2 only where every second entry begins a step, for SDXL's
-    refiner moves its beginning by one entry then.
+    Pipelines take their list from `timesteps[t_start * scheduler.order:]`. Where steps have unlike
+    numbers of calls, only the table knows which entry that is. The number is 2 only where every
+    second entry begins a step, for SDXL's refiner moves its beginning by one entry then.
     """
 
     first_rows: tuple[int, ...]
@@ -406,11 +508,16 @@ def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
     if times.ndim != 1 or not 0 < len(times) <= len(listed):
         return None
     own, part = listed.double(), times.to("cpu", torch.float64)
-    return next((k for k in range(len(own) - len(part) + 1) if torch.equal(own[k : k + len(part)], part)), None)
+    return next(
+        (k for k in range(len(own) - len(part) + 1) if torch.equal(own[k : k + len(part)], part)),
+        None,
+    )
 
 
 def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
-    """The levels from row `start` to row `stop` of the table on `grid`; both may lie inside its steps."""
+    """The levels from row `start` to row `stop` of the table on `grid`; both may lie inside its
+    steps.
+    """
     top, low = table.level(start), table.level(stop)
     inside = (grid.lam > top.lam + 1e-9) & (grid.lam < low.lam - 1e-9)
     alpha, sigma, time = (

@@ -1,6 +1,7 @@
 """The scheduler socket: a diffusers scheduler whose `step` advances a run.
 
-    pipe.scheduler = timonel.Scheduler.from_config(pipe.scheduler.config, sampler="dpmpp_2m_sde/karras")
+    pipe.scheduler = timonel.Scheduler.from_config(pipe.scheduler.config,
+    sampler="dpmpp_2m_sde/karras")
 
 It works alone, on any pipeline, and survives `save_pretrained`. The helm also hangs guidance, hooks
 and seeds on it. Samples are in unit-variance coordinates, so the network's input needs no scaling.
@@ -47,13 +48,14 @@ from .timesteps import Hand, Loop, Timesteps, adopted, check_handover, is_part, 
 class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
-    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`: the source of
-    its noise, "independent" or "brownian", see `noise.py`. Where none is named, `from_config` takes the one that the
-    config's class and flags say, see `choice.py`. Without a grid in the name, the config's own is taken: Karras or
-    exponential sigmas if they are on, else `timestep_spacing`, which means nothing on a flow, else the process' usual
-    one. What the config says of the ends (sigma_min, sigma_max, shift_terminal) holds on any grid that has them. An
-    argument that would change nothing is refused, with the one that would.
-    A `sampler` that is a file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
+    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`:
+    the source of its noise, "independent" or "brownian", see `noise.py`. Where none is named,
+    `from_config` takes the one that the config's class and flags say, see `choice.py`. Without a
+    grid in the name, the config's own is taken: Karras or exponential sigmas if they are on, else
+    `timestep_spacing`, which means nothing on a flow, else the process' usual one. What the config
+    says of the ends (sigma_min, sigma_max, shift_terminal) holds on any grid that has them. An
+    argument that would change nothing is refused, with the one that would. A `sampler` that is a
+    file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
     The other arguments are those of diffusers' schedulers; see `from_config`.
     """
 
@@ -113,11 +115,19 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         if chosen.fitted is not None:
             self.register_to_config(**kept.told(chosen))
         asked = self.__dict__.pop("_asked_for", None)
-        if asked is None:  # made in code: every argument is the caller's own, unless it is a whole config
+        if (
+            asked is None
+        ):  # made in code: every argument is the caller's own, unless it is a whole config
             unwritten = set(self.config.get("_use_default_values", ()))
             picked = [key for key in self._defaults() if key not in unwritten]
-            asked = {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
-        acting.check(lambda asked: {**self._defaults(), **asked, **kept.told(chosen)}, asked, self._defaults())
+            asked = (
+                {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
+            )
+        acting.check(
+            lambda asked: {**self._defaults(), **asked, **kept.told(chosen)},
+            asked,
+            self._defaults(),
+        )
         config = {**self.config, "_class_name": ""}
         self._set(processes.from_config(config), predictions.from_config(config), chosen)
         self._read = self._plain()
@@ -134,15 +144,21 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._run: Run | None = None
         self._covered = (0, 0)  # which rows of the listing the run covers
         self._mixed = False  # add_noise was called for the present levels
-        self._before: Run | None = None  # the one before, of loops that choose the levels again after their end
+        self._before: Run | None = (
+            None  # the one before, of loops that choose the levels again after their end
+        )
         self._asked: tuple[Any, ...] | None = None  # what set_timesteps was last called with
         self.hand = Hand()
         self._timesteps: Tensor = torch.arange(process.train_steps - 1, -1, -1)
         self.sigmas: Tensor = torch.zeros(1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but what belongs to a pipeline's call; a copy has a run of its own at the same point."""
-        orders = replace(self.orders, context=None, guided=None, resume=None, recall=False, driver=None, hooks=())
+        """Everything but what belongs to a pipeline's call; a copy has a run of its own at the same
+        point.
+        """
+        orders = replace(
+            self.orders, context=None, guided=None, resume=None, recall=False, driver=None, hooks=()
+        )
         hand = Hand()
         hand.copied = True
         return {**vars(self), "hand": hand, "orders": orders, "_before": None, "_asked": None}
@@ -150,19 +166,24 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler that goes on by itself from the same point, with the same hooks.
 
-        Under a helm one with the same configuration, sampler and seeds, and no run: pipelines copy one for the sound,
-        which is to stop and to rewind with the other.
+        Under a helm one with the same configuration, sampler and seeds, and no run: pipelines copy
+        one for the sound, which is to stop and to rewind with the other.
         """
         if self.orders.guided is None:
             twin = type(self).__new__(type(self))
             memo[id(self)] = twin
             state = self.__getstate__()
             orders = state.pop("orders")
-            twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()}, orders=orders)
+            twin.__dict__.update(
+                {name: copy.deepcopy(value, memo) for name, value in state.items()}, orders=orders
+            )
             return twin
         own = {k: v for k, v in self.config.items() if not k.startswith("_")}
         made: Scheduler = type(self)._of(copy.deepcopy(own, memo))
-        made.sampler, made.orders = self.sampler, Orders(seeds=self.orders.seeds, noise=self.orders.noise)
+        made.sampler, made.orders = (
+            self.sampler,
+            Orders(seeds=self.orders.seeds, noise=self.orders.noise),
+        )
         made.hand.leader, self.hand.led = self, True
         return made
 
@@ -197,14 +218,18 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
 
     @timesteps.setter
     def timesteps(self, times: Any) -> None:
-        """A part of the present list, as a slice of it; any other list is that of `set_timesteps(timesteps=…)`."""
+        """A part of the present list, as a slice of it; any other list is that of
+        `set_timesteps(timesteps=…)`.
+        """
         if isinstance(times, Timesteps) and self.lists(times.whole):
             self._timesteps = times
             return
         if not isinstance(times, Tensor):
             times = torch.tensor(request.numbers("timesteps", times) or (), dtype=torch.float64)
         plain = times.detach().as_subclass(Tensor)
-        begin = None if self._listing is None else requested_levels.place(self._listing.times, plain)
+        begin = (
+            None if self._listing is None else requested_levels.place(self._listing.times, plain)
+        )
         if begin is None or self._listing is None:
             self.set_timesteps(timesteps=plain.tolist(), device=plain.device)
         else:
@@ -216,13 +241,17 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
 
     @property
     def settled(self) -> Sampler:
-        """The sampler of the present requested_levels, with the grid that the name or the config decided."""
+        """The sampler of the present requested_levels, with the grid that the name or the config
+        decided.
+        """
         return self._sampler
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced `timesteps`.
+        """Pipelines announce where they begin; the grid was already cut when they sliced
+        `timesteps`.
 
-        Raises `GridError` where nothing of the list is left, which pipelines would decode without a step.
+        Raises `GridError` where nothing of the list is left, which pipelines would decode without a
+        step.
         """
         super().set_begin_index(begin_index)
         if self._listing is not None and begin_index >= self._listing.table.nfe:
@@ -243,25 +272,30 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     ) -> None:
         """Choose the levels and make the run. Give a number of steps, `timesteps` or `sigmas`.
 
-        `timesteps` are visited as they are. `sigmas` too, but those of a flow are read as diffusers' schedulers read
-        them: before the shift of the model or of `mu`, then stretched to `shift_terminal`, and where a sigma flag is on
-        only their ends count. A `Sampler` with `sigmas` or `times` of its own visits just these. Where the sampler
-        names a grid, a list is refused, unless it is linspace(1, 1/N, N), which pipelines make for a number of steps.
+        `timesteps` are visited as they are. `sigmas` too, but those of a flow are read as
+        diffusers' schedulers read them: before the shift of the model or of `mu`, then stretched to
+        `shift_terminal`, and where a sigma flag is on only their ends count. A `Sampler` with
+        `sigmas` or `times` of its own visits just these. Where the sampler names a grid, a list is
+        refused, unless it is linspace(1, 1/N, N), which pipelines make for a number of steps.
 
-        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from pipelines that compute
-        it from the picture's size. `original_inference_steps`: of the grid "lcm". `max_timesteps` and
-        `intermediate_timesteps`: angles of a trigonometric flow, used where the sampler names no grid.
-        `strength`: all steps in the last part of the requested_levels, from loops that do not slice their list.
+        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`), from
+        pipelines that compute it from the picture's size. `original_inference_steps`: of the grid
+        "lcm". `max_timesteps` and `intermediate_timesteps`: angles of a trigonometric flow, used
+        where the sampler names no grid. `strength`: all steps in the last part of the
+        requested_levels, from loops that do not slice their list.
         """
         keeps_unit_variance(pipeline_of(self))
         self._reread()
         if self.hand.replay and self._listing is not None:
-            self._timesteps = Timesteps.of(self._listing.times.to(device), self, self._listing.times)
+            self._timesteps = Timesteps.of(
+                self._listing.times.to(device), self, self._listing.times
+            )
             return
         asked = requested_levels.Asked(
             request.steps(num_inference_steps), request.numbers("timesteps", timesteps),
             request.numbers("sigmas", sigmas), request.number("mu", mu),
-            None if original_inference_steps is None else whole("original_inference_steps", original_inference_steps),
+            None if original_inference_steps is None else whole("original_inference_steps",
+            original_inference_steps),
             (request.number("max_timesteps", max_timesteps),
              request.number("intermediate_timesteps", intermediate_timesteps)),
             request.number("strength", strength),
@@ -272,7 +306,10 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             return
         orders = self.orders
         self._list(
-            *requested_levels.of(self.sampler, self.process, self.config, asked, orders.named, orders.listed), device
+            *requested_levels.of(
+                self.sampler, self.process, self.config, asked, orders.named, orders.listed
+            ),
+            device,
         )
         self._sampler.drawing(self.run.table, self.process)
         self.custom_timesteps, self._asked = asked.times is not None, request_of
@@ -295,7 +332,11 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         orders, noise = self.orders, self.orders.noise
         self._before = self.newest
         if noise is None and table.stochastic:
-            noise = self._unseeded if orders.seeds is None else source(self._sampler.source, orders.seeds, table)
+            noise = (
+                self._unseeded
+                if orders.seeds is None
+                else source(self._sampler.source, orders.seeds, table)
+            )
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance,
             hooks=[*orders.hooks, *modular.counted(self)],
@@ -313,7 +354,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     @property
     def _listed(self) -> Listing:
         if self._listing is None:
-            raise RunError("there are no levels yet; call set_timesteps(steps), as pipelines do, first")
+            raise RunError(
+                "there are no levels yet; call set_timesteps(steps), as pipelines do, first"
+            )
         return self._listing
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
@@ -326,8 +369,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def loop_begin(self, row: int) -> int:
         """The row where a loop over the list from `row` on begins.
 
-        A picture that was mixed with noise is at the level of `row`. Any other sample comes from a loop that ended
-        before the step of `row`, as SDXL's base does for its refiner.
+        A picture that was mixed with noise is at the level of `row`. Any other sample comes from a
+        loop that ended before the step of `row`, as SDXL's base does for its refiner.
         """
         return self._listed.loop_begin(row, self._mixed)
 
@@ -338,9 +381,11 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         return self.loop_begin(start), table.first_row(table.step_at(stop))
 
     def cover(self, start: int, stop: int) -> None:
-        """A fresh run of the whole steps in rows `start` … `stop - 1` of the list, as pipelines slice it.
+        """A fresh run of the whole steps in rows `start` … `stop - 1` of the list, as pipelines
+        slice it.
 
-        Raises `ArgumentError` where the sampler is made for all of them, `GridError` where no step is left.
+        Raises `ArgumentError` where the sampler is made for all of them, `GridError` where no step
+        is left.
         """
         rows = self._steps(start, stop)
         self._begin(self._listed.part(rows, start, stop, self._compile), rows)
@@ -348,7 +393,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def resumes(self, loop: Loop) -> bool:
         """Whether the run that `loop` begins with has rows behind it.
 
-        A run to resume is not that of a list which is only read before a part of it is run; `_join` refuses it.
+        A run to resume is not that of a list which is only read before a part of it is run; `_join`
+        refuses it.
         """
         if self.orders.resume is not None:
             self.cover(loop.start, loop.stop)
@@ -361,13 +407,17 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         return self.hand.replay
 
     def coming(self) -> Run | None:
-        """The run that the network's coming call is for; a loop that is about to begin gets its own."""
+        """The run that the network's coming call is for; a loop that is about to begin gets its
+        own.
+        """
         if self._run is not None and self.hand.loops and not self.hand.idle:
             self._join(self.hand.loops[0])
         return self._run
 
     def _join(self, loop: Loop) -> None:
-        """Let the run be that of `loop`: a fresh one where it begins, from the row that it has shown."""
+        """Let the run be that of `loop`: a fresh one where it begins, from the row that it has
+        shown.
+        """
         if loop.stepped or loop.shown is None:
             return
         run = self.run
@@ -380,10 +430,12 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         loop.run = self.run
 
     def _at(self, timestep: Any, sample: Tensor) -> Run:
-        """The run, with the row next to which `timestep` belongs. Raises `RunError` where that is another row.
+        """The run, with the row next to which `timestep` belongs. Raises `RunError` where that is
+        another row.
 
-        A loop says by what it has shown which row is meant. Else it is the row of that time: a run that has not begun
-        begins there, and one that is complete is followed by another, unless its own result comes back.
+        A loop says by what it has shown which row is meant. Else it is the row of that time: a run
+        that has not begun begins there, and one that is complete is followed by another, unless its
+        own result comes back.
         """
         loop = self.hand.loop_of(timestep)
         if loop is not None:
@@ -395,7 +447,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         over = self.run.status == "done" and loop is None
         if not over and self._is_next(timestep, rows):
             return self.run
-        return self._elsewhere(timestep, rows, not self.run.started or (over and not self.hand.is_held(sample)))
+        return self._elsewhere(
+            timestep, rows, not self.run.started or (over and not self.hand.is_held(sample))
+        )
 
     def _is_next(self, timestep: Any, rows: list[int]) -> bool:
         """Whether the run's next row is one of `rows`, which the step's time may mean."""
@@ -404,7 +458,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def _elsewhere(self, timestep: Any, rows: list[int], begins: bool) -> Run:
         """The run of a step at one of `rows` that is not the next of the present run.
 
-        `begins`: whether a run may begin with it. Raises `RunError` where none may, or no step begins there.
+        `begins`: whether a run may begin with it. Raises `RunError` where none may, or no step
+        begins there.
         """
         table = self._listed.table
         firsts = [row for row in rows if row == table.first_row(table.step[row])]
@@ -417,7 +472,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
 
     def _rows(self, timestep: Any) -> list[int]:
         """The rows of the list that a step at this time may mean."""
-        return self._listed.rows(number(timestep), self.begins + self.run.row if self.under_way else None)
+        return self._listed.rows(
+            number(timestep), self.begins + self.run.row if self.under_way else None
+        )
 
     def _bring(self, run: Run, sample: Tensor) -> None:
         """The pipeline comes back with a sample that it has changed."""
@@ -440,21 +497,31 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         use_clipped_model_output: bool | None = None,
         per_token_timesteps: Tensor | None = None,
     ) -> Stepped:
-        """Advance the run by one row. `generator` seeds the sampler's noise where the helm gave no seeds.
+        """Advance the run by one row. `generator` seeds the sampler's noise where the helm gave no
+        seeds.
 
-        `variance_noise`: the noise of this row, from pipelines that found it by inversion; refused where the row draws
-        none. `prev_timestep`: what the table knows anyhow. `per_token_timesteps`: (batch, tokens), each below the
-        row's time where a token is held cleaner; the output is then the negative velocity, as diffusers has it.
+        `variance_noise`: the noise of this row, from pipelines that found it by inversion; refused
+        where the row draws none. `prev_timestep`: what the table knows anyhow.
+        `per_token_timesteps`: (batch, tokens), each below the row's time where a token is held
+        cleaner; the output is then the negative velocity, as diffusers has it.
         """
         request.step(model_output, sample, generator, eta, per_token_timesteps)
         if eta and variance_noise is None:
-            raise ArgumentError(f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})")
-        if use_clipped_model_output is not None and flag("use_clipped_model_output", use_clipped_model_output):
+            raise ArgumentError(
+                f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta':"
+                f" {eta}}})"
+            )
+        if use_clipped_model_output is not None and flag(
+            "use_clipped_model_output", use_clipped_model_output
+        ):
             raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
         lead = self.hand.leader
-        if lead is not None and self._run is None:  # a copy that was given no levels goes on where it was made
+        if (
+            lead is not None and self._run is None
+        ):  # a copy that was given no levels goes on where it was made
             return lead.step(
-                model_output, timestep, sample, eta, generator, return_dict, variance_noise, prev_timestep,
+                model_output, timestep, sample, eta, generator, return_dict, variance_noise,
+                prev_timestep,
                 use_clipped_model_output, per_token_timesteps,
             )  # fmt: skip
         rests = self.hand.rests()
@@ -465,7 +532,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             learned = None
             if per_token_timesteps is not None:
                 raw = held(raw, per_token_timesteps, run.level.time)
-            elif raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1] and raw.shape[0] == len(sample):
+            elif (
+                raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1] and raw.shape[0] == len(sample)
+            ):
                 raw, learned = raw.chunk(2, dim=1)  # the other half is a learned variance
             self._seed(generator, len(sample))
             self._spread(sample)
@@ -485,7 +554,8 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha·x0 + sigma·noise` at the levels of `timesteps` (one per sample, or one for all).
 
-        `x0` itself once the run is stopped: what pipelines blend with the result is to be as clean as the result.
+        `x0` itself once the run is stopped: what pipelines blend with the result is to be as clean
+        as the result.
         """
         if self._run is not None and self._run.started and self._run.stopping:
             return original_samples
@@ -493,7 +563,9 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._mixed = True
         process = self.process if self._listing is None else self._listing.grid.process
         table = None if self._listing is None or self._sampler.fitted is None else self.run.table
-        level = process.at_time(times) if table is None else requested_levels.at(table, process, times)
+        level = (
+            process.at_time(times) if table is None else requested_levels.at(table, process, times)
+        )
         alpha, sigma = level.factors(original_samples)
         return alpha * original_samples + sigma * noise
 
