@@ -65,6 +65,7 @@ check: venv
 	$(BIN)/ruff check --no-cache src tests benchmarks training
 	$(BIN)/ruff format --check src tests benchmarks training
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv .lowest out build dist

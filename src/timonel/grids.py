@@ -21,6 +21,6 @@ from .core.grids import make as make
 from .core.grids import restart as restart
 from .core.grids import stretched as stretched
 from .core.grids import usual as usual
-from .engine.gits import choose as choose
+from .core.grids.choose import choose as choose
 from .engine.gits import gits as gits
 from .engine.gits import gits_cost as gits_cost

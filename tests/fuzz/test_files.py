@@ -248,13 +248,13 @@ def test_pictures_are_looked_at_before_they_are_decoded(tmp_path: Path) -> None:
 PEAK = """
 import resource, sys
 from PIL import Image
-from timonel import reading
+from timonel import picture_files, reading
 Image.preinit()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 for path in sys.argv[1:]:
     try:
-        reading.picture(path)
+        picture_files.picture(path)
     except ValueError:
         pass
     print(peak() - before)

@@ -284,7 +284,7 @@ def replay(
     from ..hooks.guard import guard
     from ..hooks.progress import progress
     from ..make.recipe import Recipe
-    from ..reading import picture as read
+    from ..picture_files import picture as read
 
     recipe, before = Recipe.read(picture), read(picture)
     recipe.check()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import reading
+from .. import picture_files, reading
 
 if TYPE_CHECKING:
     from .store import Outcome, Store
@@ -52,12 +52,12 @@ def _address(content: bytes, kind: str) -> str:
 
 
 def _still(path: Path) -> str:
-    picture = reading.picture(path)
+    picture = picture_files.picture(path)
     return data(path) if max(picture.size) <= SMALL else _webp(picture, SIDE, STILL_BYTES)
 
 
 def _frames(path: Path) -> list[str]:
-    return reading.frames(path, lambda frame: _webp(frame, FRAME, FRAME_BYTES))
+    return picture_files.frames(path, lambda frame: _webp(frame, FRAME, FRAME_BYTES))
 
 
 def _webp(picture: Any, side: int, most: int) -> str:

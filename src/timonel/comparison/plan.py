@@ -23,7 +23,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import reading, zoo
+from .. import picture_files, reading, zoo
 from ..core import grids, names
 from ..core.data import GuidanceData
 from ..core.guidance import parsed
@@ -72,7 +72,7 @@ class Cell:
             mode="json", exclude={"versions", "stopped_after"}, exclude_none=True
         )
         if self.recipe.image is not None:  # the picture itself, wherever it lies
-            picture = reading.content(self.recipe.image, "the picture", reading.PICTURE)
+            picture = reading.content(self.recipe.image, "the picture", picture_files.PICTURE)
             told["image"] = hashlib.sha256(picture).hexdigest()
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import reading
+from .. import picture_files, reading
 from ..errors import LONG, ArgumentError
 from ..files import replacing, write_tensors
 from ..make.recipe import Recipe
@@ -303,7 +303,7 @@ class Store:
         """The picture (3, H, W), or the frames (F, 3, H, W), in 0..1. Raises as `read_latents`."""
         path = self._inside(self.picture(outcome))
         try:
-            frames = reading.frames(path, lambda frame: to_tensor(frame.convert("RGB")))
+            frames = picture_files.frames(path, lambda frame: to_tensor(frame.convert("RGB")))
             return torch.stack(frames) if outcome.frames else frames[0]
         except (ArgumentError, RuntimeError) as error:
             raise _broken(path, error) from error

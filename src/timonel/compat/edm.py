@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core.run import Run
 from ..errors import ArgumentError
 from ..pipelines import request
+from ..pipelines.caller import pipeline_of
 from ..pipelines.inspect_source import steps_twice
-from ..pipelines.network.caller import pipeline_of
 from ..pipelines.sockets.outputs import Stepped
 from .base import Compat
 from .defaults import CHURN, EDM

@@ -556,5 +556,12 @@ class Run(Guided, Controlled):
         from .saving import load
 
         return load(
-            path, noise=noise, shape=shape, hooks=hooks, keep=keep, context=context, device=device
+            cls,
+            path,
+            noise=noise,
+            shape=shape,
+            hooks=hooks,
+            keep=keep,
+            context=context,
+            device=device,
         )

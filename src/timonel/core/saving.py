@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,9 +24,11 @@ from .fitted.fitted import Fitted
 from .guidance import Guidance
 from .noise import Noise, Seeded, source
 from .program import Shape, State
-from .run import Run
 from .sampler import Sampler
 from .table import Table
+
+if TYPE_CHECKING:
+    from .run import Run
 
 FORMAT = "timonel-run-2"
 OWN = "own"  # a noise source that only the caller can make again
@@ -125,6 +127,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
 
 
 def load(
+    cls: type[Run],
     path: str | PathLike[str],
     *,
     noise: Noise | None = None,
@@ -152,7 +155,7 @@ def load(
         table = Table.from_dict(saved.table)
         given = _noise(saved.noise, table, tensors)
         guidance = None if saved.guidance is None else _guidance(saved.guidance)
-        run = Run(
+        run = cls(
             table, saved.prediction, noise=given if noise is None else noise, guidance=guidance,
             hooks=hooks,
             shape=shape, keep=keep, context=context,

@@ -11,12 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..core.run import Run
-from ..pipelines.capture import Captured
+
+if TYPE_CHECKING:
+    from ..pipelines.capture import Captured
 
 Finished = Callable[["Job"], None]
 

@@ -11,34 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..core.grids.choose import choose
 from ..core.grids.grid import Grid, few_enough
 from ..core.grids.index import trailing
 from ..core.grids.sigma import karras, usual
 from ..core.process import At, Process
+from ..core.run import Run
+from ..core.solvers import make
 from ..errors import ArgumentError, GridError, finite
 
 MOST_FINE = 2000  # the cost has (fine + 1)² numbers
-
-
-def choose(cost: Tensor, steps: int, coefficient: float = 1.0) -> list[int]:
-    """The path 0 = i_0 < … < i_steps = M that minimises the sum of coefficient^k·cost[i_k,
-    i_(k+1)].
-
-    `cost`: (M + 1, M + 1), read above the diagonal. Dynamic programming over V_n[i], the least cost
-    from i to M in n steps: V_1[i] = cost[i, M], V_n[i] = min over j of cost[i, j] +
-    coefficient·V_(n-1)[j].
-    """
-    size = len(cost)
-    allowed = torch.ones(size, size, dtype=torch.bool).triu(1)
-    cost = torch.where(allowed, cost.double(), torch.inf)
-    value, best = cost[:, -1], []
-    for _ in range(steps - 1):
-        value, pick = (cost + coefficient * value).min(1)
-        best.append(pick)
-    path = [0]
-    for pick in reversed(best):
-        path.append(int(pick[path[-1]]))
-    return [*path, size - 1]
 
 
 @torch.no_grad()
@@ -46,9 +28,6 @@ def _teacher(
     denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, prediction: str
 ) -> tuple[Tensor, Tensor]:
     """An Euler run on `fine`: x at its M + 1 levels and the denoised predictions at the first M."""
-    from ..core.run import Run  # the core imports grids
-    from ..core.solvers import make
-
     run = Run(make("euler", fine), prediction)
     run.start(x)
     samples, denoised = [], []

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import reading
+from .. import picture_files, reading
 from ..errors import ArgumentError
 
 MARK = "timonel-step"  # text chunk of a step's PNG
@@ -78,7 +78,7 @@ def _ours(path: Path) -> bool:
     """Whether timonel wrote the file as a step's."""
     if path.suffix == ".png":
         try:
-            return MARK in reading.info(path)
+            return MARK in picture_files.info(path)
         except ArgumentError:
             return False
     from safetensors import SafetensorError, safe_open

@@ -16,7 +16,7 @@ from ..core.guidance import Guidance
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, finite, whole
 from ..files import placed, ready
-from ..reading import picture as read
+from ..picture_files import picture as read
 from .video import SUFFIXES, write
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr, ValidationError
 
-from .. import reading
+from .. import picture_files, reading
 from ..core import process as processes
 from ..core import solvers
 from ..core.sampler import Sampler
@@ -194,7 +194,7 @@ class Recipe(RecipeData):
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Recipe:
         """The recipe in a PNG. Raises `ArgumentError` where there is none."""
-        return cls._parsed(reading.picture(path).info.get(KEY), repr(str(path)))
+        return cls._parsed(picture_files.picture(path).info.get(KEY), repr(str(path)))
 
     @classmethod
     def _parsed(cls, text: Any, where: str) -> Recipe:

@@ -11,10 +11,10 @@ from ..core.driver import Driver
 from ..core.guidance import Guidance
 from ..core.run import Run
 from ..errors import ArgumentError
+from .caller import pipeline_of, pipelines
 from .guidance.gate import Gate, networks
 from .network import caches
 from .network.busy import Claim
-from .network.caller import pipeline_of, pipelines
 
 
 class Piped(Driver):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import grids, solvers
 from ..core.grids import Grid
+from ..core.grids.choose import choose
 from ..core.process import At, Process
 from ..core.sampler import Sampler
 from ..engine import gits
@@ -68,7 +69,7 @@ class Paths:
         """The levels on which `steps` Euler steps stay near the model's own paths; see
         `timonel.engine.gits`.
         """
-        path = gits.choose(self.cost, steps, GITS)
+        path = choose(self.cost, steps, GITS)
         fine = self.fine
         return Grid(fine.process, fine.alpha[path], fine.sigma[path], fine.time[path], "gits")
 

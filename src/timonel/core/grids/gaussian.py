@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ...engine.gits import choose
 from ...errors import finite
 from ..process import Level, Process, double
 from ..process.level import interpolate
+from .choose import choose
 from .grid import Grid, few_enough
 
 FINE, MOST = 400, 100  # levels to choose from, and how many of them

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from ..caller import frames
 from ..guidance.gate import networks
-from ..network.caller import frames
 
 # methods that change the object they belong to, as calls clean up after their loop: attention
 # processors, caches

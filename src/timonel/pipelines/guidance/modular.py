@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.hook import Hook
 from ...core.run import Run
-from ..network.caller import is_modular, pipeline_of
+from ..caller import is_modular, pipeline_of
 
 if TYPE_CHECKING:
     from ..sockets.scheduler import Scheduler

@@ -19,8 +19,8 @@ from typing import Any
 from torch import nn
 
 from ...errors import RunError
+from ..caller import pipelines
 from ..guidance import gate
-from .caller import pipelines
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
 AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...core.noise import Seeded, source
 from ...errors import ArgumentError, RunError
-from ..network import caller
-from ..network.caller import Generators
+from .. import caller
+from ..caller import Generators
 
 if TYPE_CHECKING:
     from ...core.run import Run

@@ -32,9 +32,9 @@ from ...core.sampler import Sampler
 from ...core.table import Table
 from ...errors import ArgumentError, GridError, RunError, flag, whole
 from .. import choice, request
+from ..caller import pipeline_of
 from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
-from ..network.caller import pipeline_of
 from ..orders import Orders as Orders
 from ..piped import calling
 from . import acting, kept, model, requested_levels
