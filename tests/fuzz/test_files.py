@@ -26,7 +26,6 @@ import timonel as tm
 from timonel import reading
 from timonel.comparison.plan import Plan, _unique
 from timonel.comparison.store import Outcome, Store
-from timonel.core import saving
 from timonel.core.fitted.fitted import Fitted
 from timonel.core.run import Run
 from timonel.errors import ArgumentError, TimonelError
@@ -353,4 +352,4 @@ def test_a_damaged_tensor_is_noticed(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(ArgumentError, match="damaged"):
-        saving.load(path)
+        tm.Run.load(path)
