@@ -1,8 +1,8 @@
 """The judge of emoji pictures: which of emoji's concepts one shows, and how far two sets of
 pictures are apart.
 
-It is the classifier of training/emoji/classifier.py, which learned real emoji only;
-training/emoji/export_judge.py wrote its weights. Pictures are (n, 3, 64, 64) in 0..1.
+training/emoji/classifier.py trained it, on real emoji only, and training/emoji/export_judge.py wrote
+its weights. Pictures are (n, 3, 64, 64) in 0..1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def load() -> tuple[nn.Sequential, tuple[str, ...]]:
     """
     if not FILE.is_file():
         raise ModelError(
-            f"no {FILE.name} in {FILE.parent}: training/emoji/export_judge.py makes it"
+            f"no {FILE.name} in {FILE.parent}: `python -m training.emoji.export_judge` makes it"
         )
     with safe_open(str(FILE), framework="pt") as file:
         names = tuple(json.loads(file.metadata()["names"]))

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import diffusers
-import make_doctor
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import make_doctor
 from support.places import DOCS, TESTS
 from timonel import zoo
 from timonel.cli import app, main

@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import make_tutorials as maker
 import pytest
+
+import make_tutorials as maker
 
 LARGEST = 400_000  # bytes of a notebook
 # the numbers of the cell `parameters`, as small as the cells' own assertions allow
