@@ -109,6 +109,13 @@ def test_the_formula_and_the_rescale_of_diffusers():
     assert torch.equal(combine(cond, uncond, 1.0), cond)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_rescaling_a_flat_output_has_its_limit(scale):
+    """Both stds are 0; the factor's limit is 1."""
+    flat = torch.full((2, 4, 4, 4), 0.5)
+    assert torch.equal(combine(flat, flat * 0, scale, 0.7), combine(flat, flat * 0, scale))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [

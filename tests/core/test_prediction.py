@@ -98,6 +98,12 @@ def test_an_output_that_does_not_depend_on_the_sample_is_refused():
         prediction.raw("epsilon", noise(1), noise(2), level)
 
 
+def test_an_edm_prediction_beyond_unit_variance_is_refused():
+    level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (1.0, 5.0, 0.4)))
+    with pytest.raises(PredictionError, match="unit variance"):
+        prediction.coefficients("edm", level)
+
+
 def test_unknown_kinds_list_the_nearest():
     with pytest.raises(UnknownName, match="did you mean 'sample'"):
         prediction.check("samples")

@@ -99,6 +99,28 @@ def test_the_refusal_says_the_range_the_value_and_the_default() -> None:
             CLASSES["DDIMScheduler"](**{key: value})
 
 
+def test_diffusers_goes_on_with_such_numbers_and_makes_no_picture() -> None:
+    for name, given, ends in (
+        ("DDIMScheduler", {"beta_end": 2.0}, lambda x: bool(x.isnan().all())),
+        ("DDIMScheduler", {"clip_sample_range": -1.0}, lambda x: bool((x == -1).all())),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": -3.0}, lambda x: float(x.std()) > 100),
+    ):
+        theirs = getattr(diffusers, name)(**given)
+        theirs.set_timesteps(5)
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for t in theirs.timesteps:
+            x = theirs.step(torch.tanh(x), t, x).prev_sample
+        assert ends(x), (name, given)
+        with pytest.raises(ArgumentError, match=next(iter(given))):
+            CLASSES[name](**given)
+    for name, given, error in (
+        ("EDMEulerScheduler", {"rho": 0.0}, ZeroDivisionError),
+        ("DDPMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 1.5}, RuntimeError),
+    ):
+        with pytest.raises(error):
+            walked(getattr(diffusers, name)(**given))
+
+
 def test_every_number_of_a_class_has_a_range_and_diffusers_defaults_lie_in_them() -> None:
     for name, defaults in DEFAULTS.items():
         numbers = {

@@ -4,6 +4,7 @@ refused by name.
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -18,6 +19,7 @@ import timonel as tm
 from support import tiny
 from timonel.compat import SDXLCFGCutoffCallback
 from timonel.errors import RunError
+from timonel.pipelines import caller
 from timonel.pipelines.capture import capture
 from timonel.pipelines.network.busy import needs
 
@@ -195,6 +197,57 @@ def test_no_gate_is_left_in_any_order_of_ends(where: str) -> None:
     helm(**asked, **CALL, seeds=[1], hooks=[wrap])
     assert torch.equal(plain(pipes[1], 2), before)  # through their wrapper, and through no gate
     assert sum(seen) >= 4
+
+
+def test_no_garbage_is_collected_while_stacks_of_other_threads_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Finalizers let those threads go on, whose frames end under the reader: a segmentation fault."""
+    entered, go, read = threading.Event(), threading.Event(), list[int]()
+    collections, callers = [0], caller._callers
+
+    class Waits:
+        scheduler = tiny.sd().scheduler
+
+        def __call__(self) -> None:
+            entered.set()
+            assert go.wait(60)
+            unset = [1 for _ in range(3)]  # names without a value make the reader allocate
+            del unset
+
+    pipe, before = Waits(), gc.get_threshold()
+    thread = threading.Thread(target=pipe)
+    thread.start()
+    assert entered.wait(60)
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        collections[0] += 1
+
+    def reads(frame: Any) -> list[Any]:
+        read.append(collections[0])
+        made = callers(frame)
+        read.append(collections[0])
+        return made
+
+    monkeypatch.setattr(caller, "_callers", reads)
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            read.clear()
+            assert [one for _, one in caller.everywhere() if one is pipe] == [pipe]
+            assert len(set(read)) == 1
+        assert gc.isenabled()
+        gc.disable()
+        caller.everywhere()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+        go.set()
+        thread.join(60)
+    assert collections[0]
 
 
 def test_random_overlaps_in_threads_are_right_or_refused() -> None:

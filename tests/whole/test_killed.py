@@ -27,10 +27,7 @@ from support.tuned_models import brief, mixture
 from timonel import files
 from timonel.comparison.plan import Plan
 from timonel.comparison.store import Outcome, Store
-from timonel.core import prediction
-from timonel.core.guidance import combine
-from timonel.core.process import Level
-from timonel.errors import ArgumentError, PredictionError
+from timonel.errors import ArgumentError
 from timonel.tuning import checks
 from timonel.tuning.store import MARK
 from timonel.tuning.store import Store as Fits
@@ -336,15 +333,3 @@ def test_a_folder_that_no_fit_made_is_refused_and_stays(tmp_path: Path) -> None:
     (folder / MARK).write_text("")
     Fits(folder, {}).clear()
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_rescaling_a_flat_output_has_its_limit(scale: float) -> None:
-    flat = torch.full((2, 4, 4, 4), 0.5)
-    assert torch.equal(combine(flat, flat * 0, scale, 0.7), combine(flat, flat * 0, scale))
-
-
-def test_an_edm_prediction_beyond_unit_variance_is_refused() -> None:
-    level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (1.0, 5.0, 0.4)))
-    with pytest.raises(PredictionError, match="unit variance"):
-        prediction.coefficients("edm", level)

@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
 import timonel as tm
-from support import saved
+from support import saved, tiny
 from support.tuned_models import brief, mixture
 from timonel import compat, exact
 from timonel.cli import app
 from timonel.errors import GuardStop, RunError, TimonelError
+from timonel.make.animate import animate
+from timonel.pipelines.decode.not_finite import Decoded
 from timonel.tuning import fit_model
 
 __all__ = ["brief"]
@@ -156,6 +160,102 @@ def test_a_plain_call_with_our_scheduler_says_it(pipe: Any, scheduler: Any) -> N
         pipe(**CALL, num_inference_steps=2)
 
 
+# -- pictures that a call begins with, and videos --------------------------------------------------
+def spoil_encoder(pipe: Any) -> None:
+    torch.nn.init.constant_(pipe.vae.encoder.conv_out.bias, math.nan)
+
+
+def encode_too_large(pipe: Any) -> None:
+    """In half precision 65,504 is the largest number."""
+    with torch.no_grad():
+        pipe.vae.encoder.conv_norm_out.weight.fill_(60_000.0)
+        pipe.vae.encoder.conv_norm_out.bias.fill_(60_000.0)
+    pipe.to(torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(spoil_encoder, "begins with: check its weights"), (encode_too_large, "float32")],
+)
+def test_a_picture_that_is_encoded_wrongly_is_said_before_the_network_is_called(
+    pipe: Any, spoil: Any, said: str
+) -> None:
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    spoil(other)
+    calls: list[int] = []
+    other.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(GuardStop, match=said):
+        tm.Helm(other)("pizza", image=Image.new("RGB", (32, 32), "red"), steps=4)
+    assert not calls
+    assert not other.vae.encoder._forward_hooks
+
+
+def test_a_picture_with_infinity_in_it_is_said(pipe: Any) -> None:
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(GuardStop, match="check what was given for it"):
+        tm.Helm(other)("pizza", image=torch.full((1, 3, 32, 32), math.nan), steps=4)
+
+
+def spoil_one_frame(pipe: Any) -> None:
+    decode = pipe.vae.decoder.forward
+
+    def one(*args: Any, **kwargs: Any) -> Tensor:
+        made: Tensor = decode(*args, **kwargs).clone()
+        made[1] = math.nan
+        return made
+
+    pipe.vae.decoder.forward = one
+
+
+VIDEOS = {
+    spoil_network: "NaN or infinity", spoil_encoder: "the picture that the call begins with",
+    spoil_decoder: "of all of the pictures", spoil_one_frame: "of a part of the pictures",
+}  # fmt: skip
+videos = pytest.mark.parametrize("spoil", VIDEOS, ids=lambda spoil: spoil.__name__)
+
+
+@videos
+@black
+def test_a_video_is_not_made_with_black_frames(spoil: Any, tmp_path: Path) -> None:
+    pipe = tiny.svd()
+    spoil(pipe)
+    picture, size = Image.new("RGB", (16, 16), "red"), {"width": 16, "height": 16, "num_frames": 3}
+    with pytest.raises(GuardStop, match=VIDEOS[spoil]):
+        animate(picture, tmp_path / "clip.gif", helm=tm.Helm(pipe), steps=2, **size)
+    assert not list(tmp_path.iterdir())
+
+
+@black
+def test_one_video_of_two_that_has_a_black_frame_is_a_warning() -> None:
+    pipe = tiny.svd()
+    spoil_one_frame(pipe)
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    size = {"width": 16, "height": 16, "num_frames": 3, "decode_chunk_size": 6}
+    with pytest.warns(RuntimeWarning, match="a part of the pictures"):
+        frames = tm.Helm(pipe)(pictures, steps=2, seeds=[0, 1], **size).frames
+    assert [[np.asarray(one).std() > 0 for one in video] for video in frames] == [
+        [True, False, True],
+        [True] * 3,
+    ]
+
+
+@black
+@pytest.mark.parametrize("values", [[1.0, math.nan], [math.nan, math.nan]], ids=["one", "both"])
+def test_tiles_count_for_the_sample_that_they_are_of(values: list[float]) -> None:
+    """Tiles of two pictures are decoded for both at once."""
+    pipe = tiny.sd()
+    seen, made = torch.tensor(values).reshape(2, 1, 1, 1), Decoded(pipe)
+    with made:
+        for _ in range(3):
+            made._look(pipe.vae.decoder, (), seen.expand(2, 3, 8, 8))
+    if not any(math.isfinite(value) for value in values):
+        with pytest.raises(GuardStop, match="of all"):
+            made.check(2)
+    else:
+        with pytest.warns(RuntimeWarning, match="a part"):
+            made.check(2)
+
+
 # -- commands ------------------------------------------------------------------------------------
 @pytest.fixture
 def folder(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], str]:
@@ -185,6 +285,24 @@ def test_generate_says_it_and_writes_no_picture(folder: Any, spoil: Any, tmp_pat
     ]
     with pytest.raises(GuardStop, match="NaN or infinity"):
         CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@videos
+@black
+def test_animate_says_it_and_writes_no_video(
+    spoil: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny.svd()
+    spoil(pipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("timonel.pipelines.load.load", lambda *_, **__: pipe)
+    Image.new("RGB", (16, 16), "red").save("apple.png")
+    words = ["--model", "tiny", "--steps", "2", "--frames", "3", "--width", "16", "--height", "16"]
+    done = CliRunner().invoke(app, ["animate", "apple.png", *words])
+    assert isinstance(done.exception, GuardStop), done.output
+    assert done.exit_code != 0
+    assert "NaN or infinity" in str(done.exception)
     assert not list((tmp_path / "out").glob("*"))
 
 
