@@ -334,6 +334,6 @@ TestBackground.settings = settings(max_examples=8, stateful_step_count=14, deadl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [Native, Background])
-def test_many_more_orders(machine: type[Orders]) -> None:
+def test_many_random_orders_do_what_the_model_says(machine: type[Orders]) -> None:
     many = settings(max_examples=150, stateful_step_count=30, deadline=None)
     run_state_machine_as_test(machine, settings=many)  # type: ignore[no-untyped-call]
