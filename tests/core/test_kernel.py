@@ -27,7 +27,6 @@ UNIT = {
     torch.float16: 2.0**-11,
     torch.bfloat16: 2.0**-8,
 }
-#: four inputs; the second sum reads the first output, the third reads both
 #: rows of first, second and third order, corrected, two-stage and stochastic
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_3m", "unipc", "heun", "dpmpp_2m_sde", "euler_ancestral")
 with warnings.catch_warnings():

@@ -6,6 +6,7 @@ import torch
 
 from timonel.core.kernel import Plan
 
+#: four inputs; the second sum reads the first output, the third reads both
 PLAN = Plan(
     4, (((0.3, 0), (0.4, 1)), ((0.5, 0), (0.7, 4), (1 / 3, 2)), ((-0.1, 5), (1.0, 3), (0.33, 4)))
 )
