@@ -20,10 +20,11 @@ from ..errors import path as file_of
 from ..files import write_tensors
 from . import drawn, tree
 from . import noise as noises
+from .checkpoints import Call, Point
 from .fitted.fitted import Fitted
 from .guidance import Guidance
 from .noise import Noise, Seeded, source
-from .program import Shape, State
+from .program import DenoisedFn, State
 from .sampler import Sampler
 from .table import Table
 
@@ -105,20 +106,20 @@ class Saved(BaseModel):
 
 def save(run: Run, path: str | PathLike[str]) -> None:
     """Write `run` atomically. A noise source other than seeds has to be given again to `load`."""
-    start, (here, clean, called, _) = run.snapshot()
+    start, (here, call, _) = run.snapshot()
     tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
-    if clean is not None:
-        tensors["denoised"] = clean.detach().contiguous().clone()
+    if call is not None and call.clean is not None:
+        tensors["denoised"] = call.clean.detach().contiguous().clone()
     data = {
         "format": FORMAT,
         "row": here.row,
         "table": run.table.to_dict(),
         "prediction": run.prediction,
         "noise": _source(run.noise, tensors),
-        "called": called,
+        "called": None if call is None else call.row,
         "guidance": None if run.guidance is None else asdict(run.guidance),
         "guided_since": run.guided_since,
-        "shaped": run.shape is not None,
+        "shaped": run.denoised_fn is not None,
         "history": len(here.history),
         "differences": len(here.differences),
         "sampler": None if run.sampler is None else _spelled(run.sampler),
@@ -131,7 +132,7 @@ def load(
     path: str | PathLike[str],
     *,
     noise: Noise | None = None,
-    shape: Shape | None = None,
+    denoised_fn: DenoisedFn | None = None,
     hooks: Sequence[Any] = (),
     keep: int = 0,
     context: Any = None,
@@ -147,9 +148,9 @@ def load(
             f"{str(path)!r} was run with its own noise source; give it again: Run.load(path,"
             " noise=…)"
         )
-    if saved.shaped and shape is None:
+    if saved.shaped and denoised_fn is None:
         raise ArgumentError(
-            f"{str(path)!r} was run with shape=; give it again: Run.load(path, shape=…)"
+            f"{str(path)!r} was run with denoised_fn=; give it again: Run.load(path, denoised_fn=…)"
         )
     try:
         table = Table.from_dict(saved.table)
@@ -158,7 +159,7 @@ def load(
         run = cls(
             table, saved.prediction, noise=given if noise is None else noise, guidance=guidance,
             hooks=hooks,
-            shape=shape, keep=keep, context=context,
+            denoised_fn=denoised_fn, keep=keep, context=context,
         )  # fmt: skip
         run.sampler = None if saved.sampler is None else _sampler(saved.sampler)
         wrong = _misfit(saved, run, tensors)
@@ -170,7 +171,8 @@ def load(
         _state(tensors, prefix, row, saved.history, count)
         for prefix, row, count in (("start.", 0, 0), ("", saved.row, saved.differences))
     )
-    run.restore(start, here, tensors.get("denoised"), saved.called, saved.guided_since)
+    call = None if saved.called is None else Call(saved.called, clean=tensors.get("denoised"))
+    run.restore(start, Point(here, call), saved.guided_since)
     return run
 
 
