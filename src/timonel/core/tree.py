@@ -64,7 +64,7 @@ class TreeNoise:
         """The same path for another table."""
         return TreeNoise(self.entropy, self.low, self.high, table)
 
-    def said(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The arguments, but for the table."""
         return {"kind": self.kind, "entropy": self.entropy, "low": self.low, "high": self.high}
 
