@@ -182,9 +182,9 @@ class Run(Controlled):
             self._loop, self._flight = threading.get_ident(), None
             self._await()
             if self._stopping and self._status == "running":
-                self._status = "stopped"
                 if self._checkpoints.keep:
                     self._at = self._point._replace(memory=self._resting())
+                self._status = "stopped"
             if self._status != "running":
                 self._loop, self._paused = None, False
                 return False
