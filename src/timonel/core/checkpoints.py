@@ -62,9 +62,7 @@ class Checkpoints:
             del self.points[next(iter(self.points))]
 
     def back_to(self, step: int) -> Point:
-        """A copy of the newest point at or before `step`, the start where none is kept; later ones
-        are dropped.
-        """
+        """A copy of the newest point at or before `step`, else of the start; later ones go."""
         self.points = {at: point for at, point in self.points.items() if at <= step}
         if self.points:
             return self.points[max(self.points)].clone()

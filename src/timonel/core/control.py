@@ -78,9 +78,7 @@ class Controlled(Position):
 
     @property
     def phase(self) -> str:
-        """The state that `states.ORDERS` is about: `status`, or finishing where a pipeline is past
-        its loop.
-        """
+        """The state in `states.ORDERS`: `status`, or finishing where a pipe is past its loop."""
         with self._change:
             if self._status in ("new", "running"):
                 return self.status
@@ -107,9 +105,7 @@ class Controlled(Position):
         states.check(order, self.phase)
 
     def holding(self) -> threading.Condition:
-        """What keeps the run in its state for the time of a `with` block. Not for longer than an
-        order takes.
-        """
+        """Keeps the run in its state for a `with` block, not for longer than an order takes."""
         return self._change
 
     # -- orders ------------------------------------------------------------------------------------
@@ -128,10 +124,9 @@ class Controlled(Position):
             self._stop(reason)
 
     def pause(self) -> None:
-        """Wait before the next row until `resume` or `stop`; after a rewind, once its step is
-        reached again.
+        """Wait before the next row until `resume` or `stop`.
 
-        The row that is computed is finished first.
+        The row that is computed is finished first; after a rewind its step is reached again first.
 
         Raises:
             RunError: the run has ended.
@@ -141,8 +136,7 @@ class Controlled(Position):
             self._paused = True
 
     def resume(self) -> None:
-        """Go on after `pause`; after a stop or a failure, the loop that drives the run can be
-        entered again.
+        """Go on after `pause`; after a stop or a failure the run's loop can be entered again.
 
         Raises:
             RunError: the run is done, or its pipeline decodes.
@@ -192,7 +186,7 @@ class Controlled(Position):
                 self._finished, self.reason = False, ""
             self._change.notify_all()
 
-    # -- between two rows ---------------------------------------------------------------------------
+    # -- between two rows --------------------------------------------------------------------------
     def _await(self) -> None:
         """Between two rows: what was ordered meanwhile is done, and what is paused waits."""
         while True:
@@ -227,8 +221,7 @@ class Controlled(Position):
         return moved
 
     def _between(self) -> Point:
-        """Where the run stands between two rows. While hooks are called that is before their row,
-        but for themselves.
+        """Where the run stands between two rows; for other threads than its hooks, before theirs.
 
         Raises `RunError` while those of the start are called.
         """
@@ -242,17 +235,16 @@ class Controlled(Position):
             return self._point._replace(memory=self._resting())
 
     def _resting(self) -> Any:
-        """What the network remembers at this point; `UNKNOWN` while a row is computed or after the
-        run's end.
-        """
+        """What the network remembers here; `UNKNOWN` while a row is computed or after the end."""
         idle = self._flight is None and self._status == "running"
         return self.driver.remembered() if idle and self.memory is UNKNOWN else self.memory
 
     # -- guidance ----------------------------------------------------------------------------------
     @property
     def guidance(self) -> Guidance | None:
-        """How the run is guided. Assign `cfg(…)`, a scale or None, from any thread: it acts from
-        the next row on.
+        """How the run is guided; assign `cfg(…)`, a scale or None to change it.
+
+        From any thread; it acts from the next row on.
 
         Raises:
             TimonelError: at the assignment, and the run goes on as it was: the rows to come cannot
@@ -294,10 +286,10 @@ class Controlled(Position):
     # -- the sample --------------------------------------------------------------------------------
     @property
     def latents(self) -> Tensor:
-        """The sample (batch, …) at `level`. In a hook or while paused, change it in place or assign
-        a tensor of its shape.
+        """The sample (batch, …) at `level`.
 
-        Of a paused run another thread gets it once the row that is computed is finished.
+        In a hook or while paused, change it in place or assign a tensor of its shape. Of a paused
+        run another thread gets it once the row that is computed is finished.
 
         Raises:
             RunError: there is no sample yet; at an assignment also while another thread computes a

@@ -31,9 +31,7 @@ SHARED = ("context", "hooks", "noise", "program")  # of copies in one process
 
 
 def fields(run: Run) -> dict[str, Any]:
-    """What a copy of the run is made of. An edit in place reaches the base in the copy, and the run
-    is left alone.
-    """
+    """The fields of a copy; an edit in place reaches its base, and the run is left alone."""
     with run._change:
         state = {name: value for name, value in vars(run).items() if name not in ANEW}
         if elsewhere(run._hooking):

@@ -32,7 +32,7 @@ class Driver:
         return False
 
     def holds(self) -> bool:
-        """Whether the call that drives the run goes on past its loop; no order is done meanwhile."""
+        """Whether the call that drives the run is past its loop; no order is done meanwhile."""
         return False
 
     def admit(self, run: Run, guidance: Guidance) -> None:

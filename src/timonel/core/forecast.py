@@ -10,12 +10,12 @@ lam, which is infinite there; the prediction is smooth in alpha.
 merges with the row before it, and `skip` turns a table into one of fewer rows, which runs, saves
 and plots as any other. Every solver of one call a step that adds no noise takes it as an option:
 
-| option               | leaves out                                                                             |
-|----------------------|----------------------------------------------------------------------------------------|
-| `skip=3`             | every third step: 2, 5, 8, … (steps count from 0)                                      |
-| `skip="2/3"`         | two of every three: 2, 3, 5, 6, …                                                      |
-| `skip="4,6"`, `[4]`  | these steps                                                                            |
-| `skip_order=1` … `4` | how many predictions a forecast is made from, at most; 1 unless it is given            |
+| option               | leaves out                                        |
+|----------------------|---------------------------------------------------|
+| `skip=3`             | every third step: 2, 5, 8, … (steps count from 0) |
+| `skip="2/3"`         | two of every three: 2, 3, 5, 6, …                 |
+| `skip="4,6"`, `[4]`  | these steps                                       |
+| `skip_order=1` … `4` | (how many predictions a forecast reads, at most)  |
 
 The patterns call the network in the first two steps and in the last; a list may leave out any but
 the first. Higher orders pay where steps are so short that predictions hardly bend; with 20 steps

@@ -7,12 +7,12 @@ Inside the interval it may be forecast. What guidance adds is d = cond - uncond 
 predictions, which changes slowly, so `cfg(4.0, forecast=2)` computes both outputs at every second
 guided call only, the first two always, and repeats the newest d between (`order=2`: reads it off
 the line in lam through the newest two). Such a call costs one network evaluation instead of two.
-With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw, so no sample has to
-be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), whose weights are
+With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw, so no sample has
+to be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), whose weights are
 fitted to a model; these follow from the levels.
 
-Guidance compiles to a table as a sampler does: `guidance.compile(table, prediction)` has a scale and
-the weights of a forecast for every row.
+Guidance compiles to a table as a sampler does: `guidance.compile(table, prediction)` has for every
+row a scale and the weights of a forecast.
 """
 
 from __future__ import annotations
@@ -96,8 +96,7 @@ class Guidance:
         )
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
-        """One scale per row: 1.0 where only the conditional output is computed, None for the
-        pipeline's own.
+        """One scale per row: 1.0 computes the conditional output only, None is the pipeline's own.
 
         Raises:
             ArgumentError: the scales are not one per step of the table.
@@ -187,7 +186,7 @@ class CompiledGuidance:
         return 0 if self.guidance is None or self.guidance.forecast == 1 else self.guidance.order
 
     def forecast(self, row: int, differences: Sequence[Tensor]) -> Tensor | None:
-        """cond - uncond of a row's raw outputs from the remembered ones; None where it has none.
+        """Forecast cond - uncond of a row's raw outputs; None where the row has no forecast.
 
         Args:
             row: 0 to K - 1.

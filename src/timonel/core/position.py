@@ -100,15 +100,12 @@ class Position:
 
     @property
     def history(self) -> tuple[Tensor | None, ...]:
-        """Predictions of the rows before, newest first, in the table's basis; None where no later
-        row reads one.
-        """
+        """Earlier predictions in the table's basis, newest first; None where no row reads one."""
         return self._here.history
 
     @property
     def denoised(self) -> Tensor:
-        """The newest prediction of the clean sample, as the solver used it; after a rewind that of
-        its step.
+        """The newest denoised prediction, as the solver used it; after a rewind that of its step.
 
         Raises:
             RunError: the network has not been called.
@@ -138,29 +135,22 @@ class Position:
     # -- how its network call is guided ------------------------------------------------------------
     @property
     def guided(self) -> CompiledGuidance:
-        """What the guidance says for every row; what was assigned while a row is computed is not in
-        it yet.
-        """
+        """What the guidance says for every row, without what was assigned during this one."""
         return self._guided
 
     @property
     def scale(self) -> float | None:
-        """Guidance scale of the coming network call: 1.0 skips the unconditional output, None is
-        the pipeline's own.
-        """
+        """Guidance scale of the coming call: 1.0 is no guidance, None the pipeline's own scale."""
         return self._guided.scales[min(self.row, self.table.nfe - 1)]
 
     @property
     def forecasting(self) -> bool:
-        """Whether the coming network call computes its conditional output only, and is guided by a
-        forecast.
-        """
+        """Whether the coming call computes its conditional output only, guided by a forecast."""
         return bool(self._guided.weights[min(self.row, self.table.nfe - 1)])
 
     @property
     def forecast(self) -> Tensor | None:
-        """cond - uncond (batch, …) of the coming network call's raw outputs; None where it is not
-        forecast.
+        """The forecast of cond - uncond (batch, …) of the coming call's outputs, where it has one.
 
         Raises:
             RunError: a difference that it is made from was not remembered.
@@ -171,9 +161,7 @@ class Position:
 
     @property
     def remembers(self) -> bool:
-        """Whether later rows need the difference of the coming call, where both of its outputs are
-        computed.
-        """
+        """Whether later rows may need cond - uncond of the coming call."""
         return self._guided.order > 0
 
     # what `guided` says, by other names

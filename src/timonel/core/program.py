@@ -229,7 +229,7 @@ class _Binder:
         return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
 
     def _keeps(self, k: int) -> bool:
-        """Whether the row's prediction has to be a tensor: it is changed, or a later row reads it."""
+        """Whether the prediction has to be a tensor: it is changed, or a later row reads it."""
         later = range(k + 1, min(self.table.nfe, k + self.table.history))
         return self.denoised_fn is not None or any(
             rows[j][2 + j - k] for rows in (self.x, self.base) for j in later
@@ -238,8 +238,9 @@ class _Binder:
     def _next_base(
         self, k: int, convert: tuple[float, float], keeps: bool
     ) -> tuple[Terms, int | None]:
-        """The sum that is the next base, or the register that is: one that only moves is not
-        copied, unless it is the network's own tensor.
+        """The sum that is the next base, or the register that only moves there.
+
+        The network's own tensor is copied.
         """
         if not self.uses_base:
             return (), None
@@ -249,8 +250,7 @@ class _Binder:
         return terms, None
 
     def _carry(self, k: int, stays: bool) -> float | None:
-        """What a unit of an edit of x before row k adds to the base; None where the row makes the
-        base without the last.
+        """What a unit of an edit of x before row k adds to the base; None where it reads no base.
 
         A base that `stays` is where the step began: x and it are multiples of the sample there, and
         sums of predictions. One that evolves as x does, SA-Solver's, is at the level of x.
@@ -269,9 +269,9 @@ class _Binder:
         return kept / size if size else None
 
     def _directed(self, k: int, rebase: tuple[float, float]) -> tuple[float, float] | None:
-        """Weights of the changed and the unchanged prediction in the one that makes the row's
-        sample; None at its own end.
+        """Weights of the changed and the unchanged prediction in the one that the row applies.
 
+        None where the step ends at its own level.
         Such a table's rows are `x' = a·x + b·prediction`, with b = alpha' - a·alpha.
         """
         x, _, h0, *_ = self.x[k]
@@ -293,9 +293,7 @@ def _inputs(row: int, reads: Sequence[int], registers: Sequence[Tensor | None]) 
 
 
 def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms:
-    """Non-zero terms of a table's row by register; h0 is replaced by x and raw unless it is a
-    tensor of its own.
-    """
+    """Non-zero terms of a table's row; h0 is replaced by x and raw unless it is a tensor."""
     x, base, h0, *rest = row
     sums = [x, 0.0, base, h0, *rest]
     if not keeps:

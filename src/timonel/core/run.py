@@ -248,7 +248,7 @@ class Run(Controlled):
             self._checkpoints.add(self.step, point)
 
     def finish(self) -> None:
-        """Call `on_end` hooks once; the loop that drives the run calls it when the rows are over."""
+        """Call `on_end` hooks once; the loop that drives the run does so when the rows are over."""
         with self._change:
             if self._status not in ("done", "stopped") or self._finished:
                 return
@@ -257,11 +257,10 @@ class Run(Controlled):
         self.driver.looping(False)
 
     def fail(self, error: BaseException | None = None) -> None:
-        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is
-        dropped.
+        """End a run whose network or hook raised.
 
-        One that somebody interrupted (`KeyboardInterrupt`) is stopped; `resume` lets either of them
-        go on.
+        Hooks get their `on_end`, and what they raise is dropped. A run that somebody interrupted
+        (`KeyboardInterrupt`) is stopped; `resume` lets either of them go on.
 
         Args:
             error: what was raised; its text becomes `reason`.
@@ -281,9 +280,7 @@ class Run(Controlled):
                 hook.on_end(self)
 
     def leave(self) -> None:
-        """The call that drove the run is over, and no loop of it will ask for a row: a run that
-        goes on is stopped.
-        """
+        """Stop a run that goes on, because the call that drove it is over."""
         with self._change:
             self._loop = self._flight = None
             self._paused = False
@@ -404,8 +401,7 @@ class Run(Controlled):
 
     # -- saving ------------------------------------------------------------------------------------
     def snapshot(self) -> tuple[State, Point]:
-        """The start, and a copy of where the run stands between two rows, with its prediction, as
-        one consistent pair.
+        """The start, and a copy of where the run stands between two rows, with its prediction.
 
         Raises:
             RunError: the run has not begun.

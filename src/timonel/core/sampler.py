@@ -1,4 +1,4 @@
-"""A sampler by name: which solver, on which grid, with how many steps. Plain data until compiled."""
+"""A sampler by name, plain data until compiled: a solver, a grid and a number of steps."""
 
 from __future__ import annotations
 

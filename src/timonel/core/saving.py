@@ -35,11 +35,11 @@ FORMAT = "timonel-run-2"
 
 
 class Saved(Strict):
-    """What a file says of a run beside its tensors. Files of before have no `digest` and may lack
-    what has a default.
+    """What a file says of a run beside its tensors.
 
-    `history`, `differences`: how many tensors of each the run remembers. `sampler`: what a
-    pipeline's list was compiled from. `digest`: of everything in the file.
+    Older files have no `digest` and may lack what has a default. `history`, `differences`: how many
+    tensors of each the run remembers. `sampler`: what a pipeline's list was compiled from.
+    `digest`: of everything in the file.
     """
 
     format: str
