@@ -18,7 +18,6 @@ from torch import Tensor
 
 import timonel as tm
 from timonel import compat
-from timonel.core.process import At
 
 FILES = Path(__file__).parent / "files_of_before"
 RESULTS = load_file(FILES / "results.safetensors")
@@ -26,11 +25,11 @@ VP = tm.VP.from_schedule()
 X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def conditional(x: Tensor, level: At) -> Tensor:
+def conditional(x: Tensor, level: tm.At) -> Tensor:
     return x * (0.5 * level.alpha)
 
 
-def unconditional(x: Tensor, level: At) -> Tensor:
+def unconditional(x: Tensor, level: tm.At) -> Tensor:
     return x * (0.25 * level.alpha)
 
 

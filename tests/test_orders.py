@@ -4,6 +4,7 @@ none is lost.
 
 from __future__ import annotations
 
+import ast
 import copy
 import random
 import threading
@@ -343,3 +344,39 @@ def test_a_call_that_three_threads_order_at_random_comes_to_an_end() -> None:
             time.sleep(0.01)
         handle.result(SECONDS)
         assert handle.status in ("done", "stopped")
+
+
+SOURCES = Path(tm.__file__).parent
+OF_A_RUN = {SOURCES / "core" / f"{name}.py" for name in ("run", "control", "position", "copying")}
+ASSIGNED = {"latents", "guidance"}  # properties that refuse, or act at the next row
+
+
+def written(path: Path) -> list[str]:
+    """The attributes of runs that a file assigns to."""
+    targets = [
+        target
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign))
+        for one in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        for target in (one.elts if isinstance(one, ast.Tuple) else [one])
+    ]
+    return [
+        f"{path.relative_to(SOURCES)}:{target.lineno} {ast.unparse(target)}"
+        for target in targets
+        if isinstance(target, ast.Attribute)
+        and ast.unparse(target.value).split(".")[-1] in ("run", "_run", "current")
+        and target.attr not in ASSIGNED
+    ]
+
+
+def test_nothing_but_a_run_writes_into_a_run() -> None:
+    paths = [path for path in SOURCES.rglob("*.py") if path not in OF_A_RUN]
+    assert [line for path in paths for line in written(path)] == []
+    assert written(SOURCES / "core" / "run.py") == []  # `run.` there would be another run's
+
+
+def test_a_write_into_a_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.SOURCES", tmp_path)
+    path = tmp_path / "room.py"
+    path.write_text("run.moved = False\nself.run.noise, x = None, 1\nrun.latents = x\n")
+    assert written(path) == ["room.py:1 run.moved", "room.py:2 self.run.noise"]

@@ -137,7 +137,8 @@ class Times(Coordinates):
         noise, orders = run.noise, self.orders
         self.cover(begins, stop)
         if orders.seeds is None and orders.noise is None:
-            self.run.noise = noise.over(self.run.table) if isinstance(noise, TreeNoise) else noise
+            table = self.run.table
+            self.run.draw_from(noise.over(table) if isinstance(noise, TreeNoise) else noise)
         self.run.restore(*snapshot)
 
     def _steps_freely(self) -> bool:
