@@ -380,3 +380,22 @@ def test_a_write_into_a_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "room.py"
     path.write_text("run.moved = False\nself.run.noise, x = None, 1\nrun.latents = x\n")
     assert written(path) == ["room.py:1 run.moved", "room.py:2 self.run.noise"]
+
+
+def test_a_prediction_that_is_read_while_a_row_is_computed_takes_no_run_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tm.begin(torch.ones(1, 2), "euler", process=VP, steps=4)
+    run.advance(run.latents * 0.5)
+    plain, newest = type(run.program).denoised, run.newest
+
+    def slow(program: Any, row: int, x: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
+        monkeypatch.undo()
+        run.advance(run.latents * 0.5)  # as the loop does meanwhile, in another thread
+        return plain(program, row, x, raw)
+
+    monkeypatch.setattr(type(run.program), "denoised", slow)
+    assert newest is not None
+    assert torch.equal(run.denoised, newest[1])  # of the row before, which was the newest
+    assert run.row == 2
+    assert not torch.equal(run.denoised, newest[1])
