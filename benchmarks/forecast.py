@@ -96,7 +96,12 @@ class Bench:
     def _run(self, table: tm.Table, guidance: tm.Guidance) -> tuple[Tensor, list[Job], float]:
         jobs = [
             Job(
-                Run(table, self.captured.prediction, guidance=guidance, shape=self.captured.shape),
+                Run(
+                    table,
+                    self.captured.prediction,
+                    guidance=guidance,
+                    denoised_fn=self.captured.denoised_fn,
+                ),
                 i,
                 told=False,
             )

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ArgumentError": "errors",
+    "At": "core.process",
     "BrownianNoise": "core.noise",
     "EDM": "core.process",
     "Flow": "core.process",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from .core.noise import SeededNoise as SeededNoise
     from .core.process import EDM as EDM
     from .core.process import VP as VP
+    from .core.process import At as At
     from .core.process import Flow as Flow
     from .core.process import Level as Level
     from .core.process import Process as Process

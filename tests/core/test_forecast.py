@@ -247,7 +247,8 @@ def test_skips_run_in_a_pipeline_and_as_a_drop_in_scheduler():
 # -- the unconditional half in the native loop -----------------------------------------------------
 def plan(guidance: Guidance, table: tm.Table) -> str:
     """One letter a row: b(oth halves), f(orecast), c(onditional only)."""
-    kinds = zip(guidance.scales(table), guidance.forecasts(table, "v"), strict=True)
+    compiled = guidance.compile(table, "v")
+    kinds = zip(compiled.scales, compiled.weights, strict=True)
     return "".join("c" if scale == 1.0 else "f" if weights else "b" for scale, weights in kinds)
 
 
@@ -273,14 +274,14 @@ def test_the_second_call_of_a_step_serves_the_first_of_the_next():
     table = solvers.make("heun", grids.make("trailing", PROCESSES["vp"], 5))
     guidance = cfg(4.0, forecast=2, order=2)
     assert plan(guidance, table) == "bbfbfbfbf"
-    assert [w for w in guidance.forecasts(table, "sample") if w] == [
+    assert [w for w in guidance.compile(table, "sample").weights if w] == [
         pytest.approx((1.0, 0.0), abs=1e-12)
     ] * 4
 
 
 def test_noise_added_in_between_begins_the_differences_anew():
     table = solvers.make("restart", grids.make("karras", PROCESSES["edm"], 12))
-    made = cfg(4.0, forecast=2).forecasts(table, "sample")
+    made = cfg(4.0, forecast=2).compile(table, "sample").weights
     where = Level(table.alpha, table.sigma, table.time).lam.tolist()
     lifts = [k for k in range(1, table.nfe) if where[k] < where[k - 1] - 1e-6]
     assert lifts
@@ -403,7 +404,7 @@ def test_remembered_differences_are_a_part_of_the_run(order, keep, tmp_path):
     assert torch.equal(run.result, whole)
     for step in range(1, 10):
         loaded = Run.load(tmp_path / f"{step}.safetensors")
-        assert loaded.forecasts == run.forecasts
+        assert loaded.guided == run.guided
         assert torch.equal(finished(loaded, nets), whole)
         assert torch.equal(finished(twins[step - 1], nets), whole)
     for back in (5, 3, 2, 0):

@@ -141,3 +141,21 @@ def test_rescaling_a_flat_output_has_its_limit(scale):
 def test_what_cannot_be_guidance_is_refused_with_the_value(call, error, said):
     with pytest.raises(error, match=said):
         call()
+
+
+def test_a_run_holds_its_guidance_as_a_table_that_never_changes():
+    of = table(steps=6)
+    run = tm.Run(of, "v", guidance=cfg([5.0, 4.0, 3.0, 2.0, 1.0, 1.0], forecast=2, until=0.9))
+    run.start(torch.ones(1, 2))
+    first = run.guided
+    assert first == run.guidance.compile(of, "v")
+    assert first.scales == (5.0, 4.0, 3.0, 2.0, 1.0, 1.0)
+    assert [bool(weights) for weights in first.weights] == [False, False, True, False, False, False]
+    run.advance(run.latents * 0.1)
+    run.guidance = cfg(2.0, forecast=2)
+    assert (run.guided.since, run.guided.scales) == (1, (2.0,) * 6)
+    assert run.guided == cfg(2.0, forecast=2).compile(of, "v", since=1)
+    assert [bool(weights) for weights in run.guided.weights] == [False] * 3 + [True, False, True]
+    assert first == cfg([5.0, 4.0, 3.0, 2.0, 1.0, 1.0], forecast=2, until=0.9).compile(of, "v")
+    run.guidance = None
+    assert (run.guided.order, run.guided.rescale, run.guided.scales) == (0, 0.0, (None,) * 6)

@@ -416,7 +416,7 @@ def test_a_run_remembers_nothing_that_grows():
     for _ in run.rows():
         run.advance(run.latents * 0.5)
         assert len(run._here.history) == table.history - 1
-        assert not run._kept
+        assert not run._checkpoints.points
 
 
 # -- the table of solvers ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ none is lost.
 
 from __future__ import annotations
 
+import ast
 import copy
 import random
 import threading
@@ -302,3 +303,58 @@ def test_a_call_that_three_threads_order_at_random_comes_to_an_end() -> None:
             time.sleep(0.01)
         handle.result(SECONDS)
         assert handle.status in ("done", "stopped")
+
+
+SOURCES = Path(tm.__file__).parent
+OF_A_RUN = {SOURCES / "core" / f"{name}.py" for name in ("run", "control", "position", "copying")}
+ASSIGNED = {"latents", "guidance"}  # properties that refuse, or act at the next row
+
+
+def written(path: Path) -> list[str]:
+    """The attributes of runs that a file assigns to."""
+    targets = [
+        target
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign))
+        for one in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        for target in (one.elts if isinstance(one, ast.Tuple) else [one])
+    ]
+    return [
+        f"{path.relative_to(SOURCES)}:{target.lineno} {ast.unparse(target)}"
+        for target in targets
+        if isinstance(target, ast.Attribute)
+        and ast.unparse(target.value).split(".")[-1] in ("run", "_run", "current")
+        and target.attr not in ASSIGNED
+    ]
+
+
+def test_nothing_but_a_run_writes_into_a_run() -> None:
+    paths = [path for path in SOURCES.rglob("*.py") if path not in OF_A_RUN]
+    assert [line for path in paths for line in written(path)] == []
+    assert written(SOURCES / "core" / "run.py") == []  # `run.` there would be another run's
+
+
+def test_a_write_into_a_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.SOURCES", tmp_path)
+    path = tmp_path / "room.py"
+    path.write_text("run.moved = False\nself.run.noise, x = None, 1\nrun.latents = x\n")
+    assert written(path) == ["room.py:1 run.moved", "room.py:2 self.run.noise"]
+
+
+def test_a_prediction_that_is_read_while_a_row_is_computed_takes_no_run_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tm.begin(torch.ones(1, 2), "euler", process=VP, steps=4)
+    run.advance(run.latents * 0.5)
+    plain, newest = type(run.program).denoised, run.newest
+
+    def slow(program: Any, row: int, x: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
+        monkeypatch.undo()
+        run.advance(run.latents * 0.5)  # as the loop does meanwhile, in another thread
+        return plain(program, row, x, raw)
+
+    monkeypatch.setattr(type(run.program), "denoised", slow)
+    assert newest is not None
+    assert torch.equal(run.denoised, newest[1])  # of the row before, which was the newest
+    assert run.row == 2
+    assert not torch.equal(run.denoised, newest[1])

@@ -294,12 +294,14 @@ def test_what_a_file_cannot_hold_has_to_be_given_again(tmp_path):
     assert torch.equal(finish(Run.load(target, noise=own)), finish(run))
 
     guidance = tm.cfg([3.0, 2.0, 1.0], until=0.5)
-    run = Run(table, "v", noise=own, shape=lambda clean: clean.clamp(-1, 1), guidance=guidance)
+    run = Run(
+        table, "v", noise=own, denoised_fn=lambda clean: clean.clamp(-1, 1), guidance=guidance
+    )
     run.start(torch.ones(1, 4, 6, 6))
     run.save(target)
-    with pytest.raises(ArgumentError, match="shape="):
+    with pytest.raises(ArgumentError, match="denoised_fn="):
         Run.load(target, noise=own)
-    loaded = Run.load(target, noise=own, shape=run.shape)
+    loaded = Run.load(target, noise=own, denoised_fn=run.denoised_fn)
     assert loaded.guidance == run.guidance
     assert torch.equal(finish(loaded), finish(run))
 

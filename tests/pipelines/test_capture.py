@@ -53,7 +53,9 @@ def go(
 ) -> Tensor:
     table = sampler.compile(captured.process)
     noise = noises.source(sampler.source, [seed], table) if table.stochastic else None
-    run = Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
+    run = Run(
+        table, captured.prediction, noise=noise, guidance=guidance, denoised_fn=captured.denoised_fn
+    )
     run.start(captured.start[sample : sample + 1])
     for _ in run.rows():
         run.advance(captured(run.latents, torch.tensor([run.level.time]), [sample], [run.scale]))

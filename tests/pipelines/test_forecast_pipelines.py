@@ -247,7 +247,7 @@ def test_a_fleet_ends_where_the_helm_does_and_counts_its_halves(key):
     captured = capture(watched.helm, seeds=[0], guidance=3.0, **watched.inputs)
     table = tm.Sampler("dpmpp_2m", steps=6).on(captured.process).compile(captured.process)
     jobs = [
-        Job(Run(table, captured.prediction, guidance=g, shape=captured.shape), 0)
+        Job(Run(table, captured.prediction, guidance=g, denoised_fn=captured.denoised_fn), 0)
         for g in (guidance, cfg(3.0), cfg(3.0, until=0.5))
     ]
     drive_fleet(jobs, captured, 8, lambda job: None)

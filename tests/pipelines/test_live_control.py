@@ -227,7 +227,7 @@ def test_a_paused_run_that_is_rewound_shows_the_picture_of_its_step(keep: int) -
     assert [step for step, _, _ in shown] == [4, 3, 1]
     for step, clean, level in shown:
         assert torch.equal(clean, truth[step])
-        assert level == run._levels[step - 1]
+        assert level == run.program.levels[step - 1]
     assert run.status == "done"
 
 
@@ -245,7 +245,7 @@ def test_a_saved_and_a_branched_run_have_their_picture(tmp_path: Any) -> None:
     twin.rewind(2)
     twin.proceed()
     assert twin.step == 2
-    assert twin.called_at == run._levels[1]
+    assert twin.called_at == run.program.levels[1]
 
 
 def test_a_handle_shows_every_step_it_is_sent_to_and_the_noise_at_the_start() -> None:

@@ -390,7 +390,9 @@ def ours(case: Case, scheduler: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
         shown.append(x)
         return case.sign * net(x, 0.0 if case.blind else at.time)
 
-    result = drive(table, look, x.to(dtype), prediction=case.kind, noise=noise, shape=case.shape)
+    result = drive(
+        table, look, x.to(dtype), prediction=case.kind, noise=noise, denoised_fn=case.shape
+    )
     return shown, result / float(table.alpha[-1]) if SPACES[case.space][2] else result
 
 

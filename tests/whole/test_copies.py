@@ -8,7 +8,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +174,12 @@ def test_what_a_run_keeps_changes_only_while_no_other_thread_copies_it() -> None
     run = tm.Run(tm.Sampler("euler", steps=6).compile(tm.VP.from_schedule()), "epsilon", keep=2)
     held: list[bool] = []
 
-    class Kept(OrderedDict[int, Any]):
+    class Kept(dict[int, Any]):
         def __setitem__(self, step: int, kept: Any) -> None:
             held.append(run._change._is_owned())
             super().__setitem__(step, kept)
 
-    run._kept = Kept()
+    run._checkpoints.points = Kept()
     run.start(torch.zeros(1, 1))
     for _ in run.rows():
         run.advance(run.latents)

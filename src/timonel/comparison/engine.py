@@ -382,7 +382,13 @@ class Engine:
         guidance = None if recipe.guidance is None else recipe.guidance.guidance()
         if chosen.fitted is not None:
             self._elsewhere(chosen.fitted, captured, recipe, guidance)
-        return Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
+        return Run(
+            table,
+            captured.prediction,
+            noise=noise,
+            guidance=guidance,
+            denoised_fn=captured.denoised_fn,
+        )
 
     def _elsewhere(
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None

@@ -611,7 +611,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
         if self.eta is not None:
             self._take(self.eta if eta is None else float(eta))
             eta = None
-        shape, self._consistent = self.run.shape, bool(use_clipped_model_output)
+        shape, self._consistent = self.run.denoised_fn, bool(use_clipped_model_output)
         if isinstance(shape, Directed):
             shape.consistent = self._consistent
         elif use_clipped_model_output and self.eta is None:

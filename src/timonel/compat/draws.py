@@ -43,7 +43,7 @@ class Draws(Scheduler):
             super()._seed(generator, batch)
             return
         if self._draws() and (run.noise is None or run.noise == self._unseeded):
-            run.noise = DrawnNoise()
+            run.draw_from(DrawnNoise())
         if isinstance(run.noise, DrawnNoise):
             run.noise.generators = generator
 
@@ -69,7 +69,6 @@ class Draws(Scheduler):
         twin: Draws = super().__deepcopy__(memo)
         run = twin.current
         if run is not None and isinstance(run.noise, DrawnNoise):
-            run.noise = (
-                run.noise.fork()
-            )  # as in diffusers, where each draws from the generator that it is given
+            # as in diffusers, where each draws from the generator of its step
+            run.draw_from(run.noise.fork())
         return twin

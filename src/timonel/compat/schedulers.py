@@ -179,13 +179,13 @@ class DPMSolverSDEScheduler(Compat):
         if self._explodes and tree.installed():
             sigma = self._listed.table.sigma.float()
             drawn = int(torch.randint(0, tree.MOST, [])) if chosen is None else chosen
-            run.noise = tree.TreeNoise(
-                drawn, float(sigma[sigma > 0].min()), float(sigma.max()), run.table
-            )
+            low, high = float(sigma[sigma > 0].min()), float(sigma.max())
+            run.draw_from(tree.TreeNoise(drawn, low, high, run.table))
         elif chosen is None:
             Seeding._seed(self, generator, batch)
         elif run.table.stochastic:
-            run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], run.table)
+            seeds = [chosen + i for i in range(batch)]
+            run.draw_from(source(self._sampler.source, seeds, run.table))
 
 
 class DPMSolverSinglestepScheduler(Compat):

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..core.grids import Grid
 from ..core.process import Level, double
-from ..core.program import Program
 from ..core.run import Run
 from ..core.table import Table
 from ..core.tree import TreeNoise
@@ -101,7 +100,7 @@ class Times(Coordinates):
             self._listed.table.step[self._covered[1]]
         ):
             longer = self._listed.part((self.begins, total), start, total, self._compile)
-            self.run.program = Program.bind(longer, self.prediction, self.run.shape)
+            self.run.keep_for(longer)
 
     def _join(self, loop: Loop) -> None:
         if loop.stepped or loop.shown is None or loop.run is not None or not self._continues(loop):
@@ -134,12 +133,13 @@ class Times(Coordinates):
     def _extend(self, stop: int) -> None:
         """Let the run go on up to row `stop` of the list."""
         run, begins = self.run, self.begins
-        start, kept = run.snapshot()
+        snapshot = run.snapshot()
         noise, orders = run.noise, self.orders
         self.cover(begins, stop)
         if orders.seeds is None and orders.noise is None:
-            self.run.noise = noise.over(self.run.table) if isinstance(noise, TreeNoise) else noise
-        self.run.restore(start, kept.state, kept.clean, kept.called)
+            table = self.run.table
+            self.run.draw_from(noise.over(table) if isinstance(noise, TreeNoise) else noise)
+        self.run.restore(*snapshot)
 
     def _steps_freely(self) -> bool:
         """Whether a step may be any: the class remembers nothing, and no loop or helm follows the

@@ -1,4 +1,4 @@
-"""What comes from outside as tensors, networks' outputs and hooks, looked at before it is used."""
+"""Checks of what comes from outside: tensors, networks' outputs, hooks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ from .hook import Hook, adapt
 
 
 def tensor(what: str, value: Any) -> Tensor:
-    """`value`, or `ArgumentError` unless it is a floating-point tensor."""
-    if not isinstance(value, Tensor):
-        raise ArgumentError(
-            f"{what} must be a floating-point tensor (batch, …), got {shown(value)}"
-        )
-    if value.is_floating_point() and value.ndim:
+    """`value`, which has to be a floating-point tensor (batch, …).
+
+    Args:
+        what: its name in the error.
+        value: anything.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
         return value
-    raise ArgumentError(
-        f"{what} must be a floating-point tensor (batch, …), got {value.dtype} {tuple(value.shape)}"
-    )
+    got = shown(value)
+    if isinstance(value, Tensor):
+        got = f"{value.dtype} {tuple(value.shape)}"
+    raise ArgumentError(f"{what} must be a floating-point tensor (batch, …), got {got}")
 
 
 def output(raw: Any, x: Tensor) -> Tensor:
-    """What a network returned for the sample x, or `ArgumentError` unless it is a tensor like x.
+    """What a network returned, which has to be a tensor like its sample.
 
     Its dtype may be another one, for networks in half precision are advanced in full; its shape and
     device may not.
+
+    Args:
+        raw: what it returned.
+        x: (batch, …), the sample.
+
+    Raises:
+        ArgumentError: it is no such tensor.
     """
     if not isinstance(raw, Tensor):
         raise ArgumentError(f"the network must return a tensor {tuple(x.shape)}, got {kind(raw)}")
@@ -62,26 +74,27 @@ def kind(raw: Any) -> str:
     return shown(raw)
 
 
-def hooks(given: Any) -> list[Hook]:
-    """Hooks as a list of `Hook`; None is none. Raises `ArgumentError` for anything else than a list
-    of callables.
+def hooks(value: Any) -> list[Hook]:
+    """Hooks as a list of `Hook`; None is none.
+
+    Raises:
+        ArgumentError: for anything else than a list of callables.
     """
-    return [adapt(hook) for hook in listed(given)]
+    return [adapt(hook) for hook in listed(value)]
 
 
-def listed(given: Any) -> list[Any]:
-    """Hooks as they are, in a list; None is none. Raises `ArgumentError` for anything else than a
-    list.
+def listed(value: Any) -> list[Any]:
+    """Hooks as they are, in a list; None is none.
+
+    Raises:
+        ArgumentError: for anything else than a list.
     """
-    if given is None:
+    if value is None:
         return []
-    if (
-        isinstance(given, (str, bytes, dict, type))
-        or not isinstance(given, Iterable)
-        or hasattr(given, "dtype")
-    ):
-        one = "a hook" if isinstance(given, (Hook, Callable)) else shown(given)  # type: ignore[arg-type]
+    one_thing = isinstance(value, (str, bytes, dict, type)) or hasattr(value, "dtype")
+    if one_thing or not isinstance(value, Iterable):
+        one = "a hook" if isinstance(value, (Hook, Callable)) else shown(value)  # type: ignore[arg-type]
         raise ArgumentError(
             f"hooks must be a list of callables, e.g. hooks=[tm.progress()], got {one}"
         )
-    return list(given)
+    return list(value)

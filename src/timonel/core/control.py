@@ -1,5 +1,6 @@
-"""Orders to a run, from any thread: they act at the next row, or are refused as `states.ORDERS`
-says.
+"""Orders to a run, from any thread.
+
+They act at the next row, or are refused as `states.ORDERS` says.
 """
 
 from __future__ import annotations
@@ -7,77 +8,68 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import ArgumentError, RunError, instance, shown, whole
 from . import border, states
-from .driver import Driver
-from .kernel import combine
-
-if TYPE_CHECKING:
-    from .program import Program, State
-    from .table import Table
+from .checkpoints import Checkpoints, Point
+from .driver import UNKNOWN, Driver
+from .guidance import CompiledGuidance, Guidance, assigned
+from .position import Position
+from .program import Program, State
+from .table import Table
 
 # seconds that an edit from another thread waits for a hook, which may be waiting for that thread
 PATIENCE = 60.0
 TICK = 0.1  # seconds after which a thread that waits asks whether the other one is still alive
 
 
-class Border(NamedTuple):
-    """Where a run stands between two rows, when the hooks of the first are through."""
+class Watched(NamedTuple):
+    """A sample that may be edited in place, with its version and a copy from before."""
 
-    state: State
-    last: tuple[Tensor, Tensor, int] | None
-    clean: Tensor | None
-    called: int | None
-    memory: Any
+    x: Tensor
+    version: int  # -1 where torch counts none
+    before: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Watched:
+        return cls(x, -1 if x.is_inference() else x._version, x.clone())
+
+    def touched(self, x: Tensor) -> bool:
+        """Whether x is the sample, and may have been edited since."""
+        return x is self.x and (self.version < 0 or x._version != self.version)
 
 
-class Controlled:
-    """The part of a `Run` that takes orders. It keeps where its loop is, and who computes, hooks or
-    edits.
-    """
+class Controlled(Position):
+    """The part of a `Run` that takes orders."""
 
-    table: Table
-    program: Program
-    driver: Driver
-    _change: threading.Condition
-    _state: State | None
-    _start: State | None
-
-    def _rest(self) -> None:
-        """Nobody drives the run, and nobody has given it an order."""
+    def __init__(
+        self, table: Table, program: Program, guided: CompiledGuidance, keep: int, driver: Driver
+    ) -> None:
+        super().__init__(table, program, guided)
+        self.driver = driver
+        self.reason = ""  # why the run was stopped
+        self._checkpoints = Checkpoints(keep)
+        self._coming: CompiledGuidance | None = None  # from the next row on
+        self._difference: Tensor | None = None  # of the row that is computed
+        # the orders
         self._status = "new"
         self._paused, self._stopping, self._finished = False, False, False
-        self._goto: int | None = None
-        self._until = 0  # the step up to which a run that is paused goes, after a rewind
+        self._goto: int | None = None  # the step to go back to
+        self._until = 0  # the step up to which a paused run goes, after a rewind
+        self.moved = False  # the state was replaced by a rewind since the last row
+        # who is at work
         self._loop: int | None = None  # the thread whose loop it is in
         self._flight: int | None = None  # the thread that computes a row
         self._hooking: int | None = None  # the thread that calls the hooks of a row
-        self._border: Border | None = None  # that of before the row whose hooks are called
+        self._before: Point | None = None  # that row's beginning
         self._waiting = False  # the loop waits for `resume`
-        self._watched: tuple[Tensor, int, Tensor] | None = (
-            None  # x, its version and a copy, while edits are possible
-        )
-        self.reason = ""  # why the run was stopped
+        self._watched: Watched | None = None  # while edits in place have to reach the base
 
-    if TYPE_CHECKING:
-
-        @property
-        def row(self) -> int: ...
-
-        @property
-        def step(self) -> int: ...
-
-        @property
-        def started(self) -> bool: ...
-
-        @property
-        def _here(self) -> State: ...
-
-    # -- the state ---------------------------------------------------------------------------
     @property
     def status(self) -> str:
         """One of new, running, paused, stopped, done, failed."""
@@ -86,16 +78,13 @@ class Controlled:
 
     @property
     def phase(self) -> str:
-        """The state that `states.ORDERS` is about: `status`, or finishing where a pipeline is past
-        its loop.
-        """
+        """The state in `states.ORDERS`: `status`, or finishing where a pipe is past its loop."""
         with self._change:
             if self._status in ("new", "running"):
                 return self.status
             if self._status != "failed" and (alive(self._loop) or self._hooking is not None):
-                return (
-                    "paused" if self._paused else "running"
-                )  # its last row is computed, and it can still go back
+                # its last row is computed, and it can still go back
+                return "paused" if self._paused else "running"
             # where a hook raised, its loop has yet to end
             return "finishing" if elsewhere(self._loop) or self.driver.holds() else self._status
 
@@ -105,19 +94,29 @@ class Controlled:
         return self._stopping
 
     def check(self, order: str) -> None:
-        """Raises `RunError` where the present state refuses `order`; see `states`."""
+        """Refuse an order that the present state does not allow.
+
+        Args:
+            order: a key of `states.ORDERS`.
+
+        Raises:
+            RunError: it is refused.
+        """
         states.check(order, self.phase)
 
     def holding(self) -> threading.Condition:
-        """What keeps the run in its state for the time of a `with` block. Not for longer than an
-        order takes.
-        """
+        """Keeps the run in its state for a `with` block, not for longer than an order takes."""
         return self._change
 
-    # -- orders ------------------------------------------------------------------------------
+    # -- orders ------------------------------------------------------------------------------------
     def stop(self, reason: str = "") -> None:
-        """End at the next row; `result` is then the newest denoised prediction. Raises `RunError`
-        after the end.
+        """End at the next row; `result` is then the newest denoised prediction.
+
+        Args:
+            reason: a sentence, kept as `reason`.
+
+        Raises:
+            RunError: after the end.
         """
         instance("reason", reason, str, "a sentence")
         with self._change:
@@ -125,32 +124,39 @@ class Controlled:
             self._stop(reason)
 
     def pause(self) -> None:
-        """Wait before the next row until `resume` or `stop`; after a rewind, once its step is
-        reached again.
+        """Wait before the next row until `resume` or `stop`.
 
-        The row that is computed is finished first. Raises `RunError` where the run has ended.
+        The row that is computed is finished first; after a rewind its step is reached again first.
+
+        Raises:
+            RunError: the run has ended.
         """
         with self._change:
             self.check("pause")
             self._paused = True
 
     def resume(self) -> None:
-        """Go on after `pause`; after a stop or a failure, the loop that drives the run can be
-        entered again.
+        """Go on after `pause`; after a stop or a failure the run's loop can be entered again.
 
-        Raises `RunError` for a run that is done, and while its pipeline decodes.
+        Raises:
+            RunError: the run is done, or its pipeline decodes.
         """
         with self._change:
             self.check("resume")
-            self._go_on()
+            self._take_back()
 
     def rewind(self, step: int) -> None:
         """Go back so that `step` steps are completed, at the next row.
 
         Continues from the kept state (`keep=`) at or nearest before `step`, else from the start;
         steps in between are computed again, with the same noise and the same hooks, while the run
-        is paused too. One that has ended goes on when its loop is entered again. Raises `RunError`
-        for a step the run has not reached, and while its pipeline decodes.
+        is paused too. A run that has ended goes on when its loop is entered again.
+
+        Args:
+            step: 0 to the number of completed steps.
+
+        Raises:
+            RunError: the run has not reached `step`, or its pipeline decodes.
         """
         with self._change:
             self.check("rewind")
@@ -159,7 +165,7 @@ class Controlled:
             except ArgumentError:
                 raise RunError(
                     f"cannot rewind to step {shown(step)}: the run has completed {self.step} of"
-                    f" {self.table.steps} steps"
+                    f" {self.steps} steps"
                 ) from None
             self._goto, self._until, self._stopping = step, step, False
             if self._status in ("done", "stopped", "failed"):
@@ -171,32 +177,127 @@ class Controlled:
             self._stopping, self.reason = True, reason or self.reason
             self._change.notify_all()
 
-    def _go_on(self) -> None:
+    def _take_back(self) -> None:
         """Take back a pause, a stop or a failure."""
         with self._change:
             self._paused = self._stopping = False
             if self._status in ("running", "stopped", "failed") and self.started:
-                ended = self.row == self.table.nfe
-                self._status, self._finished, self.reason = (
-                    "done" if ended else "running",
-                    False,
-                    "",
-                )
+                self._status = "done" if self.row == self.table.nfe else "running"
+                self._finished, self.reason = False, ""
             self._change.notify_all()
 
-    # -- the sample --------------------------------------------------------------------------
+    # -- between two rows --------------------------------------------------------------------------
+    def _await(self) -> None:
+        """Between two rows: what was ordered meanwhile is done, and what is paused waits."""
+        while True:
+            self._unwatch()
+            self._settle()
+            if self._goto is not None:  # also while paused: rewind, look, edit and go on
+                self._go_back(self._goto)
+                self._goto = None
+            if self.driver.interrupted():
+                self._stop("the pipeline was interrupted")
+            waits = self._paused and self._status in ("running", "done")
+            if not waits or self._stopping or self.step < self._until:
+                return
+            self._watch()
+            self._waiting = True
+            try:
+                self._change.wait(self.driver.patience)
+            finally:
+                self._waiting = False
+
+    def _stand(self, point: Point) -> None:
+        """Go on from another point."""
+        self._at, self._status = point, "running"
+
+    def _go_back(self, step: int) -> None:
+        self._stand(self._checkpoints.back_to(step))
+        self.moved = True
+
+    def take_rewind(self) -> bool:
+        """Whether the run went back since its last row, and since this was last asked."""
+        moved, self.moved = self.moved, False
+        return moved
+
+    def _between(self) -> Point:
+        """Where the run stands between two rows; for other threads than its hooks, before theirs.
+
+        Raises `RunError` while those of the start are called.
+        """
+        if elsewhere(self._hooking):
+            if self._before is None:
+                raise RunError(
+                    "the run is about to begin, its hooks are called: wait for its first step"
+                )
+            return self._before
+        with self._unwatched():  # an edit in place reaches the base first
+            return self._point._replace(memory=self._resting())
+
+    def _resting(self) -> Any:
+        """What the network remembers here; `UNKNOWN` while a row is computed or after the end."""
+        idle = self._flight is None and self._status == "running"
+        return self.driver.remembered() if idle and self.memory is UNKNOWN else self.memory
+
+    # -- guidance ----------------------------------------------------------------------------------
+    @property
+    def guidance(self) -> Guidance | None:
+        """How the run is guided; assign `cfg(…)`, a scale or None to change it.
+
+        From any thread; it acts from the next row on.
+
+        Raises:
+            TimonelError: at the assignment, and the run goes on as it was: the rows to come cannot
+                be guided so, or no row is to come; see `states`.
+        """
+        return (self._coming or self._guided).guidance
+
+    @guidance.setter
+    def guidance(self, value: Guidance | float | Sequence[float] | None) -> None:
+        guidance = assigned(value)
+        with self._change:
+            self.check("guidance")
+            self._guide(guidance)
+
+    @property
+    def guided_since(self) -> int:
+        """The row from which `guidance` holds."""
+        return (self._coming or self._guided).since
+
+    def _guide(self, guidance: Guidance | None) -> None:
+        """Guide the rows to come so."""
+        run: Any = self
+        with self._change:
+            flies = self._flight not in (None, threading.get_ident())  # a row is computed elsewhere
+            new = CompiledGuidance.of(
+                guidance, self.table, self.program.prediction, self.row + flies
+            )
+            if guidance is not None:
+                self.driver.admit(run, guidance)
+            self._coming = new if guidance != self._guided.guidance else None
+            if not flies:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Between two rows: what was assigned while one was computed holds from here on."""
+        if self._coming is not None:
+            self._guided, self._coming, self._difference = self._coming, None, None
+
+    # -- the sample --------------------------------------------------------------------------------
     @property
     def latents(self) -> Tensor:
-        """The sample at `level`. In a hook or while paused, change it in place or assign a tensor
-        of its shape.
+        """The sample (batch, …) at `level`.
 
-        Of a paused run another thread gets it once the row that is computed is finished. Raises
-        `RunError` before there is a sample; an assignment also from another thread while a row of a
-        run that is not paused is computed, and while its pipeline decodes.
+        In a hook or while paused, change it in place or assign a tensor of its shape. Of a paused
+        run another thread gets it once the row that is computed is finished.
+
+        Raises:
+            RunError: there is no sample yet; at an assignment also while another thread computes a
+                row of a run that is not paused, and while the pipeline decodes.
         """
         with self._change:
             if self._paused:
-                self._still()
+                self._wait_for_row()
             return self._here.x
 
     @latents.setter
@@ -204,7 +305,7 @@ class Controlled:
         with self._change:
             self.check("latents")
             if self._paused:
-                self._still()
+                self._wait_for_row()
             elif self._busy():
                 raise RunError(
                     "latents are refused from another thread while a row is computed: call"
@@ -213,47 +314,48 @@ class Controlled:
             self.replace(value)
 
     def replace(self, value: Tensor) -> None:
-        """Go on with `value` in the place of the sample, as the loop that drives the run says. See
-        `latents`.
+        """Go on with another sample. For the loop that drives the run; hooks assign `latents`.
+
+        Args:
+            value: (batch, …), of the sample's shape.
+
+        Raises:
+            ArgumentError: another shape.
         """
         with self._change:
-            here = self._here
-            _fits(value, here.x)
-            watched = self._watched is not None
-            self._unwatch()
-            if value is not here.x:
-                self._state = self._edited(here.x, self._here._replace(x=value))
-            if watched:
-                self._watch()
+            _fits(value, self._here.x)
+            with self._unwatched():
+                here = self._here
+                if value is not here.x:
+                    self._go_on_with(self._carried(here._replace(x=value), here.x))
 
     def see(self, value: Tensor) -> None:
-        """Let the network's next output be one for `value` in the place of the sample, and the step
-        under way go on.
+        """Let the network's next output be one for `value`, and the step under way go on.
 
         What a later row reads of the sample it still reads as it was, where the solver keeps a
-        base; `replace` carries the change into that too. Raises `ArgumentError` for another shape.
+        base; `replace` carries the change into that too.
+
+        Args:
+            value: (batch, …), of the sample's shape.
+
+        Raises:
+            ArgumentError: another shape.
         """
         with self._change:
             _fits(value, self._here.x)
             self._unwatch()
-            self._state = self._here._replace(x=value)
+            self._go_on_with(self._here._replace(x=value))
 
     def release(self) -> None:
-        """Let go of the sample tensor that was handed out: the run continues with a copy of its
-        own.
-        """
-        with self._change:
-            watched = self._watched is not None
-            self._unwatch()
-            self._state = self._here._replace(x=self._here.x.clone())
-            if watched:
-                self._watch()
+        """Let go of the sample tensor that was handed out: the run continues with its own copy."""
+        with self._change, self._unwatched():
+            self._go_on_with(self._here._replace(x=self._here.x.clone()))
 
     def _busy(self) -> bool:
         """Whether another thread computes a row or calls its hooks."""
         return elsewhere(self._flight) or elsewhere(self._hooking)
 
-    def _still(self) -> None:
+    def _wait_for_row(self) -> None:
         """Wait for the end of a row that another thread computes, and of its hooks."""
         ends = time.monotonic() + PATIENCE
         while self._busy():
@@ -264,39 +366,40 @@ class Controlled:
                     " thread? Change the latents in the hook, or let it return first"
                 )
 
-    # An edit of x must reach the base of solvers that correct it (UniPC), or the corrector undoes
-    # it.
-    def _carry(self) -> float | None:
-        return (
-            self.program.rows[self.row].carry
-            if self.started and self.row < self.table.nfe
-            else None
-        )
-
+    # -- edits in place ----------------------------------------------------------------------------
     def _watch(self) -> None:
-        """From here to `_unwatch` x may be edited in place; remember it where that has to be
-        carried on.
-        """
-        if self._carry() is not None:
-            x = self._here.x
-            self._watched = (x, -1 if x.is_inference() else x._version, x.clone())
+        """From here to `_unwatch` the sample may be edited in place."""
+        if self.started and self._carries():
+            self._watched = Watched.of(self._here.x)
 
     def _unwatch(self) -> None:
-        if self._watched is None:
-            return
-        x, version, before = self._watched
-        self._watched = None
-        if self._here.x is x and (version < 0 or x._version != version):
-            self._state = self._edited(before, self._here)
+        if self._watched is not None:
+            self._go_on_with(self._edited())
+            self._watched = None
 
-    def _edited(self, before: Tensor, state: State) -> State:
-        """`state` with the edit x - before carried into its base."""
-        carry = self._carry()
-        if carry is None or state.base is None:
-            return state
-        return state._replace(
-            base=combine([(1.0, state.base), (carry, state.x), (-carry, before)], state.x.dtype)
-        )
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """The edits until here are carried on; the sample is another one afterwards."""
+        watched = self._watched is not None
+        self._unwatch()
+        yield
+        if watched:
+            self._watch()
+
+    def _edited(self) -> State:
+        """The state, with an edit in place carried into its base."""
+        here, watched = self._here, self._watched
+        if watched is None or not watched.touched(here.x):
+            return here
+        return self._carried(here, watched.before)
+
+    def _carries(self) -> bool:
+        """Whether an edit of the sample has to reach the base too."""
+        return self.row < self.table.nfe and self.program.rows[self.row].carry is not None
+
+    def _carried(self, state: State, before: Tensor) -> State:
+        """`state` with the edit of its x, which was `before`, carried into its base."""
+        return self.program.edited(state, before) if self._carries() else state
 
 
 def _fits(value: Tensor, sample: Tensor) -> None:

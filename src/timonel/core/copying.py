@@ -11,82 +11,54 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
-from collections import OrderedDict
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from .control import elsewhere
 from .driver import UNKNOWN, Driver
-from .program import Program
 
 if TYPE_CHECKING:
     from .run import Run
 
-#: fields that are made anew, for they are a process' own or follow from the others
-ANEW = (
-    "_border", "_change", "_due", "_flight", "_hooking", "_loop", "_waiting", "_watched", "driver",
-    "firing", "lent",
-    "memory", "program",
-)  # fmt: skip
-SHARED = ("context", "hooks", "noise", "shape")  # of copies in one process
+#: fields that a copy begins anew: they belong to a process, or to a row under way
+IDLE: dict[str, Any] = {
+    **dict.fromkeys(("_before", "_flight", "_hooking", "_loop", "_watched")),
+    "_waiting": False, "firing": False, "lent": (),
+}  # fmt: skip
+ANEW = {*IDLE, "_change", "driver"}
+SHARED = ("context", "hooks", "noise", "program")  # of copies in one process
 
 
 def fields(run: Run) -> dict[str, Any]:
-    """What a copy of the run is made of. An edit in place reaches the base in the copy, and the run
-    is left alone.
-    """
+    """The fields of a copy; an edit in place reaches its base, and the run is left alone."""
     with run._change:
-        made = {name: value for name, value in vars(run).items() if name not in ANEW}
-        watched, here = run._watched, run._state
-        if watched is not None and here is not None:
-            x, version, before = watched
-            if here.x is x and (version < 0 or x._version != version):
-                made["_state"] = run._edited(before, here)
+        state = {name: value for name, value in vars(run).items() if name not in ANEW}
         if elsewhere(run._hooking):
-            stands = run._between()
-            made |= {
-                "_state": stands.state,
-                "_last": stands.last,
-                "_clean": stands.clean,
-                "_called": stands.called,
-            }
-            made["_status"] = "running"
-        made["_kept"] = OrderedDict(
-            (step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items()
-        )
-        return made
+            state |= {"_at": run._between(), "_status": "running"}
+        elif run._at is not None:
+            state["_at"] = run._at._replace(state=run._edited())
+        if state["_at"] is not None:
+            state["_at"] = state["_at"]._replace(memory=UNKNOWN)
+        state["_checkpoints"] = run._checkpoints.without_memory()
+        return state
 
 
-def revive(run: Run, made: dict[str, Any]) -> None:
+def revive(run: Run, state: dict[str, Any]) -> None:
     """Make `run` of the fields of another one."""
-    vars(run).update(made)
-    run._kept = OrderedDict(
-        (step, kept._replace(memory=UNKNOWN)) for step, kept in run._kept.items()
-    )
-    fresh: dict[str, Any] = {
-        "_due": UNKNOWN,
-        "memory": UNKNOWN,
-        "_waiting": False,
-        "firing": False,
-        "lent": (),
-    }
-    fresh |= dict.fromkeys(("_border", "_flight", "_hooking", "_loop", "_watched"))
-    vars(run).update(fresh, _change=threading.Condition(threading.RLock()), driver=Driver())
-    run.program = Program.bind(run.table, run.prediction, run.shape)
+    fresh = {"_change": threading.Condition(threading.RLock()), "driver": Driver()}
+    run.__dict__.update(state, **IDLE, **fresh)
 
 
 def packed(run: Run) -> dict[str, Any]:
-    """The fields of a run for a pickle. Raises `RunError` where a hook, a noise source or a shape
-    cannot be pickled.
+    """The fields of a run for a pickle.
+
+    Raises:
+        RunError: a hook, the noise source or `denoised_fn` cannot be pickled.
     """
-    made = fields(run)
-    made["context"] = None
-    made["_kept"] = OrderedDict(
-        (step, kept._replace(memory=None)) for step, kept in made["_kept"].items()
-    )
+    state = {**fields(run), "context": None}
     named = [(f"hook {hook.name!r}", hook) for hook in run.hooks]
-    for what, value in (*named, ("noise", run.noise), ("shape", run.shape)):
+    for what, value in (*named, ("noise", run.noise), ("denoised_fn", run.denoised_fn)):
         if isinstance(value, MethodType):
             continue  # a method, of a scheduler that is pickled with its run
         try:
@@ -97,18 +69,17 @@ def packed(run: Run) -> dict[str, Any]:
                 " an object that can, take it off (run.hooks = []), or save the run with"
                 " run.save(path) and give it again to Run.load"
             ) from error
-    return made
+    return state
 
 
 def deep(run: Run, memo: dict[int, Any]) -> Run:
     """A run of its own at the same point; hooks and context are the same ones."""
     twin = type(run).__new__(type(run))
     memo[id(run)] = twin
-    made = fields(run)
-    shared = {name: made.pop(name) for name in SHARED}
-    own = {name: copy.deepcopy(value, memo) for name, value in made.items()}
+    state = fields(run)
+    shared = {name: state.pop(name) for name in SHARED}
     noise = shared["noise"]
     if isinstance(noise, MethodType):
         shared["noise"] = copy.deepcopy(noise, memo)  # a scheduler's, which is copied with its run
-    revive(twin, {**own, **shared, "hooks": list(shared["hooks"])})
+    revive(twin, copy.deepcopy(state, memo) | shared | {"hooks": list(shared["hooks"])})
     return twin

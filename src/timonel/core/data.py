@@ -8,16 +8,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ArgumentError, plain, shown
-from . import guidance as guide
-from .guidance import Guidance
+from .guidance import Guidance, cfg
 
 
 class Data(BaseModel):
     """Plain data whose errors are timonel's."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**plain(given))
+            super().__init__(**plain(fields))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or type(self).__name__
@@ -28,9 +27,7 @@ class Data(BaseModel):
 
 
 class GuidanceData(Data):
-    """`Guidance` as data; `start` and `stop` are None where the interval is open, `forecast` where
-    there is none.
-    """
+    """`Guidance` as data; an open end of the interval is None, as is a `forecast` of 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,28 +40,28 @@ class GuidanceData(Data):
     order: int | None = None
 
     @classmethod
-    def of(cls, made: Guidance) -> GuidanceData:
-        scale = list(made.scale) if isinstance(made.scale, tuple) else made.scale
-        ends = {
-            k: v if math.isfinite(v) else None
-            for k, v in (("start", made.start), ("stop", made.stop))
-        }
-        forecast, order = (made.forecast, made.order) if made.forecast > 1 else (None, None)
+    def of(cls, guidance: Guidance) -> GuidanceData:
+        """The data of a guidance."""
+        scale = guidance.scale
+        forecasts = guidance.forecast > 1
         return cls(
-            scale=scale,
-            unit=made.unit,
-            rescale=made.rescale,
-            forecast=forecast,
-            order=order,
-            **ends,
+            scale=list(scale) if isinstance(scale, tuple) else scale,
+            start=guidance.start if math.isfinite(guidance.start) else None,
+            stop=guidance.stop if math.isfinite(guidance.stop) else None,
+            unit=guidance.unit,
+            rescale=guidance.rescale,
+            forecast=guidance.forecast if forecasts else None,
+            order=guidance.order if forecasts else None,
         )
 
     def guidance(self) -> Guidance:
         """The guidance, checked by `cfg`."""
-        high = self.unit == "sigma"
-        start = self.start if self.start is not None else (math.inf if high else 0.0)
-        stop = self.stop if self.stop is not None else (0.0 if high else math.inf)
-        return guide.cfg(
-            self.scale, between=(start, stop), unit=self.unit, rescale=self.rescale,
+        first, last = (math.inf, 0.0) if self.unit == "sigma" else (0.0, math.inf)
+        between = (
+            first if self.start is None else self.start,
+            last if self.stop is None else self.stop,
+        )
+        return cfg(
+            self.scale, between=between, unit=self.unit, rescale=self.rescale,
             forecast=1 if self.forecast is None else self.forecast, order=self.order,
         )  # fmt: skip

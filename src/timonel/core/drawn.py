@@ -28,9 +28,13 @@ Generators = torch.Generator | Sequence[torch.Generator | None] | None
 class Stretch:
     """Draws that follow each other.
 
-    `states`: of the generators before the first draw, uint8; `devices`: theirs. `order`: for every
-    sample, which of them draws it; one entry where one draws the whole batch. `rows`: in the order
-    of the draws.
+    Args:
+        states: of the generators before the first draw, uint8.
+        devices: of the generators.
+        order: for every sample, which of them draws it; one entry where one draws the whole batch.
+        shape: of a draw, (batch, …).
+        dtype: of a draw.
+        rows: in the order of the draws.
     """
 
     states: tuple[Tensor, ...]
@@ -47,13 +51,15 @@ class Stretch:
 
 
 class DrawnNoise:
-    """The noise of a run from generators: `draw` makes a row's, the call gives it as often as it is
-    asked for.
+    """The noise of a run from generators: `draw` draws a row's, a call returns it again and again.
 
-    `generators`: one for the batch, one per sample (also of a CPU), or None, torch's own of the
-    sample's device. They may be exchanged between rows, as every `step` of diffusers takes its own.
     It may be shared, as a run and its branches do. A copy in another process and a run that was
     loaded go on from the states that the generators had, for they have no generators of the caller.
+
+    Args:
+        generators: one for the batch, one per sample (also of a CPU), or None, torch's own of the
+            sample's device. They may be exchanged between rows, as every `step` of diffusers takes
+            its own.
     """
 
     kind = "drawn"
@@ -63,9 +69,8 @@ class DrawnNoise:
         self.stretches: list[Stretch] = []
         self.ends: tuple[Tensor, ...] = ()  # states of the generators after the newest draw
         self._held: tuple[int, Tensor] | None = None
-        self._again: tuple[int, int, list[torch.Generator]] | None = (
-            None  # stretch, its next draw, generators there
-        )
+        # stretch, its next draw, generators there
+        self._again: tuple[int, int, list[torch.Generator]] | None = None
         self._lock = threading.RLock()
 
     def __contains__(self, row: int) -> bool:
@@ -74,8 +79,7 @@ class DrawnNoise:
     def draw(
         self, row: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Draw the noise of a row as `diffusers.utils.torch_utils.randn_tensor` does; nothing if
-        the row has its own.
+        """Draw the noise of a row as diffusers' `randn_tensor` does, unless it was drawn before.
 
         Args:
             row: of the run's table, 0 … nfe - 1.
@@ -105,9 +109,14 @@ class DrawnNoise:
             self._held = (row, numbers)
 
     def __call__(self, row: int, like: Tensor) -> Tensor:
-        """The noise of a row, on the device of `like`; one that is new is drawn as the newest was.
+        """The noise of a row; a new row's is drawn as the newest was.
 
-        Raises `RunError` before the first draw.
+        Args:
+            row: of the run's table.
+            like: a tensor on the device where the noise goes.
+
+        Raises:
+            RunError: nothing was drawn before.
         """
         with self._lock:
             if self._held is None or self._held[0] != row:
@@ -142,9 +151,7 @@ class DrawnNoise:
 
     # -- saving ------------------------------------------------------------------------------------
     def remembered(self) -> tuple[list[Stretch], tuple[Tensor, ...]]:
-        """All that the source is made of: its stretches and the states of the generators after the
-        newest draw.
-        """
+        """The stretches, and the generators' states after the newest draw."""
         with self._lock:
             return [replace(s, rows=[*s.rows]) for s in self.stretches], self.ends
 
@@ -152,16 +159,20 @@ class DrawnNoise:
     def of(
         cls, stretches: Sequence[Stretch], ends: Sequence[Tensor], nfe: int, shape: tuple[int, ...]
     ) -> DrawnNoise:
-        """The source of what was remembered, for a run of `nfe` rows with samples of `shape`.
+        """The inverse of `remembered`.
 
-        Raises `ArgumentError` for states that are none, and for devices that are not here.
+        Args:
+            stretches: of draws.
+            ends: states of the generators after the newest draw.
+            nfe: rows of the run.
+            shape: of the sample, (batch, …).
+
+        Raises:
+            ArgumentError: the states are none, or belong to devices that are not here.
         """
         rows = [row for stretch in stretches for row in stretch.rows]
-        if (
-            len(set(rows)) < len(rows)
-            or any(row >= nfe for row in rows)
-            or not all(s.rows for s in stretches)
-        ):
+        empty = any(not stretch.rows for stretch in stretches)
+        if empty or len(set(rows)) < len(rows) or any(row >= nfe for row in rows):
             raise ArgumentError(
                 f"the rows of its noise are not rows of a table of {nfe}: {shown(rows)}"
             )
@@ -180,9 +191,7 @@ class DrawnNoise:
         return source
 
     def _go_on_from(self, stretches: list[Stretch], ends: tuple[Tensor, ...]) -> None:
-        """Take what was remembered, and generators of its own where those of the caller had come
-        to.
-        """
+        """Take what was remembered, and new generators where those of the caller had come to."""
         self.stretches, self.ends = stretches, ends
         if stretches:
             sources = _at(ends, stretches[-1].devices)
@@ -234,7 +243,7 @@ def _sources(
 
 
 def _default(device: torch.device) -> torch.Generator:
-    """torch's own generator of a device, which `torch.manual_seed` seeds."""
+    """The generator of a device that `torch.manual_seed` seeds."""
     if device.type == "cpu":
         return torch.default_generator
     module: Any = torch.get_device_module(device)
@@ -248,7 +257,7 @@ def _default(device: torch.device) -> torch.Generator:
 
 
 def _at(states: Sequence[Tensor], devices: Sequence[str]) -> list[torch.Generator]:
-    """Generators of the source's own, at these states."""
+    """New generators at these states."""
     generators = []
     for device, state in zip(devices, states, strict=True):
         try:

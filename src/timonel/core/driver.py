@@ -20,31 +20,30 @@ UNKNOWN: Any = Memory.UNKNOWN  # one, also after a copy or a pickle
 
 
 class Driver:
-    """What calls the network for a run, as far as the run has to know it. A plain loop has nothing
-    to say.
+    """What calls the network for a run, as far as the run has to know it.
 
-    `patience`: seconds after which a paused run asks again whether it was interrupted.
+    A plain loop needs nothing of it.
     """
 
-    patience: float | None = None
+    patience: float | None = None  # seconds after which a paused run looks for an interruption
 
     def interrupted(self) -> bool:
         """Whether the caller's own switch ends the run; the switch is off again afterwards."""
         return False
 
     def holds(self) -> bool:
-        """Whether the call that drives the run goes on: past its loop no order can be done before
-        it ends.
-        """
+        """Whether the call that drives the run is past its loop; no order is done meanwhile."""
         return False
 
     def admit(self, run: Run, guidance: Guidance) -> None:
-        """Raises `TimonelError` where the coming rows of `run` cannot be guided so."""
+        """Refuse guidance that the coming rows of a run cannot have.
+
+        Raises:
+            TimonelError: it is refused.
+        """
 
     def remembered(self) -> Any:
-        """What the network keeps of its calls so far, beside its weights; None where it keeps
-        nothing.
-        """
+        """What the network keeps of its calls so far, beside its weights; None for nothing."""
         return None
 
     def recall(self, memory: Any) -> None:

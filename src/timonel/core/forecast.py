@@ -1,5 +1,4 @@
-"""Forecasts: network calls, or their unconditional halves, that are foretold from those made
-before.
+"""Forecasts of denoised predictions, or of what guidance adds, from those of earlier calls.
 
 A forecast is the polynomial through the newest denoised predictions, read at the level of the call
 that is left out: `D(lam) = sum_j w_j·D(lam_j)`, lam = log(alpha/sigma), with the true spacing.
@@ -11,19 +10,19 @@ lam, which is infinite there; the prediction is smooth in alpha.
 merges with the row before it, and `skip` turns a table into one of fewer rows, which runs, saves
 and plots as any other. Every solver of one call a step that adds no noise takes it as an option:
 
-| option               | leaves out                                                                             |
-|----------------------|----------------------------------------------------------------------------------------|
-| `skip=3`             | every third step: 2, 5, 8, … (steps count from 0)                                      |
-| `skip="2/3"`         | two of every three: 2, 3, 5, 6, …                                                      |
-| `skip="4,6"`, `[4]`  | these steps                                                                            |
-| `skip_order=1` … `4` | how many predictions a forecast is made from, at most; 1 unless it is given            |
+| option               | leaves out                                        |
+|----------------------|---------------------------------------------------|
+| `skip=3`             | every third step: 2, 5, 8, … (steps count from 0) |
+| `skip="2/3"`         | two of every three: 2, 3, 5, 6, …                 |
+| `skip="4,6"`, `[4]`  | these steps                                       |
+| `skip_order=1` … `4` | (how many predictions a forecast reads, at most)  |
 
 The patterns call the network in the first two steps and in the last; a list may leave out any but
 the first. Higher orders pay where steps are so short that predictions hardly bend; with 20 steps
 they mostly cost (measured in `benchmarks/forecast.py`).
 
-**The unconditional half.** `cfg(4.0, forecast=2)` forecasts the difference of the two halves; see
-`guidance.py`.
+**The unconditional output.** `cfg(4.0, forecast=2)` forecasts its difference from the conditional
+one; see `guidance.py`.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, Idle, number_of_steps, whole
+from .analysis import trace
 from .table import Table, registers
 
-ORDER, MOST = 1, 4
+ORDER, MOST_ORDER = 1, 4
 ROUNDING = 1e-14  # a coefficient below this is what rounding leaves of a zero
 GRAMMAR = (
     "skip takes 2 (every second step), '2/3' (two of every three) or a list of steps such as '4,6'"
@@ -46,43 +46,54 @@ GRAMMAR = (
 
 
 def weights(table: Table, nodes: Sequence[int], at: int) -> Tensor:
-    """w with `D(at) = sum_j w_j·D(nodes_j)` for denoised predictions that are polynomials through
-    the rows `nodes`.
+    """Lagrange weights of a forecast.
+
+    Args:
+        table: of the run.
+        nodes: the rows whose predictions are known.
+        at: the row that is forecast.
+
+    Returns:
+        w, one per node, with `D(at) = sum_j w_j·D(nodes_j)` for denoised predictions D that are a
+        polynomial in lam through the nodes (in alpha/(alpha + sigma) where one is pure noise).
     """
     rows = [*nodes, at]
     alpha, sigma = table.alpha[rows], table.sigma[rows]
-    place = (
-        alpha / (alpha + sigma) if bool((alpha == 0).any()) else torch.log(alpha) - torch.log(sigma)
-    )
-    made, here = place[:-1], place[-1]
-    ones = torch.eye(len(made), dtype=place.dtype)
-    apart = made[:, None] - made[None, :] + ones
-    return torch.prod(
-        (here - made)[None, :] * (1 - ones) / apart + ones, 1
-    )  # Lagrange's polynomials
+    place = torch.log(alpha) - torch.log(sigma)
+    if bool((alpha == 0).any()):
+        place = alpha / (alpha + sigma)
+    known, here = place[:-1], place[-1]
+    ones = torch.eye(len(known), dtype=place.dtype)
+    distance = known[:, None] - known[None, :] + ones
+    return torch.prod((here - known)[None, :] * (1 - ones) / distance + ones, 1)
 
 
 def skip(table: Table, steps: Sequence[int], order: int = ORDER) -> Table:
-    """The table without the network calls of `steps`, whose predictions are forecast from those
-    before.
+    """The table without the network calls of some steps, whose predictions are forecast.
 
-    `order`: how many predictions a forecast is made from, at most. The rows that are left are in
-    the denoised basis and remember what they need; their steps count the calls. The order of
-    convergence is at most that of the forecasts.
+    The rows that are left are in the denoised basis and remember what they need; their steps count
+    the calls. The order of convergence is at most that of the forecasts.
 
-    Raises `ArgumentError` for a stochastic table, one whose steps are not one call each, and for
-    steps that cannot be left out: the first, those that the table does not have.
+    Args:
+        table: deterministic, of one call a step.
+        steps: to leave out, from 1 on.
+        order: how many predictions a forecast reads, at most; 1 to 4.
+
+    Raises:
+        ArgumentError: another table, or a step that cannot be left out.
     """
-    most = whole("skip_order", order, 1, MOST)
+    most = whole("skip_order", order, 1, MOST_ORDER)
     real = _calls(table, steps)
-    path = _path(table, _predictions(table, real, most))
+    clean = _predictions(table, real, most)
+    start, none = torch.eye(len(clean[0]), dtype=torch.float64)[0], torch.zeros_like(clean[0])
+    path = trace(table, start, lambda row, x: clean[row], lambda row: none)
     x = torch.stack(
         [_row(path[row], path[after], i) for i, (row, after) in enumerate(_pairs(real, table.nfe))]
     )
     used = (x[:, 1:] != 0).any(0).nonzero().flatten()
     history = int(used[-1]) + 1 if len(used) else 1
-    none = x.new_zeros(len(real), 1)
-    rows = torch.cat([x[:, :1], none, x[:, 1 : history + 1], none], 1)
+    empty = x.new_zeros(len(real), 1)
+    rows = torch.cat([x[:, :1], empty, x[:, 1 : history + 1], empty], 1)
     base = torch.zeros_like(rows)
     base[:, registers(history).index("base")] = 1.0
     alpha, sigma, time = (
@@ -94,38 +105,43 @@ def skip(table: Table, steps: Sequence[int], order: int = ORDER) -> Table:
     )  # fmt: skip
 
 
-def chosen(asked: int | str | Sequence[int], steps: int) -> tuple[int, ...]:
-    """The steps that `skip=asked` leaves out of `steps`; see the module's table. Raises
-    `ArgumentError`.
+def chosen(skip: int | str | Sequence[int], steps: int) -> tuple[int, ...]:
+    """The steps that a `skip=` leaves out.
+
+    Args:
+        skip: see the module's table.
+        steps: of the table.
+
+    Raises:
+        ArgumentError: it is none of these, or leaves nothing out.
     """
-    if isinstance(asked, str) and not re.fullmatch(r"\s*\d+\s*", asked):
-        if share := re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", asked):
-            return _pattern(int(share[1]), int(share[2]), asked, steps)
-        if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*,?\s*", asked):
-            raise ArgumentError(f"{GRAMMAR}, got {asked!r}")
-        asked = [int(number) for number in re.findall(r"\d+", asked)]
-    if isinstance(asked, (int, str)) and not isinstance(asked, bool):
-        return _pattern(1, int(asked), asked, steps)
-    if (
-        not isinstance(asked, (list, tuple))
-        or not asked
-        or any(type(step) is not int for step in asked)
-    ):
-        raise ArgumentError(f"{GRAMMAR}, got {asked!r}")
-    return tuple(asked)
+    if isinstance(skip, str):
+        if share := re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", skip):
+            return _pattern(int(share[1]), int(share[2]), skip, steps)
+        if re.fullmatch(r"\s*\d+\s*", skip):
+            return _pattern(1, int(skip), skip, steps)
+        if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*,?\s*", skip):
+            raise ArgumentError(f"{GRAMMAR}, got {skip!r}")
+        return tuple(int(number) for number in re.findall(r"\d+", skip))
+    if isinstance(skip, int) and not isinstance(skip, bool):
+        return _pattern(1, skip, skip, steps)
+    listed = isinstance(skip, (list, tuple)) and all(type(step) is int for step in skip)
+    if not listed or not skip:
+        raise ArgumentError(f"{GRAMMAR}, got {skip!r}")
+    return tuple(skip)  # type: ignore[arg-type]
 
 
-def _pattern(some: int, of: int, asked: object, steps: int) -> tuple[int, ...]:
+def _pattern(some: int, of: int, skip: object, steps: int) -> tuple[int, ...]:
     """`some` of every `of` steps, after the first two and before the last."""
     if not 0 < some < of:
-        raise ArgumentError(f"{GRAMMAR}, got {asked!r}")
-    found = tuple(step for step in range(2, steps - 1) if (step - 2) % of < some)
-    if not found:
+        raise ArgumentError(f"{GRAMMAR}, got {skip!r}")
+    left_out = tuple(step for step in range(2, steps - 1) if (step - 2) % of < some)
+    if not left_out:
         raise Idle(
-            f"skip={asked!r} leaves nothing out of {number_of_steps(steps)}; take at least 4",
+            f"skip={skip!r} leaves nothing out of {number_of_steps(steps)}; take at least 4",
             {"skip": None, "skip_order": None},
         )
-    return found
+    return left_out
 
 
 def _calls(table: Table, steps: Sequence[int]) -> list[int]:
@@ -143,11 +159,9 @@ def _calls(table: Table, steps: Sequence[int]) -> list[int]:
         )
     for step in steps:
         if not 0 < step < table.steps:
-            why = (
-                "the first call has nothing before it"
-                if step == 0
-                else f"the steps are 0 to {table.steps - 1}"
-            )
+            why = "the first call has nothing before it"
+            if step:
+                why = f"the steps are 0 to {table.steps - 1}"
             raise ArgumentError(f"step {step} cannot be left out: {why}")
     return [row for row in range(table.nfe) if row not in set(steps)]
 
@@ -157,38 +171,19 @@ def _pairs(real: list[int], end: int) -> list[tuple[int, int]]:
 
 
 def _predictions(table: Table, real: list[int], most: int) -> list[Tensor]:
-    """Every row's denoised prediction, as a vector over the start and the predictions that are
-    made.
-    """
+    """Every row's denoised prediction, as a vector over the start and the network's predictions."""
     unit = torch.eye(1 + len(real), dtype=torch.float64)
-    found = []
+    predictions = []
     for row in range(table.nfe):
         before = [i for i, r in enumerate(real) if r <= row][::-1]
         nodes = before[:1] if real[before[0]] == row else before[:most]
-        found.append(weights(table, [real[i] for i in nodes], row) @ unit[[1 + i for i in nodes]])
-    return found
-
-
-def _path(table: Table, clean: list[Tensor]) -> list[Tensor]:
-    """The sample of every row and the result, as vectors over what `clean` are vectors of; the
-    first is the start.
-    """
-    x = base = torch.eye(len(clean[0]), dtype=torch.float64)[0]
-    path, history = [x], [torch.zeros_like(x)] * (table.history - 1)
-    for row in range(table.nfe):
-        h0, (alpha, sigma, _) = clean[row], table.level(row)
-        if table.basis != "denoised":
-            h0 = (x - (alpha + sigma if table.basis == "velocity" else alpha) * h0) / sigma
-        read = torch.stack([x, base, h0, *history, torch.zeros_like(x)])
-        x, base = table.x[row] @ read, table.base[row] @ read
-        history = [h0, *history][: table.history - 1]
-        path.append(x)
-    return path
+        share = weights(table, [real[i] for i in nodes], row)
+        predictions.append(share @ unit[[1 + i for i in nodes]])
+    return predictions
 
 
 def _row(now: Tensor, new: Tensor, call: int) -> Tensor:
-    """Coefficients of x and of the predictions, newest first, in the row of call number `call`,
-    from `now` to `new`.
+    """Coefficients of x and of the predictions, newest first, in the row of a call.
 
     An edit of x is kept as the start is: in the ratio of the noise that is left of it.
     """

@@ -1,52 +1,56 @@
-"""How conditional and unconditional outputs are combined, and when.
+"""How conditional and unconditional outputs are combined, and at which network calls.
 
 `guided = uncond + scale·(cond - uncond)` on the raw output (Ho & Salimans 2022, arXiv 2207.12598);
-scale = 1 is no guidance. Outside the interval the unconditional half is not computed at all.
+scale = 1 is no guidance. Outside the interval the unconditional output is not computed at all.
 
-Inside it the half may be forecast: what guidance adds is d = cond - uncond of the denoised
-predictions, which changes slowly, so `cfg(4.0, forecast=2)` computes both halves at every second
-guided network call only, the first two always, and repeats the newest d between (`order=2`: reads
-it off the line in lam through the newest two). Such a call costs one network evaluation instead of
-two. With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw, so no sample
-has to be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), which fits
-its weights to a model; these follow from the levels.
+Inside the interval it may be forecast. What guidance adds is d = cond - uncond of the denoised
+predictions, which changes slowly, so `cfg(4.0, forecast=2)` computes both outputs at every second
+guided call only, the first two always, and repeats the newest d between (`order=2`: reads it off
+the line in lam through the newest two). Such a call costs one network evaluation instead of two.
+With `denoised = c_x·x + c_raw·raw` the difference of the raw outputs is d/c_raw, so no sample has
+to be remembered. The idea is LinearAG's (Castillo et al. 2023, arXiv 2312.12487), whose weights are
+fitted to a model; these follow from the levels.
+
+Guidance compiles to a table as a sampler does: `guidance.compile(table, prediction)` has for every
+row a scale and the weights of a forecast.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, RunError, among, finite, is_number, plain, several, shown, whole
-from .driver import Driver
 from .forecast import weights
-from .kernel import combine as summed
+from .kernel import combine as weighted_sum
 from .process import Level
 from .table import Table
 
-if TYPE_CHECKING:
-    from .program import State
-
 UNITS = ("ratio", "step", "sigma")
-SAME = 1e-9  # distance in lam of two calls at one level
+SAME_LEVEL = 1e-9  # distance in lam of two calls at one level
 
 
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance. Make one with `cfg`.
 
-    `scale`: one number, or one per step; None keeps the pipeline's own scale.
-    `start, stop`: guided while start <= position < stop (for sigma: stop < sigma <= start), in
-    `unit`. `rescale`: share phi of the guided output rescaled to the std of the conditional one
-    (arXiv 2305.08891, eq. 15-16).
-    `forecast`: both halves are computed at every so-many-th guided call, and their difference is
-    forecast from the newest `order` between; 1 computes them always.
+    Args:
+        scale: one number, or one per step; None keeps the pipeline's own scale.
+        start: guided from here on (start <= position < stop; for sigma: stop < sigma <= start).
+        stop: guided up to here.
+        unit: of `start` and `stop`, see `cfg`.
+        rescale: share, 0 to 1, of the guided output that is rescaled to the standard deviation of
+            the conditional one (arXiv 2305.08891, eq. 15-16).
+        forecast: both outputs are computed at every so-many-th guided call; 1 is always.
+        order: how many of the newest differences a forecast reads, 1 or 2.
+
+    Raises:
+        ArgumentError: a value outside its range, or an empty interval.
     """
 
     scale: float | tuple[float, ...] | None = None
@@ -58,81 +62,149 @@ class Guidance:
     order: int = 1
 
     def __post_init__(self) -> None:
-        """Keep Python's numbers. Raises `ArgumentError` for what is none, and for an interval that
-        is none.
-        """
         among("guidance unit", self.unit, UNITS)
-        start, stop = (_place(what, getattr(self, what), self.unit) for what in ("start", "stop"))
+        start, stop = (_position(end, getattr(self, end), self.unit) for end in ("start", "stop"))
         if (start <= stop) if self.unit == "sigma" else (start >= stop):
             way = "from high to low" if self.unit == "sigma" else "from low to high"
             raise ArgumentError(
                 f"a guidance interval runs {way} and is not empty, got between=({start:g},"
                 f" {stop:g})"
             )
-        made = {
+        checked = {
             "scale": _scale(self.scale), "start": start, "stop": stop,
             "rescale": finite("rescale", self.rescale, 0, 1),
             "forecast": whole("forecast", self.forecast),
             "order": whole("order", self.order, 1, 2),
         }  # fmt: skip
-        for key, value in made.items():
+        for key, value in checked.items():
             object.__setattr__(self, key, value)
 
+    def compile(self, table: Table, prediction: str, since: int = 0) -> CompiledGuidance:
+        """What the guidance says for every row of a table.
+
+        Args:
+            table: of the run, K rows.
+            prediction: what the network's raw output means.
+            since: the row from which the run is guided so; no row before it is forecast.
+
+        Raises:
+            ArgumentError: the scales are not one per step of the table.
+        """
+        scales = self.scales(table)
+        return CompiledGuidance(
+            self, scales, self._weights(table, prediction, scales, since), since
+        )
+
     def scales(self, table: Table) -> tuple[float | None, ...]:
-        """One scale per row: 1.0 where the unconditional half is skipped, None for the pipeline's
-        own.
+        """One scale per row: 1.0 computes the conditional output only, None is the pipeline's own.
+
+        Raises:
+            ArgumentError: the scales are not one per step of the table.
         """
         if isinstance(self.scale, tuple) and len(self.scale) != table.steps:
             raise ArgumentError(
                 f"{len(self.scale)} guidance scales for {table.steps} steps; give one per step"
             )
-        return tuple(self._at(table, row) for row in range(table.nfe))
+        return tuple(self._scale_of(table, step) for step in table.step)
 
-    def _at(self, table: Table, row: int) -> float | None:
-        step = table.step[row]
-        if not self._inside(table, table.first_row(step)):
+    def _scale_of(self, table: Table, step: int) -> float | None:
+        if not self._inside(table, step):
             return 1.0
         return self.scale[step] if isinstance(self.scale, tuple) else self.scale
 
-    def forecasts(
-        self, table: Table, prediction: str, begin: int = 0
-    ) -> tuple[tuple[float, ...], ...]:
-        """For every row the weights of the remembered differences, newest first, that forecast its
-        own.
-
-        A difference is cond - uncond of the raw outputs. No weights where both halves are computed,
-        or only one. `begin`: the row from which the run is guided so; none of the rows before it is
-        forecast.
-        """
-        levels = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1])
-        _, c_raw = table.clean(prediction)
-        made, since, found = list[int](), 0, list[tuple[float, ...]]()
-        for row, guided_by in enumerate(self.scales(table)):
-            nodes: list[int] = []
-            if guided_by != 1.0 and self.forecast > 1 and row >= begin:
-                if made and bool(levels.lam[row] < levels.lam[made[0]] - SAME):
-                    made = []  # noise was added: what was computed further down says little here
-                if len(made) < 2 or since == self.forecast - 1:
-                    made, since = [row, *made[:1]], 0
-                else:
-                    apart = bool(levels.lam[made[0]] - levels.lam[made[1]] > SAME)
-                    nodes, since = made[: self.order if apart else 1], since + 1
-            share = (
-                weights(table, nodes, row) * c_raw[nodes] / c_raw[row]
-                if nodes
-                else levels.alpha[:0]
-            )
-            found.append(tuple(share.tolist()))
-        return tuple(found)
-
-    def _inside(self, table: Table, row: int) -> bool:
-        step = table.step[row]
+    def _inside(self, table: Table, step: int) -> bool:
         if self.unit == "sigma":
-            alpha, sigma, _ = table.level(row)
-            ratio = float(sigma) / float(alpha) if float(alpha) > 0 else math.inf
-            return self.stop < ratio <= self.start
-        place = step / table.steps if self.unit == "ratio" else step
-        return self.start <= place < self.stop
+            alpha, sigma = (float(v) for v in table.level(table.first_row(step))[:2])
+            return self.stop < (sigma / alpha if alpha > 0 else math.inf) <= self.start
+        return self.start <= (step / table.steps if self.unit == "ratio" else step) < self.stop
+
+    def _weights(
+        self, table: Table, prediction: str, scales: Sequence[float | None], since: int
+    ) -> tuple[tuple[float, ...], ...]:
+        """For every row the weights of its forecast, of raw outputs; empty where it has none."""
+        if self.forecast == 1:
+            return ((),) * table.nfe
+        _, c_raw = table.clean(prediction)
+        nodes = self._nodes(table, scales, since)
+        return tuple(
+            tuple((weights(table, n, row) * c_raw[n] / c_raw[row]).tolist()) if n else ()
+            for row, n in enumerate(nodes)
+        )
+
+    def _nodes(self, table: Table, scales: Sequence[float | None], since: int) -> list[list[int]]:
+        """For every row the rows that its difference is forecast from, newest first."""
+        lam = Level(table.alpha[:-1], table.sigma[:-1], table.time[:-1]).lam
+        nodes: list[list[int]] = [[] for _ in scales]
+        computed, age = list[int](), 0  # the newest two guided calls with both outputs
+        for row, scale in enumerate(scales):
+            if scale == 1.0 or row < since:
+                continue
+            if computed and bool(lam[row] < lam[computed[0]] - SAME_LEVEL):
+                computed = []  # noise was added: differences of cleaner levels say little here
+            if len(computed) < 2 or age == self.forecast - 1:
+                computed, age = [row, *computed[:1]], 0
+            else:
+                distinct = bool(lam[computed[0]] - lam[computed[1]] > SAME_LEVEL)
+                nodes[row], age = computed[: self.order if distinct else 1], age + 1
+        return nodes
+
+
+@dataclass(frozen=True)
+class CompiledGuidance:
+    """Guidance on one table: what it says for every row. A `Run` holds one.
+
+    Args:
+        guidance: None leaves it to who calls the network.
+        scales: (K,) 1.0 where only the conditional output is computed, None for the pipeline's own.
+        weights: (K,) of the remembered differences cond - uncond of raw outputs, newest first,
+            whose sum forecasts the row's; empty where both outputs are computed, or one.
+        since: the row from which it holds.
+    """
+
+    guidance: Guidance | None
+    scales: tuple[float | None, ...]
+    weights: tuple[tuple[float, ...], ...]
+    since: int = 0
+
+    @classmethod
+    def of(
+        cls, guidance: Guidance | None, table: Table, prediction: str, since: int = 0
+    ) -> CompiledGuidance:
+        """`guidance.compile(…)`; None is a table that says nothing."""
+        if guidance is None:
+            return cls(None, (None,) * table.nfe, ((),) * table.nfe, since)
+        return guidance.compile(table, prediction, since)
+
+    @property
+    def rescale(self) -> float:
+        """Share of the guided output that is rescaled; 0 where there is no guidance."""
+        return 0.0 if self.guidance is None else self.guidance.rescale
+
+    @property
+    def order(self) -> int:
+        """How many differences a run has to remember; 0 where none is forecast."""
+        return 0 if self.guidance is None or self.guidance.forecast == 1 else self.guidance.order
+
+    def forecast(self, row: int, differences: Sequence[Tensor]) -> Tensor | None:
+        """Forecast cond - uncond of a row's raw outputs; None where the row has no forecast.
+
+        Args:
+            row: 0 to K - 1.
+            differences: of the guided rows before with both outputs, newest first.
+
+        Raises:
+            RunError: a difference that it needs was not remembered.
+        """
+        needed = self.weights[row]
+        if not needed:
+            return None
+        if len(differences) < len(needed):
+            raise RunError(
+                f"row {row} forecasts its unconditional output from {len(needed)} differences and"
+                f" {len(differences)} are remembered: go on with the guidance the run began with,"
+                " and give run.remember(cond - uncond)"
+            )
+        return weighted_sum(list(zip(needed, differences, strict=False)), differences[0].dtype)
 
 
 def cfg(
@@ -147,17 +219,22 @@ def cfg(
 ) -> Guidance:
     """Classifier-free guidance with a scale and an interval.
 
-    `until=0.4`: guided for the first 40 % of the steps. `between=(a, b)`: guided from a to b.
-    `unit` says what the numbers are: "ratio" of the steps in [0, 1], "step" index (0-based, end
-    excluded), or "sigma" = sigma/alpha, given as (high, low).
-    `forecast=n`: the unconditional half is computed at every n-th guided network call, the first
-    two included, and forecast between, from the newest `order` differences (1 or 2; 1 unless it is
-    given).
-
-    Raises `ArgumentError` on a value outside its unit's range.
-
     >>> cfg(5.0, until=0.4).stop
     0.4
+
+    Args:
+        scale: one number, or one per step; None keeps the pipeline's own scale.
+        until: the end of the interval; 0.4 guides the first 40 % of the steps.
+        between: its start and end, in place of `until`.
+        unit: of these: "ratio" of the steps in [0, 1], "step" index (0-based, end excluded), or
+            "sigma" = sigma/alpha, given as (high, low).
+        rescale: share, 0 to 1, of the output rescaled to the standard deviation of the conditional.
+        forecast: the unconditional output is computed at every so-many-th guided network call, the
+            first two included, and forecast between.
+        order: from how many of the newest differences, 1 or 2; 1 unless it is given.
+
+    Raises:
+        ArgumentError: a value outside its unit's range.
     """
     among("guidance unit", unit, UNITS)
     if until is not None and between is not None:
@@ -167,12 +244,11 @@ def cfg(
         raise ArgumentError(
             f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}"
         )
-    top = math.inf if unit == "sigma" else 0.0
-    end = 0.0 if unit == "sigma" else math.inf
-    start, stop = ends if ends is not None else (top, end if until is None else until)
+    first, last = (math.inf, 0.0) if unit == "sigma" else (0.0, math.inf)
+    start, stop = ends if ends is not None else (first, last if until is None else until)
     if order is not None and whole("forecast", forecast) == 1:
         raise ArgumentError(
-            f"order={order} says how the unconditional half is forecast; give forecast too, e.g."
+            f"order={order} says how the unconditional output is forecast; give forecast too, e.g."
             " forecast=2"
         )
     return Guidance(scale, start, stop, unit, rescale, forecast, 1 if order is None else order)  # type: ignore[arg-type]
@@ -181,61 +257,86 @@ def cfg(
 def parsed(
     scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1
 ) -> Guidance | None:
-    """Guidance as it is typed: a scale, and an end such as 0.4 (of the steps), "step:4" or
-    "sigma:1.2".
+    """Guidance from words of the command line.
 
-    None where nothing is asked. Raises `ArgumentError`.
+    Args:
+        scale: one number.
+        until: the end: 0.4 (of the steps), "step:4" or "sigma:1.2".
+        rescale: as in `cfg`.
+        forecast: as in `cfg`.
+
+    Returns:
+        None where nothing is set.
+
+    Raises:
+        ArgumentError: `until` is none of these.
     """
     if until is None:
-        asked = scale is not None or rescale or forecast != 1
-        return cfg(scale, rescale=rescale, forecast=forecast) if asked else None
+        if scale is None and not rescale and forecast == 1:
+            return None
+        return cfg(scale, rescale=rescale, forecast=forecast)
+    end, unit = _typed_end(until)
+    return cfg(scale, until=end, unit=unit, rescale=rescale, forecast=forecast)
+
+
+def _typed_end(until: float | str) -> tuple[float, str]:
+    """The end of an interval and its unit."""
     unit, colon, number = str(until).rpartition(":")
     try:
         end = float(number)
     except ValueError:
         end = math.nan
-    if not unit and not colon and end > 1 and end != math.inf:
+    if not colon and 1 < end < math.inf:
         step = f"step:{end:g} for a step, or " if end.is_integer() else ""
         raise ArgumentError(
             f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write"
             f" {step}sigma:{end:g}"
         )
-    if math.isnan(end) or (unit or "ratio") not in UNITS or (colon and not unit):
+    if math.isnan(end) or (colon and unit not in UNITS):
         raise ArgumentError(
             f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}"
         )
-    return cfg(scale, until=end, unit=unit or "ratio", rescale=rescale, forecast=forecast)
+    return end, unit or "ratio"
 
 
 def _scale(scale: Any) -> float | tuple[float, ...] | None:
     """One scale, or one per step, as Python's numbers."""
     if scale is None:
         return None
-    made = plain(scale)
-    if not isinstance(made, (list, tuple, range)):
+    listed = plain(scale)
+    if not isinstance(listed, (list, tuple, range)):
         return finite("guidance scale", scale, 0)
-    if not made:
+    if not listed:
         raise ArgumentError("guidance scale is an empty list; give one number, or one per step")
-    return tuple(finite("guidance scale", one, 0) for one in made)
+    return tuple(finite("guidance scale", one, 0) for one in listed)
 
 
-def _place(what: str, value: Any, unit: str) -> float:
+def _position(end: str, value: Any, unit: str) -> float:
     """An end of the interval as a Python number."""
     if is_number(value) and value == math.inf:
         return math.inf
-    number = finite(f"guidance {what}", value, 0)
+    number = finite(f"guidance {end}", value, 0)
     if unit == "ratio" and number > 1:
         raise ArgumentError(
-            f"guidance {what} {number:g} is not a ratio of the steps in [0, 1]; "
+            f"guidance {end} {number:g} is not a ratio of the steps in [0, 1]; "
             "for a step index say unit='step', for a noise level unit='sigma'"
         )
     if unit == "step" and number != int(number):
-        raise ArgumentError(f"guidance {what} {number:g} is not a step index")
+        raise ArgumentError(f"guidance {end} {number:g} is not a step index")
     return number
 
 
 def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """`uncond + scale·(cond - uncond)`, and its rescaled form. Shapes (batch, …)."""
+    """The guided raw output, `uncond + scale·(cond - uncond)`, and its rescaled form.
+
+    Args:
+        cond: (batch, …), the conditional raw output.
+        uncond: (batch, …), the unconditional one.
+        scale: 1 is `cond`.
+        rescale: share, 0 to 1, of the output with the standard deviation of `cond`, per sample.
+
+    Source: arXiv 2207.12598; rescaling arXiv 2305.08891, eq. 15-16.
+    """
     guided = torch.lerp(uncond, cond, scale)
     if not rescale:
         return guided
@@ -245,177 +346,18 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
 
 
 def stretch(cond: Tensor, guided: Tensor) -> Tensor:
-    """The std of the conditional output over that of the guided one; 1, its limit, where the guided
-    one is flat.
-    """
+    """Ratio of two standard deviations, `cond / guided`; 1, its limit, where `guided` is 0."""
     return torch.where(guided > 0, cond / guided, torch.ones_like(guided))
 
 
-def settled(value: Any) -> Guidance | None:
-    """Guidance as it may be assigned: a `Guidance`, None, or a scale (one number, or one per step).
+def assigned(value: Any) -> Guidance | None:
+    """Guidance from what may be assigned to `run.guidance`: a `Guidance`, a scale or None.
 
-    Raises `ArgumentError` for anything else.
+    Raises:
+        ArgumentError: for anything else.
     """
     if value is None or isinstance(value, Guidance):
         return value
     if isinstance(value, (bool, str)) or callable(value):
         raise ArgumentError(f"guidance is a scale such as 4.0, tm.cfg(…) or None, got {value!r}")
     return cfg(value)
-
-
-class Guiding(NamedTuple):
-    """Guidance, and what it says for every row of a run that is guided so from row `since` on."""
-
-    guidance: Guidance | None
-    scales: tuple[float | None, ...]
-    forecasts: tuple[tuple[float, ...], ...]
-    since: int
-
-    @classmethod
-    def of(
-        cls, guidance: Guidance | None, table: Table, prediction: str, since: int = 0
-    ) -> Guiding:
-        """Raises `ArgumentError` where the guidance does not fit the table."""
-        if guidance is None:
-            return cls(None, (None,) * table.nfe, ((),) * table.nfe, since)
-        return cls(
-            guidance, guidance.scales(table), guidance.forecasts(table, prediction, since), since
-        )
-
-
-class Guided:
-    """The part of a `Run` that tells how its network calls are guided.
-
-    `guidance`: None leaves it to who calls the network. `scales`, `forecasts`: what it says for
-    every row; see `Guidance`. The differences that forecasts are made from are a part of the run's
-    state.
-    """
-
-    table: Table
-    prediction: str
-    driver: Driver
-    _change: threading.Condition
-    _guiding: Guiding
-    _coming: Guiding | None  # from the next row on
-    _flight: int | None
-    _difference: Tensor | None
-
-    if TYPE_CHECKING:
-
-        @property
-        def row(self) -> int: ...
-
-        def check(self, order: str) -> None: ...
-
-        @property
-        def _here(self) -> State: ...
-
-    @property
-    def guidance(self) -> Guidance | None:
-        """How the run is guided. Assign `cfg(…)`, a scale or None, from any thread: it acts from
-        the next row on.
-
-        Raises `TimonelError` at the assignment, and the run goes on as it was, where the rows to
-        come cannot be guided so, or where no row is to come; see `states`.
-        """
-        return (self._coming or self._guiding).guidance
-
-    @guidance.setter
-    def guidance(self, value: Guidance | float | Sequence[float] | None) -> None:
-        guidance = settled(value)
-        with self._change:
-            self.check("guidance")
-            self._guide(guidance)
-
-    def _guide(self, guidance: Guidance | None) -> None:
-        """Guide the rows to come so; see `guidance`."""
-        with self._change:
-            flies = self._flight not in (
-                None,
-                threading.get_ident(),
-            )  # another thread computes a row
-            new = Guiding.of(guidance, self.table, self.prediction, self.row + flies)
-            if guidance is not None:
-                self.driver.admit(self, guidance)  # type: ignore[arg-type]
-            self._coming = new if guidance != self._guiding.guidance else None
-            if not flies:
-                self._settle()
-
-    @property
-    def guided_since(self) -> int:
-        """The row from which `guidance` holds."""
-        return (self._coming or self._guiding).since
-
-    def _settle(self) -> None:
-        """Between two rows: what was assigned while one was computed holds from here on."""
-        if self._coming is not None:
-            self._guiding, self._coming, self._difference = self._coming, None, None
-
-    @property
-    def guiding(self) -> Guidance | None:
-        """The guidance of the row that is computed, whatever was assigned meanwhile."""
-        return self._guiding.guidance
-
-    @property
-    def scales(self) -> tuple[float | None, ...]:
-        """Guidance scale of every row: 1.0 skips the unconditional half, None is the pipeline's
-        own.
-        """
-        return self._guiding.scales
-
-    @property
-    def forecasts(self) -> tuple[tuple[float, ...], ...]:
-        """Of every row the weights that its unconditional half is forecast with."""
-        return self._guiding.forecasts
-
-    @property
-    def scale(self) -> float | None:
-        """Guidance scale of the coming network call: 1.0 skips the unconditional half, None is the
-        pipeline's own.
-        """
-        return self.scales[min(self.row, self.table.nfe - 1)]
-
-    @property
-    def forecasting(self) -> bool:
-        """Whether the coming network call computes its conditional half only and is guided by a
-        forecast.
-        """
-        return bool(self.forecasts[min(self.row, self.table.nfe - 1)])
-
-    @property
-    def forecast(self) -> Tensor | None:
-        """cond - uncond of the coming network call as it is foreseen, None where it is not.
-
-        Raises `RunError` where a difference that it is made from was not remembered.
-        """
-        if not self.forecasting:
-            return None
-        asked, known = self.forecasts[self.row], self._here.differences
-        if len(known) < len(asked):
-            raise RunError(
-                f"row {self.row} forecasts its unconditional half from {len(asked)} differences and"
-                f" {len(known)} are remembered: go on with the guidance the run began with, and"
-                " give run.remember(cond - uncond)"
-            )
-        kept = list(zip(asked, known, strict=False))
-        return summed(kept, kept[0][1].dtype)
-
-    @property
-    def remembers(self) -> bool:
-        """Whether later rows need the difference of the coming call, where both of its halves are
-        computed.
-        """
-        return self.guiding is not None and self.guiding.forecast > 1
-
-    def remember(self, difference: Tensor) -> None:
-        """Give cond - uncond of the coming row's raw outputs, before `advance`, where both halves
-        were computed.
-        """
-        self._difference = difference
-
-    def _remembered(self, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The differences after a row that began with `before`."""
-        told, self._difference = self._difference, None
-        if told is None or self.guiding is None or not self.remembers:
-            return before
-        return (told, *before)[: self.guiding.order]

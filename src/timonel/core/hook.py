@@ -1,7 +1,7 @@
-"""Hooks: callables that are given the run at a named point.
+"""Hooks: callables that get the run after every completed step.
 
-A plain function is called after every completed step. A `Hook` may also act at the start and at the
-end. Every hook may read anything of the run, change `run.latents`, and stop, pause or rewind it.
+A `Hook` may also act at the start and at the end. Every hook may read anything of the run, change
+`run.latents`, and stop, pause or rewind it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Base class of hooks with memory. Override what you need."""
+    """Base class of hooks; override what you need."""
 
     shows_progress = False  # a pipeline's own bar is hidden where a hook shows one
 
@@ -29,7 +29,7 @@ class Hook:
         """Called once, when the run has its initial sample."""
 
     def on_resume(self, run: Run) -> None:
-        """Called once instead of `on_start` where a call goes on with a run that was begun before."""
+        """Called once instead of `on_start` where a call goes on with an earlier run."""
 
     def on_step(self, run: Run) -> None:
         """Called after every completed step; `run.step` is the number of completed steps."""
@@ -46,14 +46,20 @@ class Function(Hook):
 
     @property
     def name(self) -> str:
+        """The name of the function."""
         return getattr(self.call, "__name__", type(self.call).__name__)
 
     def on_step(self, run: Run) -> None:
+        """Call the function."""
         self.call(run)
 
 
 def adapt(hook: Hook | Callable[[Run], None]) -> Hook:
-    """A `Hook` from a hook or a callable. Raises `ArgumentError` for anything else."""
+    """A `Hook` from a hook or a callable.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
     if isinstance(hook, type):
         raise ArgumentError(
             f"hook {hook.__name__} is a class; give an instance, {hook.__name__}(…)"

@@ -23,7 +23,7 @@ from .guidance import Guidance
 from .noise import Noise
 from .not_finite import check_result
 from .process import At, Process
-from .program import Shape
+from .program import DenoisedFn
 from .run import Run
 from .sampler import Sampler
 
@@ -41,7 +41,7 @@ def begin(
     noise: Noise | None = None,
     guidance: Guidance | float | None = None,
     hooks: Sequence[Any] = (),
-    shape: Shape | None = None,
+    denoised_fn: DenoisedFn | None = None,
     keep: int = 0,
 ) -> Run:
     """A run that has started at the sample x (batch, …): unit normal noise for a full journey.
@@ -65,7 +65,13 @@ def begin(
         noise = seeded = noises.source(chosen.source, seeds, table)
         seeded.check(len(x))
     run = Run(
-        table, prediction, noise=noise, guidance=guidance, hooks=hooks, shape=shape, keep=keep
+        table,
+        prediction,
+        noise=noise,
+        guidance=guidance,
+        hooks=hooks,
+        denoised_fn=denoised_fn,
+        keep=keep,
     )
     run.start(x)
     return run
@@ -122,7 +128,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
         )
-    run.driver = Loop(unconditional)
+    run.drive_by(Loop(unconditional))
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
     for row in run.rows():
@@ -148,7 +154,7 @@ def sample(
     unconditional: Denoiser | None = None,
     guidance: Guidance | float | None = None,
     hooks: Sequence[Any] = (),
-    shape: Shape | None = None,
+    denoised_fn: DenoisedFn | None = None,
 ) -> Tensor:
     """Sample to the end and return the result (batch, …); a stopped run gives its denoised
     prediction.
@@ -163,7 +169,7 @@ def sample(
         function("unconditional", unconditional, "lambda x, level: network(x, level.time)", 2)
     run = begin(
         x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
-        guidance=guidance, hooks=hooks, shape=shape,
+        guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
     )  # fmt: skip
     for _ in iterate(run, denoise, unconditional):
         pass

@@ -1,4 +1,4 @@
-"""The names people type for samplers, in one place.
+"""The names that people type for samplers and grids.
 
 A name is "solver" or "solver/grid"; on top of that the names of ComfyUI ("dpmpp_2m_sde_gpu",
 "uni_pc_bh2"), of A1111 and Forge ("DPM++ 2M Karras", "Euler a") and diffusers' class names are
@@ -31,11 +31,9 @@ BROWNIAN = "brownian"
 PATHS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 
 #: ComfyUI leaves out the last level but one for UniPC and DPM-2, as A1111 does for DPM2. That is
-#: nearer where a grid
-#: ends at the model's cleanest level (dpm_fast in 7 calls: .07 off for .38), and for UniPC, which
-#: takes the long step
-#: before with order 1, as near (normal, 8 steps: .072 for .067); farther elsewhere (simple: .13 for
-#: .07)
+#: nearer where a grid ends at the model's cleanest level (dpm_fast in 7 calls: .07 off for .38),
+#: and for UniPC, which takes the long step before with order 1, as near (normal, 8 steps: .072 for
+#: .067); farther elsewhere (simple: .13 for .07)
 DISCARDS = {"discard_penultimate": "auto"}
 
 #: other names of solvers, normalised by `key`
@@ -133,8 +131,7 @@ WITH_CFG_PP = {
     f"{plain} cfg pp": plain.replace(" ", "_")
     for plain in (
         "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep",
-        "res multistep ancestral",
-        "gradient estimation",
+        "res multistep ancestral", "gradient estimation",
     )
 }  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
@@ -151,27 +148,38 @@ NOT_TABLES = {
 
 
 def key(name: str) -> str:
-    """Lower case, words separated by one space: how names are compared."""
+    """A name as names are compared: lower case, words separated by one space."""
     return re.sub(r"[\s_]+", " ", name.strip().lower())
 
 
 def grid(name: str) -> str:
-    """The grid a name stands for. Raises `UnknownName` with the nearest."""
+    """The grid that a name stands for.
+
+    Args:
+        name: of a grid, or another word for one.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
     if not isinstance(name, str):
         raise ArgumentError(f"a grid is a name such as 'karras', got {name!r}")
     if name in GRIDS:
         return name
-    found = {key(g): g for g in GRIDS} | GRID_ALIASES
-    if key(name) in found and found[key(name)] in GRIDS:
-        return found[key(name)]
+    known = {key(g): g for g in GRIDS} | GRID_ALIASES
+    if known.get(key(name)) in GRIDS:
+        return known[key(name)]
     raise UnknownName("grid", name, GRIDS, GRID_ALIASES)
 
 
 def sampler(name: str) -> Named:
-    """What `name` stands for: solver, and where the name says so grid, options and noise.
+    """What a name stands for: solver, and where the name says so grid, options and noise.
 
-    Raises `UnknownName` with the nearest names, and `ArgumentError` for a sampler that cannot be a
-    table.
+    Args:
+        name: of a solver, with or without "/grid", or another word for it.
+
+    Raises:
+        UnknownName: with the nearest names.
+        ArgumentError: a sampler that cannot be a table.
     """
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
@@ -184,18 +192,18 @@ def sampler(name: str) -> Named:
             )
         return named._replace(grid=grid(back))
     typed = key(name)
-    found = _solver(typed)
-    if found is not None:
-        return found
+    named_solver = _solver(typed)
+    if named_solver is not None:
+        return named_solver
     if typed in NOT_TABLES:
         raise ArgumentError(f"there is no sampler {name!r}: {NOT_TABLES[typed]}")
     if typed in {key(name) for name in (*GRIDS, *GRID_ALIASES)}:
         raise ArgumentError(f"{name!r} is a grid; name a sampler before it, e.g. 'dpmpp_2m/{name}'")
     words = typed.split(" ")
     for cut in range(len(words) - 1, 0, -1):  # "dpm++ 2m karras": a grid at the end
-        found, tail = _solver(" ".join(words[:cut])), "_".join(words[cut:])
-        if found is not None and (tail in GRIDS or tail.replace("_", " ") in GRID_ALIASES):
-            return found._replace(grid=grid(tail))
+        begins, tail = _solver(" ".join(words[:cut])), "_".join(words[cut:])
+        if begins is not None and (tail in GRIDS or tail.replace("_", " ") in GRID_ALIASES):
+            return begins._replace(grid=grid(tail))
     raise UnknownName("sampler", name, SOLVERS, ALIASES)
 
 
@@ -207,10 +215,10 @@ def _solvers() -> dict[str, Named]:
 
 def _solver(typed: str) -> Named | None:
     """The solver called `typed`; ComfyUI's "_gpu" names say that the noise is a Brownian path."""
-    found = _solvers()
-    if typed in found:
-        return found[typed]
+    known = _solvers()
+    if typed in known:
+        return known[typed]
     base = typed.removesuffix(" gpu")
-    if base != typed and base in found and found[base].solver in PATHS:
-        return found[base]._replace(noise=BROWNIAN)
+    if base != typed and base in known and known[base].solver in PATHS:
+        return known[base]._replace(noise=BROWNIAN)
     return None

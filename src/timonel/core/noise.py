@@ -1,16 +1,16 @@
-"""Where fresh noise comes from: a sample's own seed and its place in the run, and nothing else.
+"""Where fresh noise comes from: a sample's seed and its place in the run, and nothing else.
 
-A noise source is a callable `(row, like) -> unit normal tensor shaped and placed like `like``. The
-two here draw per sample in float32 on the CPU, so a sample gets the same noise alone, in any batch,
-on any device, at any precision, and after a resume or a rewind. `Sampler(…, noise="brownian")`
-chooses one by name. The sources of `timonel.compat` draw as diffusers does, see `drawn.py` and
-`tree.py`.
+A noise source is a callable `(row, like) -> unit normal tensor`, of the shape, dtype and device of
+`like`. The two here draw per sample in float32 on the CPU, so a sample gets the same noise alone,
+in any batch, on any device, at any precision, and after a resume or a rewind.
+`Sampler(…, noise="brownian")` chooses one by name. The sources of `timonel.compat` draw as
+diffusers does, see `drawn.py` and `tree.py`.
 
-| name          | keyed by               | use it when                                                          |
-|---------------|------------------------|----------------------------------------------------------------------|
-| `independent` | seed, row              | the number of steps stays as it is; one draw a row, the default      |
-| `brownian`    | seed, interval of lam  | 10 and 40 steps of a seed should become the same picture, or samplers|
-|               |                        | and grids are compared on one noise; about 18 draws a row            |
+| name          | keyed by              | use it when                                              |
+|---------------|-----------------------|----------------------------------------------------------|
+| `independent` | seed, row             | the number of steps stays; one draw a row, the default   |
+| `brownian`    | seed, interval of lam | 10 and 40 steps of a seed should give the same picture,  |
+|               |                       | or samplers are compared on one noise; 18 draws a row    |
 
 Both have the same law: every row's noise is unit normal and independent of every other row's. With
 independent noise a stochastic sampler makes another picture for every number of steps, however many
@@ -48,9 +48,7 @@ _MASK = MOST
 
 
 def key(seed: int, row: int) -> int:
-    """A 63-bit generator seed from (seed, row): two rounds of splitmix64, so neighbours share
-    nothing.
-    """
+    """A 63-bit generator seed from (seed, row): two rounds of splitmix64 part neighbours."""
     state = (seed & _MASK) ^ 0x9E3779B97F4A7C15
     for word in (row + 1, seed >> 64):
         state = (state + 0x9E3779B97F4A7C15 * (2 * (word & _MASK) + 1)) & _MASK
@@ -61,30 +59,40 @@ def key(seed: int, row: int) -> int:
 
 
 def checked(seeds: Any) -> tuple[int, ...]:
-    """Seeds as Python's numbers, or `ArgumentError` unless they are a list of whole numbers from 0
-    to 2^64 - 1.
+    """Seeds as Python's numbers.
+
+    Args:
+        seeds: whole numbers from 0 to 2^64 - 1, one per sample.
+
+    Raises:
+        ArgumentError: they are none.
     """
-    made = several("seeds", seeds, "seeds=[0], one per sample")
+    listed = several("seeds", seeds, "seeds=[0], one per sample")
     try:
-        found = tuple(whole("seed", seed, 0, MOST) for seed in made)
+        numbers = tuple(whole("seed", seed, 0, MOST) for seed in listed)
     except ArgumentError:
-        found = ()
-    if not found:
+        numbers = ()
+    if not numbers:
         raise ArgumentError(
             "seeds must be whole numbers from 0 to 2^64 - 1, one per sample, e.g. seeds=[0], got"
             f" {shown(seeds)}"
         )
-    return found
+    return numbers
 
 
 @dataclass(frozen=True)
 class Seeded(ABC):
-    """What all sources share: one whole number per sample, and where the numbers are drawn.
+    """A noise source with one seed per sample.
 
-    `device`: "cpu", the same noise whatever device the model runs on, or "sample", on the sample's
-    own device: faster there, but a GPU's generator gives other numbers than the CPU's, and other
-    models of GPU may too. `first`: of a part of a journey, its first row in the whole, so that two
-    parts never draw the same.
+    Args:
+        seeds: whole numbers from 0 to 2^64 - 1.
+        device: where the numbers are drawn: "cpu", the same whatever device the model runs on, or
+            "sample", the sample's own device: faster there, but a GPU's generator gives other
+            numbers than the CPU's, and other models of GPU may too.
+        first: of a part of a journey, its first row in the whole: two parts never draw the same.
+
+    Raises:
+        ArgumentError: the seeds are none.
     """
 
     kind: ClassVar[str]
@@ -102,10 +110,25 @@ class Seeded(ABC):
 
     @abstractmethod
     def __call__(self, row: int, like: Tensor) -> Tensor:
-        """The noise of a row. Raises `ArgumentError` unless there is one seed per sample."""
+        """The noise of a row.
+
+        Args:
+            row: of the run's table; `START` is the initial sample's.
+            like: (batch, …), a tensor of the noise's shape, dtype and device.
+
+        Raises:
+            ArgumentError: there is not one seed per sample.
+        """
 
     def check(self, batch: int) -> None:
-        """Raises `ArgumentError` unless there is one seed per sample."""
+        """Refuse a batch that has not one seed per sample.
+
+        Args:
+            batch: its size.
+
+        Raises:
+            ArgumentError: the numbers differ.
+        """
         if batch != len(self.seeds):
             raise ArgumentError(
                 f"{len(self.seeds)} seeds for a batch of {batch}: give one seed per sample, e.g."
@@ -115,9 +138,12 @@ class Seeded(ABC):
     def spread(self, sample: Tensor) -> Self:
         """The source for a batch in which a sample is several entries; this one where each is one.
 
-        Copies of the whole batch (halves that a pipeline keeps alike) share their noise. Else a
-        sample's entries follow each other, as frames do, and each has a seed that is drawn from the
-        sample's.
+        Copies of the whole batch, which a pipeline keeps alike for guidance, share their noise.
+        Else a sample's entries follow each other, as frames do, and each has a seed that is drawn
+        from the sample's.
+
+        Args:
+            sample: (batch, …).
         """
         count, parts = len(self.seeds), len(sample) // len(self.seeds)
         if len(sample) % count or parts < 2:
@@ -133,16 +159,16 @@ class Seeded(ABC):
         return like.device if self.device == "sample" else torch.device("cpu")
 
     def _each(self, like: Tensor, make: Callable[[Callable[[int], Tensor], int], Tensor]) -> Tensor:
-        """`make(draw, i)` for every sample i, as one batch in float32; `draw(word)` is its unit
-        noise for a word.
+        """`make(draw, i)` for every sample i, as one batch in float32.
 
-        Samples are never computed together: how a vector loop is cut could show in the last bit.
+        `draw(word)` is the sample's unit noise for a word. Samples are never computed together: how
+        a vector loop is cut could show in the last bit.
         """
         if not isinstance(like, Tensor) or not like.ndim:
             raise ArgumentError(f"like must be a tensor (batch, …), got {shown(like)}")
         self.check(len(like))
         place = self._place(like)
-        made = torch.empty(like.shape, dtype=torch.float32, device=place)
+        noise = torch.empty(like.shape, dtype=torch.float32, device=place)
         generator = torch.Generator(place)
 
         def draws(seed: int) -> Callable[[int], Tensor]:
@@ -154,8 +180,8 @@ class Seeded(ABC):
             return draw
 
         for i, seed in enumerate(self.seeds):
-            made[i] = make(draws(seed), i)
-        return made
+            noise[i] = make(draws(seed), i)
+        return noise
 
     def _fresh(self, row: int, like: Tensor) -> Tensor:
         """Noise keyed by the row alone."""
@@ -166,9 +192,7 @@ class Seeded(ABC):
 
 @dataclass(frozen=True)
 class SeededNoise(Seeded):
-    """Independent noise, keyed by a sample's seed and the row. Raises `ArgumentError` for what
-    cannot be seeds.
-    """
+    """Independent noise, keyed by a sample's seed and the row."""
 
     kind = "independent"
 
@@ -194,11 +218,17 @@ class BrownianNoise(Seeded):
     Brownian bridge in tau, to 2^-16 in lam. Every interval ends on that lattice and is scaled by
     its own length there, so its variance is 1; one that is shorter than the lattice gets
     independent noise. Levels noisier than sigma/alpha = e^10 count as pure noise, those cleaner
-    than e^-20 as clean. The idea of a path that is computed where it is asked for: Jia & Benson
-    2019, arXiv 1905.10403; Li et al. 2020, arXiv 2001.01328, algorithm 3.
+    than e^-20 as clean. Kept in memory: the values of the last point, one tensor.
 
-    Kept in memory: the values of the last point, one tensor. Raises `ArgumentError` for a table
-    that draws no noise.
+    Args:
+        seeds: see `Seeded`, as `device` and `first`.
+        table: of the run.
+
+    Raises:
+        ArgumentError: the table draws no noise.
+
+    Source: a path that is computed where it is read: Jia & Benson 2019, arXiv 1905.10403; Li et al.
+    2020, arXiv 2001.01328, algorithm 3.
     """
 
     kind = "brownian"
@@ -239,22 +269,21 @@ class BrownianNoise(Seeded):
                 total += _across(draw, path, cell) * math.exp(cell - last)
             return total / math.sqrt(length)
 
-        made = self._each(like, increment)
-        object.__setattr__(
-            self, "_last", ((path, end, like.shape, made.device), after)
-        )  # the next row begins here
-        return made.to(like)
+        noise = self._each(like, increment)
+        # the next row begins here
+        object.__setattr__(self, "_last", ((path, end, like.shape, noise.device), after))
+        return noise.to(like)
 
     def _points(self, path: int, at: int, like: Tensor) -> Tensor:
         """The path at a lattice point for the whole batch, measured from its cell's first knot."""
-        held = self._last
-        if held is not None and held[0] == (path, at, like.shape, self._place(like)):
-            return held[1]
+        last = self._last
+        if last is not None and last[0] == (path, at, like.shape, self._place(like)):
+            return last[1]
         return self._each(like, lambda draw, i: _point(draw, path, at))
 
 
 def _clock(offset: int) -> float:
-    """tau of a lattice point, in units of tau at its cell's first knot."""
+    """The tau of a lattice point, in units of tau at its cell's first knot."""
     return math.exp(2 * offset / FINE)
 
 
@@ -293,13 +322,15 @@ def _point(draw: Callable[[int], Tensor], path: int, at: int) -> Tensor:
 
 
 def spans(table: Table) -> dict[int, Span | None]:
-    """Of every row that draws noise, the stretch of path it follows; None where the level does not
-    fall.
+    """The stretch of path that every drawing row follows; None where the level does not fall.
+
+    Args:
+        table: K rows.
     """
     draws = ((table.x[:, -1] != 0) | (table.base[:, -1] != 0)).tolist()
     lam = (torch.log(table.alpha) - torch.log(table.sigma)).detach().clamp(NOISIEST, CLEANEST)
     places = [round(value * FINE) for value in lam.tolist()]
-    found: dict[int, Span | None] = {}
+    stretches: dict[int, Span | None] = {}
     path, reached, begin = 0, places[0], 0
     for row in range(table.nfe):
         begin = max(begin, table.first_row(table.step[row]))
@@ -308,11 +339,11 @@ def spans(table: Table) -> dict[int, Span | None]:
         a, b = places[begin], places[row + 1]
         if a < b:
             path, reached = path + (a < reached), b
-            found[row] = (path, a, b)
+            stretches[row] = (path, a, b)
         else:
-            found[row] = None
+            stretches[row] = None
         begin = row + 1
-    return found
+    return stretches
 
 
 DEFAULT = "independent"
@@ -320,16 +351,29 @@ NOISES = (SeededNoise.kind, BrownianNoise.kind)
 
 
 def find(kind: str) -> str:
-    """`kind`, or `UnknownName` with the nearest names."""
+    """`kind`, which has to be the name of a noise source.
+
+    Raises:
+        UnknownName: it is none.
+    """
     return among("noise source", kind, NOISES)
 
 
 def source(kind: str, seeds: Sequence[int], table: Table, *, device: str = "cpu") -> Seeded:
-    """The noise source called `kind` for a run of `table`. Raises `UnknownName` and
-    `ArgumentError`.
+    """A noise source by name.
 
-    A table that draws none, as one of a single step, has no path to follow: the start is the same
-    from both.
+    A table that draws no noise, as one of a single step, has no path to follow: the start is the
+    same from both.
+
+    Args:
+        kind: "independent" or "brownian".
+        seeds: one per sample.
+        table: of the run.
+        device: see `Seeded`.
+
+    Raises:
+        UnknownName: the kind is none.
+        ArgumentError: the seeds are none.
     """
     if find(kind) == BrownianNoise.kind and table.stochastic:
         return BrownianNoise(checked(seeds), table, device=device, first=table.first)
@@ -339,5 +383,14 @@ def source(kind: str, seeds: Sequence[int], table: Table, *, device: str = "cpu"
 def initial(
     seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The initial unit noise for `seeds`, of shape (len(seeds), *shape)."""
+    """Unit noise to begin with.
+
+    Args:
+        seeds: one per sample.
+        shape: of one sample.
+        dtype: of the noise.
+
+    Returns:
+        (len(seeds), *shape).
+    """
     return SeededNoise(tuple(seeds))(START, torch.empty(len(seeds), *shape, dtype=dtype))

@@ -1,4 +1,4 @@
-"""What is said of a result with NaN or infinity, which nobody sees in a decoded picture."""
+"""A warning about results with NaN or infinity, which nobody sees in a decoded picture."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 
 def remedy(run: Run, alpha: float) -> str:
+    """What to try against NaN or infinity.
+
+    Args:
+        run: where they came up.
+        alpha: of the level where they did.
+    """
     tries = []
     if run.latents.dtype in (torch.float16, torch.bfloat16):
         tries.append("run the network and the VAE in float32")
@@ -30,25 +36,25 @@ def remedy(run: Run, alpha: float) -> str:
 
 @torch.no_grad()
 def check_result(run: Run, result: Tensor) -> None:
-    """Say that a result has NaN or infinity, which nobody sees in a decoded picture; waits for the
-    device once.
+    """Warn where some samples of a result have NaN or infinity; waits for the device once.
 
-    Raises `GuardStop` where every sample has; warns where only some have, for the others are good.
+    Args:
+        run: that has ended.
+        result: (batch, …), its result.
+
+    Raises:
+        GuardStop: every sample has.
     """
-    broken = [
-        i
-        for i, fine in enumerate(result.detach().isfinite().flatten(1).all(1).tolist())
-        if not fine
-    ]
-    if not broken:
+    finite = result.detach().isfinite().flatten(1).all(1).tolist()
+    if all(finite):
         return
-    whole = len(broken) == len(result)
-    where = "every sample" if whole else f"sample {', '.join(map(str, broken))} of {len(result)}"
-    told = (
+    broken = [str(i) for i, fine in enumerate(finite) if not fine]
+    where = f"sample {', '.join(broken)} of {len(result)}" if any(finite) else "every sample"
+    message = (
         f"the result of {where} has NaN or infinity after {run.table.steps} steps of"
         f" {run.table.solver!r}. {remedy(run, float(run.table.alpha[0]))} hooks=[tm.guard()] names"
         " the step where it begins."
     )
-    if whole:
-        raise GuardStop(told)
-    warnings.warn(told, RuntimeWarning, stacklevel=3)
+    if not any(finite):
+        raise GuardStop(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -1,5 +1,4 @@
-"""A table bound to a prediction: for every row, which tensors are combined with which Python
-floats.
+"""A table bound to a prediction: for every row, which tensors are combined with which numbers.
 
 The conversion of the raw output to the table's basis is linear, so it is folded into the row: a
 row reads x, the raw output, the base and the remembered predictions. A prediction is made a tensor
@@ -8,7 +7,7 @@ of its own only where a later row reads it. Executing a row is a pure function o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,36 +16,41 @@ from torch import Tensor
 from ..errors import RunError
 from .kernel import Plan, Terms, combine, linear
 from .noise import Noise
+from .process import At
 from .table import Table
 
-Shape = Callable[[Tensor], Tensor]  # a change of the denoised prediction, such as clipping
-X, RAW, BASE, H0, H1 = range(
-    5
-)  # places of a row's registers: h1 is followed by older predictions, these by eps
+DenoisedFn = Callable[[Tensor], Tensor]  # changes the denoised prediction, as clipping does
+# places of a row's registers: h1 is followed by older predictions, these by eps
+X, RAW, BASE, H0, H1 = range(5)
 
 
 class Directed:
-    """A shape of the clean part alone: the noise of the step's end keeps the direction that the
-    network said.
+    """A `denoised_fn` that changes the clean part of a step only, and not the direction of its end.
 
-    From the unshaped prediction d and the shaped c a row makes `alpha'·c + b·(x - alpha·d) /
-    sigma`, as DDIM's formula says; the shape alone makes `alpha'·c + b·(x - alpha·c) / sigma`.
-    `consistent`: do the latter; may be changed between rows.
+    From the unchanged prediction d and the changed one c a row makes `alpha'·c + b·(x - alpha·d) /
+    sigma`, as DDIM's formula says; a plain function makes `alpha'·c + b·(x - alpha·c) / sigma`.
+
+    Args:
+        denoised_fn: the change.
+        consistent: do the latter; may be changed between rows.
     """
 
-    def __init__(self, shape: Shape, consistent: bool = False) -> None:
-        self.shape, self.consistent = shape, consistent
+    def __init__(self, denoised_fn: DenoisedFn, consistent: bool = False) -> None:
+        self.denoised_fn, self.consistent = denoised_fn, consistent
 
     def __call__(self, clean: Tensor) -> Tensor:
-        return self.shape(clean)
+        return self.denoised_fn(clean)
 
 
 class State(NamedTuple):
-    """Everything that changes in a run: the next row, its x, the base, and predictions newest
-    first.
+    """Everything that changes in a run between two rows.
 
-    `differences`: conditional minus unconditional raw outputs, newest first, where guidance
-    forecasts its half.
+    Args:
+        row: the next row.
+        x: the sample (batch, …).
+        base: where the current step began; None where the solver needs none.
+        history: predictions, newest first; None where no later row reads one.
+        differences: cond - uncond of raw outputs, newest first, where guidance is forecast.
     """
 
     row: int
@@ -57,10 +61,10 @@ class State(NamedTuple):
 
     def clone(self) -> State:
         """The same state with tensors of its own."""
-        copies = tuple(h if h is None else h.clone() for h in self.history)
         base = None if self.base is None else self.base.clone()
+        history = tuple(None if h is None else h.clone() for h in self.history)
         return State(
-            self.row, self.x.clone(), base, copies, tuple(d.clone() for d in self.differences)
+            self.row, self.x.clone(), base, history, tuple(d.clone() for d in self.differences)
         )
 
 
@@ -68,170 +72,228 @@ class State(NamedTuple):
 class Row:
     """One row, ready to run.
 
-    From x and raw, `denoised` makes the clean prediction; from x and the (changed) clean
-    prediction, `rebase` makes it in the table's basis. `reads` are the registers that are inputs of
-    `plan`, whose outputs are the prediction (where `keeps_h0` and no shape made it), the next base
-    (where `makes_base`) and the next x.
+    Args:
+        denoised: (c_x, c_raw) of the denoised prediction from x and the raw output.
+        rebase: from x and the (changed) denoised prediction, the prediction in the table's basis.
+        keeps_h0: whether the prediction becomes a tensor of its own.
+        makes_base: whether the next base is a sum of `plan`.
+        base: the register that is the next base as it is; None where there is none, or a new one.
+        reads: the registers that are inputs of `plan`, whose outputs are the prediction (where it
+            is kept and no `denoised_fn` changed it), the next base (where one is made), the next x.
+        plan: the sums.
+        carry: what an edit of x adds to the base, per unit; None where the row reads no base.
+        directed: weights of c and d in the prediction that a `Directed` means.
     """
 
     denoised: tuple[float, float]
     rebase: tuple[float, float]
     keeps_h0: bool
     makes_base: bool
-    base: (
-        int | None
-    )  # the register that is the next base as it is; None where there is no base, or it is made
+    base: int | None
     reads: tuple[int, ...]
     plan: Plan
-    carry: float | None  # what an edit of x must add to base, per unit; None where base forgets
-    directed: tuple[float, float] | None = (
-        None  # weights of c and d in the prediction that a `Directed` shape means
-    )
+    carry: float | None
+    directed: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Program:
-    """All rows of a table for one prediction kind. `shape` changes predictions before a row is
-    applied.
+    """All rows of a table for one prediction.
 
-    `uses_base`: whether a row reads the base.
+    Args:
+        rows: (K,) rows.
+        levels: (K + 1,) levels of the rows and of the result.
+        basis: of the table.
+        prediction: what the network's raw output means.
+        denoised_fn: changes denoised predictions before a row is applied.
+        uses_base: whether a row reads the base.
     """
 
     rows: tuple[Row, ...]
+    levels: tuple[At, ...]
     basis: str
-    shape: Shape | None = None
+    prediction: str
+    denoised_fn: DenoisedFn | None = None
     uses_base: bool = False
 
     @classmethod
-    def bind(cls, table: Table, prediction: str, shape: Shape | None = None) -> Program:
-        """Raises `PredictionError` where the prediction cannot be read at a level of the table."""
-        x, base, uses_base = table.x.tolist(), table.base.tolist(), table.uses_base
-        alphas, sigmas = table.alpha.tolist(), table.sigma.tolist()
-        to_clean = zip(*(c.tolist() for c in table.clean(prediction)), strict=True)
-        rows = []
-        for k, (c_x, c_raw) in enumerate(to_clean):
-            rebase = _from_clean(table.basis, alphas[k], sigmas[k])
-            convert = (rebase[0] + rebase[1] * c_x, rebase[1] * c_raw)
-            later = range(
-                k + 1, min(table.nfe, k + table.history)
-            )  # rows that can still read this prediction
-            keeps = shape is not None or any(m[j][2 + j - k] for m in (x, base) for j in later)
-            next_base = _terms(base[k], convert, keeps) if uses_base else ()
-            moved = (
-                None  # a base that only moves is not copied, unless it is the network's own tensor
-            )
-            if len(next_base) == 1 and next_base[0][0] == 1.0 and next_base[0][1] != RAW:
-                moved = next_base[0][1]
-            made = next_base if moved is None else ()
-            sums: list[Terms] = (
-                [((convert[1], RAW), (convert[0], X))] if keeps and shape is None else []
-            )
-            sums += [s for s in (made, _terms(x[k], convert, keeps)) if s]
-            reads, plan = _plan(sums, makes_h0=keeps and shape is None)
-            carry = (
-                _carry(x, base, table.first_row(table.step[k]), k, moved == BASE)
-                if uses_base
-                else None
-            )
-            directed = _directed(table, k, rebase) if isinstance(shape, Directed) else None
-            rows.append(
-                Row((c_x, c_raw), rebase, keeps, bool(made), moved, reads, plan, carry, directed)
-            )
-        return cls(tuple(rows), table.basis, shape, uses_base)
+    def bind(cls, table: Table, prediction: str, denoised_fn: DenoisedFn | None = None) -> Program:
+        """The program of a table.
+
+        Raises:
+            PredictionError: the prediction cannot be read at a level of the table.
+        """
+        binder = _Binder(table, prediction, denoised_fn)
+        rows = tuple(binder.row(k) for k in range(table.nfe))
+        levels = (v.tolist() for v in (table.alpha, table.sigma, table.time))
+        at = tuple(At(*level) for level in zip(*levels, strict=True))
+        return cls(rows, at, table.basis, prediction, denoised_fn, table.uses_base)
 
     def denoised(self, row: int, x: Tensor, raw: Tensor) -> Tensor:
-        """The clean prediction of a row, as the solver uses it."""
+        """The denoised prediction of a row, as the solver uses it.
+
+        Args:
+            row: 0 to K - 1.
+            x: (batch, …), the sample that the network was called with.
+            raw: (batch, …), its output.
+        """
         c_x, c_raw = self.rows[row].denoised
         clean = combine([(c_raw, raw), (c_x, x)], x.dtype)
-        return clean if self.shape is None else self.shape(clean)
+        return clean if self.denoised_fn is None else self.denoised_fn(clean)
 
     def execute(
         self, state: State, raw: Tensor, noise: Noise | None
     ) -> tuple[State, Tensor | None]:
-        """The next state, and the clean prediction where it had to be made a tensor."""
+        """Apply the state's row.
+
+        Args:
+            state: before the row; it is not changed.
+            raw: (batch, …), the network's output at its x.
+            noise: the source, for rows that draw.
+
+        Returns:
+            The next state, and the denoised prediction where it became a tensor.
+
+        Raises:
+            RunError: the row reads a prediction that no row before it kept.
+        """
         row, x = self.rows[state.row], state.x
         h0 = clean = None
-        if self.shape is not None:
-            h0, clean = self._shaped(row, state, raw)
+        if self.denoised_fn is not None:
+            h0, clean = self._changed(row, state, raw)
         eps = H1 + len(state.history)
         registers: list[Tensor | None] = [x, raw, state.base, h0, *state.history, None]
         if noise is not None and eps in row.reads:
             registers[eps] = noise(state.row, x)
-        inputs = []
-        for place in row.reads:
-            tensor = registers[place]
-            if tensor is None:
-                raise RunError(
-                    f"row {state.row} reads {_name(place, eps)}, which no row before it made"
-                )
-            inputs.append(tensor)
-        out = linear(row.plan, inputs, x.dtype)
-        if row.keeps_h0 and self.shape is None:
+        out = linear(row.plan, _inputs(state.row, row.reads, registers), x.dtype)
+        if row.keeps_h0 and self.denoised_fn is None:
             h0 = registers[H0] = out[0]
             clean = h0 if self.basis == "denoised" else None
         base = out[-2] if row.makes_base else None if row.base is None else registers[row.base]
         history = (h0, *state.history[:-1]) if state.history else ()
         return State(state.row + 1, out[-1], base, history, state.differences), clean
 
-    def _shaped(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """h0 in the table's basis and the clean prediction, which `shape` has changed."""
+    def _changed(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """h0 in the table's basis and the denoised prediction, which `denoised_fn` has changed."""
         clean = used = self.denoised(state.row, state.x, raw)
-        if (
-            isinstance(self.shape, Directed)
-            and not self.shape.consistent
-            and row.directed is not None
-        ):
-            (c_x, c_raw), (kept, free), dtype = row.denoised, row.directed, state.x.dtype
+        change, dtype = self.denoised_fn, state.x.dtype
+        if isinstance(change, Directed) and not change.consistent and row.directed is not None:
+            (c_x, c_raw), (kept, free) = row.denoised, row.directed
             used = combine([(kept, clean), (free * c_x, state.x), (free * c_raw, raw)], dtype)
         if self.basis == "denoised":
             return used, clean
-        return combine([(row.rebase[0], state.x), (row.rebase[1], used)], state.x.dtype), clean
+        return combine([(row.rebase[0], state.x), (row.rebase[1], used)], dtype), clean
+
+    def edited(self, state: State, before: Tensor) -> State:
+        """`state` with the edit of its x, which was `before`, carried into its base.
+
+        Solvers that correct x from the base (UniPC) would undo the edit else.
+        """
+        carry = self.rows[state.row].carry
+        if carry is None or state.base is None:
+            return state
+        terms = [(1.0, state.base), (carry, state.x), (-carry, before)]
+        return state._replace(base=combine(terms, state.x.dtype))
 
 
-def _from_clean(basis: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """From x and the clean prediction to the table's basis."""
-    if basis == "denoised":
-        return 0.0, 1.0
-    return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
+class _Binder:
+    """Makes the rows of a program."""
+
+    def __init__(self, table: Table, prediction: str, denoised_fn: DenoisedFn | None) -> None:
+        self.table, self.denoised_fn = table, denoised_fn
+        self.x, self.base = table.x.tolist(), table.base.tolist()
+        self.alpha, self.sigma = table.alpha.tolist(), table.sigma.tolist()
+        c_x, c_raw = table.clean(prediction)
+        self.denoised = list(zip(c_x.tolist(), c_raw.tolist(), strict=True))
+        self.uses_base = table.uses_base
+
+    def row(self, k: int) -> Row:
+        (c_x, c_raw), rebase = self.denoised[k], self._rebase(k)
+        convert = (rebase[0] + rebase[1] * c_x, rebase[1] * c_raw)
+        keeps, sums_h0 = self._keeps(k), False
+        sums: list[Terms] = []
+        if keeps and self.denoised_fn is None:
+            sums, sums_h0 = [((convert[1], RAW), (convert[0], X))], True
+        base, moved = self._next_base(k, convert, keeps)
+        next_x = _terms(self.x[k], convert, keeps)
+        reads, plan = _plan([*sums, *([base] if base else []), next_x], sums_h0)
+        carry = self._carry(k, moved == BASE) if self.uses_base else None
+        directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
+        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, plan, carry, directed)
+
+    def _rebase(self, k: int) -> tuple[float, float]:
+        """From x and the denoised prediction to the table's basis."""
+        alpha, sigma, basis = self.alpha[k], self.sigma[k], self.table.basis
+        if basis == "denoised":
+            return 0.0, 1.0
+        return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
+
+    def _keeps(self, k: int) -> bool:
+        """Whether the prediction has to be a tensor: it is changed, or a later row reads it."""
+        later = range(k + 1, min(self.table.nfe, k + self.table.history))
+        return self.denoised_fn is not None or any(
+            rows[j][2 + j - k] for rows in (self.x, self.base) for j in later
+        )
+
+    def _next_base(
+        self, k: int, convert: tuple[float, float], keeps: bool
+    ) -> tuple[Terms, int | None]:
+        """The sum that is the next base, or the register that only moves there.
+
+        The network's own tensor is copied.
+        """
+        if not self.uses_base:
+            return (), None
+        terms = _terms(self.base[k], convert, keeps)
+        if len(terms) == 1 and terms[0][0] == 1.0 and terms[0][1] != RAW:
+            return (), terms[0][1]
+        return terms, None
+
+    def _carry(self, k: int, stays: bool) -> float | None:
+        """What a unit of an edit of x before row k adds to the base; None where it reads no base.
+
+        A base that `stays` is where the step began: x and it are multiples of the sample there, and
+        sums of predictions. One that evolves as x does, SA-Solver's, is at the level of x.
+        """
+        x, base, first = self.x, self.base, self.table.first_row(self.table.step[k])
+        if not base[k][1] or base[k][0] == 1:
+            return None
+        if not stays and base[k][:2] == x[k][:2]:
+            return 1.0
+        if not stays or k == first:
+            share: float = (1 - base[k][0]) / base[k][1]
+            return share
+        size, kept = 1.0, 0.0
+        for j in range(first, k):
+            size, kept = x[j][0] * size + x[j][1] * kept, base[j][0] * size + base[j][1] * kept
+        return kept / size if size else None
+
+    def _directed(self, k: int, rebase: tuple[float, float]) -> tuple[float, float] | None:
+        """Weights of the changed and the unchanged prediction in the one that the row applies.
+
+        None where the step ends at its own level.
+        Such a table's rows are `x' = a·x + b·prediction`, with b = alpha' - a·alpha.
+        """
+        x, _, h0, *_ = self.x[k]
+        a, b = x + h0 * rebase[0], h0 * rebase[1]
+        kept, free = self.alpha[k + 1], -a * self.alpha[k]
+        return (kept / b, free / b) if b else None
 
 
-def _carry(
-    x: list[list[float]], base: list[list[float]], first: int, k: int, stays: bool
-) -> float | None:
-    """What a unit of an edit of x before row k adds to the base; None where the row makes the base
-    without the last.
-
-    A base that `stays` is where the step began: x and it are multiples of the sample there, and
-    sums of predictions. One that evolves as x does, SA-Solver's, is at the level of x.
-    """
-    if not base[k][1] or base[k][0] == 1:
-        return None
-    if not stays and base[k][0] == x[k][0] and base[k][1] == x[k][1]:
-        return 1.0
-    if not stays or k == first:
-        return (1 - base[k][0]) / base[k][1]
-    size, kept = 1.0, 0.0
-    for j in range(first, k):
-        size, kept = x[j][0] * size + x[j][1] * kept, base[j][0] * size + base[j][1] * kept
-    return kept / size if size else None
-
-
-def _directed(table: Table, row: int, rebase: tuple[float, float]) -> tuple[float, float] | None:
-    """Weights of the shaped and the unshaped prediction in the one that makes the row's sample;
-    None at its own end.
-
-    Such a table's rows are `x' = a·x + b·prediction`, with b = alpha' - a·alpha.
-    """
-    x, _, h0, *_ = table.x[row].tolist()
-    a, b = x + h0 * rebase[0], h0 * rebase[1]
-    kept, free = float(table.alpha[row + 1]), -a * float(table.alpha[row])
-    return (kept / b, free / b) if b else None
+def _inputs(row: int, reads: Sequence[int], registers: Sequence[Tensor | None]) -> list[Tensor]:
+    """The registers that a row reads."""
+    inputs = []
+    for place in reads:
+        tensor = registers[place]
+        if tensor is None:
+            name = _name(place, len(registers) - 1)
+            raise RunError(f"row {row} reads {name}, which no row before it made")
+        inputs.append(tensor)
+    return inputs
 
 
 def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms:
-    """Non-zero terms of a table's row by register; h0 is replaced by x and raw unless it is a
-    tensor of its own.
-    """
+    """Non-zero terms of a table's row; h0 is replaced by x and raw unless it is a tensor."""
     x, base, h0, *rest = row
     sums = [x, 0.0, base, h0, *rest]
     if not keeps:
@@ -239,20 +301,16 @@ def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms
     return tuple((c, place) for place, c in enumerate(sums) if c != 0) or ((0.0, X),)
 
 
-def _plan(sums: list[Terms], makes_h0: bool) -> tuple[tuple[int, ...], Plan]:
-    """The registers to read, and the sums with places among those; h0 is the first sum where it is
-    made here.
-    """
-    reads = sorted(
-        {place for terms in sums for c, place in terms if c != 0} - ({H0} if makes_h0 else set())
-    ) or [X]
-    at = {place: i for i, place in enumerate(reads)} | ({H0: len(reads)} if makes_h0 else {})
+def _plan(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], Plan]:
+    """The registers to read, and the sums with places among those; h0 may be the first sum."""
+    used = {place for terms in sums for c, place in terms if c != 0}
+    reads = sorted(used - {H0} if sums_h0 else used) or [X]
+    at = {place: i for i, place in enumerate([*reads, *([H0] if sums_h0 else [])])}
     kept = (tuple((c, at[place]) for c, place in terms if c != 0) or ((0.0, 0),) for terms in sums)
     return tuple(reads), Plan(len(reads), tuple(kept))
 
 
 def _name(place: int, eps: int) -> str:
     """The name of a register, for messages."""
-    return (
-        ("x", "raw", "base")[place] if place < H0 else "eps" if place == eps else f"h{place - H0}"
-    )
+    names = {X: "x", RAW: "raw", BASE: "base", eps: "eps"}
+    return names.get(place, f"h{place - H0}")

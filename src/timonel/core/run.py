@@ -3,8 +3,7 @@
 What a run remembers: the sample, the base where the solver needs one, as many predictions as the
 solver's history, and the initial sample; nothing that grows with the steps unless `keep` asks.
 
-    for row in run.rows():                      # waits while paused, goes back when rewound, ends
-    when stopped
+    for row in run.rows():  # waits while paused, goes back when rewound, ends when stopped
         run.advance(network(run.latents, run.level.time))
     picture = run.result
 
@@ -17,24 +16,23 @@ hooks of the first are through.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import ArgumentError, HookError, RunError, TimonelError, function, instance, whole
+from ..errors import ArgumentError, HookError, RunError, TimonelError, function, instance
 from . import border
 from . import prediction as predictions
-from .control import Border, Controlled, elsewhere
+from .checkpoints import Call, Point
+from .control import Controlled
 from .driver import UNKNOWN, Driver
-from .guidance import Guidance, Guided, Guiding, settled
+from .guidance import CompiledGuidance, Guidance, assigned
 from .hook import Hook
 from .noise import Noise
-from .process import At
-from .program import Program, Shape, State
+from .program import DenoisedFn, Program, State
 from .states import REMEDIES
 from .table import Table
 
@@ -42,29 +40,25 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 
-class Kept(NamedTuple):
-    """A state that can be gone back to, with the picture it shows and what the network remembered
-    at it.
-    """
+class Run(Controlled):
+    """One journey from noise to sample.
 
-    state: State
-    clean: Tensor | None
-    called: int | None  # the row of the network call that `clean` comes from
-    memory: Any
+    Args:
+        table: the compiled sampler, K rows.
+        prediction: what the network's raw output means, see `prediction.py`.
+        noise: the noise source, needed by stochastic tables.
+        guidance: `cfg(…)`, a scale, or None to leave it to who calls the network.
+        hooks: called after each step.
+        denoised_fn: changes the denoised prediction before it is used (clipping, thresholding).
+        keep: how many step ends stay in memory so that `rewind` is instant.
+        context: what hooks may need of the model (decode, …).
+        sampler: what the levels of a call were compiled from, of which `table` may be a part.
+        driver: what calls the network; a plain loop needs none.
+        lent: whether the hooks belong to a call, and go when it is over.
 
-
-class Run(Guided, Controlled):
-    """One journey. See the module's docstring; what one orders it is in `control.Controlled`, how
-    it is guided in `guidance.Guided`.
-
-    `table`: the compiled sampler. `prediction`: what the raw output means. `noise`: the noise
-    source, needed by stochastic tables. `hooks`: called after each step. `shape`: changes the
-    denoised prediction before it is used (clipping, thresholding). `keep`: how many step states
-    stay in memory so that `rewind` is instant. `context`: what hooks may need of the model (decode,
-    …).
-
-    Raises `ArgumentError` when a stochastic table gets no noise, `PredictionError` as
-    `Program.bind`.
+    Raises:
+        ArgumentError: a stochastic table gets no noise, or an argument is none.
+        PredictionError: the prediction cannot be read at a level of the table.
     """
 
     def __init__(
@@ -75,154 +69,95 @@ class Run(Guided, Controlled):
         noise: Noise | None = None,
         guidance: Guidance | float | None = None,
         hooks: Sequence[Hook | Callable[[Run], None]] = (),
-        shape: Shape | None = None,
+        denoised_fn: DenoisedFn | None = None,
         keep: int = 0,
         context: Any = None,
+        sampler: Sampler | None = None,
+        driver: Driver | None = None,
+        lent: bool = False,
     ) -> None:
         instance("table", table, Table, "a timonel table, Sampler(…).compile(process)")
-        for what, value in (("noise", noise), ("shape", shape)):
-            if value is not None:
-                example = (
-                    "tm.SeededNoise([0])" if what == "noise" else "lambda clean: clean.clamp(-1, 1)"
-                )
-                function(what, value, example, 2 if what == "noise" else 1)
-        self.table, self.prediction, self.noise = (
-            table.detach(),
-            predictions.check(prediction),
-            noise,
-        )
-        self.sampler: Sampler | None = (
-            None  # what the list of a call was made with, of which the table may be a part
-        )
-        self.shape, self.context = shape, context
-        if self.table.stochastic and noise is None:
+        if denoised_fn is not None:
+            function("denoised_fn", denoised_fn, "lambda clean: clean.clamp(-1, 1)", 1)
+        table, prediction = table.detach(), predictions.check(prediction)
+        self.draw_from(noise)
+        if table.stochastic and noise is None:
             raise ArgumentError(
                 f"{table.solver!r} draws noise: give seeds, one per sample, e.g. seeds=[0]"
             )
-        self.program = Program.bind(self.table, self.prediction, shape)
-        self._guiding = Guiding.of(settled(guidance), self.table, self.prediction)
-        self._coming, self._difference, self.driver = None, None, Driver()
-        self._levels = tuple(
-            At(*v)
-            for v in zip(
-                table.alpha.tolist(), table.sigma.tolist(), table.time.tolist(), strict=True
-            )
-        )
+        program = Program.bind(table, prediction, denoised_fn)
+        guided = CompiledGuidance.of(assigned(guidance), table, prediction)
+        super().__init__(table, program, guided, keep, driver or Driver())
         self.hooks = border.hooks(hooks)
-        self.lent: tuple[Hook, ...] = ()  # those of `hooks` that belong to a call
-        self._keep = whole("keep", keep, 0)
-        self._kept: OrderedDict[int, Kept] = OrderedDict()
-        self._start: State | None = None
-        self._state: State | None = None
-        self._last: tuple[Tensor, Tensor, int] | None = None  # x, raw and row of the newest call
-        self._clean: Tensor | None = (
-            None  # the newest denoised prediction, when it was made a tensor
-        )
-        self._called: int | None = None  # the row of the newest call
-        self.memory: Any = UNKNOWN  # what the network remembered where the run came to rest
-        self._due: Any = UNKNOWN  # what it has to be given back before the next row
-        self._change = threading.Condition(threading.RLock())
-        self._rest()
+        self.lent: tuple[Hook, ...] = tuple(self.hooks) if lent else ()
+        self.sampler, self.context = sampler, context
         self.advances = 0  # rows computed so far, those computed again after a rewind included
         self.firing = False  # hooks are being called
-        self.moved = False  # the state was replaced by a rewind since the last row
 
-    # -- where it is -------------------------------------------------------------------------
     def __repr__(self) -> str:
         return f"<Run: {self.table.solver}, {self.status}, step {self.step} of {self.steps}>"
 
-    @property
-    def started(self) -> bool:
-        return self._state is not None
+    # -- what it is made of ------------------------------------------------------------------------
+    def draw_from(self, noise: Noise | None) -> None:
+        """Draw the noise of the rows to come from another source.
 
-    @property
-    def _here(self) -> State:
-        if self._state is None:
-            raise RunError("the run has not started; call run.start(noise) first")
-        return self._state
+        Args:
+            noise: `(row, like) -> tensor`, see `noise.py`.
 
-    @property
-    def row(self) -> int:
-        """The next row, 0 … nfe."""
-        return self._state.row if self._state else 0
-
-    @property
-    def step(self) -> int:
-        """Completed grid steps, 0 … steps."""
-        return self.table.steps if self.row == self.table.nfe else self.table.step[self.row]
-
-    @property
-    def steps(self) -> int:
-        return self.table.steps
-
-    @property
-    def level(self) -> At:
-        """The level the sample is at now."""
-        return self._levels[self.row]
-
-    @property
-    def called_at(self) -> At | None:
-        """The level of the newest network call."""
-        return None if self._called is None else self._levels[self._called]
-
-    @property
-    def newest(self) -> tuple[Tensor, Tensor] | None:
-        """The newest network call: its sample, and the raw output that its row was advanced with.
-
-        None after a rewind, until the network is called again.
+        Raises:
+            ArgumentError: it cannot be called so.
         """
-        return None if self._last is None else self._last[:2]
+        if noise is not None:
+            function("noise", noise, "tm.SeededNoise([0])", 2)
+        self.noise = noise
 
-    @property
-    def history(self) -> tuple[Tensor | None, ...]:
-        """Predictions of the rows before, newest first, in the table's basis; None where no later
-        row reads one.
+    def keep_for(self, longer: Table) -> None:
+        """Keep the predictions that the rows of a longer table read, for a run of them may follow.
+
+        Args:
+            longer: begins with the rows of this run's table.
         """
-        return self._here.history
+        self.program = Program.bind(longer, self.prediction, self.denoised_fn)
 
-    @property
-    def denoised(self) -> Tensor:
-        """The newest prediction of the clean sample, as the solver used it; after a rewind that of
-        its step.
+    # -- going -------------------------------------------------------------------------------------
+    def remember(self, difference: Tensor) -> None:
+        """Keep the difference of the coming row's outputs, before `advance`.
+
+        Args:
+            difference: (batch, …), cond - uncond of the raw outputs, where both were computed.
         """
-        if self._clean is None:
-            if self._last is None:
-                raise RunError("there is no prediction yet; the network has not been called")
-            x, raw, row = self._last
-            self._clean = self.program.denoised(row, x, raw)
-        return self._clean
+        self._difference = difference
 
-    @property
-    def result(self) -> Tensor:
-        """The sample of a finished run; of an unfinished one the newest denoised prediction."""
-        return self._here.x if self.row == self.table.nfe or self._called is None else self.denoised
+    def _remembered(self, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The differences after a row that began with `before`."""
+        new, self._difference = self._difference, None
+        order = self._guided.order
+        return before if new is None or not order else (new, *before)[:order]
 
-    # -- going -------------------------------------------------------------------------------
     def start(self, x: Tensor, behind: Sequence[Tensor] = ()) -> None:
-        """Begin at the table's first level with the sample x (batch, …), unit normal for a full
-        journey.
+        """Begin at the table's first level.
 
-        `behind`: predictions of steps that came before, newest first, in the table's basis.
+        Args:
+            x: (batch, …), the sample there, unit normal noise for a full journey.
+            behind: predictions of steps that came before, newest first, in the table's basis.
+
+        Raises:
+            RunError: it has begun already.
         """
         border.tensor("the start", x)
         with self._change:
             self.check("start")
-            x = (
-                x.clone() if self.hooks else x
-            )  # hooks may edit in place, and the tensor is the caller's
+            x = x.clone() if self.hooks else x  # hooks may edit in place what is the caller's
             past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
-            self._begin(State(0, x, x if self.program.uses_base else None, past))
-            self._start, self._hooking = self._here, threading.get_ident()
+            self._stand(Point(State(0, x, x if self.program.uses_base else None, past)))
+            self._checkpoints.start, self._hooking = self._here, threading.get_ident()
         try:
             self.driver.looping(True)
             self._fire("on_start")
         finally:
             with self._change:
-                self._start = self._here.clone()
+                self._checkpoints.start = self._here.clone()
                 self._through()
-
-    def _begin(self, state: State) -> None:
-        self._state, self._status = state, "running"
 
     def rows(self) -> Iterator[int]:
         """The rows to call the network for. Yields the same row again until `advance` is called."""
@@ -238,65 +173,52 @@ class Run(Guided, Controlled):
                 self._loop = self._flight = None
 
     def proceed(self) -> bool:
-        """Wait while paused, go back if a rewind was ordered; False once the run has ended."""
+        """Wait while paused, go back if a rewind was ordered.
+
+        Returns:
+            Whether there is a row to compute; False once the run has ended.
+        """
         with self._change:
             self._loop, self._flight = threading.get_ident(), None
             self._await()
             if self._stopping and self._status == "running":
+                if self._checkpoints.keep:
+                    self._at = self._point._replace(memory=self._resting())
                 self._status = "stopped"
-                self.memory = self.driver.remembered() if self._keep else UNKNOWN
             if self._status != "running":
                 self._loop, self._paused = None, False
                 return False
             self.driver.looping(True)
-            if self._due is not UNKNOWN:
-                self.driver.recall(self._due)
+            if self.memory is not UNKNOWN:
+                self.driver.recall(self.memory)
             self._flight = threading.get_ident()
             return True
 
-    def _await(self) -> None:
-        """Between two rows: what was ordered meanwhile is done, and what is paused waits."""
-        while True:
-            self._unwatch()
-            self._settle()
-            if (
-                self._goto is not None
-            ):  # also while paused, so that one can rewind, look, edit and go on
-                self._go_back(self._goto)
-                self._goto = None
-            if self.driver.interrupted():
-                self._stop("the pipeline was interrupted")
-            waits = self._paused and self._status in ("running", "done")
-            if not waits or self._stopping or self.step < self._until:
-                return
-            self._watch()
-            self._waiting = True
-            try:
-                self._change.wait(self.driver.patience)
-            finally:
-                self._waiting = False
-
     def advance(self, raw: Tensor, noise: Noise | None = None) -> None:
-        """Apply the next row to the network's raw output at `latents` (batch, …), then call hooks
-        if a step ended.
+        """Apply the next row, then call the hooks if a step ended.
 
-        `noise`: of this row alone, in the place of the run's.
+        Args:
+            raw: (batch, …), the network's output at `latents`.
+            noise: the source of this row alone, in the place of the run's.
+
+        Raises:
+            RunError: the run is complete, or cannot be advanced in its state.
+            ArgumentError: `raw` is no tensor like the sample.
         """
         if self._status not in ("running", "stopped"):
             raise RunError(f"cannot advance a run that is {self.status}: {REMEDIES[self._status]}")
-        state, ends = self._here, self.table.ends_step(self.row)
+        before, state = self._point, self._here
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
         border.output(raw, state.x)
+        ends = self.table.ends_step(state.row)
         self._flight = threading.get_ident()
         new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
             if ends and self.hooks:
-                self._border = Border(state, self._last, self._clean, self._called, UNKNOWN)
-                self._hooking = threading.get_ident()
-            self._state, self._clean, self._last = new, clean, (state.x, raw, state.row)
-            self._called, self.memory, self._due, self._flight = state.row, UNKNOWN, UNKNOWN, None
+                self._before, self._hooking = before, threading.get_ident()
+            self._at, self._flight = Point(new, Call(state.row, state.x, raw, clean)), None
             self._settle()
             self.advances, self.moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
@@ -307,25 +229,26 @@ class Run(Guided, Controlled):
                 self._fire("on_step")
             finally:
                 self._through()
-            self._keep_state()
+            self._keep_point()
 
     def _through(self) -> None:
-        """The hooks of a row are: its border is reached."""
+        """The hooks of a row are: the run stands between two rows."""
         with self._change:
-            self._border = self._hooking = None
+            self._before = self._hooking = None
             self._change.notify_all()
 
-    def _keep_state(self) -> None:
-        if not self._keep or self.row == self.table.nfe:
+    def _keep_point(self) -> None:
+        """Keep the end of a step, so that a rewind is instant."""
+        call = self._call
+        if not self._checkpoints.keep or self.row == self.table.nfe or call is None:
             return
-        kept = Kept(self._here.clone(), self.denoised, self._called, self.driver.remembered())
+        seen = Call(call.row, clean=self.denoised)
+        point = Point(self._here.clone(), seen, self.driver.remembered())
         with self._change:  # other threads copy what is kept
-            self._kept[self.step] = kept
-            while len(self._kept) > self._keep:
-                self._kept.popitem(last=False)
+            self._checkpoints.add(self.step, point)
 
     def finish(self) -> None:
-        """Call `on_end` hooks once; the loop that drives the run calls it when the rows are over."""
+        """Call `on_end` hooks once; the loop that drives the run does so when the rows are over."""
         with self._change:
             if self._status not in ("done", "stopped") or self._finished:
                 return
@@ -334,11 +257,13 @@ class Run(Guided, Controlled):
         self.driver.looping(False)
 
     def fail(self, error: BaseException | None = None) -> None:
-        """End a run whose network or hook raised: hooks get their `on_end`, and what they raise is
-        dropped.
+        """End a run whose network or hook raised.
 
-        One that somebody interrupted (`KeyboardInterrupt`) is stopped; `resume` lets either of them
-        go on.
+        Hooks get their `on_end`, and what they raise is dropped. A run that somebody interrupted
+        (`KeyboardInterrupt`) is stopped; `resume` lets either of them go on.
+
+        Args:
+            error: what was raised; its text becomes `reason`.
         """
         with self._change:
             self._loop = self._flight = None
@@ -355,9 +280,7 @@ class Run(Guided, Controlled):
                 hook.on_end(self)
 
     def leave(self) -> None:
-        """The call that drove the run is over, and no loop of it will ask for a row: a run that
-        goes on is stopped.
-        """
+        """Stop a run that goes on, because the call that drove it is over."""
         with self._change:
             self._loop = self._flight = None
             self._paused = False
@@ -365,22 +288,23 @@ class Run(Guided, Controlled):
                 self._status, self.reason = "stopped", self.reason or "the pipeline left its loop"
         self.finish()
 
-    # -- hooks -------------------------------------------------------------------------------
-    def _fire(self, point: str) -> None:
+    # -- hooks -------------------------------------------------------------------------------------
+    def _fire(self, name: str) -> None:
+        """Call a method of every hook."""
         if self.hooks:
             self._watch()
         self.firing = True
         try:
             for hook in self.hooks:
-                self._call(hook, point)
+                self._call_hook(hook, name)
         finally:
             self.firing = False
         with self._change:
             self._unwatch()
 
-    def _call(self, hook: Hook, point: str) -> None:
+    def _call_hook(self, hook: Hook, name: str) -> None:
         try:
-            getattr(hook, point)(self)
+            getattr(hook, name)(self)
         except TimonelError:
             self._status = "failed"
             raise
@@ -390,13 +314,25 @@ class Run(Guided, Controlled):
                 f"hook {hook.name!r} raised at step {self.step} of {self.steps}: {error!r}"
             ) from error
 
-    # -- another call ------------------------------------------------------------------------
-    def adopt(self, fresh: Run) -> None:
-        """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver
-        and context.
+    # -- another call ------------------------------------------------------------------------------
+    def drive_by(self, driver: Driver) -> None:
+        """Let another loop call the network.
 
-        A run that was stopped, interrupted or has failed goes on; one that is done stays so. Raises
-        `TimonelError`, and changes nothing, where `fresh` could not be guided so.
+        Args:
+            driver: what the run has to know of it.
+        """
+        self.driver = driver
+
+    def adopt(self, fresh: Run) -> None:
+        """Go on in the place of another run: with its hooks, guidance, driver and context.
+
+        A run that was stopped, interrupted or has failed goes on; one that is done stays so.
+
+        Args:
+            fresh: a run of the same table that has not begun.
+
+        Raises:
+            TimonelError: it could not be guided so; nothing is changed.
         """
         before, self.driver = self.driver, fresh.driver
         try:
@@ -409,159 +345,128 @@ class Run(Guided, Controlled):
         self.driver = fresh.driver
         self.hooks, self.lent = [*self.hooks, *fresh.hooks], tuple(fresh.hooks)
         self.context, self.noise = fresh.context, self.noise or fresh.noise
-        self._due = None if self.memory is UNKNOWN else self.memory
-        self._go_on()
+        self._at = self._point._replace(memory=None if self.memory is UNKNOWN else self.memory)
+        self._take_back()
         for hook in self.lent:
-            self._call(hook, "on_resume")
+            self._call_hook(hook, "on_resume")
 
     def disown(self) -> None:
-        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop of
-        their own.
-        """
+        """The call that lent its hooks is over: whoever resumes the run brings hooks and a loop."""
         self.driver = Driver()
-        self.hooks, self.lent = (
-            [hook for hook in self.hooks if all(hook is not other for other in self.lent)],
-            (),
-        )
-
-    def _go_back(self, step: int) -> None:
-        at = max((s for s in self._kept if s <= step), default=None)
-        kept = None if at is None else self._kept[at]
-        source = self._start if kept is None else kept.state
-        assert source is not None
-        self._begin(source.clone())
-        for later in [s for s in self._kept if s > step]:
-            del self._kept[later]
-        self._last = None
-        self._clean, self._called = (None, None) if kept is None else (kept.clean, kept.called)
-        self._due = None if kept is None else kept.memory
-        self.moved = True
+        lent = {id(hook) for hook in self.lent}
+        self.hooks, self.lent = [hook for hook in self.hooks if id(hook) not in lent], ()
 
     def branch(self, *, hooks: Sequence[Hook | Callable[[Run], None]] = ()) -> Run:
-        """A second run at the same point, with its own copy of the state; edits to one leave the
-        other alone.
+        """A second run at the same point; edits to one leave the other alone.
+
+        Args:
+            hooks: of the second run.
+
+        Raises:
+            RunError: the run has not begun.
         """
         with self._change:
             self.check("branch")
             here = self._between()
             twin = Run(
-                self.table, self.prediction, noise=self.noise, hooks=hooks, shape=self.shape,
-                keep=self._keep,
-                context=self.context,
+                self.table, self.prediction, noise=self.noise, hooks=hooks, sampler=self.sampler,
+                denoised_fn=self.denoised_fn, context=self.context,
             )  # fmt: skip
-            twin._guiding, twin.sampler = self._coming or self._guiding, self.sampler
-            twin._begin(here.state.clone())
-            twin._start = self._start
-            twin._kept = OrderedDict(
-                (k, s._replace(state=s.state.clone())) for k, s in self._kept.items()
-            )
-            twin._last, twin._clean, twin._called, twin.memory = (
-                here.last,
-                here.clean,
-                here.called,
-                here.memory,
-            )
-            if here.state.row == self.table.nfe:
-                twin._status = "done"
+            twin._guided = self._coming or self._guided
+            twin._checkpoints = self._checkpoints.copy()
+            twin._stand_at(here.clone())
             return twin
 
-    def _between(self) -> Border:
-        """Where the run stands between two rows. While hooks are called that is before their row,
-        but for themselves.
+    def _stand_at(self, point: Point) -> None:
+        """Go on from a point of another run, which may be the end."""
+        self._stand(point)
+        if point.state.row == self.table.nfe:
+            self._status = "done"
 
-        Raises `RunError` while those of the start are called.
-        """
-        if elsewhere(self._hooking):
-            if self._border is None:
-                raise RunError(
-                    "the run is about to begin, its hooks are called: wait for its first step"
-                )
-            return self._border
-        self.replace(self._here.x)  # an edit in place reaches the base first
-        return Border(self._here, self._last, self._clean, self._called, self._resting())
-
-    def _resting(self) -> Any:
-        """What the network remembers at this state; `UNKNOWN` while a row is computed or after the
-        run's end.
-        """
-        if self._flight is not None or self._status != "running":
-            return self.memory
-        return self.driver.remembered() if self._due is UNKNOWN else self._due
-
-    # -- copies ------------------------------------------------------------------------------
+    # -- copies ------------------------------------------------------------------------------------
     def __getstate__(self) -> dict[str, Any]:
         from .copying import packed
 
         return packed(self)
 
-    def __setstate__(self, made: dict[str, Any]) -> None:
+    def __setstate__(self, fields: dict[str, Any]) -> None:
         from .copying import revive
 
-        revive(self, made)
+        revive(self, fields)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         from .copying import deep
 
         return deep(self, memo)
 
-    # -- saving ------------------------------------------------------------------------------
-    def snapshot(self) -> tuple[State, Kept]:
-        """The start, and a copy of the state between two rows with its prediction, as one
-        consistent pair.
+    # -- saving ------------------------------------------------------------------------------------
+    def snapshot(self) -> tuple[State, Point]:
+        """The start, and a copy of where the run stands between two rows, with its prediction.
+
+        Raises:
+            RunError: the run has not begun.
         """
         with self._change:
             self.check("save")
             here = self._between()
-            clean = here.clean
-            if clean is None and here.last is not None:
-                x, raw, row = here.last
-                clean = self.program.denoised(row, x, raw)
-            assert self._start is not None
-            return self._start, Kept(here.state.clone(), clean, here.called, here.memory)
+            if here.call is not None and (here.call.clean is not None or here.call.x is not None):
+                clean = self._clean_of(here.call)
+                here = here._replace(call=Call(here.call.row, clean=clean))
+            assert self._checkpoints.start is not None
+            return self._checkpoints.start, here.clone()
 
-    def restore(
-        self,
-        start: State,
-        here: State,
-        clean: Tensor | None = None,
-        called: int | None = None,
-        since: int = 0,
-    ) -> None:
-        """Continue from saved states instead of `start(x)`.
+    def restore(self, start: State, here: Point, since: int = 0) -> None:
+        """Continue from a saved point instead of `start(x)`.
 
-        `clean, called`: the newest denoised prediction and the row of its network call. `since`:
-        the row from which the run has its guidance.
+        Args:
+            start: the state before the first row.
+            here: where the run stood.
+            since: the row from which the run has its guidance.
         """
         with self._change:
-            self._start = start
-            self._begin(here)
-            self._clean, self._called = clean, called
-            self._guiding = Guiding.of(self.guiding, self.table, self.prediction, since)
-            if here.row == self.table.nfe:
-                self._status = "done"
+            self._checkpoints.start = start
+            self._stand_at(here._replace(memory=UNKNOWN))
+            guidance = self._guided.guidance
+            self._guided = CompiledGuidance.of(guidance, self.table, self.prediction, since)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the run to one safetensors file, atomically; see `saving.save`."""
+        """Write the run to one safetensors file, atomically; see `saving.save`.
+
+        Args:
+            path: of the file, which is replaced.
+
+        Raises:
+            RunError: the run has not begun.
+        """
         from .saving import save
 
         save(self, path)
 
     @classmethod
     def load(
-        cls, path: str | PathLike[str], *, noise: Noise | None = None, shape: Shape | None = None,
+        cls, path: str | PathLike[str], *, noise: Noise | None = None,
+        denoised_fn: DenoisedFn | None = None,
         hooks: Sequence[Hook | Callable[[Run], None]] = (), keep: int = 0, context: Any = None,
         device: str = "cpu",
     ) -> Run:  # fmt: skip
-        """A run that continues bit for bit from a saved file; see `saving.load`."""
+        """A run that continues bit for bit from a saved file.
+
+        Args:
+            path: of the file.
+            noise: the run's own source, where seeds do not say it.
+            denoised_fn: as the run had it.
+            hooks: called after each step.
+            keep: as in `Run`.
+            context: as in `Run`.
+            device: where its tensors go.
+
+        Raises:
+            ArgumentError: the file is not a saved run, is damaged, or needs `noise` or
+                `denoised_fn` again.
+        """
         from .saving import load
 
         return load(
-            cls,
-            path,
-            noise=noise,
-            shape=shape,
-            hooks=hooks,
-            keep=keep,
-            context=context,
-            device=device,
-        )
+            cls, path, noise=noise, denoised_fn=denoised_fn, hooks=hooks, keep=keep,
+            context=context, device=device,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A sampler by name: which solver, on which grid, with how many steps. Plain data until compiled."""
+"""A sampler by name, plain data until compiled: a solver, a grid and a number of steps."""
 
 from __future__ import annotations
 
@@ -36,28 +36,37 @@ FILE = ".json"  # how the name of a sampler file ends
 
 @dataclass(frozen=True)
 class Sampler:
-    """`Sampler("dpmpp_2m", grid="karras", steps=10)`; the name may carry the grid:
-    "dpmpp_2m/karras".
+    """A solver on a grid: `Sampler("dpmpp_2m", grid="karras", steps=10)`.
 
-    The names of other programs work too ("DPM++ 2M Karras", "euler a", diffusers' class names); see
-    `names.py`.
+    The name may carry the grid, "dpmpp_2m/karras". Names of other programs work too ("DPM++ 2M
+    Karras", "euler a", diffusers' class names); see `names.py`. A name that ends in ".json" is a
+    file with a sampler that was fitted to a model, see `fitted.py`: it has its own table, so steps,
+    levels, options and parts of it cannot be chosen.
 
-    `options` go to the solver (eta, order, …), `grid_options` to the grid (rho, sigma_max, …). The
-    option `discard_penultimate`, which ComfyUI's names of UniPC and DPM-2 set to "auto", makes one
-    level more of a named grid and leaves out the last but one; see `grids.make`.
-    `sigmas` or `times` give your own levels instead of a named grid and set the steps. Without a
-    grid the solver's own is taken, else the process' usual one, `grids.usual`: karras, and trailing
-    for a flow or where the process begins at pure noise.
-    `noise`: where the solver's fresh noise comes from, "independent" (unless the name says
-    otherwise) or "brownian"; see `noise.py`.
-    `start, stop, strength, denoising_start, denoising_end`: only a part of the levels; see
-    `grids.cut`.
+    Args:
+        name: of the solver, or of a file.
+        grid: its name. Without one the solver's own is taken, else the process' usual one
+            (`grids.usual`): karras, and trailing for a flow or where the process begins at pure
+            noise.
+        steps: grid steps, 1 or more; 20 where nothing says it.
+        options: of the solver (eta, order, …). `discard_penultimate`, which ComfyUI's names of
+            UniPC and DPM-2 set to "auto", makes one level more of a named grid and leaves out the
+            last but one; see `grids.make`.
+        grid_options: of the grid (rho, sigma_max, …).
+        sigmas: levels by schedule sigma instead of a named grid; they set the steps.
+        times: levels by network time, as `sigmas`.
+        noise: where the solver's fresh noise comes from, "independent" (unless the name says
+            otherwise) or "brownian"; see `noise.py`.
+        start: only a part of the levels, as are the next four; see `grids.cut`.
+        stop: see `start`.
+        strength: see `start`.
+        denoising_start: see `start`.
+        denoising_end: see `start`.
+        fitted: what a sampler file holds.
 
-    A name that ends in ".json" is a file with a sampler that was fitted to a model; see
-    `fitted.py`. It has its own table, so steps, levels, options and parts of it cannot be chosen;
-    `fitted` is what the file holds.
-
-    Raises `UnknownName` and `ArgumentError` at once, before any compute.
+    Raises:
+        UnknownName: a name that is none.
+        ArgumentError: a value that is none, or two that exclude each other.
     """
 
     name: str = DEFAULT
@@ -79,25 +88,37 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.fitted is not None or is_file(self.name):
-            self._take()
+            self._read_fitted()
             return
         self._plain()
+        self._resolve_names()
+        self._check_levels()
+
+    def _set(self, **values: Any) -> None:
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    def _resolve_names(self) -> None:
+        """What the name stands for: solver, grid, options, noise."""
         named = names.sampler(self.name)
         grid = None if self.grid is None else names.grid(self.grid)
         if named.grid is not None and grid not in (None, named.grid):
             raise ArgumentError(
                 f"sampler {self.name!r} names a grid and grid={self.grid!r} another; give one"
             )
-        object.__setattr__(self, "name", named.solver)
-        object.__setattr__(self, "grid", grid or named.grid)
-        object.__setattr__(self, "options", {**named.options, **self.options})
-        own = named.noise or noises.DEFAULT
-        object.__setattr__(self, "noise", own if self.noise is None else noises.find(self.noise))
+        source = named.noise or noises.DEFAULT
+        self._set(
+            name=named.solver, grid=grid or named.grid, options={**named.options, **self.options},
+            noise=source if self.noise is None else noises.find(self.noise),
+        )  # fmt: skip
         solvers.check(self.name, self.solver_options)
         noises.find(self.source)
-        if grids.penultimate(self.options.get(DISCARD, False)) is True and (
-            self.sigmas or self.times
-        ):
+
+    def _check_levels(self) -> None:
+        """One of a grid, sigmas and times sets the levels."""
+        listed = self.sigmas is not None or self.times is not None
+        discards = grids.penultimate(self.options.get(DISCARD, False)) is True
+        if discards and (self.sigmas or self.times):
             raise ArgumentError(
                 f"{DISCARD}=True leaves out a level of a named grid, and your levels are given"
             )
@@ -105,82 +126,79 @@ class Sampler:
             raise ArgumentError(
                 "give one of grid=, sigmas= and times=; each of them sets the levels"
             )
-        if self.grid_options and (self.sigmas is not None or self.times is not None):
+        if self.grid_options and listed:
             raise ArgumentError(
                 f"grid_options {dict(self.grid_options)} belong to a named grid, not to given"
                 " levels"
             )
 
     def _plain(self) -> None:
-        """Keep Python's numbers. Raises `ArgumentError` for what is none."""
-        made: dict[str, Any] = {
-            key: options(key, getattr(self, key)) for key in ("options", "grid_options")
-        }
-        made |= {
-            key: tuple(finite(key, one) for one in several(key, values, f"{key}=[14.6, 2.8, 0.6]"))
-            for key in ("sigmas", "times")
-            if (values := getattr(self, key)) is not None
-        }
+        """Keep Python's numbers."""
+        for key in ("options", "grid_options"):
+            self._set(**{key: options(key, getattr(self, key))})
+        for key in ("sigmas", "times"):
+            if getattr(self, key) is not None:
+                listed = several(key, getattr(self, key), f"{key}=[14.6, 2.8, 0.6]")
+                self._set(**{key: tuple(finite(key, one) for one in listed)})
         for key, low in (("steps", 1), ("start", 0), ("stop", 1)):
             if getattr(self, key) is not None:
-                made[key] = few_enough(key, getattr(self, key), low)
+                self._set(**{key: few_enough(key, getattr(self, key), low)})
         for key in ("strength", "denoising_start", "denoising_end"):
             if getattr(self, key) is not None:
-                made[key] = finite(key, getattr(self, key), 0, 1)
-        for key, value in made.items():
-            object.__setattr__(self, key, value)
+                self._set(**{key: finite(key, getattr(self, key), 0, 1)})
 
-    def _take(self) -> None:
-        """Be the fitted sampler. Raises `ArgumentError` for anything that its table does not leave
-        open.
-        """
+    def _read_fitted(self) -> None:
+        """Take the fitted sampler, and nothing that its table does not leave open."""
         from .fitted.fitted import Fitted
 
-        fitted = self.fitted
-        if fitted is not None:
-            instance("fitted", fitted, Fitted, "what Sampler.load reads")
-        if fitted is None:
-            fitted = Fitted.read(self.name)
-        elif self.name not in (DEFAULT, fitted.name):
+        fitted = Fitted.read(self.name) if self.fitted is None else self.fitted
+        instance("fitted", fitted, Fitted, "what Sampler.load reads")
+        if self.fitted is not None and self.name not in (DEFAULT, fitted.name):
             raise ArgumentError(
                 f"a sampler is {self.name!r} or the fitted {fitted.name!r}, not both"
             )
         for key in ("grid", "options", "grid_options", "sigmas", "times", *PART):
             value = getattr(self, key)
-            if value is not None and not (isinstance(value, Mapping) and not value):
-                does = (
-                    "is fitted as a whole journey, so"
-                    if key in PART
-                    else "has its own levels and coefficients, so"
-                )
-                raise ArgumentError(
-                    f"sampler {fitted.name!r} {does} {key}={value!r} has nothing to set; leave"
-                    " it out"
-                )
+            if value is None or (isinstance(value, Mapping) and not value):
+                continue
+            why = "is fitted as a whole journey"
+            if key not in PART:
+                why = "has its own levels and coefficients"
+            raise ArgumentError(
+                f"sampler {fitted.name!r} {why}, so {key}={value!r} has nothing to set; leave it"
+                " out"
+            )
         if self.steps is not None and whole("steps", self.steps) != fitted.steps:
             raise ArgumentError(
                 f"sampler {fitted.name!r} was fitted for {fitted.steps} steps, not {self.steps}:"
                 f" leave steps out, or fit one for them: timonel tune {fitted.provenance.model}"
                 f" --steps {self.steps}"
             )
-        object.__setattr__(self, "fitted", fitted)
-        object.__setattr__(self, "name", fitted.name)
-        object.__setattr__(self, "steps", fitted.steps)
-        object.__setattr__(self, "noise", self.noise or noises.DEFAULT)
-        noises.find(self.source)
+        noise = noises.find(self.noise or noises.DEFAULT)
+        self._set(fitted=fitted, name=fitted.name, steps=fitted.steps, noise=noise)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Sampler:
-        """The sampler in a file that `save` or a fit has written. Raises `ArgumentError` where
-        there is none.
+        """The sampler in a file.
+
+        Args:
+            path: of a file that `save` or a fit has written.
+
+        Raises:
+            ArgumentError: there is none.
         """
         from .fitted.fitted import Fitted
 
         return cls(fitted=Fitted.read(path))
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write a fitted sampler to a file whose name works as a sampler's. Raises `ArgumentError`
-        for another one.
+        """Write a fitted sampler to a file whose name works as a sampler's.
+
+        Args:
+            path: of the file; it ends in ".json".
+
+        Raises:
+            ArgumentError: the sampler is not fitted, or the file cannot be written.
         """
         if self.fitted is None:
             raise ArgumentError(
@@ -192,17 +210,19 @@ class Sampler:
 
     @classmethod
     def of(cls, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:
-        """A `Sampler` from a name or a sampler, with `steps` where given."""
-        made = (
-            sampler
-            if isinstance(sampler, Sampler)
-            else cls(DEFAULT if sampler is None else sampler)
-        )
-        return made if steps is None else replace(made, steps=steps)
+        """A `Sampler` from a name or a sampler.
+
+        Args:
+            sampler: None is the usual one.
+            steps: in the place of its own; None keeps them.
+        """
+        if not isinstance(sampler, Sampler):
+            sampler = cls(DEFAULT if sampler is None else sampler)
+        return sampler if steps is None else replace(sampler, steps=steps)
 
     @property
     def source(self) -> str:
-        """The noise source, decided when the sampler was made."""
+        """The name of the noise source."""
         return self.noise or noises.DEFAULT
 
     @property
@@ -212,25 +232,26 @@ class Sampler:
 
     @property
     def cuts(self) -> dict[str, Any]:
-        """Which part of the levels was asked for; empty for all of them."""
+        """Which part of the levels is sampled; empty for all of them."""
         return {key: getattr(self, key) for key in PART if getattr(self, key) is not None}
 
     @property
     def named_alone(self) -> bool:
-        """Whether solver, grid name, options and noise say all of it: no levels, ends or parts of
-        its own.
-        """
-        return not (
-            self.grid_options or self.cuts or self.sigmas is not None or self.times is not None
-        )
+        """Whether solver, grid name, options and noise say all of it: no own levels or parts."""
+        listed = self.sigmas is not None or self.times is not None
+        return not (self.grid_options or self.cuts or listed)
 
     @property
     def label(self) -> str:
-        """ "solver/grid" as one would type it."""
+        """The name as one would type it, solver/grid."""
         return f"{self.name}/{self.grid}" if self.grid else self.name
 
     def on(self, process: Process) -> Sampler:
-        """The sampler with every choice made that depends on the process: grid and steps."""
+        """The sampler with the grid and steps that follow from a process.
+
+        Args:
+            process: of the model.
+        """
         instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
             return self
@@ -240,8 +261,13 @@ class Sampler:
         return replace(self, grid=self.grid or usual, steps=self.steps or STEPS)
 
     def levels(self, process: Process) -> Grid:
-        """The grid on `process`, cut where asked. Raises `ArgumentError` where it was fitted to
-        another process.
+        """The grid on a process, cut to its part.
+
+        Args:
+            process: of the model.
+
+        Raises:
+            ArgumentError: the sampler was fitted to another process.
         """
         instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
@@ -251,38 +277,42 @@ class Sampler:
 
     def _levels(self, process: Process) -> Grid:
         """All levels."""
-        given = self.sigmas if self.sigmas is not None else self.times
-        if given is not None:
-            make = grids.custom_sigmas if self.sigmas is not None else grids.custom_times
-            made = make(process, given)
-            if self.steps is not None and self.steps != made.steps:
-                raise ArgumentError(
-                    f"steps={self.steps} but the given levels make {made.steps} steps; leave"
-                    " steps out"
-                )
-            return made
-        full = self.on(process)
-        assert full.grid is not None
-        assert full.steps is not None
-        discard = self.options.get(DISCARD, False)
-        return grids.make(
-            full.grid, process, full.steps, discard_penultimate=discard, **full.grid_options
-        )
+        if self.sigmas is None and self.times is None:
+            full = self.on(process)
+            assert full.grid is not None
+            assert full.steps is not None
+            discard = self.options.get(DISCARD, False)
+            return grids.make(
+                full.grid, process, full.steps, discard_penultimate=discard, **full.grid_options
+            )
+        if self.sigmas is not None:
+            grid = grids.custom_sigmas(process, self.sigmas)
+        else:
+            grid = grids.custom_times(process, self.times or ())
+        if self.steps is not None and self.steps != grid.steps:
+            raise ArgumentError(
+                f"steps={self.steps} but the given levels make {grid.steps} steps; leave steps out"
+            )
+        return grid
 
     def compile(self, process: Process) -> Table:
-        """The table of this sampler on `process`.
+        """The table of this sampler on a process.
 
-        Raises `ArgumentError` for a noise source that it would not use, or where it was fitted to
-        another process.
+        Args:
+            process: of the model.
+
+        Raises:
+            ArgumentError: a noise source that it would not use, or it was fitted to another
+                process.
         """
         instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
         if self.fitted is not None:
-            return self.drawing(self.fitted.on(process), process)
-        if self.cuts and "skip" not in self.options:  # which counts the steps of the part
-            return self.drawing(self._part(process), process)
-        return self.drawing(
-            solvers.make(self.name, self.levels(process), **self.solver_options), process
-        )
+            table = self.fitted.on(process)
+        elif self.cuts and "skip" not in self.options:  # skip counts the steps of the part
+            table = self._part(process)
+        else:
+            table = solvers.make(self.name, self.levels(process), **self.solver_options)
+        return self.drawing(table, process)
 
     def _part(self, process: Process) -> Table:
         """The rows of the whole journey's table that the cuts leave."""
@@ -297,10 +327,19 @@ class Sampler:
         return solvers.part(table, whole, table.step[first], table.step_at(last), make)
 
     def drawing(self, table: Table, process: Process) -> Table:
-        """`table`; raises `ArgumentError` where a noise source was chosen and the sampler draws no
-        noise.
+        """Check that a table draws the noise that was chosen.
 
         Where it draws none in so few steps, and does in more, that is logged once.
+
+        Args:
+            table: of this sampler.
+            process: of the model.
+
+        Returns:
+            The table.
+
+        Raises:
+            ArgumentError: a noise source was chosen and the sampler draws no noise.
         """
         if self.source != noises.DEFAULT and not table.stochastic:
             count = number_of_steps(table.steps)

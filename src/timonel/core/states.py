@@ -1,5 +1,4 @@
-"""What may be done to a run, or to a call in the background, in which state: one table for both and
-for their loops.
+"""Which orders a run, or a call in the background, takes in which state.
 
 An order is done or it is refused with `RunError`, which names the state and the call that would
 work. None is lost.
@@ -40,8 +39,9 @@ ORDERS: Mapping[str, Order] = MappingProxyType({
     "start": Order("begins", ("new",)),
     "stop": Order("ends it before its next row", ("new", *GOES)),
     "pause": Order("lets it wait before its next row", ("new", *GOES)),
-    "resume": Order("lets it go on, and takes back a stop that has not ended it",
-    ("new", *GOES, *RESTS)),
+    "resume": Order(
+        "lets it go on, and takes back a stop that has not ended it", ("new", *GOES, *RESTS)
+    ),
     "rewind": Order("goes back before its next row", (*GOES, "done", *RESTS)),
     "latents": Order("changes the sample", (*GOES, "done", *RESTS)),
     "guidance": Order("guides the rows to come", ("new", *GOES, *RESTS)),
@@ -50,27 +50,35 @@ ORDERS: Mapping[str, Order] = MappingProxyType({
     "preview": Order("shows the newest prediction", (*GOES, "finishing", "done", *RESTS, "ended")),
 })  # fmt: skip
 REMEDIES = {
-    "new": "it has not started: begin it with run.start(noise), or wait for its first step, e.g. with handle.wait()",
+    "new": "it has not started: begin it with run.start(noise), or wait for its first step, e.g."
+           " with handle.wait()",
     "running": "it has already started: make a new Run, or go back with run.rewind(0)",
     "paused": "it has already started: make a new Run, or go back with run.rewind(0)",
-    "finishing": "its loop is over: wait for the end of the call, e.g. with handle.result(), then go on with "
-                 "run.rewind(step) and helm(…, resume=run)",
+    "finishing": "its loop is over: wait for the end of the call, e.g. with handle.result(), then"
+                 " go on with run.rewind(step) and helm(…, resume=run)",
     "done": "it is complete: go back with run.rewind(step) first",
     "stopped": "it has ended: go on with run.resume(), or go back with run.rewind(step)",
     "failed": "it has ended: go on with run.resume(), or go back with run.rewind(step)",
-    "ended": "the call has ended: begin another with helm.start(…), or go on with its run, handle.run.rewind(step) "
-             "and helm.start(…, resume=handle.run)",
+    "ended": "the call has ended: begin another with helm.start(…), or go on with its run,"
+             " handle.run.rewind(step) and helm.start(…, resume=handle.run)",
 }  # fmt: skip
 
 
 def allowed(order: str, state: str) -> bool:
-    """Whether `order` is done in `state`."""
+    """Whether an order (a key of `ORDERS`) is done in a state (a key of `STATES`)."""
     return state in ORDERS[order].states
 
 
 def check(order: str, state: str, now: str = "") -> None:
-    """Raises `RunError` where `order` is refused in `state`. `now`: what the state is called, where
-    not by its name.
+    """Refuse an order that a state does not allow.
+
+    Args:
+        order: a key of `ORDERS`.
+        state: a key of `STATES`.
+        now: what the state is called, where not by its name.
+
+    Raises:
+        RunError: it is refused.
     """
     if not allowed(order, state):
         raise RunError(f"{order} is refused while the run is {now or state}: {REMEDIES[state]}")

@@ -34,26 +34,43 @@ from .process import Level, double
 
 FORMAT = 2
 BASES = ("denoised", "noise", "velocity")
+ARRAYS = ("alpha", "sigma", "time", "x", "base")
 Coefficients = Mapping[str, "Tensor | float"]
 ZERO = double(0.0)
 
 
 def registers(history: int) -> tuple[str, ...]:
-    """Names of the registers of a table that remembers `history` predictions, in column order."""
+    """Names of a table's registers, in column order.
+
+    Args:
+        history: how many predictions a run remembers, the row's own included.
+    """
     return ("x", "base", *(f"h{i}" for i in range(history)), "eps")
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A sampler compiled for one grid. K rows, R registers, N steps.
+    """A sampler compiled for one grid: K rows, R registers, N steps.
 
-    `alpha, sigma, time`: (K + 1,) levels of every row and of the result.
-    `step`: the grid step each row belongs to, rising from 0 to N - 1.
-    `x, base`: (K, R) coefficients of the next x and the next base.
-    `order`: order of convergence the solver declares (0 where it has none, as for LCM).
-    `seen`: (K,) what the network sees of the sample of every row, a factor; None where it sees the
-    sample itself. `first`: of a part, the row of the whole journey where it begins, so that its
-    rows draw the noise of the whole.
+    Args:
+        solver: its name.
+        grid: its name.
+        basis: what predictions are kept as, one of `BASES`.
+        order: order of convergence the solver declares; 0 where it has none, as for LCM.
+        alpha: (K + 1,) of every row and of the result, float64.
+        sigma: (K + 1,), as alpha.
+        time: (K + 1,) network times.
+        step: (K,) the grid step each row belongs to, rising from 0 to N - 1.
+        x: (K, R) coefficients of the next x.
+        base: (K, R) coefficients of the next base.
+        first: of a part, the row of the whole journey where it begins; its rows draw the noise of
+            the whole.
+        seen: (K,) the factor by which the network sees a row's sample; None where it sees the
+            sample itself.
+
+    Raises:
+        ArgumentError: the shapes or steps do not fit together.
+        GridError: a number is not finite.
     """
 
     solver: str
@@ -70,37 +87,12 @@ class Table:
     seen: Tensor | None = None
 
     def __post_init__(self) -> None:
-        k = len(self.step)
         if self.basis not in BASES:
             raise ArgumentError(f"table basis must be one of {BASES}, got {self.basis!r}")
-        if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
-            raise ArgumentError(f"a table of {k} rows needs {k + 1} levels, got {len(self.alpha)}")
-        if (
-            self.x.shape != self.base.shape
-            or self.x.ndim != 2
-            or len(self.x) != k
-            or self.x.shape[1] < 4
-        ):
-            raise ArgumentError(
-                f"coefficients must both be ({k}, R>=4), got {tuple(self.x.shape)} and"
-                f" {tuple(self.base.shape)}"
-            )
-        if self.seen is not None and len(self.seen) != k:
-            raise ArgumentError(
-                f"a table of {k} rows needs {k} factors of what the network sees, got"
-                f" {len(self.seen)}"
-            )
-        listed = (self.alpha, self.sigma, self.time, self.x, self.base, *self._seen)
-        numbers = torch.cat([v.detach().flatten() for v in listed])
-        if not bool(torch.isfinite(numbers).all()):
-            row = next(
-                (
-                    r
-                    for r in range(k)
-                    if not bool(torch.isfinite(torch.cat([self.x[r], self.base[r]])).all())
-                ),
-                None,
-            )
+        self._check_shapes(len(self.step))
+        if not _finite(self.alpha, self.sigma, self.time, self.x, self.base, self.seen):
+            rows = (row for row in range(self.nfe) if not _finite(self.x[row], self.base[row]))
+            row = next(rows, None)
             where = "a level" if row is None else f"row {row}"
             raise GridError(
                 f"{self.solver!r} on grid {self.grid!r} gives a coefficient that is not finite in"
@@ -111,11 +103,19 @@ class Table:
                 f"steps of the rows must rise from 0 without a gap, got {self.step}"
             )
 
-    @property
-    def _seen(self) -> tuple[Tensor, ...]:
-        return () if self.seen is None else (self.seen,)
+    def _check_shapes(self, k: int) -> None:
+        if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
+            raise ArgumentError(f"a table of {k} rows needs {k + 1} levels, got {len(self.alpha)}")
+        shape, other = tuple(self.x.shape), tuple(self.base.shape)
+        if shape != other or len(shape) != 2 or shape[0] != k or shape[1] < 4:
+            raise ArgumentError(f"coefficients must both be ({k}, R>=4), got {shape} and {other}")
+        if self.seen is not None and len(self.seen) != k:
+            raise ArgumentError(
+                f"a table of {k} rows needs {k} factors of what the network sees, got"
+                f" {len(self.seen)}"
+            )
 
-    # -- shape -------------------------------------------------------------------------------
+    # -- shape -------------------------------------------------------------------------------------
     @property
     def nfe(self) -> int:
         """Number of network calls."""
@@ -133,6 +133,7 @@ class Table:
 
     @property
     def registers(self) -> tuple[str, ...]:
+        """Names of the columns of `x` and `base`."""
         return registers(self.history)
 
     @property
@@ -146,14 +147,20 @@ class Table:
         return bool((self.x[:, 1] != 0).any())
 
     def level(self, row: int) -> Level:
-        """The level at which the network is called in `row`; `row = nfe` is the level of the
-        result.
-        """
+        """The level of a row's network call; `row = nfe` is that of the result."""
         return Level(self.alpha[row], self.sigma[row], self.time[row])
 
     def clean(self, prediction: str) -> tuple[Tensor, Tensor]:
-        """(c_x, c_raw) of every row, with `denoised = c_x·x + c_raw·raw`; see
-        `prediction.coefficients`.
+        """How every row's denoised prediction follows from x and the raw output.
+
+        Args:
+            prediction: what the raw output means.
+
+        Returns:
+            (c_x, c_raw), each (K,), with `denoised = c_x·x + c_raw·raw`.
+
+        Raises:
+            PredictionError: it does not follow at a level of the table.
         """
         alpha, sigma, time = self.alpha[:-1], self.sigma[:-1], self.time[:-1]
         if self.seen is None:
@@ -174,7 +181,7 @@ class Table:
         return row + 1 == self.nfe or self.step[row + 1] != self.step[row]
 
     def part(self, first: int, last: int) -> Table:
-        """Steps `first` … `last - 1` as a table of their own: the same rows, the same numbers."""
+        """Steps `first` to `last - 1` as a table: the same rows, the same numbers."""
         start, stop = self.first_row(first), self.first_row(last)
         levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
@@ -197,25 +204,23 @@ class Table:
             fresh = fresh or not bool(base[1])
         return False
 
-    # -- data --------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
         """Plain data; floats are written so that they read back to the same bits."""
-        plain = {k: getattr(self, k) for k in ("solver", "grid", "basis", "order")}
-        arrays = {k: getattr(self, k).tolist() for k in ("alpha", "sigma", "time", "x", "base")}
-        part: dict[str, Any] = {"first": self.first} if self.first else {}
-        part |= {} if self.seen is None else {"seen": self.seen.tolist()}
-        return {
-            "format": FORMAT,
-            **plain,
-            "step": list(self.step),
-            "registers": list(self.registers),
-            **arrays,
-            **part,
-        }
+        data: dict[str, Any] = {"format": FORMAT}
+        data |= {key: getattr(self, key) for key in ("solver", "grid", "basis", "order")}
+        data |= {"step": list(self.step), "registers": list(self.registers)}
+        data |= {key: getattr(self, key).tolist() for key in ARRAYS}
+        data |= {"first": self.first} if self.first else {}
+        return data if self.seen is None else {**data, "seen": self.seen.tolist()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
-        """The inverse of `to_dict`. Raises `ArgumentError` on data that is not a table."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ArgumentError: the data is not a table.
+        """
         instance("data", data, Mapping, "the dictionary of a table, table.to_dict()")
         if data.get("format") != FORMAT:
             raise ArgumentError(
@@ -223,34 +228,23 @@ class Table:
                 " version"
             )
         try:
-            arrays = {k: double(data[k]) for k in ("alpha", "sigma", "time", "x", "base")}
-            seen = None if data.get("seen") is None else double(data["seen"])
-            solver, grid, basis = (
-                instance(k, data[k], str, "a name") for k in ("solver", "grid", "basis")
-            )
-            order, first = (
-                whole("order", data["order"], 0, 99),
-                whole("first", data.get("first", 0), 0, 2**31),
-            )
-            steps = tuple(
-                whole("step", s, 0, 2**31) for s in instance("step", data["step"], list, "a list")
-            )
-            _levels(arrays, seen, len(steps))
-            return cls(
-                solver, grid, basis, order, arrays["alpha"], arrays["sigma"], arrays["time"], steps,
-                arrays["x"],
-                arrays["base"], first, seen,
-            )  # fmt: skip
+            return cls(**_fields(data))
         except (KeyError, TypeError, IndexError) as error:
             raise ArgumentError(f"this is not a table: {error!r}") from error
         except ArgumentError as error:
             raise ArgumentError(f"this is not a table: {error}") from error
 
     def to_json(self) -> str:
+        """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Table:
+        """The inverse of `to_json`.
+
+        Raises:
+            ArgumentError: the text is not a table.
+        """
         try:
             data = reading.parsed(text)
         except ValueError as error:
@@ -261,16 +255,15 @@ class Table:
 
     def detach(self) -> Table:
         """The same numbers without a gradient."""
-        keys = ("alpha", "sigma", "time", "x", "base")
         seen = None if self.seen is None else self.seen.detach()
-        return replace(self, **{k: getattr(self, k).detach() for k in keys}, seen=seen)
+        return replace(self, **{key: getattr(self, key).detach() for key in ARRAYS}, seen=seen)
 
-    # -- reading -----------------------------------------------------------------------------
+    # -- text --------------------------------------------------------------------------------------
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:
-        """The table as text: a line a row, coefficients that are zero left out."""
+        """The table as text, a line a row; coefficients that are zero are left out."""
         noise = "stochastic" if self.stochastic else "deterministic"
         yield (
             f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order"
@@ -290,19 +283,31 @@ class Table:
         return " ".join(terms) or "0"
 
 
-def _levels(arrays: Mapping[str, Tensor], seen: Tensor | None, rows: int) -> None:
-    """Raise `ArgumentError` unless the network is called at levels with noise, and none is
-    negative.
-    """
-    alpha, sigma = arrays["alpha"], arrays["sigma"]
-    if any(arrays[k].shape != (rows + 1,) for k in ("alpha", "sigma", "time")):
+def _finite(*arrays: Tensor | None) -> bool:
+    numbers = torch.cat([array.detach().flatten() for array in arrays if array is not None])
+    return bool(torch.isfinite(numbers).all())
+
+
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's fields from plain data, as their types; their shapes are checked by the table."""
+    fields: dict[str, Any] = {key: double(data[key]) for key in ARRAYS}
+    fields |= {key: instance(key, data[key], str, "a name") for key in ("solver", "grid", "basis")}
+    steps = instance("step", data["step"], list, "a list")
+    fields["step"] = tuple(whole("step", step, 0, 2**31) for step in steps)
+    fields["order"] = whole("order", data["order"], 0, 99)
+    fields["first"] = whole("first", data.get("first", 0), 0, 2**31)
+    fields["seen"] = None if data.get("seen") is None else double(data["seen"])
+    _check_levels(fields, len(steps))
+    return fields
+
+
+def _check_levels(fields: Mapping[str, Any], rows: int) -> None:
+    """The network is called at levels with noise, and none is negative."""
+    alpha, sigma, seen = fields["alpha"], fields["sigma"], fields["seen"]
+    if any(fields[key].shape != (rows + 1,) for key in ("alpha", "sigma", "time")):
         raise ArgumentError(f"a table of {rows} rows needs {rows + 1} levels, got {alpha.numel()}")
-    if bool(
-        (alpha < 0).any()
-        or (sigma < 0).any()
-        or (alpha + sigma == 0).any()
-        or (sigma[:-1] == 0).any()
-    ):
+    negative = (alpha < 0) | (sigma < 0) | (alpha + sigma == 0)
+    if bool(negative.any() or (sigma[:-1] == 0).any()):
         raise ArgumentError(
             "alpha and sigma must not be negative, and the network is called where there is noise"
         )
@@ -313,12 +318,18 @@ def _levels(arrays: Mapping[str, Tensor], seen: Tensor | None, rows: int) -> Non
 
 
 class Rows:
-    """Collects the rows a solver writes, then makes the table.
+    """Collects the rows that a solver writes, and ends in a table.
 
-    A solver calls `add(step, level, x=…, base=…)` once per network call, naming only the registers
-    it uses, and `table()` at the end. `base` defaults to keeping the base. The last row of a step
-    arrives at `grid.end(step)`; where the grid lifts the sample from there, the noise is added
-    here.
+    A solver calls `add(step, level, x=…)` once per network call, naming only the registers it uses,
+    and `table()` at the end. The last row of a step arrives at `grid.end(step)`; where the grid
+    adds noise there, the rows do so here.
+
+    Args:
+        solver: its name.
+        grid: the levels.
+        order: order of convergence.
+        history: how many predictions a row reads, its own included.
+        basis: what predictions are kept as.
     """
 
     def __init__(
@@ -334,20 +345,27 @@ class Rows:
     def add(
         self, step: int, level: Level, x: Coefficients, base: Coefficients | None = None
     ) -> None:
-        """One network call at `level`, belonging to grid step `step`."""
+        """One network call.
+
+        Args:
+            step: the grid step that it belongs to.
+            level: where the network is called.
+            x: coefficients of the next x by register.
+            base: of the next base; None keeps it.
+        """
         self.step.append(step)
         self.levels.append(level)
         self.x.append(self._row(x))
         self.base.append(self._row({"base": 1.0} if base is None else base))
 
-    def _row(self, given: Coefficients) -> Tensor:
-        values = (given.get(name, ZERO) for name in self.names)
+    def _row(self, coefficients: Coefficients) -> Tensor:
+        values = (coefficients.get(name, ZERO) for name in self.names)
         return torch.stack(
             [v if isinstance(v, Tensor) and v.ndim == 0 else double(v).reshape(()) for v in values]
         )
 
-    def _lift(self, k: int) -> None:
-        """Add the noise that lifts the sample from the end of step k to level k + 1."""
+    def _renoise(self, k: int) -> None:
+        """Add the noise between the end of step k and level k + 1."""
         last = len(self.step) - 1 - self.step[::-1].index(k)
         end, new, row = self.grid.end(k), self.grid[k + 1], self.x[last]
         rise = new.alpha / end.alpha
@@ -358,7 +376,7 @@ class Rows:
         """The finished table; the result is at the grid's last level."""
         for k in range(self.grid.steps):
             if self.grid.lifted(k + 1):
-                self._lift(k)
+                self._renoise(k)
         last = self.grid[self.grid.steps]
         alpha, sigma, time = (
             torch.stack([*v, end])

@@ -1,8 +1,7 @@
-"""The Brownian path of torchsde, which diffusers' and k-diffusion's SDE samplers draw from, as the
-noise of a run.
+"""Noise from torchsde's Brownian path, as diffusers' and k-diffusion's SDE samplers draw it.
 
-The path W is over sigma and a function of one whole number, whatever is asked of it in which order;
-so a run that comes back to a row has the same noise, and only that number is saved.
+The path W is over sigma and a function of one whole number, in whatever order it is read; so a run
+that comes back to a row has the same noise, and only that number is saved.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ import importlib.util
 import math
 import threading
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, finite, whole
@@ -30,8 +31,7 @@ def installed() -> bool:
 
 
 class TreeNoise:
-    """Noise of a table of DPM-Solver++ SDE whose steps are two calls, in coordinates `x0 +
-    sigma·noise`.
+    """Noise of a table of DPM-Solver++ SDE, of two calls a step, in coordinates `x0 + sigma·noise`.
 
     diffusers adds `(W(mid) - W(from)) / sqrt(from - mid)` before the inner call, and to the step as
     a whole `(W(to) - W(from)) / sqrt(from - to)`. The table adds the first noise to the step too,
@@ -64,24 +64,26 @@ class TreeNoise:
         """The same path for another table."""
         return TreeNoise(self.entropy, self.low, self.high, table)
 
-    def said(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The arguments, but for the table."""
         return {"kind": self.kind, "entropy": self.entropy, "low": self.low, "high": self.high}
 
     def __call__(self, row: int, like: Tensor) -> Tensor:
-        """The noise of a row, shaped and placed like `like`. Raises `ArgumentError` for a row that
-        draws none.
+        """The noise of a row.
+
+        Args:
+            row: of the table.
+            like: a tensor of the noise's shape, dtype and device.
+
+        Raises:
+            ArgumentError: the row draws none.
         """
         if row not in self._spans:
             raise ArgumentError(
                 f"row {row} of this table draws no noise; rows that do: {sorted(self._spans)}"
             )
-        noise: Tensor | None = None
-        for weight, span in self._spans[row]:
-            part = weight * self._unit(span, like)
-            noise = part if noise is None else noise + part
-        assert noise is not None
-        return noise
+        parts = (weight * self._unit(span, like) for weight, span in self._spans[row])
+        return reduce(torch.add, parts)
 
     def _unit(self, span: Span, like: Tensor) -> Tensor:
         kind = (like.shape, like.dtype, like.device)
@@ -89,14 +91,13 @@ class TreeNoise:
             if self._tree is None or self._tree[0] != kind:
                 interval = importlib.import_module("torchsde").BrownianInterval
                 self._tree = kind, interval(
-                    t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), size=like.shape,
-                    dtype=like.dtype,
-                    device=like.device, entropy=self.entropy, tol=10.0**-DIGITS, pool_size=24,
-                    halfway_tree=True,
+                    t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), tol=10.0**-DIGITS,
+                    size=like.shape, dtype=like.dtype, device=like.device, entropy=self.entropy,
+                    pool_size=24, halfway_tree=True,
                 )  # fmt: skip
             begin, end = (min(max(sigma, self.low), self.high) for sigma in span)
-            moved: Tensor = self._tree[1](round(end, DIGITS), round(begin, DIGITS))
-        return -moved / math.sqrt(begin - end)
+            increment: Tensor = self._tree[1](round(end, DIGITS), round(begin, DIGITS))
+        return -increment / math.sqrt(begin - end)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_tree": None, "_lock": None}
@@ -106,7 +107,7 @@ class TreeNoise:
 
 
 def _spans(table: Table) -> Mapping[int, list[tuple[float, Span]]]:
-    """Of every row that draws, the stretches of path that its noise is made of, and their weights."""
+    """Stretches of path that a drawing row's noise is a sum of, with their weights."""
     sigma = (table.sigma / table.alpha).tolist()
     spans: dict[int, list[tuple[float, Span]]] = {}
     for step in range(table.steps):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..core.guidance import Guidance, stretch
 from ..core.hook import Hook
 from ..core.process import Process
-from ..core.program import Shape
+from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
@@ -163,7 +163,7 @@ class Captured:
     """A network with its conditions for `count` samples. Make one with `capture`.
 
     `start`: the pipeline's initial latents (count, …), unit normal. `own`: the guidance scale it
-    was captured with, or None where there is no guidance. `process, prediction, shape`: what a
+    was captured with, or None where there is no guidance. `process, prediction, denoised_fn`: what a
     `Run` needs.
     """
 
@@ -172,7 +172,7 @@ class Captured:
     start: Tensor
     process: Process
     prediction: str
-    shape: Shape | None
+    denoised_fn: DenoisedFn | None
     own: float | None
     given: dict[str, Any]  # the network's arguments, samples of all parts in one batch
     names: tuple[str, str]  # of the sample and of the time among them
@@ -330,7 +330,7 @@ def _captured(
     if own is None and len(weights) > 1 and weights[0].numel() == 1:
         own = float(weights[place] / weights.sum())
     made = Captured(
-        helm, modules.pop(), start, process, run.prediction, run.shape,
+        helm, modules.pop(), start, process, run.prediction, run.denoised_fn,
         own if len(weights) > 1 else None, merged[0],
         names, extra, joined, clock, weights, place,
     )  # fmt: skip

@@ -230,7 +230,8 @@ class Helm:
     def opened(self, claim: Claim, scheduler: Scheduler, gate: Gate) -> Iterator[None]:
         """The networks behind `gate`. Raises `RunError` where something else uses them already."""
         claim.scheduler, driver = scheduler, Piped(self.pipe, gate, claim)
-        scheduler.orders.driver = scheduler.run.driver = driver
+        scheduler.orders.driver = driver
+        scheduler.run.drive_by(driver)
         with gated(gate, claim):
             yield
 

@@ -69,7 +69,7 @@ def squares(task: Task, samples: Sequence[int]) -> Tensor:
     x, found, apart = task.model.start(samples), list[Tensor](), list[Tensor | None]()
     plan = task.model.plan(arrays)
     for k in range(form.steps):
-        away = foreseen(plan.shares[k], apart)
+        away = foreseen(plan.weights[k], apart)
         clean, difference = task.model.call(x, arrays.level(k), samples, plan.scales[k], away)
         found.append(clean)
         apart.append(difference)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.guidance import Guidance, combine
+from ..core.guidance import CompiledGuidance, Guidance, combine
 from ..core.prediction import check, coefficients
 from ..core.process import At, Level, Process
-from ..core.program import Shape
+from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.table import Table
 from ..pipelines.capture import Captured
@@ -22,20 +22,6 @@ from .parameters import Arrays
 
 LARGE = 100_000_000  # parameters of a network whose graph is not kept
 TOGETHER, MOST = 2**17, 64  # numbers of the samples in a network call, and evaluations in it
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the rows of a run are guided. `scales`: one a row; 1 is no guidance, None the model's
-    own.
-
-    `shares`: for every row the weights of the differences (conditional minus unconditional output)
-    computed before, newest first, that forecast its own; none where both halves are computed, or
-    only one.
-    """
-
-    scales: tuple[float | None, ...]
-    shares: tuple[tuple[float, ...], ...]
 
 
 class Model(ABC):
@@ -51,7 +37,7 @@ class Model(ABC):
     process: Process
     prediction: str
     count: int
-    shape: Shape | None = None
+    denoised_fn: DenoisedFn | None = None
     differentiable = False
     stepwise = True
     lean = False
@@ -98,7 +84,7 @@ class Model(ABC):
             for c in coefficients(self.prediction, level)
         )
         clean = c_x * x.to(wide) + c_raw * raw.to(wide)
-        return clean if self.shape is None else self.shape(clean), apart
+        return clean if self.denoised_fn is None else self.denoised_fn(clean), apart
 
     def denoised(
         self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None
@@ -124,7 +110,7 @@ class Model(ABC):
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
         """The results (n, …) of any deterministic table. `always`: guided all the way."""
         guidance = self.always() if always else self.guidance
-        made = Run(table, self.prediction, shape=self.shape, guidance=guidance)
+        made = Run(table, self.prediction, denoised_fn=self.denoised_fn, guidance=guidance)
         made.start(self.start(samples))
         for _ in made.rows():
             raw, apart = self.guided(
@@ -135,17 +121,9 @@ class Model(ABC):
             made.advance(raw)
         return made.result
 
-    def plan(self, arrays: Arrays) -> Plan:
+    def plan(self, arrays: Arrays) -> CompiledGuidance:
         """How every row is guided."""
-        if self.guidance is None:
-            return Plan((None,) * arrays.rows, ((),) * arrays.rows)
-        table = arrays.table("fit", "fit")
-        shares = (
-            self.guidance.forecasts(table, self.prediction)
-            if self.guidance.forecast > 1
-            else ((),) * arrays.rows
-        )
-        return Plan(self.guidance.scales(table), shares)
+        return CompiledGuidance.of(self.guidance, arrays.table("fit", "fit"), self.prediction)
 
 
 def spread(at: At, count: int) -> Level:
@@ -168,10 +146,10 @@ class Pipeline(Model):
         super().__init__()
         self.captured, self.guidance = captured, guidance
         self.batch = batch or max(1, min(MOST, TOGETHER // captured.start[0].numel()))
-        self.process, self.prediction, self.shape = (
+        self.process, self.prediction, self.denoised_fn = (
             captured.process,
             captured.prediction,
-            captured.shape,
+            captured.denoised_fn,
         )
         self.count = captured.count
         self.half = captured.given[captured.names[0]].dtype in (torch.float16, torch.bfloat16)

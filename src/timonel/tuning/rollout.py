@@ -42,7 +42,7 @@ def travel(model: Model, arrays: Arrays, samples: Sequence[int]) -> Journey:
     x, plan = model.start(samples), model.plan(arrays)
     seen = Journey([x], [], [])
     for k in range(arrays.rows):
-        away = foreseen(plan.shares[k], seen.apart)
+        away = foreseen(plan.weights[k], seen.apart)
         clean, apart = model.call(x, arrays.level(k), samples, plan.scales[k], away)
         seen.denoised.append(clean)
         seen.apart.append(apart)
@@ -118,13 +118,13 @@ def ends(
         alike: dict[tuple[float | None, bool], list[int]] = {}
         for i, f in enumerate(first):
             if f < k or (f == k and bool(calls[i, k])):
-                alike.setdefault((plans[i].scales[k], bool(plans[i].shares[k])), []).append(i)
+                alike.setdefault((plans[i].scales[k], bool(plans[i].weights[k])), []).append(i)
             elif f == k:
                 found[i][k], apart[i][k] = known.denoised[k], known.apart[k]
         for (scale, foretold), called in alike.items():
             told = zip(*(candidates[i].level(k) for i in called), strict=True)
             level = Level(*(torch.stack(v).repeat_interleave(len(samples)) for v in told))
-            away = [foreseen(plans[i].shares[k], apart[i][:k]) for i in called] if foretold else []
+            away = [foreseen(plans[i].weights[k], apart[i][:k]) for i in called] if foretold else []
             joined = torch.cat([d for d in away if d is not None]) if foretold else None
             made = model.call(
                 torch.cat([xs[i] for i in called]),

@@ -20,3 +20,6 @@ class Plan:
     inputs: int
     sums: tuple[Terms, ...]
     prepared: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> Any:
+        return Plan, (self.inputs, self.sums)  # what is prepared belongs to a process

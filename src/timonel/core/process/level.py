@@ -45,7 +45,13 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class At:
-    """A level as floats, for hooks and networks."""
+    """The level of a sample, as a denoiser or a hook sees it.
+
+    Args:
+        alpha: of the clean sample in `x = alpha·x0 + sigma·eps`, 0 or more.
+        sigma: of the noise, 0 or more.
+        time: what a network of the process gets, such as 999.0.
+    """
 
     alpha: float
     sigma: float

@@ -58,9 +58,8 @@ class Seeding:
         """
         run = self.run
         if run.noise == self._unseeded:
-            run.noise = source(
-                self._sampler.source, drawn(generator or caller.generator(), batch), run.table
-            )
+            seeds = drawn(generator or caller.generator(), batch)
+            run.draw_from(source(self._sampler.source, seeds, run.table))
 
     def _spread(self, sample: Tensor) -> None:
         """Where frames or halves are a batch, a sample is several of it and its seed serves all of
@@ -68,7 +67,7 @@ class Seeding:
         """
         run = self.run
         if not run.started and isinstance(run.noise, Seeded):
-            run.noise = run.noise.spread(sample)
+            run.draw_from(run.noise.spread(sample))
 
     def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
         """One row, with `noise` where a pipeline gives the row's. `learned`: the network's

@@ -340,10 +340,10 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         self._run = Run(
             table, self.prediction, noise=noise, guidance=orders.guidance,
             hooks=[*orders.hooks, *modular.counted(self)],
-            shape=self._shape(), keep=orders.keep, context=orders.context,
+            denoised_fn=self._shape(), keep=orders.keep, context=orders.context, lent=True,
+            sampler=choice.begun(self.sampler, self._sampler, self._listed.table),
+            driver=orders.driver or calling(self),
         )  # fmt: skip
-        self._run.sampler = choice.begun(self.sampler, self._sampler, self._listed.table)
-        self._run.driver, self._run.lent = orders.driver or calling(self), tuple(self._run.hooks)
         self._covered = rows
         self.hand.let_go()
 

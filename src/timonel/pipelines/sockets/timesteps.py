@@ -408,12 +408,11 @@ def _follow(loop: Loop, times: list[Tensor], scheduler: Scheduler) -> Iterator[T
             if not run.proceed():
                 break
             row = run.row
-            if run.moved:
-                run.moved = False
+            if run.take_rewind():
                 if hand.led:  # the copy beside it keeps no state: both journeys begin anew
                     run.rewind(0)
                     run.proceed()
-                    run.moved = False
+                    run.take_rewind()
                     raise Rewound
                 if scheduler.orders.recall:
                     raise Rewound
