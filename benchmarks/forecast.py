@@ -32,7 +32,7 @@ from measure import machine, markdown
 from timonel.core import solvers
 from timonel.core.grids import Grid
 from timonel.core.run import Run
-from timonel.engine.batch import Job, drive
+from timonel.engine.batch import Batch, Job
 from timonel.errors import ModelError
 from timonel.pipelines.capture import Captured, capture
 
@@ -97,13 +97,15 @@ class Bench:
         jobs = [
             Job(
                 Run(table, self.captured.prediction, guidance=guidance, shape=self.captured.shape),
-                i,
-                told=False,
+                self.captured.start[i : i + 1],
+                (i,),
+                keeps_steps=False,
             )
             for i in range(self.captured.count)
         ]
         began = time.perf_counter()
-        drive(jobs, self.captured, BATCH, lambda job: None)
+        for _ in Batch(self.captured, BATCH, jobs).turns():
+            pass
         seconds = time.perf_counter() - began
         if failed := next((job.reason for job in jobs if job.reason), ""):
             raise ModelError(failed)
@@ -118,8 +120,8 @@ class Bench:
         ]
         made, jobs, _ = runs[0]
         count = self.captured.count
-        spent, halves = min(seconds for _, _, seconds in runs), sum(job.halves for job in jobs)
-        return Measured(name, halves / count, spent / count, _rmse(made, self.truth))
+        spent, cost = min(seconds for _, _, seconds in runs), sum(job.evaluations for job in jobs)
+        return Measured(name, cost / count, spent / count, _rmse(made, self.truth))
 
     def like(self, sampler: str, evaluations: float) -> Tensor:
         """(captions,) log errors of the plain sampler at so many evaluations."""

@@ -23,7 +23,7 @@ from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.pipelines.capture import capture
 from timonel.tuning import held_out, least_squares, targets
 from timonel.tuning.parameters import Arrays
-from timonel.tuning.rollout import travel
+from timonel.tuning.rollout import roll
 from timonel.tuning.samples import painted, subjects
 from tuned_models import START, brief
 
@@ -117,7 +117,7 @@ def test_what_a_fit_runs_is_what_the_helm_runs(guidance: tm.Guidance) -> None:
     sampler = tm.Sampler("dpmpp_2m/karras", steps=6)
     model = tuning.Pipeline(capture(helm, guidance=3.0, **call), guidance)
     table = sampler.compile(model.process)
-    ours, known = model.run(table, [0]), travel(model, Arrays.of(table), [0])
+    ours, known = model.run(table, [0]), roll(model, Arrays.of(table), [0])
     helm(**call, sampler=sampler, guidance=guidance)
     assert helm.run is not None
     for made in (ours, known.result):
@@ -184,7 +184,7 @@ def test_a_pipeline_whose_network_stays_in_its_loop_is_fitted_as_a_whole() -> No
 
     with pytest.raises(ArgumentError, match="cannot be called by itself: use method='differences'"):
         tm.tune(helm, prompts=WORDS, **{**SMALL, "steps": 2, "start": "dpmpp_2m/trailing"}, **given)
-    found = tm.tune(helm, prompts=WORDS, steps=2, seeds=12, told=stop, **given)
+    found = tm.tune(helm, prompts=WORDS, steps=2, seeds=12, log=stop, **given)
     assert any("every try is a whole call of the pipeline" in line for line in told)
     assert any(line.startswith("differences: 8 samples to fit and 4 to judge") for line in told)
     assert found.evaluations > 12 * (4 + 8)
@@ -204,7 +204,7 @@ def test_an_iteration_on_a_whole_pipeline_moves_the_table_and_never_for_the_wors
         "method": "differences",
         "minutes": 30,
     }
-    (one,) = tm.tune(helm, prompts=WORDS, told=told.append, **small, **given).outcomes
+    (one,) = tm.tune(helm, prompts=WORDS, log=told.append, **small, **given).outcomes
     assert any("2 steps, iteration 1" in line for line in told)
     assert one.held_tuned <= one.held_start
     if one.sampler is None:

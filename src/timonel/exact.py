@@ -35,12 +35,13 @@ from .core.grids import Grid
 from .core.guidance import combine
 from .core.process import At, Level, Process, double
 from .core.run import Run
-from .core.table import Table
+from .engine.drive import finish
+from .engine.network import Denoisers
+from .engine.reference import Reference, extrapolated
 from .errors import ArgumentError, RunError, UnknownName, finite, whole
 
 Denoiser = Callable[[Tensor, "At | Level"], Tensor]
 FINITE = 1e3  # sigma / alpha beyond which the levels of the reference are spaced in alpha / sigma
-DEPTH = 4  # how many orders the extrapolation of the reference may gain
 FEATURES = 64  # waves in the error that `perturbed` adds
 
 
@@ -458,31 +459,25 @@ def solve(
         raise ArgumentError(
             f"a reference needs a deterministic solver that converges, and {solver!r} is not one"
         )
-    before: list[Tensor] = []
-    change = math.inf
-    while count <= most:
-        table = solvers.make(solver, reference(process, count, sigma_min))
-        now = [_driven(table, denoiser, x.double())]
-        for j, coarse in enumerate(before[:DEPTH]):
-            now.append(now[j] + (now[j] - coarse) / (2 ** (table.order + j) - 1))
-        change = float((now[-1] - before[-1]).abs().max()) if before else math.inf
-        if change <= tolerance:
-            return now[-1]
-        before, count = now, 2 * count
+    order = solvers.make(solver, reference(process, count, sigma_min)).order
+
+    def result(steps: int) -> Tensor:
+        run = Run(solvers.make(solver, reference(process, steps, sigma_min)))
+        run.start(x.double())
+        return finish(run, Denoisers(denoiser))
+
+    converged, change = Reference(solver, count, most, tolerance), math.inf
+    for refined in converged.refine(extrapolated(result, order)):
+        if refined.coarse is not None:
+            change = float((refined.result - refined.coarse).abs().max())
+            if converged.trusts(change):
+                return refined.result
+    count = refined.steps
     raise RunError(
-        f"the reference has not converged: from {count // 4} to {count // 2} steps of {solver!r} it"
+        f"the reference has not converged: from {count // 2} to {count} steps of {solver!r} it"
         f" still changes by {change:.3g}, above the tolerance {tolerance:g}; allow more steps"
         f" (most={2 * most}), a larger tolerance=, or a smoother denoiser"
     )
-
-
-def _driven(table: Table, denoiser: Denoiser, x: Tensor) -> Tensor:
-    """The result of a table on a denoiser."""
-    run = Run(table)
-    run.start(x)
-    for _ in run.rows():
-        run.advance(denoiser(run.latents, run.level))
-    return run.result
 
 
 def _seeded(seed: int) -> torch.Generator:

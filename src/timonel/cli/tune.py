@@ -110,7 +110,7 @@ def tune(
         found = tuning.tune(
             helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes,
             out=target,
-            start=start, method=method, batch=batch, told=error,
+            start=start, method=method, batch=batch, log=error,
         )  # fmt: skip
         say("\n".join(found.lines()))
         kept(*found.files)

@@ -24,7 +24,9 @@ from ..core.guidance import Guidance
 from ..core.process import Process
 from ..core.run import Run
 from ..core.table import Table
-from ..engine.batch import Job, drive
+from ..engine.batch import Batch, Job
+from ..engine.network import evaluations
+from ..engine.reference import Reference
 from ..errors import TimonelError
 from ..make.generate import SMALL
 from ..make.recipe import Recipe
@@ -254,48 +256,48 @@ class Engine:
     ) -> None:
         """The converged reference of every cell: doubled until it no longer changes."""
         open_ = {cell.id: cell.recipe for cell in cells}
-        steps = FIRST
-        self._go_references(open_, work, helm, captured, process, steps)
-        while open_ and steps < LAST:
-            steps *= 2
-            self._go_references(open_, work, helm, captured, process, steps)
-            for name, recipe in list(open_.items()):
-                fine, coarse = (
-                    reference_id(reference(recipe, process, n)) for n in (steps, steps // 2)
-                )
-                outcome = self.store.done(fine)
-                if outcome is None or self.store.done(coarse) is None:
-                    open_.pop(name)  # it failed, and says why
-                    continue
-                if outcome.change is None:
-                    outcome.change = measure.rmse(
-                        self.store.read_latents(fine), self.store.read_latents(coarse)
-                    )
-                    self.store.keep([outcome])
-                self.references[name] = fine
-                if outcome.change <= TRUSTED:
-                    open_.pop(name)
-            self._settled |= {shared(c.recipe) for c in cells if c.id not in open_ or steps >= LAST}
-            self.tell("references")
 
-    def _go_references(
-        self,
-        cells: dict[str, Recipe],
-        work: Work,
-        helm: Helm,
-        captured: Captured | None,
-        process: Process,
-        steps: int,
-    ) -> None:
-        wanted = {
-            reference_id(r): r
-            for r in (reference(recipe, process, steps) for recipe in cells.values())
-        }
-        missing = [
-            (r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None
-        ]
-        self.tell("references", steps=steps, row=0, rows=0)
-        self._go(missing, work, helm, captured)
+        def computed(steps: int) -> dict[str, str]:
+            """The names of the references of the cells that are open, run where they are missing."""
+            wanted = {name: reference(recipe, process, steps) for name, recipe in open_.items()}
+            names = {name: reference_id(recipe) for name, recipe in wanted.items()}
+            missing = {
+                names[name]: (recipe, names[name], "reference")
+                for name, recipe in wanted.items()
+                if self.store.done(names[name]) is None
+            }
+            self.tell("references", steps=steps, row=0, rows=0)
+            self._go(list(missing.values()), work, helm, captured)
+            return names
+
+        converged = Reference(SOLVER, FIRST, LAST, TRUSTED)
+        for refined in converged.refine(computed):
+            if refined.coarse is None:
+                continue
+            for name in list(open_):
+                fine = refined.result[name]
+                change = self._change(fine, refined.coarse[name])
+                if change is not None:
+                    self.references[name] = fine
+                if change is None or converged.trusts(change):
+                    open_.pop(name)  # one that failed says why
+            last = 2 * refined.steps > LAST
+            self._settled |= {shared(c.recipe) for c in cells if c.id not in open_ or last}
+            self.tell("references")
+            if not open_:
+                return
+
+    def _change(self, fine: str, coarse: str) -> float | None:
+        """What doubling the steps of a reference changed; None where one of the two failed."""
+        outcome = self.store.done(fine)
+        if outcome is None or self.store.done(coarse) is None:
+            return None
+        if outcome.change is None:
+            outcome.change = measure.rmse(
+                self.store.read_latents(fine), self.store.read_latents(coarse)
+            )
+            self.store.keep([outcome])
+        return outcome.change
 
     def _measure(self, cells: list[Cell]) -> None:
         """Measure cells that had run before, against references that were made now."""
@@ -338,7 +340,9 @@ class Engine:
             except TimonelError as error:
                 self._fail(outcomes[name], str(error))
                 continue
-            jobs.append(Job(run, work.sample(recipe), name, told=kind == "cell"))
+            slot = work.sample(recipe)
+            start = captured.start[slot : slot + 1]
+            jobs.append(Job(run, start, (slot,), name, keeps_steps=kind == "cell"))
         rows = sum(job.run.table.nfe for job in jobs)
 
         def flush() -> None:
@@ -346,17 +350,17 @@ class Engine:
                 self._keep([(outcomes[job.name], job) for job in ready], helm, captured)
                 ready.clear()
 
-        def finished(job: Job) -> None:
-            if job.reason:
-                self._fail(outcomes[job.name], job.reason)
-                return
-            ready.append(job)
-            if len(ready) >= DECODED:
-                flush()
-
         self._rows(0, rows, wanted[0][2] if wanted else "")
         try:
-            drive(jobs, captured, self.batch, finished, lambda many: self._rows(many, rows))
+            for turn in Batch(captured, self.batch, jobs).turns():
+                self._rows(turn.rows, rows)
+                for job in turn.ended:
+                    if job.reason:
+                        self._fail(outcomes[job.name], job.reason)
+                        continue
+                    ready.append(job)
+                    if len(ready) >= DECODED:
+                        flush()
             flush()
         except KeyboardInterrupt:
             flush()
@@ -403,10 +407,10 @@ class Engine:
 
     def _alone(self, helm: Helm, recipe: Recipe, name: str, kind: str, rows: int) -> None:
         """One recipe through the helm, where its network cannot be captured."""
-        outcome, story = Outcome(name, kind, "done", recipe), list[Tensor]()
+        outcome, denoised = Outcome(name, kind, "done", recipe), list[Tensor]()
 
         def seen(run: Run) -> None:
-            story.append(run.denoised.clone())
+            denoised.append(run.denoised.clone())
             self._rows(1, rows)
 
         try:
@@ -421,12 +425,13 @@ class Engine:
         if run.status != "done":
             self._fail(outcome, f"it {run.status} after row {run.row} of {run.table.nfe}")
             return
-        guided = zip(run.scales, run.forecasts, strict=True)
-        halves = sum(
-            1 if run.guidance is None or scale == 1.0 or foretold else 2
-            for scale, foretold in guided
-        )
-        job = Job(run, 0, name, kind == "cell", seconds, halves, story)
+        spent = run.table.nfe
+        if run.guidance is not None:
+            spent = evaluations(run.scales, run.forecasts, lambda scale: 1 if scale == 1.0 else 2)
+        job = Job(
+            run, name=name, keeps_steps=kind == "cell", seconds=seconds, evaluations=spent,
+            denoised=denoised,
+        )  # fmt: skip
         self._keep([(outcome, job)], helm, None)
 
     def _fail(self, outcome: Outcome, reason: str) -> None:
@@ -453,19 +458,16 @@ class Engine:
                     "the autoencoder made NaN or infinity of its latents: run it in float32",
                 )
                 continue
-            outcome.nfe, outcome.seconds, outcome.stochastic = (
-                run.table.nfe,
-                job.seconds,
-                run.table.stochastic,
-            )
-            outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
+            outcome.nfe, outcome.seconds = run.table.nfe, job.seconds
+            outcome.stochastic, outcome.halves = run.table.stochastic, job.evaluations
+            outcome.reference = self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
             full = run.table.nfe * (captured.parts if captured is not None else 2)
             spares = run.guidance is not None and (
                 run.guidance.stop < 1 or run.guidance.forecast > 1
             )
-            outcome.halves_saved = full - job.halves if spares else 0
-            story = self._story(helm, job.story, pixels) if job.told else None
+            outcome.halves_saved = full - job.evaluations if spares else 0
+            story = self._story(helm, job.denoised, pixels) if job.keeps_steps else None
             if outcome.kind == "cell":
                 outcome.measures = self._measures(outcome, run.result, pixels)
             self.store.save(outcome, run.result, pixels, story)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..engine.network import evaluations
 from ..errors import TimonelError
 from .engine import BATCH, FIRST, Engine, reference, works
 from .plan import Plan
@@ -16,14 +17,14 @@ from .store import Store
 
 @dataclass
 class Estimate:
-    """`runs`: cells still to do; `references`: fine runs; `halves`: network evaluations of both, in
+    """`runs`: cells still to do; `references`: fine runs; `evaluations`: network evaluations of both, in
     `seconds`.
     """
 
     runs: int = 0
     done: int = 0
     references: int = 0
-    halves: int = 0
+    evaluations: int = 0
     seconds: float = 0.0
     refused: int = 0
 
@@ -32,7 +33,7 @@ class Estimate:
         refused = f", {self.refused} of them refused" if self.refused else ""
         return (
             f"{self.runs} runs{known}{refused}, {self.references} converged references, "
-            f"{self.halves} network evaluations, about {spoken(self.seconds)}"
+            f"{self.evaluations} network evaluations, about {spoken(self.seconds)}"
         )
 
 
@@ -63,22 +64,21 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
                 "this pipeline is run in its own loop; how long it takes can only be told by"
                 " running it"
             )
-        halves = 0
+        count = 0
         for cell in todo:
             try:
                 run = engine.prepare(cell.recipe, captured)
             except TimonelError:
                 total.refused += 1
                 continue
-            rows = zip(run.scales, run.forecasts, strict=True)
-            halves += sum(1 if seen else captured.cost(scale) for scale, seen in rows)
+            count += evaluations(run.scales, run.forecasts, captured.cost)
         fine = {
             reference(c.recipe, captured.process, FIRST).model_dump_json()
             for c in todo
             if references
         }
-        halves += len(fine) * 3 * FIRST * captured.parts
-        size = min(batch or BATCH, halves)
+        count += len(fine) * 3 * FIRST * captured.parts
+        size = min(batch or BATCH, count)
         x = captured.start[torch.arange(size) % captured.count]
         times = torch.full((size,), 500.0, dtype=torch.float64)
         for _ in range(2):
@@ -86,5 +86,6 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
             captured(x, times, [i % captured.count for i in range(size)], [1.0] * size)
             spent = time.perf_counter() - began
         total.runs, total.references = total.runs + len(todo), total.references + len(fine)
-        total.halves, total.seconds = total.halves + halves, total.seconds + spent / size * halves
+        total.evaluations += count
+        total.seconds += spent / size * count
     return total

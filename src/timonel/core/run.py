@@ -237,11 +237,15 @@ class Run(Guided, Controlled):
             with self._change:
                 self._loop = self._flight = None
 
-    def proceed(self) -> bool:
-        """Wait while paused, go back if a rewind was ordered; False once the run has ended."""
+    def proceed(self, wait: bool = True) -> bool | None:
+        """Wait while paused, go back if a rewind was ordered; False once the run has ended.
+
+        `wait=False` does not wait: None while the run is paused.
+        """
         with self._change:
             self._loop, self._flight = threading.get_ident(), None
-            self._await()
+            if not self._await(wait):
+                return None
             if self._stopping and self._status == "running":
                 self._status = "stopped"
                 self.memory = self.driver.remembered() if self._keep else UNKNOWN
@@ -254,10 +258,11 @@ class Run(Guided, Controlled):
             self._flight = threading.get_ident()
             return True
 
-    def _await(self) -> None:
-        """Between two rows: what was ordered meanwhile is done, and what is paused waits."""
+    def _await(self, wait: bool) -> bool:
+        """Between two rows: what was ordered meanwhile is done; whether what is paused is through."""
         while True:
             self._unwatch()
+            self._waiting = False
             self._settle()
             if (
                 self._goto is not None
@@ -268,9 +273,11 @@ class Run(Guided, Controlled):
                 self._stop("the pipeline was interrupted")
             waits = self._paused and self._status in ("running", "done")
             if not waits or self._stopping or self.step < self._until:
-                return
+                return True
             self._watch()
             self._waiting = True
+            if not wait:
+                return False
             try:
                 self._change.wait(self.driver.patience)
             finally:

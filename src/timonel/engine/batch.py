@@ -2,137 +2,192 @@
 guidance each is at.
 
 A row of a table is data, so runs of different samplers can be at different rows of different tables
-in one batch.
+in one call (iteration-level batching).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.run import Run
+from ..errors import RunError
+from .drive import answer, query
+from .network import Answer, Network
 
-if TYPE_CHECKING:
-    from ..pipelines.capture import Captured
-
-Finished = Callable[["Job"], None]
+TICK = 0.02  # seconds until paused runs are looked at again, where there is nothing else to do
 
 
 @dataclass(eq=False)
 class Job:
-    """One run in a fleet. `sample`: whose conditions it has. `seconds`: its share of the calls it
-    was part of.
+    """A run in a batch.
+
+    Args:
+        run: Not begun, or begun and not ended.
+        start: The sample (n, …) that it begins with; None where it has begun.
+        conditions: The slot of each of its samples' conditions in the network.
+        name: Whatever tells it from others.
+        keeps_steps: Whether `denoised` gets the prediction of every step.
+        seconds: Its share of the calls that it was part of.
+        evaluations: Network evaluations so far, conditional and unconditional ones.
+        denoised: The predictions (n, …) of its steps.
+        reason: Why it failed; empty where it did not.
     """
 
     run: Run
-    sample: int
+    start: Tensor | None = None
+    conditions: Sequence[int] = (0,)
     name: str = ""
-    told: bool = True  # whether the denoised prediction of every step is kept
+    keeps_steps: bool = True
     seconds: float = 0.0
-    halves: int = 0  # network evaluations, conditional and unconditional ones
-    story: list[Tensor] = field(default_factory=list)
-    reason: str = ""  # why it failed
+    evaluations: int = 0
+    denoised: list[Tensor] = field(default_factory=list)
+    reason: str = ""
 
-    def cost(self, captured: Captured) -> int:
+    def cost(self, network: Network) -> int:
         """Network evaluations of its next row."""
-        return 1 if self.run.forecasting else captured.cost(self.run.scale)
+        return len(self.conditions) * (1 if self.run.forecasting else network.cost(self.run.scale))
+
+    def fail(self, error: Exception, reason: str = "") -> None:
+        """End with a reason."""
+        self.reason = reason or f"{type(error).__name__}: {error}"
+        self.run.fail(error)
 
 
-@torch.no_grad()
-def drive(
-    jobs: Iterable[Job], captured: Captured, batch: int, finished: Finished,
-    advanced: Callable[[int], None] = lambda rows: None,
-) -> None:  # fmt: skip
-    """Drive every job to its end, at most `batch` network evaluations a call; the first jobs end
-    first.
+class Turn(NamedTuple):
+    """What one network call has done: `rows` that it served, jobs that have `ended` before it."""
 
-    A job that fails, or whose sample is no longer finite, ends with its `reason`; the others go on.
-    `advanced`: is called after every network call with the number of rows that it served.
+    rows: int
+    ended: list[Job]
+
+
+class Batch:
+    """Runs that share the calls of a network. Those that began first go first.
+
+    A paused run keeps its place and holds nobody up. One that fails, or whose sample is no longer
+    finite, ends with its `reason`; the others go on.
+
+    Args:
+        network: What evaluates their rows.
+        limit: Network evaluations a call, at most; a single row may need more.
+        jobs: The first ones; `admit` takes more at any time.
     """
-    waiting, active = deque(jobs), list[Job]()
-    while active or waiting:
-        chosen = _choose(active, waiting, captured, batch)
-        _advance(chosen, captured)
-        advanced(len(chosen))
-        for job in chosen:
-            if job.reason or not job.run.proceed():
-                job.run.finish()
-                active.remove(job)
-                finished(job)
 
+    def __init__(self, network: Network, limit: int, jobs: Iterable[Job] = ()) -> None:
+        self.network, self.limit = network, limit
+        self._waiting, self._active = deque(jobs), list[Job]()
+        self._news = threading.Event()
 
-def _choose(active: list[Job], waiting: deque[Job], captured: Captured, batch: int) -> list[Job]:
-    """The jobs of the next call: those that began first, then new ones."""
-    chosen, cost = list[Job](), 0
-    for job in active:
-        if chosen and cost + job.cost(captured) > batch:
-            return chosen
-        chosen.append(job)
-        cost += job.cost(captured)
-    while waiting and (not chosen or cost + waiting[0].cost(captured) <= batch):
-        job = waiting.popleft()
-        job.run.start(captured.start[job.sample : job.sample + 1])
-        active.append(job)
-        chosen.append(job)
-        cost += job.cost(captured)
-    return chosen
+    def __len__(self) -> int:
+        """How many jobs have not ended."""
+        return len(self._active) + len(self._waiting)
 
+    def admit(self, *jobs: Job) -> None:
+        """Let more jobs take part, from the next call on; from any thread."""
+        self._waiting.extend(jobs)
+        self._news.set()
 
-def _advance(jobs: list[Job], captured: Captured) -> None:
-    """One network call for all of `jobs`, and one row of each. Where it fails for several, each is
-    tried alone.
-    """
-    began = time.perf_counter()
-    try:
-        raws = _call(jobs, captured)
-    except Exception as error:
-        if len(jobs) == 1:
-            jobs[0].reason = f"{type(error).__name__}: {error}"
+    def turns(self) -> Iterator[Turn]:
+        """Go on until every job has ended, those that are admitted meanwhile too."""
+        while len(self):
+            self._news.clear()
+            turn = self.turn()
+            yield turn
+            if turn == (0, []) and len(self):  # all are paused
+                self._news.wait(TICK)
+
+    @torch.no_grad()
+    def turn(self) -> Turn:
+        """One network call, and one row of every run that it serves."""
+        chosen, ended = self._choose()
+        self._advance(chosen)
+        ended += [job for job in chosen if job.reason]
+        self._active = [job for job in self._active if job not in ended]
+        return Turn(len(chosen), ended)
+
+    def _choose(self) -> tuple[list[Job], list[Job]]:
+        """The jobs of the next call, and those that have come to their end."""
+        chosen, ended, left = list[Job](), list[Job](), self.limit
+        for job in self._active:
+            goes = job.run.proceed(wait=False)
+            cost = job.cost(self.network)
+            if goes is False and self._over(job):
+                ended.append(job)
+            elif goes and (cost <= left or not chosen):
+                chosen.append(job)
+                left -= cost
+            elif goes:
+                return chosen, ended
+        while self._waiting and (not chosen or self._waiting[0].cost(self.network) <= left):
+            job = self._waiting.popleft()
+            self._active.append(job)
+            if self._begin(job) and job.run.proceed(wait=False):
+                chosen.append(job)
+                left -= job.cost(self.network)
+            elif job.reason:
+                ended.append(job)
+        return chosen, ended
+
+    def _begin(self, job: Job) -> bool:
+        """Start a run that has not begun. False where its hooks or its start make it fail."""
+        try:
+            if job.start is not None:
+                job.run.start(job.start)
+            elif not job.run.started:
+                raise RunError("the run has not begun: give its Job start=, the noise (n, …)")
+        except Exception as error:
+            job.fail(error)
+        return not job.reason
+
+    def _over(self, job: Job) -> bool:
+        """End a run that has no row left, unless a hook goes back."""
+        try:
+            job.run.finish()
+        except Exception as error:
+            job.fail(error)
+        return bool(job.reason) or job.run.status != "running"
+
+    def _advance(self, jobs: list[Job]) -> None:
+        """One network call for all of them. Where it fails for several, each is tried alone."""
+        if not jobs:
             return
-        for job in jobs:
-            _advance([job], captured)
-        return
-    costs = [job.cost(captured) for job in jobs]
-    spent = time.perf_counter() - began
-    for job, raw, cost in zip(jobs, torch.split(raws, 1), costs, strict=True):
-        job.seconds += spent * cost / sum(costs)
-        job.halves += cost
         began = time.perf_counter()
-        _step(job, raw)
-        job.seconds += time.perf_counter() - began
+        try:
+            queries = [query(job.run, job.conditions) for job in jobs]
+            answers = self.network.evaluate(queries)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].fail(error)
+                return
+            for job in jobs:
+                self._advance([job])
+            return
+        spent, costs = time.perf_counter() - began, [q.cost(self.network) for q in queries]
+        for job, one, cost in zip(jobs, answers, costs, strict=True):
+            job.seconds += spent * cost / sum(costs)
+            job.evaluations += cost
+            began = time.perf_counter()
+            _step(job, one)
+            job.seconds += time.perf_counter() - began
 
 
-def _call(jobs: list[Job], captured: Captured) -> Tensor:
-    runs = [job.run for job in jobs]
-    x = torch.cat([run.latents for run in runs])
-    times = torch.tensor([run.level.time for run in runs], dtype=torch.float64)
-    rescales = [0.0 if run.guidance is None else run.guidance.rescale for run in runs]
-    asked = x, times, [job.sample for job in jobs], [run.scale for run in runs], rescales
-    if not any(run.remembers for run in runs):
-        return captured(*asked)
-    forecasts = [None if (away := run.forecast) is None else away[0] for run in runs]
-    raws, differences = captured.guided(*asked, forecasts)
-    for run, difference in zip(runs, differences, strict=True):
-        if difference is not None and run.remembers:
-            run.remember(difference[None])
-    return raws
-
-
-def _step(job: Job, raw: Tensor) -> None:
+def _step(job: Job, given: Answer) -> None:
     """Advance one run by its row."""
-    row = job.run.row
+    run, row = job.run, job.run.row
     try:
-        job.run.advance(raw)
+        answer(run, given)
     except Exception as error:
-        job.reason = f"{type(error).__name__}: {error}"
+        job.fail(error)
         return
-    if not bool(torch.isfinite(job.run.latents).all()):
-        job.reason = f"the latents are not finite after row {row} of {job.run.table.nfe}"
-    elif job.told and job.run.table.ends_step(row):
-        job.story.append(job.run.denoised)
+    if not bool(torch.isfinite(run.latents).all()):
+        reason = f"the latents are not finite after row {row} of {run.table.nfe}"
+        job.fail(RunError(reason), reason)
+    elif job.keeps_steps and run.table.ends_step(row):
+        job.denoised.append(run.denoised)

@@ -6,8 +6,6 @@ section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -15,27 +13,24 @@ from ..core.grids.choose import choose
 from ..core.grids.grid import Grid, few_enough
 from ..core.grids.index import trailing
 from ..core.grids.sigma import karras, usual
-from ..core.process import At, Process
+from ..core.process import Process
 from ..core.run import Run
 from ..core.solvers import make
 from ..errors import ArgumentError, GridError, finite
+from .drive import drive
+from .network import Denoiser, Denoisers
 
 MOST_FINE = 2000  # the cost has (fine + 1)² numbers
 
 
-@torch.no_grad()
-def _teacher(
-    denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, prediction: str
-) -> tuple[Tensor, Tensor]:
+def _trajectory(denoise: Denoiser, x: Tensor, fine: Grid, prediction: str) -> tuple[Tensor, Tensor]:
     """An Euler run on `fine`: x at its M + 1 levels and the denoised predictions at the first M."""
     run = Run(make("euler", fine), prediction)
     run.start(x)
-    samples, denoised = [], []
-    for _ in run.rows():
+    samples, denoised = [run.latents.clone()], []
+    for _ in drive(run, Denoisers(denoise)):
         samples.append(run.latents.clone())
-        run.advance(denoise(run.latents, run.level))
         denoised.append(run.denoised.clone())
-    samples.append(run.result.clone())
     return torch.stack(samples), torch.stack(denoised)
 
 
@@ -64,7 +59,7 @@ def deviations(fine: Grid, samples: Tensor, denoised: Tensor) -> Tensor:
 
 
 def gits(
-    denoise: Callable[[Tensor, At], Tensor],
+    denoise: Denoiser,
     x: Tensor,
     process: Process,
     steps: int,
@@ -112,15 +107,13 @@ def gits(
     return Grid(process, levels.alpha[path], levels.sigma[path], levels.time[path], "gits")
 
 
-def gits_cost(
-    denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, *, prediction: str = "sample"
-) -> Tensor:
+def gits_cost(denoise: Denoiser, x: Tensor, fine: Grid, *, prediction: str = "sample") -> Tensor:
     """The (M + 1, M + 1) cost that `gits` minimises, for any number of steps; the arguments are
     those of `gits`.
 
     Raises `GridError` for samples that are not finite.
     """
-    cost = deviations(fine, *_teacher(denoise, x, fine, prediction))
+    cost = deviations(fine, *_trajectory(denoise, x, fine, prediction))
     if not bool(torch.isfinite(cost).all()):
         raise GridError(
             "the model gave samples that are not finite; check denoise, prediction= and the start x"

@@ -23,22 +23,23 @@ from torch import Tensor, nn
 
 from ..core.guidance import Guidance, stretch
 from ..core.hook import Hook
-from ..core.process import Process
+from ..core.process import Level, Process
 from ..core.program import Shape
 from ..core.run import Run
 from ..core.sampler import Sampler
+from ..engine.conditions import Conditions, alike, join
+from ..engine.network import Answer, Query
 from ..errors import ArgumentError, ModelError
-from .guidance import arguments, parts
+from .guidance import parts as parts_
 from .guidance.gate import Gate
 from .helm import Helm
 from .network.busy import Claim
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
 TIMES = ("timestep", "timesteps", "t")  # what networks call their time
-EXACT, HALF = (
-    1e-3,
-    3e-2,
-)  # how far a captured call may be from the watched one, relative, in float32 and below
+EXTRA = "…"  # no network's name: what the sample is joined with
+# how far a captured call may be from the watched one, relative, in float32 and below
+EXACT, HALF = 1e-3, 3e-2
 
 
 class NotCaptured(ModelError):
@@ -105,7 +106,7 @@ class WatchingGate(Gate):
             )
         named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         named.pop("self", None)
-        output = parts.tensors(made)
+        output = parts_.tensors(made)
         if output is None or self.scheduler.current is None:
             raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
         self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
@@ -160,11 +161,24 @@ def _noised(*_: Any) -> Tensor:
 
 @dataclass(eq=False)
 class Captured:
-    """A network with its conditions for `count` samples. Make one with `capture`.
+    """A network with the conditions of samples; make one with `capture`. It is a `Model`.
 
-    `start`: the pipeline's initial latents (count, …), unit normal. `own`: the guidance scale it
-    was captured with, or None where there is no guidance. `process, prediction, shape`: what a
-    `Run` needs.
+    Args:
+        helm: Whose pipeline it is.
+        module: The network.
+        start: The pipeline's initial latents (n, …), unit normal, of the slots 0 … n - 1.
+        process: The noise of the pipeline's scheduler.
+        prediction: What the network predicts.
+        shape: Changes the denoised prediction, where the scheduler clips.
+        own: Guidance scale it was captured with; None where there is no guidance.
+        conditions: The network's arguments beside the sample and the time, a slot for each sample.
+        names: What the network calls its sample and its time.
+        entry: A sample as the network gets it, for its dtype and device.
+        time_dtype: Of the time that the network gets; None where it is no tensor.
+        joined: The dimension along which the sample is followed by what else the network reads.
+        clock: (a, b) with network time = a·time + b.
+        weights: (parts, 1, …), what the pipeline multiplies the parts with before it adds them.
+        place: Which of the parts is the conditional one.
     """
 
     helm: Helm
@@ -174,133 +188,181 @@ class Captured:
     prediction: str
     shape: Shape | None
     own: float | None
-    given: dict[str, Any]  # the network's arguments, samples of all parts in one batch
-    names: tuple[str, str]  # of the sample and of the time among them
-    extra: Tensor | None  # what the sample is joined with, along `joined`
+    conditions: Conditions
+    names: tuple[str, str]
+    entry: Tensor
+    time_dtype: torch.dtype | None
     joined: int
-    clock: tuple[float, float]  # network time = a·time + b
-    weights: Tensor  # (parts, 1, …): what the pipeline makes of the parts
-    place: int  # of the conditional one
+    clock: tuple[float, float]
+    weights: Tensor
+    place: int
 
     @property
     def count(self) -> int:
         """How many samples there are conditions for."""
-        return len(self.start)
+        return len(self.conditions)
 
     @property
     def parts(self) -> int:
         """Network evaluations for one guided sample."""
         return len(self.weights)
 
-    def outputs(self, x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
-        """The network's own output (n, …) for samples x at `times`; `rows`: whose conditions,
-        part·count + sample.
+    def cost(self, scale: float | None) -> int:
+        """Network evaluations for one sample at this guidance scale; None is the captured one."""
+        return 1 if scale == 1.0 else self.parts
+
+    def admit(self, other: Captured) -> tuple[int, ...]:
+        """Take in the conditions of another capture of the pipeline, also while runs go on.
+
+        Args:
+            other: Of other prompts; its `start` is the noise to begin at.
+
+        Returns:
+            The slots of its samples here; `conditions.evict` lets go of them.
+
+        Raises:
+            ArgumentError: Where the two cannot share a call.
         """
-        batch = self.parts * self.count
-        given = {
-            name: arguments.select(value, batch, rows, name) for name, value in self.given.items()
-        }
-        like, time_like = self.given[self.names[0]], self.given[self.names[1]]
-        entering = x.to(like)
-        if self.extra is not None:
-            entering = torch.cat([entering, self.extra[rows].to(like)], dim=self.joined)
-        clock = self.clock[0] * times.double() + self.clock[1]
-        whole = not isinstance(time_like, Tensor) or not time_like.is_floating_point()
-        dtype = torch.float32 if not isinstance(time_like, Tensor) else time_like.dtype
-        if whole:
-            dtype = (
-                torch.int64
-                if bool((clock == clock.round()).all()) and not clock.requires_grad
-                else torch.float32
+        same = self.module is other.module and self.names == other.names
+        if not same or (self.clock, self.place, self.joined) != (
+            other.clock, other.place, other.joined
+        ):  # fmt: skip
+            raise ArgumentError("the other capture is one of another pipeline or another size")
+        if self.own != other.own or not torch.equal(self.weights, other.weights):
+            raise ArgumentError(
+                f"the other was captured with guidance={other.own}, and this one with {self.own}:"
+                f" capture it with guidance={self.own}"
             )
-        given |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
-        made = parts.tensors(self.module(**given))
-        assert made is not None
-        return made[:, : x.shape[1]].to(x.dtype)
+        return self.conditions.add(other.conditions)
 
     def __call__(
         self, x: Tensor, times: Tensor, samples: Sequence[int],
         scales: Sequence[float | None] | None = None,
         rescales: Sequence[float] | None = None,
     ) -> Tensor:  # fmt: skip
-        """What the pipeline hands to its scheduler: raw (n, …) for samples x (n, …) at the
-        scheduler's `times` (n,).
+        """What the pipeline hands to its scheduler, in one network call.
 
-        `samples`: whose conditions each of them has, below `count`. `scales`: guidance of each; 1
-        computes the conditional part alone, None is the scale it was captured with. One network
-        call for all of them.
+        Args:
+            x: Samples (n, …), in coordinates of unit variance.
+            times: The scheduler's times (n,).
+            samples: The slot of each sample's conditions.
+            scales: Guidance scale of each; 1 computes the conditional part alone, None is the
+                captured one.
+            rescales: See `Guidance.rescale`; 0 where it is left out.
+
+        Returns:
+            The raw output (n, …).
         """
-        return self.guided(x, times, samples, scales, rescales)[0]
+        scales = [None] * len(x) if scales is None else scales
+        rescales = [0.0] * len(x) if rescales is None else rescales
+        each = zip(torch.split(x, 1), times.double(), samples, scales, rescales, strict=True)
+        none = torch.zeros((), dtype=torch.float64)
+        return Answer.join(self.evaluate([
+            Query(one, Level(none, none, time[None]), (slot,), scale, rescale)
+            for one, time, slot, scale, rescale in each
+        ])).raw  # fmt: skip
 
-    def guided(
-        self, x: Tensor, times: Tensor, samples: Sequence[int],
-        scales: Sequence[float | None] | None = None,
-        rescales: Sequence[float] | None = None, forecasts: Sequence[Tensor | None] | None = None,
-    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
-        """As a call, and of each sample the conditional minus the unconditional part where both
-        were computed.
+    def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
+        """One network call for all queries; see `Network`.
 
-        `forecasts`: that difference where it is foreseen (None elsewhere), so that one part is
-        computed.
+        Raises:
+            ArgumentError: For a slot without conditions, and for guidance that the capture has not.
         """
-        told = [None] * len(x) if scales is None else list(scales)
-        seen = [None] * len(x) if forecasts is None else list(forecasts)
-        counts = [self.cost(s) if away is None else 1 for s, away in zip(told, seen, strict=True)]
-        which = torch.tensor(samples).repeat_interleave(torch.tensor(counts))
-        part = torch.tensor([p for n in counts for p in ([self.place] if n == 1 else range(n))])
-        again = torch.arange(len(x)).repeat_interleave(torch.tensor(counts))
-        made = self.outputs(x[again], times[again], (part * self.count + which).to(x.device))
-        rest = [0.0] * len(x) if rescales is None else rescales
-        found = torch.split(made, counts)
-        whole = [
-            p if away is None else self._halves(p, away)
-            for p, away in zip(found, seen, strict=True)
-        ]
-        raws = [self._one(p, s, r) for p, s, r in zip(whole, told, rest, strict=True)]
-        return torch.stack(raws), [
-            p[self.place] - p[1 - self.place] if len(p) == 2 else None for p in found
-        ]
+        counts = [self._cost(query) for query in queries for _ in range(len(query.x))]
+        slots = [slot for query in queries for slot in query.conditions]
+        repeats = torch.tensor(counts)
+        again = torch.arange(len(counts)).repeat_interleave(repeats)
+        x = torch.cat([query.x for query in queries])
+        times = torch.cat([_times(query) for query in queries])
+        part = [p for n in counts for p in ([self.place] if n == 1 else range(n))]
+        rows = [slots[i] for i in again.tolist()], part
+        outputs = iter(torch.split(self.outputs(x[again], times[again], *rows), counts))
+        return [self._answer(query, [next(outputs) for _ in query.x]) for query in queries]
 
-    def cost(self, scale: float | None) -> int:
-        """Network evaluations for one sample at this guidance scale."""
-        return 1 if scale == 1.0 else self.parts
+    def outputs(
+        self, x: Tensor, times: Tensor, slots: Sequence[int], parts: Sequence[int]
+    ) -> Tensor:
+        """The network's own output.
 
-    def _halves(self, conditional: Tensor, away: Tensor) -> Tensor:
-        """Both parts of a sample, the unconditional one as it is foreseen."""
-        if self.parts != 2:
-            raise ArgumentError(
-                f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out"
-            )
-        other = conditional - away.to(conditional)
-        return torch.cat([conditional, other] if self.place == 0 else [other, conditional])
+        Args:
+            x: Samples (n, …).
+            times: The scheduler's times (n,).
+            slots: Whose conditions, (n,).
+            parts: Which part of them, (n,).
+        """
+        arguments = self.conditions.select(slots, parts)
+        entering, extra = x.to(self.entry), arguments.pop(EXTRA)
+        if extra is not None:
+            entering = torch.cat([entering, extra.to(entering)], dim=self.joined)
+        clock = self.clock[0] * times.double() + self.clock[1]
+        dtype = self.time_dtype or torch.float32
+        if self.time_dtype is None or not self.time_dtype.is_floating_point:
+            whole = not clock.requires_grad and bool((clock == clock.round()).all())
+            dtype = torch.int64 if whole else torch.float32
+        arguments |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
+        output = parts_.tensors(self.module(**arguments))
+        assert output is not None
+        return output[:, : x.shape[1]].to(x.dtype)
 
-    def _one(self, found: Tensor, scale: float | None, rescale: float) -> Tensor:
-        """The parts of one sample combined."""
-        sign = 1.0 if float(self.weights.sum()) > 0 else -1.0
-        if len(found) == 1:
-            return found[0] * sign
-        weights = self.weights.to(found)
-        if scale is not None and scale != self.own:
-            weights = self._weights(scale).to(found)
-        guided = (found * weights).sum(0)
+    def _cost(self, query: Query) -> int:
+        """Network evaluations for one sample of a query."""
+        if query.forecast is None:
+            return self.cost(query.scale)
+        if self.parts == 2:
+            return 1
+        raise ArgumentError(
+            f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out"
+        )
+
+    def _answer(self, query: Query, outputs: list[Tensor]) -> Answer:
+        """A query's raw output, from the parts (parts, …) of each of its samples."""
+        raw, differences = [], []
+        for i, output in enumerate(outputs):
+            if query.difference and len(output) == 2:
+                differences.append(output[self.place] - output[1 - self.place])
+            if query.forecast is not None:
+                uncond = output - query.forecast[i].to(output)
+                output = torch.cat([output, uncond] if self.place == 0 else [uncond, output])
+            raw.append(self._combined(output, query.scale, query.rescale))
+        return Answer(torch.stack(raw), torch.stack(differences) if differences else None)
+
+    def _combined(self, output: Tensor, scale: float | None, rescale: float) -> Tensor:
+        """The parts (parts, …) of one sample, guided."""
+        if len(output) == 1:
+            return output[0] * self._sign
+        weights = self.weights if scale in (None, self.own) else self._weights(scale)
+        guided = (output * weights.to(output)).sum(0)
         if not rescale:
             return guided
-        return guided * (1 - rescale + rescale * stretch(found[self.place].std(), guided.std()))
+        return guided * (1 - rescale + rescale * stretch(output[self.place].std(), guided.std()))
+
+    @property
+    def _sign(self) -> float:
+        """-1 where the pipeline hands the negated output to its scheduler."""
+        return 1.0 if float(self.weights.sum()) > 0 else -1.0
 
     def _weights(self, scale: float) -> Tensor:
-        """The weights at another scale: the guidance beyond 1 grows in proportion, per frame where
-        it varies.
+        """The weights at another scale.
+
+        The guidance beyond 1 grows in proportion, per frame where it varies.
         """
         if self.parts != 2 or self.own is None:
             raise ArgumentError(
                 f"this was captured with {self.parts} parts at guidance {self.own}: capture it with"
                 f" guidance={scale:g}"
             )
-        sign = 1.0 if float(self.weights.sum()) > 0 else -1.0
-        conditional = 1 + (self.weights[self.place] * sign - 1) * (scale - 1) / (self.own - 1)
-        made = torch.empty_like(self.weights)
-        made[self.place], made[1 - self.place] = conditional * sign, (1 - conditional) * sign
-        return made
+        cond = 1 + (self.weights[self.place] * self._sign - 1) * (scale - 1) / (self.own - 1)
+        weights = torch.empty_like(self.weights)
+        weights[self.place], weights[1 - self.place] = cond * self._sign, (1 - cond) * self._sign
+        return weights
+
+
+def _times(query: Query) -> Tensor:
+    """The time of each sample of a query (n,)."""
+    time, count = query.level.time, len(query.x)
+    if isinstance(time, Tensor):
+        return time.expand(count)
+    return torch.full((count,), time, dtype=torch.float64)
 
 
 # -- from the watched rows -------------------------------------------------------------------------
@@ -310,52 +372,67 @@ def _captured(
     """What the rows show, checked. Raises `NotCaptured` where they do not fit together."""
     pipe, start = type(helm.pipe).__name__, rows[0].x
     assert start is not None
+    module = _module(rows, pipe)
+    merged = [_merged(row, len(start), pipe) for row in rows]
+    names = _names(merged[0], rows[0], pipe)
+    extra, joined = _layout(merged, rows, names[0], pipe)
+    clock = _clock([_time(m[names[1]]) for m in merged], [row.time for row in rows], pipe)
+    weights = _weights(rows, len(start), pipe)
+    guided = len(weights) > 1
+    place = int(weights.flatten(1).abs().sum(1).argmax()) if guided else 0
+    if own is None and guided and weights[0].numel() == 1:
+        own = float(weights[place] / weights.sum())
+    time = merged[0][names[1]]
+    captured = Captured(
+        helm, module, start, process, run.prediction, run.shape, own if guided else None,
+        Conditions(
+            {**_constant(merged, names, pipe), EXTRA: extra}, len(start), len(weights),
+            parts_.batched,
+        ),
+        names, merged[0][names[0]].new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined,
+        clock, weights, place,
+    )  # fmt: skip
+    _check(captured, rows, pipe)
+    return captured
+
+
+def _module(rows: list[Row], pipe: str) -> nn.Module:
+    """The one network that every row calls alike, on the sample that the row before left."""
     modules = {module for row in rows for module, _, _ in row.calls}
     if len(modules) != 1 or len({len(row.calls) for row in rows}) != 1:
         raise NotCaptured(f"{pipe} does not call one network alike at every step")
     for before, after in itertools.pairwise(rows):
         if not torch.equal(before.after, after.x):  # type: ignore[arg-type]
             raise NotCaptured(f"{pipe} changes its sample between the steps")
-    merged = [_merged(row, len(start), pipe) for row in rows]
-    names = _names(merged[0], rows[0], pipe)
-    extra, joined = _layout(merged, rows, names[0], pipe)
-    for name, value in merged[0].items():
-        if name not in names and not all(
-            arguments.alike(value, other.get(name)) for other in merged[1:]
-        ):
+    return modules.pop()
+
+
+def _constant(merged: list[dict[str, Any]], names: tuple[str, str], pipe: str) -> dict[str, Any]:
+    """The network's arguments beside the sample and the time, which no step changes."""
+    first, *others = merged
+    constant = {name: value for name, value in first.items() if name not in names}
+    for name, value in constant.items():
+        if not all(alike(value, other.get(name)) for other in others):
             raise NotCaptured(f"{pipe} gives its network another {name!r} at every step")
-    clock = _clock([_time(m[names[1]]) for m in merged], [row.time for row in rows], pipe)
-    weights = _weights(rows, len(start), pipe)
-    place = int(weights.flatten(1).abs().sum(1).argmax()) if len(weights) > 1 else 0
-    if own is None and len(weights) > 1 and weights[0].numel() == 1:
-        own = float(weights[place] / weights.sum())
-    made = Captured(
-        helm, modules.pop(), start, process, run.prediction, run.shape,
-        own if len(weights) > 1 else None, merged[0],
-        names, extra, joined, clock, weights, place,
-    )  # fmt: skip
-    _check(made, rows, pipe)
-    return made
+    return constant
 
 
 def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
-    """The arguments of a row's calls as those of one call: what is batched lies one after the
-    other.
-    """
+    """The arguments of a row's calls as those of one call, one part after the other."""
     sizes = []
-    for _, given, _ in row.calls:
-        sample = parts.sample_of((), given)
+    for _, arguments, _ in row.calls:
+        sample = parts_.sample_of((), arguments)
         if not isinstance(sample, Tensor) or len(sample) % count:
             raise NotCaptured(f"{pipe} gives its network no batch of {count} samples")
         sizes.append(len(sample))
-    first, *others = [given for _, given, _ in row.calls]
+    first, *others = [arguments for _, arguments, _ in row.calls]
     if not others:
         return first
-    if len(set(sizes)) > 1 or any(given.keys() != first.keys() for given in others):
+    if len(set(sizes)) > 1 or any(other.keys() != first.keys() for other in others):
         raise NotCaptured(f"{pipe} calls its network for unlike parts")
     try:
         return {
-            name: arguments.join([first[name], *(g[name] for g in others)], sizes[0], name)
+            name: join([first[name], *(o[name] for o in others)], sizes[0], name, parts_.batched)
             for name in first
         }
     except ValueError as error:
@@ -364,7 +441,7 @@ def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
 
 def _names(given: dict[str, Any], row: Row, pipe: str) -> tuple[str, str]:
     """What the network calls its sample and its time."""
-    sample = parts.sample_of((), given)
+    sample = parts_.sample_of((), given)
     name = next(name for name, value in given.items() if value is sample)
     time = next((name for name in TIMES if given.get(name) is not None), None)
     if time is None:
@@ -483,7 +560,7 @@ def _check(made: Captured, rows: list[Row], pipe: str) -> None:
             f"the network of {pipe} does not take samples of different times: {error}"
         ) from error
     off = float((again - raw).abs().max() / raw.abs().max())
-    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (made.given[made.names[0]], raw))
+    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (made.entry, raw))
     if not off <= (HALF if half else EXACT):
         raise NotCaptured(
             f"the network of {pipe} gives something else outside its loop, by {off:.2g} of its"

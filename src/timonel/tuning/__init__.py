@@ -34,7 +34,7 @@ from .model import Model, Pipeline, Plain
 from .parameters import Arrays
 from .samples import LEAST, Subjects, subjects
 from .store import Store
-from .targets import FIRST, Targets, Told, converge, march
+from .targets import FIRST, Log, Targets, converge, finest
 
 if TYPE_CHECKING:
     from ..pipelines.helm import Helm
@@ -108,7 +108,7 @@ def tune(
     start: Sampler | str | None = None,
     method: str | None = None,
     batch: int | None = None,
-    told: Told | None = None,
+    log: Log | None = None,
     **inputs: Any,
 ) -> Tuning:
     """Fit samplers to a model of any diffusers pipeline, and keep those that are better on noise
@@ -143,11 +143,11 @@ def tune(
     checks.one_scale(given)
     checks.begins(method, start, counts, process_of(helm.pipe.scheduler.config))
     used = _used(helm, inputs, given)
-    telling = told or (lambda message: None)
+    log = log or (lambda message: None)
     made = subjects(helm, prompts, SEEDS if seeds is None else seeds, seed)
-    telling("watching the pipeline")
+    log("watching the pipeline")
     with _still(helm.pipe):
-        network, weights = _network(helm, made, given, batch, inputs, telling)
+        network, weights = _network(helm, made, given, batch, inputs, log)
         where = {
             "model": helm.name or type(helm.pipe).__name__, "fingerprint": weights,
             "guidance": None if used is None else GuidanceData.of(used),
@@ -157,7 +157,7 @@ def tune(
         return fit_model(
             network, steps=counts, split=made.split(), fewer=seeds is None, minutes=minutes,
             out=out, start=start,
-            method=method, told=telling, where=where, began=began,
+            method=method, log=log, where=where, began=began,
         )  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def fit_model(
     start: Sampler | str | None = None,
     method: str | None = None,
     memory: int = MEMORY,
-    told: Told | None = None,
+    log: Log | None = None,
     where: dict[str, Any] | None = None,
     began: float | None = None,
 ) -> Tuning:
@@ -235,10 +235,8 @@ def fit_model(
 
     Raises what `tune` raises; a guidance scale for every step too, before any compute.
     """
-    counts, telling = (
-        checks.asked(steps, minutes=minutes, out=out, method=method),
-        told or (lambda message: None),
-    )
+    counts = checks.asked(steps, minutes=minutes, out=out, method=method)
+    log = log or (lambda message: None)
     began = time.monotonic() if began is None else began
     checks.one_scale(model.guidance)
     checks.begins(method, start, counts, model.process)
@@ -262,10 +260,10 @@ def fit_model(
     store = None if target is None else Store(checks.part(target[0]), settings)
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
     room = f", {needs:,.0f} MiB beside the network" if needs else ""
-    telling(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
+    log(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
     spent, ends = time.monotonic() - began, began + 60 * minutes
-    targets = _targets(model, (chosen, held), fewer, spent, 60 * minutes, store, telling)
-    fitting = Fitting(model, targets, way, memory, facts, telling, store)
+    targets = _targets(model, (chosen, held), fewer, spent, 60 * minutes, store, log)
+    fitting = Fitting(model, targets, way, memory, facts, log, store)
     fitting.samples = (
         tuple(s for s in chosen if s in targets.samples),
         tuple(s for s in held if s in targets.samples),
@@ -286,7 +284,7 @@ def fit_model(
     except KeyboardInterrupt:
         fitting.stopped = True
     if fitting.stopped:
-        telling(
+        log(
             "stopped; what was found so far is kept"
             + (", the same call goes on" if store is not None else "")
         )
@@ -301,7 +299,7 @@ def _network(
     guidance: Guidance | None,
     batch: int | None,
     inputs: dict[str, Any],
-    told: Told,
+    log: Log,
 ) -> tuple[Model, Fingerprint | None]:
     """The pipeline's network with the conditions of all samples, or the pipeline as a black box."""
     from ..pipelines.capture import NotCaptured, capture
@@ -312,7 +310,7 @@ def _network(
     try:
         captured = capture(helm, seeds=list(made.seeds), guidance=scale, **made.inputs(), **inputs)
     except NotCaptured as reason:
-        told(f"every try is a whole call of the pipeline: {reason}")
+        log(f"every try is a whole call of the pipeline: {reason}")
         network = getattr(helm.pipe, "unet", None) or getattr(helm.pipe, "transformer", None)
         return Whole(helm, made.each(inputs), made.seeds, guidance), network and fingerprint(
             network
@@ -323,7 +321,7 @@ def _network(
 def _targets(
     model: Model, split: tuple[Sequence[int], Sequence[int]], fewer: bool, spent: float,
     budget: float,
-    store: Store | None, told: Told,
+    store: Store | None, log: Log,
 ) -> Targets:  # fmt: skip
     """The converged samples, from before or made now. Raises `ArgumentError` where the time is too
     short for them.
@@ -334,7 +332,7 @@ def _targets(
         and set(made.samples) <= {*split[0], *split[1]}
         and len(made.samples) == len(made.result)
     ):
-        told(f"{len(made.samples)} converged samples from before")
+        log(f"{len(made.samples)} converged samples from before")
         return made
     chosen, held = split
     count, left = len(chosen) + len(held), max(0.0, budget - spent)
@@ -342,7 +340,7 @@ def _targets(
     easy = max(LEAST, int(EASY * left / each))
     if fewer and easy < count:
         chosen, held = chosen[: easy - easy // 3], held[: easy // 3]
-        told(f"{len(chosen) + len(held)} of the {count} samples, for the time is short")
+        log(f"{len(chosen) + len(held)} of the {count} samples, for the time is short")
         count = len(chosen) + len(held)
     need = each * count
     if need > SHARE * left:
@@ -352,9 +350,9 @@ def _targets(
             f" minutes: give minutes={math.ceil((spent + need / SHARE) / 6) / 10:g}"
             + (f", or seeds={most}" if most >= LEAST else "")
         )
-    told(f"about {need:.0f} s for the converged samples, {left - need:.0f} s are left for the fit")
+    log(f"about {need:.0f} s for the converged samples, {left - need:.0f} s are left for the fit")
     began = time.monotonic()
-    made = converge(model, [*chosen, *held], told, LIMIT * left)
+    made = converge(model, [*chosen, *held], log, LIMIT * left)
     made = replace(made, seconds=spent + time.monotonic() - began, calls=model.evaluations)
     if store is not None:
         store.keep_targets(made)
@@ -366,5 +364,5 @@ def _seconds(model: Model, samples: Sequence[int]) -> float:
     """Of one step of one sample, among as many as a network call takes."""
     some = samples[: min(len(samples), 8)]
     began = time.perf_counter()
-    march(model, Arrays.of(checks.short(model, 2)), some)
+    finest(model, Arrays.of(checks.short(model, 2)), some)
     return (time.perf_counter() - began) / len(some) / 2

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..core.fitted.fitted import Fitted, ProcessData, Provenance
 from ..core.guidance import Guidance
 from ..core.prediction import from_config as prediction_of
-from ..core.process import Level
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler
 from ..core.table import Table
+from ..engine.network import Answer, Query
 from ..errors import FittedElsewhere, ModelError
 from ..pipelines.helm import Helm
 from .model import Model
@@ -50,14 +50,7 @@ class Whole(Model):
     def start(self, samples: Sequence[int]) -> Tensor:
         raise ModelError("the pipeline draws its own noise")
 
-    def guided(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
         raise ModelError("the network of this pipeline cannot be called by itself")
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:

@@ -17,7 +17,7 @@ from ..errors import ArgumentError, among, finite, is_number, path, several, who
 from ..files import writable
 from .model import Model
 from .parameters import Arrays
-from .rollout import travel
+from .rollout import roll
 from .samples import LEAST
 from .starts import named
 from .store import usable
@@ -122,12 +122,11 @@ def _flows(model: Model) -> bool:
     if not (model.differentiable and model.stepwise):
         return False
     x = model.start([0]).detach().requires_grad_()
-    first = Arrays.of(short(model, 2)).level(0)
-    level = Level(*(v.reshape(1) for v in first))
+    level = Level(*(v[:1] for v in Arrays.of(short(model, 2)).levels))
     try:
         with torch.enable_grad():
-            raw, _ = model.guided(x, level, [0], None)
-            (gradient,) = torch.autograd.grad(raw.sum(), x, allow_unused=True)
+            (answer,) = model.evaluate([model.query(x, level, [0], None)])
+            (gradient,) = torch.autograd.grad(answer.raw.sum(), x, allow_unused=True)
     except (RuntimeError, NotImplementedError):  # quantised or compiled for inference
         return False
     return gradient is not None and bool(torch.isfinite(gradient).all())
@@ -189,7 +188,7 @@ def answer(model: Model) -> str:
     again.
     """
     table, two = short(model, 2), list(range(min(2, model.count)))
-    first, again = (travel(model, Arrays.of(table), two).result for _ in range(2))
+    first, again = (roll(model, Arrays.of(table), two).result for _ in range(2))
     away, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
     if away > 1e-4 * float(first.abs().max()):
         raise ArgumentError(

@@ -20,7 +20,7 @@ from .gauss_newton import State, Task
 from .model import Model
 from .parameters import Form
 from .store import Store
-from .targets import Targets, Told
+from .targets import Log, Targets
 
 SOME = 16  # samples that choose where to begin
 BATCH = 16  # samples an iteration
@@ -88,7 +88,7 @@ class Fitting:
     method: str
     memory: int
     facts: dict[str, Any]
-    told: Told
+    log: Log
     store: Store | None
     samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     paths: starts.Paths | None = None
@@ -128,15 +128,15 @@ class Fitting:
         """Where the fit begins, or where it was."""
         known = None if self.store is None else self.store.read(steps, self.model.process)
         if known is not None:
-            self.told(f"{steps} steps: going on at iteration {known[2].iteration}")
+            self.log(f"{steps} steps: going on at iteration {known[2].iteration}")
             return known
         if asked is not None:
             return *starts.named(self.model.process, asked, steps), None
         some = self.samples[0][:SOME]
         if self.model.stepwise and self.paths is None:
-            self.told("paths for the levels")
+            self.log("paths for the levels")
             self.paths = starts.Paths(self.model, some[: starts.fits(_bytes(self.model), ROOM)])
-        self.told(f"{steps} steps: looking for where to begin")
+        self.log(f"{steps} steps: looking for where to begin")
         return (
             *starts.best(
                 self.model, self.targets, some, list(starts.begins(self.model, steps, self.paths))
@@ -191,7 +191,7 @@ class Fitting:
                 self.store.keep(
                     steps, label, task.form.start, replace(now, seconds=seconds, calls=calls)
                 )
-            self.told(
+            self.log(
                 f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of"
                 f" {now.held[0][1]:.4g}"
             )

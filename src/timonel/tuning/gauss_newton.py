@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..engine.reference import distance, typical
 from ..errors import GridError
 from . import rollout
 from .model import Model
 from .parameters import Form
-from .rollout import Slope, distance, travel
+from .rollout import Slope, roll
 from .targets import Targets
 
 MEMORY = 0.7  # of the curvature, from one iteration to the next
@@ -71,14 +72,14 @@ class Task:
         except GridError:
             return torch.full((len(samples),), torch.inf, dtype=torch.float64)
         made = [
-            distance(travel(self.model, arrays, some).result, self.targets.of(some))
+            distance(roll(self.model, arrays, some).result, self.targets.of(some))
             for some in (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
         ]
         return torch.nan_to_num(torch.cat(made), nan=torch.inf).clamp(min=1e-12)
 
     def typical(self, theta: Tensor, samples: Sequence[int]) -> float:
         """The geometric mean of the errors."""
-        return float(self.error(theta, samples).log().mean().exp())
+        return typical(self.error(theta, samples))
 
     def chosen(self, iteration: int) -> list[int]:
         """The samples of an iteration: all of them in a new order, then again."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..core import grids
 from ..core.fitted.fitted import Measured
 from ..core.sampler import Sampler
+from ..engine.reference import distance, typical
 from ..errors import TimonelError
 from .model import Model
-from .rollout import distance
 from .targets import Targets
 
 USUAL = (
@@ -29,8 +29,7 @@ GOAL, GOALS = "dpmpp_2m/{}", (12, 25)  # what 5 and 8 fitted steps are meant to 
 
 def geometric(error: Tensor) -> tuple[float, float]:
     """The geometric mean of errors (n,), and its standard error."""
-    log = error.clamp(min=1e-12).log()
-    mean = float(log.mean().exp())
+    log, mean = error.clamp(min=1e-12).log(), typical(error)
     return mean, mean * float(log.std()) / math.sqrt(len(log)) if len(log) > 1 else math.nan
 
 

@@ -18,7 +18,8 @@ from ..core.grids import Grid
 from ..core.process import Level
 from .gauss_newton import Task
 from .parameters import Arrays
-from .rollout import foreseen, walk
+from .rollout import Rollout
+from .rollout import path as samples_of
 from .targets import FIRST, SOLVER, fine
 
 EQUATIONS = 16_384  # at least, for a few numbers a row
@@ -50,7 +51,7 @@ def path(task: Task, samples: Sequence[int]) -> list[Tensor]:
     level = Level(*(torch.cat([a[:-1], b[1:-1]])[order][apart] for a, b in parts))
     arrays = Arrays.of(solvers.make(SOLVER, Grid.of(model.process, level, "path")))
     wanted = {int(apart[:at].sum()) for at in kept}
-    seen = [x for k, x in enumerate(walk(model, arrays, samples, model.scale)) if k in wanted]
+    seen = [x for k, x in enumerate(samples_of(model, arrays, samples, model.scale)) if k in wanted]
     return [*seen, task.targets.of(samples)]
 
 
@@ -66,26 +67,29 @@ def squares(task: Task, samples: Sequence[int]) -> Tensor:
     form, aims = task.form, path(task, samples)
     arrays, theta = form.arrays(form.zero()), form.zero()
     place = {name: p for p, name in enumerate(form.names)}
-    x, found, apart = task.model.start(samples), list[Tensor](), list[Tensor | None]()
-    plan = task.model.plan(arrays)
+    seen, guiding = Rollout([task.model.start(samples)]), task.model.guiding(arrays)
     for k in range(form.steps):
-        away = foreseen(plan.shares[k], apart)
-        clean, difference = task.model.call(x, arrays.level(k), samples, plan.scales[k], away)
-        found.append(clean)
-        apart.append(difference)
+        (answer,) = task.model.denoise([seen.query(task.model, arrays, samples, guiding)])
+        seen.denoised.append(answer.raw)
+        seen.differences.append(answer.difference)
+        x = seen.result
         plain = float(arrays.keep[k]) * x + sum(
-            float(arrays.weights[k, j]) * d for j, d in enumerate(found)
+            float(arrays.weights[k, j]) * d for j, d in enumerate(seen.denoised)
         )
         free = [
             ("keep", k, 0),
             *(("weight", k, j) for j in range(max(0, k + 1 - form.memory), k + 1)),
         ]
-        reads = torch.stack([x, *found[max(0, k + 1 - form.memory) :]], -1).double().flatten(0, -2)
+        reads = (
+            torch.stack([x, *seen.denoised[max(0, k + 1 - form.memory) :]], -1)
+            .double()
+            .flatten(0, -2)
+        )
         miss = (aims[k].double() - plain.double()).flatten()
         normal = reads.T @ reads
         ridge = RIDGE * normal.diagonal().mean() * torch.eye(len(free), dtype=torch.float64)
         solved = torch.linalg.solve(normal + ridge, reads.T @ miss)
         for name, value in zip(free, solved, strict=True):
             theta[place[name]] = value
-        x = (plain.double() + (reads @ solved).reshape(plain.shape)).to(x.dtype)
+        seen.x.append((plain.double() + (reads @ solved).reshape(plain.shape)).to(x.dtype))
     return theta

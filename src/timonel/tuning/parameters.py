@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core import solvers
 from ..core.grids import Grid
-from ..core.process import Level, Process, double
+from ..core.process import At, Level, Process, double
 from ..core.table import Table, registers
 from ..errors import GridError
 
@@ -50,9 +50,14 @@ class Arrays:
         """All numbers in one vector: N each of alpha, sigma, time and keep, then N·N weights."""
         return torch.cat([self.alpha, self.sigma, self.time, self.keep, self.weights.flatten()])
 
-    def level(self, row: int) -> Level:
-        """The level of the call of `row`."""
-        return Level(self.alpha[row], self.sigma[row], self.time[row])
+    @property
+    def levels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and time of the calls, (N,) each."""
+        return self.alpha, self.sigma, self.time
+
+    def at(self, row: int) -> At:
+        """The level of a row's call."""
+        return At(*(float(v[row]) for v in self.levels))
 
     @classmethod
     def of(cls, table: Table) -> Arrays:

@@ -13,10 +13,11 @@ from ..core.grids.choose import choose
 from ..core.process import At, Process
 from ..core.sampler import Sampler
 from ..engine import gits
+from ..engine.reference import distance
 from ..errors import ArgumentError, TimonelError
-from .model import Model, spread
+from .model import Model
 from .parameters import Arrays, supports
-from .rollout import distance, travel
+from .rollout import roll
 from .targets import Targets
 
 FINE, GITS = (
@@ -60,7 +61,7 @@ class Paths:
     @torch.no_grad()
     def __init__(self, model: Model, samples: Sequence[int]) -> None:
         def denoise(x: Tensor, at: At) -> Tensor:
-            return model.denoised(x, spread(at, len(x)), samples, model.scale)
+            return model.denoise([model.query(x, at, samples, model.scale)])[0].raw
 
         self.fine = Sampler("euler", grids.usual(model.process), FINE).levels(model.process)
         self.cost = gits.gits_cost(denoise, model.start(samples), self.fine)
@@ -111,7 +112,7 @@ def best(
 
     def error(one: tuple[str, Grid], some: Sequence[int]) -> float:
         table = solvers.make(one[0].partition("/")[0], one[1])
-        made = travel(model, Arrays.of(table), some).result
+        made = roll(model, Arrays.of(table), some).result
         return float(
             distance(made, targets.of(some)).clamp(min=1e-12).log().nan_to_num(nan=99.0).mean()
         )

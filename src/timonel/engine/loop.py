@@ -8,26 +8,25 @@ floats (alpha, sigma, time), and returns what `prediction` says: by default the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..core import border
+from ..core import guidance as guide
+from ..core import noise as noises
+from ..core.driver import Driver
+from ..core.guidance import Guidance
+from ..core.noise import Noise
+from ..core.not_finite import check_result
+from ..core.process import Process
+from ..core.program import Shape
+from ..core.run import Run
+from ..core.sampler import Sampler
 from ..errors import ArgumentError, function, instance
-from . import border
-from . import guidance as guide
-from . import noise as noises
-from .driver import Driver
-from .guidance import Guidance
-from .noise import Noise
-from .not_finite import check_result
-from .process import At, Process
-from .program import Shape
-from .run import Run
-from .sampler import Sampler
-
-Denoiser = Callable[[Tensor, At], Tensor]
+from .drive import drive
+from .network import Denoiser, Denoisers
 
 
 def begin(
@@ -71,26 +70,6 @@ def begin(
     return run
 
 
-@torch.no_grad()
-def advance(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> None:
-    """One network call (two where guidance is on and its half is not forecast) and one row."""
-    at = run.level
-    raw = border.output(denoise(run.latents, at), run.latents)
-    scale = 1.0 if run.scale is None else run.scale
-    if unconditional is not None and scale != 1.0:
-        rescale = run.guiding.rescale if run.guiding else 0.0
-        forecast = run.forecast
-        other = (
-            border.output(unconditional(run.latents, at), run.latents)
-            if forecast is None
-            else raw - forecast
-        )
-        if forecast is None and run.remembers:
-            run.remember(raw - other)
-        raw = guide.combine(raw, other, scale, rescale)
-    run.advance(raw)
-
-
 class Loop(Driver):
     """The native loop, which guides where it has an unconditional denoiser, and by a scale only."""
 
@@ -125,12 +104,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     run.driver = Loop(unconditional)
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
-    for row in run.rows():
-        try:
-            advance(run, denoise, unconditional)
-        except BaseException as error:
-            run.fail(error)
-            raise
+    for row in drive(run, Denoisers(denoise, unconditional)):
         if run.table.ends_step(row):
             yield run
 

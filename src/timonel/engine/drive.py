@@ -1,0 +1,65 @@
+"""The loop that drives a run over a network: the one place where rows are asked and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..core.run import Run
+from .network import Answer, Network, Query
+
+
+def query(run: Run, conditions: Sequence[int] = ()) -> Query:
+    """What the next row of a run asks.
+
+    Args:
+        run: One that has a row to compute.
+        conditions: The slot of each of its samples' conditions.
+    """
+    guidance = run.guiding
+    rescale = 0.0 if guidance is None else guidance.rescale
+    return Query(
+        run.latents, run.level, conditions, run.scale, rescale, run.forecast, run.remembers
+    )
+
+
+def answer(run: Run, given: Answer) -> None:
+    """Advance a run by its row."""
+    if given.difference is not None:
+        run.remember(given.difference)
+    run.advance(given.raw)
+
+
+def drive(run: Run, network: Network, conditions: Sequence[int] = ()) -> Iterator[int]:
+    """Drive a run from where it is to its end.
+
+    It waits while the run is paused, goes back where it is rewound, and ends where it is stopped.
+
+    Args:
+        run: One that has started.
+        network: What evaluates its rows.
+        conditions: The slot of each of its samples' conditions.
+
+    Yields:
+        Every row once it is computed.
+
+    Raises:
+        Exception: What the network or a hook raises; the run is then failed, or stopped by a
+            `KeyboardInterrupt`, and goes on when it is driven again after `run.resume()`.
+    """
+    for row in run.rows():
+        try:
+            with torch.no_grad():
+                answer(run, network.evaluate([query(run, conditions)])[0])
+        except BaseException as error:
+            run.fail(error)
+            raise
+        yield row
+
+
+def finish(run: Run, network: Network, conditions: Sequence[int] = ()) -> torch.Tensor:
+    """The result of a run that is driven to its end; see `drive`."""
+    for _ in drive(run, network, conditions):
+        pass
+    return run.result
