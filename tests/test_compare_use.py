@@ -97,10 +97,12 @@ def breaking(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
 
     def turns(batch: Any) -> Any:
         for turn in inner(batch):
-            yield turn  # when one run has ended, it is not written yet
-            if not hits and any(job.keeps_steps for job in turn.ended):
-                hits.append(phase)
-                raise KeyboardInterrupt
+            if hits or not any(job.keeps_steps for job in turn.ended):
+                yield turn
+                continue
+            hits.append(phase)
+            yield turn._replace(ended=turn.ended[:1])  # one run has ended, and is not written yet
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(owner, name, turns if phase == "runs" else hit)
 

@@ -391,7 +391,7 @@ def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_wh
         given = {
             "minutes": 0.15,
             "method": "levels",
-            "told": said.append,
+            "log": said.append,
             "began": time.monotonic() - spent,
         }
         return fit_model(

@@ -15,6 +15,7 @@ from timonel.core import grids, solvers
 from timonel.core.fitted.fitted import Fitted
 from timonel.core.process import Level
 from timonel.engine.gits import gits
+from timonel.engine.reference import distance
 from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
 from timonel.tuning import Plain, fit_model, least_squares, rollout
@@ -109,13 +110,13 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
     assert float(away) < 0.25  # of 600 projections
     ends = model.run(of.arrays(theta).table("fit", "fit"), samples)
     log = [
-        rollout.distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
+        distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
                          target).log().mean() for sign in (1, -1)
     ]  # fmt: skip
     assert float(log[0] - log[1]) / 2e-5 == pytest.approx(
         float(plain.gradient.square().sum()) / size, rel=1e-3
     )
-    assert torch.allclose(plain.error, rollout.distance(ends, target), rtol=1e-9)
+    assert torch.allclose(plain.error, distance(ends, target), rtol=1e-9)
 
 
 def test_a_run_that_begins_on_the_way_of_another_ends_where_a_whole_run_does() -> None:
@@ -281,7 +282,7 @@ def test_a_fit_sees_the_halves_that_a_run_forecasts(guidance: tm.Guidance) -> No
     assert torch.allclose(
         known.result, model.run(base.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12
     )
-    assert any(d is not None for d in known.apart)
+    assert any(d is not None for d in known.differences) == (guidance.forecast > 1)
     moved = [
         of.arrays(some(of) + 0.3 * unit * of.inward(some(of))) for unit in units[: 2 * of.steps]
     ]

@@ -24,7 +24,7 @@ from timonel.pipelines.capture import capture
 from timonel.tuning import held_out, least_squares, targets
 from timonel.tuning.parameters import Arrays
 from timonel.tuning.rollout import roll
-from timonel.tuning.samples import painted, subjects
+from timonel.tuning.samples import painted, samples_of
 from tuned_models import START, brief
 
 __all__ = ["brief"]
@@ -122,7 +122,7 @@ def test_what_a_fit_runs_is_what_the_helm_runs(guidance: tm.Guidance) -> None:
     assert helm.run is not None
     for made in (ours, known.result):
         assert torch.allclose(made, helm.run.result.to(made), rtol=1e-3, atol=1e-4)
-    assert (None in known.apart) == (guidance.forecast > 1 or guidance.stop < 1)
+    assert (None in known.differences) == (guidance.forecast > 1 or guidance.stop < 1)
 
 
 @pytest.mark.usefixtures("rough")
@@ -319,7 +319,7 @@ def test_a_prompt_that_the_tokenizer_cuts_is_told_with_what_is_lost(plain: tm.He
     with pytest.warns(
         UserWarning, match="has 10 tokens and tokenizer reads 8: .* is cut off"
     ) as heard:
-        made = subjects(plain, [*WORDS, long], 12, 0)
+        made = samples_of(plain, [*WORDS, long], 12, 0)
     assert len(heard) == 1
     assert long in made.prompts
 
@@ -329,12 +329,12 @@ def test_prompts_and_seeds_that_are_held_out_are_never_fitted(
 ) -> None:
     (tmp_path / "words.txt").write_text("\n".join([*WORDS, "", *WORDS]), "utf-8")
     for given in (WORDS, WORDS[:3], tmp_path / "words.txt", tuple(WORDS)):
-        made = subjects(plain, given, 14, 100)
+        made = samples_of(plain, given, 14, 100)
         fitted, held = made.split()
         assert (len(fitted), len(held)) == (10, 4)
         assert not {made.prompts[i] for i in fitted} & {made.prompts[i] for i in held}
         assert made.seeds == tuple(range(100, 114))
-    assert set(subjects(plain, ["one"], 12, 0).prompts) == {"one"}
+    assert set(samples_of(plain, ["one"], 12, 0).prompts) == {"one"}
 
 
 def test_the_shipped_video_model_begins_with_pictures_of_its_concepts_at_its_own_size(

@@ -166,5 +166,5 @@ def test_a_state_that_cannot_be_read_is_begun_anew(broken: str, tmp_path: Path) 
     (tmp_path / "x.part" / "3.json").write_text(broken, "utf-8")
     (tmp_path / "x.part" / "targets.safetensors").write_text(broken, "utf-8")
     assert store.read(3, model.process) is None
-    assert store.targets() is None
+    assert store.targets(set(range(12))) is None
     assert Store(tmp_path / "x.part", {"a": 2}).read(3, model.process) is None

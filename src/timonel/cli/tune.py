@@ -92,7 +92,7 @@ def tune(
         if len(counts) == 1
         else free(Path("fast"), "")
     )
-    tuning.checks.asked(
+    tuning.checks.counts(
         counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch
     )
     for path in [target] if len(counts) == 1 else [target / f"{count}.json" for count in counts]:

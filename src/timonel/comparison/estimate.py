@@ -10,15 +10,23 @@ import torch
 
 from ..engine.network import evaluations
 from ..errors import TimonelError
-from .engine import BATCH, FIRST, Engine, reference, works
+from .engine import BATCH, FIRST, Engine, reference
 from .plan import Plan
 from .store import Store
+from .work import works
 
 
 @dataclass
 class Estimate:
-    """`runs`: cells still to do; `references`: fine runs; `evaluations`: network evaluations of both, in
-    `seconds`.
+    """What is still to do.
+
+    Args:
+        runs: Cells.
+        done: Cells that are done.
+        references: Fine runs.
+        evaluations: Network evaluations of runs and references.
+        seconds: That they take.
+        refused: Cells that cannot run.
     """
 
     runs: int = 0
@@ -50,6 +58,15 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
 
     References are counted with the steps of their first doubling; what does not converge by then
     takes longer.
+
+    Args:
+        plan: The cells.
+        out: Folder of the comparison, where some may be done.
+        batch: Network evaluations a call, at most.
+        references: Whether cells are measured against converged references.
+
+    Raises:
+        TimonelError: For a pipeline that is run in its own loop.
     """
     store, total = Store(out), Estimate()
     engine = Engine(plan, store)
@@ -73,8 +90,8 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
                 continue
             count += evaluations(run.scales, run.forecasts, captured.cost)
         fine = {
-            reference(c.recipe, captured.process, FIRST).model_dump_json()
-            for c in todo
+            reference(cell.recipe, captured.process, FIRST).model_dump_json()
+            for cell in todo
             if references
         }
         count += len(fine) * 3 * FIRST * captured.parts

@@ -1,8 +1,7 @@
-"""Many runs, one network: every call serves as many runs as fit, whatever sampler, step and
-guidance each is at.
+"""Many runs, one network: every call serves as many runs as fit.
 
-A row of a table is data, so runs of different samplers can be at different rows of different tables
-in one call (iteration-level batching).
+Each may be at another sampler, step and guidance: a row of a table is data, so runs can be at
+different rows of different tables in one call (iteration-level batching).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..core.run import Run
 from ..errors import RunError
-from .drive import answer, query
+from .drive import advance, query
 from .network import Answer, Network
 
 TICK = 0.02  # seconds until paused runs are looked at again, where there is nothing else to do
@@ -106,34 +105,40 @@ class Batch:
     @torch.no_grad()
     def turn(self) -> Turn:
         """One network call, and one row of every run that it serves."""
-        chosen, ended = self._choose()
+        chosen, ended = list[Job](), list[Job]()
+        if self._go_on(chosen, ended):
+            self._let_in(chosen, ended)
         self._advance(chosen)
         ended += [job for job in chosen if job.reason]
         self._active = [job for job in self._active if job not in ended]
         return Turn(len(chosen), ended)
 
-    def _choose(self) -> tuple[list[Job], list[Job]]:
-        """The jobs of the next call, and those that have come to their end."""
-        chosen, ended, left = list[Job](), list[Job](), self.limit
+    def _left(self, chosen: list[Job]) -> int:
+        return self.limit - sum(job.cost(self.network) for job in chosen)
+
+    def _go_on(self, chosen: list[Job], ended: list[Job]) -> bool:
+        """Choose among the runs that have begun, and end some; whether there is room for others."""
         for job in self._active:
             goes = job.run.proceed(wait=False)
-            cost = job.cost(self.network)
             if goes is False and self._over(job):
                 ended.append(job)
-            elif goes and (cost <= left or not chosen):
-                chosen.append(job)
-                left -= cost
             elif goes:
-                return chosen, ended
-        while self._waiting and (not chosen or self._waiting[0].cost(self.network) <= left):
+                if chosen and job.cost(self.network) > self._left(chosen):
+                    return False
+                chosen.append(job)
+        return True
+
+    def _let_in(self, chosen: list[Job], ended: list[Job]) -> None:
+        """Begin runs that fit beside those that are chosen."""
+        while self._waiting:
+            if chosen and self._waiting[0].cost(self.network) > self._left(chosen):
+                return
             job = self._waiting.popleft()
             self._active.append(job)
             if self._begin(job) and job.run.proceed(wait=False):
                 chosen.append(job)
-                left -= job.cost(self.network)
             elif job.reason:
                 ended.append(job)
-        return chosen, ended
 
     def _begin(self, job: Job) -> bool:
         """Start a run that has not begun. False where its hooks or its start make it fail."""
@@ -170,19 +175,19 @@ class Batch:
                 self._advance([job])
             return
         spent, costs = time.perf_counter() - began, [q.cost(self.network) for q in queries]
-        for job, one, cost in zip(jobs, answers, costs, strict=True):
+        for job, answer, cost in zip(jobs, answers, costs, strict=True):
             job.seconds += spent * cost / sum(costs)
             job.evaluations += cost
             began = time.perf_counter()
-            _step(job, one)
+            _step(job, answer)
             job.seconds += time.perf_counter() - began
 
 
-def _step(job: Job, given: Answer) -> None:
+def _step(job: Job, answer: Answer) -> None:
     """Advance one run by its row."""
     run, row = job.run, job.run.row
     try:
-        answer(run, given)
+        advance(run, answer)
     except Exception as error:
         job.fail(error)
         return

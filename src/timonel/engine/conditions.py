@@ -93,7 +93,7 @@ class Conditions:
         Raises:
             ArgumentError: Where the arguments are no batch together, as prompts of other lengths.
         """
-        places, theirs = other._now
+        places, added = other._now
         order = self._row_numbers(list(places.values()), None)
 
         def joined(name: str, values: Sequence[Any]) -> Any:
@@ -116,7 +116,7 @@ class Conditions:
             )
         with self._lock:
             mine, values = self._now
-            values = _map(joined, "", [values, theirs])
+            values = _map(joined, "", [values, added])
             slots = tuple(next(self._next) for _ in places)
             self._now = mine | {slot: len(mine) + i for i, slot in enumerate(slots)}, values
         return slots
@@ -149,9 +149,8 @@ class Conditions:
     def _places(self, places: Mapping[int, int], slots: Sequence[int]) -> list[int]:
         gone = [slot for slot in slots if slot not in places]
         if gone:
-            raise ArgumentError(
-                f"there are no conditions in slot {gone[0]}; the slots are {', '.join(map(str, places))}"
-            )
+            known = ", ".join(map(str, places))
+            raise ArgumentError(f"there are no conditions in slot {gone[0]}; the slots are {known}")
         return [places[slot] for slot in slots]
 
     def _row_numbers(self, places: Sequence[int], parts: Sequence[int] | None) -> Tensor:
@@ -184,27 +183,35 @@ def join(values: Sequence[Any], size: int, name: str, axis: Axis) -> Any:
 
 def alike(a: Any, b: Any) -> bool:
     """Whether two arguments are equal, trees of tensors too."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        both = isinstance(a, Tensor) and isinstance(b, Tensor)
-        return both and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True))
-    return a is b or bool(a == b)
+    equal = list[bool]()
+    _map(lambda _, pair: equal.append(_equal(*pair)), "", [a, b])
+    return all(equal)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two leaves are equal; trees come here where they are unlike."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    unlike = any(isinstance(v, (Tensor, dict, list, tuple)) for v in (a, b))
+    return a is b or (not unlike and bool(a == b))
 
 
 def _map(function: Callable[[str, Sequence[Any]], Any], name: str, trees: Sequence[Any]) -> Any:
-    """A tree like the first: `function` of the name and of the leaves in the place of each leaf."""
-    first = trees[0]
-    kind = type(first)
-    same = all(type(tree) is kind for tree in trees)
-    if same and isinstance(first, dict) and all(tree.keys() == first.keys() for tree in trees):
-        return kind({k: _map(function, str(k), [tree[k] for tree in trees]) for k in first})
-    if same and isinstance(first, (list, tuple)) and len({len(tree) for tree in trees}) == 1:
-        items = [_map(function, name, some) for some in zip(*trees, strict=True)]
-        return kind(*items) if hasattr(first, "_fields") else kind(items)
-    return function(name, trees)
+    """A tree like these, with `function` of the name and the leaves in the place of each leaf."""
+    kind, forms = type(trees[0]), {_form(tree) for tree in trees}
+    if len(forms) > 1 or forms == {None}:
+        return function(name, trees)
+    if issubclass(kind, dict):
+        return kind({k: _map(function, str(k), [tree[k] for tree in trees]) for k in trees[0]})
+    items = [_map(function, name, some) for some in zip(*trees, strict=True)]
+    return kind(*items) if hasattr(kind, "_fields") else kind(items)
+
+
+def _form(tree: Any) -> tuple[Any, ...] | None:
+    """What trees of one form have in common; None for a leaf."""
+    if isinstance(tree, dict):
+        return type(tree), frozenset(tree)
+    return (type(tree), len(tree)) if isinstance(tree, (list, tuple)) else None
 
 
 def _taken(value: Any, rows: Tensor, again: bool) -> Any:

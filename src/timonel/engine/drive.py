@@ -1,4 +1,4 @@
-"""The loop that drives a run over a network: the one place where rows are asked and answered."""
+"""The loop that drives a run over a network: the one place where rows are evaluated."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ def query(run: Run, conditions: Sequence[int] = ()) -> Query:
         conditions: The slot of each of its samples' conditions.
     """
     guidance = run.guiding
-    rescale = 0.0 if guidance is None else guidance.rescale
+    if guidance is None:
+        return Query(run.latents, run.level, conditions)
+    forecasts = guidance.forecast > 1
+    forecast = run.forecast if forecasts else None
     return Query(
-        run.latents, run.level, conditions, run.scale, rescale, run.forecast, run.remembers
+        run.latents, run.level, conditions, run.scale, guidance.rescale, forecast, forecasts
     )
 
 
-def answer(run: Run, given: Answer) -> None:
-    """Advance a run by its row."""
-    if given.difference is not None:
-        run.remember(given.difference)
-    run.advance(given.raw)
+def advance(run: Run, answer: Answer) -> None:
+    """Compute the next row of a run from the network's answer."""
+    if answer.difference is not None:
+        run.remember(answer.difference)
+    run.advance(answer.raw)
 
 
 def drive(run: Run, network: Network, conditions: Sequence[int] = ()) -> Iterator[int]:
@@ -51,7 +54,7 @@ def drive(run: Run, network: Network, conditions: Sequence[int] = ()) -> Iterato
     for row in run.rows():
         try:
             with torch.no_grad():
-                answer(run, network.evaluate([query(run, conditions)])[0])
+                advance(run, network.evaluate([query(run, conditions)])[0])
         except BaseException as error:
             run.fail(error)
             raise

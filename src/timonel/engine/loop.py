@@ -2,8 +2,8 @@
 
     x0 = tm.sample(denoise, noise, "dpmpp_2m/karras", process=tm.EDM(0.002, 80), steps=10)
 
-`denoise(x, level)` gets the sample in unit-variance coordinates (see `process.py`) and the level as
-floats (alpha, sigma, time), and returns what `prediction` says: by default the denoised sample.
+`denoise(x, level)` gets x = alpha·x0 + sigma·noise and the level as floats (alpha, sigma, time). It
+returns what `prediction` says: by default the denoised sample.
 """
 
 from __future__ import annotations
@@ -43,11 +43,23 @@ def begin(
     shape: Shape | None = None,
     keep: int = 0,
 ) -> Run:
-    """A run that has started at the sample x (batch, …): unit normal noise for a full journey.
+    """A run that has started at x.
 
-    `seeds`: one per sample, for the noise that stochastic samplers add, from the source that the
-    sampler names; `noise`: a source of your own instead. Raises `ArgumentError` for anything that
-    cannot be used, before any network call.
+    Args:
+        x: Initial sample (batch, …): unit normal noise for a full journey.
+        sampler: A `Sampler`, or its name such as "dpmpp_2m/karras".
+        process: What noise the denoiser knows.
+        prediction: What it returns: sample, epsilon, v or flow.
+        steps: Number of steps; None where the sampler says it.
+        seeds: One per sample, for the noise that stochastic samplers add.
+        noise: Your own source of that noise, in the place of `seeds`.
+        guidance: `cfg(…)`, or a scale; it needs the unconditional denoiser.
+        hooks: Called after every step.
+        shape: Changes the denoised prediction before it is used, as clipping does.
+        keep: How many steps stay in memory, so that `rewind` computes little again.
+
+    Raises:
+        ArgumentError: For anything that cannot be used, before any network call.
     """
     border.tensor("the start", x)
     instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
@@ -71,12 +83,13 @@ def begin(
 
 
 class Loop(Driver):
-    """The native loop, which guides where it has an unconditional denoiser, and by a scale only."""
+    """The native loop: it guides by a scale, where it has an unconditional denoiser."""
 
     def __init__(self, unconditional: Denoiser | None) -> None:
         self.unconditional = unconditional
 
     def admit(self, run: Run, guidance: Guidance) -> None:
+        """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
         if self.unconditional is None:
             raise ArgumentError(
                 "guidance needs the unconditional denoiser: sample(…, unconditional=…)"
@@ -88,15 +101,23 @@ class Loop(Driver):
 
 
 def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
-    """Drive `run` and yield it after every completed step.
+    """Drive a run, step by step.
 
-    Raises what `denoise` or a hook raises; the run is then failed, or stopped by a
-    `KeyboardInterrupt`, and goes on where it was when it is given here again after `run.resume()`.
+    Args:
+        run: From `begin`, or one that was loaded, resumed or rewound.
+        denoise: `denoise(x, level)`, the network.
+        unconditional: The same without the condition, where the run is guided.
+
+    Yields:
+        The run, after every completed step.
+
+    Raises:
+        ArgumentError: For arguments that do not go together, before any network call.
+        Exception: What `denoise` or a hook raises. The run is then failed, or stopped by a
+            `KeyboardInterrupt`, and goes on when it is driven again after `run.resume()`.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
-    function("denoise", denoise, "lambda x, level: network(x, level.time)", 2)
-    if unconditional is not None:
-        function("unconditional", unconditional, "lambda x, level: network(x, level.time)", 2)
+    _check(denoise, unconditional)
     if run.guidance is None and unconditional is not None:
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
@@ -124,17 +145,31 @@ def sample(
     hooks: Sequence[Any] = (),
     shape: Shape | None = None,
 ) -> Tensor:
-    """Sample to the end and return the result (batch, …); a stopped run gives its denoised
-    prediction.
+    """Sample to the end.
 
-    Raises `GuardStop` where every sample of the result has NaN or infinity; warns where only some
-    have. The hook `guard` ends a run at the step where it goes wrong.
+    Args:
+        denoise: `denoise(x, level)`, the network.
+        unconditional: The same without the condition, where there is guidance.
+        x: As the other arguments those of `begin`.
+        sampler: See `begin`.
+        process: See `begin`.
+        prediction: See `begin`.
+        steps: See `begin`.
+        seeds: See `begin`.
+        noise: See `begin`.
+        guidance: See `begin`.
+        hooks: See `begin`.
+        shape: See `begin`.
 
-    The arguments are those of `begin`, where they are documented and checked.
+    Returns:
+        The result (batch, …); of a run that a hook stops its denoised prediction.
+
+    Raises:
+        ArgumentError: For anything that cannot be used, before any network call.
+        GuardStop: Where every sample of the result has NaN or infinity; a warning where some have.
+            The hook `guard` ends a run at the step where it goes wrong.
     """
-    function("denoise", denoise, "lambda x, level: network(x, level.time)", 2)
-    if unconditional is not None:
-        function("unconditional", unconditional, "lambda x, level: network(x, level.time)", 2)
+    _check(denoise, unconditional)
     run = begin(
         x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
         guidance=guidance, hooks=hooks, shape=shape,
@@ -143,3 +178,9 @@ def sample(
         pass
     check_result(run, run.result)
     return run.result
+
+
+def _check(denoise: Denoiser, unconditional: Denoiser | None) -> None:
+    for name, value in (("denoise", denoise), ("unconditional", unconditional)):
+        if value is not None or name == "denoise":
+            function(name, value, "lambda x, level: network(x, level.time)", 2)

@@ -117,8 +117,6 @@ def grouped(queries: Sequence[Query], evaluate: Callable[[Query], Answer]) -> li
         queries: Of any runs.
         evaluate: Called once for each level and guidance among them.
     """
-    if len(queries) == 1:
-        return [evaluate(queries[0])]
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, q in enumerate(queries):
         key = q.level, q.scale, q.rescale, q.forecast is None, q.difference
@@ -144,12 +142,14 @@ class Denoisers:
 
     def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
         """An answer to each query. Raises `ArgumentError` for outputs unlike their samples."""
+        if len(queries) == 1:
+            return [self._answer(queries[0])]
         return grouped(queries, self._answer)
 
     def _answer(self, query: Query) -> Answer:
         x, level, _, scale, rescale, forecast, wanted = query
         cond = border.output(self.conditional(x, level), x)  # type: ignore[arg-type]
-        if self.unconditional is None or scale is None or scale == 1.0:
+        if scale is None or scale == 1.0 or self.unconditional is None:
             return Answer(cond)
         if forecast is not None:
             return Answer(combine(cond, cond - forecast, scale, rescale))

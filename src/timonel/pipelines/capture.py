@@ -3,114 +3,37 @@
     captured = capture(tm.Helm("emoji"), ["red apple", "pizza"], seeds=[0, 1], guidance=4.0)
     raw = captured(x, times, samples=[0, 1])        # what the pipeline would hand to its scheduler
 
-A short run of the pipeline is watched: what its network is given beside the sample, how the
-scheduler's times become the network's, how the outputs are combined. Two rows settle that, a third
-one checks it, and so does a call in which every sample is at another level. What does not pass is
-not captured, and says why: the helm can still run it. Since conditions are kept apart per sample,
-one call serves samples of different runs, samplers, levels and guidance.
+A short run of the pipeline is watched: what its network gets beside the sample, how the scheduler's
+times become the network's, how the outputs are combined. Two rows settle that, a third one checks
+it, and so does a call in which every sample is at another level. What does not pass is not
+captured, and says why: the helm can still run it. Every sample has its conditions in a slot, so one
+call serves samples of different runs, samplers, levels and guidance.
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.guidance import Guidance, stretch
-from ..core.hook import Hook
 from ..core.process import Level, Process
 from ..core.program import Shape
 from ..core.run import Run
 from ..core.sampler import Sampler
-from ..engine.conditions import Conditions, alike, join
+from ..engine.conditions import Conditions
 from ..engine.network import Answer, Query
-from ..errors import ArgumentError, ModelError
+from ..errors import ArgumentError
+from . import watched
 from .guidance import parts as parts_
-from .guidance.gate import Gate
 from .helm import Helm
 from .network.busy import Claim
+from .watched import NotCaptured
 
-ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
-TIMES = ("timestep", "timesteps", "t")  # what networks call their time
-EXTRA = "…"  # no network's name: what the sample is joined with
-# how far a captured call may be from the watched one, relative, in float32 and below
-EXACT, HALF = 1e-3, 3e-2
-
-
-class NotCaptured(ModelError):
-    """A pipeline whose network cannot be taken out of its loop."""
-
-
-class Enough(BaseException):
-    """The watched run has shown what it can show."""
-
-
-@dataclass
-class Row:
-    """One row of the watched run: its network calls as (module, arguments by name, output), and
-    what became of them.
-    """
-
-    calls: list[tuple[nn.Module, dict[str, Any], Tensor]] = field(default_factory=list)
-    x: Tensor | None = None
-    raw: Tensor | None = None
-    after: Tensor | None = None
-    time: float = 0.0
-
-
-class Watch(Hook):
-    """Collects the rows of a run whose steps are one call each."""
-
-    def __init__(self) -> None:
-        self.rows = [Row()]
-        self.process: Process | None = None
-
-    def on_step(self, run: Run) -> None:
-        run.context.look(run.latents)  # what is captured here will be decoded as this call would
-        row, newest, at = self.rows[-1], run.newest, run.called_at
-        assert newest is not None
-        assert at is not None
-        row.x, row.raw, row.after, row.time = (
-            newest[0].clone(),
-            newest[1].clone(),
-            run.latents.clone(),
-            at.time,
-        )
-        if len(self.rows) == ROWS:
-            raise Enough
-        self.rows.append(Row())
-
-
-class WatchingGate(Gate):
-    """A gate that changes nothing and notes every call."""
-
-    watch: Watch
-
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        forward: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        made = forward(*args, **kwargs)
-        if not main:
-            raise NotCaptured(
-                f"{self._name} calls a second network beside its own ({type(module).__name__})"
-            )
-        named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-        named.pop("self", None)
-        output = parts_.tensors(made)
-        if output is None or self.scheduler.current is None:
-            raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
-        self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
-        return made
+__all__ = ["Captured", "NotCaptured", "capture"]
 
 
 def capture(
@@ -120,33 +43,38 @@ def capture(
     guidance: Guidance | float | None = None,
     **options: Any,
 ) -> Captured:
-    """The network of `helm`'s pipeline for the conditions of a call; the arguments are those of the
-    call.
+    """The network of a pipeline under the conditions of a call. It costs three network calls.
 
-    `guidance`: a scale; give one above 1 where any of what is to run will be guided. Costs three
-    network calls. Raises `NotCaptured` with the reason where the pipeline's loop does more than
-    call one network and step, and what a call of the helm raises.
+    Args:
+        helm: Whose pipeline.
+        args: As in a call of the helm.
+        seeds: One for each sample, or one for all.
+        guidance: A scale, above 1 where any of what is to run will be guided.
+        options: As in a call of the helm.
+
+    Raises:
+        NotCaptured: Where the pipeline's loop does more than call one network and step.
+        TimonelError: What a call of the helm raises.
     """
-    watch = Watch()
-    ours = {
-        "sampler": Sampler("euler"),
-        "steps": ROWS,
-        "guidance": guidance,
-        "hooks": [watch],
+    watch = watched.Watch()
+    settings = {
+        "sampler": Sampler("euler"), "steps": watched.ROWS, "guidance": guidance, "hooks": [watch],
         "seeds": seeds,
-    }
+    }  # fmt: skip
     with Claim(helm.pipe) as claim:
-        scheduler, gate, options = helm._prepare(args, {**ours, "keep": 0, "resume": None}, options)
-        watching = WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
+        scheduler, gate, options = helm._prepare(
+            args, {**settings, "keep": 0, "resume": None}, options
+        )
+        watching = watched.WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
         watching.watch, scheduler.orders.guided = watch, None
         scheduler.__dict__["add_noise"] = _noised
         try:
             with helm.opened(claim, scheduler, watching):
                 helm._go(scheduler, watching, options, claim)
             raise NotCaptured(
-                f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to"
+                f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps when it is asked to"
             )
-        except Enough:
+        except watched.Enough:
             pass
     if scheduler.begins:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
@@ -170,7 +98,7 @@ class Captured:
         process: The noise of the pipeline's scheduler.
         prediction: What the network predicts.
         shape: Changes the denoised prediction, where the scheduler clips.
-        own: Guidance scale it was captured with; None where there is no guidance.
+        scale: Guidance scale it was captured with; None where there is no guidance.
         conditions: The network's arguments beside the sample and the time, a slot for each sample.
         names: What the network calls its sample and its time.
         entry: A sample as the network gets it, for its dtype and device.
@@ -187,7 +115,7 @@ class Captured:
     process: Process
     prediction: str
     shape: Shape | None
-    own: float | None
+    scale: float | None
     conditions: Conditions
     names: tuple[str, str]
     entry: Tensor
@@ -228,10 +156,10 @@ class Captured:
             other.clock, other.place, other.joined
         ):  # fmt: skip
             raise ArgumentError("the other capture is one of another pipeline or another size")
-        if self.own != other.own or not torch.equal(self.weights, other.weights):
+        if self.scale != other.scale or not torch.equal(self.weights, other.weights):
             raise ArgumentError(
-                f"the other was captured with guidance={other.own}, and this one with {self.own}:"
-                f" capture it with guidance={self.own}"
+                f"the other was captured with guidance={other.scale}, and this one with {self.scale}:"
+                f" capture it with guidance={self.scale}"
             )
         return self.conditions.add(other.conditions)
 
@@ -282,7 +210,7 @@ class Captured:
     def outputs(
         self, x: Tensor, times: Tensor, slots: Sequence[int], parts: Sequence[int]
     ) -> Tensor:
-        """The network's own output.
+        """The network's output.
 
         Args:
             x: Samples (n, …).
@@ -291,7 +219,7 @@ class Captured:
             parts: Which part of them, (n,).
         """
         arguments = self.conditions.select(slots, parts)
-        entering, extra = x.to(self.entry), arguments.pop(EXTRA)
+        entering, extra = x.to(self.entry), arguments.pop(watched.EXTRA)
         if extra is not None:
             entering = torch.cat([entering, extra.to(entering)], dim=self.joined)
         clock = self.clock[0] * times.double() + self.clock[1]
@@ -330,7 +258,7 @@ class Captured:
         """The parts (parts, …) of one sample, guided."""
         if len(output) == 1:
             return output[0] * self._sign
-        weights = self.weights if scale in (None, self.own) else self._weights(scale)
+        weights = self.weights if scale in (None, self.scale) else self._weights(scale)
         guided = (output * weights.to(output)).sum(0)
         if not rescale:
             return guided
@@ -346,12 +274,12 @@ class Captured:
 
         The guidance beyond 1 grows in proportion, per frame where it varies.
         """
-        if self.parts != 2 or self.own is None:
+        if self.parts != 2 or self.scale is None:
             raise ArgumentError(
-                f"this was captured with {self.parts} parts at guidance {self.own}: capture it with"
+                f"this was captured with {self.parts} parts at guidance {self.scale}: capture it with"
                 f" guidance={scale:g}"
             )
-        cond = 1 + (self.weights[self.place] * self._sign - 1) * (scale - 1) / (self.own - 1)
+        cond = 1 + (self.weights[self.place] * self._sign - 1) * (scale - 1) / (self.scale - 1)
         weights = torch.empty_like(self.weights)
         weights[self.place], weights[1 - self.place] = cond * self._sign, (1 - cond) * self._sign
         return weights
@@ -365,203 +293,51 @@ def _times(query: Query) -> Tensor:
     return torch.full((count,), time, dtype=torch.float64)
 
 
-# -- from the watched rows -------------------------------------------------------------------------
 def _captured(
-    helm: Helm, rows: list[Row], own: float | None, run: Run, process: Process
+    helm: Helm, rows: list[watched.Row], scale: float | None, run: Run, process: Process
 ) -> Captured:
     """What the rows show, checked. Raises `NotCaptured` where they do not fit together."""
     pipe, start = type(helm.pipe).__name__, rows[0].x
-    assert start is not None
-    module = _module(rows, pipe)
-    merged = [_merged(row, len(start), pipe) for row in rows]
-    names = _names(merged[0], rows[0], pipe)
-    extra, joined = _layout(merged, rows, names[0], pipe)
-    clock = _clock([_time(m[names[1]]) for m in merged], [row.time for row in rows], pipe)
-    weights = _weights(rows, len(start), pipe)
+    module = watched.module(rows, pipe)
+    each = [watched.merged(row, len(start), pipe) for row in rows]
+    names = watched.names(each[0], pipe)
+    sample, time = (each[0][name] for name in names)
+    extra, joined = watched.layout(each, rows, names[0], pipe)
+    clock = watched.clock(
+        [watched.time(m[names[1]]) for m in each], [row.time for row in rows], pipe
+    )
+    weights = watched.weights(rows, len(start), pipe)
     guided = len(weights) > 1
     place = int(weights.flatten(1).abs().sum(1).argmax()) if guided else 0
-    if own is None and guided and weights[0].numel() == 1:
-        own = float(weights[place] / weights.sum())
-    time = merged[0][names[1]]
+    if scale is None and guided and weights[0].numel() == 1:
+        scale = float(weights[place] / weights.sum())
+    arguments = {**watched.constant(each, names, pipe), watched.EXTRA: extra}
     captured = Captured(
-        helm, module, start, process, run.prediction, run.shape, own if guided else None,
-        Conditions(
-            {**_constant(merged, names, pipe), EXTRA: extra}, len(start), len(weights),
-            parts_.batched,
-        ),
-        names, merged[0][names[0]].new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined,
-        clock, weights, place,
+        helm, module, start, process, run.prediction, run.shape, scale if guided else None,
+        Conditions(arguments, len(start), len(weights), parts_.batched), names,
+        sample.new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined, clock,
+        weights, place,
     )  # fmt: skip
     _check(captured, rows, pipe)
     return captured
 
 
-def _module(rows: list[Row], pipe: str) -> nn.Module:
-    """The one network that every row calls alike, on the sample that the row before left."""
-    modules = {module for row in rows for module, _, _ in row.calls}
-    if len(modules) != 1 or len({len(row.calls) for row in rows}) != 1:
-        raise NotCaptured(f"{pipe} does not call one network alike at every step")
-    for before, after in itertools.pairwise(rows):
-        if not torch.equal(before.after, after.x):  # type: ignore[arg-type]
-            raise NotCaptured(f"{pipe} changes its sample between the steps")
-    return modules.pop()
-
-
-def _constant(merged: list[dict[str, Any]], names: tuple[str, str], pipe: str) -> dict[str, Any]:
-    """The network's arguments beside the sample and the time, which no step changes."""
-    first, *others = merged
-    constant = {name: value for name, value in first.items() if name not in names}
-    for name, value in constant.items():
-        if not all(alike(value, other.get(name)) for other in others):
-            raise NotCaptured(f"{pipe} gives its network another {name!r} at every step")
-    return constant
-
-
-def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
-    """The arguments of a row's calls as those of one call, one part after the other."""
-    sizes = []
-    for _, arguments, _ in row.calls:
-        sample = parts_.sample_of((), arguments)
-        if not isinstance(sample, Tensor) or len(sample) % count:
-            raise NotCaptured(f"{pipe} gives its network no batch of {count} samples")
-        sizes.append(len(sample))
-    first, *others = [arguments for _, arguments, _ in row.calls]
-    if not others:
-        return first
-    if len(set(sizes)) > 1 or any(other.keys() != first.keys() for other in others):
-        raise NotCaptured(f"{pipe} calls its network for unlike parts")
-    try:
-        return {
-            name: join([first[name], *(o[name] for o in others)], sizes[0], name, parts_.batched)
-            for name in first
-        }
-    except ValueError as error:
-        raise NotCaptured(f"{pipe} calls its network for parts with {error}") from error
-
-
-def _names(given: dict[str, Any], row: Row, pipe: str) -> tuple[str, str]:
-    """What the network calls its sample and its time."""
-    sample = parts_.sample_of((), given)
-    name = next(name for name, value in given.items() if value is sample)
-    time = next((name for name in TIMES if given.get(name) is not None), None)
-    if time is None:
-        raise NotCaptured(
-            f"the network of {pipe} is given no time by one of the names {', '.join(TIMES)}"
-        )
-    return name, time
-
-
-def _layout(
-    merged: list[dict[str, Any]], rows: list[Row], name: str, pipe: str
-) -> tuple[Tensor | None, int]:
-    """What the network's input holds beside the sample, and along which dimension it follows."""
-    extras = []
-    for given, row in zip(merged, rows, strict=True):
-        entering, x = given[name], row.x
-        assert x is not None
-        if entering.ndim != x.ndim:
-            raise NotCaptured(f"{pipe} gives its network the sample in another layout")
-        wider = [d for d in range(1, x.ndim) if entering.shape[d] != x.shape[d]]
-        joined = wider[0] if wider else 1
-        if len(wider) > 1 or entering.shape[joined] < x.shape[joined]:
-            raise NotCaptured(f"{pipe} gives its network the sample in another layout")
-        width = x.shape[joined]
-        held = entering.narrow(joined, 0, width)
-        if not all(torch.equal(part, x.to(held)) for part in torch.split(held, len(x))):
-            raise NotCaptured(f"{pipe} changes its sample before it gives it to the network")
-        extras.append(entering.narrow(joined, width, entering.shape[joined] - width))
-    if not all(torch.equal(extras[0], other) for other in extras[1:]):
-        raise NotCaptured(f"{pipe} joins its sample with something else at every step")
-    return (extras[0] if extras[0].numel() else None), joined
-
-
-def _time(value: Any) -> float:
-    """The one time that a network was given."""
-    times = torch.as_tensor(value, dtype=torch.float64).flatten()
-    if not torch.equal(times, times[:1].expand_as(times)):
-        raise NotCaptured("the network is given different times for the parts of a sample")
-    return float(times[0])
-
-
-def _clock(told: list[float], ours: list[float], pipe: str) -> tuple[float, float]:
-    """(a, b) with told = a·ours + b; exact for the usual cases."""
-    slope = (told[-1] - told[0]) / (ours[-1] - ours[0])
-    for a in (1.0, 1e-3, -1.0, -1e-3):
-        if abs(slope - a) < 1e-4 * abs(a):
-            slope = a
-    offset = told[0] - slope * ours[0]
-    offset = round(offset) if abs(offset - round(offset)) < 1e-4 else offset
-    span = abs(told[-1] - told[0])
-    if any(abs(slope * t + offset - n) > 1e-2 * span for t, n in zip(ours, told, strict=True)):
-        raise NotCaptured(
-            f"{pipe} gives its network times that are not linear in those of its scheduler"
-        )
-    return slope, float(offset)
-
-
-def _weights(rows: list[Row], count: int, pipe: str) -> Tensor:
-    """The weights (parts, 1, …) with raw = sum of weight·part: one for each part, or one for each
-    frame of it.
-    """
-    found = []
-    for row in rows:
-        raw = row.raw
-        assert raw is not None
-        made = torch.cat([output for _, _, output in row.calls]).double()
-        if made.ndim == raw.ndim and made.shape[1] == 2 * raw.shape[1]:
-            made = made[:, : raw.shape[1]]  # the other half is a learned variance
-        if made.shape[1:] != raw.shape[1:] or len(made) % count:
-            raise NotCaptured(f"{pipe} makes something else of what its network returns")
-        found.append((torch.stack(torch.split(made, count)), raw.double()))
-    pieces = torch.cat([p for p, _ in found], 1)
-    raws = torch.cat([r for _, r in found])
-    single = rows[0].raw is not None and rows[0].raw.dtype == torch.float32
-    bound = (EXACT if raws.dtype == torch.float64 and single else HALF) * raws.norm()
-    ones = (1,) * (raws.ndim - 1)
-    weights = _least(pieces.flatten(1), raws.flatten()).view(-1, *ones)
-    if (torch.sum(pieces * weights[:, None], 0) - raws).norm() <= bound:
-        return _rounded(weights)
-    frames = [
-        _least(pieces[:, :, i].flatten(1), raws[:, i].flatten()) for i in range(raws.shape[1])
-    ]
-    weights = torch.stack(frames, 1).view(len(pieces), -1, *ones[1:])
-    if (torch.sum(pieces * weights[:, None], 0) - raws).norm() <= bound:
-        return _rounded(weights)
-    raise NotCaptured(
-        f"{pipe} combines what its network returns in a way that is not a sum of its parts"
-    )
-
-
-def _least(pieces: Tensor, raw: Tensor) -> Tensor:
-    """Least squares by the normal equations; parts that are equal share the weight."""
-    found: Tensor = torch.linalg.lstsq(
-        pieces @ pieces.T, (pieces @ raw)[:, None], driver="gelsd"
-    ).solution
-    return found[:, 0]
-
-
-def _rounded(weights: Tensor) -> Tensor:
-    """Weights without the noise of their measurement: they were written with a few digits."""
-    near = (weights * 1e4).round() / 1e4
-    return torch.where((weights - near).abs() < 1e-4, near, weights)
-
-
 @torch.no_grad()
-def _check(made: Captured, rows: list[Row], pipe: str) -> None:
+def _check(captured: Captured, rows: list[watched.Row], pipe: str) -> None:
     """One call with samples of every row must give what the rows gave."""
-    picked = [(row, k % made.count) for k, row in enumerate(rows)]
-    x = torch.stack([row.x[i] for row, i in picked])  # type: ignore[index]
-    raw = torch.stack([row.raw[i] for row, i in picked])  # type: ignore[index]
-    times = torch.tensor([row.time for row, _ in picked], dtype=torch.float64)
+    slots = [k % captured.count for k in range(len(rows))]
+    x = torch.stack([row.x[i] for row, i in zip(rows, slots, strict=True)])
+    raw = torch.stack([row.raw[i] for row, i in zip(rows, slots, strict=True)])
+    times = torch.tensor([row.time for row in rows], dtype=torch.float64)
     try:
-        again = made(x, times, [i for _, i in picked])
+        again = captured(x, times, slots)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise NotCaptured(
             f"the network of {pipe} does not take samples of different times: {error}"
         ) from error
     off = float((again - raw).abs().max() / raw.abs().max())
-    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (made.entry, raw))
-    if not off <= (HALF if half else EXACT):
+    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (captured.entry, raw))
+    if not off <= (watched.HALF if half else watched.EXACT):
         raise NotCaptured(
             f"the network of {pipe} gives something else outside its loop, by {off:.2g} of its"
             " largest"

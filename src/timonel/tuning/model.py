@@ -74,12 +74,12 @@ class Model(ABC):
         self.evaluations += sum(query.cost(self) for query in queries)
         return self.answers(queries)
 
-    def denoise(self, queries: Sequence[Query]) -> list[Answer]:
+    def denoised(self, queries: Sequence[Query]) -> list[Answer]:
         """As `evaluate`, with the denoised prediction, in at least single precision, as output."""
-        answers = zip(queries, self.evaluate(queries), strict=True)
-        return [answer._replace(raw=self._denoised(query, answer.raw)) for query, answer in answers]
+        answers = zip(queries, self.evaluate(queries) if queries else [], strict=True)
+        return [answer._replace(raw=self._clean(query, answer.raw)) for query, answer in answers]
 
-    def _denoised(self, query: Query, raw: Tensor) -> Tensor:
+    def _clean(self, query: Query, raw: Tensor) -> Tensor:
         x, level = query.x, query.level
         if isinstance(level, At):
             level = Level(*(double([v]) for v in (level.alpha, level.sigma, level.time)))
@@ -154,9 +154,11 @@ class Pipeline(Model):
         self.lean = sum(p.numel() for p in captured.module.parameters()) > LARGE
 
     def start(self, samples: Sequence[int]) -> Tensor:
+        """See `Model.start`."""
         return self.captured.start[list(samples)]
 
     def cost(self, scale: float | None) -> int:
+        """See `Network.cost`."""
         return self.captured.cost(scale)
 
     def answers(self, queries: Sequence[Query]) -> list[Answer]:
@@ -195,10 +197,13 @@ class Plain(Model):
         self.guidance, self.count = guidance, len(x)
 
     def start(self, samples: Sequence[int]) -> Tensor:
+        """See `Model.start`."""
         return self.x[list(samples)]
 
     def cost(self, scale: float | None) -> int:
+        """See `Network.cost`."""
         return self.network.cost(scale)
 
     def answers(self, queries: Sequence[Query]) -> list[Answer]:
+        """See `Model.answers`."""
         return self.network.evaluate(queries)

@@ -1,11 +1,10 @@
-"""Running samplers that are being fitted, many at a time, and how their results move with their
-numbers.
-"""
+"""Running samplers that are fitted, many at a time, and how results move with the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,40 +12,54 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.guidance import Guiding
 from ..core.process import Level
-from ..engine.network import Query
+from ..engine.network import Answer, Query
 from .model import Model
 from .parameters import Arrays, Form
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rollout:
-    """What a run of N rows saw.
+    """A run of a sampler of N rows on a model, as far as it has come.
 
     Args:
-        x: Its N + 1 samples (n, …).
-        denoised: Its N predictions (n, …).
+        model: What it runs on.
+        arrays: The sampler.
+        samples: Their numbers (n,).
+        x: Its samples (n, …), N + 1 at the end.
+        denoised: Its predictions (n, …).
         differences: cond - uncond of its rows' outputs, None where a row did not compute both.
     """
 
+    model: Model
+    arrays: Arrays
+    samples: Sequence[int]
     x: list[Tensor]
     denoised: list[Tensor] = field(default_factory=list)
     differences: list[Tensor | None] = field(default_factory=list)
 
     @property
     def result(self) -> Tensor:
-        """The last sample."""
+        """The newest sample."""
         return self.x[-1]
 
-    def branch(self, row: int) -> Rollout:
-        """What was seen before a row, to go on from there."""
-        return Rollout(self.x[: row + 1], self.denoised[:row], self.differences[:row])
+    @cached_property
+    def guiding(self) -> Guiding:
+        """How every row is guided."""
+        return self.model.guiding(self.arrays)
 
-    def query(
-        self, model: Model, arrays: Arrays, samples: Sequence[int], guiding: Guiding
-    ) -> Query:
+    def branch(self, row: int, arrays: Arrays) -> Rollout:
+        """The run of another sampler that is the same up to a row."""
+        return Rollout(
+            self.model, arrays, self.samples, [self.x[row]], self.denoised[:row],
+            self.differences[:row],
+        )  # fmt: skip
+
+    def query(self) -> Query:
         """What the next row asks."""
-        row = len(self.denoised)
-        query = model.query(self.x[-1], arrays.at(row), samples, guiding.scales[row])
+        row, guiding = len(self.denoised), self.guiding
+        query = self.model.query(
+            self.result, self.arrays.at(row), self.samples, guiding.scales[row]
+        )
         weights = guiding.forecasts[row]
         if not weights:
             return query._replace(difference=any(guiding.forecasts))
@@ -54,28 +67,25 @@ class Rollout:
         parts = [weight * d for weight, d in zip(weights, known, strict=False)]
         return query._replace(forecast=torch.stack(parts).sum(0))
 
+    def answer(self, answer: Answer) -> Tensor:
+        """Take the denoised prediction of the next row.
+
+        Returns:
+            The sample after that row.
+        """
+        self.denoised.append(answer.raw)
+        self.differences.append(answer.difference)
+        return _next(self.arrays, len(self.denoised) - 1, self.result, self.denoised)
+
 
 def roll(model: Model, arrays: Arrays, samples: Sequence[int]) -> Rollout:
     """One sampler, from noise to the result; the result alone where only `model.run` works."""
     if not model.stepwise:
-        return Rollout([model.run(arrays.table("fit", "fit"), samples)])
-    seen, guiding = Rollout([model.start(samples)]), model.guiding(arrays)
+        return Rollout(model, arrays, samples, [model.run(arrays.table("fit", "fit"), samples)])
+    one = Rollout(model, arrays, samples, [model.start(samples)])
     for _ in range(arrays.rows):
-        _advance(model, [seen], [arrays], [guiding], samples)
-    return seen
-
-
-def _advance(
-    model: Model, seen: Sequence[Rollout], arrays: Sequence[Arrays], guiding: Sequence[Guiding],
-    samples: Sequence[int],
-) -> None:  # fmt: skip
-    """One row of every rollout, in one call of the model."""
-    each = list(zip(seen, arrays, guiding, strict=True))
-    queries = [one.query(model, numbers, samples, how) for one, numbers, how in each]
-    for (one, numbers, _), answer in zip(each, model.denoise(queries), strict=True):
-        one.denoised.append(answer.raw)
-        one.differences.append(answer.difference)
-        one.x.append(_next(numbers, len(one.denoised) - 1, one.x[-1], one.denoised))
+        one.x.append(one.answer(model.denoised([one.query()])[0]))
+    return one
 
 
 def path(
@@ -90,7 +100,7 @@ def path(
     for k in range(arrays.rows):
         yield x
         query = model.query(x, arrays.at(k), samples, scale)
-        denoised.append(model.denoise([query])[0].raw)
+        denoised.append(model.denoised([query])[0].raw)
         x = _next(arrays, k, x, denoised)
         read = arrays.weights[k + 1 :].any(0).tolist()
         denoised = [d if reads else None for d, reads in zip(denoised, read, strict=False)]
@@ -121,24 +131,19 @@ def results(
     """
     if not model.stepwise:
         return [roll(model, candidate, samples).result for candidate in candidates]
-    first = [_first_change(candidate, base) for candidate in candidates]
-    seen = [known.branch(row) for row, _ in first]
-    guiding = [model.guiding(candidate) for candidate in candidates]
+    changes = [_first_change(candidate, base) for candidate in candidates]
+    runs = [known.branch(row, arrays) for (row, _), arrays in zip(changes, candidates, strict=True)]
     for k in range(base.rows):
-        called = list[int]()
-        for i, (row, calls) in enumerate(first):
-            if row < k or (row == k and calls):
-                called.append(i)
-            elif row == k:  # the same call, and another sum of what it gave
-                seen[i].denoised.append(known.denoised[k])
-                seen[i].differences.append(known.differences[k])
-                seen[i].x.append(_next(candidates[i], k, seen[i].x[-1], seen[i].denoised))
-        if called:
-            seen_, arrays, how = ([some[i] for i in called] for some in (seen, candidates, guiding))
-            _advance(model, seen_, arrays, how, samples)  # type: ignore[arg-type]
-        for one in seen:
-            del one.x[:-1]
-    return [one.result for one in seen]
+        called = []
+        for one, (row, calls) in zip(runs, changes, strict=True):
+            if row == k and not calls:  # the same call, and another sum of what it gave
+                one.x = [one.answer(Answer(known.denoised[k], known.differences[k]))]
+            elif row <= k:
+                called.append(one)
+        answers = model.denoised([one.query() for one in called])
+        for one, answer in zip(called, answers, strict=True):
+            one.x = [one.answer(answer)]
+    return [one.result for one in runs]
 
 
 def _first_change(candidate: Arrays, base: Arrays) -> tuple[int, bool]:
@@ -266,7 +271,7 @@ def _differentiable(
     predictions = list[Tensor]()
 
     def denoised(x: Tensor, scale: float | None, *level: Tensor) -> Tensor:
-        return model.denoise([model.query(x, Level(*level), samples, scale)])[0].raw
+        return model.denoised([model.query(x, Level(*level), samples, scale)])[0].raw
 
     for k in range(n):
         row = x, scales[k], alpha[:, k], sigma[:, k], time[:, k]

@@ -1,4 +1,4 @@
-"""The pictures to come near: the same noise, sampled until more steps change nothing."""
+"""The samples to come near: from the same noise, with so many steps that more change nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from .rollout import path
 
 SOLVER = "dpmpp_3m"  # order 3, one call a step, in the denoised basis
 FIRST, LAST = 32, 512  # steps, doubled
-# of the size of a picture: what doubling may change on average; the finer run is 4 to 8 times
-# better
+# what doubling may change of the size of a sample; the finer run is 4 to 8 times better than that
 TRUSTED = 0.02
 LOST = 10.0  # times that, and a sample is left out: its picture still depends on the steps
 KEPT = 0.75  # of the samples at least
@@ -30,10 +29,15 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """`result` (n, …) of `samples`; `change` (n,): RMS distance to the run of half the steps;
-    `steps` it took.
+    """Converged samples.
 
-    `seconds` and network `calls`: what a fit has spent when it has them.
+    Args:
+        samples: Their numbers (n,).
+        result: The samples (n, …).
+        change: RMS distance (n,) to the run of half the steps.
+        steps: That it took.
+        seconds: What a fit has spent when it has them.
+        calls: Network evaluations that it has spent.
     """
 
     samples: tuple[int, ...]
@@ -47,16 +51,25 @@ class Targets:
         """The targets of some samples."""
         return self.result[[self.samples.index(s) for s in samples]]
 
+    def among(self, samples: Sequence[int]) -> tuple[int, ...]:
+        """Those of some samples that have converged."""
+        return tuple(s for s in samples if s in self.samples)
+
     @property
     def floor(self) -> float:
-        """Error of the targets themselves, at most: doubling halves it for flow models, elsewhere
-        it does far more.
-        """
+        """Error of the targets themselves: doubling halves it for flow models, elsewhere more."""
         return typical(self.change) / 2
 
 
 def fine(model: Model, steps: int) -> Sampler:
-    """The sampler of the targets. Flow models settle at both ends last, where `beta` is dense."""
+    """The sampler of the targets.
+
+    Flow models settle at both ends last, where the grid `beta` is dense.
+
+    Args:
+        model: What they are results of.
+        steps: How many.
+    """
     return Sampler(SOLVER, "beta" if model.process.kind == "flow" else usual(model.process), steps)
 
 
