@@ -83,7 +83,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     """Ctrl-C in a phase: as Python raises it, in the middle of whatever goes on."""
     owner: Any
     owner, name = {
-        "watching": (Engine, "capture"), "references": (engine.measure, "rmse"),
+        "watching": (Engine, "capture"), "references": (engine, "distance"),
         "runs": (engine.Batch, "turns"),
         "measuring": (Engine, "_measures"), "page": (page, "render"),
     }[phase]  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from models import PROCESSES
 from timonel.core.run import Run
 from timonel.engine.batch import Batch, Job
 from timonel.engine.conditions import Conditions
-from timonel.engine.drive import drive, finish
+from timonel.engine.drive import drive, finish, run_on
 from timonel.engine.network import Answer, Denoisers, Network, Query
 from timonel.engine.reference import Reference, extrapolated
 from timonel.errors import ArgumentError
@@ -233,10 +234,10 @@ def test_a_batch_of_paused_runs_waits_for_other_threads():
 
     def order() -> None:
         while one.run.status != "paused":
-            pass
+            time.sleep(0.005)
+        batch.admit(*jobs((0,), (2,)))
         one.run.latents = torch.zeros_like(one.run.latents)
         one.run.resume()
-        batch.admit(*jobs((0,), (2,)))
 
     batch, other = Batch(Slots(), 4, some), threading.Thread(target=order)
     other.start()
@@ -315,7 +316,7 @@ def test_a_prompt_joins_a_running_batch_and_leaves_it(pipe):
     table = tm.Sampler("dpmpp_2m", steps=6).on(VP).compile(captured(pipe, PROMPTS).process)
 
     def job(network: Captured, start: Tensor, slot: int) -> Job:
-        one = Run(table, network.prediction, guidance=tm.cfg(3.0), shape=network.shape)
+        one = run_on(network, table, guidance=tm.cfg(3.0))
         return Job(one, start, (slot,), str(slot))
 
     apart = [captured(pipe, [prompt]) for prompt in (0, 1, 2)]

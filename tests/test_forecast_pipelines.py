@@ -20,6 +20,7 @@ from timonel.core.prediction import coefficients
 from timonel.core.process import Level
 from timonel.core.run import Run
 from timonel.engine.batch import Batch, Job
+from timonel.engine.drive import run_on
 from timonel.errors import ArgumentError
 from timonel.make.recipe import Recipe
 from timonel.pipelines.capture import capture
@@ -246,7 +247,7 @@ def test_a_batch_ends_where_the_helm_does_and_counts_its_evaluations(key):
     captured = capture(watched.helm, seeds=[0], guidance=3.0, **watched.inputs)
     table = tm.Sampler("dpmpp_2m", steps=6).on(captured.process).compile(captured.process)
     jobs = [
-        Job(Run(table, captured.prediction, guidance=g, shape=captured.shape), captured.start)
+        Job(run_on(captured, table, guidance=g), captured.start)
         for g in (guidance, cfg(3.0), cfg(3.0, until=0.5))
     ]
     ended = [job for turn in Batch(captured, 8, jobs).turns() for job in turn.ended]

@@ -24,8 +24,9 @@ from ..core.process import Process
 from ..core.run import Run
 from ..core.table import Table
 from ..engine.batch import Batch, Job
+from ..engine.drive import run_on
 from ..engine.network import evaluations
-from ..engine.reference import Reference
+from ..engine.reference import Reference, distance
 from ..errors import TimonelError
 from ..make.generate import SMALL
 from ..make.recipe import Recipe
@@ -231,9 +232,8 @@ class Engine:
         if outcome is None or self.store.done(coarse) is None:
             return None
         if outcome.change is None:
-            outcome.change = measure.rmse(
-                self.store.read_latents(fine), self.store.read_latents(coarse)
-            )
+            latents, before = (self.store.read_latents(name) for name in (fine, coarse))
+            outcome.change = float(distance(latents, before).max())
             self.store.keep([outcome])
         return outcome.change
 
@@ -320,7 +320,7 @@ class Engine:
         guidance = None if recipe.guidance is None else recipe.guidance.guidance()
         if sampler.fitted is not None:
             self._note_fitted(sampler.fitted, captured, recipe, guidance)
-        return Run(table, captured.prediction, noise=noise, guidance=guidance, shape=captured.shape)
+        return run_on(captured, table, noise=noise, guidance=guidance)
 
     def _note_fitted(
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None

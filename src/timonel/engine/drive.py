@@ -6,8 +6,25 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..core.guidance import Guidance
+from ..core.noise import Noise
 from ..core.run import Run
-from .network import Answer, Network, Query
+from ..core.table import Table
+from .network import Answer, Model, Network, Query
+
+
+def run_on(
+    model: Model, table: Table, *, noise: Noise | None = None, guidance: Guidance | None = None
+) -> Run:
+    """A run of a table on a model, not begun.
+
+    Args:
+        model: The network.
+        table: Of a sampler compiled for its process.
+        noise: Source of the noise that a stochastic table draws.
+        guidance: None is the network's own.
+    """
+    return Run(table, model.prediction, noise=noise, guidance=guidance, shape=model.shape)
 
 
 def query(run: Run, conditions: Sequence[int] = ()) -> Query:

@@ -110,25 +110,6 @@ class Model(Network, Protocol):
     shape: Shape | None
 
 
-def grouped(queries: Sequence[Query], evaluate: Callable[[Query], Answer]) -> list[Answer]:
-    """Answers where those of one level and guidance are evaluated together.
-
-    Args:
-        queries: Of any runs.
-        evaluate: Called once for each level and guidance among them.
-    """
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for i, q in enumerate(queries):
-        key = q.level, q.scale, q.rescale, q.forecast is None, q.difference
-        alike.setdefault(key, []).append(i)
-    answers: dict[int, Answer] = {}
-    for places in alike.values():
-        some = [queries[i] for i in places]
-        answer = evaluate(Query.join(some))
-        answers |= zip(places, answer.split([len(q.x) for q in some]), strict=True)
-    return [answers[i] for i in range(len(queries))]
-
-
 @dataclass(frozen=True)
 class Denoisers:
     """A conditional denoiser `denoise(x, level)`, and an unconditional one where it is guided."""
@@ -144,7 +125,16 @@ class Denoisers:
         """An answer to each query. Raises `ArgumentError` for outputs unlike their samples."""
         if len(queries) == 1:
             return [self._answer(queries[0])]
-        return grouped(queries, self._answer)
+        alike: dict[tuple[object, ...], list[int]] = {}  # of one level and guidance
+        for i, q in enumerate(queries):
+            key = q.level, q.scale, q.rescale, q.forecast is None, q.difference
+            alike.setdefault(key, []).append(i)
+        answers: dict[int, Answer] = {}
+        for places in alike.values():
+            some = [queries[i] for i in places]
+            answer = self._answer(Query.join(some))
+            answers |= zip(places, answer.split([len(q.x) for q in some]), strict=True)
+        return [answers[i] for i in range(len(queries))]
 
     def _answer(self, query: Query) -> Answer:
         x, level, _, scale, rescale, forecast, wanted = query

@@ -14,9 +14,8 @@ from ..core.guidance import Guidance, Guiding
 from ..core.prediction import check, coefficients
 from ..core.process import At, Level, Process, double
 from ..core.program import Shape
-from ..core.run import Run
 from ..core.table import Table
-from ..engine.drive import finish
+from ..engine.drive import finish, run_on
 from ..engine.network import Answer, Denoiser, Denoisers, Query
 from ..pipelines.capture import Captured
 from .parameters import Arrays
@@ -120,7 +119,7 @@ class Model(ABC):
             always: Whether every row is guided, whatever interval the guidance has.
         """
         guidance = self.always() if always else self.guidance
-        run = Run(table, self.prediction, shape=self.shape, guidance=guidance)
+        run = run_on(self, table, guidance=guidance)
         run.start(self.start(samples))
         return finish(run, self, samples)
 
