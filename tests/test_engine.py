@@ -208,9 +208,20 @@ def test_a_run_that_fails_takes_no_other_with_it():
     assert [job.evaluations for job in some] == [3, 0, 1, 6]
 
 
-def test_a_job_without_a_start_says_so():
-    (job,) = ended(Batch(Slots(), 8, [Job(run())]))
-    assert "give its Job start=" in job.reason
+def test_a_job_that_cannot_begin_is_refused(pipe):
+    begun = run()
+    begun.start(noise(2))
+    with pytest.raises(ArgumentError, match="is new: give start="):
+        Job(run())
+    with pytest.raises(ArgumentError, match="is running: leave start= out"):
+        Job(begun, noise(2))
+    with pytest.raises(ArgumentError, match="1 conditions for 2 samples"):
+        Job(begun, conditions=(0,))
+    taken = captured(pipe, PROMPTS)
+    with pytest.raises(
+        ArgumentError, match="2 samples need the slot of each one's conditions, got 0"
+    ):
+        taken.evaluate([Query(taken.start, tm.core.process.At(0.5, 0.5, 500.0))])
 
 
 def test_a_paused_run_holds_nobody_up_and_ends_as_if_it_had_not_waited():
@@ -258,7 +269,7 @@ def test_runs_in_a_batch_are_stopped_rewound_and_gone_on_with():
     assert (back.run.status, back.run.advances) == ("done", 4 + 6)
     assert torch.equal(back.run.result, whole.run.result)
     stopped.run.resume()
-    ended(Batch(Slots(), 8, [Job(stopped.run)]))
+    ended(Batch(Slots(), 8, [Job(stopped.run, conditions=(0,))]))
     assert torch.equal(stopped.run.result, whole.run.result)
 
 

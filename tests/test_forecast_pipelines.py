@@ -247,7 +247,7 @@ def test_a_batch_ends_where_the_helm_does_and_counts_its_evaluations(key):
     captured = capture(watched.helm, seeds=[0], guidance=3.0, **watched.inputs)
     table = tm.Sampler("dpmpp_2m", steps=6).on(captured.process).compile(captured.process)
     jobs = [
-        Job(run_on(captured, table, guidance=g), captured.start)
+        Job(run_on(captured, table, guidance=g), captured.start, (0,))
         for g in (guidance, cfg(3.0), cfg(3.0, until=0.5))
     ]
     ended = [job for turn in Batch(captured, 8, jobs).turns() for job in turn.ended]
@@ -262,7 +262,7 @@ def test_a_job_without_two_halves_fails_with_the_reason_and_alone():
     captured = capture(tm.Helm(pipe), seeds=[0], guidance=1.0, **tiny.prompt(pipe))
     table = tm.Sampler("euler", steps=5).on(captured.process).compile(captured.process)
     jobs = [
-        Job(Run(table, captured.prediction, guidance=g), captured.start)
+        Job(Run(table, captured.prediction, guidance=g), captured.start, (0,))
         for g in (cfg(3.0, forecast=2), None)
     ]
     ended = [job for turn in Batch(captured, 8, jobs).turns() for job in turn.ended]

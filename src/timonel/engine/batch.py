@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.run import Run
-from ..errors import RunError
+from ..errors import ArgumentError, RunError
 from .drive import advance, query
 from .network import Answer, Network
 
@@ -31,18 +31,21 @@ class Job:
     Args:
         run: Not begun, or begun and not ended.
         start: The sample (n, …) that it begins with; None where it has begun.
-        conditions: The slot of each of its samples' conditions in the network.
+        conditions: The slot of each of its samples' conditions; empty where the network has none.
         name: Whatever tells it from others.
         keeps_steps: Whether `denoised` gets the prediction of every step.
         seconds: Its share of the calls that it was part of.
         evaluations: Network evaluations so far, conditional and unconditional ones.
         denoised: The predictions (n, …) of its steps.
         reason: Why it failed; empty where it did not.
+
+    Raises:
+        ArgumentError: Where it has no start, or one too many, or conditions of other samples.
     """
 
     run: Run
     start: Tensor | None = None
-    conditions: Sequence[int] = (0,)
+    conditions: Sequence[int] = ()
     name: str = ""
     keeps_steps: bool = True
     seconds: float = 0.0
@@ -50,9 +53,23 @@ class Job:
     denoised: list[Tensor] = field(default_factory=list)
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        if self.run.started == (self.start is not None):
+            todo = "leave start= out" if self.run.started else "give start=, the noise (n, …)"
+            raise ArgumentError(f"the run of a Job is {self.run.status}: {todo}")
+        if self.conditions and len(self.conditions) != self.count:
+            raise ArgumentError(
+                f"{len(self.conditions)} conditions for {self.count} samples: give one slot each"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many samples it has."""
+        return len(self.run.latents if self.start is None else self.start)
+
     def cost(self, network: Network) -> int:
         """Network evaluations of its next row."""
-        return len(self.conditions) * (1 if self.run.forecasting else network.cost(self.run.scale))
+        return self.count * (1 if self.run.forecasting else network.cost(self.run.scale))
 
     def fail(self, error: Exception, reason: str = "") -> None:
         """End with a reason."""
@@ -145,8 +162,6 @@ class Batch:
         try:
             if job.start is not None:
                 job.run.start(job.start)
-            elif not job.run.started:
-                raise RunError("the run has not begun: give its Job start=, the noise (n, …)")
         except Exception as error:
             job.fail(error)
         return not job.reason
@@ -157,7 +172,9 @@ class Batch:
             job.run.finish()
         except Exception as error:
             job.fail(error)
-        return bool(job.reason) or job.run.status != "running"
+        if job.run.status == "failed":
+            job.reason = job.reason or job.run.reason or "its run has failed"
+        return job.run.status != "running"
 
     def _advance(self, jobs: list[Job]) -> None:
         """One network call for all of them. Where it fails for several, each is tried alone."""

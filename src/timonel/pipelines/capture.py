@@ -234,6 +234,11 @@ class Captured:
 
     def _cost(self, query: Query) -> int:
         """Network evaluations for one sample of a query."""
+        if len(query.conditions) != len(query.x):
+            raise ArgumentError(
+                f"{len(query.x)} samples need the slot of each one's conditions, got"
+                f" {len(query.conditions)}"
+            )
         if query.forecast is None:
             return self.cost(query.scale)
         if self.parts == 2:
