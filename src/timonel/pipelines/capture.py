@@ -205,7 +205,9 @@ class Captured:
         part = [p for n in counts for p in ([self.place] if n == 1 else range(n))]
         rows = [slots[i] for i in again.tolist()], part
         outputs = iter(torch.split(self.outputs(x[again], times[again], *rows), counts))
-        return [self._answer(query, [next(outputs) for _ in query.x]) for query in queries]
+        return [
+            self._answer(query, [next(outputs) for _ in range(len(query.x))]) for query in queries
+        ]
 
     def outputs(
         self, x: Tensor, times: Tensor, slots: Sequence[int], parts: Sequence[int]

@@ -171,7 +171,7 @@ class Pipeline(Model):
             call.append(one)
             left -= cost
         singles = iter(answers + self.captured.evaluate(call))
-        return [Answer.join([next(singles) for _ in query.x]) for query in queries]
+        return [Answer.join([next(singles) for _ in range(len(query.x))]) for query in queries]
 
 
 class Plain(Model):
