@@ -5,7 +5,7 @@ converged picture.
 
 Pictures of 20 steps of DPM++ 2M, guided with the scale 4. The unconditional half is forecast, or
 left out after 40 % of the steps; or whole steps are forecast. The network's conditions are captured
-once and all captions run in one fleet. Error: root mean square distance of the latents to those of
+once and all captions run in one batch. Error: root mean square distance of the latents to those of
 UniPC with many steps from the same noise, guided all the way; geometric mean over the captions.
 "plain" is the sampler without any of it that makes as many evaluations, on the straight line in log
 error between the two nearest numbers of steps; "/ plain" is the mean ratio of paired errors and its
@@ -31,8 +31,8 @@ import timonel as tm
 from measure import machine, markdown
 from timonel.core import solvers
 from timonel.core.grids import Grid
-from timonel.core.run import Run
-from timonel.engine.batch import Job, drive
+from timonel.engine.batch import Batch, Job
+from timonel.engine.drive import run_on
 from timonel.errors import ModelError
 from timonel.pipelines.capture import Captured, capture
 
@@ -96,19 +96,16 @@ class Bench:
     def _run(self, table: tm.Table, guidance: tm.Guidance) -> tuple[Tensor, list[Job], float]:
         jobs = [
             Job(
-                Run(
-                    table,
-                    self.captured.prediction,
-                    guidance=guidance,
-                    denoised_fn=self.captured.denoised_fn,
-                ),
-                i,
-                told=False,
+                run_on(self.captured, table, guidance=guidance),
+                self.captured.start[i : i + 1],
+                (i,),
+                keeps_steps=False,
             )
             for i in range(self.captured.count)
         ]
         began = time.perf_counter()
-        drive(jobs, self.captured, BATCH, lambda job: None)
+        for _ in Batch(self.captured, BATCH, jobs).turns():
+            pass
         seconds = time.perf_counter() - began
         if failed := next((job.reason for job in jobs if job.reason), ""):
             raise ModelError(failed)
@@ -123,8 +120,8 @@ class Bench:
         ]
         made, jobs, _ = runs[0]
         count = self.captured.count
-        spent, halves = min(seconds for _, _, seconds in runs), sum(job.halves for job in jobs)
-        return Measured(name, halves / count, spent / count, _rmse(made, self.truth))
+        spent, cost = min(seconds for _, _, seconds in runs), sum(job.evaluations for job in jobs)
+        return Measured(name, cost / count, spent / count, _rmse(made, self.truth))
 
     def like(self, sampler: str, evaluations: float) -> Tensor:
         """(captions,) log errors of the plain sampler at so many evaluations."""

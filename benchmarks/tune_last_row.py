@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from measure import markdown
+from timonel.engine.reference import distance
 from timonel.tuning.model import Model
 from timonel.tuning.parameters import Arrays
-from timonel.tuning.rollout import distance, travel
+from timonel.tuning.rollout import roll
 from timonel.tuning.targets import converge
 from tune_models import network, still, tables, unseen
 from tune_problem import ratio, told
@@ -107,10 +108,14 @@ def last_row(steps: Sequence[int]) -> str:
 
 def seen(model: Model, arrays: Arrays, samples: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """The results of a table, and what its last row could have been made of."""
-    journey = travel(model, arrays, samples)
-    halves = [difference for difference in journey.apart[-1:] if difference is not None]
+    journey = roll(model, arrays, samples)
+    scale = model.guiding(arrays).scales[-1]
+    last = model.query(journey.x[-2], arrays.at(-1), samples, scale)
+    difference = model.evaluate([last._replace(difference=True)])[0].difference
     return journey.result.double(), [
-        v.double() for v in [journey.x[-2], *journey.denoised[-MEMORY:], *halves]
+        v.double()
+        for v in (journey.x[-2], *journey.denoised[-MEMORY:], difference)
+        if v is not None
     ]
 
 

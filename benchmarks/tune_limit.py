@@ -16,11 +16,11 @@ from torch import Tensor
 import timonel as tm
 from measure import markdown
 from timonel.core.grids import usual
+from timonel.engine.reference import distance
 from timonel.tuning import gauss_newton, starts
 from timonel.tuning.gauss_newton import Task
 from timonel.tuning.model import Model
 from timonel.tuning.parameters import Form
-from timonel.tuning.rollout import distance
 from timonel.tuning.targets import Targets, converge
 from tune_models import network, still, tables, unseen
 from tune_problem import told

@@ -14,10 +14,10 @@ import timonel as tm
 from timonel.comparison.measure import consistency, mean_and_error
 from timonel.core import solvers
 from timonel.core.grids import usual
+from timonel.engine.reference import distance
 from timonel.errors import TimonelError
 from timonel.tuning.held_out import geometric
 from timonel.tuning.model import Model
-from timonel.tuning.rollout import distance
 from timonel.tuning.starts import Paths
 from timonel.tuning.targets import Targets
 

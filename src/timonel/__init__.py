@@ -40,7 +40,7 @@ _WHERE = {
     "Table": "core.table",
     "TimonelError": "errors",
     "VP": "core.process",
-    "begin": "core.loop",
+    "begin": "engine.loop",
     "cfg": "core.guidance",
     "checkpoint": "hooks.checkpoint",
     "collect": "hooks.collect",
@@ -48,11 +48,11 @@ _WHERE = {
     "doctor": "diagnosis",
     "edit": "hooks.control",
     "guard": "hooks.guard",
-    "iterate": "core.loop",
+    "iterate": "engine.loop",
     "preview": "hooks.preview",
     "progress": "hooks.progress",
     "replay": "make.recipe",
-    "sample": "core.loop",
+    "sample": "engine.loop",
     "save_steps": "hooks.preview",
     "stop_when": "hooks.control",
     "trace": "hooks.trace",
@@ -67,9 +67,6 @@ if TYPE_CHECKING:
     from .core.guidance import Guidance as Guidance
     from .core.guidance import cfg as cfg
     from .core.hook import Hook as Hook
-    from .core.loop import begin as begin
-    from .core.loop import iterate as iterate
-    from .core.loop import sample as sample
     from .core.noise import BrownianNoise as BrownianNoise
     from .core.noise import SeededNoise as SeededNoise
     from .core.process import EDM as EDM
@@ -83,6 +80,9 @@ if TYPE_CHECKING:
     from .core.solvers import SOLVERS as SOLVERS
     from .core.table import Table as Table
     from .diagnosis import doctor as doctor
+    from .engine.loop import begin as begin
+    from .engine.loop import iterate as iterate
+    from .engine.loop import sample as sample
     from .errors import ArgumentError as ArgumentError
     from .errors import TimonelError as TimonelError
     from .hooks.checkpoint import checkpoint as checkpoint

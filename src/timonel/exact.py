@@ -1,20 +1,20 @@
-"""Denoisers that are known exactly: no weights, no training, and an answer to hold every sampler
-against.
+"""Denoisers that are known exactly: no weights, no training, and a truth for every sampler.
 
     mixture = Mixture.random(seed=0, components=8, dimension=32, classes=2)
     truth = solve(mixture, noise, process)              # what infinitely many steps reach
-    made = tm.sample(mixture, noise, "dpmpp_2m/karras", process=process, steps=10)
-    error = made - truth
+    result = tm.sample(mixture, noise, "dpmpp_2m/karras", process=process, steps=10)
+    error = result - truth
 
 Every one is a callable `(x, level) -> denoised` for `x = alpha·x0 + sigma·noise` (batch, …), on any
 process. It reads alpha and sigma of the level, floats or tensors (batch,); it computes in float64
 and returns the dtype of x.
 
-| data                             | denoised sample E[x0 | x]                                                   |
-|----------------------------------|------------------------------------------------------------------------------|
-| `Gaussian` N(m, s²)              | m + alpha·s² / (alpha²·s² + sigma²) · (x - alpha·m)                          |
-| `Mixture` of N(m, C), C = F·Fᵀ+s²| mean of m + alpha·C·(alpha²·C + sigma²)⁻¹·(x - alpha·m) by posterior weights |
-| `Pictures` y₁ … yₙ               | mean of the y by softmax(-|x - alpha·y|² / 2·sigma²)                         |
+| data                 | denoised sample E[x0 given x]                                             |
+|----------------------|---------------------------------------------------------------------------|
+| `Gaussian` N(m, s²)  | m + alpha·s² / (alpha²·s² + sigma²) · (x - alpha·m)                       |
+| `Mixture` of N(m, C) | mean of m + alpha·C·(alpha²·C + sigma²)⁻¹·(x - alpha·m) by posterior      |
+|                      | weights, C = F·Fᵀ + s²                                                    |
+| `Pictures` y₁ … yₙ   | mean of the y by softmax(-|x - alpha·y|² / 2·sigma²)                      |
 
 `perturbed` adds a smooth error of known size, `rounded` the error of integer times and of half
 precision.
@@ -35,19 +35,18 @@ from .core.grids import Grid
 from .core.guidance import combine
 from .core.process import At, Level, Process, double
 from .core.run import Run
-from .core.table import Table
+from .engine.drive import finish
+from .engine.network import Denoisers
+from .engine.reference import Reference, extrapolated
 from .errors import ArgumentError, RunError, UnknownName, finite, whole
 
 Denoiser = Callable[[Tensor, "At | Level"], Tensor]
 FINITE = 1e3  # sigma / alpha beyond which the levels of the reference are spaced in alpha / sigma
-DEPTH = 4  # how many orders the extrapolation of the reference may gain
 FEATURES = 64  # waves in the error that `perturbed` adds
 
 
 def _amounts(x: Tensor, level: At | Level) -> tuple[Tensor, Tensor]:
-    """alpha and sigma as (1, 1) or (batch, 1) in float64. Raises `ArgumentError` for another number
-    of levels.
-    """
+    """Alpha and sigma of a level as (1, 1) or (batch, 1), in float64."""
     pair = []
     for name, value in (("alpha", level.alpha), ("sigma", level.sigma)):
         one = torch.as_tensor(value, dtype=torch.float64, device=x.device)
@@ -60,15 +59,19 @@ def _amounts(x: Tensor, level: At | Level) -> tuple[Tensor, Tensor]:
 
 
 class Exact(ABC):
-    """Data whose denoiser is known: reads the arguments, leaves the formula to the subclass.
-    `shape`: of a sample.
-    """
+    """Data whose denoiser is known. `shape`: of a sample."""
 
     shape: tuple[int, ...]
 
     def __call__(self, x: Tensor, level: At | Level) -> Tensor:
-        """The denoised samples (batch, …) of x at a level. Raises `ArgumentError` for another
-        shape.
+        """The denoised samples (batch, …).
+
+        Args:
+            x: Noisy samples (batch, …).
+            level: Their alpha and sigma, numbers or tensors (batch,).
+
+        Raises:
+            ArgumentError: For another shape, or another number of levels.
         """
         flat, alpha, sigma = self._read(x, level)
         return self._denoised(flat, alpha, sigma).reshape(x.shape).to(x.dtype)
@@ -91,50 +94,60 @@ class Exact(ABC):
 
     @abstractmethod
     def draw(self, count: int, seed: int) -> Tensor:
-        """`count` clean samples of the data (count, …) in float64."""
+        """Clean samples of the data (count, …), in float64.
+
+        Args:
+            count: How many.
+            seed: Of the draw.
+        """
 
 
 class Gaussian(Exact):
-    """Data N(mean, std²) with independent dimensions: also the probability-flow ODE is known in
-    closed form.
+    """Data N(mean, std²) with independent dimensions, whose probability-flow ODE is known too.
 
-    `mean`, `std`: tensors of a sample's shape, or numbers for all its dimensions; std is not
-    negative. Wang & Vastola 2023, arXiv 2303.02490: what trained networks do at high noise.
+    Args:
+        mean: Of a sample's shape, or one number for all its dimensions.
+        std: The same, not negative.
+
+    Raises:
+        ArgumentError: For numbers that are not finite, or a negative std.
+
+    Source: Wang & Vastola 2023, arXiv 2303.02490: what trained networks do at high noise.
     """
 
     def __init__(self, mean: Tensor | float, std: Tensor | float) -> None:
         mean, std = double(mean), double(std)
         self.mean, self.std = mean + torch.zeros_like(std), std + torch.zeros_like(mean)
-        if not bool(torch.isfinite(self.mean).all()) or not bool(
-            (torch.isfinite(self.std) & (self.std >= 0)).all()
-        ):
+        if not bool((torch.isfinite(self.mean + self.std) & (self.std >= 0)).all()):
             raise ArgumentError(
                 f"mean must be finite and std finite and not negative, got {mean!r} and {std!r}"
             )
         self.shape = tuple(self.mean.shape)
 
     def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        mean, variance = (
-            self.mean.to(x.device).reshape(1, -1),
-            self.std.to(x.device).reshape(1, -1) ** 2,
-        )
+        mean = self.mean.to(x.device).reshape(1, -1)
+        variance = self.std.to(x.device).reshape(1, -1) ** 2
         return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
 
     def solution(self, x: Tensor, at: At | Level, end: At | Level | None = None) -> Tensor:
-        """Where the probability-flow ODE takes x from the level `at`: to `end`, or to the clean
-        sample.
+        """Where the probability-flow ODE takes x.
 
-        The standardised sample (x - alpha·mean) / sqrt(alpha²·std² + sigma²) does not change on the
-        way.
+        The standardised sample (x - alpha·mean) / sqrt(alpha²·std² + sigma²) stays the same.
+
+        Args:
+            x: Noisy samples (batch, …).
+            at: Their level.
+            end: The level to go to; None is the clean sample.
         """
         flat, alpha, sigma = self._read(x, at)
         to_alpha, to_sigma = _amounts(x, end or At(1.0, 0.0, 0.0))
         mean, std = self.mean.to(x.device).reshape(1, -1), self.std.to(x.device).reshape(1, -1)
         unit = (flat - alpha * mean) / torch.sqrt(alpha**2 * std**2 + sigma**2)
-        made = to_alpha * mean + torch.sqrt(to_alpha**2 * std**2 + to_sigma**2) * unit
-        return made.reshape(x.shape).to(x.dtype)
+        result = to_alpha * mean + torch.sqrt(to_alpha**2 * std**2 + to_sigma**2) * unit
+        return result.reshape(x.shape).to(x.dtype)
 
     def draw(self, count: int, seed: int) -> Tensor:
+        """See `Exact.draw`."""
         noise = torch.randn(
             whole("count", count), *self.shape, generator=_seeded(seed), dtype=torch.float64
         )
@@ -142,14 +155,20 @@ class Gaussian(Exact):
 
 
 class Mixture(Exact):
-    """Data from components N(m_k, F_k·F_kᵀ + diag(s_k²)), each of a class, so that guidance is
-    exact too.
+    """Data from components N(m_k, F_k·F_kᵀ + diag(s_k²)), each of a class.
 
-    `weights` (K,) above 0, made to sum to 1; `means` (K, …); `stds` (K,) or (K, …) above 0;
-    `factors` (K, …, rank): the directions in which a component is wider; `classes`: one whole
-    number per component, all 0 by default. The mixture is the unconditional denoiser,
-    `conditional(label)` that of a class, `guided` their guidance. Raises `ArgumentError` for
-    numbers that make no mixture.
+    The mixture is the unconditional denoiser, `conditional(label)` that of a class and `guided`
+    their guidance, so that guidance is exact too.
+
+    Args:
+        weights: Of the components (K,), above 0; they are scaled to sum to 1.
+        means: m, (K, …).
+        stds: s, one number, (K,) or (K, …), above 0.
+        factors: F (K, …, rank), the directions in which a component is wider; None is none.
+        classes: One whole number per component, all 0 by default.
+
+    Raises:
+        ArgumentError: For numbers that are no mixture.
     """
 
     def __init__(
@@ -160,35 +179,13 @@ class Mixture(Exact):
         factors: Tensor | None = None,
         classes: Sequence[int] | None = None,
     ) -> None:
-        self.weights, means, stds = double(weights), double(means), double(stds)
-        count, self.shape = len(self.weights), tuple(means.shape[1:])
-        if means.ndim < 2 or len(means) != count or count < 1:
-            raise ArgumentError(
-                f"{count} weights need means ({count}, …), got {tuple(means.shape)}"
-            )
-        if stds.ndim not in (0, 1, means.ndim) or (stds.ndim and len(stds) != count):
-            raise ArgumentError(
-                f"stds must be one number, ({count},) or {tuple(means.shape)}, got"
-                f" {tuple(stds.shape)}"
-            )
+        weights, means, stds = double(weights), double(means), double(stds)
         factors = means.new_zeros(*means.shape, 0) if factors is None else double(factors)
-        if factors.shape[:-1] != means.shape:
-            raise ArgumentError(
-                f"factors must be {(*means.shape, 'rank')}, got {tuple(factors.shape)}"
-            )
-        if not all(bool(torch.isfinite(v).all()) for v in (self.weights, means, stds, factors)):
-            raise ArgumentError("weights, means, stds and factors of a mixture must be finite")
-        if not bool((self.weights > 0).all()) or not bool((stds > 0).all()):
-            raise ArgumentError(
-                "weights and stds of a mixture must be above 0; leave out components without weight"
-            )
-        self.weights = self.weights / self.weights.sum()
-        self.means = means.reshape(count, -1)
-        stds = (
-            stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim)).expand(means.shape)
-            if stds.ndim
-            else stds
-        )
+        _mixes(weights, means, stds, factors)
+        count, self.shape = len(weights), tuple(means.shape[1:])
+        self.weights, self.means = weights / weights.sum(), means.reshape(count, -1)
+        if stds.ndim:
+            stds = stds.reshape(*stds.shape, *(1,) * (means.ndim - stds.ndim))
         self.variances = (stds**2).expand(means.shape).reshape(count, -1).clone()
         self.factors = factors.reshape(count, self.means.shape[1], -1)
         self.classes = (0,) * count if classes is None else tuple(int(c) for c in classes)
@@ -206,10 +203,15 @@ class Mixture(Exact):
         classes: int = 2,
         std: tuple[float, float] = (0.03, 0.3),
     ) -> Mixture:
-        """A mixture drawn from a seed, of mean 0 and mean variance 1 per dimension.
+        """A random mixture, of mean 0 and mean variance 1 per dimension.
 
-        Standard deviations are log-uniform in `std` before that scaling; along each of its `rank`
-        directions a component is as wide as the data. Component k is of class k mod `classes`.
+        Args:
+            seed: Of the draw.
+            components: K; component k is of class k mod `classes`.
+            dimension: Of a sample (dimension,).
+            rank: Directions along which a component is as wide as the data.
+            classes: At most as many as components.
+            std: Range of the standard deviations, log-uniform, before the scaling.
         """
         k, d = whole("components", components), whole("dimension", dimension)
         r, c = whole("rank", rank, 0, d), whole("classes", classes, 1, k)
@@ -225,7 +227,11 @@ class Mixture(Exact):
         return cls(weights, means / scale, stds / scale, factors / scale, [i % c for i in range(k)])
 
     def conditional(self, label: int) -> Mixture:
-        """The components of one class. Raises `UnknownName` for a class that no component is of."""
+        """The components of one class.
+
+        Raises:
+            UnknownName: For a class that no component is of.
+        """
         if label not in self.classes:
             raise UnknownName("class", label, sorted({str(c) for c in self.classes}))
         of = torch.tensor([c == label for c in self.classes])
@@ -238,23 +244,26 @@ class Mixture(Exact):
         )  # fmt: skip
 
     def guided(self, label: int, scale: float) -> Denoiser:
-        """uncond + scale·(cond - uncond), both exact: classifier-free guidance as one denoiser."""
+        """Classifier-free guidance, uncond + scale·(cond - uncond), as one denoiser.
+
+        Args:
+            label: The class it is guided to.
+            scale: Guidance scale, 0 or more.
+        """
         cond, scale = self.conditional(label), finite("guidance scale", scale, 0)
         return lambda x, level: combine(cond(x, level), self(x, level), scale)
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """log(weight·density) (batch, K) and denoised sample (batch, K, dimension) of every
-        component.
+        """The components' log(weight·density) (batch, K) and denoised (batch, K, dimension).
 
-        (D + U·Uᵀ)⁻¹ with U = alpha·F by Woodbury's identity: only rank x rank matrices are
-        factorised.
+        (D + U·Uᵀ)⁻¹ with U = alpha·F is Woodbury's identity: rank x rank matrices are factorised.
         """
         alpha, sigma = alpha[..., None], sigma[..., None]
         weights, mean = self.weights.to(x.device), self.means.to(x.device)
         variance, factors = self.variances.to(x.device), self.factors.to(x.device)
         diagonal = alpha**2 * variance + sigma**2
-        apart = x[:, None] - alpha * mean
-        inverse = apart / diagonal
+        offset = x[:, None] - alpha * mean
+        inverse = offset / diagonal
         log = -torch.log(diagonal).sum(-1) / 2
         clean = variance * inverse
         if factors.shape[-1]:
@@ -267,7 +276,7 @@ class Mixture(Exact):
             inverse = inverse - alpha**2 * across / diagonal
             clean = variance * inverse + across
             log = log - torch.log(root.diagonal(dim1=-2, dim2=-1)).sum(-1)
-        quadratic = (apart * inverse).sum(-1)
+        quadratic = (offset * inverse).sum(-1)
         return torch.log(weights) + log - quadratic / 2, mean + alpha * clean
 
     def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -275,13 +284,13 @@ class Mixture(Exact):
         return (torch.softmax(log, -1)[..., None] * clean).sum(1)
 
     def log_density(self, x: Tensor, level: At | Level) -> Tensor:
-        """log p(x) (batch,) of the noisy samples at a level, in float64."""
+        """The log density log p(x) (batch,) of noisy samples x at a level, in float64."""
         flat, alpha, sigma = self._read(x, level)
-        return torch.logsumexp(self._components(flat, alpha, sigma)[0], -1) - flat.shape[
-            1
-        ] / 2 * math.log(2 * math.pi)
+        log = torch.logsumexp(self._components(flat, alpha, sigma)[0], -1)
+        return log - flat.shape[1] / 2 * math.log(2 * math.pi)
 
     def draw(self, count: int, seed: int) -> Tensor:
+        """See `Exact.draw`."""
         g, (_, d, r) = _seeded(seed), self.factors.shape
         of = torch.multinomial(self.weights, whole("count", count), replacement=True, generator=g)
         noise = torch.randn(count, d, generator=g, dtype=torch.float64) * self.variances[of].sqrt()
@@ -292,19 +301,18 @@ class Mixture(Exact):
 
 
 class Pictures(Exact):
-    """The data is a list of pictures (n, …) and nothing else: the ideal denoiser, which only
-    remembers.
+    """The data is a list of pictures and nothing else, so that the denoiser only remembers.
 
-    Towards sigma = 0 a sample is drawn to one picture, so this is the stiffest of the exact models.
+    Towards sigma = 0 a sample is drawn to one picture: this is the stiffest of the exact models.
+
+    Args:
+        pictures: (n, …).
     """
 
     def __init__(self, pictures: Tensor) -> None:
         self.pictures = double(pictures)
-        if (
-            self.pictures.ndim < 2
-            or not len(self.pictures)
-            or not bool(torch.isfinite(self.pictures).all())
-        ):
+        some = self.pictures.ndim > 1 and len(self.pictures)
+        if not some or not bool(torch.isfinite(self.pictures).all()):
             raise ArgumentError(
                 f"pictures must be finite and (n, …), got shape {tuple(self.pictures.shape)}"
             )
@@ -320,16 +328,20 @@ class Pictures(Exact):
         return torch.softmax(log, -1) @ pictures
 
     def draw(self, count: int, seed: int) -> Tensor:
+        """See `Exact.draw`."""
         of = torch.randint(len(self.pictures), (whole("count", count),), generator=_seeded(seed))
         return self.pictures[of]
 
 
 def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
-    """`denoiser` with a smooth random error of root mean square `size`·sigma / sqrt(alpha² +
-    sigma²).
+    """A denoiser with a smooth random error that vanishes with the noise, as a network's does.
 
-    A model error that is controlled: a field of random waves in the sample and in the level, the
-    same for a seed, which vanishes with the noise as a network's does.
+    The error is a field of random waves in the sample and in the level.
+
+    Args:
+        denoiser: `denoise(x, level)`.
+        size: Root mean square of the error is size·sigma / sqrt(alpha² + sigma²).
+        seed: Of the waves.
     """
     size = finite("size of the error", size, 0)
 
@@ -338,14 +350,10 @@ def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
         g = _seeded(seed)
         shapes = ((dimension, FEATURES), (1, FEATURES), (1, FEATURES), (FEATURES, dimension))
         inner, rate, phase, outer = (
-            torch.randn(s, generator=g, dtype=torch.float64) for s in shapes
+            torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes
         )
-        return (
-            inner / math.sqrt(dimension),
-            2 * rate,
-            math.pi * phase,
-            outer * math.sqrt(2 / FEATURES),
-        )
+        inner, outer = inner / math.sqrt(dimension), outer * math.sqrt(2 / FEATURES)
+        return inner, 2 * rate, math.pi * phase, outer
 
     def denoise(x: Tensor, level: At | Level) -> Tensor:
         alpha, sigma = _amounts(x, level)
@@ -365,12 +373,17 @@ def rounded(
     times: int = 1000,
     dtype: torch.dtype | None = None,
 ) -> Denoiser:
-    """`denoiser` with the rounding of a network: of the time that it is told, and of what it
-    returns.
+    """A denoiser with the rounding of a network: of the time it gets, and of its output.
 
-    `process`: the level is the one at the nearest of `times` evenly spaced network times. `dtype`:
-    the velocity alpha·noise - sigma·denoised, in coordinates of unit variance, is rounded to e.g.
-    torch.bfloat16. Raises `ArgumentError` where neither is given.
+    Args:
+        denoiser: `denoise(x, level)`.
+        process: Its level becomes the one at the nearest of `times` evenly spaced network times.
+        times: How many of them.
+        dtype: Such as torch.bfloat16, to which the velocity alpha·noise - sigma·denoised, in
+            coordinates of unit variance, is rounded.
+
+    Raises:
+        ArgumentError: Where there is neither a process nor a dtype.
     """
     if process is None and dtype is None:
         raise ArgumentError(
@@ -385,7 +398,7 @@ def rounded(
         None if process is None else process.at_index(double([0.0, process.train_steps - 1.0])).time
     )
 
-    def told(level: At | Level) -> At | Level:
+    def nearest(level: At | Level) -> At | Level:
         if process is None or ends is None:
             return level
         share = (double(level.time) - ends[0]) / (ends[1] - ends[0])
@@ -394,7 +407,7 @@ def rounded(
         )
 
     def denoise(x: Tensor, level: At | Level) -> Tensor:
-        clean = denoiser(x, told(level))
+        clean = denoiser(x, nearest(level))
         if dtype is None:
             return clean
         alpha, sigma = (v.reshape(-1, *(1,) * (x.ndim - 1)) for v in _amounts(x, level))
@@ -406,10 +419,13 @@ def rounded(
 
 
 def reference(process: Process, steps: int, sigma_min: float | None = None) -> Grid:
-    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise, which
-    may be the start.
+    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise.
 
-    `sigma_min`: schedule sigma of the last level before the clean one, by default the process' own.
+    Args:
+        process: Whose levels; pure noise may be the first.
+        steps: How many, 2 or more.
+        sigma_min: Sigma of the last level before the clean one; None is the lowest that the
+            process was trained at.
     """
     start = process.at_index(double([process.train_steps - 1.0]))
     low = finite("sigma_min", process.sigma_min if sigma_min is None else sigma_min, 1e-12)
@@ -435,17 +451,30 @@ def solve(
     most: int = 2048,
     sigma_min: float | None = None,
 ) -> Tensor:
-    """The converged result for the start x (batch, …) at the noisiest level of `process`, in
-    float64.
+    """The converged result, in float64.
 
-    The steps of `solver` double from `steps` up to `most`, and the results are extrapolated to
-    infinitely many (Richardson; Hairer, Nørsett & Wanner 1993, section II.9), until no number of
-    the extrapolated result changes by more than `tolerance`. It ends as samplers do, with the
-    denoised sample at `sigma_min`, by default the lowest that the process was trained at; 1e-6
-    gives the clean end of the probability-flow ODE itself.
+    The steps double, and the results are extrapolated to infinitely many, until no number of the
+    extrapolated result changes by more than the tolerance.
 
-    Raises `RunError` where it does not converge, as with a denoiser that is rounded or not
-    deterministic.
+    Args:
+        denoiser: `denoise(x, level)`.
+        x: The start (batch, …) at the noisiest level of the process.
+        process: What noise the denoiser knows.
+        tolerance: Of the largest change by doubling the steps.
+        solver: Name of a deterministic solver.
+        steps: To begin with.
+        most: At most.
+        sigma_min: Where it ends, as samplers do, with the denoised sample; None is the lowest sigma
+            that the process was trained at, and 1e-6 gives the end of the ODE itself.
+
+    Returns:
+        The samples (batch, …).
+
+    Raises:
+        RunError: Where it does not converge, as with a denoiser that is rounded or not
+            deterministic.
+
+    Source: Richardson extrapolation; Hairer, Nørsett & Wanner 1993, section II.9.
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
         raise ArgumentError(
@@ -458,31 +487,44 @@ def solve(
         raise ArgumentError(
             f"a reference needs a deterministic solver that converges, and {solver!r} is not one"
         )
-    before: list[Tensor] = []
-    change = math.inf
-    while count <= most:
-        table = solvers.make(solver, reference(process, count, sigma_min))
-        now = [_driven(table, denoiser, x.double())]
-        for j, coarse in enumerate(before[:DEPTH]):
-            now.append(now[j] + (now[j] - coarse) / (2 ** (table.order + j) - 1))
-        change = float((now[-1] - before[-1]).abs().max()) if before else math.inf
-        if change <= tolerance:
-            return now[-1]
-        before, count = now, 2 * count
+    order = solvers.make(solver, reference(process, count, sigma_min)).order
+
+    def result(steps: int) -> Tensor:
+        run = Run(solvers.make(solver, reference(process, steps, sigma_min)))
+        run.start(x.double())
+        return finish(run, Denoisers(denoiser))
+
+    converged, change = Reference(solver, count, most, tolerance), math.inf
+    for refined in converged.refine(extrapolated(result, order)):
+        if refined.coarse is not None:
+            change = float((refined.result - refined.coarse).abs().max())
+            if converged.trusts(change):
+                return refined.result
+    count = refined.steps
     raise RunError(
-        f"the reference has not converged: from {count // 4} to {count // 2} steps of {solver!r} it"
+        f"the reference has not converged: from {count // 2} to {count} steps of {solver!r} it"
         f" still changes by {change:.3g}, above the tolerance {tolerance:g}; allow more steps"
         f" (most={2 * most}), a larger tolerance=, or a smoother denoiser"
     )
 
 
-def _driven(table: Table, denoiser: Denoiser, x: Tensor) -> Tensor:
-    """The result of a table on a denoiser."""
-    run = Run(table)
-    run.start(x)
-    for _ in run.rows():
-        run.advance(denoiser(run.latents, run.level))
-    return run.result
+def _mixes(weights: Tensor, means: Tensor, stds: Tensor, factors: Tensor) -> None:
+    """Raises `ArgumentError` for numbers that are no mixture."""
+    count = len(weights)
+    if means.ndim < 2 or len(means) != count or count < 1:
+        raise ArgumentError(f"{count} weights need means ({count}, …), got {tuple(means.shape)}")
+    if stds.ndim not in (0, 1, means.ndim) or (stds.ndim and len(stds) != count):
+        raise ArgumentError(
+            f"stds must be one number, ({count},) or {tuple(means.shape)}, got {tuple(stds.shape)}"
+        )
+    if factors.shape[:-1] != means.shape:
+        raise ArgumentError(f"factors must be {(*means.shape, 'rank')}, got {tuple(factors.shape)}")
+    if not all(bool(torch.isfinite(v).all()) for v in (weights, means, stds, factors)):
+        raise ArgumentError("weights, means, stds and factors of a mixture must be finite")
+    if not bool((weights > 0).all()) or not bool((stds > 0).all()):
+        raise ArgumentError(
+            "weights and stds of a mixture must be above 0; leave out components without weight"
+        )
 
 
 def _seeded(seed: int) -> torch.Generator:

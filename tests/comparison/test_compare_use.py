@@ -83,24 +83,28 @@ def breaking(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     """Ctrl-C in a phase: as Python raises it, in the middle of whatever goes on."""
     owner: Any
     owner, name = {
-        "watching": (Engine, "capture"), "references": (engine.measure, "rmse"),
-        "runs": (engine, "drive"),
+        "watching": (Engine, "capture"), "references": (engine, "distance"),
+        "runs": (engine.Batch, "turns"),
         "measuring": (Engine, "_measures"), "page": (page, "render"),
     }[phase]  # fmt: skip
     inner, hits = getattr(owner, name), []
 
     def hit(*args: Any, **more: Any) -> Any:
-        if not hits and (phase != "runs" or args[0][0].told):
+        if not hits:
             hits.append(phase)
-            if phase == "runs":
-                jobs, captured, batch, finished, advanced = args
-                inner(
-                    jobs[:1], captured, batch, finished, advanced
-                )  # one run has ended, and is not written yet
             raise KeyboardInterrupt
         return inner(*args, **more)
 
-    monkeypatch.setattr(owner, name, hit)
+    def turns(batch: Any) -> Any:
+        for turn in inner(batch):
+            if hits or not any(job.keeps_steps for job in turn.ended):
+                yield turn
+                continue
+            hits.append(phase)
+            yield turn._replace(ended=turn.ended[:1])  # one run has ended, and is not written yet
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, turns if phase == "runs" else hit)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_one_call_serves_any_mix_of_samples_levels_and_scales():
         helm, prompt=["a", "b", "c"], seeds=[1, 2, 3], guidance=5.0, height=64, width=64
     )
     assert captured.count == 3
-    assert captured.own == 5.0
+    assert captured.scale == 5.0
     g = torch.Generator().manual_seed(0)
     x = torch.randn(5, *captured.start.shape[1:], generator=g)
     times, samples = torch.tensor([999.0, 12.5, 300.0, 700.0, 12.5]), [0, 2, 1, 1, 0]

@@ -19,8 +19,8 @@ from timonel.core.guidance import Guidance, cfg
 from timonel.core.prediction import coefficients
 from timonel.core.process import Level
 from timonel.core.run import Run
-from timonel.engine.batch import Job
-from timonel.engine.batch import drive as drive_fleet
+from timonel.engine.batch import Batch, Job
+from timonel.engine.drive import run_on
 from timonel.errors import ArgumentError
 from timonel.make.recipe import Recipe
 from timonel.pipelines.capture import capture
@@ -237,22 +237,23 @@ def test_a_pipeline_that_makes_something_else_of_its_parts_is_refused(monkeypatc
         tm.Helm(pipe)(**tiny.prompt(pipe), steps=4, seeds=[0], guidance=cfg(4.0, forecast=2))
 
 
-# -- in a fleet ------------------------------------------------------------------------------------
+# -- in a batch ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "key", ["StableDiffusionPipeline", "StableVideoDiffusionPipeline", "LuminaPipeline"]
 )
-def test_a_fleet_ends_where_the_helm_does_and_counts_its_halves(key):
+def test_a_batch_ends_where_the_helm_does_and_counts_its_evaluations(key):
     watched, guidance = Watched(key), cfg(3.0, forecast=2)
     theirs = watched(guidance, sampler="dpmpp_2m")
     captured = capture(watched.helm, seeds=[0], guidance=3.0, **watched.inputs)
     table = tm.Sampler("dpmpp_2m", steps=6).on(captured.process).compile(captured.process)
     jobs = [
-        Job(Run(table, captured.prediction, guidance=g, denoised_fn=captured.denoised_fn), 0)
+        Job(run_on(captured, table, guidance=g), captured.start, (0,))
         for g in (guidance, cfg(3.0), cfg(3.0, until=0.5))
     ]
-    drive_fleet(jobs, captured, 8, lambda job: None)
+    ended = [job for turn in Batch(captured, 8, jobs).turns() for job in turn.ended]
+    assert {id(job) for job in ended} == {id(job) for job in jobs}
     assert [job.reason for job in jobs] == [""] * 3
-    assert [job.halves for job in jobs] == [10, 12, 9]
+    assert [job.evaluations for job in jobs] == [10, 12, 9]
     assert (jobs[0].run.result - theirs).abs().max() <= 2e-3 * theirs.abs().max()
 
 
@@ -261,10 +262,10 @@ def test_a_job_without_two_halves_fails_with_the_reason_and_alone():
     captured = capture(tm.Helm(pipe), seeds=[0], guidance=1.0, **tiny.prompt(pipe))
     table = tm.Sampler("euler", steps=5).on(captured.process).compile(captured.process)
     jobs = [
-        Job(Run(table, captured.prediction, guidance=g), 0) for g in (cfg(3.0, forecast=2), None)
+        Job(Run(table, captured.prediction, guidance=g), captured.start, (0,))
+        for g in (cfg(3.0, forecast=2), None)
     ]
-    ended: list[Job] = []
-    drive_fleet(jobs, captured, 8, ended.append)
+    ended = [job for turn in Batch(captured, 8, jobs).turns() for job in turn.ended]
     assert len(ended) == 2
     assert "0 are remembered" in jobs[0].reason
     assert jobs[1].reason == ""

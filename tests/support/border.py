@@ -346,7 +346,7 @@ def jobs() -> list[Target]:
     names = [
         name
         for name in inspect.signature(tm.tune).parameters
-        if name in ("prompts", "told", "start")
+        if name in ("prompts", "log", "start")
     ]
     return [
         target("compare", tm.compare, subjects="red apple", sampler="euler", steps=4),

@@ -101,7 +101,7 @@ def tuned(path: Path, mark: Mark) -> None:
             method="differences",
             iterations=4,
             out=path,
-            told=lambda message: mark(),
+            log=lambda message: mark(),
         )
 
 

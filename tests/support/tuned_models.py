@@ -13,6 +13,7 @@ from torch import Tensor
 
 from support.models import PROCESSES
 from timonel.core.process import Level, Process
+from timonel.engine.network import Answer, Query
 from timonel.exact import Mixture
 from timonel.tuning import held_out
 from timonel.tuning.model import Model
@@ -39,16 +40,18 @@ class Exact(Model):
     def start(self, samples: Sequence[int]) -> Tensor:
         return self.x[list(samples)]
 
-    def guided(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        self.evaluations += len(x)
-        return self.denoise(x, level), None
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
+        sizes = [len(query.x) for query in queries]
+        levels = [_each(query) for query in queries]
+        level = Level(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
+        raw = self.denoise(torch.cat([query.x for query in queries]), level)
+        return Answer(raw).split(sizes)
+
+
+def _each(query: Query) -> tuple[Tensor, ...]:
+    """alpha, sigma and time of every sample."""
+    values = (query.level.alpha, query.level.sigma, query.level.time)
+    return tuple(torch.as_tensor(v, dtype=torch.float64).expand(len(query.x)) for v in values)
 
 
 def mixture(seed: int = 0, count: int = 18, dimension: int = 4, **more: Any) -> Exact:

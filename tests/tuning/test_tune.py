@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import timonel as tm
 from support.models import PROCESSES
 from support.tuned_models import START, Exact, brief, fresh, mixture
 from timonel.core.process import Level, Process
+from timonel.engine.network import Answer, Query
+from timonel.engine.reference import distance
 from timonel.errors import ArgumentError
 from timonel.exact import Gaussian, Mixture, solve
 from timonel.tuning import METHODS, Plain, Tuning, fit_model, held_out, targets
 from timonel.tuning.fitting import BATCH, ROOM, at_once, held_bytes
-from timonel.tuning.rollout import distance
 
 __all__ = ["brief"]
 few = pytest.mark.filterwarnings(
@@ -153,7 +155,7 @@ def test_several_numbers_of_steps_share_the_converged_samples_and_make_a_folder(
     told: list[str] = []
     model = Exact(Gaussian(torch.zeros(3), 0.5), 12)
     found = fit_model(
-        model, steps=[3, 4], start=START, method="rows", out=tmp_path / "fast", told=told.append
+        model, steps=[3, 4], start=START, method="rows", out=tmp_path / "fast", log=told.append
     )
     assert [path.name for path in found.files] == ["3.json", "4.json"]
     assert sum("targets" in line for line in told) == 2  # a run and its double
@@ -176,7 +178,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_ends_all(tmp_path: Path) -> None:
 
     out = tmp_path / "fast"
     found = fit_model(
-        mixture(0), steps=[3, 4], start=START, method="differences", out=out, told=stop
+        mixture(0), steps=[3, 4], start=START, method="differences", out=out, log=stop
     )
     assert [one.steps for one in found.outcomes] == [3]
     assert found.outcomes[0].held_tuned < found.outcomes[0].held_start
@@ -195,7 +197,7 @@ class Large(Exact):
 
 def test_memory_is_said_before_and_bounded_for_large_samples() -> None:
     told: list[str] = []
-    fit_model(mixture(0), steps=3, start=START, method="rows", told=told.append)
+    fit_model(mixture(0), steps=3, start=START, method="rows", log=told.append)
     assert re.fullmatch(
         r"rows: 12 samples to fit and 6 to judge, [\d,]+ MiB beside the network", told[0]
     )
@@ -227,9 +229,9 @@ def test_fewer_seeds_than_corrections_are_told_with_the_number() -> None:
 class Cut(Exact):
     """A network through which no gradient comes."""
 
-    def guided(self, *given: Any) -> tuple[Tensor, Tensor | None]:
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
         with torch.no_grad():
-            return super().guided(*given)
+            return super().answers(queries)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_differences_are_taken_unless_the_network_is_of_half_precision_and_has_g
     )
     for model, way in ways:
         with pytest.raises(KeyboardInterrupt):
-            fit_model(model, steps=2, told=_stop_at_once(told))
+            fit_model(model, steps=2, log=_stop_at_once(told))
         assert told[-1].startswith(way)
 
 
@@ -389,7 +391,7 @@ def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_wh
         given = {
             "minutes": 0.15,
             "method": "levels",
-            "told": said.append,
+            "log": said.append,
             "began": time.monotonic() - spent,
         }
         return fit_model(

@@ -16,6 +16,7 @@ from timonel.core import grids, solvers
 from timonel.core.fitted.fitted import Fitted
 from timonel.core.process import Level
 from timonel.engine.gits import gits
+from timonel.engine.reference import distance
 from timonel.errors import ArgumentError, GridError
 from timonel.exact import Mixture
 from timonel.tuning import Plain, fit_model, least_squares, rollout
@@ -65,7 +66,7 @@ def test_a_fitted_table_runs_as_a_sampler_as_it_ran_in_the_fit() -> None:
     of, model = form(), mixture()
     arrays = of.arrays(some(of))
     table = arrays.table("fitted", "fitted")
-    travelled = rollout.travel(model, arrays, range(6)).result
+    travelled = rollout.roll(model, arrays, range(6)).result
     assert torch.allclose(model.run(table, range(6)), travelled, rtol=1e-9, atol=1e-12)
     back = tm.Table.from_dict(table.to_dict())
     assert torch.equal(back.x, table.x)
@@ -109,26 +110,26 @@ def test_both_ways_give_the_same_gradient_and_on_average_the_same_curvature() ->
     assert float(away) < 0.25  # of 600 projections
     ends = model.run(of.arrays(theta).table("fit", "fit"), samples)
     log = [
-        rollout.distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
+        distance(model.run(of.arrays(theta + sign * 1e-5 * plain.gradient / size).table("fit", "fit"), samples),
                          target).log().mean() for sign in (1, -1)
     ]  # fmt: skip
     assert float(log[0] - log[1]) / 2e-5 == pytest.approx(
         float(plain.gradient.square().sum()) / size, rel=1e-3
     )
-    assert torch.allclose(plain.error, rollout.distance(ends, target), rtol=1e-9)
+    assert torch.allclose(plain.error, distance(ends, target), rtol=1e-9)
 
 
 def test_a_run_that_begins_on_the_way_of_another_ends_where_a_whole_run_does() -> None:
     of, model = form(), mixture()
     base, samples = of.arrays(some(of)), range(5)
-    known = rollout.travel(model, base, samples)
+    known = rollout.roll(model, base, samples)
     units = torch.eye(of.size, dtype=torch.float64)
     moved = [of.arrays(some(of) + 0.01 * unit) for unit in units] + [base]
     before = model.evaluations
-    found = rollout.ends(model, moved, base, known, samples)
+    found = rollout.results(model, moved, base, known, samples)
     shared = model.evaluations - before
     for candidate, end in zip(moved, found, strict=True):
-        whole = rollout.travel(model, candidate, samples).result
+        whole = rollout.roll(model, candidate, samples).result
         assert torch.allclose(end, whole, rtol=1e-9, atol=1e-12)
     assert shared < 0.7 * len(moved) * 4 * 5
 
@@ -256,10 +257,10 @@ def test_the_path_that_rows_come_near_is_guided_all_the_way_whatever_the_interva
 def test_a_walk_that_forgets_ends_where_one_that_remembers_does() -> None:
     model = mixture(0, 4)
     arrays = Arrays.of(tm.Sampler("dpmpp_3m/karras", steps=7).compile(model.process))
-    kept = rollout.travel(model, arrays, range(4))
+    kept = rollout.roll(model, arrays, range(4))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(rollout.walk(model, arrays, range(4), None), kept.x, strict=True)
+        for a, b in zip(rollout.path(model, arrays, range(4), None), kept.x, strict=True)
     )
 
 
@@ -277,16 +278,16 @@ def test_a_fit_sees_the_halves_that_a_run_forecasts(guidance: tm.Guidance) -> No
     of = form(steps=6)
     units = torch.eye(of.size, dtype=torch.float64)
     base = of.arrays(some(of))
-    known = rollout.travel(model, base, range(6))
+    known = rollout.roll(model, base, range(6))
     assert torch.allclose(
         known.result, model.run(base.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12
     )
-    assert any(d is not None for d in known.apart)
+    assert any(d is not None for d in known.differences) == (guidance.forecast > 1)
     moved = [
         of.arrays(some(of) + 0.3 * unit * of.inward(some(of))) for unit in units[: 2 * of.steps]
     ]
     for candidate, end in zip(
-        moved, rollout.ends(model, moved, base, known, range(6)), strict=True
+        moved, rollout.results(model, moved, base, known, range(6)), strict=True
     ):
         assert torch.allclose(
             end, model.run(candidate.table("fit", "fit"), range(6)), rtol=1e-9, atol=1e-12

@@ -24,8 +24,8 @@ from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.pipelines.capture import capture
 from timonel.tuning import held_out, least_squares, targets
 from timonel.tuning.parameters import Arrays
-from timonel.tuning.rollout import travel
-from timonel.tuning.samples import painted, subjects
+from timonel.tuning.rollout import roll
+from timonel.tuning.samples import painted, samples_of
 
 __all__ = ["brief"]
 CASES = load()
@@ -117,12 +117,12 @@ def test_what_a_fit_runs_is_what_the_helm_runs(guidance: tm.Guidance) -> None:
     sampler = tm.Sampler("dpmpp_2m/karras", steps=6)
     model = tuning.Pipeline(capture(helm, guidance=3.0, **call), guidance)
     table = sampler.compile(model.process)
-    ours, known = model.run(table, [0]), travel(model, Arrays.of(table), [0])
+    ours, known = model.run(table, [0]), roll(model, Arrays.of(table), [0])
     helm(**call, sampler=sampler, guidance=guidance)
     assert helm.run is not None
     for made in (ours, known.result):
         assert torch.allclose(made, helm.run.result.to(made), rtol=1e-3, atol=1e-4)
-    assert (None in known.apart) == (guidance.forecast > 1 or guidance.stop < 1)
+    assert (None in known.differences) == (guidance.forecast > 1 or guidance.stop < 1)
 
 
 @pytest.mark.usefixtures("rough")
@@ -184,7 +184,7 @@ def test_a_pipeline_whose_network_stays_in_its_loop_is_fitted_as_a_whole() -> No
 
     with pytest.raises(ArgumentError, match="cannot be called by itself: use method='differences'"):
         tm.tune(helm, prompts=WORDS, **{**SMALL, "steps": 2, "start": "dpmpp_2m/trailing"}, **given)
-    found = tm.tune(helm, prompts=WORDS, steps=2, seeds=12, told=stop, **given)
+    found = tm.tune(helm, prompts=WORDS, steps=2, seeds=12, log=stop, **given)
     assert any("every try is a whole call of the pipeline" in line for line in told)
     assert any(line.startswith("differences: 8 samples to fit and 4 to judge") for line in told)
     assert found.evaluations > 12 * (4 + 8)
@@ -204,7 +204,7 @@ def test_an_iteration_on_a_whole_pipeline_moves_the_table_and_never_for_the_wors
         "method": "differences",
         "minutes": 30,
     }
-    (one,) = tm.tune(helm, prompts=WORDS, told=told.append, **small, **given).outcomes
+    (one,) = tm.tune(helm, prompts=WORDS, log=told.append, **small, **given).outcomes
     assert any("2 steps, iteration 1" in line for line in told)
     assert one.held_tuned <= one.held_start
     if one.sampler is None:
@@ -319,7 +319,7 @@ def test_a_prompt_that_the_tokenizer_cuts_is_told_with_what_is_lost(plain: tm.He
     with pytest.warns(
         UserWarning, match="has 10 tokens and tokenizer reads 8: .* is cut off"
     ) as heard:
-        made = subjects(plain, [*WORDS, long], 12, 0)
+        made = samples_of(plain, [*WORDS, long], 12, 0)
     assert len(heard) == 1
     assert long in made.prompts
 
@@ -329,12 +329,12 @@ def test_prompts_and_seeds_that_are_held_out_are_never_fitted(
 ) -> None:
     (tmp_path / "words.txt").write_text("\n".join([*WORDS, "", *WORDS]), "utf-8")
     for given in (WORDS, WORDS[:3], tmp_path / "words.txt", tuple(WORDS)):
-        made = subjects(plain, given, 14, 100)
+        made = samples_of(plain, given, 14, 100)
         fitted, held = made.split()
         assert (len(fitted), len(held)) == (10, 4)
         assert not {made.prompts[i] for i in fitted} & {made.prompts[i] for i in held}
         assert made.seeds == tuple(range(100, 114))
-    assert set(subjects(plain, ["one"], 12, 0).prompts) == {"one"}
+    assert set(samples_of(plain, ["one"], 12, 0).prompts) == {"one"}
 
 
 def test_the_shipped_video_model_begins_with_pictures_of_its_concepts_at_its_own_size(

@@ -42,7 +42,7 @@ def told(message):
     if "iteration 2" in message:
         time.sleep(600)  # to be killed here
 
-fit_model(mixture(0), steps=3, start=START, method="differences", iterations=4, out=sys.argv[1], told=told)
+fit_model(mixture(0), steps=3, start=START, method="differences", iterations=4, out=sys.argv[1], log=told)
 """
 FIT = {"steps": 3, "start": START, "method": "differences", "iterations": 4}
 
@@ -65,7 +65,7 @@ def test_a_fit_that_was_killed_goes_on_and_finds_the_same(tmp_path: Path) -> Non
     assert child.returncode == -signal.SIGKILL
     assert not out.exists()
     told: list[str] = []
-    found = fit_model(mixture(0), out=out, told=told.append, **FIT)  # type: ignore[arg-type]
+    found = fit_model(mixture(0), out=out, log=told.append, **FIT)  # type: ignore[arg-type]
     assert "3 steps: going on at iteration 2" in told
     assert "18 converged samples from before" in told
     assert not any("targets:" in line for line in told)
@@ -89,9 +89,9 @@ def test_ctrl_c_leaves_what_the_same_call_goes_on_with(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     out, told = tmp_path / "fast.json", list[str]()
-    fit_model(mixture(0), out=out, told=stop, **FIT)  # type: ignore[arg-type]
+    fit_model(mixture(0), out=out, log=stop, **FIT)  # type: ignore[arg-type]
     assert (tmp_path / "fast.json.part").is_dir()
-    fit_model(mixture(0), out=out, told=told.append, **FIT)  # type: ignore[arg-type]
+    fit_model(mixture(0), out=out, log=told.append, **FIT)  # type: ignore[arg-type]
     assert "3 steps: going on at iteration 2" in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.json"]
 
@@ -104,7 +104,7 @@ def test_a_fit_that_goes_on_keeps_time_for_what_follows_it(tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     given, told = {**FIT, "out": tmp_path / "fast.json", "iterations": None}, list[str]()
-    fit_model(mixture(0), told=stop, **given)  # type: ignore[arg-type]
+    fit_model(mixture(0), log=stop, **given)  # type: ignore[arg-type]
     slow = mixture(0)
     quick = slow.denoise
 
@@ -113,7 +113,7 @@ def test_a_fit_that_goes_on_keeps_time_for_what_follows_it(tmp_path: Path) -> No
         return quick(x, level)
 
     slow.denoise = denoise
-    found = fit_model(slow, told=told.append, minutes=0.02, **given)  # type: ignore[arg-type]
+    found = fit_model(slow, log=told.append, minutes=0.02, **given)  # type: ignore[arg-type]
     assert "3 steps: going on at iteration 2" in told
     assert not any("iteration 3" in line for line in told)
     assert found.files == [tmp_path / "fast.json"]
@@ -126,7 +126,7 @@ def test_what_is_left_of_another_fit_is_not_taken_up(other: str, tmp_path: Path)
             raise KeyboardInterrupt
 
     out, told = tmp_path / "fast.json", list[str]()
-    fit_model(mixture(0, 12), out=out, told=stop, **FIT)  # type: ignore[arg-type]
+    fit_model(mixture(0, 12), out=out, log=stop, **FIT)  # type: ignore[arg-type]
     other_noise = mixture(0, 12)
     other_noise.x = other_noise.x.flip(0)
     model = {
@@ -135,7 +135,7 @@ def test_what_is_left_of_another_fit_is_not_taken_up(other: str, tmp_path: Path)
     }[other]  # fmt: skip
     more = {**FIT, "iterations": 1, **({"start": "dpmpp_2m/lam"} if other == "start" else {})}
     with pytest.raises(KeyboardInterrupt):
-        fit_model(model, out=out, told=_until_targets(told), **more)  # type: ignore[arg-type]
+        fit_model(model, out=out, log=_until_targets(told), **more)  # type: ignore[arg-type]
     assert "targets: " in told[-1]
 
 
@@ -165,5 +165,5 @@ def test_a_state_that_cannot_be_read_is_begun_anew(broken: str, tmp_path: Path) 
     (tmp_path / "x.part" / "3.json").write_text(broken, "utf-8")
     (tmp_path / "x.part" / "targets.safetensors").write_text(broken, "utf-8")
     assert store.read(3, model.process) is None
-    assert store.targets() is None
+    assert store.targets(set(range(12))) is None
     assert Store(tmp_path / "x.part", {"a": 2}).read(3, model.process) is None

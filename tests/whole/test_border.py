@@ -89,7 +89,7 @@ def test_an_odd_argument_of_a_long_job_is_refused_before_any_compute(
         raise Reached
 
     monkeypatch.setattr("timonel.comparison.engine.Engine.run", reached)
-    monkeypatch.setattr("timonel.tuning.samples", reached)
+    monkeypatch.setattr("timonel.tuning.samples_of", reached)
     for one in border.jobs():
         assert not border.wrong(one, FEW)
 

@@ -92,7 +92,7 @@ def tune(
         if len(counts) == 1
         else free(Path("fast"), "")
     )
-    tuning.checks.asked(
+    tuning.checks.counts(
         counts, seeds=seeds, minutes=minutes, out=target, method=method, batch=batch
     )
     for path in [target] if len(counts) == 1 else [target / f"{count}.json" for count in counts]:
@@ -110,7 +110,7 @@ def tune(
         found = tuning.tune(
             helm, steps=counts, prompts=prompts, seeds=seeds, guidance=interval, minutes=minutes,
             out=target,
-            start=start, method=method, batch=batch, told=error,
+            start=start, method=method, batch=batch, log=error,
         )  # fmt: skip
         say("\n".join(found.lines()))
         kept(*found.files)

@@ -1,17 +1,16 @@
 """Running a plan: what shares a model and its settings shares the network calls.
 
 For every setting the pipeline's network is captured once with the conditions of all its samples;
-then the converged references run, then the cells, in one fleet each. Where a pipeline cannot be
+then the converged references run, then the cells, in one batch each. Where a pipeline cannot be
 captured, its runs go through the helm one by one; what is measured is the same.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +23,10 @@ from ..core.guidance import Guidance
 from ..core.process import Process
 from ..core.run import Run
 from ..core.table import Table
-from ..engine.batch import Job, drive
+from ..engine.batch import Batch, Job
+from ..engine.drive import run_on
+from ..engine.network import evaluations
+from ..engine.reference import Reference, distance
 from ..errors import TimonelError
 from ..make.generate import SMALL
 from ..make.recipe import Recipe
@@ -37,101 +39,35 @@ from . import measure
 from .plan import Cell, Plan
 from .progress import Progress, State
 from .store import Outcome, Store
+from .work import Work, works
 
 if TYPE_CHECKING:
     from ..core.fitted.fitted import Fitted
 
 BATCH = 16  # network evaluations a call
-SAMPLES = 64  # conditions captured at once
 DECODED = 8  # runs whose pictures are decoded and kept together
-SOLVER, FIRST, LAST, TRUSTED = (
-    "unipc",
-    64,
-    256,
-    2e-3,
-)  # of a reference: doubled until it changes by less
-
-
-@dataclass
-class Work:
-    """What one setting has to do: its cells, and the samples that they are about."""
-
-    cells: list[Cell]
-    samples: list[Recipe] = field(
-        default_factory=list
-    )  # one recipe for each prompt, picture and seed
-
-    def sample(self, recipe: Recipe) -> int:
-        """Which of the samples a recipe is about."""
-        return next(i for i, other in enumerate(self.samples) if subject(other) == subject(recipe))
-
-    @property
-    def scale(self) -> float | None:
-        """The guidance scale to capture with: the largest that is asked for, None for the
-        pipeline's own.
-        """
-        scales = [
-            g.scale
-            for cell in self.cells
-            if (g := cell.recipe.guidance) is not None and g.scale is not None
-        ]
-        flat = [s for scale in scales for s in (scale if isinstance(scale, list) else [scale])]
-        return max(flat) if flat else None
-
-
-def subject(recipe: Recipe) -> tuple[Any, ...]:
-    """What makes another sample of the same setting."""
-    return recipe.prompt, recipe.image, recipe.negative_prompt, recipe.seed
-
-
-def works(plan: Plan) -> Iterator[Work]:
-    """The cells of a plan by what they can share: model, size, precision and the pipeline's own
-    arguments.
-    """
-    found: dict[str, list[Cell]] = {}
-    for cell in plan:
-        r = cell.recipe
-        key = json.dumps(
-            [r.model, r.dtype, r.device, r.width, r.height, r.arguments],
-            sort_keys=True,
-            default=str,
-        )
-        found.setdefault(key, []).append(cell)
-    for cells in found.values():
-        places: dict[tuple[Any, ...], int] = {}
-        for cell in cells:
-            places.setdefault(subject(cell.recipe), len(places))
-        parts: list[Work] = [Work([]) for _ in range(0, len(places), SAMPLES)]
-        for cell in cells:
-            part, place = divmod(places[subject(cell.recipe)], SAMPLES)
-            parts[part].cells.append(cell)
-            if place == len(parts[part].samples):
-                parts[part].samples.append(cell.recipe)
-        yield from parts
+# of a reference: steps are doubled until the latents change by less
+SOLVER, FIRST, LAST, TRUSTED = "unipc", 64, 256, 2e-3
 
 
 def settled(recipe: Recipe, helm: Helm) -> Recipe:
-    """The recipe with the grid that its sampler leaves to the model, as a call of the helm has it."""
+    """A recipe with the grid that its sampler leaves to the model, as in a call of the helm."""
     if recipe.grid is not None or recipe.sigmas is not None or recipe.table is not None:
         return recipe
-    found = helm.choose(recipe.chosen()).sampler
-    return recipe.model_copy(update={"grid": found.grid, "grid_options": dict(found.grid_options)})
+    sampler = helm.choose(recipe.chosen()).sampler
+    options = dict(sampler.grid_options)
+    return recipe.model_copy(update={"grid": sampler.grid, "grid_options": options})
 
 
 def reference(recipe: Recipe, process: Process, steps: int) -> Recipe:
-    """The fine run that a recipe's is measured against: same model, sample and scale, guided all
-    the way.
-    """
+    """The fine run that a recipe's is measured against: the same sample, guided all the way."""
     return _fine(recipe, usual(process), steps)
 
 
 def _fine(recipe: Recipe, grid: str, steps: int) -> Recipe:
-    g = recipe.guidance
-    always = (
-        None
-        if g is None
-        else GuidanceData(scale=g.scale if not isinstance(g.scale, list) else None)
-    )
+    always = recipe.guidance
+    if always is not None:
+        always = GuidanceData(scale=None if isinstance(always.scale, list) else always.scale)
     return recipe.model_copy(update={
         "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {},
         "table": None,
@@ -145,7 +81,15 @@ def shared(recipe: Recipe) -> str:
 
 
 class Engine:
-    """Runs a plan into a store. `notes`: what was noticed, as plain sentences by language."""
+    """Runs a plan into a store.
+
+    Args:
+        plan: The cells.
+        store: Where they go.
+        batch: Network evaluations a call, at most.
+        references: Whether cells are measured against converged references.
+        progress: Hears how far it is.
+    """
 
     def __init__(
         self,
@@ -160,14 +104,11 @@ class Engine:
         self.progress: Progress = progress or (lambda state: None)
         self.perceptual = measure.Perceptual()
         self.references: dict[str, str] = {}  # cell to reference
-        self.notes: list[dict[str, str]] = []
+        self.notes: list[dict[str, str]] = []  # what was noticed, sentences by language
         self._helm: tuple[tuple[Any, ...], Helm] | None = None
         self._began, self._state = time.monotonic(), State("watching")
-        self._settled, self._samples, self._ended = (
-            set[str](),
-            0,
-            0,
-        )  # references that are done, of how many; runs
+        # references that are done, of how many; runs that have ended
+        self._settled, self._samples, self._ended = set[str](), 0, 0
 
     def run(self) -> None:
         """Everything that is not in the store yet, or whose files are gone."""
@@ -196,16 +137,19 @@ class Engine:
         return self._helm[1]
 
     def tell(self, phase: str, outcome: Outcome | None = None, **changes: Any) -> None:
-        """Say where the comparison is."""
-        done, total = (
-            (self._ended, len(self.plan))
-            if phase == "runs"
-            else (len(self._settled), self._samples)
-        )
+        """Say where the comparison is.
+
+        Args:
+            phase: See `State`.
+            outcome: What has just ended.
+            changes: Other fields of `State`.
+        """
+        done, total = len(self._settled), self._samples
+        if phase == "runs":
+            done, total = self._ended, len(self.plan)
         self._state = replace(
             self._state, phase=phase, outcome=outcome, done=done, total=total,
-            seconds=time.monotonic() - self._began,
-            **changes,
+            seconds=time.monotonic() - self._began, **changes,
         )  # fmt: skip
         self.progress(self._state)
 
@@ -218,9 +162,7 @@ class Engine:
     def _work(self, work: Work) -> None:
         self.store.refresh()  # another process may have done some of it
         todo = [cell for cell in work.cells if self.store.done(cell.id) is None]
-        unmeasured = (
-            [cell for cell in work.cells if self._unmeasured(cell)] if self.referring else []
-        )
+        unmeasured = [cell for cell in work.cells if self.referring and self._unmeasured(cell)]
         if not todo and not unmeasured:
             return
         helm = self.helm(work.samples[0])
@@ -229,20 +171,19 @@ class Engine:
         if unmeasured:
             process = captured.process if captured is not None else _process(helm)
             self._refer(unmeasured, work, helm, captured, process)
-        self._go([(cell.recipe, cell.id, "cell") for cell in todo], work, helm, captured)
+        cells = [Outcome(cell.id, "cell", "done", cell.recipe) for cell in todo]
+        self._go(cells, work, helm, captured)
         self._measure([cell for cell in unmeasured if cell not in todo])
 
     def capture(self, helm: Helm, work: Work) -> Captured | None:
-        """The pipeline's network with the conditions of all samples, or None where it stays in its
-        loop.
-        """
-        first = work.samples[0]
-        given = first.inputs()
+        """The network with the conditions of all samples; None where it cannot leave its loop."""
+        first, seeds = work.samples[0], [sample.seed for sample in work.samples]
+        inputs = first.inputs()
         for name in ("prompt", "image", "negative_prompt"):
             if getattr(first, name) is not None:
-                given[name] = [sample.inputs()[name] for sample in work.samples]
+                inputs[name] = [sample.inputs()[name] for sample in work.samples]
         try:
-            return capture(helm, seeds=[s.seed for s in work.samples], guidance=work.scale, **given)
+            return capture(helm, seeds=seeds, guidance=work.scale, **inputs)
         except NotCaptured as reason:
             self.notes.append({
                 "en": f"The runs of {first.model} were made one by one: {reason}.",
@@ -255,48 +196,47 @@ class Engine:
     ) -> None:
         """The converged reference of every cell: doubled until it no longer changes."""
         open_ = {cell.id: cell.recipe for cell in cells}
-        steps = FIRST
-        self._go_references(open_, work, helm, captured, process, steps)
-        while open_ and steps < LAST:
-            steps *= 2
-            self._go_references(open_, work, helm, captured, process, steps)
-            for name, recipe in list(open_.items()):
-                fine, coarse = (
-                    reference_id(reference(recipe, process, n)) for n in (steps, steps // 2)
-                )
-                outcome = self.store.done(fine)
-                if outcome is None or self.store.done(coarse) is None:
-                    open_.pop(name)  # it failed, and says why
-                    continue
-                if outcome.change is None:
-                    outcome.change = measure.rmse(
-                        self.store.read_latents(fine), self.store.read_latents(coarse)
-                    )
-                    self.store.keep([outcome])
-                self.references[name] = fine
-                if outcome.change <= TRUSTED:
-                    open_.pop(name)
-            self._settled |= {shared(c.recipe) for c in cells if c.id not in open_ or steps >= LAST}
-            self.tell("references")
 
-    def _go_references(
-        self,
-        cells: dict[str, Recipe],
-        work: Work,
-        helm: Helm,
-        captured: Captured | None,
-        process: Process,
-        steps: int,
-    ) -> None:
-        wanted = {
-            reference_id(r): r
-            for r in (reference(recipe, process, steps) for recipe in cells.values())
-        }
-        missing = [
-            (r, name, "reference") for name, r in wanted.items() if self.store.done(name) is None
-        ]
-        self.tell("references", steps=steps, row=0, rows=0)
-        self._go(missing, work, helm, captured)
+        def computed(steps: int) -> dict[str, str]:
+            """The references of the cells that are open, run where they are missing."""
+            wanted = {name: reference(recipe, process, steps) for name, recipe in open_.items()}
+            names = {name: reference_id(recipe) for name, recipe in wanted.items()}
+            missing = {
+                names[name]: Outcome(names[name], "reference", "done", recipe)
+                for name, recipe in wanted.items()
+                if self.store.done(names[name]) is None
+            }
+            self.tell("references", steps=steps, row=0, rows=0)
+            self._go(list(missing.values()), work, helm, captured)
+            return names
+
+        converged = Reference(SOLVER, FIRST, LAST, TRUSTED)
+        for refined in converged.refine(computed):
+            if refined.coarse is None:
+                continue
+            for name in list(open_):
+                fine = refined.result[name]
+                change = self._change(fine, refined.coarse[name])
+                if change is not None:
+                    self.references[name] = fine
+                if change is None or converged.trusts(change):
+                    open_.pop(name)  # one that failed says why
+            last = 2 * refined.steps > LAST
+            self._settled |= {shared(c.recipe) for c in cells if c.id not in open_ or last}
+            self.tell("references")
+            if not open_:
+                return
+
+    def _change(self, fine: str, coarse: str) -> float | None:
+        """What doubling the steps of a reference changed; None where one of the two failed."""
+        outcome = self.store.done(fine)
+        if outcome is None or self.store.done(coarse) is None:
+            return None
+        if outcome.change is None:
+            latents, before = (self.store.read_latents(name) for name in (fine, coarse))
+            outcome.change = float(distance(latents, before).max())
+            self.store.keep([outcome])
+        return outcome.change
 
     def _measure(self, cells: list[Cell]) -> None:
         """Measure cells that had run before, against references that were made now."""
@@ -310,115 +250,108 @@ class Engine:
 
     # -- many runs -----------------------------------------------------------------------------
     def _go(
-        self,
-        wanted: Sequence[tuple[Recipe, str, str]],
-        work: Work,
-        helm: Helm,
-        captured: Captured | None,
+        self, outcomes: Sequence[Outcome], work: Work, helm: Helm, captured: Captured | None
     ) -> None:
-        """Run recipes to the end and keep what comes of them, of those that have ended too where it
-        is interrupted.
-        """
+        """Run the recipes of outcomes, and keep what comes of them."""
+        kind = outcomes[0].kind if outcomes else ""
         if captured is None:
-            rows = sum(recipe.steps for recipe, _, _ in wanted)
-            self._rows(0, rows, wanted[0][2] if wanted else "")
-            row = 0
-            for recipe, name, kind in wanted:
-                self._alone(helm, recipe, name, kind, rows)
-                row += recipe.steps
-                self._state = replace(
-                    self._state, row=row
-                )  # a pipeline that begins on the way makes fewer
+            rows, row = sum(outcome.recipe.steps for outcome in outcomes), 0
+            self._rows(0, rows, kind)
+            for outcome in outcomes:
+                self._alone(helm, outcome, rows)
+                row += outcome.recipe.steps  # a pipeline that begins on the way makes fewer
+                self._state = replace(self._state, row=row)
             return
-        jobs, outcomes, ready = [], dict[str, Outcome](), list[Job]()
-        for recipe, name, kind in wanted:
-            outcomes[name] = Outcome(name, kind, "done", recipe)
-            try:
-                outcomes[name].recipe = recipe = settled(recipe, helm)
-                run = self.prepare(recipe, captured)
-            except TimonelError as error:
-                self._fail(outcomes[name], str(error))
-                continue
-            jobs.append(Job(run, work.sample(recipe), name, told=kind == "cell"))
-        rows = sum(job.run.table.nfe for job in jobs)
+        pairs = [(outcome, self._job(outcome, work, helm, captured)) for outcome in outcomes]
+        jobs = {job: outcome for outcome, job in pairs if job is not None}
+        rows, ready = sum(job.run.table.nfe for job in jobs), list[Job]()
 
-        def flush() -> None:
-            if ready:
-                self._keep([(outcomes[job.name], job) for job in ready], helm, captured)
-                ready.clear()
+        def keep() -> None:
+            self._keep([(jobs[job], job) for job in ready], helm, captured)
+            ready.clear()
 
-        def finished(job: Job) -> None:
-            if job.reason:
-                self._fail(outcomes[job.name], job.reason)
-                return
-            ready.append(job)
-            if len(ready) >= DECODED:
-                flush()
-
-        self._rows(0, rows, wanted[0][2] if wanted else "")
+        self._rows(0, rows, kind)
         try:
-            drive(jobs, captured, self.batch, finished, lambda many: self._rows(many, rows))
-            flush()
+            for turn in Batch(captured, self.batch, jobs).turns():
+                self._rows(turn.rows, rows)
+                for job in turn.ended:
+                    if job.reason:
+                        self._fail(jobs[job], job.reason)
+                        continue
+                    ready.append(job)
+                    if len(ready) >= DECODED:
+                        keep()
+            keep()
         except KeyboardInterrupt:
-            flush()
+            keep()
             raise
 
+    def _job(self, outcome: Outcome, work: Work, helm: Helm, captured: Captured) -> Job | None:
+        """An outcome's run; None where its recipe is refused."""
+        try:
+            outcome.recipe = settled(outcome.recipe, helm)
+            run = self.prepare(outcome.recipe, captured)
+        except TimonelError as error:
+            self._fail(outcome, str(error))
+            return None
+        slot = work.slot(outcome.recipe)
+        start = captured.start[slot : slot + 1]
+        return Job(run, start, (slot,), outcome.id, keeps_steps=outcome.kind == "cell")
+
     def _rows(self, many: int, rows: int, kind: str = "") -> None:
-        """Say that `many` more of `rows` network calls are done; at the beginning, of which `kind`."""
+        """Say that `many` more of `rows` network calls are done; first of which `kind`."""
         if kind:
+            cells = kind == "cell"
+            steps = None if cells else self._state.steps
             self._state = replace(
-                self._state, phase="runs" if kind == "cell" else "references", row=0
+                self._state, phase="runs" if cells else "references", row=0, steps=steps
             )
-            if kind == "cell":
-                self._state = replace(self._state, steps=None)
         if rows:
             self.tell(self._state.phase, row=min(rows, self._state.row + many), rows=rows)
 
     def prepare(self, recipe: Recipe, captured: Captured) -> Run:
-        """A recipe's run on the captured network."""
-        chosen = recipe.chosen()
-        table = chosen.compile(captured.process)
-        noise = noises.source(chosen.source, [recipe.seed], table) if table.stochastic else None
-        guidance = None if recipe.guidance is None else recipe.guidance.guidance()
-        if chosen.fitted is not None:
-            self._elsewhere(chosen.fitted, captured, recipe, guidance)
-        return Run(
-            table,
-            captured.prediction,
-            noise=noise,
-            guidance=guidance,
-            denoised_fn=captured.denoised_fn,
-        )
+        """A recipe's run on the captured network.
 
-    def _elsewhere(
+        Raises:
+            TimonelError: Where they do not go together.
+        """
+        sampler = recipe.chosen()
+        table = sampler.compile(captured.process)
+        noise = noises.source(sampler.source, [recipe.seed], table) if table.stochastic else None
+        guidance = None if recipe.guidance is None else recipe.guidance.guidance()
+        if sampler.fitted is not None:
+            self._note_fitted(sampler.fitted, captured, recipe, guidance)
+        return run_on(captured, table, noise=noise, guidance=guidance)
+
+    def _note_fitted(
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None
     ) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
         from ..core.fitted.fitted import fingerprint
 
-        helm, given = captured.helm, {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
-        whole = guided(helm.pipe, helm._parameters, given, guidance)
-        found = "; ".join(
-            fitted.differences([fingerprint(captured.module)], captured.prediction, whole)
-        )
-        told = {
-            "en": f"Sampler {fitted.name} runs where it was not fitted: {found}.",
-            "es": f"El muestreador {fitted.name} corre donde no se ajustó: {found}.",
+        helm = captured.helm
+        inputs = {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
+        use = guided(helm.pipe, helm._parameters, inputs, guidance)
+        others = fitted.differences([fingerprint(captured.module)], captured.prediction, use)
+        listed = "; ".join(others)
+        note = {
+            "en": f"Sampler {fitted.name} runs where it was not fitted: {listed}.",
+            "es": f"El muestreador {fitted.name} corre donde no se ajustó: {listed}.",
         }
-        if found and told not in self.notes:
-            self.notes.append(told)
+        if others and note not in self.notes:
+            self.notes.append(note)
 
-    def _alone(self, helm: Helm, recipe: Recipe, name: str, kind: str, rows: int) -> None:
+    def _alone(self, helm: Helm, outcome: Outcome, rows: int) -> None:
         """One recipe through the helm, where its network cannot be captured."""
-        outcome, story = Outcome(name, kind, "done", recipe), list[Tensor]()
+        denoised = list[Tensor]()
 
-        def seen(run: Run) -> None:
-            story.append(run.denoised.clone())
+        def step(run: Run) -> None:
+            denoised.append(run.denoised.clone())
             self._rows(1, rows)
 
         try:
             began = time.perf_counter()
-            recipe.call(helm, hooks=[seen])
+            outcome.recipe.call(helm, hooks=[step])
             seconds = time.perf_counter() - began
         except Exception as error:
             self._fail(outcome, f"{type(error).__name__}: {error}")
@@ -428,12 +361,13 @@ class Engine:
         if run.status != "done":
             self._fail(outcome, f"it {run.status} after row {run.row} of {run.table.nfe}")
             return
-        guided = zip(run.scales, run.forecasts, strict=True)
-        halves = sum(
-            1 if run.guidance is None or scale == 1.0 or foretold else 2
-            for scale, foretold in guided
-        )
-        job = Job(run, 0, name, kind == "cell", seconds, halves, story)
+        spent = run.table.nfe
+        if run.guidance is not None:
+            spent = evaluations(run.scales, run.forecasts, lambda scale: 1 if scale == 1.0 else 2)
+        job = Job(
+            run, keeps_steps=outcome.kind == "cell", seconds=seconds, evaluations=spent,
+            denoised=denoised,
+        )  # fmt: skip
         self._keep([(outcome, job)], helm, None)
 
     def _fail(self, outcome: Outcome, reason: str) -> None:
@@ -451,39 +385,32 @@ class Engine:
         self, ended: list[tuple[Outcome, Job]], helm: Helm, captured: Captured | None
     ) -> None:
         """Decode, measure and write runs that ended."""
+        if not ended:
+            return
         pictures = _decoded(helm, torch.cat([job.run.result for _, job in ended]))
         for (outcome, job), pixels in zip(ended, pictures, strict=True):
             run = job.run
             if pixels is None:
-                self._fail(
-                    outcome,
-                    "the autoencoder made NaN or infinity of its latents: run it in float32",
-                )
+                reason = "the autoencoder made NaN or infinity of its latents: run it in float32"
+                self._fail(outcome, reason)
                 continue
-            outcome.nfe, outcome.seconds, outcome.stochastic = (
-                run.table.nfe,
-                job.seconds,
-                run.table.stochastic,
-            )
-            outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
+            outcome.nfe, outcome.seconds = run.table.nfe, job.seconds
+            outcome.stochastic, outcome.halves = run.table.stochastic, job.evaluations
+            outcome.reference = self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
-            full = run.table.nfe * (captured.parts if captured is not None else 2)
-            spares = run.guidance is not None and (
-                run.guidance.stop < 1 or run.guidance.forecast > 1
-            )
-            outcome.halves_saved = full - job.halves if spares else 0
-            story = self._story(helm, job.story, pixels) if job.told else None
+            full, g = run.table.nfe * (captured.parts if captured is not None else 2), run.guidance
+            spares = g is not None and (g.stop < 1 or g.forecast > 1)
+            outcome.halves_saved = full - job.evaluations if spares else 0
+            previews = self._previews(helm, job.denoised, pixels) if job.keeps_steps else None
             if outcome.kind == "cell":
                 outcome.measures = self._measures(outcome, run.result, pixels)
-            self.store.save(outcome, run.result, pixels, story)
+            self.store.save(outcome, run.result, pixels, previews)
             self.store.keep([outcome])
             self._said(outcome)
 
-    def _story(self, helm: Helm, story: list[Tensor], pixels: Tensor) -> Tensor:
-        """Previews of the steps: real pictures where they are small, else by the linear map; of a
-        video its middle.
-        """
-        latents = torch.cat(story)
+    def _previews(self, helm: Helm, denoised: list[Tensor], pixels: Tensor) -> Tensor:
+        """Previews of the steps: decoded where they are small, else linear; a video's middle."""
+        latents = torch.cat(denoised)
         small = max(pixels.shape[-2:]) <= SMALL and pixels.ndim == 3
         with beside(helm.pipe):
             linear = helm.context.latent_rgb
@@ -491,27 +418,27 @@ class Engine:
         return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown
 
     def _measures(self, outcome: Outcome, latents: Tensor, pixels: Tensor) -> dict[str, float]:
-        """Distances to the reference; of a stochastic sampler only what is about the sample alone."""
-        found: dict[str, float | None] = {}
+        """Distances to the reference; of a stochastic sampler what is about the sample alone."""
+        measures: dict[str, float | None] = {}
         if pixels.ndim == 4:
-            found["consistency"] = measure.consistency(pixels)
+            measures["consistency"] = measure.consistency(pixels)
         fine = self.store.done(outcome.reference)
         if fine is not None and not outcome.stochastic:
-            theirs = self.store.read_pixels(fine)
-            ours = (pixels.clamp(0, 1) * 255).round() / 255  # as it is written
-            found |= {
+            truth = self.store.read_pixels(fine)
+            written = (pixels.clamp(0, 1) * 255).round() / 255
+            measures |= {
                 "latent_rmse": measure.rmse(latents, self.store.read_latents(fine.id)),
-                "rmse": measure.rmse(ours, theirs), "psnr": measure.psnr(ours, theirs),
-                "ssim": measure.ssim(ours, theirs), "lpips": self.perceptual(ours, theirs),
+                "rmse": measure.rmse(written, truth), "psnr": measure.psnr(written, truth),
+                "ssim": measure.ssim(written, truth), "lpips": self.perceptual(written, truth),
             }  # fmt: skip
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in measures.items() if value is not None}
 
 
 def _decoded(helm: Helm, latents: Tensor) -> list[Tensor | None]:
     """The pictures of latents, None for those that are not finite."""
-    with beside(helm.pipe), Decoded(helm.pipe) as seen:
+    with beside(helm.pipe), Decoded(helm.pipe) as decoded:
         pictures: Tensor = helm.context.decode(latents)
-    if bool(seen.fine().all()):
+    if bool(decoded.fine().all()):
         return list(pictures)
     if len(latents) == 1:
         return [None]
@@ -536,7 +463,7 @@ def _quiet(helms: Iterable[Helm]) -> Iterator[None]:
 
 
 def _levels(table: Table) -> tuple[list[float], list[float]]:
-    """sigma / alpha and time of every step's beginning, and of the end."""
+    """Sigma / alpha and time of every step's beginning, and of the end."""
     rows = [table.first_row(k) for k in range(table.steps)] + [table.nfe]
     return (table.sigma / table.alpha)[rows].tolist(), table.time[rows].tolist()
 

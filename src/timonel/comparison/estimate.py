@@ -8,22 +8,31 @@ from pathlib import Path
 
 import torch
 
+from ..engine.network import evaluations
 from ..errors import TimonelError
-from .engine import BATCH, FIRST, Engine, reference, works
+from .engine import BATCH, FIRST, Engine, reference
 from .plan import Plan
 from .store import Store
+from .work import works
 
 
 @dataclass
 class Estimate:
-    """`runs`: cells still to do; `references`: fine runs; `halves`: network evaluations of both, in
-    `seconds`.
+    """What is still to do.
+
+    Args:
+        runs: Cells.
+        done: Cells that are done.
+        references: Fine runs.
+        evaluations: Network evaluations of runs and references.
+        seconds: That they take.
+        refused: Cells that cannot run.
     """
 
     runs: int = 0
     done: int = 0
     references: int = 0
-    halves: int = 0
+    evaluations: int = 0
     seconds: float = 0.0
     refused: int = 0
 
@@ -32,7 +41,7 @@ class Estimate:
         refused = f", {self.refused} of them refused" if self.refused else ""
         return (
             f"{self.runs} runs{known}{refused}, {self.references} converged references, "
-            f"{self.halves} network evaluations, about {spoken(self.seconds)}"
+            f"{self.evaluations} network evaluations, about {spoken(self.seconds)}"
         )
 
 
@@ -49,6 +58,15 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
 
     References are counted with the steps of their first doubling; what does not converge by then
     takes longer.
+
+    Args:
+        plan: The cells.
+        out: Folder of the comparison, where some may be done.
+        batch: Network evaluations a call, at most.
+        references: Whether cells are measured against converged references.
+
+    Raises:
+        TimonelError: For a pipeline that is run in its own loop.
     """
     store, total = Store(out), Estimate()
     engine = Engine(plan, store)
@@ -63,22 +81,21 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
                 "this pipeline is run in its own loop; how long it takes can only be told by"
                 " running it"
             )
-        halves = 0
+        count = 0
         for cell in todo:
             try:
                 run = engine.prepare(cell.recipe, captured)
             except TimonelError:
                 total.refused += 1
                 continue
-            rows = zip(run.scales, run.forecasts, strict=True)
-            halves += sum(1 if seen else captured.cost(scale) for scale, seen in rows)
+            count += evaluations(run.scales, run.forecasts, captured.cost)
         fine = {
-            reference(c.recipe, captured.process, FIRST).model_dump_json()
-            for c in todo
+            reference(cell.recipe, captured.process, FIRST).model_dump_json()
+            for cell in todo
             if references
         }
-        halves += len(fine) * 3 * FIRST * captured.parts
-        size = min(batch or BATCH, halves)
+        count += len(fine) * 3 * FIRST * captured.parts
+        size = min(batch or BATCH, count)
         x = captured.start[torch.arange(size) % captured.count]
         times = torch.full((size,), 500.0, dtype=torch.float64)
         for _ in range(2):
@@ -86,5 +103,6 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
             captured(x, times, [i % captured.count for i in range(size)], [1.0] * size)
             spent = time.perf_counter() - began
         total.runs, total.references = total.runs + len(todo), total.references + len(fine)
-        total.halves, total.seconds = total.halves + halves, total.seconds + spent / size * halves
+        total.evaluations += count
+        total.seconds += spent / size * count
     return total

@@ -13,20 +13,24 @@ from ..files import plain
 if TYPE_CHECKING:
     from .store import Outcome
 
-EVERY, PATIENCE = (
-    10.0,
-    3.0,
-)  # seconds between two lines of a phase, and before the first one from Python
+EVERY, PATIENCE = 10.0, 3.0  # seconds between lines of a phase, and before the first one
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a comparison is. `phase`: watching, references, runs or page.
+    """Where a comparison is.
 
-    `done` of `total`: references that are done, or runs that have ended. `steps`: of the references
-    that are computed now. `row` of `rows`: network calls of what is computed now. `seconds`: since
-    the comparison began. `model`: which one is at work. `gone`: runs of before whose files somebody
-    deleted, which are made again. `outcome`: what has just ended, None where nothing has.
+    Args:
+        phase: watching, references, runs or page.
+        done: References that are done, or runs that have ended.
+        total: Of how many.
+        steps: Of the references that are computed now.
+        row: Network calls of what is computed now.
+        rows: Of how many.
+        seconds: Since the comparison began.
+        model: Which one is at work.
+        gone: Earlier runs whose files somebody deleted; they are run again.
+        outcome: What has just ended, None where nothing has.
     """
 
     phase: str
@@ -42,11 +46,8 @@ class State:
 
     def __str__(self) -> str:
         if self.phase == "watching":
-            again = (
-                f"the files of {self.gone} runs are gone, they are made again; "
-                if self.gone
-                else ""
-            )
+            gone = f"the files of {self.gone} runs are gone, they are made again; "
+            again = gone if self.gone else ""
             return f"{again}watching the pipeline of {self.model}"
         if self.phase == "references":
             now = "" if self.steps is None else f", now with {self.steps} steps{self._share()}"
@@ -72,14 +73,17 @@ def clock(seconds: float) -> str:
 
 
 class Lines:
-    """Prints a line on stderr where a phase or the steps of the references change, and every ten
-    seconds.
+    """Prints a line on stderr where a phase or the steps change, and every ten seconds.
+
+    Args:
+        patience: Seconds before the first line.
     """
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.begins, self.last, self.before = time.monotonic() + patience, -EVERY, ("", 0)
 
     def __call__(self, state: State) -> None:
+        """Print a line, where it is time."""
         now, what = time.monotonic(), (state.phase, state.steps or 0)
         if now < self.begins or (what == self.before and now - self.last < EVERY):
             return

@@ -1,138 +1,215 @@
-"""Many runs, one network: every call serves as many runs as fit, whatever sampler, step and
-guidance each is at.
+"""Many runs, one network: every call serves as many runs as fit.
 
-A row of a table is data, so runs of different samplers can be at different rows of different tables
-in one batch.
+Each may be at another sampler, step and guidance: a row of a table is data, so runs can be at
+different rows of different tables in one call (iteration-level batching).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.run import Run
+from ..errors import ArgumentError, RunError
+from .drive import advance, query
+from .network import Answer, Network
 
-if TYPE_CHECKING:
-    from ..pipelines.capture import Captured
-
-Finished = Callable[["Job"], None]
+TICK = 0.02  # seconds until paused runs are looked at again, where there is nothing else to do
 
 
 @dataclass(eq=False)
 class Job:
-    """One run in a fleet. `sample`: whose conditions it has. `seconds`: its share of the calls it
-    was part of.
+    """A run in a batch.
+
+    Args:
+        run: Not begun, or begun and not ended.
+        start: The sample (n, …) that it begins with; None where it has begun.
+        conditions: The slot of each of its samples' conditions; empty where the network has none.
+        name: Whatever tells it from others.
+        keeps_steps: Whether `denoised` gets the prediction of every step.
+        seconds: Its share of the calls that it was part of.
+        evaluations: Network evaluations so far, conditional and unconditional ones.
+        denoised: The predictions (n, …) of its steps.
+        reason: Why it failed; empty where it did not.
+
+    Raises:
+        ArgumentError: Where it has no start, or one too many, or conditions of other samples.
     """
 
     run: Run
-    sample: int
+    start: Tensor | None = None
+    conditions: Sequence[int] = ()
     name: str = ""
-    told: bool = True  # whether the denoised prediction of every step is kept
+    keeps_steps: bool = True
     seconds: float = 0.0
-    halves: int = 0  # network evaluations, conditional and unconditional ones
-    story: list[Tensor] = field(default_factory=list)
-    reason: str = ""  # why it failed
+    evaluations: int = 0
+    denoised: list[Tensor] = field(default_factory=list)
+    reason: str = ""
 
-    def cost(self, captured: Captured) -> int:
+    def __post_init__(self) -> None:
+        if self.run.started == (self.start is not None):
+            todo = "leave start= out" if self.run.started else "give start=, the noise (n, …)"
+            raise ArgumentError(f"the run of a Job is {self.run.status}: {todo}")
+        if self.conditions and len(self.conditions) != self.count:
+            raise ArgumentError(
+                f"{len(self.conditions)} conditions for {self.count} samples: give one slot each"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many samples it has."""
+        return len(self.run.latents if self.start is None else self.start)
+
+    def cost(self, network: Network) -> int:
         """Network evaluations of its next row."""
-        return 1 if self.run.forecasting else captured.cost(self.run.scale)
+        return self.count * (1 if self.run.forecasting else network.cost(self.run.scale))
+
+    def fail(self, error: Exception, reason: str = "") -> None:
+        """End with a reason."""
+        self.reason = reason or f"{type(error).__name__}: {error}"
+        self.run.fail(error)
 
 
-@torch.no_grad()
-def drive(
-    jobs: Iterable[Job], captured: Captured, batch: int, finished: Finished,
-    advanced: Callable[[int], None] = lambda rows: None,
-) -> None:  # fmt: skip
-    """Drive every job to its end, at most `batch` network evaluations a call; the first jobs end
-    first.
+class Turn(NamedTuple):
+    """What one network call has done: `rows` that it served, jobs that have `ended` before it."""
 
-    A job that fails, or whose sample is no longer finite, ends with its `reason`; the others go on.
-    `advanced`: is called after every network call with the number of rows that it served.
+    rows: int
+    ended: list[Job]
+
+
+class Batch:
+    """Runs that share the calls of a network. Those that began first go first.
+
+    A paused run keeps its place and holds nobody up. One that fails, or whose sample is no longer
+    finite, ends with its `reason`; the others go on.
+
+    Args:
+        network: What evaluates their rows.
+        limit: Network evaluations a call, at most; a single row may need more.
+        jobs: The first ones; `admit` takes more at any time.
     """
-    waiting, active = deque(jobs), list[Job]()
-    while active or waiting:
-        chosen = _choose(active, waiting, captured, batch)
-        _advance(chosen, captured)
-        advanced(len(chosen))
-        for job in chosen:
-            if job.reason or not job.run.proceed():
-                job.run.finish()
-                active.remove(job)
-                finished(job)
 
+    def __init__(self, network: Network, limit: int, jobs: Iterable[Job] = ()) -> None:
+        self.network, self.limit = network, limit
+        self._waiting, self._active = deque(jobs), list[Job]()
+        self._news = threading.Event()
 
-def _choose(active: list[Job], waiting: deque[Job], captured: Captured, batch: int) -> list[Job]:
-    """The jobs of the next call: those that began first, then new ones."""
-    chosen, cost = list[Job](), 0
-    for job in active:
-        if chosen and cost + job.cost(captured) > batch:
-            return chosen
-        chosen.append(job)
-        cost += job.cost(captured)
-    while waiting and (not chosen or cost + waiting[0].cost(captured) <= batch):
-        job = waiting.popleft()
-        job.run.start(captured.start[job.sample : job.sample + 1])
-        active.append(job)
-        chosen.append(job)
-        cost += job.cost(captured)
-    return chosen
+    def __len__(self) -> int:
+        """How many jobs have not ended."""
+        return len(self._active) + len(self._waiting)
 
+    def admit(self, *jobs: Job) -> None:
+        """Let more jobs take part, from the next call on; from any thread."""
+        self._waiting.extend(jobs)
+        self._news.set()
 
-def _advance(jobs: list[Job], captured: Captured) -> None:
-    """One network call for all of `jobs`, and one row of each. Where it fails for several, each is
-    tried alone.
-    """
-    began = time.perf_counter()
-    try:
-        raws = _call(jobs, captured)
-    except Exception as error:
-        if len(jobs) == 1:
-            jobs[0].reason = f"{type(error).__name__}: {error}"
+    def turns(self) -> Iterator[Turn]:
+        """Go on until every job has ended, those that are admitted meanwhile too."""
+        while len(self):
+            self._news.clear()
+            turn = self.turn()
+            yield turn
+            if turn == (0, []) and len(self):  # all are paused
+                self._news.wait(TICK)
+
+    @torch.no_grad()
+    def turn(self) -> Turn:
+        """One network call, and one row of every run that it serves."""
+        chosen, ended = list[Job](), list[Job]()
+        if self._go_on(chosen, ended):
+            self._let_in(chosen, ended)
+        self._advance(chosen)
+        ended += [job for job in chosen if job.reason]
+        self._active = [job for job in self._active if job not in ended]
+        return Turn(len(chosen), ended)
+
+    def _left(self, chosen: list[Job]) -> int:
+        return self.limit - sum(job.cost(self.network) for job in chosen)
+
+    def _go_on(self, chosen: list[Job], ended: list[Job]) -> bool:
+        """Choose among the runs that have begun, and end some; whether there is room for others."""
+        for job in self._active:
+            goes = job.run.proceed(wait=False)
+            if goes is False and self._over(job):
+                ended.append(job)
+            elif goes:
+                if chosen and job.cost(self.network) > self._left(chosen):
+                    return False
+                chosen.append(job)
+        return True
+
+    def _let_in(self, chosen: list[Job], ended: list[Job]) -> None:
+        """Begin runs that fit beside those that are chosen."""
+        while self._waiting:
+            if chosen and self._waiting[0].cost(self.network) > self._left(chosen):
+                return
+            job = self._waiting.popleft()
+            self._active.append(job)
+            if self._begin(job) and job.run.proceed(wait=False):
+                chosen.append(job)
+            elif job.reason:
+                ended.append(job)
+
+    def _begin(self, job: Job) -> bool:
+        """Start a run that has not begun. False where its hooks or its start make it fail."""
+        try:
+            if job.start is not None:
+                job.run.start(job.start)
+        except Exception as error:
+            job.fail(error)
+        return not job.reason
+
+    def _over(self, job: Job) -> bool:
+        """End a run that has no row left, unless a hook goes back."""
+        try:
+            job.run.finish()
+        except Exception as error:
+            job.fail(error)
+        if job.run.status == "failed":
+            job.reason = job.reason or job.run.reason or "its run has failed"
+        return job.run.status != "running"
+
+    def _advance(self, jobs: list[Job]) -> None:
+        """One network call for all of them. Where it fails for several, each is tried alone."""
+        if not jobs:
             return
-        for job in jobs:
-            _advance([job], captured)
-        return
-    costs = [job.cost(captured) for job in jobs]
-    spent = time.perf_counter() - began
-    for job, raw, cost in zip(jobs, torch.split(raws, 1), costs, strict=True):
-        job.seconds += spent * cost / sum(costs)
-        job.halves += cost
         began = time.perf_counter()
-        _step(job, raw)
-        job.seconds += time.perf_counter() - began
+        try:
+            queries = [query(job.run, job.conditions) for job in jobs]
+            answers = self.network.evaluate(queries)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].fail(error)
+                return
+            for job in jobs:
+                self._advance([job])
+            return
+        spent, costs = time.perf_counter() - began, [q.cost(self.network) for q in queries]
+        for job, answer, cost in zip(jobs, answers, costs, strict=True):
+            job.seconds += spent * cost / sum(costs)
+            job.evaluations += cost
+            began = time.perf_counter()
+            _step(job, answer)
+            job.seconds += time.perf_counter() - began
 
 
-def _call(jobs: list[Job], captured: Captured) -> Tensor:
-    runs = [job.run for job in jobs]
-    x = torch.cat([run.latents for run in runs])
-    times = torch.tensor([run.level.time for run in runs], dtype=torch.float64)
-    rescales = [0.0 if run.guidance is None else run.guidance.rescale for run in runs]
-    asked = x, times, [job.sample for job in jobs], [run.scale for run in runs], rescales
-    if not any(run.remembers for run in runs):
-        return captured(*asked)
-    forecasts = [None if (away := run.forecast) is None else away[0] for run in runs]
-    raws, differences = captured.guided(*asked, forecasts)
-    for run, difference in zip(runs, differences, strict=True):
-        if difference is not None and run.remembers:
-            run.remember(difference[None])
-    return raws
-
-
-def _step(job: Job, raw: Tensor) -> None:
+def _step(job: Job, answer: Answer) -> None:
     """Advance one run by its row."""
-    row = job.run.row
+    run, row = job.run, job.run.row
     try:
-        job.run.advance(raw)
+        advance(run, answer)
     except Exception as error:
-        job.reason = f"{type(error).__name__}: {error}"
+        job.fail(error)
         return
-    if not bool(torch.isfinite(job.run.latents).all()):
-        job.reason = f"the latents are not finite after row {row} of {job.run.table.nfe}"
-    elif job.told and job.run.table.ends_step(row):
-        job.story.append(job.run.denoised)
+    if not bool(torch.isfinite(run.latents).all()):
+        reason = f"the latents are not finite after row {row} of {run.table.nfe}"
+        job.fail(RunError(reason), reason)
+    elif job.keeps_steps and run.table.ends_step(row):
+        job.denoised.append(run.denoised)

@@ -6,8 +6,6 @@ section 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -15,36 +13,37 @@ from ..core.grids.choose import choose
 from ..core.grids.grid import Grid, few_enough
 from ..core.grids.index import trailing
 from ..core.grids.sigma import karras, usual
-from ..core.process import At, Process
+from ..core.process import Process
 from ..core.run import Run
 from ..core.solvers import make
 from ..errors import ArgumentError, GridError, finite
+from .drive import drive
+from .network import Denoiser, Denoisers
 
 MOST_FINE = 2000  # the cost has (fine + 1)² numbers
 
 
-@torch.no_grad()
-def _teacher(
-    denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, prediction: str
-) -> tuple[Tensor, Tensor]:
+def _trajectory(denoise: Denoiser, x: Tensor, fine: Grid, prediction: str) -> tuple[Tensor, Tensor]:
     """An Euler run on `fine`: x at its M + 1 levels and the denoised predictions at the first M."""
     run = Run(make("euler", fine), prediction)
     run.start(x)
-    samples, denoised = [], []
-    for _ in run.rows():
+    samples, denoised = [run.latents.clone()], []
+    for _ in drive(run, Denoisers(denoise)):
         samples.append(run.latents.clone())
-        run.advance(denoise(run.latents, run.level))
         denoised.append(run.denoised.clone())
-    samples.append(run.result.clone())
     return torch.stack(samples), torch.stack(denoised)
 
 
 def deviations(fine: Grid, samples: Tensor, denoised: Tensor) -> Tensor:
-    """cost[i, j]: how far one Euler step from level i lands from the teacher's sample at level j >
-    i.
+    """How far Euler steps land from a trajectory: cost[i, j] of one from level i to level j > i.
 
-    The norm of the difference in x / alpha, averaged over the batch. `samples` (M + 1, batch, …)
-    and `denoised` (M, batch, …) are the teacher's.
+    Args:
+        fine: M + 1 levels.
+        samples: Of the trajectory at them (M + 1, batch, …).
+        denoised: Its predictions at the first M (M, batch, …).
+
+    Returns:
+        The norm of the difference in x / alpha, averaged over the batch (M + 1, M + 1).
     """
     wide = torch.promote_types(samples.dtype, torch.float32)
     cost = torch.zeros(len(fine), len(fine), dtype=torch.float64)
@@ -64,7 +63,7 @@ def deviations(fine: Grid, samples: Tensor, denoised: Tensor) -> Tensor:
 
 
 def gits(
-    denoise: Callable[[Tensor, At], Tensor],
+    denoise: Denoiser,
     x: Tensor,
     process: Process,
     steps: int,
@@ -73,20 +72,28 @@ def gits(
     fine: int | Grid = 60,
     coefficient: float = 1.15,
 ) -> Grid:
-    """The N + 1 of the `fine` levels on which Euler steps stay closest to a fine Euler run of your
-    model.
+    """The levels on which Euler steps stay closest to a fine Euler run of your model.
 
-    `denoise(x, level)` and `prediction` are those of `timonel.sample`; `x` (batch, …) is the noise
-    where the run starts: 16 samples or more give a grid that holds for others too. The teacher is
-    Euler on `fine`: a grid of the same process, or a number of steps (Karras' grid with rho 7,
-    `trailing` where the process starts at pure noise), and costs as many network calls. cost[i, j]
-    is the distance, in x / alpha, between one Euler step from the teacher's sample at level i and
-    its sample at level j; the path of N steps through the fine levels with the least sum of
-    coefficient^k·cost is the grid. coefficient in [0.01, 100]: above 1 the later steps, below 1 the
-    earlier ones, are made more exact; the paper scans 0.8 to 1.2.
+    cost[i, j] is the distance, in x / alpha, between one Euler step from the fine run's sample at
+    level i and its sample at level j. The grid is the path of N steps through the fine levels with
+    the least sum of coefficient^k·cost.
 
-    Raises `ArgumentError` for values out of range, `GridError` for more steps than `fine` has, or
-    for samples that are not finite.
+    Args:
+        denoise: `denoise(x, level)`, as `timonel.sample` takes it.
+        x: Noise (batch, …) where the run starts; with 16 samples or more the grid holds for others.
+        process: What noise the denoiser knows.
+        steps: N.
+        prediction: What the denoiser returns.
+        fine: A grid of the same process, or a number of steps of Karras' grid with rho 7
+            (`trailing` where the process starts at pure noise). It costs as many network calls.
+        coefficient: In [0.01, 100]; above 1 the later steps are more exact, below 1 the earlier
+            ones. The paper scans 0.8 to 1.2.
+
+    Raises:
+        ArgumentError: For values out of range.
+        GridError: For more steps than `fine` has, or samples that are not finite.
+
+    Source: arXiv 2405.11326, section 4.
     """
     if not isinstance(x, Tensor) or x.ndim < 2 or not len(x) or not x.is_floating_point():
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -95,14 +102,14 @@ def gits(
         )
     weight = finite("coefficient", coefficient, 0.01, 100)
     count = few_enough("steps", steps)
-    levels = fine if isinstance(fine, Grid) else None
-    total = levels.steps if levels is not None else few_enough("fine", fine, 1, MOST_FINE)
+    total = fine.steps if isinstance(fine, Grid) else few_enough("fine", fine, 1, MOST_FINE)
     if count > total:
         raise GridError(
             f"{count} steps cannot be chosen from {total} fine ones; use fewer steps or a larger"
             " fine="
         )
-    if levels is None:
+    levels = fine
+    if not isinstance(levels, Grid):
         levels = (karras if usual(process) == "karras" else trailing)(process, total)
     if levels.process is not process or levels.ends is not None:
         raise ArgumentError(
@@ -112,15 +119,19 @@ def gits(
     return Grid(process, levels.alpha[path], levels.sigma[path], levels.time[path], "gits")
 
 
-def gits_cost(
-    denoise: Callable[[Tensor, At], Tensor], x: Tensor, fine: Grid, *, prediction: str = "sample"
-) -> Tensor:
-    """The (M + 1, M + 1) cost that `gits` minimises, for any number of steps; the arguments are
-    those of `gits`.
+def gits_cost(denoise: Denoiser, x: Tensor, fine: Grid, *, prediction: str = "sample") -> Tensor:
+    """The cost (M + 1, M + 1) that `gits` minimises, for any number of steps.
 
-    Raises `GridError` for samples that are not finite.
+    Args:
+        denoise: See `gits`.
+        x: See `gits`.
+        fine: M + 1 levels.
+        prediction: See `gits`.
+
+    Raises:
+        GridError: For samples that are not finite.
     """
-    cost = deviations(fine, *_teacher(denoise, x, fine, prediction))
+    cost = deviations(fine, *_trajectory(denoise, x, fine, prediction))
     if not bool(torch.isfinite(cost).all()):
         raise GridError(
             "the model gave samples that are not finite; check denoise, prediction= and the start x"

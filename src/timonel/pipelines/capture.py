@@ -3,113 +3,37 @@
     captured = capture(tm.Helm("emoji"), ["red apple", "pizza"], seeds=[0, 1], guidance=4.0)
     raw = captured(x, times, samples=[0, 1])        # what the pipeline would hand to its scheduler
 
-A short run of the pipeline is watched: what its network is given beside the sample, how the
-scheduler's times become the network's, how the outputs are combined. Two rows settle that, a third
-one checks it, and so does a call in which every sample is at another level. What does not pass is
-not captured, and says why: the helm can still run it. Since conditions are kept apart per sample,
-one call serves samples of different runs, samplers, levels and guidance.
+A short run of the pipeline is watched: what its network gets beside the sample, how the scheduler's
+times become the network's, how the outputs are combined. Two rows settle that, a third one checks
+it, and so does a call in which every sample is at another level. What does not pass is not
+captured, and says why: the helm can still run it. Every sample has its conditions in a slot, so one
+call serves samples of different runs, samplers, levels and guidance.
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.guidance import Guidance, stretch
-from ..core.hook import Hook
-from ..core.process import Process
+from ..core.process import Level, Process
 from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
-from ..errors import ArgumentError, ModelError
-from .guidance import arguments, parts
-from .guidance.gate import Gate
+from ..engine.conditions import Conditions
+from ..engine.network import Answer, Query
+from ..errors import ArgumentError
+from . import watched
+from .guidance import parts as parts_
 from .helm import Helm
 from .network.busy import Claim
+from .watched import NotCaptured
 
-ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
-TIMES = ("timestep", "timesteps", "t")  # what networks call their time
-EXACT, HALF = (
-    1e-3,
-    3e-2,
-)  # how far a captured call may be from the watched one, relative, in float32 and below
-
-
-class NotCaptured(ModelError):
-    """A pipeline whose network cannot be taken out of its loop."""
-
-
-class Enough(BaseException):
-    """The watched run has shown what it can show."""
-
-
-@dataclass
-class Row:
-    """One row of the watched run: its network calls as (module, arguments by name, output), and
-    what became of them.
-    """
-
-    calls: list[tuple[nn.Module, dict[str, Any], Tensor]] = field(default_factory=list)
-    x: Tensor | None = None
-    raw: Tensor | None = None
-    after: Tensor | None = None
-    time: float = 0.0
-
-
-class Watch(Hook):
-    """Collects the rows of a run whose steps are one call each."""
-
-    def __init__(self) -> None:
-        self.rows = [Row()]
-        self.process: Process | None = None
-
-    def on_step(self, run: Run) -> None:
-        run.context.look(run.latents)  # what is captured here will be decoded as this call would
-        row, newest, at = self.rows[-1], run.newest, run.called_at
-        assert newest is not None
-        assert at is not None
-        row.x, row.raw, row.after, row.time = (
-            newest[0].clone(),
-            newest[1].clone(),
-            run.latents.clone(),
-            at.time,
-        )
-        if len(self.rows) == ROWS:
-            raise Enough
-        self.rows.append(Row())
-
-
-class WatchingGate(Gate):
-    """A gate that changes nothing and notes every call."""
-
-    watch: Watch
-
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        forward: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        made = forward(*args, **kwargs)
-        if not main:
-            raise NotCaptured(
-                f"{self._name} calls a second network beside its own ({type(module).__name__})"
-            )
-        named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-        named.pop("self", None)
-        output = parts.tensors(made)
-        if output is None or self.scheduler.current is None:
-            raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
-        self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
-        return made
+__all__ = ["Captured", "NotCaptured", "capture"]
 
 
 def capture(
@@ -119,33 +43,38 @@ def capture(
     guidance: Guidance | float | None = None,
     **options: Any,
 ) -> Captured:
-    """The network of `helm`'s pipeline for the conditions of a call; the arguments are those of the
-    call.
+    """The network of a pipeline under the conditions of a call. It costs three network calls.
 
-    `guidance`: a scale; give one above 1 where any of what is to run will be guided. Costs three
-    network calls. Raises `NotCaptured` with the reason where the pipeline's loop does more than
-    call one network and step, and what a call of the helm raises.
+    Args:
+        helm: Whose pipeline.
+        args: As in a call of the helm.
+        seeds: One for each sample, or one for all.
+        guidance: A scale, above 1 where any of what is to run will be guided.
+        options: As in a call of the helm.
+
+    Raises:
+        NotCaptured: Where the pipeline's loop does more than call one network and step.
+        TimonelError: What a call of the helm raises.
     """
-    watch = Watch()
-    ours = {
-        "sampler": Sampler("euler"),
-        "steps": ROWS,
-        "guidance": guidance,
-        "hooks": [watch],
+    watch = watched.Watch()
+    settings = {
+        "sampler": Sampler("euler"), "steps": watched.ROWS, "guidance": guidance, "hooks": [watch],
         "seeds": seeds,
-    }
+    }  # fmt: skip
     with Claim(helm.pipe) as claim:
-        scheduler, gate, options = helm._prepare(args, {**ours, "keep": 0, "resume": None}, options)
-        watching = WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
+        scheduler, gate, options = helm._prepare(
+            args, {**settings, "keep": 0, "resume": None}, options
+        )
+        watching = watched.WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
         watching.watch, scheduler.orders.guided = watch, None
         scheduler.__dict__["add_noise"] = _noised
         try:
             with helm.opened(claim, scheduler, watching):
                 helm._go(scheduler, watching, options, claim)
             raise NotCaptured(
-                f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to"
+                f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps when it is asked to"
             )
-        except Enough:
+        except watched.Enough:
             pass
     if scheduler.begins:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
@@ -160,11 +89,24 @@ def _noised(*_: Any) -> Tensor:
 
 @dataclass(eq=False)
 class Captured:
-    """A network with its conditions for `count` samples. Make one with `capture`.
+    """A network with the conditions of samples; make one with `capture`. It is a `Model`.
 
-    `start`: the pipeline's initial latents (count, …), unit normal. `own`: the guidance scale it
-    was captured with, or None where there is no guidance. `process, prediction, denoised_fn`: what a
-    `Run` needs.
+    Args:
+        helm: Whose pipeline it is.
+        module: The network.
+        start: The pipeline's initial latents (n, …), unit normal, of the slots 0 … n - 1.
+        process: The noise of the pipeline's scheduler.
+        prediction: What the network predicts.
+        denoised_fn: Changes the denoised prediction, where the scheduler clips.
+        scale: Guidance scale it was captured with; None where there is no guidance.
+        conditions: The network's arguments beside the sample and the time, a slot for each sample.
+        names: What the network calls its sample and its time.
+        entry: A sample as the network gets it, for its dtype and device.
+        time_dtype: Of the time that the network gets; None where it is no tensor.
+        joined: The dimension along which the sample is followed by what else the network reads.
+        clock: (a, b) with network time = a·time + b.
+        weights: (parts, 1, …), what the pipeline multiplies the parts with before it adds them.
+        place: Which of the parts is the conditional one.
     """
 
     helm: Helm
@@ -173,318 +115,236 @@ class Captured:
     process: Process
     prediction: str
     denoised_fn: DenoisedFn | None
-    own: float | None
-    given: dict[str, Any]  # the network's arguments, samples of all parts in one batch
-    names: tuple[str, str]  # of the sample and of the time among them
-    extra: Tensor | None  # what the sample is joined with, along `joined`
+    scale: float | None
+    conditions: Conditions
+    names: tuple[str, str]
+    entry: Tensor
+    time_dtype: torch.dtype | None
     joined: int
-    clock: tuple[float, float]  # network time = a·time + b
-    weights: Tensor  # (parts, 1, …): what the pipeline makes of the parts
-    place: int  # of the conditional one
+    clock: tuple[float, float]
+    weights: Tensor
+    place: int
 
     @property
     def count(self) -> int:
         """How many samples there are conditions for."""
-        return len(self.start)
+        return len(self.conditions)
 
     @property
     def parts(self) -> int:
         """Network evaluations for one guided sample."""
         return len(self.weights)
 
-    def outputs(self, x: Tensor, times: Tensor, rows: Tensor) -> Tensor:
-        """The network's own output (n, …) for samples x at `times`; `rows`: whose conditions,
-        part·count + sample.
+    def cost(self, scale: float | None) -> int:
+        """Network evaluations for one sample at this guidance scale; None is the captured one."""
+        return 1 if scale == 1.0 else self.parts
+
+    def admit(self, other: Captured) -> tuple[int, ...]:
+        """Take in the conditions of another capture of the pipeline, also while runs go on.
+
+        Args:
+            other: Of other prompts; its `start` is the noise to begin at.
+
+        Returns:
+            The slots of its samples here; `conditions.evict` lets go of them.
+
+        Raises:
+            ArgumentError: Where the two cannot share a call.
         """
-        batch = self.parts * self.count
-        given = {
-            name: arguments.select(value, batch, rows, name) for name, value in self.given.items()
-        }
-        like, time_like = self.given[self.names[0]], self.given[self.names[1]]
-        entering = x.to(like)
-        if self.extra is not None:
-            entering = torch.cat([entering, self.extra[rows].to(like)], dim=self.joined)
-        clock = self.clock[0] * times.double() + self.clock[1]
-        whole = not isinstance(time_like, Tensor) or not time_like.is_floating_point()
-        dtype = torch.float32 if not isinstance(time_like, Tensor) else time_like.dtype
-        if whole:
-            dtype = (
-                torch.int64
-                if bool((clock == clock.round()).all()) and not clock.requires_grad
-                else torch.float32
+        same = self.module is other.module and self.names == other.names
+        if not same or (self.clock, self.place, self.joined) != (
+            other.clock, other.place, other.joined
+        ):  # fmt: skip
+            raise ArgumentError("the other capture is one of another pipeline or another size")
+        if self.scale != other.scale or not torch.equal(self.weights, other.weights):
+            raise ArgumentError(
+                f"the other was captured with guidance={other.scale}, and this one with {self.scale}:"
+                f" capture it with guidance={self.scale}"
             )
-        given |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
-        made = parts.tensors(self.module(**given))
-        assert made is not None
-        return made[:, : x.shape[1]].to(x.dtype)
+        return self.conditions.add(other.conditions)
 
     def __call__(
         self, x: Tensor, times: Tensor, samples: Sequence[int],
         scales: Sequence[float | None] | None = None,
         rescales: Sequence[float] | None = None,
     ) -> Tensor:  # fmt: skip
-        """What the pipeline hands to its scheduler: raw (n, …) for samples x (n, …) at the
-        scheduler's `times` (n,).
+        """What the pipeline hands to its scheduler, in one network call.
 
-        `samples`: whose conditions each of them has, below `count`. `scales`: guidance of each; 1
-        computes the conditional part alone, None is the scale it was captured with. One network
-        call for all of them.
+        Args:
+            x: Samples (n, …), in coordinates of unit variance.
+            times: The scheduler's times (n,).
+            samples: The slot of each sample's conditions.
+            scales: Guidance scale of each; 1 computes the conditional part alone, None is the
+                captured one.
+            rescales: See `Guidance.rescale`; 0 where it is left out.
+
+        Returns:
+            The raw output (n, …).
         """
-        return self.guided(x, times, samples, scales, rescales)[0]
+        scales = [None] * len(x) if scales is None else scales
+        rescales = [0.0] * len(x) if rescales is None else rescales
+        each = zip(torch.split(x, 1), times.double(), samples, scales, rescales, strict=True)
+        none = torch.zeros((), dtype=torch.float64)
+        return Answer.join(self.evaluate([
+            Query(one, Level(none, none, time[None]), (slot,), scale, rescale)
+            for one, time, slot, scale, rescale in each
+        ])).raw  # fmt: skip
 
-    def guided(
-        self, x: Tensor, times: Tensor, samples: Sequence[int],
-        scales: Sequence[float | None] | None = None,
-        rescales: Sequence[float] | None = None, forecasts: Sequence[Tensor | None] | None = None,
-    ) -> tuple[Tensor, list[Tensor | None]]:  # fmt: skip
-        """As a call, and of each sample the conditional minus the unconditional part where both
-        were computed.
+    def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
+        """One network call for all queries; see `Network`.
 
-        `forecasts`: that difference where it is foreseen (None elsewhere), so that one part is
-        computed.
+        Raises:
+            ArgumentError: For a slot without conditions, and for guidance that the capture has not.
         """
-        told = [None] * len(x) if scales is None else list(scales)
-        seen = [None] * len(x) if forecasts is None else list(forecasts)
-        counts = [self.cost(s) if away is None else 1 for s, away in zip(told, seen, strict=True)]
-        which = torch.tensor(samples).repeat_interleave(torch.tensor(counts))
-        part = torch.tensor([p for n in counts for p in ([self.place] if n == 1 else range(n))])
-        again = torch.arange(len(x)).repeat_interleave(torch.tensor(counts))
-        made = self.outputs(x[again], times[again], (part * self.count + which).to(x.device))
-        rest = [0.0] * len(x) if rescales is None else rescales
-        found = torch.split(made, counts)
-        whole = [
-            p if away is None else self._halves(p, away)
-            for p, away in zip(found, seen, strict=True)
-        ]
-        raws = [self._one(p, s, r) for p, s, r in zip(whole, told, rest, strict=True)]
-        return torch.stack(raws), [
-            p[self.place] - p[1 - self.place] if len(p) == 2 else None for p in found
+        counts = [self._cost(query) for query in queries for _ in range(len(query.x))]
+        slots = [slot for query in queries for slot in query.conditions]
+        repeats = torch.tensor(counts)
+        again = torch.arange(len(counts)).repeat_interleave(repeats)
+        x = torch.cat([query.x for query in queries])
+        times = torch.cat([_times(query) for query in queries])
+        part = [p for n in counts for p in ([self.place] if n == 1 else range(n))]
+        rows = [slots[i] for i in again.tolist()], part
+        outputs = iter(torch.split(self.outputs(x[again], times[again], *rows), counts))
+        return [
+            self._answer(query, [next(outputs) for _ in range(len(query.x))]) for query in queries
         ]
 
-    def cost(self, scale: float | None) -> int:
-        """Network evaluations for one sample at this guidance scale."""
-        return 1 if scale == 1.0 else self.parts
+    def outputs(
+        self, x: Tensor, times: Tensor, slots: Sequence[int], parts: Sequence[int]
+    ) -> Tensor:
+        """The network's output.
 
-    def _halves(self, conditional: Tensor, away: Tensor) -> Tensor:
-        """Both parts of a sample, the unconditional one as it is foreseen."""
-        if self.parts != 2:
+        Args:
+            x: Samples (n, …).
+            times: The scheduler's times (n,).
+            slots: Whose conditions, (n,).
+            parts: Which part of them, (n,).
+        """
+        arguments = self.conditions.select(slots, parts)
+        entering, extra = x.to(self.entry), arguments.pop(watched.EXTRA)
+        if extra is not None:
+            entering = torch.cat([entering, extra.to(entering)], dim=self.joined)
+        clock = self.clock[0] * times.double() + self.clock[1]
+        dtype = self.time_dtype or torch.float32
+        if self.time_dtype is None or not self.time_dtype.is_floating_point:
+            whole = not clock.requires_grad and bool((clock == clock.round()).all())
+            dtype = torch.int64 if whole else torch.float32
+        arguments |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
+        output = parts_.tensors(self.module(**arguments))
+        assert output is not None
+        return output[:, : x.shape[1]].to(x.dtype)
+
+    def _cost(self, query: Query) -> int:
+        """Network evaluations for one sample of a query."""
+        if len(query.conditions) != len(query.x):
             raise ArgumentError(
-                f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out"
+                f"{len(query.x)} samples need the slot of each one's conditions, got"
+                f" {len(query.conditions)}"
             )
-        other = conditional - away.to(conditional)
-        return torch.cat([conditional, other] if self.place == 0 else [other, conditional])
+        if query.forecast is None:
+            return self.cost(query.scale)
+        if self.parts == 2:
+            return 1
+        raise ArgumentError(
+            f"this has {self.parts} parts, and one of two can be forecast: leave forecast= out"
+        )
 
-    def _one(self, found: Tensor, scale: float | None, rescale: float) -> Tensor:
-        """The parts of one sample combined."""
-        sign = 1.0 if float(self.weights.sum()) > 0 else -1.0
-        if len(found) == 1:
-            return found[0] * sign
-        weights = self.weights.to(found)
-        if scale is not None and scale != self.own:
-            weights = self._weights(scale).to(found)
-        guided = (found * weights).sum(0)
+    def _answer(self, query: Query, outputs: list[Tensor]) -> Answer:
+        """A query's raw output, from the parts (parts, …) of each of its samples."""
+        raw, differences = [], []
+        for i, output in enumerate(outputs):
+            if query.difference and len(output) == 2:
+                differences.append(output[self.place] - output[1 - self.place])
+            if query.forecast is not None:
+                uncond = output - query.forecast[i].to(output)
+                output = torch.cat([output, uncond] if self.place == 0 else [uncond, output])
+            raw.append(self._combined(output, query.scale, query.rescale))
+        return Answer(torch.stack(raw), torch.stack(differences) if differences else None)
+
+    def _combined(self, output: Tensor, scale: float | None, rescale: float) -> Tensor:
+        """The parts (parts, …) of one sample, guided."""
+        if len(output) == 1:
+            return output[0] * self._sign
+        weights = self.weights if scale in (None, self.scale) else self._weights(scale)
+        guided = (output * weights.to(output)).sum(0)
         if not rescale:
             return guided
-        return guided * (1 - rescale + rescale * stretch(found[self.place].std(), guided.std()))
+        return guided * (1 - rescale + rescale * stretch(output[self.place].std(), guided.std()))
+
+    @property
+    def _sign(self) -> float:
+        """-1 where the pipeline hands the negated output to its scheduler."""
+        return 1.0 if float(self.weights.sum()) > 0 else -1.0
 
     def _weights(self, scale: float) -> Tensor:
-        """The weights at another scale: the guidance beyond 1 grows in proportion, per frame where
-        it varies.
+        """The weights at another scale.
+
+        The guidance beyond 1 grows in proportion, per frame where it varies.
         """
-        if self.parts != 2 or self.own is None:
+        if self.parts != 2 or self.scale is None:
             raise ArgumentError(
-                f"this was captured with {self.parts} parts at guidance {self.own}: capture it with"
+                f"this was captured with {self.parts} parts at guidance {self.scale}: capture it with"
                 f" guidance={scale:g}"
             )
-        sign = 1.0 if float(self.weights.sum()) > 0 else -1.0
-        conditional = 1 + (self.weights[self.place] * sign - 1) * (scale - 1) / (self.own - 1)
-        made = torch.empty_like(self.weights)
-        made[self.place], made[1 - self.place] = conditional * sign, (1 - conditional) * sign
-        return made
+        cond = 1 + (self.weights[self.place] * self._sign - 1) * (scale - 1) / (self.scale - 1)
+        weights = torch.empty_like(self.weights)
+        weights[self.place], weights[1 - self.place] = cond * self._sign, (1 - cond) * self._sign
+        return weights
 
 
-# -- from the watched rows -------------------------------------------------------------------------
+def _times(query: Query) -> Tensor:
+    """The time of each sample of a query (n,)."""
+    time, count = query.level.time, len(query.x)
+    if isinstance(time, Tensor):
+        return time.expand(count)
+    return torch.full((count,), time, dtype=torch.float64)
+
+
 def _captured(
-    helm: Helm, rows: list[Row], own: float | None, run: Run, process: Process
+    helm: Helm, rows: list[watched.Row], scale: float | None, run: Run, process: Process
 ) -> Captured:
     """What the rows show, checked. Raises `NotCaptured` where they do not fit together."""
     pipe, start = type(helm.pipe).__name__, rows[0].x
-    assert start is not None
-    modules = {module for row in rows for module, _, _ in row.calls}
-    if len(modules) != 1 or len({len(row.calls) for row in rows}) != 1:
-        raise NotCaptured(f"{pipe} does not call one network alike at every step")
-    for before, after in itertools.pairwise(rows):
-        if not torch.equal(before.after, after.x):  # type: ignore[arg-type]
-            raise NotCaptured(f"{pipe} changes its sample between the steps")
-    merged = [_merged(row, len(start), pipe) for row in rows]
-    names = _names(merged[0], rows[0], pipe)
-    extra, joined = _layout(merged, rows, names[0], pipe)
-    for name, value in merged[0].items():
-        if name not in names and not all(
-            arguments.alike(value, other.get(name)) for other in merged[1:]
-        ):
-            raise NotCaptured(f"{pipe} gives its network another {name!r} at every step")
-    clock = _clock([_time(m[names[1]]) for m in merged], [row.time for row in rows], pipe)
-    weights = _weights(rows, len(start), pipe)
-    place = int(weights.flatten(1).abs().sum(1).argmax()) if len(weights) > 1 else 0
-    if own is None and len(weights) > 1 and weights[0].numel() == 1:
-        own = float(weights[place] / weights.sum())
-    made = Captured(
-        helm, modules.pop(), start, process, run.prediction, run.denoised_fn,
-        own if len(weights) > 1 else None, merged[0],
-        names, extra, joined, clock, weights, place,
-    )  # fmt: skip
-    _check(made, rows, pipe)
-    return made
-
-
-def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
-    """The arguments of a row's calls as those of one call: what is batched lies one after the
-    other.
-    """
-    sizes = []
-    for _, given, _ in row.calls:
-        sample = parts.sample_of((), given)
-        if not isinstance(sample, Tensor) or len(sample) % count:
-            raise NotCaptured(f"{pipe} gives its network no batch of {count} samples")
-        sizes.append(len(sample))
-    first, *others = [given for _, given, _ in row.calls]
-    if not others:
-        return first
-    if len(set(sizes)) > 1 or any(given.keys() != first.keys() for given in others):
-        raise NotCaptured(f"{pipe} calls its network for unlike parts")
-    try:
-        return {
-            name: arguments.join([first[name], *(g[name] for g in others)], sizes[0], name)
-            for name in first
-        }
-    except ValueError as error:
-        raise NotCaptured(f"{pipe} calls its network for parts with {error}") from error
-
-
-def _names(given: dict[str, Any], row: Row, pipe: str) -> tuple[str, str]:
-    """What the network calls its sample and its time."""
-    sample = parts.sample_of((), given)
-    name = next(name for name, value in given.items() if value is sample)
-    time = next((name for name in TIMES if given.get(name) is not None), None)
-    if time is None:
-        raise NotCaptured(
-            f"the network of {pipe} is given no time by one of the names {', '.join(TIMES)}"
-        )
-    return name, time
-
-
-def _layout(
-    merged: list[dict[str, Any]], rows: list[Row], name: str, pipe: str
-) -> tuple[Tensor | None, int]:
-    """What the network's input holds beside the sample, and along which dimension it follows."""
-    extras = []
-    for given, row in zip(merged, rows, strict=True):
-        entering, x = given[name], row.x
-        assert x is not None
-        if entering.ndim != x.ndim:
-            raise NotCaptured(f"{pipe} gives its network the sample in another layout")
-        wider = [d for d in range(1, x.ndim) if entering.shape[d] != x.shape[d]]
-        joined = wider[0] if wider else 1
-        if len(wider) > 1 or entering.shape[joined] < x.shape[joined]:
-            raise NotCaptured(f"{pipe} gives its network the sample in another layout")
-        width = x.shape[joined]
-        held = entering.narrow(joined, 0, width)
-        if not all(torch.equal(part, x.to(held)) for part in torch.split(held, len(x))):
-            raise NotCaptured(f"{pipe} changes its sample before it gives it to the network")
-        extras.append(entering.narrow(joined, width, entering.shape[joined] - width))
-    if not all(torch.equal(extras[0], other) for other in extras[1:]):
-        raise NotCaptured(f"{pipe} joins its sample with something else at every step")
-    return (extras[0] if extras[0].numel() else None), joined
-
-
-def _time(value: Any) -> float:
-    """The one time that a network was given."""
-    times = torch.as_tensor(value, dtype=torch.float64).flatten()
-    if not torch.equal(times, times[:1].expand_as(times)):
-        raise NotCaptured("the network is given different times for the parts of a sample")
-    return float(times[0])
-
-
-def _clock(told: list[float], ours: list[float], pipe: str) -> tuple[float, float]:
-    """(a, b) with told = a·ours + b; exact for the usual cases."""
-    slope = (told[-1] - told[0]) / (ours[-1] - ours[0])
-    for a in (1.0, 1e-3, -1.0, -1e-3):
-        if abs(slope - a) < 1e-4 * abs(a):
-            slope = a
-    offset = told[0] - slope * ours[0]
-    offset = round(offset) if abs(offset - round(offset)) < 1e-4 else offset
-    span = abs(told[-1] - told[0])
-    if any(abs(slope * t + offset - n) > 1e-2 * span for t, n in zip(ours, told, strict=True)):
-        raise NotCaptured(
-            f"{pipe} gives its network times that are not linear in those of its scheduler"
-        )
-    return slope, float(offset)
-
-
-def _weights(rows: list[Row], count: int, pipe: str) -> Tensor:
-    """The weights (parts, 1, …) with raw = sum of weight·part: one for each part, or one for each
-    frame of it.
-    """
-    found = []
-    for row in rows:
-        raw = row.raw
-        assert raw is not None
-        made = torch.cat([output for _, _, output in row.calls]).double()
-        if made.ndim == raw.ndim and made.shape[1] == 2 * raw.shape[1]:
-            made = made[:, : raw.shape[1]]  # the other half is a learned variance
-        if made.shape[1:] != raw.shape[1:] or len(made) % count:
-            raise NotCaptured(f"{pipe} makes something else of what its network returns")
-        found.append((torch.stack(torch.split(made, count)), raw.double()))
-    pieces = torch.cat([p for p, _ in found], 1)
-    raws = torch.cat([r for _, r in found])
-    single = rows[0].raw is not None and rows[0].raw.dtype == torch.float32
-    bound = (EXACT if raws.dtype == torch.float64 and single else HALF) * raws.norm()
-    ones = (1,) * (raws.ndim - 1)
-    weights = _least(pieces.flatten(1), raws.flatten()).view(-1, *ones)
-    if (torch.sum(pieces * weights[:, None], 0) - raws).norm() <= bound:
-        return _rounded(weights)
-    frames = [
-        _least(pieces[:, :, i].flatten(1), raws[:, i].flatten()) for i in range(raws.shape[1])
-    ]
-    weights = torch.stack(frames, 1).view(len(pieces), -1, *ones[1:])
-    if (torch.sum(pieces * weights[:, None], 0) - raws).norm() <= bound:
-        return _rounded(weights)
-    raise NotCaptured(
-        f"{pipe} combines what its network returns in a way that is not a sum of its parts"
+    module = watched.module(rows, pipe)
+    each = [watched.merged(row, len(start), pipe) for row in rows]
+    names = watched.names(each[0], pipe)
+    sample, time = (each[0][name] for name in names)
+    extra, joined = watched.layout(each, rows, names[0], pipe)
+    clock = watched.clock(
+        [watched.time(m[names[1]]) for m in each], [row.time for row in rows], pipe
     )
-
-
-def _least(pieces: Tensor, raw: Tensor) -> Tensor:
-    """Least squares by the normal equations; parts that are equal share the weight."""
-    found: Tensor = torch.linalg.lstsq(
-        pieces @ pieces.T, (pieces @ raw)[:, None], driver="gelsd"
-    ).solution
-    return found[:, 0]
-
-
-def _rounded(weights: Tensor) -> Tensor:
-    """Weights without the noise of their measurement: they were written with a few digits."""
-    near = (weights * 1e4).round() / 1e4
-    return torch.where((weights - near).abs() < 1e-4, near, weights)
+    weights = watched.weights(rows, len(start), pipe)
+    guided = len(weights) > 1
+    place = int(weights.flatten(1).abs().sum(1).argmax()) if guided else 0
+    if scale is None and guided and weights[0].numel() == 1:
+        scale = float(weights[place] / weights.sum())
+    arguments = {**watched.constant(each, names, pipe), watched.EXTRA: extra}
+    captured = Captured(
+        helm, module, start, process, run.prediction, run.denoised_fn, scale if guided else None,
+        Conditions(arguments, len(start), len(weights), parts_.batched), names,
+        sample.new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined, clock,
+        weights, place,
+    )  # fmt: skip
+    _check(captured, rows, pipe)
+    return captured
 
 
 @torch.no_grad()
-def _check(made: Captured, rows: list[Row], pipe: str) -> None:
+def _check(captured: Captured, rows: list[watched.Row], pipe: str) -> None:
     """One call with samples of every row must give what the rows gave."""
-    picked = [(row, k % made.count) for k, row in enumerate(rows)]
-    x = torch.stack([row.x[i] for row, i in picked])  # type: ignore[index]
-    raw = torch.stack([row.raw[i] for row, i in picked])  # type: ignore[index]
-    times = torch.tensor([row.time for row, _ in picked], dtype=torch.float64)
+    slots = [k % captured.count for k in range(len(rows))]
+    x = torch.stack([row.x[i] for row, i in zip(rows, slots, strict=True)])
+    raw = torch.stack([row.raw[i] for row, i in zip(rows, slots, strict=True)])
+    times = torch.tensor([row.time for row in rows], dtype=torch.float64)
     try:
-        again = made(x, times, [i for _, i in picked])
+        again = captured(x, times, slots)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise NotCaptured(
             f"the network of {pipe} does not take samples of different times: {error}"
         ) from error
     off = float((again - raw).abs().max() / raw.abs().max())
-    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (made.given[made.names[0]], raw))
-    if not off <= (HALF if half else EXACT):
+    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in (captured.entry, raw))
+    if not off <= (watched.HALF if half else watched.EXACT):
         raise NotCaptured(
             f"the network of {pipe} gives something else outside its loop, by {off:.2g} of its"
             " largest"

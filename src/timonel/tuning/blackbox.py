@@ -13,18 +13,23 @@ from torch import Tensor
 from ..core.fitted.fitted import Fitted, ProcessData, Provenance
 from ..core.guidance import Guidance
 from ..core.prediction import from_config as prediction_of
-from ..core.process import Level
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler
 from ..core.table import Table
+from ..engine.network import Answer, Query
 from ..errors import FittedElsewhere, ModelError
 from ..pipelines.helm import Helm
 from .model import Model
 
 
 class Whole(Model):
-    """A pipeline as a black box. `inputs`: the pipeline's arguments for each sample; `seeds`: one
-    for each.
+    """A pipeline as a black box.
+
+    Args:
+        helm: Whose pipeline.
+        inputs: The pipeline's arguments for each sample.
+        seeds: One for each.
+        guidance: As the sampler will be used.
     """
 
     stepwise = False
@@ -39,44 +44,35 @@ class Whole(Model):
         super().__init__()
         self.helm, self.inputs, self.seeds, self.guidance = helm, inputs, seeds, guidance
         config = helm.pipe.scheduler.config
-        self.process, self.prediction, self.count = (
-            process_of(config),
-            prediction_of(config),
-            len(seeds),
-        )
+        self.process, self.prediction = process_of(config), prediction_of(config)
+        self.count = len(seeds)
         outputs = inspect.signature(type(helm.pipe).__call__).parameters
         self.more = {"output_type": "latent"} if "output_type" in outputs else {}
 
     def start(self, samples: Sequence[int]) -> Tensor:
+        """Refused, as `answers`."""
         raise ModelError("the pipeline draws its own noise")
 
-    def guided(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
+        """Refused: only `run` works."""
         raise ModelError("the network of this pipeline cannot be called by itself")
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
+        """See `Model.run`: one call of the helm for each sample."""
         guidance = self.always() if always else self.guidance
         provenance = Provenance(
             model="fit", process=ProcessData.of(self.process, table), prediction=self.prediction,
-            guidance=None,
-            dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[], start="",
-            method="", fitting={},
-            held_out={}, seconds=0, calls=0,
+            guidance=None, dtype="", prompts=[], seeds=[], held_out_prompts=[], held_out_seeds=[],
+            start="", method="", fitting={}, held_out={}, seconds=0, calls=0,
         )  # fmt: skip
-        sampler, made = Sampler(fitted=Fitted("fit", table, provenance)), []
+        sampler, results = Sampler(fitted=Fitted("fit", table, provenance)), []
         for sample in samples:
-            given = {**self.more, **self.inputs[sample]}
+            inputs = {**self.more, **self.inputs[sample]}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FittedElsewhere)  # nobody's file
-                self.helm(sampler=sampler, seeds=[self.seeds[sample]], guidance=guidance, **given)
+                self.helm(sampler=sampler, seeds=[self.seeds[sample]], guidance=guidance, **inputs)
             run = self.helm.run
             assert run is not None
             self.evaluations += run.advances
-            made.append(run.result)
-        return torch.cat(made)
+            results.append(run.result)
+        return torch.cat(results)

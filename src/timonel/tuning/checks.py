@@ -1,4 +1,4 @@
-"""What a fit looks at before it computes: refusals, defaults, and how the network may be used."""
+"""What a fit checks before it computes: its arguments, and how the network may be used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import ArgumentError, among, finite, is_number, path, several, who
 from ..files import writable
 from .model import Model
 from .parameters import Arrays
-from .rollout import travel
+from .rollout import roll
 from .samples import LEAST
 from .starts import named
 from .store import usable
@@ -38,12 +38,23 @@ METHODS = {
 }
 
 
-def asked(
+def counts(
     steps: int | Sequence[int], *, seeds: int | None = None, minutes: float = 5.0,
     out: str | PathLike[str] | None = None, method: str | None = None, batch: int | None = None,
 ) -> list[int]:  # fmt: skip
-    """The numbers of steps, after a look at all that needs no model. Raises `ArgumentError` or
-    `UnknownName`.
+    """The numbers of steps, when all that needs no model has been checked.
+
+    Args:
+        steps: One number or several, 2 or more.
+        seeds: How many samples.
+        minutes: For everything.
+        out: A .json file; for several steps a folder.
+        method: One of `METHODS`.
+        batch: Network evaluations a call.
+
+    Raises:
+        ArgumentError: For an argument that is none.
+        UnknownName: For a method that is none.
     """
     counts = _counts(steps)
     if seeds is not None and whole("seeds", seeds) < LEAST:
@@ -62,9 +73,7 @@ def asked(
 
 
 def one_scale(guidance: Guidance | None) -> None:
-    """Refuses a scale for every step: a fit changes what a step is, and targets have other numbers
-    of them.
-    """
+    """Refuses a scale for every step: a fit changes the steps, and targets have more of them."""
     if guidance is not None and isinstance(guidance.scale, tuple):
         raise ArgumentError(
             f"a fit takes one guidance scale and an interval, got {len(guidance.scale)} scales, one"
@@ -85,7 +94,17 @@ def _counts(steps: int | Sequence[int]) -> list[int]:
 def begins(
     method: str | None, start: Sampler | str | None, counts: list[int], process: Process
 ) -> None:
-    """Refuses a start that a fit cannot have."""
+    """Refuses a start that a fit cannot have.
+
+    Args:
+        method: One of `METHODS` or None.
+        start: The sampler; None leaves it to the fit.
+        counts: The numbers of steps.
+        process: Of the model.
+
+    Raises:
+        ArgumentError: With the reason.
+    """
     if start is None:
         return
     if method == "levels":
@@ -96,25 +115,28 @@ def begins(
         named(process, start, count)
 
 
-def way(model: Model, asked: str | None) -> str:
-    """How to fit; by default by differences, and in half precision, which rounds them away, by
-    gradients.
+def way(model: Model, method: str | None) -> str:
+    """How to fit: by differences, and in half precision, which rounds them away, by gradients.
 
-    Raises `ArgumentError` for a way that the network does not permit.
+    Args:
+        model: The network.
+        method: One of `METHODS`; None leaves it to the network.
+
+    Raises:
+        ArgumentError: For a method that the network does not permit.
     """
-    foretold = model.guidance is not None and model.guidance.forecast > 1
-    if asked is None:
-        return "backward" if model.half and not foretold and _flows(model) else "differences"
-    if asked == "backward" and foretold:
+    forecast = model.guidance is not None and model.guidance.forecast > 1
+    if method is None:
+        return "backward" if model.half and not forecast and _flows(model) else "differences"
+    if method == "backward" and forecast:
         raise ArgumentError("gradients do not go through forecast halves: use method='differences'")
-    if asked == "backward" and not _flows(model):
+    if method == "backward" and not _flows(model):
         raise ArgumentError("no gradient flows through this network: use method='differences'")
-    if asked == "rows" and not model.stepwise:
+    if method == "rows" and not model.stepwise:
         raise ArgumentError(
             "the network of this pipeline cannot be called by itself: use method='differences'"
         )
-    assert asked is not None
-    return asked
+    return method
 
 
 def _flows(model: Model) -> bool:
@@ -122,24 +144,35 @@ def _flows(model: Model) -> bool:
     if not (model.differentiable and model.stepwise):
         return False
     x = model.start([0]).detach().requires_grad_()
-    first = Arrays.of(short(model, 2)).level(0)
-    level = Level(*(v.reshape(1) for v in first))
+    level = Level(*(v[:1] for v in Arrays.of(short(model, 2)).levels))
     try:
         with torch.enable_grad():
-            raw, _ = model.guided(x, level, [0], None)
-            (gradient,) = torch.autograd.grad(raw.sum(), x, allow_unused=True)
+            (answer,) = model.evaluate([model.query(x, level, [0], None)])
+            (gradient,) = torch.autograd.grad(answer.raw.sum(), x, allow_unused=True)
     except (RuntimeError, NotImplementedError):  # quantised or compiled for inference
         return False
     return gradient is not None and bool(torch.isfinite(gradient).all())
 
 
 def split(
-    given: tuple[Sequence[int], Sequence[int]], count: int
+    parts: tuple[Sequence[int], Sequence[int]] | None, count: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """The samples to fit and those held out. Raises `ArgumentError` where they are not two parts of
-    `count`.
+    """The samples to fit and those held out.
+
+    Args:
+        parts: Both; None holds the last third out.
+        count: How many samples there are.
+
+    Raises:
+        ArgumentError: For fewer than six samples, or parts that are none.
     """
-    chosen, held = given
+    if parts is None:
+        if count < 6:
+            raise ArgumentError(
+                f"{count} samples are too few to fit and to judge by: give 12 or more"
+            )
+        return range(count - count // 3), range(count - count // 3, count)
+    chosen, held = parts
     outside = [s for s in (*chosen, *held) if not 0 <= s < count]
     if outside or set(chosen) & set(held) or len(chosen) < 2 or len(held) < 2:
         raise ArgumentError(
@@ -150,17 +183,16 @@ def split(
     return chosen, held
 
 
-def thirds(count: int) -> tuple[range, range]:
-    """Two thirds of the samples to fit, the last third held out. Raises `ArgumentError` for fewer
-    than six.
-    """
-    if count < 6:
-        raise ArgumentError(f"{count} samples are too few to fit and to judge by: give 12 or more")
-    return range(count - count // 3), range(count - count // 3, count)
-
-
 def target(out: Path, counts: list[int]) -> tuple[Path, bool]:
-    """Where the files go, and whether that is a folder."""
+    """Where the files go, and whether that is a folder.
+
+    Args:
+        out: A .json file; for several numbers of steps a folder.
+        counts: The numbers of steps.
+
+    Raises:
+        ArgumentError: Where it is neither, or cannot be written.
+    """
     several = len(counts) > 1
     if not several and out.suffix.lower() != ".json":
         raise ArgumentError(f"a sampler file's name ends in .json, got {str(out)!r}")
@@ -185,15 +217,17 @@ def short(model: Model, count: int) -> Table:
 
 @torch.no_grad()
 def answer(model: Model) -> str:
-    """What the network answers, in a word. Refuses one that answers differently when it is asked
-    again.
+    """What the network answers, in a word.
+
+    Raises:
+        ArgumentError: For a network that answers differently the next time.
     """
     table, two = short(model, 2), list(range(min(2, model.count)))
-    first, again = (travel(model, Arrays.of(table), two).result for _ in range(2))
-    away, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
-    if away > 1e-4 * float(first.abs().max()):
+    first, again = (roll(model, Arrays.of(table), two).result for _ in range(2))
+    off, size = float((first - again).abs().max()), float(first.double().square().mean().sqrt())
+    if off > 1e-4 * float(first.abs().max()):
         raise ArgumentError(
-            f"the network is not deterministic: asked twice, it differs by {away:.2g}. Switch"
+            f"the network is not deterministic: asked twice, it differs by {off:.2g}. Switch"
             " dropout and noise off (module.eval()), or fix its seeds"
         )
     return f"{tuple(first.shape)} {size:.3g}"

@@ -13,6 +13,8 @@ import torch
 from ..core.fitted.fitted import Fitted, ProcessData, Provenance
 from ..core.grids import Grid, usual
 from ..core.sampler import Sampler
+from ..core.table import Table
+from ..engine.reference import typical
 from ..errors import ArgumentError
 from ..pipelines.recipe.data import versions
 from . import gauss_newton, held_out, least_squares, starts
@@ -20,7 +22,7 @@ from .gauss_newton import State, Task
 from .model import Model
 from .parameters import Form
 from .store import Store
-from .targets import Targets, Told
+from .targets import Log, Targets
 
 SOME = 16  # samples that choose where to begin
 BATCH = 16  # samples an iteration
@@ -29,17 +31,22 @@ LONG = 5  # samples and predictions that a long run holds
 
 
 def held_bytes(model: Model, count: int, steps: int, method: str, memory: int) -> int:
-    """About what a fit to `count` samples holds beside the network and its graph; 0 for a pipeline
-    as a whole.
+    """About what a fit holds in memory beside the network and its graph.
+
+    Args:
+        model: What is fitted to; a pipeline as a whole holds nothing.
+        count: Samples.
+        steps: The most.
+        method: One of `METHODS`.
+        memory: Predictions that a row corrects.
     """
     if not model.stepwise:
         return 0
     each = _bytes(model)
     iteration = at_once(model, steps, method, memory) * _share(each, steps, method, memory)
     paths = min(SOME, starts.fits(each, ROOM)) * starts.PATH * each
-    return 2 * count * each + max(
-        LONG * count * each, (2 * steps + 1) * count * each, iteration, paths
-    )
+    run = max(LONG, 2 * steps + 1) * count * each
+    return 2 * count * each + max(run, iteration, paths)
 
 
 def at_once(model: Model, steps: int, method: str, memory: int) -> int:
@@ -56,20 +63,25 @@ def _bytes(model: Model) -> int:
 
 
 def _share(each: int, steps: int, method: str, memory: int) -> int:
-    """Of one sample in an iteration: its runs, and for differences its part of the Jacobian, four
-    times over.
-    """
+    """Of one sample in an iteration: its runs, and for differences four times its Jacobian."""
     runs = 4 * steps * each
-    return (
-        runs
-        if method != "differences"
-        else runs + 4 * (memory + 3) * steps * each + 16 * (steps + 2) * each
-    )
+    if method != "differences":
+        return runs
+    return runs + 4 * (memory + 3) * steps * each + 16 * (steps + 2) * each
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one number of steps: `sampler`, or the `reason` why none was kept."""
+    """What came of one number of steps.
+
+    Args:
+        steps: The number.
+        sampler: None where none was kept.
+        reason: Why none was.
+        start: Name of the sampler where the fit began.
+        held_start: Its held-out error.
+        held_tuned: The held-out error of what was fitted.
+    """
 
     steps: int
     sampler: Sampler | None
@@ -81,26 +93,46 @@ class Outcome:
 
 @dataclass(eq=False)
 class Fitting:
-    """Everything that the fits for several numbers of steps share."""
+    """Everything that the fits for several numbers of steps share.
+
+    Args:
+        model: What is fitted to.
+        targets: The converged samples.
+        method: One of `METHODS`.
+        memory: Predictions that a row corrects.
+        facts: What the files say they were fitted to.
+        log: Gets a line for everything that is begun.
+        store: Keeps what there is so far.
+        samples: Those that are fitted, and those held out.
+        paths: For GITS, when they are computed.
+        stopped: Whether somebody pressed Ctrl-C.
+    """
 
     model: Model
     targets: Targets
     method: str
     memory: int
     facts: dict[str, Any]
-    told: Told
+    log: Log
     store: Store | None
     samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     paths: starts.Paths | None = None
     stopped: bool = False
 
     def one(
-        self, steps: int, asked: Sampler | str | None, seconds: float, iterations: int | None
+        self, steps: int, start: Sampler | str | None, seconds: float, iterations: int | None
     ) -> Outcome:
-        """Fit one number of steps, and judge it."""
+        """Fit one number of steps, and judge it.
+
+        Args:
+            steps: The number.
+            start: Where to begin; None looks for the best.
+            seconds: For everything.
+            iterations: At most.
+        """
         began, calls = time.monotonic(), self.model.evaluations
         ends = began + seconds
-        label, grid, known = self._begun(steps, asked)
+        label, grid, known = self._begun(steps, start)
         if known is not None:
             began, calls = began - known.seconds, calls - known.calls
 
@@ -118,31 +150,25 @@ class Fitting:
         judged = self._judged(task, state, label)
         if judged.sampler is None:
             return judged
-        took, made = spent()
-        return replace(
-            judged,
-            sampler=_cost(judged.sampler, took + self.targets.seconds, made + self.targets.calls),
-        )
+        seconds, calls = spent()
+        sampler = _cost(judged.sampler, seconds + self.targets.seconds, calls + self.targets.calls)
+        return replace(judged, sampler=sampler)
 
-    def _begun(self, steps: int, asked: Sampler | str | None) -> tuple[str, Grid, State | None]:
+    def _begun(self, steps: int, start: Sampler | str | None) -> tuple[str, Grid, State | None]:
         """Where the fit begins, or where it was."""
         known = None if self.store is None else self.store.read(steps, self.model.process)
         if known is not None:
-            self.told(f"{steps} steps: going on at iteration {known[2].iteration}")
+            self.log(f"{steps} steps: going on at iteration {known[2].iteration}")
             return known
-        if asked is not None:
-            return *starts.named(self.model.process, asked, steps), None
+        if start is not None:
+            return *starts.named(self.model.process, start, steps), None
         some = self.samples[0][:SOME]
         if self.model.stepwise and self.paths is None:
-            self.told("paths for the levels")
+            self.log("paths for the levels")
             self.paths = starts.Paths(self.model, some[: starts.fits(_bytes(self.model), ROOM)])
-        self.told(f"{steps} steps: looking for where to begin")
-        return (
-            *starts.best(
-                self.model, self.targets, some, list(starts.begins(self.model, steps, self.paths))
-            ),
-            None,
-        )
+        self.log(f"{steps} steps: looking for where to begin")
+        every = list(starts.begins(self.model, steps, self.paths))
+        return *starts.best(self.model, self.targets, some, every), None
 
     def _task(self, label: str, grid: Grid) -> Task:
         """The fit that begins there."""
@@ -159,18 +185,15 @@ class Fitting:
             state = gauss_newton.begin(task)
         else:
             task.typical(state.best, task.held)
-        named = len(held_out.USUAL) + sum(held_out.GOALS) / steps
-        runs = named + 2 * (
-            1 + len(task.fit) / len(task.held)
-        )  # as long as this one, that follow the fit
+        # runs as long as this one that follow the fit
+        runs = len(held_out.USUAL) + sum(held_out.GOALS) / steps
+        runs += 2 * (1 + len(task.fit) / len(task.held))
         ends -= runs * (time.monotonic() - began)
         if self.method == "levels":
             return state
         if not state.iteration and self.model.stepwise:
-            with_rows = gauss_newton.look(
-                task,
-                gauss_newton.moved(state, least_squares.squares(task, least_squares.enough(task))),
-            )
+            theta = least_squares.squares(task, least_squares.enough(task))
+            with_rows = gauss_newton.look(task, gauss_newton.moved(state, theta))
             state = with_rows if with_rows.error < state.error or self.method == "rows" else state
         if self.method == "rows":
             return state
@@ -188,13 +211,10 @@ class Fitting:
             state = now
             if self.store is not None:
                 seconds, calls = spent()
-                self.store.keep(
-                    steps, label, task.form.start, replace(now, seconds=seconds, calls=calls)
-                )
-            self.told(
-                f"{steps} steps, iteration {now.iteration}: held-out error {now.error:.4g} of"
-                f" {now.held[0][1]:.4g}"
-            )
+                cost = replace(now, seconds=seconds, calls=calls)
+                self.store.keep(steps, label, task.form.start, cost)
+            error = f"{now.error:.4g} of {now.held[0][1]:.4g}"
+            self.log(f"{steps} steps, iteration {now.iteration}: held-out error {error}")
 
         try:
             return gauss_newton.improve(task, state, until, seen)
@@ -216,48 +236,51 @@ class Fitting:
         """The sampler, if it is better than its start on held-out samples."""
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
-        if (
-            self.method == "levels"
-        ):  # where it begins is what was found, so it is measured by the usual one
-            first, grid = starts.named(
-                self.model.process, f"dpmpp_2m/{usual(self.model.process)}", steps
-            )
+        if self.method == "levels":  # the start is what was looked for: measure by the usual one
+            name = f"dpmpp_2m/{usual(self.model.process)}"
+            first, grid = starts.named(self.model.process, name, steps)
             before = replace(task, form=Form(self.model.process, "dpmpp_2m", grid, self.memory))
-        own, theirs = task.error(state.best, task.held), before.error(zero, task.held)
-        held = {"tuned": held_out.geometric(own)[0], "start": held_out.geometric(theirs)[0]}
-        if not held_out.better(own, theirs):
+        error, than = task.error(state.best, task.held), before.error(zero, task.held)
+        held = {"tuned": typical(error), "start": typical(than)}
+        if not held_out.better(error, than):
             reason = (
                 f"the held-out error {held['tuned']:.4g} is not clearly below that of its start"
                 f" {first} ({held['start']:.4g})"
             )
             return Outcome(steps, None, reason, first, held["start"], held["tuned"])
+        tuned = task.typical(state.best, task.fit)
+        fitting = {"tuned": tuned, "start": before.typical(zero, task.fit)}
         table = task.form.arrays(state.best).table("fitted", f"{label}, fitted")
-        fitting = {
-            "tuned": task.typical(state.best, task.fit),
-            "start": before.typical(zero, task.fit),
-        }
-        errors = held_out.usual(self.model, self.targets, task.held, steps)
-        prompts, seeds = self.facts.get("prompts", ()), self.facts.get("seeds", ())
-        part = [tuple(dict.fromkeys(prompts[s] for s in some if prompts)) for some in self.samples]
-        drawn = [tuple(seeds[s] for s in some if seeds) for some in self.samples]
-        provenance = Provenance(
-            model=self.facts["model"], fingerprint=self.facts["fingerprint"],
-            process=ProcessData.of(self.model.process, table), prediction=self.model.prediction,
-            guidance=self.facts["guidance"], dtype=self.facts["dtype"], prompts=list(part[0]),
-            seeds=list(drawn[0]),
-            held_out_prompts=list(part[1]), held_out_seeds=list(drawn[1]), start=first,
-            method=self.method,
-            fitting=fitting, held_out=held, errors=errors, seconds=0.0, calls=0,
-            versions=versions(),
-        )  # fmt: skip
+        provenance = self._provenance(table, first, fitting, held)
         name = f"{self.facts['model'].rpartition('/')[2]}-{steps}"
         sampler = Sampler(fitted=Fitted(name, table, provenance))
         return Outcome(steps, sampler, "", first, held["start"], held["tuned"])
+
+    def _provenance(
+        self, table: Table, start: str, fitting: dict[str, float], held: dict[str, float]
+    ) -> Provenance:
+        """Where a sampler comes from, without what it cost."""
+        facts, (fit, judges) = self.facts, self.samples
+        prompts, seeds = facts.get("prompts", ()), facts.get("seeds", ())
+
+        def unique(some: tuple[int, ...]) -> list[str]:
+            return list(dict.fromkeys(prompts[s] for s in some if prompts))
+
+        return Provenance(
+            model=facts["model"], fingerprint=facts["fingerprint"],
+            process=ProcessData.of(self.model.process, table), prediction=self.model.prediction,
+            guidance=facts["guidance"], dtype=facts["dtype"],
+            prompts=unique(fit), seeds=[seeds[s] for s in fit if seeds],
+            held_out_prompts=unique(judges), held_out_seeds=[seeds[s] for s in judges if seeds],
+            start=start, method=self.method, fitting=fitting, held_out=held,
+            errors=held_out.usual(self.model, self.targets, judges, table.nfe),
+            seconds=0.0, calls=0, versions=versions(),
+        )  # fmt: skip
 
 
 def _cost(sampler: Sampler, seconds: float, calls: int) -> Sampler:
     """The sampler with what it cost."""
     fitted = sampler.fitted
     assert fitted is not None
-    told = fitted.provenance.model_copy(update={"seconds": round(seconds, 1), "calls": calls})
-    return Sampler(fitted=replace(fitted, provenance=told))
+    cost = {"seconds": round(seconds, 1), "calls": calls}
+    return Sampler(fitted=replace(fitted, provenance=fitted.provenance.model_copy(update=cost)))

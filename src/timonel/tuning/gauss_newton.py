@@ -1,5 +1,4 @@
-"""Fitting: damped Gauss-Newton steps on the mean log error of the results, watched on samples that
-it never uses.
+"""Fitting: damped Gauss-Newton steps on the mean log error, watched on samples it never uses.
 
 The log of the error makes every sample count alike, whatever its size (arXiv 2403.01329 maximises
 PSNR); its least-squares form weighs each sample by one over its squared error.
@@ -13,11 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..engine.reference import distance, typical
 from ..errors import GridError
 from . import rollout
 from .model import Model
 from .parameters import Form
-from .rollout import Slope, distance, travel
+from .rollout import Slope, roll
 from .targets import Targets
 
 MEMORY = 0.7  # of the curvature, from one iteration to the next
@@ -32,8 +32,18 @@ PATIENCE = 8  # iterations without a better held-out error
 class State:
     """Where a fit is; plain numbers, so that it can be written and taken up again.
 
-    `best`: the parameters with the least held-out error so far, `error`; `held`: that error by
-    iteration. `seconds` and network `calls`: what it cost before this call took it up.
+    Args:
+        theta: The parameters (P,).
+        best: Those with the least held-out error so far.
+        error: That error.
+        average: The averaged parameters.
+        curvature: (P, P), averaged; None before the first iteration.
+        damping: Of the next step.
+        iteration: How many are done.
+        idle: Iterations since the error fell.
+        held: The held-out error by iteration.
+        seconds: What the fit cost before this call took it up.
+        calls: Network evaluations before.
     """
 
     theta: Tensor
@@ -51,8 +61,16 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is fitted to what. `fit`: samples that the steps are computed from; `held`: samples that
-    only judge.
+    """What is fitted to what.
+
+    Args:
+        model: What the sampler runs on.
+        form: What its parameters mean.
+        targets: The converged samples.
+        fit: Samples that the steps are computed from.
+        held: Samples that only judge.
+        method: backward or differences.
+        batch: Samples an iteration.
     """
 
     model: Model
@@ -60,45 +78,44 @@ class Task:
     targets: Targets
     fit: tuple[int, ...]
     held: tuple[int, ...]
-    method: str  # backward or differences
-    batch: int  # samples an iteration
+    method: str
+    batch: int
 
     @torch.no_grad()
     def error(self, theta: Tensor, samples: Sequence[int]) -> Tensor:
-        """(n,) distance of the results to the targets; infinite where theta has no table."""
+        """The distance of the results to the targets (n,); infinite where theta has no table."""
         try:
             arrays = self.form.arrays(theta)
         except GridError:
             return torch.full((len(samples),), torch.inf, dtype=torch.float64)
-        made = [
-            distance(travel(self.model, arrays, some).result, self.targets.of(some))
+        errors = [
+            distance(roll(self.model, arrays, some).result, self.targets.of(some))
             for some in (samples[i : i + TOGETHER] for i in range(0, len(samples), TOGETHER))
         ]
-        return torch.nan_to_num(torch.cat(made), nan=torch.inf).clamp(min=1e-12)
+        return torch.nan_to_num(torch.cat(errors), nan=torch.inf).clamp(min=1e-12)
 
     def typical(self, theta: Tensor, samples: Sequence[int]) -> float:
         """The geometric mean of the errors."""
-        return float(self.error(theta, samples).log().mean().exp())
+        return typical(self.error(theta, samples))
 
     def chosen(self, iteration: int) -> list[int]:
         """The samples of an iteration: all of them in a new order, then again."""
         many = min(self.batch, len(self.fit))
         rounds = len(self.fit) // many
-        order = torch.randperm(
-            len(self.fit), generator=torch.Generator().manual_seed(iteration // rounds)
-        )
+        generator = torch.Generator().manual_seed(iteration // rounds)
+        order = torch.randperm(len(self.fit), generator=generator)
         begin = iteration % rounds * many
         return [self.fit[i] for i in order[begin : begin + many].tolist()]
 
     def slope(self, theta: Tensor, iteration: int) -> Slope:
         """How the error moves with the parameters, from the samples of an iteration."""
         samples = self.chosen(iteration)
-        given = (self.model, self.form, theta, samples, self.targets.of(samples))
+        problem = (self.model, self.form, theta, samples, self.targets.of(samples))
         if self.method == "backward":
             generator = torch.Generator().manual_seed(iteration)
-            return rollout.backward(*given, floor=self.targets.floor, generator=generator)
+            return rollout.backward(*problem, floor=self.targets.floor, generator=generator)
         with torch.no_grad():
-            return rollout.differences(*given, floor=self.targets.floor)
+            return rollout.differences(*problem, floor=self.targets.floor)
 
 
 def begin(task: Task) -> State:
@@ -109,19 +126,24 @@ def begin(task: Task) -> State:
 
 
 def improve(
-    task: Task, state: State, until: Callable[[State], bool], told: Callable[[State], None]
+    task: Task, state: State, until: Callable[[State], bool], log: Callable[[State], None]
 ) -> State:
-    """Iterate until `until(state)` or no held-out gain for a while; `told` sees every state."""
+    """Iterate until there is no held-out gain for a while.
+
+    Args:
+        task: The fit.
+        state: Where it is.
+        until: Ends it where it is true of the state.
+        log: Gets every state.
+    """
     while not until(state) and state.idle < PATIENCE:
         state = step(task, state)
-        told(state)
+        log(state)
     return state
 
 
 def step(task: Task, state: State) -> State:
-    """One iteration: a slope, a few damped steps tried, the best kept, and a look at the held-out
-    samples.
-    """
+    """One iteration: a slope, the best of a few damped steps, and the held-out error."""
     slope = task.slope(state.theta, state.iteration)
     curvature = slope.curvature
     if state.curvature is not None:
@@ -142,20 +164,14 @@ def step(task: Task, state: State) -> State:
         theta, damping = state.theta, min(MOST, state.damping * 10)
     average = AVERAGE * state.average + (1 - AVERAGE) * theta
     new = replace(
-        state,
-        theta=theta,
-        average=average,
-        curvature=curvature,
-        damping=damping,
+        state, theta=theta, average=average, curvature=curvature, damping=damping,
         iteration=state.iteration + 1,
-    )
+    )  # fmt: skip
     return look(task, new)
 
 
 def _judges(task: Task, iteration: int) -> list[int]:
-    """The samples that tell which step is best: those of this iteration, and those of the one
-    before.
-    """
+    """The samples that say which step is best: of this iteration and of the one before."""
     return list(dict.fromkeys(task.chosen(iteration) + task.chosen(max(iteration - 1, 0))))
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..core import solvers
 from ..core.grids import Grid
 from ..core.process import Level
+from . import rollout
 from .gauss_newton import Task
 from .parameters import Arrays
-from .rollout import foreseen, walk
+from .rollout import Rollout
 from .targets import FIRST, SOLVER, fine
 
 EQUATIONS = 16_384  # at least, for a few numbers a row
@@ -27,31 +28,29 @@ RIDGE = 1e-3  # of the mean diagonal of the normal equations
 
 @torch.no_grad()
 def path(task: Task, samples: Sequence[int]) -> list[Tensor]:
-    """Nearly converged samples (n, …) at every level of the start after the first, the clean one
-    included.
+    """Nearly converged samples (n, …) at every level of the start after the first, and clean ones.
+
+    Args:
+        task: The fit.
+        samples: Their numbers (n,).
     """
-    model, own = task.model, task.form.start
+    model, start = task.model, task.form.start
     long = fine(model, FIRST).levels(model.process)
-    lam = torch.cat([long.lam[:-1], own.lam[1:-1]])
+    lam = torch.cat([long.lam[:-1], start.lam[1:-1]])
     order = torch.argsort(lam)
-    kept = [int((order == len(long) - 1 + i).nonzero()) for i in range(own.steps - 1)]
-    apart = torch.ones(len(order), dtype=torch.bool)
-    for at in (
-        kept
-    ):  # a level of the long run beside one of ours is left out, for the two would be almost one
-        for other in (at - 1, at + 1):
-            if (
-                0 < other < len(order)
-                and other not in kept
-                and abs(float(lam[order[at]] - lam[order[other]])) < 1e-3
-            ):
-                apart[other] = False
-    parts = ((long.alpha, own.alpha), (long.sigma, own.sigma), (long.time, own.time))
-    level = Level(*(torch.cat([a[:-1], b[1:-1]])[order][apart] for a, b in parts))
+    aims = [int((order == len(long) - 1 + i).nonzero()) for i in range(start.steps - 1)]
+    kept = torch.ones(len(order), dtype=torch.bool)
+    beside = {at + side for at in aims for side in (-1, 1)} - set(aims)
+    for place in beside & set(range(1, len(order))):
+        near = [at for at in (place - 1, place + 1) if at in aims]
+        gaps = [abs(float(lam[order[at]] - lam[order[place]])) for at in near]
+        kept[place] = min(gaps) >= 1e-3  # else the two levels would be almost one
+    parts = ((long.alpha, start.alpha), (long.sigma, start.sigma), (long.time, start.time))
+    level = Level(*(torch.cat([a[:-1], b[1:-1]])[order][kept] for a, b in parts))
     arrays = Arrays.of(solvers.make(SOLVER, Grid.of(model.process, level, "path")))
-    wanted = {int(apart[:at].sum()) for at in kept}
-    seen = [x for k, x in enumerate(walk(model, arrays, samples, model.scale)) if k in wanted]
-    return [*seen, task.targets.of(samples)]
+    wanted = {int(kept[:at].sum()) for at in aims}
+    path = enumerate(rollout.path(model, arrays, samples, model.scale))
+    return [*(x for k, x in path if k in wanted), task.targets.of(samples)]
 
 
 def enough(task: Task) -> list[int]:
@@ -62,30 +61,30 @@ def enough(task: Task) -> list[int]:
 
 @torch.no_grad()
 def squares(task: Task, samples: Sequence[int]) -> Tensor:
-    """The parameters whose rows were fitted one by one, on the levels of the start."""
+    """The parameters (P,) whose rows were fitted one by one, on the levels of the start.
+
+    Args:
+        task: The fit.
+        samples: Their numbers (n,).
+    """
     form, aims = task.form, path(task, samples)
     arrays, theta = form.arrays(form.zero()), form.zero()
     place = {name: p for p, name in enumerate(form.names)}
-    x, found, apart = task.model.start(samples), list[Tensor](), list[Tensor | None]()
-    plan = task.model.plan(arrays)
+    one = Rollout(task.model, arrays, samples, [task.model.start(samples)])
     for k in range(form.steps):
-        away = foreseen(plan.weights[k], apart)
-        clean, difference = task.model.call(x, arrays.level(k), samples, plan.scales[k], away)
-        found.append(clean)
-        apart.append(difference)
+        x = one.result
+        one.answer(task.model.denoised([one.query()])[0])
         plain = float(arrays.keep[k]) * x + sum(
-            float(arrays.weights[k, j]) * d for j, d in enumerate(found)
+            float(arrays.weights[k, j]) * d for j, d in enumerate(one.denoised)
         )
-        free = [
-            ("keep", k, 0),
-            *(("weight", k, j) for j in range(max(0, k + 1 - form.memory), k + 1)),
-        ]
-        reads = torch.stack([x, *found[max(0, k + 1 - form.memory) :]], -1).double().flatten(0, -2)
+        first = max(0, k + 1 - form.memory)
+        free = [("keep", k, 0), *(("weight", k, j) for j in range(first, k + 1))]
+        reads = torch.stack([x, *one.denoised[first:]], -1).double().flatten(0, -2)
         miss = (aims[k].double() - plain.double()).flatten()
         normal = reads.T @ reads
         ridge = RIDGE * normal.diagonal().mean() * torch.eye(len(free), dtype=torch.float64)
         solved = torch.linalg.solve(normal + ridge, reads.T @ miss)
         for name, value in zip(free, solved, strict=True):
             theta[place[name]] = value
-        x = (plain.double() + (reads @ solved).reshape(plain.shape)).to(x.dtype)
+        one.x.append((plain.double() + (reads @ solved).reshape(plain.shape)).to(x.dtype))
     return theta

@@ -1,22 +1,22 @@
-"""The network that a sampler is fitted to, as a denoiser of many samples at levels of their own."""
+"""The network that a sampler is fitted to, with the samples that it is fitted on."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.guidance import CompiledGuidance, Guidance, combine
+from ..core.guidance import CompiledGuidance, Guidance
 from ..core.prediction import check, coefficients
-from ..core.process import At, Level, Process
+from ..core.process import At, Level, Process, double
 from ..core.program import DenoisedFn
-from ..core.run import Run
 from ..core.table import Table
+from ..engine.drive import finish, run_on
+from ..engine.network import Answer, Denoiser, Denoisers, Query
 from ..pipelines.capture import Captured
 from .parameters import Arrays
 
@@ -27,11 +27,20 @@ TOGETHER, MOST = 2**17, 64  # numbers of the samples in a network call, and eval
 class Model(ABC):
     """A network with `count` samples: their initial noise, and whatever else belongs to each.
 
-    `differentiable`: whether a gradient flows through `denoised`. `stepwise`: whether the network
-    can be called by itself; else only `run` works. `lean`: whether a gradient computes the network
-    again instead of keeping what it made, which takes a third more time and a fraction of the
-    memory. `half`: whether it computes in half precision. `evaluations`: network evaluations so
-    far.
+    It is a `Network`, whose conditions are the numbers of the samples, and counts what it
+    evaluates. A subclass says what it is by these attributes:
+
+    Args:
+        process: What noise the network was trained on.
+        prediction: What it predicts.
+        count: Number of samples.
+        denoised_fn: Changes the denoised prediction before it is used; None leaves it.
+        differentiable: Whether a gradient flows through it.
+        stepwise: Whether the network can be called by itself; else only `run` works.
+        lean: Whether a gradient computes the network again in place of keeping what it needs, which
+            takes a third more time and a fraction of the memory.
+        half: Whether it computes in half precision.
+        guidance: As the sampler will be used.
     """
 
     process: Process
@@ -45,58 +54,52 @@ class Model(ABC):
     guidance: Guidance | None = None
 
     def __init__(self) -> None:
-        self.evaluations = 0
+        self.evaluations = 0  # so far
 
     @abstractmethod
     def start(self, samples: Sequence[int]) -> Tensor:
         """The initial noise (n, …) of `samples`."""
 
     @abstractmethod
-    def guided(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The network's guided output (n, …) for x at levels of (n,) numbers, and cond - uncond
-        where it has both.
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
+        """An answer to each query; gradients flow where the model is differentiable."""
 
-        `away`: that difference as it is foreseen, so that only the conditional half is computed.
-        """
+    def cost(self, scale: float | None) -> int:
+        """Network evaluations for one sample at this guidance scale."""
+        return 1
 
-    def call(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `guided`, with the denoised prediction (n, …), in at least single precision, for the
-        output.
-        """
-        raw, apart = self.guided(x, level, samples, scale, away)
+    def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
+        """As `answers`, and counted."""
+        self.evaluations += sum(query.cost(self) for query in queries)
+        return self.answers(queries)
+
+    def denoised(self, queries: Sequence[Query]) -> list[Answer]:
+        """As `evaluate`, with the denoised prediction, in at least single precision, as output."""
+        answers = zip(queries, self.evaluate(queries) if queries else [], strict=True)
+        return [answer._replace(raw=self._clean(query, answer.raw)) for query, answer in answers]
+
+    def _clean(self, query: Query, raw: Tensor) -> Tensor:
+        x, level = query.x, query.level
+        if isinstance(level, At):
+            level = Level(*(double([v]) for v in (level.alpha, level.sigma, level.time)))
         wide = torch.promote_types(x.dtype, torch.float32)
         c_x, c_raw = (
             c.to(x.device, wide).reshape(-1, *(1,) * (x.ndim - 1))
             for c in coefficients(self.prediction, level)
         )
         clean = c_x * x.to(wide) + c_raw * raw.to(wide)
-        return clean if self.denoised_fn is None else self.denoised_fn(clean), apart
+        return clean if self.denoised_fn is None else self.denoised_fn(clean)
 
-    def denoised(
-        self, x: Tensor, level: Level, samples: Sequence[int], scale: float | None
-    ) -> Tensor:
-        """The denoised prediction (n, …); `scale` 1 is no guidance, None the model's own."""
-        return self.call(x, level, samples, scale)[0]
+    def query(
+        self, x: Tensor, level: At | Level, samples: Sequence[int], scale: float | None
+    ) -> Query:
+        """What a row asks that is guided by `scale`; 1 is no guidance, None the model's own."""
+        rescale = 0.0 if self.guidance is None else self.guidance.rescale
+        return Query(x, level, samples, scale, rescale)
 
     @property
     def scale(self) -> float | None:
-        """The guidance scale where it is guided all the way, as targets are; None is the network's
-        own.
-        """
+        """The guidance scale of runs that are guided all the way; None is the network's own."""
         scale = None if self.guidance is None else self.guidance.scale
         assert not isinstance(scale, tuple)
         return scale
@@ -108,34 +111,30 @@ class Model(ABC):
         )
 
     def run(self, table: Table, samples: Sequence[int], always: bool = False) -> Tensor:
-        """The results (n, …) of any deterministic table. `always`: guided all the way."""
-        guidance = self.always() if always else self.guidance
-        made = Run(table, self.prediction, denoised_fn=self.denoised_fn, guidance=guidance)
-        made.start(self.start(samples))
-        for _ in made.rows():
-            raw, apart = self.guided(
-                made.latents, spread(made.level, len(samples)), samples, made.scale, made.forecast
-            )
-            if apart is not None and made.remembers:
-                made.remember(apart)
-            made.advance(raw)
-        return made.result
+        """The results (n, …) of any deterministic table.
 
-    def plan(self, arrays: Arrays) -> CompiledGuidance:
-        """How every row is guided."""
+        Args:
+            table: Of any solver.
+            samples: Their numbers (n,).
+            always: Whether every row is guided, whatever interval the guidance has.
+        """
+        guidance = self.always() if always else self.guidance
+        run = run_on(self, table, guidance=guidance)
+        run.start(self.start(samples))
+        return finish(run, self, samples)
+
+    def guiding(self, arrays: Arrays) -> CompiledGuidance:
+        """How every row of a sampler is guided."""
         return CompiledGuidance.of(self.guidance, arrays.table("fit", "fit"), self.prediction)
 
 
-def spread(at: At, count: int) -> Level:
-    """A level of floats as one for each of `count` samples."""
-    return Level(
-        *(torch.full((count,), v, dtype=torch.float64) for v in (at.alpha, at.sigma, at.time))
-    )
-
-
 class Pipeline(Model):
-    """A captured pipeline: `batch` network evaluations a call, by default as many as `TOGETHER`
-    numbers make up.
+    """A captured pipeline.
+
+    Args:
+        captured: Its network with the conditions of all samples.
+        guidance: As the sampler will be used.
+        batch: Network evaluations a call, by default as many as `TOGETHER` numbers make up.
     """
 
     differentiable = True
@@ -146,96 +145,62 @@ class Pipeline(Model):
         super().__init__()
         self.captured, self.guidance = captured, guidance
         self.batch = batch or max(1, min(MOST, TOGETHER // captured.start[0].numel()))
-        self.process, self.prediction, self.denoised_fn = (
-            captured.process,
-            captured.prediction,
-            captured.denoised_fn,
-        )
-        self.count = captured.count
-        self.half = captured.given[captured.names[0]].dtype in (torch.float16, torch.bfloat16)
+        self.process, self.prediction = captured.process, captured.prediction
+        self.denoised_fn, self.count = captured.denoised_fn, captured.count
+        self.half = captured.entry.dtype in (torch.float16, torch.bfloat16)
         self.lean = sum(p.numel() for p in captured.module.parameters()) > LARGE
 
     def start(self, samples: Sequence[int]) -> Tensor:
+        """See `Model.start`."""
         return self.captured.start[list(samples)]
 
-    def guided(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        each = self.captured.cost(scale) if away is None else 1
-        many = max(1, self.batch // each)
-        rescale = 0.0 if self.guidance is None else self.guidance.rescale
-        self.evaluations += each * len(x)
-        made, apart = list[Tensor](), list[Tensor]()
-        for i in range(0, len(x), many):
-            part = slice(i, i + many)
-            n = len(x[part])
-            told = level.time[part] if level.time.ndim else level.time
-            foreseen = None if away is None else list(away[part])
-            raw, found = self.captured.guided(
-                x[part], told.expand(n), list(samples[part]), [scale] * n, [rescale] * n, foreseen
-            )
-            made.append(raw)
-            apart += [d for d in found if d is not None]
-        return torch.cat(made), torch.stack(apart) if apart else None
+    def cost(self, scale: float | None) -> int:
+        """See `Network.cost`."""
+        return self.captured.cost(scale)
+
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
+        """An answer to each query, in calls of at most `batch` evaluations."""
+        answers, call, left = list[Answer](), list[Query](), self.batch
+        for one in (one for query in queries for one in query.split()):
+            cost = one.cost(self)
+            if call and cost > left:
+                answers += self.captured.evaluate(call)
+                call, left = [], self.batch
+            call.append(one)
+            left -= cost
+        singles = iter(answers + self.captured.evaluate(call))
+        return [Answer.join([next(singles) for _ in range(len(query.x))]) for query in queries]
 
 
 class Plain(Model):
-    """A denoiser of your own, `denoise(x, level)`, as `timonel.sample` takes it; x (count, …) is
-    the initial noise.
+    """A denoiser of your own.
+
+    Args:
+        denoise: `denoise(x, level)`, as `timonel.sample` takes it.
+        x: The initial noise (count, …).
+        process: What noise the denoiser knows.
+        prediction: What it returns.
+        unconditional: As `denoise`, where it is guided.
+        guidance: As the sampler will be used.
     """
 
     def __init__(
-        self, denoise: Callable[[Tensor, At], Tensor], x: Tensor, process: Process,
-        prediction: str = "sample",
-        unconditional: Callable[[Tensor, At], Tensor] | None = None,
-        guidance: Guidance | None = None,
+        self, denoise: Denoiser, x: Tensor, process: Process, prediction: str = "sample",
+        unconditional: Denoiser | None = None, guidance: Guidance | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.denoise, self.x, self.process, self.prediction = denoise, x, process, check(prediction)
-        self.unconditional, self.guidance, self.count = unconditional, guidance, len(x)
+        self.network, self.x = Denoisers(denoise, unconditional), x
+        self.process, self.prediction = process, check(prediction)
+        self.guidance, self.count = guidance, len(x)
 
     def start(self, samples: Sequence[int]) -> Tensor:
+        """See `Model.start`."""
         return self.x[list(samples)]
 
-    def guided(
-        self,
-        x: Tensor,
-        level: Level,
-        samples: Sequence[int],
-        scale: float | None,
-        away: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        told = torch.stack([v.expand(len(x)) for v in level], 1)
-        made: Any = None
-        apart: Any = None
-        for one in torch.unique(told, dim=0):
-            chosen = (told == one).all(1)
-            out, other = self._at(
-                x[chosen], At(*one.tolist()), scale, None if away is None else away[chosen]
-            )
-            made = x.new_empty(len(x), *out.shape[1:]) if made is None else made
-            made[chosen] = out
-            if other is not None:
-                apart = torch.empty_like(made) if apart is None else apart
-                apart[chosen] = other
-        return made, apart
+    def cost(self, scale: float | None) -> int:
+        """See `Network.cost`."""
+        return self.network.cost(scale)
 
-    def _at(
-        self, x: Tensor, at: At, scale: float | None, away: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        self.evaluations += len(x)
-        cond = self.denoise(x, at)
-        if self.unconditional is None or scale in (None, 1.0):
-            return cond, None
-        if away is None:
-            self.evaluations += len(x)
-        uncond = self.unconditional(x, at) if away is None else cond - away
-        rescale = 0.0 if self.guidance is None else self.guidance.rescale
-        return combine(cond, uncond, float(scale or 1.0), rescale), (
-            None if away is not None else cond - uncond
-        )
+    def answers(self, queries: Sequence[Query]) -> list[Answer]:
+        """See `Model.answers`."""
+        return self.network.evaluate(queries)

@@ -1,5 +1,4 @@
-"""What can be fitted: the levels of a sampler, the times its network is told, and corrections of
-its coefficients.
+"""What can be fitted of a sampler: levels, times of the network, corrections of coefficients.
 
 The table is the solver's own on the fitted levels plus corrections that begin at zero (arXiv
 2510.17699), so a fit begins as a known sampler, and levels that move take their coefficients along.
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..core import solvers
 from ..core.grids import Grid
-from ..core.process import Level, Process, double
+from ..core.process import At, Level, Process, double
 from ..core.table import Table, registers
 from ..errors import GridError
 
@@ -26,12 +25,17 @@ STEP = 1e-6  # of the differences that give the derivatives of `Arrays`
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A sampler of N rows with one call each: x' = keep[k]·x + sum over j <= k of weights[k,
-    j]·D_j.
+    """A sampler of N rows with one call each.
 
-    `alpha, sigma`: (N,) levels of the calls; `time`: (N,) what the network is told there; `keep`:
-    (N,); `weights`: (N, N), of the denoised predictions in the order of their calls. The result is
-    at `end`.
+    Row k makes keep[k]·x + sum over j <= k of weights[k, j]·D_j of the sample x.
+
+    Args:
+        alpha: Of the calls (N,).
+        sigma: Of the calls (N,).
+        time: That the network gets there (N,).
+        keep: Coefficients of x (N,).
+        weights: Of the denoised predictions D in the order of their calls (N, N).
+        end: The level of the result.
     """
 
     alpha: Tensor
@@ -50,13 +54,18 @@ class Arrays:
         """All numbers in one vector: N each of alpha, sigma, time and keep, then N·N weights."""
         return torch.cat([self.alpha, self.sigma, self.time, self.keep, self.weights.flatten()])
 
-    def level(self, row: int) -> Level:
-        """The level of the call of `row`."""
-        return Level(self.alpha[row], self.sigma[row], self.time[row])
+    @property
+    def levels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and time of the calls, (N,) each."""
+        return self.alpha, self.sigma, self.time
+
+    def at(self, row: int) -> At:
+        """The level of a row's call."""
+        return At(*(float(v[row]) for v in self.levels))
 
     @classmethod
     def of(cls, table: Table) -> Arrays:
-        """The numbers of a deterministic table in the denoised basis, with one call a step."""
+        """The numbers of a table that `supports` allows."""
         n = table.nfe
         weights = torch.zeros(n, n, dtype=torch.float64)
         for k in range(n):
@@ -68,7 +77,12 @@ class Arrays:
         )  # fmt: skip
 
     def table(self, solver: str, grid: str) -> Table:
-        """The same as a table. `order` is 0: fitted coefficients have no order of convergence."""
+        """The same as a table of order 0, for fitted coefficients have no order of convergence.
+
+        Args:
+            solver: Its name.
+            grid: Its name.
+        """
         n = self.rows
         used = (self.weights != 0).nonzero()
         history = max([int(k - j) + 1 for k, j in used.tolist()], default=1)
@@ -86,20 +100,24 @@ class Arrays:
 
 
 def supports(table: Table) -> bool:
-    """Whether a fit can begin at `table`."""
+    """Whether a fit can begin at a table: deterministic, denoised basis, one call a step."""
     calls = table.step == tuple(range(table.nfe))
     return calls and table.basis == "denoised" and not table.stochastic and not table.uses_base
 
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """The parameters theta of a sampler of N steps on `process`, zero for `solver` on the levels it
-    begins with.
+    """The parameters theta of a sampler of N steps; zero is the solver on its first levels.
 
     theta holds, in this order: N - 1 shifts of the levels after the first, as parts of the spacing
-    of lam beside them; N shifts of the times the network is told, as parts of the spacing of the
-    times; and for every row a correction of the coefficient of x and of each of the last `memory`
-    denoised predictions.
+    of lam beside them; N shifts of the times that the network gets, as parts of their spacing; and
+    for every row a correction of the coefficients of x and of the last denoised predictions.
+
+    Args:
+        process: Of the model.
+        solver: Name of the solver.
+        start: The levels.
+        memory: How many denoised predictions a row corrects.
     """
 
     process: Process
@@ -135,7 +153,7 @@ class Form:
 
     @cached_property
     def _spacing(self) -> Tensor:
-        """(N - 1,) units of the shifts of lam: the smaller of the finite spacings beside a level."""
+        """Units of the shifts of lam (N - 1,): the smaller finite spacing beside a level."""
         lam = self.start.lam
         gaps = [float(g) if math.isfinite(float(g)) else math.inf for g in lam[1:] - lam[:-1]]
         units = [min(gaps[k - 1], gaps[k]) for k in range(1, self.steps)]
@@ -152,17 +170,17 @@ class Form:
 
     def grid(self, theta: Tensor) -> Grid:
         """The fitted levels. Raises `GridError` where they do not fall."""
-        n, own = self.steps, self.start
+        n, start = self.steps, self.start
         if n == 1:
-            return own
-        lam = own.lam[1:n] + theta[: n - 1] * self._spacing
-        made = self.process.at_lam(lam)
+            return start
+        lam = start.lam[1:n] + theta[: n - 1] * self._spacing
+        moved = self.process.at_lam(lam)
         still = theta[: n - 1] == 0  # to the bit where it begins
-        parts = ((own.alpha, made.alpha), (own.sigma, made.sigma), (own.time, made.time))
+        parts = (start.alpha, moved.alpha), (start.sigma, moved.sigma), (start.time, moved.time)
         alpha, sigma, time = (
             torch.cat([a[:1], torch.where(still, a[1:n], b), a[-1:]]) for a, b in parts
         )
-        return Grid(self.process, alpha, sigma, time, own.name)
+        return Grid(self.process, alpha, sigma, time, start.name)
 
     def arrays(self, theta: Tensor) -> Arrays:
         """The sampler of `theta`. Raises `GridError` for levels that do not fall."""
@@ -179,14 +197,12 @@ class Form:
     @cached_property
     def _range(self) -> tuple[float, float]:
         """The lowest and the highest time that the network knows."""
-        own = self.start.time[:-1]
-        ends = [float(own[0]), float(own[-1]), _lowest(self.process, float(own[-1]))]
+        first, last = float(self.start.time[0]), float(self.start.time[-2])
+        ends = [first, last, _lowest(self.process, last)]
         return min(ends), max(ends)
 
     def inward(self, theta: Tensor) -> Tensor:
-        """(P,) 1, and -1 for a time that is at the highest which the network knows, so that it can
-        only fall.
-        """
+        """Where each parameter can move (P,): 1, and -1 for a time that can only fall."""
         n = self.steps
         time = self.grid(theta).time[:-1] + theta[n - 1 : 2 * n - 1] * self._ticks
         ways = torch.ones_like(theta)
@@ -194,9 +210,7 @@ class Form:
         return ways
 
     def jacobian(self, theta: Tensor) -> Tensor:
-        """(Q, P) derivatives of the Q numbers of `Arrays.flat` by differences toward what the
-        network knows.
-        """
+        """Derivatives (Q, P) of the numbers of `Arrays.flat`, by differences in `inward`."""
         ways, here = self.inward(theta), self.arrays(theta).flat()
         columns = []
         for p in range(self.size):

@@ -20,10 +20,14 @@ PAINTER = "emoji"
 
 
 @dataclass(frozen=True)
-class Subjects:
-    """One prompt or picture and one seed for every sample; the last `held` samples are held out.
+class Samples:
+    """The samples of a fit.
 
-    `painted`: the pictures, where they were made of the prompts.
+    Args:
+        prompts: One for every sample, or the file of a picture.
+        seeds: One for every sample.
+        held: How many are held out, the last ones.
+        painted: The pictures, where they were painted of the prompts.
     """
 
     prompts: tuple[str, ...]
@@ -42,16 +46,19 @@ class Subjects:
 
         if self.painted:
             return {"image": list(self.painted)}
-        return (
-            {"image": [still(p) for p in self.prompts]}
-            if self.pictures
-            else {"prompt": list(self.prompts)}
-        )
+        if self.pictures:
+            return {"image": [still(p) for p in self.prompts]}
+        return {"prompt": list(self.prompts)}
 
     def each(self, more: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What the pipeline is called with for one sample at a time."""
+        """What the pipeline is called with for one sample at a time.
+
+        Args:
+            more: Other arguments, the same for all.
+        """
+        inputs = self.inputs()
         return [
-            {**{name: values[i] for name, values in self.inputs().items()}, **more}
+            {**{name: values[i] for name, values in inputs.items()}, **more}
             for i in range(len(self.seeds))
         ]
 
@@ -61,40 +68,51 @@ class Subjects:
         return tuple(range(first)), tuple(range(first, len(self.seeds)))
 
 
-def subjects(
+def samples_of(
     helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None, seeds: int, seed: int
-) -> Subjects:
-    """The samples of a fit. `prompts`: a list, or a text file with one a line; a shipped model has
-    its own, and paints them where it begins with pictures.
+) -> Samples:
+    """The samples of a fit.
 
     Prompts that are held out are none of those that are fitted, where there are three or more.
-    Raises `ArgumentError` for no prompts, or for a file that cannot be read.
+
+    Args:
+        helm: Whose pipeline.
+        prompts: A list, or a text file with one a line; a shipped model has its own, and paints
+            them where it begins with pictures.
+        seeds: How many.
+        seed: The first one.
+
+    Raises:
+        ArgumentError: For no prompts, or a file that cannot be read.
     """
     lines = _lines(helm, prompts)
     held = seeds // 3
     cut = len(lines) - max(1, len(lines) // 3) if len(lines) >= 3 else 0
     fitted, other = (lines[:cut], lines[cut:]) if cut else (lines, lines)
-    told = [fitted[i % len(fitted)] for i in range(seeds - held)] + [
-        other[i % len(other)] for i in range(held)
-    ]
-    made = Subjects(tuple(told), tuple(range(seed, seed + seeds)), held)
+    each = [fitted[i % len(fitted)] for i in range(seeds - held)]
+    each += [other[i % len(other)] for i in range(held)]
+    samples = Samples(tuple(each), tuple(range(seed, seed + seeds)), held)
     if prompts is None and "prompt" not in helm._parameters:
-        return replace(made, painted=tuple(painted(told, made.seeds)))
-    _refuse(helm, made)
-    return made
+        return replace(samples, painted=tuple(painted(each, samples.seeds)))
+    _check(helm, samples)
+    return samples
 
 
 def painted(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-    """Pictures of prompts by `PAINTER`, for models that begin with one."""
+    """Pictures for models that begin with one.
+
+    Args:
+        prompts: What is on them.
+        seeds: One for each.
+    """
     card = zoo.card(PAINTER)
     helm = Helm(PAINTER)
     helm.pipe.set_progress_bar_config(disable=True)
-    made = helm(
+    result = helm(
         list(prompts), sampler="dpmpp_2m/karras", steps=card.default_steps,
-        guidance=card.default_guidance,
-        seeds=list(seeds),
+        guidance=card.default_guidance, seeds=list(seeds),
     )  # fmt: skip
-    return list(made.images)
+    return list(result.images)
 
 
 def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> list[str]:
@@ -118,24 +136,28 @@ def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> l
     return lines
 
 
-def _refuse(helm: Helm, made: Subjects) -> None:
-    """Pictures that are missing, and prompts that the model would not read to their end."""
-    if made.pictures:
-        missing = [p for p in made.prompts if not Path(p).is_file()]
+def _check(helm: Helm, samples: Samples) -> None:
+    """Refuses pictures that are missing, and warns of prompts that the model cuts off."""
+    if samples.pictures:
+        missing = [p for p in samples.prompts if not Path(p).is_file()]
         if missing:
             raise ArgumentError(f"there is no picture {missing[0]!r}")
         return
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer = getattr(helm.pipe, name, None)
         most = getattr(tokenizer, "model_max_length", None)
-        if tokenizer is None or not isinstance(most, int) or most > 100_000:
-            continue
-        for prompt in dict.fromkeys(made.prompts):
-            ids = tokenizer([prompt], truncation=False, verbose=False).input_ids[0]
-            if len(ids) > most:
-                lost = tokenizer.decode(ids[most - 1 :], skip_special_tokens=True)
-                warnings.warn(
-                    f"the prompt {prompt[:40]!r}… has {len(ids)} tokens and {name} reads {most}:"
-                    f" {lost.strip()!r} is cut off, by the pipeline too; shorten it",
-                    stacklevel=4,
-                )
+        if tokenizer is not None and isinstance(most, int) and most <= 100_000:
+            for prompt in dict.fromkeys(samples.prompts):
+                _warn_cut(name, tokenizer, prompt, most)
+
+
+def _warn_cut(name: str, tokenizer: Any, prompt: str, most: int) -> None:
+    """Warn where a prompt has more tokens than the model reads."""
+    ids = tokenizer([prompt], truncation=False, verbose=False).input_ids[0]
+    if len(ids) > most:
+        lost = tokenizer.decode(ids[most - 1 :], skip_special_tokens=True)
+        warnings.warn(
+            f"the prompt {prompt[:40]!r}… has {len(ids)} tokens and {name} reads {most}:"
+            f" {lost.strip()!r} is cut off, by the pipeline too; shorten it",
+            stacklevel=5,
+        )

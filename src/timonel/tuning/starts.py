@@ -13,62 +13,63 @@ from ..core.grids.choose import choose
 from ..core.process import At, Process
 from ..core.sampler import Sampler
 from ..engine import gits
+from ..engine.reference import distance
 from ..errors import ArgumentError, TimonelError
-from .model import Model, spread
+from .model import Model
 from .parameters import Arrays, supports
-from .rollout import distance, travel
+from .rollout import roll
 from .targets import Targets
 
-FINE, GITS = (
-    40,
-    1.15,
-)  # steps of the paths that GITS chooses from, and its coefficient (arXiv 2405.11326)
+# steps of the paths that GITS chooses from, and its coefficient (arXiv 2405.11326)
+FINE, GITS = 40, 1.15
 # samples that GITS holds for each of its paths: what a path saw, and what it is compared with
 PATH = 205
-FEW, FINALISTS = (
-    4,
-    3,
-)  # samples that every start is tried on, and how many of them are tried on more
+FEW, FINALISTS = 4, 3  # samples that every start is tried on, and how many starts on more
 SOLVERS = ("dpmpp_2m", "dpmpp_3m")
 GRIDS = ("karras", "lam", "gaussian", "ays", "trailing", "beta", "exponential")
 FLOW_GRIDS = ("trailing", "flow", "gaussian", "lam", "beta")
 
 
 def begins(model: Model, steps: int, paths: Paths | None = None) -> Iterator[tuple[str, Grid]]:
-    """Solvers and the levels that they may begin on; grids that this process does not have are left
-    out.
+    """Solvers and the levels that they may begin on, of the grids that the process has.
 
-    `paths`: for GITS, which chooses levels on which Euler steps stay near the model's own paths.
+    Args:
+        model: What is fitted to.
+        steps: How many.
+        paths: For GITS.
     """
     for grid in FLOW_GRIDS if model.process.kind == "flow" else GRIDS:
         for solver in SOLVERS:
             try:
                 sampler = Sampler(solver, grid, steps)
-                made = sampler.levels(model.process)
+                levels = sampler.levels(model.process)
                 table = sampler.compile(model.process)
             except TimonelError:
                 continue
-            if supports(table) and full(made, model):
-                yield f"{solver}/{grid}", made
+            if supports(table) and full(levels, model):
+                yield f"{solver}/{grid}", levels
     if paths is not None and steps < FINE:
         yield from ((f"{solver}/gits", paths.levels(steps)) for solver in SOLVERS)
 
 
 class Paths:
-    """What GITS needs of a model: a few of its Euler paths, computed once for all numbers of steps."""
+    """What GITS needs of a model: a few of its Euler paths, computed once for all numbers of steps.
+
+    Args:
+        model: Whose paths.
+        samples: The numbers of their noise.
+    """
 
     @torch.no_grad()
     def __init__(self, model: Model, samples: Sequence[int]) -> None:
         def denoise(x: Tensor, at: At) -> Tensor:
-            return model.denoised(x, spread(at, len(x)), samples, model.scale)
+            return model.denoised([model.query(x, at, samples, model.scale)])[0].raw
 
         self.fine = Sampler("euler", grids.usual(model.process), FINE).levels(model.process)
         self.cost = gits.gits_cost(denoise, model.start(samples), self.fine)
 
     def levels(self, steps: int) -> Grid:
-        """The levels on which `steps` Euler steps stay near the model's own paths; see
-        `timonel.engine.gits`.
-        """
+        """The levels on which so many Euler steps stay near the paths; see `engine.gits`."""
         path = choose(self.cost, steps, GITS)
         fine = self.fine
         return Grid(fine.process, fine.alpha[path], fine.sigma[path], fine.time[path], "gits")
@@ -86,7 +87,16 @@ def full(grid: Grid, model: Model) -> bool:
 
 
 def named(process: Process, sampler: Sampler | str, steps: int) -> tuple[str, Grid]:
-    """The start that was asked for. Raises `ArgumentError` where a fit cannot begin there."""
+    """A start by its name.
+
+    Args:
+        process: Of the model.
+        sampler: The sampler, or its name.
+        steps: How many.
+
+    Raises:
+        ArgumentError: Where a fit cannot begin there.
+    """
     chosen = Sampler.of(sampler, steps).on(process)
     table = chosen.compile(process)
     if table.stochastic:
@@ -105,21 +115,21 @@ def named(process: Process, sampler: Sampler | str, steps: int) -> tuple[str, Gr
 def best(
     model: Model, targets: Targets, samples: Sequence[int], starts: Sequence[tuple[str, Grid]]
 ) -> tuple[str, Grid]:
-    """The start with the least error on `samples`; all are tried on a few of them, and the first
-    ones on all.
+    """The start with the least error.
+
+    Args:
+        model: What they run on.
+        targets: The converged samples.
+        samples: The numbers of some; all starts are tried on the first ones, the best on all.
+        starts: See `begins`.
     """
 
     def error(one: tuple[str, Grid], some: Sequence[int]) -> float:
         table = solvers.make(one[0].partition("/")[0], one[1])
-        made = travel(model, Arrays.of(table), some).result
-        return float(
-            distance(made, targets.of(some)).clamp(min=1e-12).log().nan_to_num(nan=99.0).mean()
-        )
+        off = distance(roll(model, Arrays.of(table), some).result, targets.of(some))
+        return float(off.clamp(min=1e-12).log().nan_to_num(nan=99.0).mean())
 
-    ranked = (
-        sorted(starts, key=lambda one: error(one, samples[:FEW]))
-        if len(starts) > 1
-        else list(starts)
-    )
-    few = ranked[:FINALISTS]
-    return min(few, key=lambda one: error(one, samples)) if len(few) > 1 else few[0]
+    if len(starts) == 1:
+        return starts[0]
+    few = sorted(starts, key=lambda one: error(one, samples[:FEW]))[:FINALISTS]
+    return min(few, key=lambda one: error(one, samples))

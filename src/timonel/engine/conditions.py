@@ -1,0 +1,227 @@
+"""The conditions of many samples as one batch of a network's arguments: added, evicted, selected.
+
+A network's arguments are trees of tensors. Those tensors that have the batch hold some entries for
+every sample (and for each of its parts: conditional, unconditional, …); the others are the same for
+all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+Axis = Callable[[Tensor, int, str], int | None]
+"""Says along which dimension a tensor has a batch of that size, by the name of the argument."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor that has `each` entries along `dim` for every row of a batch."""
+
+    tensor: Tensor
+    dim: int
+    each: int
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The entries of some rows (n,)."""
+        index = (rows[:, None] * self.each + torch.arange(self.each, device=rows.device)).flatten()
+        return self.tensor.index_select(self.dim, index.to(self.tensor.device))
+
+    def fits(self, other: object) -> bool:
+        """Whether rows of `other` can follow these."""
+        if not isinstance(other, Rows) or (self.dim, self.each) != (other.dim, other.each):
+            return False
+        a, b = list(self.tensor.shape), list(other.tensor.shape)
+        return a[: self.dim] + a[self.dim + 1 :] == b[: self.dim] + b[self.dim + 1 :]
+
+
+class Conditions:
+    """The arguments of a network for the samples of many runs, a slot for each sample.
+
+    Slots stay what they are while others are added and evicted, from any thread; a call that is
+    under way goes on with what it selected.
+
+    Args:
+        arguments: The network's arguments by name for `count` samples of `parts` parts each, the
+            first part of every sample before the second ones.
+        count: Samples.
+        parts: Network evaluations of one guided sample.
+        axis: Where the arguments have their batch.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], count: int, parts: int, axis: Axis) -> None:
+        size = count * parts
+        order = torch.arange(size).view(parts, count).T.flatten()
+
+        def rows(name: str, values: Sequence[Any]) -> Any:
+            value = values[0]
+            dim = axis(value, size, name) if isinstance(value, Tensor) else None
+            if dim is None:
+                return value
+            each = value.shape[dim] // size
+            return Rows(Rows(value, dim, each).take(order), dim, each)
+
+        self.parts = parts
+        self._next = itertools.count(count)
+        self._lock = threading.Lock()
+        self._now: tuple[dict[int, int], Any] = (
+            {slot: slot for slot in range(count)}, _map(rows, "", [dict(arguments)])
+        )  # fmt: skip
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots that are taken."""
+        return tuple(self._now[0])
+
+    def __len__(self) -> int:
+        return len(self._now[0])
+
+    def add(self, other: Conditions) -> tuple[int, ...]:
+        """Take in all conditions of another batch.
+
+        Returns:
+            Their slots here, in the order of the other's.
+
+        Raises:
+            ArgumentError: Where the arguments are no batch together, as prompts of other lengths.
+        """
+        places, added = other._now
+        order = self._row_numbers(list(places.values()), None)
+
+        def joined(name: str, values: Sequence[Any]) -> Any:
+            mine, new = values
+            if isinstance(mine, Rows) and mine.fits(new):
+                return Rows(
+                    torch.cat([mine.tensor, new.take(order)], mine.dim), mine.dim, mine.each
+                )
+            if not isinstance(mine, Rows) and alike(mine, new):
+                return mine
+            raise ArgumentError(
+                f"these conditions cannot join the batch, for their {name!r} is another:"
+                f" {_shape(new)}, and {_shape(mine)} here; run them in a batch of their own"
+            )
+
+        if self.parts != other.parts:
+            raise ArgumentError(
+                f"these conditions have {other.parts} parts a sample, and the batch {self.parts}:"
+                " capture both with guidance, or both without"
+            )
+        with self._lock:
+            mine, values = self._now
+            values = _map(joined, "", [values, added])
+            slots = tuple(next(self._next) for _ in places)
+            self._now = mine | {slot: len(mine) + i for i, slot in enumerate(slots)}, values
+        return slots
+
+    def evict(self, *slots: int) -> None:
+        """Let go of some conditions. Raises `ArgumentError` for a slot that is not taken."""
+        with self._lock:
+            places, values = self._now
+            self._places(places, slots)
+            left = [slot for slot in places if slot not in slots]
+            rows = self._row_numbers([places[slot] for slot in left], None)
+            values = _map(lambda _, v: _taken(v[0], rows, True), "", [values])
+            self._now = {slot: i for i, slot in enumerate(left)}, values
+
+    def select(self, slots: Sequence[int], parts: Sequence[int]) -> dict[str, Any]:
+        """The arguments of a network call.
+
+        Args:
+            slots: Whose conditions, (n,).
+            parts: Which part of them, (n,).
+
+        Raises:
+            ArgumentError: For a slot that is not taken.
+        """
+        places, values = self._now
+        rows = self._row_numbers(self._places(places, slots), parts)
+        selected: dict[str, Any] = _map(lambda _, v: _taken(v[0], rows, False), "", [values])
+        return selected
+
+    def _places(self, places: Mapping[int, int], slots: Sequence[int]) -> list[int]:
+        gone = [slot for slot in slots if slot not in places]
+        if gone:
+            known = ", ".join(map(str, places))
+            raise ArgumentError(f"there are no conditions in slot {gone[0]}; the slots are {known}")
+        return [places[slot] for slot in slots]
+
+    def _row_numbers(self, places: Sequence[int], parts: Sequence[int] | None) -> Tensor:
+        """The rows of samples: one part of each, or all parts of all where `parts` is None."""
+        first = torch.tensor(places, dtype=torch.int64) * self.parts
+        if parts is not None:
+            return first + torch.tensor(parts)
+        return (first[:, None] + torch.arange(self.parts)).flatten()
+
+
+def join(values: Sequence[Any], size: int, name: str, axis: Axis) -> Any:
+    """The same argument of several calls of `size` rows as that of one call.
+
+    Raises:
+        ValueError: Where they do not fit together.
+    """
+
+    def joined(name: str, parts: Sequence[Any]) -> Any:
+        first = parts[0]
+        if all(isinstance(part, Tensor) for part in parts) and len({p.shape for p in parts}) == 1:
+            dim = axis(first, size, name)
+            if dim is not None:
+                return torch.cat(list(parts), dim)
+        if all(alike(first, part) for part in parts[1:]):
+            return first
+        raise ValueError(f"unlike {name!r}")
+
+    return _map(joined, name, values)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal, trees of tensors too."""
+    equal = list[bool]()
+    _map(lambda _, pair: equal.append(_equal(*pair)), "", [a, b])
+    return all(equal)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two leaves are equal; trees come here where they are unlike."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    unlike = any(isinstance(v, (Tensor, dict, list, tuple)) for v in (a, b))
+    return a is b or (not unlike and bool(a == b))
+
+
+def _map(function: Callable[[str, Sequence[Any]], Any], name: str, trees: Sequence[Any]) -> Any:
+    """A tree like these, with `function` of the name and the leaves in the place of each leaf."""
+    kind, forms = type(trees[0]), {_form(tree) for tree in trees}
+    if len(forms) > 1 or forms == {None}:
+        return function(name, trees)
+    if issubclass(kind, dict):
+        return kind({k: _map(function, str(k), [tree[k] for tree in trees]) for k in trees[0]})
+    items = [_map(function, name, some) for some in zip(*trees, strict=True)]
+    return kind(*items) if hasattr(kind, "_fields") else kind(items)
+
+
+def _form(tree: Any) -> tuple[Any, ...] | None:
+    """What trees of one form have in common; None for a leaf."""
+    if isinstance(tree, dict):
+        return type(tree), frozenset(tree)
+    return (type(tree), len(tree)) if isinstance(tree, (list, tuple)) else None
+
+
+def _taken(value: Any, rows: Tensor, again: bool) -> Any:
+    """Some rows of a leaf; as `Rows` where it is to be selected from again."""
+    if not isinstance(value, Rows):
+        return value
+    taken = value.take(rows)
+    return Rows(taken, value.dim, value.each) if again else taken
+
+
+def _shape(value: Any) -> str:
+    tensor = value.tensor if isinstance(value, Rows) else value
+    return f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)

@@ -1,0 +1,192 @@
+"""The native loop: sample from any callable denoiser, without diffusers.
+
+    x0 = tm.sample(denoise, noise, "dpmpp_2m/karras", process=tm.EDM(0.002, 80), steps=10)
+
+`denoise(x, level)` gets x = alpha·x0 + sigma·noise and the level as floats (alpha, sigma, time). It
+returns what `prediction` says: by default the denoised sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..core import border
+from ..core import guidance as guide
+from ..core import noise as noises
+from ..core.driver import Driver
+from ..core.guidance import Guidance
+from ..core.noise import Noise
+from ..core.not_finite import check_result
+from ..core.process import Process
+from ..core.program import DenoisedFn
+from ..core.run import Run
+from ..core.sampler import Sampler
+from ..errors import ArgumentError, function, instance
+from .drive import drive
+from .network import Denoiser, Denoisers
+
+
+def begin(
+    x: Tensor,
+    sampler: Sampler | str,
+    *,
+    process: Process,
+    prediction: str = "sample",
+    steps: int | None = None,
+    seeds: Sequence[int] | None = None,
+    noise: Noise | None = None,
+    guidance: Guidance | float | None = None,
+    hooks: Sequence[Any] = (),
+    denoised_fn: DenoisedFn | None = None,
+    keep: int = 0,
+) -> Run:
+    """A run that has started at x.
+
+    Args:
+        x: Initial sample (batch, …): unit normal noise for a full journey.
+        sampler: A `Sampler`, or its name such as "dpmpp_2m/karras".
+        process: What noise the denoiser knows.
+        prediction: What it returns: sample, epsilon, v or flow.
+        steps: Number of steps; None where the sampler says it.
+        seeds: One per sample, for the noise that stochastic samplers add.
+        noise: Your own source of that noise, in the place of `seeds`.
+        guidance: `cfg(…)`, or a scale; it needs the unconditional denoiser.
+        hooks: Called after every step.
+        denoised_fn: Changes the denoised prediction before it is used, as clipping does.
+        keep: How many steps stay in memory, so that `rewind` computes little again.
+
+    Raises:
+        ArgumentError: For anything that cannot be used, before any network call.
+    """
+    border.tensor("the start", x)
+    instance("process", process, Process, "a timonel process such as tm.VP.from_schedule()")
+    if seeds is not None and noise is not None:
+        raise ArgumentError("give seeds= or noise=, not both")
+    seeds = None if seeds is None else noises.checked(seeds)
+    if guidance is not None and not isinstance(guidance, Guidance):
+        guidance = guide.cfg(guidance)
+    chosen = Sampler.of(sampler, steps)
+    if noise is not None and chosen.source != noises.DEFAULT:
+        raise ArgumentError(f"give noise= or Sampler(noise={chosen.source!r}), not both")
+    table = chosen.compile(process)
+    if seeds is not None:
+        noise = seeded = noises.source(chosen.source, seeds, table)
+        seeded.check(len(x))
+    run = Run(
+        table,
+        prediction,
+        noise=noise,
+        guidance=guidance,
+        hooks=hooks,
+        denoised_fn=denoised_fn,
+        keep=keep,
+    )
+    run.start(x)
+    return run
+
+
+class Loop(Driver):
+    """The native loop: it guides by a scale, where it has an unconditional denoiser."""
+
+    def __init__(self, unconditional: Denoiser | None) -> None:
+        self.unconditional = unconditional
+
+    def admit(self, run: Run, guidance: Guidance) -> None:
+        """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
+        if self.unconditional is None:
+            raise ArgumentError(
+                "guidance needs the unconditional denoiser: sample(…, unconditional=…)"
+            )
+        if guidance.scale is None:
+            raise ArgumentError(
+                "guidance needs a scale here: cfg(4.0, …); only a pipeline has a scale of its own"
+            )
+
+
+def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
+    """Drive a run, step by step.
+
+    Args:
+        run: From `begin`, or one that was loaded, resumed or rewound.
+        denoise: `denoise(x, level)`, the network.
+        unconditional: The same without the condition, where the run is guided.
+
+    Yields:
+        The run, after every completed step.
+
+    Raises:
+        ArgumentError: For arguments that do not go together, before any network call.
+        Exception: What `denoise` or a hook raises. The run is then failed, or stopped by a
+            `KeyboardInterrupt`, and goes on when it is driven again after `run.resume()`.
+    """
+    instance("run", run, Run, "a run, as begin(…) makes one")
+    _check(denoise, unconditional)
+    if run.guidance is None and unconditional is not None:
+        raise ArgumentError(
+            "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
+        )
+    run.driver = Loop(unconditional)
+    if run.guidance is not None:
+        run.driver.admit(run, run.guidance)
+    for row in drive(run, Denoisers(denoise, unconditional)):
+        if run.table.ends_step(row):
+            yield run
+
+
+def sample(
+    denoise: Denoiser,
+    x: Tensor,
+    sampler: Sampler | str,
+    *,
+    process: Process,
+    prediction: str = "sample",
+    steps: int | None = None,
+    seeds: Sequence[int] | None = None,
+    noise: Noise | None = None,
+    unconditional: Denoiser | None = None,
+    guidance: Guidance | float | None = None,
+    hooks: Sequence[Any] = (),
+    denoised_fn: DenoisedFn | None = None,
+) -> Tensor:
+    """Sample to the end.
+
+    Args:
+        denoise: `denoise(x, level)`, the network.
+        unconditional: The same without the condition, where there is guidance.
+        x: As the other arguments those of `begin`.
+        sampler: See `begin`.
+        process: See `begin`.
+        prediction: See `begin`.
+        steps: See `begin`.
+        seeds: See `begin`.
+        noise: See `begin`.
+        guidance: See `begin`.
+        hooks: See `begin`.
+        denoised_fn: See `begin`.
+
+    Returns:
+        The result (batch, …); of a run that a hook stops its denoised prediction.
+
+    Raises:
+        ArgumentError: For anything that cannot be used, before any network call.
+        GuardStop: Where every sample of the result has NaN or infinity; a warning where some have.
+            The hook `guard` ends a run at the step where it goes wrong.
+    """
+    _check(denoise, unconditional)
+    run = begin(
+        x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
+        guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
+    )  # fmt: skip
+    for _ in iterate(run, denoise, unconditional):
+        pass
+    check_result(run, run.result)
+    return run.result
+
+
+def _check(denoise: Denoiser, unconditional: Denoiser | None) -> None:
+    for name, value in (("denoise", denoise), ("unconditional", unconditional)):
+        if value is not None or name == "denoise":
+            function(name, value, "lambda x, level: network(x, level.time)", 2)

@@ -1,0 +1,164 @@
+"""What a run asks of its network, and the protocol of everything that answers.
+
+Captured pipelines, plain denoisers, the models of a fit and exact models are all a `Network`. It is
+asked by several runs at once: a `Query` is the next row of one of them, with its own samples, level
+and guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core import border
+from ..core.guidance import combine
+from ..core.process import At, Level, Process
+from ..core.program import DenoisedFn
+
+Denoiser = Callable[[Tensor, At], Tensor]
+
+
+class Query(NamedTuple):
+    """What the next row of a run asks of its network.
+
+    Args:
+        x: Samples (n, …), in coordinates of unit variance.
+        level: Their noise level; tensors (n,), one level each, where gradients go through it.
+        conditions: The slot of each sample's conditions, (n,); empty where the network has none.
+        scale: Guidance scale; 1 computes the conditional part alone, None is the network's own.
+        rescale: Share of the guided output that gets the standard deviation of the conditional one.
+        forecast: cond - uncond (n, …) where it is known, so that cond alone is computed.
+        difference: Whether cond - uncond is wanted where both are computed.
+    """
+
+    x: Tensor
+    level: At | Level
+    conditions: Sequence[int] = ()
+    scale: float | None = None
+    rescale: float = 0.0
+    forecast: Tensor | None = None
+    difference: bool = False
+
+    def cost(self, network: Network) -> int:
+        """Network evaluations, conditional and unconditional ones."""
+        return len(self.x) * (1 if self.forecast is not None else network.cost(self.scale))
+
+    def split(self) -> list[Query]:
+        """One query for each sample."""
+        return [self._replace(
+            x=self.x[i : i + 1],
+            level=self.level if isinstance(self.level, At) else Level(*(v[i] for v in self.level)),
+            conditions=self.conditions[i : i + 1],
+            forecast=None if self.forecast is None else self.forecast[i : i + 1],
+        ) for i in range(len(self.x))]  # fmt: skip
+
+    @classmethod
+    def join(cls, queries: Sequence[Query]) -> Query:
+        """Queries of one level and guidance as a single one."""
+        if len(queries) == 1:
+            return queries[0]
+        forecasts = [q.forecast for q in queries if q.forecast is not None]
+        return queries[0]._replace(
+            x=torch.cat([q.x for q in queries]),
+            conditions=[slot for q in queries for slot in q.conditions],
+            forecast=torch.cat(forecasts) if forecasts else None,
+        )
+
+
+class Answer(NamedTuple):
+    """A network's raw output (n, …), and cond - uncond of it where that was wanted and computed."""
+
+    raw: Tensor
+    difference: Tensor | None = None
+
+    def split(self, sizes: list[int]) -> list[Answer]:
+        """The answers to the queries of `sizes` samples that were joined."""
+        if len(sizes) == 1:
+            return [self]
+        rest = [None] * len(sizes)
+        differences = rest if self.difference is None else torch.split(self.difference, sizes)
+        return list(map(Answer, torch.split(self.raw, sizes), differences))
+
+    @classmethod
+    def join(cls, answers: Sequence[Answer]) -> Answer:
+        """Answers to queries of one level and guidance as a single one."""
+        differences = [a.difference for a in answers if a.difference is not None]
+        return cls(
+            torch.cat([a.raw for a in answers]), torch.cat(differences) if differences else None
+        )
+
+
+class Network(Protocol):
+    """Whatever evaluates the rows of runs."""
+
+    def cost(self, scale: float | None) -> int:
+        """Network evaluations for one sample at this guidance scale."""
+
+    def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
+        """An answer to each query, in their order."""
+
+
+class Model(Network, Protocol):
+    """A network that says what a run on it needs."""
+
+    process: Process
+    prediction: str
+    denoised_fn: DenoisedFn | None
+
+
+@dataclass(frozen=True)
+class Denoisers:
+    """A conditional denoiser `denoise(x, level)`, and an unconditional one where it is guided."""
+
+    conditional: Denoiser
+    unconditional: Denoiser | None = None
+
+    def cost(self, scale: float | None) -> int:
+        """Network evaluations for one sample; None is no guidance here."""
+        return 1 if self.unconditional is None or scale in (None, 1.0) else 2
+
+    def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
+        """An answer to each query. Raises `ArgumentError` for outputs unlike their samples."""
+        if len(queries) == 1:
+            return [self._answer(queries[0])]
+        alike: dict[tuple[object, ...], list[int]] = {}  # of one level and guidance
+        for i, q in enumerate(queries):
+            key = q.level, q.scale, q.rescale, q.forecast is None, q.difference
+            alike.setdefault(key, []).append(i)
+        answers: dict[int, Answer] = {}
+        for places in alike.values():
+            some = [queries[i] for i in places]
+            answer = self._answer(Query.join(some))
+            answers |= zip(places, answer.split([len(q.x) for q in some]), strict=True)
+        return [answers[i] for i in range(len(queries))]
+
+    def _answer(self, query: Query) -> Answer:
+        x, level, _, scale, rescale, forecast, wanted = query
+        cond = border.output(self.conditional(x, level), x)  # type: ignore[arg-type]
+        if scale is None or scale == 1.0 or self.unconditional is None:
+            return Answer(cond)
+        if forecast is not None:
+            return Answer(combine(cond, cond - forecast, scale, rescale))
+        uncond = border.output(self.unconditional(x, level), x)  # type: ignore[arg-type]
+        difference = cond - uncond if wanted else None
+        return Answer(combine(cond, uncond, scale, rescale), difference)
+
+
+def evaluations(
+    scales: Iterable[float | None],
+    forecasts: Iterable[Sequence[float]],
+    cost: Callable[[float | None], int],
+) -> int:
+    """Network evaluations of a whole run for one sample.
+
+    Args:
+        scales: The guidance scale of every row.
+        forecasts: The weights that every row's cond - uncond is forecast with; empty without one.
+        cost: Evaluations at a guidance scale, such as `network.cost`.
+    """
+    rows = zip(scales, forecasts, strict=True)
+    return sum(1 if weights else cost(scale) for scale, weights in rows)
