@@ -16,30 +16,19 @@ table row. With v = alpha·eps - sigma·x0 and flow = eps - x0:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import words
-from ..errors import PredictionError, UnknownName
+from ..errors import PredictionError
 from .process import Level
-from .process.config import ANGLED, CONSISTENT, class_of, crashes, explodes
+from .process.config import PREDICTIONS as KINDS
+from .process.config import check
+from .process.config import prediction_of as from_config
 
-KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v")
-LEAST = 1e-38  # alpha, where the network names the noise
-DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
-
-
-def check(kind: str) -> str:
-    """The kind that a word of timonel or diffusers (`v_prediction`) stands for, or raise
-    `UnknownName`.
-    """
-    word = words.prediction(kind)
-    if word not in KINDS:
-        raise UnknownName("prediction", kind, KINDS, words.PREDICTIONS)
-    return word
+__all__ = [
+    "KINDS", "LEAST", "check", "clip", "coefficients", "denoised", "from_config", "raw", "threshold",
+]  # fmt: skip
+LEAST = 1e-38  # alpha below which an epsilon prediction says nothing of the picture
 
 
 def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
@@ -118,31 +107,3 @@ def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
     size = torch.quantile(work.flatten(1).abs(), ratio, dim=1).clamp(1, max(1.0, top))
     limit = size.to(clean.dtype).reshape(-1, *(1,) * (clean.ndim - 1))
     return torch.maximum(torch.minimum(clean, limit), -limit) / limit
-
-
-def from_config(config: Mapping[str, Any]) -> str:
-    """The prediction a diffusers scheduler config describes; EDM and flow classes imply their own."""
-    name = class_of(config)
-    given = words.prediction(config.get("prediction_type") or "epsilon")
-    if config.get("process") is not None:
-        return check(given)
-    if config.get("invert_sigmas"):
-        return "reverse_flow"
-    if given == "trigflow" or crashes(name, config):
-        return "v"
-    if explodes(name, config):
-        return "epsilon"  # of levels that explode, see `process.VE`
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow":
-        return "flow"
-    if name == ANGLED and not config.get("prediction_type"):
-        given = "v"
-    if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
-        if given == "epsilon":
-            return "edm"
-        if given == "v" and (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
-            return "edm_v"
-    if given not in ("epsilon", "sample", "v"):
-        raise UnknownName(
-            "prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS)
-        )
-    return given
