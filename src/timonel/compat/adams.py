@@ -1,8 +1,4 @@
-"""diffusers' schedulers that combine predictions of the noise by the weights of Adams and
-Bashforth.
-"""
-
-# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
+"""diffusers' schedulers that combine predictions of the noise by Adams' and Bashforth's weights."""
 
 from __future__ import annotations
 
@@ -15,23 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import solvers
 from ..core.border import tensor
 from ..core.grids import Grid
 from ..core.process import double
 from ..core.run import Run
 from ..core.sampler import Sampler
-from ..core.solvers.adams import ADAMS_BASHFORTH, pndm_rest
+from ..core.solvers.adams import ADAMS_BASHFORTH
 from ..core.table import Rows, Table
 from ..errors import ArgumentError, RunError, shown
+from ..pipelines.classes.rule import Request
 from ..pipelines.sockets.timesteps import number
 from .base import Compat
-from .defaults import BETAS, LEADING
-from .levels import Asked
 
 logger = logging.getLogger("timonel")
-Flags = Mapping[str, Any]
-Named = tuple[str, dict[str, Any]]
 MOST = len(ADAMS_BASHFORTH)
 
 
@@ -119,18 +111,7 @@ class Remembering(Compat):
 class PNDMScheduler(Remembering):
     """`plms` with `skip_prk_steps`, else `pndm`."""
 
-    family, strides = "index", True
-    defaults = {
-        **BETAS,
-        "skip_prk_steps": False,
-        "set_alpha_to_one": False,
-        "prediction_type": "epsilon",
-        **LEADING,
-    }
     _means: str | None = None  # the kind of call that a step has to be, "prk" or "plms"
-
-    def _solver(self, flags: Flags) -> Named:
-        return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
 
     # -- its two kinds of calls --------------------------------------------------------------------
     @property
@@ -209,27 +190,6 @@ class PNDMScheduler(Remembering):
         fewer = rows[1] - rows[0] - table.nfe if self._kept is None else 0
         super()._begin(_led(table, fewer) if table.solver == "ipndm" and fewer > 0 else table, rows)
 
-    def _compile_journey(self, grid: Grid) -> Table:
-        return self._whole(self._listed.sampler, grid)
-
-    def _whole(self, sampler: Sampler, grid: Grid) -> Table:
-        """A table that begins with the first steps of the method."""
-        if sampler.name == "plms":
-            return solvers.make("plms", grid)
-        counted = bool((grid.time[:-1] == grid.time[:-1].round()).all())
-        return pndm_rest(grid, 0, counted and bool((grid.time[:-1].diff() < -1).all()))
-
-    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        if grid.steps == self._levels.grid.steps:
-            return self._whole(sampler, grid)
-        if sampler.name == "pndm":
-            raise ArgumentError(
-                "a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True"
-            )
-        return solvers.make(
-            "ipndm", grid, euler_at_final=False
-        )  # one call a step, as the rest of the list has it
-
 
 def _kind(table: Table, row: int) -> str:
     """The kind of a row's call, in PNDM's words."""
@@ -258,13 +218,6 @@ class IPNDMScheduler(Remembering):
     whatever the number. diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
-    kinds = (*Compat.kinds, "crash")
-    family, fixed = "index", {"timestep_spacing": "trailing"}
-    defaults = {"num_train_timesteps": 1000, "trained_betas": None}
-
-    def _solver(self, flags: Flags) -> Named:
-        return "ipndm", {"euler_at_final": False}
-
     @property
     def betas(self) -> Tensor:
         """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas,
@@ -282,11 +235,9 @@ class IPNDMScheduler(Remembering):
         """sqrt(1 - sigma²) of `betas` for Dance Diffusion; else 1 - beta."""
         return super().alphas if self.process.kind != "crash" else (1 - self.betas**2).sqrt()
 
-    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
-        super()._make(asked, device, flags)
-        visited, listed = (
-            self._levels.grid.steps,
-            self.process.kind == "crash" and flags["trained_betas"] is not None,
-        )
-        if listed and asked.steps not in (None, visited, len(self)):
-            logger.warning("trained_betas are the levels: %s steps, not %s", visited, asked.steps)
+    def _make(self, request: Request, device: Any, flags: Mapping[str, Any]) -> None:
+        super()._make(request, device, flags)
+        visited = self._levels.grid.steps
+        listed = self.process.kind == "crash" and flags["trained_betas"] is not None
+        if listed and request.steps not in (None, visited, len(self)):
+            logger.warning("trained_betas are the levels: %s steps, not %s", visited, request.steps)

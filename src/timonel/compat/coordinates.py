@@ -20,11 +20,12 @@ from ..core import prediction as predictions
 from ..core.process import Exploding, Level, Process, double
 from ..core.process.config import name_of
 from ..core.run import Run
-from ..pipelines import request
+from ..pipelines import request as checked
+from ..pipelines.classes.rows import Row
+from ..pipelines.classes.rule import SHAPES, Levels, Request
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.scheduler import Scheduler
 from ..pipelines.sockets.timesteps import number
-from . import levels
 
 logger = logging.getLogger("timonel")
 BLIND = (
@@ -37,9 +38,6 @@ BLIND = (
 class Coordinates(Scheduler):
     """How samples are scaled; `Compat` is one of these."""
 
-    unit: ClassVar[bool] = (
-        True  # whether diffusers' class keeps samples of unit variance; else x0 + sigma·noise
-    )
     is_scale_input_called = False  # for the next step, as diffusers' classes have it
 
     if TYPE_CHECKING:
@@ -47,8 +45,7 @@ class Coordinates(Scheduler):
         @property
         def _flags(self) -> dict[str, Any]: ...
 
-        family: ClassVar[str]
-        calls: ClassVar[int]
+        row: ClassVar[Row]
 
     @property
     def _explodes(self) -> bool:
@@ -58,20 +55,20 @@ class Coordinates(Scheduler):
         Levels that explode by themselves are of pipelines that scale what the network sees.
         """
         kind = name_of(self.process)
-        return kind == "edm" or (kind == "vp" and not self.unit)
+        return kind == "edm" or (kind == "vp" and not self.row.unit)
 
     @property
     def _coordinates(self) -> Process:
         """The process in the coordinates of the samples."""
         return Exploding(self.process) if self._explodes else self.process
 
-    def _moved(self, made: levels.Levels) -> levels.Levels:
+    def _moved(self, levels: Levels) -> Levels:
         """The levels in the coordinates of the samples."""
-        process, grid = self._coordinates, made.grid
+        process, grid = self._coordinates, levels.grid
         if not isinstance(process, Exploding):
-            return made
+            return levels
         moved = process.of(Level(grid.alpha, grid.sigma, grid.time))
-        return made._replace(grid=type(grid)(process, *moved, grid.name))
+        return levels._replace(grid=type(grid)(process, *moved, grid.name))
 
     def _start(self, noisiest: Level, flags: Mapping[str, Any]) -> float | Tensor:
         """The standard deviation of diffusers' initial sample."""
@@ -80,8 +77,8 @@ class Coordinates(Scheduler):
             return 1.0
         sigma = process.of(noisiest).sigma.float()
         far = flags.get("timestep_spacing") in ("linspace", "trailing")
-        made = (sigma if far else (sigma**2 + 1) ** 0.5).reshape(())
-        return float(made) if self.family == "edm" else made
+        deviation = (sigma if far else (sigma**2 + 1) ** 0.5).reshape(())
+        return float(deviation) if self.row.levels.family == "edm" else deviation
 
     def _blind(self, alpha: float) -> bool:
         """Whether the network names the noise where nothing else is left, of betas rescaled to zero
@@ -92,7 +89,7 @@ class Coordinates(Scheduler):
 
     def _noisiest(self) -> float:
         """alpha of the noisiest training level that the class can visit."""
-        clamps = self._explodes or self.family in ("sigma", "dpm")
+        clamps = self._explodes or self.row.levels.family in ("sigma", "dpm")
         return 1.0 if clamps else float(self.process.at_time(double(len(self) - 1.0)).alpha)
 
     # -- training levels ---------------------------------------------------------------------------
@@ -105,17 +102,16 @@ class Coordinates(Scheduler):
         """
         flags, total = self._flags, self.process.train_steps
         if self.process.kind == "vp":
-            flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
-            top = (
-                total - 1 - self._blind(self._noisiest())
-            )  # a step there is refused, see `Compat._step`
-            asked = levels.Asked(None, tuple(float(t) for t in range(top, -1, -1)))
+            flags = {**flags, **dict.fromkeys(SHAPES, False)}
+            # a step at a blind level is refused, see `Compat._check_step`
+            top = total - 1 - self._blind(self._noisiest())
+            request = Request(None, tuple(float(t) for t in range(top, -1, -1)))
         else:
-            asked = levels.Asked(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
-        self._make(asked, self._timesteps.device, flags)
+            request = Request(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
+        self._make(request, self._timesteps.device, flags)
         self.num_inference_steps, self.custom_timesteps = None, False
 
-    def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
+    def _make(self, request: Request, device: Any, flags: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     @property
@@ -135,10 +131,8 @@ class Coordinates(Scheduler):
 
     def _times(self) -> Tensor:
         """The network's times, one for each row, noisiest first; the loop over them drives the run."""
-        if (
-            self._listing is None and self.calls > 1 and self.process.kind == "vp"
-        ):  # with the calls in between
-            self._list_trained()
+        if self._listing is None and self.row.calls > 1 and self.process.kind == "vp":
+            self._list_trained()  # with the calls in between
         return self._timesteps
 
     timesteps = Scheduler.timesteps.getter(_times)
@@ -220,7 +214,7 @@ class Coordinates(Scheduler):
         run = self.current
         if run is not None and run.started and run.stopping:
             return original_samples
-        times = request.noised(original_samples, noise, timesteps)
+        times = checked.noised(original_samples, noise, timesteps)
         level = None
         if self._listing is not None:
             self._mixed = True

@@ -1,7 +1,5 @@
 """diffusers' Euler on EDM's process, with what Cosmos' first pipelines read of it."""
 
-# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
-
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +13,6 @@ from ..pipelines.caller import pipeline_of
 from ..pipelines.inspect_source import steps_twice
 from ..pipelines.sockets.outputs import Stepped
 from .base import Compat
-from .defaults import CHURN, EDM
 
 
 class Looked(Stepped):
@@ -45,10 +42,6 @@ class EDMEulerScheduler(Compat):
     it is.
     """
 
-    family, kinds, unit = "edm", ("edm",), False
-    takes = (*CHURN, "generator", "return_dict", "pred_original_sample")
-    defaults = {**EDM, "final_sigmas_type": "zero"}
-    solver = "euler"
     _looked = False  # the last call was one that leaves the run where it is
 
     @property

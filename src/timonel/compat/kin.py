@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..pipelines.classes.rows import CLASSES
+
 SHARED = {*SchedulerMixin.__mro__, *ConfigMixin.__mro__}  # what any scheduler is made of
 OF_CLASSES = (
     "__dict__",
@@ -63,14 +65,12 @@ def hidden(cls: type, name: str) -> bool:
 
 
 class Named(type):
-    """Makes classes that are named after diffusers' schedulers, which are those with `defaults`,
-    their subclasses.
-    """
+    """Makes a class that is named after one of diffusers' schedulers a subclass of that."""
 
     def __new__(
         mcs, name: str, bases: tuple[type, ...], members: dict[str, Any], **more: Any
     ) -> Any:
-        theirs = peer(name) if members.get("defaults") else None
+        theirs = peer(name) if name in CLASSES else None
         if theirs is None:
             return super().__new__(mcs, name, bases, members, **more)
         line = bases[0].__mro__

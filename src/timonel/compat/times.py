@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,22 +24,19 @@ from ..core.grids import Grid
 from ..core.process import Level, double
 from ..core.program import Program
 from ..core.run import Run
+from ..core.sampler import Sampler
 from ..core.table import Table
 from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
+from ..pipelines.classes.rule import NUDGE, SAME
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.timesteps import Hand, Loop, equal, number
 from .coordinates import Coordinates
-from .levels import NUDGE, SAME
 
 
 class Times(Coordinates):
     """How the time of a step is read; `Compat` is one of these."""
 
-    by_time: ClassVar[bool] = (
-        False  # whether diffusers' step reads its time and its sample, and nothing else
-    )
-    strides: ClassVar[bool] = False  # whether it steps from t to t - T // N, whatever the list says
     _astray = False  # the run is not one of the list
 
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
@@ -56,7 +53,7 @@ class Times(Coordinates):
         """
         half = isinstance(timestep, Tensor) and timestep.dtype in (torch.float16, torch.bfloat16)
         here = self.under_way and not self._astray
-        rounds = half or (here and not self.by_time)
+        rounds = half or (here and not self.row.by_time)
         return self._listed.rows(
             number(timestep), self.begins + self.run.row if here else None, rounds
         )
@@ -145,7 +142,7 @@ class Times(Coordinates):
         """Whether a step may be any: the class remembers nothing, and no loop or helm follows the
         run.
         """
-        return self.by_time and self.orders.guided is None and not self._driven()
+        return self.row.by_time and self.orders.guided is None and not self._driven()
 
     def _driven(self) -> bool:
         """Whether a loop over the list turns by the run."""
@@ -156,7 +153,7 @@ class Times(Coordinates):
     def _beside(self, timestep: Any) -> bool:
         """Whether a step is another one than that of the loop that turns, and may be."""
         if (
-            not self.by_time
+            not self.row.by_time
             or self.orders.guided is not None
             or self.hand.rests()
             or not self._driven()
@@ -177,7 +174,7 @@ class Times(Coordinates):
             twin._stray(number(timestep))
         return twin
 
-    def _take(self, eta: float) -> None:
+    def _use_eta(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
         now = self._sampler.options.get("eta")
         if now == eta:
@@ -201,16 +198,20 @@ class Times(Coordinates):
         grid = self._journey(time)
         cleaner = (listed.table.sigma[:-1] / listed.table.alpha[:-1]) < grid[0].ratio
         place = int(cleaner.nonzero()[0]) if bool(cleaner.any()) else listed.table.nfe
-        self._begin(self._compile_journey(grid), (place - 1, listed.table.nfe))
+        table = self._compile(listed.sampler, grid, alone=True)
+        self._begin(table, (place - 1, listed.table.nfe))
         self._astray = True
 
-    def _compile_journey(self, grid: Grid) -> Table:
-        return self._compile(self._listed.sampler, grid)
+    if TYPE_CHECKING:
+
+        def _compile(
+            self, sampler: Sampler, grid: Grid, before: int = 0, alone: bool = False
+        ) -> Table: ...
 
     def _journey(self, time: float) -> Grid:
         """The levels from a training time on. Raises `RunError` where none can begin there."""
         listed = self._listed.grid
-        if self.calls > 1:
+        if self.row.calls > 1:
             raise RunError(
                 f"step was given time {time:g}, which is not in scheduler.timesteps, and"
                 f" {type(self).__name__} calls the network twice a step: choose the levels with"
@@ -225,7 +226,7 @@ class Times(Coordinates):
         end = Level(listed.alpha[-1:], listed.sigma[-1:], listed.time[-1:])
         rest = (
             self._counted(time)
-            if self.strides
+            if self.row.strides
             else Level(listed.alpha[:-1], listed.sigma[:-1], listed.time[:-1])
         )
         between = (rest.lam > first.lam + SAME) & (rest.lam <= end.lam + SAME)

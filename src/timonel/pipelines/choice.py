@@ -28,21 +28,24 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import zoo
-from ..core import grids, names, solvers
+from ..core import grids, solvers
 from ..core.process import Process
-from ..core.process.config import class_of
 from ..core.run import Run
 from ..core.sampler import STEPS, Sampler
-from ..core.table import Table
 from ..errors import ArgumentError, SchedulerReplaced, TimonelError
+from .classes import config as classes
+from .classes import levels
+from .classes.rows import CLASSES
+from .classes.rule import SHAPES, Request
+from .classes.tables import FEW as LOWERED
+from .classes.tables import Part
 from .inspect_source import indexes_by_time
 from .sockets import kept
-from .sockets.requested_levels import GRID_FLAGS
+from .sockets.configured import Configured
 
 # steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model
 # card
@@ -145,29 +148,6 @@ def choose(
     return Choice(settled, why, steps_why)
 
 
-def begun(asked: Sampler, made: Sampler, table: Table) -> Sampler | None:
-    """The sampler that a run keeps, so that a later call lists the same levels.
-
-    Args:
-        asked: what was chosen for the call.
-        made: the same with its levels settled; without a grid where a list gave them, which the
-        later call gives too. table: what it makes of them.
-
-    Returns:
-        The sampler; None where it says less than the scheduler did, as a class of `timonel.compat`
-        with its own levels.
-    """
-    if made.fitted is not None:
-        return asked
-    listed = made.sigmas is not None or made.times is not None
-    if table.seen is not None or not (listed or made.grid is not None or table.grid in grids.GRIDS):
-        return None
-    if listed and (made.sigmas, made.times) == (asked.sigmas, asked.times):
-        return asked
-    grid = None if listed else made.grid or table.grid
-    return replace(asked, grid=grid, grid_options=made.grid_options, sigmas=None, times=None)
-
-
 def of_run(run: Run) -> Sampler:
     """The sampler that a run was begun with: what it keeps, else what its table is called.
 
@@ -225,7 +205,7 @@ def _configured(model: Model) -> bool:
     sampler too.
     """
     config = model.scheduler.config
-    flagged = any(config.get(flag) for flag in GRID_FLAGS)
+    flagged = any(config.get(flag) for flag in SHAPES)
     return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
 
 
@@ -236,59 +216,45 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     out. Its Heun of flows goes down to the lowest level, which halves the error of the step to 0
     that no second call corrects.
     """
-    from ..compat.schedulers import CLASSES
-
-    cls = CLASSES.get(type(model.scheduler).__name__)
-    config = model.scheduler.config
-    flagged = any(config.get(flag) for flag in GRID_FLAGS)
-    if cls is None or flagged or sampler.grid is not None:
+    name, config = type(model.scheduler).__name__, model.scheduler.config
+    flagged = any(config.get(flag) for flag in SHAPES)
+    if name not in CLASSES or flagged or sampler.grid is not None:
         return sampler
-    two_calls = cls.family == "flow" and sampler.name == "heun"
-    if (cls.family, model.process.kind) != ("dpm", "vp") and (
-        model.process.kind != "flow" or not two_calls
-    ):
+    row = CLASSES[name]
+    spaced = (row.levels.family, model.process.kind) == ("dpm", "vp")
+    heun = model.process.kind == row.levels.family == "flow" and sampler.name == "heun"
+    if not (spaced or heun):
         return sampler
-    scheduler = cls.from_config(config)
-    scheduler.set_timesteps(steps)
-    times, end = (
-        scheduler.settled_times.tolist(),
-        scheduler.run.table.level(scheduler.run.table.nfe),
-    )
+    keys = classes.carried_over(name, config)
+    process, _, named = classes.meaning(keys)
+    flags = classes.level_flags(name, process, keys.config)
+    listed = levels.make(row.levels, process, flags, Request(steps))
+    row.table(Part(flags, listed, named, listed.grid))  # refuses flags that go astray there
+    times = listed.grid.time[:-1].tolist()
     if len(times) != steps:
         return sampler
-    if bool(end.sigma > 0) and hasattr(
-        scheduler, "schedule"
-    ):  # above zero a full order up to the end goes astray
-        sampler = replace(sampler, options={**sampler.options, "order": scheduler.schedule})
+    if row.orders is not None and bool(listed.grid.sigma[-1] > 0):
+        # above zero a full order up to the end goes astray
+        order = row.orders(flags, listed, steps)
+        sampler = replace(sampler, options={**sampler.options, "order": order})
     return replace(sampler, times=tuple(times))
 
 
-def ends_low(model: Model, made: Choice) -> bool:
-    """Whether the class that is set ends at the lowest training level, with the orders that it has
-    there.
+def ends_low(model: Model, choice: Choice) -> bool:
+    """Whether the class that is set ends at the lowest training level, with its orders there.
 
     To the clean level its last step would be much longer than the others.
     """
-    from ..compat.schedulers import CLASSES
-
-    cls, scheduled = (
-        CLASSES.get(type(model.scheduler).__name__),
-        isinstance(made.sampler.options.get("order"), str),
-    )
-    return (
-        made.why.startswith((SET, RESUMED))
-        and scheduled
-        and cls is not None
-        and bool(cls.fixed.get("ends_at_time_zero"))
-    )
+    row = CLASSES.get(type(model.scheduler).__name__)
+    scheduled = isinstance(choice.sampler.options.get("order"), str)
+    chosen = choice.why.startswith((SET, RESUMED)) and scheduled
+    return chosen and row is not None and row.levels.end == "lowest"
 
 
 def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:
     """The sampler with an order that so few steps have; diffusers' classes lower theirs without a
     word too.
     """
-    from ..compat.rows import FEW as LOWERED
-
     order, config = sampler.options.get("order"), model.scheduler.config
     changed: dict[str, Any] = {"order": steps} if isinstance(order, int) and order > steps else {}
     falls = (
@@ -325,52 +291,14 @@ def _sampler(
 
 
 def of_scheduler(scheduler: Any) -> Sampler:
-    """The sampler that a scheduler of timonel, `timonel.compat` or diffusers is; without a grid,
-    its config's.
+    """The sampler of a scheduler of timonel, `timonel.compat` or diffusers; see `classes.of_class`.
 
-    Raises `ArgumentError` where it is none.
+    Raises:
+        ArgumentError: it is no sampler of timonel.
     """
-    from ..compat.base import Compat
-    from .sockets.scheduler import Scheduler
-
-    if isinstance(scheduler, Scheduler) and not isinstance(scheduler, Compat):
+    if isinstance(scheduler, Configured) and scheduler.keeps_sampler:
         return kept.sampler(scheduler.config)
-    return _of_class(type(scheduler).__name__, scheduler.config)
-
-
-def of_config(config: Mapping[str, Any]) -> Sampler:
-    """The sampler that the class and the flags of a config stand for, else the one that was
-    measured nearest.
-    """
-    try:
-        return _of_class(class_of(config), config)
-    except TimonelError:
-        return Sampler()
-
-
-def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
-    """A class of diffusers with its flags as a sampler without a grid. Raises `ArgumentError` where
-    it is none.
-    """
-    from ..compat.flags import LEARNED
-    from ..compat.schedulers import CLASSES
-
-    if name == "DDPMScheduler" and config.get("variance_type") in LEARNED:
-        raise ArgumentError(
-            f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel"
-        )
-    if name in CLASSES:
-        made: Sampler = CLASSES[name].from_config({**config, "_class_name": name}).sampler
-        usual = inspect.signature(solvers.find(made.name).make).parameters
-        return replace(
-            made,
-            options={
-                k: v for k, v in made.options.items() if k not in usual or usual[k].default != v
-            },
-        )
-    if names.key(name) in names.ALIASES:
-        return Sampler(name)
-    raise ArgumentError(f"{name or 'a scheduler without a name'} is no sampler of timonel")
+    return classes.of_class(type(scheduler).__name__, scheduler.config)
 
 
 def _preset(model: Model) -> tuple[Sampler, str] | None:

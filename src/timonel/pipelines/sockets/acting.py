@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from ... import words
-from ...core import prediction as predictions
-from ...core import process as processes
 from ...core.grids import Grid
 from ...core.process import Flow, Process
-from ...core.process.config import name_of
+from ...core.process.config import from_config, name_of, read
 from ...core.process.vp import SCHEDULES
 from ...errors import ArgumentError, TimonelError
+from ..classes.rule import SHAPES
 from . import kept, model, requested_levels
 
 Config = Mapping[str, Any]
@@ -108,10 +107,9 @@ def seen(config: Config) -> tuple[Any, ...] | None:
     Why it has none is said where its steps are chosen, which a sampler with another grid may still
     change.
     """
-    process = processes.from_config({**config, "_class_name": ""})
+    process, prediction = read({**config, "_class_name": ""})
     name = name_of(process)
     read_by_pipelines = config["sigma_data"] if name == "ve" else None
-    prediction = predictions.from_config({**config, "_class_name": ""})
     grid = _visited(process, config)
     if grid is None:
         return None
@@ -177,17 +175,17 @@ def _agrees(key: str, value: Any, now: tuple[Any, ...]) -> bool:
         return bool(now[0] == "flow")
     if key == "timestep_type":
         return bool(value == "continuous" and now[0] in ("edm", "ve"))
-    if key in requested_levels.GRID_FLAGS or key == "timestep_spacing":
-        return bool(requested_levels.GRID_FLAGS.get(key, value) == now[3])
+    if key in SHAPES or key == "timestep_spacing":
+        return bool(SHAPES.get(key, value) == now[3])
     return False
 
 
 def remedy(key: str, value: Any, config: Config) -> str:
     """What would act instead of a key that does not."""
-    process = processes.from_config({**config, "_class_name": ""})
+    process = from_config({**config, "_class_name": ""})
     kind, name = name_of(process), kept.sampler(config).name
-    if key in requested_levels.GRID_FLAGS or key == "timestep_spacing":
-        grid = requested_levels.GRID_FLAGS.get(key, value)
+    if key in SHAPES or key == "timestep_spacing":
+        grid = SHAPES.get(key, value)
         if kept.sampler(config).fitted is not None:
             return f"the fitted sampler {name!r} has levels of its own; leave it out"
         return (
@@ -211,7 +209,7 @@ def _setter(config: Config, kind: str) -> str:
     sampler = kept.sampler(config)
     if sampler.fitted is not None or sampler.grid is not None:
         return f"the sampler {sampler.label!r}"
-    flag = next((flag for flag in requested_levels.GRID_FLAGS if config[flag]), None)
+    flag = next((flag for flag in SHAPES if config[flag]), None)
     return f"{flag}=True" if flag else f"the {kind} process and the sampler {sampler.label!r}"
 
 

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ...core import prediction as predictions
-from ...core import process as processes
 from ...core.process import Process
+from ...core.process.config import read
 from ...core.sampler import Sampler
 from ...errors import ArgumentError, UnknownName, options, plain
-from .. import choice, request
+from .. import request
+from ..classes.config import changed, of_config
 from . import acting, kept, model
 
 
@@ -30,6 +30,7 @@ def unlike(one: object, other: object) -> bool:
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """What of a scheduler is about its configuration."""
 
+    keeps_sampler: ClassVar[bool] = True  # whether the config names the sampler
     process: Process
     prediction: str
     sampler: Sampler
@@ -62,7 +63,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         carried = options("config", {} if config is None else config)
         model.forward(carried.get("_class_name"))
         if sampler is None and carried.get("sampler") is None:
-            sampler = choice.of_config({**carried, "variance_type": None, **changes})
+            sampler = of_config({**carried, "variance_type": None, **changes})
         chosen = None if sampler is None else Sampler.of(sampler)
         if chosen is not None and not chosen.named_alone:
             raise ArgumentError(
@@ -71,7 +72,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         own = config if hasattr(config, "__dict__") else carried
 
         def written(changes: Mapping[str, Any]) -> dict[str, Any]:
-            whole, said = model.given(own, changes), model.read(own, changes)
+            whole, said = changed(own, changes), model.read(own, changes)
             if chosen is not None:
                 said |= {
                     k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes
@@ -146,13 +147,12 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )
 
         def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
-            return {**defaults, **model.given(self._read, changes)}
+            return {**defaults, **changed(self._read, changes)}
 
         config = resolve(changes)
         model.check(config)
         acting.check(lambda asked: resolve({**changes, **asked}), asked, defaults)
-        plain = {**config, "_class_name": ""}
-        self.process, self.prediction = processes.from_config(plain), predictions.from_config(plain)
+        self.process, self.prediction = read({**config, "_class_name": ""})
         if any(key in acting.SAMPLER for key in changes):
             self.sampler = kept.sampler(config)
         self._asked = None

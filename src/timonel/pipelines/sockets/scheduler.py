@@ -19,19 +19,18 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from ...core import prediction as predictions
-from ...core import process as processes
 from ...core import solvers
 from ...core.grids import Grid
 from ...core.grids.cut import none_left
 from ...core.noise import DEFAULT, source
 from ...core.not_finite import check_result
 from ...core.process import Process
+from ...core.process.config import read
 from ...core.run import Run
 from ...core.sampler import Sampler
 from ...core.table import Table
 from ...errors import ArgumentError, GridError, RunError, flag, whole
-from .. import choice, request
+from .. import request
 from ..caller import pipeline_of
 from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
@@ -129,7 +128,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             self._defaults(),
         )
         config = {**self.config, "_class_name": ""}
-        self._set(processes.from_config(config), predictions.from_config(config), chosen)
+        self._set(*read(config), chosen)
         self._read = self._plain()
 
     def _set(self, process: Process, prediction: str, sampler: Sampler) -> None:
@@ -342,7 +341,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             hooks=[*orders.hooks, *modular.counted(self)],
             shape=self._shape(), keep=orders.keep, context=orders.context,
         )  # fmt: skip
-        self._run.sampler = choice.begun(self.sampler, self._sampler, self._listed.table)
+        self._run.sampler = kept.begun(self.sampler, self._sampler, self._listed.table)
         self._run.driver, self._run.lent = orders.driver or calling(self), tuple(self._run.hooks)
         self._covered = rows
         self.hand.let_go()
