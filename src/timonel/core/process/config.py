@@ -179,18 +179,32 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
         return str(config["process"]), None
     if word == "trigflow":
         return "trig", "v"
-    if name.startswith("FlowMatch") and _number(config, 0.0, "sigma_max") > 1:
-        return "ve", "epsilon"  # Cosmos 2: Karras' levels in a scheduler for flows
-    flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas") or word == "flow"
-    if flow or config.get("use_dynamic_shifting"):
-        return "flow", "reverse_flow" if config.get("invert_sigmas") else "flow" if flow else None
+    if _explodes(name, config):
+        return "ve", "epsilon"
+    if _flows(name, config, word):
+        return "flow", "reverse_flow" if config.get("invert_sigmas") else "flow"
+    if config.get("use_dynamic_shifting"):
+        return "flow", None
     if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
         return "edm", _of_edm(name, config, word)
     if config.get("timestep_type") == "continuous" and word == "v":
         return "edm", None
-    if name == CRASH and all(config.get(key) is None for key in BETAS[:2]):
-        return "crash", "v"  # Dance Diffusion: `trained_betas` alone are its sigmas
-    return "vp", None
+    return ("crash", "v") if _crashes(name, config) else ("vp", None)
+
+
+def _flows(name: str, config: Config, word: str) -> bool:
+    """Whether a config is a flow's, whose network predicts the velocity."""
+    return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas")) or word == "flow"
+
+
+def _explodes(name: str, config: Config) -> bool:
+    """Whether a config is Cosmos 2's: Karras' levels in a scheduler for flows."""
+    return name.startswith("FlowMatch") and bool(_number(config, 0.0, "sigma_max") > 1)
+
+
+def _crashes(name: str, config: Config) -> bool:
+    """Whether a config is Dance Diffusion's, whose `trained_betas` alone are its sigmas."""
+    return name == CRASH and all(config.get(key) is None for key in BETAS[:2])
 
 
 def _of_edm(name: str, config: Config, word: str) -> str | None:

@@ -197,13 +197,14 @@ def carried(
     check_fit(name, process)
     set_here = {*changes, *neutral}
     unwritten = [k for k in config.get("_use_default_values") or () if k not in set_here]
-    chosen = [key for key in defaults if key in config and key not in unwritten]
-    flags = {key: None for key in chosen if config[key] is None and defaults[key] is None}
-    for key, value in keys.items():
-        written = key in chosen and config[key] == value
-        if key not in defaults or value != defaults[key] or written:
-            flags[key] = value
-    flags = {key: value for key, value in flags.items() if key not in changes}
+    chosen = {k: config[k] for k in set(defaults) & set(config) - {*unwritten, *changes}}
+    empty = {k: None for k in defaults if k in chosen and chosen[k] is defaults[k] is None}
+    absent = object()  # unlike any value
+    flags = {
+        key: value
+        for key, value in {**empty, **keys}.items()
+        if value != defaults.get(key, absent) or value == chosen.get(key, absent)
+    }
     version = {k: v for k, v in config.items() if k == "_diffusers_version"}
     return {**flags, **neutral, "_use_default_values": unwritten, **version}
 

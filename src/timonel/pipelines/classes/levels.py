@@ -231,18 +231,15 @@ def _by_sigma(rule: LevelRule, process: Process, flags: Flags, request: Request)
     count = len(times)
     if name is None and request.times is None:
         times, ratio = torch.unique_consecutive(times), torch.unique_consecutive(ratio)
-    repeated = count - len(times)
-    if name is not None and (count > 1 or rule.family == "dpm"):  # else one level has no shape
+    elif name is not None and (count > 1 or rule.family == "dpm"):  # else one has no shape
         low = flags.get("sigma_min") or float(ends[0])
         high = flags.get("sigma_max") or float(ends[-1])
         shaped = before_end(grids.make(name, process, count, sigma_min=low, sigma_max=high))
-        ratio, times = shaped.ratio, _times_of(shaped.ratio, ratios)
-        whole_times = rule.family == "dpm" or (name == "karras" and rule.rounds)
-        times = times.round() if whole_times else times
+        ratio, times = shaped.ratio, _times_of(rule, name, shaped.ratio, ratios)
     ratio = _falling(ratio)
     alpha = 1 / torch.sqrt(1 + ratio**2)
     level = Level(alpha, alpha * ratio, times)
-    return _with_end(rule, process, flags, name, level)._replace(repeated=repeated)
+    return _with_end(rule, process, flags, name, level)._replace(repeated=count - len(times))
 
 
 def _with_end(
@@ -266,15 +263,17 @@ def _log_linear(process: Process, ratios: Tensor, times: Tensor) -> Levels:
     return Levels(Grid(process, alpha, alpha * ratio, time, "log_linear"))
 
 
-def _times_of(ratio: Tensor, ratios: Tensor) -> Tensor:
-    """The training times of levels sigma / alpha, fractional, as diffusers finds them.
+def _times_of(rule: LevelRule, name: str, ratio: Tensor, ratios: Tensor) -> Tensor:
+    """The training times of the levels of a shape, fractional unless the class rounds them.
 
     Pure noise counts as `FINITE`, which may lie below the level before it: then only those before
     it count.
     """
     rising = ratios if bool(ratios[-1] > ratios[-2]) else ratios[:-1]
     index = torch.arange(len(rising), dtype=torch.float64)
-    return interpolate(torch.log(ratio), torch.log(rising), index).clamp(0, len(rising) - 1)
+    times = interpolate(torch.log(ratio), torch.log(rising), index).clamp(0, len(rising) - 1)
+    whole_times = rule.family == "dpm" or (rule.rounds and name == "karras")
+    return times.round() if whole_times else times
 
 
 def _falling(ratio: Tensor) -> Tensor:

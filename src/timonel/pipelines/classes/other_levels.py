@@ -78,14 +78,7 @@ def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> L
     t = _shifted(process, flags, request.mu, _evenly(rule, process, flags, request))
     if flags.get("shift_terminal"):
         t = grids.stretched(t, 1.0, float(flags["shift_terminal"]))
-    name = shape(flags)
-    ranged = rule.snaps and name == "karras"  # between ends that are not those of the list
-    if name is not None and (len(t) > 1 or ranged):  # one level has no shape
-        t = _shaped(process, flags, name, t, ranged)
-        whole_times = ranged
-    else:
-        t = torch.cat([t[:1] - SNAP, t[1:]]) if rule.snaps and _pure(t) else t
-        whole_times = rule.family == "dpm"
+    t, whole_times = _shaped(rule, process, flags, t)
     if request.times is not None:
         time = double(request.times).flatten()[: len(t)]
     else:
@@ -94,16 +87,17 @@ def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> L
     return _with_end(rule, process, Level(1 - t, t, time), flags)
 
 
-def _pure(t: Tensor) -> bool:
-    """Whether the first level is pure noise."""
-    return bool((t[0] - 1).abs() < SNAP)
-
-
-def _shaped(process: Flow, flags: Flags, name: str, t: Tensor, ranged: bool) -> Tensor:
-    """Levels of a shape between the ends of `t`, or between those of UniPC's class."""
-    flat = Flow(train_steps=process.train_steps)
-    low, high = _unipc_ends(flags) if ranged else (float(t[-1]), float(t[0]))
-    return grids.make(name, flat, len(t), sigma_min=low, sigma_max=high).sigma[:-1]
+def _shaped(rule: LevelRule, process: Flow, flags: Flags, t: Tensor) -> tuple[Tensor, bool]:
+    """The levels in the shape of a sigma flag, and whether the network gets whole times."""
+    name = shape(flags)
+    ranged = rule.snaps and name == "karras"  # between ends that are not those of the list
+    if name is not None and (len(t) > 1 or ranged):  # one level has no shape
+        flat = Flow(train_steps=process.train_steps)
+        low, high = _unipc_ends(flags) if ranged else (float(t[-1]), float(t[0]))
+        return grids.make(name, flat, len(t), sigma_min=low, sigma_max=high).sigma[:-1], ranged
+    if rule.snaps and bool((t[0] - 1).abs() < SNAP):
+        t = torch.cat([t[:1] - SNAP, t[1:]])
+    return t, rule.family == "dpm"
 
 
 def _unipc_ends(flags: Flags) -> tuple[float, float]:
