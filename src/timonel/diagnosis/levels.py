@@ -1,6 +1,4 @@
-"""The levels that a scheduler of diffusers or a table visits, as the share of noise, sigma / (alpha
-+ sigma).
-"""
+"""The levels of a scheduler of diffusers or a table, as the share of noise sigma / (alpha + sigma)."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from ..core.process import Process, double
 from ..core.table import Table
 
-MOVED = 0.02  # how far two shares may be apart for their levels to count as the same
+MOVED = 0.02  # two shares that differ by less count as one level
 
 
 def of_scheduler(process: Process, scheduler: Any) -> Tensor:
@@ -36,9 +34,7 @@ def complete(scheduler: Any) -> bool:
 
 
 def listed(scheduler: Any) -> Tensor:
-    """The scheduler's own sigmas; turned round where it counts its flow from the picture to the
-    noise.
-    """
+    """The scheduler's own sigmas, turned round where its flow counts from the picture to noise."""
     sigmas: Tensor = scheduler.sigmas.double().cpu()
     return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
 
@@ -49,10 +45,10 @@ def of_table(table: Table) -> Tensor:
 
 
 def times_of(process: Process) -> tuple[float, float]:
-    """The lowest and the highest time that the network was trained to be told."""
+    """The lowest and the highest time that the network was trained on."""
     ends = process.at_index(double([0.0, process.train_steps - 1.0])).time
-    told = [*ends.tolist(), float(process.clean().time)]
-    return min(told), max(told)
+    times = [*ends.tolist(), float(process.clean().time)]
+    return min(times), max(times)
 
 
 def noisiest(process: Process) -> Tensor:
