@@ -28,9 +28,7 @@ MOST = len(ADAMS_BASHFORTH)
 
 
 def continued(grid: Grid, behind: int) -> Table:
-    """The first step of `grid`, from its own prediction of the noise and as many as 3 of `behind`
-    that came before.
-    """
+    """The first step of `grid`, from its prediction and up to 3 of `behind` earlier ones."""
     now, new = grid[0], grid[1]
     if not bool(now.alpha > 0):
         raise RunError(
@@ -58,7 +56,8 @@ class Remembering(Compat):
     def ets(self) -> list[Tensor]:
         """The predictions of the noise that coming steps combine, oldest first, at most 4.
 
-        Raises `RunError` where the run began at pure noise, and so remembers velocities.
+        Raises:
+            RunError: the run began at pure noise, and so remembers velocities.
         """
         run = self.current
         if self._kept is not None or run is None or not run.started:
@@ -116,12 +115,12 @@ class PNDMScheduler(Remembering):
     # -- its two kinds of calls --------------------------------------------------------------------
     @property
     def prk_timesteps(self) -> Any:
-        """The times of the Runge-Kutta calls, an array of numpy, (12,); none with `skip_prk_steps`."""
+        """The times of the Runge-Kutta calls, a numpy array (12,); none with `skip_prk_steps`."""
         return self._times_of("prk")
 
     @property
     def plms_timesteps(self) -> Any:
-        """The times of the multistep calls, an array of numpy; None before `set_timesteps`."""
+        """The times of the multistep calls, a numpy array; None before `set_timesteps`."""
         return self._times_of("plms")
 
     def _times_of(self, kind: str) -> Any:
@@ -139,8 +138,10 @@ class PNDMScheduler(Remembering):
     def step_prk(
         self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
     ) -> Any:
-        """`step`, where it is a Runge-Kutta call. Raises `ArgumentError` where the next one is a
-        multistep call.
+        """`step`, where it is a Runge-Kutta call.
+
+        Raises:
+            ArgumentError: the next one is a multistep call.
         """
         with self._only("prk"):
             return self.step(model_output, timestep, sample, return_dict=return_dict)
@@ -148,8 +149,10 @@ class PNDMScheduler(Remembering):
     def step_plms(
         self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
     ) -> Any:
-        """`step`, where it is a multistep call. Raises `ArgumentError` where the next one is a
-        Runge-Kutta call.
+        """`step`, where it is a multistep call.
+
+        Raises:
+            ArgumentError: the next one is a Runge-Kutta call.
         """
         with self._only("plms"):
             return self.step(model_output, timestep, sample, return_dict=return_dict)
@@ -184,9 +187,7 @@ class PNDMScheduler(Remembering):
 
     # -- parts of the list -------------------------------------------------------------------------
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
-        """A part that begins inside the first step has its two calls all the same, of which one
-        moves nothing.
-        """
+        """Begin a part of the list; inside the first step one of its two calls moves nothing."""
         fewer = rows[1] - rows[0] - table.nfe if self._kept is None else 0
         super()._begin(_led(table, fewer) if table.solver == "ipndm" and fewer > 0 else table, rows)
 
@@ -211,8 +212,7 @@ def _led(table: Table, calls: int) -> Table:
 
 
 class IPNDMScheduler(Remembering):
-    """`ipndm` for the model of the config it is made from; without a beta schedule that is Dance
-    Diffusion.
+    """`ipndm` for the model of the config; without a beta schedule that is Dance Diffusion.
 
     `trained_betas` of Dance Diffusion are the sigmas that every call visits, and where it ends,
     whatever the number. diffusers' own drops its first prediction at pure noise, this one does not.
@@ -220,9 +220,7 @@ class IPNDMScheduler(Remembering):
 
     @property
     def betas(self) -> Tensor:
-        """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas,
-        (T,).
-        """
+        """The betas, (T,); for Dance Diffusion the sigmas of the list and of its end, (N + 1,)."""
         if self.process.kind != "crash":
             return super().betas
         listed = self.config["trained_betas"]

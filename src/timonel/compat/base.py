@@ -183,7 +183,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
-        """abar where the list ends: 1, or with `set_alpha_to_one=False` that of training time 0."""
+        """The abar where the list ends: 1, or that of training time 0 without `set_alpha_to_one`."""
         bar = self.alphas_cumprod[0]
         return torch.ones_like(bar) if self.config.get("set_alpha_to_one", True) else bar
 
@@ -225,7 +225,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self._visit(Request(num_inference_steps, timesteps, sigmas, mu), device)
 
     def _visit(self, request: Request, device: Any, trial: bool = False) -> None:
-        """Make the run on the requested levels, and say where they are fewer, except in a `trial`."""
+        """Make the run on the requested levels; unless in a `trial` say where they are fewer."""
         self._reread()
         lists = request.times is not None or request.sigmas is not None
         if self.row.one_list and request.steps is not None and lists:
@@ -397,7 +397,7 @@ def _constructor(cls: type[Compat]) -> Any:
 
 
 def _placed(takes: Sequence[str]) -> Any:
-    """`Compat.step` with a signature that says what it takes by position, for pipelines ask for it."""
+    """`Compat.step` whose signature says what it takes by position, for pipelines look at it."""
 
     def step(
         self: Compat, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any

@@ -25,8 +25,7 @@ class Distilled(Compat):
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Visit some of the levels of the distillation, as the latent consistency pipelines choose
-        them.
+        """Visit some of the levels of the distillation, as the latent consistency pipelines do.
 
         Args:
             num_inference_steps: how many, 1 to int(original_inference_steps · strength).

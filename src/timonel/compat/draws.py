@@ -43,7 +43,7 @@ class Draws(Scheduler):
             run.noise.generators = generator
 
     def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
-        """One row; its noise is drawn first, even if the row adds none, as diffusers' class does."""
+        """One row; its noise is drawn first, as diffusers' class does even where it adds none."""
         run, draws = self.run, self._draws()
         if noise is None and draws and isinstance(run.noise, DrawnNoise):
             kind = self.row.draws_in

@@ -46,9 +46,7 @@ class EDMEulerScheduler(Compat):
 
     @property
     def _step_index(self) -> int | None:
-        """The place of the next step in diffusers' count, which pipelines take back after they have
-        looked.
-        """
+        """The next step in diffusers' count, which pipelines reset after a look ahead."""
         here = self.step_index
         return (here or 0) + 1 if self._looked else here
 
@@ -59,11 +57,9 @@ class EDMEulerScheduler(Compat):
         self._looked = False
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any) -> Any:  # type: ignore[override]
-        """Advance by one network call. `pred_original_sample`: the clean prediction in place of the
-        network's output.
+        """Advance by one network call, as the other classes do.
 
-        The arguments besides are those of the other classes. Raises `ArgumentError` and `RunError`
-        as they do.
+        `pred_original_sample`: the clean prediction in place of the network's output.
         """
         clean = others.pop("pred_original_sample", None)
         looks = clean is None and steps_twice(pipeline_of(self))

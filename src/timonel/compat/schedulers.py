@@ -1,4 +1,4 @@
-"""diffusers' schedulers by name, on timonel's samplers: what each does is a row of `classes.rows`."""
+"""diffusers' schedulers by name; what each of them does is a row of `pipelines.classes`."""
 
 from __future__ import annotations
 

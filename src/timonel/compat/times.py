@@ -82,16 +82,14 @@ class Times(Coordinates):
 
     # -- a loop in several parts -------------------------------------------------------------------
     def loop_begin(self, row: int) -> int:
+        """The row where a loop over the list from `row` on begins."""
         run = self.current
-        inside = (
-            run is not None and run.started and not self._astray and self.begins + run.row == row
-        )
-        return row if inside else super().loop_begin(row)
+        if run is not None and run.started and not self._astray and self.begins + run.row == row:
+            return row
+        return super().loop_begin(row)
 
     def cover(self, start: int, stop: int) -> None:
-        """A part of the list keeps what the rest of the list reads, for a loop over the rest may
-        follow.
-        """
+        """Cover a part of the list, and keep what a loop over the rest may read."""
         super().cover(start, stop)
         total = self._listed.table.nfe
         if self._covered[1] < total and self._listed.table.remembers(
@@ -121,9 +119,7 @@ class Times(Coordinates):
         )
 
     def _follows(self, run: Run, rows: list[int]) -> bool:
-        """Whether the row that comes after the run's rows is one of `rows`, and the run may go on
-        with it.
-        """
+        """Whether the row after the run's rows is one of `rows`, and the run may go on with it."""
         if not run.row or run.stopping or self._astray or self.orders.hooks:
             return False
         return self.begins + run.row in rows
@@ -139,9 +135,7 @@ class Times(Coordinates):
         self.run.restore(start, kept.state, kept.clean, kept.called)
 
     def _steps_freely(self) -> bool:
-        """Whether a step may be any: the class remembers nothing, and no loop or helm follows the
-        run.
-        """
+        """Whether a step may be any: nothing is remembered, and no loop or helm follows the run."""
         return self.row.by_time and self.orders.guided is None and not self._driven()
 
     def _driven(self) -> bool:

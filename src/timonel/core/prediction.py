@@ -26,17 +26,22 @@ from .process.config import check
 from .process.config import prediction_of as from_config
 
 __all__ = [
-    "KINDS", "LEAST", "check", "clip", "coefficients", "denoised", "from_config", "raw", "threshold",
+    "KINDS", "LEAST", "check", "clip", "coefficients", "denoised", "from_config", "raw",
+    "threshold",
 ]  # fmt: skip
 LEAST = 1e-38  # alpha below which an epsilon prediction says nothing of the picture
 
 
 def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
-    """(c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
+    """The (c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
 
-    Raises `PredictionError` for epsilon at alpha = 0, where the raw output says nothing about the
-    picture: the sample is pure noise and the network only names that noise. An alpha below 1e-38,
-    whose inverse is no float32, counts as 0.
+    Args:
+        kind: the prediction.
+        level: one level, or several.
+
+    Raises:
+        PredictionError: epsilon at alpha = 0, where the sample is pure noise and the network only
+            names that noise. An alpha below 1e-38, whose inverse is no float32, counts as 0.
     """
     alpha, sigma, _ = level
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -73,16 +78,23 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
 
 
 def denoised(kind: str, raw: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The predicted clean sample from the raw output at `level` (0-d tensors), in float64
-    coefficients.
+    """The predicted clean sample from the raw output.
+
+    Args:
+        kind: the prediction.
+        raw: the network's output, (batch, …).
+        x: the sample, of the same shape.
+        level: the level of the sample, 0-d tensors; its coefficients are float64.
     """
     c_x, c_raw = coefficients(kind, level)
     return x * float(c_x) + raw * float(c_raw)
 
 
 def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The inverse: the raw output that means `clean`. Refused where the output does not depend on
-    it.
+    """The raw output that means `clean`, the inverse of `denoised`.
+
+    Raises:
+        PredictionError: the output does not depend on it.
     """
     c_x, c_raw = coefficients(kind, level)
     if float(c_raw) == 0:
@@ -98,10 +110,14 @@ def clip(clean: Tensor, limit: float) -> Tensor:
 
 
 def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
-    """Dynamic thresholding: clip to each sample's `ratio` quantile s of |clean|, in [1, top],
-    divided by s.
+    """Dynamic thresholding: clip to the size s of each sample, and divide by s.
 
-    Saharia et al. 2022, arXiv 2205.11487, section 2.3. For pixel-space models.
+    For pixel-space models. Source: arXiv 2205.11487, section 2.3.
+
+    Args:
+        clean: the clean sample, (batch, …).
+        ratio: s is this quantile of |clean|, 0 to 1.
+        top: the largest s; the least is 1.
     """
     work = clean.float() if clean.dtype in (torch.float16, torch.bfloat16) else clean
     size = torch.quantile(work.flatten(1).abs(), ratio, dim=1).clamp(1, max(1.0, top))

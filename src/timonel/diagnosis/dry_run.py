@@ -62,6 +62,7 @@ class Network:
         self.times: list[float] = []
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        """The raw output at a sample x, (batch, …), and a time."""
         self.times.append(float(time))
         level = heard(self.process, float(time))
         alpha, sigma = float(level.alpha), float(level.sigma)
@@ -70,7 +71,7 @@ class Network:
 
 
 def heard(process: Process, time: float) -> Level:
-    """The level that a network takes a time for: outside its training, the nearest it knows."""
+    """The level that a network takes a time for; outside its training, the nearest it knows."""
     low, high = levels.times_of(process)
     level = process.at_time(double(min(max(time, low), high)))
     return level if float(level.sigma) > 0 else process.at_index(double(0.0))
@@ -79,7 +80,7 @@ def heard(process: Process, time: float) -> Level:
 def run(
     scheduler: Any, loop: Loop, process: Process, prediction: str, steps: int, lists: dict[str, Any]
 ) -> Trial:
-    """Drive a fresh scheduler on data at one point, where all that is left is noise, then on spread.
+    """Drive a fresh scheduler on data at one point, where all that is left is noise, then on more.
 
     Nothing global is changed.
 
@@ -131,14 +132,14 @@ def listed(
     who = "AysSchedules is a list of" if lists else "the pipeline always gives"
     if not lists and loop.sigmas and not config.get("use_flow_sigmas"):
         lists = {"sigmas": [1 - i / steps for i in range(steps)]}
-    for key in lists:
-        if key not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise ValueError(f"{who} {key}, which {type(scheduler).__name__} does not take")
+    unknown = set(lists) - set(inspect.signature(scheduler.set_timesteps).parameters)
+    if unknown:
+        raise ValueError(f"{who} {unknown.pop()}, which {type(scheduler).__name__} does not take")
     retrieve(scheduler, None if lists else steps, "cpu", **lists, **shift)
 
 
 def shift_of(process: Process, config: Any) -> float:
-    """mu of a picture of `TOKENS`, as pipelines compute it from the scheduler's configuration."""
+    """The mu of a picture of `TOKENS`, as pipelines compute it from the scheduler's config."""
     usual = {
         "base_shift": 0.5,
         "max_shift": 1.15,

@@ -1,4 +1,4 @@
-"""A sampler on a model in diffusers and in timonel: what goes wrong, by running both without weights."""
+"""What goes wrong with a sampler on a model in diffusers, by running it without weights."""
 
 from __future__ import annotations
 
@@ -219,9 +219,7 @@ def _wrong_times(case: Case, trial: Trial) -> None:
 
 
 def _idle_flags(case: Case, scheduler: Any) -> None:
-    """Whether each flag that sets the levels changes them; one that says what holds already is no
-    complaint.
-    """
+    """Whether each flag that sets the levels changes them, unless it says what holds already."""
     config, lists = case.facts.scheduler, dict(case.peer.lists)
     for key, value in case.peer.flags.items():
         if key not in LEVELS or key not in case.peer.declared or config.get(key) == value:
@@ -243,13 +241,15 @@ def _idle_flags(case: Case, scheduler: Any) -> None:
 def _measured(case: Case, trial: Trial) -> None:
     """Noise that is left, and a spread that is off, beyond exact arithmetic on the same levels."""
     same = case.twin or case.table
-    noisy = trial.left - (0.0 if same is None else left(same)) > NOISE_LEFT
-    deviation = f"noise of {'standard deviation ' if noisy else ''}{trial.left:.2g}"
+    exact = (0.0, 0.25) if same is None else (left(same), abs(spread(same) - 1))
+    noisy = trial.left - exact[0] > NOISE_LEFT
     if noisy:
-        case.say("wrong", f"{deviation} is left in the result")
+        noise = f"noise of standard deviation {trial.left:.2g}"
+        case.say("wrong", f"{noise} is left in the result")
     elif trial.left > 0.01:
-        case.say("note", f"it ends at the lowest training level: {deviation} stays in the result")
-    off, ideal = abs(trial.spread - 1), 0.25 if same is None else abs(spread(same) - 1)
+        noise = f"noise of {trial.left:.2g}"
+        case.say("note", f"it ends at the lowest training level: {noise} stays in the result")
+    off, ideal = abs(trial.spread - 1), exact[1]
     if off > SPREAD_OFF + 2 * ideal and not noisy:
         came_out = f"{trial.spread * DATA:.2g}"
         case.say("wrong", f"data of standard deviation {DATA:g} come out with {came_out}")

@@ -68,7 +68,7 @@ def in_timonel(
 
 
 def twin(facts: Facts, loop: Loop, peer: Peer, steps: int) -> Table | None:
-    """The table of timonel's scheduler of the same name and flags, as diffusers' class should be."""
+    """The table of timonel's scheduler of the same name and flags, as diffusers' should be."""
     return _compat(facts, loop, peer, steps, configured=True)[1]
 
 

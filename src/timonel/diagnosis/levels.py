@@ -1,4 +1,7 @@
-"""The levels of a scheduler of diffusers or a table, as the share of noise sigma / (alpha + sigma)."""
+"""Levels of a scheduler of diffusers or of a table, as their share of noise.
+
+The share is sigma / (alpha + sigma).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ MOVED = 0.02  # two shares that differ by less count as one level
 
 
 def of_scheduler(process: Process, scheduler: Any) -> Tensor:
-    """By its sigmas, or where it keeps none by its times and the clean level after them."""
+    """The levels by its sigmas, or where it keeps none by its times and the clean level after."""
     if not complete(scheduler):
         times = scheduler.timesteps.double().cpu()
         level = process.at_time(times.clamp(*times_of(process)))
@@ -25,16 +28,14 @@ def of_scheduler(process: Process, scheduler: Any) -> Tensor:
 
 
 def complete(scheduler: Any) -> bool:
-    """Whether the scheduler's sigmas are the levels of all its calls; some have others between
-    them.
-    """
+    """Whether the sigmas are the levels of all calls; some classes have others between them."""
     sigmas = getattr(scheduler, "sigmas", None)
     between = hasattr(scheduler, "sigmas_interpol") or hasattr(scheduler, "mid_point_sigma")
     return sigmas is not None and not between and len(sigmas) == len(scheduler.timesteps) + 1
 
 
 def listed(scheduler: Any) -> Tensor:
-    """The scheduler's own sigmas, turned round where its flow counts from the picture to noise."""
+    """The scheduler's sigmas, turned round where they count from the picture to noise."""
     sigmas: Tensor = scheduler.sigmas.double().cpu()
     return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
 

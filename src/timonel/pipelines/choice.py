@@ -1,23 +1,23 @@
-"""Which sampler, on which grid, with how many steps a call runs: one rule for the helm, the drop-in
-scheduler and the command line.
+"""Which sampler, on which grid, with how many steps a call runs.
 
-The sampler is the first of these that there is:
+The helm, the drop-in scheduler and the command line follow this one rule. The sampler is the first
+of these that there is:
 
 1. what the caller names, or what the run was begun with that the call goes on with;
 2. what is set on the pipeline, where it maps: a timonel `Scheduler` with its sampler, a class of
    `timonel.compat`, or a scheduler of diffusers with its flags, whoever has set it, the user or the
    author of the checkpoint;
-3. the card of a shipped model, or the preset of the family (`diagnosis/presets.py`);
+3. the card of a shipped model, or the preset of the family (`family/presets.py`);
 4. what was measured nearest: `sampler.DEFAULT` on the grid `grids.usual`, see
    docs/which-sampler.md.
 
 A shipped model is used as its card says: the scheduler in its folder says what the network was
 trained for and counts as set once it is replaced or changed.
 
-A sampler that names no grid takes the solver's own. The one that is set on the pipeline keeps the
-levels that its config asks for. One that the caller names is put on them too where somebody chose
-them: a sigma flag, or trailing times, which no class of diffusers has by default (few-step models
-are distilled on them). Else it takes the process' usual grid, `grids.usual`. In the drop-in
+A sampler that names no grid takes the solver's own, else `grids.usual`, the one usual grid of a
+process. The sampler that is set on the pipeline keeps the levels that its config asks for. One that
+the caller names is put on them too where somebody chose them: a sigma flag, or trailing times,
+which no class of diffusers has by default (few-step models are distilled on them). In the drop-in
 scheduler the config is the caller's word, so its `timestep_spacing` always acts.
 
 The steps are the caller's, else the card's, else the few that a model was distilled for where the
@@ -74,6 +74,7 @@ class Choice:
     steps_why: str
 
     def __str__(self) -> str:
+        """The choice in a line."""
         return (
             f"{self.sampler.label}, {self.sampler.steps} steps (sampler {self.why}; steps"
             f" {self.steps_why})"
@@ -125,15 +126,16 @@ def choose(
 
     Args:
         model: what the call is made on.
-        sampler, steps: what the caller names; None is nothing.
+        sampler: what the caller names; None is nothing.
+        steps: what the caller names; None is nothing.
         fitted: the shipped sampler for this card, its steps and the call's guidance, which goes
-        before the card's own.
+            before the card's own.
 
     Returns:
         The choice. Its grid is None where the config of the model's scheduler decides it.
 
     Raises:
-        ArgumentError: for a sampler that cannot be, or steps that a fitted one does not have.
+        ArgumentError: a sampler that cannot be, or steps that a fitted one does not have.
     """
     made, why = _sampler(model, sampler, fitted)
     count, steps_why = _steps(model, made, steps)
@@ -182,7 +184,7 @@ def resumed(model: Model, run: Run, steps: int | None) -> Choice:
         The run's own sampler, with the steps of its whole list.
 
     Raises:
-        ArgumentError: for another number of steps, or a run that says no sampler.
+        ArgumentError: another number of steps, or a run that says no sampler.
     """
     own = of_run(run)
     made = choose(model, own, own.steps or steps)
@@ -201,9 +203,7 @@ def _named_levels(sampler: Sampler) -> bool:
 
 
 def _configured(model: Model) -> bool:
-    """Whether the config of the scheduler that is set on the pipeline decides the levels of another
-    sampler too.
-    """
+    """Whether the config of the scheduler that is set decides another sampler's levels too."""
     config = model.scheduler.config
     flagged = any(config.get(flag) for flag in SHAPES)
     return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
@@ -252,9 +252,7 @@ def ends_low(model: Model, choice: Choice) -> bool:
 
 
 def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:
-    """The sampler with an order that so few steps have; diffusers' classes lower theirs without a
-    word too.
-    """
+    """The sampler with an order that so few steps have; diffusers' classes lower theirs too."""
     order, config = sampler.options.get("order"), model.scheduler.config
     changed: dict[str, Any] = {"order": steps} if isinstance(order, int) and order > steps else {}
     falls = (
@@ -337,17 +335,17 @@ def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]
 
 
 def steps_of(pipe: Any) -> int | None:
-    """The number of steps that a pipeline makes where none is given; None where it has no such
-    number.
-    """
+    """The number of steps that a pipeline makes by default; None where it has no such number."""
     found = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
     value = None if found is None else found.default
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def checked(named: int | None, own: int | None) -> int | None:
-    """The steps of a call that may give them under two names. Raises `ArgumentError` where those
-    disagree.
+    """The steps of a call that may come under two names.
+
+    Raises:
+        ArgumentError: those disagree.
     """
     if named is not None and own is not None and named != own:
         raise ArgumentError(f"steps={named} and num_inference_steps={own} disagree; give one")

@@ -1,8 +1,7 @@
-"""Which numbers the keys of a scheduler's config may have: diffusers' arguments and those of
-`timonel.Scheduler`.
+"""Which numbers the keys of a scheduler's config may have.
 
-A key has one range wherever it is read: in a config, as an argument, or written into a config
-later.
+They are diffusers' arguments and those of `timonel.Scheduler`. A key has one range wherever it is
+read: in a config, as an argument, or written into a config later.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ MOST_TOKENS = 10**9
 
 
 class Range(NamedTuple):
-    """From `low` to `high`. `whole`: only whole numbers; `above`: not `low` itself; `infinite`: the
-    ends may be.
+    """Numbers from `low` to `high`.
+
+    `whole`: only whole numbers; `above`: not `low` itself; `infinite`: the ends may be.
     """
 
     low: float = -math.inf
@@ -86,8 +86,10 @@ RANGES: dict[str, Range] = {
 
 
 def number(key: str, value: Any, default: Any = None) -> Any:
-    """The number of a key of `RANGES`, as Python's. Raises `ArgumentError` for another kind or
-    outside of its range.
+    """The number of a key of `RANGES`, as Python's.
+
+    Raises:
+        ArgumentError: another kind, or outside of its range.
     """
     made = RANGES[key].read(value)
     if made is None:

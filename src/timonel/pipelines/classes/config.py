@@ -1,7 +1,7 @@
 """The config of a scheduler read for one of diffusers' classes, and what its flags mean there.
 
 A config comes from any scheduler of diffusers or timonel. As diffusers does, flags that were
-defaults of the class it comes from are left to the new class; what the model was trained for is not.
+defaults of its class are left to the new class; what the model was trained for is not.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def _indexed(rule: LevelRule, process: Process, flags: Flags, request: Request) 
 
 # -- sigmas ----------------------------------------------------------------------------------------
 def _ratios(process: Process) -> Tensor:
-    """sigma / alpha of every training level; pure noise, of zero-SNR betas, counts as `FINITE`."""
+    """The sigma / alpha of every training level; pure noise, of zero-SNR betas, is `FINITE`."""
     ratio = process.at_time(torch.arange(process.train_steps, dtype=torch.float64)).ratio
     return torch.where(torch.isinf(ratio), FINITE, ratio)
 

@@ -67,7 +67,7 @@ def of_angles(process: Crash, flags: Flags, request: Request) -> Levels:
 
 # -- flow ------------------------------------------------------------------------------------------
 def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> Levels:
-    """t of a flow: evenly spaced or listed, then shifted, stretched to `shift_terminal`, shaped."""
+    """Levels of a flow: even or listed t, then shifted, stretched to `shift_terminal`, shaped."""
     if request.times is not None and request.sigmas is None:
         t, time = process.at_time(double(request.times).flatten())[1:]
         return _with_end(rule, process, Level(1 - t, t, time), flags)
@@ -101,7 +101,7 @@ def _shaped(rule: LevelRule, process: Flow, flags: Flags, t: Tensor) -> tuple[Te
 
 
 def _unipc_ends(flags: Flags) -> tuple[float, float]:
-    """sigma / alpha between which UniPC's class spaces Karras' levels of a flow."""
+    """The sigma / alpha between which UniPC's class spaces Karras' levels of a flow."""
     betas = from_config({key: flags[key] for key in BETAS})
     return flags.get("sigma_min") or betas.sigma_min, flags.get("sigma_max") or betas.sigma_max
 
@@ -122,7 +122,7 @@ def _evenly(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> T
 
 
 def _shifted(process: Flow, flags: Flags, mu: float | None, t: Tensor) -> Tensor:
-    """t = s·u / (1 + (s - 1)·u), with the model's shift s, or the one that `mu` says."""
+    """The t = s·u / (1 + (s - 1)·u), with the model's shift s, or the one that `mu` says."""
     s = process.shift
     if mu is not None and flags.get("use_dynamic_shifting"):
         s = mu if flags.get("time_shift_type") == "linear" else process.with_mu(mu).shift

@@ -70,7 +70,7 @@ class Row:
     strides: bool = False
 
     def named(self, flags: Flags) -> Named:
-        """timonel's solver and its options for these flags."""
+        """The solver of timonel and its options for these flags."""
         return (self.solver, {}) if isinstance(self.solver, str) else self.solver(flags)
 
     def fits(self, process: Process) -> bool:

@@ -55,7 +55,7 @@ def usual(part: Part) -> Table:
 
 
 def falling(order: int, steps: int, idle: int) -> list[int]:
-    """The most predictions of every step where the order falls to 1 at the end: min(order, N - k)."""
+    """The most predictions of every step where the order falls to 1: min(order, N - k)."""
     return [min(order, steps + idle - k) for k in range(steps)]
 
 

@@ -1,6 +1,4 @@
-"""The configuration of a scheduler: how it is made of one, and how changes in place act or are
-refused.
-"""
+"""The configuration of a scheduler: how it is read, and how changes in place act or are refused."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from . import acting, kept, model
 
 
 def unlike(one: object, other: object) -> bool:
-    """Whether two values differ. NaN, which differs from itself, is like itself; arrays differ in
-    their numbers.
-    """
+    """Whether two values differ; NaN is like itself, and arrays differ in their numbers."""
     return one is not other and [plain(one)] != [plain(other)]
 
 
@@ -46,14 +42,19 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler: Sampler | str | None = None,
         **changes: Any,
     ) -> Any:
-        """A scheduler for the model that `config` (of any diffusers scheduler) describes.
+        """A scheduler for the model that a config describes.
 
-        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand
-        for, else the default. `changes` override keys of the config; a key that this scheduler does
-        not have is refused with `UnknownName` (diffusers drops it without a word), and one that
-        changes nothing with `ArgumentError`. Keys that the config carries are never refused, for
-        real ones carry those of other classes. `return_unused_kwargs` is for diffusers' own
-        loading, which asks for a pair.
+        Args:
+            config: of any diffusers scheduler. Its keys are never refused, for real ones carry
+                those of other classes.
+            return_unused_kwargs: return a pair, as diffusers' loading asks for.
+            sampler: a name or a sampler; None is the one that the class and flags of `config` stand
+                for, else the default.
+            changes: keys that override those of the config.
+
+        Raises:
+            UnknownName: a key that this scheduler does not have, which diffusers drops.
+            ArgumentError: a key that changes nothing.
         """
         defaults = cls._defaults()
         for key in changes:
@@ -101,8 +102,10 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     # -- its configuration, which may be changed in place -----------------------------------------
     def register_to_config(self, **kwargs: Any) -> None:
-        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that
-        would do nothing.
+        """Change keys of the configuration.
+
+        Raises:
+            UnknownName, ArgumentError: a key that would do nothing.
         """
         changes = {key: value for key, value in kwargs.items() if not key.startswith("_")}
         if "_read" in vars(self):
@@ -115,9 +118,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
     def _reread(self) -> None:
-        """Follow changes that were made in the configuration itself, as pipelines and scripts make
-        them.
-        """
+        """Follow changes in the configuration itself, as pipelines and scripts make them."""
         before, config = self._read, self.config
         live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
         changes = {key: value for part in (self._plain(), live) for key, value in part.items()
@@ -128,9 +129,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._read = self._plain()
 
     def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take changed keys, of which those that are `asked` for have to act; returns them as they
-        are kept.
-        """
+        """Take changed keys, of which those `asked` for have to act; return them as kept."""
         defaults = self._defaults()
         for key in (
             asked

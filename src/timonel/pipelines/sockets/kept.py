@@ -1,4 +1,4 @@
-"""A sampler as the config of a scheduler keeps it: plain data, a fitted one with its whole table."""
+"""A sampler as a config keeps it: plain data, a fitted one with its whole table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ def told(sampler: Sampler) -> dict[str, Any]:
 
 
 def sampler(config: Mapping[str, Any]) -> Sampler:
-    """The inverse of `told`; the name may also be that of a sampler file. Raises `ArgumentError`."""
+    """The sampler that these keys say; its name may also be that of a sampler file.
+
+    Raises:
+        ArgumentError: there is no such sampler.
+    """
     table, fitted = config["sampler_table"], None
     if table is not None:
         from ...core.fitted.fitted import Fitted

@@ -27,8 +27,10 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises `UnknownName` or `ArgumentError` for a word that nothing has, or a variance of another
-    sampler.
+    """Refuse a word that nothing has, and a variance of another sampler.
+
+    Raises:
+        UnknownName, ArgumentError: what it is.
     """
     for key, choices in CHOICES.items():
         if config[key] not in choices:
@@ -43,8 +45,10 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def forward(name: str | None) -> None:
-    """Raises `ArgumentError` for a class that goes from a picture to noise: a run of its model
-    would come back.
+    """Refuse a class that goes from a picture to noise: a run of its model would come back.
+
+    Raises:
+        ArgumentError: it is one.
     """
     if name in INVERSE:
         raise ArgumentError(
@@ -84,16 +88,19 @@ def _of_edm(process: processes.EDM, config: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _distilled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a consistency model's config says of its levels and of its denoised prediction (arXiv
-    2303.01469).
+    """What a consistency model's config says of its levels and its denoised prediction.
+
+    Source: arXiv 2303.01469.
     """
     told = {"clip_sample": bool(config["clip_denoised"])} if "clip_denoised" in config else {}
     return {"original_inference_steps": int(config.get("num_train_timesteps") or 40), **told}
 
 
 def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`keys` of a config with changes. Raises `ArgumentError` for one that would make another
-    process of a flow.
+    """The `keys` of a config with changes.
+
+    Raises:
+        ArgumentError: a change that would make another process of a flow.
     """
     said = keys(changed(config, changes))
     stays_flow(config, changes)
@@ -103,9 +110,7 @@ def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def registered(process: processes.Process, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that a pipeline registers, with what they mean for a flow: Cosmos 2 makes Karras' levels
-    of one.
-    """
+    """Keys that a pipeline registers; Cosmos 2 makes Karras' levels of a flow by them."""
     explodes = {"sigma_max", "sigma_data"} <= set(changes) and float(changes["sigma_max"]) > 1
     if process.kind == "flow" and explodes:
         return {**changes, "process": "ve", "prediction_type": "epsilon"}
