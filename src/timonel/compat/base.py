@@ -102,11 +102,11 @@ class Compat(Members, Times, Draws, metaclass=Named):
             raise ArgumentError(
                 f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler"
             )
-        asked = checked.typed(cls.defaults, cls._acting(changes))
-        neutral = {key: value for key, value in changes.items() if key not in asked}
+        explicit = checked.typed(cls.defaults, cls._acting(changes))
+        neutral = {key: value for key, value in changes.items() if key not in explicit}
         source = options("config", {} if config is None else config)
         scheduler = cls.__new__(cls)
-        scheduler._create(asked, classes.carried(cls._name, source, asked, neutral))
+        scheduler._create(explicit, classes.carried(cls._name, source, explicit, neutral))
         return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @classmethod
@@ -122,13 +122,13 @@ class Compat(Members, Times, Draws, metaclass=Named):
         return {key: value for key, value in changes.items() if key in known}
 
     def _create(
-        self, asked: Config, carried: Config = classes.NOTHING, trial: bool = False
+        self, explicit: Config, carried: Config = classes.NOTHING, trial: bool = False
     ) -> None:
         """Be a scheduler with keys that the caller has set, and others that a config carries.
 
         All that the caller has set has to change something, except in a `trial`.
         """
-        keys = classes.keys_of(self._name, asked, carried)
+        keys = classes.keys_of(self._name, explicit, carried)
         unwritten = {"_use_default_values": keys.unwritten} if keys.unwritten else {}
         written = {**keys.config, "_class_name": type(self).__name__, **unwritten}
         ConfigMixin.register_to_config(self, **written)
@@ -142,28 +142,28 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self.init_noise_sigma = self._start(top, keys.flags)
         self._read = self._plain()
 
-    def _change(self, changes: Config, asked: Config) -> dict[str, Any]:
-        """Take keys that were changed in place, of which those that are `asked` for have to act."""
-        asked = {
+    def _change(self, changes: Config, explicit: Config) -> dict[str, Any]:
+        """Take keys that were changed in place, of which those that are `explicit` for have to act."""
+        explicit = {
             key: value
-            for key, value in asked.items()
+            for key, value in explicit.items()
             if key not in self._read or unlike(self._read[key], value)
         }
         meant = model.registered(self.process, changes)
         if len(meant) > len(changes):  # Cosmos 2 makes another process of a flow
-            changes, asked = meant, {}
+            changes, explicit = meant, {}
         known = classes.known(self._name)
-        unknown = [key for key in asked if key not in known and key not in self._read]
+        unknown = [key for key in explicit if key not in known and key not in self._read]
         for key in unknown:
             if get_close_matches(key, known):
                 raise UnknownName(f"argument of {type(self).__name__}", key, known)
             logger.warning(
                 "%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__
             )
-        asked = {key: value for key, value in asked.items() if key not in unknown}
+        explicit = {key: value for key, value in explicit.items() if key not in unknown}
         config = {**self._read, **changes}
         twin = type(self).__new__(type(self))
-        twin._create(asked, {key: value for key, value in config.items() if key not in asked})
+        twin._create(explicit, {key: value for key, value in config.items() if key not in explicit})
         self.process, self.prediction, self.sampler = twin.process, twin.prediction, twin.sampler
         return dict(changes)
 
@@ -225,7 +225,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self._visit(Request(num_inference_steps, timesteps, sigmas, mu), device)
 
     def _visit(self, request: Request, device: Any, trial: bool = False) -> None:
-        """Make the run on the requested levels; unless in a `trial` say where they are fewer."""
+        """Make the run on the requested levels; say where they are fewer, but in a `trial`."""
         self._reread()
         lists = request.times is not None or request.sigmas is not None
         if self.row.one_list and request.steps is not None and lists:
@@ -385,11 +385,11 @@ def _constructor(cls: type[Compat]) -> Any:
     signature = inspect.Signature([inspect.Parameter("self", keyword), *named])
 
     def __init__(self: Compat, *args: Any, **kwargs: Any) -> None:
-        asked = cls._acting({k: v for k, v in kwargs.items() if not k.startswith("_")})
-        flags = {key: value for key, value in asked.items() if key in cls.defaults}
+        explicit = cls._acting({k: v for k, v in kwargs.items() if not k.startswith("_")})
+        flags = {key: value for key, value in explicit.items() if key in cls.defaults}
         arguments = dict(signature.bind(self, *args, **flags).arguments)
         del arguments["self"]
-        self._create({**arguments, **asked})
+        self._create({**arguments, **explicit})
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     __init__.__doc__ = f"The arguments of diffusers' {cls.__name__}."

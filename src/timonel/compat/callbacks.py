@@ -125,8 +125,8 @@ class IPAdapterScaleCutoffCallback(PipelineCallback):
                 f"{type(pipeline).__name__} takes no IP adapter whose scale could be cut off"
             )
         if step_index == self.cutoff(pipeline):
-            found = [module for module, denoises in networks(pipeline).items() if denoises]
-            processors = [p for module in found for p in module.attn_processors.values()]  # type: ignore[operator]
+            denoisers = [module for module, denoises in networks(pipeline).items() if denoises]
+            processors = [p for one in denoisers for p in one.attn_processors.values()]  # type: ignore[operator]
             self._before = [(p, copy.copy(p.scale)) for p in processors if hasattr(p, "scale")]
             pipeline.set_ip_adapter_scale(0.0)
         if step_index == pipeline.num_timesteps - 1:
@@ -196,4 +196,4 @@ class _Half:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.cut:
             return None
-        return parts.rearrange(output, lambda found: found * 2, 1, self.gates.samples, False)
+        return parts.rearrange(output, lambda parts: parts * 2, 1, self.gates.samples, False)

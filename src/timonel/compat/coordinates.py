@@ -171,9 +171,9 @@ class Coordinates(Scheduler):
     def _bring(self, run: Run, sample: Tensor) -> None:
         """Let a sample that was changed inside a step be what the network saw there, no more.
 
-        diffusers' classes of several calls keep the sample of a step's first call and go on from it. A
-        change between two steps is carried on, also where diffusers' corrector would undo it (UniPC,
-        SA-Solver).
+        diffusers' classes of several calls keep the sample of a step's first call and go on from
+        it. A change between two steps is carried on, also where diffusers' corrector would undo
+        it (UniPC, SA-Solver).
         """
         if self._inside(run):
             run.see(sample)

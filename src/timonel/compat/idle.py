@@ -35,8 +35,8 @@ def check(scheduler: Compat, keys: Keys, process: Process, describes: bool) -> N
     cls, name = type(scheduler), type(scheduler).__name__
     unread, defaults = cls.row.unread, cls.defaults
     described = (*TRAINING, "steps_offset") if describes else ()
-    asked = {k: v for k, v in keys.asked.items() if k not in described or k in unread}
-    rest = {key: value for key, value in keys.rest.items() if key not in asked}
+    explicit = {k: v for k, v in keys.explicit.items() if k not in described or k in unread}
+    rest = {key: value for key, value in keys.rest.items() if key not in explicit}
 
     def see(changes: Config) -> tuple[Any, ...] | None:
         flags = {key: value for key, value in changes.items() if key in defaults}
@@ -45,17 +45,17 @@ def check(scheduler: Compat, keys: Keys, process: Process, describes: bool) -> N
         trial._create(others, {**rest, **keys.flags, **flags}, trial=True)
         return seen(trial)
 
-    visible = {key: value for key, value in asked.items() if key not in UNSEEN}
-    never = [key for key in asked if key in unread and asked[key] != defaults[key]]
+    visible = {key: value for key, value in explicit.items() if key not in UNSEEN}
+    never = [key for key in explicit if key in unread and explicit[key] != defaults[key]]
     for key in dict.fromkeys([*acting.idle(see, visible, defaults), *never]):
         remedy = unread.get(key) or _remedy(key, keys.flags, process.kind)
         if key not in defaults:
-            raise ArgumentError(f"{key}={asked[key]!r} changes nothing in {name}: {remedy}")
-        stronger = _stronger(key, asked)
+            raise ArgumentError(f"{key}={explicit[key]!r} changes nothing in {name}: {remedy}")
+        stronger = _stronger(key, explicit)
         why = f"here: {remedy}"
         if stronger is not None:
-            why = f"beside {stronger}={asked[stronger]!r}; leave one of them out"
-        logger.warning("%s=%r changes nothing %s (%s)", key, asked[key], why, name)
+            why = f"beside {stronger}={explicit[stronger]!r}; leave one of them out"
+        logger.warning("%s=%r changes nothing %s (%s)", key, explicit[key], why, name)
 
 
 def seen(scheduler: Compat) -> tuple[Any, ...] | None:
@@ -81,13 +81,13 @@ def seen(scheduler: Compat) -> tuple[Any, ...] | None:
     )
 
 
-def _stronger(key: str, asked: Config) -> str | None:
-    """The key among `asked` that sets the levels where `key` would too."""
+def _stronger(key: str, explicit: Config) -> str | None:
+    """The key among `explicit` that sets the levels where `key` would too."""
     if key == "final_sigmas_type":
-        return "interpolation_type" if asked.get("interpolation_type") == "log_linear" else None
+        return "interpolation_type" if explicit.get("interpolation_type") == "log_linear" else None
     if key not in ("timestep_spacing", "interpolation_type"):
         return None
-    return next(iter(shaping(asked)), None)
+    return next(iter(shaping(explicit)), None)
 
 
 def _remedy(key: str, flags: Config, kind: str) -> str:

@@ -17,6 +17,7 @@ from ..core import grids
 from ..core.process import EDM, Flow, Level, Process, double
 from ..core.run import Run
 from ..errors import ArgumentError, RunError, finite
+from ..pipelines.classes.rule import before_end
 
 _STEP = (
     "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which"
@@ -233,8 +234,7 @@ def initial(process: Process, family: str) -> tuple[Tensor, Tensor, Level]:
     """
     index = torch.arange(process.train_steps - 1, -1, -1, dtype=torch.float64)
     if isinstance(process, EDM):
-        made = grids.make("karras", process, process.train_steps)
-        level = Level(made.alpha[:-1], made.sigma[:-1], made.time[:-1])
+        level = before_end(grids.make("karras", process, process.train_steps))
     else:
         level = process.at_index(index)
     flow = process.kind == "flow"

@@ -43,20 +43,18 @@ from .classes.rows import CLASSES
 from .classes.rule import SHAPES, Request
 from .classes.tables import FEW as LOWERED
 from .classes.tables import Part
+from .family.facts import read as facts
+from .family.families import recognise
+from .family.presets import PRESETS
 from .inspect_source import indexes_by_time
 from .sockets import kept
 from .sockets.configured import Configured
 
-# steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model
-# card
+# steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA's card
 FEW = 4
 SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
-NAMED, RESUMED, SET, NEAREST = (
-    "as named",
-    "of the run that goes on",
-    "set on the pipeline",
-    "measured nearest for this noise process",
-)
+NAMED, RESUMED, SET = "as named", "of the run that goes on", "set on the pipeline"
+NEAREST = "measured nearest for this noise process"
 
 
 @dataclass(frozen=True)
@@ -80,17 +78,17 @@ class Choice:
             f" {self.steps_why})"
         )
 
-    def listed(self, made: Sampler, steps: int) -> Choice:
+    def listed(self, settled: Sampler, steps: int) -> Choice:
         """The choice of a call with a list of levels, which makes so many steps."""
-        return replace(self, sampler=replace(made, steps=steps), steps_why="of your list of levels")
+        sampler = replace(settled, steps=steps)
+        return replace(self, sampler=sampler, steps_why="of your list of levels")
 
-    def on(self, made: Sampler) -> Choice:
+    def on(self, settled: Sampler) -> Choice:
         """The choice with the grid that a scheduler has settled."""
-        if self.sampler.fitted is not None or made.grid is None:
+        if self.sampler.fitted is not None or settled.grid is None:
             return self
-        return replace(
-            self, sampler=replace(self.sampler, grid=made.grid, grid_options=made.grid_options)
-        )
+        grid, options = settled.grid, settled.grid_options
+        return replace(self, sampler=replace(self.sampler, grid=grid, grid_options=options))
 
 
 @dataclass(frozen=True)
@@ -137,15 +135,15 @@ def choose(
     Raises:
         ArgumentError: a sampler that cannot be, or steps that a fitted one does not have.
     """
-    made, why = _sampler(model, sampler, fitted)
-    count, steps_why = _steps(model, made, steps)
-    made = replace(made, steps=count)
+    named, why = _sampler(model, sampler, fitted)
+    count, steps_why = _steps(model, named, steps)
+    named = replace(named, steps=count)
     if why.startswith(SET):
-        return Choice(_as_set(model, _few(model, made, count), count), why, steps_why)
+        return Choice(_as_set(model, _few(model, named, count), count), why, steps_why)
     if _configured(model):
-        return Choice(made, why, steps_why)
-    settled = made.on(model.process)
-    if not _named_levels(made) and indexes_by_time(model.pipe):
+        return Choice(named, why, steps_why)
+    settled = named.on(model.process)
+    if not _named_levels(named) and indexes_by_time(model.pipe):
         settled = replace(settled, grid="trailing")  # of whole training times
     return Choice(settled, why, steps_why)
 
@@ -186,20 +184,20 @@ def resumed(model: Model, run: Run, steps: int | None) -> Choice:
     Raises:
         ArgumentError: another number of steps, or a run that says no sampler.
     """
-    own = of_run(run)
-    made = choose(model, own, own.steps or steps)
-    if steps not in (None, made.sampler.steps):
+    begun = of_run(run)
+    choice = choose(model, begun, begun.steps or steps)
+    if steps not in (None, choice.sampler.steps):
         raise ArgumentError(
-            f"the run to resume is {own.label!r} with {made.sampler.steps} steps, this call asks"
+            f"the run to resume is {begun.label!r} with {choice.sampler.steps} steps, this call asks"
             f" for {steps}: leave steps= out to go on with it"
         )
-    return replace(made, why=RESUMED, steps_why=RESUMED)
+    return replace(choice, why=RESUMED, steps_why=RESUMED)
 
 
 def _named_levels(sampler: Sampler) -> bool:
     """Whether the sampler's name or its caller says which levels it visits."""
-    own = (sampler.fitted, sampler.grid, sampler.sigmas, sampler.times)
-    return any(value is not None for value in own) or solvers.find(sampler.name).grid is not None
+    levels = (sampler.fitted, sampler.grid, sampler.sigmas, sampler.times)
+    return any(v is not None for v in levels) or solvers.find(sampler.name).grid is not None
 
 
 def _configured(model: Model) -> bool:
@@ -255,11 +253,8 @@ def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:
     """The sampler with an order that so few steps have; diffusers' classes lower theirs too."""
     order, config = sampler.options.get("order"), model.scheduler.config
     changed: dict[str, Any] = {"order": steps} if isinstance(order, int) and order > steps else {}
-    falls = (
-        config.get("solver_order") == 3
-        and config.get("lower_order_final", True)
-        and steps < LOWERED
-    )
+    lowered = config.get("lower_order_final", True) and steps < LOWERED
+    falls = config.get("solver_order") == 3 and lowered
     if falls and sampler.fitted is None and "final_order" in solvers.find(sampler.name).options:
         changed["final_order"] = 2
     return replace(sampler, options={**sampler.options, **changed}) if changed else sampler
@@ -277,15 +272,15 @@ def _sampler(
     try:
         return of_scheduler(model.scheduler), f"{SET}: {type(model.scheduler).__name__}"
     except TimonelError as error:
-        made, why = _preset(model) or (Sampler(), NEAREST)
+        sampler, why = _preset(model) or (Sampler(), NEAREST)
         name = type(model.scheduler).__name__
         warnings.warn(
-            f"{error}; {made.label!r} runs in place of the {name} that is set on the pipeline"
+            f"{error}; {sampler.label!r} runs in place of the {name} that is set on the pipeline"
             f" ({why}): name a sampler",
             SchedulerReplaced,
             stacklevel=2,
         )
-        return made, f"{why}, in place of {name}"
+        return sampler, f"{why}, in place of {name}"
 
 
 def of_scheduler(scheduler: Any) -> Sampler:
@@ -301,18 +296,12 @@ def of_scheduler(scheduler: Any) -> Sampler:
 
 def _preset(model: Model) -> tuple[Sampler, str] | None:
     """The first preset of the family that the pipeline is recognised as."""
-    from .family.facts import read
-    from .family.families import recognise
-    from .family.presets import PRESETS
-
-    family = recognise(read(model.pipe))
+    family = recognise(facts(model.pipe))
     if family is None:
         return None
     first = PRESETS[family][0]
-    return (
-        Sampler(first.sampler, options=dict(first.options), steps=first.steps),
-        f"preset of {family}",
-    )
+    sampler = Sampler(first.sampler, options=dict(first.options), steps=first.steps)
+    return sampler, f"preset of {family}"
 
 
 def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]:
@@ -326,27 +315,27 @@ def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]
         return model.card.default_steps, f"of the card of {model.card.name}"
     if solvers.find(sampler.name).grid == "lcm":
         return FEW, f"few, as for all models distilled for {sampler.name}"
-    own = steps_of(model.pipe)
-    return (
-        (STEPS, "timonel's default")
-        if own is None
-        else (own, f"the default of {type(model.pipe).__name__}")
-    )
+    default = steps_of(model.pipe)
+    if default is None:
+        return STEPS, "timonel's default"
+    return default, f"the default of {type(model.pipe).__name__}"
 
 
 def steps_of(pipe: Any) -> int | None:
     """The number of steps that a pipeline makes by default; None where it has no such number."""
-    found = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
-    value = None if found is None else found.default
+    parameter = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    value = None if parameter is None else parameter.default
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def checked(named: int | None, own: int | None) -> int | None:
-    """The steps of a call that may come under two names.
+def checked(named: int | None, by_pipeline: int | None) -> int | None:
+    """The steps of a call that may come under two names, `steps` and the pipeline's.
 
     Raises:
         ArgumentError: those disagree.
     """
-    if named is not None and own is not None and named != own:
-        raise ArgumentError(f"steps={named} and num_inference_steps={own} disagree; give one")
-    return own if named is None else named
+    if None not in (named, by_pipeline) and named != by_pipeline:
+        raise ArgumentError(
+            f"steps={named} and num_inference_steps={by_pipeline} disagree; give one"
+        )
+    return by_pipeline if named is None else named

@@ -30,16 +30,11 @@ class Range(NamedTuple):
     infinite: bool = False
 
     def __str__(self) -> str:
-        what = (
-            "a whole number" if self.whole else "a number" if self.infinite else "a finite number"
-        )
-        low = (
-            f"{'above' if self.above else 'of at least'} {self.low:g}"
-            if self.low > -math.inf
-            else ""
-        )
-        high = f"at most {self.high:.15g}" if self.high < math.inf else ""
-        return " ".join([what, " and ".join(part for part in (low, high) if part)]).strip()
+        kind = "whole" if self.whole else "" if self.infinite else "finite"
+        low = f"{'above' if self.above else 'of at least'} {self.low:g}"
+        high = f"at most {self.high:.15g}"
+        ends = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
+        return " ".join(part for part in ("a", kind, "number", " and ".join(ends)) if part)
 
     def read(self, value: Any) -> float | int | None:
         """`value` as a Python number; None where it is none or lies outside."""
@@ -55,24 +50,19 @@ class Range(NamedTuple):
             except OverflowError:
                 return None
             fits = math.isfinite(value) or (self.infinite and not math.isnan(value))
-        return (
-            value
-            if fits and self.low <= value <= self.high and not (self.above and value == self.low)
-            else None
-        )
+        inside = fits and self.low <= value <= self.high
+        return None if not inside or (self.above and value == self.low) else value
 
 
 POSITIVE, COUNT = Range(0, above=True), Range(1, MOST_LEVELS, whole=True)
 RANGES: dict[str, Range] = {
     # what the model was trained for
     "num_train_timesteps": COUNT, "beta_start": Range(0, 1), "beta_end": Range(0, 1),
-    "snr_shift_scale": POSITIVE,
-    "sigma_min": Range(0, MOST_SIGMA, above=True), "sigma_max": Range(0, MOST_SIGMA, above=True),
-    "sigma_data": Range(0, MOST_SIGMA, above=True), "rho": POSITIVE,
+    "snr_shift_scale": POSITIVE, "rho": POSITIVE,
+    **dict.fromkeys(("sigma_min", "sigma_max", "sigma_data"), Range(0, MOST_SIGMA, above=True)),
     # which levels are visited
     "steps_offset": Range(0, MOST_LEVELS, whole=True), "original_inference_steps": COUNT,
-    "shift": POSITIVE,
-    "flow_shift": POSITIVE, "base_shift": Range(), "max_shift": Range(),
+    "shift": POSITIVE, "flow_shift": POSITIVE, "base_shift": Range(), "max_shift": Range(),
     "shift_terminal": Range(0, 1),
     "base_image_seq_len": Range(1, MOST_TOKENS, whole=True),
     "max_image_seq_len": Range(1, MOST_TOKENS, whole=True),
@@ -91,8 +81,8 @@ def number(key: str, value: Any, default: Any = None) -> Any:
     Raises:
         ArgumentError: another kind, or outside of its range.
     """
-    made = RANGES[key].read(value)
-    if made is None:
+    read = RANGES[key].read(value)
+    if read is None:
         remedy = "leave it out" if default is None else f"leave it out for {default!r}"
         raise ArgumentError(f"{key} must be {RANGES[key]}, got {shown(value)}; {remedy}")
-    return made
+    return read

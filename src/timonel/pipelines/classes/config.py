@@ -51,14 +51,14 @@ class Keys(NamedTuple):
         name: of the class.
         flags: all its arguments.
         rest: other keys, which the class passes on.
-        asked: the keys that the caller has set, each of which has to act.
+        explicit: the keys that the caller has set, each of which has to act.
         unwritten: the keys whose values nobody chose.
     """
 
     name: str
     flags: dict[str, Any]
     rest: dict[str, Any]
-    asked: dict[str, Any]
+    explicit: dict[str, Any]
     unwritten: list[str]
 
     @property
@@ -80,7 +80,7 @@ def known(name: str) -> dict[str, Any]:
     return {**CLASSES[name].defaults, **dict.fromkeys(MODEL)}
 
 
-def keys_of(name: str, asked: Config, carried: Config = NOTHING) -> Keys:
+def keys_of(name: str, explicit: Config, carried: Config = NOTHING) -> Keys:
     """The keys of a scheduler from those that the caller has set and those that a config carries.
 
     A word of another class means this class's default, as in diffusers.
@@ -90,25 +90,25 @@ def keys_of(name: str, asked: Config, carried: Config = NOTHING) -> Keys:
         UnknownName: a word that no class has.
     """
     row = CLASSES[name]
-    asked = request.typed(row.defaults, asked)
+    explicit = request.typed(row.defaults, explicit)
     typed = {k: v for k, v in carried.items() if k in row.defaults or k in MODEL}
-    whole = {**carried, **request.typed(row.defaults, typed), **asked}
+    whole = {**carried, **request.typed(row.defaults, typed), **explicit}
     flags = {**copy.deepcopy(dict(row.defaults)), **_flags(row, whole)}
     rest = {key: value for key, value in whole.items() if key not in row.defaults}
     unwritten = [key for key in row.defaults if key not in whole]
     unwritten += [key for key in rest.pop("_use_default_values", ()) if key in rest]
     for key, choices in CHOICES.items():
-        value = flags.get(key, asked.get(key))
-        if key in flags and value in _replaced(row, key, key in asked):
-            if key in asked:
+        value = flags.get(key, explicit.get(key))
+        if key in flags and value in _replaced(row, key, key in explicit):
+            if key in explicit:
                 logger.warning(
                     "%s=%r is a word of another class: %s takes %r for it, as diffusers' does",
-                    key, asked.pop(key), name, row.defaults[key],
+                    key, explicit.pop(key), name, row.defaults[key],
                 )  # fmt: skip
             flags[key] = row.defaults[key]
         elif value not in (None, *choices, row.defaults.get(key)):
             raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
-    return Keys(name, flags, rest, asked, unwritten)
+    return Keys(name, flags, rest, explicit, unwritten)
 
 
 def _flags(row: Row, config: Config) -> dict[str, Any]:
@@ -116,10 +116,10 @@ def _flags(row: Row, config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in row.defaults}
 
 
-def _replaced(row: Row, key: str, asked: bool) -> tuple[str, ...]:
+def _replaced(row: Row, key: str, explicit: bool) -> tuple[str, ...]:
     """The words of other classes that mean the default, of a caller's flag or a config's."""
     words = row.words.get(key)
-    return () if words is None else words.taken if asked else words.others(key)
+    return () if words is None else words.taken if explicit else words.others(key)
 
 
 def meaning(keys: Keys) -> Meaning:

@@ -57,9 +57,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ArgumentError: a key that changes nothing.
         """
         defaults = cls._defaults()
-        for key in changes:
-            if key not in defaults:
-                raise UnknownName("scheduler option", key, defaults)
+        _check_names(changes, defaults)
         changes = request.typed(defaults, changes)
         carried = options("config", {} if config is None else config)
         model.forward(carried.get("_class_name"))
@@ -70,35 +68,31 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ArgumentError(
                 "a scheduler's config keeps solver, grid name, options and noise of a sampler only"
             )
-        own = config if hasattr(config, "__dict__") else carried
+        live = config if hasattr(config, "__dict__") else carried
+        named = {} if chosen is None else kept.keys(chosen)
 
         def written(changes: Mapping[str, Any]) -> dict[str, Any]:
-            whole, said = changed(own, changes), model.read(own, changes)
-            if chosen is not None:
-                said |= {
-                    k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes
-                }
-            return {
-                key: value for key, value in whole.items() if key in defaults and value is not None
-            } | said
+            whole, said = changed(live, changes), model.read(live, changes)
+            said |= {k: v for k, v in named.items() if k == "sampler" or k not in changes}
+            return {k: v for k, v in whole.items() if k in defaults and v is not None} | said
 
-        made = cls._of(written(changes))
+        scheduler = cls._of(written(changes))
         acting.check(lambda changes: {**defaults, **written(changes)}, changes, defaults)
-        return (made, {}) if return_unused_kwargs else made
+        return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @classmethod
     def _of(cls, config: Mapping[str, Any]) -> Any:
         """A scheduler with a configuration that was checked before."""
-        made = cls.__new__(cls)
-        made._asked_for = {}
-        made.__init__(**config)  # type: ignore[misc]
-        return made
+        scheduler = cls.__new__(cls)
+        scheduler._asked_for = {}
+        scheduler.__init__(**config)  # type: ignore[misc]
+        return scheduler
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
         """Every key of a configuration, with its default."""
-        given = inspect.signature(cls.__init__).parameters
-        return {name: parameter.default for name, parameter in given.items() if name != "self"}
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: one.default for name, one in parameters.items() if name != "self"}
 
     # -- its configuration, which may be changed in place -----------------------------------------
     def register_to_config(self, **kwargs: Any) -> None:
@@ -119,40 +113,46 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _reread(self) -> None:
         """Follow changes in the configuration itself, as pipelines and scripts make them."""
-        before, config = self._read, self.config
+        config = self.config
         live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
-        changes = {key: value for part in (self._plain(), live) for key, value in part.items()
-                   if key not in before or unlike(value, before[key])}  # fmt: skip
+        changes = {
+            key: value
+            for key, value in (*self._plain().items(), *live.items())
+            if key not in self._read or unlike(value, self._read[key])
+        }
         if changes:
-            asked = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
-            super().register_to_config(**self._change(changes, asked))
+            explicit = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
+            super().register_to_config(**self._change(changes, explicit))
             self._read = self._plain()
 
-    def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take changed keys, of which those `asked` for have to act; return them as kept."""
+    def _change(self, changes: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
+        """Take changed keys, of which the `explicit` ones have to act; return them as kept."""
         defaults = self._defaults()
-        for key in (
-            asked
-        ):  # what pipelines and scripts write into any scheduler means nothing to most of them
-            if key not in defaults and key not in acting.WRITTEN:
-                raise UnknownName("scheduler option", key, defaults)
+        # what pipelines and scripts write into any scheduler means nothing to most of them
+        _check_names(explicit, {**defaults, **dict.fromkeys(acting.WRITTEN)}, defaults)
 
-        def known(given: Mapping[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in given.items() if key in defaults}
-
-        asked = request.typed(defaults, known(asked))
-        changes = model.registered(
-            self.process, {**changes, **request.typed(defaults, known(changes))}
-        )
+        def typed(keys: Mapping[str, Any]) -> dict[str, Any]:
+            return request.typed(defaults, {k: v for k, v in keys.items() if k in defaults})
 
         def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
             return {**defaults, **changed(self._read, changes)}
 
+        explicit = typed(explicit)
+        changes = model.registered(self.process, {**changes, **typed(changes)})
         config = resolve(changes)
         model.check(config)
-        acting.check(lambda asked: resolve({**changes, **asked}), asked, defaults)
+        acting.check(lambda keys: resolve({**changes, **keys}), explicit, defaults)
         self.process, self.prediction = read({**config, "_class_name": ""})
         if any(key in acting.SAMPLER for key in changes):
             self.sampler = kept.sampler(config)
         self._asked = None
         return changes
+
+
+def _check_names(
+    keys: Mapping[str, Any], known: Mapping[str, Any], shown: Mapping[str, Any] | None = None
+) -> None:
+    """Raises `UnknownName` for a key that is not `known`, with the names that are `shown`."""
+    for key in keys:
+        if key not in known:
+            raise UnknownName("scheduler option", key, shown or known)

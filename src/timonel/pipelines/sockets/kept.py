@@ -12,7 +12,7 @@ from ...core.table import Table
 from ...errors import options
 
 
-def told(sampler: Sampler) -> dict[str, Any]:
+def keys(sampler: Sampler) -> dict[str, Any]:
     """The keys of a config that say which sampler it is."""
     return {
         "sampler": sampler.label, "sampler_options": dict(sampler.options),
@@ -32,9 +32,9 @@ def sampler(config: Mapping[str, Any]) -> Sampler:
         from ...core.fitted.fitted import Fitted
 
         fitted = Fitted.from_dict(table, config["sampler"])
-    given = config["sampler_options"]
-    chosen = options("sampler_options", {} if given is None else given)
-    return Sampler(config["sampler"], options=chosen, noise=config["sampler_noise"], fitted=fitted)
+    values = config["sampler_options"]
+    checked = options("sampler_options", {} if values is None else values)
+    return Sampler(config["sampler"], options=checked, noise=config["sampler_noise"], fitted=fitted)
 
 
 def begun(named: Sampler, settled: Sampler, table: Table) -> Sampler | None:

@@ -92,8 +92,8 @@ def _distilled(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Source: arXiv 2303.01469.
     """
-    told = {"clip_sample": bool(config["clip_denoised"])} if "clip_denoised" in config else {}
-    return {"original_inference_steps": int(config.get("num_train_timesteps") or 40), **told}
+    clips = {"clip_sample": bool(config["clip_denoised"])} if "clip_denoised" in config else {}
+    return {"original_inference_steps": int(config.get("num_train_timesteps") or 40), **clips}
 
 
 def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

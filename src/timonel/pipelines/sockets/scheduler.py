@@ -112,7 +112,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         model.check(self.config)
         chosen = kept.sampler(self.config)
         if chosen.fitted is not None:
-            self.register_to_config(**kept.told(chosen))
+            self.register_to_config(**kept.keys(chosen))
         asked = self.__dict__.pop("_asked_for", None)
         if (
             asked is None
@@ -123,7 +123,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
                 {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
             )
         acting.check(
-            lambda asked: {**self._defaults(), **asked, **kept.told(chosen)},
+            lambda asked: {**self._defaults(), **asked, **kept.keys(chosen)},
             asked,
             self._defaults(),
         )
