@@ -119,23 +119,27 @@ def listed(
     some pipelines give one always, and diffusers' schedulers do not take it then.
     """
     config = scheduler.config
-    sized = bool(config.get("use_dynamic_shifting"))
-    shift = {}
-    if loop.mu and (sized or (loop.sigmas and not configured)):
-        shift = {"mu": shift_of(process, config)}
+    sized = bool(config.get("use_dynamic_shifting")) or (loop.sigmas and not configured)
+    shift = {"mu": shift_of(process, config)} if loop.mu and sized else {}
     retrieve = getattr(loop.module, "retrieve_timesteps", None)
     if retrieve is None:
         if lists:
             raise ValueError("this pipeline takes no list of times or sigmas")
         scheduler.set_timesteps(steps, device="cpu")
         return
-    who = "AysSchedules is a list of" if lists else "the pipeline always gives"
-    if not lists and loop.sigmas and not config.get("use_flow_sigmas"):
-        lists = {"sigmas": [1 - i / steps for i in range(steps)]}
+    who = "AysSchedules is a list of"
+    if not lists:
+        lists, who = _of_pipeline(loop, config, steps), "the pipeline always gives"
     unknown = set(lists) - set(inspect.signature(scheduler.set_timesteps).parameters)
     if unknown:
         raise ValueError(f"{who} {unknown.pop()}, which {type(scheduler).__name__} does not take")
     retrieve(scheduler, None if lists else steps, "cpu", **lists, **shift)
+
+
+def _of_pipeline(loop: Loop, config: Any, steps: int) -> dict[str, Any]:
+    """The list that the pipeline makes itself."""
+    makes = loop.sigmas and not config.get("use_flow_sigmas")
+    return {"sigmas": [1 - i / steps for i in range(steps)]} if makes else {}
 
 
 def shift_of(process: Process, config: Any) -> float:

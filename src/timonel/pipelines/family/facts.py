@@ -20,6 +20,7 @@ from .. import trust
 NETWORKS = ("transformer", "unet", "prior")
 # of a hub repository, only the configurations are fetched: a few kilobytes
 PATTERNS = ["model_index.json", "scheduler/*.json", *(f"{name}/config.json" for name in NETWORKS)]
+LISTS = ("timesteps", "sigmas")  # that a pipeline's call may take
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -94,7 +95,7 @@ class Loop:
     mu: bool = False
     init: bool = True
     scales: bool = True
-    lists: tuple[str, ...] = ("timesteps", "sigmas")
+    lists: tuple[str, ...] = LISTS
     steps: int | None = None
     guidance: float | None = None
 
@@ -149,41 +150,42 @@ def loop(facts: Facts) -> Loop:
     scales = (values.get(f"{name}_scale") for name in ("guidance", "true_cfg", "max_guidance"))
     guidance = next((float(scale) for scale in scales if isinstance(scale, (int, float))), None)
     steps = values.get("num_inference_steps")
-    return Loop(
-        module,
-        begins="set_begin_index" in text,
-        generator="prepare_extra_step_kwargs" in text
-        or re.search(r"\.step\([^)]*generator", text) is not None,
-        sigmas=re.search(r"sigmas = .*linspace", text) is not None,
-        mu="calculate_shift(" in text,
-        init="init_noise_sigma" in whole,
-        scales="scale_model_input" in whole,
-        lists=tuple(n for n in ("timesteps", "sigmas") if n in parameters),
-        steps=steps if isinstance(steps, int) else None,
-        guidance=guidance,
-    )
+    steps = steps if isinstance(steps, int) else None
+    lists = tuple(name for name in LISTS if name in parameters)
+    return _of_text(module, text, whole, lists, steps, guidance)
 
 
 def _of_blocks(module: ModuleType) -> Loop:
     """What the blocks of a modular pipeline do, whose inputs are the call's arguments."""
     try:
-        blocks = [
+        before, denoise = (
             importlib.import_module(f"{module.__package__}.{name}")
             for name in ("before_denoise", "denoise")
-        ]
-        text = "".join(inspect.getsource(block) for block in blocks)
+        )
+        text = inspect.getsource(before) + inspect.getsource(denoise)
     except (ImportError, OSError, TypeError):
         return Loop()
+    lists = tuple(name for name in LISTS if f'InputParam("{name}"' in text)
+    return _of_text(before, text, text, lists)
+
+
+def _of_text(
+    module: ModuleType, text: str, whole: str, lists: tuple[str, ...],
+    steps: int | None = None, guidance: float | None = None,
+) -> Loop:  # fmt: skip
+    """What the text of a call does, in the `whole` text of its module."""
+    hands_on = re.search(r"prepare_extra_(step_)?kwargs|\.step\([^)]*generator", text) is not None
     return Loop(
-        blocks[0],
+        module,
         begins="set_begin_index" in text,
-        generator="prepare_extra_kwargs" in text
-        or re.search(r"\.step\([^)]*generator", text) is not None,
+        generator=hands_on,
         sigmas=re.search(r"sigmas = .*linspace", text) is not None,
         mu="calculate_shift(" in text,
-        init="init_noise_sigma" in text,
-        scales="scale_model_input" in text,
-        lists=tuple(n for n in ("timesteps", "sigmas") if f'InputParam("{n}"' in text),
+        init="init_noise_sigma" in whole,
+        scales="scale_model_input" in whole,
+        lists=lists,
+        steps=steps,
+        guidance=guidance,
     )
 
 

@@ -18,6 +18,7 @@ from ...core.process import Flow, Process
 from ...core.process.config import from_config, name_of, read
 from ...core.process.vp import SCHEDULES
 from ...errors import ArgumentError, TimonelError
+from ..classes.flags import REMEDIES
 from ..classes.rule import SHAPES
 from . import kept, model, requested_levels
 
@@ -226,33 +227,18 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
         return f"it is an end of grids between two levels; take sampler='{name}/karras' as well"
     if key == "rho":
         return f"it spaces Karras' sigmas; take sampler='{name}/karras' as well"
-    if key in SIZES:
-        return (
-            "it is read where the shift comes from the picture's size; pass"
-            " use_dynamic_shifting=True as well"
-        )
-    if key in ("shift", "flow_shift"):
-        return "the shift comes from the picture's size; pass use_dynamic_shifting=False as well"
-    if key == "timestep_type":
-        return "continuous times are those of v models; pass prediction_type='v_prediction' as well"
-    clips = (
-        "pass thresholding=False as well"
-        if config["thresholding"]
-        else "pass clip_sample=True as well"
-    )
+    thresholds = config["thresholding"]
     fixed = {
-        "dynamic_thresholding_ratio": (
-            "it is of a quantile between 1 and sample_max_value; "
-            "pass thresholding=True and sample_max_value=2.0 as well"
-        ),
         "sample_max_value": (
-            "pass thresholding=True as well"
-            + ("; it acts above 1" if config["thresholding"] else "")
+            "pass thresholding=True as well" + ("; it acts above 1" if thresholds else "")
         ),
-        "clip_sample_range": clips,
-        "steps_offset": "it moves the list of one spacing; take sampler='{name}/leading' as well",
+        "clip_sample_range": (
+            f"pass {'thresholding=False' if thresholds else 'clip_sample=True'} as well"
+        ),
+        "steps_offset": (
+            f"it moves the list of one spacing; take sampler='{name}/leading' as well"
+        ),
         "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm/lcm' as well",
-        "clip_sample": "thresholding=True clips already; pass thresholding=False as well",
         "num_train_timesteps": f"no level is counted on this grid; leave it out{_instead(kind)}",
     }
-    return fixed.get(key, f"leave it out{_instead(kind)}").replace("{name}", name)
+    return fixed.get(key) or REMEDIES.get(key) or f"leave it out{_instead(kind)}"

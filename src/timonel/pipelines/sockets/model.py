@@ -15,12 +15,11 @@ from ...core.process.config import read as read_config
 from ...core.process.edm import CLOCKS
 from ...errors import ArgumentError, UnknownName
 from ..classes.config import changed, stays_flow
+from ..classes.flags import CHOICES as WORDS
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "timestep_spacing": (None, "leading", "linspace", "trailing"),
-    "timestep_type": ("discrete", "continuous"),
-    "time_shift_type": ("exponential", "linear"),
+    **{key: WORDS[key] for key in ("final_sigmas_type", "timestep_type", "time_shift_type")},
+    "timestep_spacing": (None, *WORDS["timestep_spacing"]),
     "process": (None, *PROCESSES),
     "clock": (None, *CLOCKS),
 }
