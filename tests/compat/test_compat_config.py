@@ -19,7 +19,6 @@ import timonel as tm
 import timonel.compat as compat
 from support import tiny
 from support.compat_runs import CONFIG, relative, trained
-from timonel.compat.flags import INERT
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, UnknownName
 
@@ -267,7 +266,8 @@ def test_a_flag_that_is_not_done_is_refused_with_its_remedy(
 
 
 def test_every_key_that_a_class_of_diffusers_never_reads_is_tried_here() -> None:
-    assert set(INERT) <= {(f"{name}Scheduler", key) for name, flags, _ in IDLE for key in flags}
+    unread = {(name, key) for name, cls in CLASSES.items() for key in cls.row.unread}
+    assert unread <= {(f"{name}Scheduler", key) for name, flags, _ in IDLE for key in flags}
 
 
 @pytest.mark.parametrize(("name", "flags", "why"), IDLE)

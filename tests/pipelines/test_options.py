@@ -12,9 +12,10 @@ import torch
 import timonel as tm
 from support import tiny
 from timonel import compat
-from timonel.compat.config import MODEL
+from timonel.compat import idle
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, GridError, GuardStop, TimonelError, UnknownName
+from timonel.pipelines.classes.config import MODEL
 from timonel.pipelines.sockets.acting import seen
 
 VP = {
@@ -148,7 +149,7 @@ def test_every_key_of_a_class_acts_or_is_refused_or_said(
         if key not in (*cls.defaults, *MODEL):
             continue
         try:
-            after = cls.from_config(CONFIGS[name], **{key: OTHER[key]})._seen()
+            after = idle.seen(cls.from_config(CONFIGS[name], **{key: OTHER[key]}))
         except TimonelError as refused:
             assert key in str(refused) or "process" in str(refused), refused  # noqa: PT017
             remedy = re.search(r"(?:pass (.+?) as well|e\.g\. (\w+=\w+))", str(refused))
@@ -157,7 +158,7 @@ def test_every_key_of_a_class_acts_or_is_refused_or_said(
                 cls.from_config(CONFIGS[name], **{key: OTHER[key]}, **more)
             continue
         said = key in cls.defaults and f"{key}={OTHER[key]!r} changes nothing" in caplog.text
-        same = after == cls.from_config(CONFIGS[name])._seen()
+        same = after == idle.seen(cls.from_config(CONFIGS[name]))
         assert said or not same or OTHER[key] in (cls.defaults.get(key), "continuous"), (
             f"{key} does nothing in {cls.__name__}"
         )

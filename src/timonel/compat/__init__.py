@@ -1,12 +1,11 @@
 """diffusers' scheduler and callback names on timonel: change one import line.
 
-    from timonel.compat import DPMSolverMultistepScheduler
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config,
-    use_karras_sigmas=True)
+    from timonel.compat import DPMSolverMultistepScheduler as Scheduler
+    pipe.scheduler = Scheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
 
 Same arguments, same levels and, where timonel computes the same thing, the same latents. What
 diffusers ignores without a word works here, or is said by the logger, or is refused with what to
-write instead; see `flags.py`. The noise of stochastic samplers is drawn as diffusers draws it, from
+write instead; see `pipelines/classes/flags.py`. The noise of stochastic samplers is drawn as diffusers draws it, from
 the generator that `step` is given, and a run that is rewound, branched or saved has it again
 without that generator (`draws.py`). Samples are diffusers' too, x0 + sigma·noise of the Euler
 family and EDM, unit variance elsewhere (`coordinates.py`), and a scheduler that is stepped without
@@ -38,19 +37,17 @@ from typing import TYPE_CHECKING, Any
 
 _CALLBACKS = (
     "IPAdapterScaleCutoffCallback", "MultiPipelineCallbacks", "PipelineCallback",
-    "SD3CFGCutoffCallback",
-    "SDCFGCutoffCallback", "SDXLCFGCutoffCallback", "SDXLControlnetCFGCutoffCallback",
+    "SD3CFGCutoffCallback", "SDCFGCutoffCallback", "SDXLCFGCutoffCallback",
+    "SDXLControlnetCFGCutoffCallback",
 )  # fmt: skip
 _SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
-    "SASolverScheduler",
-    "TCDScheduler", "UniPCMultistepScheduler",
+    "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler",
+    "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
+    "UniPCMultistepScheduler",
 )  # fmt: skip
 # diffusers asks the module of a saved scheduler for SchedulerMixin, to know how to load it
 _DIFFUSERS = ("AysSchedules", "SchedulerMixin")

@@ -1,8 +1,4 @@
-"""diffusers' schedulers that combine predictions of the noise by the weights of Adams and
-Bashforth.
-"""
-
-# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
+"""diffusers' schedulers that combine predictions of the noise by Adams' and Bashforth's weights."""
 
 from __future__ import annotations
 
@@ -15,30 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import solvers
 from ..core.border import tensor
 from ..core.grids import Grid
 from ..core.process import double
 from ..core.run import Run
 from ..core.sampler import Sampler
-from ..core.solvers.adams import ADAMS_BASHFORTH, pndm_rest
+from ..core.solvers.adams import ADAMS_BASHFORTH
 from ..core.table import Rows, Table
 from ..errors import ArgumentError, RunError, shown
+from ..pipelines.classes.rule import Request
 from ..pipelines.sockets.timesteps import number
 from .base import Compat
-from .defaults import BETAS, LEADING
-from .levels import Asked
 
 logger = logging.getLogger("timonel")
-Flags = Mapping[str, Any]
-Named = tuple[str, dict[str, Any]]
 MOST = len(ADAMS_BASHFORTH)
 
 
 def continued(grid: Grid, behind: int) -> Table:
-    """The first step of `grid`, from its own prediction of the noise and as many as 3 of `behind`
-    that came before.
-    """
+    """The first step of `grid`, from its prediction and up to 3 of `behind` earlier ones."""
     now, new = grid[0], grid[1]
     if not bool(now.alpha > 0):
         raise RunError(
@@ -66,7 +56,8 @@ class Remembering(Compat):
     def ets(self) -> list[Tensor]:
         """The predictions of the noise that coming steps combine, oldest first, at most 4.
 
-        Raises `RunError` where the run began at pure noise, and so remembers velocities.
+        Raises:
+            RunError: the run began at pure noise, and so remembers velocities.
         """
         run = self.current
         if self._kept is not None or run is None or not run.started:
@@ -119,28 +110,17 @@ class Remembering(Compat):
 class PNDMScheduler(Remembering):
     """`plms` with `skip_prk_steps`, else `pndm`."""
 
-    family, strides = "index", True
-    defaults = {
-        **BETAS,
-        "skip_prk_steps": False,
-        "set_alpha_to_one": False,
-        "prediction_type": "epsilon",
-        **LEADING,
-    }
     _means: str | None = None  # the kind of call that a step has to be, "prk" or "plms"
-
-    def _solver(self, flags: Flags) -> Named:
-        return ("plms" if flags["skip_prk_steps"] else "pndm"), {}
 
     # -- its two kinds of calls --------------------------------------------------------------------
     @property
     def prk_timesteps(self) -> Any:
-        """The times of the Runge-Kutta calls, an array of numpy, (12,); none with `skip_prk_steps`."""
+        """The times of the Runge-Kutta calls, a numpy array (12,); none with `skip_prk_steps`."""
         return self._times_of("prk")
 
     @property
     def plms_timesteps(self) -> Any:
-        """The times of the multistep calls, an array of numpy; None before `set_timesteps`."""
+        """The times of the multistep calls, a numpy array; None before `set_timesteps`."""
         return self._times_of("plms")
 
     def _times_of(self, kind: str) -> Any:
@@ -158,8 +138,10 @@ class PNDMScheduler(Remembering):
     def step_prk(
         self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
     ) -> Any:
-        """`step`, where it is a Runge-Kutta call. Raises `ArgumentError` where the next one is a
-        multistep call.
+        """`step`, where it is a Runge-Kutta call.
+
+        Raises:
+            ArgumentError: the next one is a multistep call.
         """
         with self._only("prk"):
             return self.step(model_output, timestep, sample, return_dict=return_dict)
@@ -167,8 +149,10 @@ class PNDMScheduler(Remembering):
     def step_plms(
         self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
     ) -> Any:
-        """`step`, where it is a multistep call. Raises `ArgumentError` where the next one is a
-        Runge-Kutta call.
+        """`step`, where it is a multistep call.
+
+        Raises:
+            ArgumentError: the next one is a Runge-Kutta call.
         """
         with self._only("plms"):
             return self.step(model_output, timestep, sample, return_dict=return_dict)
@@ -203,32 +187,9 @@ class PNDMScheduler(Remembering):
 
     # -- parts of the list -------------------------------------------------------------------------
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
-        """A part that begins inside the first step has its two calls all the same, of which one
-        moves nothing.
-        """
+        """Begin a part of the list; inside the first step one of its two calls moves nothing."""
         fewer = rows[1] - rows[0] - table.nfe if self._kept is None else 0
         super()._begin(_led(table, fewer) if table.solver == "ipndm" and fewer > 0 else table, rows)
-
-    def _compile_journey(self, grid: Grid) -> Table:
-        return self._whole(self._listed.sampler, grid)
-
-    def _whole(self, sampler: Sampler, grid: Grid) -> Table:
-        """A table that begins with the first steps of the method."""
-        if sampler.name == "plms":
-            return solvers.make("plms", grid)
-        counted = bool((grid.time[:-1] == grid.time[:-1].round()).all())
-        return pndm_rest(grid, 0, counted and bool((grid.time[:-1].diff() < -1).all()))
-
-    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
-        if grid.steps == self._levels.grid.steps:
-            return self._whole(sampler, grid)
-        if sampler.name == "pndm":
-            raise ArgumentError(
-                "a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True"
-            )
-        return solvers.make(
-            "ipndm", grid, euler_at_final=False
-        )  # one call a step, as the rest of the list has it
 
 
 def _kind(table: Table, row: int) -> str:
@@ -251,25 +212,15 @@ def _led(table: Table, calls: int) -> Table:
 
 
 class IPNDMScheduler(Remembering):
-    """`ipndm` for the model of the config it is made from; without a beta schedule that is Dance
-    Diffusion.
+    """`ipndm` for the model of the config; without a beta schedule that is Dance Diffusion.
 
     `trained_betas` of Dance Diffusion are the sigmas that every call visits, and where it ends,
     whatever the number. diffusers' own drops its first prediction at pure noise, this one does not.
     """
 
-    kinds = (*Compat.kinds, "crash")
-    family, fixed = "index", {"timestep_spacing": "trailing"}
-    defaults = {"num_train_timesteps": 1000, "trained_betas": None}
-
-    def _solver(self, flags: Flags) -> Named:
-        return "ipndm", {"euler_at_final": False}
-
     @property
     def betas(self) -> Tensor:
-        """The sigmas of the list and of its end, (N + 1,), for Dance Diffusion; else the betas,
-        (T,).
-        """
+        """The betas, (T,); for Dance Diffusion the sigmas of the list and of its end, (N + 1,)."""
         if self.process.kind != "crash":
             return super().betas
         listed = self.config["trained_betas"]
@@ -282,11 +233,9 @@ class IPNDMScheduler(Remembering):
         """sqrt(1 - sigma²) of `betas` for Dance Diffusion; else 1 - beta."""
         return super().alphas if self.process.kind != "crash" else (1 - self.betas**2).sqrt()
 
-    def _make(self, asked: Asked, device: Any, flags: Flags) -> None:
-        super()._make(asked, device, flags)
-        visited, listed = (
-            self._levels.grid.steps,
-            self.process.kind == "crash" and flags["trained_betas"] is not None,
-        )
-        if listed and asked.steps not in (None, visited, len(self)):
-            logger.warning("trained_betas are the levels: %s steps, not %s", visited, asked.steps)
+    def _make(self, request: Request, device: Any, flags: Mapping[str, Any]) -> None:
+        super()._make(request, device, flags)
+        visited = self._levels.grid.steps
+        listed = self.process.kind == "crash" and flags["trained_betas"] is not None
+        if listed and request.steps not in (None, visited, len(self)):
+            logger.warning("trained_betas are the levels: %s steps, not %s", visited, request.steps)

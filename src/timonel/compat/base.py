@@ -2,319 +2,169 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
-from ..core import prediction as predictions
-from ..core import process as processes
-from ..core.process import VE, Process
-from ..core.process.config import name_of
+from ..core.grids import Grid
 from ..core.program import Directed
 from ..core.sampler import Sampler
-from ..errors import ArgumentError, TimonelError, UnknownName, finite, options, whole
-from ..pipelines import request
-from ..pipelines.sockets import acting, model
+from ..core.table import Table
+from ..errors import ArgumentError, UnknownName, finite, options, whole
+from ..pipelines import request as checked
+from ..pipelines.classes import config as classes
+from ..pipelines.classes import levels
+from ..pipelines.classes.flags import asks_nothing
+from ..pipelines.classes.rows import CLASSES as ROWS
+from ..pipelines.classes.rows import Row
+from ..pipelines.classes.rule import Levels, Request
+from ..pipelines.classes.tables import Part
+from ..pipelines.sockets import model
 from ..pipelines.sockets.configured import unlike
 from ..pipelines.sockets.timesteps import number
-from . import levels
-from .config import MODEL, TRAINING, read
+from . import idle
 from .coordinates import BLIND
 from .draws import Draws
-from .flags import (
-    CHOICES,
-    INERT,
-    NEUTRAL,
-    REFUSED,
-    REMEDIES,
-    STEP_DEFAULTS,
-    STEP_PASSED,
-    SUBSTITUTES,
-    TAKEN,
-    UNSEEN,
-)
 from .kin import Named, hidden
 from .members import DIRECT, HIDDEN, INTERNAL, Members, initial
-from .rows import FEW
 from .times import Times
 
 Config = Mapping[str, Any]
-NOTHING: Config = MappingProxyType({})
-SHIFTS = (
-    "shift",
-    "flow_shift",
-    "use_dynamic_shifting",
-    "time_shift_type",
-)  # which UniPC on Karras' levels never reads
+#: what `step` passes on to the run: the noise of an inversion, and the levels of tokens
+STEP_PASSED = ("variance_noise", "per_token_timesteps")
+#: what diffusers' steps take besides, at the values that change nothing, as None does
+STEP_DEFAULTS: dict[str, Any] = {
+    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.0, "order": 4,
+    "pred_original_sample": None,
+}  # fmt: skip
+#: the classes by name
+CLASSES: dict[str, type[Compat]] = {}
 logger = logging.getLogger("timonel")
 
 
 class Compat(Members, Times, Draws, metaclass=Named):
-    """What the classes have in common. Each gives its `defaults`: the constructor's arguments, in
-    diffusers' order.
+    """What the classes have in common. What each of them does is its `row`.
 
     The configuration is in diffusers' words, so pipelines, diffusers' own schedulers and a saved
     folder read it. A flag works, or it is refused with `ArgumentError` and what to write instead,
-    or it changes nothing in diffusers' class either, which the logger says; see `flags.py`.
+    or it changes nothing in diffusers' class either, which the logger says; see `classes.flags`.
     """
 
+    keeps_sampler = False
+    row: ClassVar[Row]
     defaults: ClassVar[Mapping[str, Any]] = {}
-    solver: ClassVar[str] = "euler"
-    family: ClassVar[str] = "sigma"  # whose lists of levels: a family of `levels.make`
-    fixed: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # what `levels.make` has to know of the class, beyond its flags
-    one_list: ClassVar[bool] = (
-        False  # whether diffusers' set_timesteps refuses a number beside a list
-    )
-    kinds: ClassVar[tuple[str, ...]] = ("vp", "edm", "flow")  # processes the class can be made for
-    eta: ClassVar[float | None] = None  # the default of step's eta, where the class has one
-    clips: ClassVar[bool] = True  # whether diffusers' step reads clip_sample and thresholding
-    calls: ClassVar[int] = 1  # of a step in the list, as pipelines count them when they cut it
-    takes: ClassVar[tuple[str, ...]] = (
-        "return_dict",
-    )  # what step takes by position after the sample, in order
+    kinds: ClassVar[tuple[str, ...]] = ()
+    _name: ClassVar[str] = ""  # of the row
+    _visited: Levels | None = None
+    _consistent = False  # use_clipped_model_output of the newest step
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        if "defaults" not in vars(cls):
+        if cls.__name__ not in ROWS or cls.__name__ in CLASSES:
             return
-        keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        cls.step = _placed(cls.takes)  # type: ignore[method-assign]
-        named = [
-            inspect.Parameter(name, keyword, default=value) for name, value in cls.defaults.items()
-        ]
-        signature = inspect.Signature([inspect.Parameter("self", keyword), *named])
-
-        def __init__(self: Compat, *args: Any, **kwargs: Any) -> None:
-            public = {key: value for key, value in kwargs.items() if not key.startswith("_")}
-            public = cls._without_neutral(public)
-            cls._known(public, {**cls.defaults, **dict.fromkeys(MODEL)})
-            of_model = {key: value for key, value in public.items() if key not in cls.defaults}
-            given = signature.bind(
-                self, *args, **{k: v for k, v in public.items() if k in cls.defaults}
-            ).arguments
-            self._create(
-                {key: value for key, value in given.items() if key != "self"}, {}, {}, of_model
-            )
-
-        __init__.__signature__ = signature  # type: ignore[attr-defined]
-        __init__.__doc__ = f"The arguments of diffusers' {cls.__name__}."
-        cls.__init__ = __init__  # type: ignore[method-assign]
+        CLASSES[cls.__name__] = cls
+        cls._name, cls.row = cls.__name__, ROWS[cls.__name__]
+        cls.defaults, cls.kinds = cls.row.defaults, cls.row.kinds
+        cls.step = _placed(cls.row.takes)  # type: ignore[method-assign]
+        cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         cls.__module__ = "timonel.compat"  # so that a saved pipeline names the package
 
     # -- making ------------------------------------------------------------------------------------
-    def _create(
-        self,
-        explicit: Config,
-        carried: Config,
-        hidden: Config,
-        of_model: Config = NOTHING,
-        trial: bool = False,
-    ) -> None:
-        """`explicit`: flags that were asked for; `carried`: those of the config; `hidden`: its
-        other keys.
+    @classmethod
+    def from_config(
+        cls,
+        config: Any = None,
+        return_unused_kwargs: bool = False,
+        *,
+        sampler: Any = None,
+        **changes: Any,
+    ) -> Any:
+        """A scheduler of this class for the model that a config describes.
 
-        `of_model`: other keys that were asked for, which say what the model was trained for. All
-        that was asked for has to change something, except in a `trial`.
+        Args:
+            config: of any diffusers or timonel scheduler. What the model was trained for is taken
+                from it even where it is not written as a flag of this class.
+            return_unused_kwargs: return a pair, as diffusers' loading asks for.
+            sampler: refused; the class is the sampler.
+            changes: the class's arguments.
+
+        Raises:
+            UnknownName: an argument that the class does not have, which diffusers drops.
+            ArgumentError: a model that the class is not for, or a flag that is not done.
         """
-        explicit, carried = (
-            request.typed(self.defaults, explicit),
-            request.typed(self.defaults, carried),
-        )
-        of_model = request.typed(self.defaults, of_model)
-        hidden = {
-            **hidden,
-            **request.typed({}, {key: v for key, v in hidden.items() if key in MODEL}),
-        }
-        flags = {**copy.deepcopy(dict(self.defaults)), **carried, **explicit}
-        unused = [key for key in self.defaults if key not in explicit and key not in carried]
-        # a constructor describes its model as a config does, with the betas of a process that has
-        # none too
-        described = () if carried or hidden else (*TRAINING, "steps_offset")
-        rest, hidden = hidden, {**hidden, **of_model}
-        for key, choices in CHOICES.items():
-            words = SUBSTITUTES if key not in explicit else TAKEN
-            if flags.get(key) in words.get(type(self).__name__, {}).get(key, ()):
-                if key in explicit:
-                    logger.warning(
-                        "%s=%r is a word of another class: %s takes %r for it, as diffusers' does",
-                        key, explicit[key], type(self).__name__, self.defaults[key],
-                    )  # fmt: skip
-                    explicit = {name: value for name, value in explicit.items() if name != key}
-                flags[key] = self.defaults[key]
-                continue
-            value = flags.get(key, of_model.get(key))
-            if value not in (None, *choices, self.defaults.get(key)):
-                raise UnknownName(key, value, [c for c in choices if isinstance(c, str)])
-        unused += [
-            key
-            for key in hidden.get("_use_default_values", ())
-            if key in hidden and key not in self.defaults
-        ]
-        written = {k: v for k, v in hidden.items() if k != "_use_default_values"} | {
-            "_class_name": type(self).__name__
-        }
-        written |= {"_use_default_values": unused} if unused else {}  # as diffusers writes it
-        ConfigMixin.register_to_config(self, **flags, **written)
-        given = {**hidden, **flags, "_class_name": type(self).__name__}
-        process, prediction = processes.from_config(given), predictions.from_config(given)
-        if not self._fits(process):
-            raise ArgumentError(self._unfit(process))
-        self._check(flags)
-        name, chosen = self._solver(flags)
-        if not trial:
-            asked = {key: value for key, value in {**explicit, **of_model}.items()
-                     if key not in described or (type(self).__name__, key) in INERT}  # fmt: skip
-            self._all_act(
-                flags, asked, {**rest, **{k: v for k, v in of_model.items() if k in described}}
+        if sampler is not None:
+            raise ArgumentError(
+                f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler"
             )
-        self._set(process, prediction, Sampler(name, options=chosen, noise=self._source))
+        explicit = checked.typed(cls.defaults, cls._acting(changes))
+        neutral = {key: value for key, value in changes.items() if key not in explicit}
+        source = options("config", {} if config is None else config)
+        scheduler = cls.__new__(cls)
+        scheduler._create(explicit, classes.carried(cls._name, source, explicit, neutral))
+        return (scheduler, {}) if return_unused_kwargs else scheduler
+
+    @classmethod
+    def _acting(cls, changes: Config) -> dict[str, Any]:
+        """`changes` without keys of other classes that ask for nothing, e.g. `clip_sample=False`.
+
+        Raises `UnknownName` for any other key that the class does not have.
+        """
+        known = classes.known(cls._name)
+        for key, value in changes.items():
+            if key not in known and not asks_nothing(key, value):
+                raise UnknownName(f"argument of {cls.__name__}", key, known)
+        return {key: value for key, value in changes.items() if key in known}
+
+    def _create(
+        self, explicit: Config, carried: Config = classes.NOTHING, trial: bool = False
+    ) -> None:
+        """Be a scheduler with keys that the caller has set, and others that a config carries.
+
+        All that the caller has set has to change something, except in a `trial`.
+        """
+        keys = classes.keys_of(self._name, explicit, carried)
+        unwritten = {"_use_default_values": keys.unwritten} if keys.unwritten else {}
+        written = {**keys.config, "_class_name": type(self).__name__, **unwritten}
+        ConfigMixin.register_to_config(self, **written)
+        process, prediction, sampler = classes.meaning(keys)
+        if not trial:
+            idle.check(self, keys, process, describes=not carried)
+        self._set(process, prediction, sampler)
         self._visited = None
-        self.order = self.calls
-        self._timesteps, self.sigmas, top = initial(process, self.family)
-        self.init_noise_sigma = self._start(top, flags)
+        self.order = self.row.calls
+        self._timesteps, self.sigmas, top = initial(process, self.row.levels.family)
+        self.init_noise_sigma = self._start(top, keys.flags)
         self._read = self._plain()
 
-    def _all_act(self, flags: Config, asked: Config, hidden: Config) -> None:
-        """Say what was asked for and changes nothing. Raises `ArgumentError` for a key that the
-        class does not have.
-        """
-        cls = type(self)
-
-        def see(asked: Config) -> tuple[Any, ...] | None:
-            of_model = {
-                key: v for key, v in asked.items() if key not in cls.defaults and v is not None
-            }
-            made = cls.__new__(cls)
-            made._create(
-                {},
-                {**flags, **{k: v for k, v in asked.items() if k in flags}},
-                hidden,
-                of_model,
-                trial=True,
-            )
-            return made._seen()
-
-        rest = {key: value for key, value in asked.items() if key not in UNSEEN}
-        idle = acting.idle(see, rest, self.defaults)
-        unread = [
-            key for key in asked if (cls.__name__, key) in INERT and asked[key] != cls.defaults[key]
-        ]
-        for key in dict.fromkeys([*idle, *unread]):
-            if key not in cls.defaults:
-                raise ArgumentError(
-                    f"{key}={asked[key]!r} changes nothing in {cls.__name__}:"
-                    f" {self._remedy(key, flags)}"
-                )
-            stronger = _stronger(key, asked)
-            why = f"here: {self._remedy(key, flags)}"
-            if stronger is not None:
-                why = f"beside {stronger}={asked[stronger]!r}; leave one of them out"
-            logger.warning("%s=%r changes nothing %s (%s)", key, asked[key], why, cls.__name__)
-
-    def _seen(self) -> tuple[Any, ...] | None:
-        """All that the class does for a few and for more steps, in numbers; None where it has no
-        levels.
-        """
-        mu = acting.mu(self.process, self.config)
-        rows: list[Any] = []
-        try:
-            for steps in (6, FEW + 1):
-                self._visit(levels.Asked(steps, mu=mu), None, trial=True)
-                table = self.run.table
-                rows += [
-                    tuple(v.flatten().tolist())
-                    for v in (table.x, table.base, table.alpha, table.sigma, table.time)
-                ]
-                rows.append(self.init_noise_sigma)
-        except TimonelError:
-            return None
-        eta = self.sampler.options.get("eta")
-        grid = self._levels.grid.name
-        return (
-            name_of(self.process),
-            self.prediction,
-            eta,
-            grid,
-            *rows,
-            *acting.shaped(self.config, self._shape()),
-        )
-
-    def _remedy(self, key: str, flags: Config) -> str:
-        """What would act instead of a key that does not."""
-        kind = (
-            name_of(self.process)
-            if "process" in vars(self)
-            else processes.from_config(self._classed()).kind
-        )
-        if (type(self).__name__, key) in INERT:
-            return INERT[type(self).__name__, key]
-        if kind not in acting.FOR.get(key, (kind,)):
-            return (
-                f"it is a key of {' and '.join(acting.FOR[key])} models, and this model's process"
-                f" is {kind!r}"
-            )
-        shape = next((flag for flag in levels.SHAPES if flags.get(flag)), None)
-        if key in ("sigma_min", "sigma_max"):
-            flag = (
-                "e.g. use_karras_sigmas=True"
-                if "use_karras_sigmas" in flags
-                else "which EulerDiscreteScheduler has"
-            )
-            return f"it needs a sigma flag, {flag}; or leave it out"
-        if shape and key in ("timestep_spacing", "steps_offset", "lambda_min_clipped", *SHIFTS):
-            return f"{shape}=True sets the levels; pass {shape}=False as well"
-        if key == "lower_order_final" and flags.get("solver_order", 1) > 1:
-            way = "pass final_sigmas_type='sigma_min' as well" if kind == "vp" else "leave it out"
-            return f"the step to sigma = 0 is of order 1 anyhow; {way}"
-        return REMEDIES.get(key, "leave it out")
-
-    def _classed(self) -> dict[str, Any]:
-        return {**self.config, "_class_name": type(self).__name__}
-
-    def _change(self, changes: Config, asked: Config) -> dict[str, Any]:
-        """Take keys that were changed in place, of which those that are `asked` for have to act."""
-        known = {**self.defaults, **dict.fromkeys(MODEL)}
-        asked = {
-            k: value
-            for k, value in asked.items()
-            if k not in self._read or unlike(self._read[k], value)
+    def _change(self, changes: Config, explicit: Config) -> dict[str, Any]:
+        """Take keys that were changed in place, of which those that are `explicit` for have to act."""
+        explicit = {
+            key: value
+            for key, value in explicit.items()
+            if key not in self._read or unlike(self._read[key], value)
         }
         meant = model.registered(self.process, changes)
-        if len(meant) > len(
-            changes
-        ):  # Cosmos 2 makes another process of a flow, with what only itself reads
-            changes, asked = meant, {}
-        for key in changes:
-            if key in asked and key not in known and key not in self._read:
-                if get_close_matches(key, known):
-                    raise UnknownName(f"argument of {type(self).__name__}", key, known)
-                logger.warning(
-                    "%r is no argument of %s: it is kept and changes nothing",
-                    key,
-                    type(self).__name__,
-                )
-        asked = {key: value for key, value in asked.items() if key in known or key in self._read}
-        explicit = {key: value for key, value in asked.items() if key in self.defaults}
-        of_model = {key: value for key, value in asked.items() if key not in self.defaults}
-        config = {
-            key: value for key, value in {**self._read, **changes}.items() if key not in asked
-        }
-        made = type(self).__new__(type(self))
-        flags = {key: value for key, value in config.items() if key in self.defaults}
-        hidden = {key: value for key, value in config.items() if key not in self.defaults}
-        made._create(explicit, flags, hidden, of_model)
-        self.process, self.prediction, self.sampler = made.process, made.prediction, made.sampler
+        if len(meant) > len(changes):  # Cosmos 2 makes another process of a flow
+            changes, explicit = meant, {}
+        known = classes.known(self._name)
+        unknown = [key for key in explicit if key not in known and key not in self._read]
+        for key in unknown:
+            if get_close_matches(key, known):
+                raise UnknownName(f"argument of {type(self).__name__}", key, known)
+            logger.warning(
+                "%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__
+            )
+        explicit = {key: value for key, value in explicit.items() if key not in unknown}
+        config = {**self._read, **changes}
+        twin = type(self).__new__(type(self))
+        twin._create(explicit, {key: value for key, value in config.items() if key not in explicit})
+        self.process, self.prediction, self.sampler = twin.process, twin.prediction, twin.sampler
         return dict(changes)
 
     def __getattr__(self, name: str) -> Any:
@@ -327,139 +177,21 @@ class Compat(Members, Times, Draws, metaclass=Named):
         return super().__getattr__(name)
 
     @property
-    def final_alpha_cumprod(self) -> Tensor:
-        """abar where the list ends: 1, or that of training time 0 where the config says
-        `set_alpha_to_one=False`.
-        """
-        bar = self.alphas_cumprod[0]
-        return torch.ones_like(bar) if self.config.get("set_alpha_to_one", True) else bar
-
-    _source: ClassVar[str | None] = None  # where its noise comes from, if not independent
-    _visited: levels.Levels | None = None
-    _consistent = False  # use_clipped_model_output of the newest step
-
-    @classmethod
-    def _known(cls, changes: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-        for key in changes:
-            if key not in known:
-                raise UnknownName(f"argument of {cls.__name__}", key, known)
-
-    @classmethod
-    def _fits(cls, process: Process) -> bool:
-        return not {process.kind, name_of(process)}.isdisjoint(cls.kinds)
-
-    @classmethod
-    def _without_neutral(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """`changes` without keys of other classes that ask for what is so anyhow, e.g.
-        `clip_sample=False`.
-        """
-        known = {**cls.defaults, **dict.fromkeys(MODEL)}
-        return {
-            key: value
-            for key, value in changes.items()
-            if key in known or not _asks_nothing(key, value)
-        }
-
-    @classmethod
-    def _unfit(cls, process: Process) -> str:
-        use = {
-            "vp": "EulerDiscreteScheduler or DPMSolverMultistepScheduler",
-            "flow": "FlowMatchEulerDiscreteScheduler",
-            "edm": "EulerDiscreteScheduler or EDMEulerScheduler",
-        }
-        instead = use.get(process.kind, "timonel.Scheduler")
-        return (
-            f"{cls.__name__} is not for a {process.kind} model, which this config describes; use"
-            f" {instead}"
-        )
-
-    @classmethod
-    def _check(cls, flags: Mapping[str, Any]) -> None:
-        """Refuse every flag that would not be done."""
-        levels.shape(flags)
-        for key, value in flags.items():
-            refused = REFUSED.get((cls.__name__, key), REFUSED.get(("", key)))
-            if refused is not None and refused.asks(value):
-                raise ArgumentError(f"{cls.__name__} cannot do {key}={value!r}: {refused.remedy}")
-
-    def _solver(self, flags: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """timonel's solver and options for these flags."""
-        return self.solver, {}
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Any = None,
-        return_unused_kwargs: bool = False,
-        *,
-        sampler: Any = None,
-        **changes: Any,
-    ) -> Any:
-        """A scheduler of this class for the model that `config` describes: of any diffusers or
-        timonel scheduler.
-
-        `changes` are the class's arguments; another name is refused with `UnknownName` (diffusers
-        drops it). What the model was trained for is taken from `config` even where it is not
-        written as a flag of this class.
-        """
-        if sampler is not None:
-            raise ArgumentError(
-                f"{cls.__name__} is a sampler; for sampler={sampler!r} use timonel.Scheduler"
-            )
-        asked, changes = changes, cls._without_neutral(changes)
-        cls._known(changes, {**cls.defaults, **dict.fromkeys(MODEL)})
-        changes = request.typed(cls.defaults, changes)
-        explicit = {key: value for key, value in changes.items() if key in cls.defaults}
-        of_model = {key: value for key, value in changes.items() if key not in cls.defaults}
-        process, carried, hidden = read(
-            cls.__name__, cls.defaults, options("config", {} if config is None else config), changes
-        )
-        if not cls._fits(process):
-            raise ArgumentError(cls._unfit(process))
-        made = cls.__new__(cls)
-        neutral = {
-            key: value for key, value in asked.items() if key not in changes
-        }  # for the class after this one
-        hidden = {**{key: value for key, value in hidden.items() if key not in of_model}, **neutral}
-        source = dict(config or {})
-        unwritten = [key for key in source.get("_use_default_values") or () if key not in asked]
-        chosen = [key for key in cls.defaults if key in source and key not in unwritten]
-        carried = {
-            **{key: None for key in chosen if source[key] is None and cls.defaults[key] is None},
-            **{
-                k: v
-                for k, v in carried.items()
-                if v != cls.defaults[k] or (k in chosen and source[k] == v)
-            },
-        }
-        hidden |= {"_use_default_values": unwritten}
-        hidden |= {key: value for key, value in source.items() if key == "_diffusers_version"}
-        made._create(
-            explicit, {k: v for k, v in carried.items() if k not in explicit}, hidden, of_model
-        )
-        return (made, {}) if return_unused_kwargs else made
-
-    @property
     def compatibles(self) -> list[type[Compat]]:
         """The classes of `timonel.compat` that fit this model."""
-        from . import schedulers
+        return [cls for cls in CLASSES.values() if cls.row.fits(self.process)]
 
-        return [c for c in schedulers.CLASSES.values() if c._fits(self.process)]
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """The abar where the list ends: 1, or that of training time 0 without `set_alpha_to_one`."""
+        bar = self.alphas_cumprod[0]
+        return torch.ones_like(bar) if self.config.get("set_alpha_to_one", True) else bar
 
     # -- levels ------------------------------------------------------------------------------------
     @property
     def _flags(self) -> dict[str, Any]:
         """The class's flags as they are now; pipelines change some in place."""
-        of_others = (
-            "sigma_min",
-            "sigma_max",
-            *(("final_sigmas_type",) if isinstance(self.process, VE) else ()),
-        )
-        ends = {
-            key: self.config.get(key) for key in of_others
-        }  # other classes' configs may have them
-        first = {} if self._first_shift is None else {"first_shift": self._first_shift}
-        return {**ends, **{key: self.config[key] for key in self.defaults}, **self.fixed, **first}
+        return classes.level_flags(self._name, self.process, self.config)
 
     def set_timesteps(  # type: ignore[override]
         self,
@@ -470,12 +202,18 @@ class Compat(Members, Times, Draws, metaclass=Named):
         mu: float | None = None,
         num_train_timesteps: int | None = None,
     ) -> None:
-        """Visit the levels that diffusers' class visits. Give a number of steps, `timesteps` or
-        `sigmas`.
+        """Visit the levels that diffusers' class visits: of a number, or of one list.
 
-        `mu`: log of the flow shift (the shift itself with `time_shift_type="linear"`).
-        `num_train_timesteps`: the config's, as some of diffusers' classes take it; another number
-        is refused. Raises `ArgumentError` and `GridError` before any compute.
+        Args:
+            num_inference_steps: how many steps.
+            device: where `timesteps` lie.
+            timesteps: the network's times, falling.
+            sigmas: the levels, falling: sigma / alpha, of a flow t before its shift.
+            mu: log of the flow shift (the shift itself with `time_shift_type="linear"`).
+            num_train_timesteps: the config's, as some of diffusers' classes take it.
+
+        Raises:
+            ArgumentError, GridError: before any compute.
         """
         if num_train_timesteps is not None and whole(
             "num_train_timesteps", num_train_timesteps
@@ -484,50 +222,47 @@ class Compat(Members, Times, Draws, metaclass=Named):
                 f"num_train_timesteps={num_train_timesteps!r} is not the {self.process.train_steps}"
                 " of this model's config; leave it out, or make the scheduler with another config"
             )
-        self._visit(levels.Asked(num_inference_steps, timesteps, sigmas, mu), device)
+        self._visit(Request(num_inference_steps, timesteps, sigmas, mu), device)
 
-    def _visit(self, asked: levels.Asked, device: Any, trial: bool = False) -> None:
-        """Make the run on the levels that `asked` means, and say where they are fewer, except in a
-        `trial`.
-        """
+    def _visit(self, request: Request, device: Any, trial: bool = False) -> None:
+        """Make the run on the requested levels; say where they are fewer, but in a `trial`."""
         self._reread()
-        flags = self._flags
-        if (
-            self.one_list
-            and asked.steps is not None
-            and (asked.times is not None or asked.sigmas is not None)
-        ):
+        lists = request.times is not None or request.sigmas is not None
+        if self.row.one_list and request.steps is not None and lists:
             raise ArgumentError(
-                f"num_inference_steps={asked.steps} and a list of levels; {type(self).__name__}"
+                f"num_inference_steps={request.steps} and a list of levels; {type(self).__name__}"
                 " takes one of them"
             )
-        asked = asked._replace(
-            steps=request.steps(asked.steps), times=request.numbers("timesteps", asked.times),
-            sigmas=request.numbers("sigmas", asked.sigmas), mu=request.number("mu", asked.mu),
-            strength=finite("strength", asked.strength, 0, 1),
-        )  # fmt: skip
-        self._make(asked, device, flags)
+        request = request._replace(
+            steps=checked.steps(request.steps),
+            times=checked.numbers("timesteps", request.times),
+            sigmas=checked.numbers("sigmas", request.sigmas),
+            mu=checked.number("mu", request.mu),
+            strength=finite("strength", request.strength, 0, 1),
+        )
+        self._make(request, device, self._flags)
         if self._levels.repeated and not trial:
             logger.warning(
-                "%d steps over %d training levels repeat %d of them, where a call moves nothing or gives NaN; each is "
-                "visited once, in %d steps", asked.steps, self.process.train_steps,
-                self._levels.repeated,
+                "%d steps over %d training levels repeat %d of them, where a call moves nothing or"
+                " gives NaN; each is visited once, in %d steps",
+                request.steps, self.process.train_steps, self._levels.repeated,
                 self._levels.grid.steps,
             )  # fmt: skip
 
-    def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
-        made = self._moved(levels.make(self.family, self.process, flags, asked))
-        self.custom_timesteps = asked.times is not None
-        self._visited = made
-        if self._blind(float(made.grid[0].alpha)):
+    def _make(self, request: Request, device: Any, flags: Config) -> None:
+        request = request._replace(first_shift=self._first_shift)
+        visited = self._moved(levels.make(self.row.levels, self.process, flags, request))
+        self.custom_timesteps = request.times is not None
+        self._visited = visited
+        if self._blind(float(visited.grid[0].alpha)):
             raise ArgumentError(BLIND)
-        self._list(self.sampler, made.grid, device)
-        self.order = self.calls
-        self.num_inference_steps = made.grid.steps
-        self.init_noise_sigma = self._start(made.grid[0], flags)
+        self._list(self.sampler, visited.grid, device)
+        self.order = self.row.calls
+        self.num_inference_steps = visited.grid.steps
+        self.init_noise_sigma = self._start(visited.grid[0], flags)
 
     @property
-    def _levels(self) -> levels.Levels:
+    def _levels(self) -> Levels:
         """The whole list of the present call, which image-to-image pipelines use a part of."""
         if self._visited is None:
             self._list_trained()
@@ -539,19 +274,20 @@ class Compat(Members, Times, Draws, metaclass=Named):
         """The network times of the levels where steps begin, (N,), noisiest first."""
         return self._listed.grid.time[:-1]
 
+    def _compile(self, sampler: Sampler, grid: Grid, before: int = 0, alone: bool = False) -> Table:
+        return self.row.table(Part(self._flags, self._levels, sampler, grid, before, alone))
+
     # -- steps -------------------------------------------------------------------------------------
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any
     ) -> Any:
-        """Advance by one network call; by position it takes what diffusers' class of this name
-        does, see `_step`.
-        """
-        if len(args) > len(self.takes):
+        """Advance by one network call; by position it takes what diffusers' class does."""
+        takes = self.row.takes
+        if len(args) > len(takes):
             raise TypeError(
-                f"step takes up to {3 + len(self.takes)} arguments by position:"
-                f" {', '.join(self.takes)}"
+                f"step takes up to {3 + len(takes)} arguments by position: {', '.join(takes)}"
             )
-        placed = dict(zip(self.takes, args, strict=False))
+        placed = dict(zip(takes, args, strict=False))
         twice = next((name for name in placed if name in others), None)
         if twice is not None:
             raise TypeError(f"step got {twice!r} twice, by position and by name")
@@ -568,96 +304,100 @@ class Compat(Members, Times, Draws, metaclass=Named):
         use_clipped_model_output: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Advance by one network call. `eta` is for DDIM and TCD, where it may be chosen at the
-        first step.
+        """Advance by one network call.
 
-        Raises `ArgumentError` for other arguments of diffusers' steps: noise belongs to
-        `generator`, churn to `timonel.Scheduler` with `sampler_options`.
+        Args:
+            model_output: the network's raw output, (batch, …).
+            timestep: the time that the network was called with.
+            sample: the sample, in the coordinates of the class.
+            eta: of DDIM and TCD, which may be chosen at the first step.
+            generator: the generator of the noise, or a list of them, one for each sample.
+            return_dict: nothing; the result is a tuple with names.
+            use_clipped_model_output: of DDIM, whether the noise follows a clipped prediction.
+            others: arguments of diffusers' steps at values that change nothing.
+
+        Raises:
+            ArgumentError: another argument of diffusers' steps: noise belongs to `generator`, churn
+                to `timonel.Scheduler` with `sampler_options`.
         """
-        passed = {key: others.pop(key) for key in STEP_PASSED if key in others}
+        passed = self._passed_on(others)
+        checked.step(model_output, sample, generator, eta)
+        self._check_step(timestep, generator, passed)
+        if self._beside(timestep):
+            return self._twin(timestep)._step(
+                model_output, timestep, sample, eta, generator, return_dict,
+                use_clipped_model_output, **passed,
+            )  # fmt: skip
+        if self.row.eta is not None:
+            self._use_eta(self.row.eta if eta is None else float(eta))
+            eta = None
+        self._clip_consistently(bool(use_clipped_model_output))
+        self._warn_unscaled()
+        return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
+
+    def _passed_on(self, others: dict[str, Any]) -> dict[str, Any]:
+        """What of a step's other arguments the run takes. Raises `ArgumentError` for the rest."""
         for key, value in others.items():
-            if key not in STEP_DEFAULTS or value not in (None, STEP_DEFAULTS[key]):
+            if key in STEP_PASSED or (value is None and key in STEP_DEFAULTS):
+                continue
+            if key not in STEP_DEFAULTS or value != STEP_DEFAULTS[key]:
                 raise ArgumentError(
                     f"{type(self).__name__}.step cannot do {key}={value!r}; options of a sampler"
                     " are given to timonel.Scheduler.from_config(…, sampler=timonel.Sampler(name,"
                     " options={…}))"
                 )
-        request.step(model_output, sample, generator, eta)
-        if (
-            self.eta is not None
-            and generator is not None
-            and passed.get("variance_noise") is not None
-        ):
+        return {key: others[key] for key in STEP_PASSED if key in others}
+
+    def _check_step(self, timestep: Any, generator: Any, passed: Config) -> None:
+        """Raises `ArgumentError` for two noises, and for epsilon at pure noise."""
+        two = generator is not None and passed.get("variance_noise") is not None
+        if self.row.eta is not None and two:
             raise ArgumentError(
                 "step got a generator and variance_noise: give one of them, for there is one noise"
             )
-        if (
-            self.num_inference_steps is None
-            and self._blind(self._noisiest())
-            and number(timestep) > len(self) - 2
-        ):
+        unlisted = self.num_inference_steps is None and self._blind(self._noisiest())
+        if unlisted and number(timestep) > len(self) - 2:
             raise ArgumentError(BLIND)
-        if self._beside(timestep):
-            return self._twin(timestep)._step(
-                model_output,
-                timestep,
-                sample,
-                eta,
-                generator,
-                return_dict,
-                use_clipped_model_output,
-                **passed,
-            )
-        if self.eta is not None:
-            self._take(self.eta if eta is None else float(eta))
-            eta = None
-        shape, self._consistent = self.run.denoised_fn, bool(use_clipped_model_output)
+
+    def _clip_consistently(self, consistent: bool) -> None:
+        """Follow `use_clipped_model_output`. Raises `ArgumentError` for a class without it."""
+        shape, self._consistent = self.run.denoised_fn, consistent
         if isinstance(shape, Directed):
-            shape.consistent = self._consistent
-        elif use_clipped_model_output and self.eta is None:
+            shape.consistent = consistent
+        elif consistent and self.row.eta is None:
             raise ArgumentError(
                 f"use_clipped_model_output=True is for DDIMScheduler; {type(self).__name__} always"
                 " steps so"
             )
-        self._warn_unscaled()
-        return super().step(model_output, timestep, sample, eta=eta, generator=generator, **passed)
 
     def _shape(self) -> Any:
-        flags = self._flags
-        shape = None
-        if not self.clips:
-            return None
-        if flags.get("thresholding"):
-            ratio, top = (
-                float(flags["dynamic_thresholding_ratio"]),
-                float(flags["sample_max_value"]),
-            )
-            shape = partial(predictions.threshold, ratio=ratio, top=top)
-        elif flags.get("clip_sample"):
-            shape = partial(predictions.clip, limit=float(flags["clip_sample_range"]))
+        shape = model.shape(self._flags) if self.row.clips else None
+        if shape is None or self.row.eta is None:
+            return shape
         # DDIM clips the clean part of a step only, unless use_clipped_model_output says otherwise
-        return shape if shape is None or self.eta is None else Directed(shape, self._consistent)
+        return Directed(shape, self._consistent)
 
 
-def _stronger(key: str, flags: Config) -> str | None:
-    """The one of `flags` that sets the levels where `key` would too; None where there is none."""
-    if key == "final_sigmas_type":
-        return "interpolation_type" if flags.get("interpolation_type") == "log_linear" else None
-    if key not in ("timestep_spacing", "interpolation_type"):
-        return None
-    return next((flag for flag in levels.SHAPES if flags.get(flag)), None)
+def _constructor(cls: type[Compat]) -> Any:
+    """The constructor of a class, with the arguments of its row."""
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [inspect.Parameter(key, keyword, default=value) for key, value in cls.defaults.items()]
+    signature = inspect.Signature([inspect.Parameter("self", keyword), *named])
 
+    def __init__(self: Compat, *args: Any, **kwargs: Any) -> None:
+        explicit = cls._acting({k: v for k, v in kwargs.items() if not k.startswith("_")})
+        flags = {key: value for key, value in explicit.items() if key in cls.defaults}
+        arguments = dict(signature.bind(self, *args, **flags).arguments)
+        del arguments["self"]
+        self._create({**arguments, **explicit})
 
-def _asks_nothing(key: str, value: Any) -> bool:
-    return (
-        key in NEUTRAL
-        and bool(value == NEUTRAL[key])
-        and isinstance(value, bool) == isinstance(NEUTRAL[key], bool)
-    )
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__doc__ = f"The arguments of diffusers' {cls.__name__}."
+    return __init__
 
 
 def _placed(takes: Sequence[str]) -> Any:
-    """`Compat.step` with a signature that says what it takes by position, for pipelines ask for it."""
+    """`Compat.step` whose signature says what it takes by position, for pipelines look at it."""
 
     def step(
         self: Compat, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any
@@ -667,9 +407,9 @@ def _placed(takes: Sequence[str]) -> Any:
     place, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     defaults = {"eta": None, "generator": None, "return_dict": True, **STEP_DEFAULTS}
     known = [name for name in ("eta", "generator", "return_dict") if name not in takes]
+    first = ("self", "model_output", "timestep", "sample")
     step.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
-        *(inspect.Parameter(name, place) for name in ("self", "model_output", "timestep",
-        "sample")),
+        *(inspect.Parameter(name, place) for name in first),
         *(inspect.Parameter(name, place, default=defaults.get(name)) for name in takes),
         *(inspect.Parameter(name, named, default=defaults[name]) for name in known),
         inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD),

@@ -1,10 +1,10 @@
 """diffusers' official callbacks by name, for any pipeline that calls `callback_on_step_end`.
 
-The cutoffs switch guidance off in every pipeline whose network is given [unconditional,
-conditional] batches, Stable Video Diffusion and batches of several prompts included: the network
-computes the conditional half only, and the pipeline's own formula `u + g·(c - u)` gives c. As in
-diffusers, step `cutoff` itself is still guided, and a ratio counts the calls of the pipeline's
-loop. One class would do; they keep diffusers' names so that scripts run.
+The cutoffs switch guidance off in every pipeline whose network gets [unconditional, conditional]
+batches, Stable Video Diffusion and batches of several prompts included: the network computes the
+conditional part only, and the pipeline's own formula `u + g·(c - u)` gives c. As in diffusers, step
+`cutoff` itself is still guided, and a ratio counts the calls of the pipeline's loop. One class
+would do; they keep diffusers' names so that scripts run.
 """
 
 from __future__ import annotations
@@ -28,8 +28,14 @@ HELD = "_timonel_cutoff"  # where a pipeline holds its hooks for the time of a c
 
 
 class PipelineCallback(Official):  # type: ignore[misc]
-    """diffusers' base class; `cutoff_step_index` may be given alone. Raises `ArgumentError` for
-    values out of range.
+    """diffusers' base class; `cutoff_step_index` may come alone.
+
+    Args:
+        cutoff_step_ratio: the share of the calls after which it acts, 0 to 1.
+        cutoff_step_index: the call after which it acts, from 0.
+
+    Raises:
+        ArgumentError: values out of range, or both.
     """
 
     tensor_inputs: ClassVar[Sequence[str]] = ()
@@ -48,16 +54,13 @@ class PipelineCallback(Official):  # type: ignore[misc]
             finite("cutoff_step_ratio", cutoff_step_ratio, 0, 1)
 
     def cutoff(self, pipeline: Any) -> int:
-        """The call of the loop after which it acts: `cutoff_step_index`, or floor(calls ·
-        `cutoff_step_ratio`).
-        """
+        """The call of the loop after which it acts: the index, or floor(calls · ratio)."""
         index, ratio = self.config.cutoff_step_index, self.config.cutoff_step_ratio
         return int(index) if index is not None else math.floor(pipeline.num_timesteps * ratio)
 
 
 class SDCFGCutoffCallback(PipelineCallback):
-    """Guidance is switched off after `cutoff_step_ratio` of the steps, or after step
-    `cutoff_step_index`.
+    """Guidance ends after `cutoff_step_ratio` of the steps, or after step `cutoff_step_index`.
 
     Raises `ArgumentError` for a pipeline that has no guidance to switch off, or runs it in separate
     calls.
@@ -68,9 +71,7 @@ class SDCFGCutoffCallback(PipelineCallback):
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> Any:
-        """Hang a gate on the networks at the first step, close it at the cutoff, take it away after
-        the last.
-        """
+        """Hook a gate on the networks at the first step, close it at the cutoff, remove it."""
         if step_index == 0:
             self._hang(pipeline, callback_kwargs)
         gates = self._gates(pipeline)
@@ -98,24 +99,19 @@ class SDCFGCutoffCallback(PipelineCallback):
 
 
 class SDXLCFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` under the name that diffusers has for SDXL."""
+    """`SDCFGCutoffCallback` for SDXL."""
 
 
 class SDXLControlnetCFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` under the name that diffusers has for SDXL with ControlNet, which is
-    cut as well.
-    """
+    """`SDCFGCutoffCallback` for SDXL with ControlNet, which is cut as well."""
 
 
 class SD3CFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` under the name that diffusers has for SD3; skip-layer guidance ends
-    with it.
-    """
+    """`SDCFGCutoffCallback` for SD3; skip-layer guidance ends with it."""
 
 
 class IPAdapterScaleCutoffCallback(PipelineCallback):
-    """The scale of the IP adapter is 0 after the cutoff, and after the last step what it was
-    before.
+    """The scale of the IP adapter is 0 after the cutoff, and back after the last step.
 
     Raises `ArgumentError` at the first step for a pipeline without IP adapters.
     """
@@ -123,13 +119,14 @@ class IPAdapterScaleCutoffCallback(PipelineCallback):
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> Any:
+        """Set the scale to 0 at the cutoff, and back after the last step."""
         if not hasattr(pipeline, "set_ip_adapter_scale"):
             raise ArgumentError(
                 f"{type(pipeline).__name__} takes no IP adapter whose scale could be cut off"
             )
         if step_index == self.cutoff(pipeline):
-            found = [module for module, denoises in networks(pipeline).items() if denoises]
-            processors = [p for module in found for p in module.attn_processors.values()]  # type: ignore[operator]
+            denoisers = [module for module, denoises in networks(pipeline).items() if denoises]
+            processors = [p for one in denoisers for p in one.attn_processors.values()]  # type: ignore[operator]
             self._before = [(p, copy.copy(p.scale)) for p in processors if hasattr(p, "scale")]
             pipeline.set_ip_adapter_scale(0.0)
         if step_index == pipeline.num_timesteps - 1:
@@ -171,7 +168,7 @@ class _Gates:
 
 
 class _Half:
-    """One network's: the conditional half goes in, and its output comes out twice."""
+    """The hooks of one network: its conditional part goes in, and its output comes out twice."""
 
     def __init__(self, gates: _Gates, denoises: bool) -> None:
         self.gates, self.denoises, self.cut = gates, denoises, False
@@ -199,4 +196,4 @@ class _Half:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.cut:
             return None
-        return parts.rearrange(output, lambda found: found * 2, 1, self.gates.samples, False)
+        return parts.rearrange(output, lambda parts: parts * 2, 1, self.gates.samples, False)

@@ -1,5 +1,4 @@
-"""The coordinates of diffusers' samples, and the training levels that its classes list before
-`set_timesteps`.
+"""The coordinates of diffusers' samples, and the levels listed before `set_timesteps`.
 
 diffusers' schedulers of sigma keep `x0 + sigma·noise` and scale what the network sees; a pipeline,
 or a loop written by hand, may do its own arithmetic on such samples. So the run is kept in these
@@ -20,11 +19,12 @@ from ..core import prediction as predictions
 from ..core.process import Exploding, Level, Process, double
 from ..core.process.config import name_of
 from ..core.run import Run
-from ..pipelines import request
+from ..pipelines import request as checked
+from ..pipelines.classes.rows import Row
+from ..pipelines.classes.rule import SHAPES, Levels, Request
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.scheduler import Scheduler
 from ..pipelines.sockets.timesteps import number
-from . import levels
 
 logger = logging.getLogger("timonel")
 BLIND = (
@@ -37,9 +37,6 @@ BLIND = (
 class Coordinates(Scheduler):
     """How samples are scaled; `Compat` is one of these."""
 
-    unit: ClassVar[bool] = (
-        True  # whether diffusers' class keeps samples of unit variance; else x0 + sigma·noise
-    )
     is_scale_input_called = False  # for the next step, as diffusers' classes have it
 
     if TYPE_CHECKING:
@@ -47,31 +44,29 @@ class Coordinates(Scheduler):
         @property
         def _flags(self) -> dict[str, Any]: ...
 
-        family: ClassVar[str]
-        calls: ClassVar[int]
+        row: ClassVar[Row]
 
     @property
     def _explodes(self) -> bool:
-        """Whether samples are `x0 + sigma·noise`. On EDM's process all classes keep them so, as
-        diffusers' there do.
+        """Whether samples are `x0 + sigma·noise`, as all diffusers' classes have them on EDM.
 
         Levels that explode by themselves are of pipelines that scale what the network sees.
         """
         kind = name_of(self.process)
-        return kind == "edm" or (kind == "vp" and not self.unit)
+        return kind == "edm" or (kind == "vp" and not self.row.unit)
 
     @property
     def _coordinates(self) -> Process:
         """The process in the coordinates of the samples."""
         return Exploding(self.process) if self._explodes else self.process
 
-    def _moved(self, made: levels.Levels) -> levels.Levels:
+    def _moved(self, levels: Levels) -> Levels:
         """The levels in the coordinates of the samples."""
-        process, grid = self._coordinates, made.grid
+        process, grid = self._coordinates, levels.grid
         if not isinstance(process, Exploding):
-            return made
+            return levels
         moved = process.of(Level(grid.alpha, grid.sigma, grid.time))
-        return made._replace(grid=type(grid)(process, *moved, grid.name))
+        return levels._replace(grid=type(grid)(process, *moved, grid.name))
 
     def _start(self, noisiest: Level, flags: Mapping[str, Any]) -> float | Tensor:
         """The standard deviation of diffusers' initial sample."""
@@ -80,42 +75,38 @@ class Coordinates(Scheduler):
             return 1.0
         sigma = process.of(noisiest).sigma.float()
         far = flags.get("timestep_spacing") in ("linspace", "trailing")
-        made = (sigma if far else (sigma**2 + 1) ** 0.5).reshape(())
-        return float(made) if self.family == "edm" else made
+        deviation = (sigma if far else (sigma**2 + 1) ** 0.5).reshape(())
+        return float(deviation) if self.row.levels.family == "edm" else deviation
 
     def _blind(self, alpha: float) -> bool:
-        """Whether the network names the noise where nothing else is left, of betas rescaled to zero
-        SNR.
-        """
+        """Whether the network names the noise where nothing else is left, of zero-SNR betas."""
         rescaled = self.config.get("rescale_betas_zero_snr") and self.process.kind == "vp"
         return bool(rescaled and self.prediction == "epsilon" and alpha < predictions.LEAST)
 
     def _noisiest(self) -> float:
-        """alpha of the noisiest training level that the class can visit."""
-        clamps = self._explodes or self.family in ("sigma", "dpm")
+        """The alpha of the noisiest training level that the class can visit."""
+        clamps = self._explodes or self.row.levels.family in ("sigma", "dpm")
         return 1.0 if clamps else float(self.process.at_time(double(len(self) - 1.0)).alpha)
 
     # -- training levels ---------------------------------------------------------------------------
     def _list_trained(self) -> None:
-        """The levels of a scheduler that is stepped without `set_timesteps`: all training levels,
-        as in diffusers.
+        """List all training levels, for steps without `set_timesteps`, as in diffusers.
 
-        Listed where they are first asked for: a table of a thousand rows takes longer to make than
-        a scheduler.
+        Only where they are first asked for: a table of a thousand rows takes longer to make than a
+        scheduler.
         """
         flags, total = self._flags, self.process.train_steps
         if self.process.kind == "vp":
-            flags = {**flags, **dict.fromkeys(levels.SHAPES, False)}
-            top = (
-                total - 1 - self._blind(self._noisiest())
-            )  # a step there is refused, see `Compat._step`
-            asked = levels.Asked(None, tuple(float(t) for t in range(top, -1, -1)))
+            flags = {**flags, **dict.fromkeys(SHAPES, False)}
+            # a step at a blind level is refused, see `Compat._check_step`
+            top = total - 1 - self._blind(self._noisiest())
+            request = Request(None, tuple(float(t) for t in range(top, -1, -1)))
         else:
-            asked = levels.Asked(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
-        self._make(asked, self._timesteps.device, flags)
+            request = Request(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
+        self._make(request, self._timesteps.device, flags)
         self.num_inference_steps, self.custom_timesteps = None, False
 
-    def _make(self, asked: levels.Asked, device: Any, flags: Mapping[str, Any]) -> None:
+    def _make(self, request: Request, device: Any, flags: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     @property
@@ -126,28 +117,22 @@ class Coordinates(Scheduler):
 
     @property
     def run(self) -> Run:
-        """The run of the current call; of a scheduler without `set_timesteps` that of all training
-        levels.
-        """
+        """The run of the current call; without `set_timesteps` that of all training levels."""
         if self._run is None:
             self._list_trained()
         return super().run
 
     def _times(self) -> Tensor:
-        """The network's times, one for each row, noisiest first; the loop over them drives the run."""
-        if (
-            self._listing is None and self.calls > 1 and self.process.kind == "vp"
-        ):  # with the calls in between
-            self._list_trained()
+        """The network's times, one a row, noisiest first; a loop over them drives the run."""
+        if self._listing is None and self.row.calls > 1 and self.process.kind == "vp":
+            self._list_trained()  # with the calls in between
         return self._timesteps
 
     timesteps = Scheduler.timesteps.getter(_times)
 
     # -- samples -----------------------------------------------------------------------------------
     def _row_of(self, timestep: Any) -> int | None:
-        """The row of the list that the network is about to be called for; None where the list has
-        no such time.
-        """
+        """The row of the network's next call; None where the list has no such time."""
         run = self.current
         listed = self._listed
         if timestep is None:
@@ -164,13 +149,13 @@ class Coordinates(Scheduler):
     def scale_model_input(
         self, sample: Tensor, timestep: Any = None, *args: Any, **others: Any
     ) -> Tensor:
-        """What the network sees of a sample: `sample / sqrt(sigma² + 1)` where samples are `x0 +
-        sigma·noise`.
+        """What the network sees of a sample: `sample / sqrt(sigma² + 1)`, or the sample itself.
 
         Args:
             sample: the sample, (batch, …), or what a pipeline has made of it.
             timestep: the time that the network will be called with.
-            args, others: nothing, as in diffusers.
+            *args: nothing, as in diffusers.
+            **others: nothing, as in diffusers.
         """
         self.is_scale_input_called = True
         if not self._explodes:
@@ -184,12 +169,11 @@ class Coordinates(Scheduler):
         return sample if seen is None else sample * float(seen[row or 0])
 
     def _bring(self, run: Run, sample: Tensor) -> None:
-        """A sample that was changed inside a step is what the network saw there, and no more, as in
-        diffusers.
+        """Let a sample that was changed inside a step be what the network saw there, no more.
 
         diffusers' classes of several calls keep the sample of a step's first call and go on from
-        it. A change between two steps is carried on, also where diffusers' corrector would undo it
-        (UniPC, SA-Solver).
+        it. A change between two steps is carried on, also where diffusers' corrector would undo
+        it (UniPC, SA-Solver).
         """
         if self._inside(run):
             run.see(sample)
@@ -201,9 +185,7 @@ class Coordinates(Scheduler):
         return run.row != run.table.first_row(run.step)
 
     def _warn_unscaled(self) -> None:
-        """Say once a run that the network may have seen a sample that was not scaled, as diffusers
-        does.
-        """
+        """Say once a run that the network may have seen a sample unscaled, as diffusers does."""
         run = self.current
         if self._explodes and not self.is_scale_input_called and (run is None or not run.started):
             logger.warning(
@@ -214,13 +196,17 @@ class Coordinates(Scheduler):
             )
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha·x0 + sigma·noise` at the levels of `timesteps`: those of the list, else those of
-        the process.
+        """`alpha·x0 + sigma·noise` at listed levels, else at those of the process.
+
+        Args:
+            original_samples: x0, (batch, …).
+            noise: of the same shape.
+            timesteps: one for each sample, or one for all.
         """
         run = self.current
         if run is not None and run.started and run.stopping:
             return original_samples
-        times = request.noised(original_samples, noise, timesteps)
+        times = checked.noised(original_samples, noise, timesteps)
         level = None
         if self._listing is not None:
             self._mixed = True

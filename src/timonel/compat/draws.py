@@ -1,5 +1,4 @@
-"""The noise of diffusers' steps: drawn from the generator that `step` is called with, where
-diffusers' class draws it.
+"""The noise of diffusers' steps: drawn from the generator of `step`, where diffusers' draws it.
 
 Where a scheduler has seeds of its own (`orders.seeds`), they are the noise's source, as everywhere
 in timonel.
@@ -7,35 +6,31 @@ in timonel.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core.drawn import DrawnNoise
+from ..pipelines.classes.rows import Row
 from ..pipelines.sockets.scheduler import Scheduler
-
-In = torch.dtype | Literal["output", "both"]
 
 
 class Draws(Scheduler):
-    """What `Compat` does with noise. Each class says by `_draws` in which of its calls diffusers'
-    class draws.
-    """
-
-    draws_in: ClassVar[In] = (
-        "output"  # dtype of the noise: the network output's, or what that and the sample make
-    )
+    """What `Compat` does with noise; `_draws` says in which calls diffusers' class draws."""
 
     if TYPE_CHECKING:
         config: Any
+        row: ClassVar[Row]
 
-    def _draws(self) -> bool:
-        """Whether diffusers' class draws noise in the coming call; by default where the row adds
-        some.
-        """
+    def _adds(self) -> bool:
+        """Whether the coming row adds noise."""
         run = self.run
         return bool(run.table.x[run.row, -1] or run.table.base[run.row, -1])
+
+    def _draws(self) -> bool:
+        """Whether diffusers' class draws noise in the coming call."""
+        return self._adds() if self.row.draws is None else bool(self.row.draws(self.config))
 
     def _seed(self, generator: Any, batch: int) -> None:
         run, orders = self.run, self.orders
@@ -48,18 +43,16 @@ class Draws(Scheduler):
             run.noise.generators = generator
 
     def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
-        """One row; its noise is drawn first, where diffusers' class draws it even if the row adds
-        none.
-        """
+        """One row; its noise is drawn first, as diffusers' class does even where it adds none."""
         run, draws = self.run, self._draws()
         if noise is None and draws and isinstance(run.noise, DrawnNoise):
-            kind = self.draws_in
+            kind = self.row.draws_in
             dtype = raw.dtype if kind == "output" else kind
             if kind == "both":
                 dtype = torch.promote_types(raw.dtype, run.latents.dtype)
             assert isinstance(dtype, torch.dtype)
             run.noise.draw(run.row, raw.shape, dtype, raw.device)
-        unused = draws and not Draws._draws(self)  # diffusers adds 0 times the noise that it gets
+        unused = draws and not self._adds()  # diffusers adds 0 times the noise that it gets
         self._apply(raw, None if unused else noise, learned)
 
     def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:

@@ -1,7 +1,5 @@
 """diffusers' Euler on EDM's process, with what Cosmos' first pipelines read of it."""
 
-# ruff: noqa: RUF012 (the class attributes are declared in `Compat`, as ClassVar)
-
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +13,6 @@ from ..pipelines.caller import pipeline_of
 from ..pipelines.inspect_source import steps_twice
 from ..pipelines.sockets.outputs import Stepped
 from .base import Compat
-from .defaults import CHURN, EDM
 
 
 class Looked(Stepped):
@@ -45,17 +42,11 @@ class EDMEulerScheduler(Compat):
     it is.
     """
 
-    family, kinds, unit = "edm", ("edm",), False
-    takes = (*CHURN, "generator", "return_dict", "pred_original_sample")
-    defaults = {**EDM, "final_sigmas_type": "zero"}
-    solver = "euler"
     _looked = False  # the last call was one that leaves the run where it is
 
     @property
     def _step_index(self) -> int | None:
-        """The place of the next step in diffusers' count, which pipelines take back after they have
-        looked.
-        """
+        """The next step in diffusers' count, which pipelines reset after a look ahead."""
         here = self.step_index
         return (here or 0) + 1 if self._looked else here
 
@@ -66,11 +57,9 @@ class EDMEulerScheduler(Compat):
         self._looked = False
 
     def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any) -> Any:  # type: ignore[override]
-        """Advance by one network call. `pred_original_sample`: the clean prediction in place of the
-        network's output.
+        """Advance by one network call, as the other classes do.
 
-        The arguments besides are those of the other classes. Raises `ArgumentError` and `RunError`
-        as they do.
+        `pred_original_sample`: the clean prediction in place of the network's output.
         """
         clean = others.pop("pred_original_sample", None)
         looks = clean is None and steps_twice(pipeline_of(self))

@@ -1,5 +1,4 @@
-"""A class of `timonel.compat` is a subclass of diffusers' class of its name, and has nothing else
-of it.
+"""Classes of `timonel.compat` are subclasses of diffusers' in name, and share nothing else.
 
 Pipelines ask `isinstance(scheduler, FlowMatchEulerDiscreteScheduler)` to know what to give it. What
 diffusers' class defines and timonel's does not is hidden, so that no step of diffusers runs on the
@@ -14,21 +13,15 @@ from typing import Any, NoReturn
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..pipelines.classes.rows import CLASSES
+
 SHARED = {*SchedulerMixin.__mro__, *ConfigMixin.__mro__}  # what any scheduler is made of
-OF_CLASSES = (
-    "__dict__",
-    "__doc__",
-    "__module__",
-    "__weakref__",
-    "__init__",
-    "__slotnames__",
-)  # that every class has for itself
+#: what every class has for itself
+OF_CLASSES = ("__dict__", "__doc__", "__module__", "__weakref__", "__init__", "__slotnames__")
 
 
 class Hidden:
-    """A member of diffusers' class that is not to be seen: as good as missing, so that
-    `__getattr__` says why.
-    """
+    """A member of diffusers' class that counts as missing, so that `__getattr__` says why."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -38,23 +31,20 @@ class Hidden:
 
 
 def peer(name: str) -> type | None:
-    """diffusers' scheduler class of this name; None where it cannot be imported, as without scipy
-    or torchsde.
-    """
+    """The scheduler of diffusers of this name; None where it needs scipy or torchsde."""
     import diffusers
 
     try:
-        found = getattr(diffusers, name, None)
+        cls = getattr(diffusers, name, None)
     except (ImportError, RuntimeError):
         return None
-    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+    return cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else None
 
 
 def defined(cls: type) -> set[str]:
     """The names that diffusers' class itself defines."""
-    return {name for part in cls.__mro__ if part not in SHARED for name in vars(part)} - set(
-        OF_CLASSES
-    )
+    names = {name for part in cls.__mro__ if part not in SHARED for name in vars(part)}
+    return names - set(OF_CLASSES)
 
 
 def hidden(cls: type, name: str) -> bool:
@@ -63,14 +53,13 @@ def hidden(cls: type, name: str) -> bool:
 
 
 class Named(type):
-    """Makes classes that are named after diffusers' schedulers, which are those with `defaults`,
-    their subclasses.
-    """
+    """Makes a class that is named after one of diffusers' schedulers a subclass of that."""
 
     def __new__(
         mcs, name: str, bases: tuple[type, ...], members: dict[str, Any], **more: Any
     ) -> Any:
-        theirs = peer(name) if members.get("defaults") else None
+        """The class, with diffusers' as its last base and its members hidden."""
+        theirs = peer(name) if name in CLASSES else None
         if theirs is None:
             return super().__new__(mcs, name, bases, members, **more)
         line = bases[0].__mro__

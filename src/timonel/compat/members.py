@@ -1,9 +1,8 @@
-"""The public members of diffusers' classes beside the protocol, with the values that they have
-there.
+"""The public members of diffusers' classes beside the protocol, with their values there.
 
-Lists of sigma have one entry for each network call, where diffusers' classes
-of two calls a step list the next step's level twice. What only a step of diffusers needs is not
-there; `INTERNAL` says of each name why, and so does the error.
+Lists of sigma have one entry for each network call, where diffusers' classes of two calls a step
+list the next step's level twice. What only a step of diffusers needs is not there; `INTERNAL` says
+of each name why, and so does the error.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from ..core import grids
 from ..core.process import EDM, Flow, Level, Process, double
 from ..core.run import Run
 from ..errors import ArgumentError, RunError, finite
+from ..pipelines.classes.rule import before_end
 
 _STEP = (
     "it is a part of diffusers' step; here a step is a row of scheduler.run.table, which"
@@ -81,12 +81,8 @@ class Members:
     _first_shift: float | None = None  # of the config, where `set_shift` has changed it
 
     if TYPE_CHECKING:
-
-        @property
-        def run(self) -> Run: ...
-
-        @property
-        def current(self) -> Run | None: ...
+        run: Run
+        current: Run | None
 
     @property
     def one(self) -> Tensor:
@@ -95,9 +91,7 @@ class Members:
 
     @property
     def predict_x0(self) -> bool:
-        """Whether steps are made from predictions of the clean sample; always, of the classes that
-        can choose.
-        """
+        """Whether steps are made from predictions of the clean sample; always."""
         return True
 
     @property
@@ -137,11 +131,15 @@ class Members:
 
         Args:
             model_output: the network's raw output, (batch, …).
-            args: the time and the sample, as older scripts give them.
+            *args: the time and the sample, as older scripts pass them.
             sample: the sample, in the coordinates of the class (`coordinates.py`).
 
         Returns:
             The clean sample; of `algorithm_type` "deis" and "dpmsolver" the noise.
+
+        Raises:
+            ArgumentError: there is no sample.
+            RunError: the run is complete.
         """
         x = args[-1] if sample is None and args else sample
         if x is None:
@@ -183,8 +181,9 @@ class Members:
         return self.process.sigma_data
 
     def precondition_inputs(self, sample: Tensor, sigma: float | Tensor) -> Tensor:
-        """`sample / sqrt(sigma² + sigma_data²)`, of a sample `x0 + sigma·noise` (arXiv 2206.00364,
-        table 1).
+        """`sample / sqrt(sigma² + sigma_data²)`, of a sample `x0 + sigma·noise`.
+
+        Source: arXiv 2206.00364, table 1.
         """
         data = self._data("precondition_inputs")
         return sample / (sigma**2 + data**2) ** 0.5
@@ -194,8 +193,9 @@ class Members:
         return 1 / (sigma**2 + self._data("_get_conditioning_c_in") ** 2) ** 0.5
 
     def precondition_noise(self, sigma: float | Tensor) -> Tensor:
-        """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,) (arXiv
-        2206.00364).
+        """The network's time, `0.25·log(sigma)` where the config names no other clock, (n,).
+
+        Source: arXiv 2206.00364, table 1.
         """
         self._data("precondition_noise")
         assert isinstance(self.process, EDM)
@@ -206,8 +206,9 @@ class Members:
     def precondition_outputs(
         self, sample: Tensor, model_output: Tensor, sigma: float | Tensor
     ) -> Tensor:
-        """The clean sample from the network's output at a sample `x0 + sigma·noise` (arXiv
-        2206.00364, eq. 7).
+        """The clean sample from the network's output at a sample `x0 + sigma·noise`.
+
+        Source: arXiv 2206.00364, eq. 7.
         """
         data = self._data("precondition_outputs")
         size = (sigma**2 + data**2) ** 0.5
@@ -217,22 +218,23 @@ class Members:
 
     # -- consistency models ------------------------------------------------------------------------
     def get_scalings_for_boundary_condition_discrete(self, timestep: Any) -> tuple[Any, Any]:
-        """(c_skip, c_out) of a consistency model at a training time (arXiv 2310.04378, app. B)."""
+        """The (c_skip, c_out) of a consistency model at a training time.
+
+        Source: arXiv 2310.04378, appendix B.
+        """
         scaled = timestep * float(self.config["timestep_scaling"])
         return DATA**2 / (scaled**2 + DATA**2), scaled / (scaled**2 + DATA**2) ** 0.5
 
 
 def initial(process: Process, family: str) -> tuple[Tensor, Tensor, Level]:
-    """Times and sigmas of a scheduler that has no list yet, and the noisiest level: all training
-    levels.
+    """Times, sigmas and the noisiest level of a scheduler without a list: all training levels.
 
     Noisiest first and with an end at 0, as diffusers has them; of the DPM family the sigmas rise
     and have no end.
     """
     index = torch.arange(process.train_steps - 1, -1, -1, dtype=torch.float64)
     if isinstance(process, EDM):
-        made = grids.make("karras", process, process.train_steps)
-        level = Level(made.alpha[:-1], made.sigma[:-1], made.time[:-1])
+        level = before_end(grids.make("karras", process, process.train_steps))
     else:
         level = process.at_index(index)
     flow = process.kind == "flow"

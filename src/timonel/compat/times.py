@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,22 +23,19 @@ from torch import Tensor
 from ..core.grids import Grid
 from ..core.process import Level, double
 from ..core.run import Run
+from ..core.sampler import Sampler
 from ..core.table import Table
 from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
+from ..pipelines.classes.rule import NUDGE, SAME
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.timesteps import Hand, Loop, equal, number
 from .coordinates import Coordinates
-from .levels import NUDGE, SAME
 
 
 class Times(Coordinates):
     """How the time of a step is read; `Compat` is one of these."""
 
-    by_time: ClassVar[bool] = (
-        False  # whether diffusers' step reads its time and its sample, and nothing else
-    )
-    strides: ClassVar[bool] = False  # whether it steps from t to t - T // N, whatever the list says
     _astray = False  # the run is not one of the list
 
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
@@ -55,7 +52,7 @@ class Times(Coordinates):
         """
         half = isinstance(timestep, Tensor) and timestep.dtype in (torch.float16, torch.bfloat16)
         here = self.under_way and not self._astray
-        rounds = half or (here and not self.by_time)
+        rounds = half or (here and not self.row.by_time)
         return self._listed.rows(
             number(timestep), self.begins + self.run.row if here else None, rounds
         )
@@ -84,16 +81,14 @@ class Times(Coordinates):
 
     # -- a loop in several parts -------------------------------------------------------------------
     def loop_begin(self, row: int) -> int:
+        """The row where a loop over the list from `row` on begins."""
         run = self.current
-        inside = (
-            run is not None and run.started and not self._astray and self.begins + run.row == row
-        )
-        return row if inside else super().loop_begin(row)
+        if run is not None and run.started and not self._astray and self.begins + run.row == row:
+            return row
+        return super().loop_begin(row)
 
     def cover(self, start: int, stop: int) -> None:
-        """A part of the list keeps what the rest of the list reads, for a loop over the rest may
-        follow.
-        """
+        """Cover a part of the list, and keep what a loop over the rest may read."""
         super().cover(start, stop)
         total = self._listed.table.nfe
         if self._covered[1] < total and self._listed.table.remembers(
@@ -123,9 +118,7 @@ class Times(Coordinates):
         )
 
     def _follows(self, run: Run, rows: list[int]) -> bool:
-        """Whether the row that comes after the run's rows is one of `rows`, and the run may go on
-        with it.
-        """
+        """Whether the row after the run's rows is one of `rows`, and the run may go on with it."""
         if not run.row or run.stopping or self._astray or self.orders.hooks:
             return False
         return self.begins + run.row in rows
@@ -142,10 +135,8 @@ class Times(Coordinates):
         self.run.restore(*snapshot)
 
     def _steps_freely(self) -> bool:
-        """Whether a step may be any: the class remembers nothing, and no loop or helm follows the
-        run.
-        """
-        return self.by_time and self.orders.guided is None and not self._driven()
+        """Whether a step may be any: nothing is remembered, and no loop or helm follows the run."""
+        return self.row.by_time and self.orders.guided is None and not self._driven()
 
     def _driven(self) -> bool:
         """Whether a loop over the list turns by the run."""
@@ -156,7 +147,7 @@ class Times(Coordinates):
     def _beside(self, timestep: Any) -> bool:
         """Whether a step is another one than that of the loop that turns, and may be."""
         if (
-            not self.by_time
+            not self.row.by_time
             or self.orders.guided is not None
             or self.hand.rests()
             or not self._driven()
@@ -177,7 +168,7 @@ class Times(Coordinates):
             twin._stray(number(timestep))
         return twin
 
-    def _take(self, eta: float) -> None:
+    def _use_eta(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
         now = self._sampler.options.get("eta")
         if now == eta:
@@ -201,16 +192,20 @@ class Times(Coordinates):
         grid = self._journey(time)
         cleaner = (listed.table.sigma[:-1] / listed.table.alpha[:-1]) < grid[0].ratio
         place = int(cleaner.nonzero()[0]) if bool(cleaner.any()) else listed.table.nfe
-        self._begin(self._compile_journey(grid), (place - 1, listed.table.nfe))
+        table = self._compile(listed.sampler, grid, alone=True)
+        self._begin(table, (place - 1, listed.table.nfe))
         self._astray = True
 
-    def _compile_journey(self, grid: Grid) -> Table:
-        return self._compile(self._listed.sampler, grid)
+    if TYPE_CHECKING:
+
+        def _compile(
+            self, sampler: Sampler, grid: Grid, before: int = 0, alone: bool = False
+        ) -> Table: ...
 
     def _journey(self, time: float) -> Grid:
         """The levels from a training time on. Raises `RunError` where none can begin there."""
         listed = self._listed.grid
-        if self.calls > 1:
+        if self.row.calls > 1:
             raise RunError(
                 f"step was given time {time:g}, which is not in scheduler.timesteps, and"
                 f" {type(self).__name__} calls the network twice a step: choose the levels with"
@@ -225,7 +220,7 @@ class Times(Coordinates):
         end = Level(listed.alpha[-1:], listed.sigma[-1:], listed.time[-1:])
         rest = (
             self._counted(time)
-            if self.strides
+            if self.row.strides
             else Level(listed.alpha[:-1], listed.sigma[:-1], listed.time[:-1])
         )
         between = (rest.lam > first.lam + SAME) & (rest.lam <= end.lam + SAME)

@@ -16,38 +16,32 @@ table row. With v = alpha·eps - sigma·x0 and flow = eps - x0:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import words
-from ..errors import PredictionError, UnknownName
+from ..errors import PredictionError
 from .process import Level
-from .process.config import ANGLED, CONSISTENT, class_of, crashes, explodes
+from .process.config import PREDICTIONS as KINDS
+from .process.config import check
+from .process.config import prediction_of as from_config
 
-KINDS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v")
-LEAST = 1e-38  # alpha, where the network names the noise
-DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
-
-
-def check(kind: str) -> str:
-    """The kind that a word of timonel or diffusers (`v_prediction`) stands for, or raise
-    `UnknownName`.
-    """
-    word = words.prediction(kind)
-    if word not in KINDS:
-        raise UnknownName("prediction", kind, KINDS, words.PREDICTIONS)
-    return word
+__all__ = [
+    "KINDS", "LEAST", "check", "clip", "coefficients", "denoised", "from_config", "raw",
+    "threshold",
+]  # fmt: skip
+LEAST = 1e-38  # alpha below which an epsilon prediction says nothing of the picture
 
 
 def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
-    """(c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
+    """The (c_x, c_raw) with `denoised = c_x·x + c_raw·raw` at `level`.
 
-    Raises `PredictionError` for epsilon at alpha = 0, where the raw output says nothing about the
-    picture: the sample is pure noise and the network only names that noise. An alpha below 1e-38,
-    whose inverse is no float32, counts as 0.
+    Args:
+        kind: the prediction.
+        level: one level, or several.
+
+    Raises:
+        PredictionError: epsilon at alpha = 0, where the sample is pure noise and the network only
+            names that noise. An alpha below 1e-38, whose inverse is no float32, counts as 0.
     """
     alpha, sigma, _ = level
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -84,16 +78,23 @@ def coefficients(kind: str, level: Level) -> tuple[Tensor, Tensor]:
 
 
 def denoised(kind: str, raw: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The predicted clean sample from the raw output at `level` (0-d tensors), in float64
-    coefficients.
+    """The predicted clean sample from the raw output.
+
+    Args:
+        kind: the prediction.
+        raw: the network's output, (batch, …).
+        x: the sample, of the same shape.
+        level: the level of the sample, 0-d tensors; its coefficients are float64.
     """
     c_x, c_raw = coefficients(kind, level)
     return x * float(c_x) + raw * float(c_raw)
 
 
 def raw(kind: str, clean: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The inverse: the raw output that means `clean`. Refused where the output does not depend on
-    it.
+    """The raw output that means `clean`, the inverse of `denoised`.
+
+    Raises:
+        PredictionError: the output does not depend on it.
     """
     c_x, c_raw = coefficients(kind, level)
     if float(c_raw) == 0:
@@ -109,40 +110,16 @@ def clip(clean: Tensor, limit: float) -> Tensor:
 
 
 def threshold(clean: Tensor, ratio: float, top: float) -> Tensor:
-    """Dynamic thresholding: clip to each sample's `ratio` quantile s of |clean|, in [1, top],
-    divided by s.
+    """Dynamic thresholding: clip to the size s of each sample, and divide by s.
 
-    Saharia et al. 2022, arXiv 2205.11487, section 2.3. For pixel-space models.
+    For pixel-space models. Source: arXiv 2205.11487, section 2.3.
+
+    Args:
+        clean: the clean sample, (batch, …).
+        ratio: s is this quantile of |clean|, 0 to 1.
+        top: the largest s; the least is 1.
     """
     work = clean.float() if clean.dtype in (torch.float16, torch.bfloat16) else clean
     size = torch.quantile(work.flatten(1).abs(), ratio, dim=1).clamp(1, max(1.0, top))
     limit = size.to(clean.dtype).reshape(-1, *(1,) * (clean.ndim - 1))
     return torch.maximum(torch.minimum(clean, limit), -limit) / limit
-
-
-def from_config(config: Mapping[str, Any]) -> str:
-    """The prediction a diffusers scheduler config describes; EDM and flow classes imply their own."""
-    name = class_of(config)
-    given = words.prediction(config.get("prediction_type") or "epsilon")
-    if config.get("process") is not None:
-        return check(given)
-    if config.get("invert_sigmas"):
-        return "reverse_flow"
-    if given == "trigflow" or crashes(name, config):
-        return "v"
-    if explodes(name, config):
-        return "epsilon"  # of levels that explode, see `process.VE`
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or given == "flow":
-        return "flow"
-    if name == ANGLED and not config.get("prediction_type"):
-        given = "v"
-    if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
-        if given == "epsilon":
-            return "edm"
-        if given == "v" and (config.get("sigma_data") or (1.0 if name == ANGLED else 0.5)) != 1:
-            return "edm_v"
-    if given not in ("epsilon", "sample", "v"):
-        raise UnknownName(
-            "prediction_type", config["prediction_type"], DIFFUSERS, (*KINDS, *words.PREDICTIONS)
-        )
-    return given

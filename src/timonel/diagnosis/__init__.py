@@ -1,12 +1,10 @@
-"""The doctor: what a model is, what suits it, what diffusers would do wrong with a combination,
-what is recommended.
+"""The doctor: what a model is, what suits it, what diffusers would do wrong, what is recommended.
 
     print(tm.doctor("stabilityai/stable-video-diffusion-img2vid-xt", "dpmpp_2m/karras").report())
 
 Everything is read from the configuration, no weights are loaded. The recommendations are a table
-with sources (`presets.py`); what diffusers does wrong is not folklore but found by running its
-scheduler (`trial.py`). From a model to a report: `reading` -> `families` -> `suits`, `presets`,
-`combination` -> `report`.
+with sources (`pipelines.family.presets`); what diffusers does wrong shows by running its scheduler
+(`dry_run`). From a model to a report: `pipelines.family` -> `advice`, `findings` -> `report`.
 """
 
 from __future__ import annotations
@@ -23,22 +21,43 @@ from ..core.process.edm import CLOCKS
 from ..core.sampler import DEFAULT, STEPS, Sampler
 from ..errors import ArgumentError, options
 from ..pipelines.family.facts import Facts, Loop, loop, read
-from ..pipelines.family.families import FAMILIES, recognise
+from ..pipelines.family.families import FAMILIES, Family, recognise
 from ..pipelines.family.presets import PRESETS, Preset
 from . import advice
 from .advice import Advice
 from .findings import Combination, examine
 
-PREDICTIONS = {"epsilon": "epsilon", "v": "v", "sample": "the clean sample", "flow": "the flow", "edm": "EDM's F",
-               "reverse_flow": "the flow backwards", "edm_v": "v at EDM's data scale"}  # fmt: skip
+PREDICTIONS = {
+    "sample": "the clean sample",
+    "flow": "the flow",
+    "edm": "EDM's F",
+    "reverse_flow": "the flow backwards",
+    "edm_v": "v at EDM's data scale",
+}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found. `family`: a key of `FAMILIES`, or None; `doubt`: what the
-    configuration does not tell; `presets`: recommendations for the family; `alike`: those for
-    families that are configured like it; `refused`: the grids that the model cannot visit, with the
-    reason; `combination`: what was asked, tried."""
+    """What the doctor says of a model.
+
+    Args:
+        model: its name.
+        pipeline: the class of its pipeline.
+        scheduler: the class of its scheduler.
+        family: a key of `FAMILIES`, or None.
+        title: of the family, as its authors call it.
+        told: by which facts it is recognised.
+        doubt: what the configuration does not say.
+        process: the noise process, in a line.
+        prediction: what the network predicts.
+        time: what the network gets for a time, in a line.
+        samplers: those that suit, the best first.
+        grids: those that suit, the best first.
+        refused: the grids that the model cannot visit, with the reason.
+        presets: recommendations for the family.
+        alike: those for families that are configured like it.
+        combination: the sampler that was examined.
+    """
 
     model: str
     pipeline: str
@@ -77,13 +96,18 @@ def doctor(
 ) -> Diagnosis:
     """Examine a model, and a sampler on it.
 
-    `model`: a shipped model, a folder in diffusers' format, a hub name (its configuration is
-    fetched, nothing else), a pipeline object or a scheduler. `sampler`: as one types it, or a
-    diffusers class such as "DDIMScheduler"; None examines the model's own scheduler. `steps`:
-    default the recommendation's for that sampler. `flags`: what one passes to that class's
-    `from_config` besides, e.g. {"timestep_spacing": "trailing"}.
+    Args:
+        model: a shipped model, a folder in diffusers' format, a hub name (its configuration is
+            fetched, nothing else), a pipeline object or a scheduler.
+        sampler: as one types it, or a diffusers class such as "DDIMScheduler"; None examines the
+            model's own scheduler.
+        steps: default the recommendation's for that sampler.
+        flags: what one passes to that class's `from_config` besides, e.g.
+            {"timestep_spacing": "trailing"}.
 
-    Raises `ModelError` for a model without a configuration, `UnknownName` for a sampler nobody has.
+    Raises:
+        ModelError: a model without a configuration.
+        UnknownName: a sampler that nobody has.
     """
     if sampler is not None and not isinstance(sampler, str):
         raise ArgumentError(
@@ -98,17 +122,16 @@ def doctor(
     habits = loop(facts)
     process = facts.process  # what cannot be read is refused here
     family = recognise(facts)
-    row = None if family is None else FAMILIES[family]
-    presets = _shipped(facts) or (_defaults(facts, habits) if family is None else PRESETS[family])
-    count = few_enough("steps", steps) if steps is not None else _steps(presets, sampler)
+    unknown = Family(zoo.MODELS.get(facts.model, "of no family in the table"), "")
+    row = FAMILIES.get(family or "", unknown)
+    known = _shipped(facts) or PRESETS.get(family or "")
+    presets = _defaults(facts, habits) if known is None else known
+    count = _steps(presets, sampler) if steps is None else few_enough("steps", steps)
     return Diagnosis(
-        facts.model, facts.pipeline, facts.own, family,
-        zoo.MODELS.get(facts.model, "of no family in the table") if row is None else row.title,
-        "" if row is None else row.told,
-        "" if row is None else row.doubt,
+        facts.model, facts.pipeline, facts.own, family, row.title, row.told, row.doubt,
         _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
         advice.samplers(facts, family), advice.grids_for(facts, family), advice.refused(facts),
-        presets, {} if row is None else {FAMILIES[key].title: PRESETS[key] for key in row.alike},
+        presets, {FAMILIES[key].title: PRESETS[key] for key in row.alike},
         examine(facts, habits, sampler, count, flags),
     )  # fmt: skip
 
@@ -135,7 +158,7 @@ def _process(facts: Facts) -> str:
 
 
 def _time(process: Any) -> str:
-    """What the network is told, in a line."""
+    """What the network gets for a time, in a line."""
     if isinstance(process, Flow):
         return (
             f"{process.clock:g}·t, fractions too"
@@ -155,19 +178,13 @@ def _time(process: Any) -> str:
     return f"the training index, {process.train_steps - 1} to 0"
 
 
-def _shipped(facts: Facts) -> tuple[Preset, ...]:
-    """The recommendation of a shipped model's card."""
+def _shipped(facts: Facts) -> tuple[Preset, ...] | None:
+    """The recommendation of a shipped model's card; None of another model."""
     if facts.model not in zoo.MODELS:
-        return ()
-    card = zoo.card(facts.model)
-    return (
-        Preset(
-            card.default_sampler,
-            card.default_steps,
-            card.default_guidance,
-            f"the card of {facts.model}",
-        ),
-    )
+        return None
+    card, source = zoo.card(facts.model), f"the card of {facts.model}"
+    default = Preset(card.default_sampler, card.default_steps, card.default_guidance, source)
+    return (default,)
 
 
 def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
@@ -181,15 +198,13 @@ def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
 
 
 def _steps(presets: tuple[Preset, ...], sampler: str | None) -> int:
-    """The recommendation's number of steps for this sampler, else that of the first, else
-    timonel's.
-    """
+    """The steps of the recommendation for this sampler, else of the first, else timonel's."""
     if sampler is not None and not sampler.endswith("Scheduler"):
-        asked = Sampler(sampler)
-        if asked.fitted is not None:
-            return asked.fitted.steps
+        named = Sampler(sampler)
+        if named.fitted is not None:
+            return named.fitted.steps
         for preset in presets:
-            if Sampler(preset.sampler).label == asked.label:
+            if Sampler(preset.sampler).label == named.label:
                 return preset.steps
     return presets[0].steps if presets else STEPS
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..core import grids
 from ..core import prediction as predictions
-from ..core.process import Process
 from ..core.sampler import Sampler
 from ..errors import TimonelError
 from ..pipelines.family.facts import Facts
@@ -72,12 +72,10 @@ class Advice:
 def samplers(facts: Facts, family: str | None) -> tuple[Advice, ...]:
     """The samplers that suit, best first."""
     if family is not None and FAMILIES[family].distilled:
-        own = dict.fromkeys(Sampler(preset.sampler).name for preset in PRESETS[family])
-        return tuple(Advice(name, DISTILLED[name]) for name in own)
-    return tuple(
-        Advice(name, why)
-        for name, why in SAMPLERS.get(facts.process.kind, SAMPLERS["flow"]).items()
-    )
+        names = dict.fromkeys(Sampler(preset.sampler).name for preset in PRESETS[family])
+        return tuple(Advice(name, DISTILLED[name]) for name in names)
+    known = SAMPLERS.get(facts.process.kind, SAMPLERS["flow"])
+    return tuple(Advice(name, why) for name, why in known.items())
 
 
 def grids_for(facts: Facts, family: str | None) -> tuple[Advice, ...]:
@@ -87,7 +85,7 @@ def grids_for(facts: Facts, family: str | None) -> tuple[Advice, ...]:
         grid = "lcm" if family in ("lcm", "lcm_lora", "tcd") else "trailing"
         return (Advice(grid, LEVELS),)
     named = dict(GRIDS.get(process.kind, {"trailing": "evenly spaced over the training times"}))
-    if process.kind == "vp" and _pure(process):
+    if process.kind == "vp" and process.sigma_max == math.inf:
         named = {"trailing": ZERO}
     if family in PUBLISHED:
         name, why = PUBLISHED[family]
@@ -104,13 +102,7 @@ def refused(facts: Facts) -> dict[str, str]:
 def refusal(facts: Facts, grid: str) -> str | None:
     """Why `grid` cannot be visited, or None."""
     try:
-        made = grids.make(grid, facts.process, STEPS)
-        predictions.coefficients(facts.prediction, made[0])
+        predictions.coefficients(facts.prediction, grids.make(grid, facts.process, STEPS)[0])
     except TimonelError as error:
         return str(error)
     return None
-
-
-def _pure(process: Process) -> bool:
-    """Whether the noisiest level of the process has no signal left."""
-    return process.sigma_max == float("inf")

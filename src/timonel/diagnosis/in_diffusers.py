@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
+
 from ..core.sampler import Sampler
 from ..errors import UnknownName
 from ..pipelines.family.facts import Facts, Loop
@@ -49,6 +51,8 @@ FLOW = {
     "heun": "FlowMatchHeunDiscreteScheduler",
     "lcm": "FlowMatchLCMScheduler",
 }
+#: the same for EDM models
+EDM = {"euler": "EDMEulerScheduler", "dpmpp_2m": "EDMDPMSolverMultistepScheduler"}
 FLAGS: dict[str, dict[str, Any]] = {
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
@@ -75,13 +79,19 @@ def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A scheduler of diffusers as one writes it. `cls` None: diffusers has no such sampler, for the
-    reason `lacks`.
+    """A scheduler of diffusers as one writes it.
+
+    Args:
+        cls: the class; None where diffusers has no such sampler.
+        flags: what its `from_config` gets.
+        lists: what a pipeline's call gets in place of a number of steps.
+        listed: the list of AysSchedules that this is.
+        lacks: why there is no class.
     """
 
     cls: type | None
     flags: Mapping[str, Any] = field(default_factory=dict)
-    given: Mapping[str, Any] = field(default_factory=dict)
+    lists: Mapping[str, Any] = field(default_factory=dict)
     listed: str = ""
     lacks: str = ""
 
@@ -102,65 +112,46 @@ class Peer:
         """The line of Python."""
         assert self.cls is not None
         flags = "".join(f", {k}={v!r}" for k, v in self.flags.items())
-        listed = (
-            f" and pipe(…, {next(iter(self.given))}=AysSchedules[{self.listed!r}])"
-            if self.listed
-            else ""
-        )
-        return f"{self.cls.__name__}.from_config(pipe.scheduler.config{flags}){listed}"
+        line = f"{self.cls.__name__}.from_config(pipe.scheduler.config{flags})"
+        if not self.listed:
+            return line
+        return f"{line} and pipe(…, {next(iter(self.lists))}=AysSchedules[{self.listed!r}])"
 
 
-def own(facts: Facts) -> Peer:
+def shipped(facts: Facts) -> Peer:
     """The scheduler that the model comes with."""
-    import diffusers
-
     cls = getattr(diffusers, facts.own, None)
     if isinstance(cls, type):
         return Peer(cls)
-    return Peer(
-        None,
-        lacks=(
-            f"diffusers has no class {facts.own!r}" if facts.own else "no scheduler class is named"
-        ),
+    missing = (
+        f"diffusers has no class {facts.own!r}" if facts.own else "no scheduler class is named"
     )
+    return Peer(None, lacks=missing)
 
 
 def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> Peer:
-    """What one writes for the sampler or diffusers class `asked`, with `flags` of from_config
-    besides.
-    """
-    import diffusers
+    """What one writes for a sampler.
 
+    Args:
+        facts: of the model.
+        loop: of its pipeline.
+        asked: a sampler, or a class of diffusers.
+        flags: of `from_config` besides.
+
+    Raises:
+        UnknownName: a class that diffusers does not have.
+    """
     if asked.endswith("Scheduler"):
-        cls = getattr(diffusers, asked, None)
-        if not isinstance(cls, type):
-            known = {name for name, _ in CLASSES.values()} | set(FLOW.values())
-            raise UnknownName("scheduler of diffusers", asked, known)
-        return Peer(cls, dict(flags))
-    sampler = Sampler(asked)
-    kind, grid = facts.process.kind, sampler.grid
+        return Peer(_class(asked), dict(flags))
+    sampler, kind = Sampler(asked), facts.process.kind
     if sampler.name not in CLASSES:
         return Peer(None, lacks=f"diffusers has no scheduler for {sampler.name!r}")
-    name, options = CLASSES[sampler.name]
-    if kind == "flow":
-        name = FLOW.get(sampler.name, name)
-    elif facts.own.startswith("EDM") and sampler.name in ("euler", "dpmpp_2m"):
-        name = "EDMEulerScheduler" if sampler.name == "euler" else "EDMDPMSolverMultistepScheduler"
-    cls = getattr(diffusers, name)
+    name, options = _named(facts, sampler)
+    cls, grid = getattr(diffusers, name), sampler.grid
     if grid == "ays":
         grid = {"vp": "ays_sdxl", "edm": "ays_svd"}.get(kind, grid)
     if grid in LISTS:
-        argument, listed = LISTS[grid]
-        from diffusers.schedulers import AysSchedules
-
-        if argument not in loop.lists:
-            return Peer(
-                None,
-                lacks=(
-                    f"{facts.pipeline} takes no {argument}=, so AysSchedules cannot be given to it"
-                ),
-            )
-        return Peer(cls, {**options, **flags}, {argument: list(AysSchedules[listed])}, listed)
+        return _listed(facts, loop, cls, {**options, **flags}, *LISTS[grid])
     if grid is not None and grid not in FLAGS:
         return Peer(None, lacks=f"diffusers has no grid {grid!r}")
     spaced = dict(FLAGS.get(grid or "", {}))
@@ -169,11 +160,36 @@ def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> P
     return Peer(cls, {**options, **_to_flow(cls, kind), **spaced, **flags})
 
 
+def _class(name: str) -> type:
+    cls = getattr(diffusers, name, None)
+    if isinstance(cls, type):
+        return cls
+    known = {name for name, _ in CLASSES.values()} | set(FLOW.values())
+    raise UnknownName("scheduler of diffusers", name, known)
+
+
+def _named(facts: Facts, sampler: Sampler) -> tuple[str, dict[str, Any]]:
+    """The class for a sampler on this model's process, and its flags."""
+    name, options = CLASSES[sampler.name]
+    if facts.process.kind == "flow":
+        return FLOW.get(sampler.name, name), options
+    return EDM.get(sampler.name, name) if facts.own.startswith("EDM") else name, options
+
+
+def _listed(
+    facts: Facts, loop: Loop, cls: type, flags: Mapping[str, Any], argument: str, name: str
+) -> Peer:
+    """A class on a list of AysSchedules, which the pipeline's call has to take."""
+    from diffusers.schedulers import AysSchedules
+
+    if argument in loop.lists:
+        return Peer(cls, flags, {argument: list(AysSchedules[name])}, name)
+    lacks = f"{facts.pipeline} takes no {argument}=, so AysSchedules cannot be given to it"
+    return Peer(None, lacks=lacks)
+
+
 def _to_flow(cls: type, kind: str) -> dict[str, Any]:
-    """The flags without which a class with both kinds of process would not take a model for a flow."""
-    takes = "use_flow_sigmas" in arguments(cls)
-    return (
-        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        if kind == "flow" and takes
-        else {}
-    )
+    """The flags that a class with both kinds of process needs to take a model for a flow."""
+    if kind != "flow" or "use_flow_sigmas" not in arguments(cls):
+        return {}
+    return {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}

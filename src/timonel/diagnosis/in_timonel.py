@@ -1,6 +1,4 @@
-"""A combination in timonel: the same scheduler of diffusers by its name and flags, or the sampler
-by its own.
-"""
+"""A combination in timonel: diffusers' scheduler by its name and flags, or timonel's sampler."""
 
 from __future__ import annotations
 
@@ -15,15 +13,22 @@ from ..core.table import Table
 from ..errors import TimonelError
 from ..pipelines.family.facts import Facts, Loop
 from ..pipelines.sockets.scheduler import Scheduler
-from . import dry_run as trials
+from . import dry_run
 from .in_diffusers import Peer
 
 
 @dataclass(frozen=True)
 class Ours:
-    """What timonel does with it. `refused`: why it does not; else the calls, the times, the noise
-    left in the result
-    and its spread on Gaussian data, both exact."""
+    """What timonel does with a combination.
+
+    Args:
+        code: what one writes.
+        refused: why it does not; "" where it does.
+        calls: network calls.
+        times: what the network gets in each of them.
+        left: standard deviation of the noise in the result, exact.
+        spread: that of the result on Gaussian data, over the data's, exact.
+    """
 
     code: str
     refused: str = ""
@@ -39,19 +44,20 @@ Result = tuple[Ours, Table | None]
 def in_timonel(
     facts: Facts, loop: Loop, peer: Peer, asked: str | None, steps: int, by_class: bool
 ) -> Result:
-    """What timonel does, and its table; None where it refuses. `by_class`: asked for in diffusers'
-    words.
+    """What timonel does, and its table; None where it refuses.
+
+    Args:
+        facts: of the model.
+        loop: of its pipeline.
+        peer: the same in diffusers.
+        asked: a sampler, or a class of diffusers; None is the model's own scheduler.
+        steps: how many.
+        by_class: whether it was named in diffusers' words.
     """
-    if asked is None and facts.own == "Scheduler":
-        return _run(
-            "it is timonel's own",
-            facts,
-            loop,
-            steps,
-            {},
-            lambda: Scheduler.from_config(dict(facts.scheduler)),
-        )
     config = dict(facts.scheduler)
+    if asked is None and facts.own == "Scheduler":
+        code = "it is timonel's own"
+        return _run(code, facts, loop, steps, {}, lambda: Scheduler.from_config(config))
     if by_class:
         named = _compat(facts, loop, peer, steps)
         if named[1] is not None or peer.flags or peer.cls is None:
@@ -62,47 +68,36 @@ def in_timonel(
 
 
 def twin(facts: Facts, loop: Loop, peer: Peer, steps: int) -> Table | None:
-    """The table of timonel's scheduler of the same name and flags: the levels that diffusers' class
-    should visit.
-    """
+    """The table of timonel's scheduler of the same name and flags, as diffusers' should be."""
     return _compat(facts, loop, peer, steps, configured=True)[1]
 
 
 def _compat(facts: Facts, loop: Loop, peer: Peer, steps: int, configured: bool = False) -> Result:
     name = facts.own if peer.cls is None else peer.cls.__name__
     if peer.cls is None or name not in compat.__all__:
-        return (
-            Ours("", refused=f"timonel.compat has no {name}; name one of `timonel samplers`"),
-            None,
-        )
-    cls = getattr(compat, name)
-    code, config = f"the same line, after: from timonel.compat import {name}", dict(facts.scheduler)
-    return _run(
-        code,
-        facts,
-        loop,
-        steps,
-        peer.given,
-        lambda: cls.from_config(config, **peer.flags),
-        configured,
-    )
+        refused = f"timonel.compat has no {name}; name one of `timonel samplers`"
+        return Ours("", refused=refused), None
+    cls, config = getattr(compat, name), dict(facts.scheduler)
+    code = f"the same line, after: from timonel.compat import {name}"
+
+    def make() -> Any:
+        return cls.from_config(config, **peer.flags)
+
+    return _run(code, facts, loop, steps, peer.lists, make, configured)
 
 
 def _run(
-    code: str, facts: Facts, loop: Loop, steps: int, given: Mapping[str, Any],
-    make: Callable[[], Any],
-    configured: bool = False,
+    code: str, facts: Facts, loop: Loop, steps: int, lists: Mapping[str, Any],
+    make: Callable[[], Any], configured: bool = False,
 ) -> Result:  # fmt: skip
     try:
-        made = make()
-        trials.listed(made, loop, facts.process, steps, dict(given), configured)
+        scheduler = make()
+        dry_run.listed(scheduler, loop, facts.process, steps, dict(lists), configured)
     except TimonelError as error:
         return Ours(code, refused=str(error)), None
-    table = made.run.table
-    return (
-        Ours(code, "", table.nfe, tuple(table.time[:-1].tolist()), left(table), spread(table)),
-        table,
-    )
+    table = scheduler.run.table
+    times = tuple(table.time[:-1].tolist())
+    return Ours(code, "", table.nfe, times, left(table), spread(table)), table
 
 
 def left(table: Table) -> float:
@@ -114,4 +109,4 @@ def left(table: Table) -> float:
 
 def spread(table: Table) -> float:
     """Standard deviation of the result for Gaussian data, over the data's."""
-    return float(spreads(table, trials.DATA)[-1])
+    return float(spreads(table, dry_run.DATA)[-1])

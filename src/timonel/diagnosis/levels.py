@@ -1,5 +1,6 @@
-"""The levels that a scheduler of diffusers or a table visits, as the share of noise, sigma / (alpha
-+ sigma).
+"""Levels of a scheduler of diffusers or of a table, as their share of noise.
+
+The share is sigma / (alpha + sigma).
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor
 from ..core.process import Process, double
 from ..core.table import Table
 
-MOVED = 0.02  # how far two shares may be apart for their levels to count as the same
+MOVED = 0.02  # two shares that differ by less count as one level
 
 
 def of_scheduler(process: Process, scheduler: Any) -> Tensor:
-    """By its sigmas, or where it keeps none by its times and the clean level after them."""
+    """The levels by its sigmas, or where it keeps none by its times and the clean level after."""
     if not complete(scheduler):
         times = scheduler.timesteps.double().cpu()
         level = process.at_time(times.clamp(*times_of(process)))
@@ -27,18 +28,14 @@ def of_scheduler(process: Process, scheduler: Any) -> Tensor:
 
 
 def complete(scheduler: Any) -> bool:
-    """Whether the scheduler's sigmas are the levels of all its calls; some have others between
-    them.
-    """
+    """Whether the sigmas are the levels of all calls; some classes have others between them."""
     sigmas = getattr(scheduler, "sigmas", None)
     between = hasattr(scheduler, "sigmas_interpol") or hasattr(scheduler, "mid_point_sigma")
     return sigmas is not None and not between and len(sigmas) == len(scheduler.timesteps) + 1
 
 
 def listed(scheduler: Any) -> Tensor:
-    """The scheduler's own sigmas; turned round where it counts its flow from the picture to the
-    noise.
-    """
+    """The scheduler's sigmas, turned round where they count from the picture to noise."""
     sigmas: Tensor = scheduler.sigmas.double().cpu()
     return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
 
@@ -49,10 +46,10 @@ def of_table(table: Table) -> Tensor:
 
 
 def times_of(process: Process) -> tuple[float, float]:
-    """The lowest and the highest time that the network was trained to be told."""
+    """The lowest and the highest time that the network was trained on."""
     ends = process.at_index(double([0.0, process.train_steps - 1.0])).time
-    told = [*ends.tolist(), float(process.clean().time)]
-    return min(told), max(told)
+    times = [*ends.tolist(), float(process.clean().time)]
+    return min(times), max(times)
 
 
 def noisiest(process: Process) -> Tensor:

@@ -1,6 +1,4 @@
-"""A diagnosis as text: what it is, what suits it, the combination, the presets. Short enough for
-one screen.
-"""
+"""A diagnosis as text that fits one screen: model, advice, the combination, the presets."""
 
 from __future__ import annotations
 
@@ -30,17 +28,17 @@ STYLES = {
 }
 
 
-def text(found: Diagnosis, width: int = WIDTH) -> str:
+def text(diagnosis: Diagnosis, width: int = WIDTH) -> str:
     """The whole report, in lines of at most `width`."""
-    parts = [_what(found), _suits(found), _combination(found), _presets(found)]
+    parts = [_what(diagnosis), _suits(diagnosis), _combination(diagnosis), _presets(diagnosis)]
     return "\n\n".join("\n".join(_lines(part, width)) for part in parts)
 
 
-def show(found: Diagnosis, console: Console) -> None:
+def show(diagnosis: Diagnosis, console: Console) -> None:
     """The report on a terminal, in its width and colours."""
     from rich.text import Text
 
-    for line in plain(text(found, min(WIDTH, console.width))).split("\n"):
+    for line in plain(text(diagnosis, min(WIDTH, console.width))).split("\n"):
         styled = Text(line)
         for style, pattern in STYLES.values():
             styled.highlight_regex(pattern, style)
@@ -61,37 +59,33 @@ def _lines(rows: Iterator[Row], width: int) -> Iterator[str]:
         )
 
 
-def _what(found: Diagnosis) -> Iterator[Row]:
-    yield f"{found.model}: {found.title}", "", 0
+def _what(diagnosis: Diagnosis) -> Iterator[Row]:
+    yield f"{diagnosis.model}: {diagnosis.title}", "", 0
     named = "not named in the configuration"
-    if found.told:
-        yield "told by", f"{found.pipeline}; {found.told}", 0
+    if diagnosis.told:
+        yield "told by", f"{diagnosis.pipeline}; {diagnosis.told}", 0
     else:
-        yield "pipeline", found.pipeline or named, 0
-    if found.doubt:
-        yield "not told", found.doubt, 0
-    yield "process", found.process, 0
-    yield "predicts", f"{found.prediction}; the network is told {found.time}", 0
-    yield "scheduler", found.scheduler or named, 0
+        yield "pipeline", diagnosis.pipeline or named, 0
+    if diagnosis.doubt:
+        yield "not told", diagnosis.doubt, 0
+    yield "process", diagnosis.process, 0
+    yield "predicts", f"{diagnosis.prediction}; the network is told {diagnosis.time}", 0
+    yield "scheduler", diagnosis.scheduler or named, 0
 
 
-def _suits(found: Diagnosis) -> Iterator[Row]:
+def _suits(diagnosis: Diagnosis) -> Iterator[Row]:
     yield "What suits it", "", 0
-    for label, advice in (("samplers", found.samplers), ("grids", found.grids)):
+    for label, advice in (("samplers", diagnosis.samplers), ("grids", diagnosis.grids)):
         for i, one in enumerate(advice):
             yield label if i == 0 else "", f"{one.name:<16} {one.why}", 17
-    if found.refused:
-        yield "no grids", f"{', '.join(found.refused)}: this process has no such levels", 0
+    if diagnosis.refused:
+        yield "no grids", f"{', '.join(diagnosis.refused)}: this process has no such levels", 0
 
 
-def _combination(found: Diagnosis) -> Iterator[Row]:
-    tried = found.combination
-    own = tried.asked == found.scheduler
-    yield (
-        f"{'Its own scheduler' if own else 'Your combination'}: {tried.asked}, {tried.steps} steps",
-        "",
-        0,
-    )
+def _combination(diagnosis: Diagnosis) -> Iterator[Row]:
+    tried = diagnosis.combination
+    whose = "Its own scheduler" if tried.asked == diagnosis.scheduler else "Your combination"
+    yield f"{whose}: {tried.asked}, {tried.steps} steps", "", 0
     if tried.code:
         yield "diffusers", tried.code, 0
     for finding in tried.findings:
@@ -106,12 +100,12 @@ def _combination(found: Diagnosis) -> Iterator[Row]:
     yield "", f"ok       {ours.calls} network calls, told {shown(ours.times)}", 9
 
 
-def _presets(found: Diagnosis) -> Iterator[Row]:
+def _presets(diagnosis: Diagnosis) -> Iterator[Row]:
     yield "Recommended", "", 0
-    if not found.presets:
+    if not diagnosis.presets:
         yield "", "nothing is known of this pipeline; begin with timonel's defaults", 0
-    yield from _listed(found.presets)
-    for title, presets in found.alike.items():
+    yield from _listed(diagnosis.presets)
+    for title, presets in diagnosis.alike.items():
         yield f"If it is {title}", "", 0
         yield from _listed(presets)
 

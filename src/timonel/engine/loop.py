@@ -128,7 +128,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
         )
-    run.driver = Loop(unconditional)
+    run.drive_by(Loop(unconditional))
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
     for row in drive(run, Denoisers(denoise, unconditional)):

@@ -1,23 +1,23 @@
-"""Which sampler, on which grid, with how many steps a call runs: one rule for the helm, the drop-in
-scheduler and the command line.
+"""Which sampler, on which grid, with how many steps a call runs.
 
-The sampler is the first of these that there is:
+The helm, the drop-in scheduler and the command line follow this one rule. The sampler is the first
+of these that there is:
 
 1. what the caller names, or what the run was begun with that the call goes on with;
 2. what is set on the pipeline, where it maps: a timonel `Scheduler` with its sampler, a class of
    `timonel.compat`, or a scheduler of diffusers with its flags, whoever has set it, the user or the
    author of the checkpoint;
-3. the card of a shipped model, or the preset of the family (`diagnosis/presets.py`);
+3. the card of a shipped model, or the preset of the family (`family/presets.py`);
 4. what was measured nearest: `sampler.DEFAULT` on the grid `grids.usual`, see
    docs/which-sampler.md.
 
 A shipped model is used as its card says: the scheduler in its folder says what the network was
 trained for and counts as set once it is replaced or changed.
 
-A sampler that names no grid takes the solver's own. The one that is set on the pipeline keeps the
-levels that its config asks for. One that the caller names is put on them too where somebody chose
-them: a sigma flag, or trailing times, which no class of diffusers has by default (few-step models
-are distilled on them). Else it takes the process' usual grid, `grids.usual`. In the drop-in
+A sampler that names no grid takes the solver's own, else `grids.usual`, the one usual grid of a
+process. The sampler that is set on the pipeline keeps the levels that its config asks for. One that
+the caller names is put on them too where somebody chose them: a sigma flag, or trailing times,
+which no class of diffusers has by default (few-step models are distilled on them). In the drop-in
 scheduler the config is the caller's word, so its `timestep_spacing` always acts.
 
 The steps are the caller's, else the card's, else the few that a model was distilled for where the
@@ -28,32 +28,33 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import zoo
-from ..core import grids, names, solvers
+from ..core import grids, solvers
 from ..core.process import Process
-from ..core.process.config import class_of
 from ..core.run import Run
 from ..core.sampler import STEPS, Sampler
-from ..core.table import Table
 from ..errors import ArgumentError, SchedulerReplaced, TimonelError
+from .classes import config as classes
+from .classes import levels
+from .classes.rows import CLASSES
+from .classes.rule import SHAPES, Request
+from .classes.tables import FEW as LOWERED
+from .classes.tables import Part
+from .family.facts import read as facts
+from .family.families import recognise
+from .family.presets import PRESETS
 from .inspect_source import indexes_by_time
 from .sockets import kept
-from .sockets.requested_levels import GRID_FLAGS
+from .sockets.configured import Configured
 
-# steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA, model
-# card
+# steps of a consistency model: diffusers, LatentConsistencyModelPipeline; h1t/TCD-SD15-LoRA's card
 FEW = 4
 SPACINGS = ("leading", "linspace")  # what classes of diffusers have by default
-NAMED, RESUMED, SET, NEAREST = (
-    "as named",
-    "of the run that goes on",
-    "set on the pipeline",
-    "measured nearest for this noise process",
-)
+NAMED, RESUMED, SET = "as named", "of the run that goes on", "set on the pipeline"
+NEAREST = "measured nearest for this noise process"
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,23 @@ class Choice:
     steps_why: str
 
     def __str__(self) -> str:
+        """The choice in a line."""
         return (
             f"{self.sampler.label}, {self.sampler.steps} steps (sampler {self.why}; steps"
             f" {self.steps_why})"
         )
 
-    def listed(self, made: Sampler, steps: int) -> Choice:
+    def listed(self, settled: Sampler, steps: int) -> Choice:
         """The choice of a call with a list of levels, which makes so many steps."""
-        return replace(self, sampler=replace(made, steps=steps), steps_why="of your list of levels")
+        sampler = replace(settled, steps=steps)
+        return replace(self, sampler=sampler, steps_why="of your list of levels")
 
-    def on(self, made: Sampler) -> Choice:
+    def on(self, settled: Sampler) -> Choice:
         """The choice with the grid that a scheduler has settled."""
-        if self.sampler.fitted is not None or made.grid is None:
+        if self.sampler.fitted is not None or settled.grid is None:
             return self
-        return replace(
-            self, sampler=replace(self.sampler, grid=made.grid, grid_options=made.grid_options)
-        )
+        grid, options = settled.grid, settled.grid_options
+        return replace(self, sampler=replace(self.sampler, grid=grid, grid_options=options))
 
 
 @dataclass(frozen=True)
@@ -122,50 +124,28 @@ def choose(
 
     Args:
         model: what the call is made on.
-        sampler, steps: what the caller names; None is nothing.
+        sampler: what the caller names; None is nothing.
+        steps: what the caller names; None is nothing.
         fitted: the shipped sampler for this card, its steps and the call's guidance, which goes
-        before the card's own.
+            before the card's own.
 
     Returns:
         The choice. Its grid is None where the config of the model's scheduler decides it.
 
     Raises:
-        ArgumentError: for a sampler that cannot be, or steps that a fitted one does not have.
+        ArgumentError: a sampler that cannot be, or steps that a fitted one does not have.
     """
-    made, why = _sampler(model, sampler, fitted)
-    count, steps_why = _steps(model, made, steps)
-    made = replace(made, steps=count)
+    named, why = _sampler(model, sampler, fitted)
+    count, steps_why = _steps(model, named, steps)
+    named = replace(named, steps=count)
     if why.startswith(SET):
-        return Choice(_as_set(model, _few(model, made, count), count), why, steps_why)
+        return Choice(_as_set(model, _few(model, named, count), count), why, steps_why)
     if _configured(model):
-        return Choice(made, why, steps_why)
-    settled = made.on(model.process)
-    if not _named_levels(made) and indexes_by_time(model.pipe):
+        return Choice(named, why, steps_why)
+    settled = named.on(model.process)
+    if not _named_levels(named) and indexes_by_time(model.pipe):
         settled = replace(settled, grid="trailing")  # of whole training times
     return Choice(settled, why, steps_why)
-
-
-def begun(asked: Sampler, made: Sampler, table: Table) -> Sampler | None:
-    """The sampler that a run keeps, so that a later call lists the same levels.
-
-    Args:
-        asked: what was chosen for the call.
-        made: the same with its levels settled; without a grid where a list gave them, which the
-        later call gives too. table: what it makes of them.
-
-    Returns:
-        The sampler; None where it says less than the scheduler did, as a class of `timonel.compat`
-        with its own levels.
-    """
-    if made.fitted is not None:
-        return asked
-    listed = made.sigmas is not None or made.times is not None
-    if table.seen is not None or not (listed or made.grid is not None or table.grid in grids.GRIDS):
-        return None
-    if listed and (made.sigmas, made.times) == (asked.sigmas, asked.times):
-        return asked
-    grid = None if listed else made.grid or table.grid
-    return replace(asked, grid=grid, grid_options=made.grid_options, sigmas=None, times=None)
 
 
 def of_run(run: Run) -> Sampler:
@@ -202,30 +182,28 @@ def resumed(model: Model, run: Run, steps: int | None) -> Choice:
         The run's own sampler, with the steps of its whole list.
 
     Raises:
-        ArgumentError: for another number of steps, or a run that says no sampler.
+        ArgumentError: another number of steps, or a run that says no sampler.
     """
-    own = of_run(run)
-    made = choose(model, own, own.steps or steps)
-    if steps not in (None, made.sampler.steps):
+    begun = of_run(run)
+    choice = choose(model, begun, begun.steps or steps)
+    if steps not in (None, choice.sampler.steps):
         raise ArgumentError(
-            f"the run to resume is {own.label!r} with {made.sampler.steps} steps, this call asks"
+            f"the run to resume is {begun.label!r} with {choice.sampler.steps} steps, this call asks"
             f" for {steps}: leave steps= out to go on with it"
         )
-    return replace(made, why=RESUMED, steps_why=RESUMED)
+    return replace(choice, why=RESUMED, steps_why=RESUMED)
 
 
 def _named_levels(sampler: Sampler) -> bool:
     """Whether the sampler's name or its caller says which levels it visits."""
-    own = (sampler.fitted, sampler.grid, sampler.sigmas, sampler.times)
-    return any(value is not None for value in own) or solvers.find(sampler.name).grid is not None
+    levels = (sampler.fitted, sampler.grid, sampler.sigmas, sampler.times)
+    return any(v is not None for v in levels) or solvers.find(sampler.name).grid is not None
 
 
 def _configured(model: Model) -> bool:
-    """Whether the config of the scheduler that is set on the pipeline decides the levels of another
-    sampler too.
-    """
+    """Whether the config of the scheduler that is set decides another sampler's levels too."""
     config = model.scheduler.config
-    flagged = any(config.get(flag) for flag in GRID_FLAGS)
+    flagged = any(config.get(flag) for flag in SHAPES)
     return not model.as_shipped and (flagged or config.get("timestep_spacing") not in SPACINGS)
 
 
@@ -236,66 +214,47 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     out. Its Heun of flows goes down to the lowest level, which halves the error of the step to 0
     that no second call corrects.
     """
-    from ..compat.schedulers import CLASSES
-
-    cls = CLASSES.get(type(model.scheduler).__name__)
-    config = model.scheduler.config
-    flagged = any(config.get(flag) for flag in GRID_FLAGS)
-    if cls is None or flagged or sampler.grid is not None:
+    name, config = type(model.scheduler).__name__, model.scheduler.config
+    flagged = any(config.get(flag) for flag in SHAPES)
+    if name not in CLASSES or flagged or sampler.grid is not None:
         return sampler
-    two_calls = cls.family == "flow" and sampler.name == "heun"
-    if (cls.family, model.process.kind) != ("dpm", "vp") and (
-        model.process.kind != "flow" or not two_calls
-    ):
+    row = CLASSES[name]
+    spaced = (row.levels.family, model.process.kind) == ("dpm", "vp")
+    heun = model.process.kind == row.levels.family == "flow" and sampler.name == "heun"
+    if not (spaced or heun):
         return sampler
-    scheduler = cls.from_config(config)
-    scheduler.set_timesteps(steps)
-    times, end = (
-        scheduler.settled_times.tolist(),
-        scheduler.run.table.level(scheduler.run.table.nfe),
-    )
+    keys = classes.carried_over(name, config)
+    process, _, named = classes.meaning(keys)
+    flags = classes.level_flags(name, process, keys.config)
+    listed = levels.make(row.levels, process, flags, Request(steps))
+    row.table(Part(flags, listed, named, listed.grid))  # refuses flags that go astray there
+    times = listed.grid.time[:-1].tolist()
     if len(times) != steps:
         return sampler
-    if bool(end.sigma > 0) and hasattr(
-        scheduler, "schedule"
-    ):  # above zero a full order up to the end goes astray
-        sampler = replace(sampler, options={**sampler.options, "order": scheduler.schedule})
+    if row.orders is not None and bool(listed.grid.sigma[-1] > 0):
+        # above zero a full order up to the end goes astray
+        order = row.orders(flags, listed, steps)
+        sampler = replace(sampler, options={**sampler.options, "order": order})
     return replace(sampler, times=tuple(times))
 
 
-def ends_low(model: Model, made: Choice) -> bool:
-    """Whether the class that is set ends at the lowest training level, with the orders that it has
-    there.
+def ends_low(model: Model, choice: Choice) -> bool:
+    """Whether the class that is set ends at the lowest training level, with its orders there.
 
     To the clean level its last step would be much longer than the others.
     """
-    from ..compat.schedulers import CLASSES
-
-    cls, scheduled = (
-        CLASSES.get(type(model.scheduler).__name__),
-        isinstance(made.sampler.options.get("order"), str),
-    )
-    return (
-        made.why.startswith((SET, RESUMED))
-        and scheduled
-        and cls is not None
-        and bool(cls.fixed.get("ends_at_time_zero"))
-    )
+    row = CLASSES.get(type(model.scheduler).__name__)
+    scheduled = isinstance(choice.sampler.options.get("order"), str)
+    chosen = choice.why.startswith((SET, RESUMED)) and scheduled
+    return chosen and row is not None and row.levels.end == "lowest"
 
 
 def _few(model: Model, sampler: Sampler, steps: int) -> Sampler:
-    """The sampler with an order that so few steps have; diffusers' classes lower theirs without a
-    word too.
-    """
-    from ..compat.rows import FEW as LOWERED
-
+    """The sampler with an order that so few steps have; diffusers' classes lower theirs too."""
     order, config = sampler.options.get("order"), model.scheduler.config
     changed: dict[str, Any] = {"order": steps} if isinstance(order, int) and order > steps else {}
-    falls = (
-        config.get("solver_order") == 3
-        and config.get("lower_order_final", True)
-        and steps < LOWERED
-    )
+    lowered = config.get("lower_order_final", True) and steps < LOWERED
+    falls = config.get("solver_order") == 3 and lowered
     if falls and sampler.fitted is None and "final_order" in solvers.find(sampler.name).options:
         changed["final_order"] = 2
     return replace(sampler, options={**sampler.options, **changed}) if changed else sampler
@@ -313,80 +272,36 @@ def _sampler(
     try:
         return of_scheduler(model.scheduler), f"{SET}: {type(model.scheduler).__name__}"
     except TimonelError as error:
-        made, why = _preset(model) or (Sampler(), NEAREST)
+        sampler, why = _preset(model) or (Sampler(), NEAREST)
         name = type(model.scheduler).__name__
         warnings.warn(
-            f"{error}; {made.label!r} runs in place of the {name} that is set on the pipeline"
+            f"{error}; {sampler.label!r} runs in place of the {name} that is set on the pipeline"
             f" ({why}): name a sampler",
             SchedulerReplaced,
             stacklevel=2,
         )
-        return made, f"{why}, in place of {name}"
+        return sampler, f"{why}, in place of {name}"
 
 
 def of_scheduler(scheduler: Any) -> Sampler:
-    """The sampler that a scheduler of timonel, `timonel.compat` or diffusers is; without a grid,
-    its config's.
+    """The sampler of a scheduler of timonel, `timonel.compat` or diffusers; see `classes.of_class`.
 
-    Raises `ArgumentError` where it is none.
+    Raises:
+        ArgumentError: it is no sampler of timonel.
     """
-    from ..compat.base import Compat
-    from .sockets.scheduler import Scheduler
-
-    if isinstance(scheduler, Scheduler) and not isinstance(scheduler, Compat):
+    if isinstance(scheduler, Configured) and scheduler.keeps_sampler:
         return kept.sampler(scheduler.config)
-    return _of_class(type(scheduler).__name__, scheduler.config)
-
-
-def of_config(config: Mapping[str, Any]) -> Sampler:
-    """The sampler that the class and the flags of a config stand for, else the one that was
-    measured nearest.
-    """
-    try:
-        return _of_class(class_of(config), config)
-    except TimonelError:
-        return Sampler()
-
-
-def _of_class(name: str, config: Mapping[str, Any]) -> Sampler:
-    """A class of diffusers with its flags as a sampler without a grid. Raises `ArgumentError` where
-    it is none.
-    """
-    from ..compat.flags import LEARNED
-    from ..compat.schedulers import CLASSES
-
-    if name == "DDPMScheduler" and config.get("variance_type") in LEARNED:
-        raise ArgumentError(
-            f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel"
-        )
-    if name in CLASSES:
-        made: Sampler = CLASSES[name].from_config({**config, "_class_name": name}).sampler
-        usual = inspect.signature(solvers.find(made.name).make).parameters
-        return replace(
-            made,
-            options={
-                k: v for k, v in made.options.items() if k not in usual or usual[k].default != v
-            },
-        )
-    if names.key(name) in names.ALIASES:
-        return Sampler(name)
-    raise ArgumentError(f"{name or 'a scheduler without a name'} is no sampler of timonel")
+    return classes.of_class(type(scheduler).__name__, scheduler.config)
 
 
 def _preset(model: Model) -> tuple[Sampler, str] | None:
     """The first preset of the family that the pipeline is recognised as."""
-    from .family.facts import read
-    from .family.families import recognise
-    from .family.presets import PRESETS
-
-    family = recognise(read(model.pipe))
+    family = recognise(facts(model.pipe))
     if family is None:
         return None
     first = PRESETS[family][0]
-    return (
-        Sampler(first.sampler, options=dict(first.options), steps=first.steps),
-        f"preset of {family}",
-    )
+    sampler = Sampler(first.sampler, options=dict(first.options), steps=first.steps)
+    return sampler, f"preset of {family}"
 
 
 def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]:
@@ -400,27 +315,27 @@ def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]
         return model.card.default_steps, f"of the card of {model.card.name}"
     if solvers.find(sampler.name).grid == "lcm":
         return FEW, f"few, as for all models distilled for {sampler.name}"
-    own = steps_of(model.pipe)
-    return (
-        (STEPS, "timonel's default")
-        if own is None
-        else (own, f"the default of {type(model.pipe).__name__}")
-    )
+    default = steps_of(model.pipe)
+    if default is None:
+        return STEPS, "timonel's default"
+    return default, f"the default of {type(model.pipe).__name__}"
 
 
 def steps_of(pipe: Any) -> int | None:
-    """The number of steps that a pipeline makes where none is given; None where it has no such
-    number.
-    """
-    found = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
-    value = None if found is None else found.default
+    """The number of steps that a pipeline makes by default; None where it has no such number."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    value = None if parameter is None else parameter.default
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def checked(named: int | None, own: int | None) -> int | None:
-    """The steps of a call that may give them under two names. Raises `ArgumentError` where those
-    disagree.
+def checked(named: int | None, by_pipeline: int | None) -> int | None:
+    """The steps of a call that may come under two names, `steps` and the pipeline's.
+
+    Raises:
+        ArgumentError: those disagree.
     """
-    if named is not None and own is not None and named != own:
-        raise ArgumentError(f"steps={named} and num_inference_steps={own} disagree; give one")
-    return own if named is None else named
+    if None not in (named, by_pipeline) and named != by_pipeline:
+        raise ArgumentError(
+            f"steps={named} and num_inference_steps={by_pipeline} disagree; give one"
+        )
+    return by_pipeline if named is None else named

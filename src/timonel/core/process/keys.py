@@ -1,8 +1,7 @@
-"""Which numbers the keys of a scheduler's config may have: diffusers' arguments and those of
-`timonel.Scheduler`.
+"""Which numbers the keys of a scheduler's config may have.
 
-A key has one range wherever it is read: in a config, as an argument, or written into a config
-later.
+They are diffusers' arguments and those of `timonel.Scheduler`. A key has one range wherever it is
+read: in a config, as an argument, or written into a config later.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ MOST_TOKENS = 10**9
 
 
 class Range(NamedTuple):
-    """From `low` to `high`. `whole`: only whole numbers; `above`: not `low` itself; `infinite`: the
-    ends may be.
+    """Numbers from `low` to `high`.
+
+    `whole`: only whole numbers; `above`: not `low` itself; `infinite`: the ends may be.
     """
 
     low: float = -math.inf
@@ -30,16 +30,11 @@ class Range(NamedTuple):
     infinite: bool = False
 
     def __str__(self) -> str:
-        what = (
-            "a whole number" if self.whole else "a number" if self.infinite else "a finite number"
-        )
-        low = (
-            f"{'above' if self.above else 'of at least'} {self.low:g}"
-            if self.low > -math.inf
-            else ""
-        )
-        high = f"at most {self.high:.15g}" if self.high < math.inf else ""
-        return " ".join([what, " and ".join(part for part in (low, high) if part)]).strip()
+        kind = "whole" if self.whole else "" if self.infinite else "finite"
+        low = f"{'above' if self.above else 'of at least'} {self.low:g}"
+        high = f"at most {self.high:.15g}"
+        ends = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
+        return " ".join(part for part in ("a", kind, "number", " and ".join(ends)) if part)
 
     def read(self, value: Any) -> float | int | None:
         """`value` as a Python number; None where it is none or lies outside."""
@@ -55,24 +50,19 @@ class Range(NamedTuple):
             except OverflowError:
                 return None
             fits = math.isfinite(value) or (self.infinite and not math.isnan(value))
-        return (
-            value
-            if fits and self.low <= value <= self.high and not (self.above and value == self.low)
-            else None
-        )
+        inside = fits and self.low <= value <= self.high
+        return None if not inside or (self.above and value == self.low) else value
 
 
 POSITIVE, COUNT = Range(0, above=True), Range(1, MOST_LEVELS, whole=True)
 RANGES: dict[str, Range] = {
     # what the model was trained for
     "num_train_timesteps": COUNT, "beta_start": Range(0, 1), "beta_end": Range(0, 1),
-    "snr_shift_scale": POSITIVE,
-    "sigma_min": Range(0, MOST_SIGMA, above=True), "sigma_max": Range(0, MOST_SIGMA, above=True),
-    "sigma_data": Range(0, MOST_SIGMA, above=True), "rho": POSITIVE,
+    "snr_shift_scale": POSITIVE, "rho": POSITIVE,
+    **dict.fromkeys(("sigma_min", "sigma_max", "sigma_data"), Range(0, MOST_SIGMA, above=True)),
     # which levels are visited
     "steps_offset": Range(0, MOST_LEVELS, whole=True), "original_inference_steps": COUNT,
-    "shift": POSITIVE,
-    "flow_shift": POSITIVE, "base_shift": Range(), "max_shift": Range(),
+    "shift": POSITIVE, "flow_shift": POSITIVE, "base_shift": Range(), "max_shift": Range(),
     "shift_terminal": Range(0, 1),
     "base_image_seq_len": Range(1, MOST_TOKENS, whole=True),
     "max_image_seq_len": Range(1, MOST_TOKENS, whole=True),
@@ -86,11 +76,13 @@ RANGES: dict[str, Range] = {
 
 
 def number(key: str, value: Any, default: Any = None) -> Any:
-    """The number of a key of `RANGES`, as Python's. Raises `ArgumentError` for another kind or
-    outside of its range.
+    """The number of a key of `RANGES`, as Python's.
+
+    Raises:
+        ArgumentError: another kind, or outside of its range.
     """
-    made = RANGES[key].read(value)
-    if made is None:
+    read = RANGES[key].read(value)
+    if read is None:
         remedy = "leave it out" if default is None else f"leave it out for {default!r}"
         raise ArgumentError(f"{key} must be {RANGES[key]}, got {shown(value)}; {remedy}")
-    return made
+    return read

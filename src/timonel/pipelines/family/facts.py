@@ -12,21 +12,28 @@ from types import ModuleType
 from typing import Any
 
 from ... import zoo
-from ...core import prediction as predictions
 from ...core.process import Process, from_config
+from ...core.process.config import prediction_of
 from ...errors import ModelError
 from .. import trust
 
 NETWORKS = ("transformer", "unet", "prior")
 # of a hub repository, only the configurations are fetched: a few kilobytes
 PATTERNS = ["model_index.json", "scheduler/*.json", *(f"{name}/config.json" for name in NETWORKS)]
+LISTS = ("timesteps", "sigmas")  # that a pipeline's call may take
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The configurations of one model. `pipeline`: its class's name; `index`: the rest of
-    model_index.json.
+    """The configurations of one model.
+
+    Args:
+        model: its name.
+        pipeline: the class of its pipeline; "" where nothing says it.
+        scheduler: the config of its scheduler.
+        network: the config of its network.
+        index: the rest of model_index.json.
     """
 
     model: str
@@ -37,11 +44,13 @@ class Facts:
 
     @property
     def process(self) -> Process:
+        """The noise process that the scheduler's config describes."""
         return from_config(self.scheduler)
 
     @property
     def prediction(self) -> str:
-        return predictions.from_config(self.scheduler)
+        """What the network predicts."""
+        return prediction_of(self.scheduler)
 
     @property
     def own(self) -> str:
@@ -50,26 +59,33 @@ class Facts:
 
     @property
     def modular(self) -> bool:
-        """Whether it is a ModularPipeline of diffusers, whose guider counts the calls of its loop."""
+        """Whether it is a ModularPipeline of diffusers, whose guider counts calls."""
         return self.pipeline.endswith("ModularPipeline")
 
     @property
     def pipeline_class(self) -> type | None:
-        """diffusers' class of the pipeline, or None where diffusers has none of that name."""
+        """The pipeline's class, or None where diffusers has none of that name."""
         import diffusers
 
-        found = getattr(diffusers, self.pipeline, None)
-        return found if isinstance(found, type) else None
+        cls = getattr(diffusers, self.pipeline, None)
+        return cls if isinstance(cls, type) else None
 
 
 @dataclass(frozen=True)
 class Loop:
     """What a pipeline does with its scheduler, read from its source.
 
-    `begins`: it calls set_begin_index, so that the scheduler need not look its first time up;
-    `generator`: it hands its generator to `step`; `sigmas`: it gives a list of its own; `mu`: it
-    gives a shift; `init`: it reads init_noise_sigma; `scales`: it calls scale_model_input; `lists`:
-    which lists its call takes from the user.
+    Args:
+        module: where its `retrieve_timesteps` is.
+        begins: it calls set_begin_index, so that the scheduler need not look its first time up.
+        generator: `step` gets its generator.
+        sigmas: it makes a list itself.
+        mu: it computes a shift.
+        init: it reads init_noise_sigma.
+        scales: it calls scale_model_input.
+        lists: which lists its call takes from the user.
+        steps: the default number of steps.
+        guidance: the default guidance scale.
     """
 
     module: ModuleType | None = None
@@ -79,16 +95,19 @@ class Loop:
     mu: bool = False
     init: bool = True
     scales: bool = True
-    lists: tuple[str, ...] = ("timesteps", "sigmas")
+    lists: tuple[str, ...] = LISTS
     steps: int | None = None
     guidance: float | None = None
 
 
 def read(model: Any) -> Facts:
-    """The facts of a shipped model, a folder in diffusers' format, a hub name, a pipeline or a
-    scheduler object.
+    """The facts of a model.
 
-    Raises `ModelError` where there is no configuration to read.
+    Args:
+        model: a shipped one, a folder in diffusers' format, a hub name, a pipeline or a scheduler.
+
+    Raises:
+        ModelError: there is no configuration to read.
     """
     if not isinstance(model, (str, Path)):
         return _of_pipeline(model)
@@ -114,9 +133,7 @@ def read(model: Any) -> Facts:
 
 
 def loop(facts: Facts) -> Loop:
-    """What the pipeline's own code does; the habits of Stable Diffusion's where there is no such
-    class.
-    """
+    """What the pipeline's code does; that of Stable Diffusion where there is no such class."""
     cls = facts.pipeline_class
     if cls is None:
         return Loop()
@@ -126,62 +143,54 @@ def loop(facts: Facts) -> Loop:
         return _of_blocks(module)
     try:
         text, whole = inspect.getsource(call), inspect.getsource(module)
-    except (
-        OSError,
-        TypeError,
-    ):  # a stand-in of diffusers' for a pipeline whose libraries are not installed
-        return Loop()
+    except (OSError, TypeError):
+        return Loop()  # a stand-in of diffusers for a pipeline whose libraries are not installed
     parameters = inspect.signature(call).parameters
     values = {name: parameter.default for name, parameter in parameters.items()}
-    scales = [
-        values.get(name) for name in ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
-    ]
+    scales = (values.get(f"{name}_scale") for name in ("guidance", "true_cfg", "max_guidance"))
     guidance = next((float(scale) for scale in scales if isinstance(scale, (int, float))), None)
     steps = values.get("num_inference_steps")
+    steps = steps if isinstance(steps, int) else None
+    lists = tuple(name for name in LISTS if name in parameters)
+    return _of_text(module, text, whole, lists, steps, guidance)
+
+
+def _of_blocks(module: ModuleType) -> Loop:
+    """What the blocks of a modular pipeline do, whose inputs are the call's arguments."""
+    try:
+        before, denoise = (
+            importlib.import_module(f"{module.__package__}.{name}")
+            for name in ("before_denoise", "denoise")
+        )
+        text = inspect.getsource(before) + inspect.getsource(denoise)
+    except (ImportError, OSError, TypeError):
+        return Loop()
+    lists = tuple(name for name in LISTS if f'InputParam("{name}"' in text)
+    return _of_text(before, text, text, lists)
+
+
+def _of_text(
+    module: ModuleType, text: str, whole: str, lists: tuple[str, ...],
+    steps: int | None = None, guidance: float | None = None,
+) -> Loop:  # fmt: skip
+    """What the text of a call does, in the `whole` text of its module."""
+    hands_on = re.search(r"prepare_extra_(step_)?kwargs|\.step\([^)]*generator", text) is not None
     return Loop(
         module,
         begins="set_begin_index" in text,
-        generator="prepare_extra_step_kwargs" in text
-        or re.search(r"\.step\([^)]*generator", text) is not None,
+        generator=hands_on,
         sigmas=re.search(r"sigmas = .*linspace", text) is not None,
         mu="calculate_shift(" in text,
         init="init_noise_sigma" in whole,
         scales="scale_model_input" in whole,
-        lists=tuple(n for n in ("timesteps", "sigmas") if n in parameters),
-        steps=steps if isinstance(steps, int) else None,
+        lists=lists,
+        steps=steps,
         guidance=guidance,
     )
 
 
-def _of_blocks(module: ModuleType) -> Loop:
-    """What the blocks of a modular pipeline do, read from the files beside it; a block's inputs are
-    its arguments.
-    """
-    try:
-        blocks = [
-            importlib.import_module(f"{module.__package__}.{name}")
-            for name in ("before_denoise", "denoise")
-        ]
-        text = "".join(inspect.getsource(block) for block in blocks)
-    except (ImportError, OSError, TypeError):
-        return Loop()
-    return Loop(
-        blocks[0],
-        begins="set_begin_index" in text,
-        generator="prepare_extra_kwargs" in text
-        or re.search(r"\.step\([^)]*generator", text) is not None,
-        sigmas=re.search(r"sigmas = .*linspace", text) is not None,
-        mu="calculate_shift(" in text,
-        init="init_noise_sigma" in text,
-        scales="scale_model_input" in text,
-        lists=tuple(n for n in ("timesteps", "sigmas") if f'InputParam("{n}"' in text),
-    )
-
-
 def _of_pipeline(pipe: Any) -> Facts:
-    """The facts of a loaded pipeline, as it is now, of the one under a helm, or of a scheduler
-    alone.
-    """
+    """The facts of a loaded pipeline as it is now, of the one under a helm, or of a scheduler."""
     pipe = getattr(pipe, "pipe", pipe)
     if callable(getattr(pipe, "set_timesteps", None)) and getattr(pipe, "config", None) is not None:
         return Facts(type(pipe).__name__, "", _of_scheduler(pipe))
@@ -191,18 +200,17 @@ def _of_pipeline(pipe: Any) -> Facts:
             "a model is the name of a shipped one, a folder, a hub name, a diffusers scheduler or"
             f" a diffusers pipeline with a scheduler; got {type(pipe).__name__}"
         )
-    found = next((n for n in NETWORKS if getattr(pipe, n, None) is not None), None)
-    network = {} if found is None else dict(getattr(getattr(pipe, found), "config", None) or {})
-    index = {
-        k: v for k, v in dict(getattr(pipe, "config", None) or {}).items() if not k.startswith("_")
-    }
-    return Facts(type(pipe).__name__, type(pipe).__name__, _of_scheduler(scheduler), network, index)
+    networks = (getattr(pipe, name, None) for name in NETWORKS)
+    network = next((network for network in networks if network is not None), None)
+    config = dict(getattr(pipe, "config", None) or {})
+    index = {key: value for key, value in config.items() if not key.startswith("_")}
+    name = type(pipe).__name__
+    config = dict(getattr(network, "config", None) or {})
+    return Facts(name, name, _of_scheduler(scheduler), config, index)
 
 
 def _of_scheduler(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration with its class, which one that was made in code does not write
-    into it.
-    """
+    """A scheduler's configuration with its class, which one made in code does not write."""
     known = ("diffusers.", "timonel")
     name = next((c.__name__ for c in type(scheduler).__mro__ if c.__module__.startswith(known)), "")
     return {**scheduler.config, "_class_name": name}

@@ -1,6 +1,4 @@
-"""Which family a model belongs to, as far as its configuration tells. What it does not tell is
-said, never guessed.
-"""
+"""Which family a model belongs to, as far as its configuration says."""
 
 from __future__ import annotations
 
@@ -14,10 +12,15 @@ SAME_UNET = "a LoRA or another UNet of the same shape leaves no trace in the con
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table. `title`: as its authors call it; `told`: by which facts; `alike`:
-    families that a
-    configuration like this may also be, with `doubt` why; `distilled`: made for few steps without
-    guidance."""
+    """A row of the table.
+
+    Args:
+        title: as its authors call it.
+        told: by which facts it is recognised.
+        alike: families that a configuration like this may also be.
+        doubt: why.
+        distilled: made for few steps without guidance.
+    """
 
     title: str
     told: str
@@ -27,67 +30,59 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "sd1": Family(
-        "Stable Diffusion 1.x", "UNet with cross_attention_dim 768",
+    "sd1": Family("Stable Diffusion 1.x", "UNet with cross_attention_dim 768",
         ("lcm_lora", "tcd", "hyper_sd"),
-        f"1.4, 1.5 and their fine-tunes are configured alike, and {SAME_UNET}",
-    ),
+        f"1.4, 1.5 and their fine-tunes are configured alike, and {SAME_UNET}"),
     "sd2_base": Family("Stable Diffusion 2.x base",
-    "UNet with cross_attention_dim 1024, predicts epsilon",
-                       ("tcd",), f"2.0 and 2.1 are configured alike, and {SAME_UNET}"),
+        "UNet with cross_attention_dim 1024, predicts epsilon", ("tcd",),
+        f"2.0 and 2.1 are configured alike, and {SAME_UNET}"),
     "sd2_v": Family("Stable Diffusion 2.x (768)", "UNet with cross_attention_dim 1024, predicts v",
-    (),
-                    "2.0 and 2.1 are configured alike"),
+        (), "2.0 and 2.1 are configured alike"),
     "sd_turbo": Family("SD Turbo", "Stable Diffusion 2's UNet, trailing times", (),
-                       "another few-step distillation of Stable Diffusion 2 looks the same", True),
-    "sdxl": Family(
-        "SDXL", "UNet with cross_attention_dim 2048, no few-step scheduler",
-        ("sdxl_lightning", "hyper_sd", "tcd", "lcm_lora"), SAME_UNET,
-    ),
+        "another few-step distillation of Stable Diffusion 2 looks the same", True),
+    "sdxl": Family("SDXL", "UNet with cross_attention_dim 2048, no few-step scheduler",
+        ("sdxl_lightning", "hyper_sd", "tcd", "lcm_lora"), SAME_UNET),
     "sdxl_turbo": Family("SDXL Turbo",
-    "SDXL's UNet, EulerAncestralDiscreteScheduler on trailing times", (),
-                         "a fine-tune of SDXL that was saved with this scheduler looks the same",
-                         True),
-    "sdxl_lightning": Family(
-        "SDXL Lightning", "SDXL's UNet, EulerDiscreteScheduler on trailing times",
-        ("hyper_sd", "sdxl"),
-        "only timestep_spacing='trailing' says so, which Hyper-SD and an SDXL saved like this have too", True,
-    ),
+        "SDXL's UNet, EulerAncestralDiscreteScheduler on trailing times", (),
+        "a fine-tune of SDXL that was saved with this scheduler looks the same", True),
+    "sdxl_lightning": Family("SDXL Lightning",
+        "SDXL's UNet, EulerDiscreteScheduler on trailing times", ("hyper_sd", "sdxl"),
+        "only timestep_spacing='trailing' says so, which Hyper-SD and an SDXL saved like this"
+        " have too", True),
     "hyper_sd": Family("Hyper-SD", "DDIMScheduler on trailing times", ("sdxl_lightning", "sdxl"),
-                       "only the scheduler says so", True),
+        "only the scheduler says so", True),
     "tcd": Family("TCD", "TCDScheduler", ("hyper_sd",), "only the scheduler says so", True),
     "lcm": Family("LCM", "the network is told the guidance (time_cond_proj_dim)", (), "", True),
     "lcm_lora": Family("LCM-LoRA", "LCMScheduler, and the network is not told the guidance", (),
-                       "only the scheduler says so", True),
+        "only the scheduler says so", True),
     "svd": Family("Stable Video Diffusion", "14 frames"),
     "svd_xt": Family("Stable Video Diffusion XT", "25 frames", (),
-    "XT and XT 1.1 are configured alike"),
+        "XT and XT 1.1 are configured alike"),
     "sd3_medium": Family("Stable Diffusion 3 medium", "24 layers, none of dual attention"),
     "sd35_medium": Family("Stable Diffusion 3.5 medium", "24 layers, some of dual attention", (),
-                          "few-step fine-tunes of it are configured alike"),
+        "few-step fine-tunes of it are configured alike"),
     "sd35_large": Family("Stable Diffusion 3.5 large", "38 layers", ("sd35_large_turbo",),
-                         "large and large turbo have the same configuration"),
+        "large and large turbo have the same configuration"),
     "sd35_large_turbo": Family("Stable Diffusion 3.5 large turbo",
-    "by nothing: large has the same configuration", (),
-                               "", True),
+        "by nothing: large has the same configuration", (), "", True),
     "flux_dev": Family("Flux.1 dev", "the network is told the guidance (guidance_embeds)", (),
-                       "fine-tunes and few-step LoRAs of it are configured alike"),
+        "fine-tunes and few-step LoRAs of it are configured alike"),
     "flux_schnell": Family("Flux.1 schnell", "guidance_embeds is false", (),
-                           "de-distilled fine-tunes of it are configured alike, and take more steps", True),
+        "de-distilled fine-tunes of it are configured alike, and take more steps", True),
     "flux2_dev": Family("Flux.2 dev", "its pipeline"),
     "flux2_klein": Family("Flux.2 Klein", "its pipeline, is_distilled", (), "", True),
     "wan21_t2v": Family("Wan 2.1 text to video", "one network of 16 channels"),
     "wan21_i2v": Family("Wan 2.1 image to video", "one network that takes a picture"),
     "wan22_t2v_a14b": Family("Wan 2.2 T2V A14B", "two networks (boundary_ratio)"),
     "wan22_i2v_a14b": Family("Wan 2.2 I2V A14B",
-    "two networks (boundary_ratio) that take a picture"),
+        "two networks (boundary_ratio) that take a picture"),
     "wan22_ti2v_5b": Family("Wan 2.2 TI2V 5B",
-    "a time for every token (expand_timesteps), or 48 channels"),
+        "a time for every token (expand_timesteps), or 48 channels"),
     "qwen_image": Family("Qwen-Image", "its pipeline", (),
-    "few-step LoRAs leave no trace in the configuration"),
+        "few-step LoRAs leave no trace in the configuration"),
     "hunyuan_video": Family("HunyuanVideo", "its pipeline"),
     "z_image_turbo": Family("Z-Image", "its pipeline", (),
-    "Turbo and the base model are told apart by no key", True),
+        "Turbo and the base model are told apart by no key", True),
     "ltx": Family("LTX Video", "its pipeline", (), "the distilled versions are configured alike"),
     "mochi": Family("Mochi 1", "its pipeline"),
 }  # fmt: skip

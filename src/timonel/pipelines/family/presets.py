@@ -1,5 +1,4 @@
-"""What is recommended for each family of models, and who says so. This table is what the report and
-the docs read.
+"""What is recommended for each family of models, and who says so; report and docs read it.
 
 Guidance is in timonel's words: 1 is no guidance, which diffusers' few-step examples write as
 `guidance_scale=0`.
@@ -12,8 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """One recommendation. `sampler` as one types it; `guidance` None: see `note`; `shift`: of a
-    flow's times.
+    """One recommendation.
+
+    Args:
+        sampler: as one types it.
+        steps: how many.
+        guidance: the scale; None: see `note`.
+        source: who says so.
+        note: what else there is to say.
+        shift: of a flow's times.
+        options: of the sampler.
     """
 
     sampler: str
@@ -55,40 +62,38 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
         Preset("dpmpp_2m/karras", 20, 7.5, KARRAS, "the grid A1111 gives this sampler"),
         Preset("dpmpp_2m/ays_sd15", 10, 7.5, AYS, "ten steps on levels searched for SD 1.5"),
         Preset("plms/leading", 50, 7.5, DIFFUSERS.format("StableDiffusionPipeline"),
-        "its own scheduler"),
+               "its own scheduler"),
     ),
     "sd2_base": (Preset("dpmpp_2m/linspace", 20, 7.5, SD2),),
     "sd2_v": (Preset("dpmpp_2m/linspace", 20, 7.5, SD2),),
-    "sd_turbo": (Preset("euler/trailing", 1, 1.0, "stabilityai/sd-turbo, model card",
-    f"1 to 4 steps; {FEW}"),),
+    "sd_turbo": (
+        Preset("euler/trailing", 1, 1.0, "stabilityai/sd-turbo, model card",
+               f"1 to 4 steps; {FEW}"),
+    ),
     "sdxl": (
         Preset("dpmpp_2m_sde/karras", 20, 5.0,
-        "diffusers docs, schedulers: a good all-purpose choice"),
+               "diffusers docs, schedulers: a good all-purpose choice"),
         Preset("dpmpp_2m/ays_sdxl", 10, 5.0, AYS, "ten steps on levels searched for SDXL"),
         Preset("euler/leading", 50, 5.0, DIFFUSERS.format("StableDiffusionXLPipeline"),
-        "its own scheduler"),
+               "its own scheduler"),
     ),
     "sdxl_turbo": (
         Preset("euler_ancestral/trailing", 1, 1.0, "diffusers docs, SDXL Turbo",
-        f"1 to 4 steps; {FEW}"),
+               f"1 to 4 steps; {FEW}"),
     ),
     "sdxl_lightning": (
-        Preset(
-            "euler/trailing", 4, 1.0, "ByteDance/SDXL-Lightning, model card",
-            f"2, 4 or 8 steps, the number in the checkpoint's name; {FEW}",
-        ),
+        Preset("euler/trailing", 4, 1.0, "ByteDance/SDXL-Lightning, model card",
+               f"2, 4 or 8 steps, the number in the checkpoint's name; {FEW}"),
     ),
     "hyper_sd": (
         Preset("ddim/trailing", 4, 1.0, HYPER,
-        f"2, 4 or 8 steps, the number in the LoRA's name; {FEW}"),
+               f"2, 4 or 8 steps, the number in the LoRA's name; {FEW}"),
         Preset("tcd", 4, 1.0, HYPER, "the LoRA of 1 step serves 1 to 8; lower eta for more detail",
-        None,
-               (("eta", 1.0),)),
+               None, (("eta", 1.0),)),
     ),
     "tcd": (
         Preset("tcd", 4, 1.0, "h1t/TCD-SD15-LoRA, model card", f"raise eta with the steps; {FEW}",
-        None,
-               (("eta", 0.3),)),
+               None, (("eta", 0.3),)),
     ),
     "lcm": (
         Preset("lcm", 4, 8.5, DIFFUSERS.format("LatentConsistencyModelPipeline"),
@@ -96,30 +101,30 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     ),
     "lcm_lora": (
         Preset("lcm", 4, 1.0, "stable-diffusion.cpp, docs/lcm.md; SD.Next wiki",
-        "2 to 8 steps, guidance 1 to 2"),
+               "2 to 8 steps, guidance 1 to 2"),
     ),
     "svd": (
         Preset("euler/karras", 25, None, SVD.format(""),
-        "guidance rises over the frames, 1.5 to 3"),
+               "guidance rises over the frames, 1.5 to 3"),
         Preset("euler/ays_svd", 10, None, AYS,
-        "ten steps on levels searched for SVD; guidance 1 to 3"),
+               "ten steps on levels searched for SVD; guidance 1 to 3"),
     ),
     "svd_xt": (
         Preset("euler/karras", 30, None, SVD.format("_xt"),
-        "guidance rises over the frames, 1.5 to 3"),
+               "guidance rises over the frames, 1.5 to 3"),
         Preset("euler/karras", 25, None, DIFFUSERS.format("StableVideoDiffusionPipeline"),
-        "guidance 1 to 3, fps 7"),
+               "guidance 1 to 3, fps 7"),
         Preset("euler/ays_svd", 10, None, AYS,
-        "ten steps on levels searched for SVD; guidance 1 to 3"),
+               "ten steps on levels searched for SVD; guidance 1 to 3"),
     ),
     "sd3_medium": (
         Preset("dpmpp_2m/linspace", 50, 5.0, SD3,
-        "this source takes shift 1; the published configuration has 3"),
+               "this source takes shift 1; the published configuration has 3"),
         Preset("euler", 28, 7.0, DIFFUSERS.format("StableDiffusion3Pipeline"), "its own scheduler"),
     ),
     "sd35_medium": (
         Preset("dpmpp_2m/linspace", 50, 5.0, SD3,
-        "and skip-layer guidance 2.5 on layers 7 to 9, .01 to .3 of the way"),
+               "and skip-layer guidance 2.5 on layers 7 to 9, .01 to .3 of the way"),
         Preset("euler", 28, 7.0, DIFFUSERS.format("StableDiffusion3Pipeline"), "its own scheduler"),
     ),
     "sd35_large": (
@@ -129,41 +134,47 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     "sd35_large_turbo": (Preset("euler/linspace", 4, 1.0, SD3, FEW),),
     "flux_dev": (
         Preset("euler", 50, 3.5, BFL,
-        "the network is told the guidance; nothing is computed twice"),
+               "the network is told the guidance; nothing is computed twice"),
         Preset("euler", 28, 3.5, DIFFUSERS.format("FluxPipeline")),
         Preset("euler/oss_flux", 10, 3.5, OSS, "ten steps on levels searched for Flux"),
     ),
     "flux_schnell": (Preset("euler", 4, 1.0, BFL, "no guidance at all"),),
-    "flux2_dev": (Preset("euler", 50, 4.0, DIFFUSERS.format("Flux2Pipeline"),
-    "the network is told the guidance"),),
+    "flux2_dev": (
+        Preset("euler", 50, 4.0, DIFFUSERS.format("Flux2Pipeline"),
+               "the network is told the guidance"),
+    ),
     "flux2_klein": (Preset("euler", 4, 1.0, "InvokeAI, Flux.2 Klein"),),
     "wan21_t2v": (
         Preset("unipc/flow", 50, 5.0, WAN, "", 5.0),
         Preset("euler/oss_wan", 20, 5.0, OSS, "twenty steps on levels searched for Wan"),
     ),
-    "wan21_i2v": (Preset("unipc/flow", 40, 5.0, WAN,
-    "shift 3 for 480p, 16 from a first to a last frame", 5.0),),
+    "wan21_i2v": (
+        Preset("unipc/flow", 40, 5.0, WAN, "shift 3 for 480p, 16 from a first to a last frame",
+               5.0),
+    ),
     "wan22_t2v_a14b": (
         Preset("unipc/flow", 40, None, WAN22,
-        PAIR.format(3, 4, 0.875) + "; the solver is Wan 2.1's", 12.0),
+               PAIR.format(3, 4, 0.875) + "; the solver is Wan 2.1's", 12.0),
     ),
     "wan22_i2v_a14b": (
         Preset("unipc/flow", 40, None, WAN22,
-        PAIR.format(3.5, 3.5, 0.9) + "; the solver is Wan 2.1's", 5.0),
+               PAIR.format(3.5, 3.5, 0.9) + "; the solver is Wan 2.1's", 5.0),
     ),
     "wan22_ti2v_5b": (Preset("unipc/flow", 50, 5.0, WAN22, "the solver is Wan 2.1's", 5.0),),
     "qwen_image": (
         Preset("euler", 50, 4.0, DIFFUSERS.format("QwenImagePipeline"),
-        "as true_cfg_scale, with a negative prompt"),
+               "as true_cfg_scale, with a negative prompt"),
     ),
     "hunyuan_video": (
         Preset("euler/flow", 50, 6.0, "HunyuanVideo, as in diffusers and Swarm",
-        "the network is told the guidance",
-               7.0),
+               "the network is told the guidance", 7.0),
     ),
-    "z_image_turbo": (Preset("euler", 8, 1.0, "InvokeAI and diffusers, Z-Image-Turbo",
-    "8 or 9 steps"),),
+    "z_image_turbo": (
+        Preset("euler", 8, 1.0, "InvokeAI and diffusers, Z-Image-Turbo", "8 or 9 steps"),
+    ),
     "ltx": (Preset("euler", 50, 3.0, DIFFUSERS.format("LTXPipeline")),),
-    "mochi": (Preset("euler/linear_quadratic", 64, 4.5,
-    "genmoai/models, infer.py; diffusers' MochiPipeline"),),
+    "mochi": (
+        Preset("euler/linear_quadratic", 64, 4.5,
+               "genmoai/models, infer.py; diffusers' MochiPipeline"),
+    ),
 }  # fmt: skip

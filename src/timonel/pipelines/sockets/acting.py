@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from ... import words
-from ...core import prediction as predictions
-from ...core import process as processes
 from ...core.grids import Grid
 from ...core.process import Flow, Process
-from ...core.process.config import name_of
+from ...core.process.config import from_config, name_of, read
 from ...core.process.vp import SCHEDULES
 from ...errors import ArgumentError, TimonelError
+from ..classes.flags import REMEDIES
+from ..classes.rule import SHAPES
 from . import kept, model, requested_levels
 
 Config = Mapping[str, Any]
@@ -108,10 +108,9 @@ def seen(config: Config) -> tuple[Any, ...] | None:
     Why it has none is said where its steps are chosen, which a sampler with another grid may still
     change.
     """
-    process = processes.from_config({**config, "_class_name": ""})
+    process, prediction = read({**config, "_class_name": ""})
     name = name_of(process)
     read_by_pipelines = config["sigma_data"] if name == "ve" else None
-    prediction = predictions.from_config({**config, "_class_name": ""})
     grid = _visited(process, config)
     if grid is None:
         return None
@@ -177,17 +176,17 @@ def _agrees(key: str, value: Any, now: tuple[Any, ...]) -> bool:
         return bool(now[0] == "flow")
     if key == "timestep_type":
         return bool(value == "continuous" and now[0] in ("edm", "ve"))
-    if key in requested_levels.GRID_FLAGS or key == "timestep_spacing":
-        return bool(requested_levels.GRID_FLAGS.get(key, value) == now[3])
+    if key in SHAPES or key == "timestep_spacing":
+        return bool(SHAPES.get(key, value) == now[3])
     return False
 
 
 def remedy(key: str, value: Any, config: Config) -> str:
     """What would act instead of a key that does not."""
-    process = processes.from_config({**config, "_class_name": ""})
+    process = from_config({**config, "_class_name": ""})
     kind, name = name_of(process), kept.sampler(config).name
-    if key in requested_levels.GRID_FLAGS or key == "timestep_spacing":
-        grid = requested_levels.GRID_FLAGS.get(key, value)
+    if key in SHAPES or key == "timestep_spacing":
+        grid = SHAPES.get(key, value)
         if kept.sampler(config).fitted is not None:
             return f"the fitted sampler {name!r} has levels of its own; leave it out"
         return (
@@ -211,7 +210,7 @@ def _setter(config: Config, kind: str) -> str:
     sampler = kept.sampler(config)
     if sampler.fitted is not None or sampler.grid is not None:
         return f"the sampler {sampler.label!r}"
-    flag = next((flag for flag in requested_levels.GRID_FLAGS if config[flag]), None)
+    flag = next((flag for flag in SHAPES if config[flag]), None)
     return f"{flag}=True" if flag else f"the {kind} process and the sampler {sampler.label!r}"
 
 
@@ -228,33 +227,18 @@ def _within(key: str, kind: str, config: Config, name: str) -> str:
         return f"it is an end of grids between two levels; take sampler='{name}/karras' as well"
     if key == "rho":
         return f"it spaces Karras' sigmas; take sampler='{name}/karras' as well"
-    if key in SIZES:
-        return (
-            "it is read where the shift comes from the picture's size; pass"
-            " use_dynamic_shifting=True as well"
-        )
-    if key in ("shift", "flow_shift"):
-        return "the shift comes from the picture's size; pass use_dynamic_shifting=False as well"
-    if key == "timestep_type":
-        return "continuous times are those of v models; pass prediction_type='v_prediction' as well"
-    clips = (
-        "pass thresholding=False as well"
-        if config["thresholding"]
-        else "pass clip_sample=True as well"
-    )
+    thresholds = config["thresholding"]
     fixed = {
-        "dynamic_thresholding_ratio": (
-            "it is of a quantile between 1 and sample_max_value; "
-            "pass thresholding=True and sample_max_value=2.0 as well"
-        ),
         "sample_max_value": (
-            "pass thresholding=True as well"
-            + ("; it acts above 1" if config["thresholding"] else "")
+            "pass thresholding=True as well" + ("; it acts above 1" if thresholds else "")
         ),
-        "clip_sample_range": clips,
-        "steps_offset": "it moves the list of one spacing; take sampler='{name}/leading' as well",
+        "clip_sample_range": (
+            f"pass {'thresholding=False' if thresholds else 'clip_sample=True'} as well"
+        ),
+        "steps_offset": (
+            f"it moves the list of one spacing; take sampler='{name}/leading' as well"
+        ),
         "original_inference_steps": "it is of the grid 'lcm'; take sampler='lcm/lcm' as well",
-        "clip_sample": "thresholding=True clips already; pass thresholding=False as well",
         "num_train_timesteps": f"no level is counted on this grid; leave it out{_instead(kind)}",
     }
-    return fixed.get(key, f"leave it out{_instead(kind)}").replace("{name}", name)
+    return fixed.get(key) or REMEDIES.get(key) or f"leave it out{_instead(kind)}"

@@ -1,35 +1,32 @@
-"""The configuration of a scheduler: how it is made of one, and how changes in place act or are
-refused.
-"""
+"""The configuration of a scheduler: how it is read, and how changes in place act or are refused."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ...core import prediction as predictions
-from ...core import process as processes
 from ...core.process import Process
+from ...core.process.config import read
 from ...core.sampler import Sampler
 from ...errors import ArgumentError, UnknownName, options, plain
-from .. import choice, request
+from .. import request
+from ..classes.config import changed, of_config
 from . import acting, kept, model
 
 
 def unlike(one: object, other: object) -> bool:
-    """Whether two values differ. NaN, which differs from itself, is like itself; arrays differ in
-    their numbers.
-    """
+    """Whether two values differ; NaN is like itself, and arrays differ in their numbers."""
     return one is not other and [plain(one)] != [plain(other)]
 
 
 class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """What of a scheduler is about its configuration."""
 
+    keeps_sampler: ClassVar[bool] = True  # whether the config names the sampler
     process: Process
     prediction: str
     sampler: Sampler
@@ -45,63 +42,64 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sampler: Sampler | str | None = None,
         **changes: Any,
     ) -> Any:
-        """A scheduler for the model that `config` (of any diffusers scheduler) describes.
+        """A scheduler for the model that a config describes.
 
-        `sampler`: a name or a sampler; None is the one that the class and flags of `config` stand
-        for, else the default. `changes` override keys of the config; a key that this scheduler does
-        not have is refused with `UnknownName` (diffusers drops it without a word), and one that
-        changes nothing with `ArgumentError`. Keys that the config carries are never refused, for
-        real ones carry those of other classes. `return_unused_kwargs` is for diffusers' own
-        loading, which asks for a pair.
+        Args:
+            config: of any diffusers scheduler. Its keys are never refused, for real ones carry
+                those of other classes.
+            return_unused_kwargs: return a pair, as diffusers' loading asks for.
+            sampler: a name or a sampler; None is the one that the class and flags of `config` stand
+                for, else the default.
+            changes: keys that override those of the config.
+
+        Raises:
+            UnknownName: a key that this scheduler does not have, which diffusers drops.
+            ArgumentError: a key that changes nothing.
         """
         defaults = cls._defaults()
-        for key in changes:
-            if key not in defaults:
-                raise UnknownName("scheduler option", key, defaults)
+        _check_names(changes, defaults)
         changes = request.typed(defaults, changes)
         carried = options("config", {} if config is None else config)
         model.forward(carried.get("_class_name"))
         if sampler is None and carried.get("sampler") is None:
-            sampler = choice.of_config({**carried, "variance_type": None, **changes})
+            sampler = of_config({**carried, "variance_type": None, **changes})
         chosen = None if sampler is None else Sampler.of(sampler)
         if chosen is not None and not chosen.named_alone:
             raise ArgumentError(
                 "a scheduler's config keeps solver, grid name, options and noise of a sampler only"
             )
-        own = config if hasattr(config, "__dict__") else carried
+        live = config if hasattr(config, "__dict__") else carried
+        named = {} if chosen is None else kept.keys(chosen)
 
         def written(changes: Mapping[str, Any]) -> dict[str, Any]:
-            whole, said = model.given(own, changes), model.read(own, changes)
-            if chosen is not None:
-                said |= {
-                    k: v for k, v in kept.told(chosen).items() if k == "sampler" or k not in changes
-                }
-            return {
-                key: value for key, value in whole.items() if key in defaults and value is not None
-            } | said
+            whole, said = changed(live, changes), model.read(live, changes)
+            said |= {k: v for k, v in named.items() if k == "sampler" or k not in changes}
+            return {k: v for k, v in whole.items() if k in defaults and v is not None} | said
 
-        made = cls._of(written(changes))
+        scheduler = cls._of(written(changes))
         acting.check(lambda changes: {**defaults, **written(changes)}, changes, defaults)
-        return (made, {}) if return_unused_kwargs else made
+        return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @classmethod
     def _of(cls, config: Mapping[str, Any]) -> Any:
         """A scheduler with a configuration that was checked before."""
-        made = cls.__new__(cls)
-        made._asked_for = {}
-        made.__init__(**config)  # type: ignore[misc]
-        return made
+        scheduler = cls.__new__(cls)
+        scheduler._asked_for = {}
+        scheduler.__init__(**config)  # type: ignore[misc]
+        return scheduler
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
         """Every key of a configuration, with its default."""
-        given = inspect.signature(cls.__init__).parameters
-        return {name: parameter.default for name, parameter in given.items() if name != "self"}
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: one.default for name, one in parameters.items() if name != "self"}
 
     # -- its configuration, which may be changed in place -----------------------------------------
     def register_to_config(self, **kwargs: Any) -> None:
-        """Change keys of the configuration. Raises `UnknownName` or `ArgumentError` for one that
-        would do nothing.
+        """Change keys of the configuration.
+
+        Raises:
+            UnknownName, ArgumentError: a key that would do nothing.
         """
         changes = {key: value for key, value in kwargs.items() if not key.startswith("_")}
         if "_read" in vars(self):
@@ -114,46 +112,47 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
     def _reread(self) -> None:
-        """Follow changes that were made in the configuration itself, as pipelines and scripts make
-        them.
-        """
-        before, config = self._read, self.config
+        """Follow changes in the configuration itself, as pipelines and scripts make them."""
+        config = self.config
         live = {key: value for key, value in vars(config).items() if not key.startswith("_")}
-        changes = {key: value for part in (self._plain(), live) for key, value in part.items()
-                   if key not in before or unlike(value, before[key])}  # fmt: skip
+        changes = {
+            key: value
+            for key, value in (*self._plain().items(), *live.items())
+            if key not in self._read or unlike(value, self._read[key])
+        }
         if changes:
-            asked = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
-            super().register_to_config(**self._change(changes, asked))
+            explicit = {key: value for key, value in changes.items() if key not in acting.WRITTEN}
+            super().register_to_config(**self._change(changes, explicit))
             self._read = self._plain()
 
-    def _change(self, changes: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Take changed keys, of which those that are `asked` for have to act; returns them as they
-        are kept.
-        """
+    def _change(self, changes: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
+        """Take changed keys, of which the `explicit` ones have to act; return them as kept."""
         defaults = self._defaults()
-        for key in (
-            asked
-        ):  # what pipelines and scripts write into any scheduler means nothing to most of them
-            if key not in defaults and key not in acting.WRITTEN:
-                raise UnknownName("scheduler option", key, defaults)
+        # what pipelines and scripts write into any scheduler means nothing to most of them
+        _check_names(explicit, {**defaults, **dict.fromkeys(acting.WRITTEN)}, defaults)
 
-        def known(given: Mapping[str, Any]) -> dict[str, Any]:
-            return {key: value for key, value in given.items() if key in defaults}
-
-        asked = request.typed(defaults, known(asked))
-        changes = model.registered(
-            self.process, {**changes, **request.typed(defaults, known(changes))}
-        )
+        def typed(keys: Mapping[str, Any]) -> dict[str, Any]:
+            return request.typed(defaults, {k: v for k, v in keys.items() if k in defaults})
 
         def resolve(changes: Mapping[str, Any]) -> dict[str, Any]:
-            return {**defaults, **model.given(self._read, changes)}
+            return {**defaults, **changed(self._read, changes)}
 
+        explicit = typed(explicit)
+        changes = model.registered(self.process, {**changes, **typed(changes)})
         config = resolve(changes)
         model.check(config)
-        acting.check(lambda asked: resolve({**changes, **asked}), asked, defaults)
-        plain = {**config, "_class_name": ""}
-        self.process, self.prediction = processes.from_config(plain), predictions.from_config(plain)
+        acting.check(lambda keys: resolve({**changes, **keys}), explicit, defaults)
+        self.process, self.prediction = read({**config, "_class_name": ""})
         if any(key in acting.SAMPLER for key in changes):
             self.sampler = kept.sampler(config)
         self._asked = None
         return changes
+
+
+def _check_names(
+    keys: Mapping[str, Any], known: Mapping[str, Any], shown: Mapping[str, Any] | None = None
+) -> None:
+    """Raises `UnknownName` for a key that is not `known`, with the names that are `shown`."""
+    for key in keys:
+        if key not in known:
+            raise UnknownName("scheduler option", key, shown or known)

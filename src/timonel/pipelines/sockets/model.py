@@ -11,22 +11,25 @@ from torch import Tensor
 from ...core import prediction as predictions
 from ...core import process as processes
 from ...core.process.config import ANGLED, COSINE, INVERSE, PROCESSES, SHIFTED, name_of
+from ...core.process.config import read as read_config
 from ...core.process.edm import CLOCKS
 from ...errors import ArgumentError, UnknownName
+from ..classes.config import changed, stays_flow
+from ..classes.flags import CHOICES as WORDS
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "timestep_spacing": (None, "leading", "linspace", "trailing"),
-    "timestep_type": ("discrete", "continuous"),
-    "time_shift_type": ("exponential", "linear"),
+    **{key: WORDS[key] for key in ("final_sigmas_type", "timestep_type", "time_shift_type")},
+    "timestep_spacing": (None, *WORDS["timestep_spacing"]),
     "process": (None, *PROCESSES),
     "clock": (None, *CLOCKS),
 }
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises `UnknownName` or `ArgumentError` for a word that nothing has, or a variance of another
-    sampler.
+    """Refuse a word that nothing has, and a variance of another sampler.
+
+    Raises:
+        UnknownName, ArgumentError: what it is.
     """
     for key, choices in CHOICES.items():
         if config[key] not in choices:
@@ -41,8 +44,10 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def forward(name: str | None) -> None:
-    """Raises `ArgumentError` for a class that goes from a picture to noise: a run of its model
-    would come back.
+    """Refuse a class that goes from a picture to noise: a run of its model would come back.
+
+    Raises:
+        ArgumentError: it is one.
     """
     if name in INVERSE:
         raise ArgumentError(
@@ -54,97 +59,57 @@ def forward(name: str | None) -> None:
 
 def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The process with its range, and the prediction."""
-    process = processes.from_config(config)
-    made: dict[str, Any] = {
-        "process": name_of(process),
-        "prediction_type": predictions.from_config(config),
-    }
+    process, prediction = read_config(config)
+    name = config.get("_class_name")
+    keys: dict[str, Any] = {"process": name_of(process), "prediction_type": prediction}
     if isinstance(process, processes.EDM):
-        made |= {
-            "sigma_data": process.sigma_data,
-            "sigma_min": process.sigma_min,
-            "sigma_max": process.sigma_max,
-        }
-        made |= {"clock": process.clock} if process.clock != "log" else {}
-        made |= _distilled(config) if process.clock == "250 log" else {}
+        keys |= _of_edm(process, config)
     elif isinstance(process, processes.Trig):
-        made["sigma_data"] = (
-            1.0  # the unit of pipelines that scale their samples by what the config says
-        )
-    elif isinstance(process, processes.VP) and config.get("_class_name") in COSINE:
-        made["beta_schedule"] = "squaredcos_cap_v2"
-        made |= (
-            {"timestep_spacing": "linspace"} if config["_class_name"] == "UnCLIPScheduler" else {}
-        )
+        keys["sigma_data"] = 1.0  # the unit of pipelines that scale samples by what the config says
+    elif isinstance(process, processes.VP) and name in COSINE:
+        keys["beta_schedule"] = "squaredcos_cap_v2"
+        keys |= {"timestep_spacing": "linspace"} if name == "UnCLIPScheduler" else {}
     shift = config.get("snr_shift_scale")
-    if config.get("_class_name") in SHIFTED or (
-        not config.get("_class_name") and shift is not None
-    ):
-        made |= {
-            "snr_shift_scale": 3.0 if shift is None else shift,
-            "clip_sample": False,
-        }  # which it never reads
-    cosine = config.get("_class_name") == ANGLED and config.get("sigma_schedule") is None
-    if cosine or config.get("sigma_schedule") == "exponential":
-        made["use_exponential_sigmas"] = True
-    return made
+    if name in SHIFTED or (not name and shift is not None):
+        keys["snr_shift_scale"] = 3.0 if shift is None else shift
+        keys["clip_sample"] = False  # which it never reads
+    schedule = config.get("sigma_schedule") or (name == ANGLED and "exponential")
+    if schedule == "exponential":
+        keys["use_exponential_sigmas"] = True
+    return keys
+
+
+def _of_edm(process: processes.EDM, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The range of an EDM process, and the clock where it is not the log of sigma."""
+    ends = {name: getattr(process, name) for name in ("sigma_data", "sigma_min", "sigma_max")}
+    clock = {"clock": process.clock} if process.clock != "log" else {}
+    return {**ends, **clock, **(_distilled(config) if process.clock == "250 log" else {})}
 
 
 def _distilled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a consistency model's config says of its levels and of its denoised prediction (arXiv
-    2303.01469).
+    """What a consistency model's config says of its levels and its denoised prediction.
+
+    Source: arXiv 2303.01469.
     """
-    told = {"clip_sample": bool(config["clip_denoised"])} if "clip_denoised" in config else {}
-    return {"original_inference_steps": int(config.get("num_train_timesteps") or 40), **told}
-
-
-def given(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with changes. Raises `ArgumentError` for two changes that contradict each other.
-
-    What diffusers reads of a config are its attributes, which scripts and pipelines set in place.
-    """
-    live = {
-        key: vars(config).get(key, value) if hasattr(config, "__dict__") else value
-        for key, value in config.items()
-    }
-    shifts = {changes[key] for key in ("shift", "flow_shift") if changes.get(key) is not None}
-    if len(shifts) > 1:
-        raise ArgumentError(
-            f"shift={changes['shift']!r} and flow_shift={changes['flow_shift']!r} differ; give one"
-        )
-    if changes.get("flow_shift") is not None:
-        live["shift"] = None  # what is read first
-    return {**live, "variance_type": None, **changes}
-
-
-def stays_flow(config: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Raises `ArgumentError` where a changed sigma_max would make levels that explode of a flow's."""
-    if changes.get("sigma_max") is None or "process" in changes:
-        return
-    before, after = (processes.from_config(given(config, more)) for more in ({}, changes))
-    if before.kind == "flow" and after.kind != "flow":
-        raise ArgumentError(
-            f"sigma_max={changes['sigma_max']!r} is above 1, where a flow begins: pass process='ve'"
-            " as well for a model whose samples explode, or leave it out"
-        )
+    clips = {"clip_sample": bool(config["clip_denoised"])} if "clip_denoised" in config else {}
+    return {"original_inference_steps": int(config.get("num_train_timesteps") or 40), **clips}
 
 
 def read(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`keys` of a config with changes. Raises `ArgumentError` for one that would make another
-    process of a flow.
+    """The `keys` of a config with changes.
+
+    Raises:
+        ArgumentError: a change that would make another process of a flow.
     """
-    whole = given(config, changes)
-    made = keys(whole)
+    said = keys(changed(config, changes))
     stays_flow(config, changes)
-    if made["process"] == "flow" and changes.get("prediction_type") is not None:
-        made["prediction_type"] = predictions.check(changes["prediction_type"])
-    return made
+    if said["process"] == "flow" and changes.get("prediction_type") is not None:
+        said["prediction_type"] = predictions.check(changes["prediction_type"])
+    return said
 
 
 def registered(process: processes.Process, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that a pipeline registers, with what they mean for a flow: Cosmos 2 makes Karras' levels
-    of one.
-    """
+    """Keys that a pipeline registers; Cosmos 2 makes Karras' levels of a flow by them."""
     explodes = {"sigma_max", "sigma_data"} <= set(changes) and float(changes["sigma_max"]) > 1
     if process.kind == "flow" and explodes:
         return {**changes, "process": "ve", "prediction_type": "epsilon"}
@@ -152,13 +117,10 @@ def registered(process: processes.Process, changes: Mapping[str, Any]) -> dict[s
 
 
 def shape(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """What a config does to the denoised prediction before it is used: dynamic thresholding,
-    clipping, nothing.
-    """
-    if config["thresholding"]:
+    """What a config does to the denoised prediction: dynamic thresholding, clipping, or nothing."""
+    if config.get("thresholding"):
         ratio, top = float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
         return partial(predictions.threshold, ratio=ratio, top=top)
-    if config["clip_sample"]:
-        limit = float(config["clip_sample_range"])
-        return partial(predictions.clip, limit=limit)
+    if config.get("clip_sample"):
+        return partial(predictions.clip, limit=float(config["clip_sample_range"]))
     return None

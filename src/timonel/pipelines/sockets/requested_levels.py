@@ -20,13 +20,8 @@ from ...core.sampler import Sampler
 from ...core.table import Table
 from ...errors import ArgumentError, GridError, finite
 from .. import request
+from ..classes.rule import SHAPES as GRID_FLAGS
 
-GRID_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta_sigma",
-    "use_lu_lambdas": "lam",
-}
 SPACED = (
     "vp",
     "edm",

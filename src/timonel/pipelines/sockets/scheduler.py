@@ -19,19 +19,18 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from ...core import prediction as predictions
-from ...core import process as processes
 from ...core import solvers
 from ...core.grids import Grid
 from ...core.grids.cut import none_left
 from ...core.noise import DEFAULT, source
 from ...core.not_finite import check_result
 from ...core.process import Process
+from ...core.process.config import read
 from ...core.run import Run
 from ...core.sampler import Sampler
 from ...core.table import Table
 from ...errors import ArgumentError, GridError, RunError, flag, whole
-from .. import choice, request
+from .. import request
 from ..caller import pipeline_of
 from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
@@ -113,7 +112,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
         model.check(self.config)
         chosen = kept.sampler(self.config)
         if chosen.fitted is not None:
-            self.register_to_config(**kept.told(chosen))
+            self.register_to_config(**kept.keys(chosen))
         asked = self.__dict__.pop("_asked_for", None)
         if (
             asked is None
@@ -124,12 +123,12 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
                 {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
             )
         acting.check(
-            lambda asked: {**self._defaults(), **asked, **kept.told(chosen)},
+            lambda asked: {**self._defaults(), **asked, **kept.keys(chosen)},
             asked,
             self._defaults(),
         )
         config = {**self.config, "_class_name": ""}
-        self._set(processes.from_config(config), predictions.from_config(config), chosen)
+        self._set(*read(config), chosen)
         self._read = self._plain()
 
     def _set(self, process: Process, prediction: str, sampler: Sampler) -> None:
@@ -341,7 +340,7 @@ class Scheduler(Attributes, Configured, Seeding, SchedulerMixin, ConfigMixin):  
             table, self.prediction, noise=noise, guidance=orders.guidance,
             hooks=[*orders.hooks, *modular.counted(self)],
             denoised_fn=self._shape(), keep=orders.keep, context=orders.context, lent=True,
-            sampler=choice.begun(self.sampler, self._sampler, self._listed.table),
+            sampler=kept.begun(self.sampler, self._sampler, self._listed.table),
             driver=orders.driver or calling(self),
         )  # fmt: skip
         self._covered = rows

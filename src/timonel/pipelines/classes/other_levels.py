@@ -1,0 +1,144 @@
+"""The levels that diffusers' schedulers visit on flows, EDM's process and Dance Diffusion's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...core import grids
+from ...core.grids import Grid
+from ...core.process import EDM, Crash, Flow, Level, double, from_config
+from ...core.process.level import short
+from ...errors import ArgumentError, whole
+from .rule import (
+    Flags,
+    LevelRule,
+    Levels,
+    Request,
+    before_end,
+    ended,
+    last,
+    listed,
+    shape,
+    stops,
+)
+
+BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+SNAP = 1e-6  # the first t of a UniPC flow stays this far below pure noise
+
+
+# -- EDM and Dance Diffusion -----------------------------------------------------------------------
+def of_edm(rule: LevelRule, process: EDM, flags: Flags, request: Request) -> Levels:
+    """Levels of an EDM model: Karras unless a flag or a spacing says otherwise."""
+    if request.times is not None:
+        return Levels(grids.custom_times(process, request.times))
+    if request.sigmas is not None:
+        grid = grids.custom_sigmas(process, listed(process, request.sigmas))
+    else:
+        spacing = flags.get("timestep_spacing") if "use_karras_sigmas" in flags else None
+        name = shape(flags) or flags.get("sigma_schedule") or spacing or "karras"
+        options = {"rho": flags["rho"]} if name == "karras" and flags.get("rho") else {}
+        steps = whole("num_inference_steps", request.steps or 0)
+        grid = grids.make(name, process, steps, **options)
+    if not stops(flags):
+        return Levels(grid)
+    level = before_end(grid)
+    return ended(process, level, rule.corrects(flags, grid.steps), last(level))
+
+
+def of_angles(process: Crash, flags: Flags, request: Request) -> Levels:
+    """Levels of Dance Diffusion: its training levels, evenly thinned, or the config's sigmas."""
+    if request.times is not None:
+        return Levels(grids.custom_times(process, request.times))
+    if request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, request.sigmas))
+    if flags.get("trained_betas") is not None:
+        sigma = double(flags["trained_betas"]).flatten()
+        if len(sigma) < 2 or not bool(((sigma >= 0) & (sigma <= 1)).all()):
+            raise ArgumentError(
+                f"trained_betas are sigmas from 1 to 0 here, at least 2, got {short(sigma)}"
+            )
+        return Levels(Grid(process, *process.at_time(torch.asin(sigma) * (2 / math.pi)), "sigma"))
+    steps = whole("num_inference_steps", request.steps or 0)
+    return Levels(grids.make("trailing", process, steps))
+
+
+# -- flow ------------------------------------------------------------------------------------------
+def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> Levels:
+    """Levels of a flow: even or listed t, then shifted, stretched to `shift_terminal`, shaped."""
+    if request.times is not None and request.sigmas is None:
+        t, time = process.at_time(double(request.times).flatten())[1:]
+        return _with_end(rule, process, Level(1 - t, t, time), flags)
+    if flags.get("use_dynamic_shifting") and request.mu is None:
+        raise ArgumentError(
+            "use_dynamic_shifting=True takes the shift from the picture's size: give mu"
+        )
+    t = _shifted(process, flags, request.mu, _evenly(rule, process, flags, request))
+    if flags.get("shift_terminal"):
+        t = grids.stretched(t, 1.0, float(flags["shift_terminal"]))
+    t, whole_times = _shaped(rule, process, flags, t)
+    if request.times is not None:
+        time = double(request.times).flatten()[: len(t)]
+    else:
+        time = process.at_sigma(t).time
+        time = time.floor() if whole_times else time
+    return _with_end(rule, process, Level(1 - t, t, time), flags)
+
+
+def _shaped(rule: LevelRule, process: Flow, flags: Flags, t: Tensor) -> tuple[Tensor, bool]:
+    """The levels in the shape of a sigma flag, and whether the network gets whole times."""
+    name = shape(flags)
+    ranged = rule.snaps and name == "karras"  # between ends that are not those of the list
+    if name is not None and (len(t) > 1 or ranged):  # one level has no shape
+        flat = Flow(train_steps=process.train_steps)
+        low, high = _unipc_ends(flags) if ranged else (float(t[-1]), float(t[0]))
+        return grids.make(name, flat, len(t), sigma_min=low, sigma_max=high).sigma[:-1], ranged
+    if rule.snaps and bool((t[0] - 1).abs() < SNAP):
+        t = torch.cat([t[:1] - SNAP, t[1:]])
+    return t, rule.family == "dpm"
+
+
+def _unipc_ends(flags: Flags) -> tuple[float, float]:
+    """The sigma / alpha between which UniPC's class spaces Karras' levels of a flow."""
+    betas = from_config({key: flags[key] for key in BETAS})
+    return flags.get("sigma_min") or betas.sigma_min, flags.get("sigma_max") or betas.sigma_max
+
+
+def _evenly(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> Tensor:
+    """The t before the shift."""
+    if request.sigmas is not None:
+        t = double(request.sigmas).flatten()
+        return t[:-1] if len(t) > 1 and bool(t[-1] == 0) else t
+    n, total = whole("num_inference_steps", request.steps or 0), process.train_steps
+    if rule.family == "dpm":
+        even = torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)
+        return even[:-1] if rule.snaps else (1.0 - even).flip(0)[:-1]
+    low, first = double(1 / total), request.first_shift or process.shift
+    if not flags.get("use_dynamic_shifting"):
+        low = first * low / (1 + (first - 1) * low)
+    return torch.linspace(1, float(low), n, dtype=torch.float64)
+
+
+def _shifted(process: Flow, flags: Flags, mu: float | None, t: Tensor) -> Tensor:
+    """The t = s·u / (1 + (s - 1)·u), with the model's shift s, or the one that `mu` says."""
+    s = process.shift
+    if mu is not None and flags.get("use_dynamic_shifting"):
+        s = mu if flags.get("time_shift_type") == "linear" else process.with_mu(mu).shift
+    return s * t / (1 + (s - 1) * t)
+
+
+def _with_end(rule: LevelRule, process: Flow, level: Level, flags: Flags) -> Levels:
+    """The levels and their end: t = 0, the last of UniPC's list, or a level of the betas.
+
+    The other classes end a flow at sigma / alpha of the lowest level of their betas, read as t.
+    """
+    if not stops(flags):
+        return Levels(Grid.of(process, level, "flow"))
+    if rule.snaps:
+        end = last(level)
+    else:
+        betas = {key: flags[key] for key in BETAS if flags.get(key) is not None}
+        end = process.at_sigma(double([from_config(betas).sigma_min]))
+    return ended(process, level, rule.corrects(flags, len(level.time)), end)
