@@ -18,7 +18,7 @@ import timonel as tm
 import tiny
 from fitted_files import NAMED, made
 from models import PROCESSES
-from timonel.core.fitted.fitted import Fitted, ProcessData, fingerprint
+from timonel.core.fitted.sampler_file import Fitted, ProcessData, fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
 
 

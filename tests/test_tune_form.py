@@ -12,7 +12,7 @@ import torch
 import timonel as tm
 from models import PROCESSES
 from timonel.core import grids, solvers
-from timonel.core.fitted.fitted import Fitted
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.core.process import Level
 from timonel.engine.gits import gits
 from timonel.errors import ArgumentError, GridError

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import timonel as tm
 from timonel import tuning, zoo
 from timonel.cli import app
-from timonel.core.fitted.fitted import Fitted, fingerprint
+from timonel.core.fitted.sampler_file import Fitted, fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.pipelines.capture import capture
 from timonel.tuning import held_out, least_squares, targets

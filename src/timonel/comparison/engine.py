@@ -38,7 +38,7 @@ from .progress import Progress, State
 from .store import Outcome, Store
 
 if TYPE_CHECKING:
-    from ..core.fitted.fitted import Fitted
+    from ..core.fitted.sampler_file import Fitted
 
 BATCH = 16  # network evaluations a call
 SAMPLES = 64  # conditions captured at once
@@ -387,7 +387,7 @@ class Engine:
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None
     ) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
-        from ..core.fitted.fitted import fingerprint
+        from ..core.fitted.sampler_file import fingerprint
 
         helm, given = captured.helm, {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
         whole = guided(helm.pipe, helm._parameters, given, guidance)

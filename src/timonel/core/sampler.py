@@ -25,7 +25,7 @@ from .process import Process
 from .table import Table
 
 if TYPE_CHECKING:
-    from .fitted.fitted import Fitted
+    from .fitted.sampler_file import Fitted
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
@@ -134,7 +134,7 @@ class Sampler:
         """Be the fitted sampler. Raises `ArgumentError` for anything that its table does not leave
         open.
         """
-        from .fitted.fitted import Fitted
+        from .fitted.sampler_file import Fitted
 
         fitted = self.fitted
         if fitted is not None:
@@ -174,7 +174,7 @@ class Sampler:
         """The sampler in a file that `save` or a fit has written. Raises `ArgumentError` where
         there is none.
         """
-        from .fitted.fitted import Fitted
+        from .fitted.sampler_file import Fitted
 
         return cls(fitted=Fitted.read(path))
 

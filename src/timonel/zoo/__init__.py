@@ -168,7 +168,7 @@ def fitted(name: str, steps: int) -> Sampler | None:
     path = folder(name) / TUNED / f"{steps}.json"
     if not path.is_file():
         return None
-    from ..core.fitted.fitted import Fitted
+    from ..core.fitted.sampler_file import Fitted
 
     return Sampler(fitted=replace(Fitted.read(path), name=f"{name}-{steps}"))
 

@@ -28,9 +28,9 @@ from .grid import MOST_STEPS as MOST_STEPS
 from .grid import Grid as Grid
 from .grid import few_enough as few_enough
 from .grid import ratio as ratio
-from .lifts import ancestral as ancestral
-from .lifts import churn as churn
-from .lifts import restart as restart
+from .renoise import ancestral as ancestral
+from .renoise import churn as churn
+from .renoise import restart as restart
 from .sigma import usual as usual
 
 

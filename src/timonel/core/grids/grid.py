@@ -88,7 +88,7 @@ class Grid:
         """Where step k arrives, before fresh noise may lift it to level k + 1."""
         return self[k + 1] if self.ends is None else Level(*(v[k] for v in self.ends))
 
-    def lifted(self, k: int) -> bool:
+    def renoised(self, k: int) -> bool:
         """Whether fresh noise lifts the sample to level k, so that step k does not begin where step
         k - 1 arrived.
         """

@@ -96,12 +96,12 @@ def _read(config: Mapping[str, Any]) -> Process:
         return Flow(
             number(1.0, "shift", "flow_shift"),
             train_steps=1000 if steps == 1 else steps,
-            clock=float(steps),
+            time_scale=float(steps),
             base_shift=number(0.5, "base_shift"),
             max_shift=number(1.15, "max_shift"),
             base_tokens=number(256, "base_image_seq_len"),
             max_tokens=number(4096, "max_image_seq_len"),
-            told="1 - t" if get("invert_sigmas") else "t",
+            clock="1 - t" if get("invert_sigmas") else "t",
         )
     if kind in ("trig", "cosine"):
         return Trig(train_steps=steps) if kind == "trig" else Cosine(train_steps=steps)

@@ -69,7 +69,7 @@ def _multistep(
             clean_step(rows, grid, coordinates, k)
             continue
         m_new = coordinates.m(new)
-        found = weights(coordinates, k, rising(grid, k, top, lifts=False))
+        found = weights(coordinates, k, rising(grid, k, top, across_noise=False))
         row = {f"h{i}": (1 + eta) * m_new * w for i, w in enumerate(found)}
         if eta:
             row["eps"] = m_new * torch.sqrt(
@@ -241,7 +241,7 @@ def plms(grid: Grid) -> Table:
             rows.add(0, now, {"x": m_new / m, "h0": c}, base={"x": 1.0})
             rows.add(0, new, {"base": m_new / m, "h0": c / 2, "h1": c / 2})
             continue
-        count = rising(grid, k, 4, lifts=False)
+        count = rising(grid, k, 4, across_noise=False)
         # the slope of the second call is not part of the history: where it lies in between, it is
         # passed over
         places = [j if j < k or not bool(grid.end(0).sigma > 0) else j + 1 for j in range(count)]
@@ -281,7 +281,7 @@ def pndm_rest(grid: Grid, before: int, whole_times: bool = False) -> Table:
             _middle_step(rows, grid, coordinates, k, whole_times)
         else:
             c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
-            count = rising(grid, k, 4, lifts=False)
+            count = rising(grid, k, 4, across_noise=False)
             row = {
                 f"h{begins[k] - begins[k - j]}": c * w
                 for j, w in enumerate(ADAMS_BASHFORTH[count - 1])

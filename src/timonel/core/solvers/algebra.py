@@ -103,16 +103,16 @@ def frame(grid: Grid) -> Frame:
 
 
 # -- history -------------------------------------------------------------------------------------
-def rising(grid: Grid, k: int, wanted: int, *, lifts: bool = True) -> int:
+def rising(grid: Grid, k: int, wanted: int, *, across_noise: bool = True) -> int:
     """How many of the newest predictions at step k were made at ever noisier levels: at least 1, at
     most `wanted`.
 
     A restart ends the history: what was predicted further down says nothing of the way down again.
-    Without `lifts` fresh noise ends it too, for slopes contain the noise and would extrapolate it.
+    Without `across_noise`, fresh noise ends it too, for slopes contain the noise and would extrapolate it.
     """
     count = 1
     while count < wanted and k - count >= 0 and bool(grid[k - count].lam < grid[k - count + 1].lam):
-        if not lifts and grid.lifted(k - count + 1):
+        if not across_noise and grid.renoised(k - count + 1):
             break
         count += 1
     return count

@@ -61,7 +61,7 @@ def sa_solver(
     for k in range(grid.steps):
         now, new, left = grid[k], grid.end(k), grid.steps - k
         here = {"x": torch.ones_like(now.alpha)}
-        if back and k and finite_lam(grid[k - 1]) and not grid.lifted(k):
+        if back and k and finite_lam(grid[k - 1]) and not grid.renoised(k):
             count = min(back, usable(grid, k - 1, back) + 1, left + 1 if clean else back)
             here = {"base": torch.ones_like(now.alpha)} | _adams(
                 grid, k - 1, count, led, variant, corrects=True

@@ -89,7 +89,7 @@ def _places(grid: Grid, order: int | str) -> list[int]:
                 )
         else:
             fresh = places[-1] == tops[k] or (clean and k == grid.steps - 1)
-        places.append(1 if fresh or grid.lifted(k) else places[-1] + 1)
+        places.append(1 if fresh or grid.renoised(k) else places[-1] + 1)
     if clean and places[-1] > 1:
         raise ArgumentError(
             f"order={order!r} ends with a group of {places[-1]} calls, and the call to the clean"

@@ -42,7 +42,7 @@ def unipc(
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         here = {"x": torch.ones_like(now.alpha)}
-        if k and k - 1 not in alone and finite_lam(grid[k - 1]) and not grid.lifted(k):
+        if k and k - 1 not in alone and finite_lam(grid[k - 1]) and not grid.renoised(k):
             here = _corrected(grid, k, used, variant)
         most = 1 if not isinstance(order, str) and long_last(grid, k) else orders[k]
         used = usable(grid, k, min(most, grid.steps - k) if clean else most)

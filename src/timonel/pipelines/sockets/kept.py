@@ -22,7 +22,7 @@ def sampler(config: Mapping[str, Any]) -> Sampler:
     """The inverse of `told`; the name may also be that of a sampler file. Raises `ArgumentError`."""
     table, fitted = config["sampler_table"], None
     if table is not None:
-        from ...core.fitted.fitted import Fitted
+        from ...core.fitted.sampler_file import Fitted
 
         fitted = Fitted.from_dict(table, config["sampler"])
     given = config["sampler_options"]

@@ -62,7 +62,7 @@ def test_a_restart_goes_down_again_from_s_max(process):
     starts = [grids.ratio(made[k]) for k in range(made.steps)]
     assert made.steps == 12 + 2 * 3
     assert sum(s == pytest.approx(1.5) for s in starts) == 2
-    jumps = [k for k in range(1, made.steps) if made.lifted(k)]
+    jumps = [k for k in range(1, made.steps) if made.renoised(k)]
     assert len(jumps) == 2
     assert all(starts[k] == pytest.approx(1.5) for k in jumps)
     low = min((grids.ratio(grid[k]) for k in range(1, 12)), key=lambda s: abs(math.log(s / 0.4)))
