@@ -164,7 +164,7 @@ def test_the_levels_for_gaussian_data_fall_and_more_steps_cost_less(process: str
 def test_the_levels_for_gaussian_data_are_the_best_of_all(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closed, "FINE", 14)
+    monkeypatch.setattr(closed, "CANDIDATES", 14)
     levels = closed._levels(PROCESSES["vp"])
     cost, last = closed._cost(levels.ratio, 0.5), len(levels.sigma) - 1
     every = [(0, *inner, last) for inner in itertools.combinations(range(1, last), steps - 1)]

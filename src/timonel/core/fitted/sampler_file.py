@@ -1,8 +1,6 @@
-"""A sampler that was fitted to a model: its table, and what it was fitted with and for. One JSON
-file.
+"""A sampler that was fitted to a model: its table and the record of the fit, in one JSON file.
 
-    sampler = tm.Sampler("fast.json")       # and "fast.json" works wherever the name of a sampler
-    does
+    sampler = tm.Sampler("fast.json")   # works wherever the name of a sampler does
 
 The file holds `{"format": …, "table": …, "provenance": …}`; its floats read back to the same bits.
 """
@@ -35,13 +33,13 @@ from .provenance import Provenance as Provenance
 from .provenance import levels as levels
 
 FORMAT = "timonel-sampler-1"
-SAME = 1e-3  # relative: levels and times of one process that are written down twice
-WHERE = ("scale", "start", "stop", "unit")  # what guidance is at which row
+EQUAL = 1e-3  # relative distance of levels and times that are the same
+SCALE_FIELDS = ("scale", "start", "stop", "unit")  # of guidance: its scale in every row
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fitted:
-    """A fitted sampler. `name`: the stem of its file; `Sampler(fitted=…)` makes a sampler of it."""
+    """A fitted sampler; `Sampler(fitted=…)` runs it. `name`: the stem of its file."""
 
     name: str
     table: Table
@@ -49,7 +47,7 @@ class Fitted:
 
     @property
     def steps(self) -> int:
-        """The steps it was fitted for."""
+        """Number of steps N of its table."""
         return self.table.steps
 
     def __repr__(self) -> str:
@@ -59,33 +57,37 @@ class Fitted:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:
-        """What it was fitted with and for, and how it did, as text."""
-        made = self.provenance
-        guidance = None if made.guidance is None else made.guidance.guidance()
-        network = f" ({made.fingerprint})" if made.fingerprint is not None else ""
+        """The record of the fit as text."""
+        fit = self.provenance
+        network = f" ({fit.fingerprint})" if fit.fingerprint is not None else ""
         yield (
-            f"{self.name}: fitted to {made.model}{network}, {made.prediction} prediction,"
-            f" {made.dtype}"
+            f"{self.name}: fitted to {fit.model}{network}, {fit.prediction} prediction, {fit.dtype}"
         )
         yield (
-            f"with {spoken(guidance)}, by {made.method} from {made.start}: {made.calls:,} calls,"
-            f" {made.seconds:.0f} s"
+            f"with {spoken(self.guidance)}, by {fit.method} from {fit.start}: {fit.calls:,} calls,"
+            f" {fit.seconds:.0f} s"
         )
-        yield f"fitted on {len(made.prompts)} prompts and {len(made.seeds)} seeds"
-        yield f"held out: {len(made.held_out_prompts)} prompts and {len(made.held_out_seeds)} seeds"
-        for name in made.held_out:
+        yield f"fitted on {len(fit.prompts)} prompts and {len(fit.seeds)} seeds"
+        yield f"held out: {len(fit.held_out_prompts)} prompts and {len(fit.held_out_seeds)} seeds"
+        for name, error in fit.held_out.items():
             fitting = (
-                f", {made.fitting[name]:.5f} where it was fitted" if name in made.fitting else ""
+                f", {fit.fitting[name]:.5f} where it was fitted" if name in fit.fitting else ""
             )
-            yield f"error of {name}: {made.held_out[name]:.5f} held out{fitting}"
-        for one in made.errors:
+            yield f"error of {name}: {error:.5f} held out{fitting}"
+        for one in fit.errors:
             doubt = "" if one.standard_error is None else f" ± {one.standard_error:.5f}"
             yield f"held out, {one.sampler} with {one.steps} steps: {one.error:.5f}{doubt}"
-        yield ", ".join(f"{name} {version}" for name, version in made.versions.items())
+        yield ", ".join(f"{name} {version}" for name, version in fit.versions.items())
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance of the fit; None: without."""
+        data = self.provenance.guidance
+        return None if data is None else data.guidance()
 
     # -- as data ------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
-        """What the file holds, as plain data."""
+        """The content of the file, as plain data."""
         return {
             "format": FORMAT,
             "table": self.table.to_dict(),
@@ -94,7 +96,7 @@ class Fitted:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], name: str) -> Fitted:
-        """The inverse of `to_dict`. Raises `ArgumentError` for data that is no fitted sampler."""
+        """The sampler of `to_dict`'s data. Raises `ArgumentError` for anything else."""
         written = data.get("format") if isinstance(data, Mapping) else None
         if written != FORMAT:
             raise ArgumentError(
@@ -139,132 +141,117 @@ class Fitted:
         return Path(path)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Fitted) and (self.name, self.to_dict()) == (
-            other.name,
-            other.to_dict(),
-        )
+        if not isinstance(other, Fitted):
+            return False
+        return (self.name, self.to_dict()) == (other.name, other.to_dict())
 
     def __hash__(self) -> int:
         return hash(self.name)
 
     # -- on a process -------------------------------------------------------------------------
     def on(self, process: Process) -> Table:
-        """The table, after a look at whether it is for this process. Raises `ArgumentError` where
-        it is not.
-        """
-        made = self.provenance.process
-        told = (
+        """The table, where it was fitted to this process. Raises `ArgumentError` elsewhere."""
+        data = self.provenance.process
+        fit = (
             f"sampler {self.name!r} was fitted to {self.provenance.model!r}, whose process is"
-            f" {made.kind!r},"
+            f" {data.kind!r},"
         )
-        if made.kind != process.kind:
-            raise ArgumentError(f"{told} and this one is {process.kind!r}: name another sampler")
+        if data.kind != process.kind:
+            raise ArgumentError(f"{fit} and this one is {process.kind!r}: name another sampler")
         try:
-            own = levels(process, self.table)
+            here = levels(process, self.table)
         except GridError as error:
-            raise ArgumentError(f"{told} at levels that this one does not have: {error}") from error
-        for what, mine, theirs in (
-            ("alpha", self.table.alpha, own.alpha),
-            ("sigma", self.table.sigma, own.sigma),
-        ):
-            away = (mine - theirs).abs() > SAME * theirs.abs()
-            if bool(away.any()):
-                k = int(away.nonzero()[0])
+            raise ArgumentError(f"{fit} at levels that this one does not have: {error}") from error
+        for what in ("alpha", "sigma"):
+            fitted, value = getattr(self.table, what), getattr(here, what)
+            far = ((fitted - value).abs() > EQUAL * value.abs()).nonzero()
+            if len(far):
+                k = int(far[0])
                 raise ArgumentError(
-                    f"{told} with {what} {mine[k]:.6g} in row {k}, where this one has"
-                    f" {theirs[k]:.6g}: name another sampler"
+                    f"{fit} with {what} {fitted[k]:.6g} in row {k}, where this one has"
+                    f" {value[k]:.6g}: name another sampler"
                 )
-        if not _same_clock(made.times, own.time[:-1], process):
+        if not _same_times(data.times, here.time[:-1], process):
             raise ArgumentError(
-                f"{told} and its network is told other times than this one's: name another sampler"
+                f"{fit} and its network is told other times than this one's: name another sampler"
             )
         return self.table
 
     def grid(self, process: Process) -> Grid:
-        """The levels of its steps, with the times that its network is told. Raises as `on`."""
+        """The levels of its steps, with the network times of the table. Raises as `on`."""
         table = self.on(process)
         rows = [table.first_row(k) for k in range(table.steps + 1)]
         return Grid(process, table.alpha[rows], table.sigma[rows], table.time[rows], table.grid)
 
-    # -- elsewhere ----------------------------------------------------------------------------
+    # -- with another network or guidance -----------------------------------------------------
     def guided_alike(self, guidance: Guidance | None) -> bool:
-        """Whether guidance does the same at every row as where this was fitted."""
-        made = self.provenance.guidance
-        return _guided(None if made is None else made.guidance(), self.table) == _guided(
-            guidance, self.table
-        )
+        """Whether guidance does the same at every row as in the fit."""
+        return _effect(self.guidance, self.table) == _effect(guidance, self.table)
 
     def differences(
         self, networks: Sequence[Fingerprint | None], prediction: str, guidance: Guidance | None
     ) -> list[str]:
-        """In what a use differs from what it was fitted for, a sentence each; empty where in
-        nothing.
+        """How a use differs from the fit, a sentence each.
 
-        `networks`: fingerprints of the networks that predict, of which one should be its own; None
-        is not looked at. `guidance`: of the whole use, its scale included; None is no guidance.
+        Args:
+            networks: fingerprints of the networks that predict, one of which should be that of the
+                fit; None is passed over.
+            prediction: of the model.
+            guidance: of the use, with its scale; None: no guidance.
         """
-        made, found = self.provenance, list[str]()
+        fit, sentences = self.provenance, list[str]()
         known = [one for one in networks if one is not None]
-        if (
-            made.fingerprint is not None
-            and known
-            and not any(made.fingerprint.fits(one) for one in known)
-        ):
-            other = (
-                str(known[0])
-                if str(known[0]) != str(made.fingerprint)
-                else "one with other weights"
+        if fit.fingerprint is not None and known and not any(map(fit.fingerprint.fits, known)):
+            other = str(known[0])
+            if other == str(fit.fingerprint):
+                other = "one with other weights"
+            sentences.append(
+                f"it was fitted to {fit.model} ({fit.fingerprint}), this network is {other}"
             )
-            found.append(
-                f"it was fitted to {made.model} ({made.fingerprint}), this network is {other}"
-            )
-        if made.prediction != prediction:
-            found.append(
-                f"it was fitted for the prediction {made.prediction!r}, this model's is"
+        if fit.prediction != prediction:
+            sentences.append(
+                f"it was fitted for the prediction {fit.prediction!r}, this model's is"
                 f" {prediction!r}"
             )
         if not self.guided_alike(guidance):
-            fitted = spoken(None if made.guidance is None else made.guidance.guidance())
-            found.append(f"it was fitted with {fitted}, this run has {spoken(guidance)}")
-        return found
+            sentences.append(
+                f"it was fitted with {spoken(self.guidance)}, this run has {spoken(guidance)}"
+            )
+        return sentences
 
 
-def _same_clock(told: Sequence[float], own: Tensor, process: Process) -> bool:
-    """Whether the process of a fit told its network these times too; of flows, whether time runs
-    the same way.
+def _same_times(times: Sequence[float], here: Tensor, process: Process) -> bool:
+    """Whether network times are those of the fit; on flows, whether they run the same way.
+
+    The shift of a flow, and with it the time of some, depends on the size of each picture.
     """
-    fitted = double(told)
+    fitted = double(times)
     if not len(fitted):
         return True
-    if len(fitted) != len(own):
+    if len(fitted) != len(here):
         return False
-    if (
-        process.kind == "flow"
-    ):  # its shift, and with it the time of some, is chosen for the size of each picture
-        return bool((fitted[0] >= fitted[-1]) == (own[0] >= own[-1]))
+    if process.kind == "flow":
+        return bool((fitted[0] >= fitted[-1]) == (here[0] >= here[-1]))
     span = max(float((fitted.max() - fitted.min()).abs()), float(fitted.abs().max()), 1e-12)
-    return bool(((fitted - own).abs() <= SAME * span).all())
+    return bool(((fitted - here).abs() <= EQUAL * span).all())
 
 
-def _guided(guidance: Guidance | None, table: Table) -> tuple[Any, ...]:
-    """What guidance comes to on a table: a scale per row, and what else it does where it acts."""
+def _effect(guidance: Guidance | None, table: Table) -> tuple[Any, ...]:
+    """The scale of guidance in every row of a table, and its other fields where it acts."""
     if guidance is None:
         return (1.0,) * table.nfe, {}
     try:
         scales = guidance.scales(table)
     except ArgumentError:  # a scale per step of another number of steps
         return guidance, {}
-    return scales, _how(guidance) if any(scale != 1.0 for scale in scales) else {}
+    return scales, _unusual(guidance) if any(scale != 1.0 for scale in scales) else {}
 
 
-def _how(guidance: Guidance) -> dict[str, Any]:
-    """What guidance does besides its scale and where it acts, as far as it is not the usual."""
-    named = {
-        f.name: (getattr(guidance, f.name), f.default)
-        for f in fields(guidance)
-        if f.name not in WHERE
-    }
-    return {name: value for name, (value, usual) in named.items() if value != usual}
+def _unusual(guidance: Guidance) -> dict[str, Any]:
+    """The fields of guidance besides its scale that are not the default."""
+    values = {f.name: getattr(guidance, f.name) for f in fields(guidance)}
+    usual = {f.name: f.default for f in fields(guidance) if f.name not in SCALE_FIELDS}
+    return {name: values[name] for name, default in usual.items() if values[name] != default}
 
 
 def spoken(guidance: Guidance | None) -> str:
@@ -273,14 +260,12 @@ def spoken(guidance: Guidance | None) -> str:
         return "no guidance"
     if isinstance(guidance.scale, tuple):
         words = f"guidance {', '.join(f'{scale:g}' for scale in guidance.scale)}"
+    elif guidance.scale is None:
+        words = "guidance at the pipeline's own scale"
     else:
-        words = (
-            "guidance at the pipeline's own scale"
-            if guidance.scale is None
-            else f"guidance {guidance.scale:g}"
-        )
-    opened = (0.0, math.inf) if guidance.unit != "sigma" else (math.inf, 0.0)
-    if (guidance.start, guidance.stop) != opened:
+        words = f"guidance {guidance.scale:g}"
+    whole = (0.0, math.inf) if guidance.unit != "sigma" else (math.inf, 0.0)
+    if (guidance.start, guidance.stop) != whole:
         unit = {"ratio": " of the way", "step": " (steps)", "sigma": " (sigma)"}[guidance.unit]
         words += f" from {guidance.start:g} to {guidance.stop:g}{unit}"
-    return words + "".join(f", {name} {value}" for name, value in _how(guidance).items())
+    return words + "".join(f", {name} {value}" for name, value in _unusual(guidance).items())
