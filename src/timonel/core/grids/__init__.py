@@ -113,6 +113,9 @@ def make(
         **options: those of the grid, see `GRIDS[name].options`. On a flow every grid takes
             `terminal`, its last t above 0, in (0, 1).
 
+    Returns:
+        The grid.
+
     Raises:
         UnknownName: for a name that no grid has.
         ArgumentError, GridError: for options and levels that cannot be.

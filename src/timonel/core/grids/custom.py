@@ -27,6 +27,9 @@ def custom_sigmas(process: Process, sigmas: Sequence[float] | Tensor) -> Grid:
         process: the noise process.
         sigmas: falling schedule sigmas, (steps,); a final 0 is appended unless it is there.
 
+    Returns:
+        The grid.
+
     Raises:
         ArgumentError, GridError: for no numbers, sigmas that do not fall or lie outside.
     """
@@ -49,6 +52,9 @@ def custom_times(process: Process, times: Sequence[float] | Tensor) -> Grid:
         process: the noise process.
         times: network times from the noisiest level on, (steps,), fractional ones too; the clean
             level is appended.
+
+    Returns:
+        The grid.
 
     Raises:
         ArgumentError, GridError: for no numbers, levels that do not fall or lie outside.

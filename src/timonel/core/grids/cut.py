@@ -61,6 +61,9 @@ def bounds(
         denoising_end: SDXL's base, in (0, 1]: stops where `denoising_start` of the same fraction
             begins.
 
+    Returns:
+        The two steps.
+
     Raises:
         ArgumentError: for a value out of range, or two values that set the same end.
         GridError: where no step is left.
@@ -115,6 +118,9 @@ def cut(
             is below round(T - fraction·T).
         denoising_end: SDXL's base, in (0, 1]: stops where `denoising_start` of the same fraction
             begins.
+
+    Returns:
+        The part, with the same noise process and name.
 
     Raises:
         ArgumentError: for a value out of range, or two values that set the same end.

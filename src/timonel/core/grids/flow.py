@@ -78,6 +78,9 @@ def stretched(t: Tensor, top: float, terminal: float) -> Tensor:
         top: t of the noisiest level.
         terminal: new last t, in (0, top).
 
+    Returns:
+        t, (N,).
+
     Raises:
         GridError: where `terminal` does not lie below `top`.
     """

@@ -117,6 +117,9 @@ class Grid:
             name: for messages and tables.
             clean: whether the clean level sigma = 0 is appended.
 
+        Returns:
+            The grid.
+
         Raises:
             GridError: as the class does.
         """

@@ -36,6 +36,9 @@ def ancestral(grid: Grid, eta: float) -> Grid:
         grid: the levels.
         eta: in [0, 1]; 0 is the grid itself, 1 the DDPM posterior.
 
+    Returns:
+        The grid with `ends`.
+
     Source: Song et al. 2020, arXiv 2010.02502, eq. 16.
     """
     e = finite("eta", eta, 0, 1)
@@ -64,6 +67,9 @@ def churn(grid: Grid, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.
         s_churn: at least 0; 0 is the grid itself.
         s_tmin: smallest s that is churned, at least 0.
         s_tmax: largest s that is churned.
+
+    Returns:
+        The grid with `ends`.
 
     Source: Karras et al. 2022, arXiv 2206.00364, algorithm 2.
     """
@@ -95,6 +101,9 @@ def restart(grid: Grid, restarts: int, s_min: float, s_max: float, steps: int) -
         s_min: s where a restart begins, above 0.
         s_max: s where it arrives, at least s_min and at most that of the process.
         steps: steps of each way down again, 1 … 1000.
+
+    Returns:
+        The grid with `ends`, with the steps of the restarts.
 
     Raises:
         ArgumentError: for s_max above the process.

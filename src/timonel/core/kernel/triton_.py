@@ -46,7 +46,9 @@ def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
 
 # Products are rounded, then fused: with fusion left to the compiler the bits would be its choice.
 @triton.jit  # type: ignore[untyped-decorator]
-def rows(inputs, out, numbers, n, PLACES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def rows(  # type: ignore[no-untyped-def]
+    inputs, out, numbers, n, PLACES: tl.constexpr, BLOCK: tl.constexpr
+):
     """out[m] = sum of numbers[m][j]·(inputs, out)[PLACES[m][j]]; each tensor is touched once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n

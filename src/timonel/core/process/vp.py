@@ -78,6 +78,9 @@ class VP(Process):
             steps_offset: training index where the grid `leading` ends.
             snr_shift: divides alpha² / sigma² of every level before that (CogVideoX: 3).
 
+        Returns:
+            The process.
+
         Raises:
             ArgumentError, UnknownName: for a value outside its range.
         """
