@@ -137,7 +137,7 @@ def test_weak_error_on_gaussian_data_falls_with_the_declared_order(variant, proc
 
 
 @pytest.mark.parametrize(
-    "variant", [v for v in STOCHASTIC if v[0] not in ("lcm", "tcd", "restart")], ids=label
+    "variant", [v for v in STOCHASTIC if solvers.SOLVERS[v[0]].order], ids=label
 )
 def test_every_level_keeps_the_marginal_variance_of_gaussian_data(variant):
     """Relative error of the variance at every level, at most O(1/N): halved when the steps double."""
