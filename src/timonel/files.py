@@ -86,7 +86,7 @@ def write_tensors(
 
     with replacing(path) as temporary:
         try:
-            # its save_file has a temporary file of its own, which a killed process would leave
+            # its save_file has another temporary file, which a killed process would leave
             temporary.write_bytes(save(dict(tensors), metadata=metadata))
         except SafetensorError as error:  # a full disk, among others
             raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
@@ -130,9 +130,9 @@ def _clear(folder: Path, left: re.Pattern[str]) -> None:
 
 def _clear_names(stem: Path) -> None:
     """Remove temporary files and claims of killed processes for any of `names(stem)`."""
-    ours = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
+    left = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
     with suppress(OSError):  # there is no folder yet
-        _clear(stem.parent, ours)
+        _clear(stem.parent, left)
         with os.scandir(stem.parent) as entries:
             named = [Path(entry.path) for entry in entries if entry.name.startswith(stem.name)]
         for path in named:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,10 +55,7 @@ class Worker:
 
     def __reduce__(self) -> Any:
         """A copy has no jobs."""
-        return _worker, (self.room, self.block)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Worker:
-        return Worker(self.room, block=self.block)
+        return partial(Worker, self.room, block=self.block), ()
 
     def submit(self, job: Callable[[], None]) -> None:
         """Queue a job; `failure` returns what it raises."""
@@ -100,7 +98,3 @@ class Worker:
                 with self._change:
                     self._error = error
             del job
-
-
-def _worker(room: int, block: bool) -> Worker:
-    return Worker(room, block=block)

@@ -108,7 +108,7 @@ def parts(name: str, dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str
 
 
 def finish(pipe: Any, name: str) -> Any:
-    """The pipeline of `whole(name)` made the model: its LoRA merged in, and its scheduler.
+    """The pipeline of `whole(name)` with the LoRA and the scheduler of the model.
 
     Args:
         pipe: changed in place where the model has a LoRA.

@@ -16,7 +16,7 @@ DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
     torch.float8_e5m2,
 )  # fmt: skip
-ALIKE = 0.75  # least share of equal values; on another way to a dtype some are one unit apart
+ALIKE = 0.75  # least share of equal values; rounding in two steps changes some by a unit
 FP16_TINY = 2.0**-24  # the distance of the smallest numbers of float16
 
 

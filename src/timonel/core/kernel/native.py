@@ -117,8 +117,8 @@ def _arrays(plan: Plan, number: Any) -> tuple[object, object, object]:
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The built code, or None and one warning without a C++ compiler. Built once per process."""
-    found = filter(None, map(shutil.which, ("c++", "g++", "clang++")))
-    compiler = os.environ.get("CXX") or next(found, None)
+    installed = filter(None, map(shutil.which, ("c++", "g++", "clang++")))
+    compiler = os.environ.get("CXX") or next(installed, None)
     reason = "no C++ compiler was found" if compiler is None else ""
     if compiler is not None and not sys.platform.startswith("win"):
         for extra in (("-march=native", "-fopenmp"), ("-march=native",), ()):

@@ -53,8 +53,5 @@ class Cosine(Process):
         time = torch.where(sigma >= self.sigma_max * (1 - SNAP), 1.0, time.clamp(0.0, 1.0))
         return Level(alpha, sigma * alpha, torch.where(sigma == 0, 0.0, time))
 
-    def at_lam(self, lam: Tensor) -> Level:
-        return self.at_sigma(torch.exp(-double(lam)))
-
     def at_index(self, index: Tensor) -> Level:
         return self.at_time((double(index) + 1) / self.train_steps)

@@ -45,9 +45,6 @@ class Crash(Process):
     def at_sigma(self, sigma: Tensor) -> Level:
         return self.at_time(torch.atan(self._check_sigma(double(sigma))) * (2 / math.pi))
 
-    def at_lam(self, lam: Tensor) -> Level:
-        return self.at_sigma(torch.exp(-double(lam)))
-
     def at_index(self, index: Tensor) -> Level:
         u = (double(index) + 1) / self.train_steps
         sigma = torch.sin(u * (math.pi / 2)) ** 2

@@ -87,9 +87,6 @@ class EDM(Process):
     def at_sigma(self, sigma: Tensor) -> Level:
         return self._level(self._check_sigma(double(sigma)))
 
-    def at_lam(self, lam: Tensor) -> Level:
-        return self.at_sigma(torch.exp(-double(lam)))
-
     def at_index(self, index: Tensor) -> Level:
         share = double(index) / (self.train_steps - 1)
         if self.rho is not None:

@@ -97,9 +97,9 @@ class Process(ABC):
     def at_sigma(self, sigma: Tensor) -> Level:
         """Levels at schedule sigmas; 0 is the clean level. Raises `GridError` outside the range."""
 
-    @abstractmethod
     def at_lam(self, lam: Tensor) -> Level:
         """Levels at `lam = log(alpha / sigma)`."""
+        return self.at_sigma(torch.exp(-double(lam)))
 
     @abstractmethod
     def at_index(self, index: Tensor) -> Level:

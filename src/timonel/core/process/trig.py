@@ -48,8 +48,5 @@ class Trig(Process):
     def at_sigma(self, sigma: Tensor) -> Level:
         return self._level(torch.atan(self._check_sigma(double(sigma))))
 
-    def at_lam(self, lam: Tensor) -> Level:
-        return self.at_sigma(torch.exp(-double(lam)))
-
     def at_index(self, index: Tensor) -> Level:
         return self.at_time((double(index) + 1) / self.train_steps * (math.pi / 2))

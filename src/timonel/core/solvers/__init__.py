@@ -79,11 +79,6 @@ class SolverSpec:
         """Whether a step makes one network call, so that earlier predictions raise its order."""
         return self.calls.startswith("N")
 
-    @property
-    def summary(self) -> str:
-        """First line of the docstring of `make`."""
-        return (self.make.__doc__ or "").strip().splitlines()[0]
-
 
 SOLVERS: dict[str, SolverSpec] = {
     # one slope

@@ -198,7 +198,7 @@ def line(size: Tensor, z: Tensor, r: Tensor, variant: str) -> list[Tensor]:
 
 
 def parabola(size: Tensor, z: Tensor, r0: Tensor, r1: Tensor, curvature: float) -> list[Tensor]:
-    """Weights of three predictions, newest first, r0·h and r1·h apart: their integrated parabola.
+    """Weights of three predictions, newest first, r0·h and r1·h between them: their parabola.
 
     `curvature` multiplies the second derivative. h·D' = d0 + (d0 - d1)·r0/(r0 + r1) and
     h²·D'' = 2·(d0 - d1)/(r0 + r1) with d0 = (h0 - h1)/r0, d1 = (h1 - h2)/r1;

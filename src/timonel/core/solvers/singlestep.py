@@ -6,7 +6,7 @@ group begins, with all predictions since, to the next level of the grid: with or
 diffusers' DPMSolverSinglestepScheduler; `dpmpp_2s` and `dpm_solver` choose the inner levels
 themselves.
 
-Fresh noise begins a new group, and the call to the clean level is one of its own.
+Fresh noise begins a new group, and the call to the clean level is a group of one.
 """
 
 from __future__ import annotations
