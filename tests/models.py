@@ -123,9 +123,7 @@ def label(value: object) -> str | None:
 
 
 class Constant:
-    """The data is one point c: the denoiser is constant, and x = alpha·c + sigma·z on every ODE
-    path.
-    """
+    """Data at one point c: a constant denoiser, and x = alpha·c + sigma·z on every ODE path."""
 
     def __init__(self, c: torch.Tensor | float) -> None:
         self.c = c
@@ -226,8 +224,7 @@ def drive(table: tm.Table, denoise: object, x: torch.Tensor, *, seeds: object = 
 def propagate(
     table: tm.Table, affine: object, mean: torch.Tensor, spread: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Every row's x as an affine function of independent unit noises, exactly: rows (1 + 1 + K,
-    dims).
+    """Every row's x as an affine function of independent unit noises: rows (1 + 1 + K, dims).
 
     Entry 0 is the mean, entry 1 the coefficient of the start's noise, entry 2 + k that of row k's.
     `affine(level) -> (a, b)` is the denoiser. The variance is the sum of squares of entries 1….

@@ -1,8 +1,6 @@
-"""Laws of the sampler file: a fitted table gives the same bits wherever a sampler's name works, or
-says why not.
+"""Laws of the sampler file: its table gives the same bits wherever a sampler's name works.
 
-The files here hold the table of a named sampler, so what they make has to be what that sampler
-makes.
+The files hold the table of a named sampler, so their results are that sampler's.
 """
 
 from __future__ import annotations

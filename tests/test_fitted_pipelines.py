@@ -1,6 +1,4 @@
-"""Laws of the sampler file on pipelines: at the helm, in the drop-in scheduler, and the warning
-elsewhere.
-"""
+"""Laws of the sampler file on pipelines: helm, drop-in scheduler, warning elsewhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Laws of the sampler file in recipes, on the command line, beside a shipped model and in
-comparisons.
-"""
+"""Laws of the sampler file in recipes, commands, comparisons and beside a shipped model."""
 
 from __future__ import annotations
 

@@ -72,11 +72,9 @@ def test_a_constant_denoiser_is_reproduced_exactly(variant, process):
 @PLACES
 @EVERY
 def test_every_row_keeps_the_mean_and_the_noise_of_its_level(variant, process):
-    """With data at one point c, x has mean alpha·c and standard deviation sigma at every level,
-    exactly.
+    """With data at one point c, x has mean alpha·c and deviation sigma at every level, exactly.
 
-    Deterministic solvers moreover stay on the line x = alpha·c + sigma·z of their own start noise
-    z.
+    Deterministic solvers also stay on the line x = alpha·c + sigma·z of their start noise z.
     """
     if variant[0] == "lcm" and process == "vp":
         pytest.skip("c_skip and c_out of the LCM checkpoints are not consistent at small times")
@@ -109,9 +107,7 @@ def extrapolates(solver, options):
 @PLACES
 @EVERY
 def test_the_last_level_returns_the_denoised_sample(variant, process):
-    """Without euler_at_final Adams methods on slopes extrapolate there too, as in k-diffusion and
-    diffusers.
-    """
+    """Adams methods without euler_at_final extrapolate there too, as in k-diffusion and diffusers."""
     if extrapolates(*variant):
         table = table_of(variant, PROCESSES[process], 5)
         assert int((table.x[-1] != 0).sum()) > 2
@@ -154,9 +150,7 @@ def test_a_start_at_pure_noise_is_finite(variant, process):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @MAIN
 def test_a_sample_does_not_depend_on_its_batch(variant, dtype):
-    """Bit-equal alone and in batches of 2, 3 and 8: noise is drawn per sample, rows act per
-    element.
-    """
+    """Bit-equal alone and in batches: noise is drawn per sample, rows act per element."""
     table = table_of(variant, PROCESSES["vp"])
     model, x, seeds = Gaussian([0.3] * 4, [0.6] * 4), start(8, dtype), list(range(40, 48))
     alone = torch.cat([drive(table, model, x[i : i + 1], seeds=seeds[i : i + 1]) for i in range(8)])
@@ -227,9 +221,7 @@ def test_the_number_of_network_calls_is_the_declared_one(variant, process, steps
 )
 @MAIN
 def test_half_precision_stays_within_rounding(variant, dtype, unit):
-    """Against the same run in float32; each row rounds x once, so the error is a few units in the
-    last place.
-    """
+    """Against float32; each row rounds x once, so the error is a few units in the last place."""
     table, model = table_of(variant, PROCESSES["vp"], 10), Gaussian([0.3] * 4, [0.6] * 4)
     x = start(2, dtype)
     noise = tm.SeededNoise((0, 1))
@@ -285,9 +277,7 @@ def test_what_is_not_a_table_is_refused():
 
 @MAIN
 def test_coefficients_are_differentiable_in_the_levels(variant):
-    """gradcheck of all coefficients of x and base with respect to custom sigmas, along random
-    directions.
-    """
+    """gradcheck of the coefficients of x and base in custom sigmas, along random directions."""
     process = tm.EDM(0.002, 80.0)
 
     def coefficients(sigmas):
@@ -362,7 +352,7 @@ def test_combine_does_not_touch_its_inputs():
 
 
 class Count(TorchDispatchMode):
-    """Counts the operations that are dispatched, and those that make or change a full-size tensor."""
+    """Counts the dispatched operations, and those that write a full-size tensor."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A shipped model says what it does not know; what is put together of words that it knows is known."""
+"""A shipped model says which words it does not know; all of known words is known."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, finite, whole
 from ..files import replacing
-from .preview import Convert, LatentRGB, Moment, Pictures
+from .preview import Convert, LatentRGB, Moment, PictureHook
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ GAP, PAPER, INK = 8, (250, 250, 248), (40, 40, 40)
 LAST_FRAME = 1500  # milliseconds of the last frame of an animation
 
 
-class Collect(Pictures):
+class Collect(PictureHook):
     """See `collect`.
 
     `frames`: a list of (moment, images), one image per sample, in the order of the steps; complete

@@ -32,7 +32,7 @@ Convert = Callable[[Tensor], Tensor]
 LINEAR_SIZE = 256  # pixels; linear previews are enlarged to at least this
 
 
-class Context(Protocol):
+class PictureSource(Protocol):
     """What the `context` of a run offers to pictures; a missing attribute counts as None."""
 
     latent_rgb: LatentRGB | None
@@ -63,7 +63,7 @@ class Moment(NamedTuple):
         return f"step {self.step} · σ {ratio}"
 
 
-class Pictures(Hook):
+class PictureHook(Hook):
     """Base of hooks for pictures of `run.denoised`; a subclass writes or shows them in `deliver`.
 
     The conversion is queued on the device of the latents. The copy to the host, PIL and files are
@@ -203,7 +203,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"
 
 
-class Preview(Pictures):
+class Preview(PictureHook):
     """See `preview`."""
 
     def __init__(
