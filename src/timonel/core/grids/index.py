@@ -1,4 +1,7 @@
-"""Grids in training index: 0 (cleanest) … T - 1 (noisiest), see `Process.at_index`."""
+"""Grids in training index: 0 (cleanest) … T - 1 (noisiest), see `Process.at_index`.
+
+All take a noise process of T training levels and a number N of steps, at most T.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,6 @@ def ddim_uniform(process: Process, steps: int) -> Grid:
     ComfyUI's grid of this name where N divides T. Elsewhere ComfyUI strides T // N and makes more
     than N steps; here the stride is T/N. Above T/2 steps the last index is T/N - 1, so that the
     first stays in the training range. One step: T - 1, as in `leading`.
-
-    Args:
-        process: the noise process.
-        steps: number of steps N, at most T.
     """
     total = _training_indices(process, steps)
     stride = total / steps
@@ -71,10 +70,6 @@ def linspace(process: Process, steps: int) -> Grid:
 
     Also called `normal`, as in ComfyUI, which on a shifted flow shifts the cleanest level twice.
 
-    Args:
-        process: the noise process.
-        steps: number of steps N, at most T.
-
     Source: Nichol & Dhariwal 2021, arXiv 2102.09672.
     """
     total = _training_indices(process, steps)
@@ -87,10 +82,6 @@ def sgm_uniform(process: Process, steps: int) -> Grid:
 
     `trailing` is the same up to one index.
 
-    Args:
-        process: the noise process.
-        steps: number of steps N, at most T.
-
     Source: Stability's generative-models; ComfyUI's grid of this name.
     """
     index = (_training_indices(process, steps) - 1) * (1 - _counted(steps) / steps)
@@ -102,10 +93,6 @@ def trailing(process: Process, steps: int) -> Grid:
 
     Flow and EDM models take fractional indices, so theirs are not rounded: a flow visits
     u = 1 - i/N.
-
-    Args:
-        process: the noise process.
-        steps: number of steps N, at most T.
 
     Source: Lin et al. 2023, arXiv 2305.08891, table 2.
     """
@@ -123,10 +110,6 @@ def simple(process: Process, steps: int) -> Grid:
 
     Flow and EDM models take fractional indices, so theirs are not rounded: they are `trailing`'s.
 
-    Args:
-        process: the noise process.
-        steps: number of steps N, at most T.
-
     Source: ComfyUI's grid of this name.
     """
     total = _training_indices(process, steps)
@@ -140,10 +123,6 @@ def smoothstep(process: Process, steps: int) -> Grid:
     """Training indices (T - 1)·u²·(3 - 2u), u = 1 - i/N: close together at both ends, as `beta`'s.
 
     Fractional, so none repeats; stable-diffusion.cpp rounds them and repeats some from 78 steps on.
-
-    Args:
-        process: the noise process.
-        steps: number of steps N, at most T.
 
     Source: stable-diffusion.cpp's grid of this name.
     """
