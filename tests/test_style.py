@@ -115,8 +115,10 @@ DOCUMENTED = _documented()
 
 
 def _parameters(value: Any) -> list[str]:
-    """Parameters of a function, or of the constructor of a class, for its users."""
+    """Parameters of a function or constructor, unless they are data: those of diffusers' class."""
     if isinstance(value, property) or (inspect.isclass(value) and issubclass(value, Exception)):
+        return []
+    if hasattr(value.__init__ if inspect.isclass(value) else value, "__signature__"):
         return []
     try:
         parameters = list(inspect.signature(value).parameters)
