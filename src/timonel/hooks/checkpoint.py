@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Checkpoint(Hook):
     """See `checkpoint`."""
 
+    name = "checkpoint"
+
     def __init__(self, path: str | PathLike[str], every: int = 1) -> None:
         self.path, self.every = fspath(file("path", path)), whole("every", every)
         self._saved: int | None = None
@@ -27,10 +29,6 @@ class Checkpoint(Hook):
             )
         if "{step}" not in str(Path(self.path).parent):
             writable_later(Path(self.path).parent)
-
-    @property
-    def name(self) -> str:
-        return "checkpoint"
 
     def on_start(self, run: Run) -> None:
         self._saved = None

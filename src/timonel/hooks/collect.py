@@ -30,6 +30,8 @@ class Collect(PictureHook):
     once the run has ended. A moment has step, steps, alpha, sigma, time and a `label`.
     """
 
+    name = "collect"
+
     def __init__(
         self,
         every: int,
@@ -42,10 +44,6 @@ class Collect(PictureHook):
         self.limit = whole("limit", limit, 2)
         self.frames: list[tuple[Moment, list[Image.Image]]] = []
         self._stride = every
-
-    @property
-    def name(self) -> str:
-        return "collect"
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)

@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 class StopWhen(Hook):
     """See `stop_when`."""
 
+    name = "stop_when"
+
     def __init__(self, condition: Callable[[Run], bool], reason: str = "") -> None:
         function("the condition of stop_when", condition, "lambda run: run.step == 4", 1)
         self.condition, self.reason = condition, instance("reason", reason, str, "a sentence")
-
-    @property
-    def name(self) -> str:
-        return "stop_when"
 
     def on_step(self, run: Run) -> None:
         if self.condition(run):
@@ -54,6 +52,8 @@ def stop_when(condition: Callable[[Run], bool], reason: str = "") -> Hook:
 class Edit(Hook):
     """See `edit`."""
 
+    name = "edit"
+
     def __init__(
         self, change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None
     ) -> None:
@@ -65,10 +65,6 @@ class Edit(Hook):
             )
         self.change = change
         self.at = None if named is None else tuple(whole("edit step", step, 1) for step in named)
-
-    @property
-    def name(self) -> str:
-        return "edit"
 
     def on_start(self, run: Run) -> None:
         late = [step for step in self.at or () if step > run.steps]

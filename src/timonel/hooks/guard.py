@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 class Guard(Hook):
     """See `guard`."""
 
+    name = "guard"
+
     def __init__(self, limit: float = 1e4) -> None:
         self.limit = finite("guard limit", limit, 0)
-
-    @property
-    def name(self) -> str:
-        return "guard"
 
     def on_start(self, run: Run) -> None:
         self._check(run, {"initial latents": run.latents})

@@ -206,6 +206,8 @@ def _reason(error: BaseException) -> str:
 class Preview(PictureHook):
     """See `preview`."""
 
+    name = "preview"
+
     def __init__(
         self,
         to: str | PathLike[str] | Callable[[Run, list[Image.Image]], None],
@@ -220,10 +222,6 @@ class Preview(PictureHook):
         self.files = None if self.folder is None else steps.Folder(self.folder, ".png")
         block = self.folder is not None if block is None else flag("block", block)
         super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
-
-    @property
-    def name(self) -> str:
-        return "preview"
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)
@@ -290,6 +288,8 @@ def preview(
 class SaveSteps(Hook):
     """See `save_steps`."""
 
+    name = "save_steps"
+
     CHOICES = ("denoised", "latents", "both")
 
     def __init__(self, folder: str | PathLike[str], what: str = "denoised") -> None:
@@ -297,10 +297,6 @@ class SaveSteps(Hook):
             raise ArgumentError(f"save_steps saves one of {self.CHOICES}, got {what!r}")
         self.folder, self.what = _folder(folder), what
         self.files = steps.Folder(self.folder, ".safetensors")
-
-    @property
-    def name(self) -> str:
-        return "save_steps"
 
     def on_start(self, run: Run) -> None:
         self.files.begin()

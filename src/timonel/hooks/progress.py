@@ -68,6 +68,8 @@ def _display() -> Any:
 class ProgressBar(Hook):
     """See `progress`."""
 
+    name = "progress"
+
     shows_progress = True
 
     def __init__(self, label: str = "") -> None:
@@ -76,10 +78,6 @@ class ProgressBar(Hook):
         self._close: Any = None
         self._tenth = 0
         self._begun: tuple[float, int] = (0.0, 0)  # clock and step where this run was first seen
-
-    @property
-    def name(self) -> str:
-        return "progress"
 
     def on_start(self, run: Run) -> None:
         self._open(run, run.step)

@@ -33,14 +33,12 @@ class Trace(Hook):
     network calls so far. The first step has no cosine, and no seconds where its start was not seen.
     """
 
+    name = "trace"
+
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._before: tuple[int, Tensor] | None = None
         self._clock: float | None = None
-
-    @property
-    def name(self) -> str:
-        return "trace"
 
     def on_start(self, run: Run) -> None:
         self.rows, self._before, self._clock = [], None, time.perf_counter()

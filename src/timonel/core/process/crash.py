@@ -24,6 +24,7 @@ class Crash(Process):
     """
 
     kind = "crash"
+    sigma_max = math.inf
 
     def __init__(self, *, train_steps: int = 1000) -> None:
         self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
@@ -31,10 +32,6 @@ class Crash(Process):
     @property
     def sigma_min(self) -> float:
         return float(self.at_index(double(0.0)).ratio)
-
-    @property
-    def sigma_max(self) -> float:
-        return math.inf
 
     def at_time(self, time: Tensor) -> Level:
         time = within(double(time), 1 + SNAP, "times must lie in [0, 1]")

@@ -40,6 +40,7 @@ class Flow(Process):
     """
 
     kind = "flow"
+    sigma_max = 1.0
 
     def __init__(
         self,
@@ -89,10 +90,6 @@ class Flow(Process):
     @property
     def sigma_min(self) -> float:
         return float(self._shifted(double(1 / self.train_steps)))
-
-    @property
-    def sigma_max(self) -> float:
-        return 1.0
 
     def _shifted(self, u: Tensor) -> Tensor:
         return self.shift * u / (1 + (self.shift - 1) * u)

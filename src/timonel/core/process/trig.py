@@ -25,6 +25,7 @@ class Trig(Process):
 
     kind = "trig"
     lists_end = True
+    sigma_max = math.inf
 
     def __init__(self, *, train_steps: int = 1000) -> None:
         self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
@@ -32,10 +33,6 @@ class Trig(Process):
     @property
     def sigma_min(self) -> float:
         return math.tan(math.pi / 2 / self.train_steps)
-
-    @property
-    def sigma_max(self) -> float:
-        return math.inf
 
     def _level(self, t: Tensor) -> Level:
         return Level(torch.where(t == math.pi / 2, 0.0, torch.cos(t)), torch.sin(t), t)
