@@ -1,22 +1,25 @@
-"""Writes samplers.md: every sampler, its measured order, every grid, every other name. python
-docs/make_samplers.py
+"""Writes docs/samplers.md and the lists of samplers and grids in both READMEs.
+
+python docs/make_samplers.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 import torch
 
 from support.models import Gaussian, Mixture, drive, ends, lam_grid, propagate, slope, variance
-from support.places import DOCS
+from support.places import DOCS, ROOT
 from timonel.core import names, solvers
-from timonel.core.grids import GRIDS
+from timonel.core.grids import GRIDS, GridSpec
 from timonel.core.process import EDM
-from timonel.core.solvers import SOLVERS
+from timonel.core.solvers import SOLVERS, SolverSpec
 from timonel.core.table import Table
 
 PAGE = DOCS / "samplers.md"
+READMES = (ROOT / "README.md", ROOT / "README.es.md")
 STEPS, WIDE = (64, 96, 144), EDM(0.002, 700.0)
 OPTIONS = {"edm": {"s_churn": 4.0}}  # below the cap, so that the churn per step falls with N
 
@@ -54,20 +57,30 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(str(c) for c in cells) + " |"
 
 
-def sampler_rows() -> list[str]:
-    rows = []
-    for name, spec in SOLVERS.items():
-        found = (
-            "-"
-            if spec.order == 0
-            else f"{(weak_order if spec.stochastic else deterministic_order)(name):.2f}"
-        )
-        options = ", ".join(f"`{o}`" for o in spec.options) or "-"
-        kind = "stochastic" if spec.stochastic else "deterministic"
-        rows.append(
-            row(f"`{name}`", spec.order or "-", found, spec.calls, kind, options, spec.reference)
-        )
-    return rows
+def quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"
+
+
+def measured_order(name: str, spec: SolverSpec) -> str:
+    if spec.order == 0:
+        return "-"
+    return f"{(weak_order if spec.stochastic else deterministic_order)(name):.2f}"
+
+
+def sampler_row(name: str, spec: SolverSpec, measured: str) -> str:
+    kind = "stochastic" if spec.stochastic else "deterministic"
+    facts = (spec.calls, kind, quoted(spec.options), spec.reference)
+    return row(f"`{name}`", spec.order or "-", measured, *facts)
+
+
+def grid_row(name: str, spec: GridSpec) -> str:
+    return row(f"`{name}`", what(spec.make), spec.space, quoted(spec.options), spec.reference)
+
+
+def listed(readme: str) -> str:
+    """The text of a README with the lists of all samplers and grids."""
+    readme = re.sub(r"(?m)^(Samplers: )`.*`", rf"\1{quoted(SOLVERS)}", readme)
+    return re.sub(r"(?m)^(Grids[^:\n]*: )`.*`", rf"\1{quoted(GRIDS)}", readme)
 
 
 def what(function: Callable[..., object]) -> str:
@@ -122,21 +135,13 @@ Upper and lower case, blanks and underscores do not matter; a grid may follow (`
 
 
 def page() -> str:
-    grids = [
-        row(
-            f"`{n}`",
-            what(g.make),
-            g.space,
-            ", ".join(f"`{o}`" for o in g.options) or "-",
-            g.reference,
-        )
-        for n, g in GRIDS.items()
-    ]
+    samplers = (sampler_row(n, s, measured_order(n, s)) for n, s in SOLVERS.items())
+    grids = (grid_row(n, g) for n, g in GRIDS.items())
     return "\n".join([
         HEAD.format(samplers=len(SOLVERS), steps=", ".join(map(str, STEPS))),
         row("sampler", "order", "measured", "calls", "noise", "options", "reference"),
         row(*["---"] * 7),
-        *sampler_rows(),
+        *samplers,
         GRID_HEAD.format(grids=len(GRIDS)),
         row("grid", "levels", "space", "options", "reference"), row(*["---"] * 5), *grids,
         NAME_HEAD,
@@ -147,4 +152,6 @@ def page() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
-    print(PAGE)
+    for path in READMES:
+        path.write_text(listed(path.read_text("utf-8")), "utf-8")
+    print(PAGE, *READMES)

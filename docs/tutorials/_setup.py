@@ -11,7 +11,6 @@
 # %%
 # %pip install .
 # %%
-import torch
 from PIL import Image, ImageDraw
 
 import timonel as tm

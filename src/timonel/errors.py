@@ -1,22 +1,17 @@
-"""The error tree.
+"""The errors and warnings of timonel, and the checks of arguments that raise them.
 
     TimonelError                everything timonel raises on purpose
-    ├── ArgumentError           a value at the border that cannot be used   (also ValueError)
-    │   ├── UnknownName         a name nobody has; lists the nearest        (also ValueError)
+    ├── ArgumentError           an argument that cannot be used (also ValueError)
+    │   ├── UnknownName         an unknown name; lists the nearest
     │   ├── GridError           levels that cannot be visited
-    │   │   └── Idle            a setting that has nothing to do on so few levels; passed over where
-    it could on more │   └── PredictionError     a prediction that cannot be read at a level
-    ├── RunError                a run asked for something its state forbids
+    │   │   └── Idle            an option that has nothing to do in so few steps
+    │   └── PredictionError     a prediction that cannot be read at a level
+    ├── RunError                a call that the state of a run forbids
     ├── HookError               a hook raised; names the hook and the step
-    ├── GuardStop               the run produced NaN, infinity or exploded
+    ├── GuardStop               a run produced NaN, infinity or exploded
     └── ModelError              a model folder or pipeline that cannot be used
 
-    FittedElsewhere             a warning: a sampler that was fitted to something else
-    UnknownPrompt               a warning: a prompt that a shipped model has never met
-    Inexact                     a warning: a run goes on near to what it would have been, not
-    exactly SchedulerReplaced           a warning: the pipeline's own scheduler is no sampler of
-    timonel PreviewMissing              a warning: a picture of a run that could not be made,
-    written or shown
+    Warnings: FittedElsewhere, UnknownPrompt, Inexact, SchedulerReplaced, PreviewMissing
 
 Every message says what was wrong, with the value, and the call that fixes it.
 """
@@ -34,8 +29,8 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-LONG = 160  # characters of a value in a message
-ENTRIES = 1_000_000  # of a list at the border, which may come from something that never ends
+MOST_SHOWN = 160  # characters of a value in a message
+MOST_ENTRIES = 1_000_000  # of a list, which may come from something that never ends
 
 
 class TimonelError(Exception):
@@ -43,22 +38,20 @@ class TimonelError(Exception):
 
 
 class ArgumentError(TimonelError, ValueError):
-    """A value at the border that cannot be used."""
+    """An argument that cannot be used."""
 
 
 class UnknownName(ArgumentError):
-    """A name nobody has."""
+    """An unknown name; the message lists the nearest."""
 
     def __init__(
         self, what: str, name: object, known: Iterable[str], also: Iterable[str] = ()
     ) -> None:
-        """`also`: other names that are understood, but too many to list."""
+        """`also`: further names, too many to list."""
         names = sorted(known)
         folded = {n.lower(): n for n in (*also, *names)}
-        near = [
-            folded[n]
-            for n in difflib.get_close_matches(str(name).lower()[:LONG], folded, n=3, cutoff=0.5)
-        ]
+        word = str(name).lower()[:MOST_SHOWN]
+        near = [folded[n] for n in difflib.get_close_matches(word, folded, n=3, cutoff=0.5)]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", …"
         super().__init__(f"unknown {what} {shown(name)}: {hint}known: {listed}")
@@ -70,10 +63,10 @@ class GridError(ArgumentError):
 
 
 class Idle(GridError):
-    """A setting that has nothing to do on these levels; where it could on more of them it is passed
-    over, said once.
+    """An option that has nothing to do in so few steps.
 
-    `instead`: the options to run with, None for one that is left out.
+    Where it could in more it is passed over, which is logged once. `instead`: the options to run
+    with, None for one that is left out.
     """
 
     def __init__(self, message: str, instead: Mapping[str, Any]) -> None:
@@ -86,7 +79,7 @@ class PredictionError(ArgumentError):
 
 
 class RunError(TimonelError):
-    """A run asked for something its state forbids."""
+    """A call that the state of a run forbids."""
 
 
 class HookError(TimonelError):
@@ -94,7 +87,7 @@ class HookError(TimonelError):
 
 
 class GuardStop(TimonelError):
-    """The run produced NaN, infinity or exploded."""
+    """A run produced NaN, infinity or exploded."""
 
 
 class ModelError(TimonelError):
@@ -102,29 +95,23 @@ class ModelError(TimonelError):
 
 
 class FittedElsewhere(UserWarning):
-    """A fitted sampler is used with another model or guidance than it was fitted to; it works, but
-    may be worse.
-    """
+    """A fitted sampler runs with another model or guidance than that of its fit."""
 
 
 class UnknownPrompt(UserWarning):
-    """A shipped model is asked for what it has never met; it paints something all the same."""
+    """A shipped model has not been trained on any word of the prompt."""
 
 
 class Inexact(UserWarning):
-    """A run goes on without what a cache of its network remembered; it ends near to where it would
-    have.
-    """
+    """A run goes on without the cache of its network; its result is near, not equal."""
 
 
 class SchedulerReplaced(UserWarning):
-    """No sampler was named and the pipeline's own scheduler is none of timonel's, so another one
-    runs.
-    """
+    """The scheduler of the pipeline is no sampler of timonel, so another one runs."""
 
 
 class PreviewMissing(UserWarning):
-    """A picture of a run could not be made, written or shown; the run goes on."""
+    """A preview could not be computed, written or shown; the run goes on."""
 
 
 def number_of_steps(count: int) -> str:
@@ -134,31 +121,31 @@ def number_of_steps(count: int) -> str:
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Log a warning as `timonel`, the first time that it is said in this process."""
+    """Log a warning as `timonel`, once per process."""
     logging.getLogger("timonel").warning(message)
 
 
 def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A number at the border as a Python float.
+    """A number as a Python float.
 
     Args:
-        what: the name of the argument, for the error.
-        value: a number of Python, numpy or torch, a 0-d array or tensor among them.
-        low, high: the least and the largest value that can be used.
+        what: the name of the argument, for the message.
+        value: a number of Python, numpy or torch, 0-d arrays and tensors too.
+        low: the least value allowed.
+        high: the largest value allowed.
 
     Raises:
-        ArgumentError: it is no number (True and "1" are none), not finite, or not in [low, high].
+        ArgumentError: for anything else (True and "1" too), and for a number out of range.
     """
-    number = _scalar(value)
+    scalar = _scalar(value)
     try:
-        made = math.nan if isinstance(number, (bool, str, bytes, bytearray)) else float(number)
+        number = math.nan if isinstance(scalar, (bool, str, bytes, bytearray)) else float(scalar)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        made = math.nan
-    if math.isfinite(made) and low <= made <= high:
-        return made
-    if (not math.isfinite(made) and not isinstance(number, (int, float))) or isinstance(
-        number, bool
-    ):
+        number = math.nan
+    if math.isfinite(number) and low <= number <= high:
+        return number
+    is_none = not math.isfinite(number) and not isinstance(scalar, (int, float))
+    if is_none or isinstance(scalar, bool):
         raise ArgumentError(f"{what} must be a number, got {shown(value)}")
     raise ArgumentError(
         f"{what} must be a finite number in [{low:g}, {high:g}], got {shown(value)}"
@@ -166,42 +153,37 @@ def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 
 def whole(what: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    """A whole number at the border as a Python int.
+    """A whole number as a Python int.
 
     Args:
-        what: the name of the argument, for the error.
-        value: a whole number of Python, numpy or torch, a 0-d array or tensor among them.
-        low, high: the least and the largest value that can be used.
+        what: the name of the argument, for the message.
+        value: a whole number of Python, numpy or torch, 0-d arrays and tensors too.
+        low: the least value allowed.
+        high: the largest value allowed; None: any.
 
     Raises:
-        ArgumentError: it is no whole number (True, 2.0 and "2" are none), or not in [low, high].
+        ArgumentError: for anything else (True, 2.0 and "2" too), and for a number out of range.
     """
-    number = _scalar(value)
+    scalar = _scalar(value)
     try:
-        made = None if isinstance(number, bool) else operator.index(number)
+        number = None if isinstance(scalar, bool) else operator.index(scalar)
     except (TypeError, ValueError, RuntimeError):
-        made = None
-    if made is None or made < low:
+        number = None
+    if number is None or number < low:
         raise ArgumentError(f"{what} must be a whole number of at least {low}, got {shown(value)}")
-    if high is not None and made > high:
+    if high is not None and number > high:
         raise ArgumentError(f"{what} must be at most {high}, got {shown(value)}")
-    return made
+    return number
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is one number of Python, numpy or torch, finite or not; True and text are
-    none.
-    """
-    number = _scalar(value)
-    return isinstance(number, (int, float)) and not isinstance(number, bool)
+    """Whether `value` is one number of Python, numpy or torch, finite or not."""
+    scalar = _scalar(value)
+    return isinstance(scalar, (int, float)) and not isinstance(scalar, bool)
 
 
 def plain(value: Any) -> Any:
-    """`value` with the numbers of numpy and torch in it as Python's: in lists, tuples and
-    dictionaries too.
-
-    Arrays and tensors become lists.
-    """
+    """`value` with numpy's and torch's numbers as Python's, in containers too; arrays are lists."""
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return (value.detach() if hasattr(value, "detach") else value).tolist()
     if isinstance(value, Mapping):
@@ -212,54 +194,51 @@ def plain(value: Any) -> Any:
 
 
 def several(what: str, values: Any, example: str) -> tuple[Any, ...]:
-    """The entries of a list at the border, of an array or a 1-D tensor too, with Python's numbers.
+    """The entries of a list, array or 1-D tensor, with Python's numbers.
 
-    Raises `ArgumentError` for text, a dictionary, one number and whatever else is no list;
-    `example` says how it is written.
+    Args:
+        what: the name of the argument, for the message.
+        values: the list.
+        example: of such a list, for the message.
+
+    Raises:
+        ArgumentError: for text, a dictionary, one number and whatever else is no list.
     """
-    made = plain(values)
-    if (
-        isinstance(made, (str, bytes, Mapping))
-        or not isinstance(made, Iterable)
-        or isinstance(made, type)
-    ):
+    listed = plain(values)
+    if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes, Mapping, type)):
         raise ArgumentError(f"{what} must be a list, e.g. {example}, got {shown(values)}")
-    entries = tuple(plain(one) for one in itertools.islice(made, ENTRIES + 1))
-    if len(entries) > ENTRIES:
+    entries = tuple(plain(one) for one in itertools.islice(listed, MOST_ENTRIES + 1))
+    if len(entries) > MOST_ENTRIES:
         raise ArgumentError(
-            f"{what} must be a list, e.g. {example}, got more than {ENTRIES:,} entries"
+            f"{what} must be a list, e.g. {example}, got more than {MOST_ENTRIES:,} entries"
         )
     return entries
 
 
 def options(what: str, values: Any) -> dict[str, Any]:
-    """A dictionary of named options at the border, with Python's numbers. Raises `ArgumentError`
-    for anything else.
-    """
+    """Options by name, with Python's numbers; anything else raises `ArgumentError`."""
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise ArgumentError(f"{what} must be a dictionary of options by name, got {shown(values)}")
     return {key: plain(value) for key, value in values.items()}
 
 
 def flag(what: str, value: Any) -> bool:
-    """True or False at the border, numpy's and torch's too, or `ArgumentError`."""
-    made = _scalar(value)
-    if not isinstance(made, bool):
+    """True or False, numpy's and torch's too; anything else raises `ArgumentError`."""
+    scalar = _scalar(value)
+    if not isinstance(scalar, bool):
         raise ArgumentError(f"{what} must be True or False, got {shown(value)}")
-    return made
+    return scalar
 
 
 def among(what: str, value: Any, known: Iterable[str]) -> str:
-    """`value`, or `UnknownName` with the nearest names unless it is one of `known`."""
+    """`value` where it is one of `known`; else raises `UnknownName` with the nearest."""
     if not isinstance(value, str) or value not in known:
         raise UnknownName(what, value, known)
     return value
 
 
 def function(what: str, value: Any, example: str, count: int) -> Any:
-    """`value`, or `ArgumentError` unless it can be called with `count` arguments; a class is no
-    such function.
-    """
+    """`value` where it is a function of `count` arguments and no class; else `ArgumentError`."""
     if not callable(value) or isinstance(value, type):
         raise ArgumentError(f"{what} must be a function, e.g. {example}, got {shown(value)}")
     try:
@@ -274,14 +253,14 @@ def function(what: str, value: Any, example: str, count: int) -> Any:
 
 
 def instance(what: str, value: Any, kind: type | tuple[type, ...], example: str) -> Any:
-    """`value`, or `ArgumentError` unless it is of `kind`; `example` says how one is made."""
+    """`value` where it is of `kind`; else `ArgumentError`. `example`: what it must be, in words."""
     if not isinstance(value, kind):
         raise ArgumentError(f"{what} must be {example}, got {shown(value)}")
     return value
 
 
 def path(what: str, value: Any) -> Any:
-    """`value`, or `ArgumentError` unless it can be the path of a file."""
+    """`value` where it can be the path of a file; else raises `ArgumentError`."""
     if not isinstance(value, (str, PathLike)) or "\0" in str(value) or not str(value):
         raise ArgumentError(f"{what} must be a path, got {shown(value)}")
     return value
@@ -290,13 +269,11 @@ def path(what: str, value: Any) -> Any:
 def shown(value: object) -> str:
     """A value for a message: its repr, cut where it is long."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= LONG else f"{text[:LONG]}…"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _scalar(value: Any) -> Any:
-    """A number of numpy or torch as one of Python's, and an array of several as no number; others
-    as they are.
-    """
+    """A number of numpy or torch as one of Python's; None for an array of several."""
     if not hasattr(value, "dtype") or not hasattr(value, "item"):
         return value
     if getattr(value, "ndim", None) != 0:

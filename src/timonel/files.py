@@ -1,12 +1,11 @@
 """Files are written to a temporary name beside the target and renamed, so a crash loses nothing.
 
-One rule for what is there already. A name that timonel chooses is a free one: `red-apple-7.png`,
-then `red-apple-7-2.png`. A name that the caller chooses is refused while it is taken, unless
-overwriting is allowed.
+A name that timonel chooses is a free one: `red-apple-7.png`, then `red-apple-7-2.png`. A name that
+the caller chooses is refused while it is taken, unless overwriting is allowed.
 
-A process that is killed leaves a temporary file, or a claim: a file of one line that keeps a name
-for it. Both carry its process number and are locked while it lives, so whoever writes the same
-target next removes them, and only those.
+A process that is killed leaves a temporary file, or a claim: a file of one line that reserves a
+name. Both carry its process number and are locked while it lives, so whoever writes the same target
+next removes them, and only those.
 """
 
 from __future__ import annotations
@@ -37,28 +36,24 @@ except ImportError:  # Windows
 
 CLAIM = re.compile(rb"timonel: process (\d+) is writing this file\n")
 LEFT = re.compile(r"\..+-timonel-(\d+)-[0-9a-f]{16}(?:\.\w+)?")  # a temporary file of any target
-SHORT = 80  # bytes, more than a claim has
+MOST_CLAIM = 80  # bytes, more than a claim has
 # seconds after which an unlocked file is abandoned, even where its process number is in use again
 STALE = 3600.0
-_CREATING = threading.Lock()  # no thread looks at a file that another has made and not locked yet
-CONTROL = (
-    "Cc",
-    "Cf",
-    "Zl",
-    "Zp",
-    "Cs",
-)  # characters that a terminal obeys, or that reorder or break a line
+_CREATING = threading.Lock()  # no thread looks at a file that another created and not yet locked
+#: categories of characters that a terminal obeys, or that reorder or break a line
+CONTROL = ("Cc", "Cf", "Zl", "Zp", "Cs")
 
 
 @contextmanager
 def replacing(path: str | PathLike[str], *, lasting: bool = True) -> Iterator[Path]:
-    """Yield a temporary path with the target's suffix; on success it becomes `path`, on failure it
-    is gone.
+    """Yield a temporary path, which becomes `path` on success and is removed on failure.
 
-    `lasting`: whether the disk has the file for certain before it gets its name. What is soon
-    replaced or easily made again does without.
+    Args:
+        path: the target; the temporary path has its suffix.
+        lasting: whether to wait until the disk has the file before the rename; previews do not.
 
-    Raises `ArgumentError` where the file cannot be written (no folder, no permission, disk full).
+    Raises:
+        ArgumentError: where the file cannot be written (no folder, no permission, disk full).
     """
     target = Path(path)
     with _temporary(target) as temporary:
@@ -76,32 +71,38 @@ def replacing(path: str | PathLike[str], *, lasting: bool = True) -> Iterator[Pa
 def write_tensors(
     path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file as `replacing` does, and with its errors."""
+    """Write a safetensors file by way of `replacing`.
+
+    Args:
+        path: the target.
+        tensors: tensors by name.
+        metadata: text by key.
+
+    Raises:
+        ArgumentError: where the file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save
 
     with replacing(path) as temporary:
         try:
-            # not its save_file, which has a temporary file of its own that a killed process would
-            # leave
+            # its save_file has another temporary file, which a killed process would leave
             temporary.write_bytes(save(dict(tensors), metadata=metadata))
         except SafetensorError as error:  # a full disk, among others
             raise ArgumentError(f"cannot write {str(path)!r}: {error}") from error
 
 
 def writable(folder: Path) -> None:
-    """Make the folder, or raise `ArgumentError` before anything is computed. No file in it is
-    touched.
-    """
+    """Create the folder, or raise `ArgumentError` where it cannot be written."""
     with _temporary(folder / "probe", "write into", folder):
         pass
 
 
 @contextmanager
 def _temporary(target: Path, what: str = "write", shown: Path | None = None) -> Iterator[Path]:
-    """A new empty file beside the target, locked; it is gone afterwards unless it was renamed.
+    """A new empty file beside the target, locked; it is removed afterwards unless renamed.
 
-    Those that killed processes left for the same target are removed.
+    Those that killed processes left for the same target are removed too.
     """
     stem, suffix = target.stem[:40], target.suffix
     left = re.compile(rf"\.{re.escape(stem)}-timonel-(\d+)-[0-9a-f]{{16}}{re.escape(suffix)}")
@@ -120,22 +121,18 @@ def _temporary(target: Path, what: str = "write", shown: Path | None = None) -> 
 
 
 def _clear(folder: Path, left: re.Pattern[str]) -> None:
-    """Remove the temporary files in `folder` that killed processes left. `left`: their name, and
-    the process in it.
-    """
+    """Remove the temporary files that killed processes left; `left` matches name and process."""
     with os.scandir(folder) as entries:
-        old = [(entry.path, found) for entry in entries if (found := left.fullmatch(entry.name))]
-    for name, found in old:
-        _reap(Path(name), int(found[1]))
+        old = [(entry.path, match) for entry in entries if (match := left.fullmatch(entry.name))]
+    for name, match in old:
+        _reap(Path(name), int(match[1]))
 
 
 def _clear_names(stem: Path) -> None:
-    """Remove what killed processes left of files with any of `names`, which nobody may write again:
-    claims too.
-    """
-    ours = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
+    """Remove temporary files and claims of killed processes for any of `names(stem)`."""
+    left = re.compile(rf"\.{re.escape(stem.name[:40])}.*-timonel-(\d+)-[0-9a-f]{{16}}(?:\.\w+)?")
     with suppress(OSError):  # there is no folder yet
-        _clear(stem.parent, ours)
+        _clear(stem.parent, left)
         with os.scandir(stem.parent) as entries:
             named = [Path(entry.path) for entry in entries if entry.name.startswith(stem.name)]
         for path in named:
@@ -143,13 +140,10 @@ def _clear_names(stem: Path) -> None:
 
 
 def _create(path: Path, content: bytes = b"") -> int:
-    """Make a new file that nobody had, with the permissions that the umask leaves; its open and
-    locked handle.
-    """
+    """Create a new file under the umask; its open and locked handle."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0)
     with _CREATING:
-        handle = os.open(
-            path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), 0o666
-        )
+        handle = os.open(path, flags, 0o666)
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,10 +160,9 @@ def _create(path: Path, content: bytes = b"") -> int:
 
 
 def _reap(path: Path, process: int, *, claim: bool = False) -> bool:
-    """Remove the file of a process that is gone: its number is free or another's, and nobody holds
-    the lock.
+    """Remove the file of a process that ended, unless somebody holds its lock.
 
-    `claim`: the file is a claim, and is left alone where a result has taken its place meanwhile.
+    `claim`: the file is a claim, and stays where a result has replaced it meanwhile.
     """
     if fcntl is None:
         return False
@@ -177,16 +170,16 @@ def _reap(path: Path, process: int, *, claim: bool = False) -> bool:
         with _CREATING:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            found = os.fstat(handle)
-            fresh = time.time() - found.st_mtime < STALE
-            if not stat.S_ISREG(found.st_mode) or (
-                process != os.getpid() and fresh and _runs(process)
-            ):
+            facts = os.fstat(handle)
+            if not stat.S_ISREG(facts.st_mode):
+                return False
+            fresh = time.time() - facts.st_mtime < STALE
+            if process != os.getpid() and fresh and _runs(process):
                 return False
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if claim and CLAIM.fullmatch(os.read(handle, SHORT)) is None:
+            if claim and CLAIM.fullmatch(os.read(handle, MOST_CLAIM)) is None:
                 return False
-            if os.path.samestat(found, path.lstat()):  # nobody else did it meanwhile
+            if os.path.samestat(facts, path.lstat()):  # nobody else did it meanwhile
                 path.unlink()
             return True
         finally:
@@ -212,9 +205,7 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder. Raises `OSError` where it cannot
-    take them.
-    """
+    """Wait until the disk has a file, or the names in a folder."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -225,15 +216,20 @@ def _flush(path: Path) -> None:
 
 
 def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
-    """`path`, once it is sure that a file can be written there. Nothing at `path` is touched.
+    """`path`, checked that a file can be written there. Nothing at `path` is touched.
 
-    Raises `ArgumentError` for a file that exists, unless `overwrite`; for a folder or device of
-    that name; and for a folder that cannot be made or written.
+    Args:
+        path: the target.
+        overwrite: whether it may exist.
+
+    Raises:
+        ArgumentError: for a file that exists, unless `overwrite`; for a folder or device of that
+            name; for a parent folder that cannot be created or written.
     """
     target = Path(path)
     writable(target.parent)
     try:
-        found = target.lstat()
+        mode = target.lstat().st_mode
         if not _taken(target):
             return target
     except FileNotFoundError:
@@ -244,7 +240,7 @@ def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
         raise ArgumentError(
             f"{str(target)!r} is a folder; name a file, e.g. {str(target / 'result')!r}"
         )
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         raise ArgumentError(f"{str(target)!r} is no plain file; name another")
     if not overwrite:
         raise ArgumentError(
@@ -260,31 +256,26 @@ def names(stem: Path) -> Iterator[Path]:
 
 
 def short(name: str, most: int = 200) -> str:
-    """The beginning of a name in at most so many bytes: file systems take 255, endings and numbers
-    included.
-    """
-    return (
-        name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore")
-        if len(name) * 4 > most
-        else name
-    )
+    """The beginning of a name in at most `most` bytes; file systems take 255, endings included."""
+    if len(name) * 4 <= most:
+        return name
+    return name.encode("utf-8", "surrogateescape")[:most].decode("utf-8", "ignore")
 
 
 def beside(stem: Path, ending: str) -> Path:
-    """`stem` with something put behind its name, dots in it or not."""
+    """`stem` with `ending` appended to its name, which may have dots."""
     return stem.with_name(stem.name + ending)
 
 
 def free(stem: Path, *endings: str) -> Path:
-    """The first of `names` of which nothing with any of the endings exists."""
+    """The first of `names(stem)` that exists with none of the endings."""
     return next(one for one in names(stem) if not any(_taken(beside(one, end)) for end in endings))
 
 
 def new_folder(stem: Path, *endings: str) -> Path:
-    """Make a folder by the first of `names` that is free, with the endings too; nobody else gets
-    the same.
+    """Create a folder by the first of `names(stem)` that is free, with all endings too.
 
-    Where a killed process had one of the others, its temporary files go.
+    Two processes never get the same. Temporary files that killed processes left in the others go.
     """
     _clear_names(stem)
     for one in names(stem):
@@ -305,10 +296,9 @@ def new_folder(stem: Path, *endings: str) -> Path:
 
 @contextmanager
 def claimed(stem: Path, *endings: str) -> Iterator[Path]:
-    """The first of `names` whose files with these endings are all free, now claims of ours to be
-    replaced.
+    """The first of `names(stem)` whose files with these endings are free, reserved by claims.
 
-    Two processes never get the same one. Claims that were not replaced are removed again.
+    Two processes never get the same. Claims that were not replaced are removed at the end.
     """
     _clear_names(stem)
     with ExitStack() as held:
@@ -318,9 +308,7 @@ def claimed(stem: Path, *endings: str) -> Iterator[Path]:
 
 @contextmanager
 def placed(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """`path` to be written by the block; where somebody took it meanwhile, the next free name,
-    unless `overwrite`.
-    """
+    """The path for the block to write: `path`, or the next free name unless `overwrite`."""
     target = Path(path)
     if overwrite:
         yield target
@@ -330,23 +318,18 @@ def placed(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Pa
 
 
 def plain(text: object) -> str:
-    """Text without what a terminal would obey: control characters are shown as escapes, such as
-    \\x1b.
-    """
-    return "".join(
-        (
-            c
-            if unicodedata.category(c) not in CONTROL or c in "\n\t\u200c\u200d"
-            else c.encode("unicode_escape").decode()
-        )
-        for c in str(text)
-    )
+    """Text whose control characters are escapes such as \\x1b, so that no terminal obeys them."""
+    return "".join(map(_harmless, str(text)))
+
+
+def _harmless(c: str) -> str:
+    if unicodedata.category(c) not in CONTROL or c in "\n\t\u200c\u200d":
+        return c
+    return c.encode("unicode_escape").decode()
 
 
 def _taken(path: Path) -> bool:
-    """Whether something is there; the claim of a process that is gone is removed, and nothing is
-    there any more.
-    """
+    """Whether something is there; the claim of a process that ended is removed first."""
     if not os.path.lexists(path):
         return False
     owner = _claimant(path)
@@ -356,8 +339,8 @@ def _taken(path: Path) -> bool:
 def _claimant(path: Path) -> int | None:
     """The process that claims a name, where the file there is a claim."""
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size < SHORT:
+        facts = path.lstat()
+        if not stat.S_ISREG(facts.st_mode) or not 0 < facts.st_size < MOST_CLAIM:
             return None
         claim = CLAIM.fullmatch(path.read_bytes())
     except (OSError, ValueError):
@@ -385,19 +368,18 @@ def _take(paths: list[Path], held: ExitStack) -> bool:
 
 
 def _give_up(path: Path) -> None:
-    """Remove our claim, unless the file has taken its place."""
+    """Remove our claim, unless the file has replaced it."""
     if _claimant(path) == os.getpid():
         _remove(path)
 
 
 def _cannot(what: str, path: Path, error: Exception) -> ArgumentError:
-    return ArgumentError(
-        f"cannot {what} {str(path)!r}: {getattr(error, 'strerror', None) or error}"
-    )
+    reason = getattr(error, "strerror", None) or error
+    return ArgumentError(f"cannot {what} {str(path)!r}: {reason}")
 
 
 def writable_later(folder: Path) -> None:
-    """Raise `ArgumentError` where the folder could not be written, and leave nothing behind."""
+    """Raise `ArgumentError` where the folder could not be written; create nothing."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         writable(folder)

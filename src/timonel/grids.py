@@ -1,5 +1,4 @@
-"""Grids by their public name: the table of grids, the functions of it, and GITS, which asks a
-network.
+"""Grids by their public name: their table and its functions, and GITS, which calls a network.
 
 >>> from timonel import VP, grids
 >>> grids.make("karras", VP.from_schedule(), 3).steps

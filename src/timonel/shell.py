@@ -12,8 +12,7 @@ ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t"}
 
 
 def command(words: Iterable[str]) -> str:
-    """The words as one line that bash and zsh read as these words, and that no terminal obeys on
-    its way there.
+    """The words as a line that bash and zsh read as these words, with no control characters.
 
     A word with a line break or a control character is written as `$'…'`.
     """
@@ -21,14 +20,10 @@ def command(words: Iterable[str]) -> str:
 
 
 def placed(before: Iterable[str], argument: str, options: Iterable[str]) -> list[str]:
-    """A command's words: its argument behind its name, or, where it would be read as an option,
-    behind them all.
-    """
-    return (
-        [*before, *options, "--", argument]
-        if argument.startswith("-")
-        else [*before, argument, *options]
-    )
+    """The words of a command; an argument that looks like an option stands last, behind `--`."""
+    if argument.startswith("-"):
+        return [*before, *options, "--", argument]
+    return [*before, argument, *options]
 
 
 def _word(word: str) -> str:

@@ -1,4 +1,4 @@
-"""Words of diffusers and torch for what timonel calls otherwise. Imports nothing heavy."""
+"""The names of diffusers and torch for predictions and dtypes. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ DTYPES = {
 
 
 def prediction(name: object) -> str:
-    """The timonel word for a prediction; a word nobody has as it is."""
+    """timonel's name of a prediction; an unknown one is returned as it is."""
     word = str(name).strip().lower().replace("-", "_")
     return PREDICTIONS.get(word, word)
 
 
 def dtype(name: object) -> str:
-    """The timonel word for a dtype: "torch.float16", "float16", "half" and "fp16" are "fp16";
-    others as they are.
-    """
+    """timonel's name of a dtype, e.g. "fp16" for "torch.float16"; an unknown one as it is."""
     word = str(name).strip().lower().removeprefix("torch.")
     return DTYPES.get(word, word)

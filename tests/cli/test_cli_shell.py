@@ -180,8 +180,8 @@ def test_every_command_that_prints_data_has_json() -> None:
 
 
 def test_what_the_shell_completes_is_what_there_is_and_needs_no_torch() -> None:
-    assert tuple(SOLVERS) == complete.SAMPLERS
-    assert tuple(GRIDS) == complete.GRIDS
+    assert list(SOLVERS) == complete.samplers("")
+    assert list(GRIDS) == complete.grids("")
     assert tuple(zoo.MODELS) == complete.MODELS
     assert tuple(DTYPES) == complete.DTYPES
     assert complete.samplers("euler/ka") == ["euler/karras"]

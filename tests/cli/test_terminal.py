@@ -1,6 +1,4 @@
-"""What comes from files never steers the terminal, and a command that is copied is the command that
-was meant.
-"""
+"""Text from files never steers the terminal, and a copied command is the command that was meant."""
 
 from __future__ import annotations
 

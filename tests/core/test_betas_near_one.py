@@ -1,5 +1,4 @@
-"""Law: the levels of any betas have their digits, however little signal they leave; what no float64
-holds is refused.
+"""Law: the levels of any betas have their digits; what no float64 holds is refused.
 
 The judge is decimal arithmetic with 50 digits and no least exponent.
 """
@@ -95,9 +94,7 @@ def test_a_config_of_such_betas_runs_where_the_network_names_the_picture(
 
 
 def test_the_noise_of_a_level_without_signal_is_no_picture() -> None:
-    """sigma/alpha is 1e51 here; what the network says of the noise would have to be right to 51
-    digits.
-    """
+    """sigma/alpha is 1e51 here, so the predicted noise would have to be right to 51 digits."""
     process = VP(torch.linspace(0.01, 0.5, 1000, dtype=torch.float64))
     with pytest.raises(PredictionError, match=r"alpha = \d.*e-.*predicts v"):
         tm.sample(
@@ -136,7 +133,7 @@ def test_betas_that_begin_at_one_are_refused_by_every_name() -> None:
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"])
 def test_betas_above_one_leave_diffusers_without_a_number_and_are_refused(name: str) -> None:
-    """A product of 1 - beta then has the other sign at every second level: no variance has a root."""
+    """A product of 1 - beta then changes its sign at every level: no variance has a root."""
     config = {"beta_start": 0.0001, "beta_end": 2.0, "beta_schedule": "linear"}
     theirs = getattr(diffusers, name)(**config)
     theirs.set_timesteps(5)

@@ -1,6 +1,4 @@
-"""DPM-Solver on slopes and the singlestep solvers of N calls: diffusers' numbers, orders, and what
-is refused.
-"""
+"""DPM-Solver on slopes and singlestep solvers of N calls: diffusers' numbers, orders, refusals."""
 
 from __future__ import annotations
 
@@ -139,9 +137,7 @@ def test_the_line_through_slopes_integrated_exactly_is_deis():
 
 
 def test_dpm_solver_with_noise_converges_in_the_variance():
-    """On Gaussian data, exactly: the error of the variance at the end falls with order 1, as its
-    table declares.
-    """
+    """On Gaussian data, exactly: the variance at the end converges with order 1, as declared."""
     steps, found = [48, 96, 192], []
     for n in steps:
         grid = lam_grid(PROCESSES["vp"], n)
@@ -199,9 +195,7 @@ def test_steps_without_a_corrector_are_those_of_the_whole_journey():
 
 
 def test_an_order_schedule_is_that_of_the_whole_journey():
-    """A part of it has the orders of its own steps, so that image to image runs under a schedule
-    too.
-    """
+    """A part of it has the orders of these steps, so img2img runs with an order schedule too."""
     whole = tm.Sampler("unipc/karras", steps=8, options={"order": "11112222"})
     part = tm.Sampler("unipc/karras", steps=8, options={"order": "11112222"}, start=2)
     rows, last = whole.compile(PROCESSES["vp"]), part.compile(PROCESSES["vp"])
@@ -246,9 +240,7 @@ def test_a_long_last_step_is_not_extrapolated_over(process, name, options):
 
 
 def test_dpm_fast_leaves_out_the_cleanest_level_where_its_grid_has_it():
-    """A step of three calls less would span what is left: .38 off in 7 calls for .07
-    (docs/names.md's data).
-    """
+    """A step of three calls less would span the rest: .38 in 7 calls for .07 (data of docs/names.md)."""
     table = tm.Sampler("dpm_fast", steps=3, options={"remainder": 2}).compile(PROCESSES["vp"])
     assert table.nfe == 7
     assert float(table.sigma[-2] / table.alpha[-2]) > 0.1

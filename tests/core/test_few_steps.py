@@ -1,11 +1,11 @@
-"""Law: every option runs at every number of steps; what has nothing to do in so few is said once,
-what never acts is
+"""Law: every option runs at every number of steps, so a sweep over steps may begin at 1.
 
-refused. So a sweep over steps may begin at 1.
+What has nothing to do in so few is said once; what never acts is refused.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -51,10 +51,14 @@ def unsaid() -> Iterator[None]:
     say_once.cache_clear()
 
 
+def default(name: str, key: str) -> tuple[Any, ...]:
+    return (inspect.signature(solvers.SOLVERS[name].make).parameters[key].default,)
+
+
 def variants(name: str) -> Iterator[dict[str, Any]]:
     """The solver with each of its options alone, and with those that an option needs."""
     for key in (*solvers.SOLVERS[name].options, *solvers.COMMON):
-        for value in SPECIAL.get((name, key)) or VALUES[key]:
+        for value in SPECIAL.get((name, key)) or VALUES.get(key) or default(name, key):
             also = (
                 {"s_churn": 4.0}
                 if key in ("s_tmin", "s_tmax")

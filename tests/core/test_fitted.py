@@ -1,8 +1,6 @@
-"""Laws of the sampler file: a fitted table gives the same bits wherever a sampler's name works, or
-says why not.
+"""Laws of the sampler file: its table gives the same bits wherever a sampler's name works.
 
-The files here hold the table of a named sampler, so what they make has to be what that sampler
-makes.
+The files hold the table of a named sampler, so their results are that sampler's.
 """
 
 from __future__ import annotations
@@ -22,7 +20,14 @@ from torch import Tensor, nn
 import timonel as tm
 from support.fitted_files import ALL, NAMED, made
 from support.models import PROCESSES
-from timonel.core.fitted.fitted import FORMAT, Fingerprint, Fitted, Measured, fingerprint, levels
+from timonel.core.fitted.sampler_file import (
+    FORMAT,
+    Fingerprint,
+    Fitted,
+    Measured,
+    fingerprint,
+    levels,
+)
 from timonel.core.process import VE, double
 from timonel.errors import ArgumentError
 
@@ -233,7 +238,7 @@ def test_a_flow_table_goes_with_every_shift_since_the_network_is_told_the_level(
     one = tm.Sampler(fitted=made(tm.Sampler("euler", steps=4), tm.Flow(3.0)))
     assert one.compile(tm.Flow(1.0).with_mu(0.9)) is one.fitted.table
     with pytest.raises(ArgumentError, match="told other times"):
-        one.compile(tm.Flow(3.0, told="1 - t"))
+        one.compile(tm.Flow(3.0, clock="1 - t"))
 
 
 def test_the_levels_of_a_process_at_the_lam_of_its_own_table_are_the_table_s() -> None:

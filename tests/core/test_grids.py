@@ -1,4 +1,4 @@
-"""Grids: exactly N falling levels, the same levels as diffusers, the published ones, and refusals."""
+"""Grids: exactly N falling levels, those of diffusers, published ones, and refusals."""
 
 from __future__ import annotations
 
@@ -149,9 +149,7 @@ def test_index_grids_visit_the_times_and_sigmas_of_diffusers(spacing, offset, st
 
 
 def test_leading_stays_in_the_training_range_where_diffusers_leaves_it():
-    """diffusers' DDIM with 1000 steps and offset 1 visits time 1000, which does not exist:
-    IndexError.
-    """
+    """With offset 1 and 1000 steps diffusers' DDIM visits time 1000 and raises IndexError."""
     theirs = diffusers.DDIMScheduler(**SD, timestep_spacing="leading", steps_offset=1)
     theirs.set_timesteps(1000)
     assert int(theirs.timesteps[0]) == 1000
@@ -311,9 +309,7 @@ def test_karras_at_pure_noise_names_the_remedy():
 @pytest.mark.parametrize("kind", sorted(ALL))
 @pytest.mark.parametrize("name", grids.GRIDS)
 def test_the_only_step_of_a_grid_begins_at_the_noisiest_level_or_is_refused(name, kind):
-    """Below it, a sample of pure noise is taken for one with a picture in it, and given back as the
-    result.
-    """
+    """Below it the result of a run from pure noise would be that noise."""
     process = ALL[kind]
     try:
         grid = grids.make(name, process, 1)

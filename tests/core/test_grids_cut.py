@@ -1,6 +1,4 @@
-"""Parts of a grid: the steps diffusers' pipelines take, two stages that are exactly the whole, and
-refusals.
-"""
+"""Parts of a grid: the steps of diffusers' pipelines, two stages that are the whole, refusals."""
 
 from __future__ import annotations
 
@@ -77,9 +75,7 @@ def test_strength_keeps_the_steps_of_the_img2img_pipelines(spacing, steps, stren
 @settings(max_examples=60)
 @given(steps=st.integers(2, 60), fraction=st.floats(0.05, 0.95))
 def test_denoising_start_and_end_keep_the_steps_of_the_sdxl_pipelines(spacing, steps, fraction):
-    """The base stops before the first time below round(T - fraction·T); the refiner goes on from
-    there.
-    """
+    """The base stops before the first time below round(T - fraction·T); the refiner goes on there."""
     theirs, grid = scheduler(spacing, steps), whole(spacing, steps)
     refiner = SimpleNamespace(scheduler=theirs)
     times, count = diffusers.StableDiffusionXLImg2ImgPipeline.get_timesteps(

@@ -78,9 +78,7 @@ def test_the_sums_are_those_in_float64(dtype, choice):
 @pytest.mark.slow
 @COMPILER
 def test_inductor_compiles_the_same_sums():
-    """torch.compile of a row on the CPU: equal up to where it fuses a product and a sum that eager
-    rounds.
-    """
+    """Equal to eager but where inductor fuses a product and a sum that eager rounds."""
     inputs = tensors(4, (4, 4, 16, 16), torch.float32)
     compiled = torch.compile(lambda *t: eager.sums(PLAN, t, torch.float32), fullgraph=True)
     with warnings.catch_warnings():
@@ -207,9 +205,7 @@ def test_one_build_serves_every_row_and_sampler():
     "ignore:`torch.jit.script` is deprecated"
 )  # torch.func.jvp itself calls it
 def test_a_journey_is_differentiable(name, choice, monkeypatch):
-    """gradcheck of the result in the start and in a parameter of the network, on every path and in
-    chunks.
-    """
+    """gradcheck of the result in the start and in a weight of the network, on every path."""
     kernel.use(choice)
     monkeypatch.setattr(eager, "CACHE", 0)
     table = table_of(name, 4)
@@ -263,9 +259,7 @@ def test_without_a_compiler_rows_run_eagerly_after_one_warning(monkeypatch):
 
 @COMPILER
 def test_what_the_native_path_cannot_serve_is_summed_eagerly():
-    """Broadcast noise, empty tensors, another dtype than the result's; and a sum of many terms,
-    which it can.
-    """
+    """Broadcast noise, empty tensors, another dtype than the result's; but it sums many terms."""
     kernel.use("native")
     small = [*tensors(3, (4, 6), torch.float32), torch.ones(1, 6)]
     wanted = eager.sums(PLAN, small, torch.float32)

@@ -1,6 +1,4 @@
-"""Law: random orders from three threads do to a run, and to a call in the background, what a model
-of it says.
-"""
+"""Law: random orders from three threads do to a run and a call what a model of it says."""
 
 from __future__ import annotations
 
@@ -81,7 +79,7 @@ class Model:
 
 
 class Orders(RuleBasedStateMachine):
-    """Random orders from three threads, while rows are let through one by one, against the model."""
+    """Random orders from three threads, one row at a time, against the model."""
 
     after = "resting"
     model: Model

@@ -1,4 +1,4 @@
-"""Processes: conversions both ways, agreement with diffusers, and the configs of real checkpoints."""
+"""Processes: conversions both ways, agreement with diffusers, configs of real checkpoints."""
 
 from __future__ import annotations
 

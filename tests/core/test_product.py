@@ -1,5 +1,4 @@
-"""Any solver on any grid, process and prediction: a table that keeps the laws, or an error that
-says why not.
+"""Any solver on any grid, process and prediction: a lawful table, or an error that says why.
 
 Every pair of solver and grid is run on every process; the prediction and the number of steps
 rotate, so that each meets each of the others many times.
@@ -66,9 +65,7 @@ def rounding(table: tm.Table, kind: str) -> float:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_works_with_every_grid_process_and_prediction(solver):
-    """A constant clean sample comes out exactly, whatever the network predicts, in the steps that
-    were asked for.
-    """
+    """A constant clean sample comes out exactly, whatever the prediction, in the number of steps."""
     g, ran = torch.Generator().manual_seed(1), 0
     clean = torch.randn(1, 6, generator=g, dtype=torch.float64)
     start = torch.randn(2, 6, generator=g, dtype=torch.float64)

@@ -1,6 +1,4 @@
-"""Churn, ancestral steps and restarts are grids, so every solver has them and keeps every level's
-marginal.
-"""
+"""Churn, ancestral steps and restarts are grids, so every solver keeps every level's marginal."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ def test_churn_acts_between_its_limits_only_and_is_capped():
 @PLACES
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_an_ancestral_step_adds_eta_of_the_noise_of_ddpm(process, eta):
-    """sigma_up² = eta²·s'²·(s² - s'²)/s² and sigma_down² = s'² - sigma_up², s = sigma/alpha
-    (k-diffusion).
-    """
+    """sigma_up² = eta²·s'²·(s² - s'²)/s² and sigma_down² = s'² - sigma_up², as in k-diffusion."""
     grid = lam_grid(PROCESSES[process], 6)
     down = grids.ancestral(grid, eta)
     table = solvers.make("euler_ancestral", grid, eta=eta)
@@ -62,7 +58,7 @@ def test_a_restart_goes_down_again_from_s_max(process):
     starts = [grids.ratio(made[k]) for k in range(made.steps)]
     assert made.steps == 12 + 2 * 3
     assert sum(s == pytest.approx(1.5) for s in starts) == 2
-    jumps = [k for k in range(1, made.steps) if made.lifted(k)]
+    jumps = [k for k in range(1, made.steps) if made.renoised(k)]
     assert len(jumps) == 2
     assert all(starts[k] == pytest.approx(1.5) for k in jumps)
     low = min((grids.ratio(grid[k]) for k in range(1, 12)), key=lambda s: abs(math.log(s / 0.4)))
@@ -74,9 +70,7 @@ def test_a_restart_goes_down_again_from_s_max(process):
     "solver", ["euler", "heun", "dpmpp_2m", "lms", "unipc", "rk4", "res_3s", "deis", "dpmpp_2m_sde"]
 )
 def test_every_solver_keeps_mean_and_noise_across_lifts(solver, process):
-    """With data at one point the denoiser is constant: after any churn or restart the mean is
-    exact.
-    """
+    """With data at one point the mean is exact after any churn or restart."""
     base = lam_grid(PROCESSES[process], 8)
     c = double([0.7, -2.0, 0.1])
     for grid in (

@@ -1,6 +1,4 @@
-"""GITS: the path is the best of all paths, the cost is the error of Euler, and the grid beats fixed
-ones.
-"""
+"""GITS: its path is the best of all, its cost Euler's error, and it beats fixed grids."""
 
 from __future__ import annotations
 
@@ -88,9 +86,7 @@ def test_gits_chooses_exactly_n_plus_one_of_the_fine_levels(steps, place):
 
 @pytest.mark.parametrize(("place", "margin"), [("vp", 0.8), ("edm", 0.6), ("flow", 0.7)])
 def test_gits_makes_euler_more_exact_than_uniform_indices_and_karras(place, margin):
-    """Mean distance to the solution over 200 starts the grid was not made with; the solution by
-    DOP853.
-    """
+    """Mean distance to the solution by DOP853 over 200 starts that the grid was not fitted on."""
     process, x = PLACES[place], noise(200, 1)
     begin = {"trailing": "trailing", "linspace": "linspace", "karras": "karras"}
     made = {name: grids.make(name, process, 6) for name in begin}

@@ -26,7 +26,7 @@ from support.damage import bytes_of, data_of
 from timonel import reading
 from timonel.comparison.plan import Plan, _unique
 from timonel.comparison.store import Outcome, Store
-from timonel.core.fitted.fitted import Fitted
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.core.run import Run
 from timonel.errors import ArgumentError, TimonelError
 from timonel.make.animate import still

@@ -1,6 +1,4 @@
-"""Laws of hooks: they act where they say, they fail with a name, and what they change stays
-changed.
-"""
+"""Laws of hooks: they act where they say, fail with a name, and their changes last."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def by_value(x):
 @pytest.mark.parametrize("change", [by_place, by_value])
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc"])
 def test_an_edit_is_carried_on_exactly_by_every_solver(sampler, change):
-    """With a constant denoiser a shift d at sigma becomes d·sigma'/sigma at every later level, on
-    the exact path.
-    """
+    """With a constant denoiser a shift d at sigma becomes d·sigma'/sigma at every later level."""
     plain, edited = [], []
     drive(begin([lambda run: plain.append(run.latents.clone())], f"{sampler}/karras", 8), constant)
     run = drive(begin([tm.edit(change, at=3), lambda r: edited.append((r.latents.clone(), r.level.sigma))],
@@ -89,9 +85,7 @@ def test_an_edit_is_carried_on_exactly_by_every_solver(sampler, change):
 
 
 def test_unipc_keeps_an_edit_on_a_linear_model():
-    """The table is run by hand: at the edited row the corrected sample is shifted by the edit,
-    whatever x it saw.
-    """
+    """In the table, the corrected sample of the edited row is shifted by the edit, whatever x was."""
     d, at = 0.25, 4
     table = tm.Sampler("unipc/karras", steps=8).compile(PROCESS)
     names, x, base, history = table.registers, start(), start(), []
@@ -142,9 +136,7 @@ def between_calls(table, at, shift):
     ["heun", "dpm2", "rk4", "dpmpp_2s", "dpmpp_sde", "res_3s", "dpm_fast", "pndm", "heunpp2"],
 )
 def test_an_edit_between_two_calls_of_a_step_means_the_same_in_any_coordinates(name):
-    """In samples x0 + s·noise an edit moves the base as it is; a sample of unit variance grows
-    towards clean levels.
-    """
+    """In samples x0 + s·noise an edit moves the base as it is; at unit variance it is scaled."""
     grid = grids.make("karras", PROCESS, 6)
     exploding = Exploding(PROCESS)
     moved = type(grid)(

@@ -1,6 +1,4 @@
-"""Laws of pictures: what they show, how they are written, and that the sampler does not wait for
-them.
-"""
+"""Laws of pictures: what they show, how they are written, and that the sampler never waits."""
 
 from __future__ import annotations
 

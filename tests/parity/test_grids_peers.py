@@ -1,6 +1,4 @@
-"""Every grid against its peer: diffusers and k-diffusion themselves, the others by their published
-formulas.
-"""
+"""Every grid against its source: diffusers and k-diffusion, the others by published formulas."""
 
 from __future__ import annotations
 
@@ -193,9 +191,7 @@ def test_beta_and_smoothstep_round_to_the_indices_of_the_peers_which_repeat(name
 
 
 def test_the_two_betas_are_the_two_grids_of_the_peers():
-    """The first five sigmas of ten steps on Stable Diffusion 1.5, as ComfyUI (whole indices) and
-    A1111 have them.
-    """
+    """The first five sigmas of ten steps on SD 1.5, of ComfyUI (whole indices) and of A1111."""
     comfy = TABLE[np.rint(grids.make("beta", PROCESS, 10).time[:5].numpy()).astype(int)]
     a1111 = sigmas(grids.make("beta_sigma", PROCESS, 10))[:5]
     np.testing.assert_allclose(comfy, [14.6, 11.5, 7.37, 4.37, 2.62], rtol=5e-3)
@@ -262,7 +258,7 @@ def test_kl_optimal_begins_at_pure_noise_where_the_process_does():
 @COUNTS
 @pytest.mark.parametrize(("mu", "beta"), [(0.0, 0.5), (-1.0, 0.3), (1.5, 2.0), (0.0, 0.05)])
 def test_laplace_spaces_the_quantiles_evenly_and_repeats_none(mu, beta, steps):
-    """ComfyUI's values lie on the same curve, clamped to the range: they repeat where ours cannot."""
+    """ComfyUI's values lie on the same curve, clamped to the range, so that they repeat."""
     values = sigmas(grids.make("laplace", PROCESS, steps, mu=mu, beta=beta))[:-1]
     assert values[0] == pytest.approx(TOP, rel=1e-9)
     if steps > 1:
@@ -314,9 +310,7 @@ def test_optimal_steps_are_the_published_levels_and_log_linear_between(name, ste
 
 
 def test_trailing_has_the_times_of_diffusers_at_every_number_of_steps():
-    """diffusers' formula; the rounding of numpy.arange gives it a step too many at some counts,
-    never ours.
-    """
+    """diffusers' formula, without the step too many that numpy.arange rounds to at some counts."""
     extra = 0
     for steps in range(1, 1001):
         times = np.round(np.arange(1000, 0, -1000 / steps)) - 1

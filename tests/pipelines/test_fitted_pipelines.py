@@ -1,6 +1,4 @@
-"""Laws of the sampler file on pipelines: at the helm, in the drop-in scheduler, and the warning
-elsewhere.
-"""
+"""Laws of the sampler file on pipelines: helm, drop-in scheduler, warning elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ import timonel as tm
 from support import tiny
 from support.fitted_files import NAMED, made
 from support.models import PROCESSES
-from timonel.core.fitted.fitted import Fitted, ProcessData, fingerprint
+from timonel.core.fitted.sampler_file import Fitted, ProcessData, fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
 
 

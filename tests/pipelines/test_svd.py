@@ -1,6 +1,4 @@
-"""Stable Video Diffusion with its real scheduler configuration: sigma 700 … 0.002, v-prediction,
-0.25·log sigma.
-"""
+"""Stable Video Diffusion with its real config: sigma 700 … 0.002, v, 0.25·log sigma."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The process that test_resume kills: it drives every solver in random order and saves after every
-row.
+"""The process that test_resume kills: it drives every solver and saves after every row.
 
 python -m support.resuming FOLDER SEED      prints a line after each saved row
 """

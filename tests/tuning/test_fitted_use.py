@@ -1,6 +1,4 @@
-"""Laws of the sampler file in recipes, on the command line, beside a shipped model and in
-comparisons.
-"""
+"""Laws of the sampler file in recipes, commands, comparisons and beside a shipped model."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from timonel.cli import app
 from timonel.cli.options import choose, sampler_of
 from timonel.comparison import compare, engine
 from timonel.comparison.plan import Plan
-from timonel.core.fitted.fitted import fingerprint
+from timonel.core.fitted.sampler_file import fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.make.generate import generate
 from timonel.make.recipe import Recipe

@@ -13,7 +13,7 @@ import timonel as tm
 from support.models import PROCESSES
 from support.tuned_models import Exact, mixture
 from timonel.core import grids, solvers
-from timonel.core.fitted.fitted import Fitted
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.core.process import Level
 from timonel.engine.gits import gits
 from timonel.engine.reference import distance
@@ -165,7 +165,7 @@ def test_the_levels_for_gaussian_data_fall_and_more_steps_cost_less(process: str
 def test_the_levels_for_gaussian_data_are_the_best_of_all(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closed, "FINE", 14)
+    monkeypatch.setattr(closed, "CANDIDATES", 14)
     levels = closed._levels(PROCESSES["vp"])
     cost, last = closed._cost(levels.ratio, 0.5), len(levels.sigma) - 1
     every = [(0, *inner, last) for inner in itertools.combinations(range(1, last), steps - 1)]

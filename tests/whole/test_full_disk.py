@@ -1,5 +1,4 @@
-"""Law: a disk that takes no more is one clear line, nothing is half-written, and the next try goes
-through.
+"""Law: a full disk is one clear line, nothing is half-written, and the next try succeeds.
 
 Every writer writes over an older file while files cannot grow beyond so many bytes (a limit of the
 process), or while a call of the system says that there is no space. The last tests fill a real

@@ -1,6 +1,4 @@
-"""Law: a process that is killed leaves nothing half-written, and whoever writes next clears away
-what it left.
-"""
+"""Law: a killed process leaves nothing half-written, and the next writer removes what it left."""
 
 from __future__ import annotations
 
@@ -73,8 +71,7 @@ class Nursery:
         return line
 
     def kill(self, kind: str, path: Path, marks: int, longest: float) -> bool:
-        """Kill a process of this kind that makes `path`, after a random mark and up to `longest` s
-        more.
+        """Kill a process of this kind that writes `path`, after a random mark and up to `longest` s.
 
         False where it was over by then.
         """
@@ -132,7 +129,7 @@ def native(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
 
 
 def steered(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
-    """The picture of a run that was killed and goes on, in another process, is that of a whole run."""
+    """A killed run that goes on in another process makes the picture of a whole run."""
     helm, asked, path = nursery.helm(), nursery.asked(), folder / "run.safetensors"
     right, different, orphans = helm(**asked).images, 0, 0
     while count:
@@ -146,7 +143,7 @@ def steered(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
 
 
 def compared(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
-    """A folder whose process was killed several times, and then not, is that of an undisturbed one."""
+    """A folder whose process was killed several times ends as an undisturbed one."""
     whole, different, orphans, done, paths = folder / "whole", 0, 0, 0, itertools.count()
     nursery.compared(whole, nursery.nothing)
     right = contents(whole)
@@ -161,9 +158,7 @@ def compared(kills: Nursery, folder: Path, count: int) -> tuple[int, int]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Of a comparison: what came of every run, its latents and its picture, and which files there
-    are.
-    """
+    """Of a comparison: the outcome of every run, latents, picture, and the list of files."""
     store = Store(folder)
     found: dict[str, Any] = {
         str(p.relative_to(folder)): None for p in folder.rglob("*") if p.is_file()

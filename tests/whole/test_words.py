@@ -1,4 +1,4 @@
-"""Words of diffusers and torch mean here what they mean there, and a wrong one names the nearest."""
+"""Words of diffusers and torch mean the same here, and a wrong one names the nearest."""
 
 from __future__ import annotations
 

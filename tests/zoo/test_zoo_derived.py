@@ -1,6 +1,4 @@
-"""The shipped models made from `emoji`, most by a LoRA: how they load, what they are, and what they
-can do.
-"""
+"""The shipped models derived from `emoji`: how they load, and what they can do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The shipped flow model: what it shares with `emoji`, how it loads, and that it paints what it is
-asked.
-"""
+"""The shipped flow model: what it shares with `emoji`, how it loads, what it paints."""
 
 from __future__ import annotations
 

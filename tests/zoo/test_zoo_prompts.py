@@ -1,4 +1,4 @@
-"""A shipped model says what it does not know; what is put together of words that it knows is known."""
+"""A shipped model says which words it does not know; all of known words is known."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_other_words_are_named_with_the_nearest_concepts(
 def test_a_helm_warns_once_for_a_shipped_model_by_name_and_not_for_other_pipelines(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(prompts, "_SAID", set())
+    monkeypatch.setattr(prompts, "_WARNED", set())
     helm = tm.Helm("emoji")
     helm.pipe.set_progress_bar_config(disable=True)
     call = {"sampler": "euler", "steps": 1, "seeds": 0}

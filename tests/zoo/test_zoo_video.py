@@ -1,6 +1,4 @@
-"""Laws of the shipped video model: it begins with the given picture, and moves more where more
-motion is asked.
-"""
+"""Laws of the shipped video model: it begins with the picture, and moves as much as it should."""
 
 from __future__ import annotations
 

@@ -1,44 +1,43 @@
-"""What the shell offers after Tab. The names stand here as well, so that nothing heavy is imported
-for a key press; a test holds them equal to the tables they come from.
+"""What the shell offers after Tab, without importing anything heavy for a key press.
+
+Names of samplers and grids are read from the source of their tables. Others are repeated here; a
+test holds them equal.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
-SAMPLERS = (
-    "euler", "euler_ancestral", "ddim", "ddpm", "heun", "heunpp2", "edm", "restart", "dpm2",
-    "dpm2_ancestral",
-    "rk4", "runge_kutta", "lms", "plms", "pndm", "ipndm", "deis", "dpm_multistep",
-    "gradient_estimation",
-    "dpm_solver", "dpm_fast", "dpmpp_2s", "dpmpp_3s", "dpm_singlestep", "dpmpp_singlestep",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde", "res_2s", "res_3s", "exponential_rk", "seeds_2", "seeds_3", "dpmpp_2m",
-    "dpmpp_2m_sde", "dpmpp_3m",
-    "dpmpp_3m_sde", "res_multistep", "res_multistep_ancestral", "unipc", "sa_solver", "er_sde",
-    "lcm", "tcd",
-)  # fmt: skip
-GRIDS = (
-    "leading", "linspace", "trailing", "normal", "simple", "sgm_uniform", "ddim_uniform", "beta",
-    "smoothstep", "lcm",
-    "karras", "exponential", "polyexponential", "gaussian", "kl_optimal", "laplace", "cosine",
-    "beta_sigma",
-    "linear_quadratic", "bong_tangent", "lam", "vp", "flow", "ays", "ays_sd15", "ays_sdxl",
-    "ays_svd", "oss_flux",
-    "oss_wan",
-)  # fmt: skip
+CORE = Path(__file__).parents[1] / "core"
 MODELS = ("emoji", "emoji-flow", "emoji-zsnr", "emoji-lcm", "emoji-video")
 DTYPES = ("fp32", "fp16", "bf16")
+
+
+@cache
+def _keys(module: str, table: str) -> tuple[str, ...]:
+    """The keys of a dictionary in the source of a module of the core."""
+    for node in ast.parse((CORE / module).read_text("utf-8")).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict(keys=keys)):
+                if name == table:
+                    return tuple(ast.literal_eval(key) for key in keys if key is not None)
+    raise AssertionError(f"{module} has no {table}")
 
 
 def samplers(incomplete: str) -> list[str]:
     """Samplers, or after "solver/" the same with each grid."""
     front, slash, _ = incomplete.partition("/")
-    return _begun(incomplete, (f"{front}/{grid}" for grid in GRIDS) if slash else SAMPLERS)
+    if slash:
+        return _begun(incomplete, (f"{front}/{grid}" for grid in grids("")))
+    return _begun(incomplete, _keys("solvers/__init__.py", "SOLVERS"))
 
 
 def grids(incomplete: str) -> list[str]:
-    return _begun(incomplete, GRIDS)
+    """Grids."""
+    return _begun(incomplete, _keys("grids/__init__.py", "GRIDS"))
 
 
 def models(incomplete: str) -> list[str]:

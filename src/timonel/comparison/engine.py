@@ -42,7 +42,7 @@ from .store import Outcome, Store
 from .work import Work, works
 
 if TYPE_CHECKING:
-    from ..core.fitted.fitted import Fitted
+    from ..core.fitted.sampler_file import Fitted
 
 BATCH = 16  # network evaluations a call
 DECODED = 8  # runs whose pictures are decoded and kept together
@@ -327,7 +327,7 @@ class Engine:
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None
     ) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
-        from ..core.fitted.fitted import fingerprint
+        from ..core.fitted.sampler_file import fingerprint
 
         helm = captured.helm
         inputs = {"negative_prompt": recipe.negative_prompt, **recipe.arguments}

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import picture_files, reading
-from ..errors import LONG, ArgumentError
+from ..errors import MOST_SHOWN, ArgumentError
 from ..files import replacing, write_tensors
 from ..make.recipe import Recipe
 from ..make.video import write as write_video
@@ -224,7 +224,7 @@ class Store:
         try:
             return Outcome.of(row())
         except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:LONG]
+            reason = " ".join(str(error).split())[:MOST_SHOWN]
             where = str(self.root / file)
             raise ArgumentError(
                 f"{where!r} cannot be read: {reason}; delete it to begin anew"

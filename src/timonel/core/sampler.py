@@ -25,7 +25,7 @@ from .process import Process
 from .table import Table
 
 if TYPE_CHECKING:
-    from .fitted.fitted import Fitted
+    from .fitted.sampler_file import Fitted
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
@@ -149,7 +149,7 @@ class Sampler:
 
     def _read_fitted(self) -> None:
         """Take the fitted sampler, and nothing that its table does not leave open."""
-        from .fitted.fitted import Fitted
+        from .fitted.sampler_file import Fitted
 
         fitted = Fitted.read(self.name) if self.fitted is None else self.fitted
         instance("fitted", fitted, Fitted, "what Sampler.load reads")
@@ -187,7 +187,7 @@ class Sampler:
         Raises:
             ArgumentError: there is none.
         """
-        from .fitted.fitted import Fitted
+        from .fitted.sampler_file import Fitted
 
         return cls(fitted=Fitted.read(path))
 

@@ -20,7 +20,7 @@ from ..errors import path as file_of
 from ..files import write_tensors
 from . import saved_noise
 from .checkpoints import Call, Point
-from .fitted.fitted import Fitted
+from .fitted.sampler_file import Fitted
 from .guidance import Guidance
 from .noise import Noise, Seeded
 from .program import DenoisedFn, State

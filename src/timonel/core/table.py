@@ -375,7 +375,7 @@ class Rows:
     def table(self) -> Table:
         """The finished table; the result is at the grid's last level."""
         for k in range(self.grid.steps):
-            if self.grid.lifted(k + 1):
+            if self.grid.renoised(k + 1):
                 self._renoise(k)
         last = self.grid[self.grid.steps]
         alpha, sigma, time = (

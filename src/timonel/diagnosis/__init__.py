@@ -161,9 +161,9 @@ def _time(process: Any) -> str:
     """What the network gets for a time, in a line."""
     if isinstance(process, Flow):
         return (
-            f"{process.clock:g}·t, fractions too"
-            if process.told == "t"
-            else f"{process.clock:g}·({process.told})"
+            f"{process.time_scale:g}·t, fractions too"
+            if process.clock == "t"
+            else f"{process.time_scale:g}·({process.clock})"
         )
     if process.kind == "trig":
         return "t itself, 0 to pi/2"

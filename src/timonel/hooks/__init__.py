@@ -1,3 +1,1 @@
-"""Hooks that ship with timonel: what a run shows, keeps and checks while it goes. The base class is
-`core.hook`.
-"""
+"""The hooks of timonel: they show, keep, check and change a run. Their base is `core.hook`."""

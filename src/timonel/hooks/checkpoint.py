@@ -1,4 +1,4 @@
-"""A run that can be continued after the process is gone."""
+"""Saves a run, so that it can be continued in another process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Checkpoint(Hook):
     """See `checkpoint`."""
 
+    name = "checkpoint"
+
     def __init__(self, path: str | PathLike[str], every: int = 1) -> None:
         self.path, self.every = fspath(file("path", path)), whole("every", every)
         self._saved: int | None = None
@@ -27,10 +29,6 @@ class Checkpoint(Hook):
             )
         if "{step}" not in str(Path(self.path).parent):
             writable_later(Path(self.path).parent)
-
-    @property
-    def name(self) -> str:
-        return "checkpoint"
 
     def on_start(self, run: Run) -> None:
         self._saved = None
@@ -51,11 +49,20 @@ class Checkpoint(Hook):
 
 
 def checkpoint(path: str | PathLike[str], every: int = 1) -> Hook:
-    """Save the run to `path` after every `every`-th step and when it ends, atomically.
+    """Save the run after every so many steps and when it ends, atomically.
 
-    `{step}` in the path becomes the number of completed steps (01, 02, …), else one file is
-    replaced again and again. `Run.load(path)` continues bit for bit. Nothing is ever removed. Give
-    this hook last, so that it saves what the others changed.
-    Raises `ArgumentError` where `path` is a folder or cannot be written.
+    `Run.load(path)` continues it bit for bit. Pass this hook last, so that it saves what the others
+    changed.
+
+    Args:
+        path: a .safetensors file, replaced every time; `{step}` in it becomes the number of
+            completed steps (01, 02, …), so that all are kept.
+        every: save after each `every`-th step, at least 1.
+
+    Returns:
+        The hook.
+
+    Raises:
+        ArgumentError: where `path` is a folder or cannot be written.
     """
     return Checkpoint(path, every)

@@ -1,4 +1,4 @@
-"""How a picture came to be: the steps kept in memory, then laid out as a sheet or an animation."""
+"""The pictures of the steps of a run, as a contact sheet or an animation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, finite, whole
 from ..files import replacing
-from .preview import Convert, LatentRGB, Moment, Pictures
+from .preview import Convert, LatentRGB, Moment, PictureHook
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from ..core.run import Run
 
 GAP, PAPER, INK = 8, (250, 250, 248), (40, 40, 40)
-LAST = 1500  # milliseconds the last frame of an animation stays
+LAST_FRAME = 1500  # milliseconds of the last frame of an animation
 
 
-class Story(Pictures):
-    """A hook that keeps the pictures of a run. Make one with `collect`.
+class Collect(PictureHook):
+    """See `collect`.
 
     `frames`: a list of (moment, images), one image per sample, in the order of the steps; complete
-    once the run has ended. A moment has step, steps, alpha, sigma, time and a `label`. At most
-    `limit` frames are kept: when there are more, every second one goes, and the newest stays.
+    once the run has ended. A moment has step, steps, alpha, sigma, time and a `label`.
     """
+
+    name = "collect"
 
     def __init__(
         self,
@@ -44,18 +45,13 @@ class Story(Pictures):
         self.frames: list[tuple[Moment, list[Image.Image]]] = []
         self._stride = every
 
-    @property
-    def name(self) -> str:
-        return "collect"
-
     def on_start(self, run: Run) -> None:
         super().on_start(run)
         self.frames, self._stride = [], self.every
 
     def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
-        kept = [
-            frame for frame in self.frames if frame[0].step < moment.step
-        ]  # a rewound run tells its end anew
+        # a rewound run replaces what it computes anew
+        kept = [frame for frame in self.frames if frame[0].step < moment.step]
         if kept and kept[-1][0].step % self._stride:
             kept.pop()  # it stayed only as the newest
         while len(kept) >= self.limit:
@@ -63,70 +59,76 @@ class Story(Pictures):
             kept = [frame for frame in kept if frame[0].step % self._stride == 0]
         self.frames = [*kept, (moment, images)]
 
-    def _told(self, sample: int) -> list[tuple[Moment, Image.Image]]:
-        frames = self.frames
-        if not frames:
+    def _of_sample(self, sample: int) -> tuple[list[Moment], list[Image.Image]]:
+        """The moments and the pictures of one sample of the batch."""
+        if not self.frames:
             raise ArgumentError(
                 "there are no pictures yet; give this hook to a run and let it take a step"
             )
-        whole("sample", sample, 0, len(frames[0][1]) - 1)
-        return [(moment, images[sample]) for moment, images in frames]
+        whole("sample", sample, 0, len(self.frames[0][1]) - 1)
+        moments, images = zip(*self.frames, strict=True)
+        return list(moments), [batch[sample] for batch in images]
 
     def contact_sheet(
         self, path: str | PathLike[str], columns: int | None = None, *, sample: int = 0
     ) -> Path:
-        """Write the steps as one labelled picture, e.g. "step 3 · σ 4.80" (σ is sigma/alpha), and
-        return its path.
+        """Write the steps as one picture with labels such as "step 3 · σ 4.80" (σ = sigma/alpha).
 
-        `columns`: pictures in a row, by default as square as may be. `sample`: which one of the
-        batch. Raises `ArgumentError` before the first step, or where the file cannot be written.
+        Args:
+            path: a file of any picture format.
+            columns: pictures in a row, at least 1; None: as square as possible.
+            sample: index in the batch.
+
+        Returns:
+            The path.
+
+        Raises:
+            ArgumentError: before the first step, or where the file cannot be written.
         """
         from PIL import Image, ImageDraw
 
-        told = self._told(sample)
+        moments, images = self._of_sample(sample)
         wide = columns if columns is None else whole("columns", columns)
-        width, height = (
-            max(getattr(image, side) for _, image in told) for side in ("width", "height")
-        )
+        width, height = (max(getattr(one, side) for one in images) for side in ("width", "height"))
         font, strip = _font(max(10, min(18, width // 12)))
-        labels = [_readable(moment.label, font) for moment, _ in told]
+        labels = [_readable(moment.label, font) for moment in moments]
         width = max(width, *(math.ceil(font.getlength(label)) for label in labels))
-        across = min(len(told), wide or math.ceil(math.sqrt(len(told) * (height + strip) / width)))
-        down = -(-len(told) // across)
-        sheet = Image.new(
-            "RGB", (across * (width + GAP) + GAP, down * (height + strip + GAP) + GAP), PAPER
-        )
+        count, cell = len(images), (width + GAP, height + strip + GAP)
+        across = min(count, wide or math.ceil(math.sqrt(count * (height + strip) / width)))
+        down = -(-count // across)
+        sheet = Image.new("RGB", (across * cell[0] + GAP, down * cell[1] + GAP), PAPER)
         draw = ImageDraw.Draw(sheet)
-        for i, ((_, image), label) in enumerate(zip(told, labels, strict=True)):
-            x, y = GAP + i % across * (width + GAP), GAP + i // across * (height + strip + GAP)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            x, y = GAP + i % across * cell[0], GAP + i // across * cell[1]
             sheet.paste(image, (x + (width - image.width) // 2, y))
-            draw.text(
-                (x + width // 2, y + height + strip // 2), label, fill=INK, font=font, anchor="mm"
-            )
+            middle = (x + width // 2, y + height + strip // 2)
+            draw.text(middle, label, fill=INK, font=font, anchor="mm")
         return _write(sheet, path)
 
     def animation(self, path: str | PathLike[str], fps: float = 8.0, *, sample: int = 0) -> Path:
-        """Write the steps as an endless animation, `.gif` or `.webp` by the path's suffix, and
-        return its path.
+        """Write the steps as an endless animation, whose last picture stays 1.5 s.
 
-        `fps`: pictures a second, 0.1 to 50; the last one stays 1.5 s. `sample`: which one of the
-        batch. Raises `ArgumentError` on another suffix, before the first step, or where the file
-        cannot be written.
+        Args:
+            path: a .gif or .webp file.
+            fps: pictures per second, 0.1 … 50.
+            sample: index in the batch.
+
+        Returns:
+            The path.
+
+        Raises:
+            ArgumentError: for another suffix, before the first step, or where the file cannot be
+                written.
         """
         suffix = Path(path).suffix.lower()
         if suffix not in (".gif", ".webp"):
             raise ArgumentError(f"an animation is a .gif or a .webp file, got {str(path)!r}")
-        told = [image for _, image in self._told(sample)]
+        _, images = self._of_sample(sample)
         each = round(1000 / finite("fps", fps, 0.1, 50))
-        first, *rest = _distinct(told, each)
+        (first, *rest), times = (list(v) for v in zip(*_distinct(images, each), strict=True))
         more: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {"disposal": 1}
-        frames, times = (
-            [first[0], *(image for image, _ in rest)],
-            [first[1], *(time for _, time in rest)],
-        )
-        return _write(
-            frames[0], path, save_all=True, append_images=frames[1:], duration=times, loop=0, **more
-        )
+        more |= {"append_images": rest, "duration": times, "loop": 0}
+        return _write(first, path, save_all=True, **more)
 
 
 def collect(
@@ -135,15 +137,23 @@ def collect(
     rgb: LatentRGB | None = None,
     decode: bool | Convert | None = None,
     size: int | None = None,
-) -> Story:
-    """Keep the picture of every `every`-th step and of the last, for a contact sheet or an
-    animation.
+) -> Collect:
+    """Keep the pictures of a run, for a contact sheet or an animation.
 
-    At most `limit` steps (2 or more) stay in memory; a longer run is thinned evenly. `rgb`,
-    `decode` and `size` are those of `preview`. Raises `ArgumentError` where there is nothing to
-    make pictures with.
+    Args:
+        every: of each `every`-th step and of the last, at least 1.
+        limit: most steps in memory, at least 2; a longer run is thinned evenly, its newest stays.
+        rgb: as in `preview`.
+        decode: as in `preview`.
+        size: as in `preview`.
+
+    Returns:
+        The hook, with `frames`, `contact_sheet` and `animation`.
+
+    Raises:
+        ArgumentError: where the model offers nothing to make pictures with.
     """
-    return Story(every, limit, rgb, decode, size)
+    return Collect(every, limit, rgb, decode, size)
 
 
 def _distinct(images: list[Image.Image], each: int) -> Iterator[tuple[Image.Image, int]]:
@@ -154,7 +164,7 @@ def _distinct(images: list[Image.Image], each: int) -> Iterator[tuple[Image.Imag
             yield shown, time
             shown, time = image, 0
         time += each
-    yield shown, time - each + LAST
+    yield shown, time - each + LAST_FRAME
 
 
 def _write(image: Image.Image, path: str | PathLike[str], **options: Any) -> Path:
@@ -167,9 +177,7 @@ def _write(image: Image.Image, path: str | PathLike[str], **options: Any) -> Pat
 
 
 def _font(points: int) -> tuple[Any, int]:
-    """A font that has σ and ∞, and the height of a line. Pillow's own has neither, matplotlib ships
-    one.
-    """
+    """A font with σ and ∞, that of matplotlib where it is installed; the height of a line."""
     from PIL import ImageFont
 
     spec = find_spec("matplotlib")
@@ -181,9 +189,7 @@ def _font(points: int) -> tuple[Any, int]:
 
 
 def _readable(label: str, font: Any) -> str:
-    """The label in letters the font has."""
-    return (
-        label
-        if font.getname()[0] == "DejaVu Sans"
-        else label.replace("σ", "sigma").replace("∞", "inf")
-    )
+    """The label in letters of the font."""
+    if font.getname()[0] == "DejaVu Sans":
+        return label
+    return label.replace("σ", "sigma").replace("∞", "inf")

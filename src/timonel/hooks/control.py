@@ -1,4 +1,4 @@
-"""Hooks that act on the run: stop it on a condition, change its latents."""
+"""Hooks that act on a run: stop it on a condition, change its latents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 class StopWhen(Hook):
     """See `stop_when`."""
 
+    name = "stop_when"
+
     def __init__(self, condition: Callable[[Run], bool], reason: str = "") -> None:
         function("the condition of stop_when", condition, "lambda run: run.step == 4", 1)
         self.condition, self.reason = condition, instance("reason", reason, str, "a sentence")
-
-    @property
-    def name(self) -> str:
-        return "stop_when"
 
     def on_step(self, run: Run) -> None:
         if self.condition(run):
@@ -31,11 +29,19 @@ class StopWhen(Hook):
 
 
 def stop_when(condition: Callable[[Run], bool], reason: str = "") -> Hook:
-    """Stop the run before its next step once `condition(run)` is true.
+    """Stop the run before its next step once a condition is true.
 
-    `condition` is asked after every completed step. `reason` is kept as `run.reason`. The stopped
-    run's `result` is its newest denoised prediction. Raises `ArgumentError` unless `condition` is
-    callable.
+    The result of a stopped run is its newest denoised prediction.
+
+    Args:
+        condition: a function of the run, called after every completed step.
+        reason: kept as `run.reason`.
+
+    Returns:
+        The hook.
+
+    Raises:
+        ArgumentError: unless `condition` is a function of one argument.
 
     >>> stop_when(lambda run: run.step == 10).name
     'stop_when'
@@ -46,6 +52,8 @@ def stop_when(condition: Callable[[Run], bool], reason: str = "") -> Hook:
 class Edit(Hook):
     """See `edit`."""
 
+    name = "edit"
+
     def __init__(
         self, change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None
     ) -> None:
@@ -55,14 +63,8 @@ class Edit(Hook):
             raise ArgumentError(
                 "edit(at=[]) never applies; name steps from 1 up, or leave at out for every step"
             )
-        self.change, self.at = (
-            change,
-            None if named is None else tuple(whole("edit step", step, 1) for step in named),
-        )
-
-    @property
-    def name(self) -> str:
-        return "edit"
+        self.change = change
+        self.at = None if named is None else tuple(whole("edit step", step, 1) for step in named)
 
     def on_start(self, run: Run) -> None:
         late = [step for step in self.at or () if step > run.steps]
@@ -88,20 +90,25 @@ class Edit(Hook):
             raise ArgumentError(
                 f"edit must keep the latents' shape {tuple(shape)}, got {tuple(value.shape)}"
             )
-        run.latents = value.to(
-            device=x.device, dtype=x.dtype
-        )  # also settles an edit in place for the hooks that follow
+        run.latents = value.to(x)  # an edit in place is assigned too, for the hooks that follow
 
 
 def edit(change: Callable[[Tensor], Tensor | None], at: int | Sequence[int] | None = None) -> Hook:
-    """Change the latents after step `at`: a step, several, or None for every step.
+    """Change the latents after some steps.
 
-    `change` gets `run.latents` (batch, …) at the level the step arrived at, unit variance, and
-    changes them in place or returns new ones of the same shape. Solvers that correct a finished
-    step (UniPC) keep the edit. Steps count from 1; an edit after the last changes the result.
+    Solvers that correct a finished step (UniPC) keep the edit. An edit after the last step changes
+    the result.
 
-    Raises `ArgumentError` for a step outside 1 … steps (at the start of the run) and for a changed
-    shape.
+    Args:
+        change: gets `run.latents` (batch, …) at the level where the step ended, of unit variance;
+            changes them in place or returns new ones of the same shape.
+        at: a step from 1, or several; None: every step.
+
+    Returns:
+        The hook.
+
+    Raises:
+        ArgumentError: for a step outside 1 … steps (when the run starts) and a changed shape.
 
     >>> edit(lambda x: x.mul_(0.9), at=[1, 2]).name
     'edit'

@@ -1,4 +1,4 @@
-"""A run that went wrong ends where it went wrong, and says so."""
+"""Ends a run where it becomes NaN, infinite or too large."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 class Guard(Hook):
     """See `guard`."""
 
+    name = "guard"
+
     def __init__(self, limit: float = 1e4) -> None:
         self.limit = finite("guard limit", limit, 0)
-
-    @property
-    def name(self) -> str:
-        return "guard"
 
     def on_start(self, run: Run) -> None:
         self._check(run, {"initial latents": run.latents})
@@ -34,12 +32,9 @@ class Guard(Hook):
 
     @torch.no_grad()
     def _check(self, run: Run, tensors: dict[str, Tensor]) -> None:
-        sizes = torch.stack(
-            [t.detach().float().flatten(1).square().mean(1).sqrt() for t in tensors.values()]
-        )
-        for (what, tensor), size in zip(
-            tensors.items(), sizes.tolist(), strict=True
-        ):  # the one wait for the device
+        flat = (t.detach().float().flatten(1) for t in tensors.values())
+        sizes = torch.stack([x.square().mean(1).sqrt() for x in flat]).tolist()  # waits once
+        for (what, tensor), size in zip(tensors.items(), sizes, strict=True):
             bad = [i for i, rms in enumerate(size) if not rms <= self.limit]
             if bad:
                 raise GuardStop(self._message(run, what, tensor, bad, [size[i] for i in bad]))
@@ -48,21 +43,15 @@ class Guard(Hook):
         self, run: Run, what: str, tensor: Tensor, bad: list[int], size: list[float]
     ) -> str:
         at = run.called_at or run.level
-        whole = len(bad) == len(tensor)
-        where = (
-            "every sample of the batch"
-            if whole
-            else f"sample {', '.join(map(str, bad))} of {len(tensor)}"
-        )
-        broken = sum(int((~tensor[i].isfinite()).sum()) for i in bad)
+        where = f"sample {', '.join(map(str, bad))} of {len(tensor)}"
+        if len(bad) == len(tensor):
+            where = "every sample of the batch"
+        broken = int((~tensor[bad].isfinite()).sum())
         if broken:
-            count = sum(tensor[i].numel() for i in bad)
-            wrong = f"NaN or infinity in {broken} of {count} elements"
+            wrong = f"NaN or infinity in {broken} of {tensor[bad].numel()} elements"
         else:
-            wrong = (
-                f"exploded to rms {max(s if math.isfinite(s) else math.inf for s in size):.3g}"
-                f" (limit {self.limit:g})"
-            )
+            rms = max(s if math.isfinite(s) else math.inf for s in size)
+            wrong = f"exploded to rms {rms:.3g} (limit {self.limit:g})"
         return (
             f"{what} of {where}: {wrong}, at step {run.step} of {run.steps}, level"
             f" alpha={at.alpha:.4g} sigma={at.sigma:.4g} time={at.time:.6g}."
@@ -73,9 +62,11 @@ class Guard(Hook):
 def guard(limit: float = 1e4) -> Guard:
     """Raise `GuardStop` where latents or the denoised prediction hold NaN or infinity, or explode.
 
-    `limit`: largest root mean square per sample, in latent units, where 1 is usual. The message
-    names the step, the level, the samples of the batch, and what to try. Checked at the start and
-    after every step; waits for the device once each time.
+    Checked at the start and after every step; waits for the device once each time. The message has
+    the step, the level, the samples of the batch, and what to try.
+
+    Args:
+        limit: largest root mean square of a sample, in units of latents, where 1 is usual.
 
     >>> guard().limit
     10000.0

@@ -1,4 +1,4 @@
-"""Pictures of a run while it goes: of the denoised prediction, never of the noise."""
+"""Pictures of the denoised prediction while a run goes on, and files of its steps."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
     from ..core.run import Run
 
 Convert = Callable[[Tensor], Tensor]
-SMALL = 256  # pixels; linear previews are enlarged to at least this
+LINEAR_SIZE = 256  # pixels; linear previews are enlarged to at least this
 
 
-class Context(Protocol):
-    """What a run's `context` offers to pictures; a missing attribute counts as None."""
+class PictureSource(Protocol):
+    """What the `context` of a run offers to pictures; a missing attribute counts as None."""
 
     latent_rgb: LatentRGB | None
 
     def look(self, latents: Tensor) -> None:
-        """Called in every step, where the model's own code is on the stack."""
+        """Called in every step, where the code of the pipeline is on the stack."""
 
     def small(self, latents: Tensor) -> Tensor:
-        """Latents as small RGB, in the place of `latent_rgb`."""
+        """Latents as small RGB, instead of `latent_rgb`."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as RGB (B, 3, H, W) or (B, F, 3, H, W) in 0 … 1."""
 
 
 class Moment(NamedTuple):
-    """Which picture this is: after `step` of `steps`, predicted at the level (alpha, sigma, time)."""
+    """The step of a picture, and the level (alpha, sigma, time) of its prediction."""
 
     step: int
     steps: int
@@ -58,19 +58,17 @@ class Moment(NamedTuple):
 
     @property
     def label(self) -> str:
+        """E.g. "step 3 · σ 4.80", σ = sigma/alpha."""
         ratio = f"{self.sigma / self.alpha:.2f}" if self.alpha > 0 else "∞"
         return f"step {self.step} · σ {ratio}"
 
 
-class Pictures(Hook):
-    """Base of hooks that make pictures of `run.denoised`; a subclass says in `deliver` where they
-    go.
+class PictureHook(Hook):
+    """Base of hooks for pictures of `run.denoised`; a subclass writes or shows them in `deliver`.
 
-    The conversion is queued on the latents' device; copying to the host, PIL and files happen in
-    a background thread. `deliver` is called in that thread, in order.
-
-    Pictures never end a run. What goes wrong in making or delivering them is said once a call, with
-    the warning `PreviewMissing`, and the run goes on: without pictures where none can be made.
+    The conversion is queued on the device of the latents. The copy to the host, PIL and files are
+    the work of a background thread, which calls `deliver` in order. Errors of pictures never end a
+    run: the warning `PreviewMissing` says each kind once per call.
     """
 
     def __init__(
@@ -95,30 +93,29 @@ class Pictures(Hook):
         self.size = size if size is None else whole("size", size)
         self.worker = worker
         self._taken: int | None = None
-        self._ways: list[
-            tuple[Convert, bool]
-        ] = []  # how latents become RGB, and whether small and linear
+        self._converters: list[tuple[Convert, bool]] = []  # to RGB, and whether it is linear
         self._call: Any = None
         self._said: set[str] = set()
 
     @property
     def dropped(self) -> int:
-        """How many late pictures gave way to newer ones."""
+        """Number of late pictures that were replaced by newer ones."""
         return self.worker.dropped
 
     def deliver(self, run: Run, moment: Moment, images: list[Image.Image]) -> None:
+        """Write or show the pictures of a step, one per sample; in the background thread."""
         raise NotImplementedError
 
     def on_start(self, run: Run) -> None:
         self._taken = None
-        self._ways = self._converters(run)
+        self._converters = self._find_converters(run)
         call = getattr(run.context, "call", run)
         if call is not self._call:  # some calls make several runs
             self._call, self._said = call, set()
 
     def on_step(self, run: Run) -> None:
         self._taken = None
-        getattr(run.context, "look", _nowhere)(run.latents)
+        getattr(run.context, "look", _nothing)(run.latents)
         self._report()
         if run.step % self.every == 0 or run.step == run.steps:
             self._take(run)
@@ -129,45 +126,45 @@ class Pictures(Hook):
         self.worker.wait()
         self._report()
 
-    def _converters(self, run: Run) -> list[tuple[Convert, bool]]:
-        """The ways from latents to RGB, best first."""
+    def _find_converters(self, run: Run) -> list[tuple[Convert, bool]]:
+        """The functions from latents to RGB, best first."""
         if self.decode is not None and not isinstance(self.decode, bool):
             return [(self.decode, False)]
         if self.rgb is not None:
             return [(self.rgb, True)]
-        ways: list[tuple[Convert, bool]] = []
+        converters: list[tuple[Convert, bool]] = []
         small = getattr(run.context, "small", None) or getattr(run.context, "latent_rgb", None)
         if small is not None and not self.decode:
-            ways.append((small, True))
+            converters.append((small, True))
         full = getattr(run.context, "decode", None)
         if full is not None and self.decode is not False:
-            ways.append((full, False))
-        if not ways:
+            converters.append((full, False))
+        if not converters:
             raise ArgumentError(
                 f"{self.name} has nothing to make pictures with: the run's model offers no"
                 f" {'decode' if self.decode else 'latent_rgb'}; pass rgb=LatentRGB.fit(latents,"
                 " images) or decode=a function from latents to RGB (B, 3, H, W) in 0 … 1"
             )
-        return ways
+        return converters
 
     @torch.no_grad()
     def _take(self, run: Run) -> None:
         self._taken = run.step
         at = run.called_at
         assert at is not None
-        while self._ways:
-            convert, linear = self._ways[0]
+        while self._converters:
+            convert, linear = self._converters[0]
             try:
                 pixels = Pending(to_bytes(convert(run.denoised)))
                 break
             except Exception as error:
-                self._ways.pop(0)
-                if not self._ways:
+                self._converters.pop(0)
+                if not self._converters:
                     self._say(f"no more pictures of this run: {_reason(error)}")
         else:
             return
         moment = Moment(run.step, run.steps, at.alpha, at.sigma, at.time)
-        size = SMALL if self.size is None and linear else self.size
+        size = LINEAR_SIZE if self.size is None and linear else self.size
 
         def job() -> None:
             images = bytes_to_images(pixels.fetch(), size)
@@ -178,7 +175,7 @@ class Pictures(Hook):
         self.worker.submit(job)
 
     def _report(self) -> None:
-        """Say what went wrong in the background."""
+        """Warn of an error in the background thread."""
         if (error := self.worker.failure()) is not None:
             self._say(f"a picture is lost: {_reason(error)}")
 
@@ -194,22 +191,22 @@ class Pictures(Hook):
             logging.getLogger("timonel").warning(message)
 
 
-def _nowhere(latents: Tensor) -> None:
-    """Where a run has no model with code of its own."""
+def _nothing(latents: Tensor) -> None:
+    """`look` of a run without a pipeline."""
 
 
 def _reason(error: BaseException) -> str:
-    """An error in a line; what is not timonel's own with its name."""
+    """An error in a line, with its class where that is not one of timonel's."""
     first = (str(error).strip().splitlines() or [""])[0]
-    return (
-        first
-        if isinstance(error, (ModelError, ArgumentError))
-        else f"{type(error).__name__}: {first}"
-    )
+    if isinstance(error, (ModelError, ArgumentError)):
+        return first
+    return f"{type(error).__name__}: {first}"
 
 
-class Preview(Pictures):
+class Preview(PictureHook):
     """See `preview`."""
+
+    name = "preview"
 
     def __init__(
         self,
@@ -225,10 +222,6 @@ class Preview(Pictures):
         self.files = None if self.folder is None else steps.Folder(self.folder, ".png")
         block = self.folder is not None if block is None else flag("block", block)
         super().__init__(every, rgb, decode, size, Worker(8 if block else 1, block=block))
-
-    @property
-    def name(self) -> str:
-        return "preview"
 
     def on_start(self, run: Run) -> None:
         super().on_start(run)
@@ -250,12 +243,9 @@ class Preview(Pictures):
         for name, image in zip(names, images, strict=True):
             with replacing(self.folder / name, lasting=False) as temporary:
                 image.save(temporary, pnginfo=steps.chunk(moment.step, moment.steps))
-        due = [
-            step for step in range(1, run.steps + 1) if step % self.every == 0 or step == run.steps
-        ]
-        self.files.wrote(
-            names, [self.files.name(step, run.steps, sample) for step in due for sample in samples]
-        )
+        due = {*range(self.every, run.steps + 1, self.every), run.steps}
+        planned = [self.files.name(step, run.steps, sample) for step in due for sample in samples]
+        self.files.wrote(names, planned)
 
 
 def preview(
@@ -266,23 +256,31 @@ def preview(
     size: int | None = None,
     block: bool | None = None,
 ) -> Preview:
-    """Show the denoised prediction after every `every`-th step, and after the last.
+    """Show the denoised prediction while a run goes on.
 
-    `to`: a folder, which gets `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid
-    of its frames), each written whole or not at all, while those of an earlier run there go; or a
-    function `(run, images)`, one PIL image per sample, whose `info` says step, steps, alpha, sigma
-    and time of the picture, for `run` may be further by then. It is called in a background thread.
-    `rgb`, `decode`: how latents become RGB. By default the model's linear map, else its full
-    decode, which for a pipeline is what its own call does after the loop; `decode=True` wants the
-    full decode, a function is your own, `False` refuses the full decode.
-    `size`: enlarge, nearest, to at least so many pixels on the longer side; 256 for linear
-    previews. `block`: True makes every picture, and the sampler waits when 8 are waiting; False
-    drops late ones, never the last. By default True for a folder and False for a function.
+    The end of the run waits for the last picture. An error of a picture never ends a run; the
+    warning `PreviewMissing` has the reason.
 
-    The end of the run waits for the last picture. A preview never ends a run: where a picture
-    cannot be made, written or shown, the warning `PreviewMissing` says so once, with the reason,
-    and the run goes on. Raises `ArgumentError` for a folder that cannot be written, and at the
-    start of a run whose model offers nothing to make pictures with.
+    Args:
+        to: a folder for `step-01.png`, … (`step-01-0.png`, … for a batch; a video is a grid of its
+            frames), where those of an earlier run are removed; or a function `(run, images)`, one
+            PIL image per sample, called in a background thread. As `run` may have gone on by then,
+            `image.info` has step, steps, alpha, sigma and time of the picture.
+        every: after each `every`-th step and after the last, at least 1.
+        rgb: the linear map from latents to RGB; None: that of the model.
+        decode: True: the full decode of the model; a function from latents to RGB (B, 3, H, W) in
+            0 … 1; False: never the full decode. None: only where there is no linear map.
+        size: least pixels of the longer side, enlarged by nearest neighbour; None: 256 for linear
+            previews, else no change.
+        block: True: the sampler waits when 8 pictures wait; False: late ones are dropped, never the
+            last. None: True for a folder, False for a function.
+
+    Returns:
+        The hook.
+
+    Raises:
+        ArgumentError: for a folder that cannot be written; when a run starts, where its model
+            offers nothing to make pictures with.
     """
     return Preview(to, every, rgb, decode, size, block)
 
@@ -290,17 +288,15 @@ def preview(
 class SaveSteps(Hook):
     """See `save_steps`."""
 
-    KINDS = ("denoised", "latents", "both")
+    name = "save_steps"
+
+    CHOICES = ("denoised", "latents", "both")
 
     def __init__(self, folder: str | PathLike[str], what: str = "denoised") -> None:
-        if not isinstance(what, str) or what not in self.KINDS:
-            raise ArgumentError(f"save_steps saves one of {self.KINDS}, got {what!r}")
+        if not isinstance(what, str) or what not in self.CHOICES:
+            raise ArgumentError(f"save_steps saves one of {self.CHOICES}, got {what!r}")
         self.folder, self.what = _folder(folder), what
         self.files = steps.Folder(self.folder, ".safetensors")
-
-    @property
-    def name(self) -> str:
-        return "save_steps"
 
     def on_start(self, run: Run) -> None:
         self.files.begin()
@@ -320,20 +316,26 @@ class SaveSteps(Hook):
         }
         name = self.files.name(run.step, run.steps)
         write_tensors(self.folder / name, tensors, {"timonel": json.dumps(data)})
-        self.files.wrote(
-            [name], [self.files.name(step, run.steps) for step in range(1, run.steps + 1)]
-        )
+        planned = [self.files.name(step, run.steps) for step in range(1, run.steps + 1)]
+        self.files.wrote([name], planned)
 
 
 def save_steps(folder: str | PathLike[str], what: str = "denoised") -> Hook:
-    """Write `step-01.safetensors`, … into `folder` after every step, each whole or not at all.
+    """Write `step-01.safetensors`, … after every step, atomically.
 
-    Those of an earlier run go when a run starts; other files stay.
+    The metadata key `timonel` has, as JSON, step, steps and the levels. Files of an earlier run are
+    removed, others stay. Waits for the device once a step.
 
-    `what`: "denoised" (the prediction), "latents" (the sample, noise and all) or "both"; these are
-    the names in the file. Its metadata key `timonel` holds, as JSON, step, steps and the levels.
-    Waits for the device once a step. Raises `ArgumentError` on another `what` or an unusable
-    folder.
+    Args:
+        folder: where to.
+        what: "denoised" (the prediction), "latents" (the noisy sample) or "both"; these are the
+            names of the tensors.
+
+    Returns:
+        The hook.
+
+    Raises:
+        ArgumentError: for another `what`, or a folder that cannot be written.
     """
     return SaveSteps(folder, what)
 

@@ -1,4 +1,4 @@
-"""How far the run is: a bar on a terminal, a line every tenth elsewhere. Both on standard error."""
+"""The progress of a run on standard error: a bar on a terminal, else a line every 10 %."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Bars:
-    """The one live display of a terminal; runs that nest or run side by side share it, a line each."""
+    """The one live display of a terminal; concurrent runs have a line each."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -60,13 +60,15 @@ def _display() -> Any:
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
-        auto_refresh=False,  # drawn once a step; no thread that a failed run could leave behind
-        redirect_stdout=sys.stdout.isatty(),  # what a program prints into a pipe stays in the pipe
+        auto_refresh=False,  # drawn once a step; no thread that a failed run would leave
+        redirect_stdout=sys.stdout.isatty(),  # output into a pipe stays in the pipe
     )
 
 
 class ProgressBar(Hook):
     """See `progress`."""
+
+    name = "progress"
 
     shows_progress = True
 
@@ -75,14 +77,7 @@ class ProgressBar(Hook):
         self._task: int | None = None
         self._close: Any = None
         self._tenth = 0
-        self._begun: tuple[float, int] = (
-            0.0,
-            0,
-        )  # clock and step where this journey was first seen
-
-    @property
-    def name(self) -> str:
-        return "progress"
+        self._begun: tuple[float, int] = (0.0, 0)  # clock and step where this run was first seen
 
     def on_start(self, run: Run) -> None:
         self._open(run, run.step)
@@ -112,7 +107,7 @@ class ProgressBar(Hook):
             self._close()
         self._begun, self._tenth = (time.perf_counter(), step), step * 10 // run.steps
         self._task = _BARS.add(self.label, run) if _terminal(sys.stderr) else None
-        # a run that is dropped half way has no end: its line goes when the run does
+        # a run that is dropped has no end: its line is removed with it
         self._close = weakref.finalize(run, _BARS.close, -1 if self._task is None else self._task)
 
     def _title(self) -> str:
@@ -129,11 +124,13 @@ class ProgressBar(Hook):
 
 
 def progress(label: str = "") -> Hook:
-    """Show steps done, seconds per step, σ = sigma/alpha and whether guidance is on, on standard
-    error.
+    """Show steps, seconds per step, σ = sigma/alpha and whether guidance is on.
 
-    A live bar on a terminal (several runs get a line each), otherwise a plain line every 10 %.
-    `label` is put before it.
+    On standard error: a live bar on a terminal (several runs get a line each), otherwise a plain
+    line every 10 %.
+
+    Args:
+        label: text before it.
 
     >>> progress("cat").name
     'progress'
@@ -149,7 +146,7 @@ def _terminal(stream: TextIO | None) -> bool:
 
 
 def _say(line: str) -> None:
-    """A line on standard error, in whatever letters it has."""
+    """A line on standard error, in the letters of its encoding."""
     stream = sys.stderr
     if stream is None:
         return

@@ -1,4 +1,4 @@
-"""Latents to pictures: a linear fit that costs nothing, and tensors to PIL images."""
+"""Latents to RGB by a linear map, and RGB tensors to PIL images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from ..errors import ArgumentError, finite, instance, whole
 if TYPE_CHECKING:
     from PIL import Image
 
-_BEST = 120.0  # dB; an exact fit has no finite PSNR
+_MOST_PSNR = 120.0  # dB; an exact fit has no finite PSNR
 
 
 class LatentRGB:
-    """Linear latents -> RGB, per pixel: `rgb = weight @ latents + bias`, clamped to 0 … 1.
+    """A linear map from latents to RGB, per pixel: `weight @ latents + bias`, clamped to 0 … 1.
 
-    `weight`: (3, C). `bias`: (3,). `psnr`: dB of the fit against real pictures at latent size, or
-    None. `frames_dim`: where 5-dimensional (video) latents have their frames, 1 for (B, F, C, h, w)
-    or 2 for (B, C, F, h, w). Raises `ArgumentError` on any other shape.
+    Args:
+        weight: (3, C).
+        bias: (3,).
+        psnr: dB of the fit against pictures at the size of the latents; None: unknown.
+        frames_dim: dimension of the frames of video latents: 1 for (B, F, C, h, w), 2 for
+            (B, C, F, h, w).
+
+    Raises:
+        ArgumentError: for other shapes, and numbers that are not finite.
 
     >>> LatentRGB(torch.eye(3), torch.zeros(3))(torch.full((1, 3, 2, 2), 0.5)).mean().item()
     0.5
@@ -38,28 +44,23 @@ class LatentRGB:
                 f"LatentRGB needs a weight (3, C) and a bias (3,), got {tuple(weight.shape)} and"
                 f" {tuple(bias.shape)}"
             )
-        frames_dim = whole(
-            "frames_dim, 1 for (B, F, C, h, w) or 2 for (B, C, F, h, w),", frames_dim, 1, 2
-        )
+        what = "frames_dim, 1 for (B, F, C, h, w) or 2 for (B, C, F, h, w),"
+        self.frames_dim = whole(what, frames_dim, 1, 2)
         self.weight, self.bias = weight.detach().float(), bias.detach().float()
         if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
             raise ArgumentError(
                 "LatentRGB needs finite numbers; its weight or bias has NaN or infinity"
             )
         self.psnr = None if psnr is None else finite("psnr", psnr)
-        self.frames_dim = frames_dim
-        self._placed: dict[
-            torch.device, tuple[Tensor, Tensor]
-        ] = {}  # sent to a device once, not every step
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}  # copied to a device once
 
     @property
     def channels(self) -> int:
+        """C, the channels of the latents."""
         return self.weight.shape[1]
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """RGB of (B, C, h, w) as (B, 3, h, w), or of video as (B, F, 3, h, w), float32 on the
-        latents' device.
-        """
+        """RGB (B, 3, h, w) of latents (B, C, h, w), of video (B, F, 3, h, w); float32, in 0 … 1."""
         frames = _frames_second(latents, self.frames_dim)
         if frames.shape[-3] != self.channels:
             raise ArgumentError(
@@ -67,23 +68,26 @@ class LatentRGB:
                 f" {tuple(latents.shape)}"
             )
         if latents.device not in self._placed:
-            self._placed[latents.device] = (
-                self.weight.to(latents.device),
-                self.bias.to(latents.device),
-            )
+            pair = self.weight.to(latents.device), self.bias.to(latents.device)
+            self._placed[latents.device] = pair
         weight, bias = self._placed[latents.device]
         rgb = torch.einsum("oc,...chw->...ohw", weight, frames.detach().float())
         return rgb.add_(bias[:, None, None]).clamp_(0, 1)
 
     @classmethod
     def fit(cls, latents: Tensor, images: Tensor, *, frames_dim: int = 1) -> LatentRGB:
-        """The least-squares fit, in float64, of latents (B, C, h, w) to the images (B, 3, H, W), 0
-        … 1, they encode.
+        """The least-squares map from latents to the pictures that they encode, in float64.
 
-        The images are area-averaged to the latent grid. Video has frames in both: latents as
-        `frames_dim` says, images (B, F, 3, H, W). `psnr` is that of the clamped fit, at most 120
-        dB. Raises `ArgumentError` on shapes that do not belong together, or fewer pixels than
-        unknowns.
+        Args:
+            latents: (B, C, h, w), of video 5-dimensional.
+            images: (B, 3, H, W) in 0 … 1, of video (B, F, 3, H, W); averaged to h x w.
+            frames_dim: as in the class.
+
+        Returns:
+            The map; its `psnr` is that of the clamped fit, at most 120 dB.
+
+        Raises:
+            ArgumentError: for shapes that do not belong together, or too few pixels.
         """
         from torch.nn.functional import adaptive_avg_pool2d
 
@@ -94,11 +98,8 @@ class LatentRGB:
                 f"latents {tuple(latents.shape)} and images {tuple(images.shape)} do not belong"
                 f" together: the images must be ({', '.join(map(str, x.shape[:-3]))}, 3, H, W)"
             )
-        small = (
-            adaptive_avg_pool2d(y.flatten(0, -4), (x.shape[-2], x.shape[-1]))
-            .movedim(1, -1)
-            .reshape(-1, 3)
-        )
+        small = adaptive_avg_pool2d(y.flatten(0, -4), (x.shape[-2], x.shape[-1]))
+        small = small.movedim(1, -1).reshape(-1, 3)
         flat = x.flatten(0, -4).movedim(1, -1).reshape(-1, x.shape[-3])
         if len(flat) <= flat.shape[1]:
             raise ArgumentError(
@@ -106,25 +107,20 @@ class LatentRGB:
                 " pictures"
             )
         columns = torch.cat([flat, torch.ones(len(flat), 1, dtype=flat.dtype)], 1)
-        found = torch.linalg.lstsq(columns, small, driver="gelsd").solution
-        error = ((columns @ found).clamp(0, 1) - small).square().mean().item()
-        psnr = _BEST if error < 10 ** (-_BEST / 10) else -10 * math.log10(error)
-        return cls(found[:-1].T.contiguous(), found[-1], psnr=psnr, frames_dim=frames_dim)
+        solution = torch.linalg.lstsq(columns, small, driver="gelsd").solution
+        error = ((columns @ solution).clamp(0, 1) - small).square().mean().item()
+        psnr = _MOST_PSNR if error < 10 ** (-_MOST_PSNR / 10) else -10 * math.log10(error)
+        return cls(solution[:-1].T.contiguous(), solution[-1], psnr=psnr, frames_dim=frames_dim)
 
     def to_card(self) -> dict[str, Any]:
-        """Plain data for a model card: weight (3 lists of C), bias, psnr; frames_dim where it is
-        not 1.
-        """
-        card: dict[str, Any] = {
-            "weight": self.weight.tolist(),
-            "bias": self.bias.tolist(),
-            "psnr": self.psnr,
-        }
+        """Plain data for a model card: weight (3 lists of C), bias, psnr; frames_dim unless 1."""
+        card: dict[str, Any] = {"weight": self.weight.tolist(), "bias": self.bias.tolist()}
+        card |= {"psnr": self.psnr}
         return card if self.frames_dim == 1 else {**card, "frames_dim": self.frames_dim}
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> LatentRGB:
-        """The inverse of `to_card`. Raises `ArgumentError` on data that is not one."""
+        """The map of `to_card`'s data. Raises `ArgumentError` for anything else."""
         try:
             weight, bias = (torch.tensor(card[k], dtype=torch.float32) for k in ("weight", "bias"))
             psnr = None if card.get("psnr") is None else float(card["psnr"])
@@ -152,12 +148,18 @@ def to_bytes(rgb: Tensor) -> Tensor:
 
 
 def to_images(rgb: Tensor, size: int | None = None) -> list[Image.Image]:
-    """One PIL image per sample from RGB (B, 3, H, W) in 0 … 1; video (B, F, 3, H, W) gives its
-    frames as a grid.
+    """One PIL image per sample; of a video the grid of its frames.
 
-    `size`: pictures whose longer side is below it are enlarged by the smallest whole factor that
-    reaches it, with nearest neighbour. Values outside 0 … 1 are clamped, NaN is black.
-    Raises `ArgumentError` on another shape.
+    Args:
+        rgb: (B, 3, H, W), of video (B, F, 3, H, W), in 0 … 1; clamped, NaN is black.
+        size: least pixels of the longer side, by the smallest whole factor, nearest neighbour;
+            None: no change.
+
+    Returns:
+        B images.
+
+    Raises:
+        ArgumentError: for another shape.
     """
     return bytes_to_images(to_bytes(rgb), size)
 
@@ -172,15 +174,14 @@ def bytes_to_images(pixels: Tensor, size: int | None = None) -> list[Image.Image
         image = Image.fromarray(picture.numpy())
         factor = -(-size // max(image.size)) if size else 1
         if factor > 1:
-            image = image.resize(
-                (image.width * factor, image.height * factor), Image.Resampling.NEAREST
-            )
+            larger = (image.width * factor, image.height * factor)
+            image = image.resize(larger, Image.Resampling.NEAREST)
         images.append(image)
     return images
 
 
 def _grid(frames: Tensor) -> Tensor:
-    """Frames (F, H, W, 3) side by side, as square as may be, row by row; the rest is black."""
+    """Frames (F, H, W, 3) as a grid, nearly square, row by row; the rest is black."""
     count, height, width, _ = frames.shape
     columns = max(1, min(count, round(math.sqrt(count * height / width))))
     rows = -(-count // columns)

@@ -1,6 +1,4 @@
-"""Files of single steps: each says inside that it is one, so that those of an earlier run can be
-told from yours.
-"""
+"""Files of single steps, marked inside, so that only those of an earlier run are removed."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from .. import picture_files, reading
 from ..errors import ArgumentError
 
 MARK = "timonel-step"  # text chunk of a step's PNG
-PREDICTED = (  # in the data of a step's tensors; a saved run, which may have such a name, has none
-    "denoised_at"
-)
+PREDICTED = "denoised_at"  # in the metadata of a step, and not of a saved run
 NAME = re.compile(r"step-\d+(?:-\d+)?\.(?:png|safetensors)")
 
 
@@ -30,16 +26,16 @@ def chunk(step: int, steps: int) -> Any:
 
 
 class Folder:
-    """The step files of a hook in one folder. Those that an earlier run left there go, others stay.
+    """The step files of a hook in one folder. Those of an earlier run are removed, others stay.
 
-    They go when the first of this run is written, but for names that this run will write too, which
-    are replaced one by one; and at its end those that it did not come to.
+    Removed when the first of this run is written, except for names that this run will replace; of
+    those the rest is removed at its end.
     """
 
     def __init__(self, path: Path, suffix: str) -> None:
         self.path, self.suffix = path, suffix
         self._whole = (
-            False  # whether the present run is seen from its start: else its first steps lie there
+            False  # whether the run was seen from its start; else its first steps are there
         )
         self._written: set[str] = set()
 
@@ -48,13 +44,11 @@ class Folder:
         self._whole, self._written = True, set()
 
     def name(self, step: int, steps: int, sample: str = "") -> str:
-        """The name of a step's file."""
+        """The file name of a step."""
         return f"step-{step:0{max(2, len(str(steps)))}d}{sample}{self.suffix}"
 
     def wrote(self, names: Sequence[str], planned: Iterable[str]) -> None:
-        """The files of a step are written. `planned`: the names that this run writes if it comes to
-        its end.
-        """
+        """The files of a step are written; `planned`: the names of all steps of the run."""
         if self._whole and not self._written:
             self._clear({*names, *planned})
         self._written.update(names)
@@ -66,7 +60,7 @@ class Folder:
         self._whole = False
 
     def _clear(self, keep: set[str]) -> None:
-        """Remove step files by their name and by what timonel wrote into them, but for `keep`."""
+        """Remove step files, recognised by name and mark, except for `keep`."""
         for path in sorted(self.path.glob(f"step-*{self.suffix}")):
             named = NAME.fullmatch(path.name) and path.name not in keep
             if named and path.is_file() and not path.is_symlink() and _ours(path):
@@ -75,7 +69,7 @@ class Folder:
 
 
 def _ours(path: Path) -> bool:
-    """Whether timonel wrote the file as a step's."""
+    """Whether the file is marked as that of a step."""
     if path.suffix == ".png":
         try:
             return MARK in picture_files.info(path)
@@ -85,8 +79,7 @@ def _ours(path: Path) -> bool:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return PREDICTED in reading.parsed(
-                (file.metadata() or {}).get("timonel", "{}"), finite=False
-            )
+            metadata = (file.metadata() or {}).get("timonel", "{}")
+            return PREDICTED in reading.parsed(metadata, finite=False)
     except (OSError, SafetensorError, ValueError, TypeError):
         return False

@@ -1,4 +1,4 @@
-"""Numbers of a run, step by step."""
+"""The numbers of a run, step by step."""
 
 from __future__ import annotations
 
@@ -24,24 +24,21 @@ COLUMNS = {
 
 
 class Trace(Hook):
-    """A hook that measures every step. Make one with `trace`.
+    """See `trace`.
 
-    `rows` has one dict per step, in the order they happened (a rewound run repeats steps):
+    `rows` has a dictionary per step, in the order they happened (a rewound run repeats steps):
     `step`; `time`, `alpha`, `sigma`, `ratio` (sigma/alpha) of the newest network call; `latents`
     and `denoised`, their root mean square per element; `cosine` between this denoised prediction
     and that of the step before, mean over the batch; `seconds` since the step before; `nfe`,
-    network calls of this journey so far. The first step has no cosine, and no seconds where its
-    start was not seen.
+    network calls so far. The first step has no cosine, and no seconds where its start was not seen.
     """
+
+    name = "trace"
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._before: tuple[int, Tensor] | None = None
         self._clock: float | None = None
-
-    @property
-    def name(self) -> str:
-        return "trace"
 
     def on_start(self, run: Run) -> None:
         self.rows, self._before, self._clock = [], None, time.perf_counter()
@@ -51,14 +48,11 @@ class Trace(Hook):
         at, step = run.called_at, run.step
         assert at is not None
         clean = run.denoised.detach().float()
-        follows = self._before is not None and self._before[0] == step - 1
-        cosine = (
-            _cosine(clean, self._before[1])
-            if self._before is not None and follows
-            else clean.new_tensor(math.nan)
-        )
+        cosine, follows = clean.new_tensor(math.nan), False
+        if self._before is not None and self._before[0] == step - 1:
+            cosine, follows = _cosine(clean, self._before[1]), True
         numbers = torch.stack([_rms(run.latents.detach().float()), _rms(clean), cosine])
-        latents, denoised, alike = numbers.tolist()  # the one wait for the device
+        latents, denoised, alike = numbers.tolist()  # waits once for the device
         now = time.perf_counter()
         seconds = None if self._clock is None else now - self._clock
         level = {"time": at.time, "alpha": at.alpha, "sigma": at.sigma, "ratio": at.ratio}
@@ -67,16 +61,13 @@ class Trace(Hook):
         self._before, self._clock = (step, clean), now
 
     def table(self) -> str:
-        """The rows as aligned text under a line of names; what is not known is a dash."""
+        """The rows as aligned text under a line of names; unknown values are a dash."""
         cells = [list(COLUMNS)]
-        cells += [
-            ["-" if row[k] is None else format(row[k], f) for k, f in COLUMNS.items()]
-            for row in self.rows
-        ]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-        return "\n".join(
-            "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells
-        )
+        for row in self.rows:
+            cells.append(["-" if row[k] is None else format(row[k], f) for k, f in COLUMNS.items()])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ([c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in cells)
+        return "\n".join(map("  ".join, lines))
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write the rows to a JSON file, atomically; NaN and infinity become null.
@@ -85,15 +76,17 @@ class Trace(Hook):
         """
         rows = [{k: None if _strange(v) else v for k, v in row.items()} for row in self.rows]
         with replacing(path) as temporary:
-            temporary.write_text(
-                json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
+            text = json.dumps(rows, indent=1, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def trace() -> Trace:
-    """Measure every step: levels, norms, how much the prediction turned, seconds. See `Trace`.
+    """Measure every step: level, norms, cosine to the prediction before, seconds, network calls.
 
-    Waits for the device once a step, so the seconds are those of the work and not of its queueing.
+    Waits for the device once a step, so the seconds are those of the work, not of its queueing.
+
+    Returns:
+        The hook, with `rows`, `table()` and `to_json(path)`.
 
     >>> print(trace().table())
     step  time  alpha  sigma  ratio  latents  denoised  cosine  seconds  nfe

@@ -1,10 +1,11 @@
-"""A background thread that turns pixels into pictures, so that the sampler does not wait for files."""
+"""A background thread for pictures, so that the sampler does not wait for files."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ _CUDA: Any = torch.cuda  # torch does not annotate its streams
 
 
 class Pending:
-    """A tensor on its way to the host. Made in the sampler's thread, fetched in another.
+    """A tensor on its way to the host: created in the thread of the sampler, fetched in another.
 
-    Nothing waits at the making. `fetch` copies on a stream of its own, behind the work that made
-    the tensor and beside whatever the sampler has queued since.
+    `fetch` copies on another stream, after the work that computes the tensor and beside whatever
+    the sampler has queued since. Nothing else waits.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -27,6 +28,7 @@ class Pending:
             self.ready = torch.cuda.current_stream(tensor.device).record_event()
 
     def fetch(self) -> Tensor:
+        """The tensor on the host."""
         if self.ready is None:
             return self.tensor.cpu()
         stream = _CUDA.Stream(self.tensor.device)
@@ -38,9 +40,10 @@ class Pending:
 class Worker:
     """Runs jobs one at a time in a thread that exists only while there are jobs.
 
-    `room`: how many jobs may wait. A job that finds no room waits for it where `block` is set;
-    otherwise it takes the place of the oldest waiting one, so the newest is never lost.
-    After a job raised, the others are skipped and `check` or `wait` raises the error.
+    Args:
+        room: how many jobs may wait.
+        block: whether `submit` waits for room; else the job replaces the oldest waiting one, so the
+            newest is never lost.
     """
 
     def __init__(self, room: int = 8, *, block: bool = True) -> None:
@@ -48,18 +51,14 @@ class Worker:
         self._jobs: deque[Callable[[], None]] = deque()
         self._busy = False
         self._error: BaseException | None = None
-
         self._change = threading.Condition()
 
     def __reduce__(self) -> Any:
-        """Another process has a worker of its own, without the jobs of this one."""
-        return _worker, (self.room, self.block)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Worker:
-        return Worker(self.room, block=self.block)
+        """A copy has no jobs."""
+        return partial(Worker, self.room, block=self.block), ()
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job. What it raises waits in `failure`."""
+        """Queue a job; `failure` returns what it raises."""
         with self._change:
             while self.block and len(self._jobs) >= self.room:
                 self._change.wait()
@@ -69,12 +68,11 @@ class Worker:
             self._jobs.append(job)
             if not self._busy:
                 self._busy = True
-                # not a daemon: what was submitted is finished even where the run fails and the
-                # program ends
+                # no daemon: jobs are finished even where the run fails and the program ends
                 threading.Thread(target=self._work, name="timonel-pictures", daemon=False).start()
 
     def failure(self) -> BaseException | None:
-        """The newest error that a job raised since the last look, or None."""
+        """The newest error of a job since the last call, or None."""
         with self._change:
             error, self._error = self._error, None
         return error
@@ -100,7 +98,3 @@ class Worker:
                 with self._change:
                     self._error = error
             del job
-
-
-def _worker(room: int, block: bool) -> Worker:
-    return Worker(room, block=block)

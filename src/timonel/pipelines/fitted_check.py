@@ -16,7 +16,7 @@ from .guidance import scale
 from .guidance.gate import networks
 
 if TYPE_CHECKING:
-    from ..core.fitted.fitted import Fitted
+    from ..core.fitted.sampler_file import Fitted
 
 PARTS = (
     "timesteps",

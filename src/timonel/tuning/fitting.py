@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.fitted.fitted import Fitted, ProcessData, Provenance
+from ..core.fitted.sampler_file import Fitted, ProcessData, Provenance
 from ..core.grids import Grid, usual
 from ..core.sampler import Sampler
 from ..core.table import Table

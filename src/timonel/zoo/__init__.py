@@ -1,7 +1,7 @@
 """The small trained models that ship with the package.
 
-Each is a folder: a pipeline in diffusers' own format, which may share parts with its base, or, for
-a model made from another one, its scheduler's configuration and a LoRA on the network of its base.
+Each is a folder: a pipeline in diffusers' format, which may share parts with its base; or a
+scheduler config and a LoRA on the network of its base.
 """
 
 from __future__ import annotations
@@ -29,22 +29,14 @@ if TYPE_CHECKING:
     from ..hooks.preview import LatentRGB
 
 __all__ = [
-    "HERE",
-    "LORA",
-    "MODELS",
-    "Card",
-    "card",
-    "finish",
-    "fitted",
-    "folder",
-    "parts",
-    "process_of",
-    "tuned",
-    "whole",
-]
+    "HERE", "LORA", "MODELS", "Card", "card", "finish", "fitted", "folder", "parts", "process_of",
+    "tuned", "whole",
+]  # fmt: skip
 
 HERE = Path(__file__).parent
-TUNED = "tuned"  # a model's folder of fitted samplers, by steps
+TUNED = "tuned"  # folder of fitted samplers in that of a model; a file per number of steps
+#: fields of a card that a derived model has from its base
+INHERITED = ("concepts", "styles", "resolution", "latent_rgb")
 MODELS = {
     "emoji": "text to emoji, 64x64 (StableDiffusionXLPipeline)",
     "emoji-flow": "text to emoji by flow matching, 64x64 (StableDiffusion3Pipeline)",
@@ -57,8 +49,18 @@ MODELS = {
 
 
 class Card(BaseModel):
-    """What a shipped model says of itself in `card.json`; what it leaves out is as in its base's
-    card.
+    """The `card.json` of a shipped model; a derived model inherits from the card of its base.
+
+    Args:
+        name: of the model.
+        base: the model it is derived from; None: none.
+        components: the parts of its pipeline that are those of its base.
+        concepts: what it was trained on.
+        styles: words for the style of its concepts.
+        default_guidance: guidance scale.
+        default_steps: number of steps.
+        default_sampler: name of the sampler.
+        resolution: pixels of a side.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -74,7 +76,7 @@ class Card(BaseModel):
     resolution: int
 
     def latent_rgb(self) -> LatentRGB | None:
-        """The linear latents-to-RGB map fitted to this model's autoencoder."""
+        """The linear map from latents to RGB of its autoencoder; None: none was fitted."""
         from ..hooks.preview import LatentRGB
 
         fitted = (self.model_extra or {}).get("latent_rgb")
@@ -82,7 +84,7 @@ class Card(BaseModel):
 
 
 def folder(name: str) -> Path:
-    """The model's own folder. Raises `UnknownName`, or `ModelError` where its files are missing."""
+    """The folder of a model. Raises `UnknownName`, or `ModelError` where files are missing."""
     if name not in MODELS:
         raise UnknownName("shipped model", name, MODELS)
     path = HERE / name
@@ -94,24 +96,29 @@ def folder(name: str) -> Path:
 
 
 def whole(name: str) -> Path:
-    """The folder of the pipeline to load: the model's own, or its base's, which `finish` makes this
-    model.
-    """
-    own = folder(name)
-    return own if (own / "model_index.json").is_file() else folder(card(name).base or name)
+    """The folder of the pipeline to load: that of the model, or of its base; see `finish`."""
+    path = folder(name)
+    return path if (path / "model_index.json").is_file() else folder(card(name).base or name)
 
 
 def parts(name: str, dtype: torch.dtype | Mapping[str, torch.dtype]) -> dict[str, Any]:
-    """The parts that the pipeline in this model's folder takes from its base, by name; see `taken`."""
-    made = card(name)
-    return taken(folder(made.base), made.components, dtype) if made.base else {}
+    """The components of a model's pipeline that are those of its base, by name; see `taken`."""
+    known = card(name)
+    return taken(folder(known.base), known.components, dtype) if known.base else {}
 
 
 def finish(pipe: Any, name: str) -> Any:
-    """The pipeline loaded from `whole(name)`, with this model's LoRA, if it is one, merged in and
-    its scheduler.
+    """The pipeline of `whole(name)` with the LoRA and the scheduler of the model.
 
-    Raises `ModelError` for a LoRA that does not fit the base.
+    Args:
+        pipe: changed in place where the model has a LoRA.
+        name: of the model.
+
+    Returns:
+        `pipe`.
+
+    Raises:
+        ModelError: for a LoRA that does not fit the base.
     """
     if not (folder(name) / LORA).is_file():
         return pipe
@@ -124,7 +131,7 @@ def finish(pipe: Any, name: str) -> Any:
 
 
 def card(name: str) -> Card:
-    """What the model says of itself."""
+    """The card of a model. Raises `ModelError` where it cannot be read."""
     try:
         return Card.model_validate(_card(name))
     except TimonelError:
@@ -136,47 +143,42 @@ def card(name: str) -> Card:
 
 
 def _card(name: str) -> dict[str, Any]:
-    own: dict[str, Any] = json.loads((folder(name) / "card.json").read_text("utf-8"))
-    shared = ("concepts", "styles", "resolution", "latent_rgb")
-    base = (
-        {key: value for key, value in _card(own["base"]).items() if key in shared}
-        if own.get("base")
-        else {}
-    )
-    return {**base, **own}
+    data: dict[str, Any] = json.loads((folder(name) / "card.json").read_text("utf-8"))
+    if not data.get("base"):
+        return data
+    base = _card(data["base"])
+    return {key: base[key] for key in INHERITED if key in base} | data
 
 
 def tuned(name: str, steps: int, guidance: Guidance | None) -> Sampler | None:
-    """The shipped sampler that was fitted to this model for so many steps under this guidance, or
-    None.
+    """The shipped sampler that was fitted to a model for this guidance.
 
-    `guidance`: with its scale, None for none; where another scale or interval was fitted, there is
-    none for it.
+    Args:
+        name: of the model.
+        steps: number of steps.
+        guidance: with its scale; None: no guidance.
+
+    Returns:
+        None where none was fitted for so many steps and this guidance.
     """
-    found = fitted(name, steps)
-    return (
-        found
-        if found is not None and found.fitted and found.fitted.guided_alike(guidance)
-        else None
-    )
+    sampler = fitted(name, steps)
+    if sampler is None or not sampler.fitted or not sampler.fitted.guided_alike(guidance):
+        return None
+    return sampler
 
 
 def fitted(name: str, steps: int) -> Sampler | None:
-    """The shipped sampler that was fitted to this model for so many steps, under whatever guidance,
-    or None.
-    """
+    """The shipped sampler that was fitted to a model for so many steps, whatever the guidance."""
     path = folder(name) / TUNED / f"{steps}.json"
     if not path.is_file():
         return None
-    from ..core.fitted.fitted import Fitted
+    from ..core.fitted.sampler_file import Fitted
 
     return Sampler(fitted=replace(Fitted.read(path), name=f"{name}-{steps}"))
 
 
 def process_of(model: str) -> Process:
-    """The noise process of a shipped model or of a folder in diffusers' format, without loading its
-    weights.
-    """
+    """The noise process of a shipped model or a folder of diffusers, without loading weights."""
     return from_config(_scheduler_config(folder(model) if model in MODELS else Path(model), model))
 
 

@@ -1,7 +1,6 @@
 """A LoRA merged into a network: W + B A on each layer it names (arXiv 2106.09685).
 
-Merged once at load, a model made this way runs exactly as fast as its base, and needs no further
-package.
+Merged at load it runs as fast as its base, and needs no further package.
 """
 
 from __future__ import annotations
@@ -15,17 +14,20 @@ from torch import nn
 
 from ..errors import ModelError
 
-LORA = "pytorch_lora_weights.safetensors"  # diffusers' name for such a file
+LORA = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 PREFIX, DOWN, UP = "unet.", ".lora_A.weight", ".lora_B.weight"
 
 
 @torch.no_grad()
 def merge(network: nn.Module, path: Path) -> None:
-    """Add the products of a LoRA file in diffusers' format (scale 1) to the network's weights, in
-    their precision.
+    """Add a LoRA with scale 1 to the weights of a network, in their precision.
 
-    Raises `ModelError` where the file cannot be read or names a layer that the network does not
-    have in that shape.
+    Args:
+        network: changed in place.
+        path: a LoRA file of diffusers.
+
+    Raises:
+        ModelError: where the file cannot be read or does not fit the network.
     """
     try:
         factors = load_file(path)

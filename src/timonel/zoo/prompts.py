@@ -1,6 +1,4 @@
-"""What a shipped model knows: the concepts and styles of its card, and whatever is put together of
-their words.
-"""
+"""Which words of a prompt a shipped model was trained on, and the nearest of its concepts."""
 
 from __future__ import annotations
 
@@ -18,16 +16,14 @@ WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 #: words that say nothing of what is in the picture
 FILLERS = frozenset((
     "a", "an", "and", "at", "by", "emoji", "for", "from", "her", "his", "icon", "image", "in", "is",
-    "it", "its", "of",
-    "on", "one", "or", "our", "over", "picture", "some", "style", "that", "the", "their", "this",
-    "to", "two", "under",
-    "with", "your",
+    "it", "its", "of", "on", "one", "or", "our", "over", "picture", "some", "style", "that", "the",
+    "their", "this", "to", "two", "under", "with", "your",
 ))  # fmt: skip
-_SAID: set[tuple[str, str]] = set()
+_WARNED: set[tuple[str, str]] = set()
 
 
 def unknown(card: Card, prompt: str) -> list[str]:
-    """The words of a prompt that the model has never met; all of them where it has met none."""
+    """The words of a prompt that the model was not trained on, without fillers."""
     known = _known(card)
     words = [word for word in WORD.findall(prompt.lower()) if word not in FILLERS or word in known]
     new = [
@@ -39,44 +35,41 @@ def unknown(card: Card, prompt: str) -> list[str]:
 
 
 def nearest(card: Card, prompt: str) -> list[str]:
-    """Up to three concepts that share the most words with the prompt, as they are written or nearly
-    so.
-    """
+    """Up to three concepts that share the most words with the prompt, exactly or nearly."""
     known = _known(card)
     words = [word for word in WORD.findall(prompt.lower()) if word not in FILLERS]
-    near = {
-        close
-        for word in words
-        for close in difflib.get_close_matches(word, known, n=3, cutoff=0.82)
-    }
+    near: set[str] = set()
+    for word in words:
+        near.update(difflib.get_close_matches(word, known, n=3, cutoff=0.82))
     shared = {concept: len(near & set(WORD.findall(concept))) for concept in card.concepts}
     most = max(shared.values())
     text = " ".join(words)
     if not most:
         return difflib.get_close_matches(text, card.concepts, n=3, cutoff=0.7)
-    alike = {
-        c: difflib.SequenceMatcher(None, text, c).ratio()
-        for c, count in shared.items()
-        if count == most
-    }
-    return sorted(alike, key=lambda concept: -alike[concept])[:3]
+
+    def distance(concept: str) -> float:
+        return -difflib.SequenceMatcher(None, text, concept).ratio()
+
+    return sorted((c for c, count in shared.items() if count == most), key=distance)[:3]
 
 
 def warn(card: Card, prompts: Any, stacklevel: int = 2) -> None:
-    """Warn with `UnknownPrompt`, once for each prompt, where the model has never met a word of it."""
-    for prompt in (
-        [prompts]
-        if isinstance(prompts, str)
-        else prompts
-        if isinstance(prompts, (list, tuple))
-        else ()
-    ):
-        if not isinstance(prompt, str) or not prompt.strip() or (card.name, prompt) in _SAID:
+    """Warn with `UnknownPrompt`, once for each prompt with an unknown word.
+
+    Args:
+        card: of the model.
+        prompts: one, or a list; anything else is passed over.
+        stacklevel: as in `warnings.warn`.
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    for prompt in prompts if isinstance(prompts, (list, tuple)) else ():
+        if not isinstance(prompt, str) or not prompt.strip() or (card.name, prompt) in _WARNED:
             continue
         new = unknown(card, prompt)
         if not new:
             continue
-        _SAID.add((card.name, prompt))
+        _WARNED.add((card.name, prompt))
         near = nearest(card, prompt)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         warnings.warn(

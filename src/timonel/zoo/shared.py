@@ -1,4 +1,4 @@
-"""Parts of a pipeline that a shipped model takes from its base: the files lie on the disk once."""
+"""Components of a shipped pipeline that are those of its base, so each is on the disk once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Shared(BaseModel):
-    """Which part of the base it is, and what of its configuration is another value here."""
+    """A component of the base by name, and the values of its config that are others here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,11 +24,15 @@ class Shared(BaseModel):
 def taken(
     base: Path, components: Mapping[str, Shared], dtype: torch.dtype | Mapping[str, torch.dtype]
 ) -> dict[str, Any]:
-    """The components by name, from the pipeline folder `base`.
+    """Components from the folder of a pipeline; errors are those of diffusers and transformers.
 
-    A part that is named twice is one object, as long as it is asked for in one precision. `dtype`:
-    of all, or by component, with "default" for the rest. Raises what the readers of diffusers and
-    transformers raise.
+    Args:
+        base: the folder.
+        components: what to load, by the name here.
+        dtype: of all, or by name with "default" for the rest.
+
+    Returns:
+        The components by name; two of the same part and dtype are one object.
     """
     index = json.loads((base / "model_index.json").read_text("utf-8"))
     loaded: dict[tuple[str, torch.dtype], Any] = {}
@@ -44,15 +48,11 @@ def _part(folder: Path, entry: tuple[str, str], config: dict[str, Any], dtype: t
     reader = getattr(import_module(library), name)
     if not issubclass(reader, torch.nn.Module):
         return reader.from_pretrained(folder)
-    made = reader.from_pretrained(folder, use_safetensors=True, **config)
-    return torch.nn.Module.to(
-        made, dtype
-    )  # diffusers' own `to` warns of layers in other precisions, of which is none
+    module = reader.from_pretrained(folder, use_safetensors=True, **config)
+    return torch.nn.Module.to(module, dtype)  # that of diffusers warns of other precisions
 
 
 def _of(dtype: torch.dtype | Mapping[str, torch.dtype], name: str) -> torch.dtype:
-    return (
-        dtype
-        if isinstance(dtype, torch.dtype)
-        else dtype.get(name, dtype.get("default", torch.float32))
-    )
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return dtype.get(name, dtype.get("default", torch.float32))

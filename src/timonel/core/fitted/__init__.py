@@ -1,1 +1,1 @@
-"""Samplers that were fitted to a model, and what is kept of the fit."""
+"""Samplers fitted to a model, and the record of the fit."""

@@ -1,4 +1,4 @@
-"""A network told by a few of its weights, so that a file can say which one it was made for."""
+"""Which network a sampler was fitted to, recognised by a few of its weights."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ from torch import Tensor, nn
 from ..process import double
 
 SAMPLES = 64  # weights in a fingerprint
-KINDS = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
     torch.float8_e5m2,
-)
-# share of values that rounding leaves equal, at least; on another way to a dtype some end one unit
-# apart
-ALIKE = 0.75
-LEAST = 2.0**-24  # the distance of the smallest numbers of float16
+)  # fmt: skip
+ALIKE = 0.75  # least share of equal values; rounding in two steps changes some by a unit
+FP16_TINY = 2.0**-24  # the distance of the smallest numbers of float16
 
 
 class Fingerprint(BaseModel):
-    """A network's class, its number of parameters, and some of their values. Made by `fingerprint`."""
+    """A network's class, its number of parameters, and some of their values; see `fingerprint`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,23 +34,19 @@ class Fingerprint(BaseModel):
     @classmethod
     def _known(cls, name: str) -> str:
         dtype = getattr(torch, name, None)
-        if dtype not in KINDS:
-            raise ValueError(f"{name!r} is none of {', '.join(map(str, KINDS))}")
+        if dtype not in DTYPES:
+            raise ValueError(f"{name!r} is none of {', '.join(map(str, DTYPES))}")
         return name
 
     def fits(self, other: Fingerprint) -> bool:
-        """Whether both are the same weights, be it rounded to another dtype; a fine-tuned sibling's
-        are not.
-        """
-        if (self.network, self.parameters, len(self.values)) != (
-            other.network,
-            other.parameters,
-            len(other.values),
-        ):
+        """Whether both are the same weights, if need be rounded; those of a fine-tune are not."""
+        if (self.network, self.parameters) != (other.network, other.parameters):
+            return False
+        if len(self.values) != len(other.values):
             return False
         coarse = max((getattr(torch, one.dtype) for one in (self, other)), key=_unit)
         a, b = (double(one.values).to(coarse).double() for one in (self, other))
-        near = torch.allclose(a, b, rtol=_unit(coarse), atol=LEAST)
+        near = torch.allclose(a, b, rtol=_unit(coarse), atol=FP16_TINY)
         return near and float((a == b).double().mean()) >= ALIKE
 
     def __str__(self) -> str:
@@ -64,11 +54,9 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(module: nn.Module) -> Fingerprint | None:
-    """The fingerprint of a network: 64 weights, evenly spread over all of them, and nothing else is
-    read.
+    """The fingerprint of a network: 64 weights, evenly spread over all of them.
 
-    None where they cannot be read: a network without weights, or one whose weights are elsewhere
-    (offloaded, meta).
+    None where they cannot be read: no weights, or offloaded and meta tensors.
     """
     module = getattr(module, "_orig_mod", module)  # of torch.compile
     weights = [weight for weight in module.parameters() if weight.numel()]
@@ -76,20 +64,13 @@ def fingerprint(module: nn.Module) -> Fingerprint | None:
     if not total:
         return None
     try:
-        found = _values(weights, total)
-        values = torch.stack([value.to("cpu", torch.float64) for value in found])
-    except (
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-    ):  # meta tensors, and kinds that have no single values
+        values = torch.stack([v.to("cpu", torch.float64) for v in _values(weights, total)])
+    except (RuntimeError, TypeError, NotImplementedError):  # meta tensors, packed weights
         return None
     if not bool(torch.isfinite(values).all()):
         return None
-    coarse = max(
-        (kind for kind in KINDS if torch.equal(values.to(kind).double(), values)), key=_unit
-    )
-    name = str(coarse).removeprefix("torch.")
+    exact = (dtype for dtype in DTYPES if torch.equal(values.to(dtype).double(), values))
+    name = str(max(exact, key=_unit)).removeprefix("torch.")
     return Fingerprint(
         network=type(module).__name__, parameters=total, dtype=name, values=values.tolist()
     )
@@ -98,21 +79,21 @@ def fingerprint(module: nn.Module) -> Fingerprint | None:
 def _values(weights: list[nn.Parameter], total: int) -> list[Tensor]:
     """The values in the middle of each of 64 equal parts of all parameters."""
     ends = list(itertools.accumulate(weight.numel() for weight in weights))
-    found = []
+    values = []
     for place in ((2 * i + 1) * total // (2 * SAMPLES) for i in range(SAMPLES)):
         k = bisect.bisect_right(ends, place)
         at = _index(place - ends[k] + weights[k].numel(), weights[k].shape)
-        found.append(weights[k].detach()[at])
-    return found
+        values.append(weights[k].detach()[at])
+    return values
 
 
 def _index(place: int, shape: torch.Size) -> tuple[int, ...]:
     """The index of the element at `place`, counted row by row however the tensor lies in memory."""
-    found = []
+    index = []
     for size in reversed(shape):
         place, at = divmod(place, size)
-        found.append(at)
-    return tuple(reversed(found))
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _unit(dtype: torch.dtype) -> float:

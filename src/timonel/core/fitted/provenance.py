@@ -1,4 +1,4 @@
-"""What a sampler was fitted with and for, as plain data."""
+"""The record of a fit: model, data, method and errors, as plain data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def _bounded(value: Any) -> Any:
 
 
 class ProcessData(BaseModel):
-    """A noise process as a table met it. `sigma_max`: None where it reaches pure noise.
+    """The noise process of a fit.
 
-    `times`: what the process itself tells a network at the levels of the table's rows; the table
-    may tell another.
+    Args:
+        kind: `Process.kind`.
+        sigma_min: smallest schedule sigma.
+        sigma_max: largest schedule sigma; None where it reaches pure noise.
+        times: network times of the process at the levels of the rows; the table may differ.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,13 +38,10 @@ class ProcessData(BaseModel):
 
     @classmethod
     def of(cls, process: Process, table: Table) -> ProcessData:
-        own = levels(process, table.detach())
-        return cls(
-            kind=process.kind,
-            sigma_min=process.sigma_min,
-            sigma_max=process.sigma_max,
-            times=own.time[:-1].tolist(),
-        )
+        """The data of a process at the levels of a table."""
+        times = levels(process, table.detach()).time[:-1].tolist()
+        ends = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
+        return cls(kind=process.kind, times=times, **ends)
 
 
 class Measured(BaseModel):
@@ -56,12 +56,29 @@ class Measured(BaseModel):
 
 
 class Provenance(BaseModel):
-    """What a table was fitted with and for.
+    """The record of a fit.
 
-    `guidance`: as the fit ran, None without any. `start`: the sampler it began from. `fitting,
-    held_out`: error by sampler, "start" and "tuned" among them: geometric mean over samples of the
-    RMSE of the latents to the converged sample. `errors`: the same on held-out samples for whatever
-    it was compared with. `calls`: network evaluations.
+    Errors are geometric means over samples of the RMSE of the latents to the converged sample.
+
+    Args:
+        model: name or folder.
+        fingerprint: of the network; None where its weights could not be read.
+        process: the noise process.
+        prediction: of the network.
+        guidance: of the fit; None: without.
+        dtype: of the network.
+        prompts: prompts of the fit.
+        seeds: seeds of the fit.
+        held_out_prompts: prompts for the errors.
+        held_out_seeds: seeds for the errors.
+        start: name of the sampler that the fit began from.
+        method: of the fit, see `tune`.
+        fitting: error by sampler on the samples of the fit, "start" and "tuned" among them.
+        held_out: the same on the held-out samples.
+        errors: the same for other samplers.
+        seconds: duration.
+        calls: network evaluations.
+        versions: of packages, by name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,9 +104,7 @@ class Provenance(BaseModel):
 
 
 def levels(process: Process, table: Table) -> Level:
-    """What `process` has at the lam of a table's levels. Raises `GridError` where it has no such
-    level.
-    """
+    """The levels of `process` at the lam of a table's. Raises `GridError` where it has none."""
     alpha, sigma, time = (torch.zeros_like(v) for v in (table.alpha, table.sigma, table.time))
     pure, clean = table.alpha == 0, table.sigma == 0
     top = process.at_index(double([process.train_steps - 1.0]))
@@ -99,7 +114,7 @@ def levels(process: Process, table: Table) -> Level:
         )
     inner = ~(pure | clean)
     lam = Level(table.alpha[inner], table.sigma[inner], table.time[inner]).lam
-    for where, own in ((inner, process.at_lam(lam)), (pure, top), (clean, process.clean())):
-        for made, value in zip((alpha, sigma, time), own, strict=True):
-            made[where] = value
+    for where, level in ((inner, process.at_lam(lam)), (pure, top), (clean, process.clean())):
+        for values, value in zip((alpha, sigma, time), level, strict=True):
+            values[where] = value
     return Level(alpha, sigma, time)

@@ -1,16 +1,17 @@
-"""Grids: which levels a run visits. The table of grids is what lists, checks, documents and tests
-them.
+"""Grids: the levels that a run visits, and their table.
 
-A grid of N steps has N + 1 levels, falling in noise; the network is called at the first N, and the
-last is the clean level sigma = 0 unless the grid was cut. Every grid is a function `(process,
-steps, **options)
--> Grid`; to add one, write it in the file of its space and add one line to `GRIDS`.
+A grid of N steps has N + 1 levels of falling noise. The network is called at the first N; the last
+is the clean level sigma = 0 unless the grid was cut. Every grid is a function
+`(process, steps, **options) -> Grid`. To add one, write it in the file of its space and add one
+line to `GRIDS`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,79 +29,66 @@ from .grid import MOST_STEPS as MOST_STEPS
 from .grid import Grid as Grid
 from .grid import few_enough as few_enough
 from .grid import ratio as ratio
-from .lifts import ancestral as ancestral
-from .lifts import churn as churn
-from .lifts import restart as restart
+from .renoise import ancestral as ancestral
+from .renoise import churn as churn
+from .renoise import restart as restart
 from .sigma import usual as usual
 
 
 @dataclass(frozen=True)
 class GridSpec:
-    """One line of the table of grids."""
+    """One line of the table of grids.
+
+    Args:
+        make: the function `(process, steps, **options) -> Grid`.
+        space: the coordinate in which its levels are spaced.
+        reference: paper or program.
+    """
 
     make: Callable[..., Grid]
     space: str
     reference: str
-    options: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """The options of the function, by name."""
+        return tuple(inspect.signature(self.make).parameters)[2:]
 
 
 ENDS = ("sigma_min", "sigma_max")
 CLOSE = 1e-6  # of two levels in log(alpha / sigma)
 AYS, OSS = "arXiv 2404.14507", "arXiv 2503.21774"
+INDEX, SIGMA = "training index", "schedule sigma"
 GRIDS: dict[str, GridSpec] = {
-    "leading": GridSpec(index.leading, "training index", "DDIM, arXiv 2010.02502"),
-    "linspace": GridSpec(index.linspace, "training index", "iDDPM, arXiv 2102.09672"),
-    "trailing": GridSpec(index.trailing, "training index", "arXiv 2305.08891, table 2"),
-    "normal": GridSpec(index.linspace, "training index", "ComfyUI; the levels of linspace"),
-    "simple": GridSpec(index.simple, "training index", "ComfyUI"),
-    "sgm_uniform": GridSpec(index.sgm_uniform, "training index", "Stability generative-models"),
-    "ddim_uniform": GridSpec(
-        index.ddim_uniform, "training index", "DDIM, arXiv 2010.02502; ComfyUI"
-    ),
-    "beta": GridSpec(beta.beta, "training index", "arXiv 2407.12173; ComfyUI", ("alpha", "beta")),
-    "smoothstep": GridSpec(index.smoothstep, "training index", "stable-diffusion.cpp"),
-    "lcm": GridSpec(index.lcm, "training index", "arXiv 2310.04378", ("original_steps",)),
-    "karras": GridSpec(sigma.karras, "schedule sigma", "arXiv 2206.00364, eq. 5", ("rho", *ENDS)),
-    "exponential": GridSpec(sigma.exponential, "log sigma", "k-diffusion", ENDS),
-    "polyexponential": GridSpec(sigma.polyexponential, "log sigma", "k-diffusion", ("rho", *ENDS)),
-    "gaussian": GridSpec(gaussian, "sigma / alpha", "arXiv 2404.14507, lemma 3.3", ("std",)),
-    "kl_optimal": GridSpec(sigma.kl_optimal, "atan sigma", "arXiv 2404.14507, theorem 3.1", ENDS),
-    "laplace": GridSpec(sigma.laplace, "log sigma", "arXiv 2407.03297", ("mu", "beta", *ENDS)),
-    "cosine": GridSpec(sigma.cosine, "schedule sigma", "reForge", ENDS),
-    "beta_sigma": GridSpec(
-        beta.beta_sigma,
-        "schedule sigma",
-        "arXiv 2407.12173; A1111, diffusers",
-        ("alpha", "beta", *ENDS),
-    ),
-    "linear_quadratic": GridSpec(
-        sigma.linear_quadratic,
-        "schedule sigma",
-        "Mochi; ComfyUI",
-        ("threshold_noise", "linear_steps", "sigma_max"),
-    ),
-    "bong_tangent": GridSpec(
-        sigma.bong_tangent, "schedule sigma", "RES4LYF", ("pivot", "slope", "middle", "sigma_max")
-    ),
-    "lam": GridSpec(sigma.lam, "lam", "DPM-Solver, arXiv 2206.00927", ENDS),
-    "vp": GridSpec(
-        sigma.vp,
-        "time of the continuous VP process",
-        "arXiv 2011.13456",
-        ("beta_d", "beta_min", *ENDS),
-    ),
-    "flow": GridSpec(
-        flow.flow,
-        "sigma / (alpha + sigma)",
-        "arXiv 2403.03206, eq. 23",
-        ("shift", "mu", "tokens", "terminal"),
-    ),
-    "ays": GridSpec(published.ays, "log sigma / alpha", AYS),
-    "ays_sd15": GridSpec(published.ays_sd15, "log sigma / alpha", AYS),
-    "ays_sdxl": GridSpec(published.ays_sdxl, "log sigma / alpha", AYS),
-    "ays_svd": GridSpec(published.ays_svd, "log sigma / alpha", AYS),
-    "oss_flux": GridSpec(published.oss_flux, "log t", OSS),
-    "oss_wan": GridSpec(published.oss_wan, "log t", OSS),
+    "leading": GridSpec(index.leading, INDEX, "DDIM, arXiv 2010.02502"),
+    "linspace": GridSpec(index.linspace, INDEX, "iDDPM, arXiv 2102.09672"),
+    "trailing": GridSpec(index.trailing, INDEX, "arXiv 2305.08891, table 2"),
+    "normal": GridSpec(index.linspace, INDEX, "ComfyUI; the levels of linspace"),
+    "simple": GridSpec(index.simple, INDEX, "ComfyUI"),
+    "sgm_uniform": GridSpec(index.sgm_uniform, INDEX, "Stability generative-models"),
+    "ddim_uniform": GridSpec(index.ddim_uniform, INDEX, "DDIM, arXiv 2010.02502; ComfyUI"),
+    "beta": GridSpec(beta.beta, INDEX, "arXiv 2407.12173; ComfyUI"),
+    "smoothstep": GridSpec(index.smoothstep, INDEX, "stable-diffusion.cpp"),
+    "lcm": GridSpec(index.lcm, INDEX, "arXiv 2310.04378"),
+    "karras": GridSpec(sigma.karras, SIGMA, "arXiv 2206.00364, eq. 5"),
+    "exponential": GridSpec(sigma.exponential, "log sigma", "k-diffusion"),
+    "polyexponential": GridSpec(sigma.polyexponential, "log sigma", "k-diffusion"),
+    "gaussian": GridSpec(gaussian, "sigma / alpha", "arXiv 2404.14507, lemma 3.3"),
+    "kl_optimal": GridSpec(sigma.kl_optimal, "atan sigma", "arXiv 2404.14507, theorem 3.1"),
+    "laplace": GridSpec(sigma.laplace, "log sigma", "arXiv 2407.03297"),
+    "cosine": GridSpec(sigma.cosine, SIGMA, "reForge"),
+    "beta_sigma": GridSpec(beta.beta_sigma, SIGMA, "arXiv 2407.12173; A1111, diffusers"),
+    "linear_quadratic": GridSpec(sigma.linear_quadratic, SIGMA, "Mochi; ComfyUI"),
+    "bong_tangent": GridSpec(sigma.bong_tangent, SIGMA, "RES4LYF"),
+    "lam": GridSpec(sigma.lam, "lam", "DPM-Solver, arXiv 2206.00927"),
+    "vp": GridSpec(sigma.vp, "time of the continuous VP process", "arXiv 2011.13456"),
+    "flow": GridSpec(flow.flow, "sigma / (alpha + sigma)", "arXiv 2403.03206, eq. 23"),
+    "ays": GridSpec(published.ays, "log sigma / alpha", "arXiv 2404.14507"),
+    "ays_sd15": GridSpec(published.ays_sd15, "log sigma / alpha", "arXiv 2404.14507"),
+    "ays_sdxl": GridSpec(published.ays_sdxl, "log sigma / alpha", "arXiv 2404.14507"),
+    "ays_svd": GridSpec(published.ays_svd, "log sigma / alpha", "arXiv 2404.14507"),
+    "oss_flux": GridSpec(published.oss_flux, "log t", "arXiv 2503.21774"),
+    "oss_wan": GridSpec(published.oss_wan, "log t", "arXiv 2503.21774"),
 }
 
 
@@ -112,12 +100,25 @@ def make(
     discard_penultimate: bool | str = False,
     **options: Any,
 ) -> Grid:
-    """The grid called `name`. Raises `UnknownName` or `GridError`, always before any compute.
+    """The grid called `name`, checked before any compute.
 
-    `discard_penultimate` makes a grid of one step more and leaves out its last level above 0, as
-    ComfyUI does for some samplers: the step from there to the clean level is too small to be worth
-    a network call, and the one before it longer than a multistep method bears. "auto": only where
-    that level is the model's cleanest.
+    Args:
+        name: a key of `GRIDS`.
+        process: the noise process.
+        steps: number of steps N; at most T on a VP process.
+        discard_penultimate: True makes N + 1 steps and leaves out the last level above 0, as
+            ComfyUI does for some samplers: that step is too small to be worth a network call, and
+            the one before longer than a multistep method bears. "auto": only where that level is
+            the cleanest of the model.
+        **options: those of the grid, see `GRIDS[name].options`. On a flow every grid takes
+            `terminal`, its last t above 0, in (0, 1).
+
+    Returns:
+        The grid.
+
+    Raises:
+        UnknownName: for a name that no grid has.
+        ArgumentError, GridError: for options and levels that cannot be.
     """
     discard = penultimate(discard_penultimate)
     if discard == "auto":
@@ -137,12 +138,12 @@ def make(
 
 
 def penultimate(value: object) -> bool | str:
-    """`discard_penultimate` as given. Raises `ArgumentError` unless it is True, False or "auto"."""
+    """`discard_penultimate`, checked. Raises `ArgumentError` unless it is True, False or "auto"."""
     return "auto" if value == "auto" else flag("discard_penultimate", value)
 
 
 def _ends_cleanest(grid: Grid) -> bool:
-    """Whether the last level above 0 is the cleanest that the model was trained at, or the next."""
+    """Whether the last level above 0 is the cleanest of the training levels, or the next."""
     if grid.steps < 2:
         return False
     offset = max(float(grid.process.steps_offset), 1.0)
@@ -150,14 +151,27 @@ def _ends_cleanest(grid: Grid) -> bool:
 
 
 def _make(name: str, process: Process, steps: int, **options: Any) -> Grid:
-    """The grid called `name`, all its levels.
+    """All levels of the grid called `name`.
 
-    On a flow every grid takes `terminal`, its last t above 0: grids between two ends have it as
-    their `sigma_min`, the others are stretched, see `flow.stretched`. One step has only the first
-    level.
+    `terminal` of a flow is `sigma_min` of the grids that have it; others are stretched, see
+    `flow.stretched`.
     """
     spec, count = GRIDS[among("grid", name, GRIDS)], few_enough("steps", steps)
     terminal = None if "terminal" in spec.options else options.pop("terminal", None)
+    _check(name, spec, process, count, terminal, options)
+    if terminal is None:
+        return spec.make(process, count, **options)
+    if "sigma_min" in spec.options:
+        return spec.make(process, count, **options, sigma_min=terminal)
+    grid = spec.make(process, count, **options)
+    t = stretched(grid.sigma[:-1], grid.sigma[0].item(), terminal)
+    return Grid.of(process, process.at_sigma(t), grid.name)
+
+
+def _check(
+    name: str, spec: GridSpec, process: Process, steps: int, terminal: Any, options: dict[str, Any]
+) -> None:
+    """Refuse options that a grid does not have, and more steps than training levels."""
     if terminal is not None and not isinstance(process, Flow):
         raise ArgumentError(
             f"terminal={terminal!r} is the last level of a flow's grids; on a {process.kind}"
@@ -167,20 +181,13 @@ def _make(name: str, process: Process, steps: int, **options: Any) -> Grid:
         if key not in spec.options:
             has = f"it takes {', '.join(spec.options)}" if spec.options else "it takes none"
             raise ArgumentError(f"grid {name!r} has no option {key!r}; {has}")
-    if count > process.train_steps and process.kind == "vp":
+    if steps > process.train_steps and process.kind == "vp":
         raise GridError(
-            f"{count} steps are more than the {process.train_steps} training levels of this model; "
+            f"{steps} steps are more than the {process.train_steps} training levels of this model; "
             f"use at most {process.train_steps}"
         )
-    if terminal is None:
-        return spec.make(process, count, **options)
-    if "sigma_min" in spec.options:
-        if "sigma_min" in options:
-            raise ArgumentError(
-                f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid;"
-                " give one"
-            )
-        return spec.make(process, count, **options, sigma_min=terminal)
-    made = spec.make(process, count, **options)
-    t = stretched(made.sigma[:-1], made.sigma[0].item(), terminal)
-    return Grid.of(process, process.at_sigma(t), made.name)
+    if terminal is not None and "sigma_min" in spec.options and "sigma_min" in options:
+        raise ArgumentError(
+            f"terminal={terminal!r} and sigma_min={options['sigma_min']!r} both end the grid;"
+            " give one"
+        )

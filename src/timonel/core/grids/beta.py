@@ -1,8 +1,6 @@
-"""The two grids called beta: quantiles of a Beta distribution, in training index or in sigma.
+"""Quantiles of a Beta distribution: in training index (ComfyUI) or in sigma (A1111, diffusers).
 
-Lee et al. 2024, "Beta Sampling is All You Need", arXiv 2407.12173. The peers disagree on what is
-spaced: ComfyUI the training index, A1111 and diffusers the sigma. They are different grids, so they
-have two names.
+Lee et al. 2024, "Beta Sampling is All You Need", arXiv 2407.12173.
 """
 
 from __future__ import annotations
@@ -19,8 +17,7 @@ from .sigma import falling, span
 
 
 def _log_tail(y: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
-    """log I_y(a, b) and its slope in log y, for y in (0, 1/2]; I is the regularised incomplete beta
-    function.
+    """log of the regularised incomplete beta function I_y(a, b), y in (0, 1/2], and d/dlog y.
 
     I = y^a (1 - y)^b / (a·B) · F, F = sum over k of prod (a + b + j)/(a + 1 + j)·y (DLMF 8.17.8);
     all terms are positive and shrink like 2^-k.
@@ -48,12 +45,10 @@ def _lower(p: Tensor, a: float, b: float) -> Tensor:
 
 
 def quantile(p: Tensor, alpha: float, beta: float) -> Tensor:
-    """The inverse of the Beta(alpha, beta) distribution function, float64, for p in [0, 1]. 1e-12
-    accurate.
-    """
+    """The inverse of the Beta(alpha, beta) distribution function at p in [0, 1], to 1e-12."""
     out = p.clone()
-    half = math.exp(float(_log_tail(torch.full((1,), 0.5, dtype=torch.float64), alpha, beta)[0]))
-    low, high = (p > 0) & (p <= half), (p > half) & (p < 1)
+    centre = math.exp(float(_log_tail(torch.full((1,), 0.5, dtype=torch.float64), alpha, beta)[0]))
+    low, high = (p > 0) & (p <= centre), (p > centre) & (p < 1)
     if bool(low.any()):
         out[low] = _lower(p[low], alpha, beta)
     if bool(high.any()):
@@ -61,18 +56,25 @@ def quantile(p: Tensor, alpha: float, beta: float) -> Tensor:
     return out
 
 
-def _shape(alpha: float, beta: float) -> tuple[float, float]:
+def _checked(alpha: float, beta: float) -> tuple[float, float]:
     return finite("alpha", alpha, 0.1, 20), finite("beta", beta, 0.1, 20)
 
 
 def beta(process: Process, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Grid:
     """Training indices (T - 1)·Q(1 - i/N), Q the quantiles of Beta(alpha, beta): ComfyUI's `beta`.
 
-    alpha, beta in [0.1, 20]; 0.5 and 0.7 make RES4LYF's beta57. ComfyUI rounds to whole indices and
-    drops those that repeat, so it makes fewer steps than asked for; here the indices are fractional
-    and there are exactly N. For A1111's and diffusers' `beta` see `beta_sigma`. arXiv 2407.12173.
+    The indices are fractional; ComfyUI rounds them and drops those that repeat, so it makes fewer
+    than N steps. For A1111's and diffusers' `beta` see `beta_sigma`.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N.
+        alpha: in [0.1, 20].
+        beta: in [0.1, 20]; alpha=0.5, beta=0.7 is RES4LYF's beta57.
+
+    Source: Lee et al. 2024, arXiv 2407.12173.
     """
-    a, b = _shape(alpha, beta)
+    a, b = _checked(alpha, beta)
     u = 1 - torch.arange(few_enough("steps", steps), dtype=torch.float64) / steps
     return Grid.of(process, process.at_index((process.train_steps - 1) * quantile(u, a, b)), "beta")
 
@@ -86,14 +88,21 @@ def beta_sigma(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """sigma_min + (sigma_max - sigma_min)·Q(1 - i/(N - 1)), then 0: A1111's `beta`, diffusers'
-    `use_beta_sigmas`.
+    """sigma_min + (sigma_max - sigma_min)·Q(1 - i/(N - 1)), then 0: diffusers' `use_beta_sigmas`.
 
-    Q are the quantiles of Beta(alpha, beta), alpha and beta in [0.1, 20]; in schedule sigma. One
-    step visits sigma_max only. ComfyUI's `beta` spaces the training index instead, see `beta`.
-    arXiv 2407.12173.
+    Q are the quantiles of Beta(alpha, beta). A1111's `beta`; for ComfyUI's see `beta`.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        alpha: in [0.1, 20].
+        beta: in [0.1, 20].
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: Lee et al. 2024, arXiv 2407.12173.
     """
     low, top = span(process, sigma_min, sigma_max, "beta_sigma")
-    a, b = _shape(alpha, beta)
+    a, b = _checked(alpha, beta)
     sigma = low + (top - low) * quantile(falling(steps), a, b)
     return Grid.of(process, process.at_sigma(sigma), "beta_sigma")

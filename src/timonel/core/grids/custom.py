@@ -1,4 +1,4 @@
-"""Levels of your own."""
+"""Grids from lists of sigmas or times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ def _numbers(what: str, values: Any) -> Tensor:
 
 
 def custom_sigmas(process: Process, sigmas: Sequence[float] | Tensor) -> Grid:
-    """Your own schedule sigmas, falling; the final 0 may be given or left out, never given twice."""
+    """The grid through a list of sigmas.
+
+    Args:
+        process: the noise process.
+        sigmas: falling schedule sigmas, (steps,); a final 0 is appended unless it is there.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ArgumentError, GridError: for no numbers, sigmas that do not fall or lie outside.
+    """
     values = _numbers("sigmas", sigmas)
     if len(values) and bool(values[-1] == 0):
         values = values[:-1]
@@ -35,7 +46,19 @@ def custom_sigmas(process: Process, sigmas: Sequence[float] | Tensor) -> Grid:
 
 
 def custom_times(process: Process, times: Sequence[float] | Tensor) -> Grid:
-    """Your own network times, falling (fractional allowed); the clean level is appended."""
+    """The grid through a list of network times.
+
+    Args:
+        process: the noise process.
+        times: network times from the noisiest level on, (steps,), fractional ones too; the clean
+            level is appended.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ArgumentError, GridError: for no numbers, levels that do not fall or lie outside.
+    """
     values = _numbers("times", times)
     if not len(values):
         raise GridError("a list of times needs at least one value, e.g. times=[999, 845, 730, 587]")

@@ -1,4 +1,4 @@
-"""A part of a grid: for img2img, for two models that share one journey, for any beginning and end."""
+"""A part of a grid: for img2img, and for two models that share the steps of a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..process import Level, double
 from .grid import Grid
 
 
-def _one(what: str, **given: float | None) -> None:
-    names = [name for name, value in given.items() if value is not None]
+def _at_most_one(what: str, **options: float | None) -> None:
+    names = [name for name, value in options.items() if value is not None]
     if len(names) > 1:
         raise ArgumentError(
             f"give one of {' and '.join(names)}; each of them sets the {what} of the grid"
@@ -20,9 +20,7 @@ def _one(what: str, **given: float | None) -> None:
 
 
 def _crossing(grid: Grid, fraction: float) -> int:
-    """How many steps begin at or above the training index round(T - fraction·T), up to the first
-    that does not.
-    """
+    """The first step that begins below the training index round(T - fraction·T)."""
     process = grid.process
     cut = round(process.train_steps - fraction * process.train_steps)
     if cut >= process.train_steps:
@@ -36,9 +34,9 @@ def _crossing(grid: Grid, fraction: float) -> int:
 
 
 def none_left(total: int, strength: object = None) -> str:
-    """What to do where a strength leaves none of all steps."""
-    given = f"strength={strength:g}" if isinstance(strength, (int, float)) else "this strength"
-    return f"{given} of {total} steps leaves none; use at least {1 / total:.4g}, or more steps"
+    """The message for a strength that leaves none of the steps."""
+    value = f"strength={strength:g}" if isinstance(strength, (int, float)) else "this strength"
+    return f"{value} of {total} steps leaves none; use at least {1 / total:.4g}, or more steps"
 
 
 def bounds(
@@ -50,9 +48,28 @@ def bounds(
     denoising_start: float | None = None,
     denoising_end: float | None = None,
 ) -> tuple[int, int]:
-    """The first step of the part that `cut` makes, and the one that it stops before."""
-    _one("beginning", start=start, strength=strength, denoising_start=denoising_start)
-    _one("end", stop=stop, denoising_end=denoising_end)
+    """The first step of a part of a grid, and the step it stops before.
+
+    Args:
+        grid: the whole grid, of N steps.
+        start: first step, 0 … N - 1.
+        stop: the step it stops before, 1 … N.
+        strength: img2img, in (0, 1]: begins with the last min(int(N·strength), N) steps, as
+            diffusers' get_timesteps.
+        denoising_start: SDXL's refiner, in [0, 1): begins with the first step whose training index
+            is below round(T - fraction·T).
+        denoising_end: SDXL's base, in (0, 1]: stops where `denoising_start` of the same fraction
+            begins.
+
+    Returns:
+        The two steps.
+
+    Raises:
+        ArgumentError: for a value out of range, or two values that set the same end.
+        GridError: where no step is left.
+    """
+    _at_most_one("beginning", start=start, strength=strength, denoising_start=denoising_start)
+    _at_most_one("end", stop=stop, denoising_end=denoising_end)
     total = grid.steps
     first, last = 0, total
     if start is not None:
@@ -85,26 +102,29 @@ def cut(
     denoising_start: float | None = None,
     denoising_end: float | None = None,
 ) -> Grid:
-    """The steps `start` … `stop - 1` of a grid: levels start … stop, and the ends of lifted steps
-    with them.
+    """A part of a grid: its steps `start` … `stop - 1`.
 
-    The beginning is one of
-      start            a step, 0 … N - 1;
-      strength         img2img, (0, 1]: the last min(int(N·strength), N) steps, as diffusers'
-      get_timesteps; denoising_start  [0, 1): SDXL's refiner: the first step whose training index is
-      below round(T - fraction·T).
-    The end is one of
-      stop             a step, 1 … N;
-      denoising_end    (0, 1]: SDXL's base: stops where denoising_start of the same fraction begins.
+    Two parts that are cut at the same place together visit exactly the levels of the whole. A part
+    that stops early ends above sigma = 0. On EDM and flow a fraction compares with the level at the
+    training index. Without options it is the whole grid.
 
-    A grid that stops early ends above sigma = 0, at one of the levels of the whole; cutting twice
-    at the same place gives two grids that together visit exactly the whole. The training index of a
-    VP level is its time; on EDM and flow the level at that training index is compared. Where a grid
-    rises (restarts), a fraction cuts before the first step below it. Nothing given: the grid
-    itself.
+    Args:
+        grid: the whole grid, of N steps.
+        start: first step, 0 … N - 1.
+        stop: the step it stops before, 1 … N.
+        strength: img2img, in (0, 1]: begins with the last min(int(N·strength), N) steps, as
+            diffusers' get_timesteps.
+        denoising_start: SDXL's refiner, in [0, 1): begins with the first step whose training index
+            is below round(T - fraction·T).
+        denoising_end: SDXL's base, in (0, 1]: stops where `denoising_start` of the same fraction
+            begins.
 
-    Raises `ArgumentError` for values out of range or two beginnings, `GridError` where no step is
-    left.
+    Returns:
+        The part, with the same noise process and name.
+
+    Raises:
+        ArgumentError: for a value out of range, or two values that set the same end.
+        GridError: where no step is left.
     """
     first, last = bounds(
         grid, start=start, stop=stop, strength=strength,

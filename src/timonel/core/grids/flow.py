@@ -14,18 +14,18 @@ from .sigma import at_sigmas
 
 
 def _shift(process: Process, shift: float | None, mu: float | None, tokens: int | None) -> float:
-    """The shift from whichever of the three options is given; the process' own without any."""
-    given = [n for n, v in (("shift", shift), ("mu", mu), ("tokens", tokens)) if v is not None]
-    if len(given) > 1:
+    """The shift by one of three options, else that of the process."""
+    named = [n for n, v in (("shift", shift), ("mu", mu), ("tokens", tokens)) if v is not None]
+    if len(named) > 1:
         raise ArgumentError(
-            f"give one of shift, mu and tokens; each sets the shift, got {' and '.join(given)}"
+            f"give one of shift, mu and tokens; each sets the shift, got {' and '.join(named)}"
         )
-    own = process if isinstance(process, Flow) else Flow()
+    flow = process if isinstance(process, Flow) else Flow()
     if mu is not None:
-        own = own.with_mu(mu)
+        flow = flow.with_mu(mu)
     if tokens is not None:
-        own = own.with_image_tokens(tokens)
-    return own.shift if shift is None else finite("shift", shift, 1e-9, 1e9)
+        flow = flow.with_image_tokens(tokens)
+    return flow.shift if shift is None else finite("shift", shift, 1e-9, 1e9)
 
 
 def flow(
@@ -39,15 +39,22 @@ def flow(
 ) -> Grid:
     """t = s·u / (1 + (s - 1)·u) at evenly spaced u, then 0, where t = sigma / (alpha + sigma).
 
-    What the Flux, SD3, Wan and LTX pipelines visit: u = 1 - i/N. The shift s is `shift` (arXiv
-    2403.03206, eq. 23; diffusers' static shift, and its dynamic one with time_shift_type "linear"),
-    or exp(`mu`) ("exponential"), or exp(mu) with mu linear in the image's `tokens` as in Flux; it
-    replaces the process' own shift, which holds when none of the three is given (1 where the
-    process has none). `terminal` then stretches 1 - t so that the last t above 0 is `terminal`, as
-    diffusers' shift_terminal; one step has only the first level. On VP and EDM u begins where t is
-    the noisiest level of the process, and the stretch leaves that level in place.
+    The levels of the Flux, SD3, Wan and LTX pipelines: u = 1 - i/N. On VP and EDM u begins at the
+    noisiest level of the process. Without shift, mu and tokens s is the shift of the process.
 
-    Raises `ArgumentError` for two shifts, `GridError` where `terminal` cannot be met.
+    Args:
+        process: the noise process.
+        steps: number of steps N.
+        shift: s (diffusers' static shift, and time_shift_type "linear"), in [1e-9, 1e9].
+        mu: log(s) (time_shift_type "exponential"), in [-50, 50].
+        tokens: latent patches of the image, in which mu is linear (Flux).
+        terminal: last t above 0; 1 - t is stretched to it (diffusers' shift_terminal).
+
+    Raises:
+        ArgumentError: for two shifts.
+        GridError: where `terminal` does not lie below the first level.
+
+    Source: Esser et al. 2024, arXiv 2403.03206, eq. 23.
     """
     s, count = _shift(process, shift, mu, tokens), few_enough("steps", steps)
     top = process.sigma_max
@@ -59,16 +66,23 @@ def flow(
     if terminal is not None:
         t = stretched(t, top, terminal)
     t = torch.cat([double([top]), t[1:]])  # exactly the noisiest level, not up to rounding
-    return Grid.of(
-        process, at_sigmas(process, t if isinstance(process, Flow) else t / (1 - t)), "flow"
-    )
+    sigma = t if isinstance(process, Flow) else t / (1 - t)
+    return Grid.of(process, at_sigmas(process, sigma), "flow")
 
 
 def stretched(t: Tensor, top: float, terminal: float) -> Tensor:
-    """Falling t with 1 - t stretched so that the last one is `terminal`; the noisiest level `top`
-    stays in place.
+    """Falling t with 1 - t stretched, so that the last is `terminal`; the noisiest stays in place.
 
-    One level is the noisiest alone and stays (diffusers' stretch of it is NaN).
+    Args:
+        t: (N,), falling; a single one is returned as it is (diffusers' stretch of it is NaN).
+        top: t of the noisiest level.
+        terminal: new last t, in (0, top).
+
+    Returns:
+        t, (N,).
+
+    Raises:
+        GridError: where `terminal` does not lie below `top`.
     """
     last = finite("terminal", terminal, 1e-9, 1)
     if last >= top:

@@ -13,20 +13,27 @@ from torch import Tensor
 from ...errors import GridError, whole
 from ..process import Level, Process
 
-MOST_STEPS = (
-    10_000  # ten times the levels that networks are trained at; more is a slip of the finger
-)
+MOST_STEPS = 10_000  # ten times the usual number of training levels; more is a mistake
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The levels of a run, noisiest first: float64 tensors of length `steps + 1`.
+    """The levels of a run, noisiest first.
 
-    Step k goes from level k to `end(k)`, which is level k + 1 unless `ends` says otherwise: a step
-    may arrive at a cleaner level first, and fresh noise then lifts it to level k + 1. Churn,
-    ancestral steps and restarts are such grids (`lifts.py`), so every solver has them.
+    Step k goes from level k to `end(k)`. That is level k + 1, or with `ends` a cleaner level, from
+    which fresh noise brings the sample to level k + 1. Churn, ancestral steps and restarts are such
+    grids (`renoise.py`), so every solver has them.
 
-    Raises `GridError` unless every step falls strictly and every lift rises.
+    Args:
+        process: the noise process that the levels belong to.
+        alpha: (steps + 1,), float64.
+        sigma: (steps + 1,), float64.
+        time: (steps + 1,), float64: network times.
+        name: for messages and tables.
+        ends: the levels where steps end, (steps,) each; None: where the next step begins.
+
+    Raises:
+        GridError: for levels that are not finite or do not fall, or ends above the next level.
     """
 
     process: Process
@@ -46,6 +53,9 @@ class Grid:
         parts = [self.alpha, self.sigma, self.time, *(self.ends or ())]
         if not bool(torch.isfinite(torch.cat(parts)).all()):
             raise GridError(f"grid {self.name!r} has a level that is not finite")
+        self._check_falling()
+
+    def _check_falling(self) -> None:
         noise = -self.lam.detach()  # an angle would have no digits left near pure noise
         end = noise[1:] if self.ends is None else -self.ends.lam.detach()
         if end.shape != noise[1:].shape:
@@ -74,24 +84,18 @@ class Grid:
 
     @cached_property
     def _levels(self) -> list[Level]:
-        return [
-            Level(*one)
-            for one in zip(
-                self.alpha.unbind(), self.sigma.unbind(), self.time.unbind(), strict=True
-            )
-        ]
+        parts = (self.alpha.unbind(), self.sigma.unbind(), self.time.unbind())
+        return [Level(*level) for level in zip(*parts, strict=True)]
 
     def __getitem__(self, k: int) -> Level:
         return self._levels[k]
 
     def end(self, k: int) -> Level:
-        """Where step k arrives, before fresh noise may lift it to level k + 1."""
+        """The level where step k ends, before fresh noise."""
         return self[k + 1] if self.ends is None else Level(*(v[k] for v in self.ends))
 
-    def lifted(self, k: int) -> bool:
-        """Whether fresh noise lifts the sample to level k, so that step k does not begin where step
-        k - 1 arrived.
-        """
+    def renoised(self, k: int) -> bool:
+        """Whether fresh noise brings the sample from the end of step k - 1 up to level k."""
         return k > 0 and self.ends is not None and bool(self.end(k - 1).lam > self[k].lam + 1e-12)
 
     def ratio_at(self, k: int) -> float:
@@ -105,7 +109,20 @@ class Grid:
 
     @classmethod
     def of(cls, process: Process, levels: Level, name: str, *, clean: bool = True) -> Grid:
-        """A grid through `levels`, followed by the clean level unless `clean` is false."""
+        """A grid through some levels.
+
+        Args:
+            process: the noise process.
+            levels: (steps,) each, falling; with `clean=False` (steps + 1,).
+            name: for messages and tables.
+            clean: whether the clean level sigma = 0 is appended.
+
+        Returns:
+            The grid.
+
+        Raises:
+            GridError: as the class does.
+        """
         alpha, sigma, time = levels
         if clean:
             end = process.clean()
@@ -114,9 +131,7 @@ class Grid:
 
 
 def few_enough(what: str, value: Any, low: int = 1, most: int = MOST_STEPS) -> int:
-    """A number of steps as a Python int. Raises `GridError` for more than any run needs, before
-    levels are made.
-    """
+    """A number of steps as a Python int. Raises `GridError` for more than `most`."""
     count = whole(what, value, low)
     if count > most:
         raise GridError(

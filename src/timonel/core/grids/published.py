@@ -12,9 +12,8 @@ from ..process import EDM, VP, Flow, Process, double, interpolate
 from ..process.level import SNAP
 from .grid import Grid, few_enough
 
-# Align Your Steps (arXiv 2404.14507): 11 noise levels for 10 steps. SD 1.5 and SDXL are published
-# as
-# training times of the scaled-linear schedule, SVD as sigmas.
+# Align Your Steps (arXiv 2404.14507): 11 noise levels for 10 steps, of SD 1.5 and SDXL as training
+# times of the scaled-linear schedule, of SVD as sigmas
 AYS_TIMES = {
     "ays_sd15": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0),
     "ays_sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0),
@@ -34,33 +33,29 @@ OSS = {
 def _resampled(knots: Tensor, steps: int) -> Tensor:
     """N of the published levels, log-linear between them; the last is left to the clean level."""
     place = torch.linspace(0, len(knots) - 1, few_enough("steps", steps) + 1, dtype=torch.float64)
-    return torch.exp(
-        interpolate(place, torch.arange(len(knots), dtype=torch.float64), torch.log(knots))
-    )[:-1]
+    whole = torch.arange(len(knots), dtype=torch.float64)
+    return torch.exp(interpolate(place, whole, torch.log(knots)))[:-1]
 
 
-def _align(process: Process, steps: int, name: str, asked: str) -> Grid:
-    """The grid `name`; `asked` is the name errors speak of."""
+def _align(process: Process, steps: int, name: str, requested: str) -> Grid:
+    """The grid `name`; `requested` is its name in messages."""
     if isinstance(process, Flow):
         raise GridError(
-            f"{asked!r} has no published levels for flow models; use 'trailing', 'oss_flux' or"
+            f"{requested!r} has no published levels for flow models; use 'trailing', 'oss_flux' or"
             " 'oss_wan'"
         )
     published = AYS_TIMES.get(name)
     knots = VP.from_schedule().at_time(double(published)).ratio if published else double(AYS_SVD)
     if float(knots[0]) > process.sigma_max * (1 + SNAP):
-        family = (
-            "SVD, whose sigma_max is 700" if name == "ays_svd" else "Stable Diffusion's VP process"
-        )
-        wide = (
-            "a process with sigma_max=700"
-            if isinstance(process, EDM) and not published
-            else "levels of your own"
-        )
+        family, instead = "Stable Diffusion's VP process", "levels of your own"
+        if name == "ays_svd":
+            family = "SVD, whose sigma_max is 700"
+            if isinstance(process, EDM):
+                instead = "a process with sigma_max=700"
         raise GridError(
-            f"the first level of {asked!r}, sigma {float(knots[0]):.6g} is above this process'"
+            f"the first level of {requested!r}, sigma {float(knots[0]):.6g} is above this process'"
             f" largest {process.sigma_max:.6g}: it was published for {family}; use grid='karras',"
-            f" or {wide}"
+            f" or {instead}"
         )
     return Grid.of(process, process.at_sigma(_resampled(knots, steps)), name)
 
@@ -69,11 +64,19 @@ def _ays(name: str) -> Callable[[Process, int], Grid]:
     def grid(process: Process, steps: int) -> Grid:
         return _align(process, steps, name, name)
 
-    grid.__doc__ = (
-        f"Align Your Steps for {name[4:].upper()}: published levels, log-linear in sigma for other"
-        " step counts; the last becomes 0. In sigma / alpha. Raises `GridError` on flow and on a"
-        " process without its first level. arXiv 2404.14507."
-    )
+    grid.__doc__ = f"""Align Your Steps for {name[4:].upper()}: published sigma / alpha, then 0.
+
+    Other step counts than 10 are log-linear in sigma between them.
+
+    Args:
+        process: VP or EDM, as noisy as the first published level.
+        steps: number of steps N.
+
+    Raises:
+        GridError: on a flow, and on a process that is less noisy.
+
+    Source: Sabour et al. 2024, arXiv 2404.14507.
+    """
     return grid
 
 
@@ -81,11 +84,18 @@ ays_sd15, ays_sdxl, ays_svd = _ays("ays_sd15"), _ays("ays_sdxl"), _ays("ays_svd"
 
 
 def ays(process: Process, steps: int) -> Grid:
-    """Align Your Steps of the process' family: SVD's levels for EDM, SDXL's for VP; none was
-    published for flow.
+    """Align Your Steps of the process' family: SVD's levels for EDM, SDXL's for VP.
 
-    For SD 1.5 name `ays_sd15`. Raises `GridError` on flow and on an EDM process that does not reach
-    sigma 700.
+    For SD 1.5 take `ays_sd15`. None was published for flow.
+
+    Args:
+        process: VP or EDM, as noisy as the first published level.
+        steps: number of steps N.
+
+    Raises:
+        GridError: on a flow, and on an EDM process that does not reach sigma 700.
+
+    Source: Sabour et al. 2024, arXiv 2404.14507.
     """
     return _align(process, steps, "ays_svd" if isinstance(process, EDM) else "ays_sdxl", "ays")
 
@@ -99,11 +109,19 @@ def _oss(name: str, model: str) -> Callable[[Process, int], Grid]:
             )
         return Grid.of(process, process.at_sigma(_resampled(double(OSS[name]), steps)), name)
 
-    grid.__doc__ = (
-        f"OptimalSteps for {model}: the {len(OSS[name]) - 1} published t, then 0. Flow models only,"
-        " whatever their shift. Other step counts are log-linear in t between the published ones,"
-        " as in ComfyUI, so that the name means the same levels there. arXiv 2503.21774."
-    )
+    grid.__doc__ = f"""OptimalSteps for {model}: the {len(OSS[name]) - 1} published t, then 0.
+
+    Other step counts are log-linear in t between them, as in ComfyUI.
+
+    Args:
+        process: a flow, of any shift.
+        steps: number of steps N.
+
+    Raises:
+        GridError: on a process that is no flow.
+
+    Source: Pei et al. 2025, arXiv 2503.21774.
+    """
     return grid
 
 

@@ -1,7 +1,4 @@
-"""Grids in schedule sigma: sigma / alpha for VP and EDM, t for flow; see `process`.
-
-Where a grid takes `sigma_min` and `sigma_max`, they default to the ends of the process.
-"""
+"""Grids in schedule sigma: sigma / alpha for VP and EDM, t for flow; see `process`."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def span(
 def _ratios(
     process: Process, sigma_min: float | None, sigma_max: float | None, name: str
 ) -> tuple[float, float]:
-    """The ends of a grid in sigma / alpha, checked."""
+    """The ends of a grid in sigma / alpha."""
     low, top = process.at_sigma(double(span(process, sigma_min, sigma_max, name))).ratio.tolist()
     if not math.isfinite(top):
         raise GridError(
@@ -64,17 +61,26 @@ def at_sigmas(process: Process, sigma: Tensor) -> Level:
     return Level(*(torch.cat(v) for v in zip(*parts, strict=True)))
 
 
-FAR = 1e3  # sigma_max beyond which most of Karras' levels are pure noise, as with cosine betas (20,000)
+KARRAS_MOST = 1e3  # sigma_max beyond which most of Karras' levels are noise (cosine betas: 2e4)
 
 
 def usual(process: Process) -> str:
-    """The grid that suits a process: karras with betas or sigmas that end well below pure noise,
-    else trailing.
+    """The default grid of a process: "karras", or "trailing" for flows and pure noise.
 
-    Measured in benchmarks/default_sampler.py. A flow's pipelines list evenly spaced times, and its
+    Measured in benchmarks/default_sampler.py. The pipelines of flows list evenly spaced times, and
     few-step models are distilled on them.
+
+    Args:
+        process: the noise process.
+
+    Returns:
+        The name of the grid.
     """
-    return "karras" if process.kind in ("vp", "edm") and process.sigma_max <= FAR else "trailing"
+    return (
+        "karras"
+        if process.kind in ("vp", "edm") and process.sigma_max <= KARRAS_MOST
+        else "trailing"
+    )
 
 
 def karras(
@@ -87,39 +93,46 @@ def karras(
 ) -> Grid:
     """Evenly spaced sigma^(1/rho) from sigma_max to sigma_min, then 0, in schedule sigma.
 
-    arXiv 2206.00364, eq. 5. One step visits sigma_max only. On a flow a sigma_max above 1 says that
-    both ends are sigma / alpha = t / (1 - t), and the levels are spaced in that (Cosmos Predict
-    2.5: 200 and 0.01).
+    On a flow a sigma_max above 1 means that both ends are sigma / alpha = t / (1 - t), and the
+    levels are spaced in that (Cosmos Predict 2.5: 200 and 0.01).
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        rho: in [0.001, 1000].
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 5.
     """
     r = finite("rho", rho, 1e-3, 1e3)
-    by_ratio = (
-        isinstance(process, Flow)
-        and sigma_max is not None
-        and finite("sigma_max", sigma_max, 1e-12) > 1
-    )
+    top = None if sigma_max is None else finite("sigma_max", sigma_max, 1e-12)
+    by_ratio = isinstance(process, Flow) and top is not None and top > 1
     if by_ratio and sigma_min is None:
         sigma_min = process.sigma_min / (1 - process.sigma_min)
-    low, top = span(process, sigma_min, sigma_max, "karras")
+    low, top = span(process, sigma_min, top, "karras")
     u = falling(steps)
     sigma = (low ** (1 / r) + u * (top ** (1 / r) - low ** (1 / r))) ** r
-    return Grid.of(
-        process,
-        process.at_lam(-torch.log(sigma)) if by_ratio else process.at_sigma(sigma),
-        "karras",
-    )
+    levels = process.at_lam(-torch.log(sigma)) if by_ratio else process.at_sigma(sigma)
+    return Grid.of(process, levels, "karras")
 
 
 def exponential(
     process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Grid:
-    """Evenly spaced log(sigma) from sigma_max to sigma_min, then 0, in schedule sigma. One step:
-    sigma_max.
+    """Evenly spaced log(sigma) from sigma_max to sigma_min, then 0, in schedule sigma.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: k-diffusion, get_sigmas_exponential.
     """
     low, top = span(process, sigma_min, sigma_max, "exponential")
-    u = falling(steps)
-    return Grid.of(
-        process, process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))), "exponential"
-    )
+    sigma = torch.exp(math.log(low) + falling(steps) * math.log(top / low))
+    return Grid.of(process, process.at_sigma(sigma), "exponential")
 
 
 def polyexponential(
@@ -130,35 +143,42 @@ def polyexponential(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """log(sigma) = log(sigma_min) + u^rho·log(sigma_max / sigma_min), u from 1 to 0, then sigma =
-    0.
+    """log(sigma) = log(sigma_min) + u^rho·log(sigma_max / sigma_min), u from 1 to 0; then 0.
 
-    k-diffusion's grid; rho = 1 is `exponential`. rho in [0.001, 100]. One step visits sigma_max
-    only.
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        rho: in [0.001, 100]; 1 is `exponential`.
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: k-diffusion, get_sigmas_polyexponential.
     """
     low, top = span(process, sigma_min, sigma_max, "polyexponential")
     u = falling(steps) ** finite("rho", rho, 1e-3, 100)
-    return Grid.of(
-        process,
-        process.at_sigma(torch.exp(math.log(low) + u * math.log(top / low))),
-        "polyexponential",
-    )
+    sigma = torch.exp(math.log(low) + u * math.log(top / low))
+    return Grid.of(process, process.at_sigma(sigma), "polyexponential")
 
 
 def lam(
     process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Grid:
-    """Evenly spaced lam = log(alpha / sigma), then sigma = 0: DPM-Solver's, diffusers'
-    `use_lu_lambdas`.
+    """Evenly spaced lam = log(alpha / sigma), then sigma = 0 (diffusers' `use_lu_lambdas`).
 
-    On VP and EDM these are the levels of `exponential`; on flow they are not, and since lam is
-    infinite at t = 1, flow needs a sigma_max below 1. arXiv 2206.00927, section 3.4. One step
-    visits sigma_max only.
+    On VP and EDM these are the levels of `exponential`. A flow, whose lam is infinite at t = 1,
+    needs a sigma_max below 1.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: Lu et al. 2022, DPM-Solver, arXiv 2206.00927, section 3.4.
     """
     low, top = _ratios(process, sigma_min, sigma_max, "lam")
-    return Grid.of(
-        process, process.at_lam(-(math.log(low) + falling(steps) * math.log(top / low))), "lam"
-    )
+    lams = -(math.log(low) + falling(steps) * math.log(top / low))
+    return Grid.of(process, process.at_lam(lams), "lam")
 
 
 def vp(
@@ -170,13 +190,21 @@ def vp(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """Evenly spaced time of the continuous VP process, sigma / alpha = sqrt(exp(beta_d·t²/2 +
-    beta_min·t) - 1), then 0.
+    """Evenly spaced time t of the continuous VP process, then 0.
 
-    arXiv 2011.13456, eq. 33, in k-diffusion's form, which always goes from t = 1 (sigma 152) to
-    0.001 (0.0105); here t goes between the times of sigma_max and sigma_min, so a model is never
-    asked for a level it does not have. On flow, where sigma / alpha is infinite at t = 1, give a
-    sigma_max below 1.
+    sigma / alpha = sqrt(exp(beta_d·t²/2 + beta_min·t) - 1). t goes from the time of sigma_max to
+    that of sigma_min; k-diffusion's goes from 1 (sigma 152) to 0.001 (0.0105) on any model. A flow,
+    whose sigma / alpha is infinite at t = 1, needs a sigma_max below 1.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        beta_d: rise of beta over t, in [1e-6, 1000].
+        beta_min: beta at t = 0, in [0, 1000].
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 33; k-diffusion, get_sigmas_vp.
     """
     low, top = _ratios(process, sigma_min, sigma_max, "vp")
     d, m = finite("beta_d", beta_d, 1e-6, 1e3), finite("beta_min", beta_min, 0, 1e3)
@@ -196,18 +224,24 @@ def linear_quadratic(
     linear_steps: int | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """sigma_max·(1 - f): f rises linearly to `threshold_noise` over `linear_steps`, then
-    quadratically to 1.
+    """sigma_max·(1 - f): f rises linearly to `threshold_noise`, then quadratically to 1.
 
-    The two pieces meet with the same slope. `linear_steps` is N // 2 unless given, at least 1 and
-    below N; threshold_noise in (0, 1). One step visits sigma_max only. Mochi (genmoai/models),
-    ComfyUI.
+    The two pieces meet with the same slope.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        threshold_noise: f where the pieces meet, in (0, 1).
+        linear_steps: steps of the linear piece, 1 … N - 1; None: N // 2.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Raises:
+        GridError: where the quadratic piece could not fall.
+
+    Source: Mochi (genmoai/models), ComfyUI.
     """
-    top = peak(process, sigma_max, "linear_quadratic")
-    count, rise = (
-        few_enough("steps", steps),
-        finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9),
-    )
+    top, count = peak(process, sigma_max, "linear_quadratic"), few_enough("steps", steps)
+    rise = finite("threshold_noise", threshold_noise, 1e-9, 1 - 1e-9)
     if count == 1:
         if linear_steps is not None:
             line = whole("linear_steps", linear_steps)
@@ -231,9 +265,16 @@ def kl_optimal(
 ) -> Grid:
     """Evenly spaced atan(sigma) from sigma_max to sigma_min, then 0, in schedule sigma.
 
-    Align Your Steps, arXiv 2404.14507, theorem 3.1. Pure noise has the angle pi/2, so this grid may
-    start there. A1111 stops at sigma_min; ComfyUI adds the 0, but divides by zero for one step:
-    here, sigma_max.
+    Pure noise has the angle pi/2, so this grid may start there. A1111 stops at sigma_min; ComfyUI
+    adds the 0.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process.
+
+    Source: Align Your Steps, arXiv 2404.14507, theorem 3.1.
     """
     infinite = sigma_max is None and not math.isfinite(process.sigma_max)
     low, top = span(process, sigma_min, 1e30 if infinite else sigma_max, "kl_optimal")
@@ -244,7 +285,7 @@ def kl_optimal(
 
 
 def _tails(log: float, mu: float, beta: float) -> tuple[float, float]:
-    """The Laplace(mu, beta) probabilities below and above `log`, both to full relative precision."""
+    """The Laplace(mu, beta) probabilities below and above `log`, both to full precision."""
     tail = 0.5 * math.exp(-abs(log - mu) / beta)
     return (tail, 1 - tail) if log < mu else (1 - tail, tail)
 
@@ -258,13 +299,23 @@ def laplace(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
 ) -> Grid:
-    """log(sigma) at evenly spaced quantiles of Laplace(mu, beta) between sigma_max and sigma_min,
-    then sigma = 0.
+    """log(sigma) at evenly spaced quantiles of Laplace(mu, beta), then sigma = 0.
 
-    Most steps lie around sigma = e^mu, the more so the smaller beta. Hang et al. 2024, arXiv
-    2407.03297, section 3. ComfyUI spaces the quantiles over (0, 1) and clamps sigma to the range,
-    which repeats levels, and appends no 0; here the distribution is cut to the range instead, so
-    all levels differ. beta in [0.01, 100].
+    Most steps lie around sigma = e^mu. The distribution is cut to the range between sigma_max and
+    sigma_min; ComfyUI clamps sigma to it instead, which repeats levels, and appends no 0.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        mu: log(sigma) of the mode, in [-50, 50].
+        beta: width, in [0.01, 100]; smaller is narrower.
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Raises:
+        GridError: where the distribution leaves nothing at one of the ends.
+
+    Source: Hang et al. 2024, arXiv 2407.03297, section 3.
     """
     low, top = span(process, sigma_min, sigma_max, "laplace")
     m, b = finite("mu", mu, -50, 50), finite("beta", beta, 0.01, 100)
@@ -282,16 +333,19 @@ def laplace(
 def cosine(
     process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Grid:
-    """sigma_min + (sigma_max - sigma_min)·(1 + cos(pi·sqrt(p)))/2, p from 0 to 1, then 0, in
-    schedule sigma.
+    """sigma_min + (sigma_max - sigma_min)·(1 + cos(pi·sqrt(p)))/2, p from 0 to 1, then 0.
 
-    The `cosine` of reForge. One step visits sigma_max (reForge: its square root).
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        sigma_min: last sigma above 0; None: the smallest of the process.
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: reForge's grid of this name, whose single step is at the square root of sigma_max.
     """
     low, top = span(process, sigma_min, sigma_max, "cosine")
     p = 1 - falling(steps)
-    share = (
-        torch.cos(math.pi / 2 * torch.sqrt(p)) ** 2
-    )  # (1 + cos(pi·sqrt(p)))/2 without cancellation
+    share = torch.cos(math.pi / 2 * torch.sqrt(p)) ** 2  # the cosine without cancellation
     return Grid.of(process, process.at_sigma(low + (top - low) * share), "cosine")
 
 
@@ -310,22 +364,30 @@ def bong_tangent(
     middle: float = 0.5,
     sigma_max: float | None = None,
 ) -> Grid:
-    """Two arctangent curves: sigma_max to middle·sigma_max in the first `pivot` of the steps, then
-    to 0.
+    """Two arctangent curves: from sigma_max to middle·sigma_max, then to 0.
 
     With M = N + 2 the pieces have m = floor(pivot·M) and M - m points and share one; both bend at
-    point m with the slope 40·slope/M. RES4LYF's grid, which stops at 1 on every model; scaled to
-    sigma_max as in stable-diffusion.cpp. One step visits sigma_max. pivot and middle in (0, 1).
+    point m with the slope 40·slope/M.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N; one step visits sigma_max only.
+        pivot: share of the steps in the first curve, in (0, 1).
+        slope: steepness, in [1e-6, 1000].
+        middle: sigma where the curves meet, over sigma_max, in (0, 1).
+        sigma_max: first sigma; None: the largest of the process, which must be finite.
+
+    Source: RES4LYF, scaled to sigma_max as in stable-diffusion.cpp.
     """
     top = peak(process, sigma_max, "bong_tangent")
     count, where = few_enough("steps", steps), finite("pivot", pivot, 1e-6, 1 - 1e-6)
-    half, steep = finite("middle", middle, 1e-6, 1 - 1e-6), finite("slope", slope, 1e-6, 1e3)
+    meet, steep = finite("middle", middle, 1e-6, 1 - 1e-6), finite("slope", slope, 1e-6, 1e3)
     total = count + 2
     first = min(max(int(total * where), 2), count)  # each piece needs two points
     if count == 1:
         shape = double([1.0])
     else:
         bend, rate = float(int(total * where)), 40 * steep / total
-        start = _arctan(first, rate, bend, 1.0, half)
-        shape = torch.cat([start[:-1], _arctan(total - first, rate, bend - first, half, 0.0)[:-1]])
+        start = _arctan(first, rate, bend, 1.0, meet)
+        shape = torch.cat([start[:-1], _arctan(total - first, rate, bend - first, meet, 0.0)[:-1]])
     return Grid.of(process, process.at_sigma(top * shape), "bong_tangent")

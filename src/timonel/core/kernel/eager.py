@@ -11,24 +11,25 @@ from torch import Tensor
 from .plan import Plan
 
 HALF = (torch.float16, torch.bfloat16)
-CACHE = (
-    1 << 25
-)  # bytes a row may touch before it is worked off in chunks: 32 MiB, a last-level cache
-CHUNK = (
-    1 << 18
-)  # elements of one chunk; smaller ones cost more in calls than they save in memory traffic
+CACHE = 1 << 25  # bytes of a row beyond which it is done in chunks: 32 MiB, a last-level cache
+CHUNK = 1 << 18  # elements of a chunk; smaller ones cost more calls than they save memory traffic
 
 
 def combine(
     terms: Sequence[tuple[float, Tensor]], dtype: torch.dtype, out: Tensor | None = None
 ) -> Tensor:
-    """sum of c·t over `terms` (at least one, equal shapes) as a new tensor of `dtype`, or into
-    `out`.
+    """sum of c·t over `terms`: a rounded product, then fused multiply-adds in their order.
 
-    A rounded product, then fused multiply-adds in the order of the terms: what is done to an
-    element depends on its own values alone. One pass per term and no allocation beyond the result.
-    Coefficients are Python floats, so nothing is read back from the device. Half precision
-    accumulates in float32 and rounds once. Differentiable in the tensors where `out` is not given.
+    One pass per term, no allocation beyond the result, and nothing is read back from the device.
+    Half precision accumulates in float32 and rounds once.
+
+    Args:
+        terms: at least one pair (c, t), the tensors of equal shape.
+        dtype: of the result.
+        out: written to; None: a new tensor, differentiable in the tensors.
+
+    Returns:
+        The sum, or `out`.
     """
     work = torch.float32 if dtype in HALF else dtype
     into: dict[str, Any] = {} if out is None or work is not dtype else {"out": out}
@@ -50,9 +51,7 @@ def combine(
 
 
 def large(plan: Plan, like: Tensor) -> bool:
-    """Whether the tensors of a row, each as large as `like`, are on the CPU and too much for a
-    cache.
-    """
+    """Whether the tensors of a row, each as large as `like`, are on the CPU and exceed a cache."""
     return like.is_cpu and like.nbytes * (plan.inputs + len(plan.sums)) > CACHE
 
 
@@ -69,7 +68,6 @@ def sums(
     """The sums of `plan` as new tensors, or into `out`."""
     tensors = [*inputs]
     for m, terms in enumerate(plan.sums):
-        tensors.append(
-            combine([(c, tensors[i]) for c, i in terms], dtype, None if out is None else out[m])
-        )
+        into = None if out is None else out[m]
+        tensors.append(combine([(c, tensors[i]) for c, i in terms], dtype, into))
     return tensors[plan.inputs :]

@@ -1,9 +1,7 @@
-"""One pass over memory on the CPU: thirty lines of C++, built by the machine's own compiler when
-asked for.
+"""One pass over memory on the CPU: thirty lines of C++, built by this machine's compiler.
 
-All sums of a row are made for some hundred bytes of every tensor before the next, so that each byte
-is read from memory once. The arithmetic is that of the eager path, first a rounded product and then
-fused multiply-adds, so the bits are the same.
+All sums of a row are computed for some hundred bytes of every tensor before the next, so that each
+byte is read from memory once. The arithmetic is that of the eager path, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from torch import Tensor
 
 from .plan import Plan
 
-NUMBERS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+C_TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 GRAIN = 1 << 15  # elements that are worth a thread, as in torch
 FLAGS = ("-O3", "-shared", "-fPIC", "-std=c++17", "-ffp-contract=fast")
 SOURCE = r"""
@@ -59,7 +57,8 @@ template <class T> void rows(Whole n, int threads, int inputs, int outputs, cons
                 a4 += AT(4) * k, a5 += AT(5) * k, a6 += AT(6) * k, a7 += AT(7) * k;
             }
             V* out = (V*)(tensors[inputs + m] + at);
-            out[0] = a0, out[1] = a1, out[2] = a2, out[3] = a3, out[4] = a4, out[5] = a5, out[6] = a6, out[7] = a7;
+            out[0] = a0, out[1] = a1, out[2] = a2, out[3] = a3;
+            out[4] = a4, out[5] = a5, out[6] = a6, out[7] = a7;
         }
     }
     for (Whole i = strides * STRIDE; i < n; i++) {
@@ -73,36 +72,36 @@ template <class T> void rows(Whole n, int threads, int inputs, int outputs, cons
     }
 }
 
+#define ROWS(name, T)                                                                          \
+    void name(Whole n, int threads, int i, int o, const int* m, const int* p, const T* c,      \
+              T* const* t) {                                                                   \
+        rows(n, threads, i, o, m, p, c, t);                                                    \
+    }
 extern "C" {
-void rows_4(Whole n, int threads, int i, int o, const int* m, const int* p, const float* c, float* const* t) {
-    rows(n, threads, i, o, m, p, c, t);
-}
-void rows_8(Whole n, int threads, int i, int o, const int* m, const int* p, const double* c, double* const* t) {
-    rows(n, threads, i, o, m, p, c, t);
-}
+ROWS(rows_4, float)
+ROWS(rows_8, double)
 }
 """
 
 
-def serves(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether these sums can be made here: float32 or float64 throughout, and a compiler."""
-    return dtype in NUMBERS and all(t.dtype is dtype for t in inputs) and library() is not None
+def supports(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether these sums can be computed here: float32 or float64 alone, and a compiler."""
+    return dtype in C_TYPES and all(t.dtype is dtype for t in inputs) and library() is not None
 
 
 def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Write the sums of `plan` into `out`. All tensors are contiguous and of one dtype that
-    `serves` accepts.
-    """
+    """Write the sums of `plan` into `out`; all tensors contiguous, of a dtype of `supports`."""
     built = library()
     assert built is not None
     dtype, n = inputs[0].dtype, inputs[0].numel()
-    made = plan.prepared.get(dtype)
-    if made is None:
-        made = plan.prepared[dtype] = _arrays(plan, NUMBERS[dtype])
+    arrays = plan.prepared.get(dtype)
+    if arrays is None:
+        arrays = plan.prepared[dtype] = _arrays(plan, C_TYPES[dtype])
     pointers = [t.data_ptr() for t in (*inputs, *out)]
     tensors = (ctypes.c_void_p * len(pointers))(*pointers)
-    make = built.rows_4 if dtype is torch.float32 else built.rows_8
-    make(n, min(torch.get_num_threads(), n // GRAIN) or 1, len(inputs), len(out), *made, tensors)
+    function = built.rows_4 if dtype is torch.float32 else built.rows_8
+    threads = min(torch.get_num_threads(), n // GRAIN) or 1
+    function(n, threads, len(inputs), len(out), *arrays, tensors)
 
 
 def _arrays(plan: Plan, number: Any) -> tuple[object, object, object]:
@@ -117,15 +116,9 @@ def _arrays(plan: Plan, number: Any) -> tuple[object, object, object]:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The built code, or None and one warning where there is no C++ compiler. Built once per
-    process, in under 1 s.
-    """
-    compiler = (
-        os.environ.get("CXX")
-        or shutil.which("c++")
-        or shutil.which("g++")
-        or shutil.which("clang++")
-    )
+    """The built code, or None and one warning without a C++ compiler. Built once per process."""
+    installed = filter(None, map(shutil.which, ("c++", "g++", "clang++")))
+    compiler = os.environ.get("CXX") or next(installed, None)
     reason = "no C++ compiler was found" if compiler is None else ""
     if compiler is not None and not sys.platform.startswith("win"):
         for extra in (("-march=native", "-fopenmp"), ("-march=native",), ()):
@@ -143,18 +136,12 @@ def library() -> ctypes.CDLL | None:
 
 def _build(command: list[str]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        source, made = Path(folder, "rows.cpp"), Path(folder, "rows.so")
+        source, target = Path(folder, "rows.cpp"), Path(folder, "rows.so")
         source.write_text(SOURCE)
-        subprocess.run(
-            [*command, str(source), "-o", str(made)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        built = ctypes.CDLL(str(made))
-    whole, pointer = ctypes.c_int, ctypes.c_void_p
-    for make in (built.rows_4, built.rows_8):
-        make.argtypes = [ctypes.c_longlong, whole, whole, whole, pointer, pointer, pointer, pointer]
-        make.restype = None
+        command = [*command, str(source), "-o", str(target)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        built = ctypes.CDLL(str(target))
+    for function in (built.rows_4, built.rows_8):
+        function.argtypes = [ctypes.c_longlong, *[ctypes.c_int] * 3, *[ctypes.c_void_p] * 4]
+        function.restype = None
     return built

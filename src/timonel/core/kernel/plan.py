@@ -1,20 +1,22 @@
-"""What is to be summed: fixed for a row, so that whatever a path wants to prepare is prepared once."""
+"""The sums of a row, fixed, so that what a path prepares for them is prepared once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-Terms = tuple[tuple[float, int], ...]  # a number, and the place of the tensor it multiplies
+Terms = tuple[tuple[float, int], ...]  # coefficients, and the indices of their tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """out[m] = sum of number·tensor over `sums[m]`, which has at least one term.
+    """out[m] = sum of coefficient·tensor over `sums[m]`.
 
-    Places count the inputs first, then the outputs: a sum may read the outputs before it, as they
-    are after rounding. `inputs`: how many inputs there are. `prepared`: a path's own form of the
-    numbers.
+    Args:
+        inputs: number of input tensors.
+        sums: at least one term each. Indices count the inputs, then the outputs: a sum may read
+            outputs before it, after rounding.
+        prepared: what paths keep of a plan.
     """
 
     inputs: int

@@ -1,10 +1,8 @@
-"""One launch per row on the GPU, in Triton; importing this file fails where Triton is missing or
-too old.
+"""One launch per row on the GPU, in Triton; importing it fails where Triton is missing or too old.
 
-The coefficients are arguments of the launch: other rows and samplers do not compile anew, nothing
-is copied to the device and nothing is waited for. What is compiled is the pattern of the row (which
-sums read which tensors) and the dtypes; a sampler has a handful of patterns, and Triton keeps them
-on disk.
+The coefficients are arguments of the launch: other rows and samplers do not compile anew, and
+nothing is copied to the device or waited for. What is compiled is the pattern of the row (which
+sums read which tensors) and the dtypes; a sampler has a handful, and Triton keeps them on disk.
 """
 
 from __future__ import annotations
@@ -24,36 +22,34 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):
     raise ImportError(f"Triton {triton.__version__} does not compile tuples of tuples; 3.4 does")
 
 BLOCK = 1024
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-)  # summed in float32, and coefficients are float32
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # summed in float32
 
 
-def serves(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether these sums can be made here: float32 and half precision can."""
+def supports(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether these sums can be computed here: float32 and half precision can."""
     return dtype in DTYPES and all(t.dtype in DTYPES for t in inputs)
 
 
 def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Write the sums of `plan` into `out`. All tensors are contiguous, on one device and not empty."""
-    made = plan.prepared.get("triton")
-    if made is None:
+    """Write the sums of `plan` into `out`; all tensors contiguous, on one device, not empty."""
+    arguments = plan.prepared.get("triton")
+    if arguments is None:
         numbers = tuple(tuple(number for number, _ in terms) for terms in plan.sums)
         places = tuple(tuple(place for _, place in terms) for terms in plan.sums)
-        made = plan.prepared["triton"] = (numbers, places)
+        arguments = plan.prepared["triton"] = (numbers, places)
     n = inputs[0].numel()
     with torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
         rows[(-(-n // BLOCK),)](
-            tuple(inputs), tuple(out), made[0], n, made[1], BLOCK, enable_fp_fusion=False
+            tuple(inputs), tuple(out), arguments[0], n, arguments[1], BLOCK, enable_fp_fusion=False
         )
 
 
 # Products are rounded, then fused: with fusion left to the compiler the bits would be its choice.
 @triton.jit  # type: ignore[untyped-decorator]
-def rows(inputs, out, numbers, n, PLACES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """out[m] = sum of numbers[m][j]·(inputs, out)[PLACES[m][j]], each tensor read or written once."""
+def rows(  # type: ignore[no-untyped-def]
+    inputs, out, numbers, n, PLACES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """out[m] = sum of numbers[m][j]·(inputs, out)[PLACES[m][j]]; each tensor is touched once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     known = ()

@@ -234,12 +234,12 @@ def _flow(name: str, config: Config, steps: int) -> Process:
     return Flow(
         number(1.0, "shift", "flow_shift"),
         train_steps=1000 if steps == 1 else steps,
-        clock=float(steps),
+        time_scale=float(steps),
         base_shift=number(0.5, "base_shift"),
         max_shift=number(1.15, "max_shift"),
         base_tokens=number(256, "base_image_seq_len"),
         max_tokens=number(4096, "max_image_seq_len"),
-        told="1 - t" if config.get("invert_sigmas") else "t",
+        clock="1 - t" if config.get("invert_sigmas") else "t",
     )
 
 

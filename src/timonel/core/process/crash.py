@@ -7,23 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-from ...errors import GridError, whole
-from .level import MOST_LEVELS, SNAP, Level, Process, double, short
+from ...errors import whole
+from .level import MOST_LEVELS, SNAP, Level, Process, double, within
 
 
 class Crash(Process):
-    """`x = cos(t·pi/2)·x0 + sin(t·pi/2)·eps`, and the network is told t from 1 to 0, as a share of
-    the quarter turn.
+    """Dance Diffusion: `x = cos(t·pi/2)·x0 + sin(t·pi/2)·eps`; time is t from 1 to 0.
 
-    The training levels are those of the "crash" schedule, sin(t·pi/2) = sin(u·pi/2)² with u evenly
-    spaced (github.com/Harmonai-org/sample-generator); pure noise, t = 1, is one of them. `v` is its
-    prediction.
+    The training levels are sin(t·pi/2) = sin(u·pi/2)², u evenly spaced; pure noise is one of them.
+    Its models predict `v`.
 
     Args:
         train_steps: number of training levels, at least 2.
+
+    Source: the "crash" schedule of github.com/Harmonai-org/sample-generator.
     """
 
     kind = "crash"
+    sigma_max = math.inf
 
     def __init__(self, *, train_steps: int = 1000) -> None:
         self.train_steps = whole("train_steps", train_steps, 2, MOST_LEVELS)
@@ -32,23 +33,14 @@ class Crash(Process):
     def sigma_min(self) -> float:
         return float(self.at_index(double(0.0)).ratio)
 
-    @property
-    def sigma_max(self) -> float:
-        return math.inf
-
     def at_time(self, time: Tensor) -> Level:
-        time = double(time)
-        if not bool(torch.isfinite(time).all()) or bool(((time < 0) | (time > 1 + SNAP)).any()):
-            raise GridError(f"times must lie in [0, 1], got {short(time)}")
+        time = within(double(time), 1 + SNAP, "times must lie in [0, 1]")
         time = torch.where(time > 1 - SNAP, 1.0, time)
         angle = time * (math.pi / 2)
         return Level(torch.where(time == 1, 0.0, torch.cos(angle)), torch.sin(angle), time)
 
     def at_sigma(self, sigma: Tensor) -> Level:
         return self.at_time(torch.atan(self._check_sigma(double(sigma))) * (2 / math.pi))
-
-    def at_lam(self, lam: Tensor) -> Level:
-        return self.at_sigma(torch.exp(-double(lam)))
 
     def at_index(self, index: Tensor) -> Level:
         u = (double(index) + 1) / self.train_steps

@@ -11,29 +11,28 @@ from ...errors import among, finite, whole
 from .level import MOST_LEVELS, Level, Process, double
 
 MOST_SIGMA = 1e9  # a larger one is a mistake, and its square soon no number
-#: what the network is told at sigma, by the name of its clock
+#: network time at s, by the name of its clock
 CLOCKS = {"log": "0.25·log(sigma)", "angle": "atan(sigma)·2/pi", "250 log": "250·log(sigma)"}
 
 
 class EDM(Process):
-    """Karras et al. 2022 (arXiv 2206.00364): s = sigma / alpha from `sigma_max` to `sigma_min`.
+    """EDM: s = sigma / alpha from `sigma_max` to `sigma_min`; the network's x has unit variance.
 
-    The network sees `x / sqrt(s² + sigma_data²)` and a time that `clock` names: "log", `0.25 · log
-    s`; "angle", `atan(s) · 2/pi` (Stable Audio, arXiv 2407.14358); "250 log", a thousand times the
-    first (consistency models, arXiv 2303.01469). With the default sigma_data = 1 (SVD) this is a
-    variance preserving process with a continuous time. The training levels are evenly spaced in log
-    s, those of consistency models in `s^(1/rho)`.
+    The network sees `x0 + s·eps` over `sqrt(s² + sigma_data²)`, as SVD and Cosmos have it.
 
     Args:
-        sigma_min, sigma_max: the ends of s, above 0.
-        sigma_data: standard deviation of the data, above 0.
+        sigma_min: smallest s, above 0.
+        sigma_max: largest s, at least `sigma_min`.
+        sigma_data: standard deviation of the data, above 0; 1 (SVD) makes it variance preserving.
         train_steps: number of training levels, at least 2.
-        clock: "log", "angle" or "250 log".
-        rho: the root in which the training levels are evenly spaced, at least 1; None is their
-        logarithm.
+        clock: network time: "log", `0.25·log(s)`; "angle", `atan(s)·2/pi` (Stable Audio, arXiv
+            2407.14358); "250 log", `250·log(s)` (consistency models, arXiv 2303.01469).
+        rho: the training levels are evenly spaced in `s^(1/rho)`, rho in [1, 100]; None: in log s.
 
     Raises:
-        ArgumentError, UnknownName: for what lies outside.
+        ArgumentError, UnknownName: for a value outside its range.
+
+    Source: Karras et al. 2022, arXiv 2206.00364.
     """
 
     kind = "edm"
@@ -68,7 +67,7 @@ class EDM(Process):
         return Level(1 / norm, s / norm, self.network_time(torch.where(s > 0, s, self._min)))
 
     def network_time(self, s: Tensor) -> Tensor:
-        """What the network is told at s, above 0."""
+        """The network time at s, above 0."""
         if self.clock == "angle":
             return torch.atan(s) * (2 / math.pi)
         return (250 if self.clock == "250 log" else 0.25) * torch.log(s)
@@ -88,9 +87,6 @@ class EDM(Process):
     def at_sigma(self, sigma: Tensor) -> Level:
         return self._level(self._check_sigma(double(sigma)))
 
-    def at_lam(self, lam: Tensor) -> Level:
-        return self.at_sigma(torch.exp(-double(lam)))
-
     def at_index(self, index: Tensor) -> Level:
         share = double(index) / (self.train_steps - 1)
         if self.rho is not None:
@@ -101,9 +97,10 @@ class EDM(Process):
 
 
 class VE(EDM):
-    """The same levels in coordinates that explode: `x = x0 + s·eps`, as loops keep them that scale
-    their samples
-    themselves (Song et al. 2021, arXiv 2011.13456, eq. 9)."""
+    """`EDM` in unscaled coordinates `x = x0 + s·eps`, for loops that scale the network's input.
+
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 9.
+    """
 
     def _level(self, s: Tensor) -> Level:
         return super()._level(s)._replace(alpha=torch.ones_like(s), sigma=s)

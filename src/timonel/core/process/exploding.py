@@ -1,4 +1,4 @@
-"""Any process in coordinates that explode, as schedulers of sigma in diffusers keep their samples."""
+"""Any process in the coordinates of diffusers' sigma schedulers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ FINITE = (1 / FLOOR - 1) ** 0.5  # sigma / alpha of it
 
 
 class Exploding(Process):
-    """The levels of `process` as `x = x0 + s·eps`, s = sigma / alpha; the network still sees unit
-    variance.
+    """The levels of `process` as `x = x0 + s·eps`, s = sigma / alpha; networks see unit variance.
 
-    Pure noise has the largest finite s that diffusers gives it, 4096. Song et al. 2021, arXiv
-    2011.13456, eq. 9.
+    Pure noise has diffusers' largest finite s, 4096.
+
+    Source: Song et al. 2021, arXiv 2011.13456, eq. 9.
     """
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.kind = process.kind  # type: ignore[misc]  # what its times are
+        self.kind = process.kind  # type: ignore[misc]  # the meaning of its times
         self.train_steps, self.steps_offset = process.train_steps, process.steps_offset
 
     @property
@@ -44,9 +44,7 @@ class Exploding(Process):
         )
 
     def seen(self, level: Level) -> Tensor:
-        """What the network's sample is, over the sample: `1 / sqrt(s² + d²)`, d the standard
-        deviation of the data.
-        """
+        """The factor of the network's input: `1 / sqrt(s² + d²)`, d the std of the data."""
         data = self.process.sigma_data if isinstance(self.process, EDM) else 1.0
         return 1 / torch.sqrt(level.ratio**2 + data**2)
 

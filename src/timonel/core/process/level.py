@@ -17,8 +17,12 @@ SNAP = 1e-6  # relative slack when a listed sigma is the end of the process up t
 
 
 class Level(NamedTuple):
-    """One amount of noise (or a vector of them): `x = alpha·x0 + sigma·eps`, told to the network as
-    `time`.
+    """A noise level, or a vector of them: `x = alpha·x0 + sigma·eps` at network time `time`.
+
+    Args:
+        alpha: factor of the data, float64, in [0, 1].
+        sigma: factor of the noise, float64, at least 0.
+        time: what the network takes as its time there, float64.
     """
 
     alpha: Tensor
@@ -36,9 +40,7 @@ class Level(NamedTuple):
         return self.sigma / self.alpha
 
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, one for each sample of x (batch, …) or one for all, with its dimensions
-        and dtype.
-        """
+        """alpha and sigma broadcastable to x (batch, …), one each or one for all, in its dtype."""
         shape = (-1, *(1,) * (x.ndim - 1))
         return self.alpha.to(x).reshape(shape), self.sigma.to(x).reshape(shape)
 
@@ -72,14 +74,16 @@ def double(values: Any) -> Tensor:
 
 
 class Process(ABC):
-    """The family of all levels of a model. Subclasses: `VP`, `EDM`, `Flow`."""
+    """The noise levels of a model as a function of time, sigma, lam or training index.
+
+    Levels are float64 and differentiable. `train_steps` is the number T of training levels;
+    `steps_offset` the index where the grid `leading` ends. Subclasses: `VP`, `EDM`, `Flow`.
+    """
 
     kind: ClassVar[str]
     train_steps: int
     steps_offset: int = 0
-    lists_end: ClassVar[bool] = (
-        False  # diffusers' lists of its times have the end too, and loops leave it out
-    )
+    lists_end: ClassVar[bool] = False  # diffusers' lists of its times have the clean level too
 
     @property
     @abstractmethod
@@ -89,34 +93,30 @@ class Process(ABC):
     @property
     @abstractmethod
     def sigma_max(self) -> float:
-        """Largest schedule sigma; inf when the process reaches pure noise in sigma / alpha."""
+        """Largest schedule sigma; inf where sigma / alpha reaches pure noise."""
 
     @abstractmethod
     def at_time(self, time: Tensor) -> Level:
-        """Levels at network times (fractional times allowed). Raises `GridError` outside the range."""
+        """Levels at network times, fractional ones too. Raises `GridError` outside the range."""
 
     @abstractmethod
     def at_sigma(self, sigma: Tensor) -> Level:
         """Levels at schedule sigmas; 0 is the clean level. Raises `GridError` outside the range."""
 
-    @abstractmethod
     def at_lam(self, lam: Tensor) -> Level:
         """Levels at `lam = log(alpha / sigma)`."""
+        return self.at_sigma(torch.exp(-double(lam)))
 
     @abstractmethod
     def at_index(self, index: Tensor) -> Level:
-        """Levels at training indices 0 (cleanest) … train_steps - 1 (noisiest), fractional allowed."""
+        """Levels at training indices 0 (cleanest) … T - 1 (noisiest), fractional ones too."""
 
     def seen(self, level: Level) -> Tensor | None:
-        """What the network's sample is, over the sample at `level`; None where it is the sample
-        itself.
-        """
+        """The factor from the sample to the network's input at `level`; None: 1."""
         return None
 
     def clean(self) -> Level:
-        """The level sigma = 0, where the sample is the denoised sample; the network is never called
-        there.
-        """
+        """The level sigma = 0, where a run ends; the network is never called there."""
         return self.at_sigma(double([0.0]))
 
     def _check_sigma(self, sigma: Tensor) -> Tensor:
@@ -129,20 +129,26 @@ class Process(ABC):
                 f"sigma {sigma.max().item():.6g} is above this process' largest sigma {top:.6g}; "
                 f"start the list at {top:.6g} or below"
             )
-        return (
-            torch.where(sigma > top, sigma - sigma.detach() + top, sigma)
-            if math.isfinite(top)
-            else sigma
-        )
+        if not math.isfinite(top):
+            return sigma
+        return torch.where(sigma > top, sigma - sigma.detach() + top, sigma)
+
+
+def within(time: Tensor, top: float, rule: str) -> Tensor:
+    """`time`. Raises `GridError` unless all of it is finite and in [0, top]."""
+    if not bool((torch.isfinite(time) & (time >= 0) & (time <= top)).all()):
+        raise GridError(f"{rule}, got {short(time)}")
+    return time
 
 
 def short(values: Tensor) -> str:
+    """The first eight numbers, for a message."""
     shown = [f"{v:.6g}" for v in values.detach().flatten().tolist()[:8]]
     return "[" + ", ".join(shown) + (", …]" if values.numel() > 8 else "]")
 
 
 def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear y(x) through rising knots `xs`; differentiable in x. One knot is a constant."""
+    """Piecewise linear y(x) through rising knots `xs`; differentiable in x."""
     if len(xs) == 1:
         return ys[0] + 0 * x
     right = torch.searchsorted(xs, x.detach().contiguous()).clamp(1, len(xs) - 1)

@@ -10,22 +10,28 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ...errors import ArgumentError, GridError, among, finite, flag, whole
-from .level import MOST_LEVELS, SNAP, Level, Process, double, interpolate, short
+from .level import MOST_LEVELS, SNAP, Level, Process, double, interpolate, short, within
 
 MOST_LOG = 700.0  # log(sigma / alpha) beyond which float64 has no alpha
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp")
 
 
 class VP(Process):
-    """Variance preserving process given by betas.
+    """Variance preserving process of a discrete schedule of betas (SD, SDXL).
 
-    `abar_t = prod(1 - beta)`, alpha = sqrt(abar), sigma = sqrt(1 - abar) at integer times 0…T-1
-    (Ho et al. 2020, arXiv 2006.11239). Between integer times log(sigma / alpha) is linear in time,
-    as in k-diffusion; where the last training level is pure noise (alpha = 0), the angle
-    atan2(sigma, alpha) is linear in time on the last interval instead. No other level may be pure
-    noise, which alpha below 1e-304 counts as.
-
+    alpha = sqrt(abar), sigma = sqrt(1 - abar), abar = prod(1 - beta), at integer times 0 … T-1.
+    Between them log(sigma / alpha) is linear in time, as in k-diffusion. Where the last level is
+    pure noise (zero terminal SNR), the angle atan2(sigma, alpha) is linear on the last interval.
     Below the first training level (sigma_min) the time is 0.
+
+    Args:
+        betas: (T,), in (0, 1]; only the last may leave no signal (alpha below 1e-304).
+        steps_offset: training index where the grid `leading` ends, 0 … T-1.
+
+    Raises:
+        ArgumentError: for betas out of range, or pure noise before the last level.
+
+    Source: Ho et al. 2020, arXiv 2006.11239.
     """
 
     kind = "vp"
@@ -40,12 +46,10 @@ class VP(Process):
             raise ArgumentError(f"betas must lie in (0, 1], got {short(betas)}")
         self.train_steps = len(betas)
         self.steps_offset = whole("steps_offset", steps_offset, 0, self.train_steps - 1)
-        log_abar = torch.cumsum(
-            torch.log1p(-betas), 0
-        )  # the product of 1 - beta is below 1e-308 long before alpha is
-        self._log = (
-            torch.log(-torch.expm1(log_abar)) - log_abar
-        ) / 2  # rising; the last may be inf
+        # logarithms, for the product of 1 - beta is below 1e-308 long before alpha is
+        log_abar = torch.cumsum(torch.log1p(-betas), 0)
+        # log(sigma / alpha), rising; the last may be inf
+        self._log = (torch.log(-torch.expm1(log_abar)) - log_abar) / 2
         self._finite = int((self._log < MOST_LOG).sum())  # training levels with signal left
         self._check_signal(betas)
 
@@ -61,12 +65,24 @@ class VP(Process):
         steps_offset: int = 0,
         snr_shift: float = 1.0,
     ) -> VP:
-        """Betas by name: linear, scaled_linear (linear in sqrt), squaredcos_cap_v2 (Nichol &
-        Dhariwal 2021), exp (abar = e^(-12·t), as Shap-E).
+        """The process of a schedule by diffusers' name; the defaults are Stable Diffusion's.
 
-        `rescale_zero_snr` shifts and scales sqrt(abar) so that the last level is pure noise
-        (Lin et al. 2023, arXiv 2305.08891, algorithm 1); such a model must not predict epsilon.
-        `snr_shift` divides alpha² / sigma² of every level before that (CogVideoX).
+        Args:
+            schedule: "linear"; "scaled_linear", linear in sqrt(beta); "squaredcos_cap_v2" (Nichol &
+                Dhariwal 2021); "exp", abar = e^(-12·t) (Shap-E).
+            beta_start: first beta of the linear schedules, in [0, 1].
+            beta_end: their last beta, in [0, 1].
+            train_steps: number of training levels T.
+            rescale_zero_snr: make the last level pure noise (Lin et al. 2023, arXiv 2305.08891,
+                algorithm 1); such a model must not predict epsilon.
+            steps_offset: training index where the grid `leading` ends.
+            snr_shift: divides alpha² / sigma² of every level before that (CogVideoX: 3).
+
+        Returns:
+            The process.
+
+        Raises:
+            ArgumentError, UnknownName: for a value outside its range.
         """
         n = whole("train_steps", train_steps, 1, MOST_LEVELS)
         among("beta schedule", schedule, SCHEDULES)
@@ -77,33 +93,25 @@ class VP(Process):
             betas = torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
         else:
             t = torch.arange(n + 1, dtype=torch.float64) / n
-            bar = (
-                torch.exp(-12 * t)
-                if schedule == "exp"
-                else torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-            )
+            bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+            if schedule == "exp":
+                bar = torch.exp(-12 * t)
             betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
         betas = shifted_snr(betas, snr_shift)
-        return cls(
-            zero_snr(betas) if flag("rescale_zero_snr", rescale_zero_snr) else betas,
-            steps_offset=steps_offset,
-        )
+        if flag("rescale_zero_snr", rescale_zero_snr):
+            betas = zero_snr(betas)
+        return cls(betas, steps_offset=steps_offset)
 
     def _check_signal(self, betas: Tensor) -> None:
         """Refuse more than one level of pure noise, for a run visits levels that fall."""
-        first = self._finite
-        if (
-            first >= self.train_steps - 1
-            and first
-            and (first == self.train_steps or float(betas[-1]) == 1)
-        ):
+        first, last = self._finite, self.train_steps - 1
+        if first > last or (first == last and first and float(betas[-1]) == 1):
             return
         beta = float(betas[first])
         why = "a beta of 1" if beta == 1 else f"betas up to {float(betas[: first + 1].max()):.6g}"
         raise ArgumentError(
-            f"{why} at training level {first} of 0 to {self.train_steps - 1}: from there on nothing"
-            " is left of the picture, and only the last level may be pure noise; give smaller"
-            " betas"
+            f"{why} at training level {first} of 0 to {last}: from there on nothing is left of the"
+            " picture, and only the last level may be pure noise; give smaller betas"
         )
 
     @property
@@ -119,9 +127,7 @@ class VP(Process):
         return torch.exp(logsigmoid(-2 * log) / 2), torch.exp(logsigmoid(2 * log) / 2)
 
     def _edge_angle(self) -> Tensor:
-        """atan2(alpha, sigma) of the noisiest level with signal; it has digits where atan2(sigma,
-        alpha) has none.
-        """
+        """atan2(alpha, sigma) of the noisiest level with signal, accurate near 0."""
         alpha, sigma = self._pair(self._log[self._finite - 1])
         return torch.atan2(alpha, sigma)
 
@@ -129,10 +135,8 @@ class VP(Process):
         return torch.arange(self._finite, dtype=torch.float64)
 
     def at_time(self, time: Tensor) -> Level:
-        time = double(time)
         last = self.train_steps - 1
-        if not bool(torch.isfinite(time).all()) or bool(((time < 0) | (time > last)).any()):
-            raise GridError(f"times must lie in [0, {last}], got {short(time)}")
+        time = within(double(time), last, f"times must lie in [0, {last}]")
         alpha, sigma = self._pair(interpolate(time, self._knots(), self._log[: self._finite]))
         if self._finite < self.train_steps:
             edge = self._finite - 1
@@ -182,9 +186,7 @@ def zero_snr(betas: Tensor) -> Tensor:
 
 
 def shifted_snr(betas: Tensor, shift: float) -> Tensor:
-    """Betas whose levels have alpha² / sigma² divided by `shift`, above 0: 3 in CogVideoX-2b (arXiv
-    2408.06072).
-    """
+    """Betas of levels whose alpha² / sigma² is divided by `shift` (CogVideoX, arXiv 2408.06072)."""
     shift = finite("snr_shift", shift, 1e-9)
     if shift == 1:
         return betas

@@ -1,13 +1,8 @@
-"""Linear multistep methods on slopes: LMS, PLMS, PNDM, iPNDM, DEIS, gradient estimation. 1 call per
-step.
+"""Linear multistep methods on slopes: LMS, PLMS, PNDM, iPNDM, DEIS, gradient estimation.
 
 In the coordinates of `algebra.Frame`, `y' = y + (s' - s)·sum_j w_j·slope_j` over the newest slopes.
-The methods differ in the weights only.
-
-With `euler_at_final` a step to the clean level is Euler's, which returns the denoised sample, as
-ComfyUI has it; without it the slopes are extrapolated there too, as k-diffusion and diffusers do.
-The slope turns fast before the clean level, so an extrapolation is farther off the coarser the last
-step (docs/names.md has numbers).
+The methods differ in the weights only. The slope turns fast before the clean level, so to
+extrapolate there is the worse, the coarser the last step (docs/names.md has numbers).
 """
 
 from __future__ import annotations
@@ -57,9 +52,7 @@ def _multistep(
     euler_at_final: bool = True,
     eta: float = 0.0,
 ) -> Table:
-    """`weights(frame, k, count)` give (s' - s)·w for the `count` newest slopes, which are noise
-    where eta > 0.
-    """
+    """`weights(frame, k, count)` are (s' - s)·w of the `count` newest slopes (noise if eta > 0)."""
     final = flag("euler_at_final", euler_at_final)
     coordinates = frame(grid)
     rows = Rows(name, grid, order=order, history=top, basis=coordinates.basis)
@@ -69,22 +62,25 @@ def _multistep(
             clean_step(rows, grid, coordinates, k)
             continue
         m_new = coordinates.m(new)
-        found = weights(coordinates, k, rising(grid, k, top, lifts=False))
-        row = {f"h{i}": (1 + eta) * m_new * w for i, w in enumerate(found)}
+        count = rising(grid, k, top, across_noise=False)
+        row = {f"h{i}": (1 + eta) * m_new * w for i, w in enumerate(weights(coordinates, k, count))}
         if eta:
-            row["eps"] = m_new * torch.sqrt(
-                eta * (coordinates.s(now) ** 2 - coordinates.s(new) ** 2)
-            )
+            fall = coordinates.s(now) ** 2 - coordinates.s(new) ** 2
+            row["eps"] = m_new * torch.sqrt(eta * fall)
         rows.add(k, now, {"x": m_new / coordinates.m(now), **row})
     return rows.table()
 
 
 def lms(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
-    """Adams-Bashforth for uneven levels: the polynomial in s through `order` slopes, integrated.
-    Order 1 to 4.
+    """Adams-Bashforth for uneven levels: the polynomial in s through the newest slopes.
 
-    1 call per step, deterministic. ComfyUI `lms`; k-diffusion's and diffusers' with
-    euler_at_final=False. Liu et al. 2022, arXiv 2202.09778.
+    Args:
+        grid: the levels.
+        order: number of slopes, 1 … 4.
+        euler_at_final: Euler on the step to the clean level, which returns the denoised sample, as
+            ComfyUI; False extrapolates there too, as diffusers and k-diffusion.
+
+    Source: k-diffusion, sample_lms; Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
 
@@ -97,12 +93,15 @@ def lms(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
 
 
 def ipndm(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
-    """Adams-Bashforth with the weights of even spacing, whatever the levels. 1 call per step,
-    deterministic.
+    """Adams-Bashforth with the weights of even spacing, whatever the levels; of order 2 at most.
 
-    Order 2 (1 with order=1): the weights are exact for levels evenly spaced in s. Zhang & Chen
-    2022, arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778. ComfyUI `ipndm`; diffusers'
-    with euler_at_final=False.
+    Args:
+        grid: the levels.
+        order: number of slopes, 1 … 4.
+        euler_at_final: Euler on the step to the clean level, which returns the denoised sample, as
+            ComfyUI; False extrapolates there too, as diffusers and k-diffusion.
+
+    Source: Zhang & Chen 2022, arXiv 2204.13902, "iPNDM"; Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
 
@@ -116,9 +115,9 @@ def ipndm(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
 DEIS_VARIANTS = ("tab", "logrho")
 POINTS, WEIGHTS = (double(v) for v in np.polynomial.legendre.leggauss(32))
 #: the VP process of DEIS' time: sigma / alpha is 0.002 at t = 0.001 and 80 at t = 1
-LOWEST, EARLIEST, HIGHEST = 0.002, 1e-3, 80.0
-SLOPE = 2 * (math.log1p(LOWEST**2) / EARLIEST - math.log1p(HIGHEST**2)) / (EARLIEST - 1)
-RISE = math.log1p(HIGHEST**2) - SLOPE / 2
+S_MIN, T_MIN, S_MAX = 0.002, 1e-3, 80.0
+SLOPE = 2 * (math.log1p(S_MIN**2) / T_MIN - math.log1p(S_MAX**2)) / (T_MIN - 1)
+RISE = math.log1p(S_MAX**2) - SLOPE / 2
 
 
 def vp_time(s: Tensor) -> Tensor:
@@ -127,16 +126,20 @@ def vp_time(s: Tensor) -> Tensor:
 
 
 def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Table:
-    """A polynomial through `order` slopes, integrated in s. Order 1 to 3, 1 call per step,
-    deterministic.
+    """DEIS: the polynomial through the newest slopes in log s or time, integrated in s.
 
-    variant "logrho": the polynomial is in log s, as in diffusers; "tab": in the time of a VP
-    process, as in ComfyUI. Without one it is the nearer of the two: logrho, and tab on a flow,
-    there of order 1 on a long last step before the one to the clean level. logrho has order 2 on
-    such a step. A string such as "12321" gives the order of every step. First order to the clean
-    level, where log s has no end. Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
+    First order to the clean level, where log s has no end.
+
+    Args:
+        grid: the levels.
+        order: number of slopes, 1 … 3; a string such as "12321" for every step.
+        variant: the polynomial is in log s ("logrho", diffusers) or the time of a VP process
+            ("tab", ComfyUI). None: the more accurate, "tab" on a flow, else "logrho". On a long
+            last step before the clean one "logrho" has order 2, "tab" by None order 1.
+
+    Source: Zhang & Chen 2022, arXiv 2204.13902, "tAB-DEIS".
     """
-    most, chosen = schedule(order, grid.steps), variant is None
+    most, by_default = schedule(order, grid.steps), variant is None
     if variant is None:
         variant = "tab" if grid.process.kind == "flow" else "logrho"
     among("variant", variant, DEIS_VARIANTS)
@@ -150,7 +153,7 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
     def in_time(at: Frame, k: int, count: int) -> list[Tensor]:
         s, to = at.s(grid[k]), at.s(grid.end(k))
         first, step = vp_time(s), vp_time(to) - vp_time(s)
-        used = 1 if chosen and long_last(grid, k) else min(count, most[k])
+        used = 1 if by_default and long_last(grid, k) else min(count, most[k])
         nodes = [(vp_time(at.s(grid[k - j])) - first) / step for j in range(used)]
         if used == 1:
             return [to - s]
@@ -159,9 +162,8 @@ def deis(grid: Grid, *, order: int | str = 3, variant: str | None = None) -> Tab
         measure, v = WEIGHTS / 2 * width * u, (vp_time(u) - first) / step
         return fit(nodes, [(measure * v**p).sum() for p in range(used)])
 
-    return _multistep(
-        "deis", grid, max(most), max(most), in_log if variant == "logrho" else in_time
-    )
+    weights = in_log if variant == "logrho" else in_time
+    return _multistep("deis", grid, max(most), max(most), weights)
 
 
 def dpm_multistep(
@@ -172,21 +174,25 @@ def dpm_multistep(
     curvature: float = 1.0,
     eta: float = 0.0,
 ) -> Table:
-    """DPM-Solver of `order` 1 to 3 on slopes, whose polynomial is in log s. 1 call per step,
-    deterministic.
+    """DPM-Solver on slopes, multistep: diffusers' DPMSolverMultistepScheduler of "dpmsolver".
 
-    diffusers' DPMSolverMultistepScheduler with algorithm_type="dpmsolver"; on denoised predictions
-    it is `dpmpp_2m` and `dpmpp_3m`, which are nearer in few steps. `variant` and `curvature` are
-    theirs: with "heun" it is `deis` in logrho. With `eta` it is the reverse SDE ("sde-dpmsolver" at
-    1), of order 1 (weak): its slopes contain the fresh noise. First order to the clean level and on
-    the step before where that is long. Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095,
-    appendix.
+    `dpmpp_2m` and `dpmpp_3m`, on denoised predictions, are more accurate in few steps. First order
+    to the clean level, and on the step before where that is long.
+
+    Args:
+        grid: the levels.
+        order: number of slopes, 1 … 3.
+        variant: of two slopes, "midpoint" or "heun" (then it is `deis` in logrho), see `dpmpp_2m`.
+        curvature: of three slopes, in [0, 1], see `dpmpp_3m`.
+        eta: noise of the reverse SDE, 0 … 100 ("sde-dpmsolver" at 1), which leaves order 1 (weak).
+
+    Raises:
+        ArgumentError: for eta > 0 on a flow or from pure noise.
+
+    Source: Lu et al. 2022, arXiv 2206.00927; the SDE: arXiv 2211.01095, appendix.
     """
-    top, bend, e = (
-        whole("order", order, 1, 3),
-        finite("curvature", curvature, 0, 1),
-        finite("eta", eta, 0, 100),
-    )
+    top, bend = whole("order", order, 1, 3), finite("curvature", curvature, 0, 1)
+    e = finite("eta", eta, 0, 100)
     among("variant", variant, VARIANTS)
     if e and frame(grid).basis != "noise":
         raise ArgumentError(
@@ -201,20 +207,24 @@ def dpm_multistep(
         h = torch.log(s / to)
         r0 = torch.log(at.s(grid[k - 1]) / s) / h
         if count == 2:
-            found = line(h, h, r0, variant)
-        else:
-            found = parabola(h, h, r0, torch.log(at.s(grid[k - 2]) / at.s(grid[k - 1])) / h, bend)
-        return [-to * w for w in found]
+            return [-to * w for w in line(h, h, r0, variant)]
+        r1 = torch.log(at.s(grid[k - 2]) / at.s(grid[k - 1])) / h
+        return [-to * w for w in parabola(h, h, r0, r1, bend)]
 
-    declared = 1 if e else min(top, 2) if bend != 1 else top
-    return _multistep("dpm_multistep", grid, top, declared, weights, eta=e)
+    of_ode = min(top, 2) if bend != 1 else top
+    return _multistep("dpm_multistep", grid, top, 1 if e else of_ode, weights, eta=e)
 
 
 def gradient_estimation(grid: Grid, *, gamma: float = 2.0, euler_at_final: bool = True) -> Table:
-    """Slope gamma·h0 + (1 - gamma)·h1. Order 1 (2 at gamma = 1.5 and even spacing), 1 call per
-    step, deterministic.
+    """Euler with the slope gamma·h0 + (1 - gamma)·h1; of order 2 at gamma = 1.5 and even spacing.
 
-    Permenter & Yuan 2023, arXiv 2306.04848 (gamma = 2). ComfyUI `gradient_estimation`.
+    Args:
+        grid: the levels.
+        gamma: in [1, 5]; 1 is Euler.
+        euler_at_final: Euler on the step to the clean level, which returns the denoised sample, as
+            ComfyUI; False extrapolates there too, as diffusers and k-diffusion.
+
+    Source: Permenter & Yuan 2023, arXiv 2306.04848 (gamma = 2).
     """
     g = finite("gamma", gamma, 1, 5)
 
@@ -226,10 +236,9 @@ def gradient_estimation(grid: Grid, *, gamma: float = 2.0, euler_at_final: bool 
 
 
 def plms(grid: Grid) -> Table:
-    """iPNDM of order 4 whose first step is Heun's. Order 2, N + 1 calls (N if N = 1),
-    deterministic.
+    """iPNDM with four slopes whose first step is Heun's (diffusers' PNDM with `skip_prk_steps`).
 
-    Liu et al. 2022, arXiv 2202.09778; diffusers' PNDMScheduler with `skip_prk_steps`.
+    Source: Liu et al. 2022, arXiv 2202.09778.
     """
     coordinates = frame(grid)
     rows = Rows("plms", grid, order=2, history=5, basis=coordinates.basis)
@@ -241,9 +250,8 @@ def plms(grid: Grid) -> Table:
             rows.add(0, now, {"x": m_new / m, "h0": c}, base={"x": 1.0})
             rows.add(0, new, {"base": m_new / m, "h0": c / 2, "h1": c / 2})
             continue
-        count = rising(grid, k, 4, lifts=False)
-        # the slope of the second call is not part of the history: where it lies in between, it is
-        # passed over
+        count = rising(grid, k, 4, across_noise=False)
+        # the slope of the second call is no part of the history
         places = [j if j < k or not bool(grid.end(0).sigma > 0) else j + 1 for j in range(count)]
         row = {f"h{i}": c * w for i, w in zip(places, ADAMS_BASHFORTH[count - 1], strict=True)}
         rows.add(k, now, {"x": m_new / m, **row})
@@ -256,10 +264,9 @@ def plms_rest(grid: Grid, before: int) -> Table:
 
 
 def pndm(grid: Grid) -> Table:
-    """iPNDM of order 4 whose first three steps are Runge-Kutta steps through the middle in time.
+    """iPNDM with four slopes whose first three steps are Runge-Kutta's (diffusers' PNDM).
 
-    Order 2, N + 9 calls (fewer for N < 4), deterministic. Liu et al. 2022, arXiv 2202.09778;
-    diffusers' PNDMScheduler.
+    Source: Liu et al. 2022, arXiv 2202.09778.
     """
     return pndm_rest(grid, 0)
 
@@ -281,7 +288,7 @@ def pndm_rest(grid: Grid, before: int, whole_times: bool = False) -> Table:
             _middle_step(rows, grid, coordinates, k, whole_times)
         else:
             c = coordinates.m(new) * (coordinates.s(new) - coordinates.s(now))
-            count = rising(grid, k, 4, lifts=False)
+            count = rising(grid, k, 4, across_noise=False)
             row = {
                 f"h{begins[k] - begins[k - j]}": c * w
                 for j, w in enumerate(ADAMS_BASHFORTH[count - 1])
@@ -296,10 +303,8 @@ def _middle_step(rows: Rows, grid: Grid, at: Frame, k: int, whole_times: bool) -
     time = (now.time + new.time) / 2
     middle = grid.process.at_time(time.floor() if whole_times else time)
     m, m_mid, m_new = (at.m(v) for v in (now, middle, new))
-    half, full = m_mid * (at.s(middle) - at.s(now)), m_new * (at.s(new) - at.s(now))
-    rows.add(k, now, {"x": m_mid / m, "h0": half}, base={"x": 1.0})
-    rows.add(k, middle, {"base": m_mid / m, "h0": half})
-    rows.add(k, middle, {"base": m_new / m, "h0": full})
-    rows.add(
-        k, new, {"base": m_new / m, "h3": full / 6, "h2": full / 3, "h1": full / 3, "h0": full / 6}
-    )
+    to_middle, c = m_mid * (at.s(middle) - at.s(now)), m_new * (at.s(new) - at.s(now))
+    rows.add(k, now, {"x": m_mid / m, "h0": to_middle}, base={"x": 1.0})
+    rows.add(k, middle, {"base": m_mid / m, "h0": to_middle})
+    rows.add(k, middle, {"base": m_new / m, "h0": c})
+    rows.add(k, new, {"base": m_new / m, "h3": c / 6, "h2": c / 3, "h1": c / 3, "h0": c / 6})

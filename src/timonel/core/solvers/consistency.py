@@ -1,6 +1,4 @@
-"""Samplers of distilled models: LCM and TCD. They repeat "predict the clean sample, add noise
-again".
-"""
+"""Samplers of distilled models, LCM and TCD: predict the clean sample, add noise again."""
 
 from __future__ import annotations
 
@@ -15,11 +13,14 @@ MOST_SCALING = 1e9  # a larger one is a mistake, and its square soon no number
 
 
 def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
-    """`x' = alpha'·D + sigma'·eps`, D = c_out·h0 + c_skip·x. 1 call per step, stochastic.
+    """LCM: `x' = alpha'·D + sigma'·eps`, D = c_out·h0 + c_skip·x on VP, elsewhere D = h0.
 
-    arXiv 2310.04378, algorithm 3.
-    The boundary scalings c_skip, c_out of a time times `scaling` belong to VP models; elsewhere D =
-    h0.
+    Args:
+        grid: the levels.
+        scaling: factor of the time in c_skip and c_out, at least 0 (diffusers'
+            timestep_scaling).
+
+    Source: Luo et al. 2023, arXiv 2310.04378, algorithm 3.
     """
     scaling = finite("scaling", scaling, 0, MOST_SCALING)
     rows = Rows("lcm", grid, order=0)
@@ -35,12 +36,16 @@ def lcm(grid: Grid, *, scaling: float = TIME_SCALING) -> Table:
 
 
 def tcd(grid: Grid, *, eta: float = 0.3) -> Table:
-    """Deterministic step to an intermediate level s, then noise up to the next. 1 call per step.
-    arXiv 2402.19159.
+    """TCD: a deterministic step to an intermediate level s, then noise up to the next level.
 
-    s is at training time floor((1 - eta)·t') for VP and at (1 - eta)·sigma' elsewhere; eta = 0 is
-    deterministic, eta = 1 fully stochastic. The last step returns h0 (diffusers returns the sample
-    at time 0, which keeps sigma_min of predicted noise).
+    s is at training time floor((1 - eta)·t') on VP and at (1 - eta)·sigma' elsewhere. The last step
+    returns h0; diffusers' returns the sample at time 0, with sigma_min of predicted noise.
+
+    Args:
+        grid: the levels.
+        eta: in [0, 1]; 0 is deterministic, 1 adds all the noise.
+
+    Source: Zheng et al. 2024, arXiv 2402.19159.
     """
     e = finite("eta", eta, 0, 1)
     rows = Rows("tcd", grid, order=0)
@@ -55,11 +60,9 @@ def tcd(grid: Grid, *, eta: float = 0.3) -> Table:
                 mid = grid.process.at_sigma((1 - e) * part)
             mid = new if bool(mid.sigma > new.sigma) else mid
         rise = new.alpha / mid.alpha
-        fresh = (
-            torch.sqrt((new.sigma**2 - (rise * mid.sigma) ** 2).clamp(min=0))
-            if mid is not new
-            else new.sigma * 0
-        )
+        fresh = new.sigma * 0
+        if mid is not new:
+            fresh = torch.sqrt((new.sigma**2 - (rise * mid.sigma) ** 2).clamp(min=0))
         h0 = rise * (mid.alpha - now.alpha * mid.sigma / now.sigma)
         rows.add(k, now, {"x": rise * mid.sigma / now.sigma, "h0": h0, "eps": fresh})
     return rows.table()

@@ -1,9 +1,8 @@
-"""A part of a journey: some of the steps of a table, for image to image, two models, a loop that
-begins on the way.
+"""Some of the steps of a table: for img2img, two models that share a run, loops over a part.
 
-A part has the rows of the whole, one for one. Where its steps read nothing from before it, they are
-the very rows of the whole, so that two parts make what one run makes. A multistep solver has to
-begin anew with the order that its first predictions allow.
+A part has the rows of the whole, so that two parts together do what one run does. Where its first
+step reads predictions from before it (multistep solvers), it is compiled anew and begins with the
+order that its first predictions allow.
 """
 
 from __future__ import annotations
@@ -18,21 +17,20 @@ from .. import grids
 from ..grids import Grid
 from ..table import Table
 
-Compile = Callable[[Grid, int], Table]  # of a grid, and of how many steps come before it
-SAME = 1e-9  # distance in lam of two noise levels that are one
+Compile = Callable[[Grid, int], Table]  # of a grid and the number of steps before it
+EQUAL = 1e-9  # distance in lam of two levels that are one
 
 
 def first_rows(table: Table, grid: Grid) -> tuple[int, ...]:
     """The row where each step of `grid` begins, in the table that was compiled on it.
 
-    A table that goes up again (restart) has steps of its own besides; there a step of the grid
-    begins where its level is left for good.
+    Restarts add steps to those of the grid; there a step begins where its level is left last.
     """
     begins = [table.first_row(step) for step in range(table.steps)]
     if table.steps <= grid.steps:  # fewer where steps are forecast
         return tuple(begins)
     lam, levels = (torch.log(table.alpha) - torch.log(table.sigma))[begins], grid.lam[:-1]
-    same = (lam[None] == levels[:, None]) | ((lam[None] - levels[:, None]).abs() <= SAME)
+    same = (lam[None] == levels[:, None]) | ((lam[None] - levels[:, None]).abs() <= EQUAL)
     if not bool(same.any(1).all()):
         raise GridError(
             f"{table.solver!r} does not visit every level of grid {table.grid!r}, so it has no"
@@ -44,8 +42,16 @@ def first_rows(table: Table, grid: Grid) -> tuple[int, ...]:
 def part(table: Table, grid: Grid, first: int, last: int, make: Compile) -> Table:
     """Steps `first` … `last - 1` of a table.
 
-    `grid`: what the table was compiled on; `make` compiles on a part of it. Raises `GridError`
-    where no step is left.
+    Args:
+        table: the whole.
+        grid: what it was compiled on.
+        first: first step, 0 … N - 1.
+        last: the step that it stops before, `first` + 1 … N.
+        make: compiles on a part of the grid.
+
+    Raises:
+        GridError: where no step is left.
+        ArgumentError: where the solver cannot begin there.
     """
     if not 0 <= first < last <= table.steps:
         raise GridError(

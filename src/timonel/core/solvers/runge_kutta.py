@@ -1,9 +1,9 @@
 """Explicit Runge-Kutta methods, from a Butcher tableau, in the coordinates of `algebra.Frame`.
 
-With y = x / m, s = sigma / m and the slope dy/ds, stage i is `y_i = y + (s' - s)·sum_j
-a_ij·slope_j` at s + c_i·(s' - s), and `y' = y + (s' - s)·sum_j b_j·slope_j`. The slope has no limit
-at the clean level, so a step that ends there is Euler's, which is exact for a constant denoised
-sample.
+With y = x / m, s = sigma / m and the slope dy/ds, stage i is
+`y_i = y + (s' - s)·sum_j a_ij·slope_j` at s + c_i·(s' - s), and
+`y' = y + (s' - s)·sum_j b_j·slope_j`. The slope has no limit at the clean level, so a step that
+ends there is Euler's, which is exact for a constant denoised sample.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ Weights = Sequence["Tensor | float"]
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's tableau of an explicit method: `a[i]` are the weights of stage i + 2, its node
-    their sum.
-    """
+    """Butcher's tableau of an explicit method: `a[i]` are the weights of stage i + 2."""
 
     order: int
     a: tuple[Weights, ...]
@@ -60,9 +58,7 @@ TABLEAUS = {
 
 
 def at_s(grid: Grid, coordinates: Frame, s: Tensor) -> Level:
-    """The level with coordinate s: sigma / alpha in the noise frame, sigma / (alpha + sigma) in the
-    velocity frame.
-    """
+    """The level with coordinate s of the frame."""
     return grid.process.at_lam(-torch.log(s if coordinates.basis == "noise" else s / (1 - s)))
 
 
@@ -74,12 +70,9 @@ def step(rows: Rows, grid: Grid, coordinates: Frame, k: int, method: Tableau) ->
     m, s, to = coordinates.m(now), coordinates.s(now), coordinates.s(new)
     at = now
     for i, weights in enumerate([*method.a, method.b]):
-        total = double(sum(weights))
-        there = (
-            new
-            if bool(torch.isclose(total, double(1.0), rtol=0, atol=1e-12))
-            else at_s(grid, coordinates, s + total * (to - s))
-        )
+        node, there = double(sum(weights)), new
+        if not bool(torch.isclose(node, double(1.0), rtol=0, atol=1e-12)):
+            there = at_s(grid, coordinates, s + node * (to - s))
         scale = coordinates.m(there)
         x: dict[str, Tensor] = {"x" if i == 0 else "base": scale / m}
         x |= {f"h{i - j}": scale * (to - s) * w for j, w in enumerate(weights)}
@@ -91,9 +84,8 @@ def step(rows: Rows, grid: Grid, coordinates: Frame, k: int, method: Tableau) ->
 def clean_step(rows: Rows, grid: Grid, coordinates: Frame, k: int) -> None:
     """Write the one row of a step to the clean level: Euler's, whatever the basis."""
     now, new = grid[k], grid.end(k)
-    m, s = coordinates.m(now), coordinates.s(now)
-    m_new = coordinates.m(new)
-    rows.add(k, now, {"x": m_new / m, "h0": m_new * (coordinates.s(new) - s)})
+    m, step = coordinates.m(new), coordinates.s(new) - coordinates.s(now)
+    rows.add(k, now, {"x": m / coordinates.m(now), "h0": m * step})
 
 
 def explicit(name: str, grid: Grid, method: Tableau) -> Table:
@@ -106,8 +98,9 @@ def explicit(name: str, grid: Grid, method: Tableau) -> Table:
 
 
 def heun(grid: Grid) -> Table:
-    """The slopes at both ends, averaged. Order 2, 2 calls per step, deterministic. arXiv
-    2206.00364, algorithm 1.
+    """Heun's method: the mean of the slopes at both ends of the step.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, algorithm 1.
     """
     return explicit("heun", grid, HEUN)
 
@@ -115,10 +108,15 @@ def heun(grid: Grid) -> Table:
 def edm(
     grid: Grid, *, s_churn: float = 40.0, s_tmin: float = 0.0, s_tmax: float = math.inf
 ) -> Table:
-    """Heun with churn, EDM's stochastic sampler. Order 2, 2 calls per step. arXiv 2206.00364,
-    algorithm 2.
+    """Heun with churn, the stochastic sampler of EDM.
 
-    The options, which any solver takes, are explained at `grids.churn`.
+    Args:
+        grid: the levels.
+        s_churn: at least 0, see `grids.churn`.
+        s_tmin: smallest sigma/alpha that is churned.
+        s_tmax: largest sigma/alpha that is churned.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, algorithm 2.
     """
     return heun(churn(grid, s_churn, s_tmin, s_tmax))
 
@@ -126,30 +124,38 @@ def edm(
 def restart(
     grid: Grid, *, restarts: int = 1, restart_steps: int = 9, s_min: float = 0.1, s_max: float = 2.0
 ) -> Table:
-    """Heun that goes back up from s_min to s_max, `restarts` times, with fresh noise. Stochastic.
+    """Heun that goes back up from s_min to s_max with fresh noise, `restarts` times.
 
-    s = sigma/alpha; `restart_steps` steps for each way down again, whatever N, so its error does
-    not vanish with N and it declares no order. arXiv 2306.14878.
-    Raises `GridError` where the grid has no level between 0 and s_max.
+    It has no order: each way down again has `restart_steps` steps whatever N.
+
+    Args:
+        grid: the levels.
+        restarts: how many times, 0 … 1000.
+        restart_steps: steps of each way down again, 1 … 1000.
+        s_min: sigma/alpha where a restart begins, above 0.
+        s_max: sigma/alpha where it arrives, at least s_min.
+
+    Raises:
+        GridError: where the grid has no level between 0 and s_max.
+
+    Source: Xu et al. 2023, arXiv 2306.14878.
     """
     return replace(heun(restarted(grid, restarts, s_min, s_max, restart_steps)), order=0)
 
 
 def heunpp2(grid: Grid) -> Table:
-    """Heun++: slopes here, at the next level and at the one after, weighted 1 - w2 - w3,
-    s'/(3·s_0), s''/(3·s_0).
+    """Heun++: slopes at this level and the next two, weighted 1 - w2 - w3, s'/(3·s_0), s''/(3·s_0).
 
-    Heun with weights 1 - w2 and w2 = s'/(2·s_0) on the last step but one. Order 1, up to 3 calls
-    per step, deterministic; from ComfyUI's and Forge's `heunpp2`, without a paper.
+    Heun with weights 1 - w2 and w2 = s'/(2·s_0) on the last step but one.
+
+    Source: `heunpp2` of ComfyUI and Forge; there is no paper.
     """
     coordinates = frame(grid)
     rows = Rows("heunpp2", grid, order=1, history=3, basis=coordinates.basis)
     s0 = coordinates.s(grid[0])
     for k in range(grid.steps):
         new = grid.end(k)
-        left = (
-            grid.steps - k - (1 if bool(grid.sigma[-1] == 0) else 0)
-        )  # levels ahead where a slope exists
+        left = grid.steps - k - int(grid.sigma[-1] == 0)  # levels ahead where a slope exists
         if left < 1:
             clean_step(rows, grid, coordinates, k)
         elif left < 2:
@@ -172,9 +178,7 @@ def _heunpp2_step(rows: Rows, grid: Grid, coordinates: Frame, k: int, s0: Tensor
 
 
 def dpm2(grid: Grid) -> Table:
-    """The slope at the geometric mean of s and s'. Order 2, 2 calls per step, deterministic.
-    k-diffusion `dpm_2`.
-    """
+    """DPM-Solver-2 of k-diffusion: the slope at the geometric mean of s and s'."""
     coordinates = frame(grid)
     rows = Rows("dpm2", grid, order=2, history=2, basis=coordinates.basis)
     for k in range(grid.steps):
@@ -185,23 +189,29 @@ def dpm2(grid: Grid) -> Table:
 
 
 def dpm2_ancestral(grid: Grid, *, eta: float = 1.0) -> Table:
-    """`dpm2` on ancestral levels. Order 2 (weak), 2 calls per step, stochastic. k-diffusion
-    `dpm_2_ancestral`.
+    """`dpm2` on ancestral levels.
+
+    Args:
+        grid: the levels.
+        eta: part of DDPM's noise, in [0, 1].
+
+    Source: k-diffusion, sample_dpm_2_ancestral.
     """
     return dpm2(ancestral(grid, eta))
 
 
 def rk4(grid: Grid) -> Table:
-    """The classical Runge-Kutta method. Order 4, 4 calls per step, deterministic. Kutta 1901."""
+    """The classical Runge-Kutta method (Kutta 1901)."""
     return explicit("rk4", grid, RK4)
 
 
 def runge_kutta(grid: Grid, *, tableau: str = "bogacki_shampine") -> Table:
-    """Any explicit method by its Butcher tableau; `TABLEAUS` lists them. Order and calls are the
-    tableau's.
+    """Any explicit Runge-Kutta method by its Butcher tableau, whose order and calls it has.
 
-    midpoint, heun, ralston: order 2; heun3, kutta3, ssprk3, bogacki_shampine: 3; rk4, rk38: 4;
-    butcher5: 5.
+    Args:
+        grid: the levels.
+        tableau: midpoint, heun, ralston (order 2), heun3, kutta3, ssprk3, bogacki_shampine (3),
+            rk4, rk38 (4), butcher5 (5).
     """
     among("tableau", tableau, TABLEAUS)
     return explicit("runge_kutta", grid, TABLEAUS[tableau])

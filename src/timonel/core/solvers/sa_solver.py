@@ -1,5 +1,4 @@
-"""SA-Solver (Xue et al. 2023, arXiv 2309.05019): a stochastic Adams predictor-corrector, 1 call per
-step.
+"""SA-Solver (Xue et al. 2023, arXiv 2309.05019): a stochastic Adams predictor-corrector.
 
 With H = (1 + eta)·h the predictor integrates the polynomial in lam through the past predictions,
 and the next prediction then corrects the step that led to it, with the noise of that step. `base`
@@ -17,9 +16,10 @@ from ...errors import among, finite, whole
 from ..grids import Grid, ratio
 from ..process import EDM, Level, Process
 from ..table import Rows, Table
-from .algebra import decaying, finite_lam, fit, gap, long_last, noised, usable
+from .algebra import correctable, decaying, finite_lam, fit, gap, long_last, noised, usable
 
 VARIANTS = ("exact", "simple")
+MOST = 4  # predictions of a step
 
 
 def sa_solver(
@@ -32,56 +32,63 @@ def sa_solver(
     corrector_order: int = 2,
     variant: str = "exact",
 ) -> Table:
-    """Stochastic Adams predictor of order 1 to 4 and corrector of order 0 (none) to 4. 1 call per
-    step, stochastic.
+    """SA-Solver: a stochastic Adams predictor and corrector.
 
-    eta = tau² of the paper, used where start <= t/T <= stop, t the training time where a step ends
-    (0.2 and 0.8). A corrector of order p uses p predictions, the new one included. The last step
-    before the one to the clean level is predicted with order 1 where it is longer than 1.2 in lam,
-    as on `normal` and in few steps on `karras`: an extrapolation over so much is worse than none.
-    variant "simple" does as diffusers: it replaces, where two predictions are used, the exact first
-    moment by H/2, takes t where a step begins and extrapolates over any length.
-    Order min(corrector, predictor + 1), or the predictor's without corrector; at most 2 (weak) for
-    eta > 0.
+    Of order min(corrector, predictor + 1), or the predictor's without corrector; at most 2 (weak)
+    for eta > 0. A long last step before the one to the clean level, as on `normal`, is predicted
+    with order 1: to extrapolate so far is worse.
+
+    Args:
+        grid: the levels.
+        eta: noise, tau² of the paper, 0 … 100.
+        start: eta acts where a step ends at t/T >= start, t the training time, in [0, 1].
+        stop: and t/T <= stop, in [0, 1].
+        predictor_order: number of predictions, 1 … 4.
+        corrector_order: number of predictions, the new one included, 1 … 4; 0: none.
+        variant: "exact"; "simple" does as diffusers: with two predictions the first moment is H/2,
+            t is that where a step begins, and a long step is extrapolated too.
+
+    Source: Xue et al. 2023, arXiv 2309.05019.
     """
     e, low, high = (
         finite("eta", eta, 0, 100),
         finite("start", start, 0, 1),
         finite("stop", stop, 0, 1),
     )
-    ahead, back = (
-        whole("predictor_order", predictor_order, 1, 4),
-        whole("corrector_order", corrector_order, 0, 4),
-    )
-    among("variant", variant, VARIANTS)
-    clean, simple = bool(grid.sigma[-1] == 0), variant == "simple"
+    ahead = whole("predictor_order", predictor_order, 1, MOST)
+    back = whole("corrector_order", corrector_order, 0, MOST)
+    simple = among("variant", variant, VARIANTS) == "simple"
     order = min(back, ahead + 1) if back else ahead
     rows = Rows("sa_solver", grid, order=min(order, 2) if e else order, history=max(ahead, back))
-    led = 0.0  # eta of the step that led here
+    eta_here = 0.0  # of the step that led to level k
     for k in range(grid.steps):
-        now, new, left = grid[k], grid.end(k), grid.steps - k
+        now, new = grid[k], grid.end(k)
         here = {"x": torch.ones_like(now.alpha)}
-        if back and k and finite_lam(grid[k - 1]) and not grid.lifted(k):
-            count = min(back, usable(grid, k - 1, back) + 1, left + 1 if clean else back)
-            here = {"base": torch.ones_like(now.alpha)} | _adams(
-                grid, k - 1, count, led, variant, corrects=True
-            )
-        led = e if low <= share(grid.process, now if simple else new) <= high else 0.0
-        move = noised(now, new, led)
+        if back and correctable(grid, k):
+            count = min(back, usable(grid, k - 1, back) + 1, _until_clean(grid, k) + 1)
+            correction = _adams(grid, k - 1, count, eta_here, variant, corrects=True)
+            here = {"base": torch.ones_like(now.alpha)} | correction
+        eta_here = e if low <= share(grid.process, now if simple else new) <= high else 0.0
+        move = noised(now, new, eta_here)
         evolved = {name: move.keep * c for name, c in here.items()} | {"eps": move.fresh}
-        most = 1 if not simple and long_last(grid, k) else min(ahead, left) if clean else ahead
-        count = usable(grid, k, most)
+        most = 1 if not simple and long_last(grid, k) else min(ahead, _until_clean(grid, k))
         x = dict(evolved)
-        for name, c in _adams(grid, k, count, led, variant, corrects=False).items():
+        prediction = _adams(grid, k, usable(grid, k, most), eta_here, variant, corrects=False)
+        for name, c in prediction.items():
             x[name] = x.get(name, 0.0) + c
         rows.add(k, now, x, base=evolved)
     return rows.table()
 
 
+def _until_clean(grid: Grid, k: int) -> int:
+    """Steps from k to a clean end; `MOST` where the grid has none."""
+    return grid.steps - k if bool(grid.sigma[-1] == 0) else MOST
+
+
 def _adams(
     grid: Grid, k: int, count: int, eta: float, variant: str, *, corrects: bool
 ) -> dict[str, Tensor]:
-    """What `count` predictions add over step k; `corrects` where the newest was made at its end."""
+    """What `count` predictions add over step k; `corrects`: the newest is at its end."""
     now, new = grid[k], grid.end(k)
     if not finite_lam(now) or not finite_lam(new):
         return {"h0": new.alpha * (1 - noised(now, new, eta).rest)}
@@ -95,7 +102,7 @@ def _adams(
 
 
 def share(process: Process, level: Level) -> float:
-    """Where a level lies in the training range, 0 (clean) to 1 (noisiest)."""
+    """t/T: where a level lies in the training range, 0 (clean) to 1 (noisiest)."""
     if not bool(level.sigma > 0):
         return 0.0
     if isinstance(process, EDM):

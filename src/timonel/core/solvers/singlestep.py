@@ -1,12 +1,12 @@
 """Singlestep DPM-Solvers whose inner calls are at levels of the grid: N steps are N network calls.
 
 The calls come in groups of up to `order`. Every call of a group steps from the level where the
-group begins, with all predictions made since, to the next level of the grid: to order 1, then 2,
-then 3. So the last call of a group makes its result, and the others the samples at which it calls;
-they are samples of lower order at their levels. diffusers' DPMSolverSinglestepScheduler counts so.
-`dpmpp_2s` and `dpm_solver` count steps and choose the levels in between themselves.
+group begins, with all predictions since, to the next level of the grid: with order 1, then 2, then
+3. The last call makes the result of the group, the others the samples at which it calls. So does
+diffusers' DPMSolverSinglestepScheduler; `dpmpp_2s` and `dpm_solver` choose the inner levels
+themselves.
 
-Fresh noise begins a new group, and the call to the clean level is one of its own.
+Fresh noise begins a new group, and the call to the clean level is a group of one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from .algebra import VARIANTS, decaying, finite_lam, fit, frame, gap, growing, n
 def dpmpp_singlestep(
     grid: Grid, *, order: int | str = 2, variant: str = "midpoint", eta: float = 0.0
 ) -> Table:
-    """DPM-Solver++ in groups of `order` calls. Order 1 to 3, 1 call per step, deterministic unless
-    eta > 0.
+    """DPM-Solver++ in groups of `order` calls (diffusers' DPMSolverSinglestepScheduler).
 
-    diffusers' DPMSolverSinglestepScheduler. `order` is a number, or the place of every call in its
-    group: "1231". `variant`: how many predictions are used. "midpoint": the slope from two of them,
-    "heun": the polynomial through all of them, integrated exactly. With `eta` every call has its
-    own noise, which leaves order 1 (weak). Lu et al. 2022, arXiv 2211.01095.
+    Args:
+        grid: the levels.
+        order: calls of a group, 1 … 3; in a string, e.g. "1231", the place of every call.
+        variant: the slope from two predictions ("midpoint"), or the polynomial through all of the
+            group, integrated exactly ("heun").
+        eta: noise of every call, 0 … 100, which leaves order 1 (weak).
+
+    Source: Lu et al. 2022, arXiv 2211.01095.
     """
     e, places = finite("eta", eta, 0, 100), _places(grid, order)
     top = max(places)
@@ -48,11 +51,17 @@ def dpmpp_singlestep(
 
 
 def dpm_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoint") -> Table:
-    """DPM-Solver in groups of `order` calls, on slopes. Order 1 to 3, 1 call per step,
-    deterministic.
+    """DPM-Solver in groups of `order` calls on slopes; `dpmpp_singlestep` is more accurate.
 
-    diffusers' DPMSolverSinglestepScheduler with algorithm_type="dpmsolver"; see `dpmpp_singlestep`,
-    which is nearer. Lu et al. 2022, arXiv 2206.00927.
+    diffusers' DPMSolverSinglestepScheduler with algorithm_type="dpmsolver".
+
+    Args:
+        grid: the levels.
+        order: calls of a group, 1 … 3; in a string, e.g. "1231", the place of every call.
+        variant: the slope from two predictions ("midpoint"), or the polynomial through all of the
+            group, integrated exactly ("heun").
+
+    Source: Lu et al. 2022, arXiv 2206.00927.
     """
     at, places = frame(grid), _places(grid, order)
     rows = Rows("dpm_singlestep", grid, order=max(places), history=max(places), basis=at.basis)
@@ -72,11 +81,10 @@ def dpm_singlestep(grid: Grid, *, order: int | str = 2, variant: str = "midpoint
 
 
 def _places(grid: Grid, order: int | str) -> list[int]:
-    """The place of every call in its group, from 1 on. A schedule's first group may be cut where a
-    part begins.
+    """The place of every call in its group, from 1 on.
 
-    Raises `ArgumentError` for a schedule that leaves out a place or has more than one call to the
-    clean level.
+    The first group of a string may be incomplete, where a part of a run begins. Raises
+    `ArgumentError` where a place is left out, or a group of several calls ends at the clean level.
     """
     tops, clean, places = schedule(order, grid.steps), bool(grid.sigma[-1] == 0), [1]
     for k in range(1, grid.steps):
@@ -89,7 +97,7 @@ def _places(grid: Grid, order: int | str) -> list[int]:
                 )
         else:
             fresh = places[-1] == tops[k] or (clean and k == grid.steps - 1)
-        places.append(1 if fresh or grid.lifted(k) else places[-1] + 1)
+        places.append(1 if fresh or grid.renoised(k) else places[-1] + 1)
     if clean and places[-1] > 1:
         raise ArgumentError(
             f"order={order!r} ends with a group of {places[-1]} calls, and the call to the clean"
@@ -101,10 +109,10 @@ def _places(grid: Grid, order: int | str) -> list[int]:
 def _moved(
     grid: Grid, k: int, place: int, keep: Callable[[Level, Level], Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What call k keeps of the sample where its group began, and the next base.
+    """The part of the sample where the group began that call k keeps, and the next base.
 
-    The base is that sample, moved to the level of the call before without any prediction, so that
-    an edit between two calls is carried into it.
+    The base is that sample without predictions, scaled to the level of the call before, so that an
+    edit between two calls is carried into it.
     """
     now, new = grid[k], grid.end(k)
     if place == 1:
@@ -115,8 +123,7 @@ def _moved(
 def _denoised(
     start: Level, inner: Sequence[Level], new: Level, eta: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The places of the inner calls, in units of the step, and what denoised predictions u^p add to
-    x'/alpha'.
+    """Nodes of the inner calls, in units of the step; what denoised u^p adds to x'/alpha'.
 
     From pure noise the step is one in (alpha/sigma)^(1 + eta), in which D is smooth.
     """

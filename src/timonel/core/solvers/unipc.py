@@ -1,7 +1,6 @@
-"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor-corrector that costs no extra network
-call.
+"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor-corrector of one call per step.
 
-The prediction made at a level first corrects the sample there (`base`), and then predicts the next
+The prediction at a level first corrects the sample there (`base`), and then predicts the next
 from it; both are linear in the registers, so one row does both.
 """
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from ...errors import among, several, whole
 from ..grids import Grid
 from ..table import Rows, Table
-from .algebra import decaying, finite_lam, fit, gain, gap, keep, long_last, schedule, usable
+from .algebra import correctable, decaying, fit, gain, gap, keep, long_last, schedule, usable
 
 VARIANTS = ("bh1", "bh2", "vary")
 
@@ -23,15 +22,19 @@ VARIANTS = ("bh1", "bh2", "vary")
 def unipc(
     grid: Grid, *, order: int | str = 2, variant: str = "bh2", uncorrected: Sequence[int] = ()
 ) -> Table:
-    """UniPC of `order` 1 to 3 for the denoised prediction. 1 call per step, deterministic.
+    """UniPC for the denoised prediction; of order `order` + 1, for the corrector adds one.
 
-    Converges with order + 1, for the corrector adds one. The order rises while history builds up
-    and falls towards a clean end, to 1 on a long last step before it, where it would go astray
-    (`normal`); a string such as "12332" gives the most for every step (their "order schedule").
-    `variant`: B(h) = h (bh1), B(h) = e^h - 1 (bh2), or weights integrated exactly (vary; their
-    UniPC_v, app. C). `uncorrected`: steps, counted from 0, whose result is left as predicted
-    (diffusers' `disable_corrector`). No correction is made across a lift, where the sample did not
-    arrive along the path.
+    The order rises while history builds up and falls towards a clean end, to 1 on a long last step
+    before it (`normal`). No correction crosses fresh noise.
+
+    Args:
+        grid: the levels.
+        order: of the predictor, 1 … 3; a string such as "12332" for every step (the paper's order
+            schedule).
+        variant: "bh1", B(h) = h; "bh2", B(h) = e^h - 1; "vary", exact weights (UniPC_v).
+        uncorrected: steps from 0 whose result stays as predicted (diffusers' disable_corrector).
+
+    Source: Zhao et al. 2023, arXiv 2302.04867, appendix C.
     """
     among("variant", variant, VARIANTS)
     clean = bool(grid.sigma[-1] == 0)
@@ -42,7 +45,7 @@ def unipc(
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
         here = {"x": torch.ones_like(now.alpha)}
-        if k and k - 1 not in alone and finite_lam(grid[k - 1]) and not grid.lifted(k):
+        if k - 1 not in alone and correctable(grid, k):
             here = _corrected(grid, k, used, variant)
         most = 1 if not isinstance(order, str) and long_last(grid, k) else orders[k]
         used = usable(grid, k, min(most, grid.steps - k) if clean else most)
@@ -68,9 +71,7 @@ def _predictor(grid: Grid, k: int, order: int, variant: str) -> list[Tensor]:
 
 
 def _corrected(grid: Grid, k: int, order: int, variant: str) -> dict[str, Tensor]:
-    """Registers of the corrected sample at level k; h0 was predicted here, h1 at base, where the
-    step began.
-    """
+    """Registers of the corrected sample at level k: h0 is the prediction here, h1 that at base."""
     old, now = grid[k - 1], grid[k]
     nodes = [*_nodes(grid, k - 1, order), torch.ones_like(now.alpha)]
     w = [now.alpha * v for v in _weights(nodes, gap(old, now), variant)]
@@ -78,7 +79,7 @@ def _corrected(grid: Grid, k: int, order: int, variant: str) -> dict[str, Tensor
 
 
 def _weights(nodes: list[Tensor], h: Tensor, variant: str) -> list[Tensor]:
-    """Weights of the prediction where the step began and of those at `nodes` (in units of h).
+    """Weights of the prediction at the start of the step and of those at `nodes`, in units of h.
 
     x'/alpha' gains (1 - e^(-h))·D_0 - B(h)·sum_i rho_i·(D_i - D_0)/node_i, for the denoised
     prediction.

@@ -89,7 +89,7 @@ class RecipeData(Data):
         """
         fitted = None
         if self.table is not None:
-            from ...core.fitted.fitted import Fitted
+            from ...core.fitted.sampler_file import Fitted
 
             fitted = Fitted.from_dict(self.table, self.sampler)
         listed = self.sigmas is not None or self.times is not None

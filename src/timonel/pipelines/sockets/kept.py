@@ -29,7 +29,7 @@ def sampler(config: Mapping[str, Any]) -> Sampler:
     """
     table, fitted = config["sampler_table"], None
     if table is not None:
-        from ...core.fitted.fitted import Fitted
+        from ...core.fitted.sampler_file import Fitted
 
         fitted = Fitted.from_dict(table, config["sampler"])
     values = config["sampler_options"]

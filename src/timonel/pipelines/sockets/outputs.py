@@ -215,7 +215,7 @@ class Members:
         Raises `ArgumentError` for a model that is no flow.
         """
         old, value = self._flow("set_shift"), finite("shift", shift, 1e-9)
-        self.process = old.with_mu(math.log(value)).with_time(old.told)
+        self.process = old.with_mu(math.log(value))
         self.process.shift = value
         key = (
             "flow_shift"

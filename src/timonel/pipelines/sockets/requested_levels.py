@@ -284,7 +284,7 @@ def at(table: Table, process: Process, times: torch.Tensor) -> Level:
     """The levels of times (n,): of a fitted table that tells the network other times than the
     process, its own.
     """
-    from ...core.fitted.fitted import levels
+    from ...core.fitted.sampler_file import levels
 
     told, slack = (
         table.time[:-1],
@@ -329,7 +329,7 @@ def _before_the_shift(
     """A flow whose network is told the time before the shift: what both lists together mean
     (CogView4).
     """
-    given = double(sigmas) * (process.clock if isinstance(process, Flow) else 1.0)
+    given = double(sigmas) * (process.time_scale if isinstance(process, Flow) else 1.0)
     if (
         not isinstance(process, Flow)
         or len(given) != len(times)
@@ -338,7 +338,7 @@ def _before_the_shift(
         raise ArgumentError(
             "give timesteps or sigmas; both only for a flow, where they are the same levels"
         )
-    return process.with_time("u")
+    return process.with_clock("u")
 
 
 def _angles(steps: int, top: float | None, second: float | None) -> tuple[float, ...]:
