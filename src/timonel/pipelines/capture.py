@@ -28,7 +28,7 @@ from ..core.program import Shape
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
-from .guidance import arguments, parts
+from .guidance import batch_tree as parts
 from .guidance.gate import Gate
 from .helm import Helm
 from .network.busy import Claim
@@ -197,9 +197,7 @@ class Captured:
         part·count + sample.
         """
         batch = self.parts * self.count
-        given = {
-            name: arguments.select(value, batch, rows, name) for name, value in self.given.items()
-        }
+        given = {name: parts.select(value, batch, rows, name) for name, value in self.given.items()}
         like, time_like = self.given[self.names[0]], self.given[self.names[1]]
         entering = x.to(like)
         if self.extra is not None:
@@ -321,7 +319,7 @@ def _captured(
     extra, joined = _layout(merged, rows, names[0], pipe)
     for name, value in merged[0].items():
         if name not in names and not all(
-            arguments.alike(value, other.get(name)) for other in merged[1:]
+            parts.same(value, other.get(name)) for other in merged[1:]
         ):
             raise NotCaptured(f"{pipe} gives its network another {name!r} at every step")
     clock = _clock([_time(m[names[1]]) for m in merged], [row.time for row in rows], pipe)
@@ -355,7 +353,7 @@ def _merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
         raise NotCaptured(f"{pipe} calls its network for unlike parts")
     try:
         return {
-            name: arguments.join([first[name], *(g[name] for g in others)], sizes[0], name)
+            name: parts.join([first[name], *(g[name] for g in others)], sizes[0], name)
             for name in first
         }
     except ValueError as error:

@@ -236,7 +236,7 @@ class Helm:
 
     def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any], claim: Claim) -> Any:
         """The call itself. After it the pipeline is what it was before, whatever happened."""
-        told, driver = scale.told(self.pipe, self._parameters, gate.own), scheduler.run.driver
+        told, driver = scale.guiders_at(self.pipe, self._parameters, gate.own), scheduler.run.driver
         with claim.working(), self._steered(scheduler), told:
             self.context.call = options
             driver.recall(None)  # a plain call that failed leaves its caches as they are
@@ -335,7 +335,7 @@ class Helm:
         for hook in hooks:
             takes_the_run(hook)
         guidance = self._scaled(ours["guidance"], options, resume)
-        given, own = scale.order(self.pipe, self._parameters, options, guidance)
+        given, own = scale.resolve_guidance(self.pipe, self._parameters, options, guidance)
         scheduler, made = self._sampling(ours, options, given)
         if rounds_down(self.pipe):
             requested_levels.left(scheduler.sampler.steps, options, self._parameters)
@@ -467,7 +467,7 @@ class Helm:
         """
         given: Guidance | None = None
         if self.card is not None:
-            given, _ = scale.order(
+            given, _ = scale.resolve_guidance(
                 self.pipe, self._parameters, {}, self._scaled(guidance, {}, None)
             )
         ours = {"sampler": sampler, "steps": steps, "fitted": fitted}
