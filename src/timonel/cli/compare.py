@@ -157,7 +157,7 @@ def compare(
 
 def _public(data: dict[str, Any]) -> dict[str, Any]:
     """Numbers of a report under the names that the table has."""
-    return {key.replace("halves", "evaluations"): value for key, value in data.items()}
+    return {"evaluations" if key == "halves" else key: value for key, value in data.items()}
 
 
 def _failed(result: Comparison) -> list[dict[str, Any]]:
@@ -255,11 +255,11 @@ def _say(found: Comparison) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("setting", "evaluations", "latent RMSE", "PSNR", "energy", "s", ""):
         table.add_column(name, justify="left" if name in ("setting", "") else "right")
-    tied = {group["halves"] for group in found.groups if group["verdict"] == "tie"}
+    tied = {group["evaluations"] for group in found.groups if group["verdict"] == "tie"}
     for group in sorted(found.groups, key=_order):
         mean, error = group["mean"], group["stderr"]
-        cost = _number(group["halves"], 0)
-        best = f"ties at {cost}" if group["halves"] in tied else f"best at {cost}"
+        cost = _number(group["evaluations"], 0)
+        best = f"ties at {cost}" if group["evaluations"] in tied else f"best at {cost}"
         verdict = {"best": best, "tie": f"ties at {cost}"}.get(group["verdict"] or "", "")
         table.add_row(
             Text(plain(group["label"])), cost,
@@ -276,7 +276,7 @@ def _say(found: Comparison) -> None:
 def _order(group: dict[str, Any]) -> tuple[float, float]:
     """Settings of equal cost stand together, the best of them first; what failed comes last."""
     error = group["mean"].get("latent_rmse")
-    return math.inf if group["halves"] is None else group["halves"], (
+    return math.inf if group["evaluations"] is None else group["evaluations"], (
         math.inf if error is None else error
     )
 

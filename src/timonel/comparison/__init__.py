@@ -96,13 +96,13 @@ class Comparison:
         Ordered by evaluations, then by distance: settings of different cost are not weighed against
         each other.
         """
-        asked = (("steps", steps), ("halves", evaluations))
+        asked = (("steps", steps), ("evaluations", evaluations))
         found = [
             g for g in self.groups
             if g["verdict"] in ("best", "tie") and all(n in (None, g["at"].get(k, g.get(k))) for k,
             n in asked)
         ]  # fmt: skip
-        return sorted(found, key=lambda group: (group["halves"], group["mean"]["latent_rmse"]))
+        return sorted(found, key=lambda group: (group["evaluations"], group["mean"]["latent_rmse"]))
 
 
 def compare(

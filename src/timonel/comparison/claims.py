@@ -71,7 +71,7 @@ class Evidence:
     def values(
         self, name: str, sampler: str, steps: int, until: float | None = None
     ) -> list[float]:
-        """A number of every sample: a measure, "seconds", "halves" or "detail"."""
+        """A number of every sample: a measure, "seconds", "evaluations" or "detail"."""
         return [self._value(name, outcome) for outcome in self.outcomes(sampler, steps, until)]
 
     def _value(self, name: str, outcome: Outcome) -> float:
@@ -82,7 +82,7 @@ class Evidence:
             return detail(store.read_pixels(outcome)) / detail(store.read_pixels(fine))
         return (
             float(getattr(outcome, name))
-            if name in ("seconds", "halves")
+            if name in ("seconds", "evaluations")
             else outcome.measures[name]
         )
 
@@ -232,7 +232,7 @@ def cutoff_picture(e: Evidence) -> dict[str, Any]:
 
 def cutoff_time(e: Evidence) -> dict[str, Any]:
     name, steps = "dpmpp_2m/karras", 25
-    whole, cut = (sum(e.values("halves", name, steps, until)) for until in (None, 0.4))
+    whole, cut = (sum(e.values("evaluations", name, steps, until)) for until in (None, 0.4))
     seconds = sum(e.values("seconds", name, steps, 0.4)) / sum(e.values("seconds", name, steps))
     return _made(
         "Guidance off after 40 %: faster", "Guía apagada tras el 40 %: más rápido",

@@ -458,13 +458,13 @@ class Engine:
                 job.seconds,
                 run.table.stochastic,
             )
-            outcome.halves, outcome.reference = job.halves, self.references.get(outcome.id, "")
+            outcome.evaluations, outcome.reference = job.halves, self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
             full = run.table.nfe * (captured.parts if captured is not None else 2)
             spares = run.guidance is not None and (
                 run.guidance.stop < 1 or run.guidance.forecast > 1
             )
-            outcome.halves_saved = full - job.halves if spares else 0
+            outcome.evaluations_saved = full - job.halves if spares else 0
             story = self._story(helm, job.story, pixels) if job.told else None
             if outcome.kind == "cell":
                 outcome.measures = self._measures(outcome, run.result, pixels)

@@ -18,7 +18,7 @@ from .pictures import data, link, small
 from .plan import SAMPLE_AXES, Cell, Plan
 from .store import Outcome, Store, plain
 
-COUNTS = ("nfe", "halves", "halves_saved", "seconds")
+COUNTS = ("nfe", "evaluations", "evaluations_saved", "seconds")
 CHOICE = (
     "sampler",
     "grid",
@@ -176,7 +176,7 @@ def _cell(
     told: dict[str, Any] = {
         "id": cell.id, "at": at, "group": group, "schedule": None, "status": "waiting",
         "reason": "", "nfe": None,
-        "halves": None, "halves_saved": None, "seconds": None, "picture": None, "frames": None,
+        "evaluations": None, "evaluations_saved": None, "seconds": None, "picture": None, "frames": None,
         "fps": None,
         "full": None, "story": None, "measures": dict.fromkeys(measure.MEASURES),
         "recipe": cell.recipe.model_dump(mode="json", exclude_none=True, exclude={"table"}),
@@ -191,8 +191,8 @@ def _cell(
     told |= {name: getattr(outcome, name) for name in COUNTS}
     told["schedule"] = marks[_schedule(outcome)]
     told["measures"] |= {name: plain(value) for name, value in outcome.measures.items()}
-    if outcome.steps_told:
-        size = {"count": outcome.steps_told, "width": outcome.width, "height": outcome.height}
+    if outcome.previews:
+        size = {"count": outcome.previews, "width": outcome.width, "height": outcome.height}
         told["story"] = {"sprite": data(store.story(outcome.id)), **size}
     return told
 
@@ -224,7 +224,7 @@ def _groups(
     equal: dict[Any, list[Any]] = {}  # in what is asked, and in what it costs
     for name, group in groups.items():
         if group["count"]:
-            equal.setdefault((_asked(name), round(group["halves"], 6)), []).append(name)
+            equal.setdefault((_asked(name), round(group["evaluations"], 6)), []).append(name)
     for names in equal.values():
         errors = {name: _errors(found[name]) for name in names}
         for name, verdict in measure.verdicts(errors).items():
@@ -234,7 +234,7 @@ def _groups(
         models.setdefault(_asked(name), []).append(name)
     for names in models.values():
         points = {
-            n: (groups[n]["halves"], e)
+            n: (groups[n]["evaluations"], e)
             for n in names
             if (e := groups[n]["mean"].get("latent_rmse")) is not None
         }
@@ -274,7 +274,7 @@ def _group(
     energy, doubt = _energy(outcomes, store)
     average = {
         name: _mean([getattr(o, name) for o in outcomes])
-        for name in ("nfe", "halves", "halves_saved", "seconds")
+        for name in ("nfe", "evaluations", "evaluations_saved", "seconds")
     }
     return {
         "at": {name: shown(value) for name, value in setting.items()}, "label": label(setting),

@@ -53,10 +53,10 @@ def table(rows: Sequence[dict[str, Any]]) -> pyarrow.Table:
     )
     whole = (
         "nfe",
-        "halves",
-        "halves_saved",
+        "evaluations",
+        "evaluations_saved",
         "frames",
-        "steps_told",
+        "previews",
         "width",
         "height",
         "seed",
