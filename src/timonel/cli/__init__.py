@@ -137,7 +137,7 @@ def root(
         ),
     ] = False,
 ) -> None:
-    pass
+    """Options before any command."""
 
 
 for command in (generate, animate, replay, samplers, grids, models, explain, doctor):

@@ -28,6 +28,7 @@ class Greedy(TyperCommand):
     """A command whose lists may stand in a row: `--sampler euler unipc` gives two samplers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat an option's name before each of its values."""
         ctx.meta[WORDS] = list(args)
         lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
         words, name = list[str](), None

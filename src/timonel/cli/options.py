@@ -106,7 +106,8 @@ def choose(
         helm: of the model.
         named: the sampler that the command names, from `sampler_of`; None to choose one.
         steps: how many; None for the model's default.
-        settings, noise: for the chosen sampler, which is then no fitted one.
+        settings: KEY=VALUE for the chosen sampler, which is then no fitted one.
+        noise: "independent" or "brownian", likewise.
         guidance: of the call.
     """
     plain = not settings and noise is None

@@ -111,7 +111,9 @@ def animate(
         picture: of PIL, RGB, at least 8 pixels a side.
         out: the file; its suffix says which kind of video it is.
         helm: with an image-to-video pipeline.
-        sampler, steps, seed: as in a call of the helm.
+        sampler: as in a call of the helm.
+        steps: as in a call of the helm.
+        seed: of the noise.
         motion: see `Motion`.
         guidance: as in a call of the helm; of a shipped model its own by default.
         chunk: frames decoded at once, which bounds memory.

@@ -1,4 +1,4 @@
-"""Whether a fitted sampler runs where it was fitted: on the same network, prediction and guidance."""
+"""Whether a fitted sampler runs on the network, prediction and guidance of its fit."""
 
 from __future__ import annotations
 
@@ -78,9 +78,12 @@ def shipped(
 
     Args:
         model: the shipped model's name.
-        steps: how many.
+        steps: of the call.
         prediction: what its network predicts, such as "epsilon".
-        pipe, parameters, options, guidance: as for `guided`.
+        pipe: the pipeline.
+        parameters: of the pipeline's `__call__`, by name.
+        options: of the call, with its scale.
+        guidance: of the call.
     """
     if any(options.get(name) is not None for name in OTHER_LEVELS):
         return None

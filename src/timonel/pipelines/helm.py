@@ -30,7 +30,7 @@ from ..errors import (
 from ..zoo import prompts
 from . import choice, fitted_check, request
 from .decode.not_finite import Decoded
-from .decode.previews import Context, previewed
+from .decode.previews import PipelineContext, previewed
 from .guidance import scale
 from .guidance.gate import Gate, gated, networks
 from .handle import Handle
@@ -130,7 +130,7 @@ class Helm:
                 f"{type(self.pipe).__name__} has no loop of its own that steps its scheduler; "
                 "give the pipelines inside it, one by one"
             )
-        self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
+        self.context = PipelineContext(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
         self.choice: choice.Choice | None = (
             None  # the sampler and steps of the last call, and why; see `choose`

@@ -1,4 +1,4 @@
-"""What is decoded of a run's end: NaN in it would be a black picture, and nobody would say so."""
+"""A check of what the autoencoder decodes: NaN there would be a black picture without a word."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ..network.busy import AUTOENCODERS
 
 
 class Decoded(ExitStack):
-    """A block in which a pipeline decodes; afterwards `check` says what its autoencoders made of
-    good latents.
+    """A block in which a pipeline decodes; `check` afterwards says whether that was finite.
 
-    `counts`: whether what is decoded now is a result, and no preview.
+    Args:
+        pipe: the pipeline.
+        counts: whether what is decoded now is a result, not a preview.
     """
 
     def __init__(self, pipe: Any, counts: Callable[[], bool] = lambda: True) -> None:
@@ -43,23 +44,22 @@ class Decoded(ExitStack):
             self._dtype = output.dtype
 
     def fine(self) -> Tensor:
-        """Whether each of what was decoded is finite; waits for the device."""
+        """Whether each decoded picture is finite, (n,) bool; waits for the device."""
         return torch.cat([torch.ones(0, dtype=torch.bool), *(one.cpu() for one in self._fine)])
 
     def check(self) -> None:
-        """Raises `GuardStop` where no picture is finite; warns where only some are."""
+        """Raise `GuardStop` where no picture is finite; warn where only some are."""
         fine = self.fine()
         if bool(fine.all()):
             return
-        some, half = (
-            "a part" if bool(fine.any()) else "all",
-            self._dtype in (torch.float16, torch.bfloat16),
-        )
+        some = "a part" if bool(fine.any()) else "all"
+        remedy = "check its weights, and that it is the one of these latents"
+        if self._dtype in (torch.float16, torch.bfloat16):
+            remedy = 'run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})'
         message = (
-            f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are finite: "
-            + ('run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})' if half
-               else "check its weights, and that it is the one of these latents")
-        )  # fmt: skip
+            f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are"
+            f" finite: {remedy}"
+        )
         if not bool(fine.any()):
             raise GuardStop(message)
         warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -30,7 +30,7 @@ SLACK = 0.1  # relative distance from a linear combination up to which one is st
 
 # -- which part is which -------------------------------------------------------------------------
 def perturbed(pipe: Any) -> bool:
-    """Whether the last part is computed with perturbed attention, beside classifier-free guidance."""
+    """Whether the last part is computed with perturbed attention, beside guidance by the prompt."""
     return _flag(pipe, "do_perturbed_attention_guidance") is True
 
 
