@@ -4,8 +4,8 @@
 
 Every field of a recipe may be an axis. The plan is the product of the axes, in the order in which
 they are listed here. A sampler that was fitted to a model, a .json file, has one number of steps:
-it runs at that one only, whichever are asked; where none are asked, the others run at those of the
-files, so that all are compared at the same steps.
+it runs at that one only, whichever `steps` are given; where none are, the others run at those of
+the files, so that all are compared at the same steps.
 """
 
 from __future__ import annotations
@@ -127,12 +127,12 @@ class Plan:
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
         given["sampler"] = _samplers(given["sampler"])
-        asked = _quick(_steps(given))
+        named_steps = _quick(_steps(given))
         ordered = _ordered(given)
-        check_count(_count(ordered, asked), yes)
+        check_count(_count(ordered, named_steps), yes)
         product = itertools.product(*ordered.values())
         places = (dict(zip(ordered, values, strict=True)) for values in product)
-        cells = tuple(Cell(_shown(at), recipe(at)) for at in places if _fits(at, asked))
+        cells = tuple(Cell(_shown(at), recipe(at)) for at in places if _fits(at, named_steps))
         labels = {name: tuple(map(_label, values)) for name, values in ordered.items()}
         helms = {m.name: m.helm for m in given["model"] if not isinstance(m, str)}
         return cls(labels, cells, helms)
@@ -284,7 +284,7 @@ def check_count(runs: int, yes: bool) -> None:
         raise ArgumentError(f"the plan has {runs} runs; pass yes=True (--yes) if that is meant")
 
 
-def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> int:
+def _count(ordered: Mapping[str, Sequence[Value]], named_steps: Collection[Any]) -> int:
     """How many runs the axes make."""
     others: int = math.prod(
         len(values) for name, values in ordered.items() if name not in ("sampler", "steps")
@@ -293,9 +293,10 @@ def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> in
     if "steps" not in ordered:
         return others * len(samplers)
     files = [one for one in samplers if isinstance(one, Sampler)]
-    named: int = (len(samplers) - len(files)) * sum(steps in asked for steps in ordered["steps"])
-    own = sum(1 for one in files for steps in ordered["steps"] if steps == one.steps)
-    return others * (named + own)
+    steps = ordered["steps"]
+    named = (len(samplers) - len(files)) * sum(n in named_steps for n in steps)
+    of_files = len([n for one in files for n in steps if n == one.steps])
+    return int(others * (named + of_files))
 
 
 def _values(value: Any) -> Sequence[Any]:
@@ -446,15 +447,15 @@ def _label(value: Value) -> Value:
 
 def _steps(given: dict[str, Sequence[Any]]) -> Sequence[Any]:
     """The steps at which named samplers run; those of sampler files join the axis, in order."""
-    own = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
-    asked = given.get("steps", own)
-    if any(steps not in asked for steps in own):
+    of_files = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
+    named_steps = given.get("steps", of_files)
+    if any(steps not in named_steps for steps in of_files):
         given["steps"] = sorted(
-            [*asked, *own], key=lambda steps: steps if isinstance(steps, int) else 0
+            [*named_steps, *of_files], key=lambda steps: steps if isinstance(steps, int) else 0
         )
-    elif own:
-        given["steps"] = asked
-    return asked
+    elif of_files:
+        given["steps"] = named_steps
+    return named_steps
 
 
 def _quick(values: Sequence[Any]) -> Collection[Any]:
@@ -465,11 +466,11 @@ def _quick(values: Sequence[Any]) -> Collection[Any]:
         return values
 
 
-def _fits(at: Mapping[str, Value], asked: Collection[Any]) -> bool:
-    """Whether a sampler runs at these steps: a file at its own, a named one at those asked for."""
+def _fits(at: Mapping[str, Value], named_steps: Collection[Any]) -> bool:
+    """Whether a sampler runs at these steps: a file at its own, a named one at `named_steps`."""
     if isinstance(at["sampler"], Sampler):
         return bool(at["steps"] == at["sampler"].steps)
-    return "steps" not in at or at["steps"] in asked
+    return "steps" not in at or at["steps"] in named_steps
 
 
 def _shown(at: Mapping[str, Value]) -> dict[str, Value]:

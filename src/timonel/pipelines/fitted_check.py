@@ -38,12 +38,12 @@ def guided(
     """
     if guidance is not None and guidance.scale is not None:
         return guidance
-    own = scale.usual(pipe, parameters, options)
+    value = scale.usual(pipe, parameters, options)
     # a distilled network has learned what any scale means, one below 1 too
-    own = scale.distilled_scale(pipe, parameters, options) if own is None else max(own, 1.0)
-    if own is None:
+    value = scale.distilled_scale(pipe, parameters, options) if value is None else max(value, 1.0)
+    if value is None:
         return guidance
-    return cfg(own) if guidance is None else replace(guidance, scale=own)
+    return cfg(value) if guidance is None else replace(guidance, scale=value)
 
 
 def warn(fitted: Fitted, pipe: Any, prediction: str, guidance: Guidance | None) -> None:

@@ -115,16 +115,20 @@ def tensors(value: Any) -> Tensor | None:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two arguments of a network hold the same values."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        view = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
-        return a is b or view or torch.equal(a, b)
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and _equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and (a is b or bool(a == b))
+    return a is b or bool(a == b)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    view = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return view or torch.equal(a, b)
 
 
 def batched(value: Tensor, size: int, name: str) -> int | None:

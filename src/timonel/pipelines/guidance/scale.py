@@ -90,14 +90,14 @@ def distilled_scale(
 @contextmanager
 def guiders_at(pipe: Any, parameters: Mapping[str, Any], value: float | None) -> Iterator[None]:
     """The guiders with the scale `value` while the context is open; None leaves them."""
-    found = [] if value is None else guiders(pipe, parameters)
-    before = [guider.guidance_scale for guider in found]
-    for guider in found:
+    objects = [] if value is None else guiders(pipe, parameters)
+    before = [guider.guidance_scale for guider in objects]
+    for guider in objects:
         guider.guidance_scale = value
     try:
         yield
     finally:
-        for guider, scale in zip(found, before, strict=True):
+        for guider, scale in zip(objects, before, strict=True):
             guider.guidance_scale = scale
 
 
@@ -133,16 +133,16 @@ def resolve_guidance(
         return guidance, None
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
     # above 1 the pipeline computes both parts; the gate applies the scales of the other rows
-    own = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
+    computed = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
     if name is not None:
-        _write(options, name, own)
+        _write(options, name, computed)
         if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
             raise ArgumentError(f"give one scale per step or {name}_2=, not both")
     elif not guiders(pipe, parameters):
         raise ArgumentError(
             f"{type(pipe).__name__} takes no guidance_scale; leave the scale out of guidance="
         )
-    return guidance, own
+    return guidance, computed
 
 
 def _to_network(
