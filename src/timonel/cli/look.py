@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import complete
-from .options import Overwrite, Settings, sampler_of, steps_of
+from .options import ModelArgument, Overwrite, Settings, sampler_of, steps_of
 from .say import Json, columns, document, kept, reporting, say
 
 if TYPE_CHECKING:
@@ -163,13 +163,7 @@ def _tables(samplers: Sequence[Sampler], model: str | None) -> list[Table]:
 
 
 def doctor(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A shipped model, a folder in diffusers' format or a hub name.",
-            autocompletion=complete.models,
-        ),
-    ],
+    model: ModelArgument,
     sampler: Annotated[
         str | None,
         typer.Option(

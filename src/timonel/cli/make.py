@@ -16,6 +16,7 @@ from .options import (
     Model,
     Overwrite,
     Pixels,
+    SamplerName,
     Scale,
     Settings,
     Steps,
@@ -42,16 +43,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help='What to paint, e.g. "red apple".')],
     model: Model = "emoji",
     steps: Steps = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json"
-                " file. Default: one fitted to the model for these steps, else the model's own."
-            ),
-            autocompletion=complete.samplers,
-        ),
-    ] = None,
+    sampler: SamplerName = None,
     eta: Annotated[
         float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")
     ] = None,
@@ -183,14 +175,7 @@ def animate(
         ),
     ] = "emoji-video",
     steps: Steps = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file. "
-            "Default: one fitted to the model for these steps, else the model's own.",
-            autocompletion=complete.samplers,
-        ),
-    ] = None,
+    sampler: SamplerName = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the video.")] = 0,
     motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,

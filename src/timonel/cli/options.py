@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .complete import dtypes, models
+from .complete import dtypes, models, samplers
 from .say import say
 
 if TYPE_CHECKING:
@@ -23,6 +23,21 @@ Model = Annotated[
     typer.Option(
         help="A shipped model (see `timonel models`), a folder or a hub name.",
         autocompletion=models,
+    ),
+]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped model (see `timonel models`), a folder or a hub name.",
+        autocompletion=models,
+    ),
+]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(
+        help="solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json"
+        " file. Default: one fitted to the model for these steps, else the model's own.",
+        autocompletion=samplers,
     ),
 ]
 Dtype = Annotated[

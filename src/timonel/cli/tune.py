@@ -9,7 +9,7 @@ import typer
 
 from . import complete
 from .compare import Greedy
-from .options import Device, Dtype, Overwrite, Scale, Until, guidance_of, quiet
+from .options import Device, Dtype, ModelArgument, Overwrite, Scale, Until, guidance_of, quiet
 from .say import Json, error, kept, reporting, say
 
 
@@ -19,13 +19,7 @@ def add(app: typer.Typer) -> None:
 
 
 def tune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A shipped model (see `timonel models`), a folder or a hub name.",
-            autocompletion=complete.models,
-        ),
-    ],
+    model: ModelArgument,
     steps: Annotated[
         list[int] | None, typer.Option(help="Steps to fit for, such as 8, or 4 6 8. Default: 8.")
     ] = None,
