@@ -127,9 +127,9 @@ def test_ctrl_c_is_status_130_and_says_what_is_kept(shell, monkeypatch) -> None:
         if first:
             raise KeyboardInterrupt
         first.append(1)
-        from timonel.make.generate import Made
+        from timonel.make.generate import Generated
 
-        return Made(Path("a.png"), Path("a.sheet.png"), Path("a.gif"), recipe, 1.0, 2, "")
+        return Generated(Path("a.png"), Path("a.sheet.png"), Path("a.gif"), recipe, 1.0, 2, "")
 
     monkeypatch.setattr("timonel.make.generate.generate", make)
     status, _, err = shell("generate", "pizza", "--steps", "2", "--count", "3")

@@ -95,7 +95,7 @@ def test_what_a_comparison_says_does_not_steer_the_terminal(
     from timonel.cli import compare
 
     group = {
-        "label": "[red]x[/]" + EVIL, "halves": 2, "mean": {}, "stderr": {}, "verdict": None,
+        "label": "[red]x[/]" + EVIL, "evaluations": 2, "mean": {}, "stderr": {}, "verdict": None,
         "energy": None,
         "energy_stderr": None, "seconds": 1.0,
     }  # fmt: skip

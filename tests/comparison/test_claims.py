@@ -28,7 +28,7 @@ class Told(claims.Evidence):
 def evidence(gap: float) -> Told:
     """Every setting alike but for Karras', which is `gap` apart with 6 steps and `-gap` with more."""
     numbers = {}
-    for name in ("latent_rmse", "detail", "psnr", "seconds", "halves"):
+    for name in ("latent_rmse", "detail", "psnr", "seconds", "evaluations"):
         for sampler in claims.SAMPLERS:
             for steps in claims.STEPS:
                 for until in (None, 0.4):

@@ -183,8 +183,8 @@ def test_calls_that_a_cutoff_saves_are_counted(report):
     for outcome in report.outcomes:
         if outcome.status == "done":
             cut = outcome.recipe.guidance.stop is not None
-            assert outcome.halves + outcome.halves_saved == 2 * outcome.nfe
-            assert (outcome.halves_saved > 0) == cut
+            assert outcome.evaluations + outcome.evaluations_saved == 2 * outcome.nfe
+            assert (outcome.evaluations_saved > 0) == cut
 
 
 def test_samplers_that_draw_noise_have_a_distance_between_distributions_only(report):

@@ -202,7 +202,7 @@ def test_marks_bars_and_front_are_where_the_numbers_say(still: Page, reports: Re
         if group["mean"]["latent_rmse"] is not None
     ]
     marks = still.locator("#errorplot .group")
-    still.select_option("#cost", "halves")
+    still.select_option("#cost", "evaluations")
     assert [best for _, _, best in marks.evaluate_all(READ)] == [
         group["pareto"] for group in groups
     ]

@@ -4,6 +4,7 @@ is there is read.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -198,3 +199,26 @@ def test_what_is_no_table_of_ours_is_refused_and_left_alone(tmp_path: Path) -> N
     newer.close()
     with pytest.raises(ArgumentError, match="newer timonel"):
         Store(tmp_path)
+
+
+def test_a_row_with_the_names_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """`halves`, `halves_saved` and `steps_told` were the columns before; a newer row has none."""
+    store = Store(tmp_path)
+    new = outcome("a", evaluations=12, evaluations_saved=4, previews=6)
+    store.keep([new])
+    former = {
+        "evaluations": "halves",
+        "evaluations_saved": "halves_saved",
+        "previews": "steps_told",
+    }
+    row = {former.get(name, name): value for name, value in new.row().items()}
+    assert set(row) & set(former) == set()
+    table = sqlite3.connect(tmp_path / TABLE)
+    table.execute("UPDATE runs SET outcome = ?", (json.dumps(row),))
+    table.execute("PRAGMA user_version = 1")
+    table.commit()
+    table.close()
+    again = Store(tmp_path)
+    assert again.outcomes["a"] == new
+    again.keep([outcome("b")])
+    assert again.outcomes["a"].row() == new.row()

@@ -233,7 +233,13 @@ def judged(tmp_path: Path, errors: dict[tuple[str, int], tuple[int, float]]) -> 
     for cell in plan:
         cost, error = errors[cell.at["sampler"], cell.at["steps"]]
         made = Outcome(
-            cell.id, "cell", "done", cell.recipe, nfe=cost // 2, halves=cost, levels=[14.6, 0.0]
+            cell.id,
+            "cell",
+            "done",
+            cell.recipe,
+            nfe=cost // 2,
+            evaluations=cost,
+            levels=[14.6, 0.0],
         )
         made.measures = {"latent_rmse": error * (1 + 0.01 * cell.recipe.seed)}
         store.save(made, torch.zeros(1, 4, 2, 2), torch.zeros(3, 8, 8), None)
@@ -251,7 +257,7 @@ def test_best_is_said_at_equal_network_evaluations_only(tmp_path: Path) -> None:
         ("euler", 6): "worse", ("unipc", 6): "best", ("euler", 11): "worse", ("unipc", 11): "worse",
         ("heun", 6): "best", ("heun", 11): None,
     }  # fmt: skip
-    assert [(g["label"], g["halves"]) for g in found.best()] == [
+    assert [(g["label"], g["evaluations"]) for g in found.best()] == [
         ("unipc, 6 steps", 12),
         ("heun, 6 steps", 22),
     ]
@@ -339,7 +345,7 @@ def test_a_pipeline_that_stays_in_its_own_loop_is_compared_too(
         arguments={"strength": 0.5}, out=tmp_path, progress=seen.append,
     )  # fmt: skip
     assert not made.failed
-    assert [(o.nfe, o.halves, "latent_rmse" in o.measures) for o in made.outcomes] == [
+    assert [(o.nfe, o.evaluations, "latent_rmse" in o.measures) for o in made.outcomes] == [
         (2, 4, True),
         (3, 6, True),
     ]
@@ -411,7 +417,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
             torch.rand(1, 3, side, side, generator=drawn),
             torch.rand(40, 3, small, small, generator=drawn),
         )
-        made = Outcome(cell.id, "cell", "done", cell.recipe, nfe=40, halves=80, levels=[14.6, 0.0])
+        made = Outcome(
+            cell.id, "cell", "done", cell.recipe, nfe=40, evaluations=80, levels=[14.6, 0.0]
+        )
         soft = torch.nn.functional.interpolate(pixels, (1024, 1024), mode="bicubic")[0]
         store.save(
             made, torch.zeros(1, 4, 2, 2), soft, torch.nn.functional.interpolate(story, (128, 128))

@@ -15,7 +15,7 @@ import pytest
 
 import timonel
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(timonel.__file__).parent
 NAME = "my_euler"
 #: tests that every sampler has to pass

@@ -13,7 +13,7 @@ from torch import nn
 import timonel as tm
 from support import tiny
 from timonel.errors import ArgumentError
-from timonel.pipelines.guidance import parts
+from timonel.pipelines.guidance import batch_tree as parts
 
 STEPS = 6
 # family, class; what its scale is called; how many samples the network computes where guided and
@@ -229,7 +229,7 @@ def test_guidance_that_the_pipeline_does_not_do_is_refused_before_the_network() 
 
 @pytest.mark.parametrize("key", GUIDED)
 def test_what_the_pipeline_makes_of_its_parts_says_which_is_conditional(key: str) -> None:
-    """The table of places in `parts.py` is measured on every class here."""
+    """The table of places in `batch_tree.py` is measured on every class here."""
     pipe, inputs, _ = built(key)
     helm = tm.Helm(pipe)
     seen: list[tuple[list[float], int]] = []

@@ -21,7 +21,7 @@ from support.pipes.features import CHECKS, SaysNo, Trial
 from timonel.errors import PreviewMissing, RunError
 from timonel.hooks.rgb import to_images
 from timonel.pipelines.capture import capture
-from timonel.pipelines.decode.previews import Context
+from timonel.pipelines.decode.previews import PipelineContext
 
 CASES = pipes.load()
 # one of each way of decoding: packed, statistics of a batch norm, channels last, quantised, with
@@ -197,7 +197,7 @@ def test_a_handle_refuses_a_picture_by_name_and_its_run_goes_on() -> None:
 def test_a_picture_from_outside_is_refused_while_models_move_between_devices() -> None:
     helm = tm.Helm(tiny.sdxl())
     helm.pipe.unet._hf_hook = object()
-    assert Context(helm.pipe).moves
+    assert PipelineContext(helm.pipe).moves
     asked: list[str] = []
     ready = threading.Event()
 

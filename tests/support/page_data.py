@@ -166,8 +166,8 @@ def cell(at: Data, group: int, grid: int, reference: Image.Image, frames: int) -
         "status": "done",
         "reason": None,
         "nfe": steps,
-        "halves": steps + max(1, round(0.4 * steps)),
-        "halves_saved": steps - max(1, round(0.4 * steps)),
+        "evaluations": steps + max(1, round(0.4 * steps)),
+        "evaluations_saved": steps - max(1, round(0.4 * steps)),
         "seconds": 0.011 * steps * (1.15 if stochastic else 1.0) + 0.0004 * seed,
         "picture": None if frames else png(final),
         "frames": moving or None,
@@ -195,7 +195,7 @@ def group(at: Data, index: int, cells: list[Data]) -> Data:
         "count": len(done),
     }
     made |= {
-        key: float(np.mean([one[key] for one in done])) for key in ("nfe", "halves", "seconds")
+        key: float(np.mean([one[key] for one in done])) for key in ("nfe", "evaluations", "seconds")
     }
     made |= {"mean": {}, "stderr": {}, "verdict": None, "pareto": False}
     for measure in ("latent_rmse", "rmse", "psnr", "ssim", "lpips", "consistency"):
@@ -234,10 +234,10 @@ def judge(groups: list[Data], cells: list[Data]) -> None:
             inside = len(gap) > 1 and gap.mean() <= 2 * gap.std(ddof=1) / math.sqrt(len(gap))
             groups[i]["verdict"] = "best" if i == best else "tie" if inside else "worse"
     for i, mean in scored.items():
-        cost = groups[i]["halves"]
+        cost = groups[i]["evaluations"]
         groups[i]["pareto"] = not any(
-            (other < mean and groups[j]["halves"] <= cost)
-            or (other <= mean and groups[j]["halves"] < cost)
+            (other < mean and groups[j]["evaluations"] <= cost)
+            or (other <= mean and groups[j]["evaluations"] < cost)
             for j, other in scored.items()
         )
 
@@ -272,7 +272,7 @@ def comparison(
         cells.append(cell(at, index, key, finals[seed], frames))
     if fail:
         gone = dict.fromkeys(
-            ("picture", "frames", "story", "nfe", "halves", "halves_saved", "seconds")
+            ("picture", "frames", "story", "nfe", "evaluations", "evaluations_saved", "seconds")
         )
         empty = dict.fromkeys(cells[5]["measures"])
         cells[5] |= {

@@ -167,7 +167,7 @@ def contents(folder: Path) -> dict[str, Any]:
         row = {
             key: value
             for key, value in outcome.row().items()
-            if key not in ("seconds", "halves_saved", "halves")
+            if key not in ("seconds", "evaluations_saved", "evaluations")
         }
         found[name] = (
             row,

@@ -10,7 +10,7 @@ from timonel import words
 from timonel.core import names, prediction
 from timonel.core.process import from_config
 from timonel.errors import ArgumentError, UnknownName
-from timonel.pipelines.load import DTYPES, _one
+from timonel.pipelines.load import DTYPES, _torch_dtype
 
 
 @pytest.mark.parametrize(("word", "ours"), [
@@ -59,7 +59,7 @@ def test_a_dtype_by_any_of_its_names_is_that_dtype(word: object) -> None:
         if "16" in name or name == "half"
         else torch.float32
     )
-    assert _one(word) == meant
+    assert _torch_dtype(word) == meant
     assert DTYPES[words.dtype(word)] == meant
 
 
@@ -77,8 +77,8 @@ def test_a_flag_of_diffusers_names_its_grid(flag: str, grid: str) -> None:
     (lambda: prediction.check("v_predicton"), "v_prediction"),
     (lambda: prediction.from_config({"prediction_type": "v_predicton", "beta_schedule": "linear"}),
     "v_prediction"),
-    (lambda: _one("flaot16"), "float16"),
-    (lambda: _one("bfloat"), "bfloat16"),
+    (lambda: _torch_dtype("flaot16"), "float16"),
+    (lambda: _torch_dtype("bfloat"), "bfloat16"),
     (lambda: names.grid("use_karras_sigma"), "use karras sigmas"),
     (lambda: names.sampler("EulerDiscreteSchedular"), "eulerdiscretescheduler"),
 ])  # fmt: skip

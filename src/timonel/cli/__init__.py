@@ -17,9 +17,7 @@ from .make import animate, generate, replay
 
 DEBUG = "TIMONEL_DEBUG"
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-ClickException: Any = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-)
+ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,8 +32,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point. Wrong input is one line and exit status 2; an error of timonel's own one line
-    and status 1.
+    """Run the command line.
+
+    Wrong input is one line and exit status 2, an error of timonel's own one line and status 1.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it speaks while it is imported
     for stream in (sys.stdout, sys.stderr):
@@ -45,9 +44,8 @@ def main() -> None:
     try:
         status = _run(sys.argv[1:] or ["--help"])
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nothing is left to flush at exit
+        # nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     raise SystemExit(status)
 
@@ -89,16 +87,13 @@ def _usage(error: Any) -> str:
     """What is wrong with the arguments, and where to read on."""
     text = error.format_message().rstrip(".")
     command = error.ctx.command_path if getattr(error, "ctx", None) else "timonel"
-    dash = (
-        "; a text that begins with - goes after --"
-        if type(error).__name__ == "NoSuchOption"
-        else ""
-    )
-    return f"{text} (see {command} -h{dash})"
+    if type(error).__name__ == "NoSuchOption":
+        return f"{text} (see {command} -h; a text that begins with - goes after --)"
+    return f"{text} (see {command} -h)"
 
 
 def _debugged() -> None:
-    """Raise the present exception where its whole story is wanted."""
+    """Raise the present exception where its traceback is wanted."""
     if os.environ.get(DEBUG, "") not in ("", "0"):
         raise
 
@@ -142,7 +137,7 @@ def root(
         ),
     ] = False,
 ) -> None:
-    pass
+    """Options before any command."""
 
 
 for command in (generate, animate, replay, samplers, grids, models, explain, doctor):

@@ -25,24 +25,23 @@ WORDS = "timonel.words"  # of the command as it was typed
 
 
 class Greedy(TyperCommand):
-    """A command whose lists may be written in a row: `--sampler euler unipc` for `--sampler euler
-    --sampler unipc`.
-    """
+    """A command whose lists may stand in a row: `--sampler euler unipc` gives two samplers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat an option's name before each of its values."""
         ctx.meta[WORDS] = list(args)
         lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
-        told, name = list[str](), None
+        words, name = list[str](), None
         for word in args:
             if word.startswith("-") and word != "-":
                 name, fresh = (word if word in lists else None), True
-                told.append(word)
+                words.append(word)
                 continue
             if name is not None and not fresh:
-                told.append(name)
+                words.append(name)
             fresh = False
-            told.append(word)
-        return super().parse_args(ctx, told)
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 def add(app: typer.Typer) -> None:
@@ -104,8 +103,7 @@ def compare(
     ),
     as_json: Json = False,
 ) -> None:
-    """Compare samplers, schedules and guidance: pictures and numbers on one page to open or to
-    send.
+    """Compare samplers, schedules and guidance: pictures and numbers on one page.
 
     A comparison that was stopped, with Ctrl-C too, goes on where it was when the same command is
     given again.
@@ -116,18 +114,24 @@ def compare(
     from ..comparison import planned
 
     axes = {
-        "model": model, "sampler": sampler, "grid": _nones(grid), "steps": _whole("steps", steps),
-        "seed": _whole("seed", seed), "guidance": _real("guidance", guidance),
+        "model": model,
+        "sampler": sampler,
+        "grid": _nones(grid),
+        "steps": _whole("steps", steps),
+        "seed": _whole("seed", seed),
+        "guidance": _real("guidance", guidance),
         "guidance_until": _nones(guidance_until),
-        "negative_prompt": negative, "width": _whole("width", width),
+        "negative_prompt": negative,
+        "width": _whole("width", width),
         "height": _whole("height", height),
-        "noise": noise, "dtype": dtype, "device": device, "seeds": seeds,
-    }  # fmt: skip
+        "noise": noise,
+        "dtype": dtype,
+        "device": device,
+        "seeds": seeds,
+    }
     given = {name: value for name, value in axes.items() if value is not None}
     ready = _preset(preset, subjects, given)
-    chosen, judge = (
-        ready if ready else (planned(subjects or [], plan, given, yes=yes or dry_run), None)
-    )
+    chosen, judge = ready or (planned(subjects or [], plan, given, yes=yes or dry_run), None)
     if export is not None:
         from ..comparison.rows import exportable
 
@@ -148,27 +152,23 @@ def compare(
             result.export(export)
         report |= {
             "page": result.page,
-            "settings": [_public(g) for g in sorted(result.groups, key=_order)],
+            "settings": sorted(result.groups, key=_order),
+            "failed": _failed(result),
         }
-        report["failed"] = _failed(result)
         _say(result)
     raise typer.Exit(1 if len(result.failed) == len(chosen) else 0)
 
 
 def _public(data: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of a report under the names that the table has."""
-    return {key.replace("halves", "evaluations"): value for key, value in data.items()}
+    """An estimate under the names of the report."""
+    return {"evaluations" if key == "halves" else key: value for key, value in data.items()}
 
 
 def _failed(result: Comparison) -> list[dict[str, Any]]:
     """The runs that failed, with their reasons."""
+    names = ("sampler", "steps", "seed")
     return [
-        {
-            "sampler": one.recipe.sampler,
-            "steps": one.recipe.steps,
-            "seed": one.recipe.seed,
-            "reason": one.reason,
-        }
+        {**{name: getattr(one.recipe, name) for name in names}, "reason": one.reason}
         for one in result.failed
     ]
 
@@ -191,13 +191,16 @@ def _preset(
 
 
 def _compare(
-    chosen: Plan, judge: Callable[[Comparison], Comparison] | None, again: str, *,
-    batch: int | None, references: bool,
-    yes: bool, out: Path,
-) -> Comparison:  # fmt: skip
-    """Run it, with a bar. On Ctrl-C, whenever it comes, say what is kept, and that the command
-    `again` goes on.
-    """
+    chosen: Plan,
+    judge: Callable[[Comparison], Comparison] | None,
+    again: str,
+    *,
+    batch: int | None,
+    references: bool,
+    yes: bool,
+    out: Path,
+) -> Comparison:
+    """Run it with a bar; on Ctrl-C say what is kept, and that the command `again` goes on."""
     from ..comparison import compare as make
     from ..comparison import kept
     from .options import quiet
@@ -205,10 +208,10 @@ def _compare(
     quiet()
     try:
         with _bar() as progress:
-            found = make(
+            result = make(
                 plan=chosen, out=out, batch=batch, references=references, yes=yes, progress=progress
             )
-        return judge(found) if judge else found
+        return judge(result) if judge else result
     except KeyboardInterrupt as stop:
         from ..comparison.store import Store
 
@@ -236,15 +239,15 @@ def _bar() -> Iterator[Callable[[State], None]]:
         task = bar.add_task("comparing")
 
         def seen(state: State) -> None:
-            done, total = (
-                (state.row, state.rows) if state.phase != "runs" else (state.done, state.total)
-            )
+            done, total = state.done, state.total
+            if state.phase != "runs":
+                done, total = state.row, state.rows
             bar.update(task, description=escape(plain(state)), completed=done, total=total or None)
 
         yield seen
 
 
-def _say(found: Comparison) -> None:
+def _say(result: Comparison) -> None:
     """The table of settings, and where the page is."""
     from rich.console import Console
     from rich.table import Table
@@ -255,38 +258,39 @@ def _say(found: Comparison) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("setting", "evaluations", "latent RMSE", "PSNR", "energy", "s", ""):
         table.add_column(name, justify="left" if name in ("setting", "") else "right")
-    tied = {group["halves"] for group in found.groups if group["verdict"] == "tie"}
-    for group in sorted(found.groups, key=_order):
+    tied = {group["evaluations"] for group in result.groups if group["verdict"] == "tie"}
+    for group in sorted(result.groups, key=_order):
         mean, error = group["mean"], group["stderr"]
-        cost = _number(group["halves"], 0)
-        best = f"ties at {cost}" if group["halves"] in tied else f"best at {cost}"
+        cost = _number(group["evaluations"], 0)
+        best = f"ties at {cost}" if group["evaluations"] in tied else f"best at {cost}"
         verdict = {"best": best, "tie": f"ties at {cost}"}.get(group["verdict"] or "", "")
         table.add_row(
-            Text(plain(group["label"])), cost,
+            Text(plain(group["label"])),
+            cost,
             _number(mean.get("latent_rmse"), 4, error.get("latent_rmse")),
-            _number(mean.get("psnr"), 1), _number(group["energy"], 4, group["energy_stderr"]),
-            _number(group["seconds"], 2), verdict,
-        )  # fmt: skip
+            _number(mean.get("psnr"), 1),
+            _number(group["energy"], 4, group["energy_stderr"]),
+            _number(group["seconds"], 2),
+            verdict,
+        )
     Console(highlight=False, width=max(100, Console().width)).print(table)
-    for outcome in found.failed:
+    for outcome in result.failed:
         say(f"failed: {outcome.recipe.sampler}, {outcome.recipe.steps} steps: {outcome.reason}")
-    say(f"page  {found.page}")
+    say(f"page  {result.page}")
 
 
 def _order(group: dict[str, Any]) -> tuple[float, float]:
-    """Settings of equal cost stand together, the best of them first; what failed comes last."""
-    error = group["mean"].get("latent_rmse")
-    return math.inf if group["halves"] is None else group["halves"], (
-        math.inf if error is None else error
-    )
+    """By cost, then by distance; what failed comes last."""
+    values = (group["evaluations"], group["mean"].get("latent_rmse"))
+    cost, error = (math.inf if value is None else value for value in values)
+    return cost, error
 
 
 def _number(value: float | None, digits: int, error: float | None = None) -> str:
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" + (
-        "" if error is None or error != error else f" ± {error:.{digits}f}"
-    )
+    known = error is not None and not math.isnan(error)
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
 
 
 def _nones(words: Many) -> list[Any] | None:
@@ -298,11 +302,8 @@ def _whole(name: str, words: Many) -> list[int] | None:
 
 
 def _real(name: str, words: Many) -> list[Any] | None:
-    return (
-        None
-        if words is None
-        else [None if w.lower() == "none" else _parsed(name, w, float) for w in words]
-    )
+    values = _nones(words)
+    return values and [None if word is None else _parsed(name, word, float) for word in values]
 
 
 def _parsed(name: str, word: str, kind: Any) -> Any:
@@ -311,5 +312,5 @@ def _parsed(name: str, word: str, kind: Any) -> Any:
     try:
         return kind(word)
     except ValueError:
-        told = "whole numbers" if kind is int else "numbers"
-        raise ArgumentError(f"--{name} takes {told}, got {word!r}") from None
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise ArgumentError(f"--{name} takes {numbers}, got {word!r}") from None

@@ -28,25 +28,27 @@ def _keys(module: str, table: str) -> tuple[str, ...]:
 
 
 def samplers(incomplete: str) -> list[str]:
-    """Samplers, or after "solver/" the same with each grid."""
+    """Names of samplers, or after "solver/" the same solver with each grid."""
     front, slash, _ = incomplete.partition("/")
     if slash:
-        return _begun(incomplete, (f"{front}/{grid}" for grid in grids("")))
-    return _begun(incomplete, _keys("solvers/__init__.py", "SOLVERS"))
+        return _starting(incomplete, (f"{front}/{grid}" for grid in grids("")))
+    return _starting(incomplete, _keys("solvers/__init__.py", "SOLVERS"))
 
 
 def grids(incomplete: str) -> list[str]:
     """Grids."""
-    return _begun(incomplete, _keys("grids/__init__.py", "GRIDS"))
+    return _starting(incomplete, _keys("grids/__init__.py", "GRIDS"))
 
 
 def models(incomplete: str) -> list[str]:
-    return _begun(incomplete, MODELS)
+    """Names of the shipped models."""
+    return _starting(incomplete, MODELS)
 
 
 def dtypes(incomplete: str) -> list[str]:
-    return _begun(incomplete, DTYPES)
+    """Names of dtypes."""
+    return _starting(incomplete, DTYPES)
 
 
-def _begun(incomplete: str, names: Iterable[str]) -> list[str]:
+def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]

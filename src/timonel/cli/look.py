@@ -1,6 +1,4 @@
-"""The commands that tell what there is: samplers, grids, models, what a sampler does, what a model
-is.
-"""
+"""The commands that print facts: samplers, grids, models, a sampler's table, a model's report."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import complete
-from .options import Overwrite, Settings, sampler_of, steps_of
+from .options import ModelArgument, Overwrite, Settings, sampler_of, steps_of
 from .say import Json, columns, document, kept, reporting, say
 
 if TYPE_CHECKING:
@@ -24,10 +22,16 @@ def samplers(as_json: Json = False) -> None:
     from ..core.solvers import SOLVERS
 
     facts = [
-        {"sampler": name, "order": s.order or None, "calls": s.calls, "noise": bool(s.stochastic),
-         "options": list(s.options), "reference": s.reference}
+        {
+            "sampler": name,
+            "order": s.order or None,
+            "calls": s.calls,
+            "noise": bool(s.stochastic),
+            "options": list(s.options),
+            "reference": s.reference,
+        }
         for name, s in SOLVERS.items()
-    ]  # fmt: skip
+    ]
     _listed(facts, as_json)
 
 
@@ -53,16 +57,20 @@ def models(
 
     cards = {name: zoo.card(name) for name in zoo.MODELS}
     if as_json:
-        document([
+        facts = [
             {
-                "model": name, "what": zoo.MODELS[name], "steps": card.default_steps,
+                "model": name,
+                "what": zoo.MODELS[name],
+                "steps": card.default_steps,
                 "sampler": card.default_sampler,
-                "guidance": card.default_guidance, "resolution": card.resolution,
+                "guidance": card.default_guidance,
+                "resolution": card.resolution,
                 "styles": card.styles,
                 "concepts": card.concepts if concepts else len(card.concepts),
             }
             for name, card in cards.items()
-        ])  # fmt: skip
+        ]
+        document(facts)
         return
     for name, card in cards.items():
         say(
@@ -105,11 +113,9 @@ def explain(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Print a sampler's table and plot its levels, weights, noise and stability on a model's noise
-    process.
-    """
+    """Print a sampler's table on a noise process; plot its levels, weights, noise and stability."""
     from ..explain import plot, target
-    from ..files import beside, free, placed, short, writable
+    from ..files import placed, writable
 
     named = bool(out.suffix) and not out.is_dir()
     if named:
@@ -117,17 +123,14 @@ def explain(
     else:
         writable(out)
     with reporting(as_json) as report:
-        wanted = [(sampler, settings or []), *([(vs, [])] if vs else [])]
-        chosen = [sampler_of(name, steps_of(name, steps, 10), given) for name, given in wanted]
+        chosen = [sampler_of(sampler, steps_of(sampler, steps, 10), settings or [])]
+        chosen += [sampler_of(vs, steps_of(vs, steps, 10), [])] if vs else []
         tables = _tables(chosen, model)
         for one, table in zip(chosen, tables, strict=True):
             say(f"{table}\n")
             if one.fitted is not None:
                 say(f"{one.fitted}\n")
-        names = "-vs-".join(_name(one, table) for one, table in zip(chosen, tables, strict=True))
-        path = out if named else out / f"explain-{short(names)}-{tables[0].steps}.png"
-        if not named and not overwrite:
-            path = beside(free(path.with_suffix(""), path.suffix), path.suffix)
+        path = out if named else _plot_in(out, chosen, tables, overwrite)
         with placed(path, overwrite=overwrite) as path:
             plot(tables, path)
         kept(path)
@@ -135,10 +138,22 @@ def explain(
         report |= {"plot": path, "tables": [table.to_dict() for table in tables]}
 
 
+def _plot_in(
+    folder: Path, samplers: Sequence[Sampler], tables: Sequence[Table], overwrite: bool
+) -> Path:
+    """The plot's path in a folder, by the samplers' names; a free one unless `overwrite`."""
+    from ..files import beside, free, short
+
+    names = "-vs-".join(
+        f"{table.solver}-{table.grid}" if one.fitted is None else one.name
+        for one, table in zip(samplers, tables, strict=True)
+    )
+    path = folder / f"explain-{short(names)}-{tables[0].steps}.png"
+    return path if overwrite else beside(free(path.with_suffix(""), path.suffix), path.suffix)
+
+
 def _tables(samplers: Sequence[Sampler], model: str | None) -> list[Table]:
-    """The samplers on a model's process; a fitted one alone is shown as it is, for its model may
-    not be here.
-    """
+    """The samplers on a model's process; a fitted one alone is shown without its model."""
     from .. import zoo
 
     if model is None and len(samplers) == 1 and samplers[0].fitted is not None:
@@ -147,18 +162,8 @@ def _tables(samplers: Sequence[Sampler], model: str | None) -> list[Table]:
     return [one.compile(process) for one in samplers]
 
 
-def _name(sampler: Sampler, table: Table) -> str:
-    return f"{table.solver}-{table.grid}" if sampler.fitted is None else sampler.name
-
-
 def doctor(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A shipped model, a folder in diffusers' format or a hub name.",
-            autocompletion=complete.models,
-        ),
-    ],
+    model: ModelArgument,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -175,8 +180,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a model is, what suits it, what diffusers would do wrong with a sampler, and what is
-    recommended.
+    """Say what a model is, what suits it, what goes wrong in diffusers, and what is recommended.
 
     Example: timonel doctor folder/of/svd --sampler dpmpp_2m_sde/karras --flag
     timestep_spacing=trailing
@@ -197,6 +201,5 @@ def _listed(facts: list[dict[str, Any]], as_json: bool) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
-    ) or "-"
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return "-" if value is None or not text else text

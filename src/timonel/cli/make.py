@@ -11,10 +11,16 @@ import typer
 from . import complete
 from . import say as say_
 from .options import (
+    Device,
     Dtype,
     Model,
     Overwrite,
+    Pixels,
+    SamplerName,
+    Scale,
     Settings,
+    Steps,
+    Until,
     choose,
     guidance_of,
     quiet,
@@ -26,7 +32,7 @@ from .say import Json, kept, reporting, say
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..make.generate import Made
+    from ..make.generate import Generated
     from ..make.recipe import Recipe
     from ..pipelines.helm import Helm
 
@@ -36,20 +42,8 @@ SEEDS = 2**63 - 1  # the largest that generators of torch take everywhere
 def generate(
     prompt: Annotated[str, typer.Argument(help='What to paint, e.g. "red apple".')],
     model: Model = "emoji",
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json"
-                " file. "
-                "Default: one fitted to the model for these steps, else the model's own."
-            ),
-            autocompletion=complete.samplers,
-        ),
-    ] = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
     eta: Annotated[
         float | None, typer.Option(help="Share of fresh noise, for samplers that take it.")
     ] = None,
@@ -64,17 +58,13 @@ def generate(
     count: Annotated[
         int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")
     ] = 1,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")
-    ] = None,
-    guidance_until: Annotated[
-        str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
-    ] = None,
+    guidance: Scale = None,
+    guidance_until: Until = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
-    width: Annotated[int | None, typer.Option(min=8)] = None,
-    height: Annotated[int | None, typer.Option(min=8)] = None,
+    width: Pixels = None,
+    height: Pixels = None,
     dtype: Dtype = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
+    device: Device = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Write every step's picture while it runs.")
     ] = False,
@@ -105,28 +95,31 @@ def generate(
     folder, name = placed(out, count, overwrite)
     with reporting(as_json) as report:
         card = zoo.card(model) if model in zoo.MODELS else None
-        interval = guidance_of(
-            card.default_guidance if card and guidance is None else guidance, guidance_until
-        )
-        told = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
-        named = None if sampler is None else sampler_of(sampler, steps, told, noise)
+        scale = card.default_guidance if card and guidance is None else guidance
+        interval = guidance_of(scale, guidance_until)
+        options = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
+        named = None if sampler is None else sampler_of(sampler, steps, options, noise)
         quiet()
         from ..core.data import GuidanceData
         from ..make.recipe import Recipe
-        from ..pipelines.helm import (
-            Helm,
-        )  # which takes seconds: after everything that may be refused
+        from ..pipelines.helm import Helm  # which takes seconds: after what may be refused
 
         helm = Helm(model, dtype=dtype, device=device)
-        chosen = choose(helm, named, steps, told, noise, interval)
+        chosen = choose(helm, named, steps, options, noise, interval)
         assert chosen.steps is not None
         recipe = Recipe(
-            model=model, prompt=prompt, negative_prompt=negative, seed=seed, steps=chosen.steps,
+            model=model,
+            prompt=prompt,
+            negative_prompt=negative,
+            seed=seed,
+            steps=chosen.steps,
             width=width,
-            height=height, dtype=dtype, device=device,
+            height=height,
+            dtype=dtype,
+            device=device,
             guidance=None if interval is None else GuidanceData.of(interval),
             **Recipe.choice(chosen),
-        )  # fmt: skip
+        )
         where = {"folder": folder, "name": name, "preview": preview, "overwrite": overwrite}
         report["pictures"] = _paint(helm, recipe, count, where)
 
@@ -141,30 +134,35 @@ def _paint(helm: Helm, recipe: Recipe, count: int, where: dict[str, Any]) -> lis
     for number in range(recipe.seed, recipe.seed + count):
         with stoppable(helm):
             one = recipe.model_copy(update={"seed": number})
-            made = make(one, helm=helm, hooks=[progress(recipe.title), guard()], **where)
-        reports.append(_report(made))
-        if made.stopped:
+            result = make(one, helm=helm, hooks=[progress(recipe.title), guard()], **where)
+        reports.append(_report(result))
+        if result.stopped:
             break
     return reports
 
 
-def _report(made: Made) -> dict[str, Any]:
-    """Say where the results of one job are."""
-    kept(made.picture, made.sheet, made.animation)
-    if made.stopped:
-        say(f"stopped after step {made.recipe.stopped_after} of {made.recipe.steps}")
-    say(f"picture    {made.picture}\nsteps      {made.sheet}\nanimation  {made.animation}")
-    if made.previews is not None:
-        say(f"previews   {made.previews}")
-    say(f"{made.calls} network calls, {made.seconds:.2f} s, seed {made.recipe.seed}")
+def _report(result: Generated) -> dict[str, Any]:
+    """Say where the files of one picture are."""
+    recipe = result.recipe
+    kept(result.picture, result.sheet, result.animation)
+    if result.stopped:
+        say(f"stopped after step {recipe.stopped_after} of {recipe.steps}")
+    say(f"picture    {result.picture}\nsteps      {result.sheet}\nanimation  {result.animation}")
+    if result.previews is not None:
+        say(f"previews   {result.previews}")
+    say(f"{result.calls} network calls, {result.seconds:.2f} s, seed {recipe.seed}")
     return {
-        "picture": made.picture, "steps": made.sheet, "animation": made.animation,
-        "previews": made.previews,
-        "stopped": made.stopped or None, "stopped_after": made.recipe.stopped_after,
-        "calls": made.calls,
-        "seconds": round(made.seconds, 3), "seed": made.recipe.seed,
-        "recipe": made.recipe.model_dump(exclude_none=True, exclude={"table"}),
-    }  # fmt: skip
+        "picture": result.picture,
+        "steps": result.sheet,
+        "animation": result.animation,
+        "previews": result.previews,
+        "stopped": result.stopped or None,
+        "stopped_after": recipe.stopped_after,
+        "calls": result.calls,
+        "seconds": round(result.seconds, 3),
+        "seed": recipe.seed,
+        "recipe": recipe.model_dump(exclude_none=True, exclude={"table"}),
+    }
 
 
 def animate(
@@ -176,36 +174,27 @@ def animate(
             autocompletion=complete.models,
         ),
     ] = "emoji-video",
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            help="A sampler, such as dpmpp_2m/karras, or a fitted one's .json file. "
-            "Default: one fitted to the model for these steps, else the model's own.",
-            autocompletion=complete.samplers,
-        ),
-    ] = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
     settings: Settings = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the video.")] = 0,
     motion: Annotated[int, typer.Option(help="How much moves, 1 to 255.")] = 127,
-    fps: Annotated[int, typer.Option(help="Frames a second, which the model is told too.")] = 7,
+    fps: Annotated[
+        int, typer.Option(help="Frames a second, which the model takes as an input too.")
+    ] = 7,
     noise: Annotated[float, typer.Option(help="Noise added to the picture, 0 to 1.")] = 0.02,
     guidance: Annotated[
         float | None,
         typer.Option(help="Guidance scale of the last frame; 1 is none. Default: the model's own."),
     ] = None,
-    guidance_until: Annotated[
-        str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
-    ] = None,
-    width: Annotated[int | None, typer.Option(min=8)] = None,
-    height: Annotated[int | None, typer.Option(min=8)] = None,
+    guidance_until: Until = None,
+    width: Pixels = None,
+    height: Pixels = None,
     frames: Annotated[
         int | None, typer.Option(min=2, help="Frames; default: the model's own number.")
     ] = None,
     dtype: Dtype = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")] = None,
+    device: Device = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="An .mp4, .gif or .webp file; default: out/clip.mp4."),
@@ -230,35 +219,42 @@ def animate(
     with reporting(as_json) as report:
         interval = guidance_of(guidance, guidance_until)
         named = None if sampler is None else sampler_of(sampler, steps, settings or [])
-        told, first = Motion(motion, fps, noise), still(picture)
+        movement, first = Motion(motion, fps, noise), still(picture)
         quiet()
-        from ..pipelines.helm import (
-            Helm,
-        )  # which takes seconds: after everything that may be refused
+        from ..pipelines.helm import Helm  # which takes seconds: after what may be refused
 
         helm = Helm(model, dtype=dtype, device=device)
         chosen = choose(helm, named, steps, settings or [], None, interval)
         size = {"width": width, "height": height, "num_frames": frames}
         with stoppable(helm):
-            made = make(
-                first, video, helm=helm, sampler=chosen, seed=seed, motion=told, guidance=interval,
-                hooks=[progress(picture.name), guard()], overwrite=overwrite,
+            result = make(
+                first,
+                video,
+                helm=helm,
+                sampler=chosen,
+                seed=seed,
+                motion=movement,
+                guidance=interval,
+                hooks=[progress(picture.name), guard()],
+                overwrite=overwrite,
                 **{key: value for key, value in size.items() if value},
-            )  # fmt: skip
-        kept(made.video)
-        if made.stopped:
-            say(f"stopped: {made.stopped}")
-        say(f"video      {made.video}")
-        say(
-            f"{len(made.frames)} frames, {made.calls} network calls, {made.seconds:.2f} s, seed"
-            f" {seed}"
-        )
+            )
+        kept(result.video)
+        if result.stopped:
+            say(f"stopped: {result.stopped}")
+        say(f"video      {result.video}")
+        count, calls = len(result.frames), result.calls
+        say(f"{count} frames, {calls} network calls, {result.seconds:.2f} s, seed {seed}")
         report |= {
-            "video": made.video, "frames": len(made.frames), "calls": made.calls,
-            "seconds": round(made.seconds, 3),
-            "seed": seed, "sampler": chosen.label, "steps": chosen.steps,
-            "stopped": made.stopped or None,
-        }  # fmt: skip
+            "video": result.video,
+            "frames": count,
+            "calls": calls,
+            "seconds": round(result.seconds, 3),
+            "seed": seed,
+            "sampler": chosen.label,
+            "steps": chosen.steps,
+            "stopped": result.stopped or None,
+        }
 
 
 def replay(
@@ -277,8 +273,8 @@ def replay(
 ) -> None:
     """Make a picture again from the recipe inside it, and say whether it is the same.
 
-    A model that does not ship with timonel is named by whoever made the file, so it is asked for
-    first.
+    Before a model is loaded that does not ship with timonel, you are asked: whoever made the file
+    chose it.
     """
     from ..files import beside, free, placed, ready, short
     from ..hooks.guard import guard
@@ -299,28 +295,28 @@ def replay(
         quiet()
         helm = recipe.helm(recipe.model)
         with stoppable(helm):
-            made, now = recipe.make(helm, hooks=[progress(recipe.title), guard()])
+            again, now = recipe.make(helm, hooks=[progress(recipe.title), guard()])
         with placed(path, overwrite=overwrite) as path:
-            now.save(made, path)
+            now.save(again, path)
         kept(path)
-        away = _away(before, made)
-        said = (
-            "identical, bit for bit"
-            if not away
-            else f"different: {_differences(recipe, now, away)}"
-        )
+        difference = _difference(before, again)
+        said = "identical, bit for bit"
+        if difference:
+            said = f"different: {_reasons(recipe, now, difference)}"
         say(f"picture    {path}\n{said}")
         report |= {
-            "picture": path, "identical": not away, "largest_difference": away, "said": said,
-            "versions_before": recipe.versions, "versions_now": now.versions,
-        }  # fmt: skip
-    raise typer.Exit(0 if not away else 1)
+            "picture": path,
+            "identical": not difference,
+            "largest_difference": difference,
+            "said": said,
+            "versions_before": recipe.versions,
+            "versions_now": now.versions,
+        }
+    raise typer.Exit(1 if difference else 0)
 
 
 def _allowed(picture: Path, recipe: Recipe, yes: bool) -> None:
-    """Ask before a model is loaded that only a file names. Raises `ArgumentError` where nobody can
-    be asked.
-    """
+    """Ask before a model is loaded that only a file names; an error where nobody can answer."""
     from .. import zoo
     from ..errors import ArgumentError
 
@@ -346,10 +342,8 @@ def _png(path: Path) -> Path:
     return path
 
 
-def _away(before: Image.Image, now: Image.Image) -> float:
-    """The largest difference of two pictures, of 255; infinite where their sizes differ, 0 where
-    they are the same.
-    """
+def _difference(before: Image.Image, now: Image.Image) -> float:
+    """The largest difference of two pictures, of 255; infinite where their sizes differ."""
     from PIL import ImageChops
 
     if before.size != now.size:
@@ -358,8 +352,8 @@ def _away(before: Image.Image, now: Image.Image) -> float:
     return max(float(band.getextrema()[1]) for band in bands)  # type: ignore[arg-type]
 
 
-def _differences(before: Recipe, now: Recipe, away: float) -> str:
-    """What may be why a picture is another one."""
+def _reasons(before: Recipe, now: Recipe, difference: float) -> str:
+    """How far a picture differs, and what may be why."""
     changed = [
         f"{name} {before.versions.get(name, 'unknown')} -> {now.versions.get(name, 'unknown')}"
         for name in sorted({*before.versions, *now.versions})
@@ -369,7 +363,6 @@ def _differences(before: Recipe, now: Recipe, away: float) -> str:
         changed.insert(0, f"it also had {', '.join(before.besides)}, which a file cannot hold")
     if before.batch:
         changed.insert(0, f"it was one of {before.batch} made at once, which rounds otherwise")
-    by = "of another size" if away == math.inf else f"by at most {away:.0f} of 255"
-    return f"{by}; " + (
-        ", ".join(changed) or "same versions, so another machine, device or number of threads"
-    )
+    changed = changed or ["same versions, so another machine, device or number of threads"]
+    by = "of another size" if difference == math.inf else f"by at most {difference:.0f} of 255"
+    return f"{by}; {', '.join(changed)}"

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, and what those mean."""
+"""The options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .complete import dtypes, models
+from .complete import dtypes, models, samplers
 from .say import say
 
 if TYPE_CHECKING:
@@ -25,10 +25,34 @@ Model = Annotated[
         autocompletion=models,
     ),
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped model (see `timonel models`), a folder or a hub name.",
+        autocompletion=models,
+    ),
+]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(
+        help="solver or solver/grid, see `timonel samplers` and `grids`, or a fitted one's .json"
+        " file. Default: one fitted to the model for these steps, else the model's own.",
+        autocompletion=samplers,
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help="fp32, fp16 or bf16, or torch's names for them.", autocompletion=dtypes),
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")]
+Scale = Annotated[
+    float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")
+]
+Until = Annotated[
+    str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
+]
+Pixels = Annotated[int | None, typer.Option(min=8)]
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -49,12 +73,18 @@ Settings = Annotated[
 def sampler_of(
     name: str, steps: int | None, settings: Sequence[str], noise: str | None = None
 ) -> Sampler:
-    """The sampler, with every KEY=VALUE given to the solver if it has that option, else to the
-    grid.
+    """The sampler of a command.
+
+    Args:
+        name: solver, solver/grid or a sampler file.
+        steps: how many; None for those of a file.
+        settings: KEY=VALUE, options of the solver where it has that one, else of the grid.
+        noise: "independent" or "brownian".
     """
-    from ..core import names, solvers
+    from ..core import names
     from ..core.grids import GRIDS
     from ..core.sampler import Sampler, is_file
+    from ..core.solvers import SOLVERS
     from ..errors import ArgumentError
 
     if is_file(name):
@@ -64,52 +94,55 @@ def sampler_of(
                 " it out"
             )
         return Sampler(name, steps=steps, noise=noise)
-    named = names.sampler(name)
-    grid = GRIDS[named.grid].options if named.grid else ()
-    options: dict[str, Any] = {}
-    grid_options: dict[str, Any] = {}
+    parsed = names.sampler(name)
+    of_solver = SOLVERS[parsed.solver].options
+    of_grid = GRIDS[parsed.grid].options if parsed.grid else ()
+    options, grid_options = dict[str, Any](), dict[str, Any]()
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ArgumentError(f"--set takes KEY=VALUE such as eta=0.5, got {setting!r}")
-        mine = key in grid and key not in solvers.SOLVERS[named.solver].options
-        (grid_options if mine else options)[key] = _value(value)
+        in_grid = key in of_grid and key not in of_solver
+        (grid_options if in_grid else options)[key] = number_or_text(value)
     return Sampler(name, steps=steps, options=options, grid_options=grid_options, noise=noise)
 
 
 def choose(
-    helm: Helm, named: Sampler | None, steps: int | None, settings: Sequence[str],
+    helm: Helm,
+    named: Sampler | None,
+    steps: int | None,
+    settings: Sequence[str],
     noise: str | None,
     guidance: Guidance | None,
-) -> Sampler:  # fmt: skip
-    """The sampler of a command with its steps, by the rule of `pipelines/choice.py`; says which,
-    and why.
+) -> Sampler:
+    """The sampler of a command with its steps, by the rule of `pipelines/choice.py`; printed.
 
-    `named`: the one that the command names, as `sampler_of` has read it. `settings` and `noise` of
-    a command that names none are those of the sampler that the rule takes; one that was fitted has
-    none.
+    Args:
+        helm: of the model.
+        named: the sampler that the command names, from `sampler_of`; None to choose one.
+        steps: how many; None for the model's default.
+        settings: KEY=VALUE for the chosen sampler, which is then no fitted one.
+        noise: "independent" or "brownian", likewise.
+        guidance: of the call.
     """
     plain = not settings and noise is None
-    found = helm.choose(named, steps, guidance, fitted=plain)
+    choice = helm.choose(named, steps, guidance, fitted=plain)
     if named is None and not plain:
-        found = helm.choose(
-            sampler_of(found.sampler.label, found.sampler.steps, settings, noise), guidance=guidance
-        )
-    say(f"sampler    {found}")
-    return found.sampler
+        sampler = sampler_of(choice.sampler.label, choice.sampler.steps, settings, noise)
+        choice = helm.choose(sampler, guidance=guidance)
+    say(f"sampler    {choice}")
+    return choice.sampler
 
 
 def steps_of(name: str, steps: int | None, usual: int) -> int | None:
-    """The steps of a command: those asked for, else the usual; None where a sampler file says them
-    itself.
-    """
+    """The steps of a command, or the `usual` ones; None where a sampler file holds them."""
     from ..core.sampler import is_file
 
     return usual if steps is None and not is_file(name) else steps
 
 
-def _value(text: str) -> int | float | str:
-    """A number where it is one."""
+def number_or_text(text: str) -> int | float | str:
+    """A value of the command line: a number where it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -119,14 +152,14 @@ def _value(text: str) -> int | float | str:
 
 
 def guidance_of(scale: float | None, until: str | None) -> Guidance | None:
-    """Guidance from the command line's two options."""
+    """Guidance of a command: its scale, and where it ends."""
     from ..core.guidance import parsed
 
     return parsed(scale, until)
 
 
 def quiet() -> None:
-    """Keep what the libraries say while loading off the screen; errors still come through."""
+    """Silence what the libraries print while loading, but for errors."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 

@@ -28,7 +28,7 @@ KEPT: list[Path] = []
 
 
 def say(text: object) -> None:
-    """A line, or several, on standard output, without what a terminal would obey."""
+    """Print lines on standard output, without control characters."""
     print(plain(text))
 
 
@@ -38,7 +38,7 @@ def error(text: object) -> None:
 
 
 def kept(*paths: Path) -> None:
-    """Remember files that stay when the command is interrupted."""
+    """Note files that stay when the command is interrupted."""
     KEPT.extend(paths)
 
 
@@ -46,7 +46,8 @@ def kept(*paths: Path) -> None:
 def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
     """A command's block, with a dict for what it reports.
 
-    As JSON the dict is printed at the end, and whatever the block prints goes to standard error.
+    Args:
+        as_json: print the dict at the end, and what the block prints on standard error.
     """
     report: dict[str, Any] = {}
     if not as_json:
@@ -60,15 +61,11 @@ def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
 def document(data: Any) -> None:
     """Print data as JSON; numbers that JSON does not have become null."""
     text = json.dumps(_data(data), indent=1, ensure_ascii=False, allow_nan=False)
-    print(
-        "".join(
-            c if c == "\n" or unicodedata.category(c) not in CONTROL else _escaped(c) for c in text
-        )
-    )
+    print("".join(map(_escaped, text)))
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns."""
+    """Print rows in aligned columns below their heads."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -80,11 +77,14 @@ def interactive() -> bool:
 
 
 def confirmed(question: str) -> bool:
-    """The answer of who sits at the terminal; no is the usual one."""
+    """The answer to a question on the terminal; the default is no."""
     return typer.confirm(plain(question), default=False, err=True)
 
 
 def _escaped(character: str) -> str:
+    """A character as JSON writes it, control characters by their number."""
+    if character == "\n" or unicodedata.category(character) not in CONTROL:
+        return character
     return json.dumps(character)[1:-1] if ord(character) != 0x7F else "\\u007f"
 
 

@@ -1,11 +1,10 @@
-"""Compare samplers, schedules and guidance on your own prompt: pictures, numbers, and one page to
-send to somebody.
+"""Compare samplers, schedules and guidance on your own prompt: pictures, numbers and one page.
 
-found = tm.compare("red apple", sampler=["euler", "dpmpp_2m/karras", "ays"], steps=[6, 10], seeds=4)
-found.page               # report/index.html
-found.best(steps=10)     # ties included
-found.rows               # dicts; found.to_pandas(), found.table (pyarrow),
-found.export("runs.parquet")
+result = tm.compare("red apple", sampler=["euler", "dpmpp_2m/karras"], steps=[6, 10], seeds=4)
+result.page               # report/index.html
+result.best(steps=10)     # ties included
+result.rows               # dicts; also result.to_pandas(), result.table (pyarrow)
+result.export("runs.parquet")
 """
 
 from __future__ import annotations
@@ -32,8 +31,11 @@ EVERY = 15.0  # seconds between two writings of the page
 
 
 class Stopped(KeyboardInterrupt):
-    """A comparison was stopped by Ctrl-C. `kept`: what there is, and where; `again`: the call that
-    goes on.
+    """A comparison that was stopped by Ctrl-C.
+
+    Attributes:
+        kept: what there is, and where, in words.
+        again: the call that goes on.
     """
 
     def __init__(self, kept: str, again: str) -> None:
@@ -43,8 +45,13 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Comparison:
-    """What a comparison found. `page`: the HTML file; `groups`: a row for every setting, over its
-    seeds and prompts.
+    """The result of a comparison.
+
+    Attributes:
+        plan: what was compared.
+        store: the folder with every run.
+        page: the HTML file.
+        groups: a row for every setting, with means over its seeds and prompts.
     """
 
     plan: Plan
@@ -89,20 +96,25 @@ class Comparison:
     def best(
         self, steps: int | None = None, evaluations: int | None = None
     ) -> list[dict[str, Any]]:
-        """The settings of least distance to the converged samples among those of equal cost, and
-        what ties with them.
+        """The settings nearest to the converged samples among those of equal cost, ties included.
 
-        `steps`, `evaluations`: only those with so many steps, or network evaluations a picture.
-        Ordered by evaluations, then by distance: settings of different cost are not weighed against
-        each other.
+        Settings of different cost are not compared with each other.
+
+        Args:
+            steps: only settings with so many steps.
+            evaluations: only settings with so many network evaluations a picture.
+
+        Returns:
+            Rows of `groups`, ordered by evaluations, then by distance.
         """
-        asked = (("steps", steps), ("halves", evaluations))
-        found = [
-            g for g in self.groups
-            if g["verdict"] in ("best", "tie") and all(n in (None, g["at"].get(k, g.get(k))) for k,
-            n in asked)
-        ]  # fmt: skip
-        return sorted(found, key=lambda group: (group["halves"], group["mean"]["latent_rmse"]))
+        wanted = {"steps": steps, "evaluations": evaluations}
+        best = [
+            group
+            for group in self.groups
+            if group["verdict"] in ("best", "tie")
+            and all(n in (None, group["at"].get(k, group.get(k))) for k, n in wanted.items())
+        ]
+        return sorted(best, key=lambda group: (group["evaluations"], group["mean"]["latent_rmse"]))
 
 
 def compare(
@@ -120,16 +132,26 @@ def compare(
 ) -> Comparison:
     """Run a plan and write the page; a comparison that was stopped or killed goes on where it was.
 
-    `subjects, axes`: see `Plan.of`; every field of a recipe may be a list. A loaded model comes
-    first, `compare(pipe, "red apple", …)`, or as `model=`: a pipeline or a `Helm`, which is used as
-    it is. `plan`: a plan, or a TOML, YAML or JSON file of axes. `batch`: network evaluations a call
-    (16). `references`: also make the converged run of every sample, 64 to 256 steps, that distances
-    are measured to. `yes`: allow more than 1,000 runs. `progress`: is called with a `State` after
-    every network call; by default lines on stderr, none where False.
+    Args:
+        subjects: prompts, or pictures; or a loaded model, a pipeline or a `Helm`, which is used as
+            it is, as in `compare(pipe, "red apple", …)`.
+        prompts: after a loaded model, what would be `subjects`.
+        out: the folder.
+        plan: a plan, or a TOML, YAML or JSON file of axes.
+        batch: network evaluations a call; 16 by default.
+        references: also compute the converged sample of every seed and prompt, with 64 to 256
+            steps, to which distances are measured.
+        yes: allow more than 1,000 runs.
+        progress: called with a `State` after every network call; True prints lines on stderr.
+        claims: for the page, see `claims.measured`.
+        **axes: every field of a recipe, a value or a list; see `Plan.of`.
 
-    Raises `UnknownName` and `ArgumentError` before any compute for what cannot be meant, and
-    `Stopped`, a KeyboardInterrupt, on Ctrl-C: it says what is kept, and how to go on. A cell that
-    fails later is kept with its reason, and the rest goes on.
+    Returns:
+        The result. A run that fails is kept with its reason, and the others go on.
+
+    Raises:
+        UnknownName, ArgumentError: before any compute, for what cannot be meant.
+        Stopped: on Ctrl-C; a `KeyboardInterrupt` that says what is kept, and how to go on.
     """
     from .engine import BATCH, Engine
     from .store import Store
@@ -139,16 +161,8 @@ def compare(
     references, yes = flag("references", references), flag("yes", yes)
     if not isinstance(progress, bool):
         function("progress", progress, "lambda state: print(state)", 1)
-    again = _call(
-        subjects,
-        prompts,
-        axes,
-        out=str(out),
-        plan=plan,
-        batch=batch,
-        references=references,
-        yes=yes,
-    )
+    settings = {"plan": plan, "batch": batch, "references": references, "yes": yes}
+    again = _call(subjects, prompts, axes, out=str(out), **settings)
     if is_model(subjects):
         if "model" in axes:
             raise ArgumentError("give the model once, first or as model=")
@@ -160,8 +174,8 @@ def compare(
     chosen = planned(subjects, plan, axes, yes=yes)
     store = Store(Path(out))
     writable(store.root)
-    telling = progress if callable(progress) else Lines() if progress else lambda state: None
-    paging = _paging(chosen, store, telling)
+    report = progress if callable(progress) else Lines() if progress else lambda state: None
+    paging = _paging(chosen, store, report)
     engine = Engine(chosen, store, batch=size, references=references, progress=paging)
     try:
         engine.run()
@@ -172,9 +186,7 @@ def compare(
 
 
 def kept(plan: Plan, store: Store, notes: Sequence[Any] = ()) -> str:
-    """Write the page of what there is, and say what that is; a second Ctrl-C leaves the page as it
-    was.
-    """
+    """Write the page of what there is, and say what that is; a second Ctrl-C keeps the old page."""
     try:
         write(plan, store, notes)
         page = ""
@@ -182,23 +194,20 @@ def kept(plan: Plan, store: Store, notes: Sequence[Any] = ()) -> str:
         page = " (the page is an older one)"
     done = sum(store.done(cell.id) is not None for cell in plan)
     fine = sum(o.kind == "reference" and o.status == "done" for o in store.outcomes.values())
-    what = (
-        f"{done} of {len(plan)} runs and {fine} reference runs are kept in"
-        f" {str(store.root)!r}{page}"
+    return (
+        f"stopped: {done} of {len(plan)} runs and {fine} reference runs are kept in"
+        f" {str(store.root)!r}{page}; what was on its way begins again"
     )
-    return f"stopped: {what}; what was on its way begins again"
 
 
 def _call(subjects: Any, prompts: Any, axes: dict[str, Any], **others: Any) -> str:
     """The call of `compare`, as it could be typed again."""
     usual = {"batch": None, "plan": None, "references": True, "yes": False}
     named = {k: v for k, v in others.items() if k not in usual or v is not usual[k]}
-    words = [
-        _typed(v)
-        for v in (subjects, prompts)
-        if not (v is None or (isinstance(v, tuple) and not v))
-    ]
-    return f"tm.compare({', '.join([*words, *(f'{k}={_typed(v)}' for k, v in {**axes, **named}.items())])})"
+    given = [v for v in (subjects, prompts) if v is not None]
+    words = [_typed(v) for v in given if not (isinstance(v, tuple) and not v)]
+    words += [f"{k}={_typed(v)}" for k, v in {**axes, **named}.items()]
+    return f"tm.compare({', '.join(words)})"
 
 
 def _typed(value: Any) -> str:
@@ -217,12 +226,12 @@ def planned(
     *,
     yes: bool = False,
 ) -> Plan:
-    """The plan of a call: given, read from a file, or made of axes. `yes`: whether more than 1,000
-    runs are meant.
+    """The plan of a call: as it is, read from a file, or of axes.
+
+    Args: as of `compare`.
     """
-    subjects = (
-        subjects if isinstance(subjects, str) else several("subjects", subjects, "['red apple']")
-    )
+    if not isinstance(subjects, str):
+        subjects = several("subjects", subjects, "['red apple']")
     if isinstance(plan, Plan):
         if subjects or axes:
             raise ArgumentError("give a plan or its axes, not both")
@@ -237,7 +246,14 @@ def planned(
 def write(
     plan: Plan, store: Store, notes: Sequence[Any] = (), claims: Sequence[Any] = ()
 ) -> Comparison:
-    """Write the page of what the store has of a plan."""
+    """Write the page of what the store has of a plan.
+
+    Args:
+        plan: what is compared.
+        store: the folder.
+        notes: sentences for the page, each in English ("en") and Spanish ("es").
+        claims: see `claims.measured`.
+    """
     from ..files import replacing
     from .page import render
     from .report import content

@@ -395,12 +395,12 @@ class Engine:
                 self._fail(outcome, reason)
                 continue
             outcome.nfe, outcome.seconds = run.table.nfe, job.seconds
-            outcome.stochastic, outcome.halves = run.table.stochastic, job.evaluations
+            outcome.stochastic, outcome.evaluations = run.table.stochastic, job.evaluations
             outcome.reference = self.references.get(outcome.id, "")
             outcome.levels, outcome.times = _levels(run.table)
             full, g = run.table.nfe * (captured.parts if captured is not None else 2), run.guidance
             spares = g is not None and (g.stop < 1 or g.forecast > 1)
-            outcome.halves_saved = full - job.evaluations if spares else 0
+            outcome.evaluations_saved = full - job.evaluations if spares else 0
             previews = self._previews(helm, job.denoised, pixels) if job.keeps_steps else None
             if outcome.kind == "cell":
                 outcome.measures = self._measures(outcome, run.result, pixels)

@@ -19,7 +19,13 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model on the axis of models. `name`: NAME@DIGEST, of its weights and configurations."""
+    """A loaded model on the axis of models.
+
+    Attributes:
+        name: NAME@DIGEST, of its weights and configurations.
+        dtype, device: of its weights; None where it does not say.
+        helm: that steers it.
+    """
 
     name: str
     dtype: str | None
@@ -28,7 +34,11 @@ class Loaded:
 
     @classmethod
     def of(cls, model: Any) -> Loaded:
-        """Raises `ModelError` for what is no pipeline that timonel can steer."""
+        """From a pipeline or a `Helm`.
+
+        Raises:
+            ModelError: it is no pipeline that timonel can steer.
+        """
         helm = model if isinstance(model, Helm) else Helm(model)
         pipe, words = helm.pipe, {dtype: word for word, dtype in DTYPES.items()}
         dtype, device = getattr(pipe, "dtype", None), getattr(pipe, "_execution_device", None)
@@ -41,9 +51,7 @@ class Loaded:
 
 
 def digest(pipe: Any) -> str:
-    """Eight letters that change with the weights of any part, the parts' classes and the
-    scheduler's configuration.
-    """
+    """Eight letters that change with any weights, the parts' classes and the scheduler's config."""
     state = hashlib.sha256(type(pipe).__name__.encode())
     for name, part in sorted(getattr(pipe, "components", {}).items()):
         state.update(f"{name}:{type(part).__name__}\n".encode())
@@ -63,17 +71,10 @@ def _plain(config: Any) -> bytes:
 
 @torch.no_grad()
 def _sum(value: Tensor) -> int | str:
-    """The sum of a tensor's bits as integers: the same on every device, in whatever order it is
-    taken.
-    """
+    """The sum of a tensor's bits as integers, which no device or order changes."""
     try:
-        return int(
-            value.detach().contiguous().view(INTEGERS[value.element_size()]).sum(dtype=torch.int64)
-        )
-    except (
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-        KeyError,
-    ):  # offloaded to nowhere, or of a kind of its own
+        bits = value.detach().contiguous().view(INTEGERS[value.element_size()])
+        return int(bits.sum(dtype=torch.int64))
+    # without data (meta), or of a dtype that has no view
+    except (RuntimeError, TypeError, NotImplementedError, KeyError):
         return type(value).__name__

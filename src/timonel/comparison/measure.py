@@ -1,5 +1,4 @@
-"""Numbers that mean something: distances to the converged sample, between distributions, and their
-uncertainty.
+"""Distances to the converged sample and between distributions, with their uncertainty.
 
 All pictures are (…, 3, H, W) in 0..1. A distance over seeds comes with the standard error of its
 mean; a difference between two settings is taken seed by seed, and one inside two standard errors is
@@ -9,7 +8,7 @@ no difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +36,10 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def ssim(a: Tensor, b: Tensor) -> float:
     """Mean structural similarity, at most 1, of pictures or frames (…, 3, H, W).
 
-    Wang et al. 2004, IEEE TIP 13(4), eq. 13: K1 = 0.01, K2 = 0.03, Gaussian window of 11 pixels and
-    deviation 1.5, inside the picture only, channel by channel. Pictures smaller than the window are
-    compared in one window.
+    K1 = 0.01, K2 = 0.03, a Gaussian window of 11 pixels and deviation 1.5, inside the picture only,
+    channel by channel. Pictures smaller than the window are compared in one window.
+
+    Source: Wang et al. 2004, IEEE TIP 13(4), eq. 13.
     """
     a, b = (t.double().flatten(0, -4) if t.ndim > 3 else t.double()[None] for t in (a, b))
     side = min(WINDOW, *a.shape[-2:])
@@ -64,34 +64,32 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 
 def consistency(frames: Tensor) -> float:
-    """Mean PSNR in dB between neighbouring frames (F, 3, H, W): high where little changes from
-    frame to frame.
-    """
+    """Mean PSNR in dB between neighbouring frames (F, 3, H, W): high where little changes."""
     return psnr(frames[1:], frames[:-1])
 
 
 def energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Energy distance between two sets of samples (n, …) that share their seeds in order, and its
-    standard error.
+    """Energy distance between two sets of samples (n, …) that share their seeds in order.
 
-    2 E|X - Y| - E|X - X'| - E|Y - Y'| over pairs of different seeds, in units of root mean square
-    per element; 0 where the distributions agree (Székely & Rizzo 2013, J. Stat. Plan. Inference
-    143, eq. 2.1). The standard error is the jackknife's over the seeds. Small numbers of seeds give
-    large standard errors: look at both.
+    2 E|X - Y| - E|X - X'| - E|Y - Y'| over pairs of different seeds, in root mean square per
+    element; 0 where the distributions agree.
+
+    Returns:
+        The distance, and its standard error by the jackknife over the seeds, which is large where
+        seeds are few.
+
+    Source: Székely & Rizzo 2013, J. Stat. Plan. Inference 143, eq. 2.1.
     """
     x, y = (t.double().flatten(1) / math.sqrt(t[0].numel()) for t in (ours, theirs))
-    across, own, other = torch.cdist(x, y), torch.cdist(x, x), torch.cdist(y, y)
-    terms = 2 * across - own - other
+    terms = 2 * torch.cdist(x, y) - torch.cdist(x, x) - torch.cdist(y, y)
     terms.fill_diagonal_(0)
     n = len(terms)
     value = float(terms.sum()) / (n * (n - 1))
     if n < 3:
         return value, math.nan
-    left = [
-        (terms.sum() - terms[i].sum() - terms[:, i].sum()) / ((n - 1) * (n - 2)) for i in range(n)
-    ]
-    apart = torch.stack(left)
-    return value, float(((n - 1) / n * (apart - apart.mean()).square().sum()).sqrt())
+    sums = [terms.sum() - terms[i].sum() - terms[:, i].sum() for i in range(n)]
+    left = torch.stack([total / ((n - 1) * (n - 2)) for total in sums])
+    return value, float(((n - 1) / n * (left - left.mean()).square().sum()).sqrt())
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -104,59 +102,53 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def log_ratio(a: float, b: float) -> float:
-    """log(a / b) of two errors: what a factor between them is worth, small or large, and 0 for two
-    that vanish.
-    """
+    """log(a / b) of two errors; 0 for two that vanish."""
     return math.log((a + TINY) / (b + TINY))
 
 
 def verdicts(errors: Mapping[Any, Mapping[Any, float]]) -> dict[Any, str | None]:
-    """ "best", "tie" or "worse" for settings with an error per sample (seed and prompt), compared
-    sample by sample.
+    """Which settings are best, compared sample by sample.
 
-    `best`: the least geometric mean; errors differ by factors, and one sample that went elsewhere
-    should not decide. `tie`: the mean log ratio to it is inside two standard errors. None where
-    fewer than two samples are shared.
+    Args:
+        errors: of each setting, the error of every sample (a seed and a prompt).
+
+    Returns:
+        "best" for the least geometric mean of the errors, by which one outlier does not decide;
+        "tie" where the mean log ratio to it is inside two standard errors; else "worse". None
+        where fewer than two samples are shared.
     """
     whole = {k: v for k, v in errors.items() if v}
-    if len(whole) < 2:
-        return dict.fromkeys(errors, None)
-    best = min(
-        whole, key=lambda k: math.fsum(log_ratio(e, 1.0) for e in whole[k].values()) / len(whole[k])
-    )
-    found: dict[Any, str | None] = dict.fromkeys(errors, None)
-    for name, mine in whole.items():
-        shared = [
-            log_ratio(mine[sample], whole[best][sample]) for sample in mine if sample in whole[best]
-        ]
-        if name == best:
-            found[name] = "best"
-        elif len(shared) > 1:
-            mean, error = mean_and_error(shared)
-            found[name] = "tie" if mean <= TIE * (error or 0.0) else "worse"
-    if all(verdict is None for name, verdict in found.items() if name != best):
-        found[best] = None
-    return found
+    means = {k: _log_mean(v.values()) for k, v in whole.items()}
+    best = min(means, key=means.__getitem__, default=None)
+    verdicts: dict[Any, str | None] = dict.fromkeys(errors)
+    for name in whole:
+        shared = whole[name].keys() & whole[best].keys()
+        if name != best and len(shared) > 1:
+            ratios = [log_ratio(whole[name][s], whole[best][s]) for s in whole[name] if s in shared]
+            mean, error = mean_and_error(ratios)
+            verdicts[name] = "tie" if mean <= TIE * (error or 0.0) else "worse"
+    if any(verdicts.values()):
+        verdicts[best] = "best"
+    return verdicts
+
+
+def _log_mean(errors: Collection[float]) -> float:
+    return math.fsum(log_ratio(error, 1.0) for error in errors) / len(errors)
 
 
 def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The points (cost, error) to which no other is better in one and at least as good in the
-    other.
-    """
-    return {
-        name
-        for name, (cost, error) in points.items()
-        if not any(
-            c <= cost and e <= error and (c < cost or e < error)
-            for other, (c, e) in points.items()
-            if other != name
-        )
-    }
+    """The names of the points (cost, error) that no other point dominates."""
+
+    def dominated(cost: float, error: float) -> bool:
+        return any(c <= cost and e <= error and (c, e) != (cost, error) for c, e in points.values())
+
+    return {name for name, point in points.items() if not dominated(*point)}
 
 
 class Perceptual:
-    """LPIPS (Zhang et al. 2018, arXiv 1801.03924) where the package `lpips` and its weights are
-    installed.
+    """LPIPS, where the package `lpips` and its weights are installed.
+
+    Source: Zhang et al. 2018, arXiv 1801.03924.
     """
 
     def __init__(self) -> None:

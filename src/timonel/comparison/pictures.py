@@ -13,24 +13,16 @@ from .. import picture_files, reading
 if TYPE_CHECKING:
     from .store import Outcome, Store
 
-SMALL, SIDE, FRAME = (
-    128,
-    320,
-    192,
-)  # pixels of the longer side: kept as it is up to; of a still; of a frame of a video
-SPRITE = 96  # of a preview in a story
-STILL_BYTES, FRAME_BYTES, STORY_BYTES = (
-    32_000,
-    6_000,
-    24_000,
-)  # at most, so that the page of 60 runs is below 5 MB
+# pixels of the longer side: of a picture that is kept as it is, of others, of a video's frame, and
+# of a preview
+SMALL, SIDE, FRAME, SPRITE = 128, 320, 192, 96
+# at most, so that the page of 60 runs is below 5 MB
+STILL_BYTES, FRAME_BYTES, STORY_BYTES = 32_000, 6_000, 24_000
 TRIES = ((1.0, 80), (0.8, 70), (0.6, 55), (0.4, 40), (0.25, 25))  # share of the side, and quality
 
 
 def small(outcome: Outcome, store: Store) -> list[str]:
-    """The picture as a data address, or those of a video's frames, so that several videos can be
-    kept in step.
-    """
+    """A run's picture as a data address; of a video its frames, so that several play in step."""
     if outcome.id not in store.small:
         path = store.picture(outcome)
         store.small[outcome.id] = _frames(path) if outcome.frames else [_still(path)]
@@ -42,7 +34,7 @@ def link(outcome: Outcome, store: Store) -> str:
     return store.picture(outcome).relative_to(store.root).as_posix()
 
 
-def data(path: Path) -> str:
+def embedded(path: Path) -> str:
     """A file as a data address."""
     return _address(reading.content(path, "the picture"), path.suffix[1:])
 
@@ -53,7 +45,7 @@ def _address(content: bytes, kind: str) -> str:
 
 def _still(path: Path) -> str:
     picture = picture_files.picture(path)
-    return data(path) if max(picture.size) <= SMALL else _webp(picture, SIDE, STILL_BYTES)
+    return embedded(path) if max(picture.size) <= SMALL else _webp(picture, SIDE, STILL_BYTES)
 
 
 def _frames(path: Path) -> list[str]:
@@ -74,7 +66,7 @@ def _webp(picture: Any, side: int, most: int) -> str:
 
 
 def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
-    """Pictures of equal size side by side as WebP, and the size of one of them there."""
+    """PIL pictures of equal size side by side: the WebP, and width and height of one in it."""
     from PIL import Image
 
     longer = max(pictures[0].size)
@@ -97,17 +89,13 @@ def sprite(pictures: Sequence[Any]) -> tuple[bytes, tuple[int, int]]:
 
 
 def _within(most: int, draw: Callable[[float], Any]) -> tuple[bytes, float]:
-    """A picture as WebP of at most so many bytes, or the smallest that is tried; and at which share
-    of its side.
-    """
+    """A picture as WebP of at most `most` bytes or the smallest of `TRIES`, and its share there."""
     content, share = b"", 1.0
     for share, quality in TRIES:
         buffer, picture = io.BytesIO(), draw(share)
-        picture.save(
-            buffer,
-            format="WEBP",
-            quality=92 if max(picture.size) <= SMALL and share == 1 else quality,
-        )
+        if max(picture.size) <= SMALL and share == 1:
+            quality = 92
+        picture.save(buffer, format="WEBP", quality=quality)
         content = buffer.getvalue()
         if len(content) <= most:
             break

@@ -4,8 +4,8 @@
 
 Every field of a recipe may be an axis. The plan is the product of the axes, in the order in which
 they are listed here. A sampler that was fitted to a model, a .json file, has one number of steps:
-it runs at that one only, whichever are asked; where none are asked, the others run at those of the
-files, so that all are compared at the same steps.
+it runs at that one only, whichever `steps` are given; where none are, the others run at those of
+the files, so that all are compared at the same steps.
 """
 
 from __future__ import annotations
@@ -37,30 +37,24 @@ if TYPE_CHECKING:
 
 AXES = (
     "model", "prompt", "negative_prompt", "image", "sampler", "grid", "options", "grid_options",
-    "noise", "steps",
-    "guidance", "guidance_until", "rescale", "width", "height", "arguments", "dtype", "device",
-    "seed",
+    "noise", "steps", "guidance", "guidance_until", "rescale", "width", "height", "arguments",
+    "dtype", "device", "seed",
 )  # fmt: skip
-SAMPLE_AXES = (
-    "prompt",
-    "negative_prompt",
-    "image",
-    "seed",
-)  # what makes another sample of the same setting
+# what makes another sample of the same setting
+SAMPLE_AXES = ("prompt", "negative_prompt", "image", "seed")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-MANY = 1000  # runs that are not begun without a second thought
+MANY = 1000  # runs above which the caller is asked
 MOST = 100_000  # runs of one comparison
 PLAN = 2**22  # bytes of a plan's file
-NUMBER = re.compile(
-    r"[-+0-9a-fox_:.]+"
-)  # in YAML; 1:30:00 is 5400, and takes the square of its length to read
+# in YAML; 1:30:00 is 5400, and is read in the square of its length
+NUMBER = re.compile(r"[-+0-9a-fox_:.]+")
 DOTTED = re.compile(rf"(?:[\w'\"-]+\s*\.\s*){{{reading.DEPTH + 1}}}")
 Value = Any
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a plan: its recipe, and its place on the axes."""
+    """One run of a plan: its recipe, and its place `at` on the axes."""
 
     at: Mapping[str, Value]
     recipe: Recipe
@@ -68,13 +62,13 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """A name for what is computed: equal recipes have equal names, in every plan."""
-        told = self.recipe.model_dump(
+        data = self.recipe.model_dump(
             mode="json", exclude={"versions", "stopped_after"}, exclude_none=True
         )
         if self.recipe.image is not None:  # the picture itself, wherever it lies
             picture = reading.content(self.recipe.image, "the picture", picture_files.PICTURE)
-            told["image"] = hashlib.sha256(picture).hexdigest()
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+            data["image"] = hashlib.sha256(picture).hexdigest()
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def setting(self) -> dict[str, Value]:
@@ -84,10 +78,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a comparison. `axes`: name to values, in the order of the product, those with
-    one value too.
+    """The cells of a comparison.
 
-    `helms`: models that are loaded already, by the name that their recipes have for them.
+    Attributes:
+        axes: name to values, in the order of the product; those with one value too.
+        cells: the runs.
+        helms: models that are loaded already, by the name that their recipes have for them.
     """
 
     axes: Mapping[str, tuple[Value, ...]]
@@ -103,54 +99,55 @@ class Plan:
         yes: bool = True,
         **axes: Any,
     ) -> Plan:
-        """The product of the axes. A value that is no list is a list of one.
+        """The product of the axes; runs are counted before any of them is made.
 
-        `subjects`: prompts, or pictures for models that begin with one. `seeds`: so many, from 0;
-        or give `seed`. A model is a name, a pipeline or a `Helm`; the latter two are used as they
-        are. A sampler may be "solver", "solver/grid", a bare grid or a sampler file. Raises
-        `UnknownName` and `ArgumentError` for what cannot be meant, before any compute; combinations
-        that a model cannot run become failed cells later. `yes`: whether more than 1,000 runs are
-        meant; more than 100,000 are refused. Runs are counted before any of them is made.
+        Combinations that a model cannot run become failed cells when they are computed.
+
+        Args:
+            subjects: prompts, or pictures for models that begin with one.
+            seeds: how many, from 0; or give `seed`, a list of them.
+            yes: whether more than 1,000 runs are meant; more than 100,000 are refused.
+            **axes: a value or a list of values for each axis (`AXES`). A model is a name, a
+                pipeline or a `Helm`, and the latter two are used as they are; a sampler is
+                "solver", "solver/grid", a bare grid or a sampler file.
+
+        Raises:
+            UnknownName: of an axis, a sampler or a grid.
+            ArgumentError: a value that cannot be meant.
         """
         for name in axes:
             if name not in AXES:
                 raise UnknownName("axis", name, AXES)
         given = {name: _values(value) for name, value in axes.items()}
-        if seeds is not None:
-            if "seed" in given:
-                raise ArgumentError("give seeds= (how many) or seed= (which), not both")
-            given["seed"] = range(whole("seeds", seeds, 1, 2**62))
-        given.setdefault("seed", [0])
+        given["seed"] = _seeds(given, seeds)
         given["model"] = _models(given)
         given.setdefault("sampler", [DEFAULT])
-        _subjects(given, _listed(subjects))
+        _add_subjects(given, _listed(subjects))
         for name, values in given.items():
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
         given["sampler"] = _samplers(given["sampler"])
-        asked = _quick(_steps(given))
-        given["grid"] = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
-        ordered = {
-            name: _unique(given[name])
-            for name in AXES
-            if name in given and list(given[name][:2]) != [None]
-        }
-        check_count(_count(ordered, asked), yes)
-        spots = (
-            dict(zip(ordered, values, strict=True))
-            for values in itertools.product(*ordered.values())
-        )
-        cells = tuple(Cell(_shown(at), recipe(at)) for at in spots if _fits(at, asked))
-        axes = {name: tuple(_label(value) for value in values) for name, values in ordered.items()}
-        return cls(
-            axes,
-            cells,
-            {model.name: model.helm for model in given["model"] if not isinstance(model, str)},
-        )
+        named_steps = _quick(_steps(given))
+        ordered = _ordered(given)
+        check_count(_count(ordered, named_steps), yes)
+        product = itertools.product(*ordered.values())
+        places = (dict(zip(ordered, values, strict=True)) for values in product)
+        cells = tuple(Cell(_shown(at), recipe(at)) for at in places if _fits(at, named_steps))
+        labels = {name: tuple(map(_label, values)) for name, values in ordered.items()}
+        helms = {m.name: m.helm for m in given["model"] if not isinstance(m, str)}
+        return cls(labels, cells, helms)
 
     @classmethod
     def read(cls, path: str | PathLike[str], **more: Any) -> Plan:
-        """A plan from a TOML, YAML or JSON file whose keys are the axes; `more` goes on top of it."""
+        """A plan from a file.
+
+        Args:
+            path: a TOML, YAML or JSON file whose keys are the axes, `subjects` and `seeds`.
+            **more: axes that replace those of the file.
+
+        Raises:
+            ArgumentError: the file cannot be read; and as of `of`.
+        """
         given = read_file(Path(path))
         given |= {name: value for name, value in more.items() if value is not None}
         return cls.of(given.pop("subjects", ()), **given)
@@ -168,8 +165,11 @@ class Plan:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The content of a plan's file. Raises `ArgumentError` where it cannot be read or is no table
-    of axes.
+    """The axes of a plan's file.
+
+    Raises:
+        ArgumentError: it cannot be read, or is no table of axes.
+        UnknownName: of an axis.
     """
     parse = _parsers().get(path.suffix.lower())
     if parse is None:
@@ -196,7 +196,7 @@ def _parsers() -> dict[str, Callable[[str], Any]]:
 
 
 def _yaml(text: str) -> Any:
-    """YAML without names for parts of it, by which a short file can stand for one without end."""
+    """YAML without anchors, by which a short file can stand for one without end."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -212,17 +212,14 @@ def _yaml(text: str) -> Any:
             raise ValueError("it repeats a part by its name (*name): write it out")
         if getattr(event, "tag", None) is not None:
             raise ValueError(f"it has a tag ({event.tag}): write the value alone")
-        if (
-            isinstance(event, yaml.events.ScalarEvent)
-            and len(event.value) > 40
-            and NUMBER.fullmatch(event.value)
-        ):
+        scalar = isinstance(event, yaml.events.ScalarEvent)
+        if scalar and len(event.value) > 40 and NUMBER.fullmatch(event.value):
             raise ValueError("it has a number that is too long")
     return yaml.load(text, Loader=loader)
 
 
 def _toml(text: str) -> Any:
-    """TOML without names of very many parts, for which its reader takes the square of the time."""
+    """TOML without names of very many parts, which its reader takes the square of the time for."""
     try:
         import tomllib as toml
     except ImportError:  # Python 3.10
@@ -234,35 +231,50 @@ def _toml(text: str) -> Any:
 
 def recipe(at: Mapping[str, Value]) -> Recipe:
     """The recipe at a place on the axes; what is not named there is the model's own default."""
-    model = at["model"]
-    if isinstance(model, str):
-        card = zoo.card(model) if model in zoo.MODELS else None
-    else:
-        card, at = model.helm.card, {**at, "dtype": model.dtype, "device": model.device}
-    named = at["sampler"]
-    fitted = named.fitted if isinstance(named, Sampler) else None
-    chosen = Sampler(_label(named), at.get("grid"), options=at.get("options") or {},
-                     grid_options=at.get("grid_options") or {}, noise=at.get("noise"),
-                     fitted=fitted)  # fmt: skip
-    scale = at.get("guidance", card.default_guidance if card else None)
-    interval = parsed(scale, at.get("guidance_until"), at.get("rescale") or 0.0)
+    model, sampler = at["model"], at["sampler"]
+    card = _card(model)
+    usual = {"steps": STEPS, "guidance": None}
+    if card is not None:
+        usual = {"steps": card.default_steps, "guidance": card.default_guidance}
+        if at.get("image") is not None:  # the default size of these pipelines is far larger
+            usual |= {"width": card.resolution, "height": card.resolution}
+    at = {**usual, **at}
+    if not isinstance(model, str):
+        at |= {"dtype": model.dtype, "device": model.device}
+    given = {name: value for name, value in at.items() if value is not None}
+    chosen = Sampler(
+        _label(sampler),
+        at.get("grid"),
+        options=given.get("options", {}),
+        grid_options=given.get("grid_options", {}),
+        noise=at.get("noise"),
+        fitted=sampler.fitted if isinstance(sampler, Sampler) else None,
+    )
+    guidance = parsed(at["guidance"], at.get("guidance_until"), given.get("rescale", 0.0))
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
-    if (
-        card and at.get("image") is not None
-    ):  # pipelines of pictures have a size of their own, far larger
-        at = {"width": card.resolution, "height": card.resolution, **at}
     return Recipe(
-        model=_label(model), seed=at["seed"],
-        steps=at.get("steps", card.default_steps if card else STEPS),
-        arguments=dict(at.get("arguments") or {}), **Recipe.choice(chosen),
-        guidance=None if interval is None else GuidanceData.of(interval),
-        **{name: at[name] for name in plain if at.get(name) is not None},
-    )  # fmt: skip
+        model=_label(model),
+        seed=at["seed"],
+        steps=at["steps"],
+        arguments=dict(given.get("arguments", {})),
+        guidance=None if guidance is None else GuidanceData.of(guidance),
+        **Recipe.choice(chosen),
+        **{name: given[name] for name in plain if name in given},
+    )
+
+
+def _card(model: str | Loaded) -> Any:
+    if isinstance(model, str):
+        return zoo.card(model) if model in zoo.MODELS else None
+    return model.helm.card
 
 
 def check_count(runs: int, yes: bool) -> None:
-    """Raise `ArgumentError` for more runs than are meant unless `yes`, and for more than one
-    comparison holds.
+    """Raise `ArgumentError` for more runs than are meant, or than one comparison holds.
+
+    Args:
+        runs: of the plan.
+        yes: whether more than 1,000 are meant.
     """
     if runs > MOST:
         raise ArgumentError(
@@ -272,7 +284,7 @@ def check_count(runs: int, yes: bool) -> None:
         raise ArgumentError(f"the plan has {runs} runs; pass yes=True (--yes) if that is meant")
 
 
-def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> int:
+def _count(ordered: Mapping[str, Sequence[Value]], named_steps: Collection[Any]) -> int:
     """How many runs the axes make."""
     others: int = math.prod(
         len(values) for name, values in ordered.items() if name not in ("sampler", "steps")
@@ -281,9 +293,10 @@ def _count(ordered: Mapping[str, Sequence[Value]], asked: Collection[Any]) -> in
     if "steps" not in ordered:
         return others * len(samplers)
     files = [one for one in samplers if isinstance(one, Sampler)]
-    named: int = (len(samplers) - len(files)) * sum(steps in asked for steps in ordered["steps"])
-    own = sum(1 for one in files for steps in ordered["steps"] if steps == one.steps)
-    return others * (named + own)
+    steps = ordered["steps"]
+    named = (len(samplers) - len(files)) * sum(n in named_steps for n in steps)
+    of_files = len([n for one in files for n in steps if n == one.steps])
+    return int(others * (named + of_files))
 
 
 def _values(value: Any) -> Sequence[Any]:
@@ -291,8 +304,8 @@ def _values(value: Any) -> Sequence[Any]:
         if value and max(abs(value[0]), abs(value[-1])) >= 2**62:
             raise ArgumentError(f"a range of values must be below 2^62, got {value!r}")
         return value
-    made = plain(value)
-    return list(made) if isinstance(made, (list, tuple)) else [made]
+    value = plain(value)
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _listed(subjects: Any) -> list[Any]:
@@ -301,19 +314,15 @@ def _listed(subjects: Any) -> list[Any]:
 
 
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
-    """The values without repetitions, in order. Objects that cannot be in a set are few, and
-    compared by pairs.
-    """
+    """The values without repetitions, in order; the few that cannot be in a set, by pairs."""
     if isinstance(values, range):
         return values
     kept, seen, others = list[Any](), set[Any](), list[Any]()
     for value in values:
         try:
-            key = (
-                (json.dumps(value, sort_keys=True), "JSON")
-                if isinstance(value, (dict, list))
-                else value
-            )
+            key = value
+            if isinstance(value, (dict, list)):
+                key = (json.dumps(value, sort_keys=True), "JSON")
             known = key in seen
             seen.add(key)
         except (TypeError, ValueError):
@@ -335,9 +344,8 @@ def is_model(value: Any) -> bool:
 
 def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
     """The axis of models: names, and what is loaded already."""
-    models = [
-        os.fspath(m) if isinstance(m, os.PathLike) else m for m in given.get("model", ["emoji"])
-    ]
+    models = given.get("model", ["emoji"])
+    models = [os.fspath(m) if isinstance(m, PathLike) else m for m in models]
     objects = [model for model in models if not isinstance(model, str)]
     for model in objects:
         if not is_model(model):
@@ -354,50 +362,68 @@ def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
     return [model if isinstance(model, str) else Loaded.of(model) for model in models]
 
 
-def _subjects(given: dict[str, Sequence[Any]], subjects: list[str]) -> None:
-    """Prompts and pictures, told apart: a picture is a file that is there, or a name that ends like
-    one.
+def _seeds(given: Mapping[str, Sequence[Any]], seeds: int | None) -> Sequence[Any]:
+    if seeds is None:
+        return given.get("seed", [0])
+    if "seed" in given:
+        raise ArgumentError("give seeds= (how many) or seed= (which), not both")
+    return range(whole("seeds", seeds, 1, 2**62))
+
+
+def _add_subjects(given: dict[str, Sequence[Any]], subjects: list[Any]) -> None:
+    """Put prompts and pictures on their axes.
+
+    A picture is a file that is there, or a name that ends like one.
     """
     for subject in subjects:
         if not isinstance(subject, (str, Path)) or not str(subject).strip():
             raise ArgumentError(
                 f'a subject is a prompt or a picture, e.g. "red apple", got {subject!r}'
             )
-    pictures = [
-        s
-        for s in subjects
-        if re.fullmatch(r".+\.\w+", str(s)) and Path(s).suffix.lower() in PICTURES
-    ]
-    missing = [
-        s for s in [*pictures, *given.get("image", [])] if s is not None and not Path(s).is_file()
-    ]
-    if missing:
-        raise ArgumentError(f"there is no picture {str(missing[0])!r}")
-    seen = set(pictures)
-    prompts = [s for s in subjects if s not in seen]
+    pictures = _pictures(subjects, given.get("image", []))
+    prompts = [s for s in subjects if s not in pictures]
     if pictures and prompts:
         raise ArgumentError("give prompts or pictures, not both")
-    for name, found in (("prompt", prompts), ("image", [str(p) for p in pictures])):
-        if found and name in given:
+    for name, values in (("prompt", prompts), ("image", list(map(str, pictures)))):
+        if values and name in given:
             raise ArgumentError(f"give {name}= once")
-        if found:
-            given[name] = found
+        if values:
+            given[name] = values
     if "prompt" not in given and "image" not in given:
         raise ArgumentError('the plan is empty: say what to paint, e.g. "red apple"')
 
 
+def _pictures(subjects: list[Any], more: Sequence[Any]) -> dict[Any, None]:
+    """The subjects that are pictures, in order. Raises `ArgumentError` where one is not there."""
+    pictures = {
+        s: None
+        for s in subjects
+        if re.fullmatch(r".+\.\w+", str(s)) and Path(s).suffix.lower() in PICTURES
+    }
+    for picture in (*pictures, *more):
+        if picture is not None and not Path(picture).is_file():
+            raise ArgumentError(f"there is no picture {str(picture)!r}")
+    return pictures
+
+
+def _ordered(given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The axes in their order, without repetitions and without those that hold only None."""
+    gridded = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
+    given = {**given, "grid": gridded}
+    named = [name for name in AXES if name in given and list(given[name][:2]) != [None]]
+    return {name: _unique(given[name]) for name in named}
+
+
 def _samplers(given: Sequence[Any]) -> list[str | Sampler]:
-    """Samplers as they are typed; files are read. Raises `ArgumentError` where two of them have one
-    name.
-    """
-    made = [_sampler(name) for name in given]
-    files = {one.name: one for one in made if isinstance(one, Sampler)}
-    for one in made:
+    """Samplers as they are typed, files read; two different ones of one name are refused."""
+    samplers = [_sampler(name) for name in given]
+    files = {one.name: one for one in samplers if isinstance(one, Sampler)}
+    for one in samplers:
         if _label(one) in files and one != files[_label(one)]:
             raise ArgumentError(
                 f"two samplers are called {_label(one)!r} here: give one of the files another name"
             )
-    return made
+    return samplers
 
 
 def _sampler(name: Any) -> str | Sampler:
@@ -421,15 +447,15 @@ def _label(value: Value) -> Value:
 
 def _steps(given: dict[str, Sequence[Any]]) -> Sequence[Any]:
     """The steps at which named samplers run; those of sampler files join the axis, in order."""
-    own = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
-    asked = given.get("steps", own)
-    if any(steps not in asked for steps in own):
+    of_files = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
+    named_steps = given.get("steps", of_files)
+    if any(steps not in named_steps for steps in of_files):
         given["steps"] = sorted(
-            [*asked, *own], key=lambda steps: steps if isinstance(steps, int) else 0
+            [*named_steps, *of_files], key=lambda steps: steps if isinstance(steps, int) else 0
         )
-    elif own:
-        given["steps"] = asked
-    return asked
+    elif of_files:
+        given["steps"] = named_steps
+    return named_steps
 
 
 def _quick(values: Sequence[Any]) -> Collection[Any]:
@@ -440,16 +466,11 @@ def _quick(values: Sequence[Any]) -> Collection[Any]:
         return values
 
 
-def _fits(at: Mapping[str, Value], asked: Collection[Any]) -> bool:
-    """Whether a place is part of the plan: a sampler file at its own steps, a named sampler at
-    those asked.
-    """
-    one = at["sampler"]
-    return (
-        at["steps"] == one.steps
-        if isinstance(one, Sampler)
-        else "steps" not in at or at["steps"] in asked
-    )
+def _fits(at: Mapping[str, Value], named_steps: Collection[Any]) -> bool:
+    """Whether a sampler runs at these steps: a file at its own, a named one at `named_steps`."""
+    if isinstance(at["sampler"], Sampler):
+        return bool(at["steps"] == at["sampler"].steps)
+    return "steps" not in at or at["steps"] in named_steps
 
 
 def _shown(at: Mapping[str, Value]) -> dict[str, Value]:

@@ -1,5 +1,6 @@
-"""Rows as a table of pyarrow: for export, and to read the reports of before sqlite. Nothing else
-needs pyarrow.
+"""Rows as a table of pyarrow, for export and for reports of before sqlite.
+
+Nothing else needs pyarrow.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
     import pyarrow
 
 MOST, TEXT = 1_000_000, 2**26  # rows, and bytes, of a table that is read
-BEFORE, KEPT = (
-    "results.parquet",
-    "results.parquet.read",
-)  # the table of before sqlite, and its name once it was read
+# the table of before sqlite, and its name once it was read
+BEFORE, KEPT = "results.parquet", "results.parquet.read"
+COLUMNS = {
+    "string": [
+        "id", "kind", "status", "reason", "reference", "model", "prompt", "image", "sampler",
+        "grid", "noise", "recipe",
+    ],
+    "int64": [
+        "nfe", "evaluations", "evaluations_saved", "frames", "previews", "width", "height", "seed",
+        "steps",
+    ],
+    "float64": ["seconds", "change", "guidance", "guidance_until", *MEASURES],
+    "bool_": ["stochastic"],
+}  # fmt: skip
 
 
 def _pyarrow(why: str) -> Any:
@@ -38,45 +49,13 @@ def _pyarrow(why: str) -> Any:
 def table(rows: Sequence[dict[str, Any]]) -> pyarrow.Table:
     """The rows as a table. Raises `ArgumentError` without pyarrow."""
     pa = _pyarrow("a table")
-    text = (
-        "id",
-        "kind",
-        "status",
-        "reason",
-        "reference",
-        "model",
-        "prompt",
-        "image",
-        "sampler",
-        "grid",
-        "noise",
-    )
-    whole = (
-        "nfe",
-        "halves",
-        "halves_saved",
-        "frames",
-        "steps_told",
-        "width",
-        "height",
-        "seed",
-        "steps",
-    )
-    real = ("seconds", "change", "guidance", "guidance_until", *MEASURES)
-    kinds = (
-        dict.fromkeys(text, pa.string())
-        | dict.fromkeys(whole, pa.int64())
-        | dict.fromkeys(real, pa.float64())
-    )
-    lists = dict.fromkeys(("levels", "times"), pa.list_(pa.float64()))
-    columns = [*kinds.items(), *lists.items(), ("stochastic", pa.bool_()), ("recipe", pa.string())]
+    columns = [(name, getattr(pa, kind)()) for kind, names in COLUMNS.items() for name in names]
+    columns += [(name, pa.list_(pa.float64())) for name in ("levels", "times")]
     return pa.Table.from_pylist(list(rows), schema=pa.schema(columns))
 
 
 def exportable(path: str | PathLike[str]) -> Path:
-    """Where a table can be written. Raises `ArgumentError` for a name that it cannot have, or
-    without pyarrow.
-    """
+    """The path of a table. Raises `ArgumentError` for another suffix, or without pyarrow."""
     target = Path(path)
     if target.suffix.lower() != ".parquet":
         raise ArgumentError(f"a table is written as a .parquet file, got {str(path)!r}")
@@ -99,8 +78,10 @@ def export(rows: Sequence[dict[str, Any]], path: str | PathLike[str]) -> Path:
 
 
 def before(root: Path) -> list[dict[str, Any]]:
-    """The rows of a report that was written before sqlite. Raises `ArgumentError` where they cannot
-    be read.
+    """The rows of a report of before sqlite; none where there is no such table.
+
+    Raises:
+        ArgumentError: the table cannot be read.
     """
     path = root / BEFORE
     if not path.is_file():
@@ -115,9 +96,7 @@ def before(root: Path) -> list[dict[str, Any]]:
         if about.num_rows > MOST or size > TEXT or path.is_symlink():
             raise ValueError(f"{about.num_rows} rows of {size} bytes, or a link")
         rows: list[dict[str, Any]] = []
-        for batch in file.iter_batches(
-            batch_size=8
-        ):  # a value that is written once may stand for many
+        for batch in file.iter_batches(batch_size=8):  # one value may stand for many rows
             size += batch.nbytes
             if size > 4 * TEXT:
                 raise ValueError(f"more than {4 * TEXT:,} bytes")
@@ -130,8 +109,6 @@ def before(root: Path) -> list[dict[str, Any]]:
 
 
 def put_away(root: Path) -> None:
-    """Give the table of before sqlite another name: its rows are in the new one, and it no longer
-    grows.
-    """
+    """Rename the table of before sqlite, once its rows are in the new one."""
     with suppress(FileNotFoundError):  # as nearly always, or another process did it
         (root / BEFORE).replace(root / KEPT)

@@ -20,7 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..errors import ArgumentError, finite, whole
-from ..pipelines.guidance import parts
+from ..pipelines.guidance import batch_tree as parts
 from ..pipelines.guidance.gate import networks
 from ..pipelines.network.busy import called_by
 

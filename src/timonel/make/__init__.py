@@ -1,3 +1,1 @@
-"""What people come for: a picture from a prompt, a video from a picture, and the same once more
-from a recipe.
-"""
+"""A picture from a prompt, a video from a picture, and either again from its recipe."""

@@ -1,4 +1,4 @@
-"""The main job: a prompt in, a picture out, with how it came to be."""
+"""A picture from a prompt, with a contact sheet and an animation of its steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ from .places import ENDINGS, unused
 from .recipe import Recipe
 
 SHOWN = 256  # pixels of the longer side of every step's picture
-# pictures up to this many pixels are decoded at every step; larger ones use the linear preview
-SMALL = 256
+SMALL = 256  # up to this side pictures are decoded at every step, above by the linear preview
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one job left behind."""
+class Generated:
+    """The result of `generate`.
+
+    Attributes:
+        picture: the PNG, with its recipe in it.
+        sheet: the contact sheet of its steps.
+        animation: of its steps.
+        recipe: of what really ran.
+        seconds: that it took.
+        calls: of the network.
+        stopped: why the run was stopped; "" where it was not.
+        previews: the folder of the steps' pictures.
+    """
 
     picture: Path
     sheet: Path
@@ -39,19 +49,29 @@ class Made:
 
 
 def generate(
-    recipe: Recipe, folder: Path, *, helm: Helm | None = None, preview: bool = False,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    helm: Helm | None = None,
+    preview: bool = False,
     hooks: Sequence[Any] = (),
-    name: str | None = None, overwrite: bool = False,
-) -> Made:  # fmt: skip
-    """Make the recipe's picture in `folder`: the PNG, a contact sheet of its steps and an animation
-    of them.
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Generated:
+    """Make a recipe's picture, and write it; a stopped run is decoded and written too.
 
-    `preview` also writes every step's picture while it runs, into a folder of the picture's name. A
-    stopped run is decoded and saved too. `name`: of the picture, without ".png"; by default the
-    prompt and the seed. Nothing that exists is replaced unless `overwrite`: a name that is made of
-    the prompt gets a number, `name` is refused.
+    Args:
+        recipe: of the picture.
+        folder: for its files.
+        helm: with the model; by default the recipe's model is loaded.
+        preview: also write every step's picture while it runs, in a folder of the picture's name.
+        hooks: as in a call of the helm.
+        name: of the picture, without ".png"; by default the prompt and the seed.
+        overwrite: replace files that exist. Without it a `name` that exists is refused, and the
+            default one gets a number.
 
-    Raises `ArgumentError` for what cannot be used or written, before any compute.
+    Raises:
+        ArgumentError: before any compute, for what cannot be used or written.
     """
     helm = helm or recipe.helm()
     if recipe.prompt and "prompt" not in inspect.signature(type(helm.pipe).__call__).parameters:
@@ -64,32 +84,32 @@ def generate(
         unused(stem, overwrite)
     writable(folder)
     decode = True if _side(helm, recipe) <= SMALL else None
-    story = collect(decode=decode, size=SHOWN)
-    watchers: list[Any] = [story, *hooks]
+    steps = collect(decode=decode, size=SHOWN)
+    watchers: list[Any] = [steps, *hooks]
     with _previews(stem, preview, overwrite) as previews:
         if previews is not None:
             stem = previews
             watchers.append(preview_hook(previews, decode=decode, size=SHOWN))
         began = time.perf_counter()
-        picture, made = recipe.make(helm, hooks=watchers)
+        picture, done = recipe.make(helm, hooks=watchers)
     seconds = time.perf_counter() - began
     run = helm.run
     assert run is not None
     with _stem(stem, preview, overwrite) as stem:
         png, sheet, animation = (beside(stem, ending) for ending in ENDINGS)
-        made.save(picture, png)
+        done.save(picture, png)
         try:
-            story.contact_sheet(sheet)
-            story.animation(animation, fps=6)
+            steps.contact_sheet(sheet)
+            steps.animation(animation, fps=6)
         except ArgumentError as error:  # the disk is full
             raise ArgumentError(f"{error}; the picture itself is kept: {str(png)!r}") from error
         reason = run.reason if run.status == "stopped" else ""
-        return Made(png, sheet, animation, made, seconds, run.advances, reason, previews)
+        return Generated(png, sheet, animation, done, seconds, run.advances, reason, previews)
 
 
 @contextmanager
 def _previews(stem: Path, wanted: bool, overwrite: bool) -> Iterator[Path | None]:
-    """The folder of the steps' pictures, nobody else's; one that stays empty goes."""
+    """A new folder for the steps' pictures; removed where it stays empty."""
     if not wanted:
         yield None
         return
@@ -105,29 +125,26 @@ def _previews(stem: Path, wanted: bool, overwrite: bool) -> Iterator[Path | None
 
 
 @contextmanager
-def _stem(stem: Path, mine: bool, overwrite: bool) -> Iterator[Path]:
-    """Where the files go: `stem`, or the next free name. `mine`: the folder of that name is this
-    picture's.
-    """
+def _stem(stem: Path, taken: bool, overwrite: bool) -> Iterator[Path]:
+    """The path of the files without suffix: `stem`, or the next free one unless it is `taken`."""
     if overwrite:
         yield stem
         return
-    with claimed(stem if mine else free(stem, *ENDINGS, ""), *ENDINGS) as one:
-        yield one
+    with claimed(stem if taken else free(stem, *ENDINGS, ""), *ENDINGS) as path:
+        yield path
 
 
 def _side(helm: Helm, recipe: Recipe) -> int:
     """The longer side of the picture, in pixels."""
-    given = max(recipe.width or 0, recipe.height or 0)
-    if given or helm.card:
-        return given or (helm.card.resolution if helm.card else 0)
+    if recipe.width or recipe.height:
+        return max(recipe.width or 0, recipe.height or 0)
+    if helm.card:
+        return helm.card.resolution
     size = getattr(getattr(helm.pipe, "unet", None), "config", {}).get("sample_size") or 64
     return int(size) * int(getattr(helm.pipe, "vae_scale_factor", 8))
 
 
 def slug(text: str) -> str:
-    """A prompt as a file name: letters and digits of any script, joined by dashes, at most 60 and
-    180 bytes.
-    """
+    """A prompt as a file name: letters and digits, joined by dashes, at most 60 and 180 bytes."""
     short = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:60]
     return short.encode("utf-8", "ignore")[:180].decode("utf-8", "ignore").strip("-") or "picture"

@@ -1,6 +1,4 @@
-"""Where the files of a picture go. Imports nothing heavy, so that a name that cannot be used is
-refused at once.
-"""
+"""Where the files of a picture go; imports nothing heavy, so a wrong name is refused at once."""
 
 from __future__ import annotations
 
@@ -11,24 +9,21 @@ from ..files import beside, ready, writable
 
 ENDINGS = (".png", ".sheet.png", ".gif")  # of the picture, its contact sheet and its animation
 OTHERS = (
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".svg",
-    ".pdf",
-    ".mp4",
+    ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg", ".pdf", ".mp4",
     ".json",
-)
+)  # fmt: skip
 
 
 def placed(out: Path, count: int, overwrite: bool) -> tuple[Path, str | None]:
-    """The folder and, where `out` names a picture, its name. Raises `ArgumentError` where that
-    cannot be written.
+    """The folder and, where `out` names a picture, its name.
+
+    Args:
+        out: a folder, or a .png file.
+        count: of pictures; several need a folder.
+        overwrite: replace files that exist.
+
+    Raises:
+        ArgumentError: they cannot be written.
     """
     if out.is_dir() or out.suffix.lower() not in (".png", *OTHERS):
         writable(out)

@@ -23,94 +23,85 @@ if TYPE_CHECKING:
 
     from ..pipelines.helm import Helm
 
-PAIRS = (
-    "crops_coords_top_left",
-    "original_size",
-    "target_size",
-)  # arguments that a pipeline wants as tuples
+# arguments that a pipeline wants as tuples
+PAIRS = ("crops_coords_top_left", "original_size", "target_size")
 
 
 class Recipe(RecipeData):
-    """One picture as data. Written into the PNG by `save`, read back by `read`, made again by
-    `make`.
+    """One picture as data: `save` writes it into the PNG, `read` reads it, `make` makes it again.
 
     A picture that the helm makes has its recipe in `info`, and its own `save` writes it into a PNG
-    too. `pipeline`: the class of a pipeline object that was at the helm; `model` is then only where
-    that says it comes from. `missing`: arguments that a file cannot hold, such as a picture.
-    `besides`: what else had a part in it, such as a hook. `batch`: how many pictures were made at
-    once. `listed`: the levels are a list that the pipeline is called with. `part`: which part of
-    the levels, see `Sampler`.
+    too. A recipe from a picture names a model that whoever wrote the file chose: one that does not
+    ship with timonel is loaded only where the caller names it too, see `helm`.
 
-    A recipe from a picture names a model that whoever wrote the file chose: one that does not ship
-    with timonel is loaded only where the caller names it too, see `helm`.
+    Attributes:
+        pipeline: class of a pipeline object; `model` is then where that says it comes from.
+        missing: arguments that a file cannot hold, such as a picture.
+        besides: what else had a part in it, such as a hook.
+        batch: how many pictures were made at once.
+        listed: whether the levels are a list that the pipeline is called with.
+        part: which part of the levels, see `Sampler`.
     """
 
-    _read: tuple[str, str] | None = PrivateAttr(
-        None
-    )  # the picture that it was read from, and the model named there
+    # the picture that it was read from, and the model named there
+    _read: tuple[str, str] | None = PrivateAttr(None)
 
     def _sampler(self, helm: Helm) -> Sampler:
-        """The sampler of a call. A picture from before grids were always written was made on the
-        usual one of then.
-        """
-        found = self.chosen()
-        if self.listed or found.times is not None:
-            return found
-        if (
-            not self.versions
-            or found.fitted is not None
-            or found.sigmas is not None
-            or found.grid is not None
-        ):
-            return found
-        former = (
-            "karras"
-            if processes.from_config(helm.pipe.scheduler.config).kind == "edm"
-            else "trailing"
-        )
-        return replace(found, grid=solvers.find(found.name).grid or former)
+        """The sampler of a call; of a picture that names no grid on the default one of then."""
+        sampler = self.chosen()
+        levels = (self.listed, sampler.times, sampler.sigmas, sampler.fitted, sampler.grid)
+        if not self.versions or any(value not in (None, False) for value in levels):
+            return sampler
+        edm = processes.from_config(helm.pipe.scheduler.config).kind == "edm"
+        former = "karras" if edm else "trailing"
+        return replace(sampler, grid=solvers.find(sampler.name).grid or former)
 
     def inputs(self) -> dict[str, Any]:
-        """What the pipeline itself is called with; `image` is a path, read here."""
+        """The arguments of the pipeline; `image` is a path, read here."""
         from .animate import still
 
-        prompts = {
+        arguments = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             **(self.more_prompts or {}),
-        }
-        given: dict[str, Any] = dict(prompts)
-        given |= {
-            k: tuple(v) if k.endswith(PAIRS) and isinstance(v, list) else v
-            for k, v in self.arguments.items()
-        }
-        size = {
+            **self.arguments,
             "width": self.width,
             "height": self.height,
             "image": still(self.image) if self.image else None,
         }
-        return {k: v for k, v in {**given, **size}.items() if v is not None}
+        for name, value in arguments.items():
+            if name.endswith(PAIRS) and isinstance(value, list):
+                arguments[name] = tuple(value)
+        return {name: value for name, value in arguments.items() if value is not None}
 
     def call(self, helm: Helm, *, hooks: Sequence[Any] = (), **more: Any) -> Any:
-        """The pipeline's own output under the helm; `more` are arguments of the pipeline that are
-        not the recipe's.
+        """The pipeline's output under the helm.
+
+        Args:
+            helm: with the model.
+            hooks: as in a call of the helm.
+            **more: arguments of the pipeline that are not in the recipe.
         """
         from ..hooks.control import stop_when
 
         hooks = list(hooks)
         if self.stopped_after is not None:
-            hooks.append(
-                stop_when(lambda run: run.step == self.stopped_after, "the recipe stops here")
-            )
-        guidance = None if self.guidance is None else self.guidance.guidance()
-        given = {**self.inputs(), **more}
+            last = self.stopped_after
+            hooks.append(stop_when(lambda run: run.step == last, "the recipe stops here"))
         return helm(
-            sampler=self._sampler(helm), guidance=guidance, seeds=[self.seed], hooks=hooks, **given
+            sampler=self._sampler(helm),
+            guidance=None if self.guidance is None else self.guidance.guidance(),
+            seeds=[self.seed],
+            hooks=hooks,
+            **{**self.inputs(), **more},
         )
 
-    def check(self, *held: str, helm: bool = False) -> None:
-        """Raise `ArgumentError` where a file cannot hold all it takes: a pipeline object, or inputs
-        not in `held`.
+    def check(self, *given: str, helm: bool = False) -> None:
+        """Raise `ArgumentError` where the recipe alone cannot make the picture.
+
+        Args:
+            *given: names of the arguments that the caller has.
+            helm: whether the caller has the pipeline.
         """
         if self.pipeline is not None and not helm:
             origin = "" if self.model == "unknown" else f", which says it comes from {self.model!r}"
@@ -119,7 +110,7 @@ class Recipe(RecipeData):
                 " was built. Build it again and use Recipe.read(path).make(tm.Helm(pipe)), or give"
                 " tm.Helm the model's name next time"
             )
-        lost = [name for name in self.missing or () if name not in held]
+        lost = [name for name in self.missing or () if name not in given]
         if lost:
             raise ArgumentError(
                 f"it was also made of {', '.join(f'{name}=' for name in lost)} which a file cannot"
@@ -127,11 +118,11 @@ class Recipe(RecipeData):
             )
 
     def helm(self, model: str | None = None) -> Helm:
-        """The model of this recipe at the helm.
+        """A helm with the recipe's model.
 
         Args:
-            model: the recipe's model again. It is needed where a picture alone names it and it is
-            not a shipped one.
+            model: the recipe's model again; needed where a picture alone names it and it does not
+                ship with timonel.
 
         Raises:
             ArgumentError: it is needed, or another model than the recipe's.
@@ -141,30 +132,30 @@ class Recipe(RecipeData):
 
         if model is not None and model != self.model:
             raise ArgumentError(f"the recipe's model is {self.model!r}, and not {shown(model)}")
-        if (
-            model is None
-            and self._read is not None
-            and self._read[1] == self.model
-            and self.model not in zoo.MODELS
-        ):
+        read = self._read if self._read is not None and self._read[1] == self.model else None
+        if model is None and read is not None and self.model not in zoo.MODELS:
             raise ArgumentError(
-                f"{self._read[0]} names the model {self.model!r}, which does not ship with timonel;"
+                f"{read[0]} names the model {self.model!r}, which does not ship with timonel;"
                 f" where you know it, name it too: tm.replay(path, model={self.model!r})"
             )
-        loading: dict[str, Any] = {
-            "dtype": self.dtype,
-            "device": self.device,
-            **(self.loading or {}),
-        }
-        return Helm(self.model, **loading)
+        loading: dict[str, Any] = dict(self.loading or {})
+        return Helm(self.model, **{"dtype": self.dtype, "device": self.device, **loading})
 
     def make(
         self, helm: Helm | None = None, *, hooks: Sequence[Any] = (), **more: Any
     ) -> tuple[Image.Image, Recipe]:
-        """The picture, and the recipe of what really ran (versions, and where it was stopped).
+        """Make the picture again.
 
-        Without `helm` the model is loaded, see `helm()`. `more`: arguments that a file cannot hold.
-        Raises `ArgumentError` where one is missing, before any compute.
+        Args:
+            helm: with the model; by default it is loaded, see `helm()`.
+            hooks: as in a call of the helm.
+            **more: arguments that a file cannot hold.
+
+        Returns:
+            The picture, and the recipe of what really ran: its versions, and where it was stopped.
+
+        Raises:
+            ArgumentError: before any compute, where an argument is missing.
         """
         self.check(*more, helm=helm is not None)
         helm = helm or self.helm()
@@ -177,9 +168,7 @@ class Recipe(RecipeData):
         return output.images[0], self.model_copy(update=now)
 
     def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
-        """Write the picture as a PNG with this recipe in it, atomically; a file of that name is
-        replaced.
-        """
+        """Write the picture as a PNG with this recipe in it, atomically, over an existing file."""
         from ..pipelines.recipe.images import chunks
 
         with replacing(path) as temporary:
@@ -203,9 +192,9 @@ class Recipe(RecipeData):
                 f"{where} has no timonel recipe in it; only PNGs that timonel wrote can be replayed"
             )
         try:
-            made = cls.model_validate(reading.parsed(text))
-            made._read = (f"the recipe in {where}", made.model)
-            return made
+            recipe = cls.model_validate(reading.parsed(text))
+            recipe._read = (f"the recipe in {where}", recipe.model)
+            return recipe
         except ValidationError as error:
             wrong = error.errors()[0]
             at = ".".join(map(str, wrong["loc"]))
@@ -219,20 +208,20 @@ class Recipe(RecipeData):
 def replay(
     path: str | PathLike[str], *, model: str | None = None, hooks: Sequence[Any] = ()
 ) -> Image.Image:
-    """Make the picture at `path` again from its recipe; the same bits on the same machine and
-    versions.
+    """Make a picture again from its recipe: the same bits on the same machine and versions.
 
     Args:
         path: a PNG with a recipe.
         model: its model, which a file alone does not choose; not needed for the models that ship
-        with timonel. hooks: as in a call of the helm.
+            with timonel.
+        hooks: as in a call of the helm.
 
     Returns:
         The picture.
 
     Raises:
         ArgumentError: there is no recipe, `model` is needed or another one, or the recipe needs
-        what no file holds.
+            what no file holds.
     """
     recipe = Recipe.read(path)
     recipe.check()

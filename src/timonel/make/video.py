@@ -20,14 +20,19 @@ SUFFIXES = (".mp4", ".gif", ".webp")
 def write(
     frames: Sequence[Image.Image], path: str | PathLike[str], fps: float = 7.0, *, loops: int = 1
 ) -> Path:
-    """Write `frames` (equal sizes) at `fps` pictures a second, atomically, and return the path.
+    """Write pictures as a video, atomically, and return its path.
 
-    MP4 is H.264 in 4:2:0, so an odd width or height gains one repeated line; `loops` repeats the
-    frames there. GIF and WebP (lossless) loop for ever by themselves; a GIF keeps whole hundredths
-    of a second.
+    MP4 is H.264 in 4:2:0, so an odd width or height gains one repeated line. GIF and WebP
+    (lossless) loop for ever; a GIF keeps whole hundredths of a second.
 
-    Raises `ArgumentError` for another suffix, no frames, unequal sizes, fps outside 0.1 to 120, or
-    where the file cannot be written.
+    Args:
+        frames: pictures of PIL, of one size.
+        path: .mp4, .gif or .webp.
+        fps: pictures a second, 0.1 to 120.
+        loops: how often an MP4 holds the frames.
+
+    Raises:
+        ArgumentError: another suffix, no frames, unequal sizes, or a file that cannot be written.
     """
     kind = Path(path).suffix.lower()
     if kind not in SUFFIXES:
@@ -44,10 +49,8 @@ def write(
         else:
             more: dict[str, Any] = {"lossless": True} if kind == ".webp" else {"disposal": 1}
             first, *rest = shown
-            first.save(
-                temporary, save_all=True, append_images=rest, duration=round(1000 / rate), loop=0,
-                **more
-            )  # fmt: skip
+            more |= {"append_images": rest, "duration": round(1000 / rate), "loop": 0}
+            first.save(temporary, save_all=True, **more)
     return Path(path)
 
 
@@ -61,11 +64,8 @@ def _mp4(frames: Sequence[Image.Image], path: Path, fps: float) -> None:
         stream = file.add_stream(
             "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "14"}
         )
-        stream.width, stream.height, stream.pix_fmt = (
-            width + width % 2,
-            height + height % 2,
-            "yuv420p",
-        )
+        stream.width, stream.height = width + width % 2, height + height % 2
+        stream.pix_fmt = "yuv420p"
         for frame in frames:
             even = np.pad(np.asarray(frame), odd, mode="edge")
             file.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))

@@ -3,7 +3,7 @@
 scheduler.py   `pipe.scheduler` is a `Scheduler`; its `step` advances the run
 timesteps.py   `scheduler.timesteps` is a tensor whose iteration is driven by the run
 gate.py        wraps the network: skips the unconditional parts, applies guidance
-parts.py       which parts of a guided call are which
+batch_tree.py  which parts of a guided call are which
 scale.py       which argument of a pipeline holds the guidance scale
 fits.py        what is checked before anything is computed
 decode.py      latents to pictures, for previews and stopped runs

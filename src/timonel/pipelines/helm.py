@@ -30,7 +30,7 @@ from ..errors import (
 from ..zoo import prompts
 from . import choice, fitted_check, request
 from .decode.not_finite import Decoded
-from .decode.previews import Context, previewed
+from .decode.previews import PipelineContext, previewed
 from .guidance import scale
 from .guidance.gate import Gate, gated, networks
 from .handle import Handle
@@ -130,7 +130,7 @@ class Helm:
                 f"{type(self.pipe).__name__} has no loop of its own that steps its scheduler; "
                 "give the pipelines inside it, one by one"
             )
-        self.context = Context(self.pipe, self.card.latent_rgb() if self.card else None)
+        self.context = PipelineContext(self.pipe, self.card.latent_rgb() if self.card else None)
         self.seeds: tuple[int, ...] = ()
         self.choice: choice.Choice | None = (
             None  # the sampler and steps of the last call, and why; see `choose`
@@ -237,7 +237,7 @@ class Helm:
 
     def _go(self, scheduler: Scheduler, gate: Gate, options: dict[str, Any], claim: Claim) -> Any:
         """The call itself. After it the pipeline is what it was before, whatever happened."""
-        told, driver = scale.told(self.pipe, self._parameters, gate.own), scheduler.run.driver
+        told, driver = scale.guiders_at(self.pipe, self._parameters, gate.own), scheduler.run.driver
         with claim.working(), self._steered(scheduler), told:
             self.context.call = options
             driver.recall(None)  # a plain call that failed leaves its caches as they are
@@ -336,7 +336,7 @@ class Helm:
         for hook in hooks:
             takes_the_run(hook)
         guidance = self._scaled(ours["guidance"], options, resume)
-        given, own = scale.order(self.pipe, self._parameters, options, guidance)
+        given, own = scale.resolve_guidance(self.pipe, self._parameters, options, guidance)
         scheduler, made = self._sampling(ours, options, given)
         if rounds_down(self.pipe):
             requested_levels.left(scheduler.sampler.steps, options, self._parameters)
@@ -468,7 +468,7 @@ class Helm:
         """
         given: Guidance | None = None
         if self.card is not None:
-            given, _ = scale.order(
+            given, _ = scale.resolve_guidance(
                 self.pipe, self._parameters, {}, self._scaled(guidance, {}, None)
             )
         ours = {"sampler": sampler, "steps": steps, "fitted": fitted}

@@ -1,9 +1,8 @@
-"""Models by name: a shipped one, a folder in diffusers' format, a single file, or a name on the
-hub.
+"""Models by name: a shipped one, a folder in diffusers' format, a single file, or a hub name.
 
 Weights are read from safetensors only. Pickles, and code that comes with a model, are refused: both
-would run. What a folder or a repository holds is looked at by `trust.py` before any library reads
-it; this is the one way in.
+would run. `trust.py` looks at what a folder or a repository holds before any library reads it; this
+is the one way in.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -28,37 +28,31 @@ from .trust import INDEX, NO_PICKLE, PICKLES, refused
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DTYPE = (
-    "dtype"
-    if tuple(int(n) for n in version("diffusers").split(".")[:2]) >= (0, 42)
-    else "torch_dtype"
-)
+DIFFUSERS = tuple(int(n) for n in version("diffusers").split(".")[:2])
+DTYPE = "dtype" if DIFFUSERS >= (0, 42) else "torch_dtype"  # the argument's name there
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(\w+?))?(?:-\d+-of-\d+)?\.safetensors")
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
-CONFIGURATION = [
-    "**/*.json",
-    "*.json",
-    "*.txt",
-    "**/*.txt",
-    "**/*.model",
-]  # of a hub model, for a single file
-
+# of a hub model, for a single file
+CONFIGURATION = ["**/*.json", "*.json", "*.txt", "**/*.txt", "**/*.model"]
 
 Dtype: TypeAlias = str | torch.dtype
 
 
 class Loading(TypedDict, total=False):
-    """How a model is loaded by name; nothing of it goes with a pipeline object.
+    """How a model is loaded by name; a pipeline object takes none of these.
 
-    `dtype`: "fp32" (the default), "fp16", "bf16", torch's names for them or a torch dtype, or a
-    dict of these by part, with "default" for the rest; `torch_dtype`: the same in diffusers' words.
-    `device`: where the whole pipeline goes, such as "cuda". `variant`: which files, such as "fp16"
-    for
-    *.fp16.safetensors. `revision`: a branch, tag or commit on the hub. `cache_dir`: where the hub's
-    files are kept. `pipeline_class`: a diffusers class or its name, where it is not the one that
-    the model names. `config`: for a single file, the folder or hub name with its configuration; by
-    default the one diffusers knows for such a file.
+    Attributes:
+        dtype: "fp32" (the default), "fp16", "bf16", torch's names for them or a torch dtype; or a
+            dict of these by part of the pipeline, with "default" for the others.
+        torch_dtype: the same under diffusers' former name.
+        device: of the whole pipeline, such as "cuda".
+        variant: which files, such as "fp16" for *.fp16.safetensors.
+        revision: a branch, tag or commit on the hub.
+        cache_dir: where the hub's files are kept.
+        pipeline_class: a class of diffusers or its name, in place of the one the model names.
+        config: of a single file, the folder or hub name with its configuration; by default the one
+            that diffusers knows for such a file.
     """
 
     dtype: Dtype | dict[str, Dtype] | None
@@ -72,7 +66,7 @@ class Loading(TypedDict, total=False):
 
 
 def pipeline_of(pipe: Any, **loading: Unpack[Loading]) -> Any:
-    """A pipeline object as it is, or the one that a name stands for: see `load`."""
+    """A pipeline object as it is, or the pipeline of a name; see `load`."""
     if isinstance(pipe, (str, PathLike)):
         return load(pipe, **loading)
     if options := _given(loading):
@@ -84,7 +78,7 @@ def pipeline_of(pipe: Any, **loading: Unpack[Loading]) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing on the screen from the libraries; a shipped model is there in a moment."""
+    """No messages or progress bars of the libraries."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -103,39 +97,48 @@ def _silent() -> Iterator[None]:
 
 
 def load(name: str | PathLike[str], **loading: Unpack[Loading]) -> Any:
-    """A diffusers pipeline from a shipped model's name, a folder, a .safetensors file or a hub
-    name.
+    """A diffusers pipeline by name.
 
-    Raises `ArgumentError` for options that are unknown or do not go with that kind of name, and
-    `ModelError` for a model that is not there, cannot be read, or would have to be unpickled.
+    Args:
+        name: of a shipped model, a folder, a .safetensors file or a model on the hub.
+        **loading: see `Loading`.
+
+    Raises:
+        ArgumentError: an option is unknown, or does not go with that kind of name.
+        ModelError: the model is not there, cannot be read, or would have to be unpickled.
     """
-    options = _given(loading)
-    named, device = {DTYPE: _dtype(options)}, _device(options.pop("device", None))
+    text, options = os.fspath(name), _given(loading)
+    dtype, device = _dtype(options), _device(options.pop("device", None))
     cls = _class(options.pop("pipeline_class", None))
-    text = os.fspath(name)
-    path = zoo.whole(text) if text in zoo.MODELS else Path(text).expanduser()
-    if path.suffix.lower() in PICKLES and not path.is_dir():
-        raise refused(text, NO_PICKLE.format(file=f"{path.suffix!r}"))
-    if path.is_dir():
-        _only(options, "a folder", "variant", "cache_dir")
-        with _silent() if text in zoo.MODELS else nullcontext():
-            pipe = _folder(text, path, cls, options, named)
-    elif path.suffix.lower() == ".safetensors":
-        _only(options, "a single file", "config", "cache_dir")
-        if isinstance(named[DTYPE], dict):
-            raise ArgumentError("a single file is read in one dtype, not in one for each part")
-        pipe = _file(text, path, cls, options, named)
-    elif HUB_NAME.fullmatch(text):
-        _only(options, "a name on the hub", "variant", "revision", "cache_dir")
-        pipe = _hub(text, cls, options, named)
-    else:
-        raise refused(text, f"there is no such folder {_usual(text)}")
-    for part in named[DTYPE] if isinstance(named[DTYPE], dict) else ():
-        if part not in (*pipe.components, "default"):
-            raise UnknownName(f"part of {type(pipe).__name__}", part, [*pipe.components, "default"])
+    pipe = _read(text, cls, options, dtype)
+    known = [*pipe.components, "default"]
+    for part in dtype if isinstance(dtype, dict) else ():
+        if part not in known:
+            raise UnknownName(f"part of {type(pipe).__name__}", part, known)
     with _reading(text):
         pipe = zoo.finish(pipe, text) if text in zoo.MODELS else pipe
         return pipe if device is None else pipe.to(device)
+
+
+def _read(name: str, cls: Any, options: dict[str, Any], dtype: Any) -> Any:
+    """The pipeline of a name, by the kind of name that it is."""
+    path = zoo.whole(name) if name in zoo.MODELS else Path(name).expanduser()
+    suffix, named = path.suffix.lower(), {DTYPE: dtype}
+    if path.is_dir():
+        _only(options, "a folder", "variant", "cache_dir")
+        with _silent() if name in zoo.MODELS else nullcontext():
+            return _folder(name, path, cls, options, named)
+    if suffix in PICKLES:
+        raise refused(name, NO_PICKLE.format(file=f"{path.suffix!r}"))
+    if suffix == ".safetensors":
+        _only(options, "a single file", "config", "cache_dir")
+        if isinstance(dtype, dict):
+            raise ArgumentError("a single file is read in one dtype, not in one for each part")
+        return _file(name, path, cls, options, named)
+    if HUB_NAME.fullmatch(name):
+        _only(options, "a name on the hub", "variant", "revision", "cache_dir")
+        return _hub(name, cls, options, named)
+    raise refused(name, f"there is no such folder {_usual(name)}")
 
 
 def _given(loading: Loading) -> dict[str, Any]:
@@ -149,71 +152,66 @@ def _given(loading: Loading) -> dict[str, Any]:
 # -- the kinds of names --------------------------------------------------------------------------
 def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
     parts, absent = trust.folder(name, path, cls)
-    wanted, found = options.get("variant"), {part: _variants(path / part) for part in parts}
-    known = sorted({v for some in found.values() for v in some if v})
+    _has_variant(name, options.get("variant"), {part: _variants(path / part) for part in parts})
+    with _reading(name):
+        # diffusers accepts that a part is absent only where its class calls the part optional
+        objects: dict[str, Any] = dict.fromkeys(absent)
+        if name in zoo.MODELS:
+            objects |= zoo.parts(name, named[DTYPE])
+        return _any(cls).from_pretrained(
+            str(path), use_safetensors=True, **objects, **named, **options
+        )
+
+
+def _has_variant(name: str, wanted: Any, variants: dict[str, set[str | None]]) -> None:
+    """Raise `ModelError` where no part has the variant, or some part has others only."""
+    known = sorted({v for some in variants.values() for v in some if v})
     if wanted is not None and wanted not in known:
         raise refused(
             name,
             f"it has no files of the variant {wanted!r} (variants: {', '.join(known) or 'none'})",
         )
-    for part, some in found.items():
+    for part, some in variants.items():
         if some and not some & {None, wanted}:
             raise refused(
                 name,
                 f"{part} has files of a variant only: say variant={sorted(map(str, some))[0]!r}",
             )
-    with _reading(name):
-        # diffusers believes an index that a part is absent only where its class calls the part
-        # optional
-        given = dict.fromkeys(absent) | (
-            zoo.parts(name, named[DTYPE]) if name in zoo.MODELS else {}
-        )
-        return _any(cls).from_pretrained(
-            str(path), use_safetensors=True, **given, **named, **options
-        )
 
 
 def _hub(name: str, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
-    """A repository of the hub: its list of files and its index are looked at before the rest is
-    fetched.
-    """
+    """A repository of the hub; its list of files and its index are checked before a download."""
     variant, cache = options.get("variant"), options.get("cache_dir")
     with _reading(name, f"; there is no folder of that name either {_usual(name)}"):
         snapshot = _begun(name, options.get("revision"), cache)
         path = _any(cls).download(
             name, revision=snapshot.name, cache_dir=cache, variant=variant, use_safetensors=True
-        )  # fmt: skip
-        pipe = _folder(
-            name, Path(path), cls, {} if variant is None else {"variant": variant}, named
         )
+        options = {} if variant is None else {"variant": variant}
+        pipe = _folder(name, Path(path), cls, options, named)
     pipe.register_to_config(_name_or_path=name)
     return pipe
 
 
 def _begun(name: str, revision: str | None, cache: Any) -> Path:
-    """The folder of a hub model's commit in the cache, with its index, once its list of files has
-    been looked at.
-    """
+    """The cache's folder of a hub model's commit, with its index, once its files are checked."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
-    hub, held = HfApi(), list[str]()
+    hub, files = HfApi(), list[str]()
+    fetch = partial(hf_hub_download, name, INDEX, revision=revision, cache_dir=cache)
     try:
         info = hub.model_info(name, revision=revision)
     except Exception as error:  # offline: what the cache holds is looked at before it is read
         try:
-            index = Path(
-                hf_hub_download(
-                    name, INDEX, revision=revision, cache_dir=cache, local_files_only=True
-                )
-            )
+            index = Path(fetch(local_files_only=True))
         except errors.LocalEntryNotFoundError as absent:
             raise absent from error
     else:
-        index = Path(hf_hub_download(name, INDEX, revision=revision, cache_dir=cache))
+        index = Path(fetch())
         if info.sha not in (None, index.parent.name):  # the branch has moved on meanwhile
             info = hub.model_info(name, revision=index.parent.name)
-        held = [file.rfilename for file in info.siblings or ()]
-    trust.code_free(name, held)
+        files = [file.rfilename for file in info.siblings or ()]
+    trust.code_free(name, files)
     trust.index(name, index)
     return index.parent
 
@@ -228,9 +226,8 @@ def _file(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[
         config = str(options.pop("config", None) or _config(path))
     folder = Path(config).expanduser()
     if not folder.is_dir():
-        with _reading(
-            name, f"; give config=, a folder with the configuration, where {config!r} cannot be had"
-        ):
+        remedy = f"; give config=, a folder with the configuration, where {config!r} cannot be had"
+        with _reading(name, remedy):
             _begun(config, None, options.get("cache_dir"))
             folder = Path(snapshot_download(config, allow_patterns=CONFIGURATION, **options))
     trust.folder(config, folder, cls)
@@ -255,9 +252,8 @@ def _config(path: Path) -> str:
             name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names
         }
     kind = known.infer_diffusers_model_type(shapes)
-    if (
-        kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
-    ):  # diffusers' answer where it knows none
+    # diffusers' answer where it knows none
+    if kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes:
         raise ModelError(
             f"cannot load the model {str(path)!r}: diffusers does not know these weights; a LoRA or"
             " a single network goes into a pipeline with diffusers' own loaders, for a whole model"
@@ -269,8 +265,8 @@ def _config(path: Path) -> str:
 # -- options -------------------------------------------------------------------------------------
 def _variants(folder: Path) -> set[str | None]:
     """The variants of the weights in a part's folder; None stands for the plain ones."""
-    found = (WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors"))
-    return {match[1] for match in found if match}
+    matches = (WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors"))
+    return {match[1] for match in matches if match}
 
 
 def _only(options: dict[str, Any], what: str, *fitting: str) -> None:
@@ -282,17 +278,20 @@ def _only(options: dict[str, Any], what: str, *fitting: str) -> None:
 
 
 def _dtype(options: dict[str, Any]) -> Any:
-    asked = [options.pop(key) for key in ("dtype", "torch_dtype") if key in options]
-    meant = [
-        {k: _one(v) for k, v in each.items()} if isinstance(each, dict) else _one(each)
-        for each in asked
+    """The dtype, or one for each part; taken out of the options."""
+    given = [options.pop(key) for key in ("dtype", "torch_dtype") if key in options]
+    dtypes = [
+        {part: _torch_dtype(v) for part, v in value.items()}
+        if isinstance(value, dict)
+        else _torch_dtype(value)
+        for value in given
     ]
-    if len(meant) > 1 and meant[0] != meant[1]:
-        raise ArgumentError(f"dtype={asked[0]} and torch_dtype={asked[1]} disagree; give one")
-    return meant[0] if meant else torch.float32
+    if len(dtypes) > 1 and dtypes[0] != dtypes[1]:
+        raise ArgumentError(f"dtype={given[0]} and torch_dtype={given[1]} disagree; give one")
+    return dtypes[0] if dtypes else torch.float32
 
 
-def _one(dtype: Any) -> torch.dtype:
+def _torch_dtype(dtype: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     word = words.dtype(dtype)
@@ -305,32 +304,28 @@ def _device(device: Any) -> torch.device | None:
     if device is None:
         return None
     try:
-        found = torch.empty(0, device=device).device
+        usable = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(
             f"device {str(device)!r} cannot be used here: {reason[:120]}; leave device out"
         ) from error
-    if found.type == "meta":
+    if usable.type == "meta":
         raise ArgumentError(
             "device 'meta' holds no numbers, so nothing can be computed there; leave device out"
         )
-    return found
+    return usable
 
 
 def _class(wanted: Any) -> Any:
     """A pipeline class of diffusers by its name; None stays None."""
     import diffusers
 
-    found = getattr(diffusers, wanted, None) if isinstance(wanted, str) else wanted
-    if (
-        found is not None
-        and isinstance(found, type)
-        and issubclass(found, diffusers.DiffusionPipeline)
-    ):
-        return found
     if wanted is None:
         return None
+    cls = getattr(diffusers, wanted, None) if isinstance(wanted, str) else wanted
+    if isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline):
+        return cls
     names = [name for name in dir(diffusers) if name.endswith("Pipeline")]
     raise UnknownName("pipeline class of diffusers", wanted, names)
 
@@ -344,9 +339,7 @@ def _any(cls: Any) -> Any:
 # -- errors --------------------------------------------------------------------------------------
 @contextmanager
 def _reading(name: str, remedy: str = "") -> Iterator[None]:
-    """What the readers raise, as a `ModelError`; errors of the hub, diffusers and safetensors have
-    no common base.
-    """
+    """Raise as `ModelError` what the readers raise, whose errors have no common base."""
     try:
         yield
     except TimonelError:
@@ -359,30 +352,26 @@ def _why(error: BaseException) -> str:
     """What went wrong, and what mends it, where the hub was asked."""
     from huggingface_hub import constants, errors
 
+    reasons = {
+        errors.GatedRepoError: (
+            "it is gated: accept its licence on its page of the hub, then `hf auth login`"
+        ),
+        errors.RevisionNotFoundError: "the hub has no such revision of it",
+        errors.RepositoryNotFoundError: (
+            "the hub shows no such model, at least not without `hf auth login`"
+        ),
+    }
     chain = _chain(error)
-    for kind, why in (
-        (
-            errors.GatedRepoError,
-            "it is gated: accept its licence on its page of the hub, then `hf auth login`",
-        ),
-        (errors.RevisionNotFoundError, "the hub has no such revision of it"),
-        (
-            errors.RepositoryNotFoundError,
-            "the hub shows no such model, at least not without `hf auth login`",
-        ),
-    ):
+    for kind, reason in reasons.items():
         if any(isinstance(one, kind) for one in chain):
-            return why
-    if any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
-        while error.__cause__ is not None:
-            error = error.__cause__
-        said = (
-            "HF_HUB_OFFLINE is set"
-            if constants.HF_HUB_OFFLINE
-            else f"the hub was not reached ({_line(error)})"
-        )
-        return f"{said}, and the hub's cache does not hold all of its files"
-    return _line(error)
+            return reason
+    if not any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
+        return _line(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    offline = constants.HF_HUB_OFFLINE
+    said = "HF_HUB_OFFLINE is set" if offline else f"the hub was not reached ({_line(error)})"
+    return f"{said}, and the hub's cache does not hold all of its files"
 
 
 def _usual(name: str) -> str:
@@ -396,14 +385,14 @@ def _usual(name: str) -> str:
 
 def _chain(error: BaseException) -> list[BaseException]:
     """An error and all that led to it."""
-    found: list[BaseException] = []
+    chain: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
         one = waiting.pop(0)
-        if one is not None and one not in found:
-            found.append(one)
+        if one is not None and one not in chain:
+            chain.append(one)
             waiting += [one.__cause__, one.__context__]
-    return found
+    return chain
 
 
 def _line(error: BaseException) -> str:

@@ -1,8 +1,7 @@
-"""What is looked at in a model's files before diffusers or transformers see them: reading must run
-no code.
+"""Checks of a model's files before diffusers or transformers see them: reading must run no code.
 
 Which of their versions asks, refuses or runs differs, so nothing is left to them. Refused are code
-in the tree, parts of other libraries than these, `auto_map` and kernels of the hub in any
+in the tree, parts of other libraries than `LIBRARIES`, `auto_map` and kernels of the hub in any
 configuration, pickles that would be read, and parts that send the readers to another model. What is
 safe, and why, is in docs/security.md.
 """
@@ -22,12 +21,8 @@ from ..reading import content, parsed
 
 INDEX, MODULAR = "model_index.json", "modular_model_index.json"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
-PICKLES = (
-    ".bin",
-    ".ckpt",
-    ".pt",
-    ".pth",
-)  # weights, which are read from safetensors where those lie beside them
+# weights, which are read from safetensors where those lie beside them
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 OBJECTS = (".pkl", ".pickle", ".joblib", ".npz")  # never beside anything that would be read instead
 LIBRARIES = ("diffusers", "transformers", "timonel", "timonel.compat")
 NO_PICKLE = (
@@ -41,10 +36,8 @@ MOST_VALUES = 8_000_000
 NESTED = 4  # pipelines inside each other
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 CODED = "auto_map"  # transformers and diffusers: which class of which file of the model's own
-KERNELS = (
-    "attn_implementation",
-    "experts_implementation",
-)  # transformers: a kernel of the hub has "/" in its name
+# transformers: a kernel of the hub has "/" in its name
+KERNELS = ("attn_implementation", "experts_implementation")
 
 
 def refused(name: str, why: str) -> ModelError:
@@ -54,12 +47,12 @@ def refused(name: str, why: str) -> ModelError:
 
 def code_free(name: str, files: Iterable[str]) -> None:
     """Raise `ModelError` where one of a model's files, relative to its folder, is code."""
-    found = sorted(file for file in files if PurePosixPath(file).suffix.lower() in CODE)
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    code = sorted(file for file in files if PurePosixPath(file).suffix.lower() in CODE)
+    if code:
+        more = f" and {len(code) - 1} more" if len(code) > 1 else ""
         raise refused(
             name,
-            f"it brings code of its own ({found[0]}{more}), which is never run here; load a copy of"
+            f"it brings code of its own ({code[0]}{more}), which is never run here; load a copy of"
             " it without, or build the pipeline yourself and give the object",
         )
 
@@ -67,8 +60,13 @@ def code_free(name: str, files: Iterable[str]) -> None:
 def folder(name: str, path: Path, cls: Any = None) -> tuple[list[str], list[str]]:
     """The parts that a model's folder has, and those that it says it leaves out.
 
-    `cls`: the pipeline class it is read into, where that is not the one that its index names.
-    Raises `ModelError` where it is no such folder, or where reading it would run code.
+    Args:
+        name: of the model, for messages.
+        path: the folder.
+        cls: the pipeline class it is read into; None is the one that its index names.
+
+    Raises:
+        ModelError: it is no such folder, or reading it would run code.
     """
     if not (path / INDEX).is_file():
         held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
@@ -81,19 +79,21 @@ def folder(name: str, path: Path, cls: Any = None) -> tuple[list[str], list[str]
 
 
 def index(name: str, path: Path) -> tuple[list[str], list[str]]:
-    """The parts that the index in a folder names, and those that it says the model leaves out.
+    """The parts that an index names, and those that it says the model leaves out.
 
-    Raises `ModelError` where it cannot be read, or names what is neither diffusers', transformers'
-    nor timonel's.
+    Args:
+        name: of the model, for messages.
+        path: of the index.
+
+    Raises:
+        ModelError: it cannot be read, or names a class of another library than `LIBRARIES`.
     """
-    held = read(name, path, MOST_INDEX)
-    own = held.get("_class_name")
-    if not isinstance(own, str) or NAME.fullmatch(own) is None:
-        what = "no pipeline class" if own is None else f"code of its own ({shown(own)})"
+    content = read(name, path, MOST_INDEX)
+    cls = content.get("_class_name")
+    if not isinstance(cls, str) or NAME.fullmatch(cls) is None:
+        what = "no pipeline class" if cls is None else f"code of its own ({shown(cls)})"
         raise refused(name, f"its {path.name} names {what}; build it and give the object")
-    entries = {
-        key: value for key, value in held.items() if isinstance(value, list) and key[:1] != "_"
-    }
+    entries = {k: v for k, v in content.items() if isinstance(v, list) and k[:1] != "_"}
     absent = [key for key, value in entries.items() if value == [None, None]]
     parts = [key for key in entries if key not in absent]
     for part in parts:
@@ -104,16 +104,21 @@ def index(name: str, path: Path) -> tuple[list[str], list[str]]:
 
 
 def read(name: str, path: Path, most: int = MOST_JSON) -> dict[str, Any]:
-    """A configuration as a dictionary. Raises `ModelError` where it is none, or larger or deeper
-    than any is.
+    """A configuration as a dictionary.
+
+    Args:
+        name: of the model, for messages.
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        ModelError: it is no configuration, or larger or deeper than any is.
     """
-    found = _parsed(name, path, _bytes(name, path, most))
-    if not isinstance(found, dict):
-        raise refused(
-            name,
-            f"its {path.name} cannot be read: it holds {type(found).__name__}, not a configuration",
-        )
-    return found
+    content = _parsed(name, path, _bytes(name, path, most))
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise refused(name, f"its {path.name} cannot be read: it holds {kind}, not a configuration")
+    return content
 
 
 # -- what a folder holds -------------------------------------------------------------------------
@@ -127,25 +132,23 @@ def _pipeline(name: str, path: Path, depth: int) -> tuple[list[str], list[str]]:
         index(name, path / MODULAR)
     for part in parts:
         inside = path / part
-        if not inside.is_dir():  # models of one network keep it beside the index
-            files: list[Path] = [file for file in path.iterdir() if not file.is_dir()]
-        elif (inside / INDEX).is_file() or (inside / MODULAR).is_file():
-            if not (inside / INDEX).is_file():
-                raise refused(
-                    name, f"its part {part} is a modular pipeline; build it and give the object"
-                )
+        nested = (inside / INDEX).is_file()
+        if not nested and (inside / MODULAR).is_file():
+            raise refused(
+                name, f"its part {part} is a modular pipeline; build it and give the object"
+            )
+        if nested:
             _pipeline(name, inside, depth + 1)
+        if inside.is_dir():
             files = list(_files(name, inside))
-        else:
-            files = list(_files(name, inside))
-        _part(name, path, files, nested=depth > 0 or (inside / INDEX).is_file())
+        else:  # models of one network keep it beside the index
+            files = [file for file in path.iterdir() if not file.is_dir()]
+        _part(name, path, files, nested=depth > 0 or nested)
     return parts, absent
 
 
 def _unconnected(name: str, path: Path, cls: Any) -> None:
-    """Raise `ModelError` where diffusers takes from a README which other models it loads along with
-    the pipeline.
-    """
+    """Raise `ModelError` where diffusers reads in a README which other models it loads too."""
     import diffusers
 
     try:
@@ -160,8 +163,9 @@ def _unconnected(name: str, path: Path, cls: Any) -> None:
 
 
 def _part(name: str, root: Path, files: list[Path], nested: bool) -> None:
-    """Raise `ModelError` where a reader of these files could run code. A nested pipeline is read
-    with pickles too.
+    """Raise `ModelError` where reading these files could run code.
+
+    A nested pipeline is read with pickles too.
     """
     safe = {file.parent for file in files if file.suffix.lower() == ".safetensors"}
     for file in files:
@@ -189,9 +193,10 @@ def _configuration(name: str, file: Path, place: str) -> None:
         if key == CODED and value:
             raise refused(
                 name,
-                f"{place} has {CODED}={shown(value)}, code that comes with a model and is never run here; "
-                "load a copy of it without, or build the pipeline yourself and give the object",
-            )  # fmt: skip
+                f"{place} has {CODED}={shown(value)}, code that comes with a model and is never run"
+                " here; load a copy of it without, or build the pipeline yourself and give the"
+                " object",
+            )
         if key.lstrip("_").removesuffix("_internal") in KERNELS and "/" in str(value):
             raise refused(
                 name, f"{place} has {key}={shown(value)}, code of the hub; take the entry out"
@@ -211,16 +216,14 @@ def _entries(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _known(name: str, place: str, entry: list[Any]) -> None:
-    """Raise `ModelError` unless the entry of an index names a class of a library that timonel
-    itself needs.
+    """Raise `ModelError` unless the entry of an index names a class of `LIBRARIES`.
 
     The index of a modular pipeline has a third word for each part, with the same again.
     """
-    if len(entry) not in (2, 3) or not all(
-        isinstance(word, (str, type(None))) for word in entry[:2]
-    ):
+    words = [word for word in entry[:2] if isinstance(word, (str, type(None)))]
+    if len(entry) not in (2, 3) or len(words) != 2:
         raise refused(name, f"{place}={shown(entry)} is no library and class")
-    library, cls = entry[:2]
+    library, cls = words
     if library is not None and library not in LIBRARIES and library not in _pipelines():
         raise refused(
             name,
@@ -236,12 +239,10 @@ def _known(name: str, place: str, entry: list[Any]) -> None:
 
 @cache
 def _pipelines() -> frozenset[str]:
-    """The names of diffusers' folders of pipelines, which an index may name for a part's library."""
+    """Names of diffusers' folders of pipelines, which an index may give as a part's library."""
     from diffusers import pipelines
 
-    return frozenset(
-        found.name for found in pkgutil.iter_modules(pipelines.__path__) if found.ispkg
-    )
+    return frozenset(m.name for m in pkgutil.iter_modules(pipelines.__path__) if m.ispkg)
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -254,18 +255,18 @@ def _files(name: str, path: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         try:
-            found = sorted(here.iterdir())
+            entries = sorted(here.iterdir())
         except OSError as error:
             raise refused(name, f"{str(here)!r} cannot be read: {error.strerror}") from error
-        count += len(found)
+        count += len(entries)
         if count > MOST_FILES:
             raise refused(
                 name,
                 f"the folder holds more than {MOST_FILES:,} files, so it is no model's; name"
                 " that one",
             )
-        waiting += [one for one in found if one.is_dir()]
-        yield from (one for one in found if not one.is_dir())
+        waiting += [one for one in entries if one.is_dir()]
+        yield from (one for one in entries if not one.is_dir())
 
 
 def _bytes(name: str, path: Path, most: int) -> bytes:
@@ -283,9 +284,7 @@ def _parsed(name: str, path: Path, data: bytes) -> Any:
 
 
 def _has_objects(path: Path) -> bool:
-    """Whether numpy would have to unpickle the file; what numpy cannot read is taken for such a
-    file.
-    """
+    """Whether numpy would have to unpickle the file, or cannot read it."""
     import numpy as np
 
     try:

@@ -173,7 +173,7 @@ def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guid
     from ..pipelines.guidance import scale as scales
 
     options = dict(inputs)
-    ordered, _ = scales.order(helm.pipe, helm._parameters, options, guidance)
+    ordered, _ = scales.resolve_guidance(helm.pipe, helm._parameters, options, guidance)
     return fitted_check.guided(helm.pipe, helm._parameters, options, ordered)
 
 

@@ -1,8 +1,6 @@
-"""The page of a comparison: one HTML file that holds its data, its style and its script, and asks
-the network nothing.
+"""The page of a comparison: one HTML file with its data, style and script, which loads no others.
 
-The pictures in it are small; a click opens the full ones, files in the folder `pictures` beside the
-page.
+The pictures in it are small; a click opens the full ones, files in the folder `pictures` beside it.
 
 One concern, one file: `page.html` is the frame, `page.css` the look, `words.json` every sentence in
 English and Spanish, and the scripts, in the order of `SCRIPTS`, each draw one part.
@@ -23,43 +21,28 @@ from ...errors import ArgumentError
 
 HERE = Path(__file__).parent
 SCRIPTS = (
-    "dom",
-    "language",
-    "pictures",
-    "copy",
-    "grid",
-    "slider",
-    "cell",
-    "plots",
-    "sigmas",
-    "errors",
-    "table",
-    "main",
-)
+    "dom", "language", "pictures", "copy", "grid", "slider", "cell", "plots", "sigmas", "errors",
+    "table", "main",
+)  # fmt: skip
 PARTS = (
-    "title",
-    "created",
-    "version",
-    "complete",
-    "axes",
-    "cells",
-    "groups",
-    "schedules",
-    "references",
-    "claims",
-    "notes",
-)
+    "title", "created", "version", "complete", "axes", "cells", "groups", "schedules",
+    "references", "claims", "notes",
+)  # fmt: skip
 STATUSES = ("done", "failed", "waiting")
 
 
 def render(data: dict[str, Any]) -> str:
-    """The whole page for one comparison, as HTML that opens from a file.
+    """The whole page of one comparison, as HTML that opens from a file.
 
-    `data`: what was compared (`PARTS`), with every picture a `data:image/…` address, and the full
-    one's path from the page, `full`, where it is beside it. Text in it stays text: nothing
-    a prompt holds can become markup. A picture that several places show is embedded once.
-    Raises `ArgumentError` where a part is missing, a picture is not embedded or an index points
-    nowhere.
+    Text in the data stays text: nothing a prompt holds can become markup. A picture that is shown
+    in several places is embedded once.
+
+    Args:
+        data: the parts of the page (`PARTS`); every picture is a `data:image/…` address, and `full`
+            is the path of the full one from the page, where it is beside it.
+
+    Raises:
+        ArgumentError: a part is missing, a picture is not embedded, or an index is out of range.
     """
     _check(data)
     style, script = _read("page.css"), "\n".join(_read(f"{name}.js") for name in SCRIPTS)
@@ -72,7 +55,7 @@ def render(data: dict[str, Any]) -> str:
         "script": script,
     }
     # one pass, so that a prompt that holds "{{script}}" is left alone
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
 
 
 def _read(name: str) -> str:
@@ -87,9 +70,7 @@ def _embed(value: Any) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy under which only this style, this script and pictures in and beside
-    the page work.
-    """
+    """A content security policy for this style, this script and pictures in and beside the page."""
 
     def named(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -102,9 +83,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _interned(data: dict[str, Any]) -> dict[str, Any]:
-    """The data with each picture replaced by its place in one list, `pictures`, that holds every
-    picture once.
-    """
+    """The data with one list, `pictures`, and indices into it in place of the pictures."""
     places: dict[str, int] = {}
 
     def place(picture: str | None) -> int | None:
@@ -124,9 +103,7 @@ def _interned(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity (the PSNR of two equal pictures) and no NaN: the script reads
-    "Infinity", and null.
-    """
+    """A value without infinity and NaN, which JSON lacks: the script reads "Infinity" and null."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -37,7 +37,7 @@ function showCell(item) {
   $("use-reference").onclick = () => use(["a", item], ["b", item.reference]);
 }
 const numbersOf = (cell) => [
-  ...["nfe", "halves", "halves_saved"].map((key) => [key, format(cell[key])]), ["seconds", seconds(cell.seconds)],
+  ...["nfe", "evaluations", "evaluations_saved"].map((key) => [key, format(cell[key])]), ["seconds", seconds(cell.seconds)],
   ...MEASURES.filter((key) => (cell.measures[key] ?? null) !== null).map((key) => [key, format(cell.measures[key])]),
 ];
 

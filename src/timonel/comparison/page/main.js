@@ -8,7 +8,7 @@ function drawHead() {
     free.map((axis) => `${axis.values.length} ${axisName(axis.name, "axes")}`).join(" × "),
     ...fixed.filter((axis) => axis.values[0] !== data.title).map((axis) => `${axisName(axis.name)} ${axis.values[0]}`),
     t("time", { n: seconds(sum("seconds")) }),
-    sum("halves_saved") ? t("saved", { n: format(sum("halves_saved")) }) : "",
+    sum("evaluations_saved") ? t("saved", { n: format(sum("evaluations_saved")) }) : "",
     count("failed") ? t("failed.count", { n: count("failed") }) : "",
   ];
   $("title").textContent = data.title;
@@ -24,12 +24,12 @@ function drawHead() {
 function drawGlance() {
   const best = data.groups.filter((group) => group.verdict === "best"), said = asked.filter(notSteps);
   const short = (group) => groupName(group, groupAxes.filter((axis) => !said.includes(axis)));
-  const place = (group) => [t("glance.at", { n: format(group.halves) }), placeName(group.at, said)];
+  const place = (group) => [t("glance.at", { n: format(group.evaluations) }), placeName(group.at, said)];
   const list = new Intl.ListFormat(state.language);
   $("glance").hidden = !best.length;
-  $("cards").replaceChildren(...best.sort((one, other) => one.halves - other.halves).map((group) => {
+  $("cards").replaceChildren(...best.sort((one, other) => one.evaluations - other.evaluations).map((group) => {
     const peers = data.groups.filter((other) =>
-      other.halves === group.halves && said.every((axis) => other.at[axis.name] === group.at[axis.name]));
+      other.evaluations === group.evaluations && said.every((axis) => other.at[axis.name] === group.at[axis.name]));
     const ties = peers.filter((other) => other.verdict === "tie").map(short);
     const cell = data.cells.find((one) => data.groups[one.group] === group && one.status === "done");
     return h("li", {}, cell ? picture(cell, name(cell)) : null, h("div", {},

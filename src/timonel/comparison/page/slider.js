@@ -5,7 +5,7 @@ const showable = [...data.cells.filter((cell) => cell.status === "done"), ...dat
 /** At first: the first picture against the best of its kind and cost, else its reference, else the last picture. */
 function pairAtFirst() {
   const first = showable[0];
-  const same = (cell) => cell.halves === first.halves &&
+  const same = (cell) => cell.evaluations === first.evaluations &&
     free.every((axis) => weighed.includes(axis) || cell.at[axis.name] === first.at[axis.name]);
   const best = showable.find((item) => item !== first && data.groups[item.group]?.verdict === "best" && same(item));
   Object.assign(state, { a: first, b: best ?? first?.reference ?? showable[showable.length - 1] });

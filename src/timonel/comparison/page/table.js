@@ -12,7 +12,7 @@ const plain = (...names) => names.map((name) => number(name, (row) => row[name] 
 const groupColumns = () => [
   { name: "group", value: (group) => groupName(group), show: (group) => groupName(group) },
   { name: "verdict", value: (group) => VERDICTS[group.verdict] ?? null, show: (group) => verdict(group.verdict) },
-  ...plain("count", "nfe", "halves", "seconds"),
+  ...plain("count", "nfe", "evaluations", "seconds"),
   ...measured(data.groups, meanOf, (group, measure) => plusMinus(meanOf(group, measure), stderrOf(group, measure))),
 ];
 const opener = (cell) => h("button", { class: "link", onclick: () => openCell(cell) }, name(cell));
@@ -21,7 +21,7 @@ const cellColumns = () => [
   { name: "picture", value: name, show: opener },
   { name: "status", value: (cell) => cell.status, show: (cell) => h("span", { class: `status ${cell.status}` },
     [t(`status.${cell.status}`), sentence(cell.reason)].filter(Boolean).join(": ")) },
-  ...plain("nfe", "halves", "halves_saved", "seconds"),
+  ...plain("nfe", "evaluations", "evaluations_saved", "seconds"),
   ...measured(data.cells, (cell, measure) => cell.measures?.[measure] ?? null),
   { name: "command", value: (cell) => cell.command, show: copier },
 ];

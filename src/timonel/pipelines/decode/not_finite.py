@@ -1,4 +1,4 @@
-"""What autoencoders make: NaN in it would be a black picture, and nobody would say so."""
+"""A check of what autoencoders make: NaN there would be a black picture without a word."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from ..network.turns import AUTOENCODERS
 
 
 class Decoded(ExitStack):
-    """A block in which a pipeline encodes and decodes. Afterwards `check` says what was made of
-    good latents.
+    """A block in which a pipeline encodes and decodes; `check` afterwards is about the latter.
 
-    Raises `GuardStop` inside of the block where nothing that is encoded is finite.
+    Args:
+        pipe: the pipeline.
+        counts: whether what is decoded now is a result, not a preview.
 
-    `counts`: whether what is decoded now is a result, and no preview.
+    Raises:
+        GuardStop: inside the block, where nothing that is encoded is finite.
     """
 
     def __init__(self, pipe: Any, counts: Callable[[], bool] = lambda: True) -> None:
@@ -39,11 +41,7 @@ class Decoded(ExitStack):
         return self
 
     def _encoded(self, module: nn.Module, args: Any, output: Any) -> None:
-        if (
-            threading.get_ident() != self._thread
-            or not isinstance(output, Tensor)
-            or output.ndim < 2
-        ):
+        if not isinstance(output, Tensor) or output.ndim < 2 or self._elsewhere:
             return
         if bool(output.detach().isfinite().flatten(1).all(1).any()):
             return
@@ -52,46 +50,52 @@ class Decoded(ExitStack):
                 "the picture that the call begins with has NaN or infinity: check what was given"
                 " for it"
             )
+        remedy = _remedy(output.dtype, "check its weights")
         raise GuardStop(
-            "the autoencoder made NaN or infinity of the picture that the call begins with: "
-            f"{_remedy(output.dtype, 'check its weights')}"
+            "the autoencoder made NaN or infinity of the picture that the call begins with:"
+            f" {remedy}"
         )
 
     def _look(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._counts() or threading.get_ident() != self._thread:
+        if not self._counts() or self._elsewhere:
             return
         if isinstance(output, Tensor) and output.ndim > 1:
             self._fine.append(output.detach().isfinite().flatten(1).all(1))
             self._dtype = output.dtype
 
+    @property
+    def _elsewhere(self) -> bool:
+        return threading.get_ident() != self._thread
+
     def fine(self) -> Tensor:
-        """Whether each of what was decoded is finite; waits for the device."""
+        """Whether each decoded picture is finite, (n,) bool; waits for the device."""
         return torch.cat([torch.ones(0, dtype=torch.bool), *(one.cpu() for one in self._fine)])
 
     def check(self, samples: int) -> None:
-        """Raises `GuardStop` where no picture or video of the call's `samples` is finite; warns
-        where only some are.
+        """Warn where some pictures are not finite; a video is finite where all its frames are.
 
-        A video is finite where all its frames are.
+        Args:
+            samples: of the call.
+
+        Raises:
+            GuardStop: no picture or video is finite.
         """
         fine = self.fine()
         if bool(fine.all()):
             return
         whole = self._whole(samples, fine)
         some = "a part" if bool(fine.any()) else "all"
+        remedy = _remedy(self._dtype, "check its weights, and that it is the one of these latents")
         message = (
             f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are"
-            " finite:"
-            f" {_remedy(self._dtype, 'check its weights, and that it is the one of these latents')}"
+            f" finite: {remedy}"
         )
         if not bool(whole.any()):
             raise GuardStop(message)
         warnings.warn(message, RuntimeWarning, stacklevel=5)
 
     def _whole(self, samples: int, fine: Tensor) -> Tensor:
-        """Whether all that was decoded of each sample is finite: tiles are of all at once, frames
-        come in order.
-        """
+        """Whether all of each sample is finite: tiles are of all at once, frames come in order."""
         if all(len(one) == samples for one in self._fine):
             return torch.stack([one.cpu() for one in self._fine]).all(0)
         return fine.reshape(samples, -1).all(1) if len(fine) % samples == 0 else fine

@@ -14,37 +14,45 @@ LEAST = 8  # pixels of a side
 
 
 def pictures(output: Any, count: int) -> Tensor | None:
-    """A pipeline's output as RGB (B, 3, H, W), or (B, F, 3, H, W) of videos, in 0..1; None where it
-    holds no pictures.
+    """A pipeline's output as pictures.
 
-    `count`: the samples of the run; what a sample has several of are its frames.
+    Args:
+        output: what the pipeline returned.
+        count: samples of the run; several pictures of a sample are its frames.
+
+    Returns:
+        RGB (B, 3, H, W), or (B, F, 3, H, W) of videos, in 0..1; None where it holds no pictures.
     """
     values = _tensor(_first(output))
     if values is None or not 3 <= values.ndim <= 5:
         return None
-    laid = _channels_last(values)
-    if laid is None:
+    values = _channels_last(values)
+    if values is None:
         return None
-    made = _rgb(laid).movedim(-1, -3)
-    return spread(made, count) if made.ndim == 4 else made
+    rgb = _rgb(values).movedim(-1, -3)
+    return spread(rgb, count) if rgb.ndim == 4 else rgb
 
 
-def spread(made: Tensor, count: int) -> Tensor:
-    """Pictures (B, 3, H, W) or videos (B, 3, F, H, W) with frames second: several pictures of a
-    sample are a video.
+def spread(pixels: Tensor, count: int) -> Tensor:
+    """Pictures (B, 3, H, W) or videos (B, 3, F, H, W) with frames second.
+
+    Args:
+        pixels: the pictures or videos.
+        count: samples; where there are more pictures, those of a sample are its frames.
+
+    Returns:
+        Pictures (B, 3, H, W), or videos (B, F, 3, H, W).
     """
-    if made.ndim == 5:
-        frames = made.transpose(1, 2)
+    if pixels.ndim == 5:
+        frames = pixels.transpose(1, 2)
         return frames[:, 0] if frames.shape[1] == 1 else frames
-    if count and len(made) > count and len(made) % count == 0:
-        return made.reshape(count, -1, *made.shape[1:])
-    return made
+    if count and len(pixels) > count and len(pixels) % count == 0:
+        return pixels.reshape(count, -1, *pixels.shape[1:])
+    return pixels
 
 
 def spectrogram(decoded: Tensor) -> Tensor | None:
-    """Decoded spectra (B, 1, time, frequency) as grey pictures with low tones at the bottom, each
-    from 0 to 1.
-    """
+    """Decoded spectra (B, 1, time, frequency) as grey pictures in 0..1, low tones below."""
     if decoded.ndim != 4 or decoded.shape[1] != 1:
         return None
     values = decoded.float().transpose(-1, -2).flip(-2)
@@ -62,10 +70,9 @@ def _first(output: Any) -> Any:
 
 
 def _tensor(value: Any) -> Tensor | None:
-    """Nested lists of tensors, arrays or PIL images as one tensor, channels last where they were."""
+    """Nested lists of tensors, arrays or PIL images as one tensor."""
     if isinstance(value, Tensor):
-        held: Tensor = value.detach()
-        return held
+        return value.detach()
     if isinstance(value, np.ndarray):
         return _last(torch.from_numpy(np.ascontiguousarray(value)))
     if hasattr(value, "getbands"):
@@ -73,14 +80,11 @@ def _tensor(value: Any) -> Tensor | None:
     parts = [_tensor(v) for v in value] if isinstance(value, (list, tuple)) else []
     tensors = [part for part in parts if part is not None]
     alike = len(tensors) == len(parts) and len({t.shape for t in tensors}) == 1
-    if not alike:
-        return None
-    stacked: Tensor = torch.stack(tensors)
-    return stacked
+    return torch.stack(tensors) if alike else None
 
 
 def _last(values: Tensor) -> Tensor:
-    """An array, whose channels come last, as torch lays it out."""
+    """An array with channels last, as torch lays it out."""
     return values.movedim(-1, -3) if values.ndim >= 3 and values.shape[-1] in COLOURS else values
 
 
@@ -92,17 +96,15 @@ def _channels_last(values: Tensor) -> Tensor | None:
         return values.movedim(1, -1)
     if values.ndim >= 4 and values.shape[-1] in COLOURS:
         return values
-    if (
-        values.ndim == 3 and min(values.shape[-2:]) >= LEAST
-    ):  # grey pictures without a channel; sound has few rows
+    # grey pictures without a channel; sound has few rows
+    if values.ndim == 3 and min(values.shape[-2:]) >= LEAST:
         return values[..., None]
     return None
 
 
-def _rgb(laid: Tensor) -> Tensor:
-    """Three channels in 0..1; what is transparent is laid on white."""
-    whole = not laid.is_floating_point()
-    values = laid.float() / 255 if whole else laid.float()
+def _rgb(pixels: Tensor) -> Tensor:
+    """Three channels in 0..1, on white where it is transparent."""
+    values = pixels.float() if pixels.is_floating_point() else pixels.float() / 255
     if bool((values < -0.01).any()):  # some give directions or pictures between -1 and 1
         values = values / 2 + 0.5
     values = values.nan_to_num(0.0).clamp(0, 1)

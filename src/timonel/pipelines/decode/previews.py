@@ -1,5 +1,4 @@
-"""Latents to pictures for previews: the pipeline's own way where its call goes on, or a linear fit
-of its autoencoder.
+"""Latents to pictures for previews: by the rest of the pipeline's call, or a linear map.
 
 While a call goes on, latents are decoded by the rest of that call (`tail.py`), whatever it does
 with them. Latents of no call, as comparisons have them, go through the autoencoder by the usual
@@ -36,14 +35,19 @@ ROUNDS = 16  # of pictures at most, for autoencoders with many channels
 CHUNK = 14  # frames decoded at once where the call does not say
 
 
-class Context:
-    """What hooks may ask of a pipeline. `latent_rgb`: the linear fit; `decode`: the real thing.
+class PipelineContext:
+    """What hooks may use of a pipeline: decoding, and a linear map to small pictures.
 
-    `call`: the arguments of the present call, for the sizes that packed latents do not tell.
+    Args:
+        pipe: the pipeline.
+        latent_rgb: a shipped linear map; without one it is fitted to the autoencoder.
+
+    Attributes:
+        call: arguments of the present call, for sizes that packed latents do not have.
     """
 
     def __init__(self, pipe: Any, latent_rgb: LatentRGB | None = None) -> None:
-        self.pipe, self._given = pipe, latent_rgb
+        self.pipe, self._shipped = pipe, latent_rgb
         self.call: dict[str, Any] = {}
         self._tail: tail.Tail | tail.NoTail | None = None
         self._shape: torch.Size | None = None
@@ -52,7 +56,7 @@ class Context:
     @property
     def shipped(self) -> bool:
         """Whether the linear map came with the model, so that it needs no autoencoder."""
-        return self._given is not None
+        return self._shipped is not None
 
     @property
     def moves(self) -> bool:
@@ -62,9 +66,7 @@ class Context:
 
     # -- in a call -----------------------------------------------------------------------------
     def look(self, latents: Tensor) -> None:
-        """Note where the present call is, from a hook of its run, so that `latents` and others like
-        it can be shown.
-        """
+        """Note, from a hook of a run, where the present call is, for latents of this shape."""
         self._shape = latents.shape
         try:
             self._tail = tail.look(self.pipe)
@@ -81,18 +83,22 @@ class Context:
 
     @torch.no_grad()
     def small(self, latents: Tensor) -> Tensor:
-        """Small RGB of the call's latents by the linear map: (B, 3, h, w), or (B, F, 3, h, w) of a
-        video.
+        """Small pictures of the call's latents by the linear map.
 
-        Raises `ModelError` where the pipeline has no autoencoder, or one that no map fits.
+        Args:
+            latents: as the run has them.
+
+        Returns:
+            RGB (B, 3, h, w), or (B, F, 3, h, w) of a video, in 0..1.
+
+        Raises:
+            ModelError: the pipeline has no autoencoder, or one that no map fits.
         """
-        rest = None if self._given is not None else self._rest(latents)
+        rest = None if self._shipped is not None else self._rest(latents)
         if rest is None:
             if self.latent_rgb is None:
-                raise ModelError(
-                    f"{type(self.pipe).__name__} has no autoencoder that a linear map could"
-                    " stand for"
-                )
+                name = type(self.pipe).__name__
+                raise ModelError(f"{name} has no autoencoder that a linear map could stand for")
             return self.latent_rgb(latents)
         parts = dict(getattr(self.pipe, "components", {})).values()
         some = any(isinstance(part, torch.nn.Module) and hasattr(part, "decode") for part in parts)
@@ -113,33 +119,25 @@ class Context:
         more = _channels(vae) - 3
         if more < 0:
             return shown[:, :1]
-        return (
-            torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(more, 1)], 1)
-            if more
-            else shown
-        )
+        return torch.cat([shown, torch.ones_like(shown[:, :1]).repeat_interleave(more, 1)], 1)
 
     def _finished(self, rest: tail.Tail, latents: Tensor) -> Tensor:
         """The pipeline's own pictures of `latents`; of sound its spectrogram."""
-        with turns(
-            self.pipe
-        ):  # its code may cast the autoencoder, as the call itself does at its end
+        with turns(self.pipe):  # its code may cast the autoencoder, as at the end of the call
             output, decoded = rest.output(latents)
-        made = pictures(output, len(latents))
-        if made is None and decoded:
-            made = spectrogram(decoded[0])
-        if made is None:
+        pixels = pictures(output, len(latents))
+        if pixels is None and decoded:
+            pixels = spectrogram(decoded[0])
+        if pixels is None:
             raise ModelError(f"{type(self.pipe).__name__} makes no pictures")
-        return made
+        return pixels
 
     # -- without one ---------------------------------------------------------------------------
     @cached_property
     def _fitted(self) -> LatentRGB | None:
-        """The model's linear latents-to-RGB map; fitted once from its autoencoder where none is
-        shipped.
-        """
-        if self._given is not None:
-            return self._given
+        """The linear map from latents to RGB: shipped, or fitted once to the autoencoder."""
+        if self._shipped is not None:
+            return self._shipped
         if getattr(self.pipe, "vae", None) is None:
             return None
         pictures = synthetic_pictures(FIT_PICTURES, FIT_PIXELS)
@@ -147,9 +145,7 @@ class Context:
 
     @property
     def latent_rgb(self) -> LatentRGB | None:
-        """From latents, packed or of a video too, to small RGB (B, 3, h, w) or (B, F, 3, h, w) in
-        0..1.
-        """
+        """From latents, packed ones too, to RGB (B, 3, h, w), or (B, F, 3, h, w) of a video."""
         fitted = self._fitted
         return None if fitted is None else Unpacking(fitted, self)
 
@@ -167,34 +163,27 @@ class Context:
         """Latents as (B, C, h, w) or, of a video, (B, F, C, h, w), and whether it is one."""
         latents = self._unpacked(latents)
         channels = self._channels
-        if latents.ndim == 5 and latents.shape[1] == channels:
-            doubtful = (
-                latents.shape[2] == channels
-            )  # as many frames as channels: the pipeline has to tell
-            latents = latents if doubtful and self._frames_first else latents.transpose(1, 2)
-        return (
-            (latents[:, 0], False)
-            if latents.ndim == 5 and latents.shape[1] == 1
-            else (latents, latents.ndim == 5)
-        )
+        # where there are as many frames as channels, the pipeline decides
+        framed = latents.ndim == 5 and latents.shape[2] == channels and self._frames_first
+        if latents.ndim == 5 and latents.shape[1] == channels and not framed:
+            latents = latents.transpose(1, 2)
+        if latents.ndim == 5 and latents.shape[1] == 1:
+            return latents[:, 0], False
+        return latents, latents.ndim == 5
 
     @property
     def _channels(self) -> int:
-        config = self._vae.config
-        found = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
-        if not isinstance(found, int):
-            raise ModelError(
-                f"the autoencoder {type(self._vae).__name__} does not say how many channels latents"
-                " have"
-            )
-        return found
+        config, name = self._vae.config, type(self._vae).__name__
+        channels = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
+        if not isinstance(channels, int):
+            raise ModelError(f"the autoencoder {name} does not say how many channels latents have")
+        return channels
 
     @property
     def _frames_first(self) -> bool:
         """Whether the pipeline's videos are (B, F, C, h, w): those of SVD and CogVideoX are."""
-        return "CogVideoX" in type(self.pipe).__name__ or "num_frames" in _parameters(
-            self._vae.decode
-        )
+        svd = "num_frames" in _parameters(self._vae.decode)
+        return svd or "CogVideoX" in type(self.pipe).__name__
 
     def _unpacked(self, latents: Tensor) -> Tensor:
         """Latents that are packed as a sequence of patches, with the pipeline's own rule."""
@@ -203,21 +192,18 @@ class Context:
         height, width = self._size(latents.shape[1])
         names, pipe = _parameters(self.pipe._unpack_latents), self.pipe
         if "num_frames" not in names:
-            made: Tensor = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
-            return made
-        space, time = (
-            int(getattr(pipe, f"vae_{k}_compression_ratio")) for k in ("spatial", "temporal")
-        )
-        patch = [getattr(pipe, f"transformer_{k}_patch_size") for k in ("spatial", "temporal")]
-        frames = (self._argument("num_frames") - 1) // time + 1
-        video: Tensor = pipe._unpack_latents(
-            latents, frames, height // space, width // space, *patch
-        )
+            image: Tensor = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+            return image
+        kinds = ("spatial", "temporal")
+        space, time = (int(getattr(pipe, f"vae_{kind}_compression_ratio")) for kind in kinds)
+        patch = [getattr(pipe, f"transformer_{kind}_patch_size") for kind in kinds]
+        size = ((self._argument("num_frames") - 1) // time + 1, height // space, width // space)
+        video: Tensor = pipe._unpack_latents(latents, *size, *patch)
         return video
 
     def _argument(self, name: str) -> Any:
-        given = self.call.get(name)
-        return _parameters(self.pipe.__call__)[name].default if given is None else given
+        value = self.call.get(name)
+        return _parameters(self.pipe.__call__)[name].default if value is None else value
 
     def _size(self, tokens: int) -> tuple[int, int]:
         """Pixels of the picture: as called, or the square that has so many patches."""
@@ -231,11 +217,10 @@ class Context:
         """(std, mean) with `vae latents = latents·std + mean`, from the autoencoder's config."""
         config = self._vae.config
         factor = float(getattr(config, "scaling_factor", None) or 1.0)
-        mean, std = (getattr(config, k, None) for k in ("latents_mean", "latents_std"))
+        keys = ("latents_mean", "latents_std")
+        mean, std = (getattr(config, key, None) for key in keys)
         if mean is None:  # LTX keeps them beside its weights
-            mean, std = (
-                dict(self._vae.named_buffers()).get(k) for k in ("latents_mean", "latents_std")
-            )
+            mean, std = map(dict(self._vae.named_buffers()).get, keys)
         if mean is not None and std is not None:
             shape = (1, -1) + (1,) * (like.ndim - 2)
             std, mean = (torch.as_tensor(v).to(like).reshape(shape) for v in (std, mean))
@@ -245,9 +230,16 @@ class Context:
     # -- the autoencoder -----------------------------------------------------------------------
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as the run has them to pictures (B, 3, H, W), or videos (B, F, 3, H, W), in 0..1.
+        """Latents to pictures, by the pipeline's own way.
 
-        Raises `ModelError` where the pipeline makes none, and whatever its own code raises.
+        Args:
+            latents: as the run has them.
+
+        Returns:
+            RGB (B, 3, H, W), or (B, F, 3, H, W) of videos, in 0..1.
+
+        Raises:
+            ModelError: the pipeline makes no pictures; its own code may raise anything.
         """
         rest = self._rest(latents)
         if rest is not None:
@@ -262,11 +254,8 @@ class Context:
 
     def _alike(self, latents: Tensor) -> tail.Tail | None:
         """The rest of the last call, where `latents` are several batches of it."""
-        if (
-            self._shape is None
-            or latents.shape[1:] != self._shape[1:]
-            or len(latents) % self._shape[0]
-        ):
+        shape = self._shape
+        if shape is None or latents.shape[1:] != shape[1:] or len(latents) % shape[0]:
             return None
         return self._tail if isinstance(self._tail, tail.Tail) else None
 
@@ -285,18 +274,14 @@ class Context:
         return (decoded / 2 + 0.5).clamp(0, 1)
 
     def _decode_frames(self, vae: Any, frames: Tensor) -> Tensor:
-        """Autoencoders of pictures, or of frames (SVD's): some frames at once, as many as the call
-        says.
-        """
+        """Frames by an autoencoder of pictures, or of frames (SVD's), some at once."""
         flat = self._inner(frames.flatten(0, 1), vae)
-        chunks = torch.split(flat, self.call.get("decode_chunk_size") or CHUNK)
-        told = "num_frames" in _parameters(vae.decode)
-        more = [{"num_frames": len(chunk)} if told else {} for chunk in chunks]
-        made = [
-            vae.decode(c, return_dict=False, **m)[0].float()
-            for c, m in zip(chunks, more, strict=True)
-        ]
-        return torch.cat(made).reshape(*frames.shape[:2], *made[0].shape[1:])
+        counted = "num_frames" in _parameters(vae.decode)
+        decoded = []
+        for chunk in torch.split(flat, self.call.get("decode_chunk_size") or CHUNK):
+            more = {"num_frames": len(chunk)} if counted else {}
+            decoded.append(vae.decode(chunk, return_dict=False, **more)[0].float())
+        return torch.cat(decoded).reshape(*frames.shape[:2], *decoded[0].shape[1:])
 
     def _inner(self, latents: Tensor, vae: Any) -> Tensor:
         std, mean = self._scaling(latents)
@@ -304,25 +289,29 @@ class Context:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in 0..1 to the mean latents (B, C, h, w) the network would see."""
+        """Pictures (B, 3, H, W) in 0..1 to the network's latents (B, C, h, w), their mean."""
         raw = _encoded(self._vae, pictures)
         std, mean = self._scaling(raw)
         clean = (raw - mean) / std
         return clean[:, :, 0] if clean.ndim == 5 else clean
 
 
-def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[Image.Image]:
-    """Pictures of a run's newest prediction, or of its noise where there is none yet, from any
-    thread.
+def previewed(
+    context: PipelineContext, run: Run, *, decode: bool, going: bool
+) -> list[Image.Image]:
+    """Pictures of a run's newest prediction, or of its noise before there is one; from any thread.
 
-    Raises `RunError` where no picture can be made.
+    Args:
+        context: of the pipeline.
+        run: the run.
+        decode: whether by the autoencoder, not by the linear map.
+        going: whether the call is at work in another thread.
 
-    `going`: the call is at work in another thread, which may need what a decode would move out of
-    its way.
+    Raises:
+        RunError: no picture can be made.
     """
-    clean = (
-        run.result if run.called_at is None else run.denoised
-    )  # neither waits for a row that is computed
+    # neither waits for a row that is computed
+    clean = run.result if run.called_at is None else run.denoised
     if going and context.moves and (decode or not context.shipped):
         raise RunError(
             "no picture from outside while the models of this pipeline are moved between devices:"
@@ -340,13 +329,14 @@ def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[
 
 
 class Unpacking(LatentRGB):
-    """A linear map that first brings latents from the pipeline's layout into frames."""
+    """A linear map of latents in the pipeline's own layout, packed or of a video."""
 
-    def __init__(self, fitted: LatentRGB, context: Context) -> None:
+    def __init__(self, fitted: LatentRGB, context: PipelineContext) -> None:
         super().__init__(fitted.weight, fitted.bias, psnr=fitted.psnr)
         self.context = context
 
     def __call__(self, latents: Tensor) -> Tensor:
+        """Small RGB pictures of latents in the pipeline's layout."""
         return super().__call__(self.context.frames(latents)[0])
 
 
@@ -356,14 +346,13 @@ def _parameters(call: Any) -> Any:
 
 def _is_video(vae: Any) -> bool:
     """Whether an autoencoder takes (B, C, F, H, W)."""
-    return any(
-        isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules()
-    )
+    modules = getattr(vae, "encoder", vae).modules()
+    return any(isinstance(module, torch.nn.Conv3d) for module in modules)
 
 
 @contextmanager
 def _safe(vae: Any) -> Iterator[Any]:
-    """The autoencoder; half-precision ones of the SDXL kind overflow, and say so in their config."""
+    """The autoencoder; in float32 where its config says that it overflows in half precision."""
     with turn(vae):  # not while a pipeline encodes or decodes with it, which may cast it too
         upcast = vae.dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
         if upcast:
@@ -376,17 +365,16 @@ def _safe(vae: Any) -> Iterator[Any]:
 
 
 def _encoded(vae: Any, images: Tensor) -> Tensor:
-    """Pictures in 0..1, in the autoencoder's channels, to its own mean latents (B, C, [1,] h, w)."""
+    """Pictures in 0..1, in the autoencoder's channels, to mean latents (B, C, [1,] h, w)."""
     with _safe(vae):
         values = images.unsqueeze(2) if _is_video(vae) else images
         values = (values * 2 - 1).to(device=vae.device, dtype=vae.dtype)
-        return torch.cat(
-            [_mean(vae.encode(value)) for value in torch.split(values, 1)]
-        )  # some take no batch
+        # one by one: some take no batch
+        return torch.cat([_mean(vae.encode(value)) for value in torch.split(values, 1)])
 
 
 def _mean(encoded: Any) -> Tensor:
-    """The latents in what an autoencoder's `encode` returns."""
+    """The latents, or their mean, in what an autoencoder's `encode` returns."""
     for name in ("latent", "latents"):
         if isinstance(raw := getattr(encoded, name, None), Tensor):
             return raw.float()
@@ -395,12 +383,10 @@ def _mean(encoded: Any) -> Tensor:
 
 
 def _channels(vae: Any) -> int:
-    """Channels of an autoencoder's pictures: 4 with transparency, 6 with depth beside the colours,
-    1 of spectra.
-    """
+    """Channels of an autoencoder's pictures: 3, 4 with alpha, 6 with depth, 1 of spectra."""
     names = ("out_channels", "in_channels", "input_channels")
-    found = (getattr(vae.config, name, None) for name in names)
-    channels = next((n for n in found if isinstance(n, int)), 3)
+    numbers = (getattr(vae.config, name, None) for name in names)
+    channels = next((n for n in numbers if isinstance(n, int)), 3)
     patch = getattr(vae.config, "patch_size", None)  # of pixels that it takes for channels
     return channels // patch**2 if isinstance(patch, int) and channels % patch**2 == 0 else channels
 
@@ -408,7 +394,12 @@ def _channels(vae: Any) -> int:
 def fitted(vae: Any, channels: int) -> LatentRGB:
     """The linear map from an autoencoder's own latents to RGB, fitted to smooth pictures.
 
-    Raises `ModelError` where it has no encoder, or latents of other than `channels` channels.
+    Args:
+        vae: the autoencoder.
+        channels: of its latents.
+
+    Raises:
+        ModelError: it has no encoder, or latents of other than `channels` channels.
     """
     name, more = type(vae).__name__, _channels(vae) - 3
     latents: list[Tensor] = []
@@ -438,7 +429,7 @@ def fitted(vae: Any, channels: int) -> LatentRGB:
 
 
 def synthetic_pictures(count: int, pixels: int, seed: int = 0) -> Tensor:
-    """Smooth random colour fields (count, 3, pixels, pixels) in 0..1, enough to fit a linear map."""
+    """Smooth random colour fields (count, 3, pixels, pixels) in 0..1, to fit a linear map."""
     g = torch.Generator().manual_seed(seed)
     total = torch.zeros(count, 3, pixels, pixels)
     for cells in (2, 4, 8):

@@ -1,10 +1,9 @@
 """The rest of a pipeline's call after its loop, run once more with other latents.
 
-Every pipeline knows best how its latents become pictures: it unpacks, scales, cuts and decodes them
-after its loop. `look`, called while the pipeline steps its scheduler, notes where that call is and
-the variables that the rest of it reads. `Tail.run` runs the rest with other latents in the place of
-what `step` returns: the step's own statement, what follows it in the loop's last turn, and
-everything after the loop.
+A pipeline unpacks, scales, cuts and decodes its latents after its loop. `look`, called while the
+pipeline steps its scheduler, notes where that call is and the variables that the rest of it reads.
+`Tail.output` runs the rest with other latents in the place of what `step` returns: the step's own
+statement, what follows it in the loop's last turn, and everything after the loop.
 
 The rest reads the pipeline through a stage (`Stage`): it steps no scheduler, moves no model away
 and leaves no attribute behind. Generators are copies and torch's own are put back, so looking at a
@@ -31,37 +30,19 @@ from ...errors import ModelError
 from ..caller import frames
 from ..guidance.gate import networks
 
-# methods that change the object they belong to, as calls clean up after their loop: attention
-# processors, caches
+# methods that change their object, as calls clean up after their loop: attention processors, caches
 CHANGING = re.compile(
     r"_?(set|clear|reset|enable|disable|remove|delete|load|unload|restore|fuse|unfuse|free)(_|$)"
 )
 PLAIN = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    tuple,
-    type,
-    torch.dtype,
-    torch.device,
+    type(None), bool, int, float, complex, str, bytes, tuple, type, torch.dtype, torch.device,
     torch.Size,
-)
-QUIET = (
-    "safety_checker",
-    "watermark",
-    "watermarker",
-)  # networks that only judge or mark a finished picture
+)  # fmt: skip
+# networks that only judge or mark a finished picture
+QUIET = ("safety_checker", "watermark", "watermarker")
 CHANGED = {"return_dict": True, "callback": None, "callback_on_step_end": None}
 NAME = "rest_of_call"  # in tracebacks
-FORMATS = (
-    "pt",
-    "np",
-    "pil",
-)  # what pipelines call a picture as numbers; not every one knows the first
+FORMATS = ("pt", "np", "pil")  # of an output, as pipelines call them; some lack the first
 Decode = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -70,14 +51,18 @@ class NoTail(ModelError):
 
 
 class Enough(BaseException):
-    """The rest of the call has given what was wanted of it."""
+    """Raised to end the rest of a call: its pixels are there."""
 
 
 # -- where a call is -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Rest:
-    """The compiled rest of a function. `names`: the variables it reads; `loop`: the names of
-    (count, time, list).
+    """The compiled rest of a function.
+
+    Attributes:
+        code: of the rest.
+        names: the variables that it reads.
+        loop: the names of its loop's count, time and list.
     """
 
     code: types.CodeType
@@ -86,30 +71,24 @@ class Rest:
 
 
 def look(pipe: Any) -> Tail | None:
-    """Where the present call of `pipe` is, from inside a step of its scheduler; None outside of
-    one.
+    """The rest of the present call of `pipe`, from inside a step of its scheduler.
 
-    Raises `NoTail` where the source of the pipeline cannot be read or steps outside of its own
-    call.
+    Returns:
+        The rest; None outside of a call.
+
+    Raises:
+        NoTail: the pipeline's source cannot be read, or it steps outside of its own call.
     """
-    methods = (
-        one
-        for one in frames()
-        if one.f_code.co_varnames[:1] == ("self",) and one.f_locals.get("self") is pipe
-    )
-    frame = next(methods, None)
+    methods = (frame for frame in frames() if frame.f_code.co_varnames[:1] == ("self",))
+    frame = next((frame for frame in methods if frame.f_locals.get("self") is pipe), None)
     if frame is None:
         return None
-    if frame.f_code.co_name != "__call__":
-        raise NoTail(
-            f"{type(pipe).__name__} steps its scheduler in {frame.f_code.co_name}, outside of its"
-            " call"
-        )
-    rest = _rest(frame.f_code, frame.f_lineno)
-    values = frame.f_locals
-    return Tail(
-        pipe, rest, {name: values[name] for name in rest.names if name in values}, frame.f_globals
-    )
+    method = frame.f_code.co_name
+    if method != "__call__":
+        raise NoTail(f"{type(pipe).__name__} steps its scheduler in {method}, outside of its call")
+    rest, values = _rest(frame.f_code, frame.f_lineno), frame.f_locals
+    values = {name: values[name] for name in rest.names if name in values}
+    return Tail(pipe, rest, values, frame.f_globals)
 
 
 @lru_cache(maxsize=64)
@@ -126,38 +105,25 @@ def _rest(code: types.CodeType, line: int) -> Rest:
     loops: list[ast.For] = []
     body = _after(function.body, line, loops)
     used = sorted({node.id for s in body for node in ast.walk(s) if isinstance(node, ast.Name)})
-    own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
-    names = [name for name in used if name in own]
-    loop = _loop(loops[0], own) if loops else None
-    places = [ast.arg(arg=name) for name in names]
-    arguments = ast.arguments(
-        posonlyargs=[],
-        args=places,
-        kwonlyargs=[],
-        kw_defaults=[],
-        defaults=[ast.Constant(None)] * len(places),
-    )
-    rest = ast.FunctionDef(
-        name=NAME, args=arguments, body=body, decorator_list=[], lineno=1, col_offset=0
-    )
-    module = ast.fix_missing_locations(ast.Module(body=[rest], type_ignores=[]))
-    compiled = compile(module, code.co_filename, "exec")
-    made = next(
-        c for c in compiled.co_consts if isinstance(c, types.CodeType) and c.co_name == NAME
-    )
-    needed = (
-        names if loop is None else [*names, *(n for n in loop if n is not None and n not in names)]
-    )
-    return Rest(made, tuple(needed), loop)
+    local = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    names = [name for name in used if name in local]
+    loop = _loop(loops[0], local) if loops else None
+    needed = dict.fromkeys([*names, *(name for name in loop or () if name is not None)])
+    return Rest(_compiled(body, names, code.co_filename), tuple(needed), loop)
+
+
+def _compiled(body: list[ast.stmt], names: list[str], file: str) -> types.CodeType:
+    """Statements as the code of a function of these arguments."""
+    rest: Any = ast.parse(f"def {NAME}({', '.join(f'{name}=None' for name in names)}): pass")
+    rest.body[0].body = body
+    compiled = compile(ast.fix_missing_locations(rest), file, "exec")
+    codes = (c for c in compiled.co_consts if isinstance(c, types.CodeType))
+    return next(c for c in codes if c.co_name == NAME)
 
 
 def _after(block: list[ast.stmt], line: int, loops: list[ast.For]) -> list[ast.stmt]:
-    """What is still to run of `block`, from the statement at `line` on; loops make the turn that
-    they are in.
-    """
-    at = next(
-        (i for i, s in enumerate(block) if s.lineno <= line <= (s.end_lineno or s.lineno)), None
-    )
+    """The rest of `block` from the statement at `line` on; of a loop, the turn that it is in."""
+    at = next((i for i in range(len(block)) if _spans(block[i : i + 1], line)), None)
     if at is None:
         raise NoTail(f"no statement at line {line}")
     inside = next((part for part in _blocks(block[at]) if _spans(part, line)), None)
@@ -167,10 +133,8 @@ def _after(block: list[ast.stmt], line: int, loops: list[ast.For]) -> list[ast.s
     if isinstance(block[at], (ast.For, ast.While)):
         if isinstance(block[at], ast.For):
             loops.append(block[at])  # type: ignore[arg-type]
-        once = ast.Tuple(elts=[ast.Constant(0)], ctx=ast.Load())
-        turn = ast.For(
-            target=ast.Name(id="_turn", ctx=ast.Store()), iter=once, body=rest, orelse=[]
-        )
+        turn: Any = ast.parse("for _turn in (0,): pass").body[0]
+        turn.body = rest
         rest = [ast.copy_location(turn, block[at])]
     return [*rest, *block[at + 1 :]]
 
@@ -187,21 +151,18 @@ def _spans(block: list[ast.stmt], line: int) -> bool:
     return block[0].lineno <= line <= (block[-1].end_lineno or block[-1].lineno)
 
 
-def _loop(loop: ast.For, own: set[str]) -> tuple[str | None, str | None, str] | None:
+def _loop(loop: ast.For, local: set[str]) -> tuple[str | None, str | None, str] | None:
     """The names of a loop's count, time and list: `for i, t in enumerate(timesteps)`."""
-    listed = [
-        n.id
-        for n in ast.walk(loop.iter)
-        if isinstance(n, ast.Name) and n.id in own and n.id != "self"
-    ]
+    used = [node.id for node in ast.walk(loop.iter) if isinstance(node, ast.Name)]
+    listed = [name for name in used if name in local - {"self"}]
     if len(listed) != 1:
         return None
-    if isinstance(loop.target, ast.Name):
-        return None, loop.target.id, listed[0]
-    if isinstance(loop.target, ast.Tuple) and all(
-        isinstance(e, ast.Name) for e in loop.target.elts
-    ):
-        count, time = (e.id for e in loop.target.elts[:2] if isinstance(e, ast.Name))
+    target = loop.target
+    if isinstance(target, ast.Name):
+        return None, target.id, listed[0]
+    names = [e.id for e in getattr(target, "elts", ()) if isinstance(e, ast.Name)]
+    if isinstance(target, ast.Tuple) and len(names) == len(target.elts):
+        count, time = names[:2]
         return count, time, listed[0]
     return None
 
@@ -217,10 +178,17 @@ class Tail:
         self._formats, self._thread = list(FORMATS), threading.get_ident()
 
     def output(self, latents: Tensor, decode: Decode | None = None) -> tuple[Any, list[Tensor]]:
-        """What the pipeline returns for `latents`, and what its autoencoder decoded on the way.
+        """What the pipeline returns for other latents.
 
-        `decode`: in the place of the autoencoder's own, `(autoencoder, latents) -> pixels`;
-        networks that only judge the picture are then left out, and a second autoencoder ends it.
+        Args:
+            latents: as the run has them.
+            decode: in the place of the autoencoder's own, `(autoencoder, latents) -> pixels`;
+                networks that only judge the picture are then left out, and a second autoencoder
+                ends the call.
+
+        Returns:
+            The output, None where the call did not come to its end; and what the autoencoder
+            decoded on the way.
         """
         while True:
             stage = Stage(self.pipe, latents.detach().clone(), decode)
@@ -237,23 +205,12 @@ class Tail:
                 self._formats.pop(0)  # perhaps this pipeline does not know the format
 
     def _once(self, stage: Stage, form: str) -> Any:
-        given = {name: self._value(name, value, stage) for name, value in self.values.items()}
-        for name, value in {**CHANGED, "output_type": form, "self": stage}.items():
-            if name in given:
-                given[name] = value
-        if self.rest.loop is not None:
-            count, time, listed = self.rest.loop
-            turns = self.values.get(listed)
-            if isinstance(turns, (Tensor, list, tuple)) and len(turns):
-                last = {count: len(turns) - 1, time: turns[-1]}
-                given |= {name: last[name] for name in last if name in given}
-        taken = {name: value for name, value in given.items() if name in self.rest.code.co_varnames}
-        missing = [
-            n for n in self.rest.code.co_varnames[: self.rest.code.co_argcount] if n not in taken
-        ]
-        function = types.FunctionType(
-            self.rest.code, self.globals, argdefs=(None,) * self.rest.code.co_argcount
-        )
+        code = self.rest.code
+        values = {name: self._value(name, value, stage) for name, value in self.values.items()}
+        other = {**CHANGED, **self._last_turn(), "output_type": form, "self": stage}
+        values |= {name: value for name, value in other.items() if name in values}
+        names = code.co_varnames[: code.co_argcount]
+        function = types.FunctionType(code, self.globals)
         latents = stage._stage_latents
         devices = [latents.device] if latents.device.type == "cuda" else []
         here = threading.get_ident() == self._thread  # elsewhere the call draws at the same time
@@ -262,31 +219,35 @@ class Tail:
             torch.no_grad(),
             torch.random.fork_rng(devices, here),
         ):
-            return function(**taken, **dict.fromkeys(missing))
+            return function(*(values.get(name) for name in names))
+
+    def _last_turn(self) -> dict[Any, Any]:
+        """The loop's variables in its last turn."""
+        count, time, listed = self.rest.loop or (None, None, "")
+        turns = self.values.get(listed)
+        if not isinstance(turns, (Tensor, list, tuple)) or not len(turns):
+            return {}
+        return {count: len(turns) - 1, time: turns[-1]}
 
     def _value(self, name: str, value: Any, stage: Stage) -> Any:
-        """A variable of the call, as one that may be changed without changing the call."""
+        """A variable of the call that may change without changing the call."""
         if isinstance(value, Tensor):
             return value.as_subclass(Tensor).clone()
         if isinstance(value, torch.Generator):
             return value.clone_state()
         if isinstance(value, list):
-            return [
-                self._value(name, v, stage) if isinstance(v, torch.Generator) else v for v in value
-            ]
+            return [v.clone_state() if isinstance(v, torch.Generator) else v for v in value]
         if isinstance(value, dict):
             return dict(value)
         if value is self.pipe.scheduler:
             return stage.scheduler
         if hasattr(value, "set_timesteps") and hasattr(value, "step"):
-            return Still(value, [])
-        return Silent() if name == "progress_bar" else stage._stage_part(value)
+            return IdleScheduler(value, [])
+        return SilentBar() if name == "progress_bar" else stage._stage_part(value)
 
 
-class Stands:
-    """An object in the place of another: it reads the other's attributes and keeps what is set on
-    it to itself.
-    """
+class StandIn:
+    """A stand-in for an object: it reads that object's attributes, and keeps what is set on it."""
 
     def __init__(self, other: Any) -> None:
         self.__dict__["_other"] = other
@@ -299,13 +260,13 @@ class Stands:
         return getattr(self._other, name)
 
 
-class Stage(Stands):
+class Stage(StandIn):
     """The pipeline as the rest of its call sees it."""
 
     def __init__(self, pipe: Any, latents: Tensor, decode: Decode | None) -> None:
         super().__init__(pipe)
         self._stage_latents, self._stage_rule, self._stage_decoded = latents, decode, list[Tensor]()
-        self.scheduler = Still(pipe.scheduler, [latents])
+        self.scheduler = IdleScheduler(pipe.scheduler, [latents])
         if decode is not None:
             self.__dict__ |= dict.fromkeys(QUIET)
 
@@ -318,32 +279,25 @@ class Stage(Stands):
         return self.__dict__.get(name, value)
 
     def _stage_part(self, value: Any) -> Any:
-        """A part of the pipeline, or an object of its call, as one that the rest of the call cannot
-        change.
-        """
+        """A part of the pipeline, or an object of its call, that the rest cannot change."""
         if isinstance(value, nn.Module):
             if any(value is module for module in networks(self._other)):
-                return Network(value)
-            return (
-                Decoder(value, self)
-                if callable(getattr(value, "decode", None))
-                else Unchanged(value)
-            )
-        plain = (
-            isinstance(value, PLAIN)
-            or callable(value)
-            or type(value).__module__.split(".")[0] in ("numpy", "PIL")
-        )
+                return LoopNetwork(value)
+            decodes = callable(getattr(value, "decode", None))
+            return Decoder(value, self) if decodes else Unchanged(value)
+        library = type(value).__module__.split(".")[0]
+        plain = isinstance(value, PLAIN) or callable(value) or library in ("numpy", "PIL")
         return value if plain else Unchanged(value)
 
     def maybe_free_model_hooks(self) -> None:
         """Models stay where they are: the call goes on."""
 
-    def progress_bar(self, *_: Any, **__: Any) -> Silent:
-        return Silent()
+    def progress_bar(self, *_: Any, **__: Any) -> SilentBar:
+        """A bar that shows nothing."""
+        return SilentBar()
 
 
-class Unchanged(Stands):
+class Unchanged(StandIn):
     """An object whose methods that change it do nothing."""
 
     def __getattr__(self, name: str) -> Any:
@@ -356,6 +310,7 @@ class Unchanged(Stands):
         self.__dict__[name] = value
 
     def __call__(self, *args: Any, **named: Any) -> Any:
+        """Call the object itself."""
         return self._other(*args, **named)
 
     def __getitem__(self, key: Any) -> Any:
@@ -368,13 +323,13 @@ class Unchanged(Stands):
         return iter(self._other)
 
 
-class Network(Unchanged):
-    """A network of the loop: it is at work, and what calls it after the loop is another loop."""
+class LoopNetwork(Unchanged):
+    """A network of the loop; a call of it after the loop is another loop, and is refused."""
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        raise NoTail(
-            f"the call goes on with its network ({type(self._other).__name__}) after this loop"
-        )
+        """Raise `NoTail`."""
+        name = type(self._other).__name__
+        raise NoTail(f"the call goes on with its network ({name}) after this loop")
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -389,13 +344,13 @@ class Decoder(Unchanged):
         self.__dict__["_stage"] = stage
 
     def decode(self, z: Tensor, *args: Any, **named: Any) -> Any:
+        """As the autoencoder's own `decode`."""
         stage = self._stage
         if stage._stage_rule is None:
-            made = self._other.decode(z, *args, **named)
-            pixels = made[0]
+            output = self._other.decode(z, *args, **named)
             if not stage._stage_decoded:
-                stage._stage_decoded.append(pixels)
-            return made
+                stage._stage_decoded.append(output[0])
+            return output
         if stage.__dict__.setdefault("_stage_first", self) is not self:
             raise Enough
         from diffusers.models.autoencoders.vae import DecoderOutput
@@ -405,12 +360,16 @@ class Decoder(Unchanged):
         return DecoderOutput(sample=pixels)
 
     def to(self, *args: Any, **named: Any) -> Any:
+        """Move the autoencoder, unless another rule decodes."""
         return self if self._stage._stage_rule is not None else self._other.to(*args, **named)
 
 
-class Still(Stands):
-    """A scheduler that steps no run: each of `samples` once, then the sample that it is called
-    with.
+class IdleScheduler(StandIn):
+    """A scheduler that steps no run.
+
+    Args:
+        scheduler: of the call.
+        samples: what its first steps return; later ones return the sample they are called with.
     """
 
     def __init__(self, scheduler: Any, samples: list[Tensor]) -> None:
@@ -419,23 +378,25 @@ class Still(Stands):
 
     def step(
         self, model_output: Any = None, timestep: Any = None, sample: Any = None, *_: Any, **__: Any
-    ) -> Moved:
-        return Moved(self._samples.pop(0) if self._samples else sample)
+    ) -> StepOutput:
+        """The next of the samples, as a scheduler returns it."""
+        return StepOutput(self._samples.pop(0) if self._samples else sample)
 
     def set_timesteps(self, *_: Any, **__: Any) -> None:
-        """Another loop would begin; its network refuses (see `Network`)."""
+        """Nothing: another loop would begin, and its network refuses (see `LoopNetwork`)."""
 
     def add_noise(self, original_samples: Any, *_: Any, **__: Any) -> Any:
-        """What is blended with a prediction is to be as clean as it."""
+        """The samples without noise, as clean as the prediction they are blended with."""
         return original_samples
 
     scale_noise = scale_model_input = add_noise
 
 
-class Moved(tuple[Any, ...]):
-    """What `step` returns, by attribute, place or name."""
+class StepOutput(tuple[Any, ...]):
+    """What `step` returns, by attribute, index or name."""
 
-    def __new__(cls, sample: Any) -> Moved:
+    def __new__(cls, sample: Any) -> StepOutput:
+        """Both results of a step are the sample."""
         return super().__new__(cls, (sample, sample))
 
     def __getitem__(self, key: Any) -> Any:
@@ -443,18 +404,19 @@ class Moved(tuple[Any, ...]):
 
     @property
     def prev_sample(self) -> Any:
+        """The sample."""
         return self[0]
 
     pred_original_sample = prev_sample
 
 
-class Silent:
+class SilentBar:
     """A progress bar that shows nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return _nothing
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> SilentBar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...core.guidance import Guidance, stretch
 from ...core.run import Run
 from ...errors import ArgumentError, ModelError
-from . import parts
+from . import batch_tree as parts
 
 if TYPE_CHECKING:
     from ..network.busy import Claim

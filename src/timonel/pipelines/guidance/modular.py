@@ -1,5 +1,4 @@
-"""Guiders of diffusers' `ModularPipeline`, which count the calls of a loop where they mean its
-steps.
+"""Guiders of diffusers' `ModularPipeline`, which take the calls of a loop for its steps.
 
 The loop gives its guider the number of the call and the number of steps (diffusers 0.42.1,
 `modular_pipelines/*/denoise.py`; `guiders/*.py`, `_is_cfg_enabled`). A sampler with two calls a
@@ -21,19 +20,22 @@ if TYPE_CHECKING:
 
 
 class Counted(Hook):
-    """A guider that is told the step of the run until the run ends; then it is as before."""
+    """A guider that counts the steps of a run until the run ends; then it is as before.
+
+    Args:
+        guider: whose `set_state` is replaced.
+        pipeline: that it belongs to.
+        scheduler: of the pipeline.
+    """
 
     def __init__(self, guider: Any, pipeline: Any, scheduler: Scheduler) -> None:
-        """`guider`: of `pipeline`, whose scheduler is `scheduler`."""
         self.guider, self.inner = guider, guider.set_state
         self.before = (guider._step, guider._num_inference_steps, guider._timestep)
         self.pipeline, self.scheduler = weakref.ref(pipeline), weakref.ref(scheduler)
         guider.set_state = self._set
 
     def _set(self, step: int, num_inference_steps: int, timestep: Any) -> None:
-        """`set_state` with the step and the number of steps of the run; as it was where another
-        scheduler steps.
-        """
+        """`set_state` with the run's step and steps, unless another scheduler steps."""
         scheduler, pipeline = self.scheduler(), self.pipeline()
         run = None if scheduler is None else scheduler.current
         if run is not None and getattr(pipeline, "scheduler", None) is scheduler:
@@ -41,6 +43,7 @@ class Counted(Hook):
         self.inner(step=step, num_inference_steps=num_inference_steps, timestep=timestep)
 
     def on_end(self, run: Run) -> None:
+        """As `release`."""
         self.release()
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
@@ -54,20 +57,19 @@ class Counted(Hook):
 
 
 def counted(scheduler: Scheduler) -> list[Hook]:
-    """Let the guiders of the modular pipeline that calls `scheduler` now count its steps; none
-    elsewhere.
+    """Let the guiders of the modular pipeline that calls `scheduler` now count its steps.
 
     Returns:
-        The hooks that leave the guiders as they were when the run ends.
+        Hooks that leave the guiders as they were when the run ends; none for other pipelines.
     """
     pipeline = pipeline_of(scheduler)
     if not is_modular(pipeline):
         return []
     from diffusers.guiders import BaseGuidance
 
-    found = [part for part in pipeline.components.values() if isinstance(part, BaseGuidance)]
-    for guider in found:
+    guiders = [part for part in pipeline.components.values() if isinstance(part, BaseGuidance)]
+    for guider in guiders:
         last = getattr(guider.__dict__.get("set_state"), "__self__", None)
         if isinstance(last, Counted):  # of a run that did not come to its end
             last.release()
-    return [Counted(guider, pipeline, scheduler) for guider in found]
+    return [Counted(guider, pipeline, scheduler) for guider in guiders]

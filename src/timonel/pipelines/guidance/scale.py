@@ -1,6 +1,4 @@
-"""Which of a pipeline's arguments is its guidance scale, and whether there is guidance to switch
-off.
-"""
+"""Which argument of a pipeline is its guidance scale, and what a call's guidance writes there."""
 
 from __future__ import annotations
 
@@ -14,29 +12,36 @@ from ...errors import ArgumentError
 from .gate import networks
 
 SCALES = ("max_guidance_scale", "guidance_scale", "decoder_guidance_scale", "prior_guidance_scale")
-# of models that may also be told a scale, and guide only with a negative prompt
+# of distilled models that guide too, but only with a negative prompt
 TRUE = "true_cfg_scale"
 NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
 
 
 def distilled(pipe: Any) -> bool:
-    """Whether the network is told the guidance scale (arXiv 2210.03142): then there is one part,
-    always.
+    """Whether the guidance scale is an input of the network, so that there is one part only.
+
+    Source: guidance distillation, arXiv 2210.03142.
     """
     configs = [getattr(module, "config", None) for module, main in networks(pipe).items() if main]
-    embeds = hasattr(
-        pipe, "get_guidance_scale_embedding"
-    )  # of UNets: elsewhere the same input tells other things
-    keys = ("guidance_embeds", "time_cond_proj_dim") if embeds else ("guidance_embeds",)
+    # of UNets alone: other networks have other inputs of this name
+    unet = hasattr(pipe, "get_guidance_scale_embedding")
+    keys = ("guidance_embeds", "time_cond_proj_dim") if unet else ("guidance_embeds",)
     return any(getattr(config, key, None) for config in configs for key in keys)
 
 
 def argument(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
-    """The argument that scales guidance; None where the network is told its scale, or there is no
-    argument.
+    """The name of the argument that scales guidance.
 
-    Raises `ArgumentError` for a pipeline that guides only with a negative prompt and was given
-    none.
+    Args:
+        pipe: the pipeline.
+        parameters: of the pipeline's `__call__`, by name.
+        options: the arguments of this call.
+
+    Returns:
+        The name; None where the scale is an input of the network, or there is no such argument.
+
+    Raises:
+        ArgumentError: the pipeline guides only with a negative prompt, and the call has none.
     """
     if TRUE in parameters and not hasattr(type(pipe), "do_classifier_free_guidance"):
         if any(options.get(name) is not None for name in NEGATIVE):
@@ -46,101 +51,128 @@ def argument(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any
                 f"{type(pipe).__name__} guides only with a negative prompt: give"
                 " negative_prompt=' '"
             )
-    return None if distilled(pipe) else next((name for name in SCALES if name in parameters), None)
+    return None if distilled(pipe) else _in_call(parameters)
 
 
 def guiders(pipe: Any, parameters: Mapping[str, Any]) -> list[Any]:
-    """The objects that guide for pipelines whose call has no scale."""
+    """The guider objects of a pipeline whose call has no scale."""
     if any(name in parameters for name in (*SCALES, TRUE)):
         return []
-    found = (getattr(pipe, name, None) for name in ("guider", "ocr_guider"))
-    return [guider for guider in found if hasattr(guider, "guidance_scale")]
+    parts = (getattr(pipe, name, None) for name in ("guider", "ocr_guider"))
+    return [guider for guider in parts if hasattr(guider, "guidance_scale")]
 
 
 def usual(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
-    """The scale that the pipeline guides with in a call, whoever chose it; None where it has none
-    of its own.
+    """The scale that the pipeline guides with in a call, from its arguments or by default.
+
+    Args: as of `argument`.
+
+    Returns:
+        The scale; None where the pipeline computes no guidance of its own.
     """
     try:
         name = argument(pipe, parameters, options)
     except ArgumentError:
         return None
     if name is None:
-        found = guiders(pipe, parameters)
-        return float(found[0].guidance_scale) if found else None
-    value = options.get(name)
-    value = parameters[name].default if value is None else value
-    return float(value) if isinstance(value, (int, float)) else None
+        return next((float(guider.guidance_scale) for guider in guiders(pipe, parameters)), None)
+    return _number(name, parameters, options)
+
+
+def distilled_scale(
+    pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]
+) -> float | None:
+    """The scale that a distilled network gets as its input; None where it is not distilled."""
+    name = _in_call(parameters)
+    return _number(name, parameters, options) if name and distilled(pipe) else None
 
 
 @contextmanager
-def told(pipe: Any, parameters: Mapping[str, Any], own: float | None) -> Iterator[None]:
-    """The guiders with the scale `own` while the context is open."""
-    found = [] if own is None else guiders(pipe, parameters)
-    before = [guider.guidance_scale for guider in found]
-    for guider in found:
-        guider.guidance_scale = own
+def guiders_at(pipe: Any, parameters: Mapping[str, Any], value: float | None) -> Iterator[None]:
+    """The guiders with the scale `value` while the context is open; None leaves them."""
+    objects = [] if value is None else guiders(pipe, parameters)
+    before = [guider.guidance_scale for guider in objects]
+    for guider in objects:
+        guider.guidance_scale = value
     try:
         yield
     finally:
-        for guider, scale in zip(found, before, strict=True):
+        for guider, scale in zip(objects, before, strict=True):
             guider.guidance_scale = scale
 
 
-def order(
+def resolve_guidance(
     pipe: Any,
     parameters: Mapping[str, Any],
     options: dict[str, Any],
     guidance: Guidance | float | None,
 ) -> tuple[Guidance | None, float | None]:
-    """The guidance of a call, and the pipeline's own scale where it was set here; it is written
-    into `options`.
+    """The guidance of a call, whose scale is written into the pipeline's own argument.
 
-    Raises `ArgumentError` where the pipeline cannot guide as asked.
+    Args:
+        pipe: the pipeline.
+        parameters: of the pipeline's `__call__`, by name.
+        options: the arguments of this call; the scale is added to them.
+        guidance: what the caller asks for; a number is a constant scale.
+
+    Returns:
+        The guidance that the gate applies, None where it has nothing to do; and the scale that the
+        pipeline itself computes with, where it is set here.
+
+    Raises:
+        ArgumentError: the pipeline cannot guide so, or the scale is given twice.
     """
-    made = guidance if guidance is None or isinstance(guidance, Guidance) else cfg(guidance)
-    if made is None:
+    if guidance is None:
         return None, None
+    guidance = guidance if isinstance(guidance, Guidance) else cfg(guidance)
     name = argument(pipe, parameters, options)
-    if distilled(pipe) and name is None:
-        return None, _told(pipe, parameters, options, made)
-    if made.scale is None:
-        return made, None
-    scales = made.scale if isinstance(made.scale, tuple) else (made.scale,)
-    # above 1 the pipeline computes both parts; rows with another scale than this one are the gate's
-    own = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
-    if name is None and guiders(pipe, parameters):
-        return made, own
-    if name is None:
+    if name is None and distilled(pipe):
+        _to_network(pipe, parameters, options, guidance)
+        return None, None
+    if guidance.scale is None:
+        return guidance, None
+    scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
+    # above 1 the pipeline computes both parts; the gate applies the scales of the other rows
+    computed = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
+    if name is not None:
+        _write(options, name, computed)
+        if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
+            raise ArgumentError(f"give one scale per step or {name}_2=, not both")
+    elif not guiders(pipe, parameters):
         raise ArgumentError(
             f"{type(pipe).__name__} takes no guidance_scale; leave the scale out of guidance="
         )
-    if options.get(name) is not None:
-        raise ArgumentError(f"give the scale in guidance= or as {name}=, not both")
-    if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
-        raise ArgumentError(f"give one scale per step or {name}_2=, not both")
-    options[name] = own
-    return made, own
+    return guidance, computed
 
 
-def _told(
-    pipe: Any, parameters: Mapping[str, Any], options: dict[str, Any], made: Guidance
-) -> float | None:
-    """A distilled network is told one scale; everything else about guidance is refused."""
-    name = next((name for name in SCALES if name in parameters), None)
-    constant = isinstance(made.scale, (int, float)) and (made.start, made.stop, made.unit) == (
-        0.0,
-        math.inf,
-        "ratio",
-    )
-    if not constant or made.rescale or made.forecast > 1 or name is None:
+def _to_network(
+    pipe: Any, parameters: Mapping[str, Any], options: dict[str, Any], guidance: Guidance
+) -> None:
+    """Write the one scale of a distilled network; refuse everything else of guidance."""
+    name = _in_call(parameters)
+    always = (guidance.start, guidance.stop, guidance.unit) == (0.0, math.inf, "ratio")
+    constant = isinstance(guidance.scale, (int, float)) and always
+    if not constant or guidance.rescale or guidance.forecast > 1 or name is None:
         true = f", or give negative_prompt= for its {TRUE}" if TRUE in parameters else ""
         raise ArgumentError(
-            f"the model of this {type(pipe).__name__} is guidance-distilled: its network is told"
-            " the scale and has no unconditional half, so there is nothing to switch off, vary,"
-            f" rescale or forecast; give guidance= one number{true}"
+            f"the model of this {type(pipe).__name__} is guidance-distilled: the scale is an input"
+            " of its network, which has no unconditional part, so there is nothing to switch"
+            f" off, vary, rescale or forecast; give guidance= one number{true}"
         )
+    _write(options, name, guidance.scale)
+
+
+def _write(options: dict[str, Any], name: str, value: Any) -> None:
     if options.get(name) is not None:
         raise ArgumentError(f"give the scale in guidance= or as {name}=, not both")
-    options[name] = made.scale
-    return None
+    options[name] = value
+
+
+def _in_call(parameters: Mapping[str, Any]) -> str | None:
+    return next((name for name in SCALES if name in parameters), None)
+
+
+def _number(name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
+    value = options.get(name)
+    value = parameters[name].default if value is None else value
+    return float(value) if isinstance(value, (int, float)) else None

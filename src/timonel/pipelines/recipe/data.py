@@ -15,10 +15,8 @@ from ...core.data import Data, GuidanceData
 from ...core.grids import MOST_STEPS
 from ...core.sampler import Sampler
 
-KEY, INFOTEXT = (
-    "timonel",
-    "parameters",
-)  # names of the text chunks in a PNG: the recipe, and it in A1111's words
+# names of the text chunks in a PNG: the recipe, and the same as A1111 writes it
+KEY, INFOTEXT = "timonel", "parameters"
 PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
@@ -37,9 +35,8 @@ class RecipeData(Data):
     steps: int = Field(ge=1, le=MOST_STEPS, strict=True)
     options: dict[str, Any] = Field(default_factory=dict)
     grid_options: dict[str, Any] = Field(default_factory=dict)
-    table: dict[str, Any] | None = Field(
-        default=None, repr=False
-    )  # of a fitted sampler: what its file holds
+    # of a fitted sampler: what its file holds
+    table: dict[str, Any] | None = Field(default=None, repr=False)
     sigmas: list[float] | None = None
     times: list[float] | None = None
     part: dict[str, float] | None = None
@@ -73,19 +70,24 @@ class RecipeData(Data):
 
     @staticmethod
     def choice(sampler: Sampler) -> dict[str, Any]:
-        """The fields that say which sampler it is, a fitted one with its table; without its steps."""
-        table = None if sampler.fitted is None else sampler.fitted.to_dict()
+        """The fields that name a sampler, of a fitted one with its table; without its steps."""
+        levels = {"sigmas": sampler.sigmas, "times": sampler.times}
         return {
-            "sampler": sampler.name, "grid": sampler.grid, "options": dict(sampler.options),
-            "grid_options": dict(sampler.grid_options), "noise": sampler.source, "table": table,
-            **{key: list(map(float, levels)) for key in ("sigmas",
-            "times") if (levels := getattr(sampler, key))},
+            "sampler": sampler.name,
+            "grid": sampler.grid,
+            "options": dict(sampler.options),
+            "grid_options": dict(sampler.grid_options),
+            "noise": sampler.source,
+            "table": None if sampler.fitted is None else sampler.fitted.to_dict(),
+            **{key: list(map(float, values)) for key, values in levels.items() if values},
             **({"part": sampler.cuts} if sampler.cuts else {}),
-        }  # fmt: skip
+        }
 
     def chosen(self) -> Sampler:
-        """The sampler this recipe names. Raises `ArgumentError` for the table of a fitted one that
-        cannot be read.
+        """The sampler that this recipe names.
+
+        Raises:
+            ArgumentError: the table of a fitted sampler cannot be read.
         """
         fitted = None
         if self.table is not None:
@@ -93,19 +95,26 @@ class RecipeData(Data):
 
             fitted = Fitted.from_dict(self.table, self.sampler)
         listed = self.sigmas is not None or self.times is not None
-        own = bool(
-            {"sigmas", "timesteps"} & set(self.arguments)
-        )  # levels that the pipeline is called with
+        in_call = not {"sigmas", "timesteps"}.isdisjoint(self.arguments)
         part: dict[str, Any] = self.part or {}
         return Sampler(
-            self.sampler, None if listed else self.grid, None if own else self.steps, self.options,
+            self.sampler,
+            None if listed else self.grid,
+            None if in_call else self.steps,
+            self.options,
             self.grid_options,
-            self.sigmas, self.times, noise=self.noise, fitted=fitted, **part,
-        )  # fmt: skip
+            self.sigmas,
+            self.times,
+            noise=self.noise,
+            fitted=fitted,
+            **part,
+        )
 
     def texts(self, size: tuple[int, int]) -> dict[str, str]:
-        """The text chunks of a PNG of a picture of `size`: this recipe, and it as A1111, Civitai
-        and others read it.
+        """The text chunks of a PNG: this recipe, and the same as A1111 and Civitai read it.
+
+        Args:
+            size: width and height of the picture.
         """
         from .infotext import infotext
 
@@ -113,17 +122,14 @@ class RecipeData(Data):
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    """Versions of what takes part in the result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def versions() -> dict[str, str]:
     """Versions of what takes part in the result."""
-    return dict(_versions())
+    installed = {name: number for name in PACKAGES if (number := _version(name))}
+    return {"python": platform.python_version(), **installed}

@@ -1,8 +1,6 @@
-"""Pictures that carry their recipe: saved as a PNG, by whom ever, they hold it, and A1111's text
-beside it.
+"""Pictures that carry their recipe, which any `save` to a PNG writes, with A1111's text beside it.
 
-A picture that was changed since (resized, converted, …) is another one and is saved as PIL saves
-it.
+A picture that was changed since (resized, converted, …) is another one, and PIL saves it as usual.
 """
 
 from __future__ import annotations
@@ -22,9 +20,7 @@ class Picture(Image.Image):
     """A picture of PIL whose `info` has a recipe, which `save` writes into a PNG."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As `PIL.Image.Image.save`; a PNG gets the recipe too, unless `pnginfo` is chosen by the
-        caller.
-        """
+        """As `PIL.Image.Image.save`; a PNG gets the recipe, unless the caller chooses `pnginfo`."""
         if "pnginfo" not in params and _png(fp, format) and KEY in self.info:
             params["pnginfo"] = chunks(self.info)
         super().save(fp, format, **params)
@@ -39,8 +35,11 @@ class Picture(Image.Image):
 
 
 def sign(image: Any, texts: Mapping[str, str]) -> bool:
-    """Put texts into a picture so that `save` writes them; False for what is no plain picture of
-    PIL.
+    """Put texts into a picture for its `save`; False where it is no plain picture of PIL.
+
+    Args:
+        image: the picture; its class becomes `Picture`.
+        texts: by the names of the chunks, see `RecipeData.texts`.
     """
     if type(image) is not Image.Image and not isinstance(image, Picture):
         return False
@@ -50,13 +49,13 @@ def sign(image: Any, texts: Mapping[str, str]) -> bool:
 
 
 def chunks(info: Mapping[Any, Any]) -> PngInfo:
-    """The text chunks of a PNG."""
-    made = PngInfo()
+    """The text chunks of a PNG from a picture's `info`."""
+    texts = PngInfo()
     if KEY in info:
-        made.add_itxt(KEY, info[KEY])
+        texts.add_itxt(KEY, info[KEY])
     if INFOTEXT in info:
-        made.add_text(INFOTEXT, info[INFOTEXT])
-    return made
+        texts.add_text(INFOTEXT, info[INFOTEXT])
+    return texts
 
 
 def _png(fp: Any, format: str | None) -> bool:
@@ -64,6 +63,6 @@ def _png(fp: Any, format: str | None) -> bool:
     if format:
         return format.upper() == "PNG"
     path = fp if isinstance(fp, (str, bytes, os.PathLike)) else getattr(fp, "name", "")
-    return isinstance(path, (str, bytes, os.PathLike)) and Path(
-        os.fsdecode(path)
-    ).suffix.lower() in (".png", ".apng")
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        return False
+    return Path(os.fsdecode(path)).suffix.lower() in (".png", ".apng")

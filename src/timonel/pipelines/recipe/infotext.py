@@ -18,29 +18,28 @@ if TYPE_CHECKING:
 #: solvers in A1111's words
 SAMPLERS = {
     "euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "heunpp2": "HeunPP2",
-    "dpm2": "DPM2",
-    "dpm2_ancestral": "DPM2 a", "dpm_fast": "DPM fast", "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_sde": "DPM++ SDE", "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "lms": "LMS",
-    "restart": "Restart", "ddim": "DDIM", "ddpm": "DDPM", "plms": "PLMS", "unipc": "UniPC",
-    "ipndm": "IPNDM",
-    "deis": "DEIS", "lcm": "LCM",
+    "dpm2": "DPM2", "dpm2_ancestral": "DPM2 a", "dpm_fast": "DPM fast", "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_3m_sde": "DPM++ 3M SDE", "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a", "lms": "LMS", "restart": "Restart", "ddim": "DDIM",
+    "ddpm": "DDPM", "plms": "PLMS", "unipc": "UniPC", "ipndm": "IPNDM", "deis": "DEIS",
+    "lcm": "LCM",
 }  # fmt: skip
 #: grids in A1111's words
 SCHEDULES = {
     "karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential",
-    "simple": "Simple",
-    "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal", "ays": "Align Your Steps",
-    "normal": "Normal",
-    "ddim_uniform": "DDIM", "beta": "Beta", "linspace": "Uniform",
+    "simple": "Simple", "sgm_uniform": "SGM Uniform", "kl_optimal": "KL Optimal",
+    "ays": "Align Your Steps", "normal": "Normal", "ddim_uniform": "DDIM", "beta": "Beta",
+    "linspace": "Uniform",
 }  # fmt: skip
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
 
 
 def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
-    """The recipe of a picture of `size` (width, height) as A1111 writes it; what A1111 has no word
-    for in ours.
+    """A recipe as A1111 writes it; what A1111 has no word for keeps timonel's.
+
+    Args:
+        recipe: of the picture.
+        size: its width and height.
     """
     solver = SAMPLERS.get(recipe.sampler, recipe.sampler)
     if recipe.sampler == "dpmpp_2m_sde" and recipe.options.get("variant") == "heun":
@@ -59,20 +58,16 @@ def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
     lines = [recipe.prompt or ""]
     if recipe.negative_prompt:
         lines.append(f"Negative prompt: {recipe.negative_prompt}")
-    lines.append(
-        ", ".join(f"{key}: {_quoted(value)}" for key, value in facts.items() if value is not None)
-    )
+    said = {key: _quoted(value) for key, value in facts.items() if value is not None}
+    lines.append(", ".join(f"{key}: {value}" for key, value in said.items()))
     return "\n".join(lines).strip()
 
 
 def _scale(recipe: RecipeData) -> float | None:
     """The guidance scale; the largest of several."""
     scale = None if recipe.guidance is None else recipe.guidance.scale
-    if scale is None:
-        scale = next(
-            (recipe.arguments[name] for name in SCALES if recipe.arguments.get(name) is not None),
-            None,
-        )
+    scales = [scale, *map(recipe.arguments.get, SCALES)]
+    scale = next((value for value in scales if value is not None), None)
     return max(scale) if isinstance(scale, (list, tuple)) else scale
 
 

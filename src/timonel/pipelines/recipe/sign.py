@@ -23,21 +23,26 @@ if TYPE_CHECKING:
     from ..helm import Helm
     from ..sockets.scheduler import Scheduler
 
-PLAIN = (
-    "generator",
-    "output_type",
-    "return_dict",
-    "callback_on_step_end_tensor_inputs",
-    "num_inference_steps",
-)
+# arguments of a pipeline that are no part of a recipe, or a field of it
+LEFT_OUT = {
+    "generator", "output_type", "return_dict", "callback", "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs", "num_inference_steps", *request.PER_PROMPT,
+}  # fmt: skip
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
+CALLBACKS = ("callback_on_step_end", "callback")
 
 
 def sign(
     helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None, output: Any
 ) -> None:
-    """Put its recipe into every picture of a call. `own`: the pipeline's own scale, where the helm
-    set it.
+    """Put its recipe into every picture of a call.
+
+    Args:
+        helm: that made the call.
+        scheduler: of the call.
+        options: the arguments that the pipeline was called with.
+        own: the pipeline's own guidance scale, where the helm set it.
+        output: what the pipeline returned.
     """
     images = _images(output)
     if not images:
@@ -53,78 +58,85 @@ def sign(
 
 
 def _images(output: Any) -> list[Any]:
-    found = getattr(output, "images", None)
-    if found is None and isinstance(output, tuple) and output:
-        found = output[0]
-    return list(found) if isinstance(found, list) else []
+    images = getattr(output, "images", None)
+    if images is None and isinstance(output, tuple) and output:
+        images = output[0]
+    return list(images) if isinstance(images, list) else []
 
 
 def _common(
     helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None
 ) -> dict[str, Any]:
     """What all pictures of a call share."""
-    run, orders = helm.run, scheduler.orders
+    run, guidance = helm.run, scheduler.orders.guidance
     assert run is not None
     arguments, missing = _arguments(helm, options, own)
-    besides = [f"hook {h.name!r}" for h in map(adapt, orders.hooks) if _acts(h)]
-    besides += [
-        name for name in ("callback_on_step_end", "callback") if options.get(name) is not None
-    ]
-    besides += ["resume="] if orders.resumed else []
-    besides += ["generator="] if not helm.seeds else []
-    many = run.latents.shape[0]
     listed = "sigmas" in arguments or "timesteps" in arguments
-    steps = None if listed else scheduler.sampler.steps
-    sampler = _settled(scheduler)
-    own_levels = sampler.fitted is None and sampler.grid is None
-    return {
-        **_model(helm), **RecipeData.choice(sampler), "listed": own_levels or None,
-        "steps": steps or run.steps,
-        "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
-        "width": arguments.pop("width", None), "height": arguments.pop("height", None),
-        "arguments": arguments,
-        "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,
-        "stopped_after": run.step if run.status == "stopped" else None, "versions": versions(),
-    }  # fmt: skip
+    sampler, batch = _settled(scheduler), run.latents.shape[0]
+    fields = {
+        **_model(helm),
+        **RecipeData.choice(sampler),
+        "listed": (sampler.fitted is None and sampler.grid is None) or None,
+        "steps": (None if listed else scheduler.sampler.steps) or run.steps,
+        "guidance": None if guidance is None else GuidanceData.of(guidance),
+        "width": arguments.pop("width", None),
+        "height": arguments.pop("height", None),
+        "missing": missing,
+        "besides": _besides(helm, scheduler, options),
+        "batch": batch if batch > 1 else None,
+        "stopped_after": run.step if run.status == "stopped" else None,
+        "versions": versions(),
+    }
+    return {**{k: v for k, v in fields.items() if v not in (None, [])}, "arguments": arguments}
+
+
+def _besides(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any]) -> list[str]:
+    """What else had a part in a call and is in no recipe."""
+    hooks = [hook for hook in map(adapt, scheduler.orders.hooks) if _acts(hook)]
+    besides = [f"hook {hook.name!r}" for hook in hooks]
+    besides += [name for name in CALLBACKS if options.get(name) is not None]
+    besides += ["resume="] if scheduler.orders.resumed else []
+    return besides + ([] if helm.seeds else ["generator="])
 
 
 def _settled(scheduler: Scheduler) -> Sampler:
-    """The sampler with the grid that was taken; without any where the levels are a list that the
-    pipeline makes.
-    """
-    sampler, made = scheduler.sampler, scheduler.settled
+    """The sampler with the grid that was taken; without one where the pipeline lists the levels."""
+    sampler, taken = scheduler.sampler, scheduler.settled
     if sampler.fitted is not None or scheduler.orders.named:
         return sampler
-    listed = made.sigmas is not None or made.times is not None
-    options = {} if listed else made.grid_options
-    return replace(sampler, grid=None if listed else made.grid, grid_options=options)
+    if taken.sigmas is not None or taken.times is not None:
+        return replace(sampler, grid=None, grid_options={})
+    return replace(sampler, grid=taken.grid, grid_options=taken.grid_options)
 
 
 def _model(helm: Helm) -> dict[str, Any]:
-    """Which model it was, by name or, for a pipeline object, by its class and where it says it
-    comes from.
-    """
+    """The model by name, or of a pipeline object its class and where it says it comes from."""
+    pipe, loading = helm.pipe, {k: v for k, v in helm.loading.items() if v is not None}
     if helm.name is None:
-        origin = getattr(helm.pipe, "name_or_path", None) or getattr(helm.pipe, "config", {}).get(
-            "_name_or_path"
-        )
-        return {"model": str(origin or "unknown"), "pipeline": type(helm.pipe).__name__}
-    loading = helm.loading
-    dtype = next(
-        (loading[key] for key in ("dtype", "torch_dtype") if loading.get(key) is not None), None
-    )
-    kept = {k: _word(loading[k]) for k in KEPT if loading.get(k) is not None}
-    device = loading.get("device")
+        origin = getattr(pipe, "name_or_path", None)
+        origin = origin or getattr(pipe, "config", {}).get("_name_or_path")
+        return {"model": str(origin or "unknown"), "pipeline": type(pipe).__name__}
+    dtype = loading.get("dtype", loading.get("torch_dtype"))
+    if isinstance(dtype, dict):
+        dtype = {part: words.dtype(value) for part, value in dtype.items()}
+    elif dtype is not None:
+        dtype = words.dtype(dtype)
     return {
-        "model": helm.name, "device": None if device is None else str(device),
-        "loading": kept or None,
-        "dtype": {k: words.dtype(v) for k, v in dtype.items()} if isinstance(dtype, dict)
-        else None if dtype is None else words.dtype(dtype),
-    }  # fmt: skip
+        "model": helm.name,
+        "device": str(loading["device"]) if "device" in loading else None,
+        "loading": {k: _word(loading[k]) for k in KEPT if k in loading} or None,
+        "dtype": dtype,
+    }
 
 
 def _word(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else str(value)
+
+
+def _is_prompt(name: str) -> bool:
+    return name.startswith(("prompt", "negative_prompt")) and not name.endswith(
+        ("_embeds", "_mask")
+    )
 
 
 def _arguments(
@@ -132,53 +144,38 @@ def _arguments(
 ) -> tuple[dict[str, Any], list[str]]:
     """The pipeline's own arguments as data, and the names of those that a file cannot hold."""
     scaled = None if own is None else scale.argument(helm.pipe, helm._parameters, options)
-    left_out = {
-        *PLAIN,
-        *request.PER_PROMPT,
-        "prompt",
-        "negative_prompt",
-        "callback_on_step_end",
-        "callback",
-        scaled,
-    }
-    held, missing = dict[str, Any](), list[str]()
+    arguments, missing = dict[str, Any](), list[str]()
     for key, value in options.items():
-        if key in left_out or value is None:
+        if value is None or key in LEFT_OUT or key == scaled or _is_prompt(key):
             continue
-        if key.startswith(("prompt", "negative_prompt")) and not key.endswith(("_embeds", "_mask")):
-            continue
-        known, data = _data(value)
-        if known:
-            held[key] = data
-        else:
+        try:
+            arguments[key] = _data(value)
+        except TypeError:
             missing.append(key)
-    return held, missing
+    return arguments, missing
 
 
-def _prompts(options: Mapping[str, Any], i: int, many: int) -> dict[str, Any]:
-    """The prompts of picture `i`: those in lists one by one, each for as many pictures in a row."""
-    found, more = dict[str, Any](), dict[str, Any]()
+def _prompts(options: Mapping[str, Any], i: int, count: int) -> dict[str, Any]:
+    """The prompts of picture `i` of `count`: lists one by one, each for as many in a row."""
+    fields, more = dict[str, Any](), dict[str, Any]()
     for key, value in options.items():
-        if (
-            not key.startswith(("prompt", "negative_prompt"))
-            or key.endswith(("_embeds", "_mask"))
-            or value is None
-        ):
+        if not _is_prompt(key):
             continue
         if isinstance(value, (list, tuple)) and value:
-            value = value[i * len(value) // many]
+            value = value[i * len(value) // count]
         if isinstance(value, str):
-            (found if key in ("prompt", "negative_prompt") else more)[key] = value
-    return {**found, "more_prompts": more or None}
+            (fields if key in ("prompt", "negative_prompt") else more)[key] = value
+    return {**fields, "more_prompts": more or None}
 
 
 def _seed(helm: Helm, options: Mapping[str, Any], i: int) -> int | None:
     """The seed of picture `i`."""
     if helm.seeds:
         return helm.seeds[i] if i < len(helm.seeds) else None
-    given = options.get("generator")
-    one = (given[i] if i < len(given) else None) if isinstance(given, (list, tuple)) else given
-    return one.initial_seed() % 2**63 if isinstance(one, torch.Generator) else None
+    generator = options.get("generator")
+    if isinstance(generator, (list, tuple)):
+        generator = generator[i] if i < len(generator) else None
+    return generator.initial_seed() % 2**63 if isinstance(generator, torch.Generator) else None
 
 
 def _acts(hook: Any) -> bool:
@@ -186,20 +183,16 @@ def _acts(hook: Any) -> bool:
     return isinstance(hook, Edit) or not type(hook).__module__.startswith("timonel.hooks.")
 
 
-def _data(value: Any) -> tuple[bool, Any]:
-    """Whether a value can be written as JSON, and what is written."""
+def _data(value: Any) -> Any:
+    """A value as JSON has it. Raises `TypeError` where it cannot be written."""
     if isinstance(value, (str, bool)):
-        return True, value
+        return value
     if isinstance(value, Integral):
-        return True, int(value)
-    if isinstance(value, Real):
-        return math.isfinite(value), float(value)
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
     if isinstance(value, (list, tuple)):
-        parts = [_data(one) for one in value]
-        return all(known for known, _ in parts), [data for _, data in parts]
+        return [_data(one) for one in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        items = {key: _data(one) for key, one in value.items()}
-        return all(known for known, _ in items.values()), {
-            key: data for key, (_, data) in items.items()
-        }
-    return False, None
+        return {key: _data(one) for key, one in value.items()}
+    raise TypeError

@@ -1,0 +1,252 @@
+"""Arguments and outputs of a network as trees of tensors that hold a batch, and its guidance parts.
+
+A guided call computes several parts (unconditional, conditional, …) as one batch. Most pipelines
+put the conditional part last; the classes that do not are listed here, and `weights` measures the
+same from a pipeline's own combination, which checks the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError
+
+# pipelines (or beginnings of their names) whose first part is the conditional one
+CONDITIONAL_FIRST = ("DiT", "Lumina", "OmniGen", "StableCascade", "ZImage")
+CONDITIONAL_FIRST_OF_THREE = ("StableDiffusionInstructPix2Pix", "StableDiffusionXLInstructPix2Pix")
+SAMPLE_NAMES = ("sample", "hidden_states", "x", "latent_model_input", "noisy_latents")
+# positions in the image, whatever their length
+NOT_BATCHED = ("rotary", "rope", "freqs", "txt_ids", "img_ids")
+# where frames are a batch, each sample has several of these
+REPEATED = ("encoder_hidden_states", "residual", "image_embeds")
+SECOND_DIM = ("encoder_hidden_states_llama3",)  # (layers, batch, …)
+SLACK = 0.1  # relative distance from a linear combination up to which one is still measured
+
+
+# -- which part is which -------------------------------------------------------------------------
+def perturbed(pipe: Any) -> bool:
+    """Whether the last part is computed with perturbed attention, beside guidance by the prompt."""
+    return _flag(pipe, "do_perturbed_attention_guidance") is True
+
+
+def guides(pipe: Any) -> bool | None:
+    """Whether the pipeline says that it guides; None where it says nothing."""
+    return _flag(pipe, "do_classifier_free_guidance")
+
+
+def _flag(pipe: Any, name: str) -> bool | None:
+    try:
+        value = getattr(pipe, name, None)
+        return None if value is None else bool(value)
+    # a property that is read before the call has set what it needs
+    except (AttributeError, TypeError, RuntimeError, ValueError):
+        return None
+
+
+def conditional(pipe: Any, parts: int) -> int:
+    """The index of the conditional part in a batch of `parts` parts."""
+    if perturbed(pipe):
+        return parts - 2
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    first = CONDITIONAL_FIRST + (CONDITIONAL_FIRST_OF_THREE if parts == 3 else ())
+    return 0 if any(name.startswith(first) for name in names) else parts - 1
+
+
+def weights(parts: Sequence[Tensor], combined: Tensor) -> list[float] | None:
+    """Weights w with `combined = ±sum(w·part)`, by least squares.
+
+    Returns:
+        The weights, divided by their sum; None where `combined` is no such sum, its weights do not
+        sum to about 1, or a value is not finite (which a guard reports, not this).
+    """
+    if len({*(p.numel() for p in parts), combined.numel()}) > 1:
+        return None
+    rows = torch.stack([p.detach().float().flatten() for p in (*parts, combined)])
+    products = (rows @ rows.T).double().cpu()
+    if not bool(torch.isfinite(products).all()):
+        return None
+    inner, mixed, norm = products[:-1, :-1], products[:-1, -1], float(products[-1, -1])
+    solution = torch.linalg.lstsq(inner, mixed[:, None], driver="gelsd").solution[:, 0]
+    residual = norm - 2 * float(solution @ mixed) + float(solution @ inner @ solution)
+    total = float(solution.sum())
+    if not norm > 0 or residual > SLACK**2 * norm or not 0.5 < abs(total) < 2:
+        return None
+    return [float(w) / total for w in solution]
+
+
+# -- reading a tree ------------------------------------------------------------------------------
+def sample_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | list[Tensor]:
+    """The network's sample input: a tensor with a batch, or a list of samples."""
+    named = [kwargs[name] for name in SAMPLE_NAMES if name in kwargs]
+    for value in (*named, *args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim > 1:
+            return value
+        if isinstance(value, list) and value and all(_is_sample(v) for v in value):
+            return value
+    raise ArgumentError(
+        "the network was called without a batched tensor; timonel cannot tell its batch size"
+    )
+
+
+def _is_sample(value: Any) -> bool:
+    """Whether it is one sample of a list of them, or the images that make up one sample."""
+    if isinstance(value, list):
+        return bool(value) and all(v is None or _is_sample(v) for v in value)
+    return isinstance(value, Tensor) and value.ndim > 1
+
+
+def tensors(value: Any) -> Tensor | None:
+    """The prediction in an output: its first tensor, or its list of samples as one tensor."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
+        return torch.stack(value) if len({v.shape for v in value}) == 1 else None
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return None
+    return next((t for t in map(tensors, value) if t is not None), None)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments of a network hold the same values."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and _equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a is b or bool(a == b)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    view = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return view or torch.equal(a, b)
+
+
+def batched(value: Tensor, size: int, name: str) -> int | None:
+    """The dimension along which a network's argument has the batch, or None."""
+    if any(word in name for word in NOT_BATCHED):
+        return None
+    dim = 1 if name in SECOND_DIM else 0
+    length = value.shape[dim] if value.ndim > dim else 0
+    each = length // size if any(word in name for word in REPEATED) else 1
+    return dim if length and length == each * size else None
+
+
+# -- changing a tree -----------------------------------------------------------------------------
+def narrow(value: Any, size: int, wanted: slice, listed: bool, name: str = "") -> Any:
+    """`value` with only the `wanted` of `size` samples in everything that is batched.
+
+    Args:
+        value: a tree of tensors: dicts, lists and tuples.
+        size: samples in the batch.
+        wanted: the samples to keep.
+        listed: whether the network takes its samples as a list.
+        name: of the argument, which says how it is batched.
+    """
+    if isinstance(value, Tensor):
+        dim = batched(value, size, name)
+        if dim is None:
+            return value
+        each = value.shape[dim] // size
+        return value[(slice(None),) * dim + (slice(wanted.start * each, wanted.stop * each),)]
+    if isinstance(value, list) and listed and len(value) == size:
+        return value[wanted]
+    return _map(lambda inner, key: narrow(inner, size, wanted, listed, key), value, name)
+
+
+def select(value: Any, size: int, rows: Tensor, name: str = "") -> Any:
+    """`value` with the samples `rows` (their indices) of a batch of `size`; see `narrow`."""
+    if isinstance(value, Tensor):
+        dim = batched(value, size, name)
+        if dim is None:
+            return value
+        each = value.shape[dim] // size
+        index = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()
+        return value.index_select(dim, index.to(value.device))
+    return _map(lambda inner, key: select(inner, size, rows, key), value, name)
+
+
+def join(values: list[Any], size: int, name: str) -> Any:
+    """The same argument of several calls as that of one call.
+
+    Raises:
+        ValueError: the values cannot be joined.
+    """
+    first = values[0]
+    if all(isinstance(v, Tensor) for v in values):
+        dim = batched(first, size, name)
+        if dim is not None and len({v.shape for v in values}) == 1:
+            return torch.cat(values, dim)
+    elif isinstance(first, dict):
+        return _like(first, {k: join([v[k] for v in values], size, str(k)) for k in first})
+    elif isinstance(first, (list, tuple)):
+        return _like(first, [join(list(v), size, name) for v in zip(*values, strict=True)])
+    if all(same(first, v) for v in values[1:]):
+        return first
+    raise ValueError(f"unlike {name!r}")
+
+
+def rearrange(
+    value: Any,
+    change: Callable[[list[Any]], list[Any]],
+    count: int,
+    size: int,
+    listed: bool,
+    frames: bool = False,
+) -> Any:
+    """An output with its list of parts changed.
+
+    Args:
+        value: the output, a tree of tensors.
+        change: from a list of `count` parts to another list of parts.
+        count: parts in the batch.
+        size: samples in the batch, of all parts together.
+        listed: whether the network returns its samples as a list.
+        frames: whether outputs other than the sample may hold several rows for each sample.
+    """
+    if isinstance(value, Tensor):
+        if not value.ndim or len(value) % size or (len(value) != size and not frames):
+            return value
+        return torch.cat(change(list(value.chunk(count))))
+    if isinstance(value, list) and listed and len(value) == size:
+        each = size // count
+        parts = change([torch.stack(value[i * each : (i + 1) * each]) for i in range(count)])
+        return [sample for part in parts for sample in part.unbind()]
+    return _map(lambda inner, _: rearrange(inner, change, count, size, listed, frames), value)
+
+
+def blend(value: Any, other: Any, share: float) -> Any:
+    """`value + share·(other - value)` for every floating-point tensor of two outputs."""
+    if isinstance(value, Tensor):
+        alike = value.is_floating_point() and value.shape == other.shape
+        return torch.lerp(value, other, share) if alike else other
+    if isinstance(value, dict):
+        return _like(value, {k: blend(v, other[k], share) for k, v in value.items()})
+    if isinstance(value, (list, tuple)):
+        return _like(value, [blend(a, b, share) for a, b in zip(value, other, strict=True)])
+    return other
+
+
+def _map(change: Callable[[Any, str], Any], value: Any, name: str = "") -> Any:
+    """`value` with `change(child, its name)` for every child; a leaf as it is."""
+    if isinstance(value, dict):
+        return _like(value, {k: change(v, str(k)) for k, v in value.items()})
+    if isinstance(value, (list, tuple)):
+        return _like(value, [change(v, name) for v in value])
+    return value
+
+
+def _like(value: Any, items: Any) -> Any:
+    """`items` in the type of `value`."""
+    if isinstance(value, dict):
+        return type(value)(**items) if is_dataclass(value) else items
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
