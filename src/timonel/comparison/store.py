@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import picture_files, reading
-from ..errors import ArgumentError
+from ..errors import MOST_SHOWN, ArgumentError
 from ..files import replacing, write_tensors
 from ..make.recipe import Recipe
 from ..make.video import write as write_video

@@ -28,7 +28,7 @@ from ..engine.conditions import Conditions
 from ..engine.network import Answer, Query
 from ..errors import ArgumentError
 from . import watched
-from .guidance import parts as parts_
+from .guidance import batch_tree
 from .helm import Helm
 from .network.busy import Claim
 from .watched import NotCaptured
@@ -230,7 +230,7 @@ class Captured:
             whole = not clock.requires_grad and bool((clock == clock.round()).all())
             dtype = torch.int64 if whole else torch.float32
         arguments |= {self.names[0]: entering, self.names[1]: clock.to(x.device, dtype)}
-        output = parts_.tensors(self.module(**arguments))
+        output = batch_tree.tensors(self.module(**arguments))
         assert output is not None
         return output[:, : x.shape[1]].to(x.dtype)
 
@@ -321,7 +321,7 @@ def _captured(
     arguments = {**watched.constant(each, names, pipe), watched.EXTRA: extra}
     captured = Captured(
         helm, module, start, process, run.prediction, run.denoised_fn, scale if guided else None,
-        Conditions(arguments, len(start), len(weights), parts_.batched), names,
+        Conditions(arguments, len(start), len(weights), batch_tree.batched), names,
         sample.new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined, clock,
         weights, place,
     )  # fmt: skip

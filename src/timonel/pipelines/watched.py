@@ -18,7 +18,7 @@ from ..core.process import Process
 from ..core.run import Run
 from ..engine.conditions import alike, join
 from ..errors import ModelError
-from .guidance import parts as parts_
+from .guidance import batch_tree
 from .guidance.gate import Gate
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
@@ -88,7 +88,7 @@ class WatchingGate(Gate):
             )
         named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         named.pop("self", None)
-        output = parts_.tensors(result)
+        output = batch_tree.tensors(result)
         if output is None or self.scheduler.current is None:
             raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
         self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
@@ -120,7 +120,7 @@ def merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
     """The arguments of a row's calls as those of one call, one part after the other."""
     sizes = []
     for _, arguments, _ in row.calls:
-        sample = parts_.sample_of((), arguments)
+        sample = batch_tree.sample_of((), arguments)
         if not isinstance(sample, Tensor) or len(sample) % count:
             raise NotCaptured(f"{pipe} gives its network no batch of {count} samples")
         sizes.append(len(sample))
@@ -131,7 +131,7 @@ def merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
         raise NotCaptured(f"{pipe} calls its network for unlike parts")
     try:
         return {
-            name: join([first[name], *(o[name] for o in others)], sizes[0], name, parts_.batched)
+            name: join([first[name], *(o[name] for o in others)], sizes[0], name, batch_tree.batched)
             for name in first
         }
     except ValueError as error:
@@ -140,7 +140,7 @@ def merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
 
 def names(arguments: dict[str, Any], pipe: str) -> tuple[str, str]:
     """What the network calls its sample and its time."""
-    sample = parts_.sample_of((), arguments)
+    sample = batch_tree.sample_of((), arguments)
     name = next(name for name, value in arguments.items() if value is sample)
     time = next((name for name in TIMES if arguments.get(name) is not None), None)
     if time is None:
