@@ -269,11 +269,6 @@ class Compat(Members, Times, Draws, metaclass=Named):
         assert self._visited is not None
         return self._visited
 
-    @property
-    def settled_times(self) -> Tensor:
-        """The network times of the levels where steps begin, (N,), noisiest first."""
-        return self._listed.grid.time[:-1]
-
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0, alone: bool = False) -> Table:
         return self.row.table(Part(self._flags, self._levels, sampler, grid, before, alone))
 

@@ -163,38 +163,6 @@ def narrow(value: Any, size: int, wanted: slice, listed: bool, name: str = "") -
     return _map(lambda inner, key: narrow(inner, size, wanted, listed, key), value, name)
 
 
-def select(value: Any, size: int, rows: Tensor, name: str = "") -> Any:
-    """`value` with the samples `rows` (their indices) of a batch of `size`; see `narrow`."""
-    if isinstance(value, Tensor):
-        dim = batched(value, size, name)
-        if dim is None:
-            return value
-        each = value.shape[dim] // size
-        index = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()
-        return value.index_select(dim, index.to(value.device))
-    return _map(lambda inner, key: select(inner, size, rows, key), value, name)
-
-
-def join(values: list[Any], size: int, name: str) -> Any:
-    """The same argument of several calls as that of one call.
-
-    Raises:
-        ValueError: the values cannot be joined.
-    """
-    first = values[0]
-    if all(isinstance(v, Tensor) for v in values):
-        dim = batched(first, size, name)
-        if dim is not None and len({v.shape for v in values}) == 1:
-            return torch.cat(values, dim)
-    elif isinstance(first, dict):
-        return _like(first, {k: join([v[k] for v in values], size, str(k)) for k in first})
-    elif isinstance(first, (list, tuple)):
-        return _like(first, [join(list(v), size, name) for v in zip(*values, strict=True)])
-    if all(same(first, v) for v in values[1:]):
-        return first
-    raise ValueError(f"unlike {name!r}")
-
-
 def rearrange(
     value: Any,
     change: Callable[[list[Any]], list[Any]],
