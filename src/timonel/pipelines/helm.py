@@ -266,7 +266,7 @@ class Helm:
             )
         if self.choice is not None and scheduler.orders.listed:
             self.choice = self.choice.listed(scheduler.settled, scheduler.run.table.steps)
-        decoded.check()
+        decoded.check(gate.samples or len(scheduler.run.latents))
         sign(self, scheduler, options, gate.own, made)
         return made
 
