@@ -18,7 +18,7 @@ import torch
 
 import timonel as tm
 from support import tiny
-from support.orders import FINAL, SECONDS, STEPS, Gate, begun, denoise, until
+from support.orders import FINAL, SECONDS, STEPS, VP, Gate, begun, denoise, until
 from support.places import DOCS
 from timonel.core.run import Run
 from timonel.core.states import ORDERS, STATES, allowed, table

@@ -187,10 +187,11 @@ class Controlled(Position):
             self._change.notify_all()
 
     # -- between two rows --------------------------------------------------------------------------
-    def _await(self) -> None:
-        """Between two rows: what was ordered meanwhile is done, and what is paused waits."""
+    def _await(self, wait: bool) -> bool:
+        """Between two rows: do what was ordered meanwhile; whether the run is not paused."""
         while True:
             self._unwatch()
+            self._waiting = False
             self._settle()
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
@@ -199,9 +200,11 @@ class Controlled(Position):
                 self._stop("the pipeline was interrupted")
             waits = self._paused and self._status in ("running", "done")
             if not waits or self._stopping or self.step < self._until:
-                return
+                return True
             self._watch()
             self._waiting = True
+            if not wait:
+                return False
             try:
                 self._change.wait(self.driver.patience)
             finally:

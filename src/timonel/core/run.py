@@ -184,15 +184,20 @@ class Run(Controlled):
             with self._change:
                 self._loop = self._flight = None
 
-    def proceed(self) -> bool:
-        """Wait while paused, go back if a rewind was ordered.
+    def proceed(self, wait: bool = True) -> bool | None:
+        """Go back if a rewind was ordered, and wait while paused.
+
+        Args:
+            wait: False does not wait.
 
         Returns:
-            Whether there is a row to compute; False once the run has ended.
+            Whether there is a row to compute: False once the run has ended, None while it is paused
+            and was not waited for.
         """
         with self._change:
             self._loop, self._flight = threading.get_ident(), None
-            self._await()
+            if not self._await(wait):
+                return None
             if self._stopping and self._status == "running":
                 if self._checkpoints.keep:
                     self._at = self._point._replace(memory=self._resting())
