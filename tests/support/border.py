@@ -16,6 +16,7 @@ import torch
 
 import timonel as tm
 from timonel import compat
+from timonel.core.driver import Driver
 
 
 class Odd:
@@ -176,6 +177,9 @@ def native() -> list[Target]:
         target("Run.latents", lambda value: setattr(started(), "latents", value), value=X),
         target("Run.guidance", lambda value: setattr(started(), "guidance", value), value=None),
         target("Run.stop", lambda reason: started().stop(reason), reason=""),
+        target("Run.draw_from", lambda noise: started().draw_from(noise), noise=None),
+        target("Run.drive_by", lambda driver: started().drive_by(driver), driver=Driver()),
+        target("Run.keep_for", lambda longer: started().keep_for(longer), longer=TABLE),
         target("Run.branch", lambda hooks: started().branch(hooks=hooks), hooks=()),
         target("Run.load", tm.Run.load, path="none.safetensors"),
         target("VP", tm.VP, betas=[0.1, 0.2]),

@@ -58,6 +58,7 @@ def test_every_public_function_is_tried() -> None:
     }
     made = {
         "ArgumentError",
+        "At",
         "TimonelError",
         "GRIDS",
         "SOLVERS",

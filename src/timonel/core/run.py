@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -33,11 +33,9 @@ from .guidance import CompiledGuidance, Guidance, assigned
 from .hook import Hook
 from .noise import Noise
 from .program import DenoisedFn, Program, State
+from .sampler import Sampler
 from .states import REMEDIES
 from .table import Table
-
-if TYPE_CHECKING:
-    from .sampler import Sampler
 
 
 class Run(Controlled):
@@ -79,6 +77,13 @@ class Run(Controlled):
         instance("table", table, Table, "a timonel table, Sampler(…).compile(process)")
         if denoised_fn is not None:
             function("denoised_fn", denoised_fn, "lambda clean: clean.clamp(-1, 1)", 1)
+        for what, value, kind, example in (
+            ("sampler", sampler, Sampler, "tm.Sampler('euler')"),
+            ("driver", driver, Driver, "what calls the network, a Driver"),
+        ):
+            if value is not None:
+                instance(what, value, kind, example)
+        instance("lent", lent, bool, "True or False")
         table, prediction = table.detach(), predictions.check(prediction)
         self.draw_from(noise)
         if table.stochastic and noise is None:
@@ -87,7 +92,8 @@ class Run(Controlled):
             )
         program = Program.bind(table, prediction, denoised_fn)
         guided = CompiledGuidance.of(assigned(guidance), table, prediction)
-        super().__init__(table, program, guided, keep, driver or Driver())
+        driver = Driver() if driver is None else driver
+        super().__init__(table, program, guided, keep, driver)
         self.hooks = border.hooks(hooks)
         self.lent: tuple[Hook, ...] = tuple(self.hooks) if lent else ()
         self.sampler, self.context = sampler, context
@@ -116,7 +122,13 @@ class Run(Controlled):
 
         Args:
             longer: begins with the rows of this run's table.
+
+        Raises:
+            ArgumentError: it does not.
         """
+        instance("longer", longer, Table, "a timonel table, Sampler(…).compile(process)")
+        if longer.nfe < self.table.nfe:
+            raise ArgumentError(f"{longer.nfe} rows are fewer than the run's {self.table.nfe}")
         self.program = Program.bind(longer, self.prediction, self.denoised_fn)
 
     # -- going -------------------------------------------------------------------------------------
@@ -179,8 +191,13 @@ class Run(Controlled):
             wait: False does not wait.
 
         Returns:
+<<<<<<< HEAD
             Whether there is a row to compute; False once the run has ended, and None while it is
             paused and `wait` is False.
+=======
+            Whether there is a row to compute: False once the run has ended, None while it is paused
+            and was not waited for.
+>>>>>>> guidance
         """
         with self._change:
             self._loop, self._flight = threading.get_ident(), None
@@ -325,8 +342,11 @@ class Run(Controlled):
 
         Args:
             driver: what the run has to know of it.
+
+        Raises:
+            ArgumentError: it is no `Driver`.
         """
-        self.driver = driver
+        self.driver = instance("driver", driver, Driver, "what calls the network, a Driver")
 
     def adopt(self, fresh: Run) -> None:
         """Go on in the place of another run: with its hooks, guidance, driver and context.
