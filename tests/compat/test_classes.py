@@ -82,6 +82,15 @@ def test_a_config_is_read_by_one_rule(name: str) -> None:
     assert (scheduler.process.kind, scheduler.prediction) == (process.kind, predicts)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_is_the_same_in_every_class_that_is_for_it(name: str) -> None:
+    process, predicts = configs.read(CONFIGS[name])
+    for cls in SHELLS.values():
+        if cls.row.fits(process):
+            scheduler = cls.from_config(CONFIGS[name])
+            assert (scheduler.process.kind, scheduler.prediction) == (process.kind, predicts)
+
+
 def test_a_key_of_flows_says_nothing_of_another_process() -> None:
     """What diffusers' Euler does with the config: betas, and an epsilon prediction."""
     config = {"_class_name": "EulerDiscreteScheduler", **BETAS, "invert_sigmas": True}

@@ -5,10 +5,10 @@
 
 Same arguments, same levels and, where timonel computes the same thing, the same latents. What
 diffusers ignores without a word works here, or is said by the logger, or is refused with what to
-write instead; see `pipelines/classes/flags.py`. The noise of stochastic samplers is drawn as diffusers draws it, from
-the generator that `step` is given, and a run that is rewound, branched or saved has it again
-without that generator (`draws.py`). Samples are diffusers' too, x0 + sigma·noise of the Euler
-family and EDM, unit variance elsewhere (`coordinates.py`), and a scheduler that is stepped without
+write instead; see `pipelines/classes/flags.py`. The noise of stochastic samplers is drawn as
+diffusers draws it, from the generator of `step`, and a run that is rewound, branched or saved has
+it again without that generator (`draws.py`). Samples are diffusers' too, x0 + sigma·noise of the
+Euler family and EDM, unit variance elsewhere (`coordinates.py`), and a scheduler without
 `set_timesteps` visits all training levels. What differs from diffusers on purpose:
 
 - a class is a subclass of diffusers' class of its name, and shares nothing with it but the name:

@@ -143,17 +143,14 @@ class Compat(Members, Times, Draws, metaclass=Named):
         self._read = self._plain()
 
     def _change(self, changes: Config, explicit: Config) -> dict[str, Any]:
-        """Take keys that were changed in place, of which those that are `explicit` for have to act."""
-        explicit = {
-            key: value
-            for key, value in explicit.items()
-            if key not in self._read or unlike(self._read[key], value)
-        }
+        """Take keys that were changed in place, of which the `explicit` ones have to act."""
+        before = self._read
+        explicit = {k: v for k, v in explicit.items() if k not in before or unlike(before[k], v)}
         meant = model.registered(self.process, changes)
         if len(meant) > len(changes):  # Cosmos 2 makes another process of a flow
             changes, explicit = meant, {}
         known = classes.known(self._name)
-        unknown = [key for key in explicit if key not in known and key not in self._read]
+        unknown = [key for key in explicit if key not in known and key not in before]
         for key in unknown:
             if get_close_matches(key, known):
                 raise UnknownName(f"argument of {type(self).__name__}", key, known)
@@ -161,7 +158,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
                 "%r is no argument of %s: it is kept and changes nothing", key, type(self).__name__
             )
         explicit = {key: value for key, value in explicit.items() if key not in unknown}
-        config = {**self._read, **changes}
+        config = {**before, **changes}
         twin = type(self).__new__(type(self))
         twin._create(explicit, {key: value for key, value in config.items() if key not in explicit})
         self.process, self.prediction, self.sampler = twin.process, twin.prediction, twin.sampler
@@ -183,7 +180,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
-        """The abar where the list ends: 1, or that of training time 0 without `set_alpha_to_one`."""
+        """The abar where the list ends: 1, or without `set_alpha_to_one` that of time 0."""
         bar = self.alphas_cumprod[0]
         return torch.ones_like(bar) if self.config.get("set_alpha_to_one", True) else bar
 

@@ -39,14 +39,12 @@ INTERNAL: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "deis_first_order_update", "dpm_solver_first_order_update",
-            "get_coefficients_exponential_negative",
-            "get_coefficients_exponential_positive", "get_coefficients_fn", "get_lms_coefficient",
-            "lagrange_polynomial_coefficient", "multistep_deis_second_order_update",
-            "multistep_deis_third_order_update", "multistep_dpm_solver_second_order_update",
-            "multistep_dpm_solver_third_order_update", "multistep_uni_c_bh_update",
-            "multistep_uni_p_bh_update",
-            "sigmas_down", "sigmas_interpol", "sigmas_up",
-            "singlestep_dpm_solver_second_order_update",
+            "get_coefficients_exponential_negative", "get_coefficients_exponential_positive",
+            "get_coefficients_fn", "get_lms_coefficient", "lagrange_polynomial_coefficient",
+            "multistep_deis_second_order_update", "multistep_deis_third_order_update",
+            "multistep_dpm_solver_second_order_update", "multistep_dpm_solver_third_order_update",
+            "multistep_uni_c_bh_update", "multistep_uni_p_bh_update", "sigmas_down",
+            "sigmas_interpol", "sigmas_up", "singlestep_dpm_solver_second_order_update",
             "singlestep_dpm_solver_third_order_update", "singlestep_dpm_solver_update",
             "stochastic_adams_bashforth_update", "stochastic_adams_moulton_update",
         ),
@@ -56,8 +54,7 @@ INTERNAL: Mapping[str, str] = {
         (
             "cur_model_output", "cur_sample", "derivatives", "dt", "last_noise", "last_sample",
             "mid_point_sigma", "model_outputs", "noise_sampler", "prev_derivative", "sample",
-            "this_corrector_order", "this_predictor_order", "this_order",
-            "timestep_list",
+            "this_corrector_order", "this_predictor_order", "this_order", "timestep_list",
         ),
         _STATE,
     ),
@@ -66,8 +63,7 @@ INTERNAL: Mapping[str, str] = {
 #: keys of the config that diffusers' classes have as attributes too
 DIRECT = (
     "disable_corrector", "noise_sampler_seed", "solver_p", "tau_func", "use_beta_sigmas",
-    "use_exponential_sigmas",
-    "use_karras_sigmas", "variance_type",
+    "use_exponential_sigmas", "use_karras_sigmas", "variance_type",
 )  # fmt: skip
 DATA = 0.5  # sigma_data of the boundary conditions of arXiv 2310.04378, app. B
 

@@ -67,9 +67,8 @@ class Times(Coordinates):
         free, run = self._steps_freely(), self.run
         if not rows and (free or not self.under_way):
             self._stray(number(timestep))
-        elif (
-            rows and free and run.started
-        ):  # one step, but the rest of the list where a loop has begun or goes on
+        elif rows and free and run.started:
+            # one step, but the rest of the list where a loop has begun or goes on
             row, total = rows[0], self._listed.table.nfe
             goes_on = run.status == "done" and row == self.begins + run.table.nfe
             self.cover(row, total if row == 0 or goes_on else row + 1)
@@ -90,10 +89,9 @@ class Times(Coordinates):
     def cover(self, start: int, stop: int) -> None:
         """Cover a part of the list, and keep what a loop over the rest may read."""
         super().cover(start, stop)
-        total = self._listed.table.nfe
-        if self._covered[1] < total and self._listed.table.remembers(
-            self._listed.table.step[self._covered[1]]
-        ):
+        table, after = self._listed.table, self._covered[1]
+        total = table.nfe
+        if after < total and table.remembers(table.step[after]):
             longer = self._listed.part((self.begins, total), start, total, self._compile)
             self.run.keep_for(longer)
 
@@ -110,12 +108,8 @@ class Times(Coordinates):
         As in diffusers, a step then has the predictions that the loop before it has made.
         """
         run = self._run
-        return (
-            run is not None
-            and run.started
-            and loop.row == loop.start
-            and self._follows(run, [loop.row])
-        )
+        begins = run is not None and run.started and loop.row == loop.start
+        return begins and self._follows(self.run, [loop.row])
 
     def _follows(self, run: Run, rows: list[int]) -> bool:
         """Whether the row after the run's rows is one of `rows`, and the run may go on with it."""

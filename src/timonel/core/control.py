@@ -188,11 +188,7 @@ class Controlled(Position):
 
     # -- between two rows --------------------------------------------------------------------------
     def _await(self, wait: bool) -> bool:
-<<<<<<< HEAD
-        """Between two rows: do what was ordered meanwhile; whether what is paused is through."""
-=======
         """Between two rows: do what was ordered meanwhile; whether the run is not paused."""
->>>>>>> guidance
         while True:
             self._unwatch()
             self._waiting = False

@@ -191,13 +191,8 @@ class Run(Controlled):
             wait: False does not wait.
 
         Returns:
-<<<<<<< HEAD
-            Whether there is a row to compute; False once the run has ended, and None while it is
-            paused and `wait` is False.
-=======
             Whether there is a row to compute: False once the run has ended, None while it is paused
             and was not waited for.
->>>>>>> guidance
         """
         with self._change:
             self._loop, self._flight = threading.get_ident(), None

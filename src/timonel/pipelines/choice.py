@@ -188,8 +188,8 @@ def resumed(model: Model, run: Run, steps: int | None) -> Choice:
     choice = choose(model, begun, begun.steps or steps)
     if steps not in (None, choice.sampler.steps):
         raise ArgumentError(
-            f"the run to resume is {begun.label!r} with {choice.sampler.steps} steps, this call asks"
-            f" for {steps}: leave steps= out to go on with it"
+            f"the run to resume is {begun.label!r} with {choice.sampler.steps} steps, this call"
+            f" asks for {steps}: leave steps= out to go on with it"
         )
     return replace(choice, why=RESUMED, steps_why=RESUMED)
 

@@ -182,7 +182,8 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     if _explodes(name, config):
         return "ve", "epsilon"
     if _flows(name, config, word):
-        return "flow", "reverse_flow" if config.get("invert_sigmas") else "flow"
+        backwards = word == "reverse_flow" or config.get("invert_sigmas")
+        return "flow", "reverse_flow" if backwards else "flow"
     if config.get("use_dynamic_shifting"):
         return "flow", None
     if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
@@ -194,7 +195,8 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
 
 def _flows(name: str, config: Config, word: str) -> bool:
     """Whether a config is a flow's, whose network predicts the velocity."""
-    return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas")) or word == "flow"
+    named = word in ("flow", "reverse_flow")
+    return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas")) or named
 
 
 def _explodes(name: str, config: Config) -> bool:
