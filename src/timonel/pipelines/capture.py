@@ -12,6 +12,8 @@ call serves samples of different runs, samplers, levels and guidance.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.guidance import Guidance, stretch
-from ..core.process import Level, Process
+from ..core.process import At, Process
 from ..core.program import Shape
 from ..core.run import Run
 from ..core.sampler import Sampler
@@ -183,12 +185,10 @@ class Captured:
         """
         scales = [None] * len(x) if scales is None else scales
         rescales = [0.0] * len(x) if rescales is None else rescales
-        each = zip(torch.split(x, 1), times.double(), samples, scales, rescales, strict=True)
-        none = torch.zeros((), dtype=torch.float64)
-        return Answer.join(self.evaluate([
-            Query(one, Level(none, none, time[None]), (slot,), scale, rescale)
-            for one, time, slot, scale, rescale in each
-        ])).raw  # fmt: skip
+        levels = [At(math.nan, math.nan, time) for time in times.double().tolist()]
+        slots = [(slot,) for slot in samples]
+        each = zip(torch.split(x, 1), levels, slots, scales, rescales, strict=True)
+        return Answer.join(self.evaluate(list(itertools.starmap(Query, each)))).raw
 
     def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
         """One network call for all queries; see `Network`.
