@@ -108,13 +108,13 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         denoise: `denoise(x, level)`, the network.
         unconditional: The same without the condition, where the run is guided.
 
-    Yields:
-        The run, after every completed step.
+    Returns:
+        An iterator of the run, after every completed step. It raises what `denoise` or a hook
+        raises; the run is then failed, or stopped by a `KeyboardInterrupt`, and goes on when it is
+        driven again after `run.resume()`.
 
     Raises:
-        ArgumentError: For arguments that do not go together, before any network call.
-        Exception: What `denoise` or a hook raises. The run is then failed, or stopped by a
-            `KeyboardInterrupt`, and goes on when it is driven again after `run.resume()`.
+        ArgumentError: For arguments that do not go together, at once.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
     _check(denoise, unconditional)
@@ -125,7 +125,11 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
     run.driver = Loop(unconditional)
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
-    for row in drive(run, Denoisers(denoise, unconditional)):
+    return _steps(run, Denoisers(denoise, unconditional))
+
+
+def _steps(run: Run, network: Denoisers) -> Iterator[Run]:
+    for row in drive(run, network):
         if run.table.ends_step(row):
             yield run
 
