@@ -82,7 +82,7 @@ def begin(
     return run
 
 
-class Loop(Driver):
+class NativeLoop(Driver):
     """The native loop: it guides by a scale, where it has an unconditional denoiser."""
 
     def __init__(self, unconditional: Denoiser | None) -> None:
@@ -122,7 +122,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
         )
-    run.driver = Loop(unconditional)
+    run.driver = NativeLoop(unconditional)
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
     return _steps(run, Denoisers(denoise, unconditional))

@@ -102,7 +102,7 @@ class Network(Protocol):
         """An answer to each query, in their order."""
 
 
-class Model(Network, Protocol):
+class RunnableNetwork(Network, Protocol):
     """A network that says what a run on it needs."""
 
     process: Process
