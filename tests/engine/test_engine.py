@@ -112,6 +112,14 @@ def test_a_network_that_raises_leaves_a_run_that_goes_on():
     assert torch.equal(finish(one, Denoisers(denoise)), finish(other, Denoisers(MIXTURE)))
 
 
+def test_what_does_not_go_together_is_refused_before_the_first_step():
+    x = noise(2)
+    for guidance, unconditional in ((None, MIXTURE), (3.0, None)):
+        one = tm.begin(x, "euler/karras", process=VP, steps=3, guidance=guidance)
+        with pytest.raises(ArgumentError, match="unconditional"):
+            tm.iterate(one, MIXTURE, unconditional)
+
+
 # -- one protocol ----------------------------------------------------------------------------------
 def kinds(pipe: Any) -> dict[str, tuple[Network, Tensor]]:
     """Every kind of network, with samples of two slots."""

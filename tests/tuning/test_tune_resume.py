@@ -20,8 +20,8 @@ from support.places import environment
 from support.tuned_models import START, brief, mixture
 from timonel.core.process import Level
 from timonel.tuning import fit_model
-from timonel.tuning.gauss_newton import State
-from timonel.tuning.store import Store
+from timonel.tuning.gauss_newton import FitState
+from timonel.tuning.store import FitStore
 
 __all__ = ["brief"]
 pytestmark = [
@@ -150,10 +150,10 @@ def _until_targets(told: list[str]):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"key": 1}', "null"])
 def test_a_state_that_cannot_be_read_is_begun_anew(broken: str, tmp_path: Path) -> None:
-    store, model = Store(tmp_path / "x.part", {"a": 1}), mixture(0, 12)
+    store, model = FitStore(tmp_path / "x.part", {"a": 1}), mixture(0, 12)
     grid = tm.Sampler(START, steps=3).levels(model.process)
     theta = torch.zeros(4, dtype=torch.float64)
-    state = State(
+    state = FitState(
         theta, theta + 1, 0.5, theta, torch.eye(4, dtype=torch.float64), held=[(0, 0.7), (1, 0.5)]
     )
     store.keep(3, START, grid, state)
@@ -166,4 +166,4 @@ def test_a_state_that_cannot_be_read_is_begun_anew(broken: str, tmp_path: Path) 
     (tmp_path / "x.part" / "targets.safetensors").write_text(broken, "utf-8")
     assert store.read(3, model.process) is None
     assert store.targets(set(range(12))) is None
-    assert Store(tmp_path / "x.part", {"a": 2}).read(3, model.process) is None
+    assert FitStore(tmp_path / "x.part", {"a": 2}).read(3, model.process) is None

@@ -27,8 +27,8 @@ from timonel.comparison.rows import export
 from timonel.comparison.store import Outcome, Store
 from timonel.errors import ArgumentError
 from timonel.make.video import write as write_video
-from timonel.tuning.gauss_newton import State
-from timonel.tuning.store import Store as Fits
+from timonel.tuning.gauss_newton import FitState
+from timonel.tuning.store import FitStore as Fits
 from timonel.tuning.targets import Targets
 
 VP = tm.VP.from_schedule()
@@ -57,7 +57,10 @@ def fits(folder: Path) -> None:
     kept.keep_targets(Targets((0, 1), torch.rand(2, 4, 16, 16), torch.zeros(2), 32))
     zero = torch.zeros(400, dtype=torch.float64)
     kept.keep(
-        4, "dpmpp_2m/karras", tm.Sampler("euler", steps=4).levels(VP), State(zero, zero, 1.0, zero)
+        4,
+        "dpmpp_2m/karras",
+        tm.Sampler("euler", steps=4).levels(VP),
+        FitState(zero, zero, 1.0, zero),
     )
     assert kept.targets({0, 1}) is not None
     assert kept.read(4, VP) is not None

@@ -28,7 +28,7 @@ from timonel.comparison.store import Outcome, Store
 from timonel.errors import ArgumentError
 from timonel.tuning import checks
 from timonel.tuning.store import MARK
-from timonel.tuning.store import Store as Fits
+from timonel.tuning.store import FitStore as Fits
 
 __all__ = ["brief"]
 

@@ -323,13 +323,12 @@ def test_compare_keeps_a_failure_with_its_reason(pipe: Any, spoil: Any, tmp_path
 @pytest.mark.usefixtures("brief")
 def test_tune_refuses_targets_that_are_not_finite() -> None:
     model = mixture(0)
-    guided = model.guided
+    answers = model.answers
 
-    def wrong(*given: Any, **more: Any) -> Any:
-        raw, away = guided(*given, **more)
-        return raw * math.nan, away
+    def wrong(queries: Any) -> Any:
+        return [answer._replace(raw=answer.raw * math.nan) for answer in answers(queries)]
 
-    object.__setattr__(model, "guided", wrong)
+    object.__setattr__(model, "answers", wrong)
     with pytest.raises(TimonelError, match=r"finite|converge"):
         fit_model(model, steps=4, start="dpmpp_2m/karras", method="rows")
 

@@ -70,8 +70,8 @@ def _fine(recipe: Recipe, grid: str, steps: int) -> Recipe:
         always = GuidanceData(scale=None if isinstance(always.scale, list) else always.scale)
     return recipe.model_copy(update={
         "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {},
-        "table": None,
-        "sigmas": None, "noise": noises.DEFAULT, "guidance": always, "stopped_after": None,
+        "table": None, "sigmas": None, "noise": noises.DEFAULT, "guidance": always,
+        "stopped_after": None,
     })  # fmt: skip
 
 

@@ -223,7 +223,9 @@ class Store:
         try:
             return Outcome.of(row())
         except (ValueError, TypeError) as error:
-            raise _unreadable(self.root / file, " ".join(str(error).split())[:MOST_SHOWN]) from error
+            raise _unreadable(
+                self.root / file, " ".join(str(error).split())[:MOST_SHOWN]
+            ) from error
 
     def done(self, name: str) -> Outcome | None:
         """The outcome of a run that ended well, and whose files are still there."""

@@ -23,7 +23,7 @@ Axis = Callable[[Tensor, int, str], int | None]
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchedRows:
     """A tensor that has `each` entries along `dim` for every row of a batch."""
 
     tensor: Tensor
@@ -37,7 +37,7 @@ class Rows:
 
     def fits(self, other: object) -> bool:
         """Whether rows of `other` can follow these."""
-        if not isinstance(other, Rows) or (self.dim, self.each) != (other.dim, other.each):
+        if not isinstance(other, BatchedRows) or (self.dim, self.each) != (other.dim, other.each):
             return False
         a, b = list(self.tensor.shape), list(other.tensor.shape)
         return a[: self.dim] + a[self.dim + 1 :] == b[: self.dim] + b[self.dim + 1 :]
@@ -67,7 +67,7 @@ class Conditions:
             if dim is None:
                 return value
             each = value.shape[dim] // size
-            return Rows(Rows(value, dim, each).take(order), dim, each)
+            return BatchedRows(BatchedRows(value, dim, each).take(order), dim, each)
 
         self.parts = parts
         self._next = itertools.count(count)
@@ -98,11 +98,11 @@ class Conditions:
 
         def joined(name: str, values: Sequence[Any]) -> Any:
             mine, new = values
-            if isinstance(mine, Rows) and mine.fits(new):
-                return Rows(
+            if isinstance(mine, BatchedRows) and mine.fits(new):
+                return BatchedRows(
                     torch.cat([mine.tensor, new.take(order)], mine.dim), mine.dim, mine.each
                 )
-            if not isinstance(mine, Rows) and alike(mine, new):
+            if not isinstance(mine, BatchedRows) and alike(mine, new):
                 return mine
             raise ArgumentError(
                 f"these conditions cannot join the batch, for their {name!r} is another:"
@@ -215,13 +215,13 @@ def _form(tree: Any) -> tuple[Any, ...] | None:
 
 
 def _taken(value: Any, rows: Tensor, again: bool) -> Any:
-    """Some rows of a leaf; as `Rows` where it is to be selected from again."""
-    if not isinstance(value, Rows):
+    """Some rows of a leaf; as `BatchedRows` where it is to be selected from again."""
+    if not isinstance(value, BatchedRows):
         return value
     taken = value.take(rows)
-    return Rows(taken, value.dim, value.each) if again else taken
+    return BatchedRows(taken, value.dim, value.each) if again else taken
 
 
 def _shape(value: Any) -> str:
-    tensor = value.tensor if isinstance(value, Rows) else value
+    tensor = value.tensor if isinstance(value, BatchedRows) else value
     return f"a tensor {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)

@@ -10,11 +10,15 @@ from ..core.guidance import Guidance
 from ..core.noise import Noise
 from ..core.run import Run
 from ..core.table import Table
-from .network import Answer, Model, Network, Query
+from .network import Answer, Network, Query, RunnableNetwork
 
 
 def run_on(
-    model: Model, table: Table, *, noise: Noise | None = None, guidance: Guidance | None = None
+    model: RunnableNetwork,
+    table: Table,
+    *,
+    noise: Noise | None = None,
+    guidance: Guidance | None = None,
 ) -> Run:
     """A run of a table on a model, not begun.
 

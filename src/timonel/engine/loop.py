@@ -88,7 +88,7 @@ def begin(
     return run
 
 
-class Loop(Driver):
+class NativeLoop(Driver):
     """The native loop: it guides by a scale, where it has an unconditional denoiser."""
 
     def __init__(self, unconditional: Denoiser | None) -> None:
@@ -114,13 +114,13 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         denoise: `denoise(x, level)`, the network.
         unconditional: The same without the condition, where the run is guided.
 
-    Yields:
-        The run, after every completed step.
+    Returns:
+        An iterator of the run, after every completed step. It raises what `denoise` or a hook
+        raises; the run is then failed, or stopped by a `KeyboardInterrupt`, and goes on when it is
+        driven again after `run.resume()`.
 
     Raises:
-        ArgumentError: For arguments that do not go together, before any network call.
-        Exception: What `denoise` or a hook raises. The run is then failed, or stopped by a
-            `KeyboardInterrupt`, and goes on when it is driven again after `run.resume()`.
+        ArgumentError: For arguments that do not go together, at once.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
     _check(denoise, unconditional)
@@ -128,10 +128,14 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
         )
-    run.drive_by(Loop(unconditional))
+    run.drive_by(NativeLoop(unconditional))
     if run.guidance is not None:
         run.driver.admit(run, run.guidance)
-    for row in drive(run, Denoisers(denoise, unconditional)):
+    return _steps(run, Denoisers(denoise, unconditional))
+
+
+def _steps(run: Run, network: Denoisers) -> Iterator[Run]:
+    for row in drive(run, network):
         if run.table.ends_step(row):
             yield run
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class Network(Protocol):
         """An answer to each query, in their order."""
 
 
-class Model(Network, Protocol):
+class RunnableNetwork(Network, Protocol):
     """A network that says what a run on it needs."""
 
     process: Process
@@ -114,8 +114,8 @@ class Model(Network, Protocol):
 class Denoisers:
     """A conditional denoiser `denoise(x, level)`, and an unconditional one where it is guided."""
 
-    conditional: Denoiser
-    unconditional: Denoiser | None = None
+    conditional: Callable[[Tensor, Any], Tensor]
+    unconditional: Callable[[Tensor, Any], Tensor] | None = None
 
     def cost(self, scale: float | None) -> int:
         """Network evaluations for one sample; None is no guidance here."""
@@ -138,12 +138,12 @@ class Denoisers:
 
     def _answer(self, query: Query) -> Answer:
         x, level, _, scale, rescale, forecast, wanted = query
-        cond = border.output(self.conditional(x, level), x)  # type: ignore[arg-type]
+        cond = border.output(self.conditional(x, level), x)
         if scale is None or scale == 1.0 or self.unconditional is None:
             return Answer(cond)
         if forecast is not None:
             return Answer(combine(cond, cond - forecast, scale, rescale))
-        uncond = border.output(self.unconditional(x, level), x)  # type: ignore[arg-type]
+        uncond = border.output(self.unconditional(x, level), x)
         difference = cond - uncond if wanted else None
         return Answer(combine(cond, uncond, scale, rescale), difference)
 

@@ -12,6 +12,8 @@ call serves samples of different runs, samplers, levels and guidance.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.guidance import Guidance, stretch
-from ..core.process import Level, Process
+from ..core.process import At, Process
 from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
@@ -74,7 +76,7 @@ def capture(
             raise NotCaptured(
                 f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps when it is asked to"
             )
-        except watched.Enough:
+        except watched.Watched:
             pass
     if scheduler.begins:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
@@ -89,7 +91,7 @@ def _noised(*_: Any) -> Tensor:
 
 @dataclass(eq=False)
 class Captured:
-    """A network with the conditions of samples; make one with `capture`. It is a `Model`.
+    """A network with the conditions of samples; make one with `capture`. It is a `RunnableNetwork`.
 
     Args:
         helm: Whose pipeline it is.
@@ -158,8 +160,8 @@ class Captured:
             raise ArgumentError("the other capture is one of another pipeline or another size")
         if self.scale != other.scale or not torch.equal(self.weights, other.weights):
             raise ArgumentError(
-                f"the other was captured with guidance={other.scale}, and this one with {self.scale}:"
-                f" capture it with guidance={self.scale}"
+                f"the other was captured with guidance={other.scale}, and this one with"
+                f" {self.scale}: capture it with guidance={self.scale}"
             )
         return self.conditions.add(other.conditions)
 
@@ -183,12 +185,10 @@ class Captured:
         """
         scales = [None] * len(x) if scales is None else scales
         rescales = [0.0] * len(x) if rescales is None else rescales
-        each = zip(torch.split(x, 1), times.double(), samples, scales, rescales, strict=True)
-        none = torch.zeros((), dtype=torch.float64)
-        return Answer.join(self.evaluate([
-            Query(one, Level(none, none, time[None]), (slot,), scale, rescale)
-            for one, time, slot, scale, rescale in each
-        ])).raw  # fmt: skip
+        levels = [At(math.nan, math.nan, time) for time in times.double().tolist()]
+        slots = [(slot,) for slot in samples]
+        each = zip(torch.split(x, 1), levels, slots, scales, rescales, strict=True)
+        return Answer.join(self.evaluate(list(itertools.starmap(Query, each)))).raw
 
     def evaluate(self, queries: Sequence[Query]) -> list[Answer]:
         """One network call for all queries; see `Network`.
@@ -283,8 +283,8 @@ class Captured:
         """
         if self.parts != 2 or self.scale is None:
             raise ArgumentError(
-                f"this was captured with {self.parts} parts at guidance {self.scale}: capture it with"
-                f" guidance={scale:g}"
+                f"this was captured with {self.parts} parts at guidance {self.scale}: capture it"
+                f" with guidance={scale:g}"
             )
         cond = 1 + (self.weights[self.place] * self._sign - 1) * (scale - 1) / (self.scale - 1)
         weights = torch.empty_like(self.weights)
@@ -301,7 +301,7 @@ def _times(query: Query) -> Tensor:
 
 
 def _captured(
-    helm: Helm, rows: list[watched.Row], scale: float | None, run: Run, process: Process
+    helm: Helm, rows: list[watched.WatchedRow], scale: float | None, run: Run, process: Process
 ) -> Captured:
     """What the rows show, checked. Raises `NotCaptured` where they do not fit together."""
     pipe, start = type(helm.pipe).__name__, rows[0].x
@@ -330,7 +330,7 @@ def _captured(
 
 
 @torch.no_grad()
-def _check(captured: Captured, rows: list[watched.Row], pipe: str) -> None:
+def _check(captured: Captured, rows: list[watched.WatchedRow], pipe: str) -> None:
     """One call with samples of every row must give what the rows gave."""
     slots = [k % captured.count for k in range(len(rows))]
     x = torch.stack([row.x[i] for row, i in zip(rows, slots, strict=True)])

@@ -32,12 +32,12 @@ class NotCaptured(ModelError):
     """A pipeline whose network cannot be taken out of its loop."""
 
 
-class Enough(BaseException):
+class Watched(BaseException):
     """The watched run has shown what it can show."""
 
 
 @dataclass
-class Row:
+class WatchedRow:
     """One row of the watched run: what the network got and gave, and what became of it."""
 
     calls: list[tuple[nn.Module, dict[str, Any], Tensor]] = field(default_factory=list)
@@ -51,11 +51,11 @@ class Watch(Hook):
     """Collects the rows of a run whose steps are one call each."""
 
     def __init__(self) -> None:
-        self.rows = [Row()]
+        self.rows = [WatchedRow()]
         self.process: Process | None = None
 
     def on_step(self, run: Run) -> None:
-        """Keep what the step shows; raises `Enough` after the last."""
+        """Keep what the step shows; raises `Watched` after the last."""
         run.context.look(run.latents)  # what is captured here will be decoded as this call would
         row, newest, at = self.rows[-1], run.newest, run.called_at
         assert newest is not None
@@ -63,8 +63,8 @@ class Watch(Hook):
         row.x, row.raw = newest[0].clone(), newest[1].clone()
         row.after, row.time = run.latents.clone(), at.time
         if len(self.rows) == ROWS:
-            raise Enough
-        self.rows.append(Row())
+            raise Watched
+        self.rows.append(WatchedRow())
 
 
 class WatchingGate(Gate):
@@ -95,7 +95,7 @@ class WatchingGate(Gate):
         return result
 
 
-def module(rows: list[Row], pipe: str) -> nn.Module:
+def module(rows: list[WatchedRow], pipe: str) -> nn.Module:
     """The one network that every row calls alike, on the sample that the row before left."""
     modules = {module for row in rows for module, _, _ in row.calls}
     if len(modules) != 1 or len({len(row.calls) for row in rows}) != 1:
@@ -116,7 +116,7 @@ def constant(merged: list[dict[str, Any]], names: tuple[str, str], pipe: str) ->
     return constant
 
 
-def merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
+def merged(row: WatchedRow, count: int, pipe: str) -> dict[str, Any]:
     """The arguments of a row's calls as those of one call, one part after the other."""
     sizes = []
     for _, arguments, _ in row.calls:
@@ -131,7 +131,9 @@ def merged(row: Row, count: int, pipe: str) -> dict[str, Any]:
         raise NotCaptured(f"{pipe} calls its network for unlike parts")
     try:
         return {
-            name: join([first[name], *(o[name] for o in others)], sizes[0], name, batch_tree.batched)
+            name: join(
+                [first[name], *(o[name] for o in others)], sizes[0], name, batch_tree.batched
+            )
             for name in first
         }
     except ValueError as error:
@@ -151,7 +153,7 @@ def names(arguments: dict[str, Any], pipe: str) -> tuple[str, str]:
 
 
 def layout(
-    merged: list[dict[str, Any]], rows: list[Row], name: str, pipe: str
+    merged: list[dict[str, Any]], rows: list[WatchedRow], name: str, pipe: str
 ) -> tuple[Tensor | None, int]:
     """What the network's input holds beside the sample, and along which dimension it follows."""
     extras = []
@@ -197,7 +199,7 @@ def clock(network: list[float], times: list[float], pipe: str) -> tuple[float, f
     return slope, float(offset)
 
 
-def weights(rows: list[Row], count: int, pipe: str) -> Tensor:
+def weights(rows: list[WatchedRow], count: int, pipe: str) -> Tensor:
     """The weights (parts, 1, …) with raw = sum of weight·part.
 
     One for each part, or one for each frame of it.
@@ -220,7 +222,7 @@ def weights(rows: list[Row], count: int, pipe: str) -> Tensor:
     )
 
 
-def _pieces(row: Row, count: int, pipe: str) -> Tensor:
+def _pieces(row: WatchedRow, count: int, pipe: str) -> Tensor:
     """The network's outputs of a row by their parts (parts, count, …)."""
     output = torch.cat([output for _, _, output in row.calls]).double()
     if output.ndim == row.raw.ndim and output.shape[1] == 2 * row.raw.shape[1]:

@@ -28,11 +28,11 @@ from ..core.sampler import Sampler
 from ..errors import ArgumentError
 from . import checks, held_out
 from .checks import METHODS
-from .fitting import Fitting, Outcome, held_bytes
+from .fitting import FitOutcome, Fitting, held_bytes
 from .model import Model, Pipeline, Plain
 from .parameters import Arrays
 from .samples import LEAST, Samples, samples_of
-from .store import Store
+from .store import FitStore
 from .targets import FIRST, Log, Targets, converge, finest
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Tuning:
         files: The samplers that were written.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[FitOutcome]
     seconds: float
     evaluations: int
     files: list[Path] = field(default_factory=list)
@@ -258,7 +258,7 @@ def fit_model(
         "process": ProcessData.of(model.process, checks.short(model, 2)), "answer": answer,
         "fewer": fewer,
     }  # fmt: skip
-    store = None if target is None else Store(checks.part(target[0]), settings)
+    store = None if target is None else FitStore(checks.part(target[0]), settings)
     needs = held_bytes(model, len(chosen) + len(held), max(counts), way, memory) / 2**20
     room = f", {needs:,.0f} MiB beside the network" if needs else ""
     log(f"{way}: {len(chosen)} samples to fit and {len(held)} to judge{room}")
@@ -273,9 +273,9 @@ def fit_model(
 def _fit(
     fitting: Fitting, counts: list[int], start: Sampler | str | None, iterations: int | None,
     ends: float, target: tuple[Path, bool] | None,
-) -> tuple[list[Outcome], list[Path]]:  # fmt: skip
+) -> tuple[list[FitOutcome], list[Path]]:  # fmt: skip
     """The outcome of every number of steps, and the files that were written of them."""
-    outcomes, files, store = list[Outcome](), list[Path](), fitting.store
+    outcomes, files, store = list[FitOutcome](), list[Path](), fitting.store
     try:
         for i, count in enumerate(counts):
             share = max(0.0, ends - time.monotonic()) * count / sum(counts[i:])
@@ -320,7 +320,7 @@ def _network(
 
 def _targets(
     model: Model, split: tuple[Sequence[int], Sequence[int]], fewer: bool, spent: float,
-    budget: float, store: Store | None, log: Log,
+    budget: float, store: FitStore | None, log: Log,
 ) -> Targets:  # fmt: skip
     """The converged samples, from before or computed now.
 

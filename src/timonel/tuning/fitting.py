@@ -18,10 +18,10 @@ from ..engine.reference import typical
 from ..errors import ArgumentError
 from ..pipelines.recipe.data import versions
 from . import gauss_newton, held_out, least_squares, starts
-from .gauss_newton import State, Task
+from .gauss_newton import FitState, Task
 from .model import Model
 from .parameters import Form
-from .store import Store
+from .store import FitStore
 from .targets import Log, Targets
 
 SOME = 16  # samples that choose where to begin
@@ -71,7 +71,7 @@ def _share(each: int, steps: int, method: str, memory: int) -> int:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FitOutcome:
     """What came of one number of steps.
 
     Args:
@@ -114,14 +114,14 @@ class Fitting:
     memory: int
     facts: dict[str, Any]
     log: Log
-    store: Store | None
+    store: FitStore | None
     samples: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     paths: starts.Paths | None = None
     stopped: bool = False
 
     def one(
         self, steps: int, start: Sampler | str | None, seconds: float, iterations: int | None
-    ) -> Outcome:
+    ) -> FitOutcome:
         """Fit one number of steps, and judge it.
 
         Args:
@@ -154,7 +154,7 @@ class Fitting:
         sampler = _cost(judged.sampler, seconds + self.targets.seconds, calls + self.targets.calls)
         return replace(judged, sampler=sampler)
 
-    def _begun(self, steps: int, start: Sampler | str | None) -> tuple[str, Grid, State | None]:
+    def _begun(self, steps: int, start: Sampler | str | None) -> tuple[str, Grid, FitState | None]:
         """Where the fit begins, or where it was."""
         known = None if self.store is None else self.store.read(steps, self.model.process)
         if known is not None:
@@ -177,9 +177,9 @@ class Fitting:
         return Task(self.model, form, self.targets, *self.samples, self.method, batch)
 
     def _fit(
-        self, task: Task, label: str, state: State | None, ends: float, iterations: int | None,
+        self, task: Task, label: str, state: FitState | None, ends: float, iterations: int | None,
         spent: Callable[[], tuple[float, int]],
-    ) -> State:  # fmt: skip
+    ) -> FitState:  # fmt: skip
         steps, began = task.form.steps, time.monotonic()
         if state is None:
             state = gauss_newton.begin(task)
@@ -200,13 +200,13 @@ class Fitting:
 
         first, began = state.iteration, time.monotonic()
 
-        def until(now: State) -> bool:
+        def until(now: FitState) -> bool:
             spent = time.monotonic() - began
             each = spent / max(1, now.iteration - first)  # 0 before the first
             late = time.monotonic() + each > ends
             return late or (iterations is not None and now.iteration >= iterations)
 
-        def seen(now: State) -> None:
+        def seen(now: FitState) -> None:
             nonlocal state
             state = now
             if self.store is not None:
@@ -232,7 +232,7 @@ class Fitting:
             )
 
     @torch.no_grad()
-    def _judged(self, task: Task, state: State, label: str) -> Outcome:
+    def _judged(self, task: Task, state: FitState, label: str) -> FitOutcome:
         """The sampler, if it is better than its start on held-out samples."""
         zero, steps = task.form.zero(), task.form.steps
         before, first = task, label
@@ -247,14 +247,14 @@ class Fitting:
                 f"the held-out error {held['tuned']:.4g} is not clearly below that of its start"
                 f" {first} ({held['start']:.4g})"
             )
-            return Outcome(steps, None, reason, first, held["start"], held["tuned"])
+            return FitOutcome(steps, None, reason, first, held["start"], held["tuned"])
         tuned = task.typical(state.best, task.fit)
         fitting = {"tuned": tuned, "start": before.typical(zero, task.fit)}
         table = task.form.arrays(state.best).table("fitted", f"{label}, fitted")
         provenance = self._provenance(table, first, fitting, held)
         name = f"{self.facts['model'].rpartition('/')[2]}-{steps}"
         sampler = Sampler(fitted=Fitted(name, table, provenance))
-        return Outcome(steps, sampler, "", first, held["start"], held["tuned"])
+        return FitOutcome(steps, sampler, "", first, held["start"], held["tuned"])
 
     def _provenance(
         self, table: Table, start: str, fitting: dict[str, float], held: dict[str, float]

@@ -29,7 +29,7 @@ PATIENCE = 8  # iterations without a better held-out error
 
 
 @dataclass
-class State:
+class FitState:
     """Where a fit is; plain numbers, so that it can be written and taken up again.
 
     Args:
@@ -118,16 +118,16 @@ class Task:
             return rollout.differences(*problem, floor=self.targets.floor)
 
 
-def begin(task: Task) -> State:
+def begin(task: Task) -> FitState:
     """A fit that has not moved."""
     zero = task.form.zero()
     error = task.typical(zero, task.held)
-    return State(zero, zero, error, zero, held=[(0, error)])
+    return FitState(zero, zero, error, zero, held=[(0, error)])
 
 
 def improve(
-    task: Task, state: State, until: Callable[[State], bool], log: Callable[[State], None]
-) -> State:
+    task: Task, state: FitState, until: Callable[[FitState], bool], log: Callable[[FitState], None]
+) -> FitState:
     """Iterate until there is no held-out gain for a while.
 
     Args:
@@ -142,7 +142,7 @@ def improve(
     return state
 
 
-def step(task: Task, state: State) -> State:
+def step(task: Task, state: FitState) -> FitState:
     """One iteration: a slope, the best of a few damped steps, and the held-out error."""
     slope = task.slope(state.theta, state.iteration)
     curvature = slope.curvature
@@ -183,7 +183,7 @@ def _move(curvature: Tensor, gradient: Tensor, damping: float) -> Tensor:
     return move
 
 
-def look(task: Task, state: State) -> State:
+def look(task: Task, state: FitState) -> FitState:
     """The held-out error of the parameters and of their average; the best is kept."""
     tried = [(task.typical(theta, task.held), theta) for theta in (state.theta, state.average)]
     error, theta = min(tried, key=lambda one: one[0])
@@ -194,6 +194,6 @@ def look(task: Task, state: State) -> State:
     return replace(state, held=held, idle=state.idle + 1)
 
 
-def moved(state: State, theta: Tensor) -> State:
+def moved(state: FitState, theta: Tensor) -> FitState:
     """The state at other parameters."""
     return replace(state, theta=theta, average=theta)

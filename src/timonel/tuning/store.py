@@ -19,7 +19,7 @@ from ..core.process import Process, double
 from ..core.saving import digest
 from ..errors import ArgumentError, finite, whole
 from ..files import replacing, write_tensors
-from .gauss_newton import State
+from .gauss_newton import FitState
 from .targets import Targets
 
 TARGETS = "targets.safetensors"
@@ -49,7 +49,7 @@ def usable(folder: Path) -> None:
         )
 
 
-class Store:
+class FitStore:
     """The folder of a fit.
 
     Args:
@@ -103,7 +103,7 @@ class Store:
         self._mark()
         write_tensors(self.folder / TARGETS, tensors, {**meta, "digest": digest(tensors, meta)})
 
-    def read(self, steps: int, process: Process) -> tuple[str, Grid, State] | None:
+    def read(self, steps: int, process: Process) -> tuple[str, Grid, FitState] | None:
         """Where the fit for so many steps began and where it was; None where there is none.
 
         Args:
@@ -118,13 +118,13 @@ class Store:
             tensors = {name: double(data[name]) for name in ("theta", "best", "average")}
             curvature = None if data["curvature"] is None else double(data["curvature"])
             held = [(int(i), float(e)) for i, e in data["held"]]
-            state = State(**{**data, **tensors, "curvature": curvature, "held": held})
+            state = FitState(**{**data, **tensors, "curvature": curvature, "held": held})
             alpha, sigma, time = levels
             return label, Grid(process, alpha, sigma, time, label.partition("/")[2]), state
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # begun anew
             return None
 
-    def keep(self, steps: int, label: str, grid: Grid, state: State) -> None:
+    def keep(self, steps: int, label: str, grid: Grid, state: FitState) -> None:
         """Write where the fit for so many steps began and where it is.
 
         Args:
