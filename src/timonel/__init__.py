@@ -24,7 +24,7 @@ _WHERE = {
     "GRIDS": "core.grids",
     "Grid": "core.grids",
     "Guidance": "core.guidance",
-    "Handle": "pipelines.handle",
+    "Handle": "engine.handle",
     "Helm": "pipelines.helm",
     "Hook": "core.hook",
     "LatentRGB": "hooks.preview",
@@ -53,6 +53,7 @@ _WHERE = {
     "replay": "make.recipe",
     "sample": "core.loop",
     "save_steps": "hooks.preview",
+    "start": "engine.handle",
     "stop_when": "hooks.control",
     "trace": "hooks.trace",
     "tune": "tuning",
@@ -81,6 +82,8 @@ if TYPE_CHECKING:
     from .core.solvers import SOLVERS as SOLVERS
     from .core.table import Table as Table
     from .diagnosis import doctor as doctor
+    from .engine.handle import Handle as Handle
+    from .engine.handle import start as start
     from .errors import ArgumentError as ArgumentError
     from .errors import TimonelError as TimonelError
     from .hooks.checkpoint import checkpoint as checkpoint
@@ -95,7 +98,6 @@ if TYPE_CHECKING:
     from .hooks.trace import trace as trace
     from .make.recipe import Recipe as Recipe
     from .make.recipe import replay as replay
-    from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm
     from .pipelines.sockets.scheduler import Scheduler as Scheduler
     from .tuning import tune as tune

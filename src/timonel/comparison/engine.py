@@ -390,7 +390,7 @@ class Engine:
         from ..core.fitted.fitted import fingerprint
 
         helm, given = captured.helm, {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
-        whole = guided(helm.pipe, helm._parameters, given, guidance)
+        whole = guided(helm.pipe, helm.parameters, given, guidance)
         found = "; ".join(
             fitted.differences([fingerprint(captured.module)], captured.prediction, whole)
         )

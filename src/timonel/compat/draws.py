@@ -1,7 +1,7 @@
 """The noise of diffusers' steps: drawn from the generator that `step` is called with, where
 diffusers' class draws it.
 
-Where a scheduler has seeds of its own (`orders.seeds`), they are the noise's source, as everywhere
+Where a scheduler has seeds of its own (`request.seeds`), they are the noise's source, as everywhere
 in timonel.
 """
 
@@ -38,12 +38,12 @@ class Draws(Scheduler):
         return bool(run.table.x[run.row, -1] or run.table.base[run.row, -1])
 
     def _seed(self, generator: Any, batch: int) -> None:
-        run, orders = self.run, self.orders
-        if orders.seeds is not None or orders.noise is not None:
+        run, session = self.run, self.session
+        if session.request.seeds is not None or session.noise is not None:
             super()._seed(generator, batch)
             return
         if self._draws() and (run.noise is None or run.noise == self._unseeded):
-            run.noise = DrawnNoise()
+            run.draw_from(DrawnNoise())
         if isinstance(run.noise, DrawnNoise):
             run.noise.generators = generator
 
@@ -69,7 +69,6 @@ class Draws(Scheduler):
         twin: Draws = super().__deepcopy__(memo)
         run = twin.current
         if run is not None and isinstance(run.noise, DrawnNoise):
-            run.noise = (
-                run.noise.fork()
-            )  # as in diffusers, where each draws from the generator that it is given
+            # as in diffusers, where each draws from the generator that it is given
+            run.draw_from(run.noise.fork())
         return twin

@@ -19,7 +19,7 @@ from ..core.sampler import Sampler
 from ..core.solvers.unipc import unipc
 from ..core.table import Table
 from ..errors import ArgumentError
-from ..pipelines.sockets.generators import Seeding
+from ..pipelines.sockets.scheduler import Scheduler
 from .adams import IPNDMScheduler as IPNDMScheduler
 from .adams import PNDMScheduler as PNDMScheduler
 from .base import Compat
@@ -169,23 +169,23 @@ class DPMSolverSDEScheduler(Compat):
 
         Where torchsde is not installed, timonel's own Brownian noise.
         """
-        run, orders, chosen = self.run, self.orders, self.config["noise_sampler_seed"]
+        run, session, chosen = self.run, self.session, self.config["noise_sampler_seed"]
         if (
-            orders.seeds is not None
-            or orders.noise is not None
+            session.request.seeds is not None
+            or session.noise is not None
             or not (run.noise is None or run.noise == self._unseeded)
         ):
             return
         if self._explodes and tree.installed():
             sigma = self._listed.table.sigma.float()
             drawn = int(torch.randint(0, tree.MOST, [])) if chosen is None else chosen
-            run.noise = tree.TreeNoise(
-                drawn, float(sigma[sigma > 0].min()), float(sigma.max()), run.table
-            )
+            low, high = float(sigma[sigma > 0].min()), float(sigma.max())
+            run.draw_from(tree.TreeNoise(drawn, low, high, run.table))
         elif chosen is None:
-            Seeding._seed(self, generator, batch)
+            Scheduler._seed(self, generator, batch)
         elif run.table.stochastic:
-            run.noise = source(self._sampler.source, [chosen + i for i in range(batch)], run.table)
+            each = [chosen + i for i in range(batch)]
+            run.draw_from(source(self.settled.source, each, run.table))
 
 
 class DPMSolverSinglestepScheduler(Compat):
@@ -257,7 +257,7 @@ class DPMSolverSinglestepScheduler(Compat):
         from.
         """
         places = self._places(self._flags, self._levels.grid.steps + self._levels.idle)
-        return run.row > 0 and places[self.begins + run.row] != "1"
+        return run.row > 0 and places[self.session.row] != "1"
 
 
 # -- several predictions ---------------------------------------------------------------------------

@@ -122,9 +122,14 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
         )
-    run.driver = Loop(unconditional)
+    driver = Loop(unconditional)
     if run.guidance is not None:
-        run.driver.admit(run, run.guidance)
+        driver.admit(run, run.guidance)
+    run.drive_by(driver)
+    return _steps(run, denoise, unconditional)
+
+
+def _steps(run: Run, denoise: Denoiser, unconditional: Denoiser | None) -> Iterator[Run]:
     for row in run.rows():
         try:
             advance(run, denoise, unconditional)

@@ -61,7 +61,8 @@ class Run(Guided, Controlled):
     source, needed by stochastic tables. `hooks`: called after each step. `shape`: changes the
     denoised prediction before it is used (clipping, thresholding). `keep`: how many step states
     stay in memory so that `rewind` is instant. `context`: what hooks may need of the model (decode,
-    …).
+    …). `sampler`: what the list of a call was made with, of which the table may be a part.
+    `driver`: the loop that drives the run; with `lent` the hooks leave with it, see `disown`.
 
     Raises `ArgumentError` when a stochastic table gets no noise, `PredictionError` as
     `Program.bind`.
@@ -78,6 +79,9 @@ class Run(Guided, Controlled):
         shape: Shape | None = None,
         keep: int = 0,
         context: Any = None,
+        sampler: Sampler | None = None,
+        driver: Driver | None = None,
+        lent: bool = False,
     ) -> None:
         instance("table", table, Table, "a timonel table, Sampler(…).compile(process)")
         for what, value in (("noise", noise), ("shape", shape)):
@@ -91,9 +95,7 @@ class Run(Guided, Controlled):
             predictions.check(prediction),
             noise,
         )
-        self.sampler: Sampler | None = (
-            None  # what the list of a call was made with, of which the table may be a part
-        )
+        self.sampler = sampler
         self.shape, self.context = shape, context
         if self.table.stochastic and noise is None:
             raise ArgumentError(
@@ -101,7 +103,7 @@ class Run(Guided, Controlled):
             )
         self.program = Program.bind(self.table, self.prediction, shape)
         self._guiding = Guiding.of(settled(guidance), self.table, self.prediction)
-        self._coming, self._difference, self.driver = None, None, Driver()
+        self._coming, self._difference, self.driver = None, None, driver or Driver()
         self._levels = tuple(
             At(*v)
             for v in zip(
@@ -109,7 +111,7 @@ class Run(Guided, Controlled):
             )
         )
         self.hooks = border.hooks(hooks)
-        self.lent: tuple[Hook, ...] = ()  # those of `hooks` that belong to a call
+        self.lent: tuple[Hook, ...] = tuple(self.hooks) if lent else ()
         self._keep = whole("keep", keep, 0)
         self._kept: OrderedDict[int, Kept] = OrderedDict()
         self._start: State | None = None
@@ -391,6 +393,23 @@ class Run(Guided, Controlled):
             ) from error
 
     # -- another call ------------------------------------------------------------------------
+    def drive_by(self, driver: Driver) -> None:
+        """Let a loop drive the run, in the place of the one before."""
+        self.driver = driver
+
+    def draw_from(self, noise: Noise | None) -> None:
+        """Draw the noise of the rows to come from another source."""
+        self.noise = noise
+
+    def take_rewind(self) -> bool:
+        """Whether a rewind has replaced the state since the last row, which is said once."""
+        moved, self.moved = self.moved, False
+        return moved
+
+    def keep_for(self, longer: Table) -> None:
+        """Keep the predictions that the rows of a longer table read, for a run of them may follow."""
+        self.program = Program.bind(longer, self.prediction, self.shape)
+
     def adopt(self, fresh: Run) -> None:
         """Go on in the place of `fresh`, a run of the same table: with its hooks, guidance, driver
         and context.

@@ -16,6 +16,7 @@ import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ from ..errors import ArgumentError, ModelError
 from .guidance import arguments, parts
 from .guidance.gate import Gate
 from .helm import Helm
-from .network.busy import Claim
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
 TIMES = ("timestep", "timesteps", "t")  # what networks call their time
@@ -88,7 +88,13 @@ class Watch(Hook):
 class WatchingGate(Gate):
     """A gate that changes nothing and notes every call."""
 
-    watch: Watch
+    def __init__(self, watch: Watch, *call: Any) -> None:
+        super().__init__(*call)
+        self.watch = watch
+
+    def combined(self, raw: Tensor) -> Tensor:
+        """The pipeline's combination as it is."""
+        return raw
 
     def call(
         self,
@@ -106,7 +112,7 @@ class WatchingGate(Gate):
         named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         named.pop("self", None)
         output = parts.tensors(made)
-        if output is None or self.scheduler.current is None:
+        if output is None or self.session.run is None:
             raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
         self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
         return made
@@ -127,29 +133,25 @@ def capture(
     call one network and step, and what a call of the helm raises.
     """
     watch = Watch()
-    ours = {
-        "sampler": Sampler("euler"),
-        "steps": ROWS,
-        "guidance": guidance,
-        "hooks": [watch],
+    own = {
+        "sampler": Sampler("euler"), "steps": ROWS, "guidance": guidance, "hooks": [watch],
         "seeds": seeds,
-    }
-    with Claim(helm.pipe) as claim:
-        scheduler, gate, options = helm._prepare(args, {**ours, "keep": 0, "resume": None}, options)
-        watching = WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
-        watching.watch, scheduler.orders.guided = watch, None
-        scheduler.__dict__["add_noise"] = _noised
-        try:
-            with helm.opened(claim, scheduler, watching):
-                helm._go(scheduler, watching, options, claim)
-            raise NotCaptured(
-                f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to"
-            )
-        except Enough:
-            pass
-    if scheduler.begins:
+    }  # fmt: skip
+    call = helm.ready(args, {**own, **options}, partial(WatchingGate, watch))
+    session = call.session
+    session.scheduler.__dict__["add_noise"] = _noised
+    try:
+        call()
+        raise NotCaptured(
+            f"{type(helm.pipe).__name__} does not make {ROWS} steps when it is asked to"
+        )
+    except Enough:
+        pass
+    if session.rows[0]:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
-    return _captured(helm, watch.rows, gate.own, scheduler.run, scheduler._listed.grid.process)
+    scheduler = session.scheduler
+    process = scheduler._listed.grid.process
+    return _captured(helm, watch.rows, session.request.scale, scheduler.run, process)
 
 
 def _noised(*_: Any) -> Tensor:

@@ -17,7 +17,7 @@ from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, TimonelError
 
 if TYPE_CHECKING:
-    from .sockets.scheduler import Scheduler
+    from .session import Session
 
 # what in a pipeline's source tells that its loop needs the sampler of its own scheduler
 FOREIGN = {
@@ -173,7 +173,7 @@ def _source(module: Any) -> str:
 
 
 @contextmanager
-def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
+def one_row_loops(pipe: Any, session: Session) -> Iterator[None]:
     """Raises `ArgumentError` where a loop with lists of its own, one entry a step, fails in a run
     with more rows.
     """
@@ -182,7 +182,7 @@ def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
     except TimonelError:
         raise
     except (LookupError, ValueError) as error:
-        table = None if scheduler.current is None else scheduler.current.table
+        table = None if session.run is None else session.run.table
         names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         if table is None or table.nfe == table.steps or "check_inputs" in names:
             raise

@@ -137,7 +137,7 @@ def tune(
     if given is None and helm.card is not None:
         given = cfg(helm.card.default_guidance)
     if (
-        helm.card is not None and "image" in helm._parameters
+        helm.card is not None and "image" in helm.parameters
     ):  # such pipelines have a size of their own, far larger
         inputs = {"height": helm.card.resolution, "width": helm.card.resolution, **inputs}
     checks.one_scale(given)
@@ -169,8 +169,8 @@ def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guid
     from ..pipelines.guidance import scale as scales
 
     options = dict(inputs)
-    ordered, _ = scales.order(helm.pipe, helm._parameters, options, guidance)
-    return fitted_check.guided(helm.pipe, helm._parameters, options, ordered)
+    ordered, _ = scales.order(helm.pipe, helm.parameters, options, guidance)
+    return fitted_check.guided(helm.pipe, helm.parameters, options, ordered)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def subjects(
         other[i % len(other)] for i in range(held)
     ]
     made = Subjects(tuple(told), tuple(range(seed, seed + seeds)), held)
-    if prompts is None and "prompt" not in helm._parameters:
+    if prompts is None and "prompt" not in helm.parameters:
         return replace(made, painted=tuple(painted(told, made.seeds)))
     _refuse(helm, made)
     return made
@@ -101,7 +101,7 @@ def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> l
     """The prompts, without repetitions."""
     if prompts is None:
         if helm.card is None:
-            what = "prompts" if "prompt" in helm._parameters else "pictures to begin with"
+            what = "prompts" if "prompt" in helm.parameters else "pictures to begin with"
             raise ArgumentError(
                 f"say what to fit to: {what}, one a line in a file (--prompts FILE) or as a list"
             )

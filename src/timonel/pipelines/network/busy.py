@@ -21,6 +21,7 @@ from torch import nn
 from ...errors import RunError
 from ..caller import pipelines
 from ..guidance import gate
+from ..session import Session
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
 AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
@@ -51,7 +52,7 @@ class Claim:
 
     def __init__(self, pipe: Any, brief: bool = False) -> None:
         self.pipe, self.name = pipe, type(pipe).__name__
-        self.scheduler: Any = None
+        self.session: Session | None = None
         self.thread: int | None = None
         self.inside = False
         self._own = getattr(pipe, "scheduler", None)
@@ -139,7 +140,7 @@ class Claim:
         if self.thread != threading.get_ident():
             name = next((type(pipe).__name__ for pipe in pipelines()), "this call")
             raise RunError(_refusal(name, module, None, self.name))
-        run = None if self.scheduler is None else self.scheduler.current
+        run = None if self.session is None else self.session.run
         if run is not None and run.firing:
             return False
         return called_by(self.pipe)
@@ -234,7 +235,7 @@ def live(run: Any) -> bool:
     """Whether a call drives `run` now."""
     with _GUARD:
         claims = list(_CLAIMS.values())
-    return any(claim.scheduler is not None and claim.scheduler.current is run for claim in claims)
+    return any(claim.session is not None and claim.session.run is run for claim in claims)
 
 
 def _refusal(name: str, busy: Any, pipe: Any, other: str) -> str:

@@ -17,6 +17,7 @@ from ...core.process import Process
 from ...core.sampler import Sampler
 from ...errors import ArgumentError, UnknownName, options, plain
 from .. import choice, request
+from ..session import Session
 from . import acting, kept, model
 
 
@@ -33,7 +34,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     process: Process
     prediction: str
     sampler: Sampler
-    _asked: tuple[Any, ...] | None
+    session: Session
     _read: dict[str, Any]  # the configuration that the scheduler follows
 
     @classmethod
@@ -155,5 +156,5 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.process, self.prediction = processes.from_config(plain), predictions.from_config(plain)
         if any(key in acting.SAMPLER for key in changes):
             self.sampler = kept.sampler(config)
-        self._asked = None
+        self.session.asked = None
         return changes

@@ -16,8 +16,7 @@ from ...errors import ArgumentError, RunError, finite, shown, whole
 from .. import request
 
 if TYPE_CHECKING:
-    from .listing import Listing
-    from .timesteps import Hand
+    from ..session import Session
 
 
 class Members:
@@ -27,18 +26,24 @@ class Members:
     config: Any
     timesteps: Tensor
     num_inference_steps: int | None
-    _run: Run | None
-    _covered: tuple[int, int]
+    session: Session
+    register_to_config: Any
+    begin_anew: Any
     _begin_index: int | None = None
     custom_timesteps = False  # whether set_timesteps was last called with a list of times
+
+    if TYPE_CHECKING:
+
+        def add_noise(
+            self, original_samples: Tensor, noise: Tensor, timesteps: Tensor
+        ) -> Tensor: ...
 
     # -- where a call is ---------------------------------------------------------------------------
     @property
     def step_index(self) -> int | None:
         """The place in `timesteps` of the next step; None before the first one."""
-        return (
-            None if self._run is None or not self._run.started else self._covered[0] + self._run.row
-        )
+        run = self.session.run
+        return None if run is None or not run.started else self.session.row
 
     @property
     def _step_index(self) -> int | None:
@@ -53,7 +58,8 @@ class Members:
 
     def _move_to(self, place: int | None) -> None:
         """Begin anew where `place` is None. Raises `RunError` for another place than the run's."""
-        if place is None and self._run is not None and self._run.started:
+        run = self.session.run
+        if place is None and run is not None and run.started:
             self.begin_anew()
         elif place != self.step_index:
             raise RunError(
@@ -61,33 +67,6 @@ class Members:
                 " move it: the time of a step says where it is; assign None to begin anew, or call"
                 " run.rewind(step)"
             )
-
-    hand: Hand
-    _begin: Any
-    if TYPE_CHECKING:
-
-        @property
-        def _listed(self) -> Listing: ...
-
-        def add_noise(
-            self, original_samples: Tensor, noise: Tensor, timesteps: Tensor
-        ) -> Tensor: ...
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a run has begun and is not complete."""
-        return self._run is not None and self._run.started and self._run.status != "done"
-
-    def begin_anew(self) -> None:
-        """Let the next step begin a run of the present levels, at the row of its time.
-
-        A loop over `timesteps` that is turning goes on with that run.
-        """
-        loops = [loop for loop in self.hand.loops if loop.run is self._run and loop.stepped]
-        table = self._listed.table
-        self._begin(table, (0, table.nfe))
-        for loop in loops:
-            loop.renewed = True
 
     @property
     def begin_index(self) -> int | None:
@@ -224,8 +203,6 @@ class Members:
         )
         self.register_to_config(**{key: value})
 
-    register_to_config: Any
-
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
         """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`; by mu with
         `time_shift_type="linear"`.
@@ -284,7 +261,7 @@ class Attributes(Members):
         return torch.ones_like(self.alphas_cumprod[0])
 
 
-class Stepped(tuple[Any, ...]):
+class SchedulerOutput(tuple[Any, ...]):
     """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only
     where it is read.
 
@@ -294,7 +271,7 @@ class Stepped(tuple[Any, ...]):
     NAMES = ("prev_sample", "pred_original_sample")
     _run: Run
 
-    def __new__(cls, run: Run, sample: Tensor) -> Stepped:
+    def __new__(cls, run: Run, sample: Tensor) -> SchedulerOutput:
         made = super().__new__(cls, (sample, None))
         made._run = run
         return made
@@ -346,10 +323,15 @@ class Stepped(tuple[Any, ...]):
         return tuple, (self.to_tuple(),)
 
 
-def held(raw: Tensor, times: Tensor, time: float) -> Tensor:
+def per_token_velocity(raw: Tensor, times: Tensor, time: float) -> Tensor:
     """The velocity at the row's level that says of every token what its own does at its level.
 
     `x - t·v` is the denoised token at its own t: scaled by t / time, the row's formula gives the
     same.
+
+    Args:
+        raw: the network's output, minus the velocity, (batch, tokens, channels).
+        times: t of each token, (batch, tokens).
+        time: t of the row.
     """
     return -raw * (times.to(raw) / time)[..., None]

@@ -18,7 +18,7 @@ from ...core.grids.cut import none_left
 from ...core.process import EDM, VE, Flow, Level, Process, double
 from ...core.sampler import Sampler
 from ...core.table import Table
-from ...errors import ArgumentError, GridError, finite
+from ...errors import ArgumentError, GridError
 from .. import request
 
 GRID_FLAGS = {
@@ -70,27 +70,6 @@ def agree(steps: int | None, options: Mapping[str, Any]) -> None:
         listed = request.numbers(name, options.get(name))
         if listed is not None:
             _counted(steps, name, listed)
-
-
-SHARES = {"strength": (0.0, 1.0), "denoising_start": (1e-9, 1 - 1e-9), "denoising_end": (1e-9, 1.0)}
-
-
-def shares(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with numbers for the parts of a journey. Raises `ArgumentError` for one that
-    pipelines leave unread.
-    """
-    made = dict(options)
-    for name, (low, high) in SHARES.items():
-        value = options.get(name)
-        if value is None or isinstance(value, (list, tuple)):
-            continue
-        made[name] = finite(name, value, low, high)
-    if made.get("denoising_start") is not None and made.get("strength") is not None:
-        raise ArgumentError(
-            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say"
-            " where to begin; give one"
-        )
-    return made
 
 
 def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
