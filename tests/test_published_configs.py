@@ -244,7 +244,11 @@ def test_a_released_config_means_by_its_networks_output_what_its_class_does(
     level = Level(
         *(
             v[1]
-            for v in (ours.session.listing.grid.alpha, ours.session.listing.grid.sigma, ours.session.listing.grid.time)
+            for v in (
+                ours.session.listing.grid.alpha,
+                ours.session.listing.grid.sigma,
+                ours.session.listing.grid.time,
+            )
         )
     )
     clean = predictions.denoised(ours.prediction, raw, x, level)

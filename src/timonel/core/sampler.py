@@ -82,7 +82,8 @@ class Sampler:
             self._take()
             return
         self._plain()
-        named = names.sampler(self.name)
+        alone = names.is_solver(self.name)
+        named = names.Named(self.name) if alone else names.sampler(self.name)
         grid = None if self.grid is None else names.grid(self.grid)
         if named.grid is not None and grid not in (None, named.grid):
             raise ArgumentError(

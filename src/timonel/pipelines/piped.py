@@ -64,7 +64,7 @@ class Piped(Driver):
         caches.put(self.modules, memory)
 
     def looping(self, on: bool) -> None:
-        if self.claim is not None:
+        if self.claim is not None and self.claim.has_turns is on:
             self.claim.looping(on)
 
 

@@ -327,7 +327,7 @@ def step(raw: Any, sample: Any, generator: Any = None, eta: Any = None, tokens: 
             f"model_output is on {raw.device} and sample on {sample.device}; move one of them"
         )
     generators(generator)
-    if eta is not None:
+    if eta is not None and not (isinstance(eta, float) and eta == 0):
         finite("eta", eta)
     if tokens is not None and (
         not isinstance(tokens, Tensor) or tokens.shape != raw.shape[: tokens.ndim]

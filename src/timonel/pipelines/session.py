@@ -217,9 +217,14 @@ class Session:
         """
         return bool(self.loops) and self.loops[0] is loop
 
+    @property
+    def opens(self) -> bool:
+        """Whether the pipeline's loop has begun and made no step."""
+        return bool(self.loops) and not self.loops[0].steps and not self.phase.idle
+
     def coming(self) -> Run | None:
-        """The run of the network's coming call; a loop that is about to begin gets its own."""
-        if self.loops and not self.loops[0].steps and self.run is not None and not self.phase.idle:
+        """The run of the network's coming call; a loop that opens gets its own."""
+        if self.run is not None and self.opens:
             self.scheduler.join(self.loops[0])
         return self.run
 

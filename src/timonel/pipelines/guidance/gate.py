@@ -202,7 +202,7 @@ class Gate:
             args, kwargs: of `forward`.
         """
         session = self.session
-        run = session.coming()
+        run = session.coming() if session.opens else session.run
         if run is None:
             return forward(*args, **kwargs)
         turn, idle = self.turn, session.phase.idle
@@ -313,9 +313,10 @@ class Gate:
             output = forward(*args, **kwargs)
             self._note(turn, run, output, shape)
             output = self._scaled(run, output, shape)
-        whole = parts.tensors(output)
-        fits = whole is not None and len(whole) == shape.size
-        turn.parts = list(whole.chunk(shape.parts)) if fits and whole is not None else []
+        if self.place is None or (run.guiding is not None and run.guiding.rescale):
+            whole = parts.tensors(output)
+            fits = whole is not None and len(whole) == shape.size
+            turn.parts = list(whole.chunk(shape.parts)) if fits and whole is not None else []
         return output
 
     def _again(

@@ -145,6 +145,11 @@ class Claim:
             return False
         return called_by(self.pipe)
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether the pipeline's autoencoders are its own now."""
+        return bool(self._turns)
+
     def looping(self, on: bool) -> None:
         """Outside its loop the pipeline encodes and decodes: its autoencoders are its own then."""
         if threading.get_ident() != self.thread:
