@@ -1,4 +1,4 @@
-"""A call of a helm that is checked and claimed: the pipeline runs in it with the call's scheduler."""
+"""A call of a helm: the pipeline runs with the call's scheduler, and is as before afterwards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..errors import ModelError
 from . import request
 from .decode.not_finite import Decoded
 from .guidance import scale
-from .guidance.gate import Gate, gated
+from .guidance.gate import Gate
 from .inspect_source import one_row_loops
-from .network.busy import Claim
+from .network.busy import Claim, gated
 from .piped import Piped
 from .recipe.sign import sign
 from .session import Phase, Session

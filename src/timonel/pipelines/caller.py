@@ -41,7 +41,7 @@ def pipelines(frame: FrameType | None = None) -> Iterator[Any]:
 
 
 def pipeline_of(scheduler: Any) -> Any:
-    """The innermost pipeline that calls now and whose scheduler this is; None where there is none."""
+    """The innermost pipeline at work whose scheduler this is; None where there is none."""
     return next((pipe for pipe in pipelines(sys._getframe(1)) if pipe.scheduler is scheduler), None)
 
 

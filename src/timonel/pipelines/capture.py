@@ -31,6 +31,7 @@ from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
 from .guidance import arguments, parts
 from .guidance.gate import Gate
+from .guidance.turn import Called
 from .helm import Helm
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
@@ -96,20 +97,17 @@ class WatchingGate(Gate):
         """The pipeline's combination as it is."""
         return raw
 
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        forward: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        made = forward(*args, **kwargs)
-        if not main:
+    def call(self, called: Called) -> Any:
+        module, made = called.module, called.compute()
+        if not called.main:
             raise NotCaptured(
                 f"{self._name} calls a second network beside its own ({type(module).__name__})"
             )
-        named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        named = (
+            inspect.signature(type(module).forward)
+            .bind(module, *called.args, **called.kwargs)
+            .arguments
+        )
         named.pop("self", None)
         output = parts.tensors(made)
         if output is None or self.session.run is None:

@@ -221,9 +221,10 @@ class Helm:
         """
         own, options = request.arguments(self.pipe, self.parameters, args, options)
         resume, sampler = own.resume, own.sampler
-        sampler = None if sampler is None else Sampler.of(sampler)
-        of_run = None if resume is None or sampler is not None else choice.of_run(resume)
-        named = requested_levels.named(of_run or sampler, options)
+        levels = sampler
+        if resume is not None and sampler is None:
+            levels = choice.of_run(resume)
+        named = requested_levels.named(levels, options)
         samples = request.samples(options)
         for hook in own.hooks:
             takes_the_run(hook)
@@ -240,12 +241,10 @@ class Helm:
         self.seeds = request.seeds(
             own.seeds, samples, self.parameters, options, self._seeds_of(resume, samples)
         )
-        if self.seeds and "generator" in self.parameters:
-            options["generator"] = request.generator(self.seeds)
+        options |= request.generator(self.seeds, self.parameters)
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, own.hooks, self.seeds or None, own.keep, self.context, resume,
-            counts(self.pipe), named,
-            options.get("sigmas") is not None or options.get("timesteps") is not None,
+            counts(self.pipe), named, requested_levels.lists(options),
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         if resume is not None:
@@ -368,20 +367,28 @@ class Helm:
         )
         own, config = self._came
         shipped = self.pipe.scheduler is own and dict(own.config) == config
-        shipped = shipped and self.card is not None
-        model = choice.Model(scheduler.process, self.pipe, self.card, shipped)
+        model = choice.Model(
+            scheduler.process, self.pipe, self.card, shipped and self.card is not None
+        )
         if resume is not None and sampler is None:
             chosen = choice.resumed(model, resume, steps)
         else:
             if steps is None and resume is not None and resume.sampler is not None:
                 steps = resume.sampler.steps
-            table: Sampler | None = None
-            if self.card is not None and shipped and sampler is None and fitted:
-                count = self.card.default_steps if steps is None else steps
-                call = (self.pipe, self.parameters, options, guidance)
-                table = fitted_check.shipped(self.card.name, count, scheduler.prediction, *call)
-            chosen = choice.choose(model, sampler, steps, fitted=table)
+            tuned: Sampler | None = None
+            if sampler is None and fitted:
+                call = (scheduler.prediction, self.pipe, self.parameters, options, guidance)
+                tuned = self._shipped_with(model, steps, *call)
+            chosen = choice.choose(model, sampler, steps, fitted=tuned)
         scheduler.sampler = chosen.sampler
         if choice.ends_low(model, chosen):
             scheduler.register_to_config(final_sigmas_type="sigma_min")
         return scheduler, chosen
+
+    @staticmethod
+    def _shipped_with(model: choice.Model, steps: int | None, *call: Any) -> Sampler | None:
+        """The sampler that was fitted to a shipped model for just this call."""
+        if model.card is None or not model.as_shipped:
+            return None
+        count = model.card.default_steps if steps is None else steps
+        return fitted_check.shipped(model.card.name, count, *call)

@@ -98,7 +98,11 @@ def foreign(pipe: Any) -> str | None:
 
 
 def keeps_unit_variance(pipe: Any) -> None:
-    """Raises `ModelError` for a pipeline whose loop does arithmetic on samples `x0 + sigma·noise`."""
+    """Check that a pipeline's loop does no arithmetic on samples `x0 + sigma·noise`.
+
+    Raises:
+        ModelError: it does.
+    """
     if pipe is None:
         return
     name = type(pipe).__name__
@@ -117,7 +121,7 @@ def keeps_unit_variance(pipe: Any) -> None:
 
 
 def steps_twice(pipe: Any) -> bool:
-    """Whether a pipeline calls step once a turn for its prediction alone, and takes the index back."""
+    """Whether a pipeline calls step twice a turn, once for the prediction alone."""
     return pipe is not None and _has(pipe, TWICE)
 
 

@@ -1,4 +1,4 @@
-"""What a call is given, as Python's numbers and timonel's objects, or refused before any compute."""
+"""The arguments of a call, as Python's numbers and timonel's objects; refused before any compute."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..core.guidance import Guidance, cfg
 from ..core.noise import MOST, checked
 from ..core.process import keys
 from ..core.run import Run
+from ..core.sampler import Sampler
 from ..errors import (
     ArgumentError,
     TimonelError,
@@ -56,7 +57,7 @@ MACHINE = ("cuda", "cudnn", "cublas", "hip", "mps", "memory", "internal", "devic
 class Own(NamedTuple):
     """The helm's own arguments of a call."""
 
-    sampler: Any
+    sampler: Sampler | None
     steps: int | None
     guidance: Guidance | None
     hooks: tuple[Any, ...]
@@ -100,6 +101,7 @@ def arguments(
 def _own(given: dict[str, Any]) -> Own:
     """The helm's own arguments. Raises `ArgumentError` for what is none."""
     own = Own(**given)
+    sampler = None if own.sampler is None else Sampler.of(own.sampler)
     steps, guidance = own.steps, own.guidance
     if steps is not None:
         steps = few_enough("steps", steps)
@@ -109,7 +111,7 @@ def _own(given: dict[str, Any]) -> Own:
     keep = 0 if given["keep"] is None else whole("keep", own.keep, 0)
     if own.resume is not None:
         instance("resume", own.resume, Run, "a run, e.g. helm.run or Run.load(path)")
-    return own._replace(steps=steps, guidance=guidance, hooks=hooks, keep=keep)
+    return own._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
 
 
 def _one_video_each(
@@ -207,10 +209,12 @@ def seeds(
     return each
 
 
-def generator(seeds: Sequence[int]) -> torch.Generator | list[torch.Generator]:
-    """The generator of a call, or one per sample."""
+def generator(seeds: Sequence[int], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The generator of a call, or one per sample, as its argument; none without seeds."""
+    if not seeds or "generator" not in parameters:
+        return {}
     each = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return each[0] if len(each) == 1 else each
+    return {"generator": each[0] if len(each) == 1 else each}
 
 
 def _typed_options(
@@ -301,7 +305,7 @@ def _of_kind(key: str, value: Any, default: Any) -> Any:
     if key in keys.RANGES:
         return keys.number(key, value, default)
     if isinstance(default, int):
-        return whole(key, int(value) if _is_whole(value) else value, 0)
+        return whole(key, _as_int(value), 0)
     if isinstance(default, float):
         return finite(key, value)
     if isinstance(default, str) or key in WORDS:
@@ -311,8 +315,8 @@ def _of_kind(key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
+def _as_int(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # -- of a scheduler --------------------------------------------------------------------------------
@@ -336,6 +340,17 @@ def step(raw: Any, sample: Any, generator: Any = None, eta: Any = None, tokens: 
             f"per_token_timesteps must be a tensor (batch, tokens) as in {tuple(raw.shape)}, got"
             f" {shown(tokens)}"
         )
+
+
+def of_sampler(eta: Any, use_clipped_model_output: Any) -> None:
+    """Raises `ArgumentError` for arguments of a step that belong to the sampler, unless off."""
+    if eta:
+        raise ArgumentError(
+            f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})"
+        )
+    clipped = use_clipped_model_output
+    if clipped is not None and flag("use_clipped_model_output", clipped):
+        raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
 
 
 def noised(samples: Any, noise: Any, timesteps: Any) -> Tensor:

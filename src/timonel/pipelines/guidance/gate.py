@@ -12,13 +12,10 @@ is forecast, u is `c - d`, d the difference of the parts, forecast from those of
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from enum import Flag, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,9 +24,7 @@ from ...core.run import Run
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import parts
-
-if TYPE_CHECKING:
-    from ..network.busy import Claim
+from .turn import Called, Did, Turn
 
 # the first of these groups that a pipeline has is called once a step (or once a part) with the
 # sample
@@ -58,108 +53,6 @@ def networks(pipe: Any) -> dict[nn.Module, bool]:
     return dict.fromkeys(modules(HELPERS) if main else (), False) | dict.fromkeys(main, True)
 
 
-@contextmanager
-def gated(gate: Any, claim: Claim) -> Iterator[None]:
-    """Every network call of the pipeline goes through `gate` while the context is open; others are
-    refused.
-
-    Args:
-        gate: has the pipeline as `pipe`, and `call`, see `Gate.call`.
-        claim: of the call.
-
-    Raises:
-        RunError: a call that is not steered uses a network of the pipeline already.
-    """
-    modules = networks(gate.pipe)
-    with ExitStack() as stack:
-        if hasattr(gate.pipe, "_set_pag_attn_processor"):
-            stack.callback(_processors(modules))
-        for module, main in modules.items():
-            stack.callback(_put(gate, module, main, claim))
-        claim.check()
-        yield
-
-
-def _put(gate: Gate, module: nn.Module, main: bool, claim: Claim) -> Callable[[], None]:
-    """Put the gate around a module's forward, outside other hooks and compiled code; returns what
-    takes it out.
-    """
-    name = "_compiled_call_impl" if module._compiled_call_impl is not None else "forward"
-    inner, own, open_ = getattr(module, name), module.__dict__, [True]
-
-    @functools.wraps(inner)
-    def through(*args: Any, **kwargs: Any) -> Any:
-        # closed it may still be reached, where somebody wrapped it during the call
-        if not open_ or not claim.admits(module):
-            return inner(*args, **kwargs)
-        return gate.call(module, main, inner, args, kwargs)
-
-    missing = object()
-    before = own.get(name, missing)
-    own[name] = through
-
-    def take_out() -> None:
-        open_.clear()
-        if own.get(name) is not through:
-            return  # somebody replaced it during the call, as offloading does at its end
-        if before is missing:
-            del own[name]
-        else:
-            own[name] = before
-
-    return take_out
-
-
-def _processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
-    """What restores attention processors, which pipelines with perturbed attention leave changed
-    after an error.
-    """
-    processors: list[tuple[Any, dict[str, Any]]] = [
-        (module, dict(module.attn_processors))  # type: ignore[arg-type]
-        for module, main in modules.items()
-        if main and hasattr(module, "attn_processors")
-    ]
-
-    def restore() -> None:
-        for module, before in processors:
-            if module.attn_processors != before:
-                module.set_attn_processor(before)
-
-    return restore
-
-
-class Did(Flag):
-    """What was done to guidance in a call so far."""
-
-    GUIDED = auto()
-    """A second part was seen."""
-    SKIPPED = auto()
-    """A part was left out."""
-    SCALED = auto()
-    """A row's scale was not the pipeline's own."""
-
-
-@dataclass
-class Turn:
-    """One turn of the loop.
-
-    Args:
-        at: its run, how many rows that has computed, and the number of the turn.
-        blank: when it began there was no output to hand out again, so it is computed in full.
-        first: sample, number of parts and output of the first call.
-        parts: the parts, as the pipeline got them.
-        outputs: of each of the network's outputs the parts, as the network made them.
-        repeats: how many outputs of a network were handed out again.
-    """
-
-    at: tuple[Run, int, int]
-    blank: bool
-    first: tuple[Any, int, Any] | None = None
-    parts: list[Tensor] = field(default_factory=list)
-    outputs: list[list[Tensor]] = field(default_factory=list)
-    repeats: dict[nn.Module, int] = field(default_factory=dict)
-
-
 class Gate:
     """The gate of one call.
 
@@ -185,38 +78,24 @@ class Gate:
         self.did = Did(0)
 
     # -- around a network ------------------------------------------------------------------------
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """A network's output: computed, computed in part, or remembered.
-
-        Args:
-            module: the network.
-            main: whether it makes the prediction.
-            forward: what computes it.
-            args, kwargs: of `forward`.
-        """
+    def call(self, called: Called) -> Any:
+        """A network's output: computed, computed in part, or remembered."""
         session = self.session
         run = session.coming() if session.opens else session.run
         if run is None:
-            return forward(*args, **kwargs)
-        turn, idle = self.turn, session.phase.idle
+            return called.compute()
+        turn, idle, module = self.turn, session.phase.idle, called.module
         if turn is None or turn.at != (run, run.advances, session.turn):
             turn = self.turn = self._begin(run)
-        if idle and not turn.blank and (known := self._remembered(module, main)):
+        if idle and not turn.blank and (known := self._remembered(called)):
             turn.repeats[module] = turn.repeats.get(module, -1) + 1
             return known[min(turn.repeats[module], len(known) - 1)]
         if run.guiding is None or idle:
-            output = forward(*args, **kwargs)
-        elif main:
-            output = self._predict(turn, run, forward, args, kwargs)
+            output = called.compute()
+        elif called.main:
+            output = self._predict(turn, run, called)
         else:
-            output = self._help(run, forward, args, kwargs)
+            output = self._help(run, called)
         self.outputs.setdefault(module, []).append(output)
         return output
 
@@ -227,14 +106,14 @@ class Gate:
             self.opening, self.outputs = self.opening or self.outputs, {}
         return turn
 
-    def _remembered(self, module: nn.Module, main: bool) -> list[Any]:
+    def _remembered(self, called: Called) -> list[Any]:
         """The outputs of a network, or of the one that it takes turns with; empty where it has to
         be computed.
         """
         first = self.session.phase is Phase.OPENING and self.opening
         known = self.opening if first else self.outputs
-        if module in known or not main:
-            return known.get(module, [])
+        if called.module in known or not called.main:
+            return known.get(called.module, [])
         others = (other for other, alike in networks(self.pipe).items() if alike)
         return next((known[other] for other in others if other in known), [])
 
@@ -247,30 +126,21 @@ class Gate:
             return size // 2  # every frame is one of the batch, in both parts
         return count or (size // 2 if parts.guides(self.pipe) and size % 2 == 0 else size)
 
-    def _help(
-        self, run: Run, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _help(self, run: Run, called: Called) -> Any:
         """A controlnet's output; only for the conditional part where the network sees only that."""
-        size = len(parts.sample_of(args, kwargs))
+        size = len(called.sample)
         samples = self._samples(run, size)
         count = size // samples
         both = run.scale != 1.0 and not run.forecasting
         if both or count not in (2, 3) or size % samples:  # more: every frame is one of a batch
-            return forward(*args, **kwargs)
-        return self._cut(forward, args, kwargs, count, samples, frames=True)
+            return called.compute()
+        return self._cut(called, count, samples, frames=True)
 
-    def _predict(
-        self,
-        turn: Turn,
-        run: Run,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _predict(self, turn: Turn, run: Run, called: Called) -> Any:
         """The prediction's parts."""
-        sample = parts.sample_of(args, kwargs)
+        sample = called.sample
         if turn.first is not None and len(sample) <= len(turn.first[0]):
-            return self._again(turn, turn.first, run, sample, forward, args, kwargs)
+            return self._again(turn, turn.first, run, sample, called)
         size = len(sample)
         samples = self._samples(run, size)
         count = size // samples
@@ -279,38 +149,31 @@ class Gate:
                 f"{NO_PART.format(pipe=self._name)} (its network got {size} for {samples} samples)"
             )
         shape = parts.Shape(count, size, isinstance(sample, list))
-        output = (self._alone if count == 1 else self._together)(
-            turn, run, shape, forward, args, kwargs
-        )
+        output = (self._alone if count == 1 else self._together)(turn, run, shape, called)
         turn.first = (sample, count, output)
         return output
 
-    def _alone(
-        self, turn: Turn, run: Run, shape: parts.Shape, forward: Any, args: Any, kwargs: Any
-    ) -> Any:
+    def _alone(self, turn: Turn, run: Run, shape: parts.Shape, called: Called) -> Any:
         """The output of a batch that has one part."""
         if parts.guides(self.pipe) is False and not self._off(run):
             raise ArgumentError(NO_PART.format(pipe=self._name))
-        output = forward(*args, **kwargs)
+        output = called.compute()
         self._note(turn, run, output, shape)
-        found = parts.tensors(output)
-        turn.parts = [] if found is None else [found]
+        prediction = parts.tensors(output)
+        turn.parts = [] if prediction is None else [prediction]
         return output
 
-    def _together(
-        self, turn: Turn, run: Run, shape: parts.Shape, forward: Any, args: Any, kwargs: Any
-    ) -> Any:
+    def _together(self, turn: Turn, run: Run, shape: parts.Shape, called: Called) -> Any:
         """The output of a batch that has several parts."""
         samples = shape.size // shape.parts
         self.did |= Did.GUIDED
         if run.scale == 1.0:
             self.did |= Did.SKIPPED
-            return self._cut(forward, args, kwargs, shape.parts, samples)
+            return self._cut(called, shape.parts, samples)
         if run.forecasting:
-            delta = self._delta(run)
-            output = self._cut(forward, args, kwargs, shape.parts, samples, delta=delta)
+            output = self._cut(called, shape.parts, samples, delta=self._delta(run))
         else:
-            output = forward(*args, **kwargs)
+            output = called.compute()
             self._note(turn, run, output, shape)
             output = self._scaled(run, output, shape)
         if self.place is None or (run.guiding is not None and run.guiding.rescale):
@@ -320,20 +183,12 @@ class Gate:
         return output
 
     def _again(
-        self,
-        turn: Turn,
-        first: tuple[Any, int, Any],
-        run: Run,
-        sample: Any,
-        forward: Any,
-        args: Any,
-        kwargs: Any,
+        self, turn: Turn, first: tuple[Any, int, Any], run: Run, sample: Any, called: Called
     ) -> Any:
         """A later call in the same turn: the unconditional part if it is about the same sample."""
         before, count, conditional = first
         if count > 1 or not parts.same(before, sample):
-            # another window of a video, or a part that is not for guidance
-            return forward(*args, **kwargs)
+            return called.compute()  # another window of a video, or a part that is not for guidance
         self.did |= Did.GUIDED
         if run.scale == 1.0:
             self.did |= Did.SKIPPED
@@ -343,13 +198,13 @@ class Gate:
             delta = self._delta(run)
             output = parts.rearrange(conditional, lambda part: [part[0] - delta], *shape)
         else:
-            output, k = forward(*args, **kwargs), self._share(run)
+            output, k = called.compute(), self._share(run)
             self._note(turn, run, output, shape)
             if k != 1.0:
                 output = parts.blend(conditional, output, k)
-        found = parts.tensors(output)
-        if found is not None:
-            turn.parts = [*turn.parts, found]
+        prediction = parts.tensors(output)
+        if prediction is not None:
+            turn.parts = [*turn.parts, prediction]
         elif not run.forecasting:
             turn.parts = []
         return output
@@ -359,9 +214,8 @@ class Gate:
         return parts.conditional(self.pipe, count) if self.place is None else self.place
 
     def _cut(
-        self, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any], count: int,
-        samples: int, *,
-        frames: bool = False, delta: Tensor | None = None,
+        self, called: Called, count: int, samples: int, *, frames: bool = False,
+        delta: Tensor | None = None,
     ) -> Any:  # fmt: skip
         """Compute the conditional part only and hand it back for all that guide by the prompt,
         less `delta`.
@@ -369,13 +223,15 @@ class Gate:
         place, size = self._conditional(count), count * samples
         perturbed = parts.perturbed(self.pipe)
         if perturbed and count == 2:
-            return forward(*args, **kwargs)  # conditional and perturbed: nothing to leave out
+            return called.compute()  # conditional and perturbed: nothing to leave out
         kept = 2 if perturbed else 1
         wanted = slice(place * samples, (place + kept) * samples)
-        listed = isinstance(parts.sample_of(args, kwargs), list)
-        less = parts.narrow(args, size, wanted, listed), parts.narrow(kwargs, size, wanted, listed)
+        listed = isinstance(called.sample, list)
+        args, kwargs = (
+            parts.narrow(given, size, wanted, listed) for given in (called.args, called.kwargs)
+        )
         with self._perturbed_pair() if perturbed else ExitStack():
-            output = forward(*less[0], **less[1])
+            output = called.forward(*args, **kwargs)
 
         def every(computed: list[Any]) -> list[Any]:
             other = computed[0] if delta is None else computed[0] - delta

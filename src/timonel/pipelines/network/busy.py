@@ -12,7 +12,7 @@ import functools
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import nn
 
 from ...errors import RunError
 from ..caller import pipelines
-from ..guidance import gate
+from ..guidance.gate import networks
+from ..guidance.turn import Called
 from ..session import Session
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
@@ -33,7 +34,7 @@ _TURNS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 def needs(pipe: Any) -> list[Any]:
     """What only one call may use at a time: networks, also under what wraps them, and guiders."""
-    modules = list(gate.networks(pipe))
+    modules = list(networks(pipe))
     for module in modules:  # grows
         inner = [getattr(module, name, None) for name in ("_orig_mod", "module")]
         inner += list(getattr(module, "nets", ()))
@@ -163,6 +164,76 @@ class Claim:
                 self._turns.append(lock)
 
 
+@contextmanager
+def gated(gate: Any, claim: Claim) -> Iterator[None]:
+    """Every network call of the pipeline goes through `gate` while the context is open; others are
+    refused.
+
+    Args:
+        gate: has the pipeline as `pipe`, and `call`, see `Gate.call`.
+        claim: of the call.
+
+    Raises:
+        RunError: a call that is not steered uses a network of the pipeline already.
+    """
+    modules = networks(gate.pipe)
+    with ExitStack() as stack:
+        if hasattr(gate.pipe, "_set_pag_attn_processor"):
+            stack.callback(_processors(modules))
+        for module, main in modules.items():
+            stack.callback(_put(gate, module, main, claim))
+        claim.check()
+        yield
+
+
+def _put(gate: Any, module: nn.Module, main: bool, claim: Claim) -> Callable[[], None]:
+    """Put the gate around a module's forward, outside other hooks and compiled code; returns what
+    takes it out.
+    """
+    name = "_compiled_call_impl" if module._compiled_call_impl is not None else "forward"
+    inner, own, open_ = getattr(module, name), module.__dict__, [True]
+
+    @functools.wraps(inner)
+    def through(*args: Any, **kwargs: Any) -> Any:
+        # closed it may still be reached, where somebody wrapped it during the call
+        if not open_ or not claim.admits(module):
+            return inner(*args, **kwargs)
+        return gate.call(Called(module, main, inner, args, kwargs))
+
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = through
+
+    def take_out() -> None:
+        open_.clear()
+        if own.get(name) is not through:
+            return  # somebody replaced it during the call, as offloading does at its end
+        if before is missing:
+            del own[name]
+        else:
+            own[name] = before
+
+    return take_out
+
+
+def _processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
+    """What restores attention processors, which pipelines with perturbed attention leave changed
+    after an error.
+    """
+    processors: list[tuple[Any, dict[str, Any]]] = [
+        (module, dict(module.attn_processors))  # type: ignore[arg-type]
+        for module, main in modules.items()
+        if main and hasattr(module, "attn_processors")
+    ]
+
+    def restore() -> None:
+        for module, before in processors:
+            if module.attn_processors != before:
+                module.set_attn_processor(before)
+
+    return restore
+
+
 def turn(autoencoder: Any) -> Any:
     """The lock of who encodes or decodes with it, for that may change its dtype meanwhile."""
     with _GUARD:
@@ -184,15 +255,8 @@ class _Open:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
 
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        inner: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        return inner(*args, **kwargs)
+    def call(self, called: Called) -> Any:
+        return called.compute()
 
 
 @contextmanager
@@ -211,7 +275,7 @@ def beside(pipe: Any) -> Iterator[None]:
                 raise
         else:
             stack.enter_context(claim.working())
-            stack.enter_context(gate.gated(_Open(pipe), claim))
+            stack.enter_context(gated(_Open(pipe), claim))
         yield
 
 

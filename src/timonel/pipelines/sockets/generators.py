@@ -1,4 +1,4 @@
-"""Seeds of a sampler's noise from the generator of a call, which advances as it does in diffusers."""
+"""Seeds of a sampler's noise, from the generator of a call, which advances as in diffusers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ LARGEST = 2**62
 
 
 def drawn(generators: Generators, batch: int) -> list[int]:
-    """One seed from each of several generators, or `batch` from one; from torch's own without any."""
+    """Seeds of a batch.
+
+    Args:
+        generators: several, for one seed each; one, or None for torch's own: for all seeds.
+        batch: how many seeds one generator draws.
+    """
     if isinstance(generators, (list, tuple)):
         return [seed for generator in generators for seed in _draw(generator, 1)]
     assert not isinstance(generators, Sequence)

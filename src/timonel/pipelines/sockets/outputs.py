@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Members:
-    """What scripts read of any scheduler of diffusers beside its protocol, under diffusers' names."""
+    """What scripts read of any scheduler of diffusers beside its protocol."""
 
     process: Process
     config: Any

@@ -31,6 +31,7 @@ SPACED = (
     "vp",
     "edm",
 )  # what `timestep_spacing` means something for: training levels that are counted
+LISTS = ("timesteps", "sigmas")  # arguments of pipelines that list the levels
 SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
 
 
@@ -50,23 +51,33 @@ class Asked(NamedTuple):
 
 
 def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
-    """Whether the caller's sampler names its levels. Raises `ArgumentError` where the call lists
-    others.
+    """Whether the caller's sampler names its levels.
+
+    Args:
+        sampler: the caller's; None: the default one.
+        options: the pipeline's arguments.
+
+    Raises:
+        ArgumentError: the call lists others.
     """
-    made = Sampler.of(sampler)
-    lists = [name for name in ("timesteps", "sigmas") if options.get(name) is not None]
-    if made.grid is None and made.sigmas is None and made.times is None and made.fitted is None:
-        return False
-    if lists:
+    chosen = Sampler.of(sampler)
+    names = chosen.grid is not None or chosen.fitted is not None or _lists(chosen)
+    if names and lists(options):
+        name = next(name for name in LISTS if options.get(name) is not None)
         raise ArgumentError(
-            f"{lists[0]}= and the sampler {made.label!r} both set the levels; leave one of them out"
+            f"{name}= and the sampler {chosen.label!r} both set the levels; leave one of them out"
         )
-    return True
+    return names
+
+
+def lists(options: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's arguments list the levels."""
+    return any(options.get(name) is not None for name in LISTS)
 
 
 def agree(steps: int | None, options: Mapping[str, Any]) -> None:
     """Raises `ArgumentError` where a number of steps and a list of levels in `options` disagree."""
-    for name in ("timesteps", "sigmas"):
+    for name in LISTS:
         listed = request.numbers(name, options.get(name))
         if listed is not None:
             _counted(steps, name, listed)
@@ -103,48 +114,66 @@ def of(
 ) -> tuple[Sampler, Grid]:
     """The sampler with its levels settled, and the levels.
 
-    `named`: the sampler's own grid goes before a list that the pipeline has made; the list only
-    counts its steps. None: nobody says who made a list, so that a grid of the sampler beside it is
-    refused, unless the list is the one that flow pipelines make where the user gives none.
-    `listed_by_caller`: that one too is the user's own. A fitted sampler visits the levels it was
-    fitted on, to its own end, whatever the config says of grids.
+    A fitted sampler visits the levels it was fitted on, to its own end, whatever the config says of
+    grids.
+
+    Args:
+        sampler: with or without a grid.
+        process: of the model.
+        config: of the scheduler.
+        asked: what `set_timesteps` was called with.
+        named: whether the sampler's own grid goes before a list that the pipeline has made, which
+            then only counts its steps. None: nobody says who made a list, so that a grid of the
+            sampler beside it is refused, unless the list is the one that flow pipelines make where
+            the user gives none.
+        listed_by_caller: that one too is the user's own.
+
+    Raises:
+        ArgumentError: two of them set the levels, or the sampler cannot visit them.
+        GridError: they are no levels of the process.
     """
-    process = _shifted(process, config, asked.mu)
-    steps, times, sigmas = asked.steps, asked.times, asked.sigmas
-    if times is not None and isinstance(process, EDM) and process.clock == "250 log":
-        sigmas, times = _of_places(process, times), None
-    if times is not None and sigmas is not None:
-        process, sigmas = _before_the_shift(process, times, sigmas), None
-    if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
-        times = _angles(int(steps or 0), *asked.angles)
-    listed = sigmas if sigmas is not None else times
+    process, levels = _as_one_list(_shifted(process, config, asked.mu), asked)
+    listed = levels.times if levels.sigmas is None else levels.sigmas
     if listed is not None:
-        _counted(steps, "timesteps" if sigmas is None else "sigmas", listed)
+        _counted(levels.steps, "timesteps" if levels.sigmas is None else "sigmas", listed)
     if sampler.fitted is not None:
-        return _fitted(
-            sampler, process, asked, None if listed is None else len(listed), bool(named)
-        )
+        count = None if listed is None else len(listed)
+        return _fitted(sampler, process, asked, count, bool(named))
     by_caller = listed_by_caller and not isinstance(process, VE)
-    if (
-        listed is not None
-        and not by_caller
-        and _only_counts(sampler, process, asked, listed, named)
-    ):
-        steps, times, sigmas = len(listed), None, None
-    if not by_caller or listed is None:
+    lists = None if by_caller else listed  # by the pipeline
+    if lists is not None and _only_counts(sampler, process, asked, lists, named):
+        levels = levels._replace(steps=len(lists), times=None, sigmas=None)
+    if listed is None or not by_caller:
         sampler = _gridded(sampler, process, config, asked.original_steps)
-    if sigmas is not None and process.kind == "flow":
-        sampler = _before_shift_and_shape(sampler, process, config, sigmas)
-    elif times is not None or sigmas is not None:
-        sampler = replace(
-            sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas
-        )
-    else:
-        sampler = _ended_as_said(
-            sampler if steps is None else replace(sampler, steps=int(steps)), process, config
-        )
-    grid = _last_part(sampler, process, asked.strength, steps, listed is not None)
+    sampler = _levelled(sampler, process, config, levels)
+    grid = _last_part(sampler, process, asked.strength, levels.steps, listed is not None)
     return sampler, _to_sigma_min(grid) if config["final_sigmas_type"] == "sigma_min" else grid
+
+
+def _as_one_list(process: Process, asked: Asked) -> tuple[Process, Asked]:
+    """What was asked for with one list at most, and the process that it is of."""
+    times, sigmas = asked.times, asked.sigmas
+    if times is not None and isinstance(process, EDM) and process.clock == "250 log":
+        return process, asked._replace(sigmas=_of_places(process, times), times=None)
+    if times is not None and sigmas is not None:
+        return _before_the_shift(process, times, sigmas), asked._replace(sigmas=None)
+    if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
+        return process, asked._replace(times=_angles(int(asked.steps or 0), *asked.angles))
+    return process, asked
+
+
+def _levelled(
+    sampler: Sampler, process: Process, config: Mapping[str, Any], levels: Asked
+) -> Sampler:
+    """The sampler with the list, or with the number of steps and the ends of its grid."""
+    if levels.sigmas is not None and process.kind == "flow":
+        return _before_shift_and_shape(sampler, process, config, levels.sigmas)
+    if levels.times is not None or levels.sigmas is not None:
+        times, sigmas = levels.times, levels.sigmas
+        return replace(sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas)
+    if levels.steps is not None:
+        sampler = replace(sampler, steps=int(levels.steps))
+    return _ended_as_said(sampler, process, config)
 
 
 def _last_part(
@@ -173,14 +202,14 @@ def _only_counts(
     if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
         return True
     default = process.kind == "flow" and asked.times is None and _even(listed)
-    own = sampler.grid is not None or sampler.sigmas is not None or sampler.times is not None
-    if named is None and own and not default and process.kind != "trig":
+    own = named is None and (sampler.grid is not None or _lists(sampler))
+    if own and not default and process.kind != "trig":
         what = "timesteps" if asked.sigmas is None else "sigmas"
         raise ArgumentError(
             f"{what} and the sampler {sampler.label!r} both set the levels; take"
             f" sampler={sampler.name!r} for the list, or leave the list out"
         )
-    return default and (_own_grid(sampler, process) is not None or (named is None and own))
+    return default and (own or _own_grid(sampler, process) is not None)
 
 
 def _before_shift_and_shape(
@@ -189,16 +218,16 @@ def _before_shift_and_shape(
     """A list of a flow as diffusers reads it: shifted, stretched to `shift_terminal`, and its ends
     those of a shape.
     """
-    given = double(sigmas)
-    given = given[:-1] if len(given) > 1 and bool(given[-1] == 0) else given
-    if not bool(((given > 0) & (given <= 1)).all()):
+    u = double(sigmas)
+    u = u[:-1] if len(u) > 1 and bool(u[-1] == 0) else u
+    if not bool(((u > 0) & (u <= 1)).all()):
         raise GridError(f"sigmas of a flow lie in (0, 1], before its shift; got {list(sigmas)}")
-    t = process.at_index(given * process.train_steps - 1).sigma
+    t = process.at_index(u * process.train_steps - 1).sigma
     if config["shift_terminal"]:
         t = grids.stretched(t, 1.0, config["shift_terminal"])
     shape = _flagged(config)
     if (
-        shape is None and _even(sigmas) and float(given[0]) > 1 - SAME
+        shape is None and _even(sigmas) and float(u[0]) > 1 - SAME
     ):  # the levels of a grid that has a name
         end = {"terminal": config["shift_terminal"]} if config["shift_terminal"] else {}
         return replace(
@@ -236,8 +265,8 @@ def _fitted(
     if asked.strength not in (None, 1):
         raise ArgumentError(_part(sampler, f"strength={asked.strength} asks for a part of it"))
     count = asked.steps if listed is None else listed
-    made = sampler if count is None else replace(sampler, steps=int(count))
-    return made, made.levels(process)
+    counted = sampler if count is None else replace(sampler, steps=int(count))
+    return counted, counted.levels(process)
 
 
 def whole(sampler: Sampler, rows: Sequence[int], start: int, stop: int) -> None:
@@ -265,19 +294,16 @@ def _part(sampler: Sampler, asks: str) -> str:
 
 
 def at(table: Table, process: Process, times: torch.Tensor) -> Level:
-    """The levels of times (n,): of a fitted table that tells the network other times than the
+    """The levels of times (n,): of a fitted table that gives the network other times than the
     process, its own.
     """
     from ...core.fitted.fitted import levels
 
-    told, slack = (
-        table.time[:-1],
-        SAME * table.time.abs().max(),
-    )  # as far as a float32 list tells them apart
-    near, row = (told[None] - times[:, None]).abs().min(1)
-    moved = bool(((told - levels(process, table).time[:-1]).abs() > slack).any())
+    listed, slack = table.time[:-1], SAME * table.time.abs().max()  # of a float32 list
+    near, row = (listed[None] - times[:, None]).abs().min(1)
+    moved = bool(((listed - levels(process, table).time[:-1]).abs() > slack).any())
     if moved and bool((near <= slack).all()):
-        return Level(table.alpha[row], table.sigma[row], told[row])
+        return Level(table.alpha[row], table.sigma[row], listed[row])
     return process.at_time(times)
 
 
@@ -303,8 +329,8 @@ def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
             f"timesteps of a consistency model are places in its {process.train_steps} levels,"
             f" falling whole numbers from {last} to 0, e.g. [22, 0]; got {list(places)}"
         )
-    made: list[float] = (process.at_index(last - listed.flip(0)).ratio).tolist()
-    return tuple(made)
+    sigmas: list[float] = process.at_index(last - listed.flip(0)).ratio.tolist()
+    return tuple(sigmas)
 
 
 def _before_the_shift(
@@ -349,25 +375,25 @@ def _gridded(
     sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None
 ) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
-    distilled = (sampler.grid or _own_grid(sampler, process)) == "lcm"
-    if distilled and sampler.sigmas is None and sampler.times is None:
+    grid = sampler.grid or _own_grid(sampler, process)
+    if grid == "lcm" and not _lists(sampler):
         own = {"original_steps": original or config["original_inference_steps"]}
         return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
     if original is not None:
         raise ArgumentError(
             f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'"
         )
-    if (
-        sampler.grid
-        or sampler.sigmas is not None
-        or sampler.times is not None
-        or _own_grid(sampler, process)
-    ):
+    if grid or _lists(sampler):
         return sampler
     if solvers.find(sampler.name).grid is not None:
         return replace(sampler, grid=_flagged(config) or grids.usual(process))
     spaced = config["timestep_spacing"] if process.kind in SPACED else None
     return replace(sampler, grid=_flagged(config) or spaced)
+
+
+def _lists(sampler: Sampler) -> bool:
+    """Whether the sampler has levels of its own."""
+    return sampler.sigmas is not None or sampler.times is not None
 
 
 def _own_grid(sampler: Sampler, process: Process) -> str | None:
@@ -398,7 +424,7 @@ def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]
 
     The range of an EDM process is in the process itself.
     """
-    if sampler.sigmas is not None or sampler.times is not None:
+    if _lists(sampler):
         return sampler
     grid = str(sampler.on(process).grid)
     takes = () if process.kind == "edm" else grids.GRIDS[grid].options

@@ -29,7 +29,7 @@ from ...core.process import Process
 from ...core.run import Run
 from ...core.sampler import Sampler
 from ...core.table import Table
-from ...errors import ArgumentError, GridError, RunError, flag, whole
+from ...errors import ArgumentError, GridError, RunError, whole
 from .. import caller, choice, request
 from ..caller import pipeline_of
 from ..guidance import modular
@@ -184,7 +184,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     @property
     def timesteps(self) -> Tensor:
-        """The network's times, one for each row, noisiest first; the loop over them drives the run."""
+        """The network's times, one for each row, noisiest first; a loop over them drives the run."""
         return self._timesteps
 
     @timesteps.setter
@@ -377,15 +377,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             RunError: the step is not that of the run's next row.
         """
         request.step(model_output, sample, generator, eta, per_token_timesteps)
-        if eta and variance_noise is None:
-            raise ArgumentError(
-                f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta':"
-                f" {eta}}})"
-            )
-        if use_clipped_model_output is not None and flag(
-            "use_clipped_model_output", use_clipped_model_output
-        ):
-            raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
+        request.of_sampler(eta if variance_noise is None else None, use_clipped_model_output)
         session = self.session
         if session.leader is not None and session.run is None:
             # a copy that was given no levels goes on where it was made

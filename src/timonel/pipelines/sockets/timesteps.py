@@ -30,10 +30,10 @@ of the first row of its loop. Any other sample comes from a loop that ended befo
 row, as SDXL's base does for its refiner. Classes of `timonel.compat` whose step reads only its time
 and its sample overrule 3 and 4, see `compat/times.py`.
 
-**Idle turns.** Where the pipeline keeps a sample of its own (it blends a mask in, casts, changes the
-layout), the run cannot put another into its hands between two turns of the loop. Then the loop turns
-once more and idly: the networks repeat their outputs, and `step` hands over the sample without
-advancing the run. So do the turns for the rows that a run to resume has behind it.
+**Idle turns.** Where the pipeline keeps a sample of its own (it blends a mask in, casts, changes
+the layout), the run cannot put another into its hands between two turns of the loop. Then the loop
+turns once more and idly: the networks repeat their outputs, and `step` hands over the sample
+without advancing the run. So do the turns for the rows that a run to resume has behind it.
 """
 
 from __future__ import annotations
