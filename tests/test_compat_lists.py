@@ -60,7 +60,7 @@ def test_a_level_that_rounding_repeats_is_visited_once(
     once = list(dict.fromkeys(listed))
     assert len(once) == 19
     for each in (theirs, ours):
-        if hasattr(each, "orders"):
+        if hasattr(each, "session"):
             each.session.noise = lambda row, like: torch.zeros_like(like)
     with caplog.at_level(logging.WARNING):
         made = path(ours, 20)

@@ -33,8 +33,10 @@ class Phase(Enum):
 
     COMPUTE = "compute"
     """The networks compute, and the step advances the run."""
+    RESUME = "resume"
+    """A run to resume waits for the loop over its rows; no turn yet."""
     AGAIN = "again"
-    """The pipeline is called again, or for the first time with a run to resume; no turn yet."""
+    """The loop is to pass by the rows that the run has behind it; no turn yet."""
     OPENING = "opening"
     """An idle turn for the first row that the run has behind it."""
     REPLAY = "replay"
@@ -114,12 +116,15 @@ class Loop:
 
 
 class Handed(NamedTuple):
-    """The sample that the pipeline was given last, and how often that was changed in place since
-    torch counts.
+    """The sample that the pipeline was given last.
+
+    `version`: how often it was changed in place. `owned`: the pipeline came back with the very
+    tensor it was given before.
     """
 
     sample: Tensor | None
     version: int = 0
+    owned: bool = False
 
 
 COPIED = Handed(None)  # of a copied scheduler: the pipeline holds what the first one gave it
@@ -132,9 +137,9 @@ class Session:
     own way which row a step is of. `listing`: the list that `set_timesteps` has made, called with
     `asked`. `run`: covers `rows` of it; `before`: the run before. `mixed`: a picture was mixed with
     noise for this list. `loops`: the iterations that have begun and not ended, oldest first.
-    `turn`, `steps`: turns and steps of the loop so far. `owned`: the pipeline came back with the
-    very tensor it was given. `leader`: the scheduler that this one was copied from under a helm, as
-    pipelines of video with sound do; `copied`: such a copy goes beside this one.
+    `turn`, `steps`: turns and steps of the loop so far. `leader`: the scheduler that this one was
+    copied from under a helm, as pipelines of video with sound do; `copied`: such a copy goes beside
+    this one.
     """
 
     def __init__(self, scheduler: Scheduler, request: Request | None = None) -> None:
@@ -143,18 +148,16 @@ class Session:
         self.noise: Noise | None = None  # of the runs to come, in the place of that of the seeds
         self.driver: Driver | None = None  # the pipeline's loop, where the helm steers it
         self.gate: Gate | None = None  # around its networks
-        self.resume = self.request.resume  # None once it is the run
         self.listing: Listing | None = None
         self.asked: tuple[Any, ...] | None = None
         self.run: Run | None = None
         self.before: Run | None = None
         self.rows = (0, 0)
         self.mixed = False
-        self.phase = Phase.COMPUTE
+        self.phase = Phase.COMPUTE if self.request.resume is None else Phase.RESUME
         self.loops: list[Loop] = []
         self.turn = self.steps = 0
         self.handed: Handed | None = None
-        self.owned = False
         self.leader: Scheduler | None = None
         self.copied = False
 
@@ -241,7 +244,7 @@ class Session:
 
     def adopt(self) -> None:
         """The run to resume takes the place of the present one, and the loop passes by its rows."""
-        self.run, self.resume, self.phase = self.resume, None, Phase.AGAIN
+        self.run, self.phase = self.request.resume, Phase.AGAIN
 
     def follow(self, run: Run) -> None:
         """Stop `run` where that of the scheduler that this one was copied from was stopped."""
@@ -252,7 +255,8 @@ class Session:
     # -- the sample handed out -------------------------------------------------------------------
     def give(self, sample: Tensor) -> None:
         """The pipeline is handed `sample`."""
-        self.handed = Handed(sample, _version(sample))
+        owned = self.handed is not None and self.handed.owned
+        self.handed = Handed(sample, _version(sample), owned)
         self.steps += 1
 
     def is_held(self, sample: Tensor) -> bool:
@@ -261,29 +265,31 @@ class Session:
 
     def changed(self, sample: Tensor, run: Run) -> bool:
         """Whether the pipeline comes back with another sample than `run` has."""
-        self.owned = self.is_held(sample)
-        if self.handed is not None and self.handed.sample is None:
+        if self.handed is None:
+            return True
+        if self.handed.sample is None:
             latents = run.latents
             return latents.shape != sample.shape or not torch.equal(latents, sample)
-        return not self.owned or self.handed is None or _version(sample) != self.handed.version
+        owned = sample is self.handed.sample
+        self.handed = self.handed._replace(owned=owned)
+        return not owned or _version(sample) != self.handed.version
 
     def put(self, sample: Tensor) -> bool:
         """Write `sample` into the tensor that the pipeline holds; False where it holds one of its
         own.
         """
-        held = None if self.handed is None else self.handed.sample
-        if held is None:
-            return False
-        if held is sample:
-            return True
+        held, _, owned = self.handed or Handed(None)
+        if held is None or held is sample:
+            return held is sample
         held.copy_(sample)
         self.give(held)
-        return self.owned and not self.copied
+        return owned and not self.copied
 
     def let_go(self) -> None:
         """The pipeline's loop begins anew."""
-        self.phase = Phase.AGAIN if self.phase.again else Phase.COMPUTE
-        self.owned, self.handed = False, None
+        if self.phase.idle:
+            self.phase = Phase.AGAIN if self.phase.again else Phase.COMPUTE
+        self.handed = None
 
 
 def _version(tensor: Tensor) -> int:

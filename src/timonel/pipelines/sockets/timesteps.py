@@ -144,11 +144,12 @@ class Rows:
         refuses it.
         """
         session = self.session
-        if session.resume is not None:
+        resume = session.request.resume if session.phase is Phase.RESUME else None
+        if resume is not None:
             self.cover(loop.start, loop.stop)
-            if is_part(session.resume.table, self.run.table):
+            if is_part(resume.table, self.run.table):
                 return False
-            adopt(session.resume, self.run)
+            adopt(resume, self.run)
             session.adopt()
         if session.phase.again:
             loop.run = self.run
@@ -160,9 +161,9 @@ class Rows:
         """
         if loop.steps or loop.shown is None:
             return
-        run = self.run
-        if self.session.resume is not None:
-            adopt(self.session.resume, run)  # which says how the two differ
+        run, resume = self.run, self.session.request.resume
+        if self.session.phase is Phase.RESUME and resume is not None:
+            adopt(resume, run)  # which says how the two differ
         if loop.run is run and run.started:  # it goes on with a run that has rows behind it
             return
         if run.started or self.session.rows != self._steps(loop.row, loop.stop):
