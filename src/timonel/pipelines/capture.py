@@ -30,8 +30,7 @@ from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, ModelError
 from .guidance import arguments, parts
-from .guidance.gate import Gate
-from .guidance.turn import Called
+from .guidance.gate import Called, Gate
 from .helm import Helm
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it

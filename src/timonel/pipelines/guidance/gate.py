@@ -13,9 +13,9 @@ is forecast, u is `c - d`, d the difference of the parts, forecast from those of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from ...core.run import Run
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import parts
-from .turn import Called, Did, Turn
+from .turn import Did, Turn
 
 # the first of these groups that a pipeline has is called once a step (or once a part) with the
 # sample
@@ -51,6 +51,25 @@ def networks(pipe: Any) -> dict[nn.Module, bool]:
 
     main = next(filter(None, map(modules, NETWORKS)), [])
     return dict.fromkeys(modules(HELPERS) if main else (), False) | dict.fromkeys(main, True)
+
+
+class Called(NamedTuple):
+    """A call of a network: which, whether that makes the prediction, and what computes it."""
+
+    module: nn.Module
+    main: bool
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def compute(self) -> Any:
+        """The network's own output."""
+        return self.forward(*self.args, **self.kwargs)
+
+    @property
+    def sample(self) -> Any:
+        """The sample among its arguments, or the list of samples."""
+        return parts.sample_of(self.args, self.kwargs)
 
 
 class Gate:

@@ -1,35 +1,14 @@
-"""The network calls of one turn of a pipeline's loop."""
+"""What a gate keeps of one turn of a pipeline's loop, and of the call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from ...core.run import Run
-from . import parts
-
-
-class Called(NamedTuple):
-    """A call of a network: which, whether that makes the prediction, and what computes it."""
-
-    module: nn.Module
-    main: bool
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def compute(self) -> Any:
-        """The network's own output."""
-        return self.forward(*self.args, **self.kwargs)
-
-    @property
-    def sample(self) -> Any:
-        """The sample among its arguments, or the list of samples."""
-        return parts.sample_of(self.args, self.kwargs)
 
 
 class Did(Flag):

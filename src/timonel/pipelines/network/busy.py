@@ -20,8 +20,7 @@ from torch import nn
 
 from ...errors import RunError
 from ..caller import pipelines
-from ..guidance.gate import networks
-from ..guidance.turn import Called
+from ..guidance.gate import Called, networks
 from ..session import Session
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"

@@ -392,33 +392,39 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         if idle:
             check_handover(run, sample)
         else:
-            raw = model_output if session.gate is None else session.gate.combined(model_output)
-            learned = None
-            if per_token_timesteps is not None:
-                raw = per_token_velocity(raw, per_token_timesteps, run.level.time)
-            elif _learns(raw, sample):
-                raw, learned = raw.chunk(2, dim=1)
-            self._compute(run, raw, sample, generator, variance_noise, learned)
+            changed = run.started and session.changed(sample, run)
+            raw, learned = self._raw(run, model_output, sample, per_token_timesteps)
+            self._seed(generator, len(sample))
+            if not run.started:
+                self._begin_with(run, sample)
+            elif changed:
+                self._bring(run, sample)
+            self._advance(raw, variance_noise, learned)
+            if run.row >= run.table.nfe:
+                check_result(run, run.latents)
         new = run.result if run.stopping else run.latents
         session.give(new)
         return SchedulerOutput(run, new)
 
-    def _compute(
-        self, run: Run, raw: Tensor, sample: Tensor, generator: Any, noise: Tensor | None,
-        learned: Tensor | None,
-    ) -> None:  # fmt: skip
-        """One row of the run, from the sample that the pipeline came back with."""
-        self._seed(generator, len(sample))
-        if not run.started:
-            if isinstance(run.noise, Seeded):
-                # where frames or guided parts are a batch, a sample is several of it
-                run.draw_from(run.noise.spread(sample))
-            run.start(sample)
-        elif self.session.changed(sample, run):
-            self._bring(run, sample)
-        self._advance(raw, noise, learned)
-        if run.row >= run.table.nfe:
-            check_result(run, run.latents)
+    def _raw(
+        self, run: Run, output: Tensor, sample: Tensor, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the row is advanced with, and a learned variance."""
+        gate = self.session.gate
+        raw = output if gate is None else gate.combined(output)
+        if tokens is not None:
+            return per_token_velocity(raw, tokens, run.level.time), None
+        twice = raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1]
+        if twice and raw.shape[0] == len(sample):
+            mean, learned = raw.chunk(2, dim=1)
+            return mean, learned
+        return raw, None
+
+    def _begin_with(self, run: Run, sample: Tensor) -> None:
+        """Begin a run; where frames or guided parts are a batch, a sample is several of it."""
+        if isinstance(run.noise, Seeded):
+            run.draw_from(run.noise.spread(sample))
+        run.start(sample)
 
     def _unseeded(self, row: int, like: Tensor) -> Tensor:
         """Stands for the noise of a run until `_seed`."""
@@ -481,11 +487,6 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def _learns(raw: Tensor, sample: Tensor) -> bool:
-    """Whether the second part of an output's channels is a learned variance."""
-    return raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1] and raw.shape[0] == len(sample)
 
 
 Scheduler.__module__ = "timonel"  # so that a saved pipeline names the package, not this file
