@@ -43,12 +43,15 @@ class _Begun(Hook):
         self._begun, self._look = begun, look
 
     def on_start(self, run: Run) -> None:
+        """The run has begun."""
         self._begun(run)
 
     def on_resume(self, run: Run) -> None:
+        """The run goes on."""
         self._begun(run)
 
     def on_step(self, run: Run) -> None:
+        """Let the call be looked at."""
         if self._look is not None:
             self._look(run)
 
@@ -114,8 +117,9 @@ class Handle:
             self._change.notify_all()
 
     def _order(self, name: str, order: Callable[[Run], Any]) -> Any:
-        """Do an order, or let it wait for the run to begin; `RunError` where the state refuses it,
-        see `states`.
+        """Do an order, or let it wait for the run to begin.
+
+        Raises `RunError` where the state refuses it, see `states`.
         """
         with self._change:
             if self._run is None:
@@ -129,8 +133,9 @@ class Handle:
 
     @property
     def _phase(self) -> str:
-        """The state that `states.ORDERS` is about. The call's own loop is meant: nobody else goes
-        on with its run.
+        """The state that `states.ORDERS` is about.
+
+        The call's own loop is meant: nobody else goes on with its run.
         """
         if self.done:
             return "ended"
@@ -198,14 +203,20 @@ class Handle:
         self._order("stop", lambda run: run.stop(reason))
 
     def rewind(self, step: int) -> None:
-        """Go back so that `step` steps are completed. Raises `RunError` for a step that was not
-        reached.
+        """Go back so that `step` steps are completed.
+
+        Raises:
+            RunError: the step was not reached, or the loop is over.
         """
         self._order("rewind", lambda run: run.rewind(step))
 
     def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
-        """A second run at the same point, for `helm(…, resume=branch)` once this call has ended, or
-        for `tm.iterate(branch, …)`.
+        """A second run at the same point.
+
+        It goes on with `helm(…, resume=branch)` once this call has ended, or with `tm.iterate`.
+
+        Args:
+            hooks: of the second run.
         """
         twin: Run = self._order("branch", lambda run: run.branch(hooks=hooks))
         return twin

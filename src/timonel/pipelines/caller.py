@@ -46,12 +46,14 @@ def pipeline_of(scheduler: Any) -> Any:
 
 
 def generator() -> Generators:
-    """The generator of the pipeline's call that this is inside of; None outside of one, or where it
-    was given none.
+    """The generator of the pipeline's call that this is inside of.
 
     Half of diffusers' pipelines (SD3, Flux, Wan, SVD) and of its modular ones do not pass theirs to
     `scheduler.step`, and a sampler's noise would come from torch's global generator: the same call
     would make another picture each time.
+
+    Returns:
+        None outside of a call, or where it has none.
     """
     pipeline = _class("pipelines.pipeline_utils", "DiffusionPipeline")
     state = _class("modular_pipelines.modular_pipeline", "PipelineState")

@@ -96,8 +96,9 @@ class Helm:
 
     @property
     def run(self) -> Run | None:
-        """The run of the present call, or of the last one, however that ended: `resume=helm.run`
-        goes on with it.
+        """The run of the present call, or of the last one, however that ended.
+
+        `resume=helm.run` goes on with it.
         """
         return None if self.session is None else self.session.newest
 
@@ -123,8 +124,14 @@ class Helm:
         return self.pictures(self.run, decode)
 
     def pictures(self, run: Run, decode: bool) -> list[Image.Image]:
-        """Pictures of the newest denoised prediction of a run of this helm; of its noise where
-        there is none yet.
+        """Pictures of the newest denoised prediction of a run of this helm.
+
+        Args:
+            run: of this helm; before its first network call its noise is shown.
+            decode: through the model's autoencoder; else linear and small.
+
+        Raises:
+            RunError: no picture can be made.
         """
         return previewed(self.context, run, decode=decode, going=False)
 
@@ -216,8 +223,10 @@ class Helm:
     def _prepare(
         self, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[Session, int | None, dict[str, Any]]:
-        """The session of a call, how many samples it makes where known, and the pipeline's
-        arguments; what can be refused is refused here.
+        """Check a call.
+
+        Returns:
+            Its session, how many samples it makes where known, and the pipeline's arguments.
         """
         own, options = request.arguments(self.pipe, self.parameters, args, options)
         resume, sampler = own.resume, own.sampler
@@ -261,9 +270,7 @@ class Helm:
     def _guidance(
         self, guidance: Guidance | float | None, options: dict[str, Any], resume: Run | None = None
     ) -> Guidance | float | None:
-        """The guidance of a call: what it names, else that of the run it resumes, else what the
-        model's card says.
-        """
+        """The guidance that a call names, else that of the run to resume, else the card's."""
         resumed = None if resume is None else resume.guidance
         if guidance is not None or (self.card is None and resumed is None):
             return guidance
@@ -275,9 +282,7 @@ class Helm:
         return None if name is None or self.card is None else self.card.default_guidance
 
     def _seeds_of(self, resume: Run | None, samples: int | None) -> tuple[int, ...]:
-        """The seeds that a run was begun with, as far as it or the last call says; empty where
-        neither does.
-        """
+        """The seeds that a run was begun with; empty where nobody knows them."""
         if resume is None:
             return ()
         seeds = resume.noise.seeds if isinstance(resume.noise, Seeded) else self.seeds
@@ -330,8 +335,9 @@ class Helm:
         *,
         fitted: bool = True,
     ) -> choice.Choice:
-        """The sampler and steps that a call with these arguments runs with, and why; nothing is
-        computed.
+        """The sampler and steps that a call with these arguments runs with, and why.
+
+        Nothing is computed.
 
         Args:
             sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.

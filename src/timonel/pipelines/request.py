@@ -1,4 +1,4 @@
-"""The arguments of a call, as Python's numbers and timonel's objects; refused before any compute."""
+"""The arguments of a call, as Python's numbers and timonel's objects, or refused."""
 
 from __future__ import annotations
 
@@ -117,9 +117,7 @@ def _own(given: dict[str, Any]) -> Own:
 def _one_video_each(
     options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-    """Several videos of one picture as several pictures: so each has its own seed for all of its
-    noise.
-    """
+    """Several videos of one picture as several pictures, so that each has a seed of its own."""
     count, image = options.get("num_videos_per_prompt") or 1, options.get("image")
     if count == 1 or "prompt" in parameters:
         return options
@@ -269,13 +267,18 @@ def generators(given: Any) -> None:
 
 
 def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
-    """The error of a pipeline that raised before its first network call, as ours; None where
-    arguments are no cause.
+    """The error of a pipeline that raised before its first network call, as an `ArgumentError`.
+
+    Args:
+        pipe: the pipeline.
+        error: what it raised.
+
+    Returns:
+        None where arguments are no cause.
     """
-    torchs = type(error) is RuntimeError and not any(
-        word in str(error).lower() for word in MACHINE
-    )  # shapes
-    if isinstance(error, TimonelError) or not (isinstance(error, CAUSED) or torchs):
+    words = str(error).lower()
+    by_shapes = type(error) is RuntimeError and not any(word in words for word in MACHINE)
+    if isinstance(error, TimonelError) or not (isinstance(error, CAUSED) or by_shapes):
         return None
     said = " ".join(str(error).split()) or type(error).__name__
     return ArgumentError(f"{type(pipe).__name__} cannot take these arguments: {said}")
@@ -354,26 +357,33 @@ def of_sampler(eta: Any, use_clipped_model_output: Any) -> None:
 
 
 def noised(samples: Any, noise: Any, timesteps: Any) -> Tensor:
-    """The times of samples that get noise, (n,) in float64. Raises `ArgumentError` for what cannot
-    be used.
+    """The times of samples that get noise, (n,) in float64.
+
+    Args:
+        samples: clean samples, (batch, …).
+        noise: of their shape.
+        timesteps: one for each, or one for all.
+
+    Raises:
+        ArgumentError: they do not fit each other.
     """
     border.tensor("samples", samples)
     border.tensor("noise", noise)
     listed = timesteps.reshape(-1) if isinstance(timesteps, Tensor) else timesteps
-    found = numbers("timesteps", [listed] if is_number(listed) else listed)
-    if not found:
+    each = numbers("timesteps", [listed] if is_number(listed) else listed)
+    if not each:
         raise ArgumentError(
             f"timesteps must be one time for each sample, or one for all, got {shown(timesteps)}"
         )
     try:
-        times = (len(found), *[1] * (samples.ndim - 1))
+        times = (len(each), *[1] * (samples.ndim - 1))
         torch.broadcast_shapes(samples.shape, noise.shape, times)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ArgumentError(
-            f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(found)} timesteps"
+            f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(each)} timesteps"
             " do not fit"
         ) from None
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(each, dtype=torch.float64)
 
 
 def numbers(what: str, values: Any) -> tuple[float, ...] | None:

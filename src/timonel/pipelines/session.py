@@ -215,9 +215,7 @@ class Session:
         return self.listing is not None and times is self.listing.times
 
     def leads(self, loop: Loop) -> bool:
-        """Whether `loop` is the oldest iteration that has not ended: the pipeline's, as far as can
-        be known.
-        """
+        """Whether `loop` is the oldest iteration that goes on, which counts as the pipeline's."""
         return bool(self.loops) and self.loops[0] is loop
 
     @property
@@ -275,8 +273,10 @@ class Session:
         return not owned or _version(sample) != self.handed.version
 
     def put(self, sample: Tensor) -> bool:
-        """Write `sample` into the tensor that the pipeline holds; False where it holds one of its
-        own.
+        """Write `sample` into the tensor that the pipeline holds.
+
+        Returns:
+            False where the pipeline holds one of its own.
         """
         held, _, owned = self.handed or Handed(None)
         if held is None or held is sample:

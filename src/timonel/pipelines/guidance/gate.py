@@ -1,5 +1,4 @@
-"""The gate socket: what the networks of a pipeline compute, under guidance and while the loop only
-turns.
+"""The gate socket: what the networks of a pipeline compute, guided or in an idle turn.
 
 Pipelines call their network for a conditional and an unconditional part, in one batch or one call
 each, and combine the outputs themselves, by a formula that is theirs: `u + g·(c - u)`, per frame,
@@ -126,9 +125,7 @@ class Gate:
         return turn
 
     def _remembered(self, called: Called) -> list[Any]:
-        """The outputs of a network, or of the one that it takes turns with; empty where it has to
-        be computed.
-        """
+        """The outputs of a network, or of the one that it takes turns with; none: compute."""
         first = self.session.phase is Phase.OPENING and self.opening
         known = self.opening if first else self.outputs
         if called.module in known or not called.main:
@@ -236,9 +233,7 @@ class Gate:
         self, called: Called, count: int, samples: int, *, frames: bool = False,
         delta: Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """Compute the conditional part only and hand it back for all that guide by the prompt,
-        less `delta`.
-        """
+        """Compute the conditional part only, and hand it back for all, less `delta`."""
         place, size = self._conditional(count), count * samples
         perturbed = parts.perturbed(self.pipe)
         if perturbed and count == 2:
@@ -261,9 +256,7 @@ class Gate:
 
     @contextmanager
     def _perturbed_pair(self) -> Iterator[None]:
-        """Attention that expects [conditional, perturbed] instead of [unconditional, conditional,
-        perturbed].
-        """
+        """Attention that expects [conditional, perturbed], without the unconditional part."""
         layers, put = self.pipe.pag_applied_layers, self.pipe._set_pag_attn_processor
         put(pag_applied_layers=layers, do_classifier_free_guidance=False)
         try:
@@ -320,9 +313,7 @@ class Gate:
         return delta if k == 1.0 else delta * k
 
     def _difference(self, turn: Turn, raw: Tensor) -> Tensor:
-        """Conditional minus unconditional part. Raises `ArgumentError` where they are not all that
-        guides.
-        """
+        """Conditional minus unconditional part. Raises `ArgumentError` where more guides."""
         pair = turn.outputs[0] if len(turn.outputs) == 1 else []
         finite = self.sums or bool(raw.isfinite().all())
         why = ""
@@ -340,11 +331,10 @@ class Gate:
 
     # -- after the pipeline combined them ------------------------------------------------------
     def combined(self, raw: Tensor) -> Tensor:
-        """What the row is advanced with: the pipeline's combination, checked the first time,
-        rescaled where asked.
+        """What the row is advanced with: the pipeline's combination, rescaled where asked.
 
         Args:
-            raw: (batch, …), what the pipeline made of the parts.
+            raw: (batch, …), what the pipeline made of the parts; it is checked the first time.
 
         Raises:
             ArgumentError, ModelError: the pipeline cannot be guided so.
@@ -376,9 +366,7 @@ class Gate:
             raise ArgumentError(NO_PART.format(pipe=self._name))
 
     def _first_row(self, run: Run, raw: Tensor) -> tuple[list[Tensor], Tensor, bool]:
-        """A row's parts, guided or not, what the pipeline made of them, and whether they were
-        called one by one.
-        """
+        """A row's parts, what the pipeline made of them, and whether each had its call."""
         modules = [module for module, main in networks(self.pipe).items() if main]
         outputs = (parts.tensors(one) for module in modules for one in self.outputs.get(module, ()))
         each = [t for t in outputs if t is not None and t.ndim]
@@ -425,9 +413,7 @@ class Gate:
         raw: Tensor,
         sequential: bool,
     ) -> None:
-        """Raises `ArgumentError` where the parts that the network returns do not let it be guided
-        so.
-        """
+        """Raises `ArgumentError` where the network's parts do not let it be guided so."""
         perturbed = parts.perturbed(self.pipe)
         if self.place is None and len(each) > 1:
             self._measure(each, raw, sequential)

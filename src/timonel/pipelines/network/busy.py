@@ -43,11 +43,13 @@ def needs(pipe: Any) -> list[Any]:
 
 
 class Claim:
-    """What one call has for itself, from before it begins to its end. Raises `RunError` where
-    another has it.
+    """What one call has for itself, from before it begins to its end.
 
     `thread`: the one that makes the call. `inside`: the pipeline is called. `brief`: it is no call,
     others wait for its end.
+
+    Raises:
+        RunError: another call has it.
     """
 
     def __init__(self, pipe: Any, brief: bool = False) -> None:
@@ -132,10 +134,10 @@ class Claim:
             self.thread = None
 
     def admits(self, module: nn.Module) -> bool:
-        """Whether a network call is the pipeline's own; False for one of a hook, or of what a hook
-        calls.
+        """Whether a network call is the pipeline's own, and not one of a hook.
 
-        Raises `RunError` where another thread makes it.
+        Raises:
+            RunError: another thread makes it.
         """
         if self.thread != threading.get_ident():
             name = next((type(pipe).__name__ for pipe in pipelines()), "this call")
@@ -165,8 +167,9 @@ class Claim:
 
 @contextmanager
 def gated(gate: Any, claim: Claim) -> Iterator[None]:
-    """Every network call of the pipeline goes through `gate` while the context is open; others are
-    refused.
+    """Let every network call of the pipeline go through `gate` while the context is open.
+
+    Those of others are refused.
 
     Args:
         gate: has the pipeline as `pipe`, and `call`, see `Gate.call`.
@@ -186,8 +189,9 @@ def gated(gate: Any, claim: Claim) -> Iterator[None]:
 
 
 def _put(gate: Any, module: nn.Module, main: bool, claim: Claim) -> Callable[[], None]:
-    """Put the gate around a module's forward, outside other hooks and compiled code; returns what
-    takes it out.
+    """Put the gate around a module's forward, outside other hooks and compiled code.
+
+    Returns what takes it out.
     """
     name = "_compiled_call_impl" if module._compiled_call_impl is not None else "forward"
     inner, own, open_ = getattr(module, name), module.__dict__, [True]
@@ -216,9 +220,7 @@ def _put(gate: Any, module: nn.Module, main: bool, claim: Claim) -> Callable[[],
 
 
 def _processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
-    """What restores attention processors, which pipelines with perturbed attention leave changed
-    after an error.
-    """
+    """What restores attention processors, which perturbed attention leaves after an error."""
     processors: list[tuple[Any, dict[str, Any]]] = [
         (module, dict(module.attn_processors))  # type: ignore[arg-type]
         for module, main in modules.items()
@@ -260,11 +262,12 @@ class _Open:
 
 @contextmanager
 def beside(pipe: Any) -> Iterator[None]:
-    """Decode outside of any call: plain calls, which take no turns, are refused meanwhile, and
-    steered ones wait.
+    """Decode outside of any call: plain calls are refused meanwhile, and steered ones wait.
 
-    Raises `RunError` where a plain one is at work. A steered one has refused the others already,
-    and takes its turn.
+    A steered one has refused the others already, and takes its turn.
+
+    Raises:
+        RunError: a plain call, which takes no turns, is at work.
     """
     with ExitStack() as stack:
         try:
@@ -293,9 +296,7 @@ def _turns_of(pipe: Any) -> list[Any]:
 
 
 def called_by(pipe: Any) -> bool:
-    """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in
-    none.
-    """
+    """Whether the innermost pipeline at work is `pipe`; True where none is."""
     return next(pipelines(), pipe) is pipe
 
 
@@ -323,15 +324,13 @@ def _steered(pipe: Any) -> bool:
 
 
 def _attend(pipe: Any) -> None:
-    """Let the pipeline's calls ask whether it is at work, until `_leave`: its class becomes one
-    that does.
-    """
+    """Let the pipeline's calls ask whether it is at work, until `_leave`, by another class."""
     cls: Any = type(pipe)
     if "_attends" in vars(cls):
         return
-    made: Any = _attended(cls)
+    attended: Any = _attended(cls)
     with suppress(TypeError):  # a class of another layout cannot be replaced
-        object.__setattr__(pipe, "__class__", made)
+        object.__setattr__(pipe, "__class__", attended)
 
 
 def _leave(pipe: Any) -> None:
@@ -342,9 +341,7 @@ def _leave(pipe: Any) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _attended(cls: Any) -> Any:
-    """A class like `cls` in everything but that its objects, while they are at work, refuse other
-    calls.
-    """
+    """A class like `cls`, whose objects refuse other calls while they are at work."""
 
     @functools.wraps(cls.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -364,12 +361,10 @@ def _attended(cls: Any) -> Any:
     if isinstance(components, property) and components.fget is not None:
         read = components.fget
 
-        def found(self: Any) -> Any:
-            """The pipeline's components; its scheduler is that of before the call, for others that
-            share them.
-            """
+        def of_before(self: Any) -> Any:
+            """The components with the scheduler of before the call, for others that share them."""
             claim, parts = _CLAIMS.get(self), read(self)
             return parts if claim is None else {**parts, "scheduler": claim._own}
 
-        members["components"] = property(found)
+        members["components"] = property(of_before)
     return type(cls.__name__, (cls,), {**members, "__doc__": cls.__doc__})

@@ -47,9 +47,7 @@ class Members:
 
     @property
     def _step_index(self) -> int | None:
-        """`step_index`. None may be assigned, as scripts do between two loops: then the next step
-        begins a run.
-        """
+        """`step_index`; None may be assigned between two loops, and the next step begins a run."""
         return self.step_index
 
     @_step_index.setter
@@ -74,9 +72,7 @@ class Members:
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced
-        `timesteps`.
-        """
+        """Keep where pipelines say they begin; the grid was cut when they sliced `timesteps`."""
         self._begin_index = whole("begin_index", begin_index, 0)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
@@ -99,18 +95,19 @@ class Members:
             )
         listed = times.as_subclass(Tensor).detach().cpu().to(torch.float64)
         time = finite("timestep", timestep)
-        found = (listed == time).nonzero().flatten().tolist()
-        if not found:
+        places = (listed == time).nonzero().flatten().tolist()
+        if not places:
             near = float(listed[(listed - time).abs().argmin()]) if len(listed) else None
             raise ArgumentError(
                 f"timestep {time:g} is not in the list of {len(listed)} times; the nearest is"
                 f" {near:g}"
             )
-        return int(found[1] if len(found) > 1 else found[0])
+        return int(places[1] if len(places) > 1 else places[0])
 
     def previous_timestep(self, timestep: Any) -> Any:
-        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last; t - 1
-        without a list.
+        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last.
+
+        Without a list it is t - 1.
         """
         if self.num_inference_steps is None:
             return timestep - 1
@@ -204,10 +201,15 @@ class Members:
         self.register_to_config(**{key: value})
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
-        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`; by mu with
-        `time_shift_type="linear"`.
+        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`.
 
-        arXiv 2403.03206, eq. 23. `t`: numbers or tensors in (0, 1].
+        Args:
+            mu: log of the shift; the shift itself with `time_shift_type="linear"`.
+            sigma: the power.
+            t: numbers or tensors in (0, 1].
+
+        Source:
+            arXiv 2403.03206, eq. 23.
         """
         self._flow("time_shift")
         number, power = finite("mu", mu, -50, 50), finite("sigma", sigma, 1e-9)
@@ -215,8 +217,15 @@ class Members:
         return s / (s + (1 / t - 1) ** power)
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
-        """t stretched so that the last is the config's `shift_terminal`: `1 - (1 - t)·(1 -
-        terminal) / (1 - t[-1])`.
+        """t stretched so that the last is the config's `shift_terminal`.
+
+        `1 - (1 - t)·(1 - terminal) / (1 - t[-1])`.
+
+        Args:
+            t: a tensor, falling.
+
+        Raises:
+            ArgumentError: the config says no end, or the model is no flow.
         """
         self._flow("stretch_shift_to_terminal")
         terminal = self.config.get("shift_terminal")
@@ -262,30 +271,31 @@ class Attributes(Members):
 
 
 class SchedulerOutput(tuple[Any, ...]):
-    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only
-    where it is read.
+    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`.
 
-    A tuple, and read by attribute and by name too, as diffusers' outputs are.
+    A tuple, and read by attribute and by name too, as diffusers' outputs are. The second is made
+    only where it is read.
     """
 
     NAMES = ("prev_sample", "pred_original_sample")
     _run: Run
 
     def __new__(cls, run: Run, sample: Tensor) -> SchedulerOutput:
-        made = super().__new__(cls, (sample, None))
-        made._run = run
-        return made
+        output = super().__new__(cls, (sample, None))
+        output._run = run
+        return output
 
     @property
     def prev_sample(self) -> Tensor:
         """The sample at the next level."""
-        made: Tensor = super().__getitem__(0)
-        return made
+        sample: Tensor = super().__getitem__(0)
+        return sample
 
     @property
     def pred_original_sample(self) -> Tensor:
-        """The denoised prediction; the sample itself where the run has arrived at sigma = 0, edits
-        included.
+        """The denoised prediction.
+
+        The sample itself, edits included, where the run has arrived at sigma = 0.
         """
         run = self._run
         done = run.row == run.table.nfe and bool(run.table.sigma[-1] == 0)

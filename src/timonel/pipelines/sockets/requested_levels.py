@@ -1,6 +1,4 @@
-"""Which levels a pipeline's call of `set_timesteps` means, and which of them a slice of its list
-means.
-"""
+"""Which levels a call of `set_timesteps` means, and which of them a slice of its list means."""
 
 from __future__ import annotations
 
@@ -27,10 +25,7 @@ GRID_FLAGS = {
     "use_beta_sigmas": "beta_sigma",
     "use_lu_lambdas": "lam",
 }
-SPACED = (
-    "vp",
-    "edm",
-)  # what `timestep_spacing` means something for: training levels that are counted
+SPACED = ("vp", "edm")  # processes of counted training levels, which `timestep_spacing` spaces
 LISTS = ("timesteps", "sigmas")  # arguments of pipelines that list the levels
 SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
 
@@ -94,8 +89,9 @@ def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str,
 
 
 def _counted(steps: int | None, name: str, listed: tuple[float, ...]) -> None:
-    """Raises `ArgumentError` where `steps` is not the number of a list, whose last entry may be the
-    end at 0.
+    """Check that `steps` is the number of a list, whose last entry may be the end at 0.
+
+    Raises `ArgumentError`.
     """
     most = len(listed)
     if steps is not None and steps not in (most, most - (most > 0 and listed[-1] == 0)):
@@ -179,9 +175,7 @@ def _levelled(
 def _last_part(
     sampler: Sampler, process: Process, strength: float | None, steps: int | None, listed: bool
 ) -> Grid:
-    """The levels of a sampler: of its list the last share, else all `steps` in the last share of
-    more of them.
-    """
+    """The levels: the last share of a list, else all `steps` in the last share of more of them."""
     grid = sampler.levels(process)
     if strength is None:
         return grid
@@ -196,8 +190,9 @@ def _last_part(
 def _only_counts(
     sampler: Sampler, process: Process, asked: Asked, listed: tuple[float, ...], named: bool | None
 ) -> bool:
-    """Whether of a list only the number of its entries matters. Raises `ArgumentError` where two
-    set the levels.
+    """Whether of a list only the number of its entries matters.
+
+    Raises `ArgumentError` where two set the levels.
     """
     if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
         return True
@@ -215,8 +210,9 @@ def _only_counts(
 def _before_shift_and_shape(
     sampler: Sampler, process: Process, config: Mapping[str, Any], sigmas: tuple[float, ...]
 ) -> Sampler:
-    """A list of a flow as diffusers reads it: shifted, stretched to `shift_terminal`, and its ends
-    those of a shape.
+    """A list of a flow as diffusers reads it.
+
+    It is shifted and stretched to `shift_terminal`; of a sigma flag only its ends count.
     """
     u = double(sigmas)
     u = u[:-1] if len(u) > 1 and bool(u[-1] == 0) else u
@@ -248,9 +244,7 @@ def _before_shift_and_shape(
 def _fitted(
     sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool
 ) -> tuple[Sampler, Grid]:
-    """A fitted sampler and its levels: of what the pipeline lists only the number counts, and has
-    to be its own.
-    """
+    """A fitted sampler and its levels; of what the pipeline lists only the number counts."""
     given = asked.times if asked.times is not None else asked.sigmas
     if (
         given is not None
@@ -270,8 +264,15 @@ def _fitted(
 
 
 def whole(sampler: Sampler, rows: Sequence[int], start: int, stop: int) -> None:
-    """Raises `ArgumentError` where only rows `start` … `stop` of a sampler are to run that is made
-    for all of them.
+    """Check that a sampler that is made for a whole journey runs all of its rows.
+
+    Args:
+        sampler: that was chosen.
+        rows: the step of every row.
+        start, stop: the rows to run.
+
+    Raises:
+        ArgumentError: it is to run a part.
     """
     if "skip" in sampler.options:
         raise ArgumentError(
@@ -294,8 +295,12 @@ def _part(sampler: Sampler, asks: str) -> str:
 
 
 def at(table: Table, process: Process, times: torch.Tensor) -> Level:
-    """The levels of times (n,): of a fitted table that gives the network other times than the
-    process, its own.
+    """The levels of times.
+
+    Args:
+        table: a fitted one may give the network other times than the process: then these count.
+        process: of the model.
+        times: (n,).
     """
     from ...core.fitted.fitted import levels
 
@@ -318,9 +323,7 @@ def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> P
 
 
 def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
-    """The sigmas of places in a consistency model's list, 0 the noisiest, falling, as its pipeline
-    names them.
-    """
+    """The sigmas of places in a consistency model's list, of which 0 is the noisiest."""
     last = process.train_steps - 1
     listed = double(places)
     whole = bool((listed == listed.round()).all()) and bool((listed.diff() < 0).all())
@@ -336,9 +339,7 @@ def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
 def _before_the_shift(
     process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]
 ) -> Process:
-    """A flow whose network is told the time before the shift: what both lists together mean
-    (CogView4).
-    """
+    """A flow whose network gets the time before the shift, as both lists mean (CogView4)."""
     given = double(sigmas) * (process.clock if isinstance(process, Flow) else 1.0)
     if (
         not isinstance(process, Flow)
@@ -360,9 +361,7 @@ def _angles(steps: int, top: float | None, second: float | None) -> tuple[float,
 
 
 def _even(sigmas: tuple[float, ...]) -> bool:
-    """Whether a list is linspace(1, 1/N, N), or nearly, which flow pipelines pass when the user
-    gave none.
-    """
+    """Whether a list is nearly linspace(1, 1/N, N), which flow pipelines pass by default."""
     given = double(sigmas[:-1] if len(sigmas) > 1 and sigmas[-1] == 0 else sigmas)
     if not len(given) or not 0.99 <= float(given[0]) <= 1 + SAME:
         return False
@@ -397,8 +396,9 @@ def _lists(sampler: Sampler) -> bool:
 
 
 def _own_grid(sampler: Sampler, process: Process) -> str | None:
-    """The grid that belongs to a solver. Flows of few steps are distilled on the levels that their
-    pipelines list.
+    """The grid that belongs to a solver.
+
+    Flows of few steps are distilled on the levels that their pipelines list.
     """
     return None if process.kind == "flow" else solvers.find(sampler.name).grid
 
@@ -419,10 +419,9 @@ def by_ratio(process: Process, config: Mapping[str, Any]) -> bool:
 
 
 def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]) -> Sampler:
-    """The sampler with the ends of its grid that the config says, whoever named the grid; its own
-    options go first.
+    """The sampler with the ends of its grid that the config says, whoever named the grid.
 
-    The range of an EDM process is in the process itself.
+    Its own options go first. The range of an EDM process is in the process itself.
     """
     if _lists(sampler):
         return sampler
@@ -468,8 +467,7 @@ def _ended(levels: Level, end: Level) -> Level:
 
 
 class Order(int):
-    """`Scheduler.order`: as a number, the network calls of a step; times a step, the place in the
-    list where it begins.
+    """`Scheduler.order`: the network calls of a step; times a step, the place where that begins.
 
     Pipelines take their list from `timesteps[t_start * scheduler.order:]`. Where steps have unlike
     numbers of calls, only the table knows which entry that is. The number is 2 only where every
@@ -520,8 +518,12 @@ def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
 
 
 def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
-    """The levels from row `start` to row `stop` of the table on `grid`; both may lie inside its
-    steps.
+    """The levels of some rows.
+
+    Args:
+        grid: of the whole list.
+        table: on `grid`.
+        start, stop: rows, which may lie inside a step.
     """
     top, low = table.level(start), table.level(stop)
     inside = (grid.lam > top.lam + 1e-9) & (grid.lam < low.lam - 1e-9)

@@ -115,9 +115,8 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         if chosen.fitted is not None:
             self.register_to_config(**kept.told(chosen))
         asked = self.__dict__.pop("_asked_for", None)
-        if (
-            asked is None
-        ):  # made in code: every argument is the caller's own, unless it is a whole config
+        # made in code: every argument is the caller's own, unless it is a whole config
+        if asked is None:
             unwritten = set(self.config.get("_use_default_values", ()))
             picked = [key for key in self._defaults() if key not in unwritten]
             asked = (
@@ -184,14 +183,12 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     @property
     def timesteps(self) -> Tensor:
-        """The network's times, one for each row, noisiest first; a loop over them drives the run."""
+        """The times of all rows, noisiest first; a loop over them drives the run."""
         return self._timesteps
 
     @timesteps.setter
     def timesteps(self, times: Any) -> None:
-        """A part of the present list, as a slice of it; any other list is that of
-        `set_timesteps(timesteps=…)`.
-        """
+        """A slice is a part of the present list; any other is `set_timesteps(timesteps=…)`."""
         if isinstance(times, Timesteps) and self.session.lists(times.whole):
             self._timesteps = times
             return
@@ -210,8 +207,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         return self._listed.sampler
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced
-        `timesteps`.
+        """Keep where pipelines say they begin; the grid was cut when they sliced `timesteps`.
 
         Raises:
             GridError: nothing of the list is left, which pipelines would decode without a step.
@@ -380,7 +376,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         request.of_sampler(eta if variance_noise is None else None, use_clipped_model_output)
         session = self.session
         if session.leader is not None and session.run is None:
-            # a copy that was given no levels goes on where it was made
+            # a copy without levels goes on where it was copied
             return session.leader.step(
                 model_output, timestep, sample, eta, generator, variance_noise=variance_noise,
                 per_token_timesteps=per_token_timesteps,
@@ -434,9 +430,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         )
 
     def _seed(self, generator: Any, batch: int) -> None:
-        """Seeds for a stochastic sampler that was given none: drawn from the call's generators,
-        else from torch's.
-        """
+        """Seed a stochastic sampler without seeds, from the call's generators or torch's own."""
         run = self.run
         if run.noise is not None and run.noise == self._unseeded:
             run.draw_from(
@@ -446,8 +440,9 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             )
 
     def _advance(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None = None) -> None:
-        """One row, with `noise` where a pipeline gives the row's. `learned`: the network's
-        variance, left unread.
+        """One row.
+
+        `noise`: of this row, where a pipeline gives it. `learned`: the network's variance, unread.
         """
         run = self.run
         if noise is None:

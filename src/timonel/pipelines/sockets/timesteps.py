@@ -60,9 +60,7 @@ EQUAL = 1e-6  # relative distance of two times that float32 does not tell apart
 
 
 class Rewound(BaseException):
-    """The run went back in a pipeline whose loop counts its steps: it has to be called again from
-    its beginning.
-    """
+    """The run went back, and the pipeline, whose loop counts its steps, has to be called again."""
 
 
 def number(timestep: Any) -> float:
@@ -156,9 +154,7 @@ class Rows:
         return session.phase.again
 
     def join(self, loop: Loop) -> None:
-        """Let the run be that of `loop`: a fresh one where it begins, from the row that it has
-        shown.
-        """
+        """Let the run be that of `loop`: where it begins, a fresh one from the row it has shown."""
         if loop.steps or loop.shown is None:
             return
         run, resume = self.run, self.session.request.resume
@@ -244,12 +240,18 @@ class Timesteps(Tensor):
     def of(
         times: Tensor, session: Session, whole: Tensor | None = None, begin: int = 0
     ) -> Timesteps:
-        """`whole`: the list of all rows, of which these begin at row `begin`; the times themselves
-        unless given.
+        """A list of times.
+
+        Args:
+            times: of its rows.
+            session: of the call.
+            whole: the list of all rows; None: `times`.
+            begin: the first of these rows.
         """
-        made: Timesteps = Tensor._make_subclass(Timesteps, times)
-        made.session, made.whole, made.begin = session, times if whole is None else whole, begin
-        return made
+        listed: Timesteps = Tensor._make_subclass(Timesteps, times)
+        listed.session, listed.begin = session, begin
+        listed.whole = times if whole is None else whole
+        return listed
 
     def plain(self) -> Tensor:
         """The same numbers without the socket."""
@@ -269,8 +271,9 @@ class Timesteps(Tensor):
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Its session travels with it; the state comes last, for the scheduler has this list among
-        its own.
+        """Its session travels with it.
+
+        The state comes last, for the scheduler has this list among its own.
         """
         state = (self.session, self.whole, self.begin)
         return _alone, (self.plain(),), state, None, None, _joined
@@ -290,8 +293,8 @@ class Timesteps(Tensor):
 
 def _alone(times: Tensor) -> Timesteps:
     """A list that `_joined` gives its session."""
-    made: Timesteps = Tensor._make_subclass(Timesteps, times)
-    return made
+    listed: Timesteps = Tensor._make_subclass(Timesteps, times)
+    return listed
 
 
 def _joined(listed: Timesteps, state: tuple[Session, Tensor, int]) -> None:
@@ -300,9 +303,7 @@ def _joined(listed: Timesteps, state: tuple[Session, Tensor, int]) -> None:
 
 # -- the turns of a loop ---------------------------------------------------------------------------
 def _turns(listed: Timesteps) -> Iterator[Tensor]:
-    """All times of the list; for the loop that steps, the time of the run's next row until the run
-    ends.
-    """
+    """All times of the list; for the loop that steps, the time of the run's next row."""
     session = listed.session
     start = session.scheduler.loop_begin(listed.begin)
     lead = listed.whole[start : listed.begin].to(listed.plain())
