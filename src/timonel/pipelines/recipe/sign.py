@@ -21,6 +21,7 @@ from .data import RecipeData, versions
 
 if TYPE_CHECKING:
     from ..helm import Helm
+    from ..session import Session
     from ..sockets.scheduler import Scheduler
 
 PLAIN = (
@@ -33,18 +34,21 @@ PLAIN = (
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
 
 
-def sign(
-    helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None, output: Any
-) -> None:
-    """Put its recipe into every picture of a call. `own`: the pipeline's own scale, where the helm
-    set it.
+def sign(helm: Helm, session: Session, options: Mapping[str, Any], output: Any) -> None:
+    """Put its recipe into every picture of a call.
+
+    Args:
+        helm: that was called.
+        session: of the call.
+        options: the pipeline's arguments.
+        output: the pipeline's output.
     """
     images = _images(output)
     if not images:
         return
     from .images import sign as into
 
-    common = _common(helm, scheduler, options, own)
+    common = _common(helm, session, options)
     for i, image in enumerate(images):
         seed = _seed(helm, options, i)
         if seed is not None and hasattr(image, "info"):
@@ -59,18 +63,16 @@ def _images(output: Any) -> list[Any]:
     return list(found) if isinstance(found, list) else []
 
 
-def _common(
-    helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None
-) -> dict[str, Any]:
+def _common(helm: Helm, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
     """What all pictures of a call share."""
-    run, orders = helm.run, scheduler.orders
+    run, asked, scheduler = helm.run, session.request, session.scheduler
     assert run is not None
-    arguments, missing = _arguments(helm, options, own)
-    besides = [f"hook {h.name!r}" for h in map(adapt, orders.hooks) if _acts(h)]
+    arguments, missing = _arguments(helm, options, asked.scale)
+    besides = [f"hook {h.name!r}" for h in map(adapt, asked.hooks) if _acts(h)]
     besides += [
         name for name in ("callback_on_step_end", "callback") if options.get(name) is not None
     ]
-    besides += ["resume="] if orders.resumed else []
+    besides += ["resume="] if asked.resume is not None else []
     besides += ["generator="] if not helm.seeds else []
     many = run.latents.shape[0]
     listed = "sigmas" in arguments or "timesteps" in arguments
@@ -80,7 +82,7 @@ def _common(
     return {
         **_model(helm), **RecipeData.choice(sampler), "listed": own_levels or None,
         "steps": steps or run.steps,
-        "guidance": None if orders.guidance is None else GuidanceData.of(orders.guidance),
+        "guidance": None if asked.guidance is None else GuidanceData.of(asked.guidance),
         "width": arguments.pop("width", None), "height": arguments.pop("height", None),
         "arguments": arguments,
         "missing": missing or None, "besides": besides or None, "batch": many if many > 1 else None,
@@ -93,7 +95,7 @@ def _settled(scheduler: Scheduler) -> Sampler:
     pipeline makes.
     """
     sampler, made = scheduler.sampler, scheduler.settled
-    if sampler.fitted is not None or scheduler.orders.named:
+    if sampler.fitted is not None or scheduler.session.request.named:
         return sampler
     listed = made.sigmas is not None or made.times is not None
     options = {} if listed else made.grid_options
@@ -131,7 +133,7 @@ def _arguments(
     helm: Helm, options: Mapping[str, Any], own: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The pipeline's own arguments as data, and the names of those that a file cannot hold."""
-    scaled = None if own is None else scale.argument(helm.pipe, helm._parameters, options)
+    scaled = None if own is None else scale.argument(helm.pipe, helm.parameters, options)
     left_out = {
         *PLAIN,
         *request.PER_PROMPT,
