@@ -180,7 +180,7 @@ def unseen(
     fresh = [concept for concept in card.concepts if concept not in prompts]
     chosen = fresh[:: max(1, len(fresh) // count)][:count]
     chosen = [chosen[i % len(chosen)] for i in range(count)]
-    if "prompt" in helm._parameters:
+    if "prompt" in helm.parameters:
         return (
             {"prompt": chosen},
             seeds,

@@ -25,7 +25,7 @@ _WHERE = {
     "GRIDS": "core.grids",
     "Grid": "core.grids",
     "Guidance": "core.guidance",
-    "Handle": "pipelines.handle",
+    "Handle": "engine.handle",
     "Helm": "pipelines.helm",
     "Hook": "core.hook",
     "LatentRGB": "hooks.preview",
@@ -54,6 +54,7 @@ _WHERE = {
     "replay": "make.recipe",
     "sample": "engine.loop",
     "save_steps": "hooks.preview",
+    "start": "engine.handle",
     "stop_when": "hooks.control",
     "trace": "hooks.trace",
     "tune": "tuning",
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from .core.solvers import SOLVERS as SOLVERS
     from .core.table import Table as Table
     from .diagnosis import doctor as doctor
+    from .engine.handle import Handle as Handle
+    from .engine.handle import start as start
     from .engine.loop import begin as begin
     from .engine.loop import iterate as iterate
     from .engine.loop import sample as sample
@@ -97,7 +100,6 @@ if TYPE_CHECKING:
     from .hooks.trace import trace as trace
     from .make.recipe import Recipe as Recipe
     from .make.recipe import replay as replay
-    from .pipelines.handle import Handle as Handle
     from .pipelines.helm import Helm as Helm
     from .pipelines.sockets.scheduler import Scheduler as Scheduler
     from .tuning import tune as tune

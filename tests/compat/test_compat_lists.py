@@ -60,8 +60,8 @@ def test_a_level_that_rounding_repeats_is_visited_once(
     once = list(dict.fromkeys(listed))
     assert len(once) == 19
     for each in (theirs, ours):
-        if hasattr(each, "orders"):
-            each.orders.noise = lambda row, like: torch.zeros_like(like)
+        if hasattr(each, "session"):
+            each.session.noise = lambda row, like: torch.zeros_like(like)
     with caplog.at_level(logging.WARNING):
         made = path(ours, 20)
     assert (
@@ -77,7 +77,7 @@ def test_a_level_that_rounding_repeats_is_visited_once(
     assert ours.timesteps.tolist() == once[: len(made)]
     assert ours.num_inference_steps == len(ours.timesteps) == len(made) >= 18
     again = compat.schedulers.CLASSES[f"{name}Scheduler"](num_train_timesteps=20, **LINEAR, **flags)
-    again.orders.noise = ours.orders.noise
+    again.session.noise = ours.session.noise
     assert torch.equal(made[-1], path(again, timesteps=once)[-1])
     if name.startswith("DPM") and not flags.get(
         "algorithm_type"
@@ -176,7 +176,7 @@ def test_a_time_0_that_the_caller_lists_is_called_where_the_list_ends_there(
     theirs, ours = both("TCD")
     noise = torch.ones_like(start())
     monkeypatch.setattr(diffusers.schedulers.scheduling_tcd, "randn_tensor", lambda *_, **__: noise)
-    ours.orders.noise = lambda row, like: noise
+    ours.session.noise = lambda row, like: noise
     states = []
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(timesteps=[100, 87, 50, 1, 0])

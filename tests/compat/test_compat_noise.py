@@ -24,6 +24,7 @@ from timonel.compat.schedulers import CLASSES
 from timonel.core import tree
 from timonel.core.drawn import DrawnNoise
 from timonel.errors import ArgumentError, RunError
+from timonel.pipelines.session import Request
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 needs_torchsde = pytest.mark.skipif(not tree.installed(), reason="torchsde is not installed")
@@ -360,7 +361,7 @@ def test_the_noise_of_an_inversion_is_not_drawn() -> None:
 
 def test_seeds_of_a_scheduler_are_the_source_where_it_has_them() -> None:
     scheduler, drawn = compat.EulerAncestralDiscreteScheduler(**SD), WAYS["one"]()
-    scheduler.orders.seeds = (7, 8)
+    scheduler.session.request = Request(seeds=(7, 8))
     scheduler.set_timesteps(3)
     before = drawn.get_state()
     turn(scheduler, start(scheduler), scheduler.timesteps[0], drawn, {})

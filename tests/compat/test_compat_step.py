@@ -51,7 +51,7 @@ def test_samples_of_sigma_classes_are_those_of_diffusers_on_the_way_too(
     for scheduler in pair(name, **flags):
         drawn = iter(draws)
         if isinstance(scheduler, compat.schedulers.Compat):
-            scheduler.orders.noise = lambda row, like, drawn=drawn: next(drawn)
+            scheduler.session.noise = lambda row, like, drawn=drawn: next(drawn)
         elif hasattr(sys.modules[type(scheduler).__module__], "randn_tensor"):
             module = sys.modules[type(scheduler).__module__]
             monkeypatch.setattr(module, "randn_tensor", lambda *_, drawn=drawn, **__: next(drawn))
@@ -124,10 +124,10 @@ def test_a_scheduler_is_stepped_over_all_training_levels_without_set_timesteps(
     name: str, calls: int
 ) -> None:
     theirs, ours = pair(name, **CONFIG, **({"clip_sample": False} if name == "DDPM" else {}))
-    assert ours._listing is None  # listed where it is first needed
+    assert ours.session.listing is None  # listed where it is first needed
     assert len(ours.timesteps) == len(theirs.timesteps) == calls
     if name == "DDPM":
-        ours.orders.noise = lambda row, like: torch.zeros_like(like)
+        ours.session.noise = lambda row, like: torch.zeros_like(like)
     ends = []
     for scheduler in (theirs, ours):
         x = start() * scheduler.init_noise_sigma
@@ -201,7 +201,7 @@ def test_a_clipped_prediction_moves_the_clean_part_unless_the_noise_is_to_follow
     for scheduler in pair("DDIM", **flags):
         drawn = iter(draws)
         if isinstance(scheduler, compat.schedulers.Compat):
-            scheduler.orders.noise = lambda row, like, drawn=drawn: next(drawn)
+            scheduler.session.noise = lambda row, like, drawn=drawn: next(drawn)
         else:
             module = sys.modules[type(scheduler).__module__]
             monkeypatch.setattr(module, "randn_tensor", lambda *_, drawn=drawn, **__: next(drawn))
@@ -281,7 +281,7 @@ def test_a_sample_that_was_changed_between_two_calls_of_a_step_is_seen_and_no_mo
             silent = lambda *_, **__: lambda *_: torch.zeros_like(start())  # noqa: E731
             monkeypatch.setattr(module, "BrownianTreeNoiseSampler", silent)
         if isinstance(scheduler, compat.schedulers.Compat):
-            scheduler.orders.noise = lambda row, like: torch.zeros_like(like)
+            scheduler.session.noise = lambda row, like: torch.zeros_like(like)
         scheduler.set_timesteps(6)
         x = start() * (getattr(scheduler, "init_noise_sigma", None) or 1.0)
         for k, t in enumerate(scheduler.timesteps):

@@ -213,7 +213,7 @@ def test_the_noise_of_ddpm_has_the_variance_of_the_forward_step(
     for scheduler in (theirs, *ours):
         scheduler.set_timesteps(10)
     for scheduler in ours:
-        scheduler.orders.noise = lambda row, like: drawn
+        scheduler.session.noise = lambda row, like: drawn
         scheduler.set_timesteps(10)
         y = x
         for k, t in enumerate(scheduler.timesteps):

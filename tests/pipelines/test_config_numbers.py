@@ -208,7 +208,7 @@ def test_a_scheduler_that_is_not_made_yet_has_no_members_and_says_so(name: str) 
         "sample",
         "betas",
         "use_karras_sigmas",
-        "_run",
+        "session",
         "x",
     ):
         try:

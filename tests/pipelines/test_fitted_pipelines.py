@@ -194,7 +194,7 @@ def test_fitted_levels_go_before_the_list_that_a_flow_pipeline_makes(family: str
     helm = tm.Helm(pipe)
     named = helm(**inputs, sampler="dpmpp_2m/trailing", steps=3, seeds=[0])[0]
     assert helm.run is not None
-    process = helm._scheduler._listed.grid.process  # type: ignore[union-attr]
+    process = helm.session.scheduler._listed.grid.process  # type: ignore[union-attr]
     table = helm.run.table
     fitted = made(tm.Sampler("euler", steps=3), process, prediction="flow")
     fitted = replace(fitted, table=table, provenance=fitted.provenance.model_copy(

@@ -145,7 +145,7 @@ def test_a_reader_inside_the_network_changes_nothing_under_the_helm() -> None:
     forward = unet.forward
 
     def reads(*args: Any, **kwargs: Any) -> Any:
-        seen.append(len(list(helm._scheduler.timesteps)))  # type: ignore[union-attr]
+        seen.append(len(list(helm.session.scheduler.timesteps)))  # type: ignore[union-attr]
         return forward(*args, **kwargs)
 
     unet.forward = reads

@@ -99,7 +99,7 @@ def test_pipeline_gives_the_same_latents_as_with_diffusers_scheduler(pipe: Any, 
     for scheduler in (theirs, ours):
         generator = torch.Generator().manual_seed(9)
         if scheduler is ours:  # the same draws in the same order
-            ours.orders.noise = lambda row, like, g=generator: torch.randn(
+            ours.session.noise = lambda row, like, g=generator: torch.randn(
                 like.shape, generator=g, dtype=like.dtype
             )
         # diffusers' Euler family works on x·sqrt(1 + s²) and multiplies what it is given by its

@@ -11,8 +11,8 @@ import torch
 
 import timonel as tm
 from support import tiny
+from timonel.engine.handle import Handle
 from timonel.errors import ArgumentError, HookError, RunError, UnknownName
-from timonel.pipelines.handle import Handle
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_levels_of_a_share_of_the_whole_are_stepped_as_diffusers_does() -> None:
     theirs = diffusers.DDPMWuerstchenScheduler()
     ours = tm.Scheduler.from_config(theirs.config, process="cosine", sampler="ddpm/trailing")
     made, draws = [], [noise(20 + i) for i in range(5)]
-    ours.orders.noise = lambda row, like: draws[row]
+    ours.session.noise = lambda row, like: draws[row]
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(5)
         x, left = noise(), iter(draws)
@@ -241,7 +241,7 @@ def test_noise_that_a_pipeline_gives_is_the_rows_and_refused_where_none_is_drawn
             {}, sampler=tm.Sampler("ddim", grid="trailing", options={"eta": 1.0}).name
         )
         scheduler.sampler = tm.Sampler("ddim", grid="trailing", options={"eta": 1.0})
-        scheduler.orders.noise = (
+        scheduler.session.noise = (
             (lambda row, like: torch.zeros_like(like)) if told else (lambda row, like: given[row])
         )
         scheduler.set_timesteps(4)

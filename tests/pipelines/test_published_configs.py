@@ -141,7 +141,7 @@ def socket(name: str, where: str, steps: int) -> Any:
 
 
 def visited(scheduler: Any) -> Visited:
-    grid = scheduler._listing.grid
+    grid = scheduler.session.listing.grid
     sigmas = grid.sigma if scheduler.process.kind == "flow" else grid.sigma / grid.alpha
     return Visited(grid.time[:-1], sigmas[:-1], scheduler.run.table.nfe)
 
@@ -244,7 +244,11 @@ def test_a_released_config_means_by_its_networks_output_what_its_class_does(
     level = Level(
         *(
             v[1]
-            for v in (ours._listing.grid.alpha, ours._listing.grid.sigma, ours._listing.grid.time)
+            for v in (
+                ours.session.listing.grid.alpha,
+                ours.session.listing.grid.sigma,
+                ours.session.listing.grid.time,
+            )
         )
     )
     clean = predictions.denoised(ours.prediction, raw, x, level)

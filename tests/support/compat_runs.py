@@ -41,9 +41,9 @@ def same_noise(scheduler: Any, monkeypatch: Any) -> None:
     drawn = draws()
     following = iter(drawn)
     if isinstance(scheduler, ours.SASolverScheduler):
-        scheduler.orders.noise = lambda row, like: drawn[row].to(like)
+        scheduler.session.noise = lambda row, like: drawn[row].to(like)
     elif type(scheduler).__module__.startswith("timonel"):
-        scheduler.orders.noise = lambda row, like: next(following).to(like)
+        scheduler.session.noise = lambda row, like: next(following).to(like)
     else:
         module = sys.modules[type(scheduler).__module__]
         if hasattr(module, "randn_tensor"):

@@ -331,7 +331,7 @@ class Engine:
 
         helm = captured.helm
         inputs = {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
-        use = guided(helm.pipe, helm._parameters, inputs, guidance)
+        use = guided(helm.pipe, helm.parameters, inputs, guidance)
         others = fitted.differences([fingerprint(captured.module)], captured.prediction, use)
         listed = "; ".join(others)
         note = {

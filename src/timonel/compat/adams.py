@@ -94,7 +94,7 @@ class Remembering(Compat):
         if self._kept is None:
             return super()._at(timestep, sample)
         grid = self._journey(number(timestep))
-        self._begin(continued(grid, len(self._kept)), self._covered)
+        self._begin(continued(grid, len(self._kept)), self.session.rows)
         self._astray = True
         self.run.start(sample, self._kept[::-1])
         return self.run
@@ -124,11 +124,12 @@ class PNDMScheduler(Remembering):
         return self._times_of("plms")
 
     def _times_of(self, kind: str) -> Any:
-        if self._listing is None:
+        listing = self.session.listing
+        if listing is None:
             return None  # as in diffusers
-        table = self._listing.table
+        table = listing.table
         rows = [row for row in range(table.nfe) if _kind(table, row) == kind]
-        return self._listing.times[rows].numpy()
+        return listing.times[rows].numpy()
 
     @property
     def counter(self) -> int:
@@ -170,7 +171,7 @@ class PNDMScheduler(Remembering):
         if kind == "plms" and self._kept is not None:
             return super()._at(timestep, sample)
         if self._kept is not None:  # a Runge-Kutta call reads no earlier prediction
-            if not (self._astray and self.under_way and self._is_next(timestep, [])):
+            if not (self._astray and self.session.under_way and self._is_next(timestep, [])):
                 self._stray(number(timestep))
             run = self.run
         else:

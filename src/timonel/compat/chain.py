@@ -22,7 +22,7 @@ class DDIMScheduler(Compat):
     """
 
     def _draws(self) -> bool:
-        return bool(self._sampler.options["eta"] > 0)
+        return bool(self.settled.options["eta"] > 0)
 
     def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
         """The variance of the noise between two training times at eta = 1, for editing pipelines.

@@ -111,20 +111,20 @@ class Coordinates(Scheduler):
 
     @property
     def _listed(self) -> Listing:
-        if self._listing is None:
+        if self.session.listing is None:
             self._list_trained()
         return super()._listed
 
     @property
     def run(self) -> Run:
         """The run of the current call; without `set_timesteps` that of all training levels."""
-        if self._run is None:
+        if self.session.run is None:
             self._list_trained()
         return super().run
 
     def _times(self) -> Tensor:
         """The network's times, one a row, noisiest first; a loop over them drives the run."""
-        if self._listing is None and self.row.calls > 1 and self.process.kind == "vp":
+        if self.session.listing is None and self.row.calls > 1 and self.process.kind == "vp":
             self._list_trained()  # with the calls in between
         return self._timesteps
 
@@ -136,14 +136,14 @@ class Coordinates(Scheduler):
         run = self.current
         listed = self._listed
         if timestep is None:
-            return 0 if run is None else min(self.begins + run.row, listed.table.nfe - 1)
-        loop = self.hand.loop_of(timestep)
+            return 0 if run is None else min(self.session.row, listed.table.nfe - 1)
+        loop = self.loop_of(timestep)
         if loop is not None:
             return loop.row
         rows = self._rows(timestep)
         if not rows:
             return None
-        here = 0 if run is None else self.begins + run.row
+        here = self.session.row
         return here if here in rows else rows[0]
 
     def scale_model_input(
@@ -208,9 +208,9 @@ class Coordinates(Scheduler):
             return original_samples
         times = checked.noised(original_samples, noise, timesteps)
         level = None
-        if self._listing is not None:
-            self._mixed = True
-            grid = self._listing.grid
+        if self.session.listing is not None:
+            self.session.mixed = True
+            grid = self.session.listing.grid
             near = (grid.time.to(torch.float32)[None] - times.to(torch.float32)[:, None]).abs()
             if bool((near.min(1).values <= 1e-3).all()):
                 at = near.argmin(1)

@@ -1,6 +1,6 @@
 """The noise of diffusers' steps: drawn from the generator of `step`, where diffusers' draws it.
 
-Where a scheduler has seeds of its own (`orders.seeds`), they are the noise's source, as everywhere
+Where a scheduler has seeds of its own (`request.seeds`), they are the noise's source, as everywhere
 in timonel.
 """
 
@@ -33,8 +33,8 @@ class Draws(Scheduler):
         return self._adds() if self.row.draws is None else bool(self.row.draws(self.config))
 
     def _seed(self, generator: Any, batch: int) -> None:
-        run, orders = self.run, self.orders
-        if orders.seeds is not None or orders.noise is not None:
+        run, session = self.run, self.session
+        if session.request.seeds is not None or session.noise is not None:
             super()._seed(generator, batch)
             return
         if self._draws() and (run.noise is None or run.noise == self._unseeded):

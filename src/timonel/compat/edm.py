@@ -11,11 +11,11 @@ from ..errors import ArgumentError
 from ..pipelines import request
 from ..pipelines.caller import pipeline_of
 from ..pipelines.inspect_source import steps_twice
-from ..pipelines.sockets.outputs import Stepped
+from ..pipelines.sockets.outputs import SchedulerOutput
 from .base import Compat
 
 
-class Looked(Stepped):
+class Looked(SchedulerOutput):
     """What a step would give that the run does not make."""
 
     _clean: Tensor
@@ -76,7 +76,7 @@ class EDMEulerScheduler(Compat):
             raise ArgumentError(
                 f"pred_original_sample must have the shape of the sample {want}, got {got}"
             )
-        if self.hand.rests():
+        if self.session.idle:
             self._looked = looks
             return (
                 Looked.of(self.run, sample, sample)

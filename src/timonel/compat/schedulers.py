@@ -10,7 +10,7 @@ from ..core import tree
 from ..core.noise import source
 from ..core.run import Run
 from ..pipelines.classes.tables import groups
-from ..pipelines.sockets.generators import Seeding
+from ..pipelines.sockets.scheduler import Scheduler
 from .adams import IPNDMScheduler as IPNDMScheduler
 from .adams import PNDMScheduler as PNDMScheduler
 from .base import CLASSES as CLASSES
@@ -62,9 +62,9 @@ class DPMSolverSDEScheduler(Compat):
 
         Where torchsde is not installed, timonel's own Brownian noise.
         """
-        run, orders, seed = self.run, self.orders, self.config["noise_sampler_seed"]
+        run, session, seed = self.run, self.session, self.config["noise_sampler_seed"]
         seeded = run.noise is not None and run.noise != self._unseeded
-        if orders.seeds is not None or orders.noise is not None or seeded:
+        if session.request.seeds is not None or session.noise is not None or seeded:
             return
         if self._explodes and tree.installed():
             sigma = self._listed.table.sigma.float()
@@ -72,10 +72,10 @@ class DPMSolverSDEScheduler(Compat):
             low, high = float(sigma[sigma > 0].min()), float(sigma.max())
             run.draw_from(tree.TreeNoise(drawn, low, high, run.table))
         elif seed is None:
-            Seeding._seed(self, generator, batch)
+            Scheduler._seed(self, generator, batch)
         elif run.table.stochastic:
             seeds = [seed + i for i in range(batch)]
-            run.draw_from(source(self._sampler.source, seeds, run.table))
+            run.draw_from(source(self.settled.source, seeds, run.table))
 
 
 class DPMSolverSinglestepScheduler(Compat):
@@ -88,7 +88,7 @@ class DPMSolverSinglestepScheduler(Compat):
     def _inside(self, run: Run) -> bool:
         """Whether the next call is inside a group, which goes on from the group's first sample."""
         places = groups(self._flags, self._levels.calls)
-        return run.row > 0 and places[self.begins + run.row] != "1"
+        return run.row > 0 and places[self.session.row] != "1"
 
 
 class LMSDiscreteScheduler(Compat):

@@ -28,8 +28,9 @@ from ..core.table import Table
 from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
 from ..pipelines.classes.rule import NUDGE, SAME
+from ..pipelines.session import Loop
 from ..pipelines.sockets.listing import Listing
-from ..pipelines.sockets.timesteps import Hand, Loop, equal, number
+from ..pipelines.sockets.timesteps import equal, number
 from .coordinates import Coordinates
 
 
@@ -51,11 +52,9 @@ class Times(Coordinates):
         several predictions it is the next row's.
         """
         half = isinstance(timestep, Tensor) and timestep.dtype in (torch.float16, torch.bfloat16)
-        here = self.under_way and not self._astray
+        here = self.session.under_way and not self._astray
         rounds = half or (here and not self.row.by_time)
-        return self._listed.rows(
-            number(timestep), self.begins + self.run.row if here else None, rounds
-        )
+        return self._listed.rows(number(timestep), self.session.row if here else None, rounds)
 
     def _is_next(self, timestep: Any, rows: list[int]) -> bool:
         run = self.run
@@ -65,12 +64,12 @@ class Times(Coordinates):
 
     def _elsewhere(self, timestep: Any, rows: list[int], begins: bool) -> Run:
         free, run = self._steps_freely(), self.run
-        if not rows and (free or not self.under_way):
+        if not rows and (free or not self.session.under_way):
             self._stray(number(timestep))
         elif rows and free and run.started:
             # one step, but the rest of the list where a loop has begun or goes on
             row, total = rows[0], self._listed.table.nfe
-            goes_on = run.status == "done" and row == self.begins + run.table.nfe
+            goes_on = run.status == "done" and row == self.session.rows[0] + run.table.nfe
             self.cover(row, total if row == 0 or goes_on else row + 1)
         elif run.status == "done" and self._follows(run, rows):
             self._extend(self._listed.table.nfe)
@@ -82,22 +81,21 @@ class Times(Coordinates):
     def loop_begin(self, row: int) -> int:
         """The row where a loop over the list from `row` on begins."""
         run = self.current
-        if run is not None and run.started and not self._astray and self.begins + run.row == row:
-            return row
-        return super().loop_begin(row)
+        inside = run is not None and run.started and not self._astray and self.session.row == row
+        return row if inside else super().loop_begin(row)
 
     def cover(self, start: int, stop: int) -> None:
         """Cover a part of the list, and keep what a loop over the rest may read."""
         super().cover(start, stop)
-        table, after = self._listed.table, self._covered[1]
-        total = table.nfe
-        if after < total and table.remembers(table.step[after]):
-            longer = self._listed.part((self.begins, total), start, total, self._compile)
+        total = self._listed.table.nfe
+        begins, end = self.session.rows
+        if end < total and self._listed.table.remembers(self._listed.table.step[end]):
+            longer = self._listed.part((begins, total), start, total, self._compile)
             self.run.keep_for(longer)
 
-    def _join(self, loop: Loop) -> None:
-        if loop.stepped or loop.shown is None or loop.run is not None or not self._continues(loop):
-            super()._join(loop)
+    def join(self, loop: Loop) -> None:
+        if loop.steps or loop.shown is None or loop.run is not None or not self._continues(loop):
+            super().join(loop)
             return
         self._extend(loop.stop)
         loop.run = self.run
@@ -107,54 +105,55 @@ class Times(Coordinates):
 
         As in diffusers, a step then has the predictions that the loop before it has made.
         """
-        run = self._run
-        begins = run is not None and run.started and loop.row == loop.start
-        return begins and self._follows(self.run, [loop.row])
+        run = self.session.run
+        return (
+            run is not None
+            and run.started
+            and loop.row == loop.start
+            and self._follows(run, [loop.row])
+        )
 
     def _follows(self, run: Run, rows: list[int]) -> bool:
         """Whether the row after the run's rows is one of `rows`, and the run may go on with it."""
-        if not run.row or run.stopping or self._astray or self.orders.hooks:
+        if not run.row or run.stopping or self._astray or self.session.request.hooks:
             return False
-        return self.begins + run.row in rows
+        return self.session.row in rows
 
     def _extend(self, stop: int) -> None:
         """Let the run go on up to row `stop` of the list."""
-        run, begins = self.run, self.begins
+        run, begins = self.run, self.session.rows[0]
         snapshot = run.snapshot()
-        noise, orders = run.noise, self.orders
+        noise, session = run.noise, self.session
         self.cover(begins, stop)
-        if orders.seeds is None and orders.noise is None:
+        if session.request.seeds is None and session.noise is None:
             table = self.run.table
             self.run.draw_from(noise.over(table) if isinstance(noise, TreeNoise) else noise)
         self.run.restore(*snapshot)
 
     def _steps_freely(self) -> bool:
         """Whether a step may be any: nothing is remembered, and no loop or helm follows the run."""
-        return self.row.by_time and self.orders.guided is None and not self._driven()
+        return self.row.by_time and self.session.gate is None and not self._driven()
 
     def _driven(self) -> bool:
         """Whether a loop over the list turns by the run."""
-        return self._run is not None and any(
-            loop.stepped and loop.run is self._run for loop in self.hand.loops
-        )
+        return self.session.run is not None and bool(self.session.stepping)
 
     def _beside(self, timestep: Any) -> bool:
         """Whether a step is another one than that of the loop that turns, and may be."""
         if (
             not self.row.by_time
-            or self.orders.guided is not None
-            or self.hand.rests()
+            or self.session.gate is not None
+            or self.session.idle
             or not self._driven()
         ):
             return False
-        loop = self.hand.loop_of(timestep)
+        loop = self.loop_of(timestep)
         return not self._is_next(timestep, self._rows(timestep) if loop is None else [loop.row])
 
     def _twin(self, timestep: Any) -> Times:
         """A scheduler whose run begins at `timestep`, for one step of another sample."""
         twin = copy.copy(self)
-        twin.hand = Hand()
-        loop = self.hand.loop_of(timestep)
+        loop = self.loop_of(timestep)
         rows = self._rows(timestep) if loop is None else [loop.row]
         if rows:
             twin.cover(rows[0], rows[0] + 1)
@@ -164,20 +163,20 @@ class Times(Coordinates):
 
     def _use_eta(self, eta: float) -> None:
         """Compile again for another eta; pipelines give theirs with the first step."""
-        now = self._sampler.options.get("eta")
+        now = self.settled.options.get("eta")
         if now == eta:
             return
-        if self.under_way and not self._steps_freely():
+        if self.session.under_way and not self._steps_freely():
             raise ArgumentError(
                 f"eta={eta} differs from eta={now} of the first step; keep it during a run"
             )
         sampler, grid, _, times = self._listed
         sampler = replace(sampler, options={**sampler.options, "eta": eta})
-        self._listing = Listing(sampler, grid, self._compile(sampler, grid), times)
-        if self._astray or self.under_way:
+        self.session.listing = Listing(sampler, grid, self._compile(sampler, grid), times)
+        if self._astray or self.session.under_way:
             self.begin_anew()
         else:
-            self.cover(*self._covered)
+            self.cover(*self.session.rows)
 
     # -- journeys that are not on the list ---------------------------------------------------------
     def _stray(self, time: float) -> None:

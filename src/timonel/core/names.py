@@ -171,6 +171,11 @@ def grid(name: str) -> str:
     raise UnknownName("grid", name, GRIDS, GRID_ALIASES)
 
 
+def is_solver(name: Any) -> bool:
+    """Whether it is a solver's own name, which stands for nothing besides."""
+    return isinstance(name, str) and name in SOLVERS and key(name) not in ALIASES
+
+
 def sampler(name: str) -> Named:
     """What a name stands for: solver, and where the name says so grid, options and noise.
 

@@ -100,7 +100,8 @@ class Sampler:
 
     def _resolve_names(self) -> None:
         """What the name stands for: solver, grid, options, noise."""
-        named = names.sampler(self.name)
+        alone = names.is_solver(self.name)
+        named = names.Named(self.name) if alone else names.sampler(self.name)
         grid = None if self.grid is None else names.grid(self.grid)
         if named.grid is not None and grid not in (None, named.grid):
             raise ArgumentError(

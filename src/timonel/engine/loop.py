@@ -109,6 +109,8 @@ class NativeLoop(Driver):
 def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
     """Drive a run, step by step.
 
+    The arguments are checked here, and the first step is made when it is asked for.
+
     Args:
         run: From `begin`, or one that was loaded, resumed or rewound.
         denoise: `denoise(x, level)`, the network.
@@ -123,21 +125,17 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         ArgumentError: For arguments that do not go together, at once.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
-    _check(denoise, unconditional)
+    check_denoisers(denoise, unconditional)
     if run.guidance is None and unconditional is not None:
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
         )
-    run.drive_by(NativeLoop(unconditional))
+    driver = NativeLoop(unconditional)
     if run.guidance is not None:
-        run.driver.admit(run, run.guidance)
-    return _steps(run, Denoisers(denoise, unconditional))
-
-
-def _steps(run: Run, network: Denoisers) -> Iterator[Run]:
-    for row in drive(run, network):
-        if run.table.ends_step(row):
-            yield run
+        driver.admit(run, run.guidance)
+    run.drive_by(driver)
+    network = Denoisers(denoise, unconditional)
+    return (run for row in drive(run, network) if run.table.ends_step(row))
 
 
 def sample(
@@ -179,7 +177,7 @@ def sample(
         GuardStop: Where every sample of the result has NaN or infinity; a warning where some have.
             The hook `guard` ends a run at the step where it goes wrong.
     """
-    _check(denoise, unconditional)
+    check_denoisers(denoise, unconditional)
     run = begin(
         x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
         guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
@@ -190,7 +188,8 @@ def sample(
     return run.result
 
 
-def _check(denoise: Denoiser, unconditional: Denoiser | None) -> None:
+def check_denoisers(denoise: Denoiser, unconditional: Denoiser | None) -> None:
+    """Raises `ArgumentError` for a denoiser that cannot be called with a sample and a level."""
     for name, value in (("denoise", denoise), ("unconditional", unconditional)):
         if value is not None or name == "denoise":
             function(name, value, "lambda x, level: network(x, level.time)", 2)

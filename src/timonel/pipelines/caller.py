@@ -73,17 +73,19 @@ def _steppers(callers: list[Any]) -> Iterator[Any]:
 
 
 def pipeline_of(scheduler: Any) -> Any:
-    """The innermost pipeline that calls now and whose scheduler this is; None where there is none."""
+    """The innermost pipeline at work whose scheduler this is; None where there is none."""
     return next((pipe for pipe in pipelines(sys._getframe(1)) if pipe.scheduler is scheduler), None)
 
 
 def generator() -> Generators:
-    """The generator of the pipeline's call that this is inside of; None outside of one, or where it
-    was given none.
+    """The generator of the pipeline's call that this is inside of.
 
     Half of diffusers' pipelines (SD3, Flux, Wan, SVD) and of its modular ones do not pass theirs to
     `scheduler.step`, and a sampler's noise would come from torch's global generator: the same call
     would make another picture each time.
+
+    Returns:
+        None outside of a call, or where it has none.
     """
     pipeline = _class("pipelines.pipeline_utils", "DiffusionPipeline")
     state = _class("modular_pipelines.modular_pipeline", "PipelineState")

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from ..errors import ArgumentError
 from . import watched
 from .guidance import batch_tree
 from .helm import Helm
-from .network.busy import Claim
 from .watched import NotCaptured
 
 __all__ = ["Captured", "NotCaptured", "capture"]
@@ -63,24 +63,21 @@ def capture(
         "sampler": Sampler("euler"), "steps": watched.ROWS, "guidance": guidance, "hooks": [watch],
         "seeds": seeds,
     }  # fmt: skip
-    with Claim(helm.pipe) as claim:
-        scheduler, gate, options = helm._prepare(
-            args, {**settings, "keep": 0, "resume": None}, options
+    call = helm.ready(args, {**settings, **options}, partial(watched.WatchingGate, watch))
+    session = call.session
+    session.scheduler.__dict__["add_noise"] = _noised
+    try:
+        call()
+        raise NotCaptured(
+            f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps when it is asked to"
         )
-        watching = watched.WatchingGate(helm.pipe, scheduler, gate.samples, gate.own)
-        watching.watch, scheduler.orders.guided = watch, None
-        scheduler.__dict__["add_noise"] = _noised
-        try:
-            with helm.opened(claim, scheduler, watching):
-                helm._go(scheduler, watching, options, claim)
-            raise NotCaptured(
-                f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps when it is asked to"
-            )
-        except watched.Watched:
-            pass
-    if scheduler.begins:
+    except watched.Watched:
+        pass
+    if session.rows[0]:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
-    return _captured(helm, watch.rows, gate.own, scheduler.run, scheduler._listed.grid.process)
+    scheduler = session.scheduler
+    process = scheduler._listed.grid.process
+    return _captured(helm, watch.rows, session.request.scale, scheduler.run, process)
 
 
 def _noised(*_: Any) -> Tensor:

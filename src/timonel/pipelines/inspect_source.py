@@ -1,6 +1,4 @@
-"""What can be known of a pipeline and of hooks before anything is computed, by reading their source
-and signature.
-"""
+"""What the source of a pipeline and the signature of a hook say before anything is computed."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, TimonelError
 
 if TYPE_CHECKING:
-    from .sockets.scheduler import Scheduler
+    from .session import Session
 
 # what in a pipeline's source tells that its loop needs the sampler of its own scheduler
 FOREIGN = {
@@ -56,11 +54,10 @@ NUMBER = re.compile(
 
 
 def counts(pipe: Any) -> bool:
-    """Whether a pipeline's loop uses the number of its turn or draws noise in it, so that it cannot
-    follow a rewind.
+    """Whether a pipeline's loop uses the number of its turn, or draws noise in it.
 
-    True also where the source cannot be read: then a rewind calls the pipeline again, which is
-    always right.
+    Then it cannot follow a rewind. True also where the source cannot be read: a rewind then calls
+    the pipeline again, which is always right.
     """
     try:
         source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
@@ -91,14 +88,16 @@ def steps_with_scheduler(pipe: Any) -> bool:
 
 
 def foreign(pipe: Any) -> str | None:
-    """What a pipeline's loop asks of the sampler of its own scheduler, which no table has; None
-    where nothing.
-    """
+    """What a pipeline's loop needs of its own scheduler that no table has; None: nothing."""
     return next((why for pattern, why in FOREIGN.items() if _has(pipe, pattern)), None)
 
 
 def keeps_unit_variance(pipe: Any) -> None:
-    """Raises `ModelError` for a pipeline whose loop does arithmetic on samples `x0 + sigma·noise`."""
+    """Check that a pipeline's loop does no arithmetic on samples `x0 + sigma·noise`.
+
+    Raises:
+        ModelError: it does.
+    """
     if pipe is None:
         return
     name = type(pipe).__name__
@@ -117,7 +116,7 @@ def keeps_unit_variance(pipe: Any) -> None:
 
 
 def steps_twice(pipe: Any) -> bool:
-    """Whether a pipeline calls step once a turn for its prediction alone, and takes the index back."""
+    """Whether a pipeline calls step twice a turn, once for the prediction alone."""
     return pipe is not None and _has(pipe, TWICE)
 
 
@@ -132,9 +131,8 @@ def _holds(cls: type, pattern: str) -> bool:
 
     Of a class with a call of its own it is that of its module, whose functions the call may use.
     """
-    parts = [
-        part for part in cls.__mro__ if part is not object and part.__module__ not in UTILITIES
-    ]
+    known = (*UTILITIES, "builtins")
+    parts = [part for part in cls.__mro__ if part.__module__ not in known]
     sources = (
         _source(sys.modules.get(p.__module__) if "__call__" in vars(p) else p) for p in parts
     )
@@ -142,8 +140,9 @@ def _holds(cls: type, pattern: str) -> bool:
 
 
 def rounds_down(pipe: Any) -> bool:
-    """Whether a pipeline begins int(steps · strength) steps before the end, of which a low strength
-    leaves none.
+    """Whether a pipeline begins int(steps · strength) steps before the end.
+
+    A low strength then leaves no step.
     """
     try:
         return FLOOR in inspect.getsource(inspect.unwrap(type(pipe).get_timesteps))
@@ -152,15 +151,14 @@ def rounds_down(pipe: Any) -> bool:
 
 
 def changes(pipe: Any) -> dict[str, Any]:
-    """What a pipeline's source says of its model that its scheduler's config does not: times that
-    are shares.
-    """
+    """Keys that a pipeline's source says of its model beyond its scheduler's config."""
     return {"process": "cosine"} if _has(pipe, SHARES) else {}
 
 
 def indexes_by_time(pipe: Any) -> bool:
-    """Whether a pipeline reads its scheduler's betas at a time of the loop, which has to be a whole
-    number then.
+    """Whether a pipeline reads its scheduler's betas at a time of the loop.
+
+    That time has to be a whole number then.
     """
     return _has(pipe, INDEXED)
 
@@ -173,16 +171,22 @@ def _source(module: Any) -> str:
 
 
 @contextmanager
-def one_row_loops(pipe: Any, scheduler: Scheduler) -> Iterator[None]:
-    """Raises `ArgumentError` where a loop with lists of its own, one entry a step, fails in a run
-    with more rows.
+def one_row_loops(pipe: Any, session: Session) -> Iterator[None]:
+    """Say why a loop with lists of its own, one entry a step, fails in a run with more rows.
+
+    Args:
+        pipe: the pipeline that is called in this context.
+        session: of the call.
+
+    Raises:
+        ArgumentError: instead of the pipeline's error.
     """
     try:
         yield
     except TimonelError:
         raise
     except (LookupError, ValueError) as error:
-        table = None if scheduler.current is None else scheduler.current.table
+        table = None if session.run is None else session.run.table
         names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
         if table is None or table.nfe == table.steps or "check_inputs" in names:
             raise

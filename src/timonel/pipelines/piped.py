@@ -1,6 +1,4 @@
-"""A pipeline's loop as the driver of a run: its own switch, its guidance, its caches, its
-autoencoder.
-"""
+"""A pipeline's loop as the driver of a run: its switch, its guidance, its caches."""
 
 from __future__ import annotations
 
@@ -25,17 +23,15 @@ class Piped(Driver):
         self.pipe, self.gate, self.claim = pipe, gate, claim
         self.modules = list(networks(pipe))
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
-            pipe._interrupt = (
-                False  # others switch it off where their call begins; here it is of an earlier call
-            )
+            # others switch it off where their call begins; here it is of an earlier call
+            pipe._interrupt = False
 
     def interrupted(self) -> bool:
         """Whether `pipe._interrupt` was set. Some loops, such as SVD's, never look at it."""
         if not getattr(self.pipe, "_interrupt", False):
             return False
-        self.pipe._interrupt = (
-            False  # or a loop that looks skips the turn that hands the result over
-        )
+        # or a loop that looks skips the turn that hands the result over
+        self.pipe._interrupt = False
         return True
 
     def holds(self) -> bool:
@@ -45,6 +41,11 @@ class Piped(Driver):
         return any(pipe is self.pipe for _, pipe in everywhere())
 
     def admit(self, run: Run, guidance: Guidance) -> None:
+        """Check that the coming rows can be guided so.
+
+        Raises:
+            ArgumentError: the pipeline cannot, or no helm steers it.
+        """
         if self.gate is None:
             raise ArgumentError(
                 "a scheduler alone leaves guidance to the pipeline: steer it with"
@@ -53,19 +54,20 @@ class Piped(Driver):
         self.gate.admit(run, guidance)
 
     def remembered(self) -> Any:
+        """What the pipeline's networks keep in caches of diffusers'; None: nothing."""
         return caches.take(self.modules)
 
     def recall(self, memory: Any) -> None:
+        """Give the networks back what they kept."""
         caches.put(self.modules, memory)
 
     def looping(self, on: bool) -> None:
-        if self.claim is not None:
+        """The rows begin or are over; outside them the pipeline has its autoencoders for itself."""
+        if self.claim is not None and self.claim.has_turns is on:
             self.claim.looping(on)
 
 
 def calling(scheduler: Any) -> Driver:
-    """The pipeline that calls a method of `scheduler` now, as a driver; one that says nothing where
-    there is none.
-    """
+    """The pipeline that calls a method of `scheduler` now, as a driver; a plain one without it."""
     pipe = pipeline_of(scheduler)
     return Driver() if pipe is None else Piped(pipe)

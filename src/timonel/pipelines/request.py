@@ -1,10 +1,10 @@
-"""What a call is given, as Python's numbers and timonel's objects, or refused before any compute."""
+"""The arguments of a call, as Python's numbers and timonel's objects, or refused."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,14 @@ from torch import Tensor
 from ..core import border
 from ..core.grids import few_enough
 from ..core.guidance import Guidance, cfg
+from ..core.noise import MOST, checked
 from ..core.process import keys
 from ..core.run import Run
+from ..core.sampler import Sampler
 from ..errors import (
     ArgumentError,
     TimonelError,
+    UnknownName,
     finite,
     flag,
     function,
@@ -28,16 +31,20 @@ from ..errors import (
     whole,
 )
 
+#: the helm's own arguments of a call
+OWN = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
+#: arguments of pipelines with one entry per sample
+COUNTED = (
+    "prompt", "prompt_embeds", "task_prompt", "class_labels", "image", "image_embeds",
+    "image_embeddings",
+)  # fmt: skip
+#: arguments of pipelines that say a part of the journey, and their ranges
+SHARES = {"strength": (0.0, 1.0), "denoising_start": (1e-9, 1 - 1e-9), "denoising_end": (1e-9, 1.0)}
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 COUNTS = ("num_inference_steps", *PER_PROMPT, "batch_size", "num_frames", "height", "width")
 PROMPTS = (
-    "prompt",
-    "prompt_2",
-    "prompt_3",
-    "negative_prompt",
-    "negative_prompt_2",
-    "negative_prompt_3",
-)
+    "prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3",
+)  # fmt: skip
 MOST_PIXELS = 65536  # of a side; a larger picture fits no memory
 #: options of a scheduler whose default is None and that take a word
 WORDS = ("process", "timestep_spacing", "variance_type")
@@ -47,40 +54,186 @@ CAUSED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 MACHINE = ("cuda", "cudnn", "cublas", "hip", "mps", "memory", "internal", "device-side")
 
 
-def ours(given: Mapping[str, Any]) -> dict[str, Any]:
+class Own(NamedTuple):
+    """The helm's own arguments of a call."""
+
+    sampler: Sampler | None
+    steps: int | None
+    guidance: Guidance | None
+    hooks: tuple[Any, ...]
+    seeds: Any
+    keep: int
+    resume: Run | None
+
+
+def arguments(
+    pipe: Any,
+    parameters: Mapping[str, inspect.Parameter],
+    args: Sequence[Any],
+    options: Mapping[str, Any],
+) -> tuple[Own, dict[str, Any]]:
+    """The helm's arguments of a call, and the pipeline's by name.
+
+    Args:
+        pipe: the pipeline.
+        parameters: of its call.
+        args, options: what the helm was called with.
+
+    Raises:
+        ArgumentError: an argument is none, or it was given twice.
+        UnknownName: nobody has one of this name.
+    """
+    own = _own({name: options.get(name) for name in OWN})
+    named, name = dict(zip(parameters, args, strict=False)), type(pipe).__name__
+    if len(args) > len(parameters):
+        raise ArgumentError(f"{name} takes {len(parameters)} arguments, got {len(args)}")
+    for key, value in options.items():
+        if key in OWN:
+            continue
+        if key not in parameters:
+            raise UnknownName(f"argument of {name}", key, [*parameters, *OWN])
+        if key in named:
+            raise ArgumentError(f"{key} was given twice, by position and by name")
+        named[key] = value
+    return own, shares(_one_video_each(_typed_options(named, parameters), parameters))
+
+
+def _own(given: dict[str, Any]) -> Own:
     """The helm's own arguments. Raises `ArgumentError` for what is none."""
-    made = dict(given)
-    if made["steps"] is not None:
-        made["steps"] = few_enough("steps", made["steps"])
-    if made["guidance"] is not None and not isinstance(made["guidance"], Guidance):
-        made["guidance"] = cfg(made["guidance"])
-    made["hooks"] = border.listed(made["hooks"])
-    made["keep"] = 0 if made["keep"] is None else whole("keep", made["keep"], 0)
-    if made["resume"] is not None:
-        instance("resume", made["resume"], Run, "a run, e.g. helm.run or Run.load(path)")
-    return made
+    own = Own(**given)
+    sampler = None if own.sampler is None else Sampler.of(own.sampler)
+    steps, guidance = own.steps, own.guidance
+    if steps is not None:
+        steps = few_enough("steps", steps)
+    if guidance is not None and not isinstance(guidance, Guidance):
+        guidance = cfg(guidance)
+    hooks = tuple(border.listed(own.hooks))
+    keep = 0 if given["keep"] is None else whole("keep", own.keep, 0)
+    if own.resume is not None:
+        instance("resume", own.resume, Run, "a run, e.g. helm.run or Run.load(path)")
+    return own._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
 
 
-def options(
-    given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+def _one_video_each(
+    options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """Several videos of one picture as several pictures, so that each has a seed of its own."""
+    count, image = options.get("num_videos_per_prompt") or 1, options.get("image")
+    if count == 1 or "prompt" in parameters:
+        return options
+    if isinstance(image, Tensor):
+        many: Any = image.repeat_interleave(count, 0)
+    else:
+        each = image if isinstance(image, list) else [image]
+        many = [one for one in each for _ in range(count)]
+    return {**options, "image": many, "num_videos_per_prompt": 1}
+
+
+def shares(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with numbers for the parts of a journey.
+
+    Raises:
+        ArgumentError: one is none, or two say where to begin, of which pipelines leave one unread.
+    """
+    numbers = {
+        name: finite(name, options[name], low, high)
+        for name, (low, high) in SHARES.items()
+        if options.get(name) is not None and not isinstance(options[name], (list, tuple))
+    }
+    parts = {**options, **numbers}
+    start, strength = parts.get("denoising_start"), parts.get("strength")
+    if start is not None and strength is not None:
+        raise ArgumentError(
+            f"denoising_start={start} and strength={strength} both say where to begin; give one"
+        )
+    return parts
+
+
+def samples(options: Mapping[str, Any]) -> int | None:
+    """How many samples a call makes; None where its arguments do not say it."""
+    name = next((key for key in COUNTED if options.get(key) is not None), None)
+    if name is None:
+        return options.get("batch_size")
+    value = options[name]
+    many = len(value) if isinstance(value, (list, tuple)) else 1
+    if isinstance(value, Tensor):
+        many = 1 if name == "image" and value.ndim == 3 else len(value)
+    return many * next((int(options[key]) for key in PER_PROMPT if options.get(key)), 1)
+
+
+def seeds(
+    given: Sequence[int] | int | None,
+    samples: int | None,
+    parameters: Mapping[str, inspect.Parameter],
+    options: Mapping[str, Any],
+    known: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Seeds of a call, one per sample, for the sampler's noise and for the pipeline's own.
+
+    Args:
+        given: one per sample, or the first of consecutive ones.
+        samples: how many the call makes, where known.
+        parameters: of the pipeline's call.
+        options: the pipeline's arguments.
+        known: those of the run that the call resumes; empty: none is known.
+
+    Returns:
+        The seeds; none where the call brings generators.
+
+    Raises:
+        ArgumentError: they are none, or not as many as samples, or generators are there too.
+    """
+    if options.get("generator") is not None:
+        generators(options["generator"])
+        if given is not None:
+            raise ArgumentError(
+                "give seeds= or generator=, not both; seeds= also seeds the sampler's noise"
+            )
+        return ()
+    count = samples or 1
+    if given is None:
+        given = known or int(torch.randint(2**31, ()))
+    if is_number(given):
+        first = whole("seeds", given, 0, MOST - count + 1)
+        given = range(first, first + count)
+    each = checked(given)
+    if samples is not None and len(each) != samples:
+        many = next((name for name in PER_PROMPT if name in parameters), None)
+        more = f", or ask for more samples with {many}={len(each)}"
+        raise ArgumentError(
+            f"{len(each)} seeds for a call of {samples} sample{'s' * (samples > 1)}: give one per"
+            f" sample, or one number{more if many and samples == 1 else ''}"
+        )
+    return each
+
+
+def generator(seeds: Sequence[int], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The generator of a call, or one per sample, as its argument; none without seeds."""
+    if not seeds or "generator" not in parameters:
+        return {}
+    each = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return {"generator": each[0] if len(each) == 1 else each}
+
+
+def _typed_options(
+    options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
     """The pipeline's arguments, numbers of numpy and 0-d tensors as Python's.
 
     Raises `ArgumentError` for counts that are none, and where `parameters` take a number or a
     function and get none.
     """
-    made = {key: plain(value) if is_number(value) else value for key, value in given.items()}
-    x = made.get("latents")
+    typed = {key: plain(value) if is_number(value) else value for key, value in options.items()}
+    x = typed.get("latents")
     if x is not None and (not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2):
         raise ArgumentError(
             f"latents must be a floating-point tensor, one sample after another, got {shown(x)}"
         )
     for key in COUNTS:
-        if made.get(key) is not None:
-            made[key] = whole(
-                key, made[key], 1, MOST_PIXELS if key in ("width", "height") else None
-            )
-    return {key: _argument(key, value, parameters[key]) for key, value in made.items()}
+        if typed.get(key) is not None:
+            most = MOST_PIXELS if key in ("width", "height") else None
+            typed[key] = whole(key, typed[key], 1, most)
+    return {key: _argument(key, value, parameters[key]) for key, value in typed.items()}
 
 
 def _argument(key: str, value: Any, parameter: inspect.Parameter) -> Any:
@@ -114,47 +267,59 @@ def generators(given: Any) -> None:
 
 
 def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
-    """The error of a pipeline that raised before its first network call, as ours; None where
-    arguments are no cause.
+    """The error of a pipeline that raised before its first network call, as an `ArgumentError`.
+
+    Args:
+        pipe: the pipeline.
+        error: what it raised.
+
+    Returns:
+        None where arguments are no cause.
     """
-    torchs = type(error) is RuntimeError and not any(
-        word in str(error).lower() for word in MACHINE
-    )  # shapes
-    if isinstance(error, TimonelError) or not (isinstance(error, CAUSED) or torchs):
+    words = str(error).lower()
+    by_shapes = type(error) is RuntimeError and not any(word in words for word in MACHINE)
+    if isinstance(error, TimonelError) or not (isinstance(error, CAUSED) or by_shapes):
         return None
     said = " ".join(str(error).split()) or type(error).__name__
     return ArgumentError(f"{type(pipe).__name__} cannot take these arguments: {said}")
 
 
 def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a scheduler by name, of the kinds that their defaults have, with Python's numbers;
-    None stays.
+    """Options of a scheduler, of the kinds that their defaults have, with Python's numbers.
 
-    Raises `ArgumentError` for another kind, and for a number outside of `keys.RANGES`.
+    Args:
+        defaults: of all options.
+        given: some of them; None stays, where the default is no number.
+
+    Raises:
+        ArgumentError: a value is of another kind, or outside of `keys.RANGES`.
     """
-    made = {}
-    for key, value in given.items():
-        default, value = defaults.get(key), plain(value)
-        if value is not None and isinstance(default, bool):
-            value = flag(
-                key, bool(value) if value in (0, 1) else value
-            )  # as some configs write them
-        elif value is None and isinstance(default, (int, float)):
+    return {key: _of_kind(key, plain(v), defaults.get(key)) for key, v in given.items()}
+
+
+def _of_kind(key: str, value: Any, default: Any) -> Any:
+    """One option of a scheduler."""
+    if isinstance(default, bool) and value is not None:
+        return flag(key, bool(value) if value in (0, 1) else value)  # as some configs write them
+    if value is None:
+        if isinstance(default, (int, float)):
             raise ArgumentError(f"{key} must be a number, got None; leave it out for {default!r}")
-        elif value is not None and key in keys.RANGES:
-            value = keys.number(key, value, default)
-        elif value is not None and isinstance(default, int):
-            value = whole(
-                key, int(value) if isinstance(value, float) and value.is_integer() else value, 0
-            )
-        elif value is not None and isinstance(default, float):
-            value = finite(key, value)
-        elif value is not None and (isinstance(default, str) or key in WORDS):
-            instance(key, value, str, "a word")
-        elif value is not None and isinstance(default, (list, tuple)):
-            value = [whole(key, entry, 0) for entry in several(key, value, f"{key}=[0]")]
-        made[key] = value
-    return made
+        return None
+    if key in keys.RANGES:
+        return keys.number(key, value, default)
+    if isinstance(default, int):
+        return whole(key, _as_int(value), 0)
+    if isinstance(default, float):
+        return finite(key, value)
+    if isinstance(default, str) or key in WORDS:
+        return instance(key, value, str, "a word")
+    if isinstance(default, (list, tuple)):
+        return [whole(key, entry, 0) for entry in several(key, value, f"{key}=[0]")]
+    return value
+
+
+def _as_int(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # -- of a scheduler --------------------------------------------------------------------------------
@@ -169,7 +334,7 @@ def step(raw: Any, sample: Any, generator: Any = None, eta: Any = None, tokens: 
             f"model_output is on {raw.device} and sample on {sample.device}; move one of them"
         )
     generators(generator)
-    if eta is not None:
+    if eta is not None and not (isinstance(eta, float) and eta == 0):
         finite("eta", eta)
     if tokens is not None and (
         not isinstance(tokens, Tensor) or tokens.shape != raw.shape[: tokens.ndim]
@@ -180,27 +345,45 @@ def step(raw: Any, sample: Any, generator: Any = None, eta: Any = None, tokens: 
         )
 
 
+def of_sampler(eta: Any, use_clipped_model_output: Any) -> None:
+    """Raises `ArgumentError` for arguments of a step that belong to the sampler, unless off."""
+    if eta:
+        raise ArgumentError(
+            f"eta={eta} belongs to the sampler: from_config(…, sampler_options={{'eta': {eta}}})"
+        )
+    clipped = use_clipped_model_output
+    if clipped is not None and flag("use_clipped_model_output", clipped):
+        raise ArgumentError("use_clipped_model_output=True is not supported; leave it out")
+
+
 def noised(samples: Any, noise: Any, timesteps: Any) -> Tensor:
-    """The times of samples that get noise, (n,) in float64. Raises `ArgumentError` for what cannot
-    be used.
+    """The times of samples that get noise, (n,) in float64.
+
+    Args:
+        samples: clean samples, (batch, …).
+        noise: of their shape.
+        timesteps: one for each, or one for all.
+
+    Raises:
+        ArgumentError: they do not fit each other.
     """
     border.tensor("samples", samples)
     border.tensor("noise", noise)
     listed = timesteps.reshape(-1) if isinstance(timesteps, Tensor) else timesteps
-    found = numbers("timesteps", [listed] if is_number(listed) else listed)
-    if not found:
+    each = numbers("timesteps", [listed] if is_number(listed) else listed)
+    if not each:
         raise ArgumentError(
             f"timesteps must be one time for each sample, or one for all, got {shown(timesteps)}"
         )
     try:
-        times = (len(found), *[1] * (samples.ndim - 1))
+        times = (len(each), *[1] * (samples.ndim - 1))
         torch.broadcast_shapes(samples.shape, noise.shape, times)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ArgumentError(
-            f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(found)} timesteps"
+            f"samples {tuple(samples.shape)}, noise {tuple(noise.shape)} and {len(each)} timesteps"
             " do not fit"
         ) from None
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(each, dtype=torch.float64)
 
 
 def numbers(what: str, values: Any) -> tuple[float, ...] | None:

@@ -19,7 +19,7 @@ from ..core.run import Run
 from ..engine.conditions import alike, join
 from ..errors import ModelError
 from .guidance import batch_tree
-from .guidance.gate import Gate
+from .guidance.gate import Called, Gate
 
 ROWS = 3  # of the watched run: the first and the last settle the clock, the middle one checks it
 TIMES = ("timestep", "timesteps", "t")  # what networks call their time
@@ -70,26 +70,26 @@ class Watch(Hook):
 class WatchingGate(Gate):
     """A gate that changes nothing and notes every call."""
 
-    watch: Watch
+    def __init__(self, watch: Watch, *call: Any) -> None:
+        super().__init__(*call)
+        self.watch = watch
 
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        forward: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def combined(self, raw: Tensor) -> Tensor:
+        """The pipeline's combination as it is."""
+        return raw
+
+    def call(self, called: Called) -> Any:
         """Note a call, and let it go on."""
-        result = forward(*args, **kwargs)
-        if not main:
+        module, result = called.module, called.compute()
+        if not called.main:
             raise NotCaptured(
                 f"{self._name} calls a second network beside its own ({type(module).__name__})"
             )
-        named = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        signature = inspect.signature(type(module).forward)
+        named = signature.bind(module, *called.args, **called.kwargs).arguments
         named.pop("self", None)
         output = batch_tree.tensors(result)
-        if output is None or self.scheduler.current is None:
+        if output is None or self.session.run is None:
             raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
         self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
         return result

@@ -146,7 +146,7 @@ def tune(
         guidance = cfg(guidance)
     if helm.card is not None:
         guidance = guidance or cfg(helm.card.default_guidance)
-        if "image" in helm._parameters:  # such pipelines have a size of their own, far larger
+        if "image" in helm.parameters:  # such pipelines have a size of their own, far larger
             inputs = {"height": helm.card.resolution, "width": helm.card.resolution, **inputs}
     checks.one_scale(guidance)
     checks.begins(method, start, counts, process_of(helm.pipe.scheduler.config))
@@ -173,8 +173,8 @@ def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guid
     from ..pipelines.guidance import scale as scales
 
     options = dict(inputs)
-    ordered, _ = scales.resolve_guidance(helm.pipe, helm._parameters, options, guidance)
-    return fitted_check.guided(helm.pipe, helm._parameters, options, ordered)
+    ordered, _ = scales.resolve_guidance(helm.pipe, helm.parameters, options, guidance)
+    return fitted_check.guided(helm.pipe, helm.parameters, options, ordered)
 
 
 @contextmanager

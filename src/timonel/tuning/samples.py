@@ -92,7 +92,7 @@ def samples_of(
     each = [fitted[i % len(fitted)] for i in range(seeds - held)]
     each += [other[i % len(other)] for i in range(held)]
     samples = Samples(tuple(each), tuple(range(seed, seed + seeds)), held)
-    if prompts is None and "prompt" not in helm._parameters:
+    if prompts is None and "prompt" not in helm.parameters:
         return replace(samples, painted=tuple(painted(each, samples.seeds)))
     _check(helm, samples)
     return samples
@@ -119,7 +119,7 @@ def _lines(helm: Helm, prompts: Sequence[str] | str | PathLike[str] | None) -> l
     """The prompts, without repetitions."""
     if prompts is None:
         if helm.card is None:
-            what = "prompts" if "prompt" in helm._parameters else "pictures to begin with"
+            what = "prompts" if "prompt" in helm.parameters else "pictures to begin with"
             raise ArgumentError(
                 f"say what to fit to: {what}, one a line in a file (--prompts FILE) or as a list"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ SLACK = 0.1  # relative distance from a linear combination up to which one is st
 
 
 # -- which part is which -------------------------------------------------------------------------
+class Shape(NamedTuple):
+    """An output's number of parts, of samples in all of them, and whether it lists its samples."""
+
+    parts: int
+    size: int
+    listed: bool
+
+
 def perturbed(pipe: Any) -> bool:
     """Whether the last part is computed with perturbed attention, beside guidance by the prompt."""
     return _flag(pipe, "do_perturbed_attention_guidance") is True
@@ -218,3 +226,26 @@ def _like(value: Any, items: Any) -> Any:
     if isinstance(value, dict):
         return type(value)(**items) if is_dataclass(value) else items
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+def is_sum(pair: Sequence[Tensor], combined: Tensor) -> bool:
+    """Whether `combined` is a weighted sum of two parts, up to `SLACK`.
+
+    With weights for each sample and its frames.
+    """
+    if pair[0].ndim == combined.ndim > 1 and pair[0].shape[1] == 2 * combined.shape[1]:
+        pair = [part[:, : combined.shape[1]] for part in pair]  # the rest is a learned variance
+    if len(combined) == 2 * len(pair[0]):
+        combined = combined[: len(pair[0])]  # both parts are stepped, alike
+    if pair[0].numel() != combined.numel() or len(pair[0]) != len(combined):
+        return False
+    keep = 2 if combined.ndim > 2 and pair[0].shape == combined.shape else 1
+    c, u, left = (t.detach().float().flatten(keep).flatten(0, keep - 1) for t in (*pair, combined))
+
+    def without(t: Tensor, other: Tensor) -> Tensor:
+        tiny = torch.finfo(t.dtype).tiny
+        inner = (t * other).sum(1, keepdim=True)
+        return t - other * (inner / (other * other).sum(1, keepdim=True).clamp(min=tiny))
+
+    rest = without(without(left, c), without(u, c))
+    return bool(rest.norm() <= SLACK * left.norm())

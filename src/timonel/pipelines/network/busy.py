@@ -20,7 +20,8 @@ from torch import nn
 
 from ...errors import RunError
 from ..caller import everywhere, pipelines
-from ..guidance import gate
+from ..guidance.gate import Called, networks
+from ..session import Session
 from .turns import autoencoders, cast, settle, turn, turns, watch
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
@@ -31,7 +32,7 @@ _CLAIMS: weakref.WeakKeyDictionary[Any, Claim] = weakref.WeakKeyDictionary()
 
 def needs(pipe: Any) -> list[Any]:
     """What only one call may use at a time: networks, also under what wraps them, and guiders."""
-    modules = list(gate.networks(pipe))
+    modules = list(networks(pipe))
     for module in modules:  # grows
         inner = [getattr(module, name, None) for name in ("_orig_mod", "module")]
         inner += list(getattr(module, "nets", ()))
@@ -41,16 +42,18 @@ def needs(pipe: Any) -> list[Any]:
 
 
 class Claim:
-    """What one call has for itself, from before it begins to its end. Raises `RunError` where
-    another has it.
+    """What one call has for itself, from before it begins to its end.
 
     `thread`: the one that makes the call. `inside`: the pipeline is called. `brief`: it is no call,
     others wait for its end.
+
+    Raises:
+        RunError: another call has it.
     """
 
     def __init__(self, pipe: Any, brief: bool = False) -> None:
         self.pipe, self.name = pipe, type(pipe).__name__
-        self.scheduler: Any = None
+        self.session: Session | None = None
         self.thread: int | None = None
         self.inside = False
         self._own = getattr(pipe, "scheduler", None)
@@ -163,18 +166,23 @@ class Claim:
             self.thread = None
 
     def admits(self, module: nn.Module) -> bool:
-        """Whether a network call is the pipeline's own; False for one of a hook, or of what a hook
-        calls.
+        """Whether a network call is the pipeline's own, and not one of a hook.
 
-        Raises `RunError` where another thread makes it.
+        Raises:
+            RunError: another thread makes it.
         """
         if self.thread != threading.get_ident():
             name = next((type(pipe).__name__ for pipe in pipelines()), "this call")
             raise RunError(_refusal(name, module, None, self.name))
-        run = None if self.scheduler is None else self.scheduler.current
+        run = None if self.session is None else self.session.run
         if run is not None and run.firing:
             return False
         return called_by(self.pipe)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether the pipeline's autoencoders are its own now."""
+        return bool(self._turns)
 
     def looping(self, on: bool) -> None:
         """Outside its loop the pipeline encodes and decodes: its autoencoders are its own then."""
@@ -190,29 +198,94 @@ class Claim:
                 self._turns.append(lock)
 
 
+@contextmanager
+def gated(gate: Any, claim: Claim) -> Iterator[None]:
+    """Let every network call of the pipeline go through `gate` while the context is open.
+
+    Those of others are refused.
+
+    Args:
+        gate: has the pipeline as `pipe`, and `call`, see `Gate.call`.
+        claim: of the call.
+
+    Raises:
+        RunError: a call that is not steered uses a network of the pipeline already.
+    """
+    modules = networks(gate.pipe)
+    with ExitStack() as stack:
+        if hasattr(gate.pipe, "_set_pag_attn_processor"):
+            stack.callback(_processors(modules))
+        for module, main in modules.items():
+            stack.callback(_put(gate, module, main, claim))
+        claim.check()
+        yield
+
+
+def _put(gate: Any, module: nn.Module, main: bool, claim: Claim) -> Callable[[], None]:
+    """Put the gate around a module's forward, outside other hooks and compiled code.
+
+    Returns what takes it out.
+    """
+    name = "_compiled_call_impl" if module._compiled_call_impl is not None else "forward"
+    inner, own, open_ = getattr(module, name), module.__dict__, [True]
+
+    @functools.wraps(inner)
+    def through(*args: Any, **kwargs: Any) -> Any:
+        # closed it may still be reached, where somebody wrapped it during the call
+        if not open_ or not claim.admits(module):
+            return inner(*args, **kwargs)
+        return gate.call(Called(module, main, inner, args, kwargs))
+
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = through
+
+    def take_out() -> None:
+        open_.clear()
+        if own.get(name) is not through:
+            return  # somebody replaced it during the call, as offloading does at its end
+        if before is missing:
+            del own[name]
+        else:
+            own[name] = before
+
+    return take_out
+
+
+def _processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
+    """What restores attention processors, which perturbed attention leaves after an error."""
+    processors: list[tuple[Any, dict[str, Any]]] = [
+        (module, dict(module.attn_processors))  # type: ignore[arg-type]
+        for module, main in modules.items()
+        if main and hasattr(module, "attn_processors")
+    ]
+
+    def restore() -> None:
+        for module, before in processors:
+            if module.attn_processors != before:
+                module.set_attn_processor(before)
+
+    return restore
+
+
 class _Open:
     """A gate that lets the networks of `pipe` do what they do."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
 
-    def call(
-        self,
-        module: nn.Module,
-        main: bool,
-        inner: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        return inner(*args, **kwargs)
+    def call(self, called: Called) -> Any:
+        return called.compute()
 
 
 @contextmanager
 def beside(pipe: Any) -> Iterator[None]:
-    """Look at what a pipeline made: with the steered call that is at work, or with a claim for the
-    time.
+    """Look at what a pipeline made: with the steered call at work, or with a claim for the time.
 
-    Plain calls, which take no turns, are refused meanwhile. Raises `RunError` where one is at work.
+    Plain calls, which take no turns, are refused meanwhile.
+
+    Raises:
+        RunError: a plain call is at work.
     """
     with ExitStack() as stack:
         while not (joined := _joined(pipe)):
@@ -223,7 +296,7 @@ def beside(pipe: Any) -> Iterator[None]:
                     raise
             else:
                 stack.enter_context(claim.working())
-                stack.enter_context(gate.gated(_Open(pipe), claim))
+                stack.enter_context(gated(_Open(pipe), claim))
                 break
         for one in joined:
             stack.callback(one.part)
@@ -263,9 +336,7 @@ def _admit(autoencoder: Any) -> None:
 
 
 def called_by(pipe: Any) -> bool:
-    """Whether it is `pipe`, and no other pipeline, whose call the caller is in; True where it is in
-    none.
-    """
+    """Whether the innermost pipeline at work is `pipe`; True where none is."""
     return next(pipelines(), pipe) is pipe
 
 
@@ -273,7 +344,7 @@ def live(run: Any) -> bool:
     """Whether a call drives `run` now."""
     with _GUARD:
         claims = list(_CLAIMS.values())
-    return any(claim.scheduler is not None and claim.scheduler.current is run for claim in claims)
+    return any(claim.session is not None and claim.session.run is run for claim in claims)
 
 
 def _refusal(name: str, busy: Any, pipe: Any, other: str) -> str:
@@ -293,15 +364,13 @@ def _steered(pipe: Any) -> bool:
 
 
 def _attend(pipe: Any) -> None:
-    """Let the pipeline's calls ask whether it is at work, until `_leave`: its class becomes one
-    that does.
-    """
+    """Let the pipeline's calls ask whether it is at work, until `_leave`, by another class."""
     cls: Any = type(pipe)
     if "_attends" in vars(cls):
         return
-    made: Any = _attended(cls)
+    attended: Any = _attended(cls)
     with suppress(TypeError):  # a class of another layout cannot be replaced
-        object.__setattr__(pipe, "__class__", made)
+        object.__setattr__(pipe, "__class__", attended)
 
 
 def _leave(pipe: Any) -> None:
@@ -312,9 +381,7 @@ def _leave(pipe: Any) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _attended(cls: Any) -> Any:
-    """A class like `cls` in everything but that its objects, while they are at work, refuse other
-    calls.
-    """
+    """A class like `cls`, whose objects refuse other calls while they are at work."""
 
     @functools.wraps(cls.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -334,12 +401,10 @@ def _attended(cls: Any) -> Any:
     if isinstance(components, property) and components.fget is not None:
         read = components.fget
 
-        def found(self: Any) -> Any:
-            """The pipeline's components; its scheduler is that of before the call, for others that
-            share them.
-            """
+        def of_before(self: Any) -> Any:
+            """The components with the scheduler of before the call, for others that share them."""
             claim, parts = _CLAIMS.get(self), read(self)
             return parts if claim is None else {**parts, "scheduler": claim._own}
 
-        members["components"] = property(found)
+        members["components"] = property(of_before)
     return type(cls.__name__, (cls,), {**members, "__doc__": cls.__doc__})

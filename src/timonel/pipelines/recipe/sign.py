@@ -21,6 +21,7 @@ from .data import RecipeData, versions
 
 if TYPE_CHECKING:
     from ..helm import Helm
+    from ..session import Session
     from ..sockets.scheduler import Scheduler
 
 # arguments of a pipeline that are no part of a recipe, or a field of it
@@ -32,16 +33,13 @@ KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is 
 CALLBACKS = ("callback_on_step_end", "callback")
 
 
-def sign(
-    helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None, output: Any
-) -> None:
+def sign(helm: Helm, session: Session, options: Mapping[str, Any], output: Any) -> None:
     """Put its recipe into every picture of a call.
 
     Args:
         helm: that made the call.
-        scheduler: of the call.
+        session: of the call.
         options: the arguments that the pipeline was called with.
-        own: the pipeline's own guidance scale, where the helm set it.
         output: what the pipeline returned.
     """
     images = _images(output)
@@ -49,7 +47,7 @@ def sign(
         return
     from .images import sign as into
 
-    common = _common(helm, scheduler, options, own)
+    common = _common(helm, session, options)
     for i, image in enumerate(images):
         seed = _seed(helm, options, i)
         if seed is not None and hasattr(image, "info"):
@@ -64,13 +62,12 @@ def _images(output: Any) -> list[Any]:
     return list(images) if isinstance(images, list) else []
 
 
-def _common(
-    helm: Helm, scheduler: Scheduler, options: Mapping[str, Any], own: float | None
-) -> dict[str, Any]:
+def _common(helm: Helm, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
     """What all pictures of a call share."""
-    run, guidance = helm.run, scheduler.orders.guidance
+    run, guidance = helm.run, session.request.guidance
     assert run is not None
-    arguments, missing = _arguments(helm, options, own)
+    arguments, missing = _arguments(helm, options, session.request.scale)
+    scheduler = session.scheduler
     listed = "sigmas" in arguments or "timesteps" in arguments
     sampler, batch = _settled(scheduler), run.latents.shape[0]
     fields = {
@@ -82,7 +79,7 @@ def _common(
         "width": arguments.pop("width", None),
         "height": arguments.pop("height", None),
         "missing": missing,
-        "besides": _besides(helm, scheduler, options),
+        "besides": _besides(helm, session, options),
         "batch": batch if batch > 1 else None,
         "stopped_after": run.step if run.status == "stopped" else None,
         "versions": versions(),
@@ -90,19 +87,19 @@ def _common(
     return {**{k: v for k, v in fields.items() if v not in (None, [])}, "arguments": arguments}
 
 
-def _besides(helm: Helm, scheduler: Scheduler, options: Mapping[str, Any]) -> list[str]:
+def _besides(helm: Helm, session: Session, options: Mapping[str, Any]) -> list[str]:
     """What else had a part in a call and is in no recipe."""
-    hooks = [hook for hook in map(adapt, scheduler.orders.hooks) if _acts(hook)]
+    hooks = [hook for hook in map(adapt, session.request.hooks) if _acts(hook)]
     besides = [f"hook {hook.name!r}" for hook in hooks]
     besides += [name for name in CALLBACKS if options.get(name) is not None]
-    besides += ["resume="] if scheduler.orders.resumed else []
+    besides += ["resume="] if session.request.resume is not None else []
     return besides + ([] if helm.seeds else ["generator="])
 
 
 def _settled(scheduler: Scheduler) -> Sampler:
     """The sampler with the grid that was taken; without one where the pipeline lists the levels."""
     sampler, taken = scheduler.sampler, scheduler.settled
-    if sampler.fitted is not None or scheduler.orders.named:
+    if sampler.fitted is not None or scheduler.session.request.named:
         return sampler
     if taken.sigmas is not None or taken.times is not None:
         return replace(sampler, grid=None, grid_options={})
@@ -143,7 +140,7 @@ def _arguments(
     helm: Helm, options: Mapping[str, Any], own: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The pipeline's own arguments as data, and the names of those that a file cannot hold."""
-    scaled = None if own is None else scale.argument(helm.pipe, helm._parameters, options)
+    scaled = None if own is None else scale.argument(helm.pipe, helm.parameters, options)
     arguments, missing = dict[str, Any](), list[str]()
     for key, value in options.items():
         if value is None or key in LEFT_OUT or key == scaled or _is_prompt(key):

@@ -1,7 +1,7 @@
-"""Whether a key of a scheduler's config changes anything: what a caller sets acts, or is refused
-with what would act.
+"""Whether a key of a scheduler's config changes anything.
 
-What a checkpoint's config carries is never refused here: real ones carry keys of other classes.
+What a caller sets acts, or is refused with what would act. What a checkpoint's config carries is
+never refused: real ones carry keys of other classes.
 """
 
 from __future__ import annotations
@@ -23,21 +23,12 @@ from ..classes.rule import SHAPES
 from . import kept, model, requested_levels
 
 Config = Mapping[str, Any]
-SAMPLER = (
-    "sampler",
-    "sampler_options",
-    "sampler_noise",
-    "sampler_table",
-)  # checked where a sampler is made
-WRITTEN = (
-    "steps_offset",
-    "clip_sample",
-    "skip_prk_steps",
-)  # pipelines' own constructors write these into any scheduler
-STEPS, TOKENS = (
-    6,
-    1111,
-)  # of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
+# checked where a sampler is made
+SAMPLER = ("sampler", "sampler_options", "sampler_noise", "sampler_table")
+# pipelines' own constructors write these into any scheduler
+WRITTEN = ("steps_offset", "clip_sample", "skip_prk_steps")
+# of the trial: enough for every rule of a grid, and a picture's size for dynamic shifts
+STEPS, TOKENS = 6, 1111
 SIZES_OF_SAMPLES = [10 ** (-k / 4) for k in range(17)]
 BETAS = (
     "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
@@ -63,8 +54,15 @@ FOR = {
 
 
 def check(resolve: Callable[[Config], Config], changes: Config, defaults: Config) -> None:
-    """Raises `ArgumentError` for a key in `changes` that does nothing; `resolve` gives the whole
-    config for changes.
+    """Check that changes of a config act.
+
+    Args:
+        resolve: the whole config for changes.
+        changes: keys with their values.
+        defaults: of all keys.
+
+    Raises:
+        ArgumentError: a key does nothing.
     """
     changes = {key: value for key, value in changes.items() if key not in SAMPLER}
     for key in idle(lambda changes: seen(resolve(changes)), changes, defaults):
@@ -77,10 +75,12 @@ def check(resolve: Callable[[Config], Config], changes: Config, defaults: Config
 def idle(
     see: Callable[[Config], tuple[Any, ...] | None], changes: Config, defaults: Config
 ) -> list[str]:
-    """The keys of `changes` whose other values change nothing of what `see` gives for changes, and
-    do not say what is.
+    """The keys of changes that change nothing and do not say what is so anyhow.
 
-    None where nothing can be seen.
+    Args:
+        see: all that a config decides, for changes; None where nothing can be seen.
+        changes: keys with their values.
+        defaults: of all keys.
     """
     asked = {key: value for key, value in changes.items() if value != defaults.get(key)}
     now = see(changes) if asked else None
@@ -93,20 +93,22 @@ def idle(
         except TimonelError:
             return False
 
-    found = []
+    idle = []
     for key, value in asked.items():
         others = _others(key, value, defaults.get(key))
         if not _agrees(key, value, now) and all(same({**changes, key: other}) for other in others):
-            found.append(key)
-    return found
+            idle.append(key)
+    return idle
 
 
 def seen(config: Config) -> tuple[Any, ...] | None:
-    """Everything that a config decides before a network is called, in numbers; None where it has no
-    requested_levels.
+    """Everything that a config decides before a network is called, in numbers.
 
-    Why it has none is said where its steps are chosen, which a sampler with another grid may still
-    change.
+    Why it has no levels is said where its steps are chosen, which a sampler with another grid may
+    still change.
+
+    Returns:
+        None where it has no levels.
     """
     process, prediction = read({**config, "_class_name": ""})
     name = name_of(process)
@@ -147,9 +149,7 @@ def mu(process: Process, config: Config) -> float | None:
 
 
 def shaped(config: Config, shape: Callable[[torch.Tensor], torch.Tensor] | None) -> tuple[Any, ...]:
-    """What is done to denoised predictions of many sizes, and how, for two ways may agree at some
-    values.
-    """
+    """What is done to denoised predictions of many sizes, and how; two ways may agree at some."""
     if shape is None:
         return ()
     clean = torch.logspace(-2, 4, 64, dtype=torch.float64).reshape(1, 1, 8, 8)

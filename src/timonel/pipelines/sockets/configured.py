@@ -15,6 +15,7 @@ from ...core.sampler import Sampler
 from ...errors import ArgumentError, UnknownName, options, plain
 from .. import request
 from ..classes.config import changed, of_config
+from ..session import Session
 from . import acting, kept, model
 
 
@@ -30,7 +31,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     process: Process
     prediction: str
     sampler: Sampler
-    _asked: tuple[Any, ...] | None
+    session: Session
     _read: dict[str, Any]  # the configuration that the scheduler follows
 
     @classmethod
@@ -145,7 +146,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.process, self.prediction = read({**config, "_class_name": ""})
         if any(key in acting.SAMPLER for key in changes):
             self.sampler = kept.sampler(config)
-        self._asked = None
+        self.session.asked = None
         return changes
 
 

@@ -1,6 +1,4 @@
-"""The list that `set_timesteps` has chosen: where a part of it begins, what that runs, and which
-row a time means.
-"""
+"""The list that `set_timesteps` has chosen: its parts, and the rows of a time."""
 
 from __future__ import annotations
 
@@ -39,16 +37,17 @@ class Listing(NamedTuple):
 
     @classmethod
     def of(cls, sampler: Sampler, grid: Grid, table: Table, process: Process) -> Listing:
-        """All rows of `table`, at whole numbers where the times of a model of training times are
-        such.
-        """
+        """All rows of `table`; whole numbers where a model counts its training times."""
         times = table.time if process.lists_end else table.time[:-1]
         counted = process.kind == "vp" and bool((times == times.round()).all())
         return cls(sampler, grid, table, times.to(torch.int64 if counted else torch.float32))
 
     def loop_begin(self, row: int, mixed: bool) -> int:
-        """The row where a loop from `row` on begins: where its step begins, or `row` itself for a
-        `mixed` sample.
+        """The row where a loop from `row` on begins.
+
+        Args:
+            row: an entry of the list.
+            mixed: the sample was mixed with noise at this level; else the step of `row` is begun.
         """
         return (
             row if mixed else self.table.first_row(self.table.step_at(min(row, self.table.nfe - 1)))
@@ -109,8 +108,13 @@ class Listing(NamedTuple):
         return max(whole, ROUNDED * abs(time) if rounds else 0.0)
 
     def refusal(self, run: Run, first: int, time: float, rows: list[int]) -> str:
-        """Why a step at `time`, which is that of `rows`, cannot be made now. `first`: the row where
-        the run begins.
+        """Why a step cannot be made now.
+
+        Args:
+            run: the present run.
+            first: the row where it begins.
+            time: of the step.
+            rows: those of that time.
         """
         at = "the run is complete"
         if run.row < run.table.nfe:

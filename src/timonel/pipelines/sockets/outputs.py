@@ -16,35 +16,38 @@ from ...errors import ArgumentError, RunError, finite, shown, whole
 from .. import request
 
 if TYPE_CHECKING:
-    from .listing import Listing
-    from .timesteps import Hand
+    from ..session import Session
 
 
 class Members:
-    """What scripts read of any scheduler of diffusers beside its protocol, under diffusers' names."""
+    """What scripts read of any scheduler of diffusers beside its protocol."""
 
     process: Process
     config: Any
     timesteps: Tensor
     num_inference_steps: int | None
-    _run: Run | None
-    _covered: tuple[int, int]
+    session: Session
+    register_to_config: Any
+    begin_anew: Any
     _begin_index: int | None = None
     custom_timesteps = False  # whether set_timesteps was last called with a list of times
+
+    if TYPE_CHECKING:
+
+        def add_noise(
+            self, original_samples: Tensor, noise: Tensor, timesteps: Tensor
+        ) -> Tensor: ...
 
     # -- where a call is ---------------------------------------------------------------------------
     @property
     def step_index(self) -> int | None:
         """The place in `timesteps` of the next step; None before the first one."""
-        return (
-            None if self._run is None or not self._run.started else self._covered[0] + self._run.row
-        )
+        run = self.session.run
+        return None if run is None or not run.started else self.session.row
 
     @property
     def _step_index(self) -> int | None:
-        """`step_index`. None may be assigned, as scripts do between two loops: then the next step
-        begins a run.
-        """
+        """`step_index`; None may be assigned between two loops, and the next step begins a run."""
         return self.step_index
 
     @_step_index.setter
@@ -53,7 +56,8 @@ class Members:
 
     def _move_to(self, place: int | None) -> None:
         """Begin anew where `place` is None. Raises `RunError` for another place than the run's."""
-        if place is None and self._run is not None and self._run.started:
+        run = self.session.run
+        if place is None and run is not None and run.started:
             self.begin_anew()
         elif place != self.step_index:
             raise RunError(
@@ -62,42 +66,13 @@ class Members:
                 " run.rewind(step)"
             )
 
-    hand: Hand
-    _begin: Any
-    if TYPE_CHECKING:
-
-        @property
-        def _listed(self) -> Listing: ...
-
-        def add_noise(
-            self, original_samples: Tensor, noise: Tensor, timesteps: Tensor
-        ) -> Tensor: ...
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a run has begun and is not complete."""
-        return self._run is not None and self._run.started and self._run.status != "done"
-
-    def begin_anew(self) -> None:
-        """Let the next step begin a run of the present levels, at the row of its time.
-
-        A loop over `timesteps` that is turning goes on with that run.
-        """
-        loops = [loop for loop in self.hand.loops if loop.run is self._run and loop.stepped]
-        table = self._listed.table
-        self._begin(table, (0, table.nfe))
-        for loop in loops:
-            loop.renewed = True
-
     @property
     def begin_index(self) -> int | None:
         """The place in `timesteps` that `set_begin_index` has named; None without it."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Pipelines announce where they begin; the grid was already cut when they sliced
-        `timesteps`.
-        """
+        """Keep where pipelines say they begin; the grid was cut when they sliced `timesteps`."""
         self._begin_index = whole("begin_index", begin_index, 0)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
@@ -120,18 +95,19 @@ class Members:
             )
         listed = times.as_subclass(Tensor).detach().cpu().to(torch.float64)
         time = finite("timestep", timestep)
-        found = (listed == time).nonzero().flatten().tolist()
-        if not found:
+        places = (listed == time).nonzero().flatten().tolist()
+        if not places:
             near = float(listed[(listed - time).abs().argmin()]) if len(listed) else None
             raise ArgumentError(
                 f"timestep {time:g} is not in the list of {len(listed)} times; the nearest is"
                 f" {near:g}"
             )
-        return int(found[1] if len(found) > 1 else found[0])
+        return int(places[1] if len(places) > 1 else places[0])
 
     def previous_timestep(self, timestep: Any) -> Any:
-        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last; t - 1
-        without a list.
+        """The time of the next, cleaner entry of `timesteps`, a tensor; -1 after the last.
+
+        Without a list it is t - 1.
         """
         if self.num_inference_steps is None:
             return timestep - 1
@@ -224,13 +200,16 @@ class Members:
         )
         self.register_to_config(**{key: value})
 
-    register_to_config: Any
-
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
-        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`; by mu with
-        `time_shift_type="linear"`.
+        """t shifted by exp(mu): `exp(mu) / (exp(mu) + (1/t - 1)^sigma)`.
 
-        arXiv 2403.03206, eq. 23. `t`: numbers or tensors in (0, 1].
+        Args:
+            mu: log of the shift; the shift itself with `time_shift_type="linear"`.
+            sigma: the power.
+            t: numbers or tensors in (0, 1].
+
+        Source:
+            arXiv 2403.03206, eq. 23.
         """
         self._flow("time_shift")
         number, power = finite("mu", mu, -50, 50), finite("sigma", sigma, 1e-9)
@@ -238,8 +217,15 @@ class Members:
         return s / (s + (1 / t - 1) ** power)
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
-        """t stretched so that the last is the config's `shift_terminal`: `1 - (1 - t)·(1 -
-        terminal) / (1 - t[-1])`.
+        """t stretched so that the last is the config's `shift_terminal`.
+
+        `1 - (1 - t)·(1 - terminal) / (1 - t[-1])`.
+
+        Args:
+            t: a tensor, falling.
+
+        Raises:
+            ArgumentError: the config says no end, or the model is no flow.
         """
         self._flow("stretch_shift_to_terminal")
         terminal = self.config.get("shift_terminal")
@@ -284,31 +270,32 @@ class Attributes(Members):
         return torch.ones_like(self.alphas_cumprod[0])
 
 
-class Stepped(tuple[Any, ...]):
-    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`, the second made only
-    where it is read.
+class SchedulerOutput(tuple[Any, ...]):
+    """What `Scheduler.step` returns: `(prev_sample, pred_original_sample)`.
 
-    A tuple, and read by attribute and by name too, as diffusers' outputs are.
+    A tuple, and read by attribute and by name too, as diffusers' outputs are. The second is made
+    only where it is read.
     """
 
     NAMES = ("prev_sample", "pred_original_sample")
     _run: Run
 
-    def __new__(cls, run: Run, sample: Tensor) -> Stepped:
-        made = super().__new__(cls, (sample, None))
-        made._run = run
-        return made
+    def __new__(cls, run: Run, sample: Tensor) -> SchedulerOutput:
+        output = super().__new__(cls, (sample, None))
+        output._run = run
+        return output
 
     @property
     def prev_sample(self) -> Tensor:
         """The sample at the next level."""
-        made: Tensor = super().__getitem__(0)
-        return made
+        sample: Tensor = super().__getitem__(0)
+        return sample
 
     @property
     def pred_original_sample(self) -> Tensor:
-        """The denoised prediction; the sample itself where the run has arrived at sigma = 0, edits
-        included.
+        """The denoised prediction.
+
+        The sample itself, edits included, where the run has arrived at sigma = 0.
         """
         run = self._run
         done = run.row == run.table.nfe and bool(run.table.sigma[-1] == 0)
@@ -346,10 +333,15 @@ class Stepped(tuple[Any, ...]):
         return tuple, (self.to_tuple(),)
 
 
-def held(raw: Tensor, times: Tensor, time: float) -> Tensor:
+def per_token_velocity(raw: Tensor, times: Tensor, time: float) -> Tensor:
     """The velocity at the row's level that says of every token what its own does at its level.
 
     `x - t·v` is the denoised token at its own t: scaled by t / time, the row's formula gives the
     same.
+
+    Args:
+        raw: the network's output, minus the velocity, (batch, tokens, channels).
+        times: t of each token, (batch, tokens).
+        time: t of the row.
     """
     return -raw * (times.to(raw) / time)[..., None]

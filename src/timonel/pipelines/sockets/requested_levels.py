@@ -1,6 +1,4 @@
-"""Which levels a pipeline's call of `set_timesteps` means, and which of them a slice of its list
-means.
-"""
+"""Which levels a call of `set_timesteps` means, and which of them a slice of its list means."""
 
 from __future__ import annotations
 
@@ -18,14 +16,12 @@ from ...core.grids.cut import none_left
 from ...core.process import EDM, VE, Flow, Level, Process, double
 from ...core.sampler import Sampler
 from ...core.table import Table
-from ...errors import ArgumentError, GridError, finite
+from ...errors import ArgumentError, GridError
 from .. import request
 from ..classes.rule import SHAPES as GRID_FLAGS
 
-SPACED = (
-    "vp",
-    "edm",
-)  # what `timestep_spacing` means something for: training levels that are counted
+SPACED = ("vp", "edm")  # processes of counted training levels, which `timestep_spacing` spaces
+LISTS = ("timesteps", "sigmas")  # arguments of pipelines that list the levels
 SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
 
 
@@ -45,47 +41,36 @@ class Asked(NamedTuple):
 
 
 def named(sampler: Sampler | str | None, options: Mapping[str, Any]) -> bool:
-    """Whether the caller's sampler names its levels. Raises `ArgumentError` where the call lists
-    others.
+    """Whether the caller's sampler names its levels.
+
+    Args:
+        sampler: the caller's; None: the default one.
+        options: the pipeline's arguments.
+
+    Raises:
+        ArgumentError: the call lists others.
     """
-    made = Sampler.of(sampler)
-    lists = [name for name in ("timesteps", "sigmas") if options.get(name) is not None]
-    if made.grid is None and made.sigmas is None and made.times is None and made.fitted is None:
-        return False
-    if lists:
+    chosen = Sampler.of(sampler)
+    names = chosen.grid is not None or chosen.fitted is not None or _lists(chosen)
+    if names and lists(options):
+        name = next(name for name in LISTS if options.get(name) is not None)
         raise ArgumentError(
-            f"{lists[0]}= and the sampler {made.label!r} both set the levels; leave one of them out"
+            f"{name}= and the sampler {chosen.label!r} both set the levels; leave one of them out"
         )
-    return True
+    return names
+
+
+def lists(options: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's arguments list the levels."""
+    return any(options.get(name) is not None for name in LISTS)
 
 
 def agree(steps: int | None, options: Mapping[str, Any]) -> None:
     """Raises `ArgumentError` where a number of steps and a list of levels in `options` disagree."""
-    for name in ("timesteps", "sigmas"):
+    for name in LISTS:
         listed = request.numbers(name, options.get(name))
         if listed is not None:
             _counted(steps, name, listed)
-
-
-SHARES = {"strength": (0.0, 1.0), "denoising_start": (1e-9, 1 - 1e-9), "denoising_end": (1e-9, 1.0)}
-
-
-def shares(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with numbers for the parts of a journey. Raises `ArgumentError` for one that
-    pipelines leave unread.
-    """
-    made = dict(options)
-    for name, (low, high) in SHARES.items():
-        value = options.get(name)
-        if value is None or isinstance(value, (list, tuple)):
-            continue
-        made[name] = finite(name, value, low, high)
-    if made.get("denoising_start") is not None and made.get("strength") is not None:
-        raise ArgumentError(
-            f"denoising_start={made['denoising_start']} and strength={made['strength']} both say"
-            " where to begin; give one"
-        )
-    return made
 
 
 def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
@@ -99,8 +84,9 @@ def left(steps: int | None, options: Mapping[str, Any], parameters: Mapping[str,
 
 
 def _counted(steps: int | None, name: str, listed: tuple[float, ...]) -> None:
-    """Raises `ArgumentError` where `steps` is not the number of a list, whose last entry may be the
-    end at 0.
+    """Check that `steps` is the number of a list, whose last entry may be the end at 0.
+
+    Raises `ArgumentError`.
     """
     most = len(listed)
     if steps is not None and steps not in (most, most - (most > 0 and listed[-1] == 0)):
@@ -119,56 +105,72 @@ def of(
 ) -> tuple[Sampler, Grid]:
     """The sampler with its levels settled, and the levels.
 
-    `named`: the sampler's own grid goes before a list that the pipeline has made; the list only
-    counts its steps. None: nobody says who made a list, so that a grid of the sampler beside it is
-    refused, unless the list is the one that flow pipelines make where the user gives none.
-    `listed_by_caller`: that one too is the user's own. A fitted sampler visits the levels it was
-    fitted on, to its own end, whatever the config says of grids.
+    A fitted sampler visits the levels it was fitted on, to its own end, whatever the config says of
+    grids.
+
+    Args:
+        sampler: with or without a grid.
+        process: of the model.
+        config: of the scheduler.
+        asked: what `set_timesteps` was called with.
+        named: whether the sampler's own grid goes before a list that the pipeline has made, which
+            then only counts its steps. None: nobody says who made a list, so that a grid of the
+            sampler beside it is refused, unless the list is the one that flow pipelines make where
+            the user gives none.
+        listed_by_caller: that one too is the user's own.
+
+    Raises:
+        ArgumentError: two of them set the levels, or the sampler cannot visit them.
+        GridError: they are no levels of the process.
     """
-    process = _shifted(process, config, asked.mu)
-    steps, times, sigmas = asked.steps, asked.times, asked.sigmas
-    if times is not None and isinstance(process, EDM) and process.clock == "250 log":
-        sigmas, times = _of_places(process, times), None
-    if times is not None and sigmas is not None:
-        process, sigmas = _before_the_shift(process, times, sigmas), None
-    if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
-        times = _angles(int(steps or 0), *asked.angles)
-    listed = sigmas if sigmas is not None else times
+    process, levels = _as_one_list(_shifted(process, config, asked.mu), asked)
+    listed = levels.times if levels.sigmas is None else levels.sigmas
     if listed is not None:
-        _counted(steps, "timesteps" if sigmas is None else "sigmas", listed)
+        _counted(levels.steps, "timesteps" if levels.sigmas is None else "sigmas", listed)
     if sampler.fitted is not None:
-        return _fitted(
-            sampler, process, asked, None if listed is None else len(listed), bool(named)
-        )
+        count = None if listed is None else len(listed)
+        return _fitted(sampler, process, asked, count, bool(named))
     by_caller = listed_by_caller and not isinstance(process, VE)
-    if (
-        listed is not None
-        and not by_caller
-        and _only_counts(sampler, process, asked, listed, named)
-    ):
-        steps, times, sigmas = len(listed), None, None
-    if not by_caller or listed is None:
+    lists = None if by_caller else listed  # by the pipeline
+    if lists is not None and _only_counts(sampler, process, asked, lists, named):
+        levels = levels._replace(steps=len(lists), times=None, sigmas=None)
+    if listed is None or not by_caller:
         sampler = _gridded(sampler, process, config, asked.original_steps)
-    if sigmas is not None and process.kind == "flow":
-        sampler = _before_shift_and_shape(sampler, process, config, sigmas)
-    elif times is not None or sigmas is not None:
-        sampler = replace(
-            sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas
-        )
-    else:
-        sampler = _ended_as_said(
-            sampler if steps is None else replace(sampler, steps=int(steps)), process, config
-        )
-    grid = _last_part(sampler, process, asked.strength, steps, listed is not None)
+    sampler = _levelled(sampler, process, config, levels)
+    grid = _last_part(sampler, process, asked.strength, levels.steps, listed is not None)
     return sampler, _to_sigma_min(grid) if config["final_sigmas_type"] == "sigma_min" else grid
+
+
+def _as_one_list(process: Process, asked: Asked) -> tuple[Process, Asked]:
+    """What was asked for with one list at most, and the process that it is of."""
+    times, sigmas = asked.times, asked.sigmas
+    if times is not None and isinstance(process, EDM) and process.clock == "250 log":
+        return process, asked._replace(sigmas=_of_places(process, times), times=None)
+    if times is not None and sigmas is not None:
+        return _before_the_shift(process, times, sigmas), asked._replace(sigmas=None)
+    if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
+        return process, asked._replace(times=_angles(int(asked.steps or 0), *asked.angles))
+    return process, asked
+
+
+def _levelled(
+    sampler: Sampler, process: Process, config: Mapping[str, Any], levels: Asked
+) -> Sampler:
+    """The sampler with the list, or with the number of steps and the ends of its grid."""
+    if levels.sigmas is not None and process.kind == "flow":
+        return _before_shift_and_shape(sampler, process, config, levels.sigmas)
+    if levels.times is not None or levels.sigmas is not None:
+        times, sigmas = levels.times, levels.sigmas
+        return replace(sampler, grid=None, grid_options={}, steps=None, times=times, sigmas=sigmas)
+    if levels.steps is not None:
+        sampler = replace(sampler, steps=int(levels.steps))
+    return _ended_as_said(sampler, process, config)
 
 
 def _last_part(
     sampler: Sampler, process: Process, strength: float | None, steps: int | None, listed: bool
 ) -> Grid:
-    """The levels of a sampler: of its list the last share, else all `steps` in the last share of
-    more of them.
-    """
+    """The levels: the last share of a list, else all `steps` in the last share of more of them."""
     grid = sampler.levels(process)
     if strength is None:
         return grid
@@ -183,38 +185,40 @@ def _last_part(
 def _only_counts(
     sampler: Sampler, process: Process, asked: Asked, listed: tuple[float, ...], named: bool | None
 ) -> bool:
-    """Whether of a list only the number of its entries matters. Raises `ArgumentError` where two
-    set the levels.
+    """Whether of a list only the number of its entries matters.
+
+    Raises `ArgumentError` where two set the levels.
     """
     if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
         return True
     default = process.kind == "flow" and asked.times is None and _even(listed)
-    own = sampler.grid is not None or sampler.sigmas is not None or sampler.times is not None
-    if named is None and own and not default and process.kind != "trig":
+    own = named is None and (sampler.grid is not None or _lists(sampler))
+    if own and not default and process.kind != "trig":
         what = "timesteps" if asked.sigmas is None else "sigmas"
         raise ArgumentError(
             f"{what} and the sampler {sampler.label!r} both set the levels; take"
             f" sampler={sampler.name!r} for the list, or leave the list out"
         )
-    return default and (_own_grid(sampler, process) is not None or (named is None and own))
+    return default and (own or _own_grid(sampler, process) is not None)
 
 
 def _before_shift_and_shape(
     sampler: Sampler, process: Process, config: Mapping[str, Any], sigmas: tuple[float, ...]
 ) -> Sampler:
-    """A list of a flow as diffusers reads it: shifted, stretched to `shift_terminal`, and its ends
-    those of a shape.
+    """A list of a flow as diffusers reads it.
+
+    It is shifted and stretched to `shift_terminal`; of a sigma flag only its ends count.
     """
-    given = double(sigmas)
-    given = given[:-1] if len(given) > 1 and bool(given[-1] == 0) else given
-    if not bool(((given > 0) & (given <= 1)).all()):
+    u = double(sigmas)
+    u = u[:-1] if len(u) > 1 and bool(u[-1] == 0) else u
+    if not bool(((u > 0) & (u <= 1)).all()):
         raise GridError(f"sigmas of a flow lie in (0, 1], before its shift; got {list(sigmas)}")
-    t = process.at_index(given * process.train_steps - 1).sigma
+    t = process.at_index(u * process.train_steps - 1).sigma
     if config["shift_terminal"]:
         t = grids.stretched(t, 1.0, config["shift_terminal"])
     shape = _flagged(config)
     if (
-        shape is None and _even(sigmas) and float(given[0]) > 1 - SAME
+        shape is None and _even(sigmas) and float(u[0]) > 1 - SAME
     ):  # the levels of a grid that has a name
         end = {"terminal": config["shift_terminal"]} if config["shift_terminal"] else {}
         return replace(
@@ -235,9 +239,7 @@ def _before_shift_and_shape(
 def _fitted(
     sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool
 ) -> tuple[Sampler, Grid]:
-    """A fitted sampler and its levels: of what the pipeline lists only the number counts, and has
-    to be its own.
-    """
+    """A fitted sampler and its levels; of what the pipeline lists only the number counts."""
     given = asked.times if asked.times is not None else asked.sigmas
     if (
         given is not None
@@ -252,13 +254,20 @@ def _fitted(
     if asked.strength not in (None, 1):
         raise ArgumentError(_part(sampler, f"strength={asked.strength} asks for a part of it"))
     count = asked.steps if listed is None else listed
-    made = sampler if count is None else replace(sampler, steps=int(count))
-    return made, made.levels(process)
+    counted = sampler if count is None else replace(sampler, steps=int(count))
+    return counted, counted.levels(process)
 
 
 def whole(sampler: Sampler, rows: Sequence[int], start: int, stop: int) -> None:
-    """Raises `ArgumentError` where only rows `start` … `stop` of a sampler are to run that is made
-    for all of them.
+    """Check that a sampler that is made for a whole journey runs all of its rows.
+
+    Args:
+        sampler: that was chosen.
+        rows: the step of every row.
+        start, stop: the rows to run.
+
+    Raises:
+        ArgumentError: it is to run a part.
     """
     if "skip" in sampler.options:
         raise ArgumentError(
@@ -281,19 +290,20 @@ def _part(sampler: Sampler, asks: str) -> str:
 
 
 def at(table: Table, process: Process, times: torch.Tensor) -> Level:
-    """The levels of times (n,): of a fitted table that tells the network other times than the
-    process, its own.
+    """The levels of times.
+
+    Args:
+        table: a fitted one may give the network other times than the process: then these count.
+        process: of the model.
+        times: (n,).
     """
     from ...core.fitted.sampler_file import levels
 
-    told, slack = (
-        table.time[:-1],
-        SAME * table.time.abs().max(),
-    )  # as far as a float32 list tells them apart
-    near, row = (told[None] - times[:, None]).abs().min(1)
-    moved = bool(((told - levels(process, table).time[:-1]).abs() > slack).any())
+    listed, slack = table.time[:-1], SAME * table.time.abs().max()  # of a float32 list
+    near, row = (listed[None] - times[:, None]).abs().min(1)
+    moved = bool(((listed - levels(process, table).time[:-1]).abs() > slack).any())
     if moved and bool((near <= slack).all()):
-        return Level(table.alpha[row], table.sigma[row], told[row])
+        return Level(table.alpha[row], table.sigma[row], listed[row])
     return process.at_time(times)
 
 
@@ -308,9 +318,7 @@ def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> P
 
 
 def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
-    """The sigmas of places in a consistency model's list, 0 the noisiest, falling, as its pipeline
-    names them.
-    """
+    """The sigmas of places in a consistency model's list, of which 0 is the noisiest."""
     last = process.train_steps - 1
     listed = double(places)
     whole = bool((listed == listed.round()).all()) and bool((listed.diff() < 0).all())
@@ -319,16 +327,14 @@ def _of_places(process: EDM, places: tuple[float, ...]) -> tuple[float, ...]:
             f"timesteps of a consistency model are places in its {process.train_steps} levels,"
             f" falling whole numbers from {last} to 0, e.g. [22, 0]; got {list(places)}"
         )
-    made: list[float] = (process.at_index(last - listed.flip(0)).ratio).tolist()
-    return tuple(made)
+    sigmas: list[float] = process.at_index(last - listed.flip(0)).ratio.tolist()
+    return tuple(sigmas)
 
 
 def _before_the_shift(
     process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]
 ) -> Process:
-    """A flow whose network is told the time before the shift: what both lists together mean
-    (CogView4).
-    """
+    """A flow whose network gets the time before the shift, as both lists mean (CogView4)."""
     given = double(sigmas) * (process.time_scale if isinstance(process, Flow) else 1.0)
     if (
         not isinstance(process, Flow)
@@ -350,9 +356,7 @@ def _angles(steps: int, top: float | None, second: float | None) -> tuple[float,
 
 
 def _even(sigmas: tuple[float, ...]) -> bool:
-    """Whether a list is linspace(1, 1/N, N), or nearly, which flow pipelines pass when the user
-    gave none.
-    """
+    """Whether a list is nearly linspace(1, 1/N, N), which flow pipelines pass by default."""
     given = double(sigmas[:-1] if len(sigmas) > 1 and sigmas[-1] == 0 else sigmas)
     if not len(given) or not 0.99 <= float(given[0]) <= 1 + SAME:
         return False
@@ -365,20 +369,15 @@ def _gridded(
     sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None
 ) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
-    distilled = (sampler.grid or _own_grid(sampler, process)) == "lcm"
-    if distilled and sampler.sigmas is None and sampler.times is None:
+    grid = sampler.grid or _own_grid(sampler, process)
+    if grid == "lcm" and not _lists(sampler):
         own = {"original_steps": original or config["original_inference_steps"]}
         return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
     if original is not None:
         raise ArgumentError(
             f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'"
         )
-    if (
-        sampler.grid
-        or sampler.sigmas is not None
-        or sampler.times is not None
-        or _own_grid(sampler, process)
-    ):
+    if grid or _lists(sampler):
         return sampler
     if solvers.find(sampler.name).grid is not None:
         return replace(sampler, grid=_flagged(config) or grids.usual(process))
@@ -386,9 +385,15 @@ def _gridded(
     return replace(sampler, grid=_flagged(config) or spaced)
 
 
+def _lists(sampler: Sampler) -> bool:
+    """Whether the sampler has levels of its own."""
+    return sampler.sigmas is not None or sampler.times is not None
+
+
 def _own_grid(sampler: Sampler, process: Process) -> str | None:
-    """The grid that belongs to a solver. Flows of few steps are distilled on the levels that their
-    pipelines list.
+    """The grid that belongs to a solver.
+
+    Flows of few steps are distilled on the levels that their pipelines list.
     """
     return None if process.kind == "flow" else solvers.find(sampler.name).grid
 
@@ -409,12 +414,11 @@ def by_ratio(process: Process, config: Mapping[str, Any]) -> bool:
 
 
 def _ended_as_said(sampler: Sampler, process: Process, config: Mapping[str, Any]) -> Sampler:
-    """The sampler with the ends of its grid that the config says, whoever named the grid; its own
-    options go first.
+    """The sampler with the ends of its grid that the config says, whoever named the grid.
 
-    The range of an EDM process is in the process itself.
+    Its own options go first. The range of an EDM process is in the process itself.
     """
-    if sampler.sigmas is not None or sampler.times is not None:
+    if _lists(sampler):
         return sampler
     grid = str(sampler.on(process).grid)
     takes = () if process.kind == "edm" else grids.GRIDS[grid].options
@@ -458,8 +462,7 @@ def _ended(levels: Level, end: Level) -> Level:
 
 
 class Order(int):
-    """`Scheduler.order`: as a number, the network calls of a step; times a step, the place in the
-    list where it begins.
+    """`Scheduler.order`: the network calls of a step; times a step, the place where that begins.
 
     Pipelines take their list from `timesteps[t_start * scheduler.order:]`. Where steps have unlike
     numbers of calls, only the table knows which entry that is. The number is 2 only where every
@@ -510,8 +513,12 @@ def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
 
 
 def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
-    """The levels from row `start` to row `stop` of the table on `grid`; both may lie inside its
-    steps.
+    """The levels of some rows.
+
+    Args:
+        grid: of the whole list.
+        table: on `grid`.
+        start, stop: rows, which may lie inside a step.
     """
     top, low = table.level(start), table.level(stop)
     inside = (grid.lam > top.lam + 1e-9) & (grid.lam < low.lam - 1e-9)

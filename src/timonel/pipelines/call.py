@@ -1,0 +1,166 @@
+"""A call of a helm: the pipeline runs with the call's scheduler, and is as before afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..core.run import Run
+from ..errors import ModelError
+from . import request
+from .decode.not_finite import Decoded
+from .guidance import scale
+from .guidance.gate import Gate
+from .inspect_source import one_row_loops
+from .network.busy import Claim, gated
+from .piped import Piped
+from .recipe.sign import sign
+from .session import Phase, Session
+from .sockets import requested_levels
+from .sockets.timesteps import Rewound
+
+if TYPE_CHECKING:
+    from .helm import Helm
+
+
+class Call:
+    """A call that has everything it needs for itself.
+
+    Calling it makes the call; else `cancel` lets go of it.
+
+    Args:
+        helm: whose pipeline is called.
+        session: of the call, with a scheduler that has its levels.
+        gate: for the pipeline's networks.
+        options: the pipeline's arguments.
+        claim: what the call has for itself.
+        stack: lets go of that; the call takes it over.
+
+    Raises:
+        RunError: a call that is not steered uses a network of the pipeline already.
+    """
+
+    def __init__(
+        self,
+        helm: Helm,
+        session: Session,
+        gate: Gate,
+        options: dict[str, Any],
+        claim: Claim,
+        stack: ExitStack,
+    ) -> None:
+        self.helm, self.session, self.gate, self.options = helm, session, gate, options
+        self._claim = claim
+        claim.session = session
+        session.driver = Piped(helm.pipe, gate, claim)
+        if session.run is not None:
+            session.run.drive_by(session.driver)
+        stack.enter_context(gated(gate, claim))
+        self._stack = stack.pop_all()
+
+    def cancel(self) -> None:
+        """Make no call."""
+        self._stack.close()
+
+    def __call__(self) -> Any:
+        """Make the call. After it the pipeline is what it was before, whatever happened."""
+        with self._stack:
+            helm, session = self.helm, self.session
+            decoded = Decoded(helm.pipe, lambda: _has_ended(session.run))
+            guiders = scale.guiders_at(helm.pipe, helm.parameters, session.request.scale)
+            with self._claim.working(), self._steered(), guiders:
+                output = self._run(decoded)
+            self._check_stepped()
+            if helm.choice is not None and session.request.listed:
+                steps = session.scheduler.run.table.steps
+                helm.choice = helm.choice.listed(session.scheduler.settled, steps)
+            decoded.check(self.gate.samples or len(session.scheduler.run.latents))
+            sign(helm, session, self.options, output)
+            return output
+
+    def _run(self, decoded: Decoded) -> Any:
+        """Run the pipeline, and end its run."""
+        session = self.session
+        self.helm.context.call = self.options
+        if session.driver is not None:
+            session.driver.recall(None)  # a plain call that failed leaves its caches as they are
+        try:
+            with one_row_loops(self.helm.pipe, session), decoded:
+                output = self._pass()
+            if session.run is not None:
+                session.run.leave()
+        except BaseException as error:
+            if session.run is not None:
+                session.run.fail(error)
+            self._let_go(error)
+            raise
+        finally:
+            if session.run is not None:
+                session.run.disown()
+        return output
+
+    def _let_go(self, error: BaseException) -> None:
+        """After an error. Raises `ArgumentError` instead of one that the arguments have caused."""
+        pipe = self.helm.pipe
+        getattr(pipe, "maybe_free_model_hooks", lambda: None)()
+        if self.gate.turn is None and not self.session.steps:
+            refused = request.refused(pipe, error)
+            if refused is not None:
+                raise refused from error
+
+    def _check_stepped(self) -> None:
+        """Raises `GridError` or `ModelError` where the pipeline made no step."""
+        if self.session.steps:
+            return
+        steps, pipe = self.session.scheduler.sampler.steps, self.helm.pipe
+        requested_levels.left(steps, self.options, self.helm.parameters)
+        raise ModelError(
+            f"{type(pipe).__name__} made no step with its scheduler; timonel cannot steer it"
+        )
+
+    def _pass(self) -> Any:
+        """Run the pipeline; again from its beginning after a rewind that its loop cannot follow."""
+        option = self.options.get("generator")
+        several = isinstance(option, (list, tuple))
+        generators = [] if option is None else list(option) if several else [option]
+        # some draw from these too
+        generators += [torch.default_generator, *torch.cuda.default_generators]
+        states = [generator.get_state() for generator in generators]
+        while True:
+            try:
+                return self.helm.pipe(**self.options)
+            except Rewound:
+                self._claim.looping(False)
+                self.session.let_go()
+                self.session.phase = Phase.AGAIN
+                for generator, state in zip(generators, states, strict=True):
+                    generator.set_state(state)
+
+    @contextmanager
+    def _steered(self) -> Iterator[None]:
+        """The pipeline with the call's scheduler, and with one progress bar at most."""
+        helm, pipe, session = self.helm, self.helm.pipe, self.session
+        scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", None)
+        before, helm.session = helm.session, session
+        pipe.scheduler = session.scheduler
+        if any(getattr(hook, "shows_progress", False) for hook in session.request.hooks):
+            pipe._progress_bar_config = {**(bar or {}), "disable": True}
+        try:
+            yield
+        finally:
+            if session.newest is None or not session.newest.started:
+                # it ended before its run began: the last run is still there to go on with
+                helm.session = before
+            pipe.scheduler = scheduler
+            if bar is not None:
+                pipe._progress_bar_config = bar
+            elif hasattr(pipe, "_progress_bar_config"):
+                del pipe._progress_bar_config
+
+
+def _has_ended(run: Run | None) -> bool:
+    """Whether a run has ended, and none of its hooks makes pictures."""
+    return run is not None and run.status in ("done", "stopped") and not run.firing
