@@ -228,7 +228,7 @@ class Fitting:
             warnings.warn(
                 f"{count} seeds for {form.size} corrections of {form.steps} steps: what is fitted"
                 f" may not carry over; give seeds={form.size} or more",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     @torch.no_grad()
