@@ -17,10 +17,11 @@ from support.browser import chromium, opened, until
 from timonel.cli import app
 from timonel.comparison import Stopped, compare, engine, page, write
 from timonel.comparison.engine import Engine
-from timonel.comparison.pictures import FRAME_BYTES, STILL_BYTES, STORY_BYTES
+from timonel.comparison.pictures import FRAME_BYTES, STILL_BYTES
 from timonel.comparison.plan import Plan
 from timonel.comparison.progress import Lines, State
 from timonel.comparison.store import Outcome, Store, to_tensor
+from timonel.comparison.webp import SPRITE_BYTES
 from timonel.errors import ArgumentError, ModelError
 
 SMALL: dict[str, Any] = {"sampler": ["euler", "dpmpp_2m/karras"], "steps": 2, "seeds": 2}
@@ -430,7 +431,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_page_of_sixty_large_pictures_is_below_5_mb(large: Any) -> None:
     room = (5_000_000 - 400_000) / 60  # beside style, script, words and numbers
-    assert room > 4 / 3 * (STILL_BYTES + STORY_BYTES)
+    assert room > 4 / 3 * (STILL_BYTES + SPRITE_BYTES)
     assert large.page.stat().st_size < 4 * room + 200_000
     assert FRAME_BYTES < 250_000 / 25 * 3 / 4  # a video of 25 frames
     assert (

@@ -156,11 +156,12 @@ def test_a1111_reads_the_parameters(tmp_path: Path) -> None:
 
 def test_a_signed_picture_is_a_picture_of_pil_in_every_other_way(tmp_path: Path) -> None:
     from timonel.pipelines.recipe.images import sign
+    from timonel.pipelines.recipe.infotext import texts
 
     plain = Image.new("RGB", (8, 8), "red")
     made = plain.copy()
     recipe = tm.Recipe(model="emoji", prompt="σ", seed=1, sampler="euler", steps=2)
-    assert sign(made, recipe.texts(made.size))
+    assert sign(made, texts(recipe, made.size))
     assert isinstance(made, Picture)
     assert made == plain == made
     assert made != Image.new("RGB", (8, 8), "blue")

@@ -9,8 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .. import __version__
 from ..files import plain
+from ..version import VERSION
 from . import compare, say, tune
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
@@ -116,7 +116,7 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 def _version(show: bool) -> None:
     if show:
-        print(__version__)
+        print(VERSION)
         raise typer.Exit
 
 

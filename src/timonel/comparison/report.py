@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from .. import __version__, shell
+from .. import shell
 from ..core.sampler import FILE
 from ..make.recipe import Recipe
+from ..version import VERSION
 from . import measure
 from .pictures import embedded, link, small
 from .plan import SAMPLE_AXES, Cell, Plan
@@ -82,7 +83,7 @@ def content(
     return {
         "title": ", ".join(_titles(plan)),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
+        "version": VERSION,
         "complete": all(outcome is not None for _, outcome in cells),
         "axes": [{"name": name, "values": list(map(shown, plan.axes[name]))} for name in plan.axes],
         "cells": [

@@ -33,8 +33,9 @@ from ..files import replacing, write_tensors
 from ..make.recipe import Recipe
 from ..make.video import write as write_video
 from ..pipelines.recipe.data import versions
-from . import pictures, rows
+from . import rows
 from .measure import MEASURES
+from .webp import sprite
 
 TABLE, VERSION = "results.sqlite", 2
 OWN = {TABLE, f"{TABLE}-journal", rows.BEFORE, rows.KEPT}
@@ -277,9 +278,7 @@ class Store:
     def _save_story(self, outcome: Outcome, story: Tensor) -> None:
         count = min(PREVIEWS, len(story))
         shown = story[torch.linspace(0, len(story) - 1, count).round().long()]
-        content, (outcome.width, outcome.height) = pictures.sprite(
-            [to_image(frame) for frame in shown]
-        )
+        content, (outcome.width, outcome.height) = sprite([to_image(frame) for frame in shown])
         outcome.previews = len(shown)
         with replacing(self.story(outcome.id)) as temporary:
             temporary.write_bytes(content)

@@ -20,7 +20,7 @@ from ..core.solvers.adams import ADAMS_BASHFORTH
 from ..core.table import Rows, Table
 from ..errors import ArgumentError, RunError, shown
 from ..pipelines.classes.rule import Request
-from ..pipelines.sockets.timesteps import number
+from ..pipelines.sockets.times import number
 from .base import Compat
 
 logger = logging.getLogger("timonel")

@@ -27,7 +27,7 @@ from ..pipelines.classes.rule import Levels, Request
 from ..pipelines.classes.tables import Part
 from ..pipelines.sockets import model
 from ..pipelines.sockets.configured import unlike
-from ..pipelines.sockets.timesteps import number
+from ..pipelines.sockets.times import number
 from . import idle
 from .coordinates import BLIND
 from .draws import Draws

@@ -24,7 +24,7 @@ from ..pipelines.classes.rows import Row
 from ..pipelines.classes.rule import SHAPES, Levels, Request
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.scheduler import Scheduler
-from ..pipelines.sockets.timesteps import number
+from ..pipelines.sockets.times import number
 
 logger = logging.getLogger("timonel")
 BLIND = (

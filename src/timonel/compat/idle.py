@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from ..core.process import Process
 from ..core.process.config import name_of
@@ -15,8 +15,7 @@ from ..pipelines.classes.rule import Request, shaping
 from ..pipelines.classes.tables import FEW
 from ..pipelines.sockets import acting
 
-if TYPE_CHECKING:
-    from .base import Compat
+Compat: TypeAlias = Any  # `base.Compat`, which stands above this file
 
 Config = Mapping[str, Any]
 #: which UniPC on Karras' levels never reads
@@ -41,7 +40,7 @@ def check(scheduler: Compat, keys: Keys, process: Process, describes: bool) -> N
     def see(changes: Config) -> tuple[Any, ...] | None:
         flags = {key: value for key, value in changes.items() if key in defaults}
         others = {k: v for k, v in changes.items() if k not in defaults and v is not None}
-        trial = cls.__new__(cls)
+        trial: Compat = object.__new__(cls)
         trial._create(others, {**rest, **keys.flags, **flags}, trial=True)
         return seen(trial)
 

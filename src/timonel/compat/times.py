@@ -30,7 +30,7 @@ from ..errors import ArgumentError, GridError, RunError
 from ..pipelines.classes.rule import NUDGE, SAME
 from ..pipelines.session import Loop
 from ..pipelines.sockets.listing import Listing
-from ..pipelines.sockets.timesteps import equal, number
+from ..pipelines.sockets.times import equal, number
 from .coordinates import Coordinates
 
 

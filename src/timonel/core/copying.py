@@ -12,14 +12,14 @@ import copy
 import pickle
 import threading
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from ..errors import RunError
 from .control import elsewhere
 from .driver import UNKNOWN, Driver
 
-if TYPE_CHECKING:
-    from .run import Run
+Run: TypeAlias = Any  # `run.Run`, which stands above this file
+
 
 #: fields that a copy begins anew: they belong to a process, or to a row under way
 IDLE: dict[str, Any] = {
@@ -74,7 +74,8 @@ def packed(run: Run) -> dict[str, Any]:
 
 def deep(run: Run, memo: dict[int, Any]) -> Run:
     """A run of its own at the same point; hooks and context are the same ones."""
-    twin = type(run).__new__(type(run))
+    cls: type[Any] = type(run)
+    twin = object.__new__(cls)
     memo[id(run)] = twin
     state = fields(run)
     shared = {name: state.pop(name) for name in SHARED}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from .guidance import Guidance
-    from .run import Run
+
+Run: TypeAlias = Any  # `run.Run`, which stands above this file
 
 
 class Memory(Enum):

@@ -7,12 +7,11 @@ A `Hook` may also act at the start and at the end. Every hook may read anything 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 from ..errors import ArgumentError, function
 
-if TYPE_CHECKING:
-    from .run import Run
+Run: TypeAlias = Any  # `run.Run`, which stands above this file
 
 
 class Hook:

@@ -417,7 +417,8 @@ class Run(Controlled):
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         from .copying import deep
 
-        return deep(self, memo)
+        twin: Run = deep(self, memo)
+        return twin
 
     # -- saving ------------------------------------------------------------------------------------
     def snapshot(self) -> tuple[State, Point]:
@@ -486,7 +487,8 @@ class Run(Controlled):
         """
         from .saving import load
 
-        return load(
+        run: Run = load(
             cls, path, noise=noise, denoised_fn=denoised_fn, hooks=hooks, keep=keep,
             context=context, device=device,
         )  # fmt: skip
+        return run

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -28,8 +28,8 @@ from .sampler import Sampler
 from .saved_noise import DTYPES, OWN, Count, Strict, described, state_names
 from .table import Table
 
-if TYPE_CHECKING:
-    from .run import Run
+Run: TypeAlias = Any  # `run.Run`, which stands above this file
+
 
 FORMAT = "timonel-run-2"
 

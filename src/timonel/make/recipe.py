@@ -170,9 +170,10 @@ class Recipe(RecipeData):
     def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
         """Write the picture as a PNG with this recipe in it, atomically, over an existing file."""
         from ..pipelines.recipe.images import chunks
+        from ..pipelines.recipe.infotext import texts
 
         with replacing(path) as temporary:
-            picture.save(temporary, format="PNG", pnginfo=chunks(self.texts(picture.size)))
+            picture.save(temporary, format="PNG", pnginfo=chunks(texts(self, picture.size)))
         return Path(path)
 
     @classmethod

@@ -23,7 +23,7 @@ from .sockets import requested_levels
 from .sockets.timesteps import Rewound
 
 if TYPE_CHECKING:
-    from .helm import Helm
+    from .steered import Steered
 
 
 class Call:
@@ -45,7 +45,7 @@ class Call:
 
     def __init__(
         self,
-        helm: Helm,
+        helm: Steered,
         session: Session,
         gate: Gate,
         options: dict[str, Any],

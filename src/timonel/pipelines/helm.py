@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .. import zoo
 from ..core import border
 from ..core.driver import UNKNOWN
 from ..core.guidance import Guidance
@@ -17,35 +14,34 @@ from ..core.noise import Seeded
 from ..core.run import Run
 from ..core.sampler import DEFAULT, Sampler
 from ..engine.handle import Handle
-from ..errors import ArgumentError, GridError, Inexact, ModelError, RunError
+from ..errors import ArgumentError, GridError, Inexact, RunError
 from ..zoo import prompts
 from . import choice, fitted_check, request
 from .call import Call
-from .decode.previews import PipelineContext, previewed
+from .decode.previews import previewed
 from .guidance import scale
 from .guidance.gate import Gate, networks
 from .inspect_source import (
     changes,
     counts,
-    foreign,
     rounds_down,
-    steps_with_scheduler,
     takes_the_run,
 )
-from .load import Loading, pipeline_of
+from .load import Loading
 from .network import busy, caches
 from .network.busy import Claim
 from .session import Request, Session
 from .sockets import requested_levels
 from .sockets.model import forward
 from .sockets.scheduler import Scheduler
+from .steered import Steered
 
 if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Unpack
 
 
-class Helm:
+class Helm(Steered):
     """A pipeline at the helm.
 
         helm = tm.Helm("emoji")    # a shipped model, a folder, a file, a hub name or a pipeline
@@ -64,49 +60,10 @@ class Helm:
     """
 
     def __init__(self, pipe: Any, **loading: Unpack[Loading]) -> None:
-        self.name: str | None = os.fspath(pipe) if isinstance(pipe, (str, os.PathLike)) else None
-        self.card: zoo.Card | None = (
-            zoo.card(pipe) if isinstance(pipe, str) and pipe in zoo.MODELS else None
-        )
-        self.pipe = pipeline_of(pipe, **loading)
-        self.loading: dict[str, Any] = dict(loading)
-        if not callable(self.pipe) or not hasattr(getattr(self.pipe, "scheduler", None), "config"):
-            raise ModelError(
-                f"{type(self.pipe).__name__} is not a diffusers pipeline with a scheduler; "
-                "give a pipeline object, a folder or a model name"
-            )
-        if needs := foreign(self.pipe):
-            raise ModelError(
-                f"{type(self.pipe).__name__} {needs}; timonel cannot steer it, use its own"
-                " scheduler"
-            )
-        if not steps_with_scheduler(self.pipe):
-            raise ModelError(
-                f"{type(self.pipe).__name__} has no loop of its own that steps its scheduler; "
-                "give the pipelines inside it, one by one"
-            )
-        self.context = PipelineContext(self.pipe, self.card.latent_rgb() if self.card else None)
-        self.seeds: tuple[int, ...] = ()
-        self.choice: choice.Choice | None = None  # of the last call, see `choose`
-        self.session: Session | None = None  # of the present call, or of the last one
-        self._came = (self.pipe.scheduler, dict(self.pipe.scheduler.config))  # with the model
+        super().__init__(pipe, dict(loading))
 
     def __repr__(self) -> str:
         return f"<Helm: {type(self.pipe).__name__}{'' if self.name is None else f' {self.name!r}'}>"
-
-    @property
-    def run(self) -> Run | None:
-        """The run of the present call, or of the last one, however that ended.
-
-        `resume=helm.run` goes on with it.
-        """
-        return None if self.session is None else self.session.newest
-
-    @property
-    def parameters(self) -> dict[str, inspect.Parameter]:
-        """The pipeline's own parameters by name."""
-        parameters = inspect.signature(self.pipe.__call__).parameters
-        return {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
 
     def preview(self, *, decode: bool = False) -> list[Image.Image]:
         """Pictures of the newest denoised prediction of `run`, one per sample.

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from ..core.guidance import Guidance
     from ..core.noise import Noise
     from ..core.run import Run
-    from .guidance.gate import Gate
-    from .sockets.listing import Listing
-    from .sockets.scheduler import Scheduler
+
+# they hold a session, and stand above this file
+Gate: TypeAlias = Any  # `guidance.gate.Gate`
+Listing: TypeAlias = Any  # `sockets.listing.Listing`
+Scheduler: TypeAlias = Any  # `sockets.scheduler.Scheduler`
 
 
 class Phase(Enum):

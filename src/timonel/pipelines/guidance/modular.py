@@ -9,14 +9,13 @@ state, and a second call of the pipeline, whose guider then asks for no uncondit
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from ...core.hook import Hook
 from ...core.run import Run
 from ..caller import is_modular, pipeline_of
 
-if TYPE_CHECKING:
-    from ..sockets.scheduler import Scheduler
+Scheduler: TypeAlias = Any  # `sockets.scheduler.Scheduler`, which stands above this file
 
 
 class Counted(Hook):

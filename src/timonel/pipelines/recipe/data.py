@@ -110,16 +110,6 @@ class RecipeData(Data):
             **part,
         )
 
-    def texts(self, size: tuple[int, int]) -> dict[str, str]:
-        """The text chunks of a PNG: this recipe, and the same as A1111 and Civitai read it.
-
-        Args:
-            size: width and height of the picture.
-        """
-        from .infotext import infotext
-
-        return {KEY: self.model_dump_json(exclude_none=True), INFOTEXT: infotext(self, size)}
-
 
 @functools.cache
 def _version(package: str) -> str | None:

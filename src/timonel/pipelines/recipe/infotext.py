@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ... import __version__
-
-if TYPE_CHECKING:
-    from .data import RecipeData
+from ...version import VERSION
+from .data import INFOTEXT, KEY, RecipeData
 
 #: solvers in A1111's words
 SAMPLERS = {
@@ -32,6 +30,16 @@ SCHEDULES = {
     "linspace": "Uniform",
 }  # fmt: skip
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
+
+
+def texts(recipe: RecipeData, size: tuple[int, int]) -> dict[str, str]:
+    """The text chunks of a PNG: the recipe, and the same as A1111 and Civitai read it.
+
+    Args:
+        recipe: of the picture.
+        size: width and height of the picture.
+    """
+    return {KEY: recipe.model_dump_json(exclude_none=True), INFOTEXT: infotext(recipe, size)}
 
 
 def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
@@ -53,7 +61,7 @@ def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
         "Size": f"{size[0]}x{size[1]}",
         "Model": Path(recipe.model).name.removesuffix(".safetensors"),
         "Stopped after": recipe.stopped_after,
-        "Version": f"timonel {__version__}",
+        "Version": f"timonel {VERSION}",
     }
     lines = [recipe.prompt or ""]
     if recipe.negative_prompt:

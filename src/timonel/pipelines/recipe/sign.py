@@ -20,9 +20,9 @@ from ..guidance import scale
 from .data import RecipeData, versions
 
 if TYPE_CHECKING:
-    from ..helm import Helm
     from ..session import Session
     from ..sockets.scheduler import Scheduler
+    from ..steered import Steered
 
 # arguments of a pipeline that are no part of a recipe, or a field of it
 LEFT_OUT = {
@@ -33,7 +33,7 @@ KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is 
 CALLBACKS = ("callback_on_step_end", "callback")
 
 
-def sign(helm: Helm, session: Session, options: Mapping[str, Any], output: Any) -> None:
+def sign(helm: Steered, session: Session, options: Mapping[str, Any], output: Any) -> None:
     """Put its recipe into every picture of a call.
 
     Args:
@@ -46,13 +46,14 @@ def sign(helm: Helm, session: Session, options: Mapping[str, Any], output: Any) 
     if not images:
         return
     from .images import sign as into
+    from .infotext import texts
 
     common = _common(helm, session, options)
     for i, image in enumerate(images):
         seed = _seed(helm, options, i)
         if seed is not None and hasattr(image, "info"):
             recipe = RecipeData(**{**common, **_prompts(options, i, len(images)), "seed": seed})
-            into(image, recipe.texts(image.size))
+            into(image, texts(recipe, image.size))
 
 
 def _images(output: Any) -> list[Any]:
@@ -62,7 +63,7 @@ def _images(output: Any) -> list[Any]:
     return list(images) if isinstance(images, list) else []
 
 
-def _common(helm: Helm, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
+def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
     """What all pictures of a call share."""
     run, guidance = helm.run, session.request.guidance
     assert run is not None
@@ -87,7 +88,7 @@ def _common(helm: Helm, session: Session, options: Mapping[str, Any]) -> dict[st
     return {**{k: v for k, v in fields.items() if v not in (None, [])}, "arguments": arguments}
 
 
-def _besides(helm: Helm, session: Session, options: Mapping[str, Any]) -> list[str]:
+def _besides(helm: Steered, session: Session, options: Mapping[str, Any]) -> list[str]:
     """What else had a part in a call and is in no recipe."""
     hooks = [hook for hook in map(adapt, session.request.hooks) if _acts(hook)]
     besides = [f"hook {hook.name!r}" for hook in hooks]
@@ -106,7 +107,7 @@ def _settled(scheduler: Scheduler) -> Sampler:
     return replace(sampler, grid=taken.grid, grid_options=taken.grid_options)
 
 
-def _model(helm: Helm) -> dict[str, Any]:
+def _model(helm: Steered) -> dict[str, Any]:
     """The model by name, or of a pipeline object its class and where it says it comes from."""
     pipe, loading = helm.pipe, {k: v for k, v in helm.loading.items() if v is not None}
     if helm.name is None:
@@ -137,7 +138,7 @@ def _is_prompt(name: str) -> bool:
 
 
 def _arguments(
-    helm: Helm, options: Mapping[str, Any], own: float | None
+    helm: Steered, options: Mapping[str, Any], own: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The pipeline's own arguments as data, and the names of those that a file cannot hold."""
     scaled = None if own is None else scale.argument(helm.pipe, helm.parameters, options)
@@ -165,7 +166,7 @@ def _prompts(options: Mapping[str, Any], i: int, count: int) -> dict[str, Any]:
     return {**fields, "more_prompts": more or None}
 
 
-def _seed(helm: Helm, options: Mapping[str, Any], i: int) -> int | None:
+def _seed(helm: Steered, options: Mapping[str, Any], i: int) -> int | None:
     """The seed of picture `i`."""
     if helm.seeds:
         return helm.seeds[i] if i < len(helm.seeds) else None

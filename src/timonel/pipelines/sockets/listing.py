@@ -18,7 +18,7 @@ from ...core.sampler import Sampler
 from ...core.table import Table
 from ...errors import GridError
 from . import requested_levels
-from .timesteps import equal
+from .times import equal
 
 ROUNDED = 2.0**-7  # relative, of a time in bfloat16
 Compile = Callable[[Sampler, Grid, int], Table]

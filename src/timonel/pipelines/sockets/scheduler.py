@@ -319,7 +319,8 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             raise RunError(
                 "there are no levels yet; call set_timesteps(steps), as pipelines do, first"
             )
-        return self.session.listing
+        listing: Listing = self.session.listing
+        return listing
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         """`before`: how many steps of the journey come before those of `grid`."""
@@ -376,10 +377,11 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         session = self.session
         if session.leader is not None and session.run is None:
             # a copy without levels goes on where it was copied
-            return session.leader.step(
+            output: SchedulerOutput = session.leader.step(
                 model_output, timestep, sample, eta, generator, variance_noise=variance_noise,
                 per_token_timesteps=per_token_timesteps,
             )  # fmt: skip
+            return output
         idle = session.idle
         run = self.run if idle else self._at(timestep, sample)
         if session.leader is not None:

@@ -46,9 +46,10 @@ import torch
 from torch import Tensor
 
 from ...core.table import Table
-from ...errors import ArgumentError, RunError
+from ...errors import RunError
 from ..session import Loop, Phase, Role, Session
 from .resumed import adopt, is_part
+from .times import equal, number
 
 if TYPE_CHECKING:
     from ...core.grids import Grid
@@ -56,32 +57,9 @@ if TYPE_CHECKING:
     from ...core.sampler import Sampler
     from .listing import Listing
 
-EQUAL = 1e-6  # relative distance of two times that float32 does not tell apart
-
 
 class Rewound(BaseException):
     """The run went back, and the pipeline, whose loop counts its steps, has to be called again."""
-
-
-def number(timestep: Any) -> float:
-    """The time of a step as a float; a batch of times has one for all.
-
-    Raises:
-        ArgumentError: it is no number.
-    """
-    try:
-        if isinstance(timestep, bool):
-            raise TypeError
-        return float(torch.as_tensor(timestep).flatten()[0])
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        raise ArgumentError(
-            f"step takes the time of its row, a number of scheduler.timesteps, got {timestep!r}"
-        ) from None
-
-
-def equal(a: float, b: float) -> bool:
-    """Whether two times are one in float32."""
-    return abs(a - b) <= EQUAL * max(1.0, abs(a), abs(b))
 
 
 # -- which row -------------------------------------------------------------------------------------
