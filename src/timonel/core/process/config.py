@@ -182,8 +182,7 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     if _explodes(name, config):
         return "ve", "epsilon"
     if _flows(name, config, word):
-        backwards = word == "reverse_flow" or config.get("invert_sigmas")
-        return "flow", "reverse_flow" if backwards else "flow"
+        return "flow", _of_flow(config, word)
     if config.get("use_dynamic_shifting"):
         return "flow", None
     if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
@@ -191,6 +190,12 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     if config.get("timestep_type") == "continuous" and word == "v":
         return "edm", None
     return ("crash", "v") if _crashes(name, config) else ("vp", None)
+
+
+def _of_flow(config: Config, word: str) -> str:
+    """The prediction of a flow, which may run backwards (Mochi)."""
+    backwards = word == "reverse_flow" or config.get("invert_sigmas")
+    return "reverse_flow" if backwards else "flow"
 
 
 def _flows(name: str, config: Config, word: str) -> bool:
