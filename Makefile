@@ -6,8 +6,8 @@ WORKERS = --numprocesses auto --maxprocesses 8 --dist worksteal
 PEERS = k-diffusion==0.1.1.post1 torchsde==0.2.6 torchdiffeq==0.2.5 trampoline==0.1.2
 
 # what `make test-lowest` runs: loading, commands, pipelines, parity of the samplers with k-diffusion
-LOWEST = $(addprefix tests/test_,hostile_models.py loading.py terminal.py cli.py exports.py zoo.py pipelines.py \
-	parity_k_diffusion.py)
+LOWEST = $(addprefix tests/,whole/test_hostile_models.py pipelines/test_loading.py cli/test_terminal.py cli/test_cli.py \
+	test_exports.py zoo/test_zoo.py pipelines/test_pipelines.py parity/test_parity_k_diffusion.py)
 
 .PHONY: venv demo test test-all test-lowest bench bench-tune report report-video claims check clean
 

@@ -1,15 +1,14 @@
 """The judge of emoji pictures: which of emoji's concepts one shows, and how far two sets of
 pictures are apart.
 
-It is the classifier of training/emoji/classifier.py, which learned real emoji only;
-training/emoji/export_judge.py wrote its weights. Pictures are (n, 3, 64, 64) in 0..1.
+training/emoji/classifier.py trained it, on real emoji only, and training/emoji/export_judge.py wrote
+its weights. Pictures are (n, 3, 64, 64) in 0..1.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,9 +21,31 @@ from timonel.errors import ArgumentError, ModelError, UnknownName
 
 FILE = Path(__file__).with_suffix(".safetensors")
 SIDE, AT_ONCE = 64, 64  # pixels of a picture, and pictures in a call
-sys.path.append(str(FILE.parents[1] / "training" / "emoji"))
 
-from classifier import build  # noqa: E402
+
+def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """Convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def build(classes: int) -> nn.Sequential:
+    """Logits (N, classes) from pictures (N, 3, 64, 64) in -1..1."""
+    return nn.Sequential(
+        block(3, 32, 2),
+        block(32, 64, 2),
+        block(64, 96, 1),
+        block(96, 128, 2),
+        block(128, 192, 1),
+        block(192, 256, 2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(1024, classes),
+    )
 
 
 @cache
@@ -34,7 +55,7 @@ def load() -> tuple[nn.Sequential, tuple[str, ...]]:
     """
     if not FILE.is_file():
         raise ModelError(
-            f"no {FILE.name} in {FILE.parent}: training/emoji/export_judge.py makes it"
+            f"no {FILE.name} in {FILE.parent}: `python -m training.emoji.export_judge` makes it"
         )
     with safe_open(str(FILE), framework="pt") as file:
         names = tuple(json.loads(file.metadata()["names"]))

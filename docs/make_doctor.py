@@ -8,16 +8,16 @@ import json
 import tempfile
 from pathlib import Path
 
+from support.places import DOCS, TESTS
 from timonel.diagnosis import FAMILIES, PRESETS, doctor
 from timonel.pipelines.family.presets import Preset
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "doctor.md"
-PUBLISHED = ROOT / "tests" / "published.json"
+PAGE = DOCS / "doctor.md"
+PUBLISHED = TESTS / "support" / "published.json"
 
 HEAD = """# Doctor
 
-Made by `python docs/make_doctor.py`; `tests/test_doctor.py` fails when this page is out of date.
+Made by `python docs/make_doctor.py`; `tests/diagnosis/test_doctor.py` fails when this page is out of date.
 
 `timonel doctor MODEL` reads a model's configuration, never its weights, and says what it is, which samplers and grids
 suit it, whether a combination works, and what is recommended. `MODEL` is a shipped model, a folder in diffusers'

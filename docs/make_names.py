@@ -1,29 +1,24 @@
 """Writes names.md: ComfyUI's and k-diffusion's names, measured. TIMONEL_COMFYUI=CHECKOUT python
 docs/make_names.py
 
-Takes some minutes. The checkout is any folder with ComfyUI's source; see tests/comfyui.py.
+Takes some minutes. The checkout is any folder with ComfyUI's source; see tests/support/comfyui.py.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from support import names_page as measured
+from support.names_page import SAME, STEPS, Row
+from support.places import DOCS
+from timonel.files import replacing
 
-import names_page as measured  # noqa: E402
-from names_page import SAME, STEPS, Row  # noqa: E402
-from timonel.files import replacing  # noqa: E402
-
-PAGE = ROOT / "docs" / "names.md"
+PAGE = DOCS / "names.md"
 CLEAR = 1.15  # one distance is called nearer where the other is so many times as large
 
 HEAD = """# ComfyUI's, A1111's and k-diffusion's names
 
-Made by `TIMONEL_COMFYUI=… python docs/make_names.py` with ComfyUI {version}; `tests/test_names_page.py` holds it.
+Made by `TIMONEL_COMFYUI=… python docs/make_names.py` with ComfyUI {version}; `tests/docs/test_names_page.py` holds it.
 
 Type the names you know: `tm.Sampler("dpmpp_2m_sde_gpu/karras")`, `--sampler "DPM++ 2M Karras"`, "Euler a". This page
 says for every name of ComfyUI's KSampler and of k-diffusion's functions whether it does the same here.

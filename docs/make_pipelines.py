@@ -14,12 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS.parent / "tests"))
-
-from pipes import load  # noqa: E402
-from pipes.page import lines, read  # noqa: E402
-from pipes.worker import table  # noqa: E402
+from support.pipes import load
+from support.pipes.page import lines, read
+from support.pipes.worker import table
+from support.places import DOCS
 
 
 def main(arguments: list[str]) -> None:

@@ -4,23 +4,19 @@ docs/make_samplers.py
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from support.models import Gaussian, Mixture, drive, ends, lam_grid, propagate, slope, variance
+from support.places import DOCS
+from timonel.core import names, solvers
+from timonel.core.grids import GRIDS
+from timonel.core.process import EDM
+from timonel.core.solvers import SOLVERS
+from timonel.core.table import Table
 
-from models import Gaussian, Mixture, drive, ends, lam_grid, propagate, slope, variance  # noqa: E402
-from timonel.core import names, solvers  # noqa: E402
-from timonel.core.grids import GRIDS  # noqa: E402
-from timonel.core.process import EDM  # noqa: E402
-from timonel.core.solvers import SOLVERS  # noqa: E402
-from timonel.core.table import Table  # noqa: E402
-
-PAGE = ROOT / "docs" / "samplers.md"
+PAGE = DOCS / "samplers.md"
 STEPS, WIDE = (64, 96, 144), EDM(0.002, 700.0)
 OPTIONS = {"edm": {"s_churn": 4.0}}  # below the cap, so that the churn per step falls with N
 

@@ -8,12 +8,7 @@ new ones.
 from __future__ import annotations
 
 import gc
-import importlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 
-import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -25,11 +20,3 @@ common = settings(deadline=None, suppress_health_check=list(HealthCheck), print_
 settings.register_profile("same", common, derandomize=True)
 settings.register_profile("explore", common)
 settings.load_profile("same")
-
-
-@pytest.fixture(scope="module")
-def benchmark_module() -> Iterator[Callable[[str], ModuleType]]:
-    """The modules of benchmarks/, by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        yield importlib.import_module

@@ -5,14 +5,13 @@ of both.
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
 
+import exact as bench
 import timonel as tm
-from models import PROCESSES
+from support.models import PROCESSES
 from timonel.core.process import At, Level, double
 from timonel.errors import ArgumentError, RunError, UnknownName
 from timonel.exact import Gaussian, Mixture, Pictures, perturbed, reference, rounded, solve
@@ -269,18 +268,17 @@ def test_an_unknown_class_lists_the_known():
 def test_the_quick_benchmark_ranks_second_order_above_first_and_writes_its_page(
     tmp_path, monkeypatch
 ):
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    bench = runpy.run_path(str(folder / "exact.py"))
     measured: list[tuple[list, dict]] = []
-    measure = bench["measure"]
-    bench["run"].__globals__["measure"] = lambda size: measured.append(measure(size)) or measured[0]
-    printed = bench["run"](bench["QUICK"], tmp_path)
-    (posed, found), twenty = measured[0], bench["QUICK"].calls.index(20)
+    measure = bench.measure
+    monkeypatch.setattr(
+        bench, "measure", lambda size: measured.append(measure(size)) or measured[0]
+    )
+    printed = bench.run(bench.QUICK, tmp_path)
+    (posed, found), twenty = measured[0], bench.QUICK.calls.index(20)
     for i in range(len(posed)):
         second, first = (found[name][i][twenty].error for name in ("dpmpp_2m", "euler"))
         assert second < 0.8 * first, posed[i].title
-    assert bench["same"](found["dpmpp_2m"], found["DPM++ 2M, k-diffusion"])
+    assert bench.same(found["dpmpp_2m"], found["DPM++ 2M, k-diffusion"])
     text = (tmp_path / "exact.md").read_text()
     assert all(f"| {name} " in text and f"| {name} " in printed for name in found)
     assert (tmp_path / "exact.png").read_bytes().startswith(b"\x89PNG")

@@ -2,8 +2,7 @@
 # ## Preparativos
 #
 # En tu máquina o en Colab, con la carpeta del proyecto delante, quita la almohadilla de la primera
-# línea (Python 3.10
-# o posterior).
+# línea (Python 3.10 o posterior).
 # %% [en]
 # ## Getting ready
 #

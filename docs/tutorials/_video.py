@@ -1,23 +1,17 @@
 # %% [es]
 # El modelo se elige en una sola línea. Con una GPU, `VIDEO_MODEL =
-# "stabilityai/stable-video-diffusion-img2vid-xt"` y
-# el tamaño de verdad, 1024x576 con 25 fotogramas. Para que esto corra en cualquier sitio, aquí
-# usamos `emoji-video`,
-# que viene con timonel: la misma clase, `StableVideoDiffusionPipeline`, con la configuración de
-# ruido de SVD y las
-# mismas condiciones, pero con 8 fotogramas de 64x64. Su vídeo más limpio es el que hace sin guía,
-# el de aquí;
-# más abajo la encendemos solo para ver qué hace.
+# "stabilityai/stable-video-diffusion-img2vid-xt"` y el tamaño de verdad, 1024x576 con 25
+# fotogramas. Para que esto corra en cualquier sitio, aquí usamos `emoji-video`, que viene con
+# timonel: la misma clase, `StableVideoDiffusionPipeline`, con la configuración de ruido de SVD y
+# las mismas condiciones, pero con 8 fotogramas de 64x64. Su vídeo más limpio es el que hace sin
+# guía, el de aquí; más abajo la encendemos solo para ver qué hace.
 # %% [en]
 # The model is chosen in one line. With a GPU, `VIDEO_MODEL =
-# "stabilityai/stable-video-diffusion-img2vid-xt"` and its
-# real size, 1024x576 with 25 frames. So that this runs anywhere, we use `emoji-video` here, which
-# ships with timonel:
-# the same class, `StableVideoDiffusionPipeline`, with SVD's noise configuration and the same
-# conditions, but with 8
+# "stabilityai/stable-video-diffusion-img2vid-xt"` and its real size, 1024x576 with 25 frames. So
+# that this runs anywhere, we use `emoji-video` here, which ships with timonel: the same class,
+# `StableVideoDiffusionPipeline`, with SVD's noise configuration and the same conditions, but with 8
 # frames of 64x64. Its cleanest video is the one without guidance, shown here; below we switch
-# guidance on only to see
-# what it does.
+# guidance on only to see what it does.
 # %%
 VIDEO_MODEL = "emoji-video"
 VIDEO = {"height": 64, "width": 64, "num_frames": 8}

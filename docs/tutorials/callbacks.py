@@ -2,33 +2,24 @@
 # # Al timón: mira, para y cambia lo que hace un modelo de difusión
 #
 # Un modelo de difusión parte de ruido puro y lo limpia en unos cuantos pasos. Aquí vas a meter mano
-# en medio de ese
-# camino: ver cada paso, parar cuando quieras, retocar la imagen a medio hacer y apagar la guía
-# cuando deja de
-# compensar. Todo corre en la CPU, en unos minutos, con el modelo pequeño de emojis que viene con
-# timonel. Al final, lo
-# mismo con vídeo.
+# en medio de ese camino: ver cada paso, parar cuando quieras, retocar la imagen a medio hacer y
+# apagar la guía cuando deja de compensar. Todo corre en la CPU, en unos minutos, con el modelo
+# pequeño de emojis que viene con timonel. Al final, lo mismo con vídeo.
 #
 # Sobre esto circulan muchos consejos. Algunos son ciertos, otros a medias y otros no. Aquí no hace
-# falta creerse
-# ninguno: cada uno se mide en una celda, y la frase que empieza por ✔, ◐ o ✘ sale de esa medida.
-# Con otro modelo, la
-# frase puede ser otra.
+# falta creerse ninguno: cada uno se mide en una celda, y la frase que empieza por ✔, ◐ o ✘ sale de
+# esa medida. Con otro modelo, la frase puede ser otra.
 # %% [en]
 # # At the helm: watch, stop and change what a diffusion model does
 #
 # A diffusion model begins with pure noise and cleans it in a number of steps. Here you step in half
-# way: see every
-# step, stop when you like, retouch the unfinished picture, and switch guidance off once it no
-# longer pays. All of it
-# runs on a CPU in a few minutes, with the small emoji model that ships with timonel. At the end,
-# the same with video.
+# way: see every step, stop when you like, retouch the unfinished picture, and switch guidance off
+# once it no longer pays. All of it runs on a CPU in a few minutes, with the small emoji model that
+# ships with timonel. At the end, the same with video.
 #
 # There is plenty of advice about this. Some of it is true, some half true, some not. No need to
-# take any of it on
-# trust: each piece is measured in a cell, and the sentence that begins with ✔, ◐ or ✘ comes from
-# that measurement.
-# With another model it may say something else.
+# take any of it on trust: each piece is measured in a cell, and the sentence that begins with ✔, ◐
+# or ✘ comes from that measurement. With another model it may say something else.
 # %% [include _setup]
 # %% [parameters]
 STEPS, REPEATS, CUTS = 20, 5, (0.8, 0.6, 0.4, 0.2, 0.0)
@@ -37,33 +28,26 @@ PROMPTS = ["red apple", "ghost", "cat face"]
 # ## El camino, paso a paso
 #
 # Dentro de una llamada hay un bucle: la red mira la imagen ruidosa y predice cómo sería limpia; el
-# sampler da un paso
-# hacia allí; y otra vez. Un *hook* es cualquier función que recibe el recorrido (`run`) al terminar
-# cada paso. Todo
-# está a la vista: `run.step` (pasos dados), `run.level` (cuánto ruido queda), `run.latents` (la
-# muestra, con su ruido)
-# y `run.denoised` (lo que el modelo cree que hay debajo).
+# sampler da un paso hacia allí; y otra vez. Un *hook* es cualquier función que recibe el recorrido
+# (`run`) al terminar cada paso. Todo está a la vista: `run.step` (pasos dados), `run.level` (cuánto
+# ruido queda), `run.latents` (la muestra, con su ruido) y `run.denoised` (lo que el modelo cree que
+# hay debajo).
 #
 # `tm.trace()` es un hook que apunta esos números. `ratio` es sigma/alpha, cuánto ruido hay por cada
-# parte de imagen:
-# cae a cada paso. `cosine` dice cuánto se parece cada predicción a la anterior: pronto deja de
-# cambiar.
+# parte de imagen: cae a cada paso. `cosine` dice cuánto se parece cada predicción a la anterior:
+# pronto deja de cambiar.
 # %% [en]
 # ## The journey, step by step
 #
 # Inside a call there is a loop: the network looks at the noisy picture and predicts what it would
-# be like clean; the
-# sampler takes a step in that direction; and again. A *hook* is any function that is given the run
-# after every step.
-# Everything is in sight: `run.step` (steps made), `run.level` (how much noise is left),
-# `run.latents` (the sample,
-# noise and all) and `run.denoised` (what the model believes is underneath).
+# be like clean; the sampler takes a step in that direction; and again. A *hook* is any function
+# that is given the run after every step. Everything is in sight: `run.step` (steps made),
+# `run.level` (how much noise is left), `run.latents` (the sample, noise and all) and `run.denoised`
+# (what the model believes is underneath).
 #
 # `tm.trace()` is a hook that writes those numbers down. `ratio` is sigma/alpha, how much noise
-# there is for each part
-# of picture: it falls with every step. `cosine` says how much a prediction resembles the one
-# before: soon it hardly
-# changes.
+# there is for each part of picture: it falls with every step. `cosine` says how much a prediction
+# resembles the one before: soon it hardly changes.
 # %%
 numbers = tm.trace()
 apple = helm(
@@ -78,16 +62,14 @@ assert len(numbers.rows) == len(times) == 12
 # ## Parar antes
 #
 # La receta habitual en diffusers es poner `pipeline._interrupt = True` cuando `i == 10`. Con
-# timonel es `stop_when`, o
-# `run.stop()` dentro de cualquier hook. Contemos cuántas veces trabaja la red y miremos qué imagen
-# queda.
+# timonel es `stop_when`, o `run.stop()` dentro de cualquier hook. Contemos cuántas veces trabaja la
+# red y miremos qué imagen queda.
 # %% [en]
 # ## Stopping early
 #
 # The usual recipe in diffusers sets `pipeline._interrupt = True` when `i == 10`. With timonel it is
-# `stop_when`, or
-# `run.stop()` inside any hook. Let us count how often the network works, and look at the picture
-# that is left.
+# `stop_when`, or `run.stop()` inside any hook. Let us count how often the network works, and look
+# at the picture that is left.
 # %%
 def interrupt(pipeline, i, t, callback_kwargs):
     if i == 10:
@@ -149,22 +131,18 @@ assert psnr(clean, whole) > psnr(noisy, whole)
 # ## Ver cómo nace la imagen
 #
 # `tm.preview("carpeta")` guarda una imagen por paso y `tm.collect()` las junta en una hoja o en una
-# animación. Se ve
-# la predicción limpia, no el ruido, y decodificarla cuesta casi nada: en lugar del decodificador se
-# usa un mapa lineal
-# de los canales latentes a rojo, verde y azul, ajustado a *este* modelo. Son colores aproximados:
-# con cuatro canales
-# no da para más, y con `decode=True` tienes los exactos.
+# animación. Se ve la predicción limpia, no el ruido, y decodificarla cuesta casi nada: en lugar del
+# decodificador se usa un mapa lineal de los canales latentes a rojo, verde y azul, ajustado a
+# *este* modelo. Son colores aproximados: con cuatro canales no da para más, y con `decode=True`
+# tienes los exactos.
 # %% [en]
 # ## Watching the picture appear
 #
 # `tm.preview("folder")` saves a picture of every step and `tm.collect()` puts them on a sheet or
-# into an animation.
-# What you see is the clean prediction, not the noise, and it costs next to nothing: instead of the
-# decoder, a linear
-# map from latent channels to red, green and blue, fitted to *this* model. The colours are
-# approximate: four channels
-# will not give more, and `decode=True` has the exact ones.
+# into an animation. What you see is the clean prediction, not the noise, and it costs next to
+# nothing: instead of the decoder, a linear map from latent channels to red, green and blue, fitted
+# to *this* model. The colours are approximate: four channels will not give more, and `decode=True`
+# has the exact ones.
 # %%
 from pathlib import Path
 
@@ -179,16 +157,14 @@ print(*sorted(path.name for path in Path("steps").iterdir()))
 assert len(story.frames) == len(list(Path("steps").glob("*.png"))) == 12
 # %% [es]
 # Hay una función muy copiada, `latents_to_rgb`, con doce factores fijos. Son los del autoencoder de
-# SDXL (Timothy
-# Alexis Vass, *Explaining the SDXL latent space*). Con los latentes de otro modelo, los colores no
-# significan nada.
-# Comparemos los dos mapas con lo que dice el decodificador, reducido al tamaño de los latentes.
+# SDXL (Timothy Alexis Vass, *Explaining the SDXL latent space*). Con los latentes de otro modelo,
+# los colores no significan nada. Comparemos los dos mapas con lo que dice el decodificador,
+# reducido al tamaño de los latentes.
 # %% [en]
 # A much copied function, `latents_to_rgb`, has twelve fixed factors. They belong to SDXL's
-# autoencoder (Timothy Alexis
-# Vass, *Explaining the SDXL latent space*). On another model's latents the colours mean nothing.
-# Let us compare both
-# maps with what the decoder says, reduced to the size of the latents.
+# autoencoder (Timothy Alexis Vass, *Explaining the SDXL latent space*). On another model's latents
+# the colours mean nothing. Let us compare both maps with what the decoder says, reduced to the size
+# of the latents.
 # %%
 from timonel.hooks.rgb import to_images
 
@@ -226,16 +202,14 @@ assert alike["fitted"] > alike["SDXL"]
 
 # %% [es]
 # Para un modelo sin mapa propio, timonel lo ajusta solo la primera vez que lo necesita;
-# `tm.LatentRGB.fit(latentes,
-# imágenes)` lo hace con las tuyas. El callback de siempre también funciona, y puede guardar lo que
-# quieras: es un
-# argumento del pipeline, y `Helm` se lo pasa. Los latentes que ve llevan el ruido del paso.
+# `tm.LatentRGB.fit(latentes, imágenes)` lo hace con las tuyas. El callback de siempre también
+# funciona, y puede guardar lo que quieras: es un argumento del pipeline, y `Helm` se lo pasa. Los
+# latentes que ve llevan el ruido del paso.
 # %% [en]
 # For a model without a map of its own, timonel fits one the first time it is needed;
-# `tm.LatentRGB.fit(latents,
-# images)` does it with yours. The classic callback works as well, and saves whatever you like: it
-# is an argument of
-# the pipeline, and `Helm` hands it on. The latents it sees carry the noise of the step.
+# `tm.LatentRGB.fit(latents, images)` does it with yours. The classic callback works as well, and
+# saves whatever you like: it is an argument of the pipeline, and `Helm` hands it on. The latents it
+# sees carry the noise of the step.
 # %%
 def save_step(pipeline, i, t, callback_kwargs):
     to_images(fitted(callback_kwargs["latents"]), size=96)[0].save(f"paso_{i}.png")
@@ -258,16 +232,14 @@ assert all(Path(f"paso_{i}.png").exists() for i in range(12))
 # ## Retocar los latentes
 #
 # Un hook puede cambiar `run.latents`; `tm.edit` es la forma corta. ¿Importa cuándo? Restamos lo
-# mismo a un canal
-# después del paso 1, del 6 y del 11, y miramos cuánto cambian los contornos y cuánto la imagen
-# entera.
+# mismo a un canal después del paso 1, del 6 y del 11, y miramos cuánto cambian los contornos y
+# cuánto la imagen entera.
 # %% [en]
 # ## Retouching the latents
 #
 # A hook may change `run.latents`; `tm.edit` is the short way. Does it matter when? We take the same
-# amount from one
-# channel after step 1, 6 and 11, and see how much the outlines change, and how much the whole
-# picture.
+# amount from one channel after step 1, 6 and 11, and see how much the outlines change, and how much
+# the whole picture.
 # %%
 def edited(step):
     change = tm.edit(
@@ -306,16 +278,14 @@ verdict(
 )
 # %% [es]
 # Temprano, el modelo aún está decidiendo qué dibujar y parte de tu retoque lo rehace a su manera;
-# tarde, el dibujo ya
-# está fijo y solo tiñes. Un recorrido también se puede **bifurcar**: se guarda donde está y cada
-# rama sigue por su
-# lado sin repetir lo andado (salvo una llamada, para volver a entrar en el bucle del pipeline).
+# tarde, el dibujo ya está fijo y solo tiñes. Un recorrido también se puede **bifurcar**: se guarda
+# donde está y cada rama sigue por su lado sin repetir lo andado (salvo una llamada, para volver a
+# entrar en el bucle del pipeline).
 # %% [en]
 # Early, the model is still deciding what to draw and redoes part of your edit in its own way; late,
-# the drawing is
-# settled and you only tint it. A run can also be **branched**: it is kept where it is, and every
-# branch goes its own
-# way without repeating the road so far (but for one call, to enter the pipeline's loop again).
+# the drawing is settled and you only tint it. A run can also be **branched**: it is kept where it
+# is, and every branch goes its own way without repeating the road so far (but for one call, to
+# enter the pipeline's loop again).
 # %%
 branches = []
 
@@ -338,30 +308,24 @@ say(
 assert len(times) < 12
 # %% [es]
 # En segundo plano, `helm.start(...)` devuelve un mando con `pause()`, `resume()`, `stop()`,
-# `rewind(k)`, `branch()` y
-# `preview()`.
+# `rewind(k)`, `branch()` y `preview()`.
 #
 # ## Apagar la guía al 40 %
 #
 # Con guía, la red trabaja el doble: una mitad con tu texto y otra sin él. La idea de apagarla al 40
-# % del camino es
-# buena, y se le atribuyen tres cosas: el mismo resultado, más rapidez y menos memoria. Hay dos
-# formas de hacerlo.
-# Primero, cambiando un import: donde ponía `from diffusers.callbacks import …`, pon `from
-# timonel.compat import …`.
+# % del camino es buena, y se le atribuyen tres cosas: el mismo resultado, más rapidez y menos
+# memoria. Hay dos formas de hacerlo. Primero, cambiando un import: donde ponía `from
+# diffusers.callbacks import …`, pon `from timonel.compat import …`.
 # %% [en]
 # In the background, `helm.start(...)` returns a handle with `pause()`, `resume()`, `stop()`,
-# `rewind(k)`, `branch()`
-# and `preview()`.
+# `rewind(k)`, `branch()` and `preview()`.
 #
 # ## Guidance off at 40 %
 #
 # With guidance the network works twice: one half with your text, one without. Switching it off at
-# 40 % of the way is a
-# good idea, and three things are said of it: the same result, more speed and less memory. There are
-# two ways to do it.
-# First, by changing one import: `from timonel.compat import …` where it said `from
-# diffusers.callbacks import …`.
+# 40 % of the way is a good idea, and three things are said of it: the same result, more speed and
+# less memory. There are two ways to do it. First, by changing one import: `from timonel.compat
+# import …` where it said `from diffusers.callbacks import …`.
 # %%
 from timonel.compat import SDXLCFGCutoffCallback
 
@@ -390,16 +354,14 @@ say(
 assert by_helm.count(2) == by_callback.count(2) - 1 == int(0.4 * STEPS)
 # %% [es]
 # Ahora el tiempo. Las dos variantes se turnan, para que lo que más haga tu máquina les toque por
-# igual, y se queda la
-# mediana de los cocientes. Con una red pequeña, un lote doble cuesta menos del doble, así que el
-# ahorro puede quedarse
-# corto; con una grande se acerca a lo que dicen las muestras.
+# igual, y se queda la mediana de los cocientes. Con una red pequeña, un lote doble cuesta menos del
+# doble, así que el ahorro puede quedarse corto; con una grande se acerca a lo que dicen las
+# muestras.
 # %% [en]
 # Now the time. The two variants take turns, so that whatever else your machine does falls on both
-# alike, and the
-# median of the ratios is kept. With a small network a doubled batch costs less than twice as much,
-# so the saving may
-# fall short; with a large one it comes close to what the samples say.
+# alike, and the median of the ratios is kept. With a small network a doubled batch costs less than
+# twice as much, so the saving may fall short; with a large one it comes close to what the samples
+# say.
 # %%
 import time
 from statistics import median
@@ -436,14 +398,12 @@ verdict(
 
 # %% [es]
 # ¿Y el resultado? Cuánto se parece la imagen a la guiada hasta el final, según dónde se corte.
-# Damos por iguales dos
-# imágenes a 30 dB o más. La última fila guía al final en vez de al principio, y cuesta lo mismo que
-# el 40 %.
+# Damos por iguales dos imágenes a 30 dB o más. La última fila guía al final en vez de al principio,
+# y cuesta lo mismo que el 40 %.
 # %% [en]
 # And the result? How alike the picture is to the one guided all the way, by where it is cut. We
-# call two pictures the
-# same at 30 dB or more. The last row guides at the end instead of at the beginning, and costs the
-# same as 40 %.
+# call two pictures the same at 30 dB or more. The last row guides at the end instead of at the
+# beginning, and costs the same as 40 %.
 # %%
 def pictures(guidance):
     return to_images(helm.context.decode(make(guidance)[0]))
@@ -482,17 +442,14 @@ verdict(
 # ## ¿Y la memoria?
 #
 # Lo que decide si cabe en tu GPU es el **pico**. Lo medimos con el profiler de torch, que apunta
-# cada tensor que se
-# reserva y se libera (en CUDA, `torch.cuda.max_memory_allocated()` dice lo mismo). Sin contar los
-# pesos del modelo.
+# cada tensor que se reserva y se libera (en CUDA, `torch.cuda.max_memory_allocated()` dice lo
+# mismo). Sin contar los pesos del modelo.
 # %% [en]
 # ## And the memory?
 #
 # What decides whether it fits your GPU is the **peak**. We measure it with torch's profiler, which
-# notes every tensor
-# that is allocated and freed (on CUDA, `torch.cuda.max_memory_allocated()` says the same). The
-# model's weights are not
-# counted.
+# notes every tensor that is allocated and freed (on CUDA, `torch.cuda.max_memory_allocated()` says
+# the same). The model's weights are not counted.
 # %%
 import json
 
@@ -526,18 +483,16 @@ assert 0.9 < peaks[0.4] / peaks[1.0] < 1.1
 assert peaks[0.0] < peaks[1.0]
 # %% [es]
 # El corte ahorra tiempo, no pico: en los primeros pasos el lote aún es doble. Para bajar el pico
-# hay que quitar la
-# guía desde el primer paso (un modelo destilado, por ejemplo) o calcular las dos mitades una detrás
-# de otra.
+# hay que quitar la guía desde el primer paso (un modelo destilado, por ejemplo) o calcular las dos
+# mitades una detrás de otra.
 #
 # ## Con vídeo: Stable Video Diffusion
 #
 # «En SVD los callbacks funcionan igual»: vamos a verlo.
 # %% [en]
 # The cut saves time, not peak: in the first steps the batch is still doubled. To lower the peak,
-# guidance has to be
-# off from the first step (a distilled model, for instance), or the two halves computed one after
-# the other.
+# guidance has to be off from the first step (a distilled model, for instance), or the two halves
+# computed one after the other.
 #
 # ## With video: Stable Video Diffusion
 #
@@ -580,16 +535,12 @@ verdict(
 
 # %% [es]
 # Con timonel sí: parar, cortar la guía (que en SVD crece de fotograma en fotograma), guardar los
-# fotogramas de cada
-# paso y retocar uno solo. Los latentes de un vídeo tienen forma (vídeos, fotogramas, canales, alto,
-# ancho), y por eso
-# `latents_to_rgb` ni siquiera llega a dar una imagen.
+# fotogramas de cada paso y retocar uno solo. Los latentes de un vídeo tienen forma (vídeos,
+# fotogramas, canales, alto, ancho), y por eso `latents_to_rgb` ni siquiera llega a dar una imagen.
 # %% [en]
 # With timonel it does: stop, cut the guidance (which in SVD grows from frame to frame), keep the
-# frames of every step,
-# and retouch a single one. The latents of a video have the shape (videos, frames, channels, height,
-# width), which is
-# why `latents_to_rgb` does not even get to a picture.
+# frames of every step, and retouch a single one. The latents of a video have the shape (videos,
+# frames, channels, height, width), which is why `latents_to_rgb` does not even get to a picture.
 # %%
 def second_frame(run):
     if run.step == 3:
@@ -624,14 +575,12 @@ assert (len(frames), video_helm.run.status) == (VIDEO["num_frames"], "stopped")
 assert len(list(Path("frames").glob("*.png"))) == 6
 # %% [es]
 # Cada `step-0N.png` es una hoja con todos los fotogramas de ese paso. El vídeo se guarda con
-# `timonel.make.video.write`
-# (`.mp4`, `.gif` o `.webp`), y el callback de corte también vale para SVD si sale de
-# `timonel.compat`.
+# `timonel.make.video.write` (`.mp4`, `.gif` o `.webp`), y el callback de corte también vale para
+# SVD si sale de `timonel.compat`.
 # %% [en]
 # Every `step-0N.png` is a sheet with all frames of that step. The video is saved with
-# `timonel.make.video.write` (`.mp4`,
-# `.gif` or `.webp`), and the cutoff callback is good for SVD too when it comes from
-# `timonel.compat`.
+# `timonel.make.video.write` (`.mp4`, `.gif` or `.webp`), and the cutoff callback is good for SVD
+# too when it comes from `timonel.compat`.
 # %%
 from timonel import compat
 from timonel.make import video

@@ -2,30 +2,22 @@
 # # El rumbo: qué decide un scheduler
 #
 # El modelo sabe *qué* ruido hay que quitar. El scheduler decide *cuánto* en cada paso, *por qué
-# niveles de ruido*
-# pasar y *con qué fórmula*. Con el mismo modelo y la misma semilla, eso basta para que una imagen
-# salga bien en 10
-# pasos o mal en 25.
+# niveles de ruido* pasar y *con qué fórmula*. Con el mismo modelo y la misma semilla, eso basta
+# para que una imagen salga bien en 10 pasos o mal en 25.
 #
 # Cada consejo que circula sobre schedulers se mide aquí en una celda: la frase que empieza por ✔, ◐
-# o ✘ sale del
-# número recién calculado, no está escrita de antemano. Lo medido vale para el modelo pequeño de
-# emojis de timonel;
-# cambia el modelo y vuelve a ejecutar.
+# o ✘ sale del número recién calculado, no está escrita de antemano. Lo medido vale para el modelo
+# pequeño de emojis de timonel; cambia el modelo y vuelve a ejecutar.
 # %% [en]
 # # The course: what a scheduler decides
 #
 # The model knows *what* noise to remove. The scheduler decides *how much* at every step, *which
-# noise levels* to
-# visit, and *by which formula*. With the same model and the same seed, that is enough to make a
-# picture come out well
-# in 10 steps, or badly in 25.
+# noise levels* to visit, and *by which formula*. With the same model and the same seed, that is
+# enough to make a picture come out well in 10 steps, or badly in 25.
 #
 # Every piece of advice about schedulers is measured in a cell here: the sentence that begins with
-# ✔, ◐ or ✘ comes from
-# the number just computed and was not written beforehand. What is measured holds for timonel's
-# small emoji model;
-# change the model and run it again.
+# ✔, ◐ or ✘ comes from the number just computed and was not written beforehand. What is measured
+# holds for timonel's small emoji model; change the model and run it again.
 # %% [include _setup]
 # %% [parameters]
 FEW, MANY, FINE = 10, 25, 50
@@ -34,18 +26,14 @@ PROMPTS = ["red apple", "ghost", "cat face"]
 # ## Niveles de ruido
 #
 # Una muestra a medio camino es `alpha · imagen + sigma · ruido`. El tiempo `t`, de 999 a 0, es solo
-# el nombre que la
-# red aprendió para cada nivel; lo que cuenta es `sigma/alpha`, cuánto ruido hay por cada parte de
-# imagen. Muchas
-# páginas lo llaman *sigma* a secas.
+# el nombre que la red aprendió para cada nivel; lo que cuenta es `sigma/alpha`, cuánto ruido hay
+# por cada parte de imagen. Muchas páginas lo llaman *sigma* a secas.
 # %% [en]
 # ## Noise levels
 #
 # A sample on its way is `alpha · picture + sigma · noise`. The time `t`, from 999 to 0, is just the
-# name that the
-# network learnt for each level; what counts is `sigma/alpha`, how much noise there is for each part
-# of picture. Many
-# pages simply call it *sigma*.
+# name that the network learnt for each level; what counts is `sigma/alpha`, how much noise there is
+# for each part of picture. Many pages simply call it *sigma*.
 # %%
 from timonel import zoo
 from timonel.hooks.rgb import to_images
@@ -68,18 +56,14 @@ assert float(levels.alpha.square().add(levels.sigma.square()).sub(1).abs().max()
 # ## Un sampler es una tabla
 #
 # Se puede ver entera antes de empezar. En cada fila, la red mira `x` a un nivel y da `h0`, la
-# imagen limpia que
-# supone; la fila dice con qué números se mezclan para tener la `x` siguiente. `h1` es la predicción
-# de la fila
-# anterior: ahí está la gracia de DPM++ 2M.
+# imagen limpia que supone; la fila dice con qué números se mezclan para tener la `x` siguiente.
+# `h1` es la predicción de la fila anterior: ahí está la gracia de DPM++ 2M.
 # %% [en]
 # ## A sampler is a table
 #
 # All of it can be seen before it begins. In every row the network looks at `x` at one level and
-# gives `h0`, the clean
-# picture it supposes; the row says which numbers mix them into the next `x`. `h1` is the prediction
-# of the row before:
-# that is the point of DPM++ 2M.
+# gives `h0`, the clean picture it supposes; the row says which numbers mix them into the next `x`.
+# `h1` is the prediction of the row before: that is the point of DPM++ 2M.
 # %%
 for name in ("euler/trailing", "dpmpp_2m/karras"):
     print(tm.Sampler(name, steps=4).compile(process), end="\n\n")
@@ -87,22 +71,16 @@ for name in ("euler/trailing", "dpmpp_2m/karras"):
 # ## Cambiar de scheduler
 #
 # Dos maneras. Con `Helm`, un nombre. En un script que ya tienes, las clases de siempre cambiando el
-# import: `from
-# timonel.compat import …` donde ponía `from diffusers import …`. Mismos argumentos, misma imagen:
-# la clase de `compat`
-# repite la de diffusers, que redondea los tiempos de DPM++ a enteros; `Helm` no redondea, y de ahí
-# la diferencia
-# mínima.
+# import: `from timonel.compat import …` donde ponía `from diffusers import …`. Mismos argumentos,
+# misma imagen: la clase de `compat` repite la de diffusers, que redondea los tiempos de DPM++ a
+# enteros; `Helm` no redondea, y de ahí la diferencia mínima.
 # %% [en]
 # ## Changing the scheduler
 #
 # Two ways. With `Helm`, a name. In a script that you already have, the classes you know, with
-# another import: `from
-# timonel.compat import …` where it said `from diffusers import …`. Same arguments, same picture:
-# the class of `compat`
-# repeats that of diffusers, which rounds the times of DPM++ to integers; `Helm` does not round,
-# hence the tiny
-# difference.
+# another import: `from timonel.compat import …` where it said `from diffusers import …`. Same
+# arguments, same picture: the class of `compat` repeats that of diffusers, which rounds the times
+# of DPM++ to integers; `Helm` does not round, hence the tiny difference.
 # %%
 import diffusers
 
@@ -134,20 +112,16 @@ assert rms(by_class[compat], by_name) < 1e-2
 # ## La vara de medir
 #
 # «Más detalle» o «mejor» no se pueden medir. Esto sí: con la misma semilla, un método determinista
-# y muchos pasos se
-# llega a una imagen límite, la que el modelo tiene en mente. Cuanto más cerca queda un scheduler
-# con pocos pasos,
-# mejor hace su trabajo. La distancia va en latentes (desviación típica 1, más o menos), sobre
-# varias imágenes.
+# y muchos pasos se llega a una imagen límite, la que el modelo tiene en mente. Cuanto más cerca
+# queda un scheduler con pocos pasos, mejor hace su trabajo. La distancia va en latentes (desviación
+# típica 1, más o menos), sobre varias imágenes.
 # %% [en]
 # ## The yardstick
 #
 # “More detail” or “better” cannot be measured. This can: with the same seed, a deterministic method
-# and many steps one
-# arrives at a limit, the picture that the model has in mind. The closer a scheduler comes to it in
-# few steps, the
-# better it does its job. Distances are in latents (standard deviation about 1), over several
-# pictures.
+# and many steps one arrives at a limit, the picture that the model has in mind. The closer a
+# scheduler comes to it in few steps, the better it does its job. Distances are in latents (standard
+# deviation about 1), over several pictures.
 # %%
 from functools import cache
 
@@ -202,12 +176,10 @@ verdict(
 assert begins == {"leading": 901, "linspace": 999, "trailing": 999}
 # %% [es]
 # *Leading* empieza donde el modelo espera que ya se vea algo de imagen, y se le da ruido puro. Por
-# eso se recomienda
-# *trailing* con pocos pasos. ¿Con cualquier sampler?
+# eso se recomienda *trailing* con pocos pasos. ¿Con cualquier sampler?
 # %% [en]
 # *Leading* begins where the model expects some picture to show already, and is given pure noise.
-# That is why
-# *trailing* is recommended for few steps. With any sampler?
+# That is why *trailing* is recommended for few steps. With any sampler?
 # %%
 GRIDS = ("leading", "linspace", "trailing", "karras", "ays")
 errors = {
@@ -236,15 +208,14 @@ verdict(
 # ## Align Your Steps
 #
 # AYS (NVIDIA, 2024) son diez tiempos buscados por optimización para cada familia de modelos. «10
-# pasos con la misma
-# calidad»: comparemos con 25 pasos de lo que viene de serie (Euler con *leading*) y con otras
-# rejillas de 10.
+# pasos con la misma calidad»: comparemos con 25 pasos de lo que viene de serie (Euler con
+# *leading*) y con otras rejillas de 10.
 # %% [en]
 # ## Align Your Steps
 #
 # AYS (NVIDIA, 2024) is ten times found by optimisation for each family of models. “10 steps, same
-# quality”: let us
-# compare with 25 steps of what comes as default (Euler on *leading*), and with other grids of 10.
+# quality”: let us compare with 25 steps of what comes as default (Euler on *leading*), and with
+# other grids of 10.
 # %%
 times.clear()
 pipe.scheduler = compat.EulerDiscreteScheduler.from_config(own.config)
@@ -281,16 +252,14 @@ verdict(
 # ## Karras
 #
 # «Más detalle, siempre». Medimos dos cosas que suelen confundirse: la distancia al límite y el
-# detalle, que aquí es la
-# energía de los contornos comparada con la del límite (1 es la suya; por encima puede ser ruido que
-# quedó sin quitar).
+# detalle, que aquí es la energía de los contornos comparada con la del límite (1 es la suya; por
+# encima puede ser ruido que quedó sin quitar).
 # %% [en]
 # ## Karras
 #
 # “More detail, always.” We measure two things that are often taken for one: the distance to the
-# limit, and detail,
-# which here is the energy of the outlines over that of the limit (1 is its own; above may be noise
-# that was left in).
+# limit, and detail, which here is the energy of the outlines over that of the limit (1 is its own;
+# above may be noise that was left in).
 # %%
 def detail(latents):
     picture = helm.context.decode(latents)
@@ -331,16 +300,12 @@ verdict(
 )
 # %% [es]
 # También se lee que Karras pone más pasos «en la parte media, donde se deciden la estructura y los
-# detalles». Contemos
-# los pasos por tramos de sigma/alpha. Y de paso, «Karras + trailing»: ¿qué añade *trailing* cuando
-# los niveles ya los
-# pone Karras?
+# detalles». Contemos los pasos por tramos de sigma/alpha. Y de paso, «Karras + trailing»: ¿qué
+# añade *trailing* cuando los niveles ya los pone Karras?
 # %% [en]
 # One also reads that Karras puts more steps “in the middle, where structure and details are
-# decided”. Let us count the
-# steps by ranges of sigma/alpha. And while at it, “Karras + trailing”: what does *trailing* add
-# when Karras already
-# sets the levels?
+# decided”. Let us count the steps by ranges of sigma/alpha. And while at it, “Karras + trailing”:
+# what does *trailing* add when Karras already sets the levels?
 # %%
 counts = {}
 for grid in ("trailing", "karras"):
@@ -392,14 +357,12 @@ say(
 # ## ¿Dónde se hace la imagen?
 #
 # «La mayor reconstrucción ocurre en la mitad.» Sigamos la predicción limpia a lo largo de un
-# recorrido fino, con pasos
-# iguales en `t`, y sumemos cuánto cambia en cada tercio.
+# recorrido fino, con pasos iguales en `t`, y sumemos cuánto cambia en cada tercio.
 # %% [en]
 # ## Where is the picture made?
 #
 # “Most of the reconstruction happens in the middle.” Let us follow the clean prediction on a fine
-# journey, with equal
-# steps in `t`, and add up how much it changes in each third.
+# journey, with equal steps in `t`, and add up how much it changes in each third.
 # %%
 from itertools import pairwise
 
@@ -425,14 +388,14 @@ assert abs(sum(shares) - 1) < 1e-9
 # ## Tus propios sigmas
 #
 # Una lista de sigmas cambia los niveles, no la fórmula: no es verdad que «ignore el scheduler». En
-# diffusers, además,
-# no la acepta cualquier clase. Con timonel vale para todas, con o sin el 0 final.
+# diffusers, además, no la acepta cualquier clase. Con timonel vale para todas, con o sin el 0
+# final.
 # %% [en]
 # ## Sigmas of your own
 #
 # A list of sigmas changes the levels, not the formula: it is not true that it “ignores the
-# scheduler”. In diffusers,
-# moreover, not every class takes one. With timonel all do, with or without the 0 at the end.
+# scheduler”. In diffusers, moreover, not every class takes one. With timonel all do, with or
+# without the 0 at the end.
 # %%
 SIGMAS = (14.6, 6.3, 3.7, 2.1, 1.3, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0)
 
@@ -469,22 +432,17 @@ assert rms(*mine.values()) > 1e-3
 # ## Cero SNR al final
 #
 # Con los niveles de Stable Diffusion, en `t = 999` queda un 7 % de imagen (alpha = 0,068), pero al
-# generar se parte de
-# ruido puro. El modelo lee en ese ruido un brillo medio y casi nunca hace imágenes negras o
-# blancas.
-# `rescale_betas_zero_snr` baja alpha hasta 0; solo sirve si el modelo se entrenó así, con
-# `v_prediction`. El de emojis
-# predice el ruido y timonel lo dice en vez de seguir:
+# generar se parte de ruido puro. El modelo lee en ese ruido un brillo medio y casi nunca hace
+# imágenes negras o blancas. `rescale_betas_zero_snr` baja alpha hasta 0; solo sirve si el modelo se
+# entrenó así, con `v_prediction`. El de emojis predice el ruido y timonel lo dice en vez de seguir:
 # %% [en]
 # ## Zero SNR at the end
 #
 # With Stable Diffusion's levels, 7 % of the picture is left at `t = 999` (alpha = 0.068), but
-# generation begins with
-# pure noise. The model reads a medium brightness in that noise and hardly ever makes black or white
-# pictures.
-# `rescale_betas_zero_snr` lowers alpha to 0; it only serves models that were trained that way, with
-# `v_prediction`.
-# The emoji model predicts the noise, and timonel says so instead of going on:
+# generation begins with pure noise. The model reads a medium brightness in that noise and hardly
+# ever makes black or white pictures. `rescale_betas_zero_snr` lowers alpha to 0; it only serves
+# models that were trained that way, with `v_prediction`. The emoji model predicts the noise, and
+# timonel says so instead of going on:
 # %%
 def zero_snr():
     pipe.scheduler = compat.DDIMScheduler.from_config(
@@ -501,12 +459,12 @@ print(refused)
 assert "v_prediction" in str(refused)
 # %% [es]
 # Para ver el efecto basta un modelo exacto: un mundo con tres imágenes de 64x64, negra, gris y
-# blanca (más un poco de
-# grano), cada una con probabilidad 1/3. Su denoiser se escribe en cinco líneas, sin entrenar nada.
+# blanca (más un poco de grano), cada una con probabilidad 1/3. Su denoiser se escribe en cinco
+# líneas, sin entrenar nada.
 # %% [en]
 # To see the effect, an exact model will do: a world with three 64x64 pictures, black, grey and
-# white (and a little
-# grain), each with probability 1/3. Its denoiser takes five lines and no training.
+# white (and a little grain), each with probability 1/3. Its denoiser takes five lines and no
+# training.
 # %%
 SHADES, GRAIN = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 0.05
 
@@ -555,26 +513,18 @@ assert shares[True][1] < shares[False][1]
 # ## Combinar samplers
 #
 # «DPM++ 2M combinado con LCMScheduler»: un pipeline tiene *un* scheduler, y asignar otro no combina
-# nada, lo
-# sustituye. ¿Y usar LCM con un modelo que no está destilado para él? LCM salta en cada paso a la
-# imagen limpia y
-# vuelve a echar ruido. Para medirlo con justicia, dos pruebas: la distancia al límite, con otros
-# samplers que también
-# añaden ruido al lado, y la dispersión que deja con datos gaussianos (1 es exacto, menos es una
-# imagen aplanada), que
-# se calcula sin ninguna red.
+# nada, lo sustituye. ¿Y usar LCM con un modelo que no está destilado para él? LCM salta en cada
+# paso a la imagen limpia y vuelve a echar ruido. Para medirlo con justicia, dos pruebas: la
+# distancia al límite, con otros samplers que también añaden ruido al lado, y la dispersión que deja
+# con datos gaussianos (1 es exacto, menos es una imagen aplanada), que se calcula sin ninguna red.
 # %% [en]
 # ## Combining samplers
 #
 # “DPM++ 2M combined with LCMScheduler”: a pipeline has *one* scheduler, and assigning another
-# combines nothing, it
-# replaces. And LCM on a model that was not distilled for it? In every step LCM jumps to the clean
-# picture and adds
-# noise again. To be fair, two tests: the distance to the limit, beside other samplers that add
-# noise too, and the
-# spread that it leaves on Gaussian data (1 is exact, less is a flattened picture), which is
-# computed without a
-# network.
+# combines nothing, it replaces. And LCM on a model that was not distilled for it? In every step LCM
+# jumps to the clean picture and adds noise again. To be fair, two tests: the distance to the limit,
+# beside other samplers that add noise too, and the spread that it leaves on Gaussian data (1 is
+# exact, less is a flattened picture), which is computed without a network.
 # %%
 from timonel.core.analysis import spreads
 
@@ -613,12 +563,11 @@ assert spread["lcm/lcm"] < spread["dpmpp_2m/karras"]
 
 # %% [es]
 # Lo que sí se puede es repartir el camino: un sampler hasta un nivel y otro desde ahí. Con el mismo
-# en las dos mitades
-# sale la imagen de siempre, señal de que el relevo no pierde nada.
+# en las dos mitades sale la imagen de siempre, señal de que el relevo no pierde nada.
 # %% [en]
 # What can be done is to share the way: one sampler down to a level, another from there. With the
-# same one in both
-# halves the result is the picture of a single run, a sign that nothing is lost in the relay.
+# same one in both halves the result is the picture of a single run, a sign that nothing is lost in
+# the relay.
 # %%
 def relay(one, two):
     told = {"guidance": 4.0, "seeds": [7], "output_type": "latent"}
@@ -650,18 +599,16 @@ assert rms(relayed["euler", "euler"], whole) < 1e-4
 # ## ¿Cuál elijo?
 #
 # Las listas que circulan mezclan gustos («anime», «artístico») con hechos. Un hecho: *Euler
-# ancestral* y los SDE
-# añaden ruido nuevo, así que no se asientan en una imagen al dar más pasos. Otro: cada familia de
-# modelos tiene los
-# suyos, y un scheduler de flujo no sirve para un modelo que no lo es.
+# ancestral* y los SDE añaden ruido nuevo, así que no se asientan en una imagen al dar más pasos.
+# Otro: cada familia de modelos tiene los suyos, y un scheduler de flujo no sirve para un modelo que
+# no lo es.
 # %% [en]
 # ## Which one do I choose?
 #
 # The lists that go around mix taste (“anime”, “artistic”) with facts. One fact: *Euler ancestral*
-# and the SDE samplers
-# add fresh noise, so they do not settle on a picture as steps are added. Another: every family of
-# models has its own,
-# and a flow scheduler is no good for a model that is not a flow.
+# and the SDE samplers add fresh noise, so they do not settle on a picture as steps are added.
+# Another: every family of models has its own, and a flow scheduler is no good for a model that is
+# not a flow.
 # %%
 settles = {
     name: rms(made(name, FEW), made(name, MANY))
@@ -691,27 +638,22 @@ verdict(
 )
 # %% [es]
 # La cercanía al límite no es lo único: el ruido nuevo de un SDE también puede corregir errores del
-# modelo, y a mucha
-# gente le gusta lo que hace con 30 pasos o más. La comparación completa, con 40 samplers, está en
-# [¿Qué
-# sampler?](../which-sampler.md) (en inglés).
+# modelo, y a mucha gente le gusta lo que hace con 30 pasos o más. La comparación completa, con 40
+# samplers, está en [¿Qué sampler?](../which-sampler.md) (en inglés).
 #
 # ## Con vídeo: la receta de SVD
 #
 # «Para SVD: DPM++ 2M SDE + Karras + trailing.» En SVD el tiempo que se le dice a la red no va de
-# 999 a 0: es un cuarto
-# del logaritmo de sigma.
+# 999 a 0: es un cuarto del logaritmo de sigma.
 # %% [en]
 # Closeness to the limit is not everything: the fresh noise of an SDE may also mend errors of the
-# model, and many
-# people like what it does with 30 steps or more. The full comparison, of 40 samplers, is in [Which
-# sampler?](../which-sampler.md).
+# model, and many people like what it does with 30 steps or more. The full comparison, of 40
+# samplers, is in [Which sampler?](../which-sampler.md).
 #
 # ## With video: the SVD recipe
 #
 # “For SVD: DPM++ 2M SDE + Karras + trailing.” In SVD the time that the network is told does not go
-# from 999 to 0: it
-# is a quarter of the logarithm of sigma.
+# from 999 to 0: it is a quarter of the logarithm of sigma.
 # %% [include _video]
 # %%
 from timonel.core.process import from_config
@@ -758,14 +700,12 @@ verdict(
 assert ours == ("ok", right)
 # %% [es]
 # Con `Helm` la receta es un nombre, y AYS tiene sus diez niveles para SVD. Cualquier sampler vale;
-# el tiempo que
-# recibe la red siempre es el suyo. Si SVD se queda corto de memoria al decodificar,
+# el tiempo que recibe la red siempre es el suyo. Si SVD se queda corto de memoria al decodificar,
 # `decode_chunk_size=2`.
 # %% [en]
 # With `Helm` the recipe is a name, and AYS has its ten levels for SVD. Any sampler will do; the
-# time that the network
-# is told is always the right one. Where SVD runs out of memory when it decodes,
-# `decode_chunk_size=2`.
+# time that the network is told is always the right one. Where SVD runs out of memory when it
+# decodes, `decode_chunk_size=2`.
 # %%
 for sampler in ("dpmpp_2m_sde/karras", "dpmpp_2m/ays_svd"):
     video_times.clear()

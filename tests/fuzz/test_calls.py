@@ -23,9 +23,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import border
 import timonel as tm
-from published_schedulers import CONFIGS
+from support import border
+from support.published_schedulers import CONFIGS
 from timonel import compat
 from timonel.core import grids, solvers
 from timonel.core.process import EDM, VE, VP, Cosine, Crash, Flow, Trig
@@ -179,7 +179,7 @@ def indexed(chance: random.Random, folder: Path) -> Callable[[], Any]:
     """A folder of a model with a changed index or configuration, looked at before anything is
     loaded.
     """
-    from test_files import bytes_of, data_of
+    from support.damage import bytes_of, data_of
 
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0",

@@ -4,7 +4,6 @@ no hang.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -23,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import timonel as tm
+from support.damage import bytes_of, data_of
 from timonel import reading
 from timonel.comparison.plan import Plan, _unique
 from timonel.comparison.store import Outcome, Store
@@ -31,43 +31,8 @@ from timonel.core.run import Run
 from timonel.errors import ArgumentError, TimonelError
 from timonel.make.animate import still
 
-ODD: list[Any] = [
-    None, True, -1, 0, 1, 10**9, 10**30, 10**400, 1.5, float("nan"), float("inf"), "", "x", "../x",
-    "/etc/passwd",
-    "\0", [], {}, [1, "a"], {"a": 1}, [[]] * 3, "1" * 5000,
-]  # fmt: skip
 CELL = Plan.of("ghost", sampler="euler", steps=4, seed=3).cells[0]
 FITTED = Path(tm.__file__).parent / "zoo" / "emoji" / "tuned" / "6.json"
-
-
-def bytes_of(data: bytes, chance: random.Random) -> bytes:
-    """Flipped bits, a part cut off, or a part written twice."""
-    made = bytearray(data)
-    kind = chance.randrange(3)
-    if kind == 0:
-        for _ in range(chance.choice([1, 1, 3, 20])):
-            made[chance.randrange(len(made))] ^= 1 << chance.randrange(8)
-    else:
-        cut = chance.randrange(len(made))
-        made = made[:cut] if kind == 1 else made[:cut] + made[chance.randrange(len(made)) :]
-    return bytes(made)
-
-
-def data_of(data: Any, chance: random.Random) -> Any:
-    """One or two values of nested data replaced by an odd one, deleted, or put beside."""
-    made = copy.deepcopy(data)
-    for _ in range(chance.choice([1, 1, 2])):
-        at: Any = made
-        while isinstance(at, (dict, list)) and at:
-            key = chance.choice(list(at) if isinstance(at, dict) else range(len(at)))
-            if not isinstance(at[key], (dict, list)) or not at[key] or chance.random() < 0.4:
-                if chance.random() < 0.2:
-                    del at[key]
-                else:
-                    at[key] = copy.deepcopy(chance.choice(ODD))
-                break
-            at = at[key]
-    return made
 
 
 def saved_run(folder: Path) -> Run:

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from data import load
 from diffusers import StableDiffusionXLPipeline
-from text import encode, token_ids
+
+from training.emoji.data import load
+from training.emoji.text import encode, token_ids
 
 
 def check_conditioning(pipeline: StableDiffusionXLPipeline) -> None:

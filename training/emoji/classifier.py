@@ -11,34 +11,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import jitter, log, save_atomic, to_float
-from data import load
 from torch import Tensor, nn
 
-
-def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """Convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def build(classes: int) -> nn.Sequential:
-    """Logits (N, classes) from pictures (N, 3, 64, 64) in -1..1."""
-    return nn.Sequential(
-        block(3, 32, 2),
-        block(32, 64, 2),
-        block(64, 96, 1),
-        block(96, 128, 2),
-        block(128, 192, 1),
-        block(192, 256, 2),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(1024, classes),
-    )
+from benchmarks.emoji_judge import build
+from training.emoji.common import jitter, log, save_atomic, to_float
+from training.emoji.data import load
 
 
 def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from classifier import accuracy, build
-from common import load_checkpoint, to_float
-from data import load
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from vae import latents, psnr
+
+from training.emoji.classifier import accuracy, build
+from training.emoji.common import load_checkpoint, to_float
+from training.emoji.data import load
+from training.emoji.vae import latents, psnr
 
 HERE = Path(__file__).parent
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import load_checkpoint, replacing, size, to_float
-from data import STYLES, EmojiData, load
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
-from text import build_encoder
 from torch import Tensor
 from transformers import CLIPTokenizer
-from unet import SCHEDULER, Network, build_unet, scaled_latents
+
+from training.emoji.common import load_checkpoint, replacing, size, to_float
+from training.emoji.data import STYLES, EmojiData, load
+from training.emoji.text import build_encoder
+from training.emoji.unet import SCHEDULER, Network, build_unet, scaled_latents
 
 LOCAL_KEYS = ("_name_or_path", "is_local", "local_files_only")
 CREDITS = {

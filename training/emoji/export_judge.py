@@ -8,13 +8,11 @@ import argparse
 import json
 from pathlib import Path
 
-from classifier import build
-from common import load_checkpoint
 from safetensors.torch import save_file
 
+from benchmarks.emoji_judge import FILE, build
 from timonel.files import replacing
-
-OUT = Path(__file__).resolve().parents[2] / "benchmarks" / "emoji_judge.safetensors"
+from training.emoji.common import load_checkpoint
 
 
 def main() -> None:
@@ -22,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="with judge.safetensors and captions.json"
     )
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
     names = [row["name"] for row in json.loads((args.work / "captions.json").read_text("utf-8"))]
     judge = build(len(names))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from common import Average, Clock, load_checkpoint, log, save_atomic
 from torch import Tensor, distributed, nn
+
+from training.emoji.common import Average, Clock, load_checkpoint, log, save_atomic
 
 SAVED = 180  # seconds between two checkpoints
 

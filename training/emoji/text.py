@@ -14,9 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from data import STYLES, EmojiData
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from training.emoji.data import STYLES, EmojiData
 
 LENGTH = 16
 WIDTH = 192

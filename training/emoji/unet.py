@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import Average, Clock, load_checkpoint, save_atomic
-from data import EmojiData, caption, load
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loop import Training, joined
-from muon import Muon
-from text import WIDTH, build_encoder, encode, token_ids, write_tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-from vae import latents
+
+from training.emoji.common import Average, Clock, load_checkpoint, save_atomic
+from training.emoji.data import EmojiData, caption, load
+from training.emoji.loop import Training, joined
+from training.emoji.muon import Muon
+from training.emoji.text import WIDTH, build_encoder, encode, token_ids, write_tokenizer
+from training.emoji.vae import latents
 
 TIME_DIM = 32
 DROPOUT = 0.12

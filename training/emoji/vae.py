@@ -11,7 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import (
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from training.emoji.common import (
     Average,
     Clock,
     jitter,
@@ -22,9 +25,7 @@ from common import (
     to_float,
     to_uint8,
 )
-from data import contact_sheet, load
-from diffusers import AutoencoderKL
-from torch import Tensor
+from training.emoji.data import contact_sheet, load
 
 KL_WEIGHT = 3e-3
 

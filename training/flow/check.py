@@ -7,12 +7,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
 from diffusers import StableDiffusion3Pipeline
-from network import CountedAttention, condition, velocity
-from shared import load_pipeline
-from text import encode, token_ids
+
+from training.emoji.text import encode, token_ids
+from training.flow.network import CountedAttention, condition, velocity
+from training.flow.shared import load_pipeline
 
 MOST = 12e6  # bytes
 

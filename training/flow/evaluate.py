@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
-import evaluate as emoji  # of training/emoji
 import torch
-from classifier import accuracy
-from common import to_float
-from data import load
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from network import ZEROS
-from shared import load_pipeline
 from torch import Tensor
+
+from training.emoji import evaluate as emoji
+from training.emoji.classifier import accuracy
+from training.emoji.common import to_float
+from training.emoji.data import load
+from training.flow.network import ZEROS
+from training.flow.shared import load_pipeline
 
 HERE = Path(__file__).parent
 

@@ -13,15 +13,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
-import export as emoji  # of training/emoji
 import torch
-from common import load_checkpoint, replacing, size
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from network import SCHEDULER, build_transformer
-from shared import COMPONENTS, NO_T5
 
 from timonel.zoo.shared import taken
+from training.emoji import export as emoji
+from training.emoji.common import load_checkpoint, replacing, size
+from training.flow.network import SCHEDULER, build_transformer
+from training.flow.shared import COMPONENTS, NO_T5
 
 
 def build_pipeline(

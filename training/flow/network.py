@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
-from text import WIDTH
 from torch import Tensor, nn
+
+from training.emoji.text import WIDTH
 
 SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0}
 ZEROS = 256  # the pipeline's default max_sequence_length

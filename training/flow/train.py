@@ -13,18 +13,25 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
-from common import Average, Clock
-from data import STYLES, EmojiData, caption, load
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from loop import Training, joined
-from muon import Muon
-from network import APART, ZEROS, CountedAttention, build_transformer, condition, velocity
-from text import encode, token_ids
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-from vae import latents
+
+from training.emoji.common import Average, Clock
+from training.emoji.data import STYLES, EmojiData, caption, load
+from training.emoji.loop import Training, joined
+from training.emoji.muon import Muon
+from training.emoji.text import encode, token_ids
+from training.emoji.vae import latents
+from training.flow.network import (
+    APART,
+    ZEROS,
+    CountedAttention,
+    build_transformer,
+    condition,
+    velocity,
+)
 
 DROPOUT = 0.1
 PROBES = 256

@@ -9,17 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
 import torch
-from common import to_float
-from data import EmojiData, load
-from evaluate import labelled_sheet, load_judge
-from judge import CAPTIONS, paint, top1
-from lora import base
 from torch import Tensor
 
 import timonel as tm
 from timonel.zoo.lora import merge
+from training.emoji.common import to_float
+from training.emoji.data import EmojiData, load
+from training.emoji.evaluate import labelled_sheet, load_judge
+from training.zsnr.judge import CAPTIONS, paint, top1
+from training.zsnr.lora import base
 
 HERE = Path(__file__).parent
 

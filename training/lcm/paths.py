@@ -12,13 +12,13 @@ import random
 import time
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
-from common import save_atomic
-from data import STYLES, load
-from lora import Texts, base, call
 from torch import Tensor, nn
-from unet import SCHEDULER
+
+from training.emoji.common import save_atomic
+from training.emoji.data import STYLES, load
+from training.emoji.unet import SCHEDULER
+from training.zsnr.lora import Texts, base, call
 
 GUIDANCE = 4.0
 INDICES = tuple(range(999, 0, -100))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-import beside  # noqa: F401
 import torch
-from common import load_checkpoint
-from lora import Pictures, Texts, add, arguments, base, call, export, fit
-from paths import ALPHA, INDICES, SIGMA, captioned
 from torch import Tensor, nn
+
+from training.emoji.common import load_checkpoint
+from training.lcm.paths import ALPHA, INDICES, SIGMA, captioned
+from training.zsnr.lora import Pictures, Texts, add, arguments, base, call, export, fit
 
 FIRST, BETWEEN = (
     0.3,

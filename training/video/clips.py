@@ -15,14 +15,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
 import torch.nn.functional as F
-from common import to_float, to_uint8
-from data import EmojiData, load
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from training.emoji.common import to_float, to_uint8
+from training.emoji.data import EmojiData, load
 
 FRAMES = 8
 SHARD = 250

@@ -13,15 +13,15 @@ import argparse
 import re
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
 import torch.nn.functional as F
-from clips import FRAMES, draw, kinds
-from common import Average, Clock, load_checkpoint, log, save_atomic, to_float
-from data import load
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
-from vae import picture_loss, psnr
+
+from training.emoji.common import Average, Clock, load_checkpoint, log, save_atomic, to_float
+from training.emoji.data import load
+from training.emoji.vae import picture_loss, psnr
+from training.video.clips import FRAMES, draw, kinds
 
 WIDTHS = {16: 64, 32: 128, 64: 64}
 

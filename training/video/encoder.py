@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
 import torch.nn.functional as F
-from clips import KINDS, Pose, kinds, render
-from common import Clock, jitter, load_checkpoint, log, save_atomic, to_float
-from data import load
-from network import WIDTH, build_encoder, prepared
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
-from unet import optimizers
+
+from training.emoji.common import Clock, jitter, load_checkpoint, log, save_atomic, to_float
+from training.emoji.data import load
+from training.emoji.unet import optimizers
+from training.video.clips import KINDS, Pose, kinds, render
+from training.video.network import WIDTH, build_encoder, prepared
 
 
 def varied(pictures: Tensor, generator: torch.Generator) -> Tensor:

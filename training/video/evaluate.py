@@ -12,14 +12,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
 import torch
-from clips import FPS, KINDS, clip, kinds
-from common import to_float, to_uint8
-from data import contact_sheet, load
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 from torch import Tensor
+
+from training.emoji.common import to_float, to_uint8
+from training.emoji.data import contact_sheet, load
+from training.video.clips import FPS, KINDS, clip, kinds
 
 HERE = Path(__file__).parent
 NAMES = (

@@ -10,15 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
-import export as emoji  # of training/emoji
 import torch
-from clips import FPS, FRAMES, KINDS
-from common import load_checkpoint, replacing, size
-from decoder import built
 from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
-from network import SCHEDULER, Network, build_encoder, build_unet
 from transformers import CLIPImageProcessor
+
+from training.emoji import export as emoji
+from training.emoji.common import load_checkpoint, replacing, size
+from training.video.clips import FPS, FRAMES, KINDS
+from training.video.decoder import built
+from training.video.network import SCHEDULER, Network, build_encoder, build_unet
 
 
 def build_pipeline(work: Path, model: Path) -> tuple[StableVideoDiffusionPipeline, dict[str, Any]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import beside  # noqa: F401
 import torch
-from clips import FRAMES
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
     _resize_with_antialiasing,
 )
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from training.video.clips import FRAMES
 
 WIDTH = 128
 IDS_DIM = 64

@@ -10,15 +10,15 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import beside  # noqa: F401
-import clips
 import torch
-from common import Average, Clock, load_checkpoint, to_float
 from diffusers.models.attention_processor import AttnProcessor
-from loop import Training, joined
-from network import Network, build_encoder, build_unet
 from torch import Tensor
-from unet import optimizers
+
+from training.emoji.common import Average, Clock, load_checkpoint, to_float
+from training.emoji.loop import Training, joined
+from training.emoji.unet import optimizers
+from training.video import clips
+from training.video.network import Network, build_encoder, build_unet
 
 SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of log sigma; SVD: 0.7 and 1.6 for clips of 14 frames
 DROP_BOTH, DROP_STILL, DROP_EMBEDDING = 0.05, 0.02, 0.03

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
 import torch
-from classifier import accuracy
-from common import to_float, to_uint8
 from torch import Tensor
 
 import timonel as tm
+from training.emoji.classifier import accuracy
+from training.emoji.common import to_float, to_uint8
 
 CAPTIONS = Path(__file__).parents[1] / "emoji/captions100.txt"
 

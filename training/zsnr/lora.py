@@ -16,17 +16,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
-from common import Clock, load_checkpoint, log, save_atomic
-from data import caption, load
 from diffusers import StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
-from text import encode, token_ids
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
-from unet import scaled_latents
+
+from training.emoji.common import Clock, load_checkpoint, log, save_atomic
+from training.emoji.data import caption, load
+from training.emoji.text import encode, token_ids
+from training.emoji.unet import scaled_latents
 
 RANK = 24
 LAYERS = (nn.Linear, nn.Conv2d)

@@ -9,17 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
 import torch
-from data import load
 from diffusers import EulerDiscreteScheduler
-from evaluate import labelled_sheet, load_judge
-from judge import CAPTIONS, paint, top1
-from lora import base
-from train import ZERO_SNR
 
 import timonel as tm
 from timonel.zoo.lora import merge
+from training.emoji.data import load
+from training.emoji.evaluate import labelled_sheet, load_judge
+from training.zsnr.judge import CAPTIONS, paint, top1
+from training.zsnr.lora import base
+from training.zsnr.train import ZERO_SNR
 
 HERE = Path(__file__).parent
 PLAIN = ("black", "white")

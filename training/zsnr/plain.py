@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import beside  # noqa: F401
 import torch
 import torch.nn.functional as F
-from common import save_atomic, to_float
-from data import load
 from diffusers import AutoencoderKL
 from torch import Tensor
-from unet import scaled_latents
+
+from training.emoji.common import save_atomic, to_float
+from training.emoji.data import load
+from training.emoji.unet import scaled_latents
 
 COLOURS = {"black": -1.0, "white": 1.0}
 CELLS = 200

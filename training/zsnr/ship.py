@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import beside  # noqa: F401
-from common import load_checkpoint
-from data import load
 from diffusers import EulerDiscreteScheduler, LCMScheduler
-from train import ZERO_SNR
-from unet import SCHEDULER
+
+from training.emoji.common import load_checkpoint
+from training.emoji.data import load
+from training.emoji.unet import SCHEDULER
+from training.zsnr.train import ZERO_SNR
 
 LORA = "pytorch_lora_weights.safetensors"
 KINDS: dict[str, dict[str, Any]] = {

@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import beside  # noqa: F401
 import torch
-from common import load_checkpoint
 from diffusers import EulerDiscreteScheduler
-from lora import Pictures, Texts, add, arguments, base, call, export, fit
 from torch import Tensor, nn
-from unet import SCHEDULER
+
+from training.emoji.common import load_checkpoint
+from training.emoji.unet import SCHEDULER
+from training.zsnr.lora import Pictures, Texts, add, arguments, base, call, export, fit
 
 ZERO_SNR = SCHEDULER | {
     "prediction_type": "v_prediction",

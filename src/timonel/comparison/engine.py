@@ -32,6 +32,7 @@ from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.not_finite import Decoded
 from ..pipelines.fitted_check import guided
 from ..pipelines.helm import Helm
+from ..pipelines.network.busy import beside
 from . import measure
 from .plan import Cell, Plan
 from .progress import Progress, State
@@ -476,10 +477,11 @@ class Engine:
         """Previews of the steps: real pictures where they are small, else by the linear map; of a
         video its middle.
         """
-        linear = helm.context.latent_rgb
         latents = torch.cat(story)
         small = max(pixels.shape[-2:]) <= SMALL and pixels.ndim == 3
-        shown = helm.context.decode(latents) if small or linear is None else linear(latents)
+        with beside(helm.pipe):
+            linear = helm.context.latent_rgb
+            shown = helm.context.decode(latents) if small or linear is None else linear(latents)
         return shown[:, shown.shape[1] // 2] if shown.ndim == 5 else shown
 
     def _measures(self, outcome: Outcome, latents: Tensor, pixels: Tensor) -> dict[str, float]:
@@ -501,7 +503,7 @@ class Engine:
 
 def _decoded(helm: Helm, latents: Tensor) -> list[Tensor | None]:
     """The pictures of latents, None for those that are not finite."""
-    with Decoded(helm.pipe) as seen:
+    with beside(helm.pipe), Decoded(helm.pipe) as seen:
         pictures: Tensor = helm.context.decode(latents)
     if bool(seen.fine().all()):
         return list(pictures)

@@ -77,7 +77,7 @@ class Call:
             if helm.choice is not None and session.request.listed:
                 steps = session.scheduler.run.table.steps
                 helm.choice = helm.choice.listed(session.scheduler.settled, steps)
-            decoded.check()
+            decoded.check(self.gate.samples or len(session.scheduler.run.latents))
             sign(helm, session, self.options, output)
             return output
 

@@ -5,7 +5,9 @@ A scheduler is not told which pipeline calls it, nor a network; the frames of th
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import FrameType
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 
+_READING = threading.Lock()
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -31,13 +34,42 @@ def pipelines(frame: FrameType | None = None) -> Iterator[Any]:
     `components`.
     """
     for one in frames(sys._getframe(1) if frame is None else frame):
-        if one.f_code.co_name != "__call__":
-            continue
-        for name in ("self", "components"):
-            pipe = one.f_locals.get(name)
-            with suppress(Exception):  # any object may be there, with any attributes
-                if hasattr(getattr(pipe, "scheduler", None), "step"):
-                    yield pipe
+        yield from _steppers(_callers(one))
+
+
+def everywhere() -> list[tuple[int, Any]]:
+    """The pipelines in whose call any thread is, with the thread; innermost first.
+
+    Another thread goes on whenever this one lets it, and its frames end. Python's own code does not
+    where it reads one, but garbage may be collected there, whose finalizers do: that ended in a
+    segmentation fault. CPython's `sys._current_frames` is kept from it in the same way
+    (python/cpython#106883).
+    """
+    with _READING:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            stacks = list(sys._current_frames().items())
+            found = [(thread, _callers(one)) for thread, frame in stacks for one in frames(frame)]
+        finally:
+            if collects:
+                gc.enable()
+    return [(thread, pipe) for thread, callers in found for pipe in _steppers(callers)]
+
+
+def _callers(frame: FrameType) -> list[Any]:
+    """What may be a pipeline in whose call a frame is."""
+    if frame.f_code.co_name != "__call__":
+        return []
+    known = frame.f_locals
+    return [known[name] for name in ("self", "components") if name in known]
+
+
+def _steppers(callers: list[Any]) -> Iterator[Any]:
+    for one in callers:
+        with suppress(Exception):  # any object may be there, with any attributes
+            if hasattr(getattr(one, "scheduler", None), "step"):
+                yield one
 
 
 def pipeline_of(scheduler: Any) -> Any:

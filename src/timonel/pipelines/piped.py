@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from ..core.driver import Driver
 from ..core.guidance import Guidance
 from ..core.run import Run
 from ..errors import ArgumentError
-from .caller import pipeline_of, pipelines
+from .caller import everywhere, pipeline_of
 from .guidance.gate import Gate, networks
 from .network import caches
 from .network.busy import Claim
@@ -39,11 +38,7 @@ class Piped(Driver):
         """Whether the pipeline is at work, in any thread."""
         if self.claim is not None:
             return self.claim.thread is not None
-        return any(
-            pipe is self.pipe
-            for frame in list(sys._current_frames().values())
-            for pipe in pipelines(frame)
-        )
+        return any(pipe is self.pipe for _, pipe in everywhere())
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Check that the coming rows can be guided so.

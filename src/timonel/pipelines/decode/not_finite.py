@@ -1,4 +1,4 @@
-"""What is decoded of a run's end: NaN in it would be a black picture, and nobody would say so."""
+"""What autoencoders make: NaN in it would be a black picture, and nobody would say so."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import GuardStop
-from ..network.busy import AUTOENCODERS
+from ..network.turns import AUTOENCODERS
 
 
 class Decoded(ExitStack):
-    """A block in which a pipeline decodes; afterwards `check` says what its autoencoders made of
+    """A block in which a pipeline encodes and decodes. Afterwards `check` says what was made of
     good latents.
+
+    Raises `GuardStop` inside of the block where nothing that is encoded is finite.
 
     `counts`: whether what is decoded now is a result, and no preview.
     """
@@ -30,10 +32,30 @@ class Decoded(ExitStack):
 
     def __enter__(self) -> Decoded:
         for name in AUTOENCODERS:
-            decoder = getattr(getattr(self._pipe, name, None), "decoder", None)
-            if isinstance(decoder, nn.Module):
-                self.callback(decoder.register_forward_hook(self._look).remove)
+            for part, hook in (("encoder", self._encoded), ("decoder", self._look)):
+                module = getattr(getattr(self._pipe, name, None), part, None)
+                if isinstance(module, nn.Module):
+                    self.callback(module.register_forward_hook(hook).remove)
         return self
+
+    def _encoded(self, module: nn.Module, args: Any, output: Any) -> None:
+        if (
+            threading.get_ident() != self._thread
+            or not isinstance(output, Tensor)
+            or output.ndim < 2
+        ):
+            return
+        if bool(output.detach().isfinite().flatten(1).all(1).any()):
+            return
+        if isinstance(args[0] if args else None, Tensor) and not bool(args[0].isfinite().all()):
+            raise GuardStop(
+                "the picture that the call begins with has NaN or infinity: check what was given"
+                " for it"
+            )
+        raise GuardStop(
+            "the autoencoder made NaN or infinity of the picture that the call begins with: "
+            f"{_remedy(output.dtype, 'check its weights')}"
+        )
 
     def _look(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._counts() or threading.get_ident() != self._thread:
@@ -46,20 +68,36 @@ class Decoded(ExitStack):
         """Whether each of what was decoded is finite; waits for the device."""
         return torch.cat([torch.ones(0, dtype=torch.bool), *(one.cpu() for one in self._fine)])
 
-    def check(self) -> None:
-        """Raises `GuardStop` where no picture is finite; warns where only some are."""
+    def check(self, samples: int) -> None:
+        """Raises `GuardStop` where no picture or video of the call's `samples` is finite; warns
+        where only some are.
+
+        A video is finite where all its frames are.
+        """
         fine = self.fine()
         if bool(fine.all()):
             return
-        some, half = (
-            "a part" if bool(fine.any()) else "all",
-            self._dtype in (torch.float16, torch.bfloat16),
-        )
+        whole = self._whole(samples, fine)
+        some = "a part" if bool(fine.any()) else "all"
         message = (
-            f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are finite: "
-            + ('run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})' if half
-               else "check its weights, and that it is the one of these latents")
-        )  # fmt: skip
-        if not bool(fine.any()):
+            f"the autoencoder made NaN or infinity of {some} of the pictures, whose latents are"
+            " finite:"
+            f" {_remedy(self._dtype, 'check its weights, and that it is the one of these latents')}"
+        )
+        if not bool(whole.any()):
             raise GuardStop(message)
         warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+    def _whole(self, samples: int, fine: Tensor) -> Tensor:
+        """Whether all that was decoded of each sample is finite: tiles are of all at once, frames
+        come in order.
+        """
+        if all(len(one) == samples for one in self._fine):
+            return torch.stack([one.cpu() for one in self._fine]).all(0)
+        return fine.reshape(samples, -1).all(1) if len(fine) % samples == 0 else fine
+
+
+def _remedy(dtype: torch.dtype | None, other: str) -> str:
+    if dtype in (torch.float16, torch.bfloat16):
+        return 'run it in float32, tm.Helm(name, dtype={"vae": "fp32", "default": "fp16"})'
+    return other

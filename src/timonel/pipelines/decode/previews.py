@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from ...errors import ModelError, RunError
 from ...hooks.preview import LatentRGB
 from ...hooks.rgb import to_images
-from ..network.busy import beside, turn, turns
+from ..network.busy import beside
+from ..network.turns import turn, turns
 from . import tail
 from .pictures import pictures, spectrogram, spread
 
@@ -329,7 +330,7 @@ def previewed(context: Context, run: Run, *, decode: bool, going: bool) -> list[
             " the call"
         )
     refusal: Exception | None = None
-    with nullcontext() if going else beside(context.pipe):
+    with beside(context.pipe):
         for convert in (context.decode,) if decode else (context.small, context.decode):
             try:
                 return to_images(convert(clean))

@@ -3,13 +3,13 @@
 A call claims its pipeline, the networks of its loop and the objects that guide it. A second steered
 call that needs any of them is refused before it begins. So is a plain call of the pipeline, and the
 network call of a plain call of another one. An autoencoder is shared instead: who decodes waits for
-the other's end.
+the other's end, see `turns`. Who looks at a run joins the call that is at work, which ends after
+the look, or has a claim until the look's end.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,16 +19,15 @@ from typing import Any
 from torch import nn
 
 from ...errors import RunError
-from ..caller import pipelines
+from ..caller import everywhere, pipelines
 from ..guidance.gate import Called, networks
 from ..session import Session
+from .turns import autoencoders, cast, settle, turn, turns, watch
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
-AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
 GUIDERS = ("guider", "ocr_guider")
-_GUARD = threading.RLock()
+_GUARD = threading.Condition(threading.RLock())
 _CLAIMS: weakref.WeakKeyDictionary[Any, Claim] = weakref.WeakKeyDictionary()
-_TURNS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def needs(pipe: Any) -> list[Any]:
@@ -61,14 +60,27 @@ class Claim:
         self._turns: list[Any] = []
         self.held = [pipe, *needs(pipe)]
         self.brief = threading.Event() if brief else None
+        self._looks, self._state = 0, "new"
+        self._unwatch: Callable[[], None] = lambda: None
         while (other := self._take()) is not None:
             other.wait()
         try:
+            self._unwatch = watch(pipe, _admit)
             _attend(pipe)
             self.check()
+            settle(pipe)
         except BaseException:
             self.release()
             raise
+        self._enter("sure")
+
+    def _enter(self, state: str) -> None:
+        """`new`, `sure` once nothing else is at work, `ending`, `over`: only a call that is sure is
+        joined.
+        """
+        with _GUARD:
+            self._state = state
+            _GUARD.notify_all()
 
     def _take(self) -> threading.Event | None:
         """Take everything, or return the end to wait for."""
@@ -84,25 +96,45 @@ class Claim:
 
     def check(self) -> None:
         """Raises `RunError` where a call that is not steered uses any of it already."""
-        mine = threading.get_ident()
-        for thread, frame in list(sys._current_frames().items()):
-            for other in pipelines(frame):
-                shared = [other] if other is self.pipe else needs(other) if thread != mine else []
-                for one in shared:
-                    if any(one is held for held in self.held) and not _steered(other):
-                        raise RunError(_refusal(self.name, one, self.pipe, type(other).__name__))
+        mine, held = threading.get_ident(), [*self.held, *cast(self.pipe)]
+        for thread, other in everywhere():
+            parts = [*needs(other), *cast(other)] if thread != mine else []
+            for one in [other] if other is self.pipe else parts:
+                if any(one is ours for ours in held) and not _steered(other):
+                    raise RunError(_refusal(self.name, one, self.pipe, type(other).__name__))
 
     def release(self) -> None:
-        """Let others have it, once those who take turns are through."""
-        with turns(self.pipe):
-            pass
-        with _GUARD:
-            for one in self.held:
-                if _CLAIMS.get(one) is self:
-                    del _CLAIMS[one]
-            _leave(self.pipe)
+        """Let others have it, once those who look at it are through."""
+        try:
+            with _GUARD:
+                self._enter("ending")
+                _GUARD.wait_for(lambda: not self._looks)
+            with turns(self.pipe):
+                pass
+        finally:
+            with _GUARD:
+                self._enter("over")
+                self._let_go()
         if self.brief is not None:
             self.brief.set()
+
+    def _let_go(self) -> None:
+        if self._looks:
+            return  # somebody interrupted the wait: the last look does it
+        for one in self.held:
+            if _CLAIMS.get(one) is self:
+                del _CLAIMS[one]
+        _leave(self.pipe)
+        self._unwatch()
+        self._unwatch = lambda: None
+
+    def part(self) -> None:
+        """A look at it is through."""
+        with _GUARD:
+            self._looks -= 1
+            if self._state == "over":
+                self._let_go()
+            _GUARD.notify_all()
 
     def __enter__(self) -> Claim:
         return self
@@ -160,7 +192,8 @@ class Claim:
             while self._turns:
                 self._turns.pop().release()
         elif not self._turns:
-            for lock in _turns_of(self.pipe):
+            for module in autoencoders(self.pipe):
+                lock = turn(module)
                 lock.acquire()
                 self._turns.append(lock)
 
@@ -235,21 +268,6 @@ def _processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
     return restore
 
 
-def turn(autoencoder: Any) -> Any:
-    """The lock of who encodes or decodes with it, for that may change its dtype meanwhile."""
-    with _GUARD:
-        return _TURNS.setdefault(autoencoder, threading.RLock())
-
-
-@contextmanager
-def turns(pipe: Any) -> Iterator[None]:
-    """The turn with every autoencoder of a pipeline."""
-    with ExitStack() as stack:
-        for lock in _turns_of(pipe):
-            stack.enter_context(lock)
-        yield
-
-
 class _Open:
     """A gate that lets the networks of `pipe` do what they do."""
 
@@ -262,37 +280,57 @@ class _Open:
 
 @contextmanager
 def beside(pipe: Any) -> Iterator[None]:
-    """Decode outside of any call: plain calls are refused meanwhile, and steered ones wait.
+    """Look at what a pipeline made: with the steered call that is at work, or with a claim for the
+    time.
 
-    A steered one has refused the others already, and takes its turn.
-
-    Raises:
-        RunError: a plain call, which takes no turns, is at work.
+    Plain calls, which take no turns, are refused meanwhile. Raises `RunError` where one is at work.
     """
     with ExitStack() as stack:
-        try:
-            claim = stack.enter_context(Claim(pipe, brief=True))
-        except RunError:
-            if not _taken(pipe):
-                raise
-        else:
-            stack.enter_context(claim.working())
-            stack.enter_context(gated(_Open(pipe), claim))
+        while not (joined := _joined(pipe)):
+            try:
+                claim = stack.enter_context(Claim(pipe, brief=True))
+            except RunError:
+                if not _at_work(pipe):
+                    raise
+            else:
+                stack.enter_context(claim.working())
+                stack.enter_context(gated(_Open(pipe), claim))
+                break
+        for one in joined:
+            stack.callback(one.part)
         yield
 
 
-def _taken(pipe: Any) -> bool:
-    """Whether a steered call has the pipeline, or what it shares."""
+def _joined(pipe: Any) -> list[Claim]:
+    """The steered calls that have the pipeline, or what it shares: they end after the look that
+    joins them.
+    """
     with _GUARD:
-        return any(one in _CLAIMS and _CLAIMS[one].brief is None for one in (pipe, *needs(pipe)))
+        while claims := _at_work(pipe):
+            if all(claim._state == "sure" for claim in claims):
+                for claim in claims:
+                    claim._looks += 1
+                break
+            _GUARD.wait()
+        return claims
 
 
-def _turns_of(pipe: Any) -> list[Any]:
-    """The locks of a pipeline's autoencoders, in one order for all threads."""
-    modules = {
-        id(m): m for m in (getattr(pipe, name, None) for name in AUTOENCODERS) if m is not None
-    }
-    return [turn(module) for _, module in sorted(modules.items())]
+def _at_work(pipe: Any) -> list[Claim]:
+    with _GUARD:
+        claims = {id(_CLAIMS[one]): _CLAIMS[one] for one in (pipe, *needs(pipe)) if one in _CLAIMS}
+    return [claim for claim in claims.values() if claim.brief is None]
+
+
+def _admit(autoencoder: Any) -> None:
+    """Raises `RunError` for a plain call that comes to an autoencoder which others take turns with."""
+    if next(pipelines(), None) is None:
+        return
+    with _GUARD:
+        claims = {id(claim): claim for claim in _CLAIMS.values()}.values()
+        if any(claim.thread == threading.get_ident() for claim in claims):
+            return  # it is of the steered call itself, or of its hooks
+        users = (c.name for c in claims if any(one is autoencoder for one in autoencoders(c.pipe)))
+        raise RunError(_refusal("this call", autoencoder, None, next(users, "a pipeline")))
 
 
 def called_by(pipe: Any) -> bool:

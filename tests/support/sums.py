@@ -1,0 +1,19 @@
+"""A plan of three sums, and inputs for it."""
+
+from __future__ import annotations
+
+import torch
+
+from timonel.core.kernel import Plan
+
+#: four inputs; the second sum reads the first output, the third reads both
+PLAN = Plan(
+    4, (((0.3, 0), (0.4, 1)), ((0.5, 0), (0.7, 4), (1 / 3, 2)), ((-0.1, 5), (1.0, 3), (0.33, 4)))
+)
+
+
+def tensors(
+    count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for _ in range(count)]
