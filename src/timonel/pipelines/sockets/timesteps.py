@@ -354,7 +354,7 @@ def _follow(loop: Loop, times: list[Tensor], session: Session) -> Iterator[Tenso
             if not run.proceed():
                 break
             row = run.row
-            if run.take_rewind():
+            if run.moved and run.take_rewind():
                 yield from _went_back(run, times, session)
         seen = run.advances
         session.turn += 1
