@@ -228,7 +228,7 @@ class Run(Controlled):
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
         border.output(raw, state.x)
-        ends = self.table.ends_step(state.row)
+        ends = self.table.ends[state.row]
         self._flight = threading.get_ident()
         new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
         new = new._replace(differences=self._remembered(state.differences))
@@ -236,7 +236,8 @@ class Run(Controlled):
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()
             self._at, self._flight = Point(new, Call(state.row, state.x, raw, clean)), None
-            self._settle()
+            if self._coming is not None:
+                self._settle()
             self.advances, self.moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
@@ -316,8 +317,9 @@ class Run(Controlled):
                 self._call_hook(hook, name)
         finally:
             self.firing = False
-        with self._change:
-            self._unwatch()
+        if self._watched is not None:
+            with self._change:
+                self._unwatch()
 
     def _call_hook(self, hook: Hook, name: str) -> None:
         try:

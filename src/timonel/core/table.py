@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -176,9 +177,14 @@ class Table:
         """The step that `row` belongs to; `row = nfe` gives `steps`."""
         return self.steps if row == self.nfe else self.step[row]
 
+    @cached_property
+    def ends(self) -> tuple[bool, ...]:
+        """Whether each row is the last of its step."""
+        return tuple(a != b for a, b in zip(self.step, (*self.step[1:], -1), strict=True))
+
     def ends_step(self, row: int) -> bool:
         """Whether `row` is the last of its step."""
-        return row + 1 == self.nfe or self.step[row + 1] != self.step[row]
+        return self.ends[row]
 
     def part(self, first: int, last: int) -> Table:
         """Steps `first` to `last - 1` as a table: the same rows, the same numbers."""
