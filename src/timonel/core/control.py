@@ -196,7 +196,7 @@ class Controlled(Position):
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
-            if self.driver.interrupted():
+            if self.driver.outer and self.driver.interrupted():
                 self._stop("the pipeline was interrupted")
             waits = self._paused and self._status in ("running", "done")
             if not waits or self._stopping or self.step < self._until:

@@ -26,6 +26,7 @@ class Driver:
     A plain loop needs nothing of it.
     """
 
+    outer = False  # whether a pipeline has the loop, with a switch and claims of its own
     patience: float | None = None  # seconds after which a paused run looks for an interruption
 
     def interrupted(self) -> bool:

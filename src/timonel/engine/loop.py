@@ -135,7 +135,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         driver.admit(run, run.guidance)
     run.drive_by(driver)
     network = Denoisers(denoise, unconditional)
-    return (run for row in drive(run, network) if run.table.ends_step(row))
+    return (run for row in drive(run, network) if run.table.ends[row])
 
 
 def sample(

@@ -138,9 +138,10 @@ class Denoisers:
 
     def _answer(self, query: Query) -> Answer:
         x, level, _, scale, rescale, forecast, wanted = query
-        cond = border.output(self.conditional(x, level), x)
+        cond = self.conditional(x, level)
         if scale is None or scale == 1.0 or self.unconditional is None:
-            return Answer(cond)
+            return Answer(cond)  # the run looks at it
+        cond = border.output(cond, x)
         if forecast is not None:
             return Answer(combine(cond, cond - forecast, scale, rescale))
         uncond = border.output(self.unconditional(x, level), x)

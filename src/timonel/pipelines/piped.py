@@ -17,7 +17,7 @@ from .network.busy import Claim
 class Piped(Driver):
     """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
 
-    patience = 0.2
+    outer, patience = True, 0.2
 
     def __init__(self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None) -> None:
         self.pipe, self.gate, self.claim = pipe, gate, claim
