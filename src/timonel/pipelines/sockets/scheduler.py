@@ -35,7 +35,7 @@ from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
 from ..piped import calling
 from ..session import Request, Session
-from . import acting, kept, model, requested_levels
+from . import acting, kept, model, parts, requested_levels
 from .configured import Configured
 from .generators import drawn
 from .listing import Listing
@@ -194,7 +194,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         if not isinstance(times, Tensor):
             times = torch.tensor(request.numbers("timesteps", times) or (), dtype=torch.float64)
         plain, listing = times.detach().as_subclass(Tensor), self.session.listing
-        begin = None if listing is None else requested_levels.place(listing.times, plain)
+        begin = None if listing is None else parts.place(listing.times, plain)
         if begin is None or listing is None:
             self.set_timesteps(timesteps=plain.tolist(), device=plain.device)
         else:
@@ -293,7 +293,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         self._timesteps = Timesteps.of(listing.times.to(device), self.session, listing.times)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
-        self.order = requested_levels.Order.of(table, grid)
+        self.order = parts.Order.of(table, grid)
         self.num_inference_steps, self._begin_index = table.steps, None
         self._begin(table, (0, table.nfe))
 
@@ -475,7 +475,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         elif session.listing.sampler.fitted is None:
             level = session.listing.grid.process.at_time(times)
         else:
-            level = requested_levels.at(self.run.table, session.listing.grid.process, times)
+            level = parts.at(self.run.table, session.listing.grid.process, times)
         alpha, sigma = level.factors(original_samples)
         return alpha * original_samples + sigma * noise
 
