@@ -96,8 +96,11 @@ class Exact(ABC):
         """Clean samples of the data (count, …), in float64.
 
         Args:
-            count: How many.
+            count: How many, 1 or more.
             seed: Of the draw.
+
+        Returns:
+            The samples.
         """
 
 
@@ -137,6 +140,9 @@ class Gaussian(Exact):
             x: Noisy samples (batch, …).
             at: Their level.
             end: The level to go to; None is the clean sample.
+
+        Returns:
+            The samples there (batch, …), in the dtype of x.
         """
         flat, alpha, sigma = self._read(x, at)
         to_alpha, to_sigma = _amounts(x, end or At(1.0, 0.0, 0.0))
@@ -146,7 +152,6 @@ class Gaussian(Exact):
         return result.reshape(x.shape).to(x.dtype)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """See `Exact.draw`."""
         noise = torch.randn(
             whole("count", count), *self.shape, generator=_seeded(seed), dtype=torch.float64
         )
@@ -211,6 +216,9 @@ class Mixture(Exact):
             rank: Directions along which a component is as wide as the data.
             classes: At most as many as components.
             std: Range of the standard deviations, log-uniform, before the scaling.
+
+        Returns:
+            The mixture.
         """
         k, d = whole("components", components), whole("dimension", dimension)
         r, c = whole("rank", rank, 0, d), whole("classes", classes, 1, k)
@@ -248,6 +256,9 @@ class Mixture(Exact):
         Args:
             label: The class it is guided to.
             scale: Guidance scale, 0 or more.
+
+        Returns:
+            `denoise(x, level)`.
         """
         cond, scale = self.conditional(label), finite("guidance scale", scale, 0)
         return lambda x, level: combine(cond(x, level), self(x, level), scale)
@@ -283,13 +294,20 @@ class Mixture(Exact):
         return (torch.softmax(log, -1)[..., None] * clean).sum(1)
 
     def log_density(self, x: Tensor, level: At | Level) -> Tensor:
-        """The log density log p(x) (batch,) of noisy samples x at a level, in float64."""
+        """The log density of noisy samples.
+
+        Args:
+            x: Noisy samples (batch, …).
+            level: Their alpha and sigma, numbers or tensors (batch,).
+
+        Returns:
+            log p(x) (batch,), in float64.
+        """
         flat, alpha, sigma = self._read(x, level)
         log = torch.logsumexp(self._components(flat, alpha, sigma)[0], -1)
         return log - flat.shape[1] / 2 * math.log(2 * math.pi)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """See `Exact.draw`."""
         g, (_, d, r) = _seeded(seed), self.factors.shape
         of = torch.multinomial(self.weights, whole("count", count), replacement=True, generator=g)
         noise = torch.randn(count, d, generator=g, dtype=torch.float64) * self.variances[of].sqrt()
@@ -327,7 +345,6 @@ class Pictures(Exact):
         return torch.softmax(log, -1) @ pictures
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """See `Exact.draw`."""
         of = torch.randint(len(self.pictures), (whole("count", count),), generator=_seeded(seed))
         return self.pictures[of]
 
@@ -341,6 +358,9 @@ def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
         denoiser: `denoise(x, level)`.
         size: Root mean square of the error is size·sigma / sqrt(alpha² + sigma²).
         seed: Of the waves.
+
+    Returns:
+        `denoise(x, level)`.
     """
     size = finite("size of the error", size, 0)
 
@@ -380,6 +400,9 @@ def rounded(
         times: How many of them.
         dtype: Such as torch.bfloat16, to which the velocity alpha·noise - sigma·denoised, in
             coordinates of unit variance, is rounded.
+
+    Returns:
+        `denoise(x, level)`.
 
     Raises:
         ArgumentError: Where there is neither a process nor a dtype.

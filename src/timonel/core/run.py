@@ -480,6 +480,9 @@ class Run(Controlled):
             context: as in `Run`.
             device: where its tensors go.
 
+        Returns:
+            The run, at the step where it was saved.
+
         Raises:
             ArgumentError: the file is not a saved run, is damaged, or needs `noise` or
                 `denoised_fn` again.

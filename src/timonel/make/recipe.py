@@ -81,6 +81,9 @@ class Recipe(RecipeData):
             helm: with the model.
             hooks: as in a call of the helm.
             **more: arguments of the pipeline that are not in the recipe.
+
+        Returns:
+            The pipeline's output.
         """
         from ..hooks.control import stop_when
 
@@ -168,7 +171,15 @@ class Recipe(RecipeData):
         return output.images[0], self.model_copy(update=now)
 
     def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
-        """Write the picture as a PNG with this recipe in it, atomically, over an existing file."""
+        """Write the picture as a PNG with this recipe in it, atomically, over an existing file.
+
+        Args:
+            picture: of PIL.
+            path: of the file.
+
+        Returns:
+            The path.
+        """
         from ..pipelines.recipe.images import chunks
 
         with replacing(path) as temporary:

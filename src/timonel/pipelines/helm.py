@@ -116,6 +116,9 @@ class Helm:
         Args:
             decode: through the model's autoencoder; else linear and small.
 
+        Returns:
+            One for each sample.
+
         Raises:
             RunError: there is no run yet.
         """
@@ -129,6 +132,9 @@ class Helm:
         Args:
             run: of this helm; before its first network call its noise is shown.
             decode: through the model's autoencoder; else linear and small.
+
+        Returns:
+            One for each sample.
 
         Raises:
             RunError: no picture can be made.
@@ -154,9 +160,10 @@ class Helm:
         it remembered was not kept with the run to resume.
 
         Args:
-            args, options: the pipeline's own arguments.
-            sampler, steps: see `Sampler`; what is not named is taken from the scheduler that is set
-                on the pipeline, a shipped model's card, or what was measured nearest, see `choose`.
+            args: the pipeline's own arguments by position.
+            sampler: see `Sampler`. What is not named is taken from the scheduler that is set on the
+                pipeline, a shipped model's card, or what was measured nearest, see `choose`.
+            steps: as `sampler`.
             guidance: a scale or `cfg(…)`; the scale is given to the pipeline as its own, whatever
                 that argument is called.
             hooks: called with the run after every step.
@@ -166,6 +173,10 @@ class Helm:
             resume: a run that was loaded, branched, stopped or interrupted, or that failed, to
                 continue with its own sampler and steps, and with its guidance unless another is
                 named; a finished one is only decoded.
+            options: the pipeline's own arguments by name.
+
+        Returns:
+            The pipeline's output.
 
         Raises:
             ArgumentError: before any compute, for arguments the pipeline does not have or that do
@@ -179,11 +190,20 @@ class Helm:
         return self.ready(args, {**own, **options})()
 
     def start(self, *args: Any, **options: Any) -> Handle:
-        """Call the pipeline in a background thread, with the arguments of a call; see `Handle`.
+        """Call the pipeline in a background thread.
 
-        Raises before the thread starts what a call would raise before any compute. Until the call
-        ends, plain calls of the pipeline and of others that share its network are refused with
-        `RunError`.
+        Until the call ends, plain calls of the pipeline and of others that share its network are
+        refused with `RunError`.
+
+        Args:
+            args: as in a call.
+            options: as in a call.
+
+        Returns:
+            The handle of the call; its result is the pipeline's output.
+
+        Raises:
+            TimonelError: what a call raises before any compute, before the thread starts.
         """
         resume, hooks = options.get("resume"), border.listed(options.pop("hooks", None))
         return Handle(
@@ -205,6 +225,9 @@ class Helm:
             args: the pipeline's arguments by position.
             options: those by name, and the helm's own.
             gate: makes what its networks are called through.
+
+        Returns:
+            The call, which runs when it is called.
 
         Raises:
             TimonelError: what a call raises before compute.
@@ -340,7 +363,9 @@ class Helm:
         Nothing is computed.
 
         Args:
-            sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.
+            sampler: that of the call; None is what the rule in `choice.py` takes.
+            steps: as `sampler`.
+            guidance: that of the call.
             fitted: whether one that was fitted to a shipped model may be taken.
 
         Returns:

@@ -182,8 +182,7 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     if _explodes(name, config):
         return "ve", "epsilon"
     if _flows(name, config, word):
-        backwards = word == "reverse_flow" or config.get("invert_sigmas")
-        return "flow", "reverse_flow" if backwards else "flow"
+        return "flow", _of_flow(config, word)
     if config.get("use_dynamic_shifting"):
         return "flow", None
     if name.startswith("EDM") or name in (ANGLED, CONSISTENT):
@@ -197,6 +196,12 @@ def _flows(name: str, config: Config, word: str) -> bool:
     """Whether a config is a flow's, whose network predicts the velocity."""
     named = word in ("flow", "reverse_flow")
     return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas")) or named
+
+
+def _of_flow(config: Config, word: str) -> str:
+    """The prediction of a flow: the velocity to the noise, or to the clean sample."""
+    backwards = word == "reverse_flow" or config.get("invert_sigmas")
+    return "reverse_flow" if backwards else "flow"
 
 
 def _explodes(name: str, config: Config) -> bool:

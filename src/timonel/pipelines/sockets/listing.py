@@ -58,8 +58,12 @@ class Listing(NamedTuple):
 
         Args:
             rows: whole steps, of which the first may begin inside.
-            start, stop: the entries that were asked for.
+            start: the first entry that was asked for.
+            stop: the entry after the last.
             make: compiles a sampler on a grid after so many steps.
+
+        Returns:
+            The table, with the rows of the first step that are left.
 
         Raises:
             ArgumentError: the sampler is made for all of the list.

@@ -245,8 +245,8 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             mu: log of the flow shift (the shift itself with `time_shift_type="linear"`), from
                 pipelines that compute it from the picture's size.
             original_inference_steps: of the grid "lcm".
-            max_timesteps, intermediate_timesteps: angles of a trigonometric flow, used where the
-                sampler names no grid.
+            max_timesteps: first angle of a trigonometric flow, where the sampler names no grid.
+            intermediate_timesteps: the second angle, of two steps.
             strength: all steps in the last part of the levels, from loops that do not slice their
                 list.
 
@@ -464,6 +464,9 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             original_samples: clean samples, (batch, …).
             noise: unit noise of their shape.
             timesteps: a time for each, or one for all.
+
+        Returns:
+            Noisy samples, (batch, …).
         """
         session = self.session
         if session.run is not None and session.run.started and session.run.stopping:
