@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from timonel.core.fitted.sampler_file import Fitted
 
 import timonel as tm
 from support.fitted_files import NAMED, made
 from timonel import zoo
 from timonel.core import names
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.pipelines.session import Phase
 
 SOURCE = Path(tm.__file__).parent

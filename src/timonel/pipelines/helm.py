@@ -116,9 +116,6 @@ class Helm:
         Args:
             decode: through the model's autoencoder; else linear and small.
 
-        Returns:
-            One for each sample.
-
         Raises:
             RunError: there is no run yet.
         """

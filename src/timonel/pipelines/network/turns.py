@@ -48,7 +48,7 @@ def turns(pipe: Any) -> Iterator[None]:
 
 
 def cast(pipe: Any) -> list[Any]:
-    """The autoencoders that pipelines cast to float32 to use them, where they are half precision."""
+    """The autoencoders of half precision that pipelines cast to float32 to use them."""
     return [
         m for m in autoencoders(pipe) if getattr(getattr(m, "config", None), "force_upcast", False)
     ]
