@@ -55,7 +55,7 @@ def capture(
         options: As in a call of the helm.
 
     Returns:
-        The network as a denoiser, with its conditions.
+        The network with the conditions of the samples.
 
     Raises:
         NotCaptured: Where the pipeline's loop does more than call one network and step.
@@ -218,7 +218,7 @@ class Captured:
             x: Samples (n, …).
             times: The scheduler's times (n,).
             slots: Whose conditions, (n,).
-            parts: Which part of them, (n,): unconditional, conditional.
+            parts: Which part of them, (n,); that at `place` is the conditional one.
 
         Returns:
             Raw outputs (n, …), in the dtype of x.

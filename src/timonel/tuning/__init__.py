@@ -133,7 +133,7 @@ def tune(
         inputs: Other arguments of the pipeline.
 
     Returns:
-        The samplers that were kept, with their errors on the held-out samples.
+        What the fit came to for every number of steps, and the files it wrote.
 
     Raises:
         ArgumentError: For what cannot be fitted, before or as soon as it shows: too few seeds or

@@ -56,17 +56,17 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         beta_end: last beta.
         beta_schedule: how betas lie between, a word of diffusers.
         trained_betas: the betas themselves (num_train_timesteps,).
-        prediction_type: "epsilon", "sample", "v", "flow", "reverse_flow", "edm" or "edm_v".
+        prediction_type: "epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v".
         process: "vp", "edm", "ve", "flow", "trig", "cosine" or "crash"; None: the other keys say.
         timestep_spacing: grid of vp and edm: "leading", "linspace" or "trailing".
         steps_offset: index where the grid "leading" ends.
         rescale_betas_zero_snr: betas such that the last level is pure noise.
         use_karras_sigmas: the grid "karras".
         use_exponential_sigmas: the grid "exponential".
-        use_beta_sigmas: the grid "beta".
-        use_lu_lambdas: levels even in log-SNR.
-        sigma_min: lowest sigma / alpha of the grid.
-        sigma_max: highest sigma / alpha of the grid.
+        use_beta_sigmas: the grid "beta_sigma".
+        use_lu_lambdas: the grid "lam", even in log-SNR.
+        sigma_min: lowest sigma / alpha of the grid, of a flow t.
+        sigma_max: the highest.
         sigma_data: standard deviation of the data, of an edm network.
         clock: time of an edm network: "log", "angle" or "250 log".
         rho: of Karras' levels.
