@@ -30,18 +30,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .core import grids, solvers
-from .core.grids import Grid
 from .core.guidance import combine
 from .core.process import At, Level, Process, double
-from .core.run import Run
-from .engine.drive import finish
-from .engine.network import Denoisers
-from .engine.reference import Reference, extrapolated
-from .errors import ArgumentError, RunError, UnknownName, finite, whole
+from .engine.reference import reference, solve
+from .errors import ArgumentError, UnknownName, finite, whole
+
+__all__ = [
+    "Denoiser", "Exact", "Gaussian", "Mixture", "Pictures", "perturbed", "reference", "rounded",
+    "solve",
+]  # fmt: skip
 
 Denoiser = Callable[[Tensor, "At | Level"], Tensor]
-FINITE = 1e3  # sigma / alpha beyond which the levels of the reference are spaced in alpha / sigma
 FEATURES = 64  # waves in the error that `perturbed` adds
 
 
@@ -97,8 +96,11 @@ class Exact(ABC):
         """Clean samples of the data (count, …), in float64.
 
         Args:
-            count: How many.
+            count: How many, 1 or more.
             seed: Of the draw.
+
+        Returns:
+            The samples.
         """
 
 
@@ -138,6 +140,9 @@ class Gaussian(Exact):
             x: Noisy samples (batch, …).
             at: Their level.
             end: The level to go to; None is the clean sample.
+
+        Returns:
+            The samples there (batch, …), in the dtype of x.
         """
         flat, alpha, sigma = self._read(x, at)
         to_alpha, to_sigma = _amounts(x, end or At(1.0, 0.0, 0.0))
@@ -147,7 +152,6 @@ class Gaussian(Exact):
         return result.reshape(x.shape).to(x.dtype)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """See `Exact.draw`."""
         noise = torch.randn(
             whole("count", count), *self.shape, generator=_seeded(seed), dtype=torch.float64
         )
@@ -212,6 +216,9 @@ class Mixture(Exact):
             rank: Directions along which a component is as wide as the data.
             classes: At most as many as components.
             std: Range of the standard deviations, log-uniform, before the scaling.
+
+        Returns:
+            The mixture.
         """
         k, d = whole("components", components), whole("dimension", dimension)
         r, c = whole("rank", rank, 0, d), whole("classes", classes, 1, k)
@@ -249,6 +256,9 @@ class Mixture(Exact):
         Args:
             label: The class it is guided to.
             scale: Guidance scale, 0 or more.
+
+        Returns:
+            `denoise(x, level)`.
         """
         cond, scale = self.conditional(label), finite("guidance scale", scale, 0)
         return lambda x, level: combine(cond(x, level), self(x, level), scale)
@@ -284,13 +294,20 @@ class Mixture(Exact):
         return (torch.softmax(log, -1)[..., None] * clean).sum(1)
 
     def log_density(self, x: Tensor, level: At | Level) -> Tensor:
-        """The log density log p(x) (batch,) of noisy samples x at a level, in float64."""
+        """The log density of noisy samples.
+
+        Args:
+            x: Noisy samples (batch, …).
+            level: Their alpha and sigma, numbers or tensors (batch,).
+
+        Returns:
+            log p(x) (batch,), in float64.
+        """
         flat, alpha, sigma = self._read(x, level)
         log = torch.logsumexp(self._components(flat, alpha, sigma)[0], -1)
         return log - flat.shape[1] / 2 * math.log(2 * math.pi)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """See `Exact.draw`."""
         g, (_, d, r) = _seeded(seed), self.factors.shape
         of = torch.multinomial(self.weights, whole("count", count), replacement=True, generator=g)
         noise = torch.randn(count, d, generator=g, dtype=torch.float64) * self.variances[of].sqrt()
@@ -328,7 +345,6 @@ class Pictures(Exact):
         return torch.softmax(log, -1) @ pictures
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """See `Exact.draw`."""
         of = torch.randint(len(self.pictures), (whole("count", count),), generator=_seeded(seed))
         return self.pictures[of]
 
@@ -342,6 +358,9 @@ def perturbed(denoiser: Denoiser, size: float, seed: int) -> Denoiser:
         denoiser: `denoise(x, level)`.
         size: Root mean square of the error is size·sigma / sqrt(alpha² + sigma²).
         seed: Of the waves.
+
+    Returns:
+        `denoise(x, level)`.
     """
     size = finite("size of the error", size, 0)
 
@@ -382,6 +401,9 @@ def rounded(
         dtype: Such as torch.bfloat16, to which the velocity alpha·noise - sigma·denoised, in
             coordinates of unit variance, is rounded.
 
+    Returns:
+        `denoise(x, level)`.
+
     Raises:
         ArgumentError: Where there is neither a process nor a dtype.
     """
@@ -416,96 +438,6 @@ def rounded(
         return (alpha / norm * (x / norm) - sigma / norm * velocity.to(dtype).double()).to(x.dtype)
 
     return denoise
-
-
-def reference(process: Process, steps: int, sigma_min: float | None = None) -> Grid:
-    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise.
-
-    Args:
-        process: Whose levels; pure noise may be the first.
-        steps: How many, 2 or more.
-        sigma_min: Sigma of the last level before the clean one; None is the lowest that the
-            process was trained at.
-    """
-    start = process.at_index(double([process.train_steps - 1.0]))
-    low = finite("sigma_min", process.sigma_min if sigma_min is None else sigma_min, 1e-12)
-    end = process.at_sigma(double([low]))
-    first, last = (-torch.log(1 / level.ratio + 1 / FINITE) for level in (start, end))
-    place = torch.linspace(0, 1, grids.few_enough("steps", steps, 2), dtype=torch.float64)
-    inner = process.at_lam(
-        torch.log(torch.exp(-(first + (last - first) * place[1:-1])) - 1 / FINITE)
-    )
-    levels = Level(*(torch.cat(parts) for parts in zip(start, inner, end, strict=True)))
-    return Grid.of(process, levels, "reference")
-
-
-@torch.no_grad()
-def solve(
-    denoiser: Denoiser,
-    x: Tensor,
-    process: Process,
-    *,
-    tolerance: float = 1e-9,
-    solver: str = "exponential_rk",
-    steps: int = 32,
-    most: int = 2048,
-    sigma_min: float | None = None,
-) -> Tensor:
-    """The converged result, in float64.
-
-    The steps double, and the results are extrapolated to infinitely many, until no number of the
-    extrapolated result changes by more than the tolerance.
-
-    Args:
-        denoiser: `denoise(x, level)`.
-        x: The start (batch, …) at the noisiest level of the process.
-        process: What noise the denoiser knows.
-        tolerance: Of the largest change by doubling the steps.
-        solver: Name of a deterministic solver.
-        steps: To begin with.
-        most: At most.
-        sigma_min: Where it ends, as samplers do, with the denoised sample; None is the lowest sigma
-            that the process was trained at, and 1e-6 gives the end of the ODE itself.
-
-    Returns:
-        The samples (batch, …).
-
-    Raises:
-        RunError: Where it does not converge, as with a denoiser that is rounded or not
-            deterministic.
-
-    Source: Richardson extrapolation; Hairer, Nørsett & Wanner 1993, section II.9.
-    """
-    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-        raise ArgumentError(
-            f"the start must be a floating-point tensor (batch, …), got {type(x).__name__}"
-        )
-    tolerance, count = finite("tolerance", tolerance, 1e-14), grids.few_enough("steps", steps, 2)
-    grids.few_enough("most", most, 2 * count)
-    spec = solvers.find(solver)
-    if spec.stochastic or spec.order < 1:
-        raise ArgumentError(
-            f"a reference needs a deterministic solver that converges, and {solver!r} is not one"
-        )
-    order = solvers.make(solver, reference(process, count, sigma_min)).order
-
-    def result(steps: int) -> Tensor:
-        run = Run(solvers.make(solver, reference(process, steps, sigma_min)))
-        run.start(x.double())
-        return finish(run, Denoisers(denoiser))
-
-    converged, change = Reference(solver, count, most, tolerance), math.inf
-    for refined in converged.refine(extrapolated(result, order)):
-        if refined.coarse is not None:
-            change = float((refined.result - refined.coarse).abs().max())
-            if converged.trusts(change):
-                return refined.result
-    count = refined.steps
-    raise RunError(
-        f"the reference has not converged: from {count // 2} to {count} steps of {solver!r} it"
-        f" still changes by {change:.3g}, above the tolerance {tolerance:g}; allow more steps"
-        f" (most={2 * most}), a larger tolerance=, or a smoother denoiser"
-    )
 
 
 def _mixes(weights: Tensor, means: Tensor, stds: Tensor, factors: Tensor) -> None:

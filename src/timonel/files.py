@@ -250,7 +250,7 @@ def ready(path: str | PathLike[str], *, overwrite: bool = False) -> Path:
 
 
 def names(stem: Path) -> Iterator[Path]:
-    """`stem`, then `stem-2`, `stem-3`, …"""
+    """`stem`, then `stem-2`, `stem-3` and so on."""
     yield stem
     yield from (stem.with_name(f"{stem.name}-{number}") for number in count(2))
 
@@ -318,7 +318,7 @@ def placed(path: str | PathLike[str], *, overwrite: bool = False) -> Iterator[Pa
 
 
 def plain(text: object) -> str:
-    """Text whose control characters are escapes such as \\x1b, so that no terminal obeys them."""
+    r"""Text whose control characters are escapes such as \x1b, so that no terminal obeys them."""
     return "".join(map(_harmless, str(text)))
 
 

@@ -1,6 +1,6 @@
 """How the code is written: few branches, short lines and files, docstrings that name arguments.
 
-One folder alone: `pytest tests/test_style.py -k core/solvers`.
+One folder alone: `pytest tests/whole/test_style.py -k core/solvers`.
 """
 
 from __future__ import annotations
@@ -137,6 +137,21 @@ def _returns(value: Any) -> bool:
     """Whether a function returns something, by its annotation."""
     annotation = str(getattr(value, "__annotations__", {}).get("return", "None"))
     return inspect.isroutine(value) and annotation not in ("None", "NoReturn", "Never")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__main__.py"], ids=name_of)
+def test_a_public_method_is_documented_or_its_base_is(path: Path) -> None:
+    dotted = ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+    module = pytest.importorskip(dotted.removesuffix(".__init__"))
+    classes = [
+        value for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name[0] != "_"
+    ]  # fmt: skip
+    silent = [
+        f"{owner.__name__}.{name}" for owner in classes for name, member in _members(owner)
+        if not inspect.getdoc(member)
+    ]  # fmt: skip
+    assert not silent, "public methods without a docstring"
 
 
 @pytest.mark.parametrize("key", DOCUMENTED)

@@ -141,6 +141,15 @@ class PNDMScheduler(Remembering):
     ) -> Any:
         """`step`, where it is a Runge-Kutta call.
 
+        Args:
+            model_output: as in `step`.
+            timestep: as in `step`.
+            sample: as in `step`.
+            return_dict: as in `step`.
+
+        Returns:
+            As `step`.
+
         Raises:
             ArgumentError: the next one is a multistep call.
         """
@@ -151,6 +160,15 @@ class PNDMScheduler(Remembering):
         self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True
     ) -> Any:
         """`step`, where it is a multistep call.
+
+        Args:
+            model_output: as in `step`.
+            timestep: as in `step`.
+            sample: as in `step`.
+            return_dict: as in `step`.
+
+        Returns:
+            As `step`.
 
         Raises:
             ArgumentError: the next one is a Runge-Kutta call.

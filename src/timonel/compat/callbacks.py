@@ -60,10 +60,14 @@ class PipelineCallback(Official):  # type: ignore[misc]
 
 
 class SDCFGCutoffCallback(PipelineCallback):
-    """Guidance ends after `cutoff_step_ratio` of the steps, or after step `cutoff_step_index`.
+    """Guidance ends after a share of the steps, or after a step.
 
-    Raises `ArgumentError` for a pipeline that has no guidance to switch off, or runs it in separate
-    calls.
+    A pipeline that has no guidance to switch off, or runs it in separate calls, is refused with
+    `ArgumentError`.
+
+    Args:
+        cutoff_step_ratio: the share of the steps, 0 to 1.
+        cutoff_step_index: the step, from 0, in place of the share.
     """
 
     tensor_inputs = ("latents",)
@@ -71,7 +75,17 @@ class SDCFGCutoffCallback(PipelineCallback):
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> Any:
-        """Hook a gate on the networks at the first step, close it at the cutoff, remove it."""
+        """Hook a gate on the networks at the first step, close it at the cutoff, remove it.
+
+        Args:
+            pipeline: that calls back.
+            step_index: the step that ended, from 0.
+            timestep: of that step; not used.
+            callback_kwargs: the tensors that the pipeline shows.
+
+        Returns:
+            `callback_kwargs`.
+        """
         if step_index == 0:
             self._hang(pipeline, callback_kwargs)
         gates = self._gates(pipeline)
@@ -99,34 +113,63 @@ class SDCFGCutoffCallback(PipelineCallback):
 
 
 class SDXLCFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` for SDXL."""
+    """`SDCFGCutoffCallback` for SDXL.
+
+    Args:
+        cutoff_step_ratio: see `SDCFGCutoffCallback`.
+        cutoff_step_index: see `SDCFGCutoffCallback`.
+    """
 
 
 class SDXLControlnetCFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` for SDXL with ControlNet, which is cut as well."""
+    """`SDCFGCutoffCallback` for SDXL with ControlNet, which is cut as well.
+
+    Args:
+        cutoff_step_ratio: see `SDCFGCutoffCallback`.
+        cutoff_step_index: see `SDCFGCutoffCallback`.
+    """
 
 
 class SD3CFGCutoffCallback(SDCFGCutoffCallback):
-    """`SDCFGCutoffCallback` for SD3; skip-layer guidance ends with it."""
+    """`SDCFGCutoffCallback` for SD3; skip-layer guidance ends with it.
+
+    Args:
+        cutoff_step_ratio: see `SDCFGCutoffCallback`.
+        cutoff_step_index: see `SDCFGCutoffCallback`.
+    """
 
 
 class IPAdapterScaleCutoffCallback(PipelineCallback):
     """The scale of the IP adapter is 0 after the cutoff, and back after the last step.
 
-    Raises `ArgumentError` at the first step for a pipeline without IP adapters.
+    A pipeline without IP adapters is refused with `ArgumentError` at the first step.
+
+    Args:
+        cutoff_step_ratio: the share of the steps, 0 to 1.
+        cutoff_step_index: the step, from 0, in place of the share.
     """
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> Any:
-        """Set the scale to 0 at the cutoff, and back after the last step."""
+        """Set the scale to 0 at the cutoff, and back after the last step.
+
+        Args:
+            pipeline: that calls back.
+            step_index: the step that ended, from 0.
+            timestep: of that step; not used.
+            callback_kwargs: the tensors that the pipeline shows.
+
+        Returns:
+            `callback_kwargs`.
+        """
         if not hasattr(pipeline, "set_ip_adapter_scale"):
             raise ArgumentError(
                 f"{type(pipeline).__name__} takes no IP adapter whose scale could be cut off"
             )
         if step_index == self.cutoff(pipeline):
-            denoisers = [module for module, denoises in networks(pipeline).items() if denoises]
-            processors = [p for one in denoisers for p in one.attn_processors.values()]  # type: ignore[operator]
+            denoisers: list[Any] = [m for m, denoises in networks(pipeline).items() if denoises]
+            processors = [p for one in denoisers for p in one.attn_processors.values()]
             self._before = [(p, copy.copy(p.scale)) for p in processors if hasattr(p, "scale")]
             pipeline.set_ip_adapter_scale(0.0)
         if step_index == pipeline.num_timesteps - 1:

@@ -56,7 +56,9 @@ class EDMEulerScheduler(Compat):
             self._move_to(place)
         self._looked = False
 
-    def _step(self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any) -> Any:  # type: ignore[override]
+    def _step(  # type: ignore[override]
+        self, model_output: Tensor, timestep: Any, sample: Tensor, **others: Any
+    ) -> Any:
         """Advance by one network call, as the other classes do.
 
         `pred_original_sample`: the clean prediction in place of the network's output.

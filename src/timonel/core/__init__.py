@@ -1,3 +1,4 @@
-"""The core: samplers as tables, and runs of them. Needs torch, numpy, safetensors and pydantic
-only.
+"""The core: samplers as tables, and runs of them.
+
+It needs torch, numpy, safetensors and pydantic only.
 """

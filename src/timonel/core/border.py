@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -93,7 +93,7 @@ def listed(value: Any) -> list[Any]:
         return []
     one_thing = isinstance(value, (str, bytes, dict, type)) or hasattr(value, "dtype")
     if one_thing or not isinstance(value, Iterable):
-        one = "a hook" if isinstance(value, (Hook, Callable)) else shown(value)  # type: ignore[arg-type]
+        one = "a hook" if isinstance(value, Hook) or callable(value) else shown(value)
         raise ArgumentError(
             f"hooks must be a list of callables, e.g. hooks=[tm.progress()], got {one}"
         )

@@ -37,6 +37,7 @@ class Watched(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> Watched:
+        """The sample as it is now."""
         return cls(x, -1 if x.is_inference() else x._version, x.clone())
 
     def touched(self, x: Tensor) -> bool:

@@ -87,6 +87,9 @@ class Guidance:
             prediction: what the network's raw output means.
             since: the row from which the run is guided so; no row before it is forecast.
 
+        Returns:
+            Scales and weights of the network's outputs, by row.
+
         Raises:
             ArgumentError: the scales are not one per step of the table.
         """
@@ -231,7 +234,10 @@ def cfg(
         rescale: share, 0 to 1, of the output rescaled to the standard deviation of the conditional.
         forecast: the unconditional output is computed at every so-many-th guided network call, the
             first two included, and forecast between.
-        order: from how many of the newest differences, 1 or 2; 1 unless it is given.
+        order: from how many of the newest differences, 1 or 2; None is 1.
+
+    Returns:
+        The guidance, as calls take it.
 
     Raises:
         ArgumentError: a value outside its unit's range.
@@ -251,7 +257,8 @@ def cfg(
             f"order={order} says how the unconditional output is forecast; give forecast too, e.g."
             " forecast=2"
         )
-    return Guidance(scale, start, stop, unit, rescale, forecast, 1 if order is None else order)  # type: ignore[arg-type]
+    newest = 1 if order is None else order
+    return Guidance(scale, start, stop, unit, rescale, forecast, newest)  # type: ignore[arg-type]
 
 
 def parsed(

@@ -192,7 +192,13 @@ class Seeded(ABC):
 
 @dataclass(frozen=True)
 class SeededNoise(Seeded):
-    """Independent noise, keyed by a sample's seed and the row."""
+    """Independent noise, keyed by a sample's seed and the row.
+
+    Args:
+        seeds: see `Seeded`.
+        device: see `Seeded`.
+        first: see `Seeded`.
+    """
 
     kind = "independent"
 
@@ -221,8 +227,10 @@ class BrownianNoise(Seeded):
     than e^-20 as clean. Kept in memory: the values of the last point, one tensor.
 
     Args:
-        seeds: see `Seeded`, as `device` and `first`.
+        seeds: see `Seeded`.
         table: of the run.
+        device: see `Seeded`.
+        first: see `Seeded`.
 
     Raises:
         ArgumentError: the table draws no noise.

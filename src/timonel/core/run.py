@@ -228,7 +228,7 @@ class Run(Controlled):
         before, state = self._point, self._here
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
-        if type(raw) is not Tensor or _kind(raw) != _kind(state.x):
+        if type(raw) is not Tensor or raw.dtype != state.x.dtype or raw.shape != state.x.shape:
             border.output(raw, state.x)
         ends = self.table.ends[state.row]
         self._flight = threading.get_ident()
@@ -485,6 +485,9 @@ class Run(Controlled):
             context: as in `Run`.
             device: where its tensors go.
 
+        Returns:
+            The run, at the step where it was saved.
+
         Raises:
             ArgumentError: the file is not a saved run, is damaged, or needs `noise` or
                 `denoised_fn` again.
@@ -496,7 +499,3 @@ class Run(Controlled):
             context=context, device=device,
         )  # fmt: skip
         return run
-
-
-def _kind(x: Tensor) -> tuple[Any, ...]:
-    return x.shape, x.dtype, x.device

@@ -216,6 +216,9 @@ class Sampler:
         Args:
             sampler: None is the usual one.
             steps: in the place of its own; None keeps them.
+
+        Returns:
+            The sampler.
         """
         if not isinstance(sampler, Sampler):
             sampler = cls(DEFAULT if sampler is None else sampler)

@@ -187,7 +187,15 @@ class Table:
         return self.ends[row]
 
     def part(self, first: int, last: int) -> Table:
-        """Steps `first` to `last - 1` as a table: the same rows, the same numbers."""
+        """Some steps as a table: the same rows, the same numbers.
+
+        Args:
+            first: the first step, from 0.
+            last: the step after the last.
+
+        Returns:
+            Their table.
+        """
         start, stop = self.first_row(first), self.first_row(last)
         levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}

@@ -84,7 +84,8 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnosis as plain data, for JSON; a number that is not finite is None."""
-        return _plain(asdict(self)) | {"sound": self.combination.sound}  # type: ignore[no-any-return]
+        data: dict[str, Any] = _plain(asdict(self))
+        return data | {"sound": self.combination.sound}
 
 
 def doctor(
@@ -104,6 +105,9 @@ def doctor(
         steps: default the recommendation's for that sampler.
         flags: what one passes to that class's `from_config` besides, e.g.
             {"timestep_spacing": "trailing"}.
+
+    Returns:
+        What is sound, what is not, and what to change.
 
     Raises:
         ModelError: a model without a configuration.

@@ -89,6 +89,9 @@ def gits(
         coefficient: In [0.01, 100]; above 1 the later steps are more exact, below 1 the earlier
             ones. The paper scans 0.8 to 1.2.
 
+    Returns:
+        A grid of N steps, whose levels are some of the fine ones.
+
     Raises:
         ArgumentError: For values out of range.
         GridError: For more steps than `fine` has, or samples that are not finite.
@@ -127,6 +130,9 @@ def gits_cost(denoise: Denoiser, x: Tensor, fine: Grid, *, prediction: str = "sa
         x: See `gits`.
         fine: M + 1 levels.
         prediction: See `gits`.
+
+    Returns:
+        Distances in float64, row i for the step from level i.
 
     Raises:
         GridError: For samples that are not finite.

@@ -305,9 +305,19 @@ def start(
     The hooks' `on_start` is called in this thread, everything else in the background.
 
     Args:
-        denoise, x, sampler, process, prediction, steps, seeds, noise, guidance, hooks,
-        denoised_fn, keep: see `begin`.
+        denoise: `denoise(x, level)`, the network's output for samples (batch, …).
+        x: see `begin`.
+        sampler: see `begin`.
+        process: see `begin`.
+        prediction: see `begin`.
+        steps: see `begin`.
+        seeds: see `begin`.
+        noise: see `begin`.
         unconditional: the unconditional denoiser, where there is guidance.
+        guidance: see `begin`.
+        hooks: see `begin`.
+        denoised_fn: see `begin`.
+        keep: see `begin`.
         pictures: makes what `handle.preview()` returns of a denoised prediction (batch, …).
 
     Returns:

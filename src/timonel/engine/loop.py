@@ -58,6 +58,9 @@ def begin(
         denoised_fn: Changes the denoised prediction before it is used, as clipping does.
         keep: How many steps stay in memory, so that `rewind` computes little again.
 
+    Returns:
+        The run, before its first network call.
+
     Raises:
         ArgumentError: For anything that cannot be used, before any network call.
     """

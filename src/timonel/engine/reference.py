@@ -1,4 +1,4 @@
-"""What counts as converged: doubling the steps of a solver no longer changes its result.
+"""Converged results, and what counts as one: doubling a solver's steps no longer changes it.
 
 The change from the result of half the steps is the estimate of the error, for every use; each
 brings its own solver, steps and tolerance.
@@ -6,13 +6,24 @@ brings its own solver, steps and tolerance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..core import grids, solvers
+from ..core.grids import Grid
+from ..core.process import Level, Process, double
+from ..core.run import Run
+from ..errors import ArgumentError, RunError, finite
+from .drive import finish
+from .network import Denoiser, Denoisers
+
 T = TypeVar("T")
+FINITE = 1e3  # sigma / alpha beyond which the levels of `reference` are spaced in alpha / sigma
 DEPTH = 4  # orders that an extrapolation may gain
 
 
@@ -93,3 +104,96 @@ def extrapolated(compute: Callable[[int], Tensor], order: int) -> Callable[[int]
         return now[-1]
 
     return extrapolate
+
+
+def reference(process: Process, steps: int, sigma_min: float | None = None) -> Grid:
+    """Levels for a reference: even in log(sigma/alpha), and in alpha/sigma near pure noise.
+
+    Args:
+        process: Whose levels; pure noise may be the first.
+        steps: How many, 2 or more.
+        sigma_min: Sigma of the last level before the clean one; None is the lowest that the
+            process was trained at.
+
+    Returns:
+        The grid, with its end at the clean level.
+    """
+    start = process.at_index(double([process.train_steps - 1.0]))
+    low = finite("sigma_min", process.sigma_min if sigma_min is None else sigma_min, 1e-12)
+    end = process.at_sigma(double([low]))
+    first, last = (-torch.log(1 / level.ratio + 1 / FINITE) for level in (start, end))
+    place = torch.linspace(0, 1, grids.few_enough("steps", steps, 2), dtype=torch.float64)
+    inner = process.at_lam(
+        torch.log(torch.exp(-(first + (last - first) * place[1:-1])) - 1 / FINITE)
+    )
+    levels = Level(*(torch.cat(parts) for parts in zip(start, inner, end, strict=True)))
+    return Grid.of(process, levels, "reference")
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoiser,
+    x: Tensor,
+    process: Process,
+    *,
+    tolerance: float = 1e-9,
+    solver: str = "exponential_rk",
+    steps: int = 32,
+    most: int = 2048,
+    sigma_min: float | None = None,
+) -> Tensor:
+    """The converged result, in float64.
+
+    The steps double, and the results are extrapolated to infinitely many, until no number of the
+    extrapolated result changes by more than the tolerance.
+
+    Args:
+        denoiser: `denoise(x, level)`.
+        x: The start (batch, …) at the noisiest level of the process.
+        process: What noise the denoiser knows.
+        tolerance: Of the largest change by doubling the steps.
+        solver: Name of a deterministic solver.
+        steps: To begin with.
+        most: At most.
+        sigma_min: Where it ends, as samplers do, with the denoised sample; None is the lowest sigma
+            that the process was trained at, and 1e-6 gives the end of the ODE itself.
+
+    Returns:
+        The samples (batch, …).
+
+    Raises:
+        RunError: Where it does not converge, as with a denoiser that is rounded or not
+            deterministic.
+
+    Source: Richardson extrapolation; Hairer, Nørsett & Wanner 1993, section II.9.
+    """
+    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
+        raise ArgumentError(
+            f"the start must be a floating-point tensor (batch, …), got {type(x).__name__}"
+        )
+    tolerance, count = finite("tolerance", tolerance, 1e-14), grids.few_enough("steps", steps, 2)
+    grids.few_enough("most", most, 2 * count)
+    spec = solvers.find(solver)
+    if spec.stochastic or spec.order < 1:
+        raise ArgumentError(
+            f"a reference needs a deterministic solver that converges, and {solver!r} is not one"
+        )
+    order = solvers.make(solver, reference(process, count, sigma_min)).order
+
+    def result(steps: int) -> Tensor:
+        run = Run(solvers.make(solver, reference(process, steps, sigma_min)))
+        run.start(x.double())
+        return finish(run, Denoisers(denoiser))
+
+    converged, change = Reference(solver, count, most, tolerance), math.inf
+    for refined in converged.refine(extrapolated(result, order)):
+        if refined.coarse is not None:
+            change = float((refined.result - refined.coarse).abs().max())
+            if converged.trusts(change):
+                return refined.result
+    count = refined.steps
+    raise RunError(
+        f"the reference has not converged: from {count // 2} to {count} steps of {solver!r} it"
+        f" still changes by {change:.3g}, above the tolerance {tolerance:g}; allow more steps"
+        f" (most={2 * most}), a larger tolerance=, or a smoother denoiser"
+    )

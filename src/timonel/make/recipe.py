@@ -34,13 +34,37 @@ class Recipe(RecipeData):
     too. A recipe from a picture names a model that whoever wrote the file chose: one that does not
     ship with timonel is loaded only where the caller names it too, see `helm`.
 
-    Attributes:
+    Args:
+        model: shipped name, hub name or folder.
+        prompt: the pipeline's.
+        image: file of the picture that the model begins with.
+        negative_prompt: the pipeline's.
+        seed: of the noise, 0 to 2^64 - 1.
+        sampler: name of the solver.
+        grid: name of its levels; None is the usual one.
+        steps: 1 to 10,000.
+        options: of the solver.
+        grid_options: of the grid.
+        table: of a fitted sampler, what its file holds.
+        sigmas: sigma / alpha, in place of a grid.
+        times: network times, in place of a grid.
+        part: which part of the levels, see `Sampler`.
+        noise: source of the solver's noise, "independent" or "brownian".
+        guidance: scale and interval; None is the pipeline's own.
+        width: in pixels.
+        height: in pixels.
+        more_prompts: `prompt_2` and the like.
+        arguments: the pipeline's other arguments.
+        dtype: that the model was loaded in, or one for each component.
+        device: that it was loaded to.
+        loading: how it was loaded besides, such as its revision.
         pipeline: class of a pipeline object; `model` is then where that says it comes from.
         missing: arguments that a file cannot hold, such as a picture.
         besides: what else had a part in it, such as a hook.
         batch: how many pictures were made at once.
         listed: whether the levels are a list that the pipeline is called with.
-        part: which part of the levels, see `Sampler`.
+        stopped_after: completed steps of a call that was stopped; None of a whole one.
+        versions: of the packages that took part.
     """
 
     # the picture that it was read from, and the model named there
@@ -81,6 +105,9 @@ class Recipe(RecipeData):
             helm: with the model.
             hooks: as in a call of the helm.
             **more: arguments of the pipeline that are not in the recipe.
+
+        Returns:
+            The pipeline's output.
         """
         from ..hooks.control import stop_when
 
@@ -168,7 +195,15 @@ class Recipe(RecipeData):
         return output.images[0], self.model_copy(update=now)
 
     def save(self, picture: Image.Image, path: str | PathLike[str]) -> Path:
-        """Write the picture as a PNG with this recipe in it, atomically, over an existing file."""
+        """Write the picture as a PNG with this recipe in it, atomically, over an existing file.
+
+        Args:
+            picture: of PIL.
+            path: of the file.
+
+        Returns:
+            The path.
+        """
         from ..pipelines.recipe.images import chunks
         from ..pipelines.recipe.infotext import texts
 

@@ -54,6 +54,9 @@ def capture(
         guidance: A scale, above 1 where any of what is to run will be guided.
         options: As in a call of the helm.
 
+    Returns:
+        The network with the conditions of the samples.
+
     Raises:
         NotCaptured: Where the pipeline's loop does more than call one network and step.
         TimonelError: What a call of the helm raises.
@@ -215,7 +218,10 @@ class Captured:
             x: Samples (n, …).
             times: The scheduler's times (n,).
             slots: Whose conditions, (n,).
-            parts: Which part of them, (n,).
+            parts: Which part of them, (n,); that at `place` is the conditional one.
+
+        Returns:
+            Raw outputs (n, …), in the dtype of x.
         """
         arguments = self.conditions.select(slots, parts)
         entering, extra = x.to(self.entry), arguments.pop(watched.EXTRA)

@@ -87,6 +87,9 @@ class Helm(Steered):
             run: of this helm; before its first network call its noise is shown.
             decode: through the model's autoencoder; else linear and small.
 
+        Returns:
+            One for each sample.
+
         Raises:
             RunError: no picture can be made.
         """
@@ -111,9 +114,10 @@ class Helm(Steered):
         it remembered was not kept with the run to resume.
 
         Args:
-            args, options: the pipeline's own arguments.
-            sampler, steps: see `Sampler`; what is not named is taken from the scheduler that is set
-                on the pipeline, a shipped model's card, or what was measured nearest, see `choose`.
+            args: the pipeline's own arguments by position.
+            sampler: see `Sampler`. What is not named is taken from the scheduler that is set on the
+                pipeline, a shipped model's card, or what was measured nearest, see `choose`.
+            steps: as `sampler`.
             guidance: a scale or `cfg(…)`; the scale is given to the pipeline as its own, whatever
                 that argument is called.
             hooks: called with the run after every step.
@@ -123,6 +127,10 @@ class Helm(Steered):
             resume: a run that was loaded, branched, stopped or interrupted, or that failed, to
                 continue with its own sampler and steps, and with its guidance unless another is
                 named; a finished one is only decoded.
+            options: the pipeline's own arguments by name.
+
+        Returns:
+            The pipeline's output.
 
         Raises:
             ArgumentError: before any compute, for arguments the pipeline does not have or that do
@@ -136,11 +144,20 @@ class Helm(Steered):
         return self.ready(args, {**own, **options})()
 
     def start(self, *args: Any, **options: Any) -> Handle:
-        """Call the pipeline in a background thread, with the arguments of a call; see `Handle`.
+        """Call the pipeline in a background thread.
 
-        Raises before the thread starts what a call would raise before any compute. Until the call
-        ends, plain calls of the pipeline and of others that share its network are refused with
-        `RunError`.
+        Until the call ends, plain calls of the pipeline and of others that share its network are
+        refused with `RunError`.
+
+        Args:
+            args: as in a call.
+            options: as in a call.
+
+        Returns:
+            The handle of the call; its result is the pipeline's output.
+
+        Raises:
+            TimonelError: what a call raises before any compute, before the thread starts.
         """
         resume, hooks = options.get("resume"), border.listed(options.pop("hooks", None))
         return Handle(
@@ -162,6 +179,9 @@ class Helm(Steered):
             args: the pipeline's arguments by position.
             options: those by name, and the helm's own.
             gate: makes what its networks are called through.
+
+        Returns:
+            The call, which runs when it is called.
 
         Raises:
             TimonelError: what a call raises before compute.
@@ -297,7 +317,9 @@ class Helm(Steered):
         Nothing is computed.
 
         Args:
-            sampler, steps, guidance: those of the call; None is what the rule in `choice.py` takes.
+            sampler: that of the call; None is what the rule in `choice.py` takes.
+            steps: as `sampler`.
+            guidance: that of the call.
             fitted: whether one that was fitted to a shipped model may be taken.
 
         Returns:

@@ -77,7 +77,11 @@ def arguments(
     Args:
         pipe: the pipeline.
         parameters: of its call.
-        args, options: what the helm was called with.
+        args: what the helm was called with by position.
+        options: and by name.
+
+    Returns:
+        Both.
 
     Raises:
         ArgumentError: an argument is none, or it was given twice.

@@ -132,6 +132,9 @@ def tune(
         log: Gets a line for everything that is begun.
         inputs: Other arguments of the pipeline.
 
+    Returns:
+        What the fit came to for every number of steps, and the files it wrote.
+
     Raises:
         ArgumentError: For what cannot be fitted, before or as soon as it shows: too few seeds or
             minutes, a stochastic start, a network that is not deterministic, samples that do not
@@ -240,6 +243,9 @@ def fit_model(
         log: See `tune`.
         where: What the files say they were fitted to.
         began: When the minutes did, by `time.monotonic`.
+
+    Returns:
+        See `tune`.
 
     Raises:
         ArgumentError: As `tune`; a guidance scale for every step too.

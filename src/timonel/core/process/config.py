@@ -192,16 +192,16 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     return ("crash", "v") if _crashes(name, config) else ("vp", None)
 
 
-def _of_flow(config: Config, word: str) -> str:
-    """The prediction of a flow, which may run backwards (Mochi)."""
-    backwards = word == "reverse_flow" or config.get("invert_sigmas")
-    return "reverse_flow" if backwards else "flow"
-
-
 def _flows(name: str, config: Config, word: str) -> bool:
     """Whether a config is a flow's, whose network predicts the velocity."""
     named = word in ("flow", "reverse_flow")
     return name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas")) or named
+
+
+def _of_flow(config: Config, word: str) -> str:
+    """The prediction of a flow: the velocity to the noise, or to the clean sample."""
+    backwards = word == "reverse_flow" or config.get("invert_sigmas")
+    return "reverse_flow" if backwards else "flow"
 
 
 def _explodes(name: str, config: Config) -> bool:

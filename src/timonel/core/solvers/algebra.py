@@ -81,9 +81,11 @@ class Frame(NamedTuple):
     basis: str
 
     def m(self, level: Level) -> Tensor:
+        """The scale m of a level."""
         return level.alpha if self.basis == "noise" else level.alpha + level.sigma
 
     def s(self, level: Level) -> Tensor:
+        """The noise s of a level in these coordinates."""
         return level.sigma / self.m(level)
 
 

@@ -75,8 +75,9 @@ class Claim:
         self._enter("sure")
 
     def _enter(self, state: str) -> None:
-        """`new`, `sure` once nothing else is at work, `ending`, `over`: only a call that is sure is
-        joined.
+        """Go on to a state: `new`, `sure`, `ending` or `over`.
+
+        A call is sure once nothing else is at work, and only then is it joined.
         """
         with _GUARD:
             self._state = state
@@ -304,8 +305,9 @@ def beside(pipe: Any) -> Iterator[None]:
 
 
 def _joined(pipe: Any) -> list[Claim]:
-    """The steered calls that have the pipeline, or what it shares: they end after the look that
-    joins them.
+    """The steered calls that have the pipeline, or what it shares.
+
+    They end after the look that joins them.
     """
     with _GUARD:
         while claims := _at_work(pipe):
@@ -324,7 +326,7 @@ def _at_work(pipe: Any) -> list[Claim]:
 
 
 def _admit(autoencoder: Any) -> None:
-    """Raises `RunError` for a plain call that comes to an autoencoder which others take turns with."""
+    """Raises `RunError` for a plain call that comes to an autoencoder with turns."""
     if next(pipelines(), None) is None:
         return
     with _GUARD:

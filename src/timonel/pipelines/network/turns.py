@@ -1,5 +1,4 @@
-"""An autoencoder has one user at a time, for who encodes or decodes with it may cast it meanwhile,
-and back afterwards.
+"""An autoencoder has one user at a time, for its user may cast it and cast it back.
 
 Steered calls and looks take turns. A plain call takes none, and casts before it decodes. So while a
 steered call or a look has an autoencoder that pipelines cast, plain calls in other threads are
@@ -49,19 +48,21 @@ def turns(pipe: Any) -> Iterator[None]:
 
 
 def cast(pipe: Any) -> list[Any]:
-    """The autoencoders that pipelines cast to float32 to use them, where they are of half
-    precision.
-    """
+    """The autoencoders of half precision that pipelines cast to float32 to use them."""
     return [
         m for m in autoencoders(pipe) if getattr(getattr(m, "config", None), "force_upcast", False)
     ]
 
 
 def watch(pipe: Any, admit: Admit) -> Callable[[], None]:
-    """Call `admit(autoencoder)`, which may raise, before somebody without a turn uses one that is
-    cast.
+    """Call `admit(autoencoder)` before somebody without a turn uses one that is cast.
 
-    Returns what ends it.
+    Args:
+        pipe: the pipeline of the autoencoders.
+        admit: may raise, which refuses the use.
+
+    Returns:
+        A function that ends the watch.
     """
     watched = cast(pipe)
     with _GUARD:
@@ -81,8 +82,9 @@ def watch(pipe: Any, admit: Admit) -> Callable[[], None]:
 
 
 def settle(pipe: Any) -> None:
-    """Note which of them are of half precision, once no plain call is at work that may have cast
-    them already.
+    """Note which of them are of half precision.
+
+    Called once no plain call is at work that may have cast them already.
     """
     for module in cast(pipe):
         watching = _WATCHES.get(module)
@@ -92,10 +94,9 @@ def settle(pipe: Any) -> None:
 
 
 class _Watch:
-    """What stands before an autoencoder's methods while somebody takes turns with it. `users`: how
-    many do.
+    """What stands before an autoencoder's methods while somebody takes turns with it.
 
-    `half`: whether it is cast at all; None until that is known.
+    `users`: how many do. `half`: whether it is cast at all; None until that is known.
     """
 
     def __init__(self, module: Any, admit: Admit) -> None:

@@ -17,7 +17,7 @@ from ...core.run import Run
 from ...core.sampler import Sampler
 from ...core.table import Table
 from ...errors import GridError
-from . import requested_levels
+from . import parts
 from .times import equal
 
 ROUNDED = 2.0**-7  # relative, of a time in bfloat16
@@ -58,8 +58,12 @@ class Listing(NamedTuple):
 
         Args:
             rows: whole steps, of which the first may begin inside.
-            start, stop: the entries that were asked for.
+            start: the first entry that was asked for.
+            stop: the entry after the last.
             make: compiles a sampler on a grid after so many steps.
+
+        Returns:
+            The table, with the rows of the first step that are left.
 
         Raises:
             ArgumentError: the sampler is made for all of the list.
@@ -75,12 +79,10 @@ class Listing(NamedTuple):
             )
         if rows == (0, table.nfe):
             return table
-        requested_levels.whole(sampler, table.step, start, stop)
+        parts.whole(sampler, table.step, start, stop)
         first, last = (table.step_at(row) for row in rows)
         if rows[0] != table.first_row(first):
-            return replace(
-                make(sampler, requested_levels.between(grid, table, *rows), first), first=rows[0]
-            )
+            return replace(make(sampler, parts.between(grid, table, *rows), first), first=rows[0])
         return solvers.part(table, grid, first, last, partial(make, sampler))
 
     def rows(self, time: float, following: int | None, rounds: bool = True) -> list[int]:

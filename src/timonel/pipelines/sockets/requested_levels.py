@@ -1,10 +1,9 @@
-"""Which levels a call of `set_timesteps` means, and which of them a slice of its list means."""
+"""Which levels a call of `set_timesteps` means."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,14 +14,13 @@ from ...core.grids import Grid
 from ...core.grids.cut import none_left
 from ...core.process import EDM, VE, Flow, Level, Process, double
 from ...core.sampler import Sampler
-from ...core.table import Table
 from ...errors import ArgumentError, GridError
 from .. import request
 from ..classes.rule import SHAPES as GRID_FLAGS
+from .parts import SAME, refused
 
 SPACED = ("vp", "edm")  # processes of counted training levels, which `timestep_spacing` spaces
 LISTS = ("timesteps", "sigmas")  # arguments of pipelines that list the levels
-SAME = 1e-5  # relative distance of two levels that float32 lists do not tell apart
 
 
 class Asked(NamedTuple):
@@ -252,59 +250,10 @@ def _fitted(
             " its own: leave the list out, or choose another sampler"
         )
     if asked.strength not in (None, 1):
-        raise ArgumentError(_part(sampler, f"strength={asked.strength} asks for a part of it"))
+        raise ArgumentError(refused(sampler, f"strength={asked.strength} asks for a part of it"))
     count = asked.steps if listed is None else listed
     counted = sampler if count is None else replace(sampler, steps=int(count))
     return counted, counted.levels(process)
-
-
-def whole(sampler: Sampler, rows: Sequence[int], start: int, stop: int) -> None:
-    """Check that a sampler that is made for a whole journey runs all of its rows.
-
-    Args:
-        sampler: that was chosen.
-        rows: the step of every row.
-        start, stop: the rows to run.
-
-    Raises:
-        ArgumentError: it is to run a part.
-    """
-    if "skip" in sampler.options:
-        raise ArgumentError(
-            f"skip={sampler.options['skip']!r} leaves out steps of a whole journey, and this call"
-            f" is to run rows {start} to {stop} of {len(rows)} alone: leave skip out (strength"
-            " below 1, denoising_start, denoising_end)"
-        )
-    if sampler.fitted is not None:
-        raise ArgumentError(
-            _part(sampler, f"this call is to run rows {start} to {stop} of its {len(rows)} alone")
-        )
-
-
-def _part(sampler: Sampler, asks: str) -> str:
-    return (
-        f"sampler {sampler.name!r} was fitted for a whole journey of {sampler.steps} steps, and"
-        f" {asks}: choose a named sampler where a picture is only partly made anew (strength below"
-        " 1, denoising_start, denoising_end)"
-    )
-
-
-def at(table: Table, process: Process, times: torch.Tensor) -> Level:
-    """The levels of times.
-
-    Args:
-        table: a fitted one may give the network other times than the process: then these count.
-        process: of the model.
-        times: (n,).
-    """
-    from ...core.fitted.sampler_file import levels
-
-    listed, slack = table.time[:-1], SAME * table.time.abs().max()  # of a float32 list
-    near, row = (listed[None] - times[:, None]).abs().min(1)
-    moved = bool(((listed - levels(process, table).time[:-1]).abs() > slack).any())
-    if moved and bool((near <= slack).all()):
-        return Level(table.alpha[row], table.sigma[row], listed[row])
-    return process.at_time(times)
 
 
 def _shifted(process: Process, config: Mapping[str, Any], mu: float | None) -> Process:
@@ -459,71 +408,3 @@ def _to_sigma_min(grid: Grid) -> Grid:
 def _ended(levels: Level, end: Level) -> Level:
     """`levels` with another last one."""
     return Level(*(torch.cat([a[:-1], b]) for a, b in zip(levels, end, strict=True)))
-
-
-class Order(int):
-    """`Scheduler.order`: the network calls of a step; times a step, the place where that begins.
-
-    Pipelines take their list from `timesteps[t_start * scheduler.order:]`. Where steps have unlike
-    numbers of calls, only the table knows which entry that is. The number is 2 only where every
-    second entry begins a step, for SDXL's refiner moves its beginning by one entry then.
-    """
-
-    first_rows: tuple[int, ...]
-    rows: int
-
-    @classmethod
-    def of(cls, table: Table, grid: Grid) -> Order:
-        counts = Counter(table.step)
-        usual = counts[max(table.steps - 2, 0)]
-        alike = all(counts[k] == usual for k in range(table.steps - 1))
-        order = cls(usual if alike else 1)
-        order.first_rows, order.rows = solvers.first_rows(table, grid), table.nfe
-        return order
-
-    def __mul__(self, step: object) -> Any:
-        if isinstance(step, bool) or not isinstance(step, int):
-            return NotImplemented
-        known = len(self.first_rows)
-        if 0 <= step < known:
-            return self.first_rows[step]
-        return self.rows + (step - known) * int(self) if step > 0 else step * int(self)
-
-    __rmul__ = __mul__
-
-    def __reduce__(self) -> Any:
-        return _order, (int(self), self.first_rows, self.rows)
-
-
-def _order(number: int, first_rows: tuple[int, ...], rows: int) -> Order:
-    order = Order(number)
-    order.first_rows, order.rows = first_rows, rows
-    return order
-
-
-def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
-    """Where `times` stand in the list as a part of it; None where they do not."""
-    if times.ndim != 1 or not 0 < len(times) <= len(listed):
-        return None
-    own, part = listed.double(), times.to("cpu", torch.float64)
-    return next(
-        (k for k in range(len(own) - len(part) + 1) if torch.equal(own[k : k + len(part)], part)),
-        None,
-    )
-
-
-def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
-    """The levels of some rows.
-
-    Args:
-        grid: of the whole list.
-        table: on `grid`.
-        start, stop: rows, which may lie inside a step.
-    """
-    top, low = table.level(start), table.level(stop)
-    inside = (grid.lam > top.lam + 1e-9) & (grid.lam < low.lam - 1e-9)
-    alpha, sigma, time = (
-        torch.cat([a.reshape(1), own[inside], b.reshape(1)])
-        for a, own, b in zip(top, (grid.alpha, grid.sigma, grid.time), low, strict=True)
-    )
-    return replace(grid, alpha=alpha, sigma=sigma, time=time)

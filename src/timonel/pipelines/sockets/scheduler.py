@@ -35,7 +35,7 @@ from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
 from ..piped import calling
 from ..session import Request, Session
-from . import acting, kept, model, requested_levels
+from . import acting, kept, model, parts, requested_levels
 from .configured import Configured
 from .generators import drawn
 from .listing import Listing
@@ -47,15 +47,53 @@ from .timesteps import Rows, Timesteps
 class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any timonel sampler as a diffusers scheduler.
 
-    `sampler`: "solver" or "solver/grid"; `sampler_options`: options of the solver; `sampler_noise`:
-    the source of its noise, "independent" or "brownian", see `noise.py`. Where none is named,
-    `from_config` takes the one that the config's class and flags say, see `choice.py`. Without a
-    grid in the name, the config's own is taken: Karras or exponential sigmas if they are on, else
-    `timestep_spacing`, which means nothing on a flow, else the process' usual one. What the config
-    says of the ends (sigma_min, sigma_max, shift_terminal) holds on any grid that has them. An
-    argument that would change nothing is refused, with the one that would. A `sampler` that is a
-    file fitted to a model goes into the config as `sampler_table`, so that the file may be gone.
-    The other arguments are those of diffusers' schedulers; see `from_config`.
+    Without a grid in the sampler's name a sigma flag names it, else `timestep_spacing`, else the
+    process. The ends hold on any grid that has them. An argument without effect is refused.
+
+    Args:
+        num_train_timesteps: training levels.
+        beta_start: first beta.
+        beta_end: last beta.
+        beta_schedule: how betas lie between, a word of diffusers.
+        trained_betas: the betas themselves (num_train_timesteps,).
+        prediction_type: "epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v".
+        process: "vp", "edm", "ve", "flow", "trig", "cosine" or "crash"; None: the other keys say.
+        timestep_spacing: grid of vp and edm: "leading", "linspace" or "trailing".
+        steps_offset: index where the grid "leading" ends.
+        rescale_betas_zero_snr: betas such that the last level is pure noise.
+        use_karras_sigmas: the grid "karras".
+        use_exponential_sigmas: the grid "exponential".
+        use_beta_sigmas: the grid "beta_sigma".
+        use_lu_lambdas: the grid "lam", even in log-SNR.
+        sigma_min: lowest sigma / alpha of the grid, of a flow t.
+        sigma_max: the highest.
+        sigma_data: standard deviation of the data, of an edm network.
+        clock: time of an edm network: "log", "angle" or "250 log".
+        rho: of Karras' levels.
+        snr_shift_scale: alpha² / sigma² is divided by it, as in CogVideoX.
+        timestep_type: "discrete", or "continuous" for times 0.25·log(sigma).
+        shift: of a flow: t' = shift·t / (1 + (shift - 1)·t).
+        flow_shift: another name of `shift`.
+        use_dynamic_shifting: whether the picture's size sets the shift, as `mu`.
+        time_shift_type: what `mu` is: the log of the shift ("exponential") or it ("linear").
+        shift_terminal: t of a flow's last level, to which all are stretched.
+        invert_sigmas: whether the network's time is 1 - t.
+        final_sigmas_type: end at "zero", or at "sigma_min".
+        variance_type: refused; a sampler has its variances.
+        original_inference_steps: of the grid "lcm".
+        base_shift: `mu` at `base_image_seq_len` tokens.
+        max_shift: `mu` at `max_image_seq_len` tokens.
+        base_image_seq_len: see `base_shift`.
+        max_image_seq_len: see `max_shift`.
+        clip_sample: clip the denoised prediction to ±`clip_sample_range`.
+        clip_sample_range: above 0.
+        thresholding: clip it to a quantile of itself, and scale it.
+        dynamic_thresholding_ratio: that quantile, 0 to 1.
+        sample_max_value: bound of the quantile.
+        sampler: "solver", "solver/grid" or a file; `from_config` has its default from the config.
+        sampler_options: of the solver.
+        sampler_noise: "independent" or "brownian".
+        sampler_table: what a fitted sampler's file holds, so that the file may be gone.
     """
 
     order = 1
@@ -194,7 +232,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         if not isinstance(times, Tensor):
             times = torch.tensor(request.numbers("timesteps", times) or (), dtype=torch.float64)
         plain, listing = times.detach().as_subclass(Tensor), self.session.listing
-        begin = None if listing is None else requested_levels.place(listing.times, plain)
+        begin = None if listing is None else parts.place(listing.times, plain)
         if begin is None or listing is None:
             self.set_timesteps(timesteps=plain.tolist(), device=plain.device)
         else:
@@ -245,8 +283,8 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             mu: log of the flow shift (the shift itself with `time_shift_type="linear"`), from
                 pipelines that compute it from the picture's size.
             original_inference_steps: of the grid "lcm".
-            max_timesteps, intermediate_timesteps: angles of a trigonometric flow, used where the
-                sampler names no grid.
+            max_timesteps: first angle of a trigonometric flow, where the sampler names no grid.
+            intermediate_timesteps: the second angle, of two steps.
             strength: all steps in the last part of the levels, from loops that do not slice their
                 list.
 
@@ -293,7 +331,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         self._timesteps = Timesteps.of(listing.times.to(device), self.session, listing.times)
         ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
         self.sigmas = ratio.to(torch.float32)
-        self.order = requested_levels.Order.of(table, grid)
+        self.order = parts.Order.of(table, grid)
         self.num_inference_steps, self._begin_index = table.steps, None
         self._begin(table, (0, table.nfe))
 
@@ -455,31 +493,6 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
                 " takes none: use a stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
             )
         run.advance(raw, lambda row, like: noise.to(like))
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha·x0 + sigma·noise`.
-
-        `x0` itself once the run is stopped: what pipelines blend with the result is to be as clean
-        as the result.
-
-        Args:
-            original_samples: clean samples, (batch, …).
-            noise: unit noise of their shape.
-            timesteps: a time for each, or one for all.
-        """
-        session = self.session
-        if session.run is not None and session.run.started and session.run.stopping:
-            return original_samples
-        times = request.noised(original_samples, noise, timesteps)
-        session.mixed = True
-        if session.listing is None:
-            level = self.process.at_time(times)
-        elif session.listing.sampler.fitted is None:
-            level = session.listing.grid.process.at_time(times)
-        else:
-            level = requested_levels.at(self.run.table, session.listing.grid.process, times)
-        alpha, sigma = level.factors(original_samples)
-        return alpha * original_samples + sigma * noise
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

@@ -47,12 +47,15 @@ from torch import Tensor
 
 from ...core.table import Table
 from ...errors import RunError
+from .. import request
 from ..session import Loop, Phase, Role, Session
+from . import parts
 from .resumed import adopt, is_part
 from .times import equal, number
 
 if TYPE_CHECKING:
     from ...core.grids import Grid
+    from ...core.process import Process
     from ...core.run import Run
     from ...core.sampler import Sampler
     from .listing import Listing
@@ -67,6 +70,7 @@ class Rows:
     """The row of a step, and the run that it belongs to; a part of `Scheduler`."""
 
     session: Session
+    process: Process
 
     if TYPE_CHECKING:
 
@@ -79,6 +83,34 @@ class Rows:
         def _begin(self, table: Table, rows: tuple[int, int]) -> None: ...
 
         def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table: ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha·x0 + sigma·noise`.
+
+        `x0` itself once the run is stopped: what pipelines blend with the result is to be as clean
+        as the result.
+
+        Args:
+            original_samples: clean samples, (batch, …).
+            noise: unit noise of their shape.
+            timesteps: a time for each, or one for all.
+
+        Returns:
+            Noisy samples, (batch, …).
+        """
+        session = self.session
+        if session.run is not None and session.run.started and session.run.stopping:
+            return original_samples
+        times = request.noised(original_samples, noise, timesteps)
+        session.mixed = True
+        if session.listing is None:
+            level = self.process.at_time(times)
+        elif session.listing.sampler.fitted is None:
+            level = session.listing.grid.process.at_time(times)
+        else:
+            level = parts.at(self.run.table, session.listing.grid.process, times)
+        alpha, sigma = level.factors(original_samples)
+        return alpha * original_samples + sigma * noise
 
     def loop_of(self, timestep: Any) -> Loop | None:
         """The iteration that has shown this time; None where none has."""
