@@ -26,7 +26,7 @@ from support.models import drive
 from timonel.core import solvers
 from timonel.core.grids import Grid
 from timonel.core.process import EDM, VP, Flow, Level, Process, double
-from timonel.core.program import Shape
+from timonel.core.program import DenoisedFn
 from timonel.core.table import Table
 
 SHAPE = (2, 3, 2, 2)
@@ -53,9 +53,8 @@ class Case:
     timesteps: dict[str, Any] = field(default_factory=dict)  # further arguments of set_timesteps
     step: dict[str, Any] = field(default_factory=dict)  # further arguments of step
     noise_scale: float = 1.0
-    shape: Shape | None = (
-        None  # what is done to the denoised prediction, where the scheduler is told to do the same
-    )
+    # what is done to the denoised prediction, where the scheduler's configuration does the same
+    shape: DenoisedFn | None = None
 
     def __str__(self) -> str:
         parts = [

@@ -141,7 +141,7 @@ def _returns(value: Any) -> bool:
 
 @pytest.mark.parametrize("key", DOCUMENTED)
 def test_a_public_name_is_documented(key: str) -> None:
-    """A sentence in the first line; where there are two or more parameters Args with all, Returns."""
+    """A sentence in the first line; from two parameters on, Args with all of them, and Returns."""
     value = DOCUMENTED[key]
     doc = inspect.getdoc(value) or ""
     first, _, rest = doc.partition("\n")
