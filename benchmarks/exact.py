@@ -80,7 +80,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cell:
-    """The rms error (geometric mean over the samples), its relative standard error, and the grid."""
+    """The rms error (geometric mean over the samples), its relative error and the grid."""
 
     error: float = math.inf
     spread: float = math.nan
@@ -266,7 +266,7 @@ def energy(a: Tensor, b: Tensor) -> float:
 
 
 def interval(made: Tensor, true: Tensor) -> tuple[float, float]:
-    """Energy distance and half its 95 % confidence interval, of independent groups (Student's t)."""
+    """Energy distance and half its 95 % interval, of independent groups (Student's t)."""
     pairs = zip(made.chunk(GROUPS), true.chunk(GROUPS), strict=True)
     each = torch.tensor([energy(a, b) for a, b in pairs], dtype=torch.float64)
     return float(each.mean()), STUDENT * float(each.std()) / math.sqrt(GROUPS)
