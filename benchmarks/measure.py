@@ -20,7 +20,7 @@ import torch
 
 @dataclass(frozen=True)
 class Peer:
-    """To be timed: `prepare`, itself not timed, returns the timed body, which makes `calls` calls."""
+    """Something to time: `prepare`, not timed, returns the body, which makes `calls` calls."""
 
     name: str
     prepare: Callable[[], Callable[[], object]]
