@@ -21,6 +21,7 @@ import timonel as tm
 import timonel.compat as compat
 from support import tiny
 from timonel.errors import ArgumentError, RunError
+from timonel.pipelines.orders import Orders
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LIBRARIES = (diffusers, compat)
@@ -181,7 +182,7 @@ def test_several_samples_a_turn_leave_the_run_of_the_first(
 
 def test_a_loop_with_two_samples_is_rewound_and_stopped_as_any() -> None:
     _, ours = pair("DDIM", 6, clip_sample=False)
-    ours.orders = tm.pipelines.scheduler.Orders(keep=6)
+    ours.orders = Orders(keep=6)
     ours.set_timesteps(6)
     x, y, shown = noise(1), noise(2), []
     for t in ours.timesteps:
