@@ -62,7 +62,7 @@ bench-tune: venv
 	$(BIN)/python benchmarks/tune.py
 
 check: venv
-	$(BIN)/ruff check --no-cache src tests benchmarks training
+	$(BIN)/ruff check --no-cache src tests benchmarks training docs
 	$(BIN)/ruff format --check src tests benchmarks training
 	$(BIN)/mypy
 	$(BIN)/lint-imports

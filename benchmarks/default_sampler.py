@@ -77,7 +77,7 @@ def exact(process: Process) -> tuple[Run, Tensor]:
 
 
 def rms(a: Tensor, b: Tensor) -> float:
-    """Root mean square over a sample, the median over the samples: a few fall to another component."""
+    """The median over the samples, a few of which reach another component, of the rms error."""
     return float((a - b).double().flatten(1).square().mean(1).sqrt().median())
 
 

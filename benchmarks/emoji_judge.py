@@ -1,8 +1,7 @@
-"""The judge of emoji pictures: which of emoji's concepts one shows, and how far two sets of
-pictures are apart.
+"""The judge of emoji pictures: which concept one shows, and how far two sets are apart.
 
-training/emoji/classifier.py trained it, on real emoji only, and training/emoji/export_judge.py wrote
-its weights. Pictures are (n, 3, 64, 64) in 0..1.
+training/emoji/classifier.py trained it, on real emoji only, and training/emoji/export_judge.py
+wrote its weights. Pictures are (n, 3, 64, 64) in 0..1.
 """
 
 from __future__ import annotations
@@ -116,7 +115,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ArgumentError(
-            f"features are two tables of two or more rows of one width, got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"features are two tables of two or more rows of one width, got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
         )
     (mean_a, root_a), (mean_b, root_b) = _statistics(a), _statistics(b)
     # S = root^T root, so the eigenvalues of S_a S_b are the squared singular values of root_a
@@ -134,7 +134,7 @@ def _statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frechet_error(a: Tensor, b: Tensor) -> float:
-    """The standard error of `frechet` of sets whose rows are pairs: the jackknife's over the pairs."""
+    """The standard error of `frechet` of sets whose rows are pairs: a jackknife over the pairs."""
     if len(a) != len(b) or len(a) < 3:
         raise ArgumentError(
             f"the jackknife needs three or more pairs, got {len(a)} and {len(b)} rows"

@@ -80,7 +80,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cell:
-    """Geometric mean over the samples of the rms error, its relative standard error, and the grid."""
+    """The rms error (geometric mean over the samples), its relative error and the grid."""
 
     error: float = math.inf
     spread: float = math.nan
@@ -266,7 +266,7 @@ def energy(a: Tensor, b: Tensor) -> float:
 
 
 def interval(made: Tensor, true: Tensor) -> tuple[float, float]:
-    """Energy distance, and half its 95 % confidence interval from independent groups (Student's t)."""
+    """Energy distance and half its 95 % interval, of independent groups (Student's t)."""
     pairs = zip(made.chunk(GROUPS), true.chunk(GROUPS), strict=True)
     each = torch.tensor([energy(a, b) for a, b in pairs], dtype=torch.float64)
     return float(each.mean()), STUDENT * float(each.std()) / math.sqrt(GROUPS)
@@ -398,33 +398,50 @@ def page(posed: list[Problem], found: Found, spread: str, size: Size) -> str:
     last = cell(data.solution(posed[0].start, FIRST), posed[0], "").error
     return f"""# Samplers on models that are known exactly
 
-Made by `python benchmarks/exact.py` (no weights, no GPU); nothing here is written by hand. The models are those of
-`timonel.exact`, so every error is to a known answer and not to a picture that is thought to be converged.
+Made by `python benchmarks/exact.py` (no weights, no GPU); nothing here is written by hand. \
+The models are those of
+`timonel.exact`, so every error is to a known answer and not to a picture that is thought to be \
+converged.
 
 ![error against network calls](exact.png)
 
-Error: root mean square over a sample, geometric mean over {size.samples} samples ± its standard error, in the units
-of the data (rms of the answers: {", ".join(f"{v:.2f}" for v in rms)}). Each sampler is on the best of the grids
-{", ".join(size.grids)} (the letter beside the number; diffusers' schedulers have no ays). The number in a column's
-head is network calls, and a guided call counts as one. Bold: within 5 % of the best of the column. The noise levels
-are Stable Diffusion's; the answer ends as samplers do, with the denoised sample at the lowest trained level.
+Error: root mean square over a sample, geometric mean over {size.samples} samples ± its standard \
+error, in the units
+of the data (rms of the answers: {", ".join(f"{v:.2f}" for v in rms)}). \
+Each sampler is on the best of the grids
+{", ".join(size.grids)} (the letter beside the number; diffusers' schedulers have no ays). \
+The number in a column's
+head is network calls, and a guided call counts as one. \
+Bold: within 5 % of the best of the column. The noise levels
+are Stable Diffusion's; the answer ends as samplers do, with the denoised sample at the lowest \
+trained level.
 diffusers' rows are its schedulers as a pipeline calls them, the times that they round included.
 
-- **Gaussian**: 64 dimensions, standard deviations 0.001 to 3; the answer in closed form. (The clean end of the
-  probability-flow ODE itself is another {last:.2g} away, which is what the last step costs everybody.)
-- **guided mixture**: 12 Gaussians in 32 dimensions with 3 classes, guidance {SCALE:g} toward one of them.
-- **pictures**: the ideal denoiser of {len(discs()):,} drawings of 8 x 8 from -1 to 1. Trajectories end in one of them:
-  the right one or another. An error below half a level of 8 bits counts as that, {posed[2].floor:.4f}.
-- **imperfect model**: the mixture with a smooth model error of {ERROR:g}; the model rounds its time to 1000 steps and
-  its output to bf16. The answer is without the rounding, which is the part of the error that no sampler removes.
+- **Gaussian**: 64 dimensions, standard deviations 0.001 to 3; the answer in closed form. \
+(The clean end of the
+  probability-flow ODE itself is another {last:.2g} away, which is what the last step costs \
+everybody.)
+- **guided mixture**: 12 Gaussians in 32 dimensions with 3 classes, \
+guidance {SCALE:g} toward one of them.
+- **pictures**: the ideal denoiser of {len(discs()):,} drawings of 8 x 8 from -1 to 1. \
+Trajectories end in one of them:
+  the right one or another. An error below half a level of 8 bits counts as that, \
+{posed[2].floor:.4f}.
+- **imperfect model**: the mixture with a smooth model error of {ERROR:g}; \
+the model rounds its time to 1000 steps and
+  its output to bf16. The answer is without the rounding, which is the part of the error that no \
+sampler removes.
 
 {table(posed, found, size)}
 
 ## Stochastic samplers
 
-There is no single answer: the energy distance between {size.draws} results and as many samples of a mixture (6
-Gaussians, 8 dimensions), karras levels, with intervals from {GROUPS} groups (nominally 95 %; those that miss the truth
-lie below it more often). Its mean is 0 for samples of the mixture itself, the first row. euler and dpmpp_2m draw no
+There is no single answer: the energy distance between {size.draws} results and as many samples \
+of a mixture (6
+Gaussians, 8 dimensions), karras levels, with intervals from {GROUPS} groups (nominally 95 %; \
+those that miss the truth
+lie below it more often). Its mean is 0 for samples of the mixture itself, the first row. \
+euler and dpmpp_2m draw no
 noise and are there to compare; `lcm` and `tcd`, for models distilled for them, are left out.
 
 {spread}

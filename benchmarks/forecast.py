@@ -218,7 +218,9 @@ def main() -> None:
     except ModelError as error:
         parser.exit(2, f"{error}\n")
     print(
-        f"{about}\n{len(captions)} captions; the converged latents, {fine} steps, change by {bench.doubt:.4f} from half"
+        f"{about}\n"
+        f"{len(captions)} captions; the converged latents, {fine} steps, change by "
+        f"{bench.doubt:.4f} from half"
     )
     print(f"as many steps.\n\n{table}")
 

@@ -20,7 +20,7 @@ import torch
 
 @dataclass(frozen=True)
 class Peer:
-    """Something to time. `prepare` is not timed and returns what is; that body makes `calls` calls."""
+    """Something to time: `prepare`, not timed, returns the body, which makes `calls` calls."""
 
     name: str
     prepare: Callable[[], Callable[[], object]]

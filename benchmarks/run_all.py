@@ -29,7 +29,8 @@ def page(about: str, steps: str, cutoff: str, preview: str, plan: str, command: 
 Made by `{command}` on {date.today():%Y-%m-%d}. {about}
 
 Times are min / median; ratios are medians of the paired ratios. Errors on exactly known models:
-[docs/exact.md](../docs/exact.md), by benchmarks/exact.py. Fitted samplers: [docs/tune.md](../docs/tune.md), by
+[docs/exact.md](../docs/exact.md), by benchmarks/exact.py. \
+Fitted samplers: [docs/tune.md](../docs/tune.md), by
 benchmarks/tune.py.
 
 ## One step of the sampler, without the network

@@ -108,14 +108,16 @@ def section(problem: Problem, size: Size) -> str:
         ]
     table = markdown([f"{problem.name}, steps", *map(str, size.steps)], rows)
     met = [
-        f"* {n} fitted steps against {m} of {goal} ({known[m]:.2g}): error ratio {ratio(cell.errors, curve[m].errors)}."
+        f"* {n} fitted steps against {m} of {goal} ({known[m]:.2g}): error ratio "
+        f"{ratio(cell.errors, curve[m].errors)}."
         for n, m in GOALS
         if (cell := tuned.get(n)) is not None
     ]
     if problem.steady is not None:
         met.append(
-            "* Frame consistency is the mean PSNR between neighbouring frames in dB, in brackets how much more it is "
-            f"than in the converged clip of the same noise; in these it is {float(problem.steady.mean()):.2f}."
+            "* Frame consistency is the mean PSNR between neighbouring frames in dB, in brackets "
+            "how much more it is than in the converged clip of the same noise; in these it is "
+            f"{float(problem.steady.mean()):.2f}."
         )
     return "\n\n".join([problem.about, table, "\n".join(met)])
 
@@ -143,7 +145,10 @@ def carried(size: Size) -> str:
         "",
         *(f"{n} steps: {what}" for n in CARRIED for what in ("fitted", "best usual", "ratio")),
     ]
-    about = f"{part.samples} prompts and seeds that no fit has seen; bf16 is held against the converged in float32."
+    about = (
+        f"{part.samples} prompts and seeds that no fit has seen; bf16 is held against the "
+        "converged in float32."
+    )
     return "\n\n".join([about, markdown(head, rows), *(["\n".join(refused)] if refused else [])])
 
 
@@ -195,7 +200,10 @@ def main() -> None:
     parser.add_argument(
         "--samples",
         type=int,
-        help="of a shipped model, 16; mixtures have four times as many, limit and last-row their own number",
+        help=(
+            "of a shipped model, 16; mixtures have four times as many, limit and last-row their "
+            "own number"
+        ),
     )
     parser.add_argument("--iterations", type=int, help="of the fits of the mixtures, 60")
     parser.add_argument("--pictures", type=int, help="that the judge is shown of each sampler, 96")

@@ -74,7 +74,7 @@ KINDS: dict[str, Apart] = {
 
 # -- the last row --------------------------------------------------------------------------------
 def last_row(steps: Sequence[int]) -> str:
-    """The table: the shipped last row, and richer ones by what each prediction is taken apart into."""
+    """The table: the shipped last row, and richer ones by the parts of each prediction."""
     fitted, helm = tables(MODEL, steps), still(MODEL)
     given, seeds, _ = unseen(helm, fitted, SAMPLES)
     model = network(helm, given, seeds)
@@ -99,9 +99,10 @@ def last_row(steps: Sequence[int]) -> str:
         ),
     ]
     about = (
-        f"{len(solve)} samples to solve by and {len(judge)} to judge by, all with prompts and seeds that no fit has "
-        f"seen. The last row reads the last sample, the last {MEMORY} predictions, and of the last call the difference "
-        "of the conditional and the unconditional half."
+        f"{len(solve)} samples to solve by and {len(judge)} to judge by, all with prompts and "
+        f"seeds that no fit has seen. The last row reads the last sample, the last {MEMORY} "
+        "predictions, and of the last call the difference of the conditional and the unconditional "
+        "half."
     )
     return f"{about}\n\n{markdown(head, list(rows.values()))}"
 

@@ -54,8 +54,9 @@ def limit(name: str, goals: Sequence[tuple[int, int]]) -> str:
         ],
     ]
     about = (
-        f"{len(some)} prompts and seeds that no fit has seen. A table of a sample's own was fitted to that sample and "
-        f"its target alone, all its coefficients free, in up to {ITERATIONS} iterations."
+        f"{len(some)} prompts and seeds that no fit has seen. A table of a sample's own was fitted "
+        f"to that sample and its target alone, all its coefficients free, in up to {ITERATIONS} "
+        "iterations."
     )
     return f"{about}\n\n{markdown([f'{name}, steps', *(str(n) for n, _ in goals)], rows)}"
 

@@ -81,8 +81,9 @@ def exact(name: str, size: Size) -> Problem:
         f"8 Gaussians in {DIMENSION} dimensions, "
         + ("flow" if process.kind == "flow" else "the noise levels of Stable Diffusion")
         + (f", guidance {SCALE:g} toward one of two classes" if guidance else "")
-        + f"; the answer is exact. Fitted here to {FITTED} samples in {made.seconds:.0f} s ({made.evaluations:,} "
-        f"evaluations for all numbers of steps together), judged by {judged.count} others."
+        + f"; the answer is exact. Fitted here to {FITTED} samples in {made.seconds:.0f} s "
+        f"({made.evaluations:,} evaluations for all numbers of steps together), judged by "
+        f"{judged.count} others."
     )
     return Problem(name, judged, targets, made.samplers, about)
 
@@ -187,5 +188,8 @@ def unseen(
             f"{count} prompts and seeds that no fit has seen; in brackets that of pixels.",
         )
     side = {"height": card.resolution, "width": card.resolution}
-    about = f"{count} pictures painted for this by emoji, and seeds, that no fit has seen; in brackets that of pixels."
+    about = (
+        f"{count} pictures painted for this by emoji, and seeds, that no fit has seen; in brackets "
+        "that of pixels."
+    )
     return {"image": painted(chosen, seeds), **Motion().arguments(), **side}, seeds, about

@@ -58,8 +58,9 @@ def pictures(size: Size) -> str:
     others = network(helm, given, [seed + size.pictures for seed in seeds])
     again = painted(others, fine(others, targets.steps).compile(others.process), always=True)
     about = (
-        f"{len(names)} pictures, prompts and seeds that no fit has seen. A cell is the share of them that the judge "
-        "calls by their prompt, in %, and their Frechet distance, each ± its standard error."
+        f"{len(names)} pictures, prompts and seeds that no fit has seen. A cell is the share of "
+        "them that the judge calls by their prompt, in %, and their Frechet distance, each ± its "
+        "standard error."
     )
     ends = (
         f"* The converged pictures of the same noise: {named(truth, names)}, and 0 by definition.\n"

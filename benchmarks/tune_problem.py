@@ -133,7 +133,8 @@ class Problem:
         if cell.steady is None or self.steady is None:
             return "–"
         above, doubt = mean_and_error((cell.steady - self.steady).tolist())
-        return f"{float(cell.steady.mean()):.2f} ({above:+.2f} ±{math.nan if doubt is None else doubt:.2f})"
+        doubt = math.nan if doubt is None else doubt
+        return f"{float(cell.steady.mean()):.2f} ({above:+.2f} ±{doubt:.2f})"
 
     def best(self, tables: Iterable[tuple[str, tm.Table]]) -> Cell | None:
         """The best on all samples of those samplers that are the best on a quarter of them."""
@@ -181,7 +182,7 @@ class Problem:
         return {title: cell for title, cell in found.items() if cell is not None}
 
     def tuned(self, steps: int) -> Cell | None:
-        """What was fitted for so many steps. Raises `ArgumentError` where this process is another."""
+        """What was fitted for so many steps; `ArgumentError` where it was for another process."""
         sampler = self.fitted.get(steps)
         if sampler is None:
             return None

@@ -164,7 +164,7 @@ def rms(a: Tensor, b: Tensor) -> float:
 
 
 def model_error(limit_steps: int, sampler: tm.Sampler) -> float:
-    """Root mean square distance in latents (standard deviation about 1) to the converged pictures."""
+    """Rms distance in latents (standard deviation about 1) to the converged pictures."""
     return rms(latents(sampler), model_limit("res_3s", limit_steps))
 
 
@@ -314,29 +314,41 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 RULE = """## Which one runs where none is named
 
-One rule for `Helm`, the drop-in `Scheduler` and the command line (`src/timonel/pipelines/choice.py`). The sampler is
+One rule for `Helm`, the drop-in `Scheduler` and the command line \
+(`src/timonel/pipelines/choice.py`). The sampler is
 the first of these that there is:
 
 1. what the caller names;
-2. what is set on the pipeline, where it maps, whoever has set it, you or the author of the checkpoint: a
-   `timonel.Scheduler` with its sampler, a class of `timonel.compat`, or a scheduler of diffusers with its flags. One
+2. what is set on the pipeline, where it maps, whoever has set it, \
+you or the author of the checkpoint: a
+   `timonel.Scheduler` with its sampler, a class of `timonel.compat`, or a scheduler of diffusers \
+with its flags. One
    that is no sampler of timonel is said to be replaced, by the warning `SchedulerReplaced`;
-3. the card of a shipped model, or the preset of the family that `timonel doctor` recognises. For a whole call with just
-   the steps and the guidance that it was fitted for, a shipped fitted sampler goes before the card's;
-4. what was measured nearest: `dpmpp_2m` on the usual grid, which is karras, and trailing for a flow or where the model
+3. the card of a shipped model, or the preset of the family that `timonel doctor` recognises. \
+For a whole call with just
+   the steps and the guidance that it was fitted for, a shipped fitted sampler goes before the \
+card's;
+4. what was measured nearest: `dpmpp_2m` on the usual grid, which is karras, \
+and trailing for a flow or where the model
    begins at pure noise, or as good as (cosine betas).
 
-A shipped model runs as its card says; the scheduler in its folder counts as set once you replace or change it.
+A shipped model runs as its card says; \
+the scheduler in its folder counts as set once you replace or change it.
 
-The grid: the name's, else the solver's own. A sampler that is set on the pipeline keeps the levels of its config. One
-that you name without a grid takes those levels too where somebody chose them, with a sigma flag or trailing times (few-
-step models are distilled on them), else the usual grid. In the drop-in scheduler the config is your word, so its
+The grid: the name's, else the solver's own. \
+A sampler that is set on the pipeline keeps the levels of its config. One
+that you name without a grid takes those levels too where somebody chose them, \
+with a sigma flag or trailing times (few-
+step models are distilled on them), else the usual grid. \
+In the drop-in scheduler the config is your word, so its
 `timestep_spacing` always acts.
 
-The steps: the caller's, else the card's, else 4 for `lcm` and `tcd`, else the default of the pipeline's
+The steps: the caller's, else the card's, else 4 for `lcm` and `tcd`, else the default of the \
+pipeline's
 `num_inference_steps`, else 20.
 
-`timonel generate` and `animate` print the choice and why in their first line. In Python, `helm.choice` is that of the
+`timonel generate` and `animate` print the choice and why in their first line. \
+In Python, `helm.choice` is that of the
 last call, and `helm.choose(sampler, steps, guidance)` says what a call would run:
 
 ```python
@@ -350,13 +362,20 @@ print(helm.choose())
 lcm/lcm, 4 steps (sampler of the card of emoji-lcm; steps of the card of emoji-lcm)
 ```
 
-Measured by `python benchmarks/default_sampler.py`: the median rms distance to the converged result, at 8 to 25 network
-calls; `mean` is the geometric mean. Bold is what runs by default (the card of `emoji-flow` says `dpmpp_2m/beta`). vp,
-cosine, zsnr, flow and edm are an exactly known mixture on the levels of Stable Diffusion, cosine betas, zero terminal
-SNR, a flow of shift 3 and Stable Video Diffusion. Of each the best three, the default, karras, trailing and leading.
-UniPC is nearer from 12 calls on, DPM++ 2M at 8 and fewer, where the differences are large enough to be seen.
-ays is searched for other models; with zero terminal SNR it begins below pure noise, where such a model cannot paint
-black or white. Flows stay on trailing, for their pipelines list those times and their few-step models are distilled on
+Measured by `python benchmarks/default_sampler.py`: the median rms distance to the converged \
+result, at 8 to 25 network
+calls; `mean` is the geometric mean. \
+Bold is what runs by default (the card of `emoji-flow` says `dpmpp_2m/beta`). vp,
+cosine, zsnr, flow and edm are an exactly known mixture on the levels of Stable Diffusion, \
+cosine betas, zero terminal
+SNR, a flow of shift 3 and Stable Video Diffusion. \
+Of each the best three, the default, karras, trailing and leading.
+UniPC is nearer from 12 calls on, DPM++ 2M at 8 and fewer, where the differences are large enough \
+to be seen.
+ays is searched for other models; \
+with zero terminal SNR it begins below pure noise, where such a model cannot paint
+black or white. Flows stay on trailing, for their pipelines list those times and their few-step \
+models are distilled on
 them; Stable Video Diffusion stays on karras, with which it was published.
 """
 
@@ -366,8 +385,10 @@ def page(parts: dict[str, Any]) -> str:
     calls = {name: tuple(part["calls"]) for name, part in parts.items()}
     return f"""# Which sampler?
 
-Made by `python benchmarks/which_sampler.py`; nothing here is written by hand. Every number is the error at equal
-**network calls**, not steps, on the best of the grids karras, trailing, lam and ays (the letter beside it), with
+Made by `python benchmarks/which_sampler.py`; nothing here is written by hand. \
+Every number is the error at equal
+**network calls**, not steps, on the best of the grids karras, trailing, \
+lam and ays (the letter beside it), with
 options at their defaults. Bold: within 5 % of the best of its column. What the samplers are:
 [samplers.md](samplers.md).
 
@@ -378,7 +399,8 @@ options at their defaults. Bold: within 5 % of the best of its column. What the 
 
 ## Deterministic, on the shipped model
 
-{len(PROMPTS)} pictures with guidance {SCALE:g}; rms distance in latents (standard deviation about 1) to the
+{len(PROMPTS)} pictures with guidance {SCALE:g}; \
+rms distance in latents (standard deviation about 1) to the
 converged pictures of the same noise. {parts["model"]["note"]}
 
 {answer(found["model"], calls["model"])}
@@ -387,7 +409,8 @@ converged pictures of the same noise. {parts["model"]["note"]}
 
 ## Deterministic, on a model that is known exactly
 
-256 samples of a mixture of 12 narrow Gaussians in 16 dimensions, the noise levels of Stable Diffusion; the median
+256 samples of a mixture of 12 narrow Gaussians in 16 dimensions, \
+the noise levels of Stable Diffusion; the median
 distance to the converged samples. {parts["exact"]["note"]}
 
 {answer(found["exact"], calls["exact"])}
@@ -396,14 +419,17 @@ distance to the converged samples. {parts["exact"]["note"]}
 
 ## Stochastic: do they keep the distribution?
 
-There is no one right picture here. On Gaussian data everything can be computed: the worst relative error of the
-standard deviation of the result, for data of standard deviation 0.1, 0.5 and 1. 0.05 means 5 % too flat or too noisy.
+There is no one right picture here. \
+On Gaussian data everything can be computed: the worst relative error of the
+standard deviation of the result, for data of standard deviation 0.1, 0.5 and 1. \
+0.05 means 5 % too flat or too noisy.
 
 {lines(found["spread"], calls["spread"])}
 
 ## Stochastic: how far from its own limit
 
-The distance on the shipped model to the same sampler with {LIMIT_CALLS} calls on the same Brownian path
+The distance on the shipped model to the same sampler with {LIMIT_CALLS} calls on the same \
+Brownian path
 (`noise="brownian"`), karras levels: how much of the picture is decided by the number of calls.
 
 {lines(found["paths"], calls["paths"])}

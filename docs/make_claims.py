@@ -23,11 +23,11 @@ def text(found: list[dict[str, dict[str, str]]], runs: int) -> str:
     """The page: claim, measurement and verdict in English, then in Spanish."""
     parts = [
         "# What tutorials say, measured\n\n"
-        "Made by `python docs/make_claims.py` (`timonel compare --preset tutorial` "
-        f"gives the same with pictures) from {runs} runs of the shipped model: {len(claims.PROMPTS)} prompts, "
-        f"{claims.SEEDS} seeds each, guidance 4. A verdict follows from the numbers, sample by sample: better is "
-        f"a mean log ratio beyond two standard errors, the same is at most {claims.SAME} times as much, two "
-        "standard errors included. Other models may differ.\n"
+        "Made by `python docs/make_claims.py` (`timonel compare --preset tutorial` gives the same "
+        f"with pictures) from {runs} runs of the shipped model: {len(claims.PROMPTS)} prompts, "
+        f"{claims.SEEDS} seeds each, guidance 4. A verdict follows from the numbers, sample by "
+        "sample: better is a mean log ratio beyond two standard errors, the same is at most "
+        f"{claims.SAME} times as much, two standard errors included. Other models may differ.\n"
     ]
     heads = {"en": ("claim", "measured", "verdict"), "es": ("afirmación", "medición", "veredicto")}
     verdicts = {

@@ -17,16 +17,22 @@ PUBLISHED = TESTS / "support" / "published.json"
 
 HEAD = """# Doctor
 
-Made by `python docs/make_doctor.py`; `tests/diagnosis/test_doctor.py` fails when this page is out of date.
+Made by `python docs/make_doctor.py`; \
+`tests/diagnosis/test_doctor.py` fails when this page is out of date.
 
-`timonel doctor MODEL` reads a model's configuration, never its weights, and says what it is, which samplers and grids
-suit it, whether a combination works, and what is recommended. `MODEL` is a shipped model, a folder in diffusers'
-format, or a hub name, of which only the configurations are fetched. In Python: `tm.doctor(model, sampler)`, where
-`model` may also be a pipeline object; the result has `report()`, `to_dict()` and the fields of the report.
+`timonel doctor MODEL` reads a model's configuration, never its weights, and says what it is, \
+which samplers and grids
+suit it, whether a combination works, and what is recommended. \
+`MODEL` is a shipped model, a folder in diffusers'
+format, or a hub name, of which only the configurations are fetched. \
+In Python: `tm.doctor(model, sampler)`, where
+`model` may also be a pipeline object; \
+the result has `report()`, `to_dict()` and the fields of the report.
 
 | option | is |
 | --- | --- |
-| `--sampler NAME` | a sampler as everywhere, or a class of diffusers; default: the model's own scheduler |
+| `--sampler NAME` | a sampler as everywhere, or a class of diffusers; \
+default: the model's own scheduler |
 | `--steps N` | default: those of the recommendation |
 | `--flag KEY=VALUE` | what a diffusers script gives to `from_config` besides; may be repeated |
 | `--json` | the same as JSON |
@@ -39,20 +45,27 @@ The scheduler of Stable Video Diffusion, replaced as many pages recommend:
 HOW = """
 ## How it knows
 
-**What diffusers does** is measured. The scheduler is built with `from_config` as a script would build it, and driven as
-the pipeline drives it: whether that calls `set_begin_index`, hands a generator to `step`, gives a list of sigmas or a
-shift of its own is read from the pipeline's source. In place of the weights stands a network whose data are Gaussian,
-so its answer at any noise level is exact. One run on data at a single point shows how much noise is left in the
+**What diffusers does** is measured. \
+The scheduler is built with `from_config` as a script would build it, and driven as
+the pipeline drives it: whether that calls `set_begin_index`, hands a generator to `step`, gives \
+a list of sigmas or a
+shift of its own is read from the pipeline's source. \
+In place of the weights stands a network whose data are Gaussian,
+so its answer at any noise level is exact. \
+One run on data at a single point shows how much noise is left in the
 result; one on spread data shows whether the spread comes out. What is compared:
 
 {marks}
 
-**What timonel does** is its table for the same scheduler config, or the message with which it refuses.
+**What timonel does** is its table for the same scheduler config, \
+or the message with which it refuses.
 
-**Which family** it is follows from the pipeline's class, its networks' and its scheduler's configuration. Where another
+**Which family** it is follows from the pipeline's class, its networks' and its scheduler's \
+configuration. Where another
 model is configured alike, the report says so and gives the presets of both.
 
-**What is recommended** is the table below. Guidance 1 is none; examples of few-step models write it as
+**What is recommended** is the table below. Guidance 1 is none; \
+examples of few-step models write it as
 `guidance_scale=0` for diffusers.
 
 ## Presets
@@ -82,8 +95,11 @@ def report() -> str:
     facts = json.loads(PUBLISHED.read_text("utf-8"))["svd_xt"]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "svd_xt"
-        files = {"model_index.json": facts["model_index"], "scheduler/scheduler_config.json": facts["scheduler"],
-                 "unet/config.json": facts["network"]["unet"]}  # fmt: skip
+        files = {
+            "model_index.json": facts["model_index"],
+            "scheduler/scheduler_config.json": facts["scheduler"],
+            "unet/config.json": facts["network"]["unet"],
+        }
         for name, content in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(json.dumps(content), "utf-8")
@@ -111,7 +127,10 @@ def page() -> str:
     marks = "\n".join(
         [row("mark", "when"), row("---", "---"), *(row(k, "; ".join(v)) for k, v in MARKS.items())]
     )
-    command = "timonel doctor svd_xt --sampler dpmpp_2m_sde/karras --steps 12 --flag timestep_spacing=trailing"
+    command = (
+        "timonel doctor svd_xt --sampler dpmpp_2m_sde/karras --steps 12 "
+        "--flag timestep_spacing=trailing"
+    )
     return "\n".join([
         f"{HEAD}```text\n$ {command}\n{report()}\n```", HOW.format(marks=marks),
         row("family", "told by", "preset", "note", "source"), row(*["---"] * 5), *rows,

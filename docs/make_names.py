@@ -18,26 +18,40 @@ CLEAR = 1.15  # one distance is called nearer where the other is so many times a
 
 HEAD = """# ComfyUI's, A1111's and k-diffusion's names
 
-Made by `TIMONEL_COMFYUI=… python docs/make_names.py` with ComfyUI {version}; `tests/docs/test_names_page.py` holds it.
+Made by `TIMONEL_COMFYUI=… python docs/make_names.py` with ComfyUI {version}; \
+`tests/docs/test_names_page.py` holds it.
 
-Type the names you know: `tm.Sampler("dpmpp_2m_sde_gpu/karras")`, `--sampler "DPM++ 2M Karras"`, "Euler a". This page
-says for every name of ComfyUI's KSampler and of k-diffusion's functions whether it does the same here.
+Type the names you know: `tm.Sampler("dpmpp_2m_sde_gpu/karras")`, `--sampler "DPM++ 2M Karras"`, \
+"Euler a". This page
+says for every name of ComfyUI's KSampler and of k-diffusion's functions whether it does the same \
+here.
 
-- **same**: on the same levels, with the same noise, the results are equal, to {same:g} of their size or better.
-- a number: how far apart the two results are, relative to their size, at worst in 4, 8 and 20 steps.
+- **same**: on the same levels, with the same noise, the results are equal, \
+to {same:g} of their size or better.
+- a number: how far apart the two results are, relative to their size, \
+at worst in 4, 8 and 20 steps.
 - **refused**: there is no such sampler here; the error says why and what to use instead.
 
-Who is nearer to the exact answer is measured as you would use it: ComfyUI's KSampler with a sampler and a scheduler,
-here the same two names, in 4, 8 and 20 steps. The data is a mixture of Gaussians whose denoiser is known exactly,
-as an image model (Stable Diffusion's levels) on `karras` and `normal`, and as a flow of shift 3 (SD3, Flux) on
-`simple`. A deterministic sampler has its root mean square distance to the exact solution, a stochastic one the
-energy distance of {count} samples to the data, where {floor:.4f} is what exact samples have: below twice of that
-nothing can be told apart. The first number is ComfyUI's, the second timonel's; the nearer one is bold where the
-other is {clear:g} times as large or more. A network has errors of its own, so small differences here are none on
+Who is nearer to the exact answer is measured as you would use it: ComfyUI's KSampler with a \
+sampler and a scheduler,
+here the same two names, in 4, 8 and 20 steps. \
+The data is a mixture of Gaussians whose denoiser is known exactly,
+as an image model (Stable Diffusion's levels) on `karras` and `normal`, and as a flow of shift 3 \
+(SD3, Flux) on
+`simple`. A deterministic sampler has its root mean square distance to the exact solution, \
+a stochastic one the
+energy distance of {count} samples to the data, where {floor:.4f} is what exact samples have: \
+below twice of that
+nothing can be told apart. The first number is ComfyUI's, the second timonel's; \
+the nearer one is bold where the
+other is {clear:g} times as large or more. \
+A network has errors of its own, so small differences here are none on
 pictures.
 
-A1111's and Forge's names are listed in [samplers.md](samplers.md#other-names); they run what ComfyUI's do. A1111, too,
-leaves out the last level but one for `DPM2 a`; its `DPM2` is `dpm2` here, which leaves out none (`dpm_2` does).
+A1111's and Forge's names are listed in [samplers.md](samplers.md#other-names); \
+they run what ComfyUI's do. A1111, too,
+leaves out the last level but one for `DPM2 a`; \
+its `DPM2` is `dpm2` here, which leaves out none (`dpm_2` does).
 ComfyUI's `denoise` is `strength`.
 """
 SAMPLERS = """
@@ -55,7 +69,8 @@ NEAR = """
 GRIDS = """
 ## ComfyUI's schedulers
 
-The largest relative difference of a level. On the levels of both: the distance of DPM++ 2M (image model) and of Heun
+The largest relative difference of a level. \
+On the levels of both: the distance of DPM++ 2M (image model) and of Heun
 (flow) in 4, 8, 20 steps.
 
 | name | image model | flow | remarks | {columns} |
@@ -64,7 +79,8 @@ The largest relative difference of a level. On the levels of both: the distance 
 K = """
 ## k-diffusion's functions
 
-On Karras' levels. `sample_lms` extrapolates to sigma = 0; here the last step returns the denoised sample, as in
+On Karras' levels. `sample_lms` extrapolates to sigma = 0; \
+here the last step returns the denoised sample, as in
 ComfyUI, unless `options={{"euler_at_final": False}}`.
 
 | function | here | karras | {columns} |
@@ -75,7 +91,9 @@ GRID_NOTES = {
     "sgm_uniform": "on a flow ComfyUI shifts the cleanest level twice",
     "normal": "on a flow ComfyUI shifts the cleanest level twice",
     "ddim_uniform": "ComfyUI makes more steps than asked for where N does not divide 1000",
-    "beta": "ComfyUI rounds to training indices, and drops those that repeat; here they are fractional",
+    "beta": (
+        "ComfyUI rounds to training indices, and drops those that repeat; here they are fractional"
+    ),
 }
 SHORT = {"karras": "karras", "normal": "normal", "simple": "flow"}
 PLACES = [SHORT[scheduler] for _, scheduler in measured.PLACES]

@@ -100,31 +100,44 @@ def alias_rows() -> list[str]:
 
 HEAD = """# Samplers and grids
 
-Made by `python docs/make_samplers.py`. Any sampler goes with any grid that the model's noise process can
+Made by `python docs/make_samplers.py`. \
+Any sampler goes with any grid that the model's noise process can
 visit, and with every prediction.
 
 ## {samplers} samplers
 
-*Order* is what the solver declares; *measured* is the slope of its error over {steps} steps. Where it is
-deterministic that is the error of the samples of a Gaussian mixture against an exact solution, where it is
-stochastic that of the variance of Gaussian data, propagated exactly. *Calls* are network calls for N steps that
-end at the clean level, options at their defaults. Every sampler also takes `s_churn`, `s_tmin`, `s_tmax` (EDM's
-churn) and, where it adds noise, `s_noise`; those with one call a step also `skip` and `skip_order` (steps whose
+*Order* is what the solver declares; *measured* is the slope of its error over {steps} steps. \
+Where it is
+deterministic that is the error of the samples of a Gaussian mixture against an exact solution, \
+where it is
+stochastic that of the variance of Gaussian data, propagated exactly. \
+*Calls* are network calls for N steps that
+end at the clean level, options at their defaults. \
+Every sampler also takes `s_churn`, `s_tmin`, `s_tmax` (EDM's
+churn) and, where it adds noise, `s_noise`; \
+those with one call a step also `skip` and `skip_order` (steps whose
 prediction is forecast instead of computed). [Which one to choose](which-sampler.md);
 [how they compare with diffusers and k-diffusion](parity.md).
 """
 GRID_HEAD = """
-**Long steps.** A multistep method extrapolates, which goes astray over a step much longer than the one before. Such is
-the last step but one of `normal`, which ends at the model's cleanest level. Over it `unipc`, `res_multistep`, `deis`,
-`dpm_multistep` and `sa_solver` fall in order; `dpmpp_2m` and `dpmpp_3m` are as published, and farther from the answer
-than `euler`: in 8 steps .27 and .31 for .20, `unipc` .08; on a flow .78 and .91 for .25, `lms` .73, `unipc` .14 (an
-exact mixture). In 4 steps `heun`, `pndm` and `dpm_singlestep` on `exponential`, `lam` and `kl_optimal` are 3 to 6 times
-farther than `euler` with as many calls, and `lms` of order 4 on a flow does not gain from 4 to 8 steps.
+**Long steps.** A multistep method extrapolates, which goes astray over a step much longer than \
+the one before. Such is
+the last step but one of `normal`, which ends at the model's cleanest level. \
+Over it `unipc`, `res_multistep`, `deis`,
+`dpm_multistep` and `sa_solver` fall in order; \
+`dpmpp_2m` and `dpmpp_3m` are as published, and farther from the answer
+than `euler`: in 8 steps .27 and .31 for .20, `unipc` .08; \
+on a flow .78 and .91 for .25, `lms` .73, `unipc` .14 (an
+exact mixture). In 4 steps `heun`, `pndm` and `dpm_singlestep` on `exponential`, `lam` and \
+`kl_optimal` are 3 to 6 times
+farther than `euler` with as many calls, and `lms` of order 4 on a flow does not gain from 4 to 8 \
+steps.
 `linear_quadratic` is for flows.
 
 ## {grids} grids
 
-N steps visit exactly N + 1 strictly falling levels, for every N from 1 to 1000; the last is the clean level.
+N steps visit exactly N + 1 strictly falling levels, for every N from 1 to 1000; \
+the last is the clean level.
 """
 NAME_HEAD = """
 ## Other names

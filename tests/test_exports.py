@@ -28,7 +28,8 @@ def test_core_imports_torch_and_nothing_heavier() -> None:
     code = (
         "import sys, torch; before = set(sys.modules); import timonel as tm\n"
         "tm.Sampler, tm.Run, tm.sample, tm.cfg, tm.preview, tm.trace, tm.Table\n"
-        "heavy = {'diffusers', 'transformers', 'PIL', 'matplotlib', 'rich', 'pydantic', 'typer', 'scipy'}\n"
+        "heavy = {'diffusers', 'transformers', 'PIL', 'matplotlib', 'rich', 'pydantic', 'typer', "
+        "'scipy'}\n"
         "print(sorted(heavy & (set(sys.modules) - before)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -43,8 +44,12 @@ def test_import_itself_imports_not_even_torch() -> None:
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys\nsys.argv = ['timonel', '--help']\n"
-        "try:\n    from timonel.cli import main; main()\nfinally:\n    print('torch' in sys.modules)"
+        "import sys\n"
+        "sys.argv = ['timonel', '--help']\n"
+        "try:\n"
+        "    from timonel.cli import main; main()\n"
+        "finally:\n"
+        "    print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip().endswith("False")

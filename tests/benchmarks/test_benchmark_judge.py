@@ -30,7 +30,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def points(mean: Tensor, root: Tensor) -> Tensor:
-    """2d points of exactly this mean and, divided by their number less one, covariance root root^T."""
+    """2d points of exactly this mean and unbiased covariance, root root^T."""
     d = len(mean)
     arms = math.sqrt((2 * d - 1) / 2) * root.T
     return torch.cat([mean + arms, mean - arms])

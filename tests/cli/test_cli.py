@@ -144,7 +144,10 @@ def test_refusals_reach_the_shell_as_status_2_and_one_line_before_diffusers_is_i
     command: list[str], tmp_path: Path
 ) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    code = "import sys\nfrom timonel.cli import main\ntry: main()\nfinally: print('diffusers' in sys.modules)"
+    code = (
+        "import sys\nfrom timonel.cli import main\n"
+        "try: main()\nfinally: print('diffusers' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--sampler", "nothing"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

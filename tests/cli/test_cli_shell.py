@@ -111,7 +111,8 @@ def test_an_error_of_timonels_own_is_one_line_and_status_1_and_can_be_seen_whole
 def test_not_enough_memory_says_what_to_do(shell, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 "
+            "bytes"
         )
 
     monkeypatch.setattr("timonel.zoo.card", full)
@@ -173,7 +174,10 @@ def test_json_is_all_of_standard_output_and_says_the_same(shell, tmp_path: Path)
 
 def test_every_command_that_prints_data_has_json() -> None:
     known = typer.main.get_command(app).commands
-    assert {name for name, command in known.items() if any("--json" in p.opts for p in command.params)} >= {
+    with_json = {
+        name for name, command in known.items() if any("--json" in p.opts for p in command.params)
+    }
+    assert with_json >= {
         "generate", "animate", "replay", "samplers", "grids", "models", "compare", "explain",
         "doctor", "tune",
     }  # fmt: skip
@@ -190,8 +194,13 @@ def test_what_the_shell_completes_is_what_there_is_and_needs_no_torch() -> None:
         "COMP_CWORD": "4",
     }  # fmt: skip
     code = (
-        "import sys\nsys.argv = ['timonel']\nfrom timonel.cli import app\n"
-        "try:\n    app(prog_name='timonel')\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+        "import sys\n"
+        "sys.argv = ['timonel']\n"
+        "from timonel.cli import app\n"
+        "try:\n"
+        "    app(prog_name='timonel')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

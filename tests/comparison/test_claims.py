@@ -26,7 +26,7 @@ class Told(claims.Evidence):
 
 
 def evidence(gap: float) -> Told:
-    """Every setting alike but for Karras', which is `gap` apart with 6 steps and `-gap` with more."""
+    """Settings alike but for Karras', which differs by `gap` with 6 steps and `-gap` with more."""
     numbers = {}
     for name in ("latent_rmse", "detail", "psnr", "seconds", "evaluations"):
         for sampler in claims.SAMPLERS:

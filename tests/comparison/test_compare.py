@@ -172,9 +172,12 @@ def test_a_cell_that_cannot_run_is_kept_with_its_reason_and_the_rest_goes_on(rep
 def test_the_reference_itself_has_no_error(report):
     """UniPC on Karras' grid with as many steps as the finest reference is that reference."""
     (group,) = [
-        g for g in report.groups
-        if g["at"]["sampler"] == "unipc/karras" and g["at"]["steps"] == 8 and g["at"]["guidance_until"] == "none"
-    ]  # fmt: skip
+        group
+        for group in report.groups
+        if group["at"]["sampler"] == "unipc/karras"
+        and group["at"]["steps"] == 8
+        and group["at"]["guidance_until"] == "none"
+    ]
     assert group["mean"]["latent_rmse"] < 1e-5
     assert (group["verdict"], group["pareto"]) == ("best", True)
 
@@ -312,7 +315,8 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
         "4",
     ]
     script = (
-        "import torch, timonel.comparison.engine as e; torch.set_num_threads(1); e.FIRST, e.LAST, e.DECODED = 4, 8, 2\n"
+        "import torch, timonel.comparison.engine as e; torch.set_num_threads(1); "
+        "e.FIRST, e.LAST, e.DECODED = 4, 8, 2\n"
         "from timonel.cli import main; main()"
     )
     command = [sys.executable, "-W", "ignore", "-c", script, *words, "-o", str(tmp_path)]

@@ -129,10 +129,13 @@ def test_the_page_opens_from_a_file_in_silence_and_its_policy_stops_everything_e
         tried = page.evaluate(
             """async () => {
                 const blocked = [];
-                document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
-                document.body.append(Object.assign(new Image(), { src: "https://example.org/a.png" }));
+                const note = (event) => blocked.push(event.effectiveDirective);
+                document.addEventListener("securitypolicyviolation", note);
+                const picture = Object.assign(new Image(), { src: "https://example.org/a.png" });
+                document.body.append(picture);
                 await fetch("https://example.org/b").catch(() => blocked.push("fetch refused"));
-                try { document.body.innerHTML += "<p>markup</p>"; } catch { blocked.push("markup refused"); }
+                try { document.body.innerHTML += "<p>markup</p>"; }
+                catch { blocked.push("markup refused"); }
                 await new Promise((done) => setTimeout(done, 100));
                 return blocked;
             }"""
@@ -221,7 +224,8 @@ def test_nothing_is_wider_than_a_phone(browser: Browser, reports: Reports, local
 
 
 CONTRAST = """() => {
-    const light = (rgb) => rgb.map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    const light = (rgb) => rgb.map((c) => c / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
         .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
     const parse = (text) => text.match(/[\\d.]+/g).map(Number);
     const ground = (node) => {
@@ -232,12 +236,16 @@ CONTRAST = """() => {
     };
     const poor = [];
     for (const node of document.querySelectorAll("body *:not(script):not(option)")) {
-        const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-        if (!own || !node.checkVisibility({ opacityProperty: true }) || node.closest(".stage, noscript")) continue;
+        const text = [...node.childNodes]
+            .some((child) => child.nodeType === 3 && child.textContent.trim());
+        if (!text || !node.checkVisibility({ opacityProperty: true })) continue;
+        if (node.closest(".stage, noscript")) continue;
         const shown = getComputedStyle(node);
-        const a = light(parse(node instanceof SVGElement ? shown.fill : shown.color)), b = light(ground(node));
+        const a = light(parse(node instanceof SVGElement ? shown.fill : shown.color));
+        const b = light(ground(node));
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < 4.5) poor.push([node.className?.baseVal ?? node.className, node.textContent.slice(0, 30), ratio]);
+        const name = node.className?.baseVal ?? node.className;
+        if (ratio < 4.5) poor.push([name, node.textContent.slice(0, 30), ratio]);
     }
     return poor;
 }"""
@@ -263,7 +271,11 @@ def test_240_cells_are_drawn_at_once(browser: Browser, reports: Reports) -> None
         page.select_option("#what", "cells")
         assert page.locator("#grid .shot img").count() >= 239
         assert page.locator("#rows tbody tr").count() == 240
-        redraw = "() => { const start = performance.now(); drawAll(); return performance.now() - start; }"
+        redraw = """() => {
+            const start = performance.now();
+            drawAll();
+            return performance.now() - start;
+        }"""
         assert min(page.evaluate(redraw) for _ in range(3)) < 2000
         watched.quiet()
 

@@ -265,7 +265,8 @@ def test_one_click_copies_the_command_with_and_without_a_clipboard(
         assert page.locator("#said").inner_text() == "The command was copied."
         page.keyboard.press("Escape")
         page.evaluate(
-            "document.body.append(Object.assign(document.createElement('textarea'), { id: 'paste' }))"
+            "document.body.append("
+            "Object.assign(document.createElement('textarea'), { id: 'paste' }))"
         )
         page.locator("#paste").focus()
         page.keyboard.press("Control+V")
@@ -285,10 +286,13 @@ def test_the_keyboard_alone_reaches_everything_and_the_focus_is_seen(still: Page
         still.keyboard.press("Tab")
         stop = still.evaluate(
             """() => {
-                const node = document.activeElement, shown = getComputedStyle(node.closest(".stage") ?? node);
-                const ring = node.matches(".group") ? getComputedStyle(node.querySelector(".reach")).stroke !== "none"
+                const node = document.activeElement;
+                const shown = getComputedStyle(node.closest(".stage") ?? node);
+                const ring = node.matches(".group")
+                    ? getComputedStyle(node.querySelector(".reach")).stroke !== "none"
                     : shown.outlineStyle !== "none" && parseFloat(shown.outlineWidth) >= 1;
-                return [node.id || node.dataset.at || node.className?.baseVal || node.className || node.tagName, ring];
+                const name = node.className?.baseVal || node.className;
+                return [node.id || node.dataset.at || name || node.tagName, ring];
             }"""
         )
         if stop[0] == "BODY":

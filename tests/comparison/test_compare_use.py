@@ -225,7 +225,7 @@ def test_references_that_come_later_measure_what_had_run_before(tmp_path: Path) 
 
 # -- verdicts --------------------------------------------------------------------------------------
 def judged(tmp_path: Path, errors: dict[tuple[str, int], tuple[int, float]]) -> Any:
-    """A comparison of settings (sampler, steps), each with its network evaluations and its error."""
+    """A comparison of settings (sampler, steps), each with its evaluations and its error."""
     names, steps = (
         list(dict.fromkeys(n for n, _ in errors)),
         list(dict.fromkeys(k for _, k in errors)),
@@ -480,11 +480,13 @@ def test_a_phone_of_390_pixels_shows_all_of_a_report(report: Any, theme: str) ->
         page = watched.page
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         lines = page.locator("#rows tbody th").evaluate_all(
-            "all => all.map((one) => one.clientHeight / parseFloat(getComputedStyle(one).lineHeight))"
+            "all => all.map("
+            "(one) => one.clientHeight / parseFloat(getComputedStyle(one).lineHeight))"
         )
         assert max(lines) < 5  # names are not broken letter by letter
         marks = page.locator("#errorplot .plot > text").evaluate_all(
-            "all => all.map((one) => one.getBoundingClientRect()).map(({ left, right, top }) => [top, left, right])"
+            "all => all.map((one) => one.getBoundingClientRect())"
+            ".map(({ left, right, top }) => [top, left, right])"
         )
         for one, other in zip(sorted(marks), sorted(marks)[1:], strict=False):
             assert (

@@ -1,4 +1,4 @@
-"""diffusers' classes as rows of a table: the helm, compat and the reader of configs agree on them."""
+"""diffusers' classes as rows: the helm, compat and the reader of configs agree on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from timonel.pipelines.classes.levels import make
 from timonel.pipelines.classes.rows import CLASSES
 from timonel.pipelines.classes.rule import Request
 
-PUBLISHED = json.loads((TESTS / "support" / "published.json").read_text())
+PUBLISHED = json.loads((TESTS / "support" / "published.json").read_text("utf-8"))
 CONFIGS = {name: one["scheduler"] for name, one in PUBLISHED.items() if "scheduler" in one}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -309,7 +309,8 @@ def test_align_your_steps_are_the_published_ones() -> None:
 def test_importing_a_scheduler_imports_neither_models_nor_pipelines() -> None:
     code = (
         "import sys; from timonel.compat import DPMSolverMultistepScheduler; "
-        "print([m for m in sys.modules if m.startswith(('transformers.models', 'diffusers.pipelines.', 'matplotlib', "
+        "print([m for m in sys.modules if m.startswith(("
+        "'transformers.models', 'diffusers.pipelines.', 'matplotlib', "
         "'diffusers.models.', 'timonel.compat.callbacks'))])"
     )
     assert (

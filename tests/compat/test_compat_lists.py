@@ -86,9 +86,7 @@ def test_a_level_that_rounding_repeats_is_visited_once(
         assert relative(made[-1], wanted[len(made) - 1]) < 2e-5
 
 
-def test_a_call_that_moves_nothing_is_the_only_one_left_out_where_diffusers_result_is_a_number() -> (
-    None
-):
+def test_only_a_call_that_moves_nothing_is_left_out_where_diffusers_result_is_a_number() -> None:
     """At order 1 a step over nothing is no 0 / 0 in diffusers: the two end with the same sample."""
     theirs, ours = both("DPMSolverMultistep", num_train_timesteps=20, solver_order=1, **LINEAR)
     wanted, made = path(theirs, 20), path(ours, 20)

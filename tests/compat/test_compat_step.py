@@ -22,8 +22,10 @@ from support import tiny
 from support.compat_runs import CONFIG, relative, same_noise, start
 from timonel.compat.schedulers import CLASSES
 
-SIGMA = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete",
-         "LMSDiscrete")  # fmt: skip
+SIGMA = (
+    "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete",
+    "KDPM2AncestralDiscrete", "LMSDiscrete",
+)  # fmt: skip
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
@@ -301,8 +303,11 @@ def test_in_timonels_own_scheduler_such_a_change_is_not_lost() -> None:
     """
     flags = {**CONFIG, "prediction_type": "sample", "timestep_spacing": "trailing"}
     moved = []
-    for made in (tm.Scheduler(sampler="heun/trailing", **flags), compat.HeunDiscreteScheduler(**flags),
-                 diffusers.HeunDiscreteScheduler(**flags)):  # fmt: skip
+    for made in (
+        tm.Scheduler(sampler="heun/trailing", **flags),
+        compat.HeunDiscreteScheduler(**flags),
+        diffusers.HeunDiscreteScheduler(**flags),
+    ):
         results = []
         for shift in (0.0, 0.25):
             made.set_timesteps(6)

@@ -121,10 +121,12 @@ def test_whatever_diffusers_class_does_with_a_key_is_done(
             assert relative(ours, theirs) < LIMIT, (case, relative(ours, theirs))
 
 
-SNR = [(name, schedule, total) for name in ("EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep",
-                                            "UniPCMultistep")
-       for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2") for total in (20, 100,
-       1000)]  # fmt: skip
+SNR = [
+    (name, schedule, total)
+    for name in ("EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep")
+    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2")
+    for total in (20, 100, 1000)
+]
 
 
 @pytest.mark.parametrize(("name", "schedule", "total"), SNR)

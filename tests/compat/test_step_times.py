@@ -222,8 +222,10 @@ def test_a_journey_off_the_list_goes_on_by_the_cleaner_levels_of_the_list(
     assert ours.run.steps == len(times)
 
 
-@pytest.mark.parametrize("name", ["DEISMultistep", "UniPCMultistep", "SASolver", "DPMSolverSinglestep", "LMSDiscrete",
-                                  "EulerAncestralDiscrete", "LCM", "TCD"])  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "DEISMultistep", "UniPCMultistep", "SASolver", "DPMSolverSinglestep", "LMSDiscrete",
+    "EulerAncestralDiscrete", "LCM", "TCD",
+])  # fmt: skip
 def test_every_class_of_one_call_begins_off_its_list(name: str) -> None:
     """The first step arrives at the next cleaner level: with the exact answer for one clean sample
     it stays on it.

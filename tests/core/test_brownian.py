@@ -276,7 +276,7 @@ def test_the_start_is_the_same_whatever_the_source_and_the_device(kind):
 
 @pytest.mark.parametrize("kind", NOISES)
 def test_noise_drawn_on_the_cpu_is_the_same_for_a_sample_anywhere(kind):
-    """On a CPU both devices are one; where there is a GPU, the default draws the CPU's bits for it."""
+    """On a CPU both devices are one; where there is a GPU, it gets the CPU's bits by default."""
     table, like = table_of(), torch.empty(2, 4, 8, 8)
     expected = source(kind, [1, 2], table)(3, like)
     assert torch.equal(source(kind, [1, 2], table, device="sample")(3, like), expected)

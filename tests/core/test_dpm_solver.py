@@ -240,7 +240,7 @@ def test_a_long_last_step_is_not_extrapolated_over(process, name, options):
 
 
 def test_dpm_fast_leaves_out_the_cleanest_level_where_its_grid_has_it():
-    """A step of three calls less would span the rest: .38 in 7 calls for .07 (data of docs/names.md)."""
+    """A step of three calls less would span the rest: .38 in 7 calls for .07 (docs/names.md)."""
     table = tm.Sampler("dpm_fast", steps=3, options={"remainder": 2}).compile(PROCESSES["vp"])
     assert table.nfe == 7
     assert float(table.sigma[-2] / table.alpha[-2]) > 0.1

@@ -17,8 +17,12 @@ from timonel.core.process import EDM, VP, Flow, double
 from timonel.errors import ArgumentError, GridError
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-PROCESSES = {"vp": VP.from_schedule(), "zero-snr": VP.from_schedule(rescale_zero_snr=True), "edm": EDM(0.002, 80.0),
-             "flow": Flow(3.0)}  # fmt: skip
+PROCESSES = {
+    "vp": VP.from_schedule(),
+    "zero-snr": VP.from_schedule(rescale_zero_snr=True),
+    "edm": EDM(0.002, 80.0),
+    "flow": Flow(3.0),
+}
 PLACES = pytest.mark.parametrize("place", PROCESSES)
 LIFTS = {
     "none": lambda g: g,
@@ -75,7 +79,7 @@ def test_strength_keeps_the_steps_of_the_img2img_pipelines(spacing, steps, stren
 @settings(max_examples=60)
 @given(steps=st.integers(2, 60), fraction=st.floats(0.05, 0.95))
 def test_denoising_start_and_end_keep_the_steps_of_the_sdxl_pipelines(spacing, steps, fraction):
-    """The base stops before the first time below round(T - fraction·T); the refiner goes on there."""
+    """The base ends before the first time below round(T - fraction·T); the refiner starts there."""
     theirs, grid = scheduler(spacing, steps), whole(spacing, steps)
     refiner = SimpleNamespace(scheduler=theirs)
     times, count = diffusers.StableDiffusionXLImg2ImgPipeline.get_timesteps(

@@ -75,8 +75,10 @@ def test_outside_the_interval_the_unconditional_half_is_not_computed():
         return x * 0.1
 
     x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
-    tm.sample(lambda x, at: x * 0.2, x, "euler/trailing", process=PROCESSES["vp"], steps=10, unconditional=uncond,
-              guidance=cfg(4.0, until=0.4))  # fmt: skip
+    tm.sample(
+        lambda x, at: x * 0.2, x, "euler/trailing", process=PROCESSES["vp"], steps=10,
+        unconditional=uncond, guidance=cfg(4.0, until=0.4),
+    )  # fmt: skip
     assert len(calls) == 4
     calls.clear()
     tm.sample(

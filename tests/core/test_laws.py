@@ -107,7 +107,7 @@ def extrapolates(solver, options):
 @PLACES
 @EVERY
 def test_the_last_level_returns_the_denoised_sample(variant, process):
-    """Adams methods without euler_at_final extrapolate there too, as in k-diffusion and diffusers."""
+    """Adams methods without euler_at_final extrapolate there too, as the peers' do."""
     if extrapolates(*variant):
         table = table_of(variant, PROCESSES[process], 5)
         assert int((table.x[-1] != 0).sum()) > 2

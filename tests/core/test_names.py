@@ -1,4 +1,4 @@
-"""The names people type are understood in one place, and what is not understood says what is near."""
+"""The names people type are read in one place, and an unknown one says what is near."""
 
 from __future__ import annotations
 

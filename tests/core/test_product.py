@@ -65,7 +65,7 @@ def rounding(table: tm.Table, kind: str) -> float:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_works_with_every_grid_process_and_prediction(solver):
-    """A constant clean sample comes out exactly, whatever the prediction, in the number of steps."""
+    """A constant clean sample comes out exactly, whatever the prediction, in N steps."""
     g, ran = torch.Generator().manual_seed(1), 0
     clean = torch.randn(1, 6, generator=g, dtype=torch.float64)
     start = torch.randn(2, 6, generator=g, dtype=torch.float64)

@@ -315,8 +315,9 @@ def test_the_last_level_but_one_is_left_out_where_it_is_the_models_cleanest(name
     assert torch.equal(made.sigma, torch.cat([plain.sigma[:-2], plain.sigma[-1:]]))
 
 
-@pytest.mark.parametrize(("process", "grid"), [("vp", "simple"), ("vp", "sgm_uniform"), ("vp", "beta"),
-                                               ("flow", "simple"), ("flow", "beta")])  # fmt: skip
+@pytest.mark.parametrize(("process", "grid"), [
+    ("vp", "simple"), ("vp", "sgm_uniform"), ("vp", "beta"), ("flow", "simple"), ("flow", "beta"),
+])  # fmt: skip
 @pytest.mark.parametrize("name", DROPPING)
 def test_elsewhere_it_stays_for_there_few_steps_are_nearer(name, grid, process):
     plain = tm.Sampler("euler", grid=grid, steps=8).levels(PROCESSES[process])
@@ -367,9 +368,13 @@ def test_discard_penultimate_is_refused_where_it_has_nothing_to_do():
 
 
 def test_a_config_keeps_that_a_name_drops_a_level():
-    """A scheduler that was saved with ComfyUI's name visits the same levels when it is read back."""
-    config = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-              "beta_end": 0.012}  # fmt: skip
+    """A scheduler that was saved with ComfyUI's name visits the same levels when read back."""
+    config = {
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    }
     made = tm.Scheduler.from_config(config, sampler="uni_pc/normal")
     again = tm.Scheduler.from_config(made.config)
     for scheduler in (made, again):

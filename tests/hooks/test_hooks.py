@@ -73,8 +73,11 @@ def test_an_edit_is_carried_on_exactly_by_every_solver(sampler, change):
     """With a constant denoiser a shift d at sigma becomes d·sigma'/sigma at every later level."""
     plain, edited = [], []
     drive(begin([lambda run: plain.append(run.latents.clone())], f"{sampler}/karras", 8), constant)
-    run = drive(begin([tm.edit(change, at=3), lambda r: edited.append((r.latents.clone(), r.level.sigma))],
-                      f"{sampler}/karras", 8), constant)  # fmt: skip
+
+    def record(run: tm.Run) -> None:
+        edited.append((run.latents.clone(), run.level.sigma))
+
+    run = drive(begin([tm.edit(change, at=3), record], f"{sampler}/karras", 8), constant)
     assert run.status == "done"
     at = edited[2][1]
     for step, (before, (after, sigma)) in enumerate(zip(plain, edited, strict=True), 1):
@@ -85,7 +88,7 @@ def test_an_edit_is_carried_on_exactly_by_every_solver(sampler, change):
 
 
 def test_unipc_keeps_an_edit_on_a_linear_model():
-    """In the table, the corrected sample of the edited row is shifted by the edit, whatever x was."""
+    """In the table, the edit shifts the corrected sample of the edited row, whatever x was."""
     d, at = 0.25, 4
     table = tm.Sampler("unipc/karras", steps=8).compile(PROCESS)
     names, x, base, history = table.registers, start(), start(), []
@@ -403,9 +406,11 @@ def test_progress_survives_a_closed_or_poor_stream(monkeypatch):
 def test_importing_hooks_imports_nothing_heavy():
     code = (
         "import sys, torch; before = set(sys.modules); import timonel as tm\n"
-        "[getattr(tm, n) for n in 'preview save_steps stop_when edit trace guard checkpoint progress'.split()]\n"
+        "names = 'preview save_steps stop_when edit trace guard checkpoint progress'\n"
+        "[getattr(tm, n) for n in names.split()]\n"
         "import timonel.hooks.collect\n"
-        "print({'PIL', 'rich', 'matplotlib', 'numpy', 'safetensors', 'diffusers'} & (set(sys.modules) - before))"
+        "heavy = {'PIL', 'rich', 'matplotlib', 'numpy', 'safetensors', 'diffusers'}\n"
+        "print(heavy & (set(sys.modules) - before))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -240,12 +240,14 @@ def _level(scheduler: object, t: int) -> Level:
 
 
 def test_ancestral_steps_of_ltx_take_another_amount_of_noise():
-    """sigma_down = sigma'·(1 + (sigma'/sigma - 1)·eta), not DDPM's posterior. Both keep the
-    marginal of a constant.
+    """sigma_down = sigma'·(1 + (sigma'/sigma - 1)·eta), not DDPM's posterior.
+
+    Both keep the marginal of a constant.
     """
-    case = Case("LTXEulerAncestralRFScheduler", {}, 8, "euler", kind="flow", space="ltx", timesteps={
-        "sigmas": [1 - k / 8 for k in range(9)]
-    })  # fmt: skip
+    sigmas = {"sigmas": [1 - k / 8 for k in range(9)]}
+    case = Case(
+        "LTXEulerAncestralRFScheduler", {}, 8, "euler", kind="flow", space="ltx", timesteps=sigmas
+    )
     scheduler = parity.theirs(case)[0]
     theirs_ = solvers.make("euler", parity.grid(case, scheduler))
     mine_ = solvers.make("euler_ancestral", replace(parity.grid(case, scheduler), ends=None))

@@ -31,8 +31,10 @@ SD = {
     "beta_schedule": "scaled_linear",
 }
 ANY: dict[str, type] = {"Scheduler": tm.Scheduler, **CLASSES}
-DEFAULTS: dict[str, dict[str, Any]] = {"Scheduler": tm.Scheduler._defaults(), **{n: dict(c.defaults) for n, c in
-                                       CLASSES.items()}}  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Scheduler": tm.Scheduler._defaults(),
+    **{name: dict(cls.defaults) for name, cls in CLASSES.items()},
+}
 ORDERS = {
     "solver_order": 9,
     "predictor_order": 9,

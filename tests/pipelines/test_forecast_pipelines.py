@@ -125,7 +125,7 @@ def test_a_pipeline_is_guided_by_the_forecast_at_the_cost_of_one_half(key):
 
 
 def gain(key: str, like: Tensor) -> float | Tensor:
-    """What a pipeline multiplies cond - uncond by at the scale 4, on top of its conditional part."""
+    """What a pipeline multiplies cond - uncond by at scale 4, on top of its conditional part."""
     if key.startswith("StableVideo"):
         return torch.linspace(1.0, 4.0, like.shape[1], dtype=like.dtype)[:, None, None, None] - 1
     return 4.0 if key.startswith("ZImage") else 3.0

@@ -182,11 +182,12 @@ def test_a_class_takes_sigma_max_in_its_constructor_as_in_from_config(cls: Any) 
 
 
 def test_what_a_checkpoint_carries_is_never_refused() -> None:
-    carried = {**OTHER, "process": None, "trained_betas": None, "variance_type": None, "prediction_type": "epsilon",
-               "use_exponential_sigmas": False, "use_beta_sigmas": False, "use_lu_lambdas": False,
-               "sigma_max": None,
-               "invert_sigmas": False, "rescale_betas_zero_snr": False,
-               "use_dynamic_shifting": False}  # fmt: skip
+    carried = {
+        **OTHER, "process": None, "trained_betas": None, "variance_type": None,
+        "prediction_type": "epsilon", "use_exponential_sigmas": False, "use_beta_sigmas": False,
+        "use_lu_lambdas": False, "sigma_max": None, "invert_sigmas": False,
+        "rescale_betas_zero_snr": False, "use_dynamic_shifting": False,
+    }  # fmt: skip
     for config in (carried | VP, carried | FLOW):
         scheduler = tm.Scheduler.from_config(config, sampler="euler/trailing")
         scheduler.set_timesteps(4)

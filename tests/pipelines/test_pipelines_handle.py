@@ -1,4 +1,4 @@
-"""A call in the background: the handle's orders arrive, and what goes wrong comes out of `result`."""
+"""A call in the background: the handle's orders arrive, and `result` raises what went wrong."""
 
 from __future__ import annotations
 

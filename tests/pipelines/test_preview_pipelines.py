@@ -218,7 +218,7 @@ def test_a_picture_from_outside_is_refused_while_models_move_between_devices() -
 
 @quiet
 def test_latents_of_a_captured_call_are_decoded_as_the_call_would() -> None:
-    """Flux 2 scales its packed latents by statistics of its autoencoder, which no usual rule knows."""
+    """Flux 2 scales its packed latents by statistics of its autoencoder, by no usual rule."""
     case = CASES["Flux2Pipeline"]
     helm = tm.Helm(case.build())
     call = {**case.inputs(), "steps": 2, "seeds": [0], "sampler": "euler"}

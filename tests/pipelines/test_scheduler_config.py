@@ -302,7 +302,7 @@ def test_what_cosmos_2s_constructor_registers_makes_its_levels(
     ("DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler"),
 ])  # fmt: skip
 def test_a_scheduler_that_goes_from_a_picture_to_noise_is_no_sampler(name, back, tmp_path):
-    """Its times rise; read as a model's config it would make the way back, which nobody asked for."""
+    """Its times rise; read as a model's config it would run the other way."""
     inverse = getattr(diffusers, name)(beta_schedule="scaled_linear")
     inverse.set_timesteps(5)
     assert inverse.timesteps[0] < inverse.timesteps[-1]

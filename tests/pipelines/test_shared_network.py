@@ -202,7 +202,7 @@ def test_no_gate_is_left_in_any_order_of_ends(where: str) -> None:
 def test_no_garbage_is_collected_while_stacks_of_other_threads_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Finalizers let those threads go on, whose frames end under the reader: a segmentation fault."""
+    """Finalizers let those threads go on and end their frames under the reader: a crash."""
     entered, go, read = threading.Event(), threading.Event(), list[int]()
     collections, callers = [0], caller._callers
 
@@ -379,9 +379,7 @@ def test_a_preview_waits_while_the_pipeline_decodes_and_the_pipeline_while_it_do
 
 
 @pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")  # diffusers on its own code
-def test_a_picture_of_a_run_that_ended_is_refused_while_a_plain_call_decodes_and_the_other_way_round() -> (
-    None
-):
+def test_a_picture_of_an_ended_run_is_refused_while_a_plain_call_decodes_and_vice_versa() -> None:
     pipes, entered, go = pipelines(), threading.Event(), threading.Event()
     vae = pipes[0].vae.half()
     vae.register_to_config(force_upcast=True)

@@ -1,5 +1,6 @@
-"""Runs ComfyUI's samplers and schedulers of a checkout on exact data: python -m support.comfyui_child
-CHECKOUT FOLDER.
+"""Runs ComfyUI's samplers and schedulers of a checkout on exact data.
+
+python -m support.comfyui_child CHECKOUT FOLDER
 
 Reads FOLDER/jobs.json, a list of `comfyui.Job` as dictionaries, and writes FOLDER/results.npz:
 `names`, `schedulers`, `version`, and for job i `levels_i` and `result_i`, or `error_i`. Only the

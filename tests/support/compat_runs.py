@@ -37,7 +37,7 @@ def draws() -> list[torch.Tensor]:
 
 
 def same_noise(scheduler: Any, monkeypatch: Any) -> None:
-    """The k-th noise that is drawn is the same for both; SA-Solver also draws where it adds none."""
+    """The k-th noise is the same for both; SA-Solver also draws where it adds none."""
     drawn = draws()
     following = iter(drawn)
     if isinstance(scheduler, ours.SASolverScheduler):

@@ -208,8 +208,15 @@ def ends(grid: Grid) -> tuple[Level, Level]:
     return grid[0], grid[grid.steps]
 
 
-def drive(table: tm.Table, denoise: object, x: torch.Tensor, *, seeds: object = None, prediction: str = "sample",
-          **options: object) -> torch.Tensor:  # fmt: skip
+def drive(
+    table: tm.Table,
+    denoise: object,
+    x: torch.Tensor,
+    *,
+    seeds: object = None,
+    prediction: str = "sample",
+    **options: object,
+) -> torch.Tensor:
     """The result of a table on a denoiser."""
     noise = options.pop("noise", None) or (
         tm.SeededNoise(tuple(seeds or range(len(x)))) if table.stochastic else None

@@ -61,8 +61,8 @@ K_DIFFUSION = (
     "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde",
 )  # fmt: skip
 DROPS = (
-    "leaves out the last level but one where a grid ends at the model's cleanest; ComfyUI does on every grid, which is "
-    "farther on simple and sgm_uniform: `discard_penultimate=True`"
+    "leaves out the last level but one where a grid ends at the model's cleanest; ComfyUI does on "
+    "every grid, which is farther on simple and sgm_uniform: `discard_penultimate=True`"
 )
 RF = "another amount of fresh noise on a flow (LTX's), as near to within a tenth or so"
 LAM = "on a flow ComfyUI takes lam = -log t for log((1 - t) / t)"
@@ -74,7 +74,10 @@ NOTES = {
     "dpm_2": DROPS,
     "uni_pc": f"{DROPS}; ComfyUI ends at sigma 0.001",
     "uni_pc_bh2": f"{DROPS}; ComfyUI ends at sigma 0.001",
-    "ddpm": "ComfyUI takes the formula of image models on a flow too: nearer in few steps, and does not converge",
+    "ddpm": (
+        "ComfyUI takes the formula of image models on a flow too: nearer in few steps, and does "
+        "not converge"
+    ),
     "dpmpp_2m": LAM, "res_multistep": f"{ONCE}; {LAM}",
     "res_multistep_ancestral": f"{LAM}, with noise that does not fit it",
     "dpmpp_sde": OFFSET, "dpmpp_sde_gpu": OFFSET, "dpmpp_2m_sde": OFFSET,
@@ -83,15 +86,26 @@ NOTES = {
     "seeds_3": OFFSET,
     "dpmpp_3m_sde": "see docs/differences.md", "dpmpp_3m_sde_gpu": "see docs/differences.md",
     "lcm": "ComfyUI's network has no boundary scaling here; LCM's own has",
-    "ipndm_v": "runs ipndm: ComfyUI's weights of 3 and 4 slopes are for even spacing and do not sum to 1, "
-    "so it goes astray where levels crowd (beta); lms has the exact weights",
-    "deis": "on image models a polynomial in log sigma, which is nearer on most levels; ComfyUI's: `variant=tab`",
-    "er_sde": "order 3 here is the whole quadratic; ComfyUI's lacks the term that the nodes are uneven",
-    "sa_solver": "orders 2 and 2 here, 3 and 4 in ComfyUI; the last step but one falls to order 1 here only where it "
-    "is long",
-    "dpm_fast": "N is steps here, of up to 3 calls each, on the grid lam without its cleanest level if none is named; "
-    "in ComfyUI N is calls, on levels of its own, to sigma_min. Below, both make N calls at most, here one of them to "
-    "the clean level",
+    "ipndm_v": (
+        "runs ipndm: ComfyUI's weights of 3 and 4 slopes are for even spacing and do not sum to 1, "
+        "so it goes astray where levels crowd (beta); lms has the exact weights"
+    ),
+    "deis": (
+        "on image models a polynomial in log sigma, which is nearer on most levels; ComfyUI's: "
+        "`variant=tab`"
+    ),
+    "er_sde": (
+        "order 3 here is the whole quadratic; ComfyUI's lacks the term that the nodes are uneven"
+    ),
+    "sa_solver": (
+        "orders 2 and 2 here, 3 and 4 in ComfyUI; the last step but one falls to order 1 here only "
+        "where it is long"
+    ),
+    "dpm_fast": (
+        "N is steps here, of up to 3 calls each, on the grid lam without its cleanest level if "
+        "none is named; in ComfyUI N is calls, on levels of its own, to sigma_min. Below, both "
+        "make N calls at most, here one of them to the clean level"
+    ),
 }  # fmt: skip
 
 

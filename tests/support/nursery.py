@@ -1,9 +1,9 @@
 """What test_killed kills, and a warm process that forks it: a kill costs no start of Python.
 
-python -m support.nursery      reads a kind and the path of a result from each line, forks a child that
-makes it, and prints
-                       the child's number, a line at each mark of the child's, and "gone" once that
-                       has ended
+python -m support.nursery
+
+It reads a kind and the path of a result from each line, forks a child that makes it, and prints the
+child's number, a line at each mark of the child's, and "gone" once that has ended.
 """
 
 from __future__ import annotations

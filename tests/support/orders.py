@@ -1,4 +1,4 @@
-"""A run on three steps that a test holds up where it wants, to give it orders from other threads."""
+"""A run on three steps that a test holds up where it wants, to order it from other threads."""
 
 from __future__ import annotations
 

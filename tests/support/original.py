@@ -91,7 +91,9 @@ def _unet_name(key: str, each: int, crossed: set[int]) -> str:
     at = block * each + layer
     return {
         "resnets": f"output_blocks.{at}.0.{rest}", "attentions": f"output_blocks.{at}.1.{rest}",
-        "upsamplers": f"output_blocks.{block * each + each - 1}.{2 if block in crossed else 1}.{rest}",
+        "upsamplers": (
+            f"output_blocks.{block * each + each - 1}.{2 if block in crossed else 1}.{rest}"
+        ),
     }[kind]  # fmt: skip
 
 

@@ -358,10 +358,16 @@ CLAIMS = [
 ]
 NOTES = [
     {
-        "en": "A stochastic sampler has no single picture to converge to, so it is measured by the energy distance "
-        "between its pictures and the reference's over the seeds, not by a distance to one picture.",
-        "es": "Un sampler estocástico no converge a una sola imagen; por eso se mide con la distancia de energía entre "
-        "sus imágenes y las de la referencia sobre las semillas, no con la distancia a una imagen.",
+        "en": (
+            "A stochastic sampler has no single picture to converge to, so it is measured by the "
+            "energy distance between its pictures and the reference's over the seeds, not by a "
+            "distance to one picture."
+        ),
+        "es": (
+            "Un sampler estocástico no converge a una sola imagen; por eso se mide con la "
+            "distancia de energía entre sus imágenes y las de la referencia sobre las semillas, no "
+            "con la distancia a una imagen."
+        ),
     }
 ]
 

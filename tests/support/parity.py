@@ -53,9 +53,8 @@ class Case:
     timesteps: dict[str, Any] = field(default_factory=dict)  # further arguments of set_timesteps
     step: dict[str, Any] = field(default_factory=dict)  # further arguments of step
     noise_scale: float = 1.0
-    shape: DenoisedFn | None = (
-        None  # what is done to the denoised prediction, where the scheduler is told to do the same
-    )
+    # what is done to the denoised prediction, where the scheduler's configuration does the same
+    shape: DenoisedFn | None = None
 
     def __str__(self) -> str:
         parts = [

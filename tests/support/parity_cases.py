@@ -79,12 +79,20 @@ PEERS: dict[str, tuple[Peer, ...]] = {
 OUT_OF_SCOPE: dict[str, str] = {
     "DDIMInverseScheduler": "inversion: from a picture to noise",
     "DPMSolverMultistepInverseScheduler": "inversion: from a picture to noise",
-    "RePaintScheduler": "inpainting: mixes a masked picture in at every step and jumps back in time",
-    "ConsistencyDecoderScheduler": "makes pixels from latents, as a part of a decoder; does not sample latents",
-    "ScoreSdeVeScheduler": "pixels; takes its Langevin step size from the norm of the prediction, so it is no table",
+    "RePaintScheduler": (
+        "inpainting: mixes a masked picture in at every step and jumps back in time"
+    ),
+    "ConsistencyDecoderScheduler": (
+        "makes pixels from latents, as a part of a decoder; does not sample latents"
+    ),
+    "ScoreSdeVeScheduler": (
+        "pixels; takes its Langevin step size from the norm of the prediction, so it is no table"
+    ),
     "ScoreSdeVpScheduler": "pixels; deprecated in diffusers",
     "KarrasVeScheduler": "pixels; deprecated in diffusers. The algorithm is `edm`",
-    "PiflowScheduler": "the output is a policy of many predictions, which is integrated without the network",
+    "PiflowScheduler": (
+        "the output is a policy of many predictions, which is integrated without the network"
+    ),
     "HeliosScheduler": "a pyramid: changes the resolution of the latents between stages",
     "HeliosDMDScheduler": "a pyramid: changes the resolution of the latents between stages",
     "AmusedScheduler": "tokens: unmasks discrete codes",

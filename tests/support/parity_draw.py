@@ -1,4 +1,4 @@
-"""How configurations of every diffusers scheduler are drawn, and what timonel calls the same thing."""
+"""How configurations of every diffusers scheduler are drawn, and timonel's names for them."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def dpm_multistep(rng: random.Random) -> Case:
 
 
 def dpm_singlestep(rng: random.Random) -> Case:
-    """Steps of one or two calls; with levels even in lam the inner calls are where timonel's are."""
+    """Steps of one or two calls; on levels even in lam the inner calls are timonel's."""
     form = rng.choice(["dpmsolver++", "dpmsolver++", "dpmsolver", "sde-dpmsolver++"])
     order, variant = (
         rng.choice([1, 2]) if form == "dpmsolver++" else 2,

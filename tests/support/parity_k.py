@@ -46,7 +46,8 @@ class Case:
 
     def __str__(self) -> str:
         levels = " ".join(f"{s:.5g}" for s in self.sigmas)
-        return f"{self.peer}({self.arguments}) on [{levels}] as {self.solver}({self.options}), {self.kind}"
+        same = f"{self.solver}({self.options})"
+        return f"{self.peer}({self.arguments}) on [{levels}] as {same}, {self.kind}"
 
 
 # -- levels ----------------------------------------------------------------------------------------

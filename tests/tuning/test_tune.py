@@ -61,8 +61,11 @@ def test_a_fit_is_never_worse_than_its_start_on_new_noise() -> None:
 
 @pytest.mark.slow
 def test_a_fit_is_never_worse_than_its_start_on_new_noise_over_fifty_mixtures() -> None:
-    ways: tuple[dict[str, Any], ...] = ({"method": "rows"}, {"method": "differences", "iterations": 2},
-                                        {"method": "backward", "iterations": 2})  # fmt: skip
+    ways: tuple[dict[str, Any], ...] = (
+        {"method": "rows"},
+        {"method": "differences", "iterations": 2},
+        {"method": "backward", "iterations": 2},
+    )
     gains = [never_worse(seed, **ways[seed % 3]) for seed in range(50)]
     assert min(gains) >= 1.0
     assert sorted(gains)[25] > 1.5
@@ -355,7 +358,10 @@ def test_a_guidance_scale_for_every_step_is_refused_before_the_network_is_called
         unconditional=called,
         guidance=tm.cfg([4.0] * scales),
     )
-    said = rf"one guidance scale and an interval, got {scales} scales, one for each step: give one, such as cfg\(4,"
+    said = (
+        rf"one guidance scale and an interval, got {scales} scales, one for each step: "
+        r"give one, such as cfg\(4,"
+    )
     with pytest.raises(ArgumentError, match=said):
         fit_model(model, steps=3)
 
@@ -376,9 +382,7 @@ def test_time_that_is_too_short_is_refused_with_the_time_that_would_do() -> None
     assert 40 * 96 * 0.02 / 8 / 60 < asked < 4
 
 
-def test_so_many_samples_are_taken_as_a_quarter_of_the_time_is_enough_for_and_what_was_spent_counts() -> (
-    None
-):
+def test_samples_are_as_many_as_a_quarter_of_the_time_allows_and_what_was_spent_counts() -> None:
     data = mixture().denoise
 
     def slow(x: Tensor, level: Level) -> Tensor:

@@ -221,8 +221,11 @@ def test_the_command_line_fits_a_file_that_generate_takes(
 ) -> None:
     (tmp_path / "words.txt").write_text("red apple\n\nghost\nhouse\nred apple\n", "utf-8")
     out = tmp_path / "fast.json"
-    words = ["tune", "emoji", "--steps", "2", "--prompts", str(tmp_path / "words.txt"), "--seeds", "12", "--method",
-             "rows", "--start", START, "--guidance-until", "0.4", "-o", str(out)]  # fmt: skip
+    words = [
+        "tune", "emoji", "--steps", "2", "--prompts", str(tmp_path / "words.txt"),
+        "--seeds", "12", "--method", "rows", "--start", START, "--guidance-until", "0.4",
+        "-o", str(out),
+    ]  # fmt: skip
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert f"sampler    {out}" in done.output

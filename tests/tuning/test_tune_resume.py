@@ -42,7 +42,9 @@ def told(message):
     if "iteration 2" in message:
         time.sleep(600)  # to be killed here
 
-fit_model(mixture(0), steps=3, start=START, method="differences", iterations=4, out=sys.argv[1], log=told)
+fit_model(
+    mixture(0), steps=3, start=START, method="differences", iterations=4, out=sys.argv[1], log=told
+)
 """
 FIT = {"steps": 3, "start": START, "method": "differences", "iterations": 4}
 

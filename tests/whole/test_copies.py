@@ -98,9 +98,11 @@ def test_a_pickled_run_goes_on_in_another_process(tmp_path: Path) -> None:
     run = begun("dpmpp_2m_sde", 3)
     (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
     code = (
-        "import pickle, sys, torch; from support import copied; torch.set_num_threads(int(sys.argv[2]))\n"
+        "import pickle, sys, torch; from support import copied; "
+        "torch.set_num_threads(int(sys.argv[2]))\n"
         "folder = sys.argv[1]\n"
-        "run = pickle.load(open(folder + '/run.pickle', 'rb')); torch.save(copied.finished(run), folder + '/x.pt')"
+        "run = pickle.load(open(folder + '/run.pickle', 'rb')); "
+        "torch.save(copied.finished(run), folder + '/x.pt')"
     )
     threads = str(torch.get_num_threads())
     subprocess.run(

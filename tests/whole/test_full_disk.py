@@ -177,12 +177,14 @@ FILLED = (
 import subprocess, sys
 from pathlib import Path
 disk, size, *words = sys.argv[1:]
-mount = lambda options: subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
+def mount(options):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
 def go():
-    made = subprocess.run([sys.executable, "-W", "ignore", "-c", COARSE, *words], cwd=disk, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    made = subprocess.run([sys.executable, "-W", "ignore", "-c", COARSE, *words],
+                          cwd=disk, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     print("status", made.returncode, *made.stderr.strip().splitlines()[-1:])
-    print("files", sorted((str(p.relative_to(disk)), p.stat().st_size) for p in Path(disk).rglob("*") if p.is_file()))
+    files = (p for p in Path(disk).rglob("*") if p.is_file())
+    print("files", sorted((str(p.relative_to(disk)), p.stat().st_size) for p in files))
 mount(f"size={size}")
 go()
 mount("remount,size=50m")

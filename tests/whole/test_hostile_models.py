@@ -57,7 +57,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def code(at: Path) -> str:
-    return f"open({str(at)!r}, 'w')\nclass X:\n    @classmethod\n    def from_pretrained(cls, *_, **__): return cls()\n"
+    return (
+        f"open({str(at)!r}, 'w')\nclass X:\n"
+        "    @classmethod\n    def from_pretrained(cls, *_, **__): return cls()\n"
+    )
 
 
 def write(path: Path, text: str) -> None:
@@ -338,7 +341,7 @@ def test_every_command_refuses_a_hostile_folder(
 def test_doctor_runs_nothing_of_a_hostile_folder(
     whole: Path, here: Path, spoil: Callable[[Path, Path], None]
 ) -> None:
-    """It reads two configurations and loads nothing, so that it may say something of such a model."""
+    """It reads two configurations and loads nothing, so it may say something of such a model."""
     folder = hostile(whole, here, spoil)
     with contextlib.suppress(ModelError):
         tm.doctor(folder)

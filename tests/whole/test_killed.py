@@ -59,8 +59,9 @@ class Nursery:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "support.nursery"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, bufsize=1, env=environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1"),
+            [sys.executable, "-W", "ignore", "-m", "support.nursery"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env=environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1"),
         )  # fmt: skip
         self.chance = random.Random(0)
 
@@ -71,7 +72,7 @@ class Nursery:
         return line
 
     def kill(self, kind: str, path: Path, marks: int, longest: float) -> bool:
-        """Kill a process of this kind that writes `path`, after a random mark and up to `longest` s.
+        """Kill a process of this kind that writes `path`, up to `longest` s after a random mark.
 
         False where it was over by then.
         """

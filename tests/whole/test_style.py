@@ -156,7 +156,7 @@ def test_a_public_method_is_documented_or_its_base_is(path: Path) -> None:
 
 @pytest.mark.parametrize("key", DOCUMENTED)
 def test_a_public_name_is_documented(key: str) -> None:
-    """A sentence in the first line; where there are two or more parameters Args with all, Returns."""
+    """A sentence in the first line; from two parameters on, Args with all of them, and Returns."""
     value = DOCUMENTED[key]
     doc = inspect.getdoc(value) or ""
     first, _, rest = doc.partition("\n")

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 def solve(
     pipeline: StableDiffusion3Pipeline, captions: list[str], shift: float, args: argparse.Namespace
 ) -> Tensor:
-    """Latents of ``captions``, always from the same noise, by Euler steps on a grid of that shift."""
+    """Latents of ``captions`` from the same noise, by Euler steps on a grid of that shift."""
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
         pipeline.scheduler.config, shift=shift
     )

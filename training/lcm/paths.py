@@ -67,7 +67,7 @@ def follow(
 def shard(
     unet: nn.Module, texts: Texts, names: list[str], size: int, rng: random.Random
 ) -> dict[str, Tensor]:
-    """A batch of paths: x (paths, indices, 4, 16, 16), end (paths, 4, 16, 16), caption (paths, 2)."""
+    """Paths: x (paths, indices, 4, 16, 16), end (paths, 4, 16, 16), caption (paths, 2)."""
     chosen = [(rng.randrange(len(names)), rng.randrange(2 * len(STYLES))) for _ in range(size)]
     prompt, pooled = texts([captioned(names, concept, style) for concept, style in chosen])
     points, end = follow(unet, torch.randn(size, 4, 16, 16), prompt, pooled)

@@ -58,7 +58,7 @@ class Pose:
 
 
 def pose(kind: str, amount: float, phase: float) -> Pose:
-    """The pose at ``phase`` (1 is a full period); at phase 0 and at amount 0 it is the still one."""
+    """The pose at ``phase`` (1 is a full period); at phase 0 or amount 0 the still one."""
     wave = math.sin(2 * math.pi * phase)
     if kind == "bounce":
         part = phase % 1.0
@@ -75,7 +75,7 @@ def pose(kind: str, amount: float, phase: float) -> Pose:
 
 
 def inverse(pose: Pose, size: float, x: float, y: float) -> list[list[float]]:
-    """The 2x3 map from a frame to the original, for the pose after the still's own size and place."""
+    """The 2x3 map from a frame to the original, for the pose after the still's size and place."""
     cos, sin = math.cos(pose.angle), math.sin(pose.angle)
     # frame = rotate(scale(original * size + place - pivot)) + pivot + shift
     a, b = cos / pose.wide, sin / pose.wide
@@ -130,7 +130,7 @@ def draw(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, drawn: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A shard: latents of the frames (scaled) and of the noised still (not scaled, as SVD has it)."""
+    """A shard: latents of the frames (scaled) and of the noised still (unscaled, as in SVD)."""
     rows = {key: torch.stack([row[key] for row in drawn]) for key in drawn[0]}
     frames = torch.cat([to_float(row) for row in rows.pop("frames")])
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(64)])

@@ -53,7 +53,7 @@ def counterpart(name: str) -> str:
 
 @torch.no_grad()
 def widen(vae: AutoencoderKL) -> AutoencoderKLTemporalDecoder:
-    """Exactly the same function, in SVD's class: silent channels added, temporal parts identities."""
+    """The same function in SVD's class: silent channels added, temporal parts identities."""
     wide = AutoencoderKLTemporalDecoder(
         down_block_types=vae.config.down_block_types,
         block_out_channels=tuple(WIDTHS[c] for c in vae.config.block_out_channels),
@@ -95,8 +95,9 @@ def report(vae: AutoencoderKL, teacher: AutoencoderKL, held: Tensor) -> str:
     latents, student = teacher.encode(held).latent_dist.mean, vae.encode(held).latent_dist.mean
     return (
         f"psnr {psnr(vae.decode(student).sample, held):.2f} dB, of shipped latents "
-        f"{psnr(vae.decode(latents).sample, held):.2f}, shipped {psnr(teacher.decode(latents).sample, held):.2f}; "
-        f"latents rms {(student - latents).square().mean().sqrt():.4f} of {latents.std():.3f}"
+        f"{psnr(vae.decode(latents).sample, held):.2f}, shipped "
+        f"{psnr(teacher.decode(latents).sample, held):.2f}; latents rms "
+        f"{(student - latents).square().mean().sqrt():.4f} of {latents.std():.3f}"
     )
 
 

@@ -115,7 +115,10 @@ def train(args: argparse.Namespace) -> None:
         right = 0.95 * right + 0.05 * float((guess[0].argmax(1) == kind[picture]).float().mean())
         step += 1
         if step % 25 == 0 or clock.done:
-            line = f"encoder step {step} seconds {clock.seconds:.0f} loss {loss.item():.3f} kind right {right:.3f}"
+            line = (
+                f"encoder step {step} seconds {clock.seconds:.0f} loss {loss.item():.3f} "
+                f"kind right {right:.3f}"
+            )
             log(args.work / "encoder.log", line)
     save_atomic({"encoder": encoder.state_dict(), "heads": heads.state_dict(), "step": step}, path)
     save_atomic(

@@ -44,7 +44,7 @@ def build_pipeline(work: Path, model: Path) -> tuple[StableVideoDiffusionPipelin
 
 
 def neutral_classes(folder: Path) -> None:
-    """Name the image processor by its usual class, whatever backend wrote it, and force no dtype."""
+    """Name the image processor by its usual class, whatever wrote it, and force no dtype."""
     index = folder / "model_index.json"
     content = json.loads(index.read_text())
     content["feature_extractor"] = ["transformers", "CLIPImageProcessor"]

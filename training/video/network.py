@@ -62,7 +62,7 @@ def build_unet() -> UNetSpatioTemporalConditionModel:
 
 
 def build_encoder() -> CLIPVisionModelWithProjection:
-    """The untrained image encoder; the pipeline always hands it 224x224 pictures, here 49 patches."""
+    """The untrained image encoder; the pipeline passes it 224x224 pictures, here 49 patches."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=WIDTH,
@@ -78,7 +78,7 @@ def build_encoder() -> CLIPVisionModelWithProjection:
 
 
 def prepared(pictures: Tensor) -> Tensor:
-    """What the pipeline and its feature extractor make of pictures in -1..1 for the image encoder."""
+    """Pictures in -1..1 as the pipeline and its feature extractor prepare them for the encoder."""
     return _resize_with_antialiasing(pictures, (224, 224))
 
 

@@ -194,7 +194,8 @@ def fit(
             rate = optimizer.param_groups[0]["lr"]
             log(
                 log_path,
-                f"{name} step {step} seconds {clock.seconds:.0f} loss {running:.4f} rate {rate:.2e}",
+                f"{name} step {step} seconds {clock.seconds:.0f} loss {running:.4f} rate "
+                f"{rate:.2e}",
             )
         if clock.seconds - saved > 60 or clock.done:
             saved = clock.seconds

@@ -25,7 +25,7 @@ PLAIN = ("black", "white")
 
 
 def models(args: argparse.Namespace) -> dict[str, tm.Helm]:
-    """The epsilon model, the control that saw the same pictures, and the one of zero terminal SNR."""
+    """The epsilon model, the control trained on the same pictures, and the zero terminal SNR."""
     made = {"epsilon": base(args.base), "zero SNR": base(args.base)}
     if args.control:
         made["epsilon, same pictures"] = base(args.base)

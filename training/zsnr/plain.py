@@ -62,7 +62,8 @@ def main() -> None:
         found[name], decoded = find(vae, nearest(args.work, value), value, args.steps)
         brightness = decoded.clamp(-1, 1).add(1).div(2)
         print(
-            f"{name}: mean {brightness.mean():.4f}, min {brightness.min():.3f}, max {brightness.max():.3f}"
+            f"{name}: mean {brightness.mean():.4f}, min {brightness.min():.3f}, max "
+            f"{brightness.max():.3f}"
         )
     save_atomic(found, args.work / "plain.safetensors")
 

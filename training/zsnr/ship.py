@@ -66,7 +66,8 @@ def main() -> None:
         shutil.rmtree(args.out)
     part.rename(args.out)
     print(
-        f"{args.out}: {sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6:.2f} MB"
+        f"{args.out}: "
+        f"{sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6:.2f} MB"
     )
 
 

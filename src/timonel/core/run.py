@@ -421,8 +421,7 @@ class Run(Controlled):
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         from .copying import deep
 
-        twin: Run = deep(self, memo)
-        return twin
+        return deep(self, memo)  # type: ignore[no-any-return]
 
     # -- saving ------------------------------------------------------------------------------------
     def snapshot(self) -> tuple[State, Point]:

@@ -19,7 +19,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-import diffusers  # before the checkout's conftest puts its `src` on the path: the installed one is tested
+# before the checkout's conftest puts its `src` on the path: the installed one is tested
+import diffusers
 import numpy as np
 import pytest
 import torch

@@ -26,8 +26,9 @@ from support.places import ROOT, environment
 
 VARIABLE = "TIMONEL_DIFFUSERS"
 HOW = (
-    f"{VARIABLE} names no checkout of diffusers; make one with `git clone --depth 1 --branch v0.40.0 "
-    f"https://github.com/huggingface/diffusers DIR` and set {VARIABLE}=DIR"
+    f"{VARIABLE} names no checkout of diffusers; make one with "
+    "`git clone --depth 1 --branch v0.40.0 https://github.com/huggingface/diffusers DIR` "
+    f"and set {VARIABLE}=DIR"
 )
 SOCKETS = ("compat", "scheduler")
 Record = dict[str, dict[str, str]]

@@ -33,8 +33,14 @@ ABSENT: dict[str, str] = {
     "DiffusionGemmaPipeline": _TEXT,
     "LLaDA2Pipeline": _TEXT,
     "UnCLIP*": "has no `scheduler`: two or three of other names, one for each of its networks",
-    "LEditsPPPipelineStableDiffusionXL": "its loop is that of LEditsPPPipelineStableDiffusion, which is built",
-    "HeliosPyramidPipeline": "grows its picture in stages that start where its own scheduler's list says",
+    "LEditsPPPipelineStableDiffusionXL": (
+        "its loop is that of LEditsPPPipelineStableDiffusion, which is built"
+    ),
+    "HeliosPyramidPipeline": (
+        "grows its picture in stages that start where its own scheduler's list says"
+    ),
     "RFD4ProteinaPipeline": "generates proteins, with two schedulers",
-    "EasyAnimateControlPipeline": "raises before its loop: its `encode_prompt` takes no text_encoder_index",
+    "EasyAnimateControlPipeline": (
+        "raises before its loop: its `encode_prompt` takes no text_encoder_index"
+    ),
 }

@@ -18,8 +18,11 @@ from timonel.compat.schedulers import CLASSES
 
 #: where another picture is meant, and why
 MEANT = {
-    "IPNDMScheduler": "diffusers' IPNDMScheduler drops its first prediction, at pure noise, which timonel's counts; "
-    "the last 0.01 is that timonel's combines slopes over sigma / (alpha + sigma), which begins at 1, not at infinity",
+    "IPNDMScheduler": (
+        "diffusers' IPNDMScheduler drops its first prediction, at pure noise, which timonel's "
+        "counts; the last 0.01 is that timonel's combines slopes over sigma / (alpha + sigma), "
+        "which begins at 1, not at infinity"
+    ),
 }
 
 

@@ -118,7 +118,7 @@ add(
 
 
 def audioldm2() -> dict[str, Any]:
-    """Of two encodings, that of the words and that which a language model writes; both are given."""
+    """Of two encodings, that of the words and that which a language model writes."""
     network = d.AudioLDM2UNet2DConditionModel(
         block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=8, in_channels=4,
         out_channels=4,

@@ -45,8 +45,10 @@ def movq() -> Any:
 
 
 def prior() -> Any:
-    made = d.PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=WIDTH, num_layers=1,
-                              num_embeddings=8)  # fmt: skip
+    made = d.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, embedding_dim=WIDTH, num_layers=1,
+        num_embeddings=8,
+    )  # fmt: skip
     made.clip_std = torch.nn.Parameter(torch.ones(1, WIDTH))
     return made
 
@@ -120,9 +122,10 @@ def priors() -> dict[str, Any]:
 add("KandinskyPriorPipeline", TWO, priors, lambda: PRIORS)
 add("KandinskyPipeline", TWO, first, lambda: embeds() | SIZE)
 add("KandinskyImg2ImgPipeline", TWO, first, lambda: pictured() | SIZE)
-add("KandinskyInpaintPipeline", TWO, lambda: first() | {"unet": unet(9, "text_image", "text_image_proj")},
-    lambda: embeds() | SIZE | {"image": picture(64),
-    "mask_image": torch.ones(64, 64).numpy()})  # fmt: skip
+add("KandinskyInpaintPipeline", TWO,
+    lambda: first() | {"unet": unet(9, "text_image", "text_image_proj")},
+    lambda: embeds() | SIZE | {"image": picture(64), "mask_image": torch.ones(64, 64).numpy()},
+)  # fmt: skip
 add("KandinskyV22PriorPipeline", NEW, priors, lambda: PRIORS)
 add("KandinskyV22PriorEmb2EmbPipeline", NEW, priors,
     lambda: PRIORS | {"image": torch.ones(1, WIDTH), "strength": 0.8})  # fmt: skip
@@ -274,5 +277,6 @@ SHAPE: dict[str, Any] = {"frame_size": 32, "guidance_scale": 3.0}
 add(
     "ShapEPipeline", "Shap-E", lambda: shap_e() | {"text_encoder": Clip()}, lambda: SHAPE, kind="3D"
 )
-add("ShapEImg2ImgPipeline", "Shap-E", lambda: shap_e() | {"image_encoder": Eyes(), "image_processor": Lens()},
+add("ShapEImg2ImgPipeline", "Shap-E",
+    lambda: shap_e() | {"image_encoder": Eyes(), "image_processor": Lens()},
     lambda: SHAPE | {"image": picture()}, kind="3D")  # fmt: skip

@@ -134,8 +134,8 @@ add(
     lambda: sana(controlnet=d.SanaControlNetModel(**SANA | {"num_layers": 1})),
     lambda: BIG | {"control_image": tensor(32)},
 )  # fmt: skip
-add("SanaSprintPipeline", "Sana Sprint", lambda: sana(more=SPRINT, scheduler=d.SCMScheduler()), lambda: BIG | DIRECT,
-    guidance="embedded")  # fmt: skip
+add("SanaSprintPipeline", "Sana Sprint", lambda: sana(more=SPRINT, scheduler=d.SCMScheduler()),
+    lambda: BIG | DIRECT, guidance="embedded")  # fmt: skip
 add(
     "SanaSprintImg2ImgPipeline", "Sana Sprint",
     lambda: sana(more=SPRINT, scheduler=d.SCMScheduler()),

@@ -108,7 +108,7 @@ class Trial:
         return values(self.helm(**given))
 
     def depends_on_the_batch(self, two: dict[str, Any]) -> bool:
-        """Whether the pipeline makes something else of two samples than of each, without the helm."""
+        """Whether the pipeline itself computes something else of two samples than of each."""
         singles = torch.cat([self.plainly(), self.plainly((1,))])
         return gap(self.plainly((0, 1), **two), singles) >= CLOSE
 
@@ -229,7 +229,7 @@ def sde(trial: Trial) -> None:
 
 
 def stop(trial: Trial) -> None:
-    """A stop after the first step ends the loop, and the pipeline returns the denoised prediction."""
+    """A stop after the first step ends the loop; the pipeline returns the denoised prediction."""
     whole, _ = trial.euler
     with trial.counted() as part:
         made = trial.steer(sampler="euler", hooks=[lambda run: run.stop()])

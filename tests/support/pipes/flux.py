@@ -60,8 +60,8 @@ add(
     lambda: image() | {"mask_image": mask()},
     guidance="embedded",
 )
-add("FluxFillPipeline", FLUX, lambda: parts(16 + 16 + 16), lambda: {"image": tensor(), "mask_image": mask()},
-    guidance="embedded")  # fmt: skip
+add("FluxFillPipeline", FLUX, lambda: parts(16 + 16 + 16),
+    lambda: {"image": tensor(), "mask_image": mask()}, guidance="embedded")  # fmt: skip
 add(
     "FluxControlPipeline",
     FLUX,
@@ -69,14 +69,14 @@ add(
     lambda: {"control_image": tensor()},
     guidance="embedded",
 )
-add("FluxControlImg2ImgPipeline", FLUX, lambda: parts(32), lambda: image() | {"control_image": tensor(seed=1)},
-    guidance="embedded")  # fmt: skip
+add("FluxControlImg2ImgPipeline", FLUX, lambda: parts(32),
+    lambda: image() | {"control_image": tensor(seed=1)}, guidance="embedded")  # fmt: skip
 add(
     "FluxControlInpaintPipeline", FLUX, lambda: parts(32),
     lambda: image() | {"control_image": tensor(seed=1), "mask_image": mask()}, guidance="embedded",
 )  # fmt: skip
-add("FluxControlNetPipeline", "ControlNet", lambda: parts(controlnet=control()), lambda: {"control_image": tensor()},
-    guidance="embedded")  # fmt: skip
+add("FluxControlNetPipeline", "ControlNet", lambda: parts(controlnet=control()),
+    lambda: {"control_image": tensor()}, guidance="embedded")  # fmt: skip
 add(
     "FluxControlNetImg2ImgPipeline", "ControlNet", lambda: parts(controlnet=control()),
     lambda: image() | {"control_image": tensor(seed=1)}, guidance="embedded",
@@ -110,8 +110,8 @@ def rows() -> dict[str, Any]:
     return {"image": grid, "max_sequence_length": 77} | texts
 
 
-add("VisualClozeGenerationPipeline", "VisualCloze", lambda: parts(16 + 16 + 16, resolution=32), rows,
-    guidance="embedded", two="one grid of pictures a call")  # fmt: skip
+add("VisualClozeGenerationPipeline", "VisualCloze", lambda: parts(16 + 16 + 16, resolution=32),
+    rows, guidance="embedded", two="one grid of pictures a call")  # fmt: skip
 add(
     "VisualClozePipeline", "VisualCloze", lambda: parts(16 + 16 + 16, resolution=32),
     lambda: rows() | {"upsampling_height": 32, "upsampling_width": 32, "upsampling_strength": 0.4},

@@ -24,16 +24,24 @@ APART = (
 )  # in names of what is no pipeline class
 HEAD = """# Pipelines
 
-Every pipeline class of diffusers {version} that can be built without a checkpoint, with tiny random weights, called
-under `tm.Helm(pipe)`. Networks, autoencoders and schedulers are diffusers' own classes; tokenizers and encoders of
-words and pictures are stand-ins (`tests/support/pipes/standins.py`). "yes": the check passed. A number points to the
-reason below the table. "–": the pipeline has nothing to try. Under preview: "linear", pictures by the linear map;
-"decoded", by the pipeline's own way, compared with its own picture; "says no", a warning with the reason, and the run
-goes on. Under compat the pipeline runs without the helm, with the class of `timonel.compat` in place of its scheduler,
-made of the same configuration, and its picture is compared with the one of diffusers' class (largest difference below
+Every pipeline class of diffusers {version} that can be built without a checkpoint, \
+with tiny random weights, called
+under `tm.Helm(pipe)`. Networks, autoencoders and schedulers are diffusers' own classes; \
+tokenizers and encoders of
+words and pictures are stand-ins (`tests/support/pipes/standins.py`). "yes": the check passed. \
+A number points to the
+reason below the table. "–": the pipeline has nothing to try. \
+Under preview: "linear", pictures by the linear map;
+"decoded", by the pipeline's own way, compared with its own picture; \
+"says no", a warning with the reason, and the run
+goes on. Under compat the pipeline runs without the helm, with the class of `timonel.compat` in \
+place of its scheduler,
+made of the same configuration, and its picture is compared with the one of diffusers' class \
+(largest difference below
 2e-4 of the largest value, noise included).
 
-Made by `{command}`; the checks are `tests/support/pipes/features.py`, the pipelines `tests/support/pipes/`.
+Made by `{command}`; the checks are `tests/support/pipes/features.py`, the pipelines \
+`tests/support/pipes/`.
 `tests/pipelines/test_every_pipeline.py` fails when a row of this page stops being true.
 
 {classes} classes in {families} families, {cases} configurations.
@@ -96,9 +104,12 @@ def classes() -> list[str]:
     import diffusers
 
     return sorted(
-        name for name in dir(diffusers)
-        if "Pipeline" in name and name != "DiffusionPipeline" and not any(part in name for part in APART)
-    )  # fmt: skip
+        name
+        for name in dir(diffusers)
+        if "Pipeline" in name
+        and name != "DiffusionPipeline"
+        and not any(part in name for part in APART)
+    )
 
 
 def why_absent(name: str) -> str:

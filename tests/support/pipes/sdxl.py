@@ -37,8 +37,10 @@ def control(cls: str = "ControlNetModel", **changes: Any) -> Any:
 
 
 def union() -> Any:
-    return control("ControlNetUnionModel", num_control_type=6, num_trans_channel=8, num_trans_head=2,
-                   num_proj_channel=8)  # fmt: skip
+    return control(
+        "ControlNetUnionModel", num_control_type=6, num_trans_channel=8, num_trans_head=2,
+        num_proj_channel=8,
+    )  # fmt: skip
 
 
 add("StableDiffusionXLPipeline", XL, parts)

@@ -356,8 +356,8 @@ add(
 )  # fmt: skip
 add("WanImageToVideoPipeline", "Wan", lambda: wan(36, {"image_dim": WIDTH}, **seeing()),
     lambda: LEAST | {"image": picture()}, label=" (2.1)", **ONE)  # fmt: skip
-add("WanImageToVideoPipeline", "Wan", lambda: wan(36, **second(36)), lambda: LEAST | {"image": picture()},
-    label=" (2.2)", **BOTH)  # fmt: skip
+add("WanImageToVideoPipeline", "Wan", lambda: wan(36, **second(36)),
+    lambda: LEAST | {"image": picture()}, label=" (2.2)", **BOTH)  # fmt: skip
 add("WanVideoToVideoPipeline", "Wan", wan, lambda: {"strength": 0.8} | footage(frames=5), **ONE)
 add(
     "WanVACEPipeline", "Wan",
@@ -395,7 +395,8 @@ def sky(channels: int = 16, more: dict[str, Any] | None = None, **changes: Any) 
 
 
 add("SkyReelsV2Pipeline", "SkyReels V2", sky, lambda: LEAST, **ONE)
-add("SkyReelsV2ImageToVideoPipeline", "SkyReels V2", lambda: sky(36, {"image_dim": WIDTH}, **seeing()),
+add("SkyReelsV2ImageToVideoPipeline", "SkyReels V2",
+    lambda: sky(36, {"image_dim": WIDTH}, **seeing()),
     lambda: LEAST | {"image": picture()}, **ONE)  # fmt: skip
 add("SkyReelsV2DiffusionForcingPipeline", "SkyReels V2", sky, lambda: LEAST, **ONE)
 add(

@@ -1,4 +1,4 @@
-"""Video, the rest: EasyAnimate, Allegro, ConsisID, Sana Video, ChronoEdit, Motif, AnyFlow, Helios."""
+"""More video: EasyAnimate, Allegro, ConsisID, Sana Video, ChronoEdit, Motif, AnyFlow, Helios."""
 
 from __future__ import annotations
 

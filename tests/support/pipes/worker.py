@@ -1,8 +1,7 @@
-"""Runs the checks in one subprocess at a time, so that a pipeline that dies or hangs costs its own
-row only.
+"""Runs the checks in one subprocess at a time: a pipeline that dies or hangs costs only its row.
 
-python -m support.pipes.worker NAME …       # in tests/: one line of JSON for each pipeline; --only=CHECK
-for one check
+In tests/, `python -m support.pipes.worker NAME …` prints one line of JSON for each pipeline;
+`--only=CHECK` makes one check.
 """
 
 from __future__ import annotations
