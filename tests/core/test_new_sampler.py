@@ -75,7 +75,7 @@ def test_it_is_found_by_name_and_is_a_table_on_every_grid_and_process(source: Pa
 import torch
 import timonel as tm
 from timonel.core import names
-from test_product import FLOW_ONLY, PLACES, REFUSES
+from support.product import FLOW_ONLY, PLACES, REFUSES
 
 assert names.sampler("My Euler").solver == {NAME!r}
 tried = 0

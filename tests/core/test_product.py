@@ -13,34 +13,16 @@ import torch
 
 import timonel as tm
 from support.models import drive
+from support.product import FLOW_ONLY, PLACES, REFUSES
 from timonel.core import grids, prediction, solvers
 from timonel.core.grids import GRIDS
 from timonel.core.prediction import KINDS
-from timonel.core.process import EDM, VP, Flow, Level, double
+from timonel.core.process import Level, double
 from timonel.core.solvers import SOLVERS
 from timonel.errors import GridError, TimonelError
 
-PLACES = {
-    "sd": VP.from_schedule(),
-    "zero-snr": VP.from_schedule(rescale_zero_snr=True),
-    "edm": EDM(0.002, 80.0),
-    "svd": EDM(0.002, 700.0),
-    "flow": Flow(3.0),
-}
 STEPS = (2, 3, 5, 8, 13)
 PURE = ("zero-snr", "flow")  # these begin at pure noise
-#: grids that some processes refuse, with the reason: a finite sigma_max, published levels outside,
-#: sigma_max < 1
-REFUSES = {
-    "zero-snr": {"karras", "exponential", "polyexponential", "laplace", "cosine", "beta_sigma",
-    "linear_quadratic",
-                 "bong_tangent", "lam", "vp"},
-    "flow": {"ays", "ays_sd15", "ays_sdxl", "ays_svd", "lam", "vp"},
-    "sd": {"ays_svd"},
-    "edm": {"ays", "ays_svd"},
-    "svd": set(),
-}  # fmt: skip
-FLOW_ONLY = {"oss_flux", "oss_wan"}
 
 
 class Raw:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import make_samplers
 from support.places import ROOT
 from timonel import zoo
 from timonel.cli import app
@@ -108,28 +107,18 @@ def test_commands_in_the_documents_take_their_options(code: str) -> None:
 def test_readmes_list_every_sampler_and_grid(name: str) -> None:
     """As `python docs/make_samplers.py` writes them."""
     text = (ROOT / name).read_text("utf-8")
-    assert make_samplers().listed(text) == text
+    assert make_samplers.listed(text) == text
     line = next(x for x in text.splitlines() if x.startswith("Samplers:"))
     assert re.findall(r"`(\w+)`", line) == list(SOLVERS)
 
 
 def test_the_page_of_samplers_has_every_sampler_and_grid_as_its_table_says() -> None:
-    page, made = (ROOT / "docs/samplers.md").read_text("utf-8"), make_samplers()
+    page, made = (ROOT / "docs/samplers.md").read_text("utf-8"), make_samplers
     for name, spec in SOLVERS.items():
         measured = re.search(rf"^\| `{name}` \| \S+ \| (\S+) \|", page, re.M)
         assert measured is not None, name
         assert made.sampler_row(name, spec, measured[1]) in page
     assert all(made.grid_row(name, spec) in page for name, spec in GRIDS.items())
-
-
-def make_samplers() -> ModuleType:
-    """docs/make_samplers.py."""
-    spec = importlib.util.spec_from_file_location("make_samplers", ROOT / "docs/make_samplers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_both_readmes_run_the_same_commands() -> None:

@@ -228,16 +228,16 @@ class Run(Controlled):
         before, state = self._point, self._here
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
-        if type(raw) is not Tensor or raw.dtype != state.x.dtype or raw.shape != state.x.shape:
-            border.output(raw, state.x)
-        ends = self.table.ends[state.row]
+        x, ends = state.x, self.table.ends[state.row]
+        if type(raw) is not Tensor or (raw.dtype, raw.shape) != (x.dtype, x.shape):
+            border.output(raw, x)
         self._flight = threading.get_ident()
         new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
         new = new._replace(differences=self._remembered(state.differences))
         with self._change:
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()
-            self._at, self._flight = Point(new, Call(state.row, state.x, raw, clean)), None
+            self._at, self._flight = Point(new, Call(state.row, x, raw, clean)), None
             if self._coming is not None:
                 self._settle()
             self.advances, self.moved = self.advances + 1, False

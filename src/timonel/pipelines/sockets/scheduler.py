@@ -357,8 +357,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             raise RunError(
                 "there are no levels yet; call set_timesteps(steps), as pipelines do, first"
             )
-        listing: Listing = self.session.listing
-        return listing
+        return self.session.listing  # type: ignore[no-any-return]
 
     def _compile(self, sampler: Sampler, grid: Grid, before: int = 0) -> Table:
         """`before`: how many steps of the journey come before those of `grid`."""
