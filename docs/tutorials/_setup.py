@@ -11,6 +11,7 @@
 # %%
 # %pip install .
 # %%
+import torch
 from PIL import Image, ImageDraw
 
 import timonel as tm

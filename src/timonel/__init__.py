@@ -29,7 +29,6 @@ _WHERE = {
     "Helm": "pipelines.helm",
     "Hook": "core.hook",
     "LatentRGB": "hooks.preview",
-    "Level": "core.process",
     "Process": "core.process",
     "Recipe": "make.recipe",
     "Run": "core.run",
@@ -74,7 +73,6 @@ if TYPE_CHECKING:
     from .core.process import VP as VP
     from .core.process import At as At
     from .core.process import Flow as Flow
-    from .core.process import Level as Level
     from .core.process import Process as Process
     from .core.run import Run as Run
     from .core.sampler import Sampler as Sampler

@@ -21,7 +21,7 @@ from timonel.pipelines import choice
 from timonel.pipelines.classes.config import carried_over, level_flags, meaning
 from timonel.pipelines.classes.levels import make
 from timonel.pipelines.classes.rows import CLASSES
-from timonel.pipelines.classes.rule import Request
+from timonel.pipelines.classes.rule import LevelRequest
 
 PUBLISHED = json.loads((TESTS / "support" / "published.json").read_text("utf-8"))
 CONFIGS = {name: one["scheduler"] for name, one in PUBLISHED.items() if "scheduler" in one}
@@ -62,7 +62,7 @@ def test_the_levels_of_a_row_are_those_of_the_class(name: str) -> None:
     keys = carried_over(name, scheduler.config)
     process = meaning(keys).process
     flags = level_flags(name, process, keys.config)
-    grid = make(CLASSES[name].levels, process, flags, Request(7)).grid
+    grid = make(CLASSES[name].levels, process, flags, LevelRequest(7)).grid
     assert grid.time.tolist() == scheduler.run.table.time[list(_firsts(scheduler))].tolist()
 
 

@@ -23,6 +23,12 @@ LAWS = ("test_laws", "test_order", "test_product", "test_few_steps", "test_svd",
         "test_pipelines_levels", "test_loops", "test_resume")  # fmt: skip
 
 
+def place(name: str) -> str:
+    """Where a test file lies, from the root."""
+    (path,) = (ROOT / "tests").rglob(f"{name}.py")
+    return str(path.relative_to(ROOT))
+
+
 def block(language: str, containing: str) -> str:
     """The code of CONTRIBUTING.md in a language that contains some text."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -128,7 +134,7 @@ for path in made.READMES:
 
 
 def test_every_law_has_a_test_of_it(source: Path) -> None:
-    files = [f"tests/{name}.py" for name in LAWS]
+    files = [place(name) for name in LAWS]
     options = ["--collect-only", "-q", "-n0", "-p", "no:cacheprovider", "-k", NAME]
     counts = python(source, "-m", "pytest", *files, *options)
     assert not [file for file in files if not re.search(rf"^{file}: [1-9]", counts, re.M)]
@@ -136,6 +142,6 @@ def test_every_law_has_a_test_of_it(source: Path) -> None:
 
 @pytest.mark.slow
 def test_it_passes_the_laws(source: Path) -> None:
-    files = [f"tests/{name}.py" for name in ("test_laws", "test_order", "test_few_steps")]
+    files = [place(name) for name in ("test_laws", "test_order", "test_few_steps")]
     options = ["-n0", "-p", "no:cacheprovider", "-k", NAME, "-m", "not slow"]
     assert "......" in python(source, "-m", "pytest", *files, *options)

@@ -96,7 +96,7 @@ def test_a_loop_ends_where_one_by_hand_does():
 def test_a_network_that_raises_leaves_a_run_that_goes_on():
     broken = [True]
 
-    def denoise(x: Tensor, level: tm.Level) -> Tensor:
+    def denoise(x: Tensor, level: tm.At) -> Tensor:
         if broken[0]:
             raise ValueError("out of luck")
         return MIXTURE(x, level)

@@ -168,6 +168,7 @@ def native() -> list[Target]:
         target("Guidance", lambda **k: tm.Guidance(**k).scales(TABLE), of=tm.Guidance, scale=4.0),
         target("sample", tm.sample, denoise=denoise, **loop),
         target("begin", tm.begin, **loop),
+        target("start", lambda **k: tm.start(**k).result(), of=tm.start, denoise=denoise, **loop),
         target("iterate", lambda **k: list(tm.iterate(**k)), of=tm.iterate, run=Fresh(started),
         denoise=denoise),
         target("Run", tm.Run, table=TABLE, noise=tm.SeededNoise((0,))),

@@ -65,7 +65,6 @@ def test_every_public_function_is_tried() -> None:
         "__version__",
         "Handle",
         "Hook",
-        "Level",
         "Process",
     }
     tensors = {"Grid"}  # of tensors that are a timonel process' own

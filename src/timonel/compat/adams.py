@@ -19,7 +19,7 @@ from ..core.sampler import Sampler
 from ..core.solvers.adams import ADAMS_BASHFORTH
 from ..core.table import Rows, Table
 from ..errors import ArgumentError, RunError, shown
-from ..pipelines.classes.rule import Request
+from ..pipelines.classes.rule import LevelRequest
 from ..pipelines.sockets.times import number
 from .base import Compat
 
@@ -252,7 +252,7 @@ class IPNDMScheduler(Remembering):
         """sqrt(1 - sigma²) of `betas` for Dance Diffusion; else 1 - beta."""
         return super().alphas if self.process.kind != "crash" else (1 - self.betas**2).sqrt()
 
-    def _make(self, request: Request, device: Any, flags: Mapping[str, Any]) -> None:
+    def _make(self, request: LevelRequest, device: Any, flags: Mapping[str, Any]) -> None:
         super()._make(request, device, flags)
         visited = self._levels.grid.steps
         listed = self.process.kind == "crash" and flags["trained_betas"] is not None

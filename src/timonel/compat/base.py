@@ -23,7 +23,7 @@ from ..pipelines.classes import levels
 from ..pipelines.classes.flags import asks_nothing
 from ..pipelines.classes.rows import CLASSES as ROWS
 from ..pipelines.classes.rows import Row
-from ..pipelines.classes.rule import Levels, Request
+from ..pipelines.classes.rule import LevelRequest, Levels
 from ..pipelines.classes.tables import Part
 from ..pipelines.sockets import model
 from ..pipelines.sockets.configured import unlike
@@ -219,9 +219,9 @@ class Compat(Members, Times, Draws, metaclass=Named):
                 f"num_train_timesteps={num_train_timesteps!r} is not the {self.process.train_steps}"
                 " of this model's config; leave it out, or make the scheduler with another config"
             )
-        self._visit(Request(num_inference_steps, timesteps, sigmas, mu), device)
+        self._visit(LevelRequest(num_inference_steps, timesteps, sigmas, mu), device)
 
-    def _visit(self, request: Request, device: Any, trial: bool = False) -> None:
+    def _visit(self, request: LevelRequest, device: Any, trial: bool = False) -> None:
         """Make the run on the requested levels; say where they are fewer, but in a `trial`."""
         self._reread()
         lists = request.times is not None or request.sigmas is not None
@@ -246,7 +246,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
                 self._levels.grid.steps,
             )  # fmt: skip
 
-    def _make(self, request: Request, device: Any, flags: Config) -> None:
+    def _make(self, request: LevelRequest, device: Any, flags: Config) -> None:
         request = request._replace(first_shift=self._first_shift)
         visited = self._moved(levels.make(self.row.levels, self.process, flags, request))
         self.custom_timesteps = request.times is not None

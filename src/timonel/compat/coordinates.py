@@ -21,7 +21,7 @@ from ..core.process.config import name_of
 from ..core.run import Run
 from ..pipelines import request as checked
 from ..pipelines.classes.rows import Row
-from ..pipelines.classes.rule import SHAPES, Levels, Request
+from ..pipelines.classes.rule import SHAPES, LevelRequest, Levels
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.scheduler import Scheduler
 from ..pipelines.sockets.times import number
@@ -100,13 +100,13 @@ class Coordinates(Scheduler):
             flags = {**flags, **dict.fromkeys(SHAPES, False)}
             # a step at a blind level is refused, see `Compat._check_step`
             top = total - 1 - self._blind(self._noisiest())
-            request = Request(None, tuple(float(t) for t in range(top, -1, -1)))
+            request = LevelRequest(None, tuple(float(t) for t in range(top, -1, -1)))
         else:
-            request = Request(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
+            request = LevelRequest(total, mu=0.0 if flags.get("use_dynamic_shifting") else None)
         self._make(request, self._timesteps.device, flags)
         self.num_inference_steps, self.custom_timesteps = None, False
 
-    def _make(self, request: Request, device: Any, flags: Mapping[str, Any]) -> None:
+    def _make(self, request: LevelRequest, device: Any, flags: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..pipelines.classes.rule import Request
+from ..pipelines.classes.rule import LevelRequest
 from .base import Compat
 from .members import DATA
 
@@ -41,7 +41,7 @@ class Distilled(Compat):
             ArgumentError, GridError: before any compute.
         """
         original = original_inference_steps
-        request = Request(num_inference_steps, timesteps, sigmas, mu, original, strength)
+        request = LevelRequest(num_inference_steps, timesteps, sigmas, mu, original, strength)
         self._visit(request, device)
 
 

@@ -11,7 +11,7 @@ from ..core.process.config import name_of
 from ..errors import ArgumentError, TimonelError
 from ..pipelines.classes.config import TRAINING, Keys
 from ..pipelines.classes.flags import REMEDIES, UNSEEN
-from ..pipelines.classes.rule import Request, shaping
+from ..pipelines.classes.rule import LevelRequest, shaping
 from ..pipelines.classes.tables import FEW
 from ..pipelines.sockets import acting
 
@@ -63,7 +63,7 @@ def seen(scheduler: Compat) -> tuple[Any, ...] | None:
     rows: list[Any] = []
     try:
         for steps in (6, FEW + 1):
-            scheduler._visit(Request(steps, mu=mu), None, trial=True)
+            scheduler._visit(LevelRequest(steps, mu=mu), None, trial=True)
             table = scheduler.run.table
             numbers = (table.x, table.base, table.alpha, table.sigma, table.time)
             rows += [tuple(values.flatten().tolist()) for values in numbers]

@@ -229,7 +229,8 @@ class Run(Controlled):
         if state.row == self.table.nfe:
             raise RunError("the run is complete; there is no row left to advance")
         x, ends = state.x, self.table.ends[state.row]
-        if type(raw) is not Tensor or (raw.dtype, raw.shape) != (x.dtype, x.shape):
+        like = x.dtype, x.device, x.shape
+        if type(raw) is not Tensor or (raw.dtype, raw.device, raw.shape) != like:
             border.output(raw, x)
         self._flight = threading.get_ident()
         new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
@@ -252,7 +253,7 @@ class Run(Controlled):
             self._keep_point()
 
     def _through(self) -> None:
-        """The hooks of a row are: the run stands between two rows."""
+        """The hooks of a row are over: the run stands between two rows."""
         with self._change:
             self._before = self._hooking = None
             self._change.notify_all()
@@ -493,8 +494,7 @@ class Run(Controlled):
         """
         from .saving import load
 
-        run: Run = load(
+        return load(  # type: ignore[no-any-return]
             cls, path, noise=noise, denoised_fn=denoised_fn, hooks=hooks, keep=keep,
             context=context, device=device,
         )  # fmt: skip
-        return run

@@ -40,7 +40,7 @@ from ..errors import ArgumentError, SchedulerReplaced, TimonelError
 from .classes import config as classes
 from .classes import levels
 from .classes.rows import CLASSES
-from .classes.rule import SHAPES, Request
+from .classes.rule import SHAPES, LevelRequest
 from .classes.tables import FEW as LOWERED
 from .classes.tables import Part
 from .family.facts import read as facts
@@ -226,7 +226,7 @@ def _as_set(model: Model, sampler: Sampler, steps: int) -> Sampler:
     keys = classes.carried_over(name, config)
     process, _, named = classes.meaning(keys)
     flags = classes.level_flags(name, process, keys.config)
-    listed = levels.make(row.levels, process, flags, Request(steps))
+    listed = levels.make(row.levels, process, flags, LevelRequest(steps))
     row.table(Part(flags, listed, named, listed.grid))  # refuses flags that go astray there
     times = listed.grid.time[:-1].tolist()
     if len(times) != steps:

@@ -23,9 +23,9 @@ from .other_levels import of_angles, of_edm, of_flow
 from .rule import (
     SAME,
     Flags,
+    LevelRequest,
     LevelRule,
     Levels,
-    Request,
     before_end,
     ended,
     last,
@@ -38,7 +38,7 @@ from .rule import (
 SPACINGS = ("linspace", "leading", "trailing")
 
 
-def make(rule: LevelRule, process: Process, flags: Flags, request: Request) -> Levels:
+def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Levels:
     """The levels of a class on a model's process.
 
     Args:
@@ -71,7 +71,7 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: Request) -> L
     return (_indexed if by_index else _by_sigma)(rule, process, flags, request)
 
 
-def _agree(process: Process, flags: Flags, request: Request) -> None:
+def _agree(process: Process, flags: Flags, request: LevelRequest) -> None:
     """Raises `ArgumentError` where a number, the lists and the flags do not say one list."""
     lists = {"timesteps": request.times, "sigmas": request.sigmas}
     lists = {name: values for name, values in lists.items() if values is not None}
@@ -91,7 +91,7 @@ def _agree(process: Process, flags: Flags, request: Request) -> None:
         raise ArgumentError(f"mu={request.mu} shifts flow models; this is a {process.kind} process")
 
 
-def _agree_on_both(process: Process, request: Request) -> None:
+def _agree_on_both(process: Process, request: LevelRequest) -> None:
     """Raises `ArgumentError` where a list of times does not go with one of sigmas."""
     if not isinstance(process, Flow):
         raise ArgumentError(
@@ -105,7 +105,7 @@ def _agree_on_both(process: Process, request: Request) -> None:
 
 
 # -- training times --------------------------------------------------------------------------------
-def _times(rule: LevelRule, process: Process, flags: Flags, request: Request) -> Tensor:
+def _times(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Tensor:
     """The training times of a list, noisiest first."""
     if request.times is not None:
         times = grids.custom_times(process, request.times).time[:-1]
@@ -162,7 +162,9 @@ def _even_times(last: int, count: int) -> Tensor:
     return times
 
 
-def _distilled(rule: LevelRule, process: Process, flags: Flags, request: Request, n: int) -> Tensor:
+def _distilled(
+    rule: LevelRule, process: Process, flags: Flags, request: LevelRequest, n: int
+) -> Tensor:
     """`n` of the times of the distillation, or of its last share: arXiv 2310.04378, section 4.3."""
     total = process.train_steps
     steps = flags["original_inference_steps"] if request.original is None else request.original
@@ -199,7 +201,7 @@ def _clipped(process: Process, flags: Flags) -> int:
     return int((lam < low).sum())
 
 
-def _indexed(rule: LevelRule, process: Process, flags: Flags, request: Request) -> Levels:
+def _indexed(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Levels:
     """Levels at whole training times, and an end at sigma = 0 or at time 0.
 
     A last call at time 0 moves by nothing and stays: loops, callbacks and a strength count it.
@@ -218,7 +220,7 @@ def _ratios(process: Process) -> Tensor:
     return torch.where(torch.isinf(ratio), FINITE, ratio)
 
 
-def _by_sigma(rule: LevelRule, process: Process, flags: Flags, request: Request) -> Levels:
+def _by_sigma(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Levels:
     """Levels by sigma / alpha: at training times, or a shape between the ends."""
     ratios, name = _ratios(process), shape(flags)
     times = _times(rule, process, flags, request)

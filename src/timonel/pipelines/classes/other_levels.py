@@ -14,9 +14,9 @@ from ...core.process.level import short
 from ...errors import ArgumentError, whole
 from .rule import (
     Flags,
+    LevelRequest,
     LevelRule,
     Levels,
-    Request,
     before_end,
     ended,
     last,
@@ -30,7 +30,7 @@ SNAP = 1e-6  # the first t of a UniPC flow stays this far below pure noise
 
 
 # -- EDM and Dance Diffusion -----------------------------------------------------------------------
-def of_edm(rule: LevelRule, process: EDM, flags: Flags, request: Request) -> Levels:
+def of_edm(rule: LevelRule, process: EDM, flags: Flags, request: LevelRequest) -> Levels:
     """Levels of an EDM model: Karras unless a flag or a spacing says otherwise."""
     if request.times is not None:
         return Levels(grids.custom_times(process, request.times))
@@ -48,7 +48,7 @@ def of_edm(rule: LevelRule, process: EDM, flags: Flags, request: Request) -> Lev
     return ended(process, level, rule.corrects(flags, grid.steps), last(level))
 
 
-def of_angles(process: Crash, flags: Flags, request: Request) -> Levels:
+def of_angles(process: Crash, flags: Flags, request: LevelRequest) -> Levels:
     """Levels of Dance Diffusion: its training levels, evenly thinned, or the config's sigmas."""
     if request.times is not None:
         return Levels(grids.custom_times(process, request.times))
@@ -66,7 +66,7 @@ def of_angles(process: Crash, flags: Flags, request: Request) -> Levels:
 
 
 # -- flow ------------------------------------------------------------------------------------------
-def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> Levels:
+def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: LevelRequest) -> Levels:
     """Levels of a flow: even or listed t, then shifted, stretched to `shift_terminal`, shaped."""
     if request.times is not None and request.sigmas is None:
         t, time = process.at_time(double(request.times).flatten())[1:]
@@ -106,7 +106,7 @@ def _unipc_ends(flags: Flags) -> tuple[float, float]:
     return flags.get("sigma_min") or betas.sigma_min, flags.get("sigma_max") or betas.sigma_max
 
 
-def _evenly(rule: LevelRule, process: Flow, flags: Flags, request: Request) -> Tensor:
+def _evenly(rule: LevelRule, process: Flow, flags: Flags, request: LevelRequest) -> Tensor:
     """The t before the shift."""
     if request.sigmas is not None:
         t = double(request.sigmas).flatten()

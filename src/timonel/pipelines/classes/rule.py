@@ -63,7 +63,7 @@ class LevelRule:
     spacing: str | None = None
 
 
-class Request(NamedTuple):
+class LevelRequest(NamedTuple):
     """What `set_timesteps` was called with.
 
     `original`: steps of the distillation; `strength`: the share of them that image-to-image visits;
