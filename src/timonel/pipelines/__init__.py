@@ -1,12 +1,13 @@
-"""Any diffusers pipeline at the helm, through three sockets that every pipeline already has.
+"""Any diffusers pipeline at the helm, through what its own loop asks for.
 
-scheduler.py   `pipe.scheduler` is a `Scheduler`; its `step` advances the run
-timesteps.py   `scheduler.timesteps` is a tensor whose iteration is driven by the run
-gate.py        wraps the network: skips the unconditional parts, applies guidance
-batch_tree.py  which parts of a guided call are which
-scale.py       which argument of a pipeline holds the guidance scale
-fits.py        what is checked before anything is computed
-decode.py      latents to pictures, for previews and stopped runs
-helm.py        puts the sockets in, runs the pipeline, takes them out
-handle.py      a call in the background
+sockets    `pipe.scheduler` and the list of its timesteps, driven by a run
+guidance   the gate around its networks: guidance, and turns that only repeat
+network    who uses a network now, and what it remembers
+classes    what diffusers' scheduler classes stand for, as rows of a table
+family     what is known of a pipeline's family, and recommended for it
+decode     latents to pictures, by the rest of the pipeline's own call
+recipe     what a picture holds of the call that made it
+
+`helm.py` checks and chooses, `call.py` makes the call, `session.py` is its state, `capture.py`
+takes the network out of the loop.
 """
