@@ -253,7 +253,7 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_for_is_right_or_refused(kind: str) -> None:
     draw, few, _ = DRAWS[kind]
     ended = tried(kind, draw, range(few))
-    assert ended["right"] > few / 30
+    assert ended["right"] > few / 50  # most calls have at least one odd value
     assert ended["refused"] > few / 20
 
 
