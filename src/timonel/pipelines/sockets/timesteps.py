@@ -388,6 +388,8 @@ def _follow(loop: Loop, times: list[Tensor], session: Session) -> Iterator[Tenso
             row = run.row
             if run.moved and run.take_rewind():
                 yield from _went_back(run, times, session)
+            elif not session.is_held(run.latents):
+                session.put(run.latents)  # it was assigned while the run was paused
         seen = run.advances
         session.turn += 1
         loop.row, loop.shown = first + row, times[row]
