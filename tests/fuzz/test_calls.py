@@ -147,7 +147,7 @@ def call(chance: random.Random) -> Any:
         for key, value in one.good.items()
     }
     for name in chance.sample(
-        one.parameters, min(len(one.parameters), chance.choice([1, 2, 2, 3]))
+        one.parameters, min(len(one.parameters), chance.choice([1, 1, 2, 3]))
     ):
         given[name] = border.ODD[chance.choice(list(border.ODD))]()
     return one.call(**given)
@@ -253,7 +253,7 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_for_is_right_or_refused(kind: str) -> None:
     draw, few, _ = DRAWS[kind]
     ended = tried(kind, draw, range(few))
-    assert ended["right"] > few / 50  # most calls have at least one odd value
+    assert ended["right"] > few / 20
     assert ended["refused"] > few / 20
 
 
