@@ -363,7 +363,7 @@ class Engine:
             return
         spent = run.table.nfe
         if run.guidance is not None:
-            spent = evaluations(run.scales, run.forecasts, lambda scale: 1 if scale == 1.0 else 2)
+            spent = evaluations(run.guided, lambda scale: 1 if scale == 1.0 else 2)
         job = Job(
             run, keeps_steps=outcome.kind == "cell", seconds=seconds, evaluations=spent,
             denoised=denoised,

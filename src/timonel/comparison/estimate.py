@@ -88,7 +88,7 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
             except TimonelError:
                 total.refused += 1
                 continue
-            count += evaluations(run.scales, run.forecasts, captured.cost)
+            count += evaluations(run.guided, captured.cost)
         fine = {
             reference(cell.recipe, captured.process, FIRST).model_dump_json()
             for cell in todo

@@ -62,7 +62,7 @@ class Controlled(Position):
         self._paused, self._stopping, self._finished = False, False, False
         self._goto: int | None = None  # the step to go back to
         self._until = 0  # the step up to which a paused run goes, after a rewind
-        self.moved = False  # the state was replaced by a rewind since the last row
+        self._moved = False  # the state was replaced by a rewind since the last row
         # who is at work
         self._loop: int | None = None  # the thread whose loop it is in
         self._flight: int | None = None  # the thread that computes a row
@@ -217,11 +217,11 @@ class Controlled(Position):
 
     def _go_back(self, step: int) -> None:
         self._stand(self._checkpoints.back_to(step))
-        self.moved = True
+        self._moved = True
 
     def take_rewind(self) -> bool:
-        """Whether the run went back since its last row, and since this was last asked."""
-        moved, self.moved = self.moved, False
+        """Whether the run went back since its last row, and since the last call of this."""
+        moved, self._moved = self._moved, False
         return moved
 
     def _between(self) -> Point:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import RunError
 from .checkpoints import Call, Point
 from .driver import UNKNOWN
-from .guidance import CompiledGuidance, Guidance
+from .guidance import CompiledGuidance
 from .process import At
 from .program import DenoisedFn, Program, State
 from .table import Table
@@ -135,7 +135,7 @@ class Position:
     # -- how its network call is guided ------------------------------------------------------------
     @property
     def guided(self) -> CompiledGuidance:
-        """What the guidance says for every row, without what was assigned during this one."""
+        """The guidance that acts on every row; one assigned during a row acts from the next on."""
         return self._guided
 
     @property
@@ -163,19 +163,3 @@ class Position:
     def remembers(self) -> bool:
         """Whether later rows may need cond - uncond of the coming call."""
         return self._guided.order > 0
-
-    # what `guided` says, by other names
-    @property
-    def guiding(self) -> Guidance | None:
-        """The guidance of the row that is computed, whatever was assigned meanwhile."""
-        return self._guided.guidance
-
-    @property
-    def scales(self) -> tuple[float | None, ...]:
-        """`guided.scales`."""
-        return self._guided.scales
-
-    @property
-    def forecasts(self) -> tuple[tuple[float, ...], ...]:
-        """`guided.weights`."""
-        return self._guided.weights

@@ -241,7 +241,7 @@ class Run(Controlled):
             self._at, self._flight = Point(new, Call(state.row, x, raw, clean)), None
             if self._coming is not None:
                 self._settle()
-            self.advances, self.moved = self.advances + 1, False
+            self.advances, self._moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
             self._change.notify_all()

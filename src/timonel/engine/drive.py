@@ -40,7 +40,7 @@ def query(run: Run, conditions: Sequence[int] = ()) -> Query:
         run: One that has a row to compute.
         conditions: The slot of each of its samples' conditions.
     """
-    guidance = run.guiding
+    guidance = run.guided.guidance
     if guidance is None:
         return Query(run.latents, run.level, conditions)
     forecasts = guidance.forecast > 1

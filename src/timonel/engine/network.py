@@ -7,7 +7,7 @@ and guidance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import border
-from ..core.guidance import combine
+from ..core.guidance import CompiledGuidance, combine
 from ..core.process import At, Level, Process
 from ..core.program import DenoisedFn
 
@@ -149,17 +149,12 @@ class Denoisers:
         return Answer(combine(cond, uncond, scale, rescale), difference)
 
 
-def evaluations(
-    scales: Iterable[float | None],
-    forecasts: Iterable[Sequence[float]],
-    cost: Callable[[float | None], int],
-) -> int:
+def evaluations(guided: CompiledGuidance, cost: Callable[[float | None], int]) -> int:
     """Network evaluations of a whole run for one sample.
 
     Args:
-        scales: The guidance scale of every row.
-        forecasts: The weights that every row's cond - uncond is forecast with; empty without one.
+        guided: The guidance of its rows, `run.guided`.
         cost: Evaluations at a guidance scale, such as `network.cost`.
     """
-    rows = zip(scales, forecasts, strict=True)
+    rows = zip(guided.scales, guided.weights, strict=True)
     return sum(1 if weights else cost(scale) for scale, weights in rows)

@@ -108,7 +108,7 @@ class Gate:
         if idle and not turn.blank and (known := self._remembered(called)):
             turn.repeats[module] = turn.repeats.get(module, -1) + 1
             return known[min(turn.repeats[module], len(known) - 1)]
-        if run.guiding is None or idle:
+        if run.guided.guidance is None or idle:
             output = called.compute()
         elif called.main:
             output = self._predict(turn, run, called)
@@ -192,7 +192,8 @@ class Gate:
             output = called.compute()
             self._note(turn, run, output, shape)
             output = self._scaled(run, output, shape)
-        if self.place is None or (run.guiding is not None and run.guiding.rescale):
+        guidance = run.guided.guidance
+        if self.place is None or (guidance is not None and guidance.rescale):
             whole = parts.tensors(output)
             fits = whole is not None and len(whole) == shape.size
             turn.parts = list(whole.chunk(shape.parts)) if fits and whole is not None else []
@@ -343,7 +344,8 @@ class Gate:
         assert run is not None
         if self.first_row is None:
             self.first_row = self._first_row(run, raw)
-        if run.guiding is None or self._off(run):
+        guidance = run.guided.guidance
+        if guidance is None or self._off(run):
             return raw
         self._check_guided()
         if run.scale == 1.0:
@@ -353,7 +355,7 @@ class Gate:
             self._measure(turn.parts, raw, turn.first is not None and turn.first[1] == 1)
         if run.remembers and not run.forecasting:
             run.remember(self._difference(turn, raw))
-        return self._rescaled(turn, raw, run.guiding.rescale) if run.guiding.rescale else raw
+        return self._rescaled(turn, raw, guidance.rescale) if guidance.rescale else raw
 
     def _check_guided(self) -> None:
         """Raises where guidance was asked for, and no second part was seen."""
@@ -459,7 +461,7 @@ class Gate:
 
     def _off(self, run: Run) -> bool:
         """Whether guidance was asked to be off everywhere."""
-        return run.scales.count(1.0) == len(run.scales)
+        return set(run.guided.scales) == {1.0}
 
     @property
     def _name(self) -> str:
