@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...core.guidance import Guidance, stretch
 from ...core.run import Run
+from ...engine.tensor_trees import equal
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import batch_tree as parts
@@ -204,7 +205,7 @@ class Gate:
     ) -> Any:
         """A later call in the same turn: the unconditional part if it is about the same sample."""
         before, count, conditional = first
-        if count > 1 or not parts.same(before, sample):
+        if count > 1 or not equal(before, sample):
             return called.compute()  # another window of a video, or a part that is not for guidance
         self.did |= Did.GUIDED
         if run.scale == 1.0:
