@@ -128,7 +128,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         ArgumentError: For arguments that do not go together, at once.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
-    check_denoisers(denoise, unconditional)
+    _check_denoisers(denoise, unconditional)
     if run.guidance is None and unconditional is not None:
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
@@ -180,18 +180,50 @@ def sample(
         GuardStop: Where every sample of the result has NaN or infinity; a warning where some have.
             The hook `guard` ends a run at the step where it goes wrong.
     """
-    check_denoisers(denoise, unconditional)
-    run = begin(
-        x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
-        guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
-    )  # fmt: skip
-    for _ in iterate(run, denoise, unconditional):
-        pass
-    check_result(run, run.result)
-    return run.result
+    return NativeCall(
+        denoise, unconditional, x, sampler, process=process, prediction=prediction, steps=steps,
+        seeds=seeds, noise=noise, guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
+    )()  # fmt: skip
 
 
-def check_denoisers(denoise: Denoiser, unconditional: Denoiser | None) -> None:
+class NativeCall:
+    """A call of the native loop whose run has started; its result is computed when it is called.
+
+    Args:
+        denoise: `denoise(x, level)`, the network.
+        unconditional: The same without the condition, where there is guidance.
+        x: See `begin`.
+        sampler: See `begin`.
+        **settings: See `begin`.
+
+    Raises:
+        ArgumentError: For anything that cannot be used, before the hooks' `on_start`.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoiser,
+        unconditional: Denoiser | None,
+        x: Tensor,
+        sampler: Sampler | str,
+        **settings: Any,
+    ) -> None:
+        _check_denoisers(denoise, unconditional)
+        self.run = begin(x, sampler, **settings)
+        self._steps = iterate(self.run, denoise, unconditional)
+
+    def __call__(self) -> Tensor:
+        """Sample to the end; see `sample`."""
+        for _ in self._steps:
+            pass
+        check_result(self.run, self.run.result)
+        return self.run.result
+
+    def cancel(self) -> None:
+        """Nothing was claimed."""
+
+
+def _check_denoisers(denoise: Denoiser, unconditional: Denoiser | None) -> None:
     """Raises `ArgumentError` for a denoiser that cannot be called with a sample and a level."""
     for name, value in (("denoise", denoise), ("unconditional", unconditional)):
         if value is not None or name == "denoise":
