@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import RunError
-from .kernel import Plan, Terms, combine, linear
+from .kernel import Terms, WeightedSums, combine, linear
 from .noise import Noise
 from .process import At
 from .table import Table
@@ -76,11 +76,11 @@ class Row:
         denoised: (c_x, c_raw) of the denoised prediction from x and the raw output.
         rebase: from x and the (changed) denoised prediction, the prediction in the table's basis.
         keeps_h0: whether the prediction becomes a tensor of its own.
-        makes_base: whether the next base is a sum of `plan`.
+        makes_base: whether the next base is one of `sums`.
         base: the register that is the next base as it is; None where there is none, or a new one.
-        reads: the registers that are inputs of `plan`, whose outputs are the prediction (where it
+        reads: the registers that are inputs of `sums`, whose outputs are the prediction (where it
             is kept and no `denoised_fn` changed it), the next base (where one is made), the next x.
-        plan: the sums.
+        sums: what the row computes.
         carry: what an edit of x adds to the base, per unit; None where the row reads no base.
         directed: weights of c and d in the prediction that a `Directed` means.
     """
@@ -91,7 +91,7 @@ class Row:
     makes_base: bool
     base: int | None
     reads: tuple[int, ...]
-    plan: Plan
+    sums: WeightedSums
     carry: float | None
     directed: tuple[float, float] | None = None
 
@@ -165,7 +165,7 @@ class Program:
         registers: list[Tensor | None] = [x, raw, state.base, h0, *state.history, None]
         if noise is not None and eps in row.reads:
             registers[eps] = noise(state.row, x)
-        out = linear(row.plan, _inputs(state.row, row.reads, registers), x.dtype)
+        out = linear(row.sums, _inputs(state.row, row.reads, registers), x.dtype)
         if row.keeps_h0 and self.denoised_fn is None:
             h0 = registers[H0] = out[0]
             clean = h0 if self.basis == "denoised" else None
@@ -216,10 +216,10 @@ class _Binder:
             sums, sums_h0 = [((convert[1], RAW), (convert[0], X))], True
         base, moved = self._next_base(k, convert, keeps)
         next_x = _terms(self.x[k], convert, keeps)
-        reads, plan = _plan([*sums, *([base] if base else []), next_x], sums_h0)
+        reads, numbered = _numbered([*sums, *([base] if base else []), next_x], sums_h0)
         carry = self._carry(k, moved == BASE) if self.uses_base else None
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
-        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, plan, carry, directed)
+        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed)
 
     def _rebase(self, k: int) -> tuple[float, float]:
         """From x and the denoised prediction to the table's basis."""
@@ -301,13 +301,13 @@ def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms
     return tuple((c, place) for place, c in enumerate(sums) if c != 0) or ((0.0, X),)
 
 
-def _plan(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], Plan]:
+def _numbered(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], WeightedSums]:
     """The registers to read, and the sums with places among those; h0 may be the first sum."""
     used = {place for terms in sums for c, place in terms if c != 0}
     reads = sorted(used - {H0} if sums_h0 else used) or [X]
     at = {place: i for i, place in enumerate([*reads, *([H0] if sums_h0 else [])])}
     kept = (tuple((c, at[place]) for c, place in terms if c != 0) or ((0.0, 0),) for terms in sums)
-    return tuple(reads), Plan(len(reads), tuple(kept))
+    return tuple(reads), WeightedSums(len(reads), tuple(kept))
 
 
 def _name(place: int, eps: int) -> str:
