@@ -28,7 +28,7 @@ PATIENCE = 60.0
 TICK = 0.1  # seconds after which a thread that waits asks whether the other one is still alive
 
 
-class Watched(NamedTuple):
+class EditWatch(NamedTuple):
     """A sample that may be edited in place, with its version and a copy from before."""
 
     x: Tensor
@@ -36,7 +36,7 @@ class Watched(NamedTuple):
     before: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Watched:
+    def of(cls, x: Tensor) -> EditWatch:
         """The sample as it is now."""
         return cls(x, -1 if x.is_inference() else x._version, x.clone())
 
@@ -69,7 +69,7 @@ class Controlled(Position):
         self._hooking: int | None = None  # the thread that calls the hooks of a row
         self._before: Point | None = None  # that row's beginning
         self._waiting = False  # the loop waits for `resume`
-        self._watched: Watched | None = None  # while edits in place have to reach the base
+        self._watched: EditWatch | None = None  # while edits in place have to reach the base
 
     @property
     def status(self) -> str:
@@ -374,7 +374,7 @@ class Controlled(Position):
     def _watch(self) -> None:
         """From here to `_unwatch` the sample may be edited in place."""
         if self.started and self._carries():
-            self._watched = Watched.of(self._here.x)
+            self._watched = EditWatch.of(self._here.x)
 
     def _unwatch(self) -> None:
         if self._watched is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Pictures = Callable[[Run, bool, bool], "list[Image.Image]"]  # of run, decode, going
 
 
-class Work(Protocol):
+class PreparedCall(Protocol):
     """A call that is checked and claimed."""
 
     def __call__(self) -> Any:
@@ -78,7 +78,7 @@ class Handle:
 
     def __init__(
         self,
-        prepare: Callable[[Hook], Work],
+        prepare: Callable[[Hook], PreparedCall],
         pictures: Pictures,
         *,
         run: Run | None = None,
@@ -98,7 +98,7 @@ class Handle:
             work.cancel()
             raise
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: PreparedCall) -> None:
         outcome: tuple[Any, BaseException | None]
         try:
             outcome = work(), None

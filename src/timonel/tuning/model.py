@@ -123,7 +123,7 @@ class Model(ABC):
         run.start(self.start(samples))
         return finish(run, self, samples)
 
-    def guiding(self, arrays: Arrays) -> CompiledGuidance:
+    def guided(self, arrays: Arrays) -> CompiledGuidance:
         """How every row of a sampler is guided."""
         return CompiledGuidance.of(self.guidance, arrays.table("fit", "fit"), self.prediction)
 
