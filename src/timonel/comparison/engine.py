@@ -186,7 +186,7 @@ class Engine:
             return capture(helm, seeds=seeds, guidance=work.scale, **inputs)
         except NotCaptured as reason:
             self.notes.append({
-                "en": f"The runs of {first.model} were made one by one: {reason}.",
+                "en": f"The runs of {first.model} ran one by one: {reason}.",
                 "es": f"Las muestras de {first.model} se hicieron una a una: {reason}.",
             })  # fmt: skip
             return None
@@ -391,7 +391,7 @@ class Engine:
         for (outcome, job), pixels in zip(ended, pictures, strict=True):
             run = job.run
             if pixels is None:
-                reason = "the autoencoder made NaN or infinity of its latents: run it in float32"
+                reason = "the autoencoder decodes its latents to NaN or infinity: run it in float32"
                 self._fail(outcome, reason)
                 continue
             outcome.nfe, outcome.seconds = run.table.nfe, job.seconds

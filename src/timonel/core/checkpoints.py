@@ -42,7 +42,7 @@ class Point(NamedTuple):
     memory: Any = UNKNOWN
 
     def clone(self) -> Point:
-        """The same point with a state of its own."""
+        """The same point with a copy of its state."""
         return self._replace(state=self.state.clone())
 
 
@@ -70,7 +70,7 @@ class Checkpoints:
         return Point(self.start.clone(), None, None)
 
     def copy(self) -> Checkpoints:
-        """The same points with states of their own."""
+        """The same points with copies of their states."""
         return self._with({step: point.clone() for step, point in self.points.items()})
 
     def without_memory(self) -> Checkpoints:

@@ -351,7 +351,7 @@ class Controlled(Position):
             self._go_on_with(self._here._replace(x=value))
 
     def release(self) -> None:
-        """Let go of the sample tensor that was handed out: the run continues with its own copy."""
+        """Let go of the sample tensor that a caller holds: the run goes on with a copy."""
         with self._change, self._unwatched():
             self._go_on_with(self._here._replace(x=self._here.x.clone()))
 

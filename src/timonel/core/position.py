@@ -140,7 +140,7 @@ class Position:
 
     @property
     def scale(self) -> float | None:
-        """Guidance scale of the coming call: 1.0 is no guidance, None the pipeline's own scale."""
+        """Guidance scale of the coming call: 1.0 is no guidance, None the pipeline's scale."""
         return self._guided.scales[min(self.row, self.table.nfe - 1)]
 
     @property
@@ -153,7 +153,7 @@ class Position:
         """The forecast of cond - uncond (batch, …) of the coming call's outputs, where it has one.
 
         Raises:
-            RunError: a difference that it is made from was not remembered.
+            RunError: a difference that it reads was not remembered.
         """
         if not self.forecasting:
             return None

@@ -1,8 +1,8 @@
 """A table bound to a prediction: for every row, which tensors are combined with which numbers.
 
 The conversion of the raw output to the table's basis is linear, so it is folded into the row: a
-row reads x, the raw output, the base and the remembered predictions. A prediction is made a tensor
-of its own only where a later row reads it. Executing a row is a pure function of the state.
+row reads x, the raw output, the base and the remembered predictions. A prediction becomes a tensor
+only where a later row reads it. Executing a row is a pure function of the state.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class State(NamedTuple):
     differences: tuple[Tensor, ...] = ()
 
     def clone(self) -> State:
-        """The same state with tensors of its own."""
+        """A copy of the state and its tensors."""
         base = None if self.base is None else self.base.clone()
         history = tuple(None if h is None else h.clone() for h in self.history)
         return State(
@@ -75,11 +75,12 @@ class Row:
     Args:
         denoised: (c_x, c_raw) of the denoised prediction from x and the raw output.
         rebase: from x and the (changed) denoised prediction, the prediction in the table's basis.
-        keeps_h0: whether the prediction becomes a tensor of its own.
+        keeps_h0: whether the prediction becomes a tensor.
         makes_base: whether the next base is one of `sums`.
         base: the register that is the next base as it is; None where there is none, or a new one.
         reads: the registers that are inputs of `sums`, whose outputs are the prediction (where it
-            is kept and no `denoised_fn` changed it), the next base (where one is made), the next x.
+            is kept and no `denoised_fn` changed it), the next base (where `makes_base`) and the
+            next x.
         sums: what the row computes.
         carry: what an edit of x adds to the base, per unit; None where the row reads no base.
         directed: weights of c and d in the prediction that a `Directed` means.
@@ -287,7 +288,7 @@ def _inputs(row: int, reads: Sequence[int], registers: Sequence[Tensor | None]) 
         tensor = registers[place]
         if tensor is None:
             name = _name(place, len(registers) - 1)
-            raise RunError(f"row {row} reads {name}, which no row before it made")
+            raise RunError(f"row {row} reads {name}, which no row before it writes")
         inputs.append(tensor)
     return inputs
 

@@ -103,7 +103,7 @@ class Run(Controlled):
     def __repr__(self) -> str:
         return f"<Run: {self.table.solver}, {self.status}, step {self.step} of {self.steps}>"
 
-    # -- what it is made of ------------------------------------------------------------------------
+    # -- its parts ---------------------------------------------------------------------------------
     def draw_from(self, noise: Noise | None) -> None:
         """Draw the noise of the rows to come from another source.
 
@@ -478,7 +478,7 @@ class Run(Controlled):
 
         Args:
             path: of the file.
-            noise: the run's own source, where seeds do not say it.
+            noise: the run's source of noise, where it did not have seeds.
             denoised_fn: as the run had it.
             hooks: called after each step.
             keep: as in `Run`.

@@ -58,7 +58,7 @@ class Saved(Strict):
 
 
 def save(run: Run, path: str | PathLike[str]) -> None:
-    """Write a run atomically. A noise source other than seeds has to be given again to `load`.
+    """Write a run atomically. A noise source other than seeds is an argument of `load` again.
 
     Args:
         run: stands between two rows, or its hooks are called.
@@ -108,8 +108,7 @@ def load(
     saved = _validated(data, path)
     if saved.noise == OWN and noise is None:
         raise ArgumentError(
-            f"{str(path)!r} was run with its own noise source; give it again: Run.load(path,"
-            " noise=…)"
+            f"{str(path)!r} needs the noise source that the run had: Run.load(path, noise=…)"
         )
     if saved.shaped and denoised_fn is None:
         raise ArgumentError(

@@ -135,7 +135,7 @@ class Handle:
     def _phase(self) -> str:
         """The state that `states.ORDERS` is about.
 
-        The call's own loop is meant: nobody else goes on with its run.
+        That of the loop of this call: nobody else drives its run.
         """
         if self.done:
             return "ended"
@@ -231,13 +231,13 @@ class Handle:
             decode: through the pipeline's autoencoder; else linear and small.
 
         Raises:
-            RunError: there is no run yet, or no picture can be made, with the reason; the run goes
-                on.
+            RunError: there is no run yet, or no preview is possible, with the reason; the run
+                goes on.
         """
         return self._pictures(self.run, decode, not self.done)
 
     def result(self, timeout: float | None = None) -> Any:
-        """The result of the call, once it is there, as often as it is asked for.
+        """The result of the call, once it is there; may be called repeatedly.
 
         The call outlives an interrupted wait.
 

@@ -52,7 +52,7 @@ def begin(
         prediction: What it returns: sample, epsilon, v or flow.
         steps: Number of steps; None where the sampler says it.
         seeds: One per sample, for the noise that stochastic samplers add.
-        noise: Your own source of that noise, in the place of `seeds`.
+        noise: Another source of that noise, in the place of `seeds`.
         guidance: `cfg(…)`, or a scale; it needs the unconditional denoiser.
         hooks: Called after every step.
         denoised_fn: Changes the denoised prediction before it is used, as clipping does.
@@ -112,7 +112,7 @@ class NativeLoop(Driver):
 def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
     """Drive a run, step by step.
 
-    The arguments are checked here, and the first step is made when it is asked for.
+    The arguments are checked here; the first step is computed at the first `next`.
 
     Args:
         run: From `begin`, or one that was loaded, resumed or rewound.

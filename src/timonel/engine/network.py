@@ -1,8 +1,8 @@
 """What a run asks of its network, and the protocol of everything that answers.
 
-Captured pipelines, plain denoisers, the models of a fit and exact models are all a `Network`. It is
-asked by several runs at once: a `Query` is the next row of one of them, with its own samples, level
-and guidance.
+Captured pipelines, plain denoisers, the models of a fit and exact models are all a `Network`. It
+serves several runs at once: a `Query` is the next row of one of them, with samples, level and
+guidance.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Query(NamedTuple):
         x: Samples (n, …), in coordinates of unit variance.
         level: Their noise level; tensors (n,), one level each, where gradients go through it.
         conditions: The slot of each sample's conditions, (n,); empty where the network has none.
-        scale: Guidance scale; 1 computes the conditional part alone, None is the network's own.
+        scale: Guidance scale; 1 computes the conditional part alone, None is the network's.
         rescale: Share of the guided output that gets the standard deviation of the conditional one.
         forecast: cond - uncond (n, …) where it is known, so that cond alone is computed.
         difference: Whether cond - uncond is wanted where both are computed.

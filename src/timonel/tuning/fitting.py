@@ -72,7 +72,7 @@ def _share(each: int, steps: int, method: str, memory: int) -> int:
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """What came of one number of steps.
+    """The result of a fit for one number of steps.
 
     Args:
         steps: The number.

@@ -93,13 +93,13 @@ class Model(ABC):
     def query(
         self, x: Tensor, level: At | Level, samples: Sequence[int], scale: float | None
     ) -> Query:
-        """What a row asks that is guided by `scale`; 1 is no guidance, None the model's own."""
+        """The query of a row that is guided by `scale`; 1 is no guidance, None the model's."""
         rescale = 0.0 if self.guidance is None else self.guidance.rescale
         return Query(x, level, samples, scale, rescale)
 
     @property
     def scale(self) -> float | None:
-        """The guidance scale of runs that are guided all the way; None is the network's own."""
+        """The guidance scale of runs that are guided all the way; None is the network's."""
         scale = None if self.guidance is None else self.guidance.scale
         assert not isinstance(scale, tuple)
         return scale
@@ -173,7 +173,7 @@ class Pipeline(Model):
 
 
 class Plain(Model):
-    """A denoiser of your own.
+    """Any denoiser.
 
     Args:
         denoise: `denoise(x, level)`, as `timonel.sample` takes it.

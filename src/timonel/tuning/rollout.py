@@ -55,7 +55,7 @@ class Rollout:
         )  # fmt: skip
 
     def query(self) -> Query:
-        """What the next row asks."""
+        """The query of the next row."""
         row, guided = len(self.denoised), self.guided
         query = self.model.query(self.result, self.arrays.at(row), self.samples, guided.scales[row])
         weights = guided.weights[row]
