@@ -11,7 +11,7 @@ from .driver import UNKNOWN
 from .program import State
 
 
-class Call(NamedTuple):
+class NetworkCall(NamedTuple):
     """A network call whose row was applied.
 
     Args:
@@ -38,7 +38,7 @@ class Point(NamedTuple):
     """
 
     state: State
-    call: Call | None = None
+    call: NetworkCall | None = None
     memory: Any = UNKNOWN
 
     def clone(self) -> Point:

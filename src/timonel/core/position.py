@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import RunError
-from .checkpoints import Call, Point
+from .checkpoints import NetworkCall, Point
 from .driver import UNKNOWN
 from .guidance import CompiledGuidance
 from .process import At
@@ -80,7 +80,7 @@ class Position:
 
     # -- what it has computed ----------------------------------------------------------------------
     @property
-    def _call(self) -> Call | None:
+    def _call(self) -> NetworkCall | None:
         return None if self._at is None else self._at.call
 
     @property
@@ -119,7 +119,7 @@ class Position:
                 self._at = self._at._replace(call=call._replace(clean=clean))
         return clean
 
-    def _clean_of(self, call: Call) -> Tensor:
+    def _clean_of(self, call: NetworkCall) -> Tensor:
         if call.clean is not None:
             return call.clean
         assert call.x is not None

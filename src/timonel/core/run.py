@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import ArgumentError, HookError, RunError, TimonelError, function, instance
 from . import border
 from . import prediction as predictions
-from .checkpoints import Call, Point
+from .checkpoints import NetworkCall, Point
 from .control import Controlled
 from .driver import UNKNOWN, Driver
 from .guidance import CompiledGuidance, Guidance, assigned
@@ -238,7 +238,7 @@ class Run(Controlled):
         with self._change:
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()
-            self._at, self._flight = Point(new, Call(state.row, x, raw, clean)), None
+            self._at, self._flight = Point(new, NetworkCall(state.row, x, raw, clean)), None
             if self._coming is not None:
                 self._settle()
             self.advances, self._moved = self.advances + 1, False
@@ -263,7 +263,7 @@ class Run(Controlled):
         call = self._call
         if not self._checkpoints.keep or self.row == self.table.nfe or call is None:
             return
-        seen = Call(call.row, clean=self.denoised)
+        seen = NetworkCall(call.row, clean=self.denoised)
         point = Point(self._here.clone(), seen, self.driver.remembered())
         with self._change:  # other threads copy what is kept
             self._checkpoints.add(self.step, point)
@@ -436,7 +436,7 @@ class Run(Controlled):
             here = self._between()
             if here.call is not None and (here.call.clean is not None or here.call.x is not None):
                 clean = self._clean_of(here.call)
-                here = here._replace(call=Call(here.call.row, clean=clean))
+                here = here._replace(call=NetworkCall(here.call.row, clean=clean))
             assert self._checkpoints.start is not None
             return self._checkpoints.start, here.clone()
 

@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from ..errors import path as file_of
 from ..files import write_tensors
 from . import saved_noise
-from .checkpoints import Call, Point
+from .checkpoints import NetworkCall, Point
 from .fitted.sampler_file import Fitted
 from .guidance import Guidance
 from .noise import Noise, Seeded
@@ -130,7 +130,8 @@ def load(
         raise _no_run(path, wrong)
     start = _state(tensors, "start.", 0, saved.history, 0)
     here = _state(tensors, "", saved.row, saved.history, saved.differences)
-    call = None if saved.called is None else Call(saved.called, clean=tensors.get("denoised"))
+    clean = tensors.get("denoised")
+    call = None if saved.called is None else NetworkCall(saved.called, clean=clean)
     run.restore(start, Point(here, call), saved.guided_since)
     return run
 
