@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import noise as noises
 from ..core.data import GuidanceData
+from ..core.fitted.fingerprint import fingerprint
 from ..core.grids import usual
 from ..core.guidance import Guidance
 from ..core.process import Process
@@ -327,8 +328,6 @@ class Engine:
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None
     ) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
-        from ..core.fitted.sampler_file import fingerprint
-
         helm = captured.helm
         inputs = {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
         use = guided(helm.pipe, helm.parameters, inputs, guidance)

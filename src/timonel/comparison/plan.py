@@ -430,11 +430,9 @@ def _sampler(name: Any) -> str | Sampler:
     """A sampler as it is typed, a fitted one as itself; a bare grid is the usual solver on it."""
     if isinstance(name, Sampler) and name.fitted is not None:
         return name
-    if not isinstance(name, str):
-        raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
     if is_file(name):
         return Sampler(name)
-    if "/" not in name and name in grids.GRIDS:
+    if isinstance(name, str) and "/" not in name and name in grids.GRIDS:
         name = f"{DEFAULT}/{name}"
     names.sampler(name)
     return str(name)

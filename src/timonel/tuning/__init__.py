@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.data import GuidanceData
-from ..core.fitted.sampler_file import Fingerprint, ProcessData, fingerprint
+from ..core.fitted.fingerprint import Fingerprint, fingerprint
+from ..core.fitted.provenance import ProcessData
 from ..core.guidance import Guidance, cfg
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..core.fitted.sampler_file import Fitted, ProcessData, Provenance
+from ..core.fitted.provenance import ProcessData, Provenance
+from ..core.fitted.sampler_file import Fitted
 from ..core.grids import Grid, usual
 from ..core.sampler import Sampler
 from ..core.table import Table
