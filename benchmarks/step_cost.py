@@ -248,7 +248,7 @@ def copy(x: Tensor) -> Peer:
 def traffic(case: Case) -> float:
     """Tensors that a row has to read and write, mean over the rows."""
     rows = Program.bind(compiled(case), "epsilon").rows
-    return fmean(len(row.reads) + len(row.plan.sums) for row in rows)
+    return fmean(len(row.reads) + len(row.sums.terms) for row in rows)
 
 
 # -- counting ------------------------------------------------------------------------------------

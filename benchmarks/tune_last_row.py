@@ -110,7 +110,7 @@ def last_row(steps: Sequence[int]) -> str:
 def seen(model: Model, arrays: Arrays, samples: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """The results of a table, and what its last row could have been made of."""
     journey = roll(model, arrays, samples)
-    scale = model.guiding(arrays).scales[-1]
+    scale = model.guided(arrays).scales[-1]
     last = model.query(journey.x[-2], arrays.at(-1), samples, scale)
     difference = model.evaluate([last._replace(difference=True)])[0].difference
     return journey.result.double(), [

@@ -28,7 +28,7 @@ _WHERE = {
     "Handle": "engine.handle",
     "Helm": "pipelines.helm",
     "Hook": "core.hook",
-    "LatentRGB": "hooks.preview",
+    "LatentRGB": "hooks.rgb",
     "Process": "core.process",
     "Recipe": "make.recipe",
     "Run": "core.run",
@@ -91,10 +91,10 @@ if TYPE_CHECKING:
     from .hooks.control import edit as edit
     from .hooks.control import stop_when as stop_when
     from .hooks.guard import guard as guard
-    from .hooks.preview import LatentRGB as LatentRGB
     from .hooks.preview import preview as preview
     from .hooks.preview import save_steps as save_steps
     from .hooks.progress import progress as progress
+    from .hooks.rgb import LatentRGB as LatentRGB
     from .hooks.trace import trace as trace
     from .make.recipe import Recipe as Recipe
     from .make.recipe import replay as replay

@@ -20,14 +20,9 @@ from torch import Tensor, nn
 import timonel as tm
 from support.fitted_files import ALL, NAMED, made
 from support.models import PROCESSES
-from timonel.core.fitted.sampler_file import (
-    FORMAT,
-    Fingerprint,
-    Fitted,
-    Measured,
-    fingerprint,
-    levels,
-)
+from timonel.core.fitted.fingerprint import Fingerprint, fingerprint
+from timonel.core.fitted.provenance import Measured, levels
+from timonel.core.fitted.sampler_file import FORMAT, Fitted
 from timonel.core.process import VE, double
 from timonel.errors import ArgumentError
 

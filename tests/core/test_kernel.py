@@ -13,9 +13,9 @@ import torch
 import timonel as tm
 from support.models import PROCESSES, Gaussian, drive
 from support.places import environment
-from support.sums import PLAN, tensors
+from support.sums import SUMS, tensors
 from timonel.core import grids, kernel, solvers
-from timonel.core.kernel import Plan, eager, native
+from timonel.core.kernel import WeightedSums, eager, native
 from timonel.core.process import double
 from timonel.core.run import Run
 from timonel.errors import UnknownName
@@ -58,9 +58,9 @@ def journey(name: str, x: torch.Tensor) -> torch.Tensor:
 def test_the_sums_are_those_in_float64(dtype, choice):
     kernel.use(choice)
     inputs = tensors(4, (3, 35), dtype)
-    made = kernel.linear(PLAN, inputs, dtype)
+    made = kernel.linear(SUMS, inputs, dtype)
     read = [t.double() for t in inputs]
-    for terms, out in zip(PLAN.sums, made, strict=True):
+    for terms, out in zip(SUMS.terms, made, strict=True):
         exact = sum(c * read[i] for c, i in terms)
         size = sum(abs(c) * read[i].abs() for c, i in terms)
         # one rounding to the dtype, and one per term in the type that is summed in
@@ -80,11 +80,11 @@ def test_the_sums_are_those_in_float64(dtype, choice):
 def test_inductor_compiles_the_same_sums():
     """Equal to eager but where inductor fuses a product and a sum that eager rounds."""
     inputs = tensors(4, (4, 4, 16, 16), torch.float32)
-    compiled = torch.compile(lambda *t: eager.sums(PLAN, t, torch.float32), fullgraph=True)
+    compiled = torch.compile(lambda *t: eager.compute(SUMS, t, torch.float32), fullgraph=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its compiler
         made = compiled(*inputs)
-    for one, two in zip(made, eager.sums(PLAN, inputs, torch.float32), strict=True):
+    for one, two in zip(made, eager.compute(SUMS, inputs, torch.float32), strict=True):
         assert torch.allclose(one, two, rtol=4 * UNIT[torch.float32], atol=4 * UNIT[torch.float32])
 
 
@@ -93,7 +93,7 @@ def test_inputs_are_left_alone_and_outputs_share_no_memory(choice):
     kernel.use(choice)
     inputs = tensors(4, (2, 8), torch.float32)
     before = [t.clone() for t in inputs]
-    made = kernel.linear(PLAN, inputs, torch.float32)
+    made = kernel.linear(SUMS, inputs, torch.float32)
     kept = [t.clone() for t in made]
     for out, copy in zip(made, kept, strict=True):
         assert torch.equal(out, copy)
@@ -107,8 +107,8 @@ def test_bits_depend_on_neither_batch_layout_nor_chunk(dtype, choice, monkeypatc
     """Odd sizes, so that vectors, tails and chunk ends fall everywhere."""
     kernel.use(choice)
     inputs = tensors(4, (5, 3, 7, 11), dtype)
-    whole = kernel.linear(PLAN, inputs, dtype)
-    alone = [kernel.linear(PLAN, [t[i : i + 1] for t in inputs], dtype) for i in range(5)]
+    whole = kernel.linear(SUMS, inputs, dtype)
+    alone = [kernel.linear(SUMS, [t[i : i + 1] for t in inputs], dtype) for i in range(5)]
     strided = [t.transpose(1, 3).contiguous().transpose(1, 3) for t in inputs]
     mixed = [inputs[0], *strided[1:]]
     monkeypatch.setattr(eager, "CACHE", 0)
@@ -116,12 +116,12 @@ def test_bits_depend_on_neither_batch_layout_nor_chunk(dtype, choice, monkeypatc
         monkeypatch.setattr(eager, "CHUNK", size)
         assert all(
             torch.equal(a, b)
-            for a, b in zip(kernel.linear(PLAN, inputs, dtype), whole, strict=True)
+            for a, b in zip(kernel.linear(SUMS, inputs, dtype), whole, strict=True)
         )
     for m, out in enumerate(whole):
         assert torch.equal(torch.cat([one[m] for one in alone]), out)
-        assert torch.equal(kernel.linear(PLAN, strided, dtype)[m], out)
-        assert torch.equal(kernel.linear(PLAN, mixed, dtype)[m], out)
+        assert torch.equal(kernel.linear(SUMS, strided, dtype)[m], out)
+        assert torch.equal(kernel.linear(SUMS, mixed, dtype)[m], out)
 
 
 def test_chunks_write_what_is_remembered_and_nothing_else(monkeypatch):
@@ -140,13 +140,13 @@ def test_chunks_write_what_is_remembered_and_nothing_else(monkeypatch):
     monkeypatch.setattr(eager, "CACHE", 0)
     monkeypatch.setattr(eager, "CHUNK", 100)
     with Made() as made:
-        kernel.linear(PLAN, tensors(4, (1000,), torch.float32), torch.float32)
+        kernel.linear(SUMS, tensors(4, (1000,), torch.float32), torch.float32)
     assert made.sizes == [1000, 1000, 1000]
 
 
 def test_mixed_dtypes_are_summed_before_they_are_rounded():
     x, raw = tensors(1, (64,), torch.bfloat16)[0], tensors(1, (64,), torch.float32, 1)[0]
-    (out,) = kernel.linear(Plan(2, (((0.3, 0), (0.7, 1)),)), [x, raw], torch.bfloat16)
+    (out,) = kernel.linear(WeightedSums(2, (((0.3, 0), (0.7, 1)),)), [x, raw], torch.bfloat16)
     exact = 0.3 * x.double() + 0.7 * raw.double()
     assert bool(((out.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-6).all())
 
@@ -244,11 +244,11 @@ def test_without_a_compiler_rows_run_eagerly_after_one_warning(monkeypatch):
     try:
         inputs = tensors(4, (9,), torch.float32)
         with pytest.warns(RuntimeWarning, match="there-is-no-such-compiler"):
-            made = kernel.linear(PLAN, inputs, torch.float32)
+            made = kernel.linear(SUMS, inputs, torch.float32)
         again = kernel.linear(
-            PLAN, inputs, torch.float32
+            SUMS, inputs, torch.float32
         )  # warnings are errors here: the second says nothing
-        wanted = eager.sums(PLAN, inputs, torch.float32)
+        wanted = eager.compute(SUMS, inputs, torch.float32)
         assert all(
             torch.equal(a, b) and torch.equal(a, c)
             for a, b, c in zip(wanted, made, again, strict=True)
@@ -262,34 +262,34 @@ def test_what_the_native_path_cannot_serve_is_summed_eagerly():
     """Broadcast noise, empty tensors, another dtype than the result's; but it sums many terms."""
     kernel.use("native")
     small = [*tensors(3, (4, 6), torch.float32), torch.ones(1, 6)]
-    wanted = eager.sums(PLAN, small, torch.float32)
+    wanted = eager.compute(SUMS, small, torch.float32)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(kernel.linear(PLAN, small, torch.float32), wanted, strict=True)
+        for a, b in zip(kernel.linear(SUMS, small, torch.float32), wanted, strict=True)
     )
-    long = Plan(1, (tuple((1 / (i + 1), 0) for i in range(12)),))
+    long = WeightedSums(1, (tuple((1 / (i + 1), 0) for i in range(12)),))
     inputs = tensors(1, (5,), torch.float32)
     assert torch.equal(
-        kernel.linear(long, inputs, torch.float32)[0], eager.sums(long, inputs, torch.float32)[0]
+        kernel.linear(long, inputs, torch.float32)[0], eager.compute(long, inputs, torch.float32)[0]
     )
     half = tensors(4, (5,), torch.float16)
     assert torch.equal(
-        kernel.linear(PLAN, half, torch.float32)[2], eager.sums(PLAN, half, torch.float32)[2]
+        kernel.linear(SUMS, half, torch.float32)[2], eager.compute(SUMS, half, torch.float32)[2]
     )
-    assert kernel.linear(PLAN, tensors(4, (0, 3), torch.float32), torch.float32)[0].shape == (0, 3)
+    assert kernel.linear(SUMS, tensors(4, (0, 3), torch.float32), torch.float32)[0].shape == (0, 3)
 
 
 # -- the GPU -------------------------------------------------------------------------------------
 TRITON = """
 import torch
 from timonel.core.kernel import eager, triton_
-from support.sums import PLAN, tensors
+from support.sums import SUMS, tensors
 for dtype in (torch.float32, torch.float16):
     for n in (1, 37, 5000):
         inputs = tensors(4, (n,), dtype)
-        wanted = eager.sums(PLAN, inputs, dtype)
+        wanted = eager.compute(SUMS, inputs, dtype)
         made = [torch.empty(n, dtype=dtype) for _ in wanted]
-        triton_.linear(PLAN, inputs, made)
+        triton_.linear(SUMS, inputs, made)
         unit = 2.0**-23 if dtype is torch.float32 else 2.0**-11
         # to the bit on a GPU; some interpreters round a product before they add
         for a, b in zip(made, wanted):
@@ -310,8 +310,8 @@ def test_the_triton_kernel_interpreted_on_the_cpu_makes_the_same_sums():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_gpu_has_the_bits_of_the_cpu(dtype):
     inputs = tensors(4, (2, 37, 41), dtype)
-    wanted = eager.sums(PLAN, inputs, dtype)
+    wanted = eager.compute(SUMS, inputs, dtype)
     for choice in ("eager", "auto"):
         kernel.use(choice)
-        made = kernel.linear(PLAN, [t.cuda() for t in inputs], dtype)
+        made = kernel.linear(SUMS, [t.cuda() for t in inputs], dtype)
         assert all(torch.equal(a.cpu(), b) for a, b in zip(made, wanted, strict=True))

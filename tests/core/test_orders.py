@@ -337,8 +337,8 @@ def test_nothing_but_a_run_writes_into_a_run() -> None:
 def test_a_write_into_a_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.SOURCES", tmp_path)
     path = tmp_path / "room.py"
-    path.write_text("run.moved = False\nself.run.noise, x = None, 1\nrun.latents = x\n")
-    assert written(path) == ["room.py:1 run.moved", "room.py:2 self.run.noise"]
+    path.write_text("run.stopping = False\nself.run.noise, x = None, 1\nrun.latents = x\n")
+    assert written(path) == ["room.py:1 run.stopping", "room.py:2 self.run.noise"]
 
 
 def test_a_prediction_that_is_read_while_a_row_is_computed_takes_no_run_back(

@@ -18,7 +18,7 @@ from safetensors import safe_open
 import timonel as tm
 from timonel.errors import ArgumentError, ModelError, PreviewMissing
 from timonel.hooks.collect import collect
-from timonel.hooks.preview import LatentRGB, to_images
+from timonel.hooks.rgb import LatentRGB, to_images
 
 PROCESS = tm.VP.from_schedule()
 SHAPE = (4, 8, 8)

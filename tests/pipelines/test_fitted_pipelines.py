@@ -16,7 +16,9 @@ import timonel as tm
 from support import tiny
 from support.fitted_files import NAMED, made
 from support.models import PROCESSES
-from timonel.core.fitted.sampler_file import Fitted, ProcessData, fingerprint
+from timonel.core.fitted.fingerprint import fingerprint
+from timonel.core.fitted.provenance import ProcessData
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.errors import ArgumentError, FittedElsewhere
 
 

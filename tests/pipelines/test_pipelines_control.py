@@ -181,7 +181,7 @@ def test_two_transformers_change_at_the_boundary_for_every_sampler() -> None:
         expected = []
         for row in range(table.nfe):
             name = "transformer" if float(table.time[row]) >= edge else "transformer_2"
-            expected += [name] * (1 if helm.run.scales[row] == 1.0 else 2)
+            expected += [name] * (1 if helm.run.guided.scales[row] == 1.0 else 2)
         assert who == expected
         assert len(set(who)) == 2
 

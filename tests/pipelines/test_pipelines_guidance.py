@@ -12,6 +12,7 @@ from torch import nn
 
 import timonel as tm
 from support import tiny
+from timonel.engine.tensor_trees import equal
 from timonel.errors import ArgumentError
 from timonel.pipelines.guidance import batch_tree as parts
 
@@ -253,12 +254,12 @@ def test_what_the_pipeline_makes_of_its_parts_says_which_is_conditional(key: str
 
 def test_a_second_sample_in_one_step_is_another_window_not_an_unconditional_part() -> None:
     a, b = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
-    assert parts.same(a, a)
-    assert parts.same(a, a.clone())
-    assert not parts.same(a, b)
-    assert not parts.same(a, a[..., :1])
-    assert parts.same([a], [a.clone()])
-    assert not parts.same([a], a)
+    assert equal(a, a)
+    assert equal(a, a.clone())
+    assert not equal(a, b)
+    assert not equal(a, a[..., :1])
+    assert equal([a], [a.clone()])
+    assert not equal([a], a)
 
 
 def test_places_and_rotary_embeddings_are_never_taken_for_a_batch() -> None:

@@ -8,7 +8,8 @@ import torch
 
 import timonel as tm
 from support.models import PROCESSES
-from timonel.core.fitted.sampler_file import Fitted, ProcessData, Provenance
+from timonel.core.fitted.provenance import ProcessData, Provenance
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.core.process import Cosine, Process, Trig
 
 ALL = {

@@ -1,13 +1,13 @@
-"""A plan of three sums, and inputs for it."""
+"""Three weighted sums, and inputs for them."""
 
 from __future__ import annotations
 
 import torch
 
-from timonel.core.kernel import Plan
+from timonel.core.kernel import WeightedSums
 
 #: four inputs; the second sum reads the first output, the third reads both
-PLAN = Plan(
+SUMS = WeightedSums(
     4, (((0.3, 0), (0.4, 1)), ((0.5, 0), (0.7, 4), (1 / 3, 2)), ((-0.1, 5), (1.0, 3), (0.33, 4)))
 )
 

@@ -20,7 +20,7 @@ from timonel.cli import app
 from timonel.cli.options import choose, sampler_of
 from timonel.comparison import compare, engine
 from timonel.comparison.plan import Plan
-from timonel.core.fitted.sampler_file import fingerprint
+from timonel.core.fitted.fingerprint import fingerprint
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.make.generate import generate
 from timonel.make.recipe import Recipe

@@ -19,7 +19,8 @@ from support.pipes import load
 from support.tuned_models import START, brief
 from timonel import tuning, zoo
 from timonel.cli import app
-from timonel.core.fitted.sampler_file import Fitted, fingerprint
+from timonel.core.fitted.fingerprint import fingerprint
+from timonel.core.fitted.sampler_file import Fitted
 from timonel.errors import ArgumentError, FittedElsewhere
 from timonel.pipelines.capture import capture
 from timonel.tuning import held_out, least_squares, targets

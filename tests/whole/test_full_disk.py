@@ -164,9 +164,10 @@ COARSE = """
 import sys
 from timonel import tuning
 from timonel.comparison import engine
-from timonel.tuning import rows, teacher
-engine.FIRST, engine.LAST, teacher.TRUSTED = 4, 8, 10.0  # of the samples that others are held to
-teacher.FIRST = rows.FIRST = tuning.FIRST = 4
+from timonel.tuning import least_squares, targets
+# of the samples that others are held to
+engine.FIRST, engine.LAST, targets.TRUSTED = 4, 8, 10.0
+targets.FIRST = least_squares.FIRST = tuning.FIRST = 4
 from timonel.cli import main
 sys.exit(main())
 """

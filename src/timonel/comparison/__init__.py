@@ -1,4 +1,4 @@
-"""Compare samplers, schedules and guidance on your own prompt: pictures, numbers and one page.
+"""Compare samplers, schedules and guidance on your prompts: pictures, numbers and one page.
 
 result = tm.compare("red apple", sampler=["euler", "dpmpp_2m/karras"], steps=[6, 10], seeds=4)
 result.page               # report/index.html
@@ -179,7 +179,7 @@ def compare(
     engine = Engine(chosen, store, batch=size, references=references, progress=paging)
     try:
         engine.run()
-        engine.tell("page")
+        engine.report("page")
         return write(chosen, store, engine.notes, claims)
     except KeyboardInterrupt:
         raise Stopped(kept(chosen, store, engine.notes), again) from None
@@ -204,8 +204,8 @@ def _call(subjects: Any, prompts: Any, axes: dict[str, Any], **others: Any) -> s
     """The call of `compare`, as it could be typed again."""
     usual = {"batch": None, "plan": None, "references": True, "yes": False}
     named = {k: v for k, v in others.items() if k not in usual or v is not usual[k]}
-    given = [v for v in (subjects, prompts) if v is not None]
-    words = [_typed(v) for v in given if not (isinstance(v, tuple) and not v)]
+    positional = [v for v in (subjects, prompts) if v is not None]
+    words = [_typed(v) for v in positional if not (isinstance(v, tuple) and not v)]
     words += [f"{k}={_typed(v)}" for k, v in {**axes, **named}.items()]
     return f"tm.compare({', '.join(words)})"
 

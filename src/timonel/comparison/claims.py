@@ -200,7 +200,7 @@ def soft(e: Evidence) -> dict[str, Any]:
 
 
 def cutoff_picture(e: Evidence) -> dict[str, Any]:
-    """Whether the picture stays the same when guidance ends: on top of the sampler's own error."""
+    """Whether the picture stays the same when guidance ends: on top of the error of the sampler."""
     name, steps = "dpmpp_2m/karras", 25
     whole, cut = (e.summary("psnr", name, steps, until, 1) for until in (None, 0.4))
     same = e.no_more("latent_rmse", (name, steps, 0.4), (name, steps))
@@ -245,7 +245,7 @@ def measured(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def judged(comparison: Comparison, claims: list[dict[str, Any]] | None = None) -> Comparison:
-    """The comparison with the claims on its page; `claims` are measured where not given."""
+    """The comparison with the claims on its page; None measures `claims`."""
     claims = measured(comparison) if claims is None else claims
     return write(comparison.plan, comparison.store, claims=claims)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core import noise as noises
 from ..core.data import GuidanceData
+from ..core.fitted.fingerprint import fingerprint
 from ..core.grids import usual
 from ..core.guidance import Guidance
 from ..core.process import Process
@@ -88,7 +89,7 @@ class Engine:
         store: Where they go.
         batch: Network evaluations a call, at most.
         references: Whether cells are measured against converged references.
-        progress: Hears how far it is.
+        progress: Called with every `State`.
     """
 
     def __init__(
@@ -136,8 +137,8 @@ class Engine:
             self._helm = key, helm
         return self._helm[1]
 
-    def tell(self, phase: str, outcome: Outcome | None = None, **changes: Any) -> None:
-        """Say where the comparison is.
+    def report(self, phase: str, outcome: Outcome | None = None, **changes: Any) -> None:
+        """Report where the comparison is.
 
         Args:
             phase: See `State`.
@@ -166,7 +167,7 @@ class Engine:
         if not todo and not unmeasured:
             return
         helm = self.helm(work.samples[0])
-        self.tell("watching", model=work.samples[0].model)
+        self.report("watching", model=work.samples[0].model)
         captured = self.capture(helm, work)
         if unmeasured:
             process = captured.process if captured is not None else _process(helm)
@@ -186,7 +187,7 @@ class Engine:
             return capture(helm, seeds=seeds, guidance=work.scale, **inputs)
         except NotCaptured as reason:
             self.notes.append({
-                "en": f"The runs of {first.model} were made one by one: {reason}.",
+                "en": f"The runs of {first.model} ran one by one: {reason}.",
                 "es": f"Las muestras de {first.model} se hicieron una a una: {reason}.",
             })  # fmt: skip
             return None
@@ -206,7 +207,7 @@ class Engine:
                 for name, recipe in wanted.items()
                 if self.store.done(names[name]) is None
             }
-            self.tell("references", steps=steps, row=0, rows=0)
+            self.report("references", steps=steps, row=0, rows=0)
             self._go(list(missing.values()), work, helm, captured)
             return names
 
@@ -223,7 +224,7 @@ class Engine:
                     open_.pop(name)  # one that failed says why
             last = 2 * refined.steps > LAST
             self._settled |= {shared(c.recipe) for c in cells if c.id not in open_ or last}
-            self.tell("references")
+            self.report("references")
             if not open_:
                 return
 
@@ -239,7 +240,7 @@ class Engine:
         return outcome.change
 
     def _measure(self, cells: list[Cell]) -> None:
-        """Measure cells that had run before, against references that were made now."""
+        """Measure cells that had run before, against references that were computed since."""
         for cell in cells:
             outcome, reference = self.store.done(cell.id), self.references.get(cell.id, "")
             if outcome is not None and reference and outcome.reference != reference:
@@ -299,7 +300,7 @@ class Engine:
         return Job(run, start, (slot,), outcome.id, keeps_steps=outcome.kind == "cell")
 
     def _rows(self, many: int, rows: int, kind: str = "") -> None:
-        """Say that `many` more of `rows` network calls are done; first of which `kind`."""
+        """Report that `many` more of `rows` network calls are done; first of which `kind`."""
         if kind:
             cells = kind == "cell"
             steps = None if cells else self._state.steps
@@ -307,7 +308,7 @@ class Engine:
                 self._state, phase="runs" if cells else "references", row=0, steps=steps
             )
         if rows:
-            self.tell(self._state.phase, row=min(rows, self._state.row + many), rows=rows)
+            self.report(self._state.phase, row=min(rows, self._state.row + many), rows=rows)
 
     def prepare(self, recipe: Recipe, captured: Captured) -> Run:
         """A recipe's run on the captured network.
@@ -327,8 +328,6 @@ class Engine:
         self, fitted: Fitted, captured: Captured, recipe: Recipe, guidance: Guidance | None
     ) -> None:
         """Note in what a fitted sampler runs where it was not fitted."""
-        from ..core.fitted.sampler_file import fingerprint
-
         helm = captured.helm
         inputs = {"negative_prompt": recipe.negative_prompt, **recipe.arguments}
         use = guided(helm.pipe, helm.parameters, inputs, guidance)
@@ -363,7 +362,7 @@ class Engine:
             return
         spent = run.table.nfe
         if run.guidance is not None:
-            spent = evaluations(run.scales, run.forecasts, lambda scale: 1 if scale == 1.0 else 2)
+            spent = evaluations(run.guided, lambda scale: 1 if scale == 1.0 else 2)
         job = Job(
             run, keeps_steps=outcome.kind == "cell", seconds=seconds, evaluations=spent,
             denoised=denoised,
@@ -373,12 +372,12 @@ class Engine:
     def _fail(self, outcome: Outcome, reason: str) -> None:
         outcome.status, outcome.reason = "failed", reason
         self.store.keep([outcome])
-        self._said(outcome)
+        self._report_end(outcome)
 
-    def _said(self, outcome: Outcome) -> None:
-        """Say that a run ended."""
+    def _report_end(self, outcome: Outcome) -> None:
+        """Report that a run has ended."""
         self._ended += outcome.kind == "cell"
-        self.tell(self._state.phase, outcome)
+        self.report(self._state.phase, outcome)
 
     @torch.no_grad()
     def _keep(
@@ -391,7 +390,7 @@ class Engine:
         for (outcome, job), pixels in zip(ended, pictures, strict=True):
             run = job.run
             if pixels is None:
-                reason = "the autoencoder made NaN or infinity of its latents: run it in float32"
+                reason = "the autoencoder decodes its latents to NaN or infinity: run it in float32"
                 self._fail(outcome, reason)
                 continue
             outcome.nfe, outcome.seconds = run.table.nfe, job.seconds
@@ -406,7 +405,7 @@ class Engine:
                 outcome.measures = self._measures(outcome, run.result, pixels)
             self.store.save(outcome, run.result, pixels, previews)
             self.store.keep([outcome])
-            self._said(outcome)
+            self._report_end(outcome)
 
     def _previews(self, helm: Helm, denoised: list[Tensor], pixels: Tensor) -> Tensor:
         """Previews of the steps: decoded where they are small, else linear; a video's middle."""

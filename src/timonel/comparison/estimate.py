@@ -66,7 +66,7 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
         references: Whether cells are measured against converged references.
 
     Raises:
-        TimonelError: For a pipeline that is run in its own loop.
+        TimonelError: For a pipeline whose network cannot be captured.
     """
     store, total = Store(out), Estimate()
     engine = Engine(plan, store)
@@ -78,8 +78,8 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
         captured = engine.capture(engine.helm(work.samples[0]), work)
         if captured is None:
             raise TimonelError(
-                "this pipeline is run in its own loop; how long it takes can only be told by"
-                " running it"
+                "the network of this pipeline cannot be captured, so only a run shows how long it"
+                " takes"
             )
         count = 0
         for cell in todo:
@@ -88,7 +88,7 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
             except TimonelError:
                 total.refused += 1
                 continue
-            count += evaluations(run.scales, run.forecasts, captured.cost)
+            count += evaluations(run.guided, captured.cost)
         fine = {
             reference(cell.recipe, captured.process, FIRST).model_dump_json()
             for cell in todo

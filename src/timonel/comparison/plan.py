@@ -43,7 +43,7 @@ AXES = (
 # what makes another sample of the same setting
 SAMPLE_AXES = ("prompt", "negative_prompt", "image", "seed")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-MANY = 1000  # runs above which the caller is asked
+MANY = 1000  # runs above which `yes` is needed
 MOST = 100_000  # runs of one comparison
 PLAN = 2**22  # bytes of a plan's file
 # in YAML; 1:30:00 is 5400, and is read in the square of its length
@@ -99,7 +99,7 @@ class Plan:
         yes: bool = True,
         **axes: Any,
     ) -> Plan:
-        """The product of the axes; runs are counted before any of them is made.
+        """The product of the axes; the runs are counted before the cells are built.
 
         Combinations that a model cannot run become failed cells when they are computed.
 
@@ -118,23 +118,23 @@ class Plan:
         for name in axes:
             if name not in AXES:
                 raise UnknownName("axis", name, AXES)
-        given = {name: _values(value) for name, value in axes.items()}
-        given["seed"] = _seeds(given, seeds)
-        given["model"] = _models(given)
-        given.setdefault("sampler", [DEFAULT])
-        _add_subjects(given, _listed(subjects))
-        for name, values in given.items():
+        axes = {name: _values(value) for name, value in axes.items()}
+        axes["seed"] = _seeds(axes, seeds)
+        axes["model"] = _models(axes)
+        axes.setdefault("sampler", [DEFAULT])
+        _add_subjects(axes, _listed(subjects))
+        for name, values in axes.items():
             if not values:
                 raise ArgumentError(f"the plan is empty: {name} has no value")
-        given["sampler"] = _samplers(given["sampler"])
-        named_steps = _quick(_steps(given))
-        ordered = _ordered(given)
+        axes["sampler"] = _samplers(axes["sampler"])
+        named_steps = _quick(_steps(axes))
+        ordered = _ordered(axes)
         check_count(_count(ordered, named_steps), yes)
         product = itertools.product(*ordered.values())
         places = (dict(zip(ordered, values, strict=True)) for values in product)
         cells = tuple(Cell(_shown(at), recipe(at)) for at in places if _fits(at, named_steps))
         labels = {name: tuple(map(_label, values)) for name, values in ordered.items()}
-        helms = {m.name: m.helm for m in given["model"] if not isinstance(m, str)}
+        helms = {m.name: m.helm for m in axes["model"] if not isinstance(m, str)}
         return cls(labels, cells, helms)
 
     @classmethod
@@ -148,9 +148,9 @@ class Plan:
         Raises:
             ArgumentError: the file cannot be read; and as of `of`.
         """
-        given = read_file(Path(path))
-        given |= {name: value for name, value in more.items() if value is not None}
-        return cls.of(given.pop("subjects", ()), **given)
+        data = read_file(Path(path))
+        data |= {name: value for name, value in more.items() if value is not None}
+        return cls.of(data.pop("subjects", ()), **data)
 
     @property
     def varying(self) -> list[str]:
@@ -176,19 +176,19 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ArgumentError(f"a plan is a .toml, .yaml or .json file, got {str(path)!r}")
     text = reading.text(path, "the plan", PLAN)
     try:
-        given = reading.bounded(parse(text))
+        data = reading.bounded(parse(text))
     except Exception as error:
         raise ArgumentError(f"the plan {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(given, dict):
+    if not isinstance(data, dict):
         raise ArgumentError(
             f"the plan {str(path)!r} names no axes; write e.g. sampler = ['euler',"
             " 'dpmpp_2m/karras']"
         )
     known = (*AXES, "subjects", "seeds")
-    for name in given:
+    for name in data:
         if name not in known:
             raise UnknownName("axis", name, known)
-    return given
+    return data
 
 
 def _parsers() -> dict[str, Callable[[str], Any]]:
@@ -230,7 +230,7 @@ def _toml(text: str) -> Any:
 
 
 def recipe(at: Mapping[str, Value]) -> Recipe:
-    """The recipe at a place on the axes; what is not named there is the model's own default."""
+    """The recipe at a place on the axes; what is not named there is the model's default."""
     model, sampler = at["model"], at["sampler"]
     card = _card(model)
     usual = {"steps": STEPS, "guidance": None}
@@ -241,25 +241,25 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
     at = {**usual, **at}
     if not isinstance(model, str):
         at |= {"dtype": model.dtype, "device": model.device}
-    given = {name: value for name, value in at.items() if value is not None}
+    values = {name: value for name, value in at.items() if value is not None}
     chosen = Sampler(
         _label(sampler),
         at.get("grid"),
-        options=given.get("options", {}),
-        grid_options=given.get("grid_options", {}),
+        options=values.get("options", {}),
+        grid_options=values.get("grid_options", {}),
         noise=at.get("noise"),
         fitted=sampler.fitted if isinstance(sampler, Sampler) else None,
     )
-    guidance = parsed(at["guidance"], at.get("guidance_until"), given.get("rescale", 0.0))
+    guidance = parsed(at["guidance"], at.get("guidance_until"), values.get("rescale", 0.0))
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
     return Recipe(
         model=_label(model),
         seed=at["seed"],
         steps=at["steps"],
-        arguments=dict(given.get("arguments", {})),
+        arguments=dict(values.get("arguments", {})),
         guidance=None if guidance is None else GuidanceData.of(guidance),
         **Recipe.choice(chosen),
-        **{name: given[name] for name in plain if name in given},
+        **{name: values[name] for name in plain if name in values},
     )
 
 
@@ -342,9 +342,9 @@ def is_model(value: Any) -> bool:
     )
 
 
-def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
+def _models(axes: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
     """The axis of models: names, and what is loaded already."""
-    models = given.get("model", ["emoji"])
+    models = axes.get("model", ["emoji"])
     models = [os.fspath(m) if isinstance(m, PathLike) else m for m in models]
     objects = [model for model in models if not isinstance(model, str)]
     for model in objects:
@@ -355,22 +355,22 @@ def _models(given: Mapping[str, Sequence[Any]]) -> list[str | Loaded]:
     from .loaded import Loaded
 
     for name in ("dtype", "device"):
-        if any(value is not None for value in given.get(name, ())):
+        if any(value is not None for value in axes.get(name, ())):
             raise ArgumentError(
                 f"a loaded model is used as it is: leave {name} out, or give the model's name"
             )
     return [model if isinstance(model, str) else Loaded.of(model) for model in models]
 
 
-def _seeds(given: Mapping[str, Sequence[Any]], seeds: int | None) -> Sequence[Any]:
+def _seeds(axes: Mapping[str, Sequence[Any]], seeds: int | None) -> Sequence[Any]:
     if seeds is None:
-        return given.get("seed", [0])
-    if "seed" in given:
+        return axes.get("seed", [0])
+    if "seed" in axes:
         raise ArgumentError("give seeds= (how many) or seed= (which), not both")
     return range(whole("seeds", seeds, 1, 2**62))
 
 
-def _add_subjects(given: dict[str, Sequence[Any]], subjects: list[Any]) -> None:
+def _add_subjects(axes: dict[str, Sequence[Any]], subjects: list[Any]) -> None:
     """Put prompts and pictures on their axes.
 
     A picture is a file that is there, or a name that ends like one.
@@ -380,16 +380,16 @@ def _add_subjects(given: dict[str, Sequence[Any]], subjects: list[Any]) -> None:
             raise ArgumentError(
                 f'a subject is a prompt or a picture, e.g. "red apple", got {subject!r}'
             )
-    pictures = _pictures(subjects, given.get("image", []))
+    pictures = _pictures(subjects, axes.get("image", []))
     prompts = [s for s in subjects if s not in pictures]
     if pictures and prompts:
         raise ArgumentError("give prompts or pictures, not both")
     for name, values in (("prompt", prompts), ("image", list(map(str, pictures)))):
-        if values and name in given:
+        if values and name in axes:
             raise ArgumentError(f"give {name}= once")
         if values:
-            given[name] = values
-    if "prompt" not in given and "image" not in given:
+            axes[name] = values
+    if "prompt" not in axes and "image" not in axes:
         raise ArgumentError('the plan is empty: say what to paint, e.g. "red apple"')
 
 
@@ -406,17 +406,17 @@ def _pictures(subjects: list[Any], more: Sequence[Any]) -> dict[Any, None]:
     return pictures
 
 
-def _ordered(given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+def _ordered(axes: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """The axes in their order, without repetitions and without those that hold only None."""
-    gridded = [None if g is None else names.grid(g) for g in given.get("grid", [None])]
-    given = {**given, "grid": gridded}
-    named = [name for name in AXES if name in given and list(given[name][:2]) != [None]]
-    return {name: _unique(given[name]) for name in named}
+    gridded = [None if g is None else names.grid(g) for g in axes.get("grid", [None])]
+    axes = {**axes, "grid": gridded}
+    named = [name for name in AXES if name in axes and list(axes[name][:2]) != [None]]
+    return {name: _unique(axes[name]) for name in named}
 
 
-def _samplers(given: Sequence[Any]) -> list[str | Sampler]:
+def _samplers(values: Sequence[Any]) -> list[str | Sampler]:
     """Samplers as they are typed, files read; two different ones of one name are refused."""
-    samplers = [_sampler(name) for name in given]
+    samplers = [_sampler(name) for name in values]
     files = {one.name: one for one in samplers if isinstance(one, Sampler)}
     for one in samplers:
         if _label(one) in files and one != files[_label(one)]:
@@ -430,11 +430,9 @@ def _sampler(name: Any) -> str | Sampler:
     """A sampler as it is typed, a fitted one as itself; a bare grid is the usual solver on it."""
     if isinstance(name, Sampler) and name.fitted is not None:
         return name
-    if not isinstance(name, str):
-        raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
     if is_file(name):
         return Sampler(name)
-    if "/" not in name and name in grids.GRIDS:
+    if isinstance(name, str) and "/" not in name and name in grids.GRIDS:
         name = f"{DEFAULT}/{name}"
     names.sampler(name)
     return str(name)
@@ -445,16 +443,16 @@ def _label(value: Value) -> Value:
     return value.name if isinstance(value, Sampler) or hasattr(value, "helm") else value
 
 
-def _steps(given: dict[str, Sequence[Any]]) -> Sequence[Any]:
+def _steps(axes: dict[str, Sequence[Any]]) -> Sequence[Any]:
     """The steps at which named samplers run; those of sampler files join the axis, in order."""
-    of_files = [one.steps for one in given["sampler"] if isinstance(one, Sampler)]
-    named_steps = given.get("steps", of_files)
+    of_files = [one.steps for one in axes["sampler"] if isinstance(one, Sampler)]
+    named_steps = axes.get("steps", of_files)
     if any(steps not in named_steps for steps in of_files):
-        given["steps"] = sorted(
+        axes["steps"] = sorted(
             [*named_steps, *of_files], key=lambda steps: steps if isinstance(steps, int) else 0
         )
     elif of_files:
-        given["steps"] = named_steps
+        axes["steps"] = named_steps
     return named_steps
 
 

@@ -52,11 +52,9 @@ class State:
         if self.phase == "references":
             now = "" if self.steps is None else f", now with {self.steps} steps{self._share()}"
             return f"references: {self.done} of {self.total} are done{now}"
-        return (
-            f"runs: {self.done} of {self.total} have ended"
-            if self.phase == "runs"
-            else "writing the page"
-        )
+        if self.phase == "runs":
+            return f"runs: {self.done} of {self.total} have ended"
+        return "writing the page"
 
     def _share(self) -> str:
         return f" ({100 * self.row // self.rows} %)" if self.rows else ""

@@ -68,7 +68,7 @@ Cells = Sequence[tuple[Cell, Outcome | None]]
 def content(
     plan: Plan, store: Store, notes: Sequence[Mapping[str, str]] = (), claims: Sequence[Any] = ()
 ) -> Any:
-    """Everything the page is made of, as plain data.
+    """Everything that the page shows, as plain data.
 
     Args:
         plan: what is compared.

@@ -1,4 +1,4 @@
-"""The folder of a comparison: every run that ended, found again by the name of its recipe.
+"""The folder of a comparison: every run that ended, by the name of its recipe.
 
 index.html            the page, with small pictures in it
 results.sqlite        a row for every run that ended, references included
@@ -75,7 +75,7 @@ class Outcome:
         nfe: rows of the table that were computed, each one or two evaluations.
         evaluations: network evaluations of one sample, conditional and unconditional ones.
         evaluations_saved: those that a guidance cutoff or a forecast left out.
-        seconds: its share of the calls that it took part in, and its own steps.
+        seconds: its share of the calls that it took part in, and its solver steps.
         stochastic: whether its sampler draws noise.
         frames: of a video, 0 of a picture.
         previews: how many pictures `stories/ID.webp` holds.
@@ -160,7 +160,7 @@ class Store:
     """The folder of a comparison.
 
     Args:
-        root: the folder; it is made with the first run that is kept.
+        root: the folder; it is created with the first run that is kept.
 
     Attributes:
         outcomes: every run that ended, by its name.

@@ -15,7 +15,7 @@ SAMPLES = 64  # conditions captured at once
 
 @dataclass
 class Work:
-    """What one setting has to do.
+    """The cells of one setting.
 
     Args:
         cells: Its runs.
@@ -33,7 +33,7 @@ class Work:
 
     @property
     def scale(self) -> float | None:
-        """The largest guidance scale, to capture with; None is the pipeline's own."""
+        """The largest guidance scale, to capture with; None is the pipeline's."""
         guided = [cell.recipe.guidance for cell in self.cells if cell.recipe.guidance is not None]
         scales = [g.scale if isinstance(g.scale, list) else [g.scale] for g in guided]
         return max((s for some in scales for s in some if s is not None), default=None)

@@ -11,7 +11,7 @@ from .driver import UNKNOWN
 from .program import State
 
 
-class Call(NamedTuple):
+class NetworkCall(NamedTuple):
     """A network call whose row was applied.
 
     Args:
@@ -38,11 +38,11 @@ class Point(NamedTuple):
     """
 
     state: State
-    call: Call | None = None
+    call: NetworkCall | None = None
     memory: Any = UNKNOWN
 
     def clone(self) -> Point:
-        """The same point with a state of its own."""
+        """The same point with a copy of its state."""
         return self._replace(state=self.state.clone())
 
 
@@ -70,7 +70,7 @@ class Checkpoints:
         return Point(self.start.clone(), None, None)
 
     def copy(self) -> Checkpoints:
-        """The same points with states of their own."""
+        """The same points with copies of their states."""
         return self._with({step: point.clone() for step, point in self.points.items()})
 
     def without_memory(self) -> Checkpoints:

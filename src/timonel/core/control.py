@@ -28,7 +28,7 @@ PATIENCE = 60.0
 TICK = 0.1  # seconds after which a thread that waits asks whether the other one is still alive
 
 
-class Watched(NamedTuple):
+class EditWatch(NamedTuple):
     """A sample that may be edited in place, with its version and a copy from before."""
 
     x: Tensor
@@ -36,7 +36,7 @@ class Watched(NamedTuple):
     before: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Watched:
+    def of(cls, x: Tensor) -> EditWatch:
         """The sample as it is now."""
         return cls(x, -1 if x.is_inference() else x._version, x.clone())
 
@@ -62,14 +62,14 @@ class Controlled(Position):
         self._paused, self._stopping, self._finished = False, False, False
         self._goto: int | None = None  # the step to go back to
         self._until = 0  # the step up to which a paused run goes, after a rewind
-        self.moved = False  # the state was replaced by a rewind since the last row
+        self._moved = False  # the state was replaced by a rewind since the last row
         # who is at work
         self._loop: int | None = None  # the thread whose loop it is in
         self._flight: int | None = None  # the thread that computes a row
         self._hooking: int | None = None  # the thread that calls the hooks of a row
         self._before: Point | None = None  # that row's beginning
         self._waiting = False  # the loop waits for `resume`
-        self._watched: Watched | None = None  # while edits in place have to reach the base
+        self._watched: EditWatch | None = None  # while edits in place have to reach the base
 
     @property
     def status(self) -> str:
@@ -217,11 +217,11 @@ class Controlled(Position):
 
     def _go_back(self, step: int) -> None:
         self._stand(self._checkpoints.back_to(step))
-        self.moved = True
+        self._moved = True
 
     def take_rewind(self) -> bool:
-        """Whether the run went back since its last row, and since this was last asked."""
-        moved, self.moved = self.moved, False
+        """Whether the run went back since its last row, and since the last call of this."""
+        moved, self._moved = self._moved, False
         return moved
 
     def _between(self) -> Point:
@@ -351,7 +351,7 @@ class Controlled(Position):
             self._go_on_with(self._here._replace(x=value))
 
     def release(self) -> None:
-        """Let go of the sample tensor that was handed out: the run continues with its own copy."""
+        """Let go of the sample tensor that a caller holds: the run goes on with a copy."""
         with self._change, self._unwatched():
             self._go_on_with(self._here._replace(x=self._here.x.clone()))
 
@@ -374,7 +374,7 @@ class Controlled(Position):
     def _watch(self) -> None:
         """From here to `_unwatch` the sample may be edited in place."""
         if self.started and self._carries():
-            self._watched = Watched.of(self._here.x)
+            self._watched = EditWatch.of(self._here.x)
 
     def _unwatch(self) -> None:
         if self._watched is not None:

@@ -73,7 +73,7 @@ def packed(run: Run) -> dict[str, Any]:
 
 
 def deep(run: Run, memo: dict[int, Any]) -> Run:
-    """A run of its own at the same point; hooks and context are the same ones."""
+    """An independent run at the same point; hooks and context are shared."""
     cls: type[Any] = type(run)
     twin = object.__new__(cls)
     memo[id(run)] = twin

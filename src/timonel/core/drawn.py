@@ -1,12 +1,12 @@
 """Noise from `torch.Generator`s, drawn as diffusers draws it, that a run can have again.
 
-A scheduler of `timonel.compat` draws the noise of a row when the row is made, from the generator
-that its `step` is called with: the same numbers as diffusers' class, which leave the generator in
-the same state. A run may come back to a row (rewind, branch, a saved file), and then its noise has
-to be the same and the generator is not to be touched. So the source remembers the state that a
-generator had where a stretch of draws began, and which rows it drew; a row that comes back is drawn
-again from a generator of the source's own. Where nobody else draws from the generator between two
-steps there is one stretch, 5 kB on a CPU and 16 bytes on CUDA, however many steps there are.
+A scheduler of `timonel.compat` draws the noise of a row when its `step` is called, from the
+generator of that call: the same numbers as diffusers' class, and the same state afterwards. A run
+may come back to a row (rewind, branch, a saved file), and then its noise has to be the same and the
+generator is not to be touched. So the source remembers the state that a generator had where a
+stretch of draws began, and which rows it drew; a row that comes back is drawn again from a second
+generator at that state. Where nobody else draws from the generator between two steps there is one
+stretch, 5 kB on a CPU and 16 bytes on CUDA, however many steps there are.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class DrawnNoise:
 
     # -- copies ------------------------------------------------------------------------------------
     def fork(self) -> DrawnNoise:
-        """A source with the rows of this one, whose new rows are its own."""
+        """An independent source that begins with the rows of this one."""
         with self._lock:
             twin = DrawnNoise(self.generators)
             twin.stretches, twin.ends = self.remembered()

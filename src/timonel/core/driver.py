@@ -12,7 +12,7 @@ Run: TypeAlias = Any  # `run.Run`, which stands above this file
 
 
 class Memory(Enum):
-    """What stands for the memory of a network where it has none that could be given back."""
+    """Stands for the memory of a network where there is none to restore."""
 
     UNKNOWN = "unknown"
 

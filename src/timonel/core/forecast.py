@@ -6,7 +6,7 @@ Order 1 repeats the newest prediction, order 2 draws a line through two (ZEUS dr
 number of the step). Where one of the levels is pure noise, alpha/(alpha + sigma) takes the place of
 lam, which is infinite there; the prediction is smooth in alpha.
 
-**Rows without a call.** A forecast is linear, so a step that uses one is no row of its own: it
+**Rows without a call.** A forecast is linear, so a step that uses one needs no row: it
 merges with the row before it, and `skip` turns a table into one of fewer rows, which runs, saves
 and plots as any other. Every solver of one call a step that adds no noise takes it as an option:
 

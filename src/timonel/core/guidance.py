@@ -99,7 +99,7 @@ class Guidance:
         )
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
-        """One scale per row: 1.0 computes the conditional output only, None is the pipeline's own.
+        """One scale per row: 1.0 computes the conditional output only, None keeps the pipeline's.
 
         Raises:
             ArgumentError: the scales are not one per step of the table.
@@ -230,7 +230,7 @@ def cfg(
         until: the end of the interval; 0.4 guides the first 40 % of the steps.
         between: its start and end, in place of `until`.
         unit: of these: "ratio" of the steps in [0, 1], "step" index (0-based, end excluded), or
-            "sigma" = sigma/alpha, given as (high, low).
+            "sigma" = sigma/alpha, as (high, low).
         rescale: share, 0 to 1, of the output rescaled to the standard deviation of the conditional.
         forecast: the unconditional output is computed at every so-many-th guided network call, the
             first two included, and forecast between.

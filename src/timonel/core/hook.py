@@ -17,7 +17,7 @@ Run: TypeAlias = Any  # `run.Run`, which stands above this file
 class Hook:
     """Base class of hooks; override what you need."""
 
-    shows_progress = False  # a pipeline's own bar is hidden where a hook shows one
+    shows_progress = False  # the pipeline's bar is hidden where a hook shows one
 
     @property
     def name(self) -> str:

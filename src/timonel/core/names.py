@@ -74,7 +74,7 @@ ALIASES: dict[str, Named] = {
     "dpm++2m": Named("dpmpp_2m"),
     "dpm++2s a": Named("dpmpp_2s_ancestral"),
     "euler ge": Named("gradient_estimation"),
-    # InvokeAI and diffusers' own short names
+    # short names of InvokeAI and diffusers
     "kdpm 2": Named("dpm2"),
     "kdpm 2 a": Named("dpm2_ancestral"),
     # diffusers
@@ -172,7 +172,7 @@ def grid(name: str) -> str:
 
 
 def is_solver(name: Any) -> bool:
-    """Whether it is a solver's own name, which stands for nothing besides."""
+    """Whether it is the plain name of a solver, without a grid or options."""
     return isinstance(name, str) and name in SOLVERS and key(name) not in ALIASES
 
 

@@ -87,7 +87,7 @@ class Seeded(ABC):
     Args:
         seeds: whole numbers from 0 to 2^64 - 1.
         device: where the numbers are drawn: "cpu", the same whatever device the model runs on, or
-            "sample", the sample's own device: faster there, but a GPU's generator gives other
+            "sample", the device of the sample: faster there, but a GPU's generator gives other
             numbers than the CPU's, and other models of GPU may too.
         first: of a part of a journey, its first row in the whole: two parts never draw the same.
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import RunError
-from .checkpoints import Call, Point
+from .checkpoints import NetworkCall, Point
 from .driver import UNKNOWN
-from .guidance import CompiledGuidance, Guidance
+from .guidance import CompiledGuidance
 from .process import At
 from .program import DenoisedFn, Program, State
 from .table import Table
@@ -80,7 +80,7 @@ class Position:
 
     # -- what it has computed ----------------------------------------------------------------------
     @property
-    def _call(self) -> Call | None:
+    def _call(self) -> NetworkCall | None:
         return None if self._at is None else self._at.call
 
     @property
@@ -119,7 +119,7 @@ class Position:
                 self._at = self._at._replace(call=call._replace(clean=clean))
         return clean
 
-    def _clean_of(self, call: Call) -> Tensor:
+    def _clean_of(self, call: NetworkCall) -> Tensor:
         if call.clean is not None:
             return call.clean
         assert call.x is not None
@@ -135,12 +135,12 @@ class Position:
     # -- how its network call is guided ------------------------------------------------------------
     @property
     def guided(self) -> CompiledGuidance:
-        """What the guidance says for every row, without what was assigned during this one."""
+        """The guidance that acts on every row; one assigned during a row acts from the next on."""
         return self._guided
 
     @property
     def scale(self) -> float | None:
-        """Guidance scale of the coming call: 1.0 is no guidance, None the pipeline's own scale."""
+        """Guidance scale of the coming call: 1.0 is no guidance, None the pipeline's scale."""
         return self._guided.scales[min(self.row, self.table.nfe - 1)]
 
     @property
@@ -153,7 +153,7 @@ class Position:
         """The forecast of cond - uncond (batch, …) of the coming call's outputs, where it has one.
 
         Raises:
-            RunError: a difference that it is made from was not remembered.
+            RunError: a difference that it reads was not remembered.
         """
         if not self.forecasting:
             return None
@@ -163,19 +163,3 @@ class Position:
     def remembers(self) -> bool:
         """Whether later rows may need cond - uncond of the coming call."""
         return self._guided.order > 0
-
-    # what `guided` says, by other names
-    @property
-    def guiding(self) -> Guidance | None:
-        """The guidance of the row that is computed, whatever was assigned meanwhile."""
-        return self._guided.guidance
-
-    @property
-    def scales(self) -> tuple[float | None, ...]:
-        """`guided.scales`."""
-        return self._guided.scales
-
-    @property
-    def forecasts(self) -> tuple[tuple[float, ...], ...]:
-        """`guided.weights`."""
-        return self._guided.weights

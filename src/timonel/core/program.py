@@ -1,8 +1,8 @@
 """A table bound to a prediction: for every row, which tensors are combined with which numbers.
 
 The conversion of the raw output to the table's basis is linear, so it is folded into the row: a
-row reads x, the raw output, the base and the remembered predictions. A prediction is made a tensor
-of its own only where a later row reads it. Executing a row is a pure function of the state.
+row reads x, the raw output, the base and the remembered predictions. A prediction becomes a tensor
+only where a later row reads it. Executing a row is a pure function of the state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import RunError
-from .kernel import Plan, Terms, combine, linear
+from .kernel import Terms, WeightedSums, combine, linear
 from .noise import Noise
 from .process import At
 from .table import Table
@@ -60,7 +60,7 @@ class State(NamedTuple):
     differences: tuple[Tensor, ...] = ()
 
     def clone(self) -> State:
-        """The same state with tensors of its own."""
+        """A copy of the state and its tensors."""
         base = None if self.base is None else self.base.clone()
         history = tuple(None if h is None else h.clone() for h in self.history)
         return State(
@@ -75,12 +75,13 @@ class Row:
     Args:
         denoised: (c_x, c_raw) of the denoised prediction from x and the raw output.
         rebase: from x and the (changed) denoised prediction, the prediction in the table's basis.
-        keeps_h0: whether the prediction becomes a tensor of its own.
-        makes_base: whether the next base is a sum of `plan`.
+        keeps_h0: whether the prediction becomes a tensor.
+        makes_base: whether the next base is one of `sums`.
         base: the register that is the next base as it is; None where there is none, or a new one.
-        reads: the registers that are inputs of `plan`, whose outputs are the prediction (where it
-            is kept and no `denoised_fn` changed it), the next base (where one is made), the next x.
-        plan: the sums.
+        reads: the registers that are inputs of `sums`, whose outputs are the prediction (where it
+            is kept and no `denoised_fn` changed it), the next base (where `makes_base`) and the
+            next x.
+        sums: what the row computes.
         carry: what an edit of x adds to the base, per unit; None where the row reads no base.
         directed: weights of c and d in the prediction that a `Directed` means.
     """
@@ -91,7 +92,7 @@ class Row:
     makes_base: bool
     base: int | None
     reads: tuple[int, ...]
-    plan: Plan
+    sums: WeightedSums
     carry: float | None
     directed: tuple[float, float] | None = None
 
@@ -165,7 +166,7 @@ class Program:
         registers: list[Tensor | None] = [x, raw, state.base, h0, *state.history, None]
         if noise is not None and eps in row.reads:
             registers[eps] = noise(state.row, x)
-        out = linear(row.plan, _inputs(state.row, row.reads, registers), x.dtype)
+        out = linear(row.sums, _inputs(state.row, row.reads, registers), x.dtype)
         if row.keeps_h0 and self.denoised_fn is None:
             h0 = registers[H0] = out[0]
             clean = h0 if self.basis == "denoised" else None
@@ -216,10 +217,10 @@ class _Binder:
             sums, sums_h0 = [((convert[1], RAW), (convert[0], X))], True
         base, moved = self._next_base(k, convert, keeps)
         next_x = _terms(self.x[k], convert, keeps)
-        reads, plan = _plan([*sums, *([base] if base else []), next_x], sums_h0)
+        reads, numbered = _numbered([*sums, *([base] if base else []), next_x], sums_h0)
         carry = self._carry(k, moved == BASE) if self.uses_base else None
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
-        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, plan, carry, directed)
+        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed)
 
     def _rebase(self, k: int) -> tuple[float, float]:
         """From x and the denoised prediction to the table's basis."""
@@ -287,7 +288,7 @@ def _inputs(row: int, reads: Sequence[int], registers: Sequence[Tensor | None]) 
         tensor = registers[place]
         if tensor is None:
             name = _name(place, len(registers) - 1)
-            raise RunError(f"row {row} reads {name}, which no row before it made")
+            raise RunError(f"row {row} reads {name}, which no row before it writes")
         inputs.append(tensor)
     return inputs
 
@@ -301,13 +302,13 @@ def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms
     return tuple((c, place) for place, c in enumerate(sums) if c != 0) or ((0.0, X),)
 
 
-def _plan(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], Plan]:
+def _numbered(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], WeightedSums]:
     """The registers to read, and the sums with places among those; h0 may be the first sum."""
     used = {place for terms in sums for c, place in terms if c != 0}
     reads = sorted(used - {H0} if sums_h0 else used) or [X]
     at = {place: i for i, place in enumerate([*reads, *([H0] if sums_h0 else [])])}
     kept = (tuple((c, at[place]) for c, place in terms if c != 0) or ((0.0, 0),) for terms in sums)
-    return tuple(reads), Plan(len(reads), tuple(kept))
+    return tuple(reads), WeightedSums(len(reads), tuple(kept))
 
 
 def _name(place: int, eps: int) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import ArgumentError, HookError, RunError, TimonelError, function, instance
 from . import border
 from . import prediction as predictions
-from .checkpoints import Call, Point
+from .checkpoints import NetworkCall, Point
 from .control import Controlled
 from .driver import UNKNOWN, Driver
 from .guidance import CompiledGuidance, Guidance, assigned
@@ -103,7 +103,7 @@ class Run(Controlled):
     def __repr__(self) -> str:
         return f"<Run: {self.table.solver}, {self.status}, step {self.step} of {self.steps}>"
 
-    # -- what it is made of ------------------------------------------------------------------------
+    # -- its parts ---------------------------------------------------------------------------------
     def draw_from(self, noise: Noise | None) -> None:
         """Draw the noise of the rows to come from another source.
 
@@ -238,10 +238,10 @@ class Run(Controlled):
         with self._change:
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()
-            self._at, self._flight = Point(new, Call(state.row, x, raw, clean)), None
+            self._at, self._flight = Point(new, NetworkCall(state.row, x, raw, clean)), None
             if self._coming is not None:
                 self._settle()
-            self.advances, self.moved = self.advances + 1, False
+            self.advances, self._moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
             self._change.notify_all()
@@ -263,7 +263,7 @@ class Run(Controlled):
         call = self._call
         if not self._checkpoints.keep or self.row == self.table.nfe or call is None:
             return
-        seen = Call(call.row, clean=self.denoised)
+        seen = NetworkCall(call.row, clean=self.denoised)
         point = Point(self._here.clone(), seen, self.driver.remembered())
         with self._change:  # other threads copy what is kept
             self._checkpoints.add(self.step, point)
@@ -436,7 +436,7 @@ class Run(Controlled):
             here = self._between()
             if here.call is not None and (here.call.clean is not None or here.call.x is not None):
                 clean = self._clean_of(here.call)
-                here = here._replace(call=Call(here.call.row, clean=clean))
+                here = here._replace(call=NetworkCall(here.call.row, clean=clean))
             assert self._checkpoints.start is not None
             return self._checkpoints.start, here.clone()
 
@@ -478,7 +478,7 @@ class Run(Controlled):
 
         Args:
             path: of the file.
-            noise: the run's own source, where seeds do not say it.
+            noise: the run's source of noise, where it did not have seeds.
             denoised_fn: as the run had it.
             hooks: called after each step.
             keep: as in `Run`.

@@ -45,7 +45,7 @@ class Sampler:
 
     Args:
         name: of the solver, or of a file.
-        grid: its name. Without one the solver's own is taken, else the process' usual one
+        grid: its name. Without one that of the solver, else the process' usual one
             (`grids.usual`): karras, and trailing for a flow or where the process begins at pure
             noise.
         steps: grid steps, 1 or more; 20 where nothing says it.
@@ -121,7 +121,7 @@ class Sampler:
         discards = grids.penultimate(self.options.get(DISCARD, False)) is True
         if discards and (self.sigmas or self.times):
             raise ArgumentError(
-                f"{DISCARD}=True leaves out a level of a named grid, and your levels are given"
+                f"{DISCARD}=True leaves out a level of a named grid, not one of sigmas= or times="
             )
         if sum(v is not None for v in (self.grid, self.sigmas, self.times)) > 1:
             raise ArgumentError(
@@ -129,8 +129,8 @@ class Sampler:
             )
         if self.grid_options and listed:
             raise ArgumentError(
-                f"grid_options {dict(self.grid_options)} belong to a named grid, not to given"
-                " levels"
+                f"grid_options {dict(self.grid_options)} belong to a named grid, not to sigmas="
+                " or times="
             )
 
     def _plain(self) -> None:
@@ -215,7 +215,7 @@ class Sampler:
 
         Args:
             sampler: None is the usual one.
-            steps: in the place of its own; None keeps them.
+            steps: in the place of those it has; None keeps them.
 
         Returns:
             The sampler.
@@ -241,7 +241,7 @@ class Sampler:
 
     @property
     def named_alone(self) -> bool:
-        """Whether solver, grid name, options and noise say all of it: no own levels or parts."""
+        """Whether solver, grid name, options and noise say all: no listed levels, no part."""
         listed = self.sigmas is not None or self.times is not None
         return not (self.grid_options or self.cuts or listed)
 
@@ -295,7 +295,7 @@ class Sampler:
             grid = grids.custom_times(process, self.times or ())
         if self.steps is not None and self.steps != grid.steps:
             raise ArgumentError(
-                f"steps={self.steps} but the given levels make {grid.steps} steps; leave steps out"
+                f"steps={self.steps} but these levels make {grid.steps} steps; leave steps out"
             )
         return grid
 

@@ -15,7 +15,7 @@ from . import noise as noises
 from .noise import Noise, Seeded
 from .table import Table
 
-OWN = "own"  # a noise source that only the caller can make again
+OWN = "own"  # a noise source that only the caller can build again
 DTYPES = {
     str(dtype).split(".")[1]: dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -99,7 +99,7 @@ def described(noise: Noise | None, tensors: dict[str, Tensor]) -> dict[str, Any]
         tensors: of the file; the states of generators are added.
 
     Returns:
-        Plain data; `OWN` for the caller's own source, None for none.
+        Plain data; `OWN` for a source of the caller's, None for none.
     """
     if isinstance(noise, Seeded):
         return {"kind": noise.kind, "seeds": list(noise.seeds), "device": noise.device}

@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from ..errors import path as file_of
 from ..files import write_tensors
 from . import saved_noise
-from .checkpoints import Call, Point
+from .checkpoints import NetworkCall, Point
 from .fitted.sampler_file import Fitted
 from .guidance import Guidance
 from .noise import Noise, Seeded
@@ -58,7 +58,7 @@ class Saved(Strict):
 
 
 def save(run: Run, path: str | PathLike[str]) -> None:
-    """Write a run atomically. A noise source other than seeds has to be given again to `load`.
+    """Write a run atomically. A noise source other than seeds is an argument of `load` again.
 
     Args:
         run: stands between two rows, or its hooks are called.
@@ -108,8 +108,7 @@ def load(
     saved = _validated(data, path)
     if saved.noise == OWN and noise is None:
         raise ArgumentError(
-            f"{str(path)!r} was run with its own noise source; give it again: Run.load(path,"
-            " noise=…)"
+            f"{str(path)!r} needs the noise source that the run had: Run.load(path, noise=…)"
         )
     if saved.shaped and denoised_fn is None:
         raise ArgumentError(
@@ -131,7 +130,8 @@ def load(
         raise _no_run(path, wrong)
     start = _state(tensors, "start.", 0, saved.history, 0)
     here = _state(tensors, "", saved.row, saved.history, saved.differences)
-    call = None if saved.called is None else Call(saved.called, clean=tensors.get("denoised"))
+    clean = tensors.get("denoised")
+    call = None if saved.called is None else NetworkCall(saved.called, clean=clean)
     run.restore(start, Point(here, call), saved.guided_since)
     return run
 

@@ -44,7 +44,7 @@ def registers(history: int) -> tuple[str, ...]:
     """Names of a table's registers, in column order.
 
     Args:
-        history: how many predictions a run remembers, the row's own included.
+        history: how many predictions a run remembers, with that of the row.
     """
     return ("x", "base", *(f"h{i}" for i in range(history)), "eps")
 
@@ -212,7 +212,7 @@ class Table:
             x, base = self.x[row] != 0, self.base[row] != 0
             if bool(x[1]) and not fresh:
                 return True
-            older = slice(3 + row - start, -1)  # predictions made before `step`
+            older = slice(3 + row - start, -1)  # predictions from before `step`
             if bool(x[older].any() or base[older].any()):
                 return True
             fresh = fresh or not bool(base[1])
@@ -342,7 +342,7 @@ class Rows:
         solver: its name.
         grid: the levels.
         order: order of convergence.
-        history: how many predictions a row reads, its own included.
+        history: how many predictions a row reads, with its newest.
         basis: what predictions are kept as.
     """
 

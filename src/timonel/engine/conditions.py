@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .tensor_trees import equal, map_leaves
 
 Axis = Callable[[Tensor, int, str], int | None]
 """Says along which dimension a tensor has a batch of that size, by the name of the argument."""
@@ -61,8 +62,7 @@ class Conditions:
         size = count * parts
         order = torch.arange(size).view(parts, count).T.flatten()
 
-        def rows(name: str, values: Sequence[Any]) -> Any:
-            value = values[0]
+        def rows(name: str, value: Any) -> Any:
             dim = axis(value, size, name) if isinstance(value, Tensor) else None
             if dim is None:
                 return value
@@ -73,7 +73,7 @@ class Conditions:
         self._next = itertools.count(count)
         self._lock = threading.Lock()
         self._now: tuple[dict[int, int], Any] = (
-            {slot: slot for slot in range(count)}, _map(rows, "", [dict(arguments)])
+            {slot: slot for slot in range(count)}, map_leaves(rows, dict(arguments))
         )  # fmt: skip
 
     @property
@@ -96,13 +96,12 @@ class Conditions:
         places, added = other._now
         order = self._row_numbers(list(places.values()), None)
 
-        def joined(name: str, values: Sequence[Any]) -> Any:
-            mine, new = values
+        def joined(name: str, mine: Any, new: Any) -> Any:
             if isinstance(mine, BatchedRows) and mine.fits(new):
                 return BatchedRows(
                     torch.cat([mine.tensor, new.take(order)], mine.dim), mine.dim, mine.each
                 )
-            if not isinstance(mine, BatchedRows) and alike(mine, new):
+            if not isinstance(mine, BatchedRows) and equal(mine, new):
                 return mine
             raise ArgumentError(
                 f"these conditions cannot join the batch, for their {name!r} is another:"
@@ -116,7 +115,7 @@ class Conditions:
             )
         with self._lock:
             mine, values = self._now
-            values = _map(joined, "", [values, added])
+            values = map_leaves(joined, values, added)
             slots = tuple(next(self._next) for _ in places)
             self._now = mine | {slot: len(mine) + i for i, slot in enumerate(slots)}, values
         return slots
@@ -128,7 +127,7 @@ class Conditions:
             self._places(places, slots)
             left = [slot for slot in places if slot not in slots]
             rows = self._row_numbers([places[slot] for slot in left], None)
-            values = _map(lambda _, v: _taken(v[0], rows, True), "", [values])
+            values = map_leaves(lambda _, value: _taken(value, rows, True), values)
             self._now = {slot: i for i, slot in enumerate(left)}, values
 
     def select(self, slots: Sequence[int], parts: Sequence[int]) -> dict[str, Any]:
@@ -143,7 +142,7 @@ class Conditions:
         """
         places, values = self._now
         rows = self._row_numbers(self._places(places, slots), parts)
-        selected: dict[str, Any] = _map(lambda _, v: _taken(v[0], rows, False), "", [values])
+        selected: dict[str, Any] = map_leaves(lambda _, value: _taken(value, rows, False), values)
         return selected
 
     def _places(self, places: Mapping[int, int], slots: Sequence[int]) -> list[int]:
@@ -168,50 +167,17 @@ def join(values: Sequence[Any], size: int, name: str, axis: Axis) -> Any:
         ValueError: Where they do not fit together.
     """
 
-    def joined(name: str, parts: Sequence[Any]) -> Any:
+    def joined(name: str, *parts: Any) -> Any:
         first = parts[0]
         if all(isinstance(part, Tensor) for part in parts) and len({p.shape for p in parts}) == 1:
             dim = axis(first, size, name)
             if dim is not None:
-                return torch.cat(list(parts), dim)
-        if all(alike(first, part) for part in parts[1:]):
+                return torch.cat(parts, dim)
+        if all(equal(first, part) for part in parts[1:]):
             return first
         raise ValueError(f"unlike {name!r}")
 
-    return _map(joined, name, values)
-
-
-def alike(a: Any, b: Any) -> bool:
-    """Whether two arguments are equal, trees of tensors too."""
-    equal = list[bool]()
-    _map(lambda _, pair: equal.append(_equal(*pair)), "", [a, b])
-    return all(equal)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two leaves are equal; trees come here where they are unlike."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    unlike = any(isinstance(v, (Tensor, dict, list, tuple)) for v in (a, b))
-    return a is b or (not unlike and bool(a == b))
-
-
-def _map(function: Callable[[str, Sequence[Any]], Any], name: str, trees: Sequence[Any]) -> Any:
-    """A tree like these, with `function` of the name and the leaves in the place of each leaf."""
-    kind, forms = type(trees[0]), {_form(tree) for tree in trees}
-    if len(forms) > 1 or forms == {None}:
-        return function(name, trees)
-    if issubclass(kind, dict):
-        return kind({k: _map(function, str(k), [tree[k] for tree in trees]) for k in trees[0]})
-    items = [_map(function, name, some) for some in zip(*trees, strict=True)]
-    return kind(*items) if hasattr(kind, "_fields") else kind(items)
-
-
-def _form(tree: Any) -> tuple[Any, ...] | None:
-    """What trees of one form have in common; None for a leaf."""
-    if isinstance(tree, dict):
-        return type(tree), frozenset(tree)
-    return (type(tree), len(tree)) if isinstance(tree, (list, tuple)) else None
+    return map_leaves(joined, *values, name=name)
 
 
 def _taken(value: Any, rows: Tensor, again: bool) -> Any:

@@ -26,7 +26,7 @@ def run_on(
         model: The network.
         table: Of a sampler compiled for its process.
         noise: Source of the noise that a stochastic table draws.
-        guidance: None is the network's own.
+        guidance: None is the network's.
     """
     return Run(
         table, model.prediction, noise=noise, guidance=guidance, denoised_fn=model.denoised_fn
@@ -34,13 +34,13 @@ def run_on(
 
 
 def query(run: Run, conditions: Sequence[int] = ()) -> Query:
-    """What the next row of a run asks.
+    """The query of the next row of a run.
 
     Args:
         run: One that has a row to compute.
         conditions: The slot of each of its samples' conditions.
     """
-    guidance = run.guiding
+    guidance = run.guided.guidance
     if guidance is None:
         return Query(run.latents, run.level, conditions)
     forecasts = guidance.forecast > 1

@@ -1,4 +1,4 @@
-"""GITS: the grid for your own model, found by dynamic programming on a few of its trajectories.
+"""GITS: the grid for a model by dynamic programming on a few of its trajectories.
 
 Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326,
 section 4.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -11,14 +11,13 @@ from torch import Tensor
 from ..core.guidance import Guidance
 from ..core.hook import Hook
 from ..core.noise import Noise
-from ..core.not_finite import check_result
 from ..core.process import Process
 from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..core.states import GOES, allowed, check
 from ..errors import RunError, flag, function, instance
-from .loop import begin, check_denoisers, iterate
+from .loop import NativeCall
 from .network import Denoiser
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 Pictures = Callable[[Run, bool, bool], "list[Image.Image]"]  # of run, decode, going
 
 
-class Work(Protocol):
+class PreparedCall(Protocol):
     """A call that is checked and claimed."""
 
     def __call__(self) -> Any:
@@ -79,7 +78,7 @@ class Handle:
 
     def __init__(
         self,
-        prepare: Callable[[Hook], Work],
+        prepare: Callable[[Hook], PreparedCall],
         pictures: Pictures,
         *,
         run: Run | None = None,
@@ -99,7 +98,7 @@ class Handle:
             work.cancel()
             raise
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: PreparedCall) -> None:
         outcome: tuple[Any, BaseException | None]
         try:
             outcome = work(), None
@@ -136,7 +135,7 @@ class Handle:
     def _phase(self) -> str:
         """The state that `states.ORDERS` is about.
 
-        The call's own loop is meant: nobody else goes on with its run.
+        That of the loop of this call: nobody else drives its run.
         """
         if self.done:
             return "ended"
@@ -232,13 +231,13 @@ class Handle:
             decode: through the pipeline's autoencoder; else linear and small.
 
         Raises:
-            RunError: there is no run yet, or no picture can be made, with the reason; the run goes
-                on.
+            RunError: there is no run yet, or no preview is possible, with the reason; the run
+                goes on.
         """
         return self._pictures(self.run, decode, not self.done)
 
     def result(self, timeout: float | None = None) -> Any:
-        """The result of the call, once it is there, as often as it is asked for.
+        """The result of the call, once it is there; may be called repeatedly.
 
         The call outlives an interrupted wait.
 
@@ -263,22 +262,6 @@ class Handle:
 
 
 # -- the native loop -------------------------------------------------------------------------------
-class _Native:
-    """The native loop over a run that has begun."""
-
-    def __init__(self, run: Run, steps: Iterator[Run]) -> None:
-        self._run, self._steps = run, steps
-
-    def __call__(self) -> Tensor:
-        for _ in self._steps:
-            pass
-        check_result(self._run, self._run.result)
-        return self._run.result
-
-    def cancel(self) -> None:
-        """Nothing was claimed."""
-
-
 def start(
     denoise: Denoiser,
     x: Tensor,
@@ -327,15 +310,13 @@ def start(
     Raises:
         ArgumentError: an argument cannot be used, before any network call.
     """
-    check_denoisers(denoise, unconditional)
     if pictures is not None:
         function("pictures", pictures, "lambda denoised: list(denoised)", 1)
-
-    run = begin(
-        x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
-        guidance=guidance, hooks=hooks, denoised_fn=denoised_fn, keep=keep,
+    call = NativeCall(
+        denoise, unconditional, x, sampler, process=process, prediction=prediction, steps=steps,
+        seeds=seeds, noise=noise, guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
+        keep=keep,
     )  # fmt: skip
-    work = _Native(run, iterate(run, denoise, unconditional))
 
     def show(run: Run, decode: bool, going: bool) -> Any:
         if flag("decode", decode) or pictures is None:
@@ -345,4 +326,4 @@ def start(
             )
         return pictures(run.result if run.called_at is None else run.denoised)
 
-    return Handle(lambda begun: work, show, run=run)
+    return Handle(lambda begun: call, show, run=call.run)

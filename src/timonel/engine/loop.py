@@ -52,7 +52,7 @@ def begin(
         prediction: What it returns: sample, epsilon, v or flow.
         steps: Number of steps; None where the sampler says it.
         seeds: One per sample, for the noise that stochastic samplers add.
-        noise: Your own source of that noise, in the place of `seeds`.
+        noise: Another source of that noise, in the place of `seeds`.
         guidance: `cfg(…)`, or a scale; it needs the unconditional denoiser.
         hooks: Called after every step.
         denoised_fn: Changes the denoised prediction before it is used, as clipping does.
@@ -112,7 +112,7 @@ class NativeLoop(Driver):
 def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) -> Iterator[Run]:
     """Drive a run, step by step.
 
-    The arguments are checked here, and the first step is made when it is asked for.
+    The arguments are checked here; the first step is computed at the first `next`.
 
     Args:
         run: From `begin`, or one that was loaded, resumed or rewound.
@@ -128,7 +128,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         ArgumentError: For arguments that do not go together, at once.
     """
     instance("run", run, Run, "a run, as begin(…) makes one")
-    check_denoisers(denoise, unconditional)
+    _check_denoisers(denoise, unconditional)
     if run.guidance is None and unconditional is not None:
         raise ArgumentError(
             "unconditional= has nothing to do without guidance: give guidance=4.0, or leave it out"
@@ -180,18 +180,50 @@ def sample(
         GuardStop: Where every sample of the result has NaN or infinity; a warning where some have.
             The hook `guard` ends a run at the step where it goes wrong.
     """
-    check_denoisers(denoise, unconditional)
-    run = begin(
-        x, sampler, process=process, prediction=prediction, steps=steps, seeds=seeds, noise=noise,
-        guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
-    )  # fmt: skip
-    for _ in iterate(run, denoise, unconditional):
-        pass
-    check_result(run, run.result)
-    return run.result
+    return NativeCall(
+        denoise, unconditional, x, sampler, process=process, prediction=prediction, steps=steps,
+        seeds=seeds, noise=noise, guidance=guidance, hooks=hooks, denoised_fn=denoised_fn,
+    )()  # fmt: skip
 
 
-def check_denoisers(denoise: Denoiser, unconditional: Denoiser | None) -> None:
+class NativeCall:
+    """A call of the native loop whose run has started; its result is computed when it is called.
+
+    Args:
+        denoise: `denoise(x, level)`, the network.
+        unconditional: The same without the condition, where there is guidance.
+        x: See `begin`.
+        sampler: See `begin`.
+        **settings: See `begin`.
+
+    Raises:
+        ArgumentError: For anything that cannot be used, before the hooks' `on_start`.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoiser,
+        unconditional: Denoiser | None,
+        x: Tensor,
+        sampler: Sampler | str,
+        **settings: Any,
+    ) -> None:
+        _check_denoisers(denoise, unconditional)
+        self.run = begin(x, sampler, **settings)
+        self._steps = iterate(self.run, denoise, unconditional)
+
+    def __call__(self) -> Tensor:
+        """Sample to the end; see `sample`."""
+        for _ in self._steps:
+            pass
+        check_result(self.run, self.run.result)
+        return self.run.result
+
+    def cancel(self) -> None:
+        """Nothing was claimed."""
+
+
+def _check_denoisers(denoise: Denoiser, unconditional: Denoiser | None) -> None:
     """Raises `ArgumentError` for a denoiser that cannot be called with a sample and a level."""
     for name, value in (("denoise", denoise), ("unconditional", unconditional)):
         if value is not None or name == "denoise":

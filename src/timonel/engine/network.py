@@ -1,13 +1,13 @@
 """What a run asks of its network, and the protocol of everything that answers.
 
-Captured pipelines, plain denoisers, the models of a fit and exact models are all a `Network`. It is
-asked by several runs at once: a `Query` is the next row of one of them, with its own samples, level
-and guidance.
+Captured pipelines, plain denoisers, the models of a fit and exact models are all a `Network`. It
+serves several runs at once: a `Query` is the next row of one of them, with samples, level and
+guidance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import border
-from ..core.guidance import combine
+from ..core.guidance import CompiledGuidance, combine
 from ..core.process import At, Level, Process
 from ..core.program import DenoisedFn
 
@@ -29,7 +29,7 @@ class Query(NamedTuple):
         x: Samples (n, …), in coordinates of unit variance.
         level: Their noise level; tensors (n,), one level each, where gradients go through it.
         conditions: The slot of each sample's conditions, (n,); empty where the network has none.
-        scale: Guidance scale; 1 computes the conditional part alone, None is the network's own.
+        scale: Guidance scale; 1 computes the conditional part alone, None is the network's.
         rescale: Share of the guided output that gets the standard deviation of the conditional one.
         forecast: cond - uncond (n, …) where it is known, so that cond alone is computed.
         difference: Whether cond - uncond is wanted where both are computed.
@@ -149,17 +149,12 @@ class Denoisers:
         return Answer(combine(cond, uncond, scale, rescale), difference)
 
 
-def evaluations(
-    scales: Iterable[float | None],
-    forecasts: Iterable[Sequence[float]],
-    cost: Callable[[float | None], int],
-) -> int:
+def evaluations(guided: CompiledGuidance, cost: Callable[[float | None], int]) -> int:
     """Network evaluations of a whole run for one sample.
 
     Args:
-        scales: The guidance scale of every row.
-        forecasts: The weights that every row's cond - uncond is forecast with; empty without one.
+        guided: The guidance of its rows, `run.guided`.
         cost: Evaluations at a guidance scale, such as `network.cost`.
     """
-    rows = zip(scales, forecasts, strict=True)
+    rows = zip(guided.scales, guided.weights, strict=True)
     return sum(1 if weights else cost(scale) for scale, weights in rows)

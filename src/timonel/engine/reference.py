@@ -1,7 +1,7 @@
 """Converged results, and what counts as one: doubling a solver's steps no longer changes it.
 
 The change from the result of half the steps is the estimate of the error, for every use; each
-brings its own solver, steps and tolerance.
+has another solver, other steps and another tolerance.
 """
 
 from __future__ import annotations

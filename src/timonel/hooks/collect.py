@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, finite, whole
 from ..files import replacing
-from .preview import Convert, LatentRGB, Moment, PictureHook
+from .preview import Convert, Moment, PictureHook
+from .rgb import LatentRGB
 from .worker import Worker
 
 if TYPE_CHECKING:

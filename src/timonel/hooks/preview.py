@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, PreviewMissing, flag, shown, whole
 from ..files import replacing, writable_later, write_tensors
 from . import steps
-from .rgb import LatentRGB as LatentRGB
-from .rgb import bytes_to_images, to_bytes
-from .rgb import to_images as to_images
+from .rgb import LatentRGB, bytes_to_images, to_bytes
 from .worker import Pending, Worker
 
 if TYPE_CHECKING:
@@ -30,21 +28,6 @@ if TYPE_CHECKING:
 
 Convert = Callable[[Tensor], Tensor]
 LINEAR_SIZE = 256  # pixels; linear previews are enlarged to at least this
-
-
-class PictureSource(Protocol):
-    """What the `context` of a run offers to pictures; a missing attribute counts as None."""
-
-    latent_rgb: LatentRGB | None
-
-    def look(self, latents: Tensor) -> None:
-        """Called in every step, where the code of the pipeline is on the stack."""
-
-    def small(self, latents: Tensor) -> Tensor:
-        """Latents as small RGB, instead of `latent_rgb`."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents as RGB (B, 3, H, W) or (B, F, 3, H, W) in 0 … 1."""
 
 
 class Moment(NamedTuple):
@@ -69,6 +52,10 @@ class PictureHook(Hook):
     The conversion is queued on the device of the latents. The copy to the host, PIL and files are
     the work of a background thread, which calls `deliver` in order. Errors of pictures never end a
     run: the warning `PreviewMissing` says each kind once per call.
+
+    The `context` of a run may offer `look(latents)`, called in every step, where the code of the
+    pipeline is on the stack; `small(latents)` or `latent_rgb`, to small RGB; and `decode(latents)`,
+    to RGB (B, 3, H, W) or (B, F, 3, H, W) in 0 … 1.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ class ProgressBar(Hook):
         if run.called_at is not None:
             parts.append(f"σ {run.called_at.ratio:.2f}")
         if run.guidance is not None and run.row:
-            parts.append(f"guidance {'off' if run.scales[run.row - 1] == 1.0 else 'on'}")
+            parts.append(f"guidance {'off' if run.guided.scales[run.row - 1] == 1.0 else 'on'}")
         return "  ".join(parts)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..core.hook import Hook
 from ..core.process import Process
 from ..core.run import Run
-from ..engine.conditions import alike, join
+from ..engine.conditions import join
+from ..engine.tensor_trees import equal
 from ..errors import ModelError
 from .guidance import batch_tree
 from .guidance.gate import Called, Gate
@@ -111,7 +112,7 @@ def constant(merged: list[dict[str, Any]], names: tuple[str, str], pipe: str) ->
     first, *others = merged
     constant = {name: value for name, value in first.items() if name not in names}
     for name, value in constant.items():
-        if not all(alike(value, other.get(name)) for other in others):
+        if not all(equal(value, other.get(name)) for other in others):
             raise NotCaptured(f"{pipe} gives its network another {name!r} at every step")
     return constant
 

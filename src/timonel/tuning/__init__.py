@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.data import GuidanceData
-from ..core.fitted.sampler_file import Fingerprint, ProcessData, fingerprint
+from ..core.fitted.fingerprint import Fingerprint, fingerprint
+from ..core.fitted.provenance import ProcessData
 from ..core.guidance import Guidance, cfg
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler
@@ -50,7 +51,7 @@ EASY, SHARE, LIMIT = 0.25, 0.6, 0.8
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a fit came to.
+    """The result of `tune`.
 
     Args:
         outcomes: One for every number of steps.
@@ -171,7 +172,7 @@ def tune(
 
 
 def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guidance | None:
-    """The guidance as the file of the fit says it, with the pipeline's own scale."""
+    """The guidance as the file of the fit says it, with the pipeline's scale."""
     from ..pipelines import fitted_check
     from ..pipelines.guidance import scale as scales
 
@@ -296,7 +297,7 @@ def _fit(
         fitting.stopped = True
     if fitting.stopped:
         again = ", the same call goes on" if store is not None else ""
-        fitting.log(f"stopped; what was found so far is kept{again}")
+        fitting.log(f"stopped; the results so far are kept{again}")
     elif store is not None:
         store.clear()
     return outcomes, files

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.fitted.sampler_file import Fitted, ProcessData, Provenance
+from ..core.fitted.provenance import ProcessData, Provenance
+from ..core.fitted.sampler_file import Fitted
 from ..core.guidance import Guidance
 from ..core.prediction import from_config as prediction_of
 from ..core.process import from_config as process_of

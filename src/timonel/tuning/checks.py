@@ -140,7 +140,7 @@ def way(model: Model, method: str | None) -> str:
 
 
 def _flows(model: Model) -> bool:
-    """Whether a gradient comes through the network, from what it returns to what it is given."""
+    """Whether a gradient comes through the network, from its output to its input."""
     if not (model.differentiable and model.stepwise):
         return False
     x = model.start([0]).detach().requires_grad_()

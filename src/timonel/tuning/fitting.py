@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..core.fitted.sampler_file import Fitted, ProcessData, Provenance
+from ..core.fitted.provenance import ProcessData, Provenance
+from ..core.fitted.sampler_file import Fitted
 from ..core.grids import Grid, usual
 from ..core.sampler import Sampler
 from ..core.table import Table
@@ -72,7 +73,7 @@ def _share(each: int, steps: int, method: str, memory: int) -> int:
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """What came of one number of steps.
+    """The result of a fit for one number of steps.
 
     Args:
         steps: The number.

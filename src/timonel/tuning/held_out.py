@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import grids
-from ..core.fitted.sampler_file import Measured
+from ..core.fitted.provenance import Measured
 from ..core.sampler import Sampler
 from ..engine.reference import distance, typical
 from ..errors import TimonelError

@@ -2,7 +2,7 @@
 
 The next sample of a row is linear in its coefficients, so the row that comes nearest to the
 converged sample at the next level is a least-squares problem in float64, with a ridge toward the
-solver's own row. The samples and predictions are those of the fitted sampler itself, so every row
+row of the solver. The samples and predictions are those of the fitted sampler itself, so every row
 also makes up for what the rows before it missed. It costs one long run and one short one.
 """
 

@@ -93,13 +93,13 @@ class Model(ABC):
     def query(
         self, x: Tensor, level: At | Level, samples: Sequence[int], scale: float | None
     ) -> Query:
-        """What a row asks that is guided by `scale`; 1 is no guidance, None the model's own."""
+        """The query of a row that is guided by `scale`; 1 is no guidance, None the model's."""
         rescale = 0.0 if self.guidance is None else self.guidance.rescale
         return Query(x, level, samples, scale, rescale)
 
     @property
     def scale(self) -> float | None:
-        """The guidance scale of runs that are guided all the way; None is the network's own."""
+        """The guidance scale of runs that are guided all the way; None is the network's."""
         scale = None if self.guidance is None else self.guidance.scale
         assert not isinstance(scale, tuple)
         return scale
@@ -123,7 +123,7 @@ class Model(ABC):
         run.start(self.start(samples))
         return finish(run, self, samples)
 
-    def guiding(self, arrays: Arrays) -> CompiledGuidance:
+    def guided(self, arrays: Arrays) -> CompiledGuidance:
         """How every row of a sampler is guided."""
         return CompiledGuidance.of(self.guidance, arrays.table("fit", "fit"), self.prediction)
 
@@ -173,7 +173,7 @@ class Pipeline(Model):
 
 
 class Plain(Model):
-    """A denoiser of your own.
+    """Any denoiser.
 
     Args:
         denoise: `denoise(x, level)`, as `timonel.sample` takes it.

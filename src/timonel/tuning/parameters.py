@@ -1,6 +1,6 @@
 """What can be fitted of a sampler: levels, times of the network, corrections of coefficients.
 
-The table is the solver's own on the fitted levels plus corrections that begin at zero (arXiv
+The table is that of the solver on the fitted levels plus corrections that begin at zero (arXiv
 2510.17699), so a fit begins as a known sampler, and levels that move take their coefficients along.
 All numbers are float64.
 """

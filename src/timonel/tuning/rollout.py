@@ -43,9 +43,9 @@ class Rollout:
         return self.x[-1]
 
     @cached_property
-    def guiding(self) -> CompiledGuidance:
+    def guided(self) -> CompiledGuidance:
         """How every row is guided."""
-        return self.model.guiding(self.arrays)
+        return self.model.guided(self.arrays)
 
     def branch(self, row: int, arrays: Arrays) -> Rollout:
         """The run of another sampler that is the same up to a row."""
@@ -55,14 +55,12 @@ class Rollout:
         )  # fmt: skip
 
     def query(self) -> Query:
-        """What the next row asks."""
-        row, guiding = len(self.denoised), self.guiding
-        query = self.model.query(
-            self.result, self.arrays.at(row), self.samples, guiding.scales[row]
-        )
-        weights = guiding.weights[row]
+        """The query of the next row."""
+        row, guided = len(self.denoised), self.guided
+        query = self.model.query(self.result, self.arrays.at(row), self.samples, guided.scales[row])
+        weights = guided.weights[row]
         if not weights:
-            return query._replace(difference=any(guiding.weights))
+            return query._replace(difference=any(guided.weights))
         known = [d for d in reversed(self.differences) if d is not None]
         parts = [weight * d for weight, d in zip(weights, known, strict=False)]
         return query._replace(forecast=torch.stack(parts).sum(0))
@@ -262,7 +260,7 @@ def _differentiable(
     model: Model, numbers: Tensor, arrays: Arrays, samples: Sequence[int]
 ) -> Tensor:
     """The results of a run whose samples have numbers (n, Q) each, with their graph."""
-    n, scales = arrays.rows, model.guiding(arrays).scales
+    n, scales = arrays.rows, model.guided(arrays).scales
     alpha, sigma, time, keep = (numbers[:, i * n : (i + 1) * n] for i in range(4))
     weights = numbers[:, 4 * n :].reshape(len(samples), n, n)
     x = model.start(samples)

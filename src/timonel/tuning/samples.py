@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..pipelines.helm import Helm
 
 LEAST = 12  # seeds of a fit, a third of them held out
-NAMED = 48  # prompts taken from a shipped model's own list
+NAMED = 48  # prompts taken from a shipped model's list
 PAINTER = "emoji"
 
 

@@ -1,4 +1,4 @@
-"""Where a fit begins: the best of the usual samplers, and levels found without a gradient."""
+"""Where a fit begins: the best of the usual samplers, and levels that GITS chooses."""
 
 from __future__ import annotations
 

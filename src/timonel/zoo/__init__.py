@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.guidance import Guidance
-    from ..hooks.preview import LatentRGB
+    from ..hooks.rgb import LatentRGB
 
 __all__ = [
     "HERE", "LORA", "MODELS", "Card", "card", "finish", "fitted", "folder", "parts", "process_of",
@@ -77,7 +77,7 @@ class Card(BaseModel):
 
     def latent_rgb(self) -> LatentRGB | None:
         """The linear map from latents to RGB of its autoencoder; None: none was fitted."""
-        from ..hooks.preview import LatentRGB
+        from ..hooks.rgb import LatentRGB
 
         fitted = (self.model_extra or {}).get("latent_rgb")
         return None if fitted is None else LatentRGB.from_card(fitted)

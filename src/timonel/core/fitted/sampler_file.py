@@ -25,12 +25,8 @@ from ..grids import Grid
 from ..guidance import Guidance
 from ..process import Process, double
 from ..table import Table
-from .fingerprint import Fingerprint as Fingerprint
-from .fingerprint import fingerprint as fingerprint
-from .provenance import Measured as Measured
-from .provenance import ProcessData as ProcessData
-from .provenance import Provenance as Provenance
-from .provenance import levels as levels
+from .fingerprint import Fingerprint
+from .provenance import Provenance, levels
 
 FORMAT = "timonel-sampler-1"
 EQUAL = 1e-3  # relative distance of levels and times that are the same

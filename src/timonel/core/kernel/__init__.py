@@ -27,9 +27,9 @@ from torch import Tensor
 from ...errors import UnknownName
 from . import eager, native
 from .eager import combine
-from .plan import Plan, Terms
+from .weighted_sums import Terms, WeightedSums
 
-__all__ = ["CHOICES", "Plan", "Terms", "chosen", "combine", "linear", "use"]
+__all__ = ["CHOICES", "Terms", "WeightedSums", "chosen", "combine", "linear", "use"]
 
 CHOICES = ("auto", "native", "eager")
 _chosen: list[str] = []
@@ -49,11 +49,11 @@ def chosen() -> str:
     return _chosen[0]
 
 
-def linear(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The sums of a plan over some tensors, differentiable in them.
+def linear(sums: WeightedSums, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Weighted sums of some tensors, differentiable in them.
 
     Args:
-        plan: the sums.
+        sums: the weights, and the places of their tensors in `inputs`.
         inputs: tensors of equal shape on one device; they are not changed.
         dtype: of the results.
 
@@ -61,11 +61,11 @@ def linear(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Ten
         A new tensor per sum.
     """
     first = inputs[0]
-    path = _fused(plan, inputs, dtype) or (eager if eager.large(plan, first) else None)
+    path = _fused(sums, inputs, dtype) or (eager if eager.large(sums, first) else None)
     if path is None or not _plain(inputs):
-        return eager.sums(plan, inputs, dtype)
-    out = [torch.empty_like(first, dtype=dtype) for _ in plan.sums]
-    path.linear(plan, [t.contiguous() for t in inputs], out)
+        return eager.compute(sums, inputs, dtype)
+    out = [torch.empty_like(first, dtype=dtype) for _ in sums.terms]
+    path.linear(sums, [t.contiguous() for t in inputs], out)
     return out
 
 
@@ -83,7 +83,7 @@ def _plain(inputs: Sequence[Tensor]) -> bool:
     )
 
 
-def _fused(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> ModuleType | None:
+def _fused(sums: WeightedSums, inputs: Sequence[Tensor], dtype: torch.dtype) -> ModuleType | None:
     """The path that computes these sums in one pass over memory, where there is one."""
     choice, first = chosen(), inputs[0]
     path: ModuleType | None = None
@@ -91,7 +91,7 @@ def _fused(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> ModuleTy
         path = native
     elif first.is_cuda and choice != "eager":
         path = _triton()
-    return path if path is not None and path.supports(plan, inputs, dtype) else None
+    return path if path is not None and path.supports(sums, inputs, dtype) else None
 
 
 @functools.cache

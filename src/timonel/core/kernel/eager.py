@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import Plan
+from .weighted_sums import WeightedSums
 
 HALF = (torch.float16, torch.bfloat16)
 CACHE = 1 << 25  # bytes of a row beyond which it is done in chunks: 32 MiB, a last-level cache
@@ -50,24 +50,27 @@ def combine(
     return total if into else out.copy_(total)
 
 
-def large(plan: Plan, like: Tensor) -> bool:
+def large(sums: WeightedSums, like: Tensor) -> bool:
     """Whether the tensors of a row, each as large as `like`, are on the CPU and exceed a cache."""
-    return like.is_cpu and like.nbytes * (plan.inputs + len(plan.sums)) > CACHE
+    return like.is_cpu and like.nbytes * (sums.inputs + len(sums.terms)) > CACHE
 
 
-def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Write the sums of `plan` into `out`, chunk by chunk. All tensors are contiguous."""
+def linear(sums: WeightedSums, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Write the sums into `out`, chunk by chunk. All tensors are contiguous."""
     parts = [torch.split(t.view(-1), CHUNK) for t in (*inputs, *out)]
     for chunk in zip(*parts, strict=True):
-        sums(plan, chunk[: plan.inputs], out[0].dtype, chunk[plan.inputs :])
+        compute(sums, chunk[: sums.inputs], out[0].dtype, chunk[sums.inputs :])
 
 
-def sums(
-    plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype, out: Sequence[Tensor] | None = None
+def compute(
+    sums: WeightedSums,
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype,
+    out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """The sums of `plan` as new tensors, or into `out`."""
+    """The sums as new tensors, or into `out`."""
     tensors = [*inputs]
-    for m, terms in enumerate(plan.sums):
+    for m, terms in enumerate(sums.terms):
         into = None if out is None else out[m]
         tensors.append(combine([(c, tensors[i]) for c, i in terms], dtype, into))
-    return tensors[plan.inputs :]
+    return tensors[sums.inputs :]

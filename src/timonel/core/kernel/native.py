@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import Plan
+from .weighted_sums import WeightedSums
 
 C_TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 GRAIN = 1 << 15  # elements that are worth a thread, as in torch
@@ -84,19 +84,19 @@ ROWS(rows_8, double)
 """
 
 
-def supports(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
+def supports(sums: WeightedSums, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether these sums can be computed here: float32 or float64 alone, and a compiler."""
     return dtype in C_TYPES and all(t.dtype is dtype for t in inputs) and library() is not None
 
 
-def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Write the sums of `plan` into `out`; all tensors contiguous, of a dtype of `supports`."""
+def linear(sums: WeightedSums, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Write the sums into `out`; all tensors contiguous, of a dtype of `supports`."""
     built = library()
     assert built is not None
     dtype, n = inputs[0].dtype, inputs[0].numel()
-    arrays = plan.prepared.get(dtype)
+    arrays = sums.prepared.get(dtype)
     if arrays is None:
-        arrays = plan.prepared[dtype] = _arrays(plan, C_TYPES[dtype])
+        arrays = sums.prepared[dtype] = _arrays(sums, C_TYPES[dtype])
     pointers = [t.data_ptr() for t in (*inputs, *out)]
     tensors = (ctypes.c_void_p * len(pointers))(*pointers)
     function = built.rows_4 if dtype is torch.float32 else built.rows_8
@@ -104,11 +104,11 @@ def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     function(n, threads, len(inputs), len(out), *arrays, tensors)
 
 
-def _arrays(plan: Plan, number: Any) -> tuple[object, object, object]:
+def _arrays(sums: WeightedSums, number: Any) -> tuple[object, object, object]:
     """How many terms each sum has, and for all terms the places and the numbers."""
-    flat = [term for terms in plan.sums for term in terms]
+    flat = [term for terms in sums.terms for term in terms]
     return (
-        (ctypes.c_int * len(plan.sums))(*(len(terms) for terms in plan.sums)),
+        (ctypes.c_int * len(sums.terms))(*(len(terms) for terms in sums.terms)),
         (ctypes.c_int * len(flat))(*(place for _, place in flat)),
         (number * len(flat))(*(value for value, _ in flat)),
     )

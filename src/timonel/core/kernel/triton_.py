@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import Plan
+from .weighted_sums import WeightedSums
 
 triton: Any = importlib.import_module("triton")
 tl: Any = importlib.import_module("triton.language")
@@ -25,18 +25,18 @@ BLOCK = 1024
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # summed in float32
 
 
-def supports(plan: Plan, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
+def supports(sums: WeightedSums, inputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether these sums can be computed here: float32 and half precision can."""
     return dtype in DTYPES and all(t.dtype in DTYPES for t in inputs)
 
 
-def linear(plan: Plan, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Write the sums of `plan` into `out`; all tensors contiguous, on one device, not empty."""
-    arguments = plan.prepared.get("triton")
+def linear(sums: WeightedSums, inputs: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Write the sums into `out`; all tensors contiguous, on one device, not empty."""
+    arguments = sums.prepared.get("triton")
     if arguments is None:
-        numbers = tuple(tuple(number for number, _ in terms) for terms in plan.sums)
-        places = tuple(tuple(place for _, place in terms) for terms in plan.sums)
-        arguments = plan.prepared["triton"] = (numbers, places)
+        numbers = tuple(tuple(number for number, _ in terms) for terms in sums.terms)
+        places = tuple(tuple(place for _, place in terms) for terms in sums.terms)
+        arguments = sums.prepared["triton"] = (numbers, places)
     n = inputs[0].numel()
     with torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
         rows[(-(-n // BLOCK),)](

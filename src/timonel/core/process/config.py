@@ -39,7 +39,7 @@ SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 SILENT = {
     "ScoreSdeVeScheduler": "its samples explode, and its network predicts their score",
     "ScoreSdeVpScheduler": "its betas are those of continuous time",
-    "KarrasVeScheduler": "its steps are made of several calls of its own",
+    "KarrasVeScheduler": "each of its steps is several network calls",
     "VQDiffusionScheduler": "it chooses discrete tokens",
     "AmusedScheduler": "it chooses discrete tokens",
     "BlockRefinementScheduler": "it chooses discrete tokens",
@@ -134,8 +134,7 @@ def name_of(process: Process) -> str:
 def class_of(config: Config) -> str:
     """The scheduler class a config is of, or one of the same process.
 
-    A scheduler that was made in code writes no name, and the names of some say nothing of their
-    process: the keys do.
+    A config may have no class name, or one that says nothing of the process: its keys do then.
     """
     name = str(config.get("_class_name") or "")
     speaks = name.startswith(("FlowMatch", "EDM")) or name in (*COSINE, ANGLED, CONSISTENT)

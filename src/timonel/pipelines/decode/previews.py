@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError, RunError
-from ...hooks.preview import LatentRGB
-from ...hooks.rgb import to_images
+from ...hooks.rgb import LatentRGB, to_images
 from ..network.busy import beside
 from ..network.turns import turn, turns
 from . import tail

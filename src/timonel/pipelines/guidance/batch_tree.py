@@ -8,12 +8,12 @@ same from a pipeline's own combination, which checks the list.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...engine.tensor_trees import map_leaves
 from ...errors import ArgumentError
 
 # pipelines (or beginnings of their names) whose first part is the conditional one
@@ -121,24 +121,6 @@ def tensors(value: Any) -> Tensor | None:
     return next((t for t in map(tensors, value) if t is not None), None)
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two arguments of a network hold the same values."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and _equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a is b or bool(a == b)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    view = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
-    return view or torch.equal(a, b)
-
-
 def batched(value: Tensor, size: int, name: str) -> int | None:
     """The dimension along which a network's argument has the batch, or None."""
     if any(word in name for word in NOT_BATCHED):
@@ -150,25 +132,26 @@ def batched(value: Tensor, size: int, name: str) -> int | None:
 
 
 # -- changing a tree -----------------------------------------------------------------------------
-def narrow(value: Any, size: int, wanted: slice, listed: bool, name: str = "") -> Any:
+def narrow(value: Any, size: int, wanted: slice, listed: bool) -> Any:
     """`value` with only the `wanted` of `size` samples in everything that is batched.
 
     Args:
-        value: a tree of tensors: dicts, lists and tuples.
+        value: a tree of tensors by argument: the name of one says how it is batched.
         size: samples in the batch.
         wanted: the samples to keep.
         listed: whether the network takes its samples as a list.
-        name: of the argument, which says how it is batched.
     """
-    if isinstance(value, Tensor):
-        dim = batched(value, size, name)
+
+    def leaf(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return value[wanted]
+        dim = batched(value, size, name) if isinstance(value, Tensor) else None
         if dim is None:
             return value
         each = value.shape[dim] // size
         return value[(slice(None),) * dim + (slice(wanted.start * each, wanted.stop * each),)]
-    if isinstance(value, list) and listed and len(value) == size:
-        return value[wanted]
-    return _map(lambda inner, key: narrow(inner, size, wanted, listed, key), value, name)
+
+    return map_leaves(leaf, value, is_leaf=_is_batch(size, listed))
 
 
 def rearrange(
@@ -189,43 +172,34 @@ def rearrange(
         listed: whether the network returns its samples as a list.
         frames: whether outputs other than the sample may hold several rows for each sample.
     """
-    if isinstance(value, Tensor):
-        if not value.ndim or len(value) % size or (len(value) != size and not frames):
+
+    def leaf(_: str, value: Any) -> Any:
+        if isinstance(value, list):
+            each = size // count
+            stacked = [torch.stack(value[i * each : (i + 1) * each]) for i in range(count)]
+            return [sample for part in change(stacked) for sample in part.unbind()]
+        if not isinstance(value, Tensor) or not value.ndim or len(value) % size:
+            return value
+        if len(value) != size and not frames:
             return value
         return torch.cat(change(list(value.chunk(count))))
-    if isinstance(value, list) and listed and len(value) == size:
-        each = size // count
-        parts = change([torch.stack(value[i * each : (i + 1) * each]) for i in range(count)])
-        return [sample for part in parts for sample in part.unbind()]
-    return _map(lambda inner, _: rearrange(inner, change, count, size, listed, frames), value)
+
+    return map_leaves(leaf, value, is_leaf=_is_batch(size, listed))
+
+
+def _is_batch(size: int, listed: bool) -> Callable[[Any], bool]:
+    """Says of a container whether it is the network's list of its `size` samples."""
+    return lambda value: listed and isinstance(value, list) and len(value) == size
 
 
 def blend(value: Any, other: Any, share: float) -> Any:
     """`value + share·(other - value)` for every floating-point tensor of two outputs."""
-    if isinstance(value, Tensor):
-        alike = value.is_floating_point() and value.shape == other.shape
-        return torch.lerp(value, other, share) if alike else other
-    if isinstance(value, dict):
-        return _like(value, {k: blend(v, other[k], share) for k, v in value.items()})
-    if isinstance(value, (list, tuple)):
-        return _like(value, [blend(a, b, share) for a, b in zip(value, other, strict=True)])
-    return other
 
+    def leaf(_: str, a: Any, b: Any) -> Any:
+        fits = isinstance(a, Tensor) and a.is_floating_point() and a.shape == b.shape
+        return torch.lerp(a, b, share) if fits else b
 
-def _map(change: Callable[[Any, str], Any], value: Any, name: str = "") -> Any:
-    """`value` with `change(child, its name)` for every child; a leaf as it is."""
-    if isinstance(value, dict):
-        return _like(value, {k: change(v, str(k)) for k, v in value.items()})
-    if isinstance(value, (list, tuple)):
-        return _like(value, [change(v, name) for v in value])
-    return value
-
-
-def _like(value: Any, items: Any) -> Any:
-    """`items` in the type of `value`."""
-    if isinstance(value, dict):
-        return type(value)(**items) if is_dataclass(value) else items
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return map_leaves(leaf, value, other)
 
 
 def is_sum(pair: Sequence[Tensor], combined: Tensor) -> bool:

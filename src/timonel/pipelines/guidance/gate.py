@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...core.guidance import Guidance, stretch
 from ...core.run import Run
+from ...engine.tensor_trees import equal
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import batch_tree as parts
@@ -108,7 +109,7 @@ class Gate:
         if idle and not turn.blank and (known := self._remembered(called)):
             turn.repeats[module] = turn.repeats.get(module, -1) + 1
             return known[min(turn.repeats[module], len(known) - 1)]
-        if run.guiding is None or idle:
+        if run.guided.guidance is None or idle:
             output = called.compute()
         elif called.main:
             output = self._predict(turn, run, called)
@@ -192,7 +193,8 @@ class Gate:
             output = called.compute()
             self._note(turn, run, output, shape)
             output = self._scaled(run, output, shape)
-        if self.place is None or (run.guiding is not None and run.guiding.rescale):
+        guidance = run.guided.guidance
+        if self.place is None or (guidance is not None and guidance.rescale):
             whole = parts.tensors(output)
             fits = whole is not None and len(whole) == shape.size
             turn.parts = list(whole.chunk(shape.parts)) if fits and whole is not None else []
@@ -203,7 +205,7 @@ class Gate:
     ) -> Any:
         """A later call in the same turn: the unconditional part if it is about the same sample."""
         before, count, conditional = first
-        if count > 1 or not parts.same(before, sample):
+        if count > 1 or not equal(before, sample):
             return called.compute()  # another window of a video, or a part that is not for guidance
         self.did |= Did.GUIDED
         if run.scale == 1.0:
@@ -343,7 +345,8 @@ class Gate:
         assert run is not None
         if self.first_row is None:
             self.first_row = self._first_row(run, raw)
-        if run.guiding is None or self._off(run):
+        guidance = run.guided.guidance
+        if guidance is None or self._off(run):
             return raw
         self._check_guided()
         if run.scale == 1.0:
@@ -353,7 +356,7 @@ class Gate:
             self._measure(turn.parts, raw, turn.first is not None and turn.first[1] == 1)
         if run.remembers and not run.forecasting:
             run.remember(self._difference(turn, raw))
-        return self._rescaled(turn, raw, run.guiding.rescale) if run.guiding.rescale else raw
+        return self._rescaled(turn, raw, guidance.rescale) if guidance.rescale else raw
 
     def _check_guided(self) -> None:
         """Raises where guidance was asked for, and no second part was seen."""
@@ -459,7 +462,7 @@ class Gate:
 
     def _off(self, run: Run) -> bool:
         """Whether guidance was asked to be off everywhere."""
-        return run.scales.count(1.0) == len(run.scales)
+        return set(run.guided.scales) == {1.0}
 
     @property
     def _name(self) -> str:

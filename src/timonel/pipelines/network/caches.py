@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from ...engine.tensor_trees import map_leaves
+
 
 def holders(modules: Iterable[nn.Module]) -> list[Any]:
     """The objects that hold the states of caches on `modules`, each once."""
@@ -68,14 +70,13 @@ def _is_state(value: Any) -> bool:
 
 def _copy(value: Any) -> Any:
     """A copy of containers and states, with the same tensors in them."""
-    if isinstance(value, dict):
-        return {key: _copy(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = map(_copy, value)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if _is_state(value):
-        cls: Any = type(value)
-        state = cls.__new__(cls)
-        vars(state).update(_copy(vars(value)))
-        return state
-    return value
+    return map_leaves(_copy_state, value)
+
+
+def _copy_state(_: str, value: Any) -> Any:
+    if not _is_state(value):
+        return value
+    cls: Any = type(value)
+    state = cls.__new__(cls)
+    vars(state).update(_copy(vars(value)))
+    return state

@@ -71,7 +71,7 @@ def at(table: Table, process: Process, times: torch.Tensor) -> Level:
     Returns:
         A level for each.
     """
-    from ...core.fitted.sampler_file import levels
+    from ...core.fitted.provenance import levels
 
     listed, slack = table.time[:-1], SAME * table.time.abs().max()  # of a float32 list
     near, row = (listed[None] - times[:, None]).abs().min(1)

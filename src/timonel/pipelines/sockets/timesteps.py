@@ -386,7 +386,7 @@ def _follow(loop: Loop, times: list[Tensor], session: Session) -> Iterator[Tenso
             if not run.proceed():
                 break
             row = run.row
-            if run.moved and run.take_rewind():
+            if run.take_rewind():
                 yield from _went_back(run, times, session)
             elif not session.is_held(run.latents):
                 session.put(run.latents)  # it was assigned while the run was paused

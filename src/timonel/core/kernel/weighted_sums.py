@@ -9,19 +9,19 @@ Terms = tuple[tuple[float, int], ...]  # coefficients, and the indices of their 
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """out[m] = sum of coefficient·tensor over `sums[m]`.
+class WeightedSums:
+    """out[m] = sum of coefficient·tensor over `terms[m]`.
 
     Args:
         inputs: number of input tensors.
-        sums: at least one term each. Indices count the inputs, then the outputs: a sum may read
+        terms: of each sum, at least one. Indices count the inputs, then the outputs: a sum may read
             outputs before it, after rounding.
-        prepared: what paths keep of a plan.
+        prepared: what paths keep between calls.
     """
 
     inputs: int
-    sums: tuple[Terms, ...]
+    terms: tuple[Terms, ...]
     prepared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> Any:
-        return Plan, (self.inputs, self.sums)  # what is prepared belongs to a process
+        return WeightedSums, (self.inputs, self.terms)  # what is prepared belongs to a process
