@@ -178,7 +178,7 @@ def test_the_recommended_svd_recipe_is_found_to_fail(folders: dict[str, str]) ->
     found = tried(folders["svd_xt"], "dpmpp_2m/karras", 10, timestep_spacing="trailing")
     assert "step 10 of 10: IndexError" in said(found, "fails")
     assert found.times[:5] == (999.0,) * 5
-    assert "at every call the network is told 999 (x5)" in said(found, "wrong")
+    assert "at every call the network gets time 999 (x5)" in said(found, "wrong")
     assert "timestep_spacing='trailing' changes nothing" in said(found, "ignored")
     assert not found.sound
     assert found.ours.calls == 10

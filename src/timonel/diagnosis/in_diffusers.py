@@ -129,21 +129,21 @@ def shipped(facts: Facts) -> Peer:
     return Peer(None, lacks=missing)
 
 
-def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> Peer:
+def written(facts: Facts, loop: Loop, name: str, flags: Mapping[str, Any]) -> Peer:
     """What one writes for a sampler.
 
     Args:
         facts: of the model.
         loop: of its pipeline.
-        asked: a sampler, or a class of diffusers.
+        name: a sampler, or a class of diffusers.
         flags: of `from_config` besides.
 
     Raises:
         UnknownName: a class that diffusers does not have.
     """
-    if asked.endswith("Scheduler"):
-        return Peer(_class(asked), dict(flags))
-    sampler, kind = Sampler(asked), facts.process.kind
+    if name.endswith("Scheduler"):
+        return Peer(_class(name), dict(flags))
+    sampler, kind = Sampler(name), facts.process.kind
     if sampler.name not in CLASSES:
         return Peer(None, lacks=f"diffusers has no scheduler for {sampler.name!r}")
     name, options = _named(facts, sampler)
