@@ -473,7 +473,7 @@ def test_bad_input_is_refused_before_compute_with_the_remedy() -> None:
     ):
         with pytest.raises(error, match=says):
             helm(**inputs, steps=2, **bad)
-    with pytest.raises(ArgumentError, match="given twice"):
+    with pytest.raises(ArgumentError, match="passed twice"):
         helm("a red apple", prompt="a green one", steps=2)
     assert calls == []
 

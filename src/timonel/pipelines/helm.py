@@ -330,8 +330,8 @@ class Helm(Steered):
         """
         settled: Guidance | None = None
         if self.card is not None:
-            given = self._guidance(guidance, {})
-            settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, given)
+            guided = self._guidance(guidance, {})
+            settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, guided)
         scheduler, chosen = self._choose(sampler, steps, {}, settled, fitted=fitted)
         scheduler.set_timesteps(scheduler.sampler.steps)
         return chosen.on(scheduler.settled)

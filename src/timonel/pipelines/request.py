@@ -84,7 +84,7 @@ def arguments(
         Both.
 
     Raises:
-        ArgumentError: an argument is none, or it was given twice.
+        ArgumentError: an argument is none, or it was passed twice.
         UnknownName: nobody has one of this name.
     """
     own = _own({name: options.get(name) for name in OWN})
@@ -97,14 +97,14 @@ def arguments(
         if key not in parameters:
             raise UnknownName(f"argument of {name}", key, [*parameters, *OWN])
         if key in named:
-            raise ArgumentError(f"{key} was given twice, by position and by name")
+            raise ArgumentError(f"{key} was passed twice, by position and by name")
         named[key] = value
     return own, shares(_one_video_each(_typed_options(named, parameters), parameters))
 
 
-def _own(given: dict[str, Any]) -> Own:
+def _own(values: dict[str, Any]) -> Own:
     """The helm's own arguments. Raises `ArgumentError` for what is none."""
-    own = Own(**given)
+    own = Own(**values)
     sampler = None if own.sampler is None else Sampler.of(own.sampler)
     steps, guidance = own.steps, own.guidance
     if steps is not None:
@@ -112,7 +112,7 @@ def _own(given: dict[str, Any]) -> Own:
     if guidance is not None and not isinstance(guidance, Guidance):
         guidance = cfg(guidance)
     hooks = tuple(border.listed(own.hooks))
-    keep = 0 if given["keep"] is None else whole("keep", own.keep, 0)
+    keep = 0 if values["keep"] is None else whole("keep", own.keep, 0)
     if own.resume is not None:
         instance("resume", own.resume, Run, "a run, e.g. helm.run or Run.load(path)")
     return own._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
@@ -166,7 +166,7 @@ def samples(options: Mapping[str, Any]) -> int | None:
 
 
 def seeds(
-    given: Sequence[int] | int | None,
+    seeds: Sequence[int] | int | None,
     samples: int | None,
     parameters: Mapping[str, inspect.Parameter],
     options: Mapping[str, Any],
@@ -175,7 +175,7 @@ def seeds(
     """Seeds of a call, one per sample, for the sampler's noise and for the pipeline's own.
 
     Args:
-        given: one per sample, or the first of consecutive ones.
+        seeds: one per sample, or the first of consecutive ones.
         samples: how many the call makes, where known.
         parameters: of the pipeline's call.
         options: the pipeline's arguments.
@@ -189,18 +189,18 @@ def seeds(
     """
     if options.get("generator") is not None:
         generators(options["generator"])
-        if given is not None:
+        if seeds is not None:
             raise ArgumentError(
                 "give seeds= or generator=, not both; seeds= also seeds the sampler's noise"
             )
         return ()
     count = samples or 1
-    if given is None:
-        given = known or int(torch.randint(2**31, ()))
-    if is_number(given):
-        first = whole("seeds", given, 0, MOST - count + 1)
-        given = range(first, first + count)
-    each = checked(given)
+    if seeds is None:
+        seeds = known or int(torch.randint(2**31, ()))
+    if is_number(seeds):
+        first = whole("seeds", seeds, 0, MOST - count + 1)
+        seeds = range(first, first + count)
+    each = checked(seeds)
     if samples is not None and len(each) != samples:
         many = next((name for name in PER_PROMPT if name in parameters), None)
         more = f", or ask for more samples with {many}={len(each)}"
@@ -259,14 +259,14 @@ def _argument(key: str, value: Any, parameter: inspect.Parameter) -> Any:
     return value
 
 
-def generators(given: Any) -> None:
+def generators(value: Any) -> None:
     """Raises `ArgumentError` unless it is a generator, a list of them, or None."""
-    each = given if isinstance(given, (list, tuple)) else [given]
+    each = value if isinstance(value, (list, tuple)) else [value]
     wrong = [one for one in each if not isinstance(one, (torch.Generator, type(None)))]
     if wrong or not each:
         raise ArgumentError(
             "generator must be a torch.Generator or a list of them, e.g."
-            f" torch.Generator().manual_seed(0), got {shown(given)}"
+            f" torch.Generator().manual_seed(0), got {shown(value)}"
         )
 
 
@@ -288,17 +288,17 @@ def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
     return ArgumentError(f"{type(pipe).__name__} cannot take these arguments: {said}")
 
 
-def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def typed(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a scheduler, of the kinds that their defaults have, with Python's numbers.
 
     Args:
         defaults: of all options.
-        given: some of them; None stays, where the default is no number.
+        values: some of them; None stays, where the default is no number.
 
     Raises:
         ArgumentError: a value is of another kind, or outside of `keys.RANGES`.
     """
-    return {key: _of_kind(key, plain(v), defaults.get(key)) for key, v in given.items()}
+    return {key: _of_kind(key, plain(v), defaults.get(key)) for key, v in values.items()}
 
 
 def _of_kind(key: str, value: Any, default: Any) -> Any:
