@@ -511,7 +511,7 @@ def test_a_scheduler_made_in_code_is_examined_as_the_one_that_is_loaded(tmp_path
         scheduler.save_pretrained(tmp_path / name / "scheduler")
         for same in (str(tmp_path / name), SimpleNamespace(scheduler=scheduler, config={})):
             one, other = facts.read(same), facts.read(scheduler)
-            assert one.own == name
+            assert one.scheduler_class == name
             assert one.prediction == other.prediction
             ends = [
                 (f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (one, other)

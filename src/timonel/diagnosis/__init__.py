@@ -132,8 +132,8 @@ def doctor(
     presets = _defaults(facts, habits) if known is None else known
     count = _steps(presets, sampler) if steps is None else few_enough("steps", steps)
     return Diagnosis(
-        facts.model, facts.pipeline, facts.own, family, row.title, row.known_by, row.doubt,
-        _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
+        facts.model, facts.pipeline, facts.scheduler_class, family, row.title, row.known_by,
+        row.doubt, _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
         advice.samplers(facts, family), advice.grids_for(facts, family), advice.refused(facts),
         presets, {FAMILIES[key].title: PRESETS[key] for key in row.alike},
         examine(facts, habits, sampler, count, flags),
@@ -197,7 +197,7 @@ def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
         return ()
     source = f"diffusers, defaults of {facts.pipeline}"
     usual = "euler" if facts.process.kind != "vp" else DEFAULT
-    note = f"the sampler is timonel's choice; its own scheduler is {facts.own}"
+    note = f"the sampler is timonel's choice; its own scheduler is {facts.scheduler_class}"
     return (Preset(usual, habits.steps, habits.guidance, source, note),)
 
 

@@ -146,7 +146,7 @@ def examine(
     ours, table = in_timonel(facts, loop, peer, sampler, steps, by_class)
     grid = None if sampler is None or by_class else Sampler(sampler).grid
     case = Case(facts, loop, peer, steps, grid, table, twin(facts, loop, peer, steps))
-    name = sampler or facts.own
+    name = sampler or facts.scheduler_class
     if peer.cls is None:
         case.say("note", peer.lacks)
         return Combination(name, steps, "", case.sorted(), ours)
@@ -197,13 +197,13 @@ def _understood(case: Case) -> bool:
         case.say("wrong", f"{differs}: pass sigma_data={data:g}")
         return True
     process, prediction = read(seen)
-    kind, own = process.kind, facts.process.kind
-    if kind != own:
-        case.say("wrong", f"{case.name} takes it for {TAKEN[kind]}; it is {TAKEN[own]}")
+    kind, right = process.kind, facts.process.kind
+    if kind != right:
+        case.say("wrong", f"{case.name} takes it for {TAKEN[kind]}; it is {TAKEN[right]}")
     elif prediction != facts.prediction:
         reads = f"{case.name} reads the output as {prediction}"
         case.say("wrong", f"{reads}; the model predicts {facts.prediction}")
-    return kind == own
+    return kind == right
 
 
 def _wrong_times(case: Case, trial: Trial) -> None:

@@ -120,11 +120,13 @@ class Peer:
 
 def shipped(facts: Facts) -> Peer:
     """The scheduler that the model comes with."""
-    cls = getattr(diffusers, facts.own, None)
+    cls = getattr(diffusers, facts.scheduler_class, None)
     if isinstance(cls, type):
         return Peer(cls)
     missing = (
-        f"diffusers has no class {facts.own!r}" if facts.own else "no scheduler class is named"
+        f"diffusers has no class {facts.scheduler_class!r}"
+        if facts.scheduler_class
+        else "no scheduler class is named"
     )
     return Peer(None, lacks=missing)
 
@@ -173,7 +175,7 @@ def _named(facts: Facts, sampler: Sampler) -> tuple[str, dict[str, Any]]:
     name, options = CLASSES[sampler.name]
     if facts.process.kind == "flow":
         return FLOW.get(sampler.name, name), options
-    return EDM.get(sampler.name, name) if facts.own.startswith("EDM") else name, options
+    return EDM.get(sampler.name, name) if facts.scheduler_class.startswith("EDM") else name, options
 
 
 def _listed(

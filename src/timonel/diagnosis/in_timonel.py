@@ -55,7 +55,7 @@ def in_timonel(
         by_class: whether it was named in diffusers' words.
     """
     config = dict(facts.scheduler)
-    if sampler is None and facts.own == "Scheduler":
+    if sampler is None and facts.scheduler_class == "Scheduler":
         code = "it is timonel's"
         return _run(code, facts, loop, steps, {}, lambda: Scheduler.from_config(config))
     if by_class:
@@ -75,7 +75,7 @@ def twin(facts: Facts, loop: Loop, peer: Peer, steps: int) -> Table | None:
 
 
 def _compat(facts: Facts, loop: Loop, peer: Peer, steps: int, configured: bool = False) -> Result:
-    name = facts.own if peer.cls is None else peer.cls.__name__
+    name = facts.scheduler_class if peer.cls is None else peer.cls.__name__
     if peer.cls is None or name not in compat.__all__:
         refused = f"timonel.compat has no {name}; name one of `timonel samplers`"
         return Ours("", refused=refused), None

@@ -31,8 +31,6 @@ from ..errors import (
     whole,
 )
 
-#: the helm's own arguments of a call
-OWN = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
 #: arguments of pipelines with one entry per sample
 COUNTED = (
     "prompt", "prompt_embeds", "task_prompt", "class_labels", "image", "image_embeds",
@@ -54,8 +52,8 @@ CAUSED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 MACHINE = ("cuda", "cudnn", "cublas", "hip", "mps", "memory", "internal", "device-side")
 
 
-class Own(NamedTuple):
-    """The helm's own arguments of a call."""
+class HelmArguments(NamedTuple):
+    """The arguments of a call that are the helm's, not the pipeline's."""
 
     sampler: Sampler | None
     steps: int | None
@@ -71,7 +69,7 @@ def arguments(
     parameters: Mapping[str, inspect.Parameter],
     args: Sequence[Any],
     options: Mapping[str, Any],
-) -> tuple[Own, dict[str, Any]]:
+) -> tuple[HelmArguments, dict[str, Any]]:
     """The helm's arguments of a call, and the pipeline's by name.
 
     Args:
@@ -87,41 +85,41 @@ def arguments(
         ArgumentError: an argument is none, or it was passed twice.
         UnknownName: nobody has one of this name.
     """
-    own = _own({name: options.get(name) for name in OWN})
+    helm = _of_helm({name: options.get(name) for name in HelmArguments._fields})
     named, name = dict(zip(parameters, args, strict=False)), type(pipe).__name__
     if len(args) > len(parameters):
         raise ArgumentError(f"{name} takes {len(parameters)} arguments, got {len(args)}")
     for key, value in options.items():
-        if key in OWN:
+        if key in HelmArguments._fields:
             continue
         if key not in parameters:
-            raise UnknownName(f"argument of {name}", key, [*parameters, *OWN])
+            raise UnknownName(f"argument of {name}", key, [*parameters, *HelmArguments._fields])
         if key in named:
             raise ArgumentError(f"{key} was passed twice, by position and by name")
         named[key] = value
-    return own, shares(_one_video_each(_typed_options(named, parameters), parameters))
+    return helm, shares(_one_video_each(_typed_options(named, parameters), parameters))
 
 
-def _own(values: dict[str, Any]) -> Own:
-    """The helm's own arguments. Raises `ArgumentError` for what is none."""
-    own = Own(**values)
-    sampler = None if own.sampler is None else Sampler.of(own.sampler)
-    steps, guidance = own.steps, own.guidance
+def _of_helm(values: dict[str, Any]) -> HelmArguments:
+    """The helm's arguments. Raises `ArgumentError` for what is none."""
+    helm = HelmArguments(**values)
+    sampler = None if helm.sampler is None else Sampler.of(helm.sampler)
+    steps, guidance = helm.steps, helm.guidance
     if steps is not None:
         steps = few_enough("steps", steps)
     if guidance is not None and not isinstance(guidance, Guidance):
         guidance = cfg(guidance)
-    hooks = tuple(border.listed(own.hooks))
-    keep = 0 if values["keep"] is None else whole("keep", own.keep, 0)
-    if own.resume is not None:
-        instance("resume", own.resume, Run, "a run, e.g. helm.run or Run.load(path)")
-    return own._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
+    hooks = tuple(border.listed(helm.hooks))
+    keep = 0 if values["keep"] is None else whole("keep", helm.keep, 0)
+    if helm.resume is not None:
+        instance("resume", helm.resume, Run, "a run, e.g. helm.run or Run.load(path)")
+    return helm._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
 
 
 def _one_video_each(
     options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-    """Several videos of one picture as several pictures, so that each has a seed of its own."""
+    """Several videos of one picture as several pictures, so that each has a seed of its helm."""
     count, image = options.get("num_videos_per_prompt") or 1, options.get("image")
     if count == 1 or "prompt" in parameters:
         return options
@@ -172,7 +170,7 @@ def seeds(
     options: Mapping[str, Any],
     known: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """Seeds of a call, one per sample, for the sampler's noise and for the pipeline's own.
+    """Seeds of a call, one per sample, for the sampler's noise and for the pipeline's helm.
 
     Args:
         seeds: one per sample, or the first of consecutive ones.

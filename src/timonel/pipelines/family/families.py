@@ -111,9 +111,13 @@ def _few_steps(facts: Facts) -> str | None:
     """The kind of distillation that the scheduler or the network gives away."""
     if facts.network.get("time_cond_proj_dim"):
         return "lcm"
-    named = {"LCMScheduler": "lcm_lora", "TCDScheduler": "tcd"}.get(facts.own)
+    named = {"LCMScheduler": "lcm_lora", "TCDScheduler": "tcd"}.get(facts.scheduler_class)
     trailing = facts.scheduler.get("timestep_spacing") == "trailing"
-    return "hyper_sd" if named is None and trailing and facts.own == "DDIMScheduler" else named
+    return (
+        "hyper_sd"
+        if named is None and trailing and facts.scheduler_class == "DDIMScheduler"
+        else named
+    )
 
 
 def _sdxl(facts: Facts) -> str | None:
@@ -124,7 +128,7 @@ def _sdxl(facts: Facts) -> str | None:
         "EulerAncestralDiscreteScheduler": "sdxl_turbo",
         "EulerDiscreteScheduler": "sdxl_lightning",
     }
-    return _few_steps(facts) or (turbo.get(facts.own) if trailing else None) or "sdxl"
+    return _few_steps(facts) or (turbo.get(facts.scheduler_class) if trailing else None) or "sdxl"
 
 
 def _sd(facts: Facts) -> str | None:
@@ -135,7 +139,9 @@ def _sd(facts: Facts) -> str | None:
         return None
     if facts.prediction == "v":
         return "sd2_v"
-    turbo = facts.scheduler.get("timestep_spacing") == "trailing" and facts.own.startswith("Euler")
+    turbo = facts.scheduler.get(
+        "timestep_spacing"
+    ) == "trailing" and facts.scheduler_class.startswith("Euler")
     return _few_steps(facts) or ("sd_turbo" if turbo else "sd2_base")
 
 

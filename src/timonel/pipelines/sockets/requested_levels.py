@@ -194,14 +194,14 @@ def _only_counts(
     if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
         return True
     default = process.kind == "flow" and call.times is None and _even(listed)
-    own = named is None and (sampler.grid is not None or _lists(sampler))
-    if own and not default and process.kind != "trig":
+    by_sampler = named is None and (sampler.grid is not None or _lists(sampler))
+    if by_sampler and not default and process.kind != "trig":
         what = "timesteps" if call.sigmas is None else "sigmas"
         raise ArgumentError(
             f"{what} and the sampler {sampler.label!r} both set the levels; take"
             f" sampler={sampler.name!r} for the list, or leave the list out"
         )
-    return default and (own or _own_grid(sampler, process) is not None)
+    return default and (by_sampler or _usual_grid(sampler, process) is not None)
 
 
 def _before_shift_and_shape(
@@ -322,10 +322,10 @@ def _gridded(
     sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None
 ) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
-    grid = sampler.grid or _own_grid(sampler, process)
+    grid = sampler.grid or _usual_grid(sampler, process)
     if grid == "lcm" and not _lists(sampler):
-        own = {"original_steps": original or config["original_inference_steps"]}
-        return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
+        options = {"original_steps": original or config["original_inference_steps"]}
+        return replace(sampler, grid="lcm", grid_options={**options, **sampler.grid_options})
     if original is not None:
         raise ArgumentError(
             f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'"
@@ -343,7 +343,7 @@ def _lists(sampler: Sampler) -> bool:
     return sampler.sigmas is not None or sampler.times is not None
 
 
-def _own_grid(sampler: Sampler, process: Process) -> str | None:
+def _usual_grid(sampler: Sampler, process: Process) -> str | None:
     """The grid that belongs to a solver.
 
     Flows of few steps are distilled on the levels that their pipelines list.
