@@ -133,7 +133,8 @@ def doctor(
     count = _steps(presets, sampler) if steps is None else few_enough("steps", steps)
     return Diagnosis(
         facts.model, facts.pipeline, facts.scheduler_class, family, row.title, row.known_by,
-        row.doubt, _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
+        row.doubt, _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction),
+        _time(process),
         advice.samplers(facts, family), advice.grids_for(facts, family), advice.refused(facts),
         presets, {FAMILIES[key].title: PRESETS[key] for key in row.alike},
         examine(facts, habits, sampler, count, flags),
