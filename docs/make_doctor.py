@@ -73,10 +73,10 @@ examples of few-step models write it as
 
 
 MARKS = {
-    "FAILS": ("the scheduler cannot be made", "an exception", "a result that is not finite"),
+    "FAILS": ("the scheduler cannot be constructed", "an exception", "a result that is not finite"),
     "WRONG": (
         "the class takes the model for another kind",
-        "the network is told the time of another level than the sample's",
+        "the network gets the time of another level than the sample's",
         "noise stays in the result", "the spread is off by more than timonel's on the same levels",
         "the levels are not those of the configuration, or begin below the named grid",
     ),
@@ -111,14 +111,14 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def preset_row(title: str, told: str, preset: Preset) -> str:
-    return row(title, told, f"`{preset.command}`", preset.note, preset.source)
+def preset_row(title: str, known_by: str, preset: Preset) -> str:
+    return row(title, known_by, f"`{preset.command}`", preset.note, preset.source)
 
 
 def page() -> str:
     rows = [
         preset_row(
-            FAMILIES[key].title if i == 0 else "", FAMILIES[key].told if i == 0 else "", preset
+            FAMILIES[key].title if i == 0 else "", FAMILIES[key].known_by if i == 0 else "", preset
         )
         for key, presets in PRESETS.items()
         for i, preset in enumerate(presets)
@@ -133,7 +133,7 @@ def page() -> str:
     )
     return "\n".join([
         f"{HEAD}```text\n$ {command}\n{report()}\n```", HOW.format(marks=marks),
-        row("family", "told by", "preset", "note", "source"), row(*["---"] * 5), *rows,
+        row("family", "known by", "preset", "note", "source"), row(*["---"] * 5), *rows,
         "\n## What a configuration does not tell\n", *doubts, "",
     ])  # fmt: skip
 

@@ -178,7 +178,7 @@ def test_the_recommended_svd_recipe_is_found_to_fail(folders: dict[str, str]) ->
     found = tried(folders["svd_xt"], "dpmpp_2m/karras", 10, timestep_spacing="trailing")
     assert "step 10 of 10: IndexError" in said(found, "fails")
     assert found.times[:5] == (999.0,) * 5
-    assert "at every call the network is told 999 (x5)" in said(found, "wrong")
+    assert "at every call the network gets time 999 (x5)" in said(found, "wrong")
     assert "timestep_spacing='trailing' changes nothing" in said(found, "ignored")
     assert not found.sound
     assert found.ours.calls == 10
@@ -511,7 +511,7 @@ def test_a_scheduler_made_in_code_is_examined_as_the_one_that_is_loaded(tmp_path
         scheduler.save_pretrained(tmp_path / name / "scheduler")
         for same in (str(tmp_path / name), SimpleNamespace(scheduler=scheduler, config={})):
             one, other = facts.read(same), facts.read(scheduler)
-            assert one.own == name
+            assert one.scheduler_class == name
             assert one.prediction == other.prediction
             ends = [
                 (f.process.kind, f.process.sigma_max, f.process.sigma_min) for f in (one, other)

@@ -212,7 +212,7 @@ def test_an_interval_leaves_no_forecast_outside():
 def test_a_pipeline_without_two_halves_says_why_nothing_can_be_forecast(family, key, said):
     pipe, inputs = tiny.case(family, key)
     inputs = {k: v for k, v in inputs.items() if k not in SCALES}
-    why = f"unconditional half of {key} cannot be forecast: it {said}"
+    why = f"unconditional part of {key} cannot be forecast: it {said}"
     if "distilled" in said:  # refused before it is asked
         why = f"{said} of its network"
     with pytest.raises(ArgumentError, match=why):

@@ -424,7 +424,7 @@ def test_bad_arguments_are_refused_before_any_compute(bad: Any, error: Any, says
 
 
 def test_guidance_on_a_pipeline_without_unconditional_half_says_so(pipe: Any) -> None:
-    with pytest.raises(ArgumentError, match="no unconditional half"):
+    with pytest.raises(ArgumentError, match="no unconditional part"):
         tm.Helm(pipe)(**call(pipe), steps=2, guidance=tm.cfg(until=0.5), guidance_scale=1.0)
 
 

@@ -5,6 +5,7 @@ networks.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -57,6 +58,82 @@ def test_a_rewound_run_arrives_where_a_plain_one_does(key: str) -> None:
         again = first(helm(**inputs, steps=5, seeds=[3], sampler=sampler, hooks=[back], keep=5))
         assert visited[:5] == [1, 2, 3, 2, 3]
         assert torch.equal(again, plain)
+
+
+# pipelines that hold the run's tensor, that blend a mask in, and whose loop counts its turns
+EDITED = [
+    "StableDiffusionPipeline (v)", "FluxPipeline (dev)", "CogVideoXPipeline",
+    "StableDiffusionInpaintPipeline (4 channels)", "StableDiffusionXLInpaintPipeline",
+    "FluxInpaintPipeline",
+]  # fmt: skip
+
+
+def halve(run: tm.Run) -> None:
+    run.latents = run.latents * 0.5
+
+
+def halve_in_place(run: tm.Run) -> None:
+    run.latents.mul_(0.5)
+
+
+def edited(helm: tm.Helm, inputs: dict[str, Any], edit: Any, paused: bool) -> torch.Tensor:
+    """A call whose sample is edited after step 2: in a hook, or by another thread in a pause."""
+    waits = threading.Event()
+
+    def hook(run: tm.Run) -> None:
+        if run.step == 2 and not waits.is_set():
+            if not paused:
+                edit(run)
+                return
+            run.pause()
+            waits.set()
+
+    def outside() -> None:
+        assert waits.wait(60)
+        assert helm.run is not None
+        time.sleep(0.05)  # the loop has come to where it waits
+        edit(helm.run)
+        helm.run.resume()
+
+    other = threading.Thread(target=outside) if paused else None
+    if other is not None:
+        other.start()
+    output = first(helm(**inputs, steps=4, seeds=[3], sampler="dpmpp_2m", hooks=[hook]))
+    if other is not None:
+        other.join(60)
+    return output
+
+
+@pytest.mark.parametrize("key", EDITED)
+def test_a_sample_edited_in_a_pause_is_what_the_pipeline_goes_on_with(key: str) -> None:
+    pipe, inputs = tiny.case(STEERED[key], key)
+    helm = tm.Helm(pipe)
+    plain = edited(helm, inputs, lambda run: None, paused=False)
+    in_a_hook = edited(helm, inputs, halve, paused=False)
+    assert not torch.equal(in_a_hook, plain)
+    assert torch.equal(edited(helm, inputs, lambda run: None, paused=True), plain)
+    assert torch.equal(edited(helm, inputs, halve, paused=True), in_a_hook)
+    assert torch.equal(edited(helm, inputs, halve_in_place, paused=True), in_a_hook)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_network_gets_the_sample_assigned_in_a_pause(dtype: torch.dtype) -> None:
+    pipe, inputs = tiny.case("sd", "StableDiffusionPipeline (v)")
+    pipe.to(dtype)
+    seen: list[torch.Tensor] = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args or kwargs["sample"])[0]), with_kwargs=True
+    )
+    helm = tm.Helm(pipe)
+
+    def assign(run: tm.Run) -> None:
+        run.latents = torch.full_like(run.latents, 0.5)
+
+    edited(helm, inputs, assign, paused=True)
+    hook.remove()
+    assert len(seen) == 4
+    assert [bool((x == 0.5).all()) for x in seen] == [False, False, True, False]
+    assert seen[2].dtype == dtype
 
 
 @pytest.mark.parametrize("key", STEERED)
@@ -396,7 +473,7 @@ def test_bad_input_is_refused_before_compute_with_the_remedy() -> None:
     ):
         with pytest.raises(error, match=says):
             helm(**inputs, steps=2, **bad)
-    with pytest.raises(ArgumentError, match="given twice"):
+    with pytest.raises(ArgumentError, match="passed twice"):
         helm("a red apple", prompt="a green one", steps=2)
     assert calls == []
 

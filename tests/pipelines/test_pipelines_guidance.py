@@ -223,7 +223,7 @@ def test_guidance_that_the_pipeline_does_not_do_is_refused_before_the_network() 
     for key in ("StableDiffusionPipeline", "WanPipeline (2.1)"):
         pipe, inputs, name = built(key)
         counted = Samples(pipe)
-        with pytest.raises(ArgumentError, match="no unconditional half"):
+        with pytest.raises(ArgumentError, match="no unconditional part"):
             tm.Helm(pipe)(**inputs, steps=2, guidance=tm.cfg(until=0.5), **{name: 1.0})
         assert counted.seen == []
 

@@ -188,7 +188,7 @@ def test_guidance_is_switched_on_in_flight_only_where_the_call_began_with_it() -
             for value in (4.0, tm.cfg([1.0, 1.0, 1.0, 4.0]), tm.cfg(4.0, between=(0.5, 1))):
                 with pytest.raises(
                     ArgumentError,
-                    match=r"computes no unconditional half in this call.*guidance=1\.5",
+                    match=r"computes no unconditional part in this call.*guidance=1\.5",
                 ):
                     run.guidance = value
                 said.append(str(run.guidance))

@@ -192,7 +192,7 @@ def test_a_picture_that_is_encoded_wrongly_is_said_before_the_network_is_called(
 
 def test_a_picture_with_infinity_in_it_is_said(pipe: Any) -> None:
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    with pytest.raises(GuardStop, match="check what was given for it"):
+    with pytest.raises(GuardStop, match="check the picture or tensor that was passed"):
         tm.Helm(other)("pizza", image=torch.full((1, 3, 32, 32), math.nan), steps=4)
 
 

@@ -129,9 +129,9 @@ def compare(
         "device": device,
         "seeds": seeds,
     }
-    given = {name: value for name, value in axes.items() if value is not None}
-    ready = _preset(preset, subjects, given)
-    chosen, judge = ready or (planned(subjects or [], plan, given, yes=yes or dry_run), None)
+    chosen_axes = {name: value for name, value in axes.items() if value is not None}
+    ready = _preset(preset, subjects, chosen_axes)
+    chosen, judge = ready or (planned(subjects or [], plan, chosen_axes, yes=yes or dry_run), None)
     if export is not None:
         from ..comparison.rows import exportable
 
@@ -174,7 +174,7 @@ def _failed(result: Comparison) -> list[dict[str, Any]]:
 
 
 def _preset(
-    name: str | None, subjects: Sequence[str] | None, given: dict[str, Any]
+    name: str | None, subjects: Sequence[str] | None, axes: dict[str, Any]
 ) -> tuple[Plan, Callable[[Comparison], Comparison]] | None:
     """A preset's own plan, and what judges its claims."""
     from ..errors import ArgumentError, UnknownName
@@ -183,7 +183,7 @@ def _preset(
         return None
     if name != "tutorial":
         raise UnknownName("preset", name, ["tutorial"])
-    if subjects or given:
+    if subjects or axes:
         raise ArgumentError("a preset has its own plan: leave prompts and axes out")
     from ..comparison.claims import judged, plan
 

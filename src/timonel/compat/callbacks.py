@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from diffusers.callbacks import MultiPipelineCallbacks as MultiPipelineCallbacks
@@ -20,7 +21,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..errors import ArgumentError, finite, whole
-from ..pipelines.guidance import batch_tree as parts
+from ..pipelines.guidance import batch_tree
 from ..pipelines.guidance.gate import networks
 from ..pipelines.network.busy import called_by
 
@@ -220,23 +221,24 @@ class _Half:
         gates, self.cut = self.gates, False
         if not gates.present or not called_by(gates.pipe):  # another pipeline shares the network
             return None
-        size, both = len(parts.sample_of(args, kwargs)), 2 * gates.samples
+        size, both = len(batch_tree.sample_of(args, kwargs)), 2 * gates.samples
         if self.denoises and not gates.seen and size != both:
             name = type(gates.pipe).__name__
             gates.remove()
             raise ArgumentError(
-                f"{name} does not call its network with both halves of the guidance at once (batch"
+                f"{name} does not call its network with both parts of the guidance at once (batch"
                 f" {size} for {gates.samples} samples); use timonel.Helm(pipe)(…,"
                 " guidance=timonel.cfg(until=…))"
             )
         gates.seen = gates.seen or self.denoises
         if not gates.closed or size != both:
             return None
-        self.cut, place = True, parts.conditional(gates.pipe, 2)
+        self.cut, place = True, batch_tree.conditional(gates.pipe, 2)
         wanted = slice(place * gates.samples, (place + 1) * gates.samples)
-        return parts.narrow(args, both, wanted, False), parts.narrow(kwargs, both, wanted, False)
+        narrow = partial(batch_tree.narrow, size=both, wanted=wanted, listed=False)
+        return narrow(args), narrow(kwargs)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.cut:
             return None
-        return parts.rearrange(output, lambda parts: parts * 2, 1, self.gates.samples, False)
+        return batch_tree.rearrange(output, lambda parts: parts * 2, 1, self.gates.samples, False)

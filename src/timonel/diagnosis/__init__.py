@@ -46,7 +46,7 @@ class Diagnosis:
         scheduler: the class of its scheduler.
         family: a key of `FAMILIES`, or None.
         title: of the family, as its authors call it.
-        told: by which facts it is recognised.
+        known_by: the facts by which its family is recognised.
         doubt: what the configuration does not say.
         process: the noise process, in a line.
         prediction: what the network predicts.
@@ -64,7 +64,7 @@ class Diagnosis:
     scheduler: str
     family: str | None
     title: str
-    told: str
+    known_by: str
     doubt: str
     process: str
     prediction: str
@@ -132,8 +132,9 @@ def doctor(
     presets = _defaults(facts, habits) if known is None else known
     count = _steps(presets, sampler) if steps is None else few_enough("steps", steps)
     return Diagnosis(
-        facts.model, facts.pipeline, facts.own, family, row.title, row.told, row.doubt,
-        _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction), _time(process),
+        facts.model, facts.pipeline, facts.scheduler_class, family, row.title, row.known_by,
+        row.doubt, _process(facts), PREDICTIONS.get(facts.prediction, facts.prediction),
+        _time(process),
         advice.samplers(facts, family), advice.grids_for(facts, family), advice.refused(facts),
         presets, {FAMILIES[key].title: PRESETS[key] for key in row.alike},
         examine(facts, habits, sampler, count, flags),
@@ -197,7 +198,7 @@ def _defaults(facts: Facts, habits: Loop) -> tuple[Preset, ...]:
         return ()
     source = f"diffusers, defaults of {facts.pipeline}"
     usual = "euler" if facts.process.kind != "vp" else DEFAULT
-    note = f"the sampler is timonel's choice; its own scheduler is {facts.own}"
+    note = f"the sampler is timonel's choice; its own scheduler is {facts.scheduler_class}"
     return (Preset(usual, habits.steps, habits.guidance, source, note),)
 
 

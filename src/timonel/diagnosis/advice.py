@@ -33,7 +33,7 @@ GRIDS: dict[str, dict[str, str]] = {
     },
     "edm": {
         "karras": "its own: 5 decades of sigma, in small steps at the low end",
-        "exponential": "even in log sigma, which is the time that the model is told",
+        "exponential": "even in log sigma, which is the network's time",
     },
     "flow": {
         "trailing": "evenly spaced t under the model's shift",

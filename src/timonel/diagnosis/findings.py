@@ -31,7 +31,7 @@ LEVELS = (
 )  # fmt: skip
 TAKEN = {
     "vp": "a variance preserving model with whole times",
-    "edm": "an EDM model, which is told a function of sigma",
+    "edm": "an EDM model, whose time is a function of sigma",
     "flow": "a rectified flow",
     "trig": "a TrigFlow",
     "crash": "a model of angles",
@@ -63,7 +63,7 @@ class Combination:
     """A sampler on a model: what diffusers makes of it, and what timonel does.
 
     Args:
-        asked: the sampler or class.
+        name: the sampler or class.
         steps: how many.
         code: what one writes in diffusers; "" where it has none.
         findings: what goes wrong in diffusers, the worst first.
@@ -71,7 +71,7 @@ class Combination:
         calls, times, left, spread: of diffusers' run, as in `Ours`.
     """
 
-    asked: str
+    name: str
     steps: int
     code: str
     findings: tuple[Finding, ...]
@@ -83,7 +83,7 @@ class Combination:
 
     @property
     def sound(self) -> bool:
-        """Whether diffusers does what was asked; notes are not complaints."""
+        """Whether diffusers does the same; notes are not complaints."""
         return all(finding.kind == "note" for finding in self.findings)
 
 
@@ -96,7 +96,7 @@ class Case:
         loop: of its pipeline.
         peer: the scheduler of diffusers.
         steps: how many.
-        grid: the name of the grid that was asked for.
+        grid: the name of the grid that the caller chose.
         table: timonel's table.
         twin: that of timonel's scheduler of the same name and flags, whose levels diffusers' class
             should visit; None where there is none.
@@ -127,26 +127,26 @@ class Case:
 
 
 def examine(
-    facts: Facts, loop: Loop, asked: str | None, steps: int, flags: Mapping[str, Any]
+    facts: Facts, loop: Loop, sampler: str | None, steps: int, flags: Mapping[str, Any]
 ) -> Combination:
     """Run a sampler in diffusers and in timonel.
 
     Args:
         facts: of the model.
         loop: of its pipeline.
-        asked: a sampler, or a class of diffusers; None is the model's own scheduler.
+        sampler: a sampler, or a class of diffusers; None is the model's own scheduler.
         steps: how many.
         flags: of the class's `from_config` besides.
 
     Raises:
         UnknownName: a sampler or class that nobody has.
     """
-    peer = shipped(facts) if asked is None else written(facts, loop, asked, flags)
-    by_class = asked is None or asked.endswith("Scheduler") or bool(flags)
-    ours, table = in_timonel(facts, loop, peer, asked, steps, by_class)
-    grid = None if asked is None or by_class else Sampler(asked).grid
+    peer = shipped(facts) if sampler is None else written(facts, loop, sampler, flags)
+    by_class = sampler is None or sampler.endswith("Scheduler") or bool(flags)
+    ours, table = in_timonel(facts, loop, peer, sampler, steps, by_class)
+    grid = None if sampler is None or by_class else Sampler(sampler).grid
     case = Case(facts, loop, peer, steps, grid, table, twin(facts, loop, peer, steps))
-    name = asked or facts.own
+    name = sampler or facts.scheduler_class
     if peer.cls is None:
         case.say("note", peer.lacks)
         return Combination(name, steps, "", case.sorted(), ours)
@@ -166,7 +166,7 @@ def _in_diffusers(case: Case) -> Trial:
     try:
         scheduler = peer.build(config)
     except Exception as error:
-        case.say("fails", f"it cannot be made: {described(error)}")
+        case.say("fails", f"it cannot be constructed: {described(error)}")
         return Trial()
     understood = _understood(case)
     process, prediction = case.facts.process, case.facts.prediction
@@ -197,25 +197,25 @@ def _understood(case: Case) -> bool:
         case.say("wrong", f"{differs}: pass sigma_data={data:g}")
         return True
     process, prediction = read(seen)
-    kind, own = process.kind, facts.process.kind
-    if kind != own:
-        case.say("wrong", f"{case.name} takes it for {TAKEN[kind]}; it is {TAKEN[own]}")
+    kind, right = process.kind, facts.process.kind
+    if kind != right:
+        case.say("wrong", f"{case.name} takes it for {TAKEN[kind]}; it is {TAKEN[right]}")
     elif prediction != facts.prediction:
         reads = f"{case.name} reads the output as {prediction}"
         case.say("wrong", f"{reads}; the model predicts {facts.prediction}")
-    return kind == own
+    return kind == right
 
 
 def _wrong_times(case: Case, trial: Trial) -> None:
     """Whether the network gets the time of the level where the sample is."""
     if trial.off:
-        told, meant = (shown([v[i] for i in trial.off]) for v in (trial.times, trial.meant))
+        times, right = (shown([v[i] for i in trial.off]) for v in (trial.times, trial.meant))
         every = len(trial.off) == trial.calls
         calls = "every call" if every else f"{len(trial.off)} of {trial.calls} calls"
-        case.say("wrong", f"at {calls} the network is told {told} where {meant} is meant")
+        case.say("wrong", f"at {calls} the network gets time {times} where {right} is right")
     elif trial.strange:
         times = shown(trial.times)
-        case.say("wrong", f"the network is told {times}, times that it was not trained for")
+        case.say("wrong", f"the network gets times it was not trained for: {times}")
 
 
 def _idle_flags(case: Case, scheduler: Any) -> None:

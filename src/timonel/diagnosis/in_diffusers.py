@@ -120,30 +120,32 @@ class Peer:
 
 def shipped(facts: Facts) -> Peer:
     """The scheduler that the model comes with."""
-    cls = getattr(diffusers, facts.own, None)
+    cls = getattr(diffusers, facts.scheduler_class, None)
     if isinstance(cls, type):
         return Peer(cls)
     missing = (
-        f"diffusers has no class {facts.own!r}" if facts.own else "no scheduler class is named"
+        f"diffusers has no class {facts.scheduler_class!r}"
+        if facts.scheduler_class
+        else "no scheduler class is named"
     )
     return Peer(None, lacks=missing)
 
 
-def written(facts: Facts, loop: Loop, asked: str, flags: Mapping[str, Any]) -> Peer:
+def written(facts: Facts, loop: Loop, name: str, flags: Mapping[str, Any]) -> Peer:
     """What one writes for a sampler.
 
     Args:
         facts: of the model.
         loop: of its pipeline.
-        asked: a sampler, or a class of diffusers.
+        name: a sampler, or a class of diffusers.
         flags: of `from_config` besides.
 
     Raises:
         UnknownName: a class that diffusers does not have.
     """
-    if asked.endswith("Scheduler"):
-        return Peer(_class(asked), dict(flags))
-    sampler, kind = Sampler(asked), facts.process.kind
+    if name.endswith("Scheduler"):
+        return Peer(_class(name), dict(flags))
+    sampler, kind = Sampler(name), facts.process.kind
     if sampler.name not in CLASSES:
         return Peer(None, lacks=f"diffusers has no scheduler for {sampler.name!r}")
     name, options = _named(facts, sampler)
@@ -173,7 +175,7 @@ def _named(facts: Facts, sampler: Sampler) -> tuple[str, dict[str, Any]]:
     name, options = CLASSES[sampler.name]
     if facts.process.kind == "flow":
         return FLOW.get(sampler.name, name), options
-    return EDM.get(sampler.name, name) if facts.own.startswith("EDM") else name, options
+    return EDM.get(sampler.name, name) if facts.scheduler_class.startswith("EDM") else name, options
 
 
 def _listed(

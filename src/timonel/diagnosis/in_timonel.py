@@ -42,7 +42,7 @@ Result = tuple[Ours, Table | None]
 
 
 def in_timonel(
-    facts: Facts, loop: Loop, peer: Peer, asked: str | None, steps: int, by_class: bool
+    facts: Facts, loop: Loop, peer: Peer, sampler: str | None, steps: int, by_class: bool
 ) -> Result:
     """What timonel does, and its table; None where it refuses.
 
@@ -50,21 +50,23 @@ def in_timonel(
         facts: of the model.
         loop: of its pipeline.
         peer: the same in diffusers.
-        asked: a sampler, or a class of diffusers; None is the model's own scheduler.
+        sampler: a sampler, or a class of diffusers; None is the model's own scheduler.
         steps: how many.
         by_class: whether it was named in diffusers' words.
     """
     config = dict(facts.scheduler)
-    if asked is None and facts.own == "Scheduler":
-        code = "it is timonel's own"
+    if sampler is None and facts.scheduler_class == "Scheduler":
+        code = "it is timonel's"
         return _run(code, facts, loop, steps, {}, lambda: Scheduler.from_config(config))
     if by_class:
         named = _compat(facts, loop, peer, steps)
         if named[1] is not None or peer.flags or peer.cls is None:
             return named
-        asked = peer.cls.__name__
-    code = f"timonel.Scheduler.from_config(pipe.scheduler.config, sampler={asked!r})"
-    return _run(code, facts, loop, steps, {}, lambda: Scheduler.from_config(config, sampler=asked))
+        sampler = peer.cls.__name__
+    code = f"timonel.Scheduler.from_config(pipe.scheduler.config, sampler={sampler!r})"
+    return _run(
+        code, facts, loop, steps, {}, lambda: Scheduler.from_config(config, sampler=sampler)
+    )
 
 
 def twin(facts: Facts, loop: Loop, peer: Peer, steps: int) -> Table | None:
@@ -73,7 +75,7 @@ def twin(facts: Facts, loop: Loop, peer: Peer, steps: int) -> Table | None:
 
 
 def _compat(facts: Facts, loop: Loop, peer: Peer, steps: int, configured: bool = False) -> Result:
-    name = facts.own if peer.cls is None else peer.cls.__name__
+    name = facts.scheduler_class if peer.cls is None else peer.cls.__name__
     if peer.cls is None or name not in compat.__all__:
         refused = f"timonel.compat has no {name}; name one of `timonel samplers`"
         return Ours("", refused=refused), None

@@ -62,14 +62,14 @@ def _lines(rows: Iterator[Row], width: int) -> Iterator[str]:
 def _what(diagnosis: Diagnosis) -> Iterator[Row]:
     yield f"{diagnosis.model}: {diagnosis.title}", "", 0
     named = "not named in the configuration"
-    if diagnosis.told:
-        yield "told by", f"{diagnosis.pipeline}; {diagnosis.told}", 0
+    if diagnosis.known_by:
+        yield "known by", f"{diagnosis.pipeline}; {diagnosis.known_by}", 0
     else:
         yield "pipeline", diagnosis.pipeline or named, 0
     if diagnosis.doubt:
-        yield "not told", diagnosis.doubt, 0
+        yield "unclear", diagnosis.doubt, 0
     yield "process", diagnosis.process, 0
-    yield "predicts", f"{diagnosis.prediction}; the network is told {diagnosis.time}", 0
+    yield "predicts", f"{diagnosis.prediction}; the network's time is {diagnosis.time}", 0
     yield "scheduler", diagnosis.scheduler or named, 0
 
 
@@ -84,20 +84,20 @@ def _suits(diagnosis: Diagnosis) -> Iterator[Row]:
 
 def _combination(diagnosis: Diagnosis) -> Iterator[Row]:
     tried = diagnosis.combination
-    whose = "Its own scheduler" if tried.asked == diagnosis.scheduler else "Your combination"
-    yield f"{whose}: {tried.asked}, {tried.steps} steps", "", 0
+    whose = "Its own scheduler" if tried.name == diagnosis.scheduler else "Your combination"
+    yield f"{whose}: {tried.name}, {tried.steps} steps", "", 0
     if tried.code:
         yield "diffusers", tried.code, 0
     for finding in tried.findings:
         yield "", f"{MARKS[finding.kind]:<8} {finding.text}", 9
     if tried.code and tried.sound:
-        yield "", f"ok       {tried.calls} network calls, told {shown(tried.times)}", 9
+        yield "", f"ok       {tried.calls} network calls at {shown(tried.times)}", 9
     ours = tried.ours
     if ours.refused:
         yield "timonel", f"REFUSED  {ours.refused}", 9
         return
     yield "timonel", ours.code, 0
-    yield "", f"ok       {ours.calls} network calls, told {shown(ours.times)}", 9
+    yield "", f"ok       {ours.calls} network calls at {shown(ours.times)}", 9
 
 
 def _presets(diagnosis: Diagnosis) -> Iterator[Row]:

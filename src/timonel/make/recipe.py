@@ -123,11 +123,11 @@ class Recipe(RecipeData):
             **{**self.inputs(), **more},
         )
 
-    def check(self, *given: str, helm: bool = False) -> None:
+    def check(self, *present: str, helm: bool = False) -> None:
         """Raise `ArgumentError` where the recipe alone cannot make the picture.
 
         Args:
-            *given: names of the arguments that the caller has.
+            *present: names of the arguments that the caller passes.
             helm: whether the caller has the pipeline.
         """
         if self.pipeline is not None and not helm:
@@ -137,7 +137,7 @@ class Recipe(RecipeData):
                 " was built. Build it again and use Recipe.read(path).make(tm.Helm(pipe)), or give"
                 " tm.Helm the model's name next time"
             )
-        lost = [name for name in self.missing or () if name not in given]
+        lost = [name for name in self.missing or () if name not in present]
         if lost:
             raise ArgumentError(
                 f"it was also made of {', '.join(f'{name}=' for name in lost)} which a file cannot"

@@ -1,6 +1,6 @@
 """Whose call this is: the pipelines that are at work on a thread's stack, innermost first.
 
-A scheduler is not told which pipeline calls it, nor a network; the frames of the call say it.
+Neither a scheduler nor a network knows which pipeline calls it; the frames of the call do.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def everywhere() -> list[tuple[int, Any]]:
         gc.disable()
         try:
             stacks = list(sys._current_frames().items())
-            found = [(thread, _callers(one)) for thread, frame in stacks for one in frames(frame)]
+            calls = [(thread, _callers(one)) for thread, frame in stacks for one in frames(frame)]
         finally:
             if collects:
                 gc.enable()
-    return [(thread, pipe) for thread, callers in found for pipe in _steppers(callers)]
+    return [(thread, pipe) for thread, callers in calls for pipe in _steppers(callers)]
 
 
 def _callers(frame: FrameType) -> list[Any]:
@@ -92,8 +92,8 @@ def generator() -> Generators:
     for one in frames(sys._getframe(1)):
         known = one.f_locals
         if isinstance(known.get("self"), pipeline) and "generator" in known:
-            given: Generators = known["generator"]
-            return given
+            passed: Generators = known["generator"]
+            return passed
         if isinstance(known.get("state"), state):
             stated: Generators = known["state"].get("generator")
             return stated

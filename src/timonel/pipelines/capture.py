@@ -72,7 +72,7 @@ def capture(
     try:
         call()
         raise NotCaptured(
-            f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps when it is asked to"
+            f"{type(helm.pipe).__name__} does not make {watched.ROWS} steps on request"
         )
     except watched.Watched:
         pass

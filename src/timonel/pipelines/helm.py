@@ -137,11 +137,11 @@ class Helm(Steered):
                 not fit each other.
             RunError: another call on this pipeline goes on, or on one that shares its network.
         """
-        own = {
+        named = {
             "sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks,
             "seeds": seeds, "keep": keep, "resume": resume,
         }  # fmt: skip
-        return self.ready(args, {**own, **options})()
+        return self.ready(args, {**named, **options})()
 
     def start(self, *args: Any, **options: Any) -> Handle:
         """Call the pipeline in a background thread.
@@ -205,18 +205,18 @@ class Helm(Steered):
         Returns:
             Its session, how many samples it makes where known, and the pipeline's arguments.
         """
-        own, options = request.arguments(self.pipe, self.parameters, args, options)
-        resume, sampler = own.resume, own.sampler
+        arguments, options = request.arguments(self.pipe, self.parameters, args, options)
+        resume, sampler = arguments.resume, arguments.sampler
         levels = sampler
         if resume is not None and sampler is None:
             levels = choice.of_run(resume)
         named = requested_levels.named(levels, options)
         samples = request.samples(options)
-        for hook in own.hooks:
+        for hook in arguments.hooks:
             takes_the_run(hook)
-        guidance = self._guidance(own.guidance, options, resume)
+        guidance = self._guidance(arguments.guidance, options, resume)
         guidance, scaled = scale.resolve_guidance(self.pipe, self.parameters, options, guidance)
-        steps = choice.checked(own.steps, options.pop("num_inference_steps", None))
+        steps = choice.checked(arguments.steps, options.pop("num_inference_steps", None))
         requested_levels.agree(steps, options)
         scheduler, chosen = self._choose(sampler, steps, options, guidance, resume)
         steps = scheduler.sampler.steps
@@ -225,12 +225,12 @@ class Helm(Steered):
         if rounds_down(self.pipe):
             requested_levels.left(steps, options, self.parameters)
         self.seeds = request.seeds(
-            own.seeds, samples, self.parameters, options, self._seeds_of(resume, samples)
+            arguments.seeds, samples, self.parameters, options, self._seeds_of(resume, samples)
         )
         options |= request.generator(self.seeds, self.parameters)
         session = scheduler.session = Session(scheduler, Request(
-            guidance, scaled, own.hooks, self.seeds or None, own.keep, self.context, resume,
-            counts(self.pipe), named, requested_levels.lists(options),
+            guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
+            resume, counts(self.pipe), named, requested_levels.lists(options),
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         if resume is not None:
@@ -330,8 +330,8 @@ class Helm(Steered):
         """
         settled: Guidance | None = None
         if self.card is not None:
-            given = self._guidance(guidance, {})
-            settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, given)
+            guided = self._guidance(guidance, {})
+            settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, guided)
         scheduler, chosen = self._choose(sampler, steps, {}, settled, fitted=fitted)
         scheduler.set_timesteps(scheduler.sampler.steps)
         return chosen.on(scheduler.settled)
@@ -350,8 +350,8 @@ class Helm(Steered):
         scheduler: Scheduler = Scheduler.from_config(
             self.pipe.scheduler.config, sampler=DEFAULT, **changes(self.pipe)
         )
-        own, config = self._came
-        shipped = self.pipe.scheduler is own and dict(own.config) == config
+        loaded, config = self._came
+        shipped = self.pipe.scheduler is loaded and dict(loaded.config) == config
         model = choice.Model(
             scheduler.process, self.pipe, self.card, shipped and self.card is not None
         )

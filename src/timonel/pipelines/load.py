@@ -142,7 +142,7 @@ def _read(name: str, cls: Any, options: dict[str, Any], dtype: Any) -> Any:
 
 
 def _given(loading: Loading) -> dict[str, Any]:
-    """The options that were given. Raises `UnknownName` for others than `Loading` has."""
+    """The options of a call. Raises `UnknownName` for others than `Loading` has."""
     for key in loading:
         if key not in Loading.__annotations__:
             raise UnknownName("option of loading a model", key, Loading.__annotations__)
@@ -279,15 +279,15 @@ def _only(options: dict[str, Any], what: str, *fitting: str) -> None:
 
 def _dtype(options: dict[str, Any]) -> Any:
     """The dtype, or one for each part; taken out of the options."""
-    given = [options.pop(key) for key in ("dtype", "torch_dtype") if key in options]
+    values = [options.pop(key) for key in ("dtype", "torch_dtype") if key in options]
     dtypes = [
         {part: _torch_dtype(v) for part, v in value.items()}
         if isinstance(value, dict)
         else _torch_dtype(value)
-        for value in given
+        for value in values
     ]
     if len(dtypes) > 1 and dtypes[0] != dtypes[1]:
-        raise ArgumentError(f"dtype={given[0]} and torch_dtype={given[1]} disagree; give one")
+        raise ArgumentError(f"dtype={values[0]} and torch_dtype={values[1]} disagree; give one")
     return dtypes[0] if dtypes else torch.float32
 
 
@@ -349,7 +349,7 @@ def _reading(name: str, remedy: str = "") -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """What went wrong, and what mends it, where the hub was asked."""
+    """What went wrong, and what mends it, where the hub was involved."""
     from huggingface_hub import constants, errors
 
     reasons = {

@@ -31,8 +31,6 @@ from ..errors import (
     whole,
 )
 
-#: the helm's own arguments of a call
-OWN = ("sampler", "steps", "guidance", "hooks", "seeds", "keep", "resume")
 #: arguments of pipelines with one entry per sample
 COUNTED = (
     "prompt", "prompt_embeds", "task_prompt", "class_labels", "image", "image_embeds",
@@ -54,8 +52,8 @@ CAUSED = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 MACHINE = ("cuda", "cudnn", "cublas", "hip", "mps", "memory", "internal", "device-side")
 
 
-class Own(NamedTuple):
-    """The helm's own arguments of a call."""
+class HelmArguments(NamedTuple):
+    """The arguments of a call that are the helm's, not the pipeline's."""
 
     sampler: Sampler | None
     steps: int | None
@@ -71,7 +69,7 @@ def arguments(
     parameters: Mapping[str, inspect.Parameter],
     args: Sequence[Any],
     options: Mapping[str, Any],
-) -> tuple[Own, dict[str, Any]]:
+) -> tuple[HelmArguments, dict[str, Any]]:
     """The helm's arguments of a call, and the pipeline's by name.
 
     Args:
@@ -84,44 +82,44 @@ def arguments(
         Both.
 
     Raises:
-        ArgumentError: an argument is none, or it was given twice.
+        ArgumentError: an argument is none, or it was passed twice.
         UnknownName: nobody has one of this name.
     """
-    own = _own({name: options.get(name) for name in OWN})
+    helm = _of_helm({name: options.get(name) for name in HelmArguments._fields})
     named, name = dict(zip(parameters, args, strict=False)), type(pipe).__name__
     if len(args) > len(parameters):
         raise ArgumentError(f"{name} takes {len(parameters)} arguments, got {len(args)}")
     for key, value in options.items():
-        if key in OWN:
+        if key in HelmArguments._fields:
             continue
         if key not in parameters:
-            raise UnknownName(f"argument of {name}", key, [*parameters, *OWN])
+            raise UnknownName(f"argument of {name}", key, [*parameters, *HelmArguments._fields])
         if key in named:
-            raise ArgumentError(f"{key} was given twice, by position and by name")
+            raise ArgumentError(f"{key} was passed twice, by position and by name")
         named[key] = value
-    return own, shares(_one_video_each(_typed_options(named, parameters), parameters))
+    return helm, shares(_one_video_each(_typed_options(named, parameters), parameters))
 
 
-def _own(given: dict[str, Any]) -> Own:
-    """The helm's own arguments. Raises `ArgumentError` for what is none."""
-    own = Own(**given)
-    sampler = None if own.sampler is None else Sampler.of(own.sampler)
-    steps, guidance = own.steps, own.guidance
+def _of_helm(values: dict[str, Any]) -> HelmArguments:
+    """The helm's arguments. Raises `ArgumentError` for what is none."""
+    helm = HelmArguments(**values)
+    sampler = None if helm.sampler is None else Sampler.of(helm.sampler)
+    steps, guidance = helm.steps, helm.guidance
     if steps is not None:
         steps = few_enough("steps", steps)
     if guidance is not None and not isinstance(guidance, Guidance):
         guidance = cfg(guidance)
-    hooks = tuple(border.listed(own.hooks))
-    keep = 0 if given["keep"] is None else whole("keep", own.keep, 0)
-    if own.resume is not None:
-        instance("resume", own.resume, Run, "a run, e.g. helm.run or Run.load(path)")
-    return own._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
+    hooks = tuple(border.listed(helm.hooks))
+    keep = 0 if values["keep"] is None else whole("keep", helm.keep, 0)
+    if helm.resume is not None:
+        instance("resume", helm.resume, Run, "a run, e.g. helm.run or Run.load(path)")
+    return helm._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
 
 
 def _one_video_each(
     options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-    """Several videos of one picture as several pictures, so that each has a seed of its own."""
+    """Several videos of one picture as several pictures, so that each has a seed of its helm."""
     count, image = options.get("num_videos_per_prompt") or 1, options.get("image")
     if count == 1 or "prompt" in parameters:
         return options
@@ -166,16 +164,16 @@ def samples(options: Mapping[str, Any]) -> int | None:
 
 
 def seeds(
-    given: Sequence[int] | int | None,
+    seeds: Sequence[int] | int | None,
     samples: int | None,
     parameters: Mapping[str, inspect.Parameter],
     options: Mapping[str, Any],
     known: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """Seeds of a call, one per sample, for the sampler's noise and for the pipeline's own.
+    """Seeds of a call, one per sample, for the sampler's noise and for the pipeline's helm.
 
     Args:
-        given: one per sample, or the first of consecutive ones.
+        seeds: one per sample, or the first of consecutive ones.
         samples: how many the call makes, where known.
         parameters: of the pipeline's call.
         options: the pipeline's arguments.
@@ -189,18 +187,18 @@ def seeds(
     """
     if options.get("generator") is not None:
         generators(options["generator"])
-        if given is not None:
+        if seeds is not None:
             raise ArgumentError(
                 "give seeds= or generator=, not both; seeds= also seeds the sampler's noise"
             )
         return ()
     count = samples or 1
-    if given is None:
-        given = known or int(torch.randint(2**31, ()))
-    if is_number(given):
-        first = whole("seeds", given, 0, MOST - count + 1)
-        given = range(first, first + count)
-    each = checked(given)
+    if seeds is None:
+        seeds = known or int(torch.randint(2**31, ()))
+    if is_number(seeds):
+        first = whole("seeds", seeds, 0, MOST - count + 1)
+        seeds = range(first, first + count)
+    each = checked(seeds)
     if samples is not None and len(each) != samples:
         many = next((name for name in PER_PROMPT if name in parameters), None)
         more = f", or ask for more samples with {many}={len(each)}"
@@ -259,14 +257,14 @@ def _argument(key: str, value: Any, parameter: inspect.Parameter) -> Any:
     return value
 
 
-def generators(given: Any) -> None:
+def generators(value: Any) -> None:
     """Raises `ArgumentError` unless it is a generator, a list of them, or None."""
-    each = given if isinstance(given, (list, tuple)) else [given]
+    each = value if isinstance(value, (list, tuple)) else [value]
     wrong = [one for one in each if not isinstance(one, (torch.Generator, type(None)))]
     if wrong or not each:
         raise ArgumentError(
             "generator must be a torch.Generator or a list of them, e.g."
-            f" torch.Generator().manual_seed(0), got {shown(given)}"
+            f" torch.Generator().manual_seed(0), got {shown(value)}"
         )
 
 
@@ -288,17 +286,17 @@ def refused(pipe: Any, error: BaseException) -> ArgumentError | None:
     return ArgumentError(f"{type(pipe).__name__} cannot take these arguments: {said}")
 
 
-def typed(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def typed(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a scheduler, of the kinds that their defaults have, with Python's numbers.
 
     Args:
         defaults: of all options.
-        given: some of them; None stays, where the default is no number.
+        values: some of them; None stays, where the default is no number.
 
     Raises:
         ArgumentError: a value is of another kind, or outside of `keys.RANGES`.
     """
-    return {key: _of_kind(key, plain(v), defaults.get(key)) for key, v in given.items()}
+    return {key: _of_kind(key, plain(v), defaults.get(key)) for key, v in values.items()}
 
 
 def _of_kind(key: str, value: Any, default: Any) -> Any:

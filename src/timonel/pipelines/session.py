@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..core.noise import Noise
     from ..core.run import Run
 
-# they hold a session, and stand above this file
+# any class here, so that this file imports nothing of those above it, which import it
 Gate: TypeAlias = Any  # `guidance.gate.Gate`
 Listing: TypeAlias = Any  # `sockets.listing.Listing`
 Scheduler: TypeAlias = Any  # `sockets.scheduler.Scheduler`
@@ -136,9 +136,9 @@ class Session:
     """The state of a call. See the module's docstring.
 
     `scheduler`: the one whose `step` the pipeline calls; classes of `timonel.compat` say in their
-    own way which row a step is of. `listing`: the list that `set_timesteps` has made, called with
-    `asked`. `run`: covers `rows` of it; `before`: the run before. `mixed`: a picture was mixed with
-    noise for this list. `loops`: the iterations that have begun and not ended, oldest first.
+    own way which row a step is of. `listing`: the list of `set_timesteps`, whose arguments were
+    `requested`. `run`: covers `rows` of it; `before`: the run before. `mixed`: a picture was mixed
+    with noise for this list. `loops`: the iterations that have begun and not ended, oldest first.
     `turn`, `steps`: turns and steps of the loop so far. `leader`: the scheduler that this one was
     copied from under a helm, as pipelines of video with sound do; `copied`: such a copy goes beside
     this one.
@@ -151,7 +151,7 @@ class Session:
         self.driver: Driver | None = None  # the pipeline's loop, where the helm steers it
         self.gate: Gate | None = None  # around its networks
         self.listing: Listing | None = None
-        self.asked: tuple[Any, ...] | None = None
+        self.requested: tuple[Any, ...] | None = None
         self.run: Run | None = None
         self.before: Run | None = None
         self.rows = (0, 0)
@@ -234,7 +234,7 @@ class Session:
     # -- the life of a run -----------------------------------------------------------------------
     def list(self, listing: Listing) -> None:
         """A new list: nothing is left of the one before."""
-        self.listing, self.asked, self.mixed, self.loops = listing, None, False, []
+        self.listing, self.requested, self.mixed, self.loops = listing, None, False, []
 
     def begin(self, run: Run, rows: tuple[int, int]) -> None:
         """`run`, which has not started, is that of `rows` of the list."""
@@ -281,10 +281,11 @@ class Session:
             False where the pipeline holds one of its own.
         """
         held, _, owned = self.handed or Handed(None)
-        if held is None or held is sample:
-            return held is sample
-        held.copy_(sample)
-        self.give(held)
+        if held is None:
+            return False
+        if held is not sample:
+            held.copy_(sample)
+            self.give(held)
         return owned and not self.copied
 
     def let_go(self) -> None:
@@ -292,6 +293,11 @@ class Session:
         if self.phase.idle:
             self.phase = Phase.AGAIN if self.phase.again else Phase.COMPUTE
         self.handed = None
+
+
+def stamp(tensor: Tensor) -> tuple[int, int]:
+    """Two stamps of a run's sample are equal where nobody changed it between them."""
+    return id(tensor), _version(tensor)
 
 
 def _version(tensor: Tensor) -> int:

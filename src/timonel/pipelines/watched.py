@@ -148,7 +148,7 @@ def names(arguments: dict[str, Any], pipe: str) -> tuple[str, str]:
     time = next((name for name in TIMES if arguments.get(name) is not None), None)
     if time is None:
         raise NotCaptured(
-            f"the network of {pipe} is given no time by one of the names {', '.join(TIMES)}"
+            f"the network of {pipe} gets no time by one of the names {', '.join(TIMES)}"
         )
     return name, time
 
@@ -180,7 +180,7 @@ def time(value: Any) -> float:
     """The one time that a network got."""
     times = torch.as_tensor(value, dtype=torch.float64).flatten()
     if not torch.equal(times, times[:1].expand_as(times)):
-        raise NotCaptured("the network is given different times for the parts of a sample")
+        raise NotCaptured("the network gets different times for the parts of a sample")
     return float(times[0])
 
 

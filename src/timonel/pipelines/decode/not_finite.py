@@ -47,8 +47,8 @@ class Decoded(ExitStack):
             return
         if isinstance(args[0] if args else None, Tensor) and not bool(args[0].isfinite().all()):
             raise GuardStop(
-                "the picture that the call begins with has NaN or infinity: check what was given"
-                " for it"
+                "the picture that the call begins with has NaN or infinity: check the picture or"
+                " tensor that was passed"
             )
         remedy = _remedy(output.dtype, "check its weights")
         raise GuardStop(

@@ -53,7 +53,7 @@ class Facts:
         return prediction_of(self.scheduler)
 
     @property
-    def own(self) -> str:
+    def scheduler_class(self) -> str:
         """The scheduler's class that the configuration names."""
         return str(self.scheduler.get("_class_name") or "")
 
@@ -112,15 +112,15 @@ def read(model: Any) -> Facts:
     if not isinstance(model, (str, Path)):
         return _of_pipeline(model)
     name = str(model)
-    root = own = zoo.folder(name) if name in zoo.MODELS else Path(name)
+    root = place = zoo.folder(name) if name in zoo.MODELS else Path(name)
     if not root.is_dir():
-        root = own = _from_hub(name)
+        root = place = _from_hub(name)
     if name in zoo.MODELS:
         root = zoo.whole(name)  # a derived model's other files are its base's
     index = (
         trust.read(name, root / "model_index.json") if (root / "model_index.json").is_file() else {}
     )
-    path = own / "scheduler" / "scheduler_config.json"
+    path = place / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ModelError(
             f"{name!r} has no scheduler/scheduler_config.json, so there is no noise process to"

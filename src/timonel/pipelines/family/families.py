@@ -16,14 +16,14 @@ class Family:
 
     Args:
         title: as its authors call it.
-        told: by which facts it is recognised.
+        known_by: the facts by which it is recognised.
         alike: families that a configuration like this may also be.
         doubt: why.
         distilled: made for few steps without guidance.
     """
 
     title: str
-    told: str
+    known_by: str
     alike: tuple[str, ...] = ()
     doubt: str = ""
     distilled: bool = False
@@ -52,8 +52,8 @@ FAMILIES: dict[str, Family] = {
     "hyper_sd": Family("Hyper-SD", "DDIMScheduler on trailing times", ("sdxl_lightning", "sdxl"),
         "only the scheduler says so", True),
     "tcd": Family("TCD", "TCDScheduler", ("hyper_sd",), "only the scheduler says so", True),
-    "lcm": Family("LCM", "the network is told the guidance (time_cond_proj_dim)", (), "", True),
-    "lcm_lora": Family("LCM-LoRA", "LCMScheduler, and the network is not told the guidance", (),
+    "lcm": Family("LCM", "guidance is an input of the network (time_cond_proj_dim)", (), "", True),
+    "lcm_lora": Family("LCM-LoRA", "LCMScheduler, and guidance is no input of the network", (),
         "only the scheduler says so", True),
     "svd": Family("Stable Video Diffusion", "14 frames"),
     "svd_xt": Family("Stable Video Diffusion XT", "25 frames", (),
@@ -65,7 +65,7 @@ FAMILIES: dict[str, Family] = {
         "large and large turbo have the same configuration"),
     "sd35_large_turbo": Family("Stable Diffusion 3.5 large turbo",
         "by nothing: large has the same configuration", (), "", True),
-    "flux_dev": Family("Flux.1 dev", "the network is told the guidance (guidance_embeds)", (),
+    "flux_dev": Family("Flux.1 dev", "guidance is an input of the network (guidance_embeds)", (),
         "fine-tunes and few-step LoRAs of it are configured alike"),
     "flux_schnell": Family("Flux.1 schnell", "guidance_embeds is false", (),
         "de-distilled fine-tunes of it are configured alike, and take more steps", True),
@@ -82,7 +82,7 @@ FAMILIES: dict[str, Family] = {
         "few-step LoRAs leave no trace in the configuration"),
     "hunyuan_video": Family("HunyuanVideo", "its pipeline"),
     "z_image_turbo": Family("Z-Image", "its pipeline", (),
-        "Turbo and the base model are told apart by no key", True),
+        "no key sets Turbo apart from the base model", True),
     "ltx": Family("LTX Video", "its pipeline", (), "the distilled versions are configured alike"),
     "mochi": Family("Mochi 1", "its pipeline"),
 }  # fmt: skip
@@ -111,9 +111,13 @@ def _few_steps(facts: Facts) -> str | None:
     """The kind of distillation that the scheduler or the network gives away."""
     if facts.network.get("time_cond_proj_dim"):
         return "lcm"
-    named = {"LCMScheduler": "lcm_lora", "TCDScheduler": "tcd"}.get(facts.own)
+    named = {"LCMScheduler": "lcm_lora", "TCDScheduler": "tcd"}.get(facts.scheduler_class)
     trailing = facts.scheduler.get("timestep_spacing") == "trailing"
-    return "hyper_sd" if named is None and trailing and facts.own == "DDIMScheduler" else named
+    return (
+        "hyper_sd"
+        if named is None and trailing and facts.scheduler_class == "DDIMScheduler"
+        else named
+    )
 
 
 def _sdxl(facts: Facts) -> str | None:
@@ -124,7 +128,7 @@ def _sdxl(facts: Facts) -> str | None:
         "EulerAncestralDiscreteScheduler": "sdxl_turbo",
         "EulerDiscreteScheduler": "sdxl_lightning",
     }
-    return _few_steps(facts) or (turbo.get(facts.own) if trailing else None) or "sdxl"
+    return _few_steps(facts) or (turbo.get(facts.scheduler_class) if trailing else None) or "sdxl"
 
 
 def _sd(facts: Facts) -> str | None:
@@ -135,7 +139,9 @@ def _sd(facts: Facts) -> str | None:
         return None
     if facts.prediction == "v":
         return "sd2_v"
-    turbo = facts.scheduler.get("timestep_spacing") == "trailing" and facts.own.startswith("Euler")
+    turbo = facts.scheduler.get(
+        "timestep_spacing"
+    ) == "trailing" and facts.scheduler_class.startswith("Euler")
     return _few_steps(facts) or ("sd_turbo" if turbo else "sd2_base")
 
 
@@ -144,8 +150,8 @@ def _lcm(facts: Facts) -> str:
 
 
 def _flux(facts: Facts) -> str | None:
-    told = facts.network.get("guidance_embeds")
-    return None if told is None else "flux_dev" if told else "flux_schnell"
+    embeds = facts.network.get("guidance_embeds")
+    return None if embeds is None else "flux_dev" if embeds else "flux_schnell"
 
 
 def _wan(facts: Facts) -> str | None:

@@ -97,7 +97,7 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     ),
     "lcm": (
         Preset("lcm", 4, 8.5, DIFFUSERS.format("LatentConsistencyModelPipeline"),
-               "2 to 8 steps; the network is told the guidance, so it costs nothing"),
+               "2 to 8 steps; guidance is an input of the network, so it costs nothing"),
     ),
     "lcm_lora": (
         Preset("lcm", 4, 1.0, "stable-diffusion.cpp, docs/lcm.md; SD.Next wiki",
@@ -134,14 +134,14 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     "sd35_large_turbo": (Preset("euler/linspace", 4, 1.0, SD3, FEW),),
     "flux_dev": (
         Preset("euler", 50, 3.5, BFL,
-               "the network is told the guidance; nothing is computed twice"),
+               "guidance is an input of the network; nothing is computed twice"),
         Preset("euler", 28, 3.5, DIFFUSERS.format("FluxPipeline")),
         Preset("euler/oss_flux", 10, 3.5, OSS, "ten steps on levels searched for Flux"),
     ),
     "flux_schnell": (Preset("euler", 4, 1.0, BFL, "no guidance at all"),),
     "flux2_dev": (
         Preset("euler", 50, 4.0, DIFFUSERS.format("Flux2Pipeline"),
-               "the network is told the guidance"),
+               "guidance is an input of the network"),
     ),
     "flux2_klein": (Preset("euler", 4, 1.0, "InvokeAI, Flux.2 Klein"),),
     "wan21_t2v": (
@@ -167,7 +167,7 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
     ),
     "hunyuan_video": (
         Preset("euler/flow", 50, 6.0, "HunyuanVideo, as in diffusers and Swarm",
-               "the network is told the guidance", 7.0),
+               "guidance is an input of the network", 7.0),
     ),
     "z_image_turbo": (
         Preset("euler", 8, 1.0, "InvokeAI and diffusers, Z-Image-Turbo", "8 or 9 steps"),

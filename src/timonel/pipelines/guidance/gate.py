@@ -23,7 +23,7 @@ from ...core.run import Run
 from ...engine.tensor_trees import equal
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
-from . import batch_tree as parts
+from . import batch_tree
 from .turn import Did, Turn
 
 # the first of these groups that a pipeline has is called once a step (or once a part) with the
@@ -31,14 +31,14 @@ from .turn import Did, Turn
 NETWORKS = (("unet", "transformer", "transformer_2"), ("prior",), ("decoder",), ("dit",))
 HELPERS = ("controlnet",)  # called beside the network, with inputs that are batched alike
 NO_PART = (
-    "guidance was asked for, but {pipe} gives its network no unconditional half that can be told"
-    " apart: raise its guidance scale above 1 and give what it needs for guidance (a negative"
+    "guidance was requested, but {pipe} gives its network no unconditional part that can be"
+    " recognised: raise its guidance scale above 1 and give what it needs for guidance (a negative"
     " prompt, for some), or leave guidance out for a guidance-distilled model"
 )
 CHANGED = "{pipe} changes what its network returns; it cannot be rescaled from outside"
 NO_SUM = "makes something else of its two parts than a sum"
 NO_FORECAST = (
-    "the unconditional half of {pipe} cannot be forecast: it {why}; leave forecast= out of cfg(…)"
+    "the unconditional part of {pipe} cannot be forecast: it {why}; leave forecast= out of cfg(…)"
 )
 
 
@@ -69,7 +69,7 @@ class Called(NamedTuple):
     @property
     def sample(self) -> Any:
         """The sample among its arguments, or the list of samples."""
-        return parts.sample_of(self.args, self.kwargs)
+        return batch_tree.sample_of(self.args, self.kwargs)
 
 
 class Gate:
@@ -141,7 +141,7 @@ class Gate:
             return self.samples
         if self.samples and not count and size % 2 == 0:
             return size // 2  # every frame is one of the batch, in both parts
-        return count or (size // 2 if parts.guides(self.pipe) and size % 2 == 0 else size)
+        return count or (size // 2 if batch_tree.guides(self.pipe) and size % 2 == 0 else size)
 
     def _help(self, run: Run, called: Called) -> Any:
         """A controlnet's output; only for the conditional part where the network sees only that."""
@@ -165,22 +165,22 @@ class Gate:
             raise ArgumentError(
                 f"{NO_PART.format(pipe=self._name)} (its network got {size} for {samples} samples)"
             )
-        shape = parts.Shape(count, size, isinstance(sample, list))
+        shape = batch_tree.Shape(count, size, isinstance(sample, list))
         output = (self._alone if count == 1 else self._together)(turn, run, shape, called)
         turn.first = (sample, count, output)
         return output
 
-    def _alone(self, turn: Turn, run: Run, shape: parts.Shape, called: Called) -> Any:
+    def _alone(self, turn: Turn, run: Run, shape: batch_tree.Shape, called: Called) -> Any:
         """The output of a batch that has one part."""
-        if parts.guides(self.pipe) is False and not self._off(run):
+        if batch_tree.guides(self.pipe) is False and not self._off(run):
             raise ArgumentError(NO_PART.format(pipe=self._name))
         output = called.compute()
         self._note(turn, run, output, shape)
-        prediction = parts.tensors(output)
+        prediction = batch_tree.tensors(output)
         turn.parts = [] if prediction is None else [prediction]
         return output
 
-    def _together(self, turn: Turn, run: Run, shape: parts.Shape, called: Called) -> Any:
+    def _together(self, turn: Turn, run: Run, shape: batch_tree.Shape, called: Called) -> Any:
         """The output of a batch that has several parts."""
         samples = shape.size // shape.parts
         self.did |= Did.GUIDED
@@ -195,7 +195,7 @@ class Gate:
             output = self._scaled(run, output, shape)
         guidance = run.guided.guidance
         if self.place is None or (guidance is not None and guidance.rescale):
-            whole = parts.tensors(output)
+            whole = batch_tree.tensors(output)
             fits = whole is not None and len(whole) == shape.size
             turn.parts = list(whole.chunk(shape.parts)) if fits and whole is not None else []
         return output
@@ -211,16 +211,16 @@ class Gate:
         if run.scale == 1.0:
             self.did |= Did.SKIPPED
             return conditional
-        shape = parts.Shape(1, len(sample), isinstance(sample, list))
+        shape = batch_tree.Shape(1, len(sample), isinstance(sample, list))
         if run.forecasting:
             delta = self._delta(run)
-            output = parts.rearrange(conditional, lambda part: [part[0] - delta], *shape)
+            output = batch_tree.rearrange(conditional, lambda part: [part[0] - delta], *shape)
         else:
             output, k = called.compute(), self._share(run)
             self._note(turn, run, output, shape)
             if k != 1.0:
-                output = parts.blend(conditional, output, k)
-        prediction = parts.tensors(output)
+                output = batch_tree.blend(conditional, output, k)
+        prediction = batch_tree.tensors(output)
         if prediction is not None:
             turn.parts = [*turn.parts, prediction]
         elif not run.forecasting:
@@ -229,7 +229,7 @@ class Gate:
 
     # -- parts ---------------------------------------------------------------------------------
     def _conditional(self, count: int) -> int:
-        return parts.conditional(self.pipe, count) if self.place is None else self.place
+        return batch_tree.conditional(self.pipe, count) if self.place is None else self.place
 
     def _cut(
         self, called: Called, count: int, samples: int, *, frames: bool = False,
@@ -237,14 +237,15 @@ class Gate:
     ) -> Any:  # fmt: skip
         """Compute the conditional part only, and hand it back for all, less `delta`."""
         place, size = self._conditional(count), count * samples
-        perturbed = parts.perturbed(self.pipe)
+        perturbed = batch_tree.perturbed(self.pipe)
         if perturbed and count == 2:
             return called.compute()  # conditional and perturbed: nothing to leave out
         kept = 2 if perturbed else 1
         wanted = slice(place * samples, (place + kept) * samples)
         listed = isinstance(called.sample, list)
         args, kwargs = (
-            parts.narrow(given, size, wanted, listed) for given in (called.args, called.kwargs)
+            batch_tree.narrow(arguments, size, wanted, listed)
+            for arguments in (called.args, called.kwargs)
         )
         with self._perturbed_pair() if perturbed else ExitStack():
             output = called.forward(*args, **kwargs)
@@ -254,7 +255,7 @@ class Gate:
             prompt = range(count - kept + 1)
             return [computed[0] if i == place else other for i in prompt] + computed[1:]
 
-        return parts.rearrange(output, every, kept, kept * samples, listed, frames)
+        return batch_tree.rearrange(output, every, kept, kept * samples, listed, frames)
 
     @contextmanager
     def _perturbed_pair(self) -> Iterator[None]:
@@ -266,12 +267,12 @@ class Gate:
         finally:
             put(pag_applied_layers=layers, do_classifier_free_guidance=True)
 
-    def _scaled(self, run: Run, output: Any, shape: parts.Shape) -> Any:
+    def _scaled(self, run: Run, output: Any, shape: batch_tree.Shape) -> Any:
         """The output with its guidance scaled to this row's."""
         k = self._share(run)
         if k == 1.0:
             return output
-        if shape.parts == 3 and not parts.perturbed(self.pipe):
+        if shape.parts == 3 and not batch_tree.perturbed(self.pipe):
             raise ArgumentError(
                 f"{self._name} guides by two things at once; give one scale, not one per step"
             )
@@ -283,7 +284,7 @@ class Gate:
                 for i, part in enumerate(each)
             ]
 
-        return parts.rearrange(output, nearer, *shape)
+        return batch_tree.rearrange(output, nearer, *shape)
 
     def _share(self, run: Run) -> float:
         """k: this row's guidance in units of the pipeline's own."""
@@ -293,7 +294,7 @@ class Gate:
         return (run.scale - 1 + self.shift) / (self.usual - 1 + self.shift)
 
     # -- the forecast part -----------------------------------------------------------------------
-    def _note(self, turn: Turn, run: Run, output: Any, shape: parts.Shape) -> None:
+    def _note(self, turn: Turn, run: Run, output: Any, shape: batch_tree.Shape) -> None:
         """Keep the parts of an output, for forecasts, before anything is made of them."""
         if run.scale == 1.0 or not run.remembers:
             return
@@ -304,7 +305,7 @@ class Gate:
             each.append(computed)
             return computed
 
-        parts.rearrange(output, look, *shape)
+        batch_tree.rearrange(output, look, *shape)
         pairs = itertools.zip_longest(turn.outputs, each, fillvalue=none)
         turn.outputs = [a + b for a, b in pairs]
 
@@ -321,9 +322,10 @@ class Gate:
         why = ""
         if len(turn.outputs) > 1:
             why = f"has a network of {len(turn.outputs)} outputs"
-        elif len(pair) != 2 or parts.perturbed(self.pipe):
+        elif len(pair) != 2 or batch_tree.perturbed(self.pipe):
             why = f"guides by {len(pair)} parts, not by a conditional and an unconditional one"
-        elif not self.sums and finite and not parts.is_sum(pair, raw):  # else a guard is to say so
+        elif not self.sums and finite and not batch_tree.is_sum(pair, raw):
+            # where it is not finite a guard is to say so
             why = NO_SUM
         if why:
             raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=why))
@@ -333,7 +335,7 @@ class Gate:
 
     # -- after the pipeline combined them ------------------------------------------------------
     def combined(self, raw: Tensor) -> Tensor:
-        """What the row is advanced with: the pipeline's combination, rescaled where asked.
+        """What the row is advanced with: the pipeline's combination, or that rescaled.
 
         Args:
             raw: (batch, …), what the pipeline made of the parts; it is checked the first time.
@@ -359,7 +361,7 @@ class Gate:
         return self._rescaled(turn, raw, guidance.rescale) if guidance.rescale else raw
 
     def _check_guided(self) -> None:
-        """Raises where guidance was asked for, and no second part was seen."""
+        """Raises where guidance was requested, and no second part was seen."""
         if not networks(self.pipe):
             raise ModelError(
                 f"timonel does not know the network of {self._name}, so it cannot guide it"
@@ -371,7 +373,9 @@ class Gate:
     def _first_row(self, run: Run, raw: Tensor) -> tuple[list[Tensor], Tensor, bool]:
         """A row's parts, what the pipeline made of them, and whether each had its call."""
         modules = [module for module, main in networks(self.pipe).items() if main]
-        outputs = (parts.tensors(one) for module in modules for one in self.outputs.get(module, ()))
+        outputs = (
+            batch_tree.tensors(one) for module in modules for one in self.outputs.get(module, ())
+        )
         each = [t for t in outputs if t is not None and t.ndim]
         if len(each) != 1:
             return each, raw, True
@@ -392,12 +396,12 @@ class Gate:
             raise ModelError(
                 f"timonel does not know the network of {self._name}, so it cannot guide it"
             )
-        guided = parts.guides(self.pipe)
+        guided = batch_tree.guides(self.pipe)
         if guided is None:
             guided = self.usual is not None and self.usual > 1
         if not self.did & Did.GUIDED and not guided:
             raise ArgumentError(
-                f"{self._name} computes no unconditional half in this call, so guidance cannot be"
+                f"{self._name} computes no unconditional part in this call, so guidance cannot be"
                 " switched on now: begin a call with guidance above 1, e.g. guidance=1.5;"
                 " run.guidance = 1.0 switches it off and run.guidance = 4.0 on again at any step"
             )
@@ -417,7 +421,7 @@ class Gate:
         sequential: bool,
     ) -> None:
         """Raises `ArgumentError` where the network's parts do not let it be guided so."""
-        perturbed = parts.perturbed(self.pipe)
+        perturbed = batch_tree.perturbed(self.pipe)
         if self.place is None and len(each) > 1:
             self._measure(each, raw, sequential)
         if len(each) == 3 and not perturbed and scales - {None, self.usual}:
@@ -427,13 +431,15 @@ class Gate:
         place = 0 if sequential else self._conditional(len(each))
         if guidance.rescale and each[place].shape != raw.shape:
             raise ArgumentError(CHANGED.format(pipe=self._name))
-        if guidance.forecast > 1 and (len(each) != 2 or perturbed or not parts.is_sum(each, raw)):
+        if guidance.forecast > 1 and (
+            len(each) != 2 or perturbed or not batch_tree.is_sum(each, raw)
+        ):
             raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=NO_SUM))
 
     def _measure(self, each: Sequence[Tensor], raw: Tensor, sequential: bool) -> None:
         """Find out which part is the conditional one, and how the pipeline means its scale."""
         assumed = 0 if sequential else self._conditional(len(each))
-        weights = parts.weights(each, raw)
+        weights = batch_tree.weights(each, raw)
         self.place = assumed
         if weights is None:
             return
@@ -461,7 +467,7 @@ class Gate:
         return raw * (1 - phi + phi * factor)
 
     def _off(self, run: Run) -> bool:
-        """Whether guidance was asked to be off everywhere."""
+        """Whether the caller wants guidance off everywhere."""
         return set(run.guided.scales) == {1.0}
 
     @property

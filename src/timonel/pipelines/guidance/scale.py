@@ -120,7 +120,7 @@ def resolve_guidance(
         pipeline itself computes with, where it is set here.
 
     Raises:
-        ArgumentError: the pipeline cannot guide so, or the scale is given twice.
+        ArgumentError: the pipeline cannot guide so, or the scale is passed twice.
     """
     if guidance is None:
         return None, None

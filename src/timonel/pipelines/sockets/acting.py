@@ -82,8 +82,8 @@ def idle(
         changes: keys with their values.
         defaults: of all keys.
     """
-    asked = {key: value for key, value in changes.items() if value != defaults.get(key)}
-    now = see(changes) if asked else None
+    changed = {key: value for key, value in changes.items() if value != defaults.get(key)}
+    now = see(changes) if changed else None
     if now is None:
         return []
 
@@ -94,7 +94,7 @@ def idle(
             return False
 
     idle = []
-    for key, value in asked.items():
+    for key, value in changed.items():
         others = _others(key, value, defaults.get(key))
         if not _agrees(key, value, now) and all(same({**changes, key: other}) for other in others):
             idle.append(key)
@@ -133,7 +133,11 @@ def _visited(process: Process, config: Config) -> Grid | None:
     steps = STEPS if sampler.fitted is None else sampler.steps
     try:
         return requested_levels.of(
-            sampler, process, config, requested_levels.Asked(steps, mu=mu(process, config)), None
+            sampler,
+            process,
+            config,
+            requested_levels.Requested(steps, mu=mu(process, config)),
+            None,
         )[1]
     except TimonelError:
         return None

@@ -85,7 +85,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _of(cls, config: Mapping[str, Any]) -> Any:
         """A scheduler with a configuration that was checked before."""
         scheduler = cls.__new__(cls)
-        scheduler._asked_for = {}
+        scheduler._explicit = {}
         scheduler.__init__(**config)  # type: ignore[misc]
         return scheduler
 
@@ -146,7 +146,7 @@ class Configured(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.process, self.prediction = read({**config, "_class_name": ""})
         if any(key in acting.SAMPLER for key in changes):
             self.sampler = kept.sampler(config)
-        self.session.asked = None
+        self.session.requested = None
         return changes
 
 

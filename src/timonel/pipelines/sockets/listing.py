@@ -58,7 +58,7 @@ class Listing(NamedTuple):
 
         Args:
             rows: whole steps, of which the first may begin inside.
-            start: the first entry that was asked for.
+            start: the first entry of the part.
             stop: the entry after the last.
             make: compiles a sampler on a grid after so many steps.
 

@@ -142,9 +142,13 @@ def place(listed: torch.Tensor, times: torch.Tensor) -> int | None:
     """
     if times.ndim != 1 or not 0 < len(times) <= len(listed):
         return None
-    own, part = listed.double(), times.to("cpu", torch.float64)
+    every, part = listed.double(), times.to("cpu", torch.float64)
     return next(
-        (k for k in range(len(own) - len(part) + 1) if torch.equal(own[k : k + len(part)], part)),
+        (
+            k
+            for k in range(len(every) - len(part) + 1)
+            if torch.equal(every[k : k + len(part)], part)
+        ),
         None,
     )
 
@@ -164,7 +168,7 @@ def between(grid: Grid, table: Table, start: int, stop: int) -> Grid:
     top, low = table.level(start), table.level(stop)
     inside = (grid.lam > top.lam + 1e-9) & (grid.lam < low.lam - 1e-9)
     alpha, sigma, time = (
-        torch.cat([a.reshape(1), own[inside], b.reshape(1)])
-        for a, own, b in zip(top, (grid.alpha, grid.sigma, grid.time), low, strict=True)
+        torch.cat([a.reshape(1), values[inside], b.reshape(1)])
+        for a, values, b in zip(top, (grid.alpha, grid.sigma, grid.time), low, strict=True)
     )
     return replace(grid, alpha=alpha, sigma=sigma, time=time)

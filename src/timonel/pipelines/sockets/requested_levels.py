@@ -23,7 +23,7 @@ SPACED = ("vp", "edm")  # processes of counted training levels, which `timestep_
 LISTS = ("timesteps", "sigmas")  # arguments of pipelines that list the levels
 
 
-class Asked(NamedTuple):
+class Requested(NamedTuple):
     """What `set_timesteps` was called with: a number of steps, or lists of numbers.
 
     `angles`: the first angle of a trigonometric flow, and the second where there are two steps.
@@ -97,7 +97,7 @@ def of(
     sampler: Sampler,
     process: Process,
     config: Mapping[str, Any],
-    asked: Asked,
+    call: Requested,
     named: bool | None,
     listed_by_caller: bool = False,
 ) -> tuple[Sampler, Grid]:
@@ -110,49 +110,49 @@ def of(
         sampler: with or without a grid.
         process: of the model.
         config: of the scheduler.
-        asked: what `set_timesteps` was called with.
+        call: what `set_timesteps` was called with.
         named: whether the sampler's own grid goes before a list that the pipeline has made, which
             then only counts its steps. None: nobody says who made a list, so that a grid of the
             sampler beside it is refused, unless the list is the one that flow pipelines make where
-            the user gives none.
+            the user passes none.
         listed_by_caller: that one too is the user's own.
 
     Raises:
         ArgumentError: two of them set the levels, or the sampler cannot visit them.
         GridError: they are no levels of the process.
     """
-    process, levels = _as_one_list(_shifted(process, config, asked.mu), asked)
+    process, levels = _as_one_list(_shifted(process, config, call.mu), call)
     listed = levels.times if levels.sigmas is None else levels.sigmas
     if listed is not None:
         _counted(levels.steps, "timesteps" if levels.sigmas is None else "sigmas", listed)
     if sampler.fitted is not None:
         count = None if listed is None else len(listed)
-        return _fitted(sampler, process, asked, count, bool(named))
+        return _fitted(sampler, process, call, count, bool(named))
     by_caller = listed_by_caller and not isinstance(process, VE)
     lists = None if by_caller else listed  # by the pipeline
-    if lists is not None and _only_counts(sampler, process, asked, lists, named):
+    if lists is not None and _only_counts(sampler, process, call, lists, named):
         levels = levels._replace(steps=len(lists), times=None, sigmas=None)
     if listed is None or not by_caller:
-        sampler = _gridded(sampler, process, config, asked.original_steps)
+        sampler = _gridded(sampler, process, config, call.original_steps)
     sampler = _levelled(sampler, process, config, levels)
-    grid = _last_part(sampler, process, asked.strength, levels.steps, listed is not None)
+    grid = _last_part(sampler, process, call.strength, levels.steps, listed is not None)
     return sampler, _to_sigma_min(grid) if config["final_sigmas_type"] == "sigma_min" else grid
 
 
-def _as_one_list(process: Process, asked: Asked) -> tuple[Process, Asked]:
-    """What was asked for with one list at most, and the process that it is of."""
-    times, sigmas = asked.times, asked.sigmas
+def _as_one_list(process: Process, call: Requested) -> tuple[Process, Requested]:
+    """The call with one list at most, and the process that it is of."""
+    times, sigmas = call.times, call.sigmas
     if times is not None and isinstance(process, EDM) and process.clock == "250 log":
-        return process, asked._replace(sigmas=_of_places(process, times), times=None)
+        return process, call._replace(sigmas=_of_places(process, times), times=None)
     if times is not None and sigmas is not None:
-        return _before_the_shift(process, times, sigmas), asked._replace(sigmas=None)
-    if times is None and sigmas is None and process.kind == "trig" and asked.angles[0] is not None:
-        return process, asked._replace(times=_angles(int(asked.steps or 0), *asked.angles))
-    return process, asked
+        return _before_the_shift(process, times, sigmas), call._replace(sigmas=None)
+    if times is None and sigmas is None and process.kind == "trig" and call.angles[0] is not None:
+        return process, call._replace(times=_angles(int(call.steps or 0), *call.angles))
+    return process, call
 
 
 def _levelled(
-    sampler: Sampler, process: Process, config: Mapping[str, Any], levels: Asked
+    sampler: Sampler, process: Process, config: Mapping[str, Any], levels: Requested
 ) -> Sampler:
     """The sampler with the list, or with the number of steps and the ends of its grid."""
     if levels.sigmas is not None and process.kind == "flow":
@@ -181,7 +181,11 @@ def _last_part(
 
 
 def _only_counts(
-    sampler: Sampler, process: Process, asked: Asked, listed: tuple[float, ...], named: bool | None
+    sampler: Sampler,
+    process: Process,
+    call: Requested,
+    listed: tuple[float, ...],
+    named: bool | None,
 ) -> bool:
     """Whether of a list only the number of its entries matters.
 
@@ -189,15 +193,15 @@ def _only_counts(
     """
     if named or isinstance(process, VE):  # Cosmos 2 lists numbers that its own scheduler replaces
         return True
-    default = process.kind == "flow" and asked.times is None and _even(listed)
-    own = named is None and (sampler.grid is not None or _lists(sampler))
-    if own and not default and process.kind != "trig":
-        what = "timesteps" if asked.sigmas is None else "sigmas"
+    default = process.kind == "flow" and call.times is None and _even(listed)
+    by_sampler = named is None and (sampler.grid is not None or _lists(sampler))
+    if by_sampler and not default and process.kind != "trig":
+        what = "timesteps" if call.sigmas is None else "sigmas"
         raise ArgumentError(
             f"{what} and the sampler {sampler.label!r} both set the levels; take"
             f" sampler={sampler.name!r} for the list, or leave the list out"
         )
-    return default and (own or _own_grid(sampler, process) is not None)
+    return default and (by_sampler or _usual_grid(sampler, process) is not None)
 
 
 def _before_shift_and_shape(
@@ -235,23 +239,23 @@ def _before_shift_and_shape(
 
 
 def _fitted(
-    sampler: Sampler, process: Process, asked: Asked, listed: int | None, named: bool
+    sampler: Sampler, process: Process, call: Requested, listed: int | None, named: bool
 ) -> tuple[Sampler, Grid]:
     """A fitted sampler and its levels; of what the pipeline lists only the number counts."""
-    given = asked.times if asked.times is not None else asked.sigmas
+    listed_numbers = call.times if call.times is not None else call.sigmas
     if (
-        given is not None
+        listed_numbers is not None
         and not named
         and process.kind in ("vp", "edm")
         and not isinstance(process, VE)
     ):
         raise ArgumentError(
-            f"timesteps or sigmas were given, and the fitted sampler {sampler.name!r} has levels of"
-            " its own: leave the list out, or choose another sampler"
+            f"timesteps or sigmas were passed, and the fitted sampler {sampler.name!r} has its"
+            " levels: leave the list out, or choose another sampler"
         )
-    if asked.strength not in (None, 1):
-        raise ArgumentError(refused(sampler, f"strength={asked.strength} asks for a part of it"))
-    count = asked.steps if listed is None else listed
+    if call.strength not in (None, 1):
+        raise ArgumentError(refused(sampler, f"strength={call.strength} asks for a part of it"))
+    count = call.steps if listed is None else listed
     counted = sampler if count is None else replace(sampler, steps=int(count))
     return counted, counted.levels(process)
 
@@ -284,11 +288,11 @@ def _before_the_shift(
     process: Process, times: tuple[float, ...], sigmas: tuple[float, ...]
 ) -> Process:
     """A flow whose network gets the time before the shift, as both lists mean (CogView4)."""
-    given = double(sigmas) * (process.time_scale if isinstance(process, Flow) else 1.0)
+    listed = double(sigmas) * (process.time_scale if isinstance(process, Flow) else 1.0)
     if (
         not isinstance(process, Flow)
-        or len(given) != len(times)
-        or not torch.allclose(given, double(times), rtol=SAME)
+        or len(listed) != len(times)
+        or not torch.allclose(listed, double(times), rtol=SAME)
     ):
         raise ArgumentError(
             "give timesteps or sigmas; both only for a flow, where they are the same levels"
@@ -318,10 +322,10 @@ def _gridded(
     sampler: Sampler, process: Process, config: Mapping[str, Any], original: int | None
 ) -> Sampler:
     """The sampler with the grid of its name, its levels, or the config."""
-    grid = sampler.grid or _own_grid(sampler, process)
+    grid = sampler.grid or _usual_grid(sampler, process)
     if grid == "lcm" and not _lists(sampler):
-        own = {"original_steps": original or config["original_inference_steps"]}
-        return replace(sampler, grid="lcm", grid_options={**own, **sampler.grid_options})
+        options = {"original_steps": original or config["original_inference_steps"]}
+        return replace(sampler, grid="lcm", grid_options={**options, **sampler.grid_options})
     if original is not None:
         raise ArgumentError(
             f"original_inference_steps={original} is of the grid 'lcm'; take sampler='lcm/lcm'"
@@ -339,7 +343,7 @@ def _lists(sampler: Sampler) -> bool:
     return sampler.sigmas is not None or sampler.times is not None
 
 
-def _own_grid(sampler: Sampler, process: Process) -> str | None:
+def _usual_grid(sampler: Sampler, process: Process) -> str | None:
     """The grid that belongs to a solver.
 
     Flows of few steps are distilled on the levels that their pipelines list.

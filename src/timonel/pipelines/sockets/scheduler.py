@@ -151,17 +151,17 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         chosen = kept.sampler(self.config)
         if chosen.fitted is not None:
             self.register_to_config(**kept.keys(chosen))
-        asked = self.__dict__.pop("_asked_for", None)
+        explicit = self.__dict__.pop("_explicit", None)
         # made in code: every argument is the caller's own, unless it is a whole config
-        if asked is None:
+        if explicit is None:
             unwritten = set(self.config.get("_use_default_values", ()))
             picked = [key for key in self._defaults() if key not in unwritten]
-            asked = (
+            explicit = (
                 {key: self.config[key] for key in picked} if unwritten - set(acting.SAMPLER) else {}
             )
         acting.check(
-            lambda asked: {**self._defaults(), **asked, **kept.keys(chosen)},
-            asked,
+            lambda changes: {**self._defaults(), **changes, **kept.keys(chosen)},
+            explicit,
             self._defaults(),
         )
         config = {**self.config, "_class_name": ""}
@@ -299,7 +299,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             self._timesteps = Timesteps.of(times.to(device), session, times)
             return
         original, whole_steps = original_inference_steps, "original_inference_steps"
-        levels = requested_levels.Asked(
+        levels = requested_levels.Requested(
             request.steps(num_inference_steps),
             request.numbers("timesteps", timesteps),
             request.numbers("sigmas", sigmas),
@@ -311,8 +311,8 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             ),
             request.number("strength", strength),
         )
-        asked = (levels, self.sampler, session.request)
-        if asked == session.asked and session.run is not None and not session.run.started:
+        requested = (levels, self.sampler, session.request)
+        if requested == session.requested and session.run is not None and not session.run.started:
             self._timesteps, self._begin_index = self._timesteps.to(device), None
             return
         named, listed = session.request.named, session.request.listed
@@ -321,7 +321,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             device,
         )
         self.settled.drawing(self.run.table, self.process)
-        self.custom_timesteps, session.asked = levels.times is not None, asked
+        self.custom_timesteps, session.requested = levels.times is not None, requested
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
@@ -338,14 +338,14 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
         """A fresh run of `table`, which is `rows` of the listing."""
         session, settled = self.session, self.settled
-        asked, noise = session.request, session.noise
+        call, noise = session.request, session.noise
         if noise is None and table.stochastic:
-            seeds = asked.seeds
+            seeds = call.seeds
             noise = self._unseeded if seeds is None else source(settled.source, seeds, table)
         run = Run(
-            table, self.prediction, noise=noise, guidance=asked.guidance,
-            hooks=[*asked.hooks, *modular.counted(self)],
-            denoised_fn=self._shape(), keep=asked.keep, context=asked.context,
+            table, self.prediction, noise=noise, guidance=call.guidance,
+            hooks=[*call.hooks, *modular.counted(self)],
+            denoised_fn=self._shape(), keep=call.keep, context=call.context,
             sampler=kept.begun(self.sampler, settled, self._listed.table),
             driver=session.driver or calling(self), lent=True,
         )  # fmt: skip

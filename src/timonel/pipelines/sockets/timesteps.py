@@ -48,7 +48,7 @@ from torch import Tensor
 from ...core.table import Table
 from ...errors import RunError
 from .. import request
-from ..session import Loop, Phase, Role, Session
+from ..session import Loop, Phase, Role, Session, stamp
 from . import parts
 from .resumed import adopt, is_part
 from .times import equal, number
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 
 class Rewound(BaseException):
-    """The run went back, and the pipeline, whose loop counts its steps, has to be called again."""
+    """The run's sample is another, and the pipeline, whose loop counts its steps, begins anew."""
 
 
 # -- which row -------------------------------------------------------------------------------------
@@ -383,13 +383,14 @@ def _follow(loop: Loop, times: list[Tensor], session: Session) -> Iterator[Tenso
         else:
             if run.advances == seen:
                 run.stop("the pipeline was interrupted")
+            before = stamp(run.latents)
             if not run.proceed():
                 break
             row = run.row
             if run.take_rewind():
                 yield from _went_back(run, times, session)
-            elif not session.is_held(run.latents):
-                session.put(run.latents)  # it was assigned while the run was paused
+            elif stamp(run.latents) != before or not session.is_held(run.latents):
+                yield from _edited(run, times, session)
         seen = run.advances
         session.turn += 1
         loop.row, loop.shown = first + row, times[row]
@@ -410,8 +411,21 @@ def _went_back(run: Run, times: list[Tensor], session: Session) -> Iterator[Tens
         run.take_rewind()
     if session.copied or session.request.recall:
         raise Rewound
-    if not session.put(run.latents):
-        yield from _handover(times[max(run.row - 1, 0)], session)
+    if not session.is_held(run.latents):
+        yield from _edited(run, times, session)
+
+
+def _edited(run: Run, times: list[Tensor], session: Session) -> Iterator[Tensor]:
+    """Put a sample that was changed between two rows into the pipeline's hands.
+
+    Raises:
+        Rewound: the pipeline has to be called again.
+    """
+    if session.put(run.latents):
+        return
+    if session.request.recall:
+        raise Rewound
+    yield from _handover(times[max(run.row - 1, 0)], session)
 
 
 def _handover(time: Tensor, session: Session) -> Iterator[Tensor]:
@@ -428,6 +442,6 @@ def _end(run: Run, times: list[Tensor], session: Session) -> Iterator[Tensor]:
         result = run.result
         if not session.is_held(result):
             run.release()  # the tensor that is written to may be the run's own
-        if not session.put(result):
-            yield from _handover(times[min(run.row, len(times) - 1)], session)
+            if not session.put(result):
+                yield from _handover(times[min(run.row, len(times) - 1)], session)
     run.finish()
