@@ -210,7 +210,7 @@ def test_a_pipeline_that_runs_the_halves_in_separate_calls_is_refused_at_its_sec
     pipe.scheduler.set_timesteps(4)
     pipe._guidance_scale, pipe._num_timesteps = 5.0, 4
     compat.SDCFGCutoffCallback(0.4)(pipe, 0, None, {"latents": torch.zeros(1, 4, 8, 8)})
-    with pytest.raises(ArgumentError, match=r"both halves.*Helm"):
+    with pytest.raises(ArgumentError, match=r"both parts.*Helm"):
         pipe.unet(
             torch.zeros(1, 4, 8, 8),
             1,
