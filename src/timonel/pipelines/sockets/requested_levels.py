@@ -250,8 +250,8 @@ def _fitted(
         and not isinstance(process, VE)
     ):
         raise ArgumentError(
-            f"timesteps or sigmas were passed, and the fitted sampler {sampler.name!r} has its"
-            " levels: leave the list out, or choose another sampler"
+            f"timesteps or sigmas were passed, and the fitted sampler {sampler.name!r} has levels"
+            " of its own: leave the list out, or choose another sampler"
         )
     if call.strength not in (None, 1):
         raise ArgumentError(refused(sampler, f"strength={call.strength} asks for a part of it"))
