@@ -208,8 +208,9 @@ def test_the_quantiles_of_beta_are_those_of_scipy(a, b):
             double([1 - 1e-6, 1.0]),
         ]
     )
+    # scipy itself is off by 3e-9 at a = b = 1.09, where half of the mass lies below 0.5
     np.testing.assert_allclose(
-        quantile(p, a, b), scipy.stats.beta.ppf(p.numpy(), a, b), rtol=1e-9, atol=1e-13
+        quantile(p, a, b), scipy.stats.beta.ppf(p.numpy(), a, b), rtol=1e-8, atol=1e-13
     )
 
 

@@ -61,7 +61,10 @@ class Nursery:
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "support.nursery"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            env=environment(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1"),
+            # weights are read in one thread: torch's pool of threads does not survive a fork
+            env=environment(
+                OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_DEACTIVATE_ASYNC_LOAD="1"
+            ),
         )  # fmt: skip
         self.chance = random.Random(0)
 
