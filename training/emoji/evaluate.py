@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="the pipeline folder")
-    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.png")
+    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.webp")
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 4.0, 5.0, 6.0])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=2)

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="the shipped emoji model")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="the exported folder")
-    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.png")
+    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.webp")
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0, 1.0, 2.0, 4.0])
     parser.add_argument(
         "--shifts", type=float, nargs="*", default=[], help="compare these shifts too"

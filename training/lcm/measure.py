@@ -48,7 +48,7 @@ def main() -> None:
         "--converged", type=int, default=20, help="steps of the teacher's picture to compare with"
     )
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 4, 8])
-    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.png")
+    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.webp")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data, judge = load(args.work), load_judge(args.work)

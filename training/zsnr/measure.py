@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0])
-    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.png")
+    parser.add_argument("--sheet", type=Path, default=HERE / "sheet.webp")
     args = parser.parse_args()
     torch.set_num_threads(1)
     helms, judge, names = models(args), load_judge(args.work), load(args.work).names
