@@ -74,7 +74,7 @@ def labelled_sheet(captions: list[str], seeds: list[Tensor], path: Path) -> None
         for j, pictures in enumerate(seeds):
             sheet.paste(Image.fromarray(pictures[i].numpy()), (x * width + 64 * j, y * height))
         draw.text((x * width + 2, y * height + 63), text, fill="black")
-    sheet.quantize(256).save(path, optimize=True)
+    sheet.convert("RGB").save(path, quality=72)
 
 
 def ceiling(folder: Path, work: Path, judge: nn.Module) -> dict[str, Any]:
