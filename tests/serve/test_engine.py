@@ -48,6 +48,11 @@ def engine(pipe: Any) -> Iterator[Engine]:
         yield engine
 
 
+def noting(order: list[str], name: str) -> Any:
+    """A hook that notes a name at every step."""
+    return lambda run: order.append(name)
+
+
 class Gatekeeper:
     """A hook that waits at a step until it is let through."""
 
@@ -77,7 +82,8 @@ def test_every_call_makes_the_picture_of_the_helm(pipe: Any) -> None:
     with Engine(helm, rows=6) as engine:
         tickets = [engine.submit(**made(pipe, call)) for call in CALLS]
         shared = [pixels(ticket.result(SECONDS)) for ticket in tickets]
-        assert sum(bucket.rows for bucket in engine.buckets) > sum(b.calls for b in engine.buckets)
+        *_, calls, rows, _ = engine.numbers()
+        assert rows > calls
     for mine, its in zip(shared, alone, strict=True):
         for one, other in zip(mine, its, strict=True):
             assert abs(one - other).max() <= 1  # a matrix product in another batch rounds otherwise
@@ -86,7 +92,11 @@ def test_every_call_makes_the_picture_of_the_helm(pipe: Any) -> None:
 
 def test_its_pictures_have_the_recipe_of_the_call() -> None:
     with Engine("emoji") as engine:
-        call = {"sampler": "dpmpp_2m/karras", "steps": 3, "guidance": tm.cfg(2.0, until=0.5)}
+        call: dict[str, Any] = {
+            "sampler": "dpmpp_2m/karras",
+            "steps": 3,
+            "guidance": tm.cfg(2.0, until=0.5),
+        }
         picture = engine.submit("red apple", seeds=[7], **call).result(SECONDS).images[0]
     again, recipe = tm.Recipe.of(picture).make(tm.Helm("emoji"))
     assert (recipe.sampler, recipe.grid, recipe.steps, recipe.seed) == ("dpmpp_2m", "karras", 3, 7)
@@ -233,6 +243,18 @@ def test_the_pipeline_is_the_engines_until_it_is_closed() -> None:
         engine.submit(**call)
     assert pipe.scheduler is scheduler
     tm.Helm(pipe)(**call)
+
+
+def test_closing_makes_what_was_submitted_and_gives_up_what_is_paused(pipe: Any) -> None:
+    engine = Engine(pipe)
+    paused = engine.submit(**made(pipe, CALLS[0]))
+    paused.pause()
+    other = engine.submit(**made(pipe, CALLS[1]))
+    engine.close()
+    assert other.done
+    assert other.succeeded
+    with pytest.raises(RunError, match="closed while it was paused"):
+        paused.result(SECONDS)
 
 
 def test_closing_without_draining_gives_calls_up(pipe: Any) -> None:

@@ -91,8 +91,8 @@ class Turn(NamedTuple):
 class Batch:
     """Runs that share the calls of a network.
 
-    Those that began first go first, or all take turns. A paused run keeps its place and holds nobody up. One that fails, or whose sample is no longer
-    finite, ends with its `reason`; the others go on.
+    Those that began first go first, or all take turns. A paused run holds nobody up. One that
+    fails, or whose sample is no longer finite, ends with its `reason`; the others go on.
 
     Args:
         network: What evaluates their rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..engine.batch import Batch, Job
+from ..engine.batch import Batch, Job, Turn
 from ..errors import ArgumentError
 from ..pipelines.capture import Captured
 from ..pipelines.decode.previews import PipelineContext
@@ -27,7 +27,6 @@ class Bucket:
         self.batch = Batch(captured, rows, fair=True)
         self.jobs: dict[Job, tuple[Ticket, Encoded]] = {}
         self.spent = 0.0  # seconds of its network calls; the bucket with the least goes next
-        self.rows = self.calls = 0
         self.idle = False  # all of its runs are paused
 
     @property
@@ -46,23 +45,23 @@ class Bucket:
 
     def add(self, ticket: Ticket, encoded: Encoded, slots: tuple[int, ...]) -> None:
         """Let a call take part."""
+        start = None if encoded.run.started else encoded.network.start
         job = Job(
-            encoded.run, encoded.network.start, slots, str(ticket.number), keeps_steps=False,
+            encoded.run, start, slots, str(ticket.number), keeps_steps=False,
             priority=ticket.request.priority,
         )  # fmt: skip
-        self.jobs[job] = ticket, encoded
+        self.jobs[job], self.idle = (ticket, encoded), False
         self.batch.admit(job)
 
-    def turn(self) -> list[Job]:
-        """One network call; the jobs that have ended, whose conditions are let go of."""
+    def turn(self) -> Turn:
+        """One network call. Of the jobs that have ended the conditions are let go of."""
         began = time.perf_counter()
         turn = self.batch.turn()
         self.spent += time.perf_counter() - began
-        self.rows, self.calls = self.rows + turn.rows, self.calls + (turn.rows > 0)
         self.idle = turn == (0, [])
         for job in turn.ended:
             self.captured.conditions.evict(*job.conditions)
-        return turn.ended
+        return turn
 
 
 def bytes_of(encoded: Encoded) -> int:

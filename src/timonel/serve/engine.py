@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -91,6 +92,7 @@ class Engine:
             self.helm.pipe.set_progress_bar_config(disable=True)
         self.buckets: list[Bucket] = []
         self._news = False  # an order was given, so paused runs may go on
+        self._totals = [0.0, 0.0, 0.0]  # network calls, rows that they served, seconds
         self.held = 0  # bytes of the runs that take part
         # by the scale of the capture and by the size of its samples
         self._learned: dict[float | None, dict[torch.Size, Learned]] = {}
@@ -142,22 +144,65 @@ class Engine:
             args, options, chosen, tuple(hooks), whole("priority", priority, -100, 100),
             None if deadline is None else finite("deadline", deadline, 0),
         )  # fmt: skip
+        return self._enqueue(asked)
+
+    def _enqueue(self, asked: Request, encoded: Encoded | None = None) -> Ticket:
+        """Let a call wait for its turn. Raises `Full`, or `RunError` where the engine is closed."""
         with self._change:
             if self._closing:
                 raise RunError("the engine is closed: make another")
             if len(self._queue) >= self.waiting:
                 raise Full(len(self._queue))
             ticket = Ticket(next(self._numbers), asked, self._pictures, self._wake)
+            if encoded is not None:  # a branch: its run exists
+                ticket.encoded = encoded
+                encoded.run.hooks = border.hooks(ticket.hooks())
+                ticket.begin(encoded.run)
             heapq.heappush(self._queue, (-asked.priority, ticket.number, ticket))
             self._count_positions()
             self._change.notify_all()
         return ticket
 
+    def branch(self, ticket: Ticket, *, step: int | None = None, paused: bool = False) -> Ticket:
+        """A second run that goes on from where a call's run stands, when its turn comes.
+
+        Args:
+            ticket: of a call of this engine that shares its network calls.
+            step: goes back to so many completed steps first; None stays.
+            paused: whether it waits until it is resumed.
+
+        Returns:
+            Its handle; its run may be steered at once.
+
+        Raises:
+            Full: too many calls wait.
+            RunError: the call has no run yet, or none that another can go on from, or it has not
+                reached the step.
+        """
+        if ticket.encoded is None:
+            why = f", for {ticket.alone}" if ticket.alone else ": wait for its first step"
+            raise RunError(f"the call has no run to branch from{why}")
+        run = ticket.branch()
+        if step is not None:
+            run.rewind(step)
+        session = copy(ticket.encoded.session)
+        session.run = run
+        twin = self._enqueue(ticket.request, replace(ticket.encoded, run=run, session=session))
+        if paused:
+            twin.pause()
+        return twin
+
+    @property
+    def takes(self) -> bool:
+        """Whether a call may be submitted now."""
+        return not self._closing and len(self._queue) < self.waiting
+
     def close(self, *, drain: bool = True) -> None:
         """End the engine.
 
         Args:
-            drain: whether the calls that were submitted are made first; else they are given up.
+            drain: whether the calls that were submitted are made first, but for those that are
+                paused; else all are given up.
         """
         with self._change:
             self._closing = True
@@ -183,6 +228,12 @@ class Engine:
         """How many calls wait or take part."""
         with self._change:
             return len(self._queue) + sum(len(bucket.jobs) for bucket in self.buckets)
+
+    def numbers(self) -> tuple[float, ...]:
+        """Runs that wait and that take part, bytes, network calls, rows, seconds; see `metrics`."""
+        with self._change:
+            active = sum(len(bucket.jobs) for bucket in self.buckets)
+            return (len(self._queue), active, self.held, *self._totals)
 
     # -- the queue ---------------------------------------------------------------------------------
     def _active(self) -> list[Ticket]:
@@ -238,7 +289,12 @@ class Engine:
                     self._admit(ticket)
             bucket = min((b for b in self.buckets if b.goes), key=lambda b: b.spent, default=None)
             if bucket is not None:
-                for job in bucket.turn():
+                began = time.perf_counter()
+                rows, ended = bucket.turn()
+                self._totals[0] += rows > 0
+                self._totals[1] += rows
+                self._totals[2] += time.perf_counter() - began
+                for job in ended:
                     self._ended(bucket, job)
             if self._rest():
                 self._claim.release()
@@ -260,6 +316,9 @@ class Engine:
             left = any(bucket.jobs for bucket in self.buckets)
             if self._closing and not self._queue and not left:
                 return True
+            if self._closing and not self._queue and all(b.idle for b in self.buckets if b.jobs):
+                for ticket in self._active():  # nobody is left to resume them
+                    ticket.cancel("the engine was closed while it was paused")
             room = bool(self._queue) and self.held < self.memory
             if not (room or self._news or any(bucket.goes for bucket in self.buckets)):
                 self._change.wait(TICK if left or self._queue else None)
@@ -274,6 +333,7 @@ class Engine:
         """Encode a call, and let it take part."""
         try:
             encoded, context = self._encoded(ticket)
+            ticket.encoded = encoded
         except NotCaptured as reason:
             ticket.alone = str(reason)
             self._make_alone(ticket)
@@ -298,6 +358,8 @@ class Engine:
 
     def _encoded(self, ticket: Ticket) -> tuple[Encoded, PipelineContext]:
         """A call, encoded; how the network is called for a new size is learned first."""
+        if ticket.encoded is not None:
+            return ticket.encoded, ticket.encoded.run.context
         asked, hooks = ticket.request, ticket.hooks()
         learned = self._scale(asked)
         if learned not in self._learned:

@@ -13,6 +13,7 @@ from ..core.hook import Hook
 from ..core.run import Run
 from ..engine.handle import Begun, Handle, Pictures
 from ..errors import RunError
+from ..pipelines.encoding import Encoded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,6 +92,7 @@ class Ticket(Handle):
         self.submitted = time.monotonic()
         self.cancelled = ""
         self.position = 0
+        self.encoded: Encoded | None = None  # once it is admitted
         self.alone = ""  # why it does not share its network calls
         self._wake = wake
         self._watchers: list[Callable[[], None]] = []
@@ -100,6 +102,16 @@ class Ticket(Handle):
         """Whether its deadline has passed."""
         deadline = self.request.deadline
         return deadline is not None and time.monotonic() > self.submitted + deadline
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the call has ended with a result."""
+        return self._outcome is not None and self._outcome[1] is None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the call ended with in the place of a result; None where it did not."""
+        return None if self._outcome is None else self._outcome[1]
 
     def hooks(self) -> list[Any]:
         """The hooks of its run: the requested ones between the handle's and the watchers'."""
@@ -118,6 +130,12 @@ class Ticket(Handle):
             if self._run is not None and self._run.phase in ("running", "paused"):
                 self._run.stop(reason)
         self._wake()
+
+    def begin(self, run: Run) -> None:
+        """The run exists; it is stopped where the call was cancelled meanwhile."""
+        super().begin(run)
+        if self.cancelled and run.phase in ("new", "running", "paused"):
+            run.stop(self.cancelled)
 
     def end(self, result: Any = None, error: BaseException | None = None) -> None:
         """The call has ended; one that was cancelled has no result."""
@@ -157,6 +175,11 @@ class Ticket(Handle):
         level = run.level
         sigma = level.sigma / level.alpha if level.alpha else float("inf")
         return Event(kind, run.step, run.steps, sigma, reason=reason or run.reason)
+
+    async def ended(self) -> None:
+        """Wait for the end of the call."""
+        async for _ in self.events():
+            pass
 
     async def events(self) -> AsyncIterator[Event]:
         """Where the call stands, whenever that changes, until its end.
