@@ -242,3 +242,29 @@ def test_metrics_count_answers_and_network_calls(client: TestClient) -> None:
     assert 'timonel_network_calls{model="emoji"}' in text
     assert 'timonel_answers_total{method="POST",path="/runs",status="202"}' in text
     assert client.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_server_that_was_killed_makes_what_it_had_accepted(tmp_path: Any, apple: Any) -> None:
+    settings = Settings(state=tmp_path)
+    first = application({"emoji": Engine("emoji")}, settings)
+    with TestClient(first) as client:
+        done = client.post("/runs", json=CALL).json()["id"]
+        ended(client, done)
+        until_written = time.monotonic() + SECONDS
+        while (tmp_path / f"{done}.json").exists():
+            assert time.monotonic() < until_written
+        # paused, so that it has no picture when the server ends
+        left = client.post("/runs", json={**CALL, "paused": True}).json()["id"]
+    assert (tmp_path / f"{left}.json").exists()
+    with TestClient(application({"emoji": Engine("emoji")}, settings)) as client:
+        assert near(picture(client.get(f"/runs/{done}/picture").content), apple)
+        assert ended(client, left)["status"] == "done"
+        assert near(picture(client.get(f"/runs/{left}/picture").content), apple)
+
+
+def test_a_journal_that_holds_something_else_is_refused(tmp_path: Any) -> None:
+    (tmp_path / "x.json").write_text("[1]")
+    engine = Engine("emoji")
+    with pytest.raises(tm.ArgumentError, match="is no run of a server"):
+        application({"emoji": engine}, Settings(state=tmp_path))
+    engine.close()

@@ -31,6 +31,9 @@ def serve(
     origin: Annotated[
         list[str] | None, typer.Option(help="Web pages of this origin may call the server (CORS).")
     ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of accepted runs; after a kill they are made again.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16, bf16.")] = None,
 ) -> None:
@@ -60,7 +63,7 @@ def serve(
         name: value for name, value in (("device", device), ("dtype", dtype)) if value
     }
     engines = {name: Engine(name, rows=rows, waiting=waiting, **loading) for name in models}
-    settings = Settings(Limits(steps=steps, side=side), known, tuple(origin or ()))
+    settings = Settings(Limits(steps=steps, side=side), known, state, tuple(origin or ()))
     say.say(f"timonel serves {', '.join(engines)} at http://{host}:{port} (API: /docs)")
     uvicorn.run(
         application(engines, settings), host=host, port=port, log_level="warning",

@@ -193,6 +193,11 @@ class Engine:
         return twin
 
     @property
+    def closing(self) -> bool:
+        """Whether the engine was closed; it may still make what was submitted."""
+        return self._closing
+
+    @property
     def takes(self) -> bool:
         """Whether a call may be submitted now."""
         return not self._closing and len(self._queue) < self.waiting

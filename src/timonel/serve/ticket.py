@@ -95,6 +95,7 @@ class Ticket(Handle):
         self.encoded: Encoded | None = None  # once it is admitted
         self.alone = ""  # why it does not share its network calls
         self._wake = wake
+        self._at_end: list[Callable[[], None]] = []
         self._watchers: list[Callable[[], None]] = []
 
     @property
@@ -143,6 +144,18 @@ class Ticket(Handle):
             error = RunError(f"the call has no result: {self.cancelled}")
         super().end(result, error)
         self.changed()
+        with self._change:
+            calls, self._at_end = self._at_end, []
+        for call in calls:
+            call()
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call something once the call has ended, in the thread that ends it, or now."""
+        with self._change:
+            if not self.done:
+                self._at_end.append(call)
+                return
+        call()
 
     def _order(self, name: str, order: Callable[[Run], Any]) -> Any:
         done = super()._order(name, order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from ..engine import Engine
 from . import a1111, native, openai
 from .answers import answer_errors
 from .guard import Guard
+from .journal import Journal
 from .metrics import Metrics
 from .runs import Runs
 from .settings import Settings
@@ -30,13 +32,15 @@ def application(engines: Mapping[str, Engine], settings: Settings | None = None)
         An ASGI application.
     """
     chosen = settings or Settings()
-    runs, metrics = Runs(engines, chosen.limits), Metrics(engines)
+    journal = None if chosen.state is None else Journal(chosen.state)
+    runs, metrics = Runs(engines, chosen.limits, journal), Metrics(engines)
+    runs.go_on()
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
         for engine in engines.values():
-            engine.close()
+            await asyncio.to_thread(engine.close)
 
     app = FastAPI(
         title="timonel", version=VERSION, lifespan=life, redoc_url=None,

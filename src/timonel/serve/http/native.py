@@ -98,10 +98,11 @@ def router(runs: Runs) -> APIRouter:
     @api.get("/runs/{name}/picture")
     def picture(name: str) -> Response:
         """The finished picture, a PNG with its recipe."""
-        output = find(name).output
-        if output is None:
+        picture = runs.picture(name)
+        if picture is None:
+            find(name)
             raise HTTPException(409, "the run has no picture yet; /runs/NAME/preview shows it")
-        return Response(encoded(output.images[0]), media_type="image/png")
+        return Response(picture, media_type="image/png")
 
     @api.get("/runs/{name}/preview")
     def preview(name: str, decode: bool = False) -> Response:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from ...core.guidance import Guidance, cfg
 from ...core.sampler import DEFAULT, is_file
 from ...errors import ArgumentError, UnknownName, number_of_steps, shown
 from ..engine import Engine
 from ..ticket import Output, Ticket
+from .journal import Accepted, Journal
 from .settings import Limits
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,13 @@ class Runs:
     Args:
         engines: by name; the first one is the usual one.
         limits: see `Limits`.
+        journal: keeps what was accepted; what one that stopped has left is submitted again.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], limits: Limits) -> None:
-        self.engines, self.limits = dict(engines), limits
+    def __init__(
+        self, engines: Mapping[str, Engine], limits: Limits, journal: Journal | None = None
+    ) -> None:
+        self.engines, self.limits, self.journal = dict(engines), limits, journal
         self._runs: OrderedDict[str, Served] = OrderedDict()
 
     def engine(self, model: str | None) -> tuple[str, Engine]:
@@ -140,19 +148,58 @@ class Runs:
         wanted.check(self.limits, count)
         name, engine = self.engine(model)
         first = secrets.randbelow(2**32) if wanted.seed is None else wanted.seed
-        options, runs = wanted.options(), list[Served]()
-        _check_steps(engine, options, self.limits)
+        runs = list[Served]()
+        _check_steps(engine, wanted.options(), self.limits)
         try:
             for seed in itertools.islice(itertools.count(first), count):
-                ticket = engine.submit(
-                    seeds=[seed], deadline=self.limits.run_seconds, output_type="pil", **options
-                )
-                runs.append(self._keep(Served(secrets.token_hex(12), name, ticket)))
+                runs.append(self._begin(secrets.token_hex(12), name, replace(wanted, seed=seed)))
         except BaseException:
             for run in runs:
                 run.ticket.cancel("another picture of its request was refused")
             raise
         return runs
+
+    def _begin(self, name: str, model: str, wanted: Wanted) -> Served:
+        """Submit one run, and write it down first."""
+        if self.journal is not None:
+            self.journal.accept(Accepted(name, model, asdict(wanted)))
+        try:
+            ticket = self.engines[model].submit(
+                seeds=[wanted.seed], deadline=self.limits.run_seconds, output_type="pil",
+                **wanted.options(),
+            )  # fmt: skip
+        except BaseException:
+            if self.journal is not None:
+                self.journal.finish(name, None)
+            raise
+        run = self._keep(Served(name, model, ticket))
+        ticket.when_ended(lambda: self._ended(run))
+        return run
+
+    def _ended(self, run: Served) -> None:
+        """Write the picture of a run; one that the server's end has cut off is left to the next."""
+        output = run.output
+        if self.journal is None or (output is None and self.engines[run.model].closing):
+            return
+        self.journal.finish(run.name, None if output is None else png(output.images[0]))
+
+    def go_on(self) -> int:
+        """Submit what a server before has left in the journal; how many runs that were.
+
+        Raises:
+            ArgumentError: the journal holds something else, or a run of a model that is not served.
+        """
+        left = [] if self.journal is None else list(self.journal.left())
+        for run in left:
+            self._begin(run.name, self.engine(run.model)[0], Wanted(**run.wanted))
+        return len(left)
+
+    def picture(self, name: str) -> bytes | None:
+        """The PNG of a run that has ended; None where there is none."""
+        run = self.find(name)
+        if run is not None and run.output is not None:
+            return png(run.output.images[0])
+        return None if self.journal is None else self.journal.picture(name)
 
     def branch(self, run: Served, step: int | None = None, paused: bool = False) -> Served:
         """A second run from where the first one stands.
@@ -183,6 +230,13 @@ class Runs:
     def all(self) -> Iterable[Served]:
         """Every run that is known, the newest last."""
         return list(self._runs.values())
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG, with its recipe."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _check_steps(engine: Engine, options: Mapping[str, Any], limits: Limits) -> None:

@@ -48,11 +48,14 @@ class Settings:
     Args:
         limits: see `Limits`.
         keys: SHA-256 digests in hexadecimal of the keys that are let in; empty lets everybody in.
+        state: folder of the runs that were accepted, which a killed server goes on with; None keeps
+            nothing.
         origins: web pages of these origins may call the server (CORS); none by default.
     """
 
     limits: Limits = field(default_factory=Limits)
     keys: frozenset[str] = frozenset()
+    state: Path | None = None
     origins: Sequence[str] = ()
 
     def admits(self, key: str | None) -> bool:
