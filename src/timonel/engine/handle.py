@@ -101,7 +101,12 @@ class Handle:
             self._change.notify_all()
 
     def end(self, result: Any = None, error: BaseException | None = None) -> None:
-        """The call has ended, with a result or an error."""
+        """The call has ended.
+
+        Args:
+            result: what `result()` returns.
+            error: what it raises in the place of a result.
+        """
         with self._change:
             self._outcome = result, error
             self._change.notify_all()

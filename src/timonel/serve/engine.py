@@ -277,7 +277,7 @@ class Engine:
     def _newcomer(self) -> Ticket | None:
         """The call that is admitted next, where there is room."""
         with self._change:
-            if not self._queue or self.held >= self.memory:
+            if not self._room():
                 return None
             ticket = heapq.heappop(self._queue)[2]
             self._count_positions()
@@ -318,21 +318,30 @@ class Engine:
     def _rest(self) -> bool:
         """Wait while there is nothing to compute; whether the engine is closed and empty."""
         with self._change:
-            left = any(bucket.jobs for bucket in self.buckets)
-            if self._closing and not self._queue and not left:
-                return True
-            if self._closing and not self._queue and all(b.idle for b in self.buckets if b.jobs):
-                for ticket in self._active():  # nobody is left to resume them
-                    ticket.cancel("the engine was closed while it was paused")
-            room = bool(self._queue) and self.held < self.memory
-            if not (room or self._news or any(bucket.goes for bucket in self.buckets)):
-                self._change.wait(TICK if left or self._queue else None)
+            at_work = [bucket for bucket in self.buckets if bucket.jobs]
+            paused = all(bucket.idle for bucket in at_work)
+            if self._closing and not self._queue:
+                if not at_work:
+                    return True
+                if paused:
+                    self._abandon()
+            if paused and not self._news and not self._room():
+                self._change.wait(TICK if at_work or self._queue else None)
                 self._news = True
             if self._news:
                 self._news = False
-                for bucket in self.buckets:
+                for bucket in at_work:
                     bucket.idle = False
             return False
+
+    def _abandon(self) -> None:
+        """Give up paused calls, which nobody is left to resume."""
+        for ticket in self._active():
+            ticket.cancel("the engine was closed while it was paused")
+
+    def _room(self) -> bool:
+        """Whether a call waits that could be admitted."""
+        return bool(self._queue) and self.held < self.memory
 
     def _admit(self, ticket: Ticket) -> None:
         """Encode a call, and let it take part."""

@@ -10,7 +10,8 @@ from sse_starlette import EventSourceResponse
 
 from ...core import grids, solvers
 from ...core.guidance import cfg
-from ...make.recipe import Recipe
+from ...pipelines.recipe.data import KEY
+from ...reading import parsed
 from .answers import encoded, events
 from .runs import Runs, Served, Wanted
 
@@ -53,7 +54,7 @@ def described(run: Served) -> dict[str, Any]:
     """Where a run stands, as data."""
     ticket, now = run.ticket, run.ticket.now
     output = run.output
-    recipe = None if output is None else Recipe.of(output.images[0]).model_dump(exclude_none=True)
+    recipe = None if output is None else parsed(output.images[0].info.get(KEY, "null"))
     return {
         "id": run.name, "model": run.model, "created": run.created, "status": ticket.status,
         **now._asdict(), "alone": ticket.alone, "recipe": recipe,
