@@ -122,14 +122,20 @@ def test_a_paused_call_holds_nobody_up_and_goes_back_and_on(engine: Engine, pipe
     )
 
 
-def test_a_branch_of_its_run_goes_on_in_the_native_way(engine: Engine, pipe: Any) -> None:
-    keeper = Gatekeeper(2)
-    ticket = engine.submit(hooks=[keeper], **made(pipe, CALLS[1]))
-    assert keeper.reached.wait(SECONDS)
-    keeper.go.set()
-    twin = ticket.branch()
-    assert twin.step in (1, 2)
-    ticket.result(SECONDS)
+def test_a_branch_goes_another_way_from_a_step_of_a_call_that_has_ended(
+    engine: Engine, pipe: Any
+) -> None:
+    call = made(pipe, {**CALLS[1], "guidance": 3.0})
+    first = engine.submit(keep=6, **call)
+    first.result(SECONDS)
+    same = engine.branch(first, step=2)
+    other = engine.branch(first, step=2, paused=True)
+    other.run.guidance = 1.0
+    other.resume()
+    assert np.array_equal(pixels(same.result(SECONDS))[0], pixels(first.result())[0])
+    assert not np.array_equal(pixels(other.result(SECONDS))[0], pixels(first.result())[0])
+    assert first.result().evaluations == 12
+    assert other.result().evaluations == 4
 
 
 def test_guidance_may_be_changed_while_it_goes_on(engine: Engine, pipe: Any) -> None:

@@ -328,11 +328,15 @@ class Engine:
             if paused and not self._news and not self._room():
                 self._change.wait(TICK if at_work or self._queue else None)
                 self._news = True
-            if self._news:
-                self._news = False
-                for bucket in at_work:
-                    bucket.idle = False
+            self._look_again(at_work)
             return False
+
+    def _look_again(self, buckets: list[Bucket]) -> None:
+        """After an order, paused runs may go on."""
+        if self._news:
+            self._news = False
+            for bucket in buckets:
+                bucket.idle = False
 
     def _abandon(self) -> None:
         """Give up paused calls, which nobody is left to resume."""
@@ -361,8 +365,9 @@ class Engine:
             if slots is not None:
                 break
         else:
-            bucket = Bucket(encoded.network, context, self.rows)
-            slots = encoded.network.conditions.slots
+            shared = encoded.network.conditions.twin()
+            bucket = Bucket(replace(encoded.network, conditions=shared), context, self.rows)
+            slots = shared.slots
             self.buckets = [b for b in self.buckets if b.jobs] + [bucket]
         if not bucket.jobs:  # what it has not used meanwhile is no credit
             spent = [b.spent for b in self.buckets if b.jobs]
