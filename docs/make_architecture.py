@@ -21,6 +21,7 @@ PURPOSES = {
     "diagnosis": "the doctor",
     "make": "a picture, a video, once more",
     "compat": "diffusers' names",
+    "serve": "many calls, over HTTP",
     "pipelines": "a diffusers pipeline at the helm",
     "zoo": "the models that ship with it",
     "exact": "denoisers known exactly",

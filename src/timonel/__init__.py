@@ -21,6 +21,7 @@ _WHERE = {
     "At": "core.process",
     "BrownianNoise": "core.noise",
     "EDM": "core.process",
+    "Engine": "serve.engine",
     "Flow": "core.process",
     "GRIDS": "core.grids",
     "Grid": "core.grids",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from .make.recipe import replay as replay
     from .pipelines.helm import Helm as Helm
     from .pipelines.sockets.scheduler import Scheduler as Scheduler
+    from .serve.engine import Engine as Engine
     from .tuning import tune as tune
 
 

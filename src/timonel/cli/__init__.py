@@ -14,6 +14,7 @@ from ..version import VERSION
 from . import compare, say, tune
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
+from .serve import serve
 
 DEBUG = "TIMONEL_DEBUG"
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -140,7 +141,7 @@ def root(
     """Options before any command."""
 
 
-for command in (generate, animate, replay, samplers, grids, models, explain, doctor):
+for command in (generate, animate, replay, samplers, grids, models, explain, doctor, serve):
     app.command()(command)
 compare.add(app)
 tune.add(app)

@@ -34,6 +34,8 @@ class Job:
         conditions: The slot of each of its samples' conditions; empty where the network has none.
         name: Whatever tells it from others.
         keeps_steps: Whether `denoised` gets the prediction of every step.
+        priority: Those with a higher one go first.
+        turn: The last one of the batch that it was part of.
         seconds: Its share of the calls that it was part of.
         evaluations: Network evaluations so far, conditional and unconditional ones.
         denoised: The predictions (n, …) of its steps.
@@ -48,6 +50,8 @@ class Job:
     conditions: Sequence[int] = ()
     name: str = ""
     keeps_steps: bool = True
+    priority: int = 0
+    turn: int = 0
     seconds: float = 0.0
     evaluations: int = 0
     denoised: list[Tensor] = field(default_factory=list)
@@ -85,19 +89,23 @@ class Turn(NamedTuple):
 
 
 class Batch:
-    """Runs that share the calls of a network. Those that began first go first.
+    """Runs that share the calls of a network.
 
-    A paused run keeps its place and holds nobody up. One that fails, or whose sample is no longer
-    finite, ends with its `reason`; the others go on.
+    Those that began first go first, or all take turns. A paused run holds nobody up. One that
+    fails, or whose sample is no longer finite, ends with its `reason`; the others go on.
 
     Args:
         network: What evaluates their rows.
         limit: Network evaluations a call, at most; a single row may need more.
         jobs: The first ones; `admit` takes more at any time.
+        fair: Whether a call serves those first that have waited longest for one.
     """
 
-    def __init__(self, network: Network, limit: int, jobs: Iterable[Job] = ()) -> None:
-        self.network, self.limit = network, limit
+    def __init__(
+        self, network: Network, limit: int, jobs: Iterable[Job] = (), fair: bool = False
+    ) -> None:
+        self.network, self.limit, self.fair = network, limit, fair
+        self._turn = 0
         self._waiting, self._active = deque(jobs), list[Job]()
         self._news = threading.Event()
 
@@ -123,8 +131,14 @@ class Batch:
     def turn(self) -> Turn:
         """One network call, and one row of every run that it serves."""
         chosen, ended = list[Job](), list[Job]()
+        if self.fair:
+            self._start_all(ended)
+            self._active.sort(key=lambda job: (-job.priority, job.turn))
         if self._go_on(chosen, ended):
             self._let_in(chosen, ended)
+        self._turn += 1
+        for job in chosen:
+            job.turn = self._turn
         self._advance(chosen)
         ended += [job for job in chosen if job.reason]
         self._active = [job for job in self._active if job not in ended]
@@ -155,6 +169,15 @@ class Batch:
             if self._begin(job) and job.run.proceed(wait=False):
                 chosen.append(job)
             elif job.reason:
+                ended.append(job)
+
+    def _start_all(self, ended: list[Job]) -> None:
+        """Begin all runs that wait; the longest since its last call is then the newest."""
+        while self._waiting:
+            job = self._waiting.popleft()
+            if self._begin(job):
+                self._active.append(job)
+            else:
                 ended.append(job)
 
     def _begin(self, job: Job) -> bool:

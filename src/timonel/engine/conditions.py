@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,13 @@ class Conditions:
 
     def __len__(self) -> int:
         return len(self._now[0])
+
+    def twin(self) -> Conditions:
+        """The same conditions in the same slots; what is added to one leaves the other alone."""
+        twin = copy(self)
+        twin._lock = threading.Lock()
+        twin._next = itertools.count(max(self.slots, default=-1) + 1)
+        return twin
 
     def add(self, other: Conditions) -> tuple[int, ...]:
         """Take in all conditions of another batch.

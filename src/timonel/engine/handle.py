@@ -36,10 +36,17 @@ class PreparedCall(Protocol):
         """Let go of what it has claimed."""
 
 
-class _Begun(Hook):
-    """Gives the run to the handle as soon as it exists, with the orders that came earlier."""
+class Begun(Hook):
+    """Gives the run to a handle as soon as it exists. It has to be the first hook.
 
-    def __init__(self, begun: Callable[[Run], None], look: Callable[[Run], None] | None) -> None:
+    Args:
+        begun: `handle.begin`.
+        look: called after every step, in the thread of the call.
+    """
+
+    def __init__(
+        self, begun: Callable[[Run], None], look: Callable[[Run], None] | None = None
+    ) -> None:
         self._begun, self._look = begun, look
 
     def on_start(self, run: Run) -> None:
@@ -69,51 +76,39 @@ class Handle:
     a daemon.
 
     Args:
-        prepare: the call with a hook, which has to be the first; what it raises is raised here.
         pictures: makes pictures of a run; whether decoded, and whether the call goes on.
-        run: of the call, where it has begun already; else the hook says it.
-        look: called after every step, in the thread of the call.
+        run: of the call, where it has begun already; else `begin` says it.
         complete: the run has no row to compute, and is only decoded.
     """
 
     def __init__(
-        self,
-        prepare: Callable[[Hook], PreparedCall],
-        pictures: Pictures,
-        *,
-        run: Run | None = None,
-        look: Callable[[Run], None] | None = None,
-        complete: bool = False,
+        self, pictures: Pictures, *, run: Run | None = None, complete: bool = False
     ) -> None:
         self._run = run
         self._early: list[Callable[[Run], None]] = []
         self._change = threading.Condition()
         self._outcome: tuple[Any, BaseException | None] | None = None  # once the call has ended
         self._complete, self._pictures = complete, pictures
-        work = prepare(_Begun(self._begin, look))
-        thread = threading.Thread(target=self._work, args=(work,), name="timonel", daemon=True)
-        try:
-            thread.start()
-        except BaseException:
-            work.cancel()
-            raise
 
-    def _work(self, work: PreparedCall) -> None:
-        outcome: tuple[Any, BaseException | None]
-        try:
-            outcome = work(), None
-        except BaseException as error:
-            outcome = None, error
-        with self._change:
-            self._outcome = outcome
-            self._change.notify_all()
-
-    def _begin(self, run: Run) -> None:
+    # -- for what makes the call -----------------------------------------------------------------
+    def begin(self, run: Run) -> None:
+        """The run exists: it gets the orders that came earlier."""
         with self._change:
             self._run = run
             for order in self._early:
                 order(run)
             self._early.clear()
+            self._change.notify_all()
+
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        """The call has ended.
+
+        Args:
+            result: what `result()` returns.
+            error: what it raises in the place of a result.
+        """
+        with self._change:
+            self._outcome = result, error
             self._change.notify_all()
 
     def _order(self, name: str, order: Callable[[Run], Any]) -> Any:
@@ -261,6 +256,44 @@ class Handle:
         return result
 
 
+def in_background(
+    prepare: Callable[[Hook], PreparedCall],
+    pictures: Pictures,
+    *,
+    run: Run | None = None,
+    look: Callable[[Run], None] | None = None,
+    complete: bool = False,
+) -> Handle:
+    """Make a call in a thread of its own.
+
+    Args:
+        prepare: the call with a hook, which has to be the first; what it raises is raised here.
+        pictures: see `Handle`.
+        run: see `Handle`.
+        look: called after every step, in the thread of the call.
+        complete: see `Handle`.
+
+    Returns:
+        The handle of the call.
+    """
+    handle = Handle(pictures, run=run, complete=complete)
+    work = prepare(Begun(handle.begin, look))
+
+    def call() -> None:
+        try:
+            handle.end(work())
+        except BaseException as error:
+            handle.end(error=error)
+
+    thread = threading.Thread(target=call, name="timonel", daemon=True)
+    try:
+        thread.start()
+    except BaseException:
+        work.cancel()
+        raise
+    return handle
+
+
 # -- the native loop -------------------------------------------------------------------------------
 def start(
     denoise: Denoiser,
@@ -326,4 +359,4 @@ def start(
             )
         return pictures(run.result if run.called_at is None else run.denoised)
 
-    return Handle(lambda begun: call, show, run=call.run)
+    return in_background(lambda begun: call, show, run=call.run)

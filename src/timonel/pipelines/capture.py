@@ -68,7 +68,7 @@ def capture(
     }  # fmt: skip
     call = helm.ready(args, {**settings, **options}, partial(watched.WatchingGate, watch))
     session = call.session
-    session.scheduler.__dict__["add_noise"] = _noised
+    session.scheduler.__dict__["add_noise"] = not_noised
     try:
         call()
         raise NotCaptured(
@@ -83,7 +83,8 @@ def capture(
     return _captured(helm, watch.rows, session.request.scale, scheduler.run, process)
 
 
-def _noised(*_: Any) -> Tensor:
+def not_noised(*_: Any) -> Tensor:
+    """In the place of a scheduler's `add_noise`. Raises `NotCaptured`."""
     raise NotCaptured(
         "the pipeline mixes a picture with noise, so where it begins depends on the grid"
     )
@@ -106,6 +107,7 @@ class Captured:
         entry: A sample as the network gets it, for its dtype and device.
         time_dtype: Of the time that the network gets; None where it is no tensor.
         joined: The dimension along which the sample is followed by what else the network reads.
+        width: Of the sample along it; None where nothing follows.
         clock: (a, b) with network time = a·time + b.
         weights: (parts, 1, …), what the pipeline multiplies the parts with before it adds them.
         place: Which of the parts is the conditional one.
@@ -123,6 +125,7 @@ class Captured:
     entry: Tensor
     time_dtype: torch.dtype | None
     joined: int
+    width: int | None
     clock: tuple[float, float]
     weights: Tensor
     place: int
@@ -325,8 +328,8 @@ def _captured(
     captured = Captured(
         helm, module, start, process, run.prediction, run.denoised_fn, scale if guided else None,
         Conditions(arguments, len(start), len(weights), batch_tree.batched), names,
-        sample.new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined, clock,
-        weights, place,
+        sample.new_empty(0), time.dtype if isinstance(time, Tensor) else None, joined,
+        None if extra is None else start.shape[joined], clock, weights, place,
     )  # fmt: skip
     _check(captured, rows, pipe)
     return captured

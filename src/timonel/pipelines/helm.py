@@ -13,7 +13,7 @@ from ..core.guidance import Guidance
 from ..core.noise import Seeded
 from ..core.run import Run
 from ..core.sampler import DEFAULT, Sampler
-from ..engine.handle import Handle
+from ..engine.handle import Handle, in_background
 from ..errors import ArgumentError, GridError, Inexact, RunError
 from ..zoo import prompts
 from . import choice, fitted_check, request
@@ -160,7 +160,7 @@ class Helm(Steered):
             TimonelError: what a call raises before any compute, before the thread starts.
         """
         resume, hooks = options.get("resume"), border.listed(options.pop("hooks", None))
-        return Handle(
+        return in_background(
             lambda hook: self.ready(args, {**options, "hooks": [hook, *hooks]}),
             lambda run, decode, going: previewed(self.context, run, decode=decode, going=going),
             look=lambda run: run.context.look(run.latents),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, TimonelError
+from .source import getsource
 
 if TYPE_CHECKING:
     from .session import Session
@@ -60,7 +61,7 @@ def counts(pipe: Any) -> bool:
     the pipeline again, which is always right.
     """
     try:
-        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+        source = getsource(inspect.unwrap(type(pipe).__call__))
     except (OSError, TypeError):
         return True
     loop = re.search(
@@ -80,7 +81,7 @@ def steps_with_scheduler(pipe: Any) -> bool:
         if module is None or cls is object:
             continue
         try:
-            if re.search(r"scheduler\w*\.step\(", inspect.getsource(module)):
+            if re.search(r"scheduler\w*\.step\(", getsource(module)):
                 return True
         except (OSError, TypeError):
             return True
@@ -145,7 +146,7 @@ def rounds_down(pipe: Any) -> bool:
     A low strength then leaves no step.
     """
     try:
-        return FLOOR in inspect.getsource(inspect.unwrap(type(pipe).get_timesteps))
+        return FLOOR in getsource(inspect.unwrap(type(pipe).get_timesteps))
     except (AttributeError, OSError, TypeError):
         return False
 
@@ -165,7 +166,7 @@ def indexes_by_time(pipe: Any) -> bool:
 
 def _source(module: Any) -> str:
     try:
-        return inspect.getsource(module)
+        return getsource(module)
     except (OSError, TypeError):
         return ""
 

@@ -86,14 +86,19 @@ class WatchingGate(Gate):
             raise NotCaptured(
                 f"{self._name} calls a second network beside its own ({type(module).__name__})"
             )
-        signature = inspect.signature(type(module).forward)
-        named = signature.bind(module, *called.args, **called.kwargs).arguments
-        named.pop("self", None)
         output = batch_tree.tensors(result)
         if output is None or self.session.run is None:
             raise NotCaptured(f"{type(module).__name__} returns no tensor to watch")
-        self.watch.rows[-1].calls.append((module, {**named, **named.pop("kwargs", {})}, output))
+        self.watch.rows[-1].calls.append((module, noted(called), output))
         return result
+
+
+def noted(called: Called) -> dict[str, Any]:
+    """The arguments of a network call by name."""
+    signature = inspect.signature(type(called.module).forward)
+    named = signature.bind(called.module, *called.args, **called.kwargs).arguments
+    named.pop("self", None)
+    return {**named, **named.pop("kwargs", {})}
 
 
 def module(rows: list[WatchedRow], pipe: str) -> nn.Module:

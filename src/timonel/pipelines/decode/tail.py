@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ..caller import frames
 from ..guidance.gate import networks
+from ..source import READING
 
 # methods that change their object, as calls clean up after their loop: attention processors, caches
 CHANGING = re.compile(
@@ -94,6 +95,12 @@ def look(pipe: Any) -> Tail | None:
 @lru_cache(maxsize=64)
 def _rest(code: types.CodeType, line: int) -> Rest:
     """The rest of a function from the statement at `line` on."""
+    with READING:
+        return _read_rest(code, line)
+
+
+def _read_rest(code: types.CodeType, line: int) -> Rest:
+    """As `_rest`, while no other thread makes syntax trees."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError) as error:

@@ -16,6 +16,7 @@ from ...core.process import Process, from_config
 from ...core.process.config import prediction_of
 from ...errors import ModelError
 from .. import trust
+from ..source import getsource
 
 NETWORKS = ("transformer", "unet", "prior")
 # of a hub repository, only the configurations are fetched: a few kilobytes
@@ -142,7 +143,7 @@ def loop(facts: Facts) -> Loop:
     if facts.modular:
         return _of_blocks(module)
     try:
-        text, whole = inspect.getsource(call), inspect.getsource(module)
+        text, whole = getsource(call), getsource(module)
     except (OSError, TypeError):
         return Loop()  # a stand-in of diffusers for a pipeline whose libraries are not installed
     parameters = inspect.signature(call).parameters
@@ -162,7 +163,7 @@ def _of_blocks(module: ModuleType) -> Loop:
             importlib.import_module(f"{module.__package__}.{name}")
             for name in ("before_denoise", "denoise")
         )
-        text = inspect.getsource(before) + inspect.getsource(denoise)
+        text = getsource(before) + getsource(denoise)
     except (ImportError, OSError, TypeError):
         return Loop()
     lists = tuple(name for name in LISTS if f'InputParam("{name}"' in text)

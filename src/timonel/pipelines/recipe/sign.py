@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def sign(helm: Steered, session: Session, options: Mapping[str, Any], output: An
 
     common = _common(helm, session, options)
     for i, image in enumerate(images):
-        seed = _seed(helm, options, i)
+        seed = _seed(session.request.seeds, options, i)
         if seed is not None and hasattr(image, "info"):
             recipe = RecipeData(**{**common, **_prompts(options, i, len(images)), "seed": seed})
             into(image, texts(recipe, image.size))
@@ -65,7 +65,7 @@ def _images(output: Any) -> list[Any]:
 
 def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict[str, Any]:
     """What all pictures of a call share."""
-    run, guidance = helm.run, session.request.guidance
+    run, guidance = session.newest, session.request.guidance
     assert run is not None
     arguments, missing = _arguments(helm, options, session.request.scale)
     scheduler = session.scheduler
@@ -80,7 +80,7 @@ def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict
         "width": arguments.pop("width", None),
         "height": arguments.pop("height", None),
         "missing": missing,
-        "besides": _besides(helm, session, options),
+        "besides": _besides(session, options),
         "batch": batch if batch > 1 else None,
         "stopped_after": run.step if run.status == "stopped" else None,
         "versions": versions(),
@@ -88,13 +88,13 @@ def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict
     return {**{k: v for k, v in fields.items() if v not in (None, [])}, "arguments": arguments}
 
 
-def _besides(helm: Steered, session: Session, options: Mapping[str, Any]) -> list[str]:
+def _besides(session: Session, options: Mapping[str, Any]) -> list[str]:
     """What else had a part in a call and is in no recipe."""
     hooks = [hook for hook in map(adapt, session.request.hooks) if _acts(hook)]
     besides = [f"hook {hook.name!r}" for hook in hooks]
     besides += [name for name in CALLBACKS if options.get(name) is not None]
     besides += ["resume="] if session.request.resume is not None else []
-    return besides + ([] if helm.seeds else ["generator="])
+    return besides + ([] if session.request.seeds else ["generator="])
 
 
 def _settled(scheduler: Scheduler) -> Sampler:
@@ -166,10 +166,10 @@ def _prompts(options: Mapping[str, Any], i: int, count: int) -> dict[str, Any]:
     return {**fields, "more_prompts": more or None}
 
 
-def _seed(helm: Steered, options: Mapping[str, Any], i: int) -> int | None:
+def _seed(seeds: Sequence[int] | None, options: Mapping[str, Any], i: int) -> int | None:
     """The seed of picture `i`."""
-    if helm.seeds:
-        return helm.seeds[i] if i < len(helm.seeds) else None
+    if seeds:
+        return seeds[i] if i < len(seeds) else None
     generator = options.get("generator")
     if isinstance(generator, (list, tuple)):
         generator = generator[i] if i < len(generator) else None
