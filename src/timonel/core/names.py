@@ -121,25 +121,11 @@ GRID_ALIASES = {
     "use beta sigmas": "beta_sigma",
     "use lu lambdas": "lam",
 }  # fmt: skip
-CFG_PP = (
-    "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does"
-    " not exist yet"
-)
-PLAIN = f"{CFG_PP}, so use {{0!r}} with guidance"
-#: ComfyUI's samplers with CFG++, and the same without it
-WITH_CFG_PP = {
-    f"{plain} cfg pp": plain.replace(" ", "_")
-    for plain in (
-        "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep",
-        "res multistep ancestral", "gradient estimation",
-    )
-}  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
     "dpm adaptive": (
         "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'"
     ),
-    **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
     "sa solver pece": (
         "predicting, correcting and calling the network again does not exist yet; use 'sa_solver',"
         " which makes one call a step"

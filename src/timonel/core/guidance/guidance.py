@@ -1,4 +1,4 @@
-"""How conditional and unconditional outputs are combined, and at which network calls.
+"""Guidance as a table: a scale for every row, and the weights that forecast an output.
 
 `guided = uncond + scale·(cond - uncond)` on the raw output (Ho & Salimans 2022, arXiv 2207.12598);
 scale = 1 is no guidance. Outside the interval the unconditional output is not computed at all.
@@ -22,16 +22,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, RunError, among, finite, is_number, plain, several, shown, whole
-from .forecast import weights
-from .kernel import combine as weighted_sum
-from .process import Level
-from .table import Table
+from ...errors import (
+    ArgumentError,
+    RunError,
+    among,
+    finite,
+    instance,
+    is_number,
+    plain,
+    several,
+    shown,
+    whole,
+)
+from ..forecast import weights
+from ..kernel import combine as weighted_sum
+from ..process import Level
+from ..table import Table
+from .outputs import Combined, Method, Outputs, Place, guide
 
 UNITS = ("ratio", "step", "sigma")
+# a scale of 1 whose unconditional output is computed all the same, for the solver reads it
+BOTH = math.nextafter(1.0, 2.0)
 SAME_LEVEL = 1e-9  # distance in lam of two calls at one level
 
 
@@ -48,6 +61,7 @@ class Guidance:
             the conditional one (arXiv 2305.08891, eq. 15-16).
         forecast: both outputs are computed at every so-many-th guided call; 1 is always.
         order: how many of the newest differences a forecast reads, 1 or 2.
+        method: how the outputs are combined, see `methods`; None is classifier-free guidance.
 
     Raises:
         ArgumentError: a value outside its range, or an empty interval.
@@ -60,6 +74,7 @@ class Guidance:
     rescale: float = 0.0
     forecast: int = 1
     order: int = 1
+    method: Method | None = None
 
     def __post_init__(self) -> None:
         among("guidance unit", self.unit, UNITS)
@@ -78,6 +93,12 @@ class Guidance:
         }  # fmt: skip
         for key, value in checked.items():
             object.__setattr__(self, key, value)
+        if self.method is not None:
+            instance("method", self.method, Method, "a guidance method, as tm.apg(…) has one")
+            if self.rescale and not self.method.rescales:
+                raise ArgumentError(
+                    f"nobody defines rescale={self.rescale:g} with {self.method.name}: leave it out"
+                )
 
     def compile(self, table: Table, prediction: str, since: int = 0) -> CompiledGuidance:
         """What the guidance says for every row of a table.
@@ -95,7 +116,24 @@ class Guidance:
         """
         scales = self.scales(table)
         return CompiledGuidance(
-            self, scales, self._weights(table, prediction, scales, since), since
+            self, scales, self._weights(table, prediction, scales, since), since,
+            self._places(table, prediction),
+        )  # fmt: skip
+
+    def _places(self, table: Table, prediction: str) -> tuple[Place, ...]:
+        """Where every row stands, for the method; empty where there is none."""
+        if self.method is None:
+            return ()
+        self.method.check(prediction)
+        if self.method.reads_uncond and not table.reads_uncond:
+            raise ArgumentError(
+                f"{self.method.name} needs a solver that reads the unconditional prediction, and"
+                f" {table.solver!r} does not: take one such as 'euler_cfg_pp'"
+            )
+        c_x, c_raw = (c.tolist() for c in table.clean(prediction))
+        return tuple(
+            Place(c_x[row], c_raw[row], step, table.steps, prediction)
+            for row, step in enumerate(table.step)
         )
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
@@ -113,7 +151,8 @@ class Guidance:
     def _scale_of(self, table: Table, step: int) -> float | None:
         if not self._inside(table, step):
             return 1.0
-        return self.scale[step] if isinstance(self.scale, tuple) else self.scale
+        scale = self.scale[step] if isinstance(self.scale, tuple) else self.scale
+        return BOTH if scale == 1.0 and table.reads_uncond else scale
 
     def _inside(self, table: Table, step: int) -> bool:
         if self.unit == "sigma":
@@ -162,12 +201,14 @@ class CompiledGuidance:
         weights: (K,) of the remembered differences cond - uncond of raw outputs, newest first,
             whose sum forecasts the row's; empty where both outputs are computed, or one.
         since: the row from which it holds.
+        places: (K,) where its rows stand; empty without a method.
     """
 
     guidance: Guidance | None
     scales: tuple[float | None, ...]
     weights: tuple[tuple[float, ...], ...]
     since: int = 0
+    places: tuple[Place, ...] = ()
 
     @classmethod
     def of(
@@ -182,6 +223,38 @@ class CompiledGuidance:
     def rescale(self) -> float:
         """Share of the guided output that is rescaled; 0 where there is no guidance."""
         return 0.0 if self.guidance is None else self.guidance.rescale
+
+    @property
+    def method(self) -> Method | None:
+        """How outputs are combined; None by the scale alone."""
+        return None if self.guidance is None else self.guidance.method
+
+    def place(self, row: int) -> Place | None:
+        """Where a row stands; None without a method."""
+        return self.places[row] if self.places else None
+
+    def combine(
+        self, row: int, outputs: Outputs, momentum: Tensor | None = None, scale: float | None = None
+    ) -> Combined:
+        """The guided raw output of a row, for loops that call the network themselves.
+
+        Args:
+            row: 0 to K - 1.
+            outputs: of the row, which get its place here.
+            momentum: `run.momentum`.
+            scale: where the row's is None, the pipeline's own.
+
+        Returns:
+            The raw output, and the momentum, for `run.remember(momentum=…)`.
+
+        Raises:
+            ArgumentError: neither the row nor the caller has a scale.
+        """
+        chosen = scale if self.scales[row] is None else self.scales[row]
+        if chosen is None:
+            raise ArgumentError("guidance needs a scale here: cfg(4.0, …)")
+        placed = outputs._replace(place=self.place(row))
+        return guide(placed, chosen, rescale=self.rescale, method=self.method, momentum=momentum)
 
     @property
     def order(self) -> int:
@@ -242,6 +315,19 @@ def cfg(
     Raises:
         ArgumentError: a value outside its unit's range.
     """
+    start, stop = interval(until, between, unit)
+    newest = forecast_order(forecast, order)
+    return Guidance(scale, start, stop, unit, rescale, forecast, newest)  # type: ignore[arg-type]
+
+
+def interval(
+    until: float | None, between: tuple[float, float] | None, unit: str
+) -> tuple[float, float]:
+    """The ends of an interval, as `cfg` takes it.
+
+    Raises:
+        ArgumentError: both are set, or `between` is no pair.
+    """
     among("guidance unit", unit, UNITS)
     if until is not None and between is not None:
         raise ArgumentError("give either until= or between=, not both")
@@ -251,59 +337,21 @@ def cfg(
             f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}"
         )
     first, last = (math.inf, 0.0) if unit == "sigma" else (0.0, math.inf)
-    start, stop = ends if ends is not None else (first, last if until is None else until)
+    return ends if ends is not None else (first, last if until is None else until)
+
+
+def forecast_order(forecast: int, order: int | None) -> int:
+    """How many differences a forecast reads, 1 by default.
+
+    Raises:
+        ArgumentError: an order without a forecast.
+    """
     if order is not None and whole("forecast", forecast) == 1:
         raise ArgumentError(
             f"order={order} says how the unconditional output is forecast; give forecast too, e.g."
             " forecast=2"
         )
-    newest = 1 if order is None else order
-    return Guidance(scale, start, stop, unit, rescale, forecast, newest)  # type: ignore[arg-type]
-
-
-def parsed(
-    scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1
-) -> Guidance | None:
-    """Guidance from words of the command line.
-
-    Args:
-        scale: one number.
-        until: the end: 0.4 (of the steps), "step:4" or "sigma:1.2".
-        rescale: as in `cfg`.
-        forecast: as in `cfg`.
-
-    Returns:
-        None where nothing is set.
-
-    Raises:
-        ArgumentError: `until` is none of these.
-    """
-    if until is None:
-        if scale is None and not rescale and forecast == 1:
-            return None
-        return cfg(scale, rescale=rescale, forecast=forecast)
-    end, unit = _typed_end(until)
-    return cfg(scale, until=end, unit=unit, rescale=rescale, forecast=forecast)
-
-
-def _typed_end(until: float | str) -> tuple[float, str]:
-    """The end of an interval and its unit."""
-    unit, colon, number = str(until).rpartition(":")
-    try:
-        end = float(number)
-    except ValueError:
-        end = math.nan
-    if not colon and 1 < end < math.inf:
-        step = f"step:{end:g} for a step, or " if end.is_integer() else ""
-        raise ArgumentError(
-            f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write"
-            f" {step}sigma:{end:g}"
-        )
-    if math.isnan(end) or (colon and unit not in UNITS):
-        raise ArgumentError(
-            f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}"
-        )
-    return end, unit or "ratio"
+    return 1 if order is None else order
 
 
 def _scale(scale: Any) -> float | tuple[float, ...] | None:
@@ -331,30 +379,6 @@ def _position(end: str, value: Any, unit: str) -> float:
     if unit == "step" and number != int(number):
         raise ArgumentError(f"guidance {end} {number:g} is not a step index")
     return number
-
-
-def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """The guided raw output, `uncond + scale·(cond - uncond)`, and its rescaled form.
-
-    Args:
-        cond: (batch, …), the conditional raw output.
-        uncond: (batch, …), the unconditional one.
-        scale: 1 is `cond`.
-        rescale: share, 0 to 1, of the output with the standard deviation of `cond`, per sample.
-
-    Source: arXiv 2207.12598; rescaling arXiv 2305.08891, eq. 15-16.
-    """
-    guided = torch.lerp(uncond, cond, scale)
-    if not rescale:
-        return guided
-    dims = tuple(range(1, cond.ndim))
-    factor = stretch(cond.std(dim=dims, keepdim=True), guided.std(dim=dims, keepdim=True))
-    return guided * (1 - rescale + rescale * factor)
-
-
-def stretch(cond: Tensor, guided: Tensor) -> Tensor:
-    """Ratio of two standard deviations, `cond / guided`; 1, its limit, where `guided` is 0."""
-    return torch.where(guided > 0, cond / guided, torch.ones_like(guided))
 
 
 def assigned(value: Any) -> Guidance | None:
