@@ -11,7 +11,7 @@ added to what was made, `s·(cond - worse)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,18 @@ from ...core.guidance import Guidance, Outputs, Term, guide
 from ...core.run import Run
 from ...errors import ArgumentError, ModelError
 from . import batch_tree, perturbed
+from .called import Called, networks
 from .turn import Turn
 
 EXACT = 0.02  # relative distance from the sum of a pipeline that does nothing else
 # arguments of pipelines that change what they have combined
 RESCALERS = ("guidance_rescale", "cfg_normalization")
 OWN_LAYERS = "skip_guidance_layers"  # of pipelines that skip layers themselves
+PERTURBS = "{} perturbs attention itself: give pag_scale=0 for {}"
+THREE = (
+    "{} guides by two things at once, and {} is made for two parts: guide it by one scale,"
+    " guidance=4.0"
+)
 NO_SUM = "makes something else of its two parts than a sum"
 
 
@@ -145,6 +151,17 @@ class Applied:
         guided = run.scale != 1.0 and run.guided.guidance is not None
         return guided and (run.guided.method is not None or run.table.reads_uncond)
 
+    def check(self, guidance: Guidance) -> None:
+        """Check that the networks of a call that goes on can be guided so.
+
+        Raises:
+            ArgumentError, UnknownName, ModelError: they cannot.
+        """
+        modules = [module for module, main in networks(self.pipe).items() if main]
+        refuse_terms(self.pipe, guidance.terms, modules, self.weak)
+        if guidance.terms and batch_tree.perturbed(self.pipe):
+            raise ArgumentError(PERTURBS.format(self.name, guidance.terms[0].kind))
+
     def admit(self, run: Run, count: int) -> None:
         """Check that a batch of `count` parts can be guided so, before it is computed.
 
@@ -153,18 +170,24 @@ class Applied:
         """
         extra = batch_tree.perturbed(self.pipe)
         if count == 3 and not extra and self._replaces(run):
-            raise ArgumentError(
-                f"{self.name} guides by two things at once, and {_what(run)} is made for two parts:"
-                " guide it by one scale, guidance=4.0"
-            )
+            raise ArgumentError(THREE.format(self.name, _what(run)))
         if extra and self.wants(run):
-            raise ArgumentError(
-                f"{self.name} perturbs attention itself: give pag_scale=0 for {_what(run)}"
-            )
+            raise ArgumentError(PERTURBS.format(self.name, _what(run)))
+
+    def admit_parts(
+        self, guidance: Guidance, each: Sequence[Tensor], raw: Tensor, x: Tensor
+    ) -> None:
+        """Raises `ArgumentError` where the parts of a row cannot be combined in another way."""
+        what = "the sampler" if guidance.method is None else guidance.method.name
+        if batch_tree.perturbed(self.pipe):
+            raise ArgumentError(PERTURBS.format(self.name, what))
+        if len(each) == 3:
+            raise ArgumentError(THREE.format(self.name, what))
+        find(each, raw, x, self.name, strict=True)
 
     def evaluate(
-        self, turn: Turn, run: Run, called: Any, shape: batch_tree.Shape, place: int
-    ) -> None:
+        self, turn: Turn, run: Run, called: Called, shape: batch_tree.Shape, place: int
+    ) -> bool:
         """Compute the outputs of the worse networks, of the conditional part alone.
 
         Args:
@@ -173,10 +196,13 @@ class Applied:
             called: the call of the network.
             shape: of its output.
             place: which part is the conditional one.
+
+        Returns:
+            Whether the row has any.
         """
         terms = run.guided.terms(run.row)
         if not terms:
-            return
+            return False
         args, kwargs = called.args, called.kwargs
         if shape.parts > 1:
             each = shape.size // shape.parts
@@ -192,8 +218,9 @@ class Applied:
             output = batch_tree.tensors(self._worse(term, called, args, kwargs, size))
             if output is not None:
                 turn.worse.append((share, output))
+        return True
 
-    def _worse(self, term: Term, called: Any, args: Any, kwargs: Any, size: Any) -> Any:
+    def _worse(self, term: Term, called: Called, args: Any, kwargs: Any, size: Any) -> Any:
         """The output of the worse network of a term."""
         if term.kind == "autoguidance" and term.layers is None:
             assert self.weak is not None
@@ -276,7 +303,6 @@ def refuse(
     options: Mapping[str, Any],
     guidance: Guidance | None,
     weak: Any,
-    modules: Sequence[nn.Module],
 ) -> None:
     """Refuse what a call cannot be guided by, as far as it can be seen before it.
 
@@ -286,51 +312,62 @@ def refuse(
         options: the arguments of this call.
         guidance: of the call.
         weak: another network for `autoguidance`.
-        modules: the pipeline's networks that make the prediction.
 
     Raises:
         ArgumentError, UnknownName, ModelError: why.
     """
-    terms = () if guidance is None else guidance.terms
-    _check_weak(weak, terms, modules)
-    if guidance is None:
-        return
-    name = type(pipe).__name__
-    if guidance.method is not None:
-        for key in RESCALERS:
-            if _given(key, parameters, options):
-                raise ArgumentError(
-                    f"{name} rescales what it guides by {key}, and {guidance.method.name} takes the"
-                    f" place of its guidance: give {key}={0.0 if 'rescale' in key else False}, and"
-                    f" {guidance.method.name}(…, rescale=…) for a rescaling"
-                )
+    name, terms = type(pipe).__name__, () if guidance is None else guidance.terms
+    method = None if guidance is None else guidance.method
+    if method is not None:
+        key = next((key for key in RESCALERS if _given(key, parameters, options)), None)
+        if key is not None:
+            raise ArgumentError(
+                f"{name} rescales what it guides by {key}, and {method.name} takes the place of its"
+                f" guidance: give {key}={0.0 if 'rescale' in key else False}, and"
+                f" {method.name}(…, rescale=…) for a rescaling"
+            )
+    refuse_terms(
+        pipe, terms, [module for module, main in networks(pipe).items() if main], weak
+    )
     if not terms:
         return
-    if not modules:
-        raise ModelError(f"timonel does not know the network of {name}, so it cannot guide it")
     if hasattr(pipe, "_set_pag_attn_processor") and _given("pag_scale", parameters, options):
-        raise ArgumentError(f"{name} perturbs attention itself: give pag_scale=0 for terms")
+        raise ArgumentError(PERTURBS.format(name, terms[0].kind))
     if options.get(OWN_LAYERS) is not None:
-        raise ArgumentError(f"give skip_layers(…) or {OWN_LAYERS}=, not both")
+        raise ArgumentError(f"give {terms[0].kind}(…) or {OWN_LAYERS}=, not both")
+
+
+def refuse_terms(
+    pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module], weak: Any
+) -> None:
+    """Refuse terms that the networks of a pipeline cannot have.
+
+    Args:
+        pipe: the pipeline.
+        terms: of a guidance.
+        modules: the networks that make the prediction.
+        weak: another network for `autoguidance`.
+
+    Raises:
+        ArgumentError, UnknownName, ModelError: why.
+    """
+    needs = any(term.kind == "autoguidance" and term.layers is None for term in terms)
+    if needs and weak is None:
+        raise ArgumentError(
+            "autoguidance compares with a worse network: give its layers to leave out,"
+            " autoguidance(2.0, layers=[7, 8]), or another network in the call, weak=unet"
+        )
+    if weak is not None and not needs:
+        raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
+    if needs and (not isinstance(weak, nn.Module) or any(weak is module for module in modules)):
+        raise ArgumentError(f"weak= is another network, an nn.Module, got {type(weak).__name__}")
+    if terms and not modules:
+        raise ModelError(
+            f"timonel does not know the network of {type(pipe).__name__}, so it cannot guide it"
+        )
     for term in terms:
         for module in modules:
             perturbed.check(module, term)
-
-
-def _check_weak(weak: Any, terms: Sequence[Term], modules: Sequence[nn.Module]) -> None:
-    """Raises `ArgumentError` where `weak` and the terms do not go together."""
-    needs = any(term.kind == "autoguidance" and term.layers is None for term in terms)
-    if weak is None:
-        if needs:
-            raise ArgumentError(
-                "autoguidance compares with a worse network: give its layers to leave out,"
-                " autoguidance(2.0, layers=[7, 8]), or another network in the call, weak=unet"
-            )
-        return
-    if not needs:
-        raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
-    if not isinstance(weak, nn.Module) or any(weak is module for module in modules):
-        raise ArgumentError(f"weak= is another network, an nn.Module, got {type(weak).__name__}")
 
 
 def _given(key: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
