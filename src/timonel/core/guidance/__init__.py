@@ -10,17 +10,24 @@ method (`apg`, `cfg_zero`, …) puts another function of the same outputs in the
 | `methods.py` | the methods, as frozen dataclasses |
 | `makers.py` | the functions that people call, with formulas and sources |
 | `guidance.py` | `Guidance`, `cfg`, and what they say for every row of a table |
+| `plan.py` | intervals, and one scale or one per step |
+| `terms.py` | what is added of the outputs of worse networks |
+| `worse.py` | the functions that people call for them |
 | `words.py` | words of the command line, and plain data |
 """
 
-from .guidance import UNITS, CompiledGuidance, Guidance, assigned, cfg
+from .guidance import CompiledGuidance, Guidance, assigned, cfg
 from .makers import apg, cfg_pp, cfg_zero, mambo, tcfg, zero_init
 from .methods import METHODS
 from .outputs import Combined, Method, Outputs, Place, combine, guide, rescaled, stretch
+from .plan import UNITS
+from .terms import KINDS, Term
 from .words import parsed
+from .worse import autoguidance, pag, seg, skip_layers
 
 __all__ = [
-    "METHODS", "UNITS", "Combined", "CompiledGuidance", "Guidance", "Method", "Outputs", "Place",
-    "apg", "assigned", "cfg", "cfg_pp", "cfg_zero", "combine", "guide", "mambo", "parsed",
-    "rescaled", "stretch", "tcfg", "zero_init",
+    "KINDS", "METHODS", "UNITS", "Combined", "CompiledGuidance", "Guidance", "Method", "Outputs",
+    "Place", "Term", "apg", "assigned", "autoguidance", "cfg", "cfg_pp", "cfg_zero", "combine",
+    "guide", "mambo", "pag", "parsed", "rescaled", "seg", "skip_layers", "stretch", "tcfg",
+    "zero_init",
 ]  # fmt: skip

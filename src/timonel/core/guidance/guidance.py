@@ -19,30 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from ...errors import (
-    ArgumentError,
-    RunError,
-    among,
-    finite,
-    instance,
-    is_number,
-    plain,
-    several,
-    shown,
-    whole,
-)
+from ...errors import ArgumentError, RunError, finite, instance, whole
 from ..forecast import weights
 from ..kernel import combine as weighted_sum
 from ..process import Level
 from ..table import Table
 from .outputs import Combined, Method, Outputs, Place, guide
+from .plan import ends, fits, inside, interval, scale_of
+from .terms import Term, added
 
-UNITS = ("ratio", "step", "sigma")
 # a scale of 1 whose unconditional output is computed all the same, for the solver reads it
 BOTH = math.nextafter(1.0, 2.0)
 SAME_LEVEL = 1e-9  # distance in lam of two calls at one level
@@ -62,6 +52,7 @@ class Guidance:
         forecast: both outputs are computed at every so-many-th guided call; 1 is always.
         order: how many of the newest differences a forecast reads, 1 or 2.
         method: how the outputs are combined, see `methods`; None is classifier-free guidance.
+        terms: what is added of further evaluations, see `terms`.
 
     Raises:
         ArgumentError: a value outside its range, or an empty interval.
@@ -75,30 +66,48 @@ class Guidance:
     forecast: int = 1
     order: int = 1
     method: Method | None = None
+    terms: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
-        among("guidance unit", self.unit, UNITS)
-        start, stop = (_position(end, getattr(self, end), self.unit) for end in ("start", "stop"))
-        if (start <= stop) if self.unit == "sigma" else (start >= stop):
-            way = "from high to low" if self.unit == "sigma" else "from low to high"
-            raise ArgumentError(
-                f"a guidance interval runs {way} and is not empty, got between=({start:g},"
-                f" {stop:g})"
-            )
+        start, stop = ends(self.start, self.stop, self.unit)
         checked = {
-            "scale": _scale(self.scale), "start": start, "stop": stop,
+            "scale": None if self.scale is None else scale_of("guidance scale", self.scale),
+            "start": start, "stop": stop,
             "rescale": finite("rescale", self.rescale, 0, 1),
             "forecast": whole("forecast", self.forecast),
             "order": whole("order", self.order, 1, 2),
         }  # fmt: skip
         for key, value in checked.items():
             object.__setattr__(self, key, value)
+        for term in self.terms:
+            instance("a term", term, Term, "what tm.pag(…) and others have in .terms")
         if self.method is not None:
             instance("method", self.method, Method, "a guidance method, as tm.apg(…) has one")
             if self.rescale and not self.method.rescales:
                 raise ArgumentError(
                     f"nobody defines rescale={self.rescale:g} with {self.method.name}: leave it out"
                 )
+
+    def __add__(self, other: Guidance) -> Guidance:
+        """Guidance with the terms of another too: `cfg(5) + pag(3)`.
+
+        Raises:
+            ArgumentError: both say more than terms.
+        """
+        if not isinstance(other, Guidance):
+            return NotImplemented
+        base, added = (other, self) if self.bare else (self, other)
+        if not added.bare:
+            raise ArgumentError(
+                "guidance adds up of one of cfg(…), apg(…), … and terms: pag, seg, skip_layers,"
+                f" autoguidance; got {self} and {other}"
+            )
+        return replace(base, terms=self.terms + other.terms)
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is nothing but terms, and leaves the scale to the pipeline."""
+        return bool(self.terms) and replace(self, terms=()) == Guidance()
 
     def compile(self, table: Table, prediction: str, since: int = 0) -> CompiledGuidance:
         """What the guidance says for every row of a table.
@@ -117,7 +126,7 @@ class Guidance:
         scales = self.scales(table)
         return CompiledGuidance(
             self, scales, self._weights(table, prediction, scales, since), since,
-            self._places(table, prediction),
+            self._places(table, prediction), added(self.terms, table),
         )  # fmt: skip
 
     def _places(self, table: Table, prediction: str) -> tuple[Place, ...]:
@@ -142,23 +151,14 @@ class Guidance:
         Raises:
             ArgumentError: the scales are not one per step of the table.
         """
-        if isinstance(self.scale, tuple) and len(self.scale) != table.steps:
-            raise ArgumentError(
-                f"{len(self.scale)} guidance scales for {table.steps} steps; give one per step"
-            )
+        fits("guidance scales", self.scale, table)
         return tuple(self._scale_of(table, step) for step in table.step)
 
     def _scale_of(self, table: Table, step: int) -> float | None:
-        if not self._inside(table, step):
+        if not inside(table, step, self.start, self.stop, self.unit):
             return 1.0
         scale = self.scale[step] if isinstance(self.scale, tuple) else self.scale
         return BOTH if scale == 1.0 and table.reads_uncond else scale
-
-    def _inside(self, table: Table, step: int) -> bool:
-        if self.unit == "sigma":
-            alpha, sigma = (float(v) for v in table.level(table.first_row(step))[:2])
-            return self.stop < (sigma / alpha if alpha > 0 else math.inf) <= self.start
-        return self.start <= (step / table.steps if self.unit == "ratio" else step) < self.stop
 
     def _weights(
         self, table: Table, prediction: str, scales: Sequence[float | None], since: int
@@ -202,6 +202,7 @@ class CompiledGuidance:
             whose sum forecasts the row's; empty where both outputs are computed, or one.
         since: the row from which it holds.
         places: (K,) where its rows stand; empty without a method.
+        added: (K,) the terms of each row, with what they are multiplied by.
     """
 
     guidance: Guidance | None
@@ -209,6 +210,7 @@ class CompiledGuidance:
     weights: tuple[tuple[float, ...], ...]
     since: int = 0
     places: tuple[Place, ...] = ()
+    added: tuple[tuple[tuple[Term, float], ...], ...] = ()
 
     @classmethod
     def of(
@@ -228,6 +230,10 @@ class CompiledGuidance:
     def method(self) -> Method | None:
         """How outputs are combined; None by the scale alone."""
         return None if self.guidance is None else self.guidance.method
+
+    def terms(self, row: int) -> tuple[tuple[Term, float], ...]:
+        """The terms of a row, with what they are multiplied by."""
+        return self.added[row] if row < len(self.added) else ()
 
     def place(self, row: int) -> Place | None:
         """Where a row stands; None without a method."""
@@ -320,26 +326,6 @@ def cfg(
     return Guidance(scale, start, stop, unit, rescale, forecast, newest)  # type: ignore[arg-type]
 
 
-def interval(
-    until: float | None, between: tuple[float, float] | None, unit: str
-) -> tuple[float, float]:
-    """The ends of an interval, as `cfg` takes it.
-
-    Raises:
-        ArgumentError: both are set, or `between` is no pair.
-    """
-    among("guidance unit", unit, UNITS)
-    if until is not None and between is not None:
-        raise ArgumentError("give either until= or between=, not both")
-    ends = None if between is None else several("between", between, "between=(0.2, 0.6)")
-    if ends is not None and len(ends) != 2:
-        raise ArgumentError(
-            f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}"
-        )
-    first, last = (math.inf, 0.0) if unit == "sigma" else (0.0, math.inf)
-    return ends if ends is not None else (first, last if until is None else until)
-
-
 def forecast_order(forecast: int, order: int | None) -> int:
     """How many differences a forecast reads, 1 by default.
 
@@ -352,33 +338,6 @@ def forecast_order(forecast: int, order: int | None) -> int:
             " forecast=2"
         )
     return 1 if order is None else order
-
-
-def _scale(scale: Any) -> float | tuple[float, ...] | None:
-    """One scale, or one per step, as Python's numbers."""
-    if scale is None:
-        return None
-    listed = plain(scale)
-    if not isinstance(listed, (list, tuple, range)):
-        return finite("guidance scale", scale, 0)
-    if not listed:
-        raise ArgumentError("guidance scale is an empty list; give one number, or one per step")
-    return tuple(finite("guidance scale", one, 0) for one in listed)
-
-
-def _position(end: str, value: Any, unit: str) -> float:
-    """An end of the interval as a Python number."""
-    if is_number(value) and value == math.inf:
-        return math.inf
-    number = finite(f"guidance {end}", value, 0)
-    if unit == "ratio" and number > 1:
-        raise ArgumentError(
-            f"guidance {end} {number:g} is not a ratio of the steps in [0, 1]; "
-            "for a step index say unit='step', for a noise level unit='sigma'"
-        )
-    if unit == "step" and number != int(number):
-        raise ArgumentError(f"guidance {end} {number:g} is not a step index")
-    return number
 
 
 def assigned(value: Any) -> Guidance | None:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
 from ...errors import ArgumentError, plain
-from .guidance import Guidance, forecast_order, interval
+from .guidance import Guidance, forecast_order
 from .methods import APG, TCFG, CFGpp, CFGZero, Mambo
 from .outputs import Method
+from .plan import interval
 
 Scale = float | Sequence[float] | None
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from ...errors import ArgumentError, among
 from . import methods
-from .guidance import UNITS, Guidance, cfg
+from .guidance import Guidance, cfg
 from .makers import Where, apg, cfg_pp, cfg_zero, mambo, tcfg, zero_init
 from .outputs import known
+from .plan import UNITS
+from .terms import Term
 
 MAKERS: dict[str, Callable[..., Guidance]] = {
     make.__name__: make for make in (cfg, apg, cfg_pp, cfg_zero, mambo, tcfg, zero_init)
@@ -22,10 +24,11 @@ GRAMMAR = "guidance is a scale such as 5, or a method such as apg:5,eta=0.5 or c
 
 
 def spelled(guidance: Guidance) -> dict[str, Any]:
-    """Guidance as plain data; without a method there is no key of one."""
+    """Guidance as plain data; without a method or terms there is no key of them."""
     data = {field.name: getattr(guidance, field.name) for field in fields(Guidance)}
-    method = data.pop("method")
-    return data if method is None else {**data, "method": method.to_dict()}
+    method, terms = data.pop("method"), data.pop("terms")
+    data |= {} if method is None else {"method": method.to_dict()}
+    return data | ({"terms": [term.to_dict() for term in terms]} if terms else {})
 
 
 def read(data: Mapping[str, Any]) -> Guidance:
@@ -40,6 +43,8 @@ def read(data: Mapping[str, Any]) -> Guidance:
         rest["scale"] = tuple(rest["scale"])
     if rest.get("method") is not None:
         rest["method"] = methods.from_dict(rest["method"])
+    if rest.get("terms") is not None:
+        rest["terms"] = tuple(Term.from_dict(term) for term in rest["terms"])
     return Guidance(**rest)
 
 
