@@ -10,6 +10,7 @@ from timonel.core import names, solvers
 from timonel.core.grids import GRIDS
 from timonel.errors import ArgumentError, UnknownName
 
+
 @pytest.mark.parametrize(
     ("typed", "solver", "grid", "options", "noise"),
     [
