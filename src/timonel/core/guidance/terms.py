@@ -91,7 +91,10 @@ class Term:
         missing = [name for name in ("kind", "scale") if name not in data]
         if missing:
             raise ArgumentError(f"a term of guidance has no {missing[0]!r}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
 
 
 def added(terms: Sequence[Term], table: Table) -> tuple[tuple[tuple[Term, float], ...], ...]:
