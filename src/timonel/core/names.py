@@ -54,6 +54,10 @@ ALIASES: dict[str, Named] = {
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
+    "euler cfg++": Named("euler_cfg_pp"),
+    "euler a cfg++": Named("euler_ancestral_cfg_pp"),
+    "dpm++ 2m cfg++": Named("dpmpp_2m_cfg_pp"),
+    "dpm++ 2s a cfg++": Named("dpmpp_2s_ancestral_cfg_pp"),
     # ComfyUI
     "dpm fast": Named("dpm_fast", options=DISCARDS),
     "dpm 2": Named("dpm2", options=DISCARDS),

@@ -194,8 +194,9 @@ class Program:
             h0, clean = self._changed(row, state, raw)
         eps = H1 + len(state.history)
         registers: list[Tensor | None] = [x, raw, state.base, h0, *state.history, None]
-        u0 = self._unconditional(row, state, raw if uncond is None else uncond)
-        registers += [u0, *state.unconditional]
+        uncond = raw if uncond is None else uncond
+        u0 = self._unconditional(row, state, uncond)
+        registers += [uncond, u0, *state.unconditional]
         if noise is not None and eps in row.reads:
             registers[eps] = noise(state.row, x)
         out = linear(row.sums, _inputs(state.row, row.reads, registers, eps), x.dtype)
@@ -210,7 +211,7 @@ class Program:
         ), clean
 
     def _unconditional(self, row: Row, state: State, raw: Tensor) -> Tensor | None:
-        """u0 in the table's basis, changed as h0 is; None where no row reads it."""
+        """u0 in the table's basis, changed as h0 is; None where it becomes no tensor."""
         if not row.keeps_u0:
             return None
         if self.denoised_fn is not None:
@@ -261,7 +262,7 @@ class _Binder:
         if keeps and self.denoised_fn is None:
             sums, sums_h0 = [((convert[1], RAW), (convert[0], X))], True
         base, moved = self._next_base(k, convert, keeps)
-        next_x = _terms(self.x[k], convert, keeps) + self._of_uncond(k)
+        next_x = _sum(_terms(self.x[k], convert, keeps), self._of_uncond(k, convert))
         reads, numbered = _numbered([*sums, *([base] if base else []), next_x], sums_h0)
         carry = self._carry(k, moved == BASE) if self.uses_base else None
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
@@ -270,18 +271,26 @@ class _Binder:
             convert, self._keeps_uncond(k),
         )  # fmt: skip
 
-    def _of_uncond(self, k: int) -> Terms:
-        """The terms of unconditional predictions, which follow eps among the registers."""
-        place = H1 + self.table.history
-        return tuple((c, place + i) for i, c in enumerate(self.u[k]) if c) if self.u else ()
+    def _of_uncond(self, k: int, convert: tuple[float, float]) -> Terms:
+        """The terms of unconditional predictions; u0 is read off x and the output where it may be.
+
+        Their registers follow eps: the unconditional output, u0, u1, …
+        """
+        if not self.u:
+            return ()
+        place, (newest, *older) = H1 + self.table.history, self.u[k]
+        if self._keeps_uncond(k):
+            first: Terms = ((newest, place + 1),)
+        else:
+            first = ((newest * convert[0], X), (newest * convert[1], place))
+        rest = tuple((c, place + 2 + i) for i, c in enumerate(older))
+        return tuple((c, at) for c, at in (*first, *rest) if c)
 
     def _keeps_uncond(self, k: int) -> bool:
-        """Whether a row, or a later one, reads its unconditional prediction."""
-        return any(k + age < len(self.u) and self.u[k + age][age] for age in range(self._ages))
-
-    @property
-    def _ages(self) -> int:
-        return len(self.u[0]) if self.u else 0
+        """Whether the unconditional prediction has to be a tensor, as `_keeps` of the guided one."""
+        ages = range(1, len(self.u[0])) if self.u else ()
+        later = any(k + age < len(self.u) and self.u[k + age][age] for age in ages)
+        return later or bool(self.u and self.denoised_fn is not None)
 
     def _rebase(self, k: int) -> tuple[float, float]:
         """From x and the denoised prediction to the table's basis."""
@@ -345,7 +354,7 @@ class _Binder:
 def _inputs(
     row: int, reads: Sequence[int], registers: Sequence[Tensor | None], eps: int
 ) -> list[Tensor]:
-    """The registers that a row reads; unconditional predictions follow the noise at `eps`."""
+    """The registers that a row reads; what is unconditional follows the noise at `eps`."""
     inputs = []
     for place in reads:
         tensor = registers[place]
@@ -365,6 +374,16 @@ def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms
     return tuple((c, place) for place, c in enumerate(sums) if c != 0) or ((0.0, X),)
 
 
+def _sum(a: Terms, b: Terms) -> Terms:
+    """The terms of two sums, one per register."""
+    if not b:
+        return a
+    total: dict[int, float] = {}
+    for c, place in (*a, *b):
+        total[place] = total.get(place, 0.0) + c
+    return tuple((c, place) for place, c in total.items())
+
+
 def _numbered(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], WeightedSums]:
     """The registers to read, and the sums with places among those; h0 may be the first sum."""
     used = {place for terms in sums for c, place in terms if c != 0}
@@ -377,4 +396,4 @@ def _numbered(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], We
 def _name(place: int, eps: int) -> str:
     """The name of a register, for messages."""
     names = {X: "x", RAW: "raw", BASE: "base", eps: "eps"}
-    return names.get(place, f"h{place - H0}" if place < eps else f"u{place - eps - 1}")
+    return names.get(place, f"h{place - H0}" if place < eps else f"u{place - eps - 2}")

@@ -42,7 +42,7 @@ def query(run: Run, conditions: Sequence[int] = ()) -> Query:
     """
     guidance = run.guided.guidance
     if guidance is None:
-        return Query(run.latents, run.level, conditions)
+        return Query(run.latents, run.level, conditions, uncond=run.table.reads_uncond)
     forecasts = guidance.forecast > 1
     forecast = run.forecast if forecasts else None
     plain = Query(

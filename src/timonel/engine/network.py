@@ -181,7 +181,7 @@ class Denoisers:
         x, level, scale, forecast = query.x, query.level, query.scale, query.forecast
         cond = self.conditional(x, level)
         if scale is None or scale == 1.0 or self.unconditional is None:
-            return Answer(cond)  # the run looks at it
+            return Answer(cond, momentum=query.momentum)  # the run looks at it
         cond = border.output(cond, x)
         if forecast is not None:
             return query.guided(cond, cond - forecast)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, among
 from . import methods
 from .guidance import Guidance, cfg
+from .makers import Where, apg, cfg_pp, cfg_zero, mambo, tcfg, zero_init
 from .outputs import known
 from .plan import UNITS
 from .terms import Term
+
+MAKERS: dict[str, Callable[..., Guidance]] = {
+    make.__name__: make for make in (cfg, apg, cfg_pp, cfg_zero, mambo, tcfg, zero_init)
+}
+WORDS = (*methods.FORMULAS, *UNITS)  # that options take
+GRAMMAR = "guidance is a scale such as 5, or a method such as apg:5,eta=0.5 or cfg_zero:4"
 
 
 def spelled(guidance: Guidance) -> dict[str, Any]:
@@ -41,12 +49,16 @@ def read(data: Mapping[str, Any]) -> Guidance:
 
 
 def parsed(
-    scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1
+    scale: float | str | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1
 ) -> Guidance | None:
     """Guidance from words of the command line.
 
+    >>> parsed("apg:5,eta=0.5", None).method.eta
+    0.5
+
     Args:
-        scale: one number.
+        scale: one number, or a method with its scale and options, such as "apg:5,eta=0.5",
+            "cfg_zero:4", "tcfg" or "5,rescale=0.7".
         until: the end: 0.4 (of the steps), "step:4" or "sigma:1.2".
         rescale: as in `cfg`.
         forecast: as in `cfg`.
@@ -55,14 +67,67 @@ def parsed(
         None where nothing is set.
 
     Raises:
-        ArgumentError: `until` is none of these.
+        ArgumentError: `scale` or `until` is none of these.
     """
-    if until is None:
-        if scale is None and not rescale and forecast == 1:
-            return None
-        return cfg(scale, rescale=rescale, forecast=forecast)
-    end, unit = _typed_end(until)
-    return cfg(scale, until=end, unit=unit, rescale=rescale, forecast=forecast)
+    where: dict[str, Any] = {}
+    if until is not None:
+        where["until"], where["unit"] = _typed_end(until)
+    where |= {"rescale": rescale} if rescale else {}
+    where |= {"forecast": forecast} if forecast != 1 else {}
+    if isinstance(scale, str):
+        return _typed(scale, where)
+    return cfg(scale, **where) if where or scale is not None else None
+
+
+def typed(guidance: Guidance) -> str | None:
+    """The words that `parsed` reads as its scale; None where it has no single one, or none of note.
+
+    What is not in them: the interval, `rescale` and the forecast.
+    """
+    scale, method = guidance.scale, guidance.method
+    if isinstance(scale, tuple) or (scale is None and method is None):
+        return None
+    number = "" if scale is None else f"{scale:g}"
+    if method is None:
+        return number
+    usual, fields = type(method)().to_dict(), method.to_dict()
+    name = fields.pop("name")
+    if fields.get("optimized") is False:
+        name, fields = "zero_init", {"steps": fields["zero_init"]}
+    options = [f"{key}={value}" for key, value in fields.items() if value != usual.get(key)]
+    return ",".join([f"{name}:{number}" if number else name, *options])
+
+
+def _typed(text: str, where: dict[str, Any]) -> Guidance:
+    """Guidance from "apg:5,eta=0.5"."""
+    head, *options = (part.strip() for part in text.split(","))
+    name, colon, number = head.partition(":")
+    if not colon and _value(name) is not None:
+        name, number = "cfg", name
+    make = MAKERS[among("guidance method", name, MAKERS)]
+    names = [n for n in inspect.signature(make).parameters if n not in ("scale", "where")]
+    names += [n for n in Where.__annotations__ if n not in names]
+    taken = dict(where)
+    for option in options:
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or _value(value) is None:
+            raise ArgumentError(f"{GRAMMAR}, got {option!r} in {text!r}")
+        if among(f"option of {name}", key, names) in taken:
+            raise ArgumentError(f"{key} was passed twice, in {text!r} and beside it")
+        taken[key] = _value(value)
+    if number and not isinstance(_value(number), (int, float)):
+        raise ArgumentError(f"{GRAMMAR}, got the scale {number!r} in {text!r}")
+    return make(_value(number), **taken) if number else make(**taken)
+
+
+def _value(text: str) -> float | str | None:
+    """A number, or a word of an option; None for what is neither."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text if text in WORDS else None
 
 
 def _typed_end(until: float | str) -> tuple[float, str]:

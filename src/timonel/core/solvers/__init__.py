@@ -209,11 +209,11 @@ def check(name: str, options: Mapping[str, Any]) -> None:
 
 def _sibling(name: str, option: str) -> str:
     """Which sampler of the same family has the option."""
+    family, twin_too = name.split("_")[0], SOLVERS[name].reads_uncond
     have = [
-        n
-        for n, spec in SOLVERS.items()
-        if option in spec.options and n.startswith(name.split("_")[0])
-    ]
+        n for n, spec in SOLVERS.items()
+        if option in spec.options and n.startswith(family) and spec.reads_uncond == twin_too
+    ]  # fmt: skip
     near = [n for n in have if n.startswith(name)] or have
     return f" ({' and '.join(near[:2])} {'has' if len(near) == 1 else 'have'} it)" if near else ""
 

@@ -325,7 +325,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
-        table = self._compile(sampler, grid)
+        table = parts.alone(self._compile(sampler, grid), self.session)
         listing = Listing.of(sampler, grid, table, self.process)
         self.session.list(listing)
         self._timesteps = Timesteps.of(listing.times.to(device), self.session, listing.times)
