@@ -67,8 +67,8 @@ def check(module: nn.Module, term: Term) -> None:
     name = type(module).__name__
     if caches.holders([module]):
         raise ModelError(
-            f"{term.kind} needs an evaluation of its own, and {name} has a cache of diffusers', which"
-            f" would hand out what it remembers: call disable_cache() or leave {term.kind} out"
+            f"{term.kind} needs an evaluation of its own, and {name} has a cache of diffusers',"
+            f" which would hand out what it remembers: call disable_cache() or leave {term.kind} out"
         )
     if term.kind == "seg" and name not in SMOOTHED:
         raise ModelError(
