@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from ..errors import ArgumentError, plain, shown
-from .guidance import Guidance, cfg
+from .guidance import Guidance, Term, cfg
 from .guidance.methods import from_dict
 
 
@@ -31,7 +31,8 @@ class Data(BaseModel):
 class GuidanceData(Data):
     """`Guidance` as data; an open end of the interval is None, as is a `forecast` of 1.
 
-    `method` is the name and the fields of a method; without one the data has no such key.
+    `method` is the name and the fields of a method, `terms` are the fields of terms; without them
+    the data has no such keys.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,11 +45,13 @@ class GuidanceData(Data):
     forecast: int | None = None
     order: int | None = None
     method: dict[str, Any] | None = None
+    terms: list[dict[str, Any]] | None = None
 
     @model_serializer(mode="wrap")
-    def _without_method(self, write: Any) -> dict[str, Any]:
+    def _without_what_is_not_there(self, write: Any) -> dict[str, Any]:
         data: dict[str, Any] = write(self)
-        return data if self.method is not None else {k: v for k, v in data.items() if k != "method"}
+        absent = [key for key in ("method", "terms") if getattr(self, key) is None]
+        return {k: v for k, v in data.items() if k not in absent}
 
     @classmethod
     def of(cls, guidance: Guidance) -> GuidanceData:
@@ -64,6 +67,7 @@ class GuidanceData(Data):
             forecast=guidance.forecast if forecasts else None,
             order=guidance.order if forecasts else None,
             method=None if guidance.method is None else guidance.method.to_dict(),
+            terms=[term.to_dict() for term in guidance.terms] or None,
         )
 
     def guidance(self) -> Guidance:
@@ -77,4 +81,5 @@ class GuidanceData(Data):
             self.scale, between=between, unit=self.unit, rescale=self.rescale,
             forecast=1 if self.forecast is None else self.forecast, order=self.order,
         )  # fmt: skip
-        return guidance if self.method is None else replace(guidance, method=from_dict(self.method))
+        method = None if self.method is None else from_dict(self.method)
+        return replace(guidance, method=method, terms=tuple(map(Term.from_dict, self.terms or ())))

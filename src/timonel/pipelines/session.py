@@ -167,7 +167,9 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what belongs to a pipeline's call, for a copy that stands at one point."""
-        request = replace(self.request, context=None, resume=None, recall=False, hooks=(), weak=None)
+        request = replace(
+            self.request, context=None, resume=None, recall=False, hooks=(), weak=None
+        )
         fresh = Session(self.scheduler, request)
         fresh.noise, fresh.listing, fresh.run = self.noise, self.listing, self.run
         fresh.rows, fresh.mixed, fresh.handed = self.rows, self.mixed, COPIED

@@ -73,11 +73,10 @@ class Term:
         return shares
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data; an infinite blur is left out. `from_dict` is the inverse."""
+        """As plain data, with None for infinity. `from_dict` is the inverse."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
-        if math.isinf(self.blur):
-            del data["blur"]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+        return {k: None if v == math.inf else v for k, v in plain.items()}
 
     @classmethod
     def from_dict(cls, data: Any) -> Term:
@@ -91,7 +90,11 @@ class Term:
         missing = [name for name in ("kind", "scale") if name not in data]
         if missing:
             raise ArgumentError(f"a term of guidance has no {missing[0]!r}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        endless = {k: math.inf for k in ("start", "stop", "blur") if values.get(k, 0) is None}
+        return cls(**{**values, **endless})
 
 
 def added(terms: Sequence[Term], table: Table) -> tuple[tuple[tuple[Term, float], ...], ...]:

@@ -263,7 +263,7 @@ class Applied:
         if both:
             kept["uncond"] = layout.back(seen[1])
             if run.guided.method is not None:
-                outputs = Outputs(*seen, layout.one(x), run.guided.place(run.row))
+                outputs = Outputs(seen[0], seen[1], layout.one(x), run.guided.place(run.row))
                 momentum = run.momentum if run.started else None
                 guided, momentum = guide(
                     outputs, scale, method=run.guided.method, momentum=momentum
@@ -326,9 +326,7 @@ def refuse(
                 f" guidance: give {key}={0.0 if 'rescale' in key else False}, and"
                 f" {method.name}(…, rescale=…) for a rescaling"
             )
-    refuse_terms(
-        pipe, terms, [module for module, main in networks(pipe).items() if main], weak
-    )
+    refuse_terms(pipe, terms, [module for module, main in networks(pipe).items() if main], weak)
     if not terms:
         return
     if hasattr(pipe, "_set_pag_attn_processor") and _given("pag_scale", parameters, options):
@@ -337,9 +335,7 @@ def refuse(
         raise ArgumentError(f"give {terms[0].kind}(…) or {OWN_LAYERS}=, not both")
 
 
-def refuse_terms(
-    pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module], weak: Any
-) -> None:
+def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module], weak: Any) -> None:
     """Refuse terms that the networks of a pipeline cannot have.
 
     Args:

@@ -78,9 +78,7 @@ def weights(parts: Sequence[Tensor], combined: Tensor) -> list[float] | None:
     return [w / sum(solution) for w in solution]
 
 
-def solved(
-    parts: Sequence[Tensor], combined: Tensor, slack: float = SLACK
-) -> list[float] | None:
+def solved(parts: Sequence[Tensor], combined: Tensor, slack: float = SLACK) -> list[float] | None:
     """Weights w with `combined = sum(w·part)`, by least squares.
 
     Computed of the first part and what the others differ from it, which may be little.

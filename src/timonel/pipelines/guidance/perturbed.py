@@ -4,7 +4,8 @@ Terms of guidance compare the conditional output with one of a worse network, wh
 network with something changed in some of its layers:
 
 - skip_layers, autoguidance: transformer blocks hand on what they get. Which of their arguments that
-  is, diffusers' table of blocks says (`diffusers.hooks`, `TransformerBlockRegistry`).
+  is their source says, or where it returns now this, now that, diffusers' table of blocks
+  (`diffusers.hooks`, `TransformerBlockRegistry`).
 - pag: self-attention returns its values, as if every token looked only at itself.
 - seg: the queries of self-attention are blurred over the picture.
 
@@ -13,12 +14,14 @@ What is changed is put on for that evaluation and taken off whatever happens.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,11 @@ Size: TypeAlias = "tuple[int, int] | None"
 STACKS = (
     "transformer_blocks", "blocks", "layers", "joint_transformer_blocks", "double_blocks",
     "double_stream_blocks", "visual_transformer_blocks",
+)  # fmt: skip
+# other lists of blocks, which have names
+LISTS = (
+    *STACKS, "single_transformer_blocks", "single_stream_blocks", "temporal_transformer_blocks",
+    "transformer_layers", "noise_refiner", "context_refiner", "text_transformer_blocks",
 )  # fmt: skip
 # networks of pictures (batch, channels, height, width) whose queries are those of the picture alone
 SMOOTHED = (
@@ -59,17 +67,17 @@ def check(module: nn.Module, term: Term) -> None:
     name = type(module).__name__
     if caches.holders([module]):
         raise ModelError(
-            f"{term.kind} needs an evaluation of its own, and {name} has a cache of diffusers', which"
-            f" would hand out what it remembers: call disable_cache() or leave {term.kind} out"
+            f"{term.kind} needs an evaluation of its own, and {name} has a cache of diffusers',"
+            f" which would hand out what it remembers: call disable_cache() or leave {term.kind} out"
         )
     if term.kind == "seg" and name not in SMOOTHED:
         raise ModelError(
-            f"seg blurs the queries of a picture's tokens, which are not alone in {name}: it works on"
-            f" {', '.join(SMOOTHED)}"
+            f"seg blurs the queries of a picture's tokens, which are not alone in {name}: it works"
+            f" on {', '.join(SMOOTHED)}"
         )
     compiled = next(
-        (m for part in parts(module, term).values() for m in part.modules()
-         if m._compiled_call_impl is not None), None,
+        (m for layer in parts(module, term).values() for part in layer.values()
+         for m in part.modules() if m._compiled_call_impl is not None), None,
     )  # fmt: skip
     if compiled is not None:
         raise ModelError(
@@ -91,33 +99,42 @@ def perturbed(module: nn.Module, term: Term, size: Size = None) -> Iterator[None
         ModelError: a layer computes in another way than it seemed to.
     """
     change = {"pag": _valued, "seg": _blurred}.get(term.kind, _skipped)
+    chosen = parts(module, term)
+    values = {layer: _Values() for layer in chosen}
     with ExitStack() as stack:
-        for name, part in parts(module, term).items():
-            stack.enter_context(change(name, part, term, size))
+        for layer, named in chosen.items():
+            for name, part in named.items():
+                stack.enter_context(change(Change(name, part, term, size, values[layer])))
         yield
+    still = [layer for layer, mode in values.items() if term.kind == "pag" and not mode.count]
+    if still:
+        raise ModelError(
+            f"pag cannot change {still[0]!r} of {type(module).__name__}: in this call its"
+            " self-attention is not computed by torch's scaled_dot_product_attention, of one"
+            " sequence alone"
+        )
 
 
-def parts(module: nn.Module, term: Term) -> dict[str, nn.Module]:
-    """The submodules that a term changes, by name.
+def parts(module: nn.Module, term: Term) -> dict[str, dict[str, nn.Module]]:
+    """For each layer of a term the submodules that it changes, by name.
 
     Raises:
         ArgumentError, UnknownName, ModelError: see `check`.
     """
     named = dict(module.named_modules())
-    fits = _is_self_attention if term.kind in ("pag", "seg") else _is_block
-    chosen: dict[str, nn.Module] = {}
+    if term.kind in ("pag", "seg"):
+        fitting = {name for name, part in named.items() if _is_self_attention(part)}
+    else:
+        fitting = {name for name in named if _is_block(named, name)}
+    chosen: dict[str, dict[str, nn.Module]] = {}
     for layer in _layers(module, term):
         prefix = _name(module, layer, named)
-        inside = {
-            name: part
-            for name, part in named.items()
-            if (name == prefix or name.startswith(f"{prefix}.")) and fits(part)
-        }
-        # a block within another is skipped with it
-        outer = {k: v for k, v in inside.items() if not any(k.startswith(f"{o}.") for o in inside)}
-        if not outer:
+        inside = [n for n in named if n in fitting and (n == prefix or n.startswith(f"{prefix}."))]
+        if not inside:
             raise ModelError(_nothing(module, term, prefix, named[prefix]))
-        chosen |= outer
+        # a block within another is skipped with it
+        outer = (n for n in inside if not any(n.startswith(f"{other}.") for other in inside))
+        chosen[prefix] = {name: named[name] for name in outer}
     return chosen
 
 
@@ -125,7 +142,7 @@ def _nothing(module: nn.Module, term: Term, prefix: str, layer: nn.Module) -> st
     what = (
         "no self-attention that torch's scaled_dot_product_attention computes"
         if term.kind in ("pag", "seg")
-        else "no transformer block of diffusers' table (diffusers.hooks, TransformerBlockRegistry)"
+        else "no transformer block that returns the streams it gets"
     )
     return (
         f"{term.kind} cannot change {prefix!r} of {type(module).__name__}: its"
@@ -143,7 +160,7 @@ def _layers(module: nn.Module, term: Term) -> Sequence[int | str]:
     stack, blocks = _stack(module)
     raise ArgumentError(
         f"{term.kind} on {type(module).__name__} needs layers=, of the {len(blocks)} {stack}, e.g."
-        f" {term.kind}({term.shown_scale}, layers=[{len(blocks) // 2}])"
+        f" layers=[{len(blocks) // 2}]"
     )
 
 
@@ -169,14 +186,14 @@ def _name(module: nn.Module, layer: int | str, named: dict[str, nn.Module]) -> s
     stack, blocks = _stack(module)
     if layer >= len(blocks):
         raise ArgumentError(
-            f"layer {layer} is not one of the {len(blocks)} {stack} of {type(module).__name__}, 0 to"
-            f" {len(blocks) - 1}"
+            f"layer {layer} is not one of the {len(blocks)} {stack} of {type(module).__name__}, 0"
+            f" to {len(blocks) - 1}"
         )
     return f"{stack}.{layer}"
 
 
 @cache
-def _blocks() -> dict[type, Any]:
+def _registered() -> dict[Any, Any]:
     """What diffusers knows of the arguments and outputs of its transformer blocks."""
     from diffusers.hooks._helpers import TransformerBlockRegistry
 
@@ -184,8 +201,39 @@ def _blocks() -> dict[type, Any]:
     return dict(TransformerBlockRegistry._registry)
 
 
-def _is_block(part: nn.Module) -> bool:
-    return type(part) in _blocks()
+def _is_block(named: dict[str, nn.Module], name: str) -> bool:
+    """Whether a submodule is a transformer block, by diffusers' table or the list that it is in."""
+    block: Any = type(named[name])
+    return (block in _registered() or name.rpartition(".")[0] in LISTS) and bool(_streams(block))
+
+
+@cache
+def _streams(block: Any) -> tuple[str, ...]:
+    """The arguments that a block returns changed, in their order; none where it does not say."""
+    parameters = list(inspect.signature(block.forward).parameters)
+    returned = _returned(block.forward)
+    if len(returned) == 1 and set(streams := returned.pop()) <= set(parameters[1:]):
+        return streams
+    facts = _registered().get(block)
+    if facts is None:
+        return ()
+    places = {facts.return_hidden_states_index: facts.hidden_states_argument_name}
+    if facts.return_encoder_hidden_states_index is not None:
+        other = facts.encoder_hidden_states_argument_name
+        places[facts.return_encoder_hidden_states_index] = other
+    streams = tuple(places[i] for i in sorted(places))
+    return streams if set(streams) <= set(parameters) else ()
+
+
+def _returned(function: Any) -> set[tuple[str, ...]]:
+    """The names that the `return`s of a function have; an empty one where it is no name."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    each = [value.elts if isinstance(value, ast.Tuple) else [value] for value in values]
+    return {tuple(v.id if isinstance(v, ast.Name) else "" for v in names) for names in each}
 
 
 def _is_self_attention(part: nn.Module) -> bool:
@@ -194,13 +242,12 @@ def _is_self_attention(part: nn.Module) -> bool:
     if not isinstance(part, _ATTENTION_CLASSES) or getattr(part, "is_cross_attention", False):
         return False
     processor = getattr(part, "processor", None)
-    return processor is not None and (
-        type(processor).__name__ in OTHER_WAYS or _seen(type(processor))
-    )
+    kind: Any = type(processor)
+    return processor is not None and (kind.__name__ in OTHER_WAYS or _seen(kind))
 
 
 @cache
-def _seen(processor: type) -> bool:
+def _seen(processor: Any) -> bool:
     """Whether torch's function computes attention there, as the source says."""
     try:
         source = inspect.getsource(processor)
@@ -210,6 +257,34 @@ def _seen(processor: type) -> bool:
 
 
 # -- what is changed -----------------------------------------------------------------------------
+class _Values(TorchFunctionMode):
+    """Attention of a sequence to itself gives its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            names = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+            if names["query"].shape == names["value"].shape:
+                self.count += 1
+                return names["value"]
+        return func(*args, **kwargs)
+
+
+class Change(NamedTuple):
+    """A submodule to change: its name, what for, the sample's size, and who counts for `pag`."""
+
+    name: str
+    part: nn.Module
+    term: Term
+    size: Size
+    values: _Values
+
+
 @contextmanager
 def _forward(part: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Another `forward` of a module, while the context is open."""
@@ -226,48 +301,26 @@ def _forward(part: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _skipped(name: str, part: nn.Module, term: Term, size: Size) -> Iterator[None]:
+def _skipped(change: Change) -> Iterator[None]:
     """A block that hands on the streams it gets, in the order in which it returns them."""
-    facts, signature = _blocks()[type(part)], inspect.signature(type(part).forward)
-    places = {facts.return_hidden_states_index: facts.hidden_states_argument_name}
-    if facts.return_encoder_hidden_states_index is not None:
-        other = facts.encoder_hidden_states_argument_name
-        places[facts.return_encoder_hidden_states_index] = other
-    first = list(signature.parameters)[1]  # where the table has no name for it
+    part = change.part
+    block: Any = type(part)
+    signature, names = inspect.signature(block.forward), _streams(block)
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(part, *args, **kwargs).arguments
-        streams = [bound.get(places[i], bound.get(first)) for i in sorted(places)]
+        streams = [bound.get(name) for name in names]
         return streams[0] if len(streams) == 1 else tuple(streams)
 
     with _forward(part, hand_on):
         yield
 
 
-class _Values(TorchFunctionMode):
-    """Attention of a sequence to itself gives its values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """See torch."""
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            names = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            if names["query"].shape == names["value"].shape:
-                self.count += 1
-                return names["value"]
-        return func(*args, **kwargs)
-
-
 @contextmanager
-def _valued(name: str, part: nn.Module, term: Term, size: Size) -> Iterator[None]:
-    """Self-attention whose map is the identity (arXiv 2403.17377, eq. 14)."""
-    inner, plain, values = part.forward, getattr(part, "processor", None), _Values()
+def _valued(change: Change) -> Iterator[None]:
+    """Self-attention whose map is the identity (arXiv 2403.17377)."""
+    part, values = change.part, change.values
+    inner, own = part.forward, part.processor
 
     def identity(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("encoder_hidden_states") is not None and _is_cross(part):
@@ -276,18 +329,13 @@ def _valued(name: str, part: nn.Module, term: Term, size: Size) -> Iterator[None
             return inner(*args, **kwargs)
 
     with ExitStack() as stack:
-        if type(plain).__name__ in OTHER_WAYS:
+        if type(own).__name__ in OTHER_WAYS:
             from diffusers.models.attention_processor import AttnProcessor2_0
 
-            stack.callback(setattr, part, "processor", plain)
+            stack.callback(setattr, part, "processor", own)
             part.processor = AttnProcessor2_0()
         with _forward(part, identity):
             yield
-    if not values.count:
-        raise ModelError(
-            f"pag cannot change {name!r}: {type(plain).__name__} does not compute its attention by"
-            " torch's scaled_dot_product_attention in this call"
-        )
 
 
 def _is_cross(part: nn.Module) -> bool:
@@ -297,17 +345,17 @@ def _is_cross(part: nn.Module) -> bool:
 
 
 @contextmanager
-def _blurred(name: str, part: nn.Module, term: Term, size: Size) -> Iterator[None]:
-    """Self-attention with blurred queries (arXiv 2408.00760, eq. 10)."""
-    queries = getattr(part, "to_q", None)
-    if not isinstance(queries, nn.Module) or getattr(part, "fused_projections", False):
+def _blurred(change: Change) -> Iterator[None]:
+    """Self-attention with blurred queries (arXiv 2408.00760)."""
+    queries = getattr(change.part, "to_q", None)
+    if not isinstance(queries, nn.Module) or getattr(change.part, "fused_projections", False):
         raise ModelError(
-            f"seg cannot blur the queries of {name!r}, which are computed with keys and values:"
-            " unfuse them, pipe.unfuse_qkv_projections()"
+            f"seg cannot blur the queries of {change.name!r}, which are computed with keys and"
+            " values: unfuse them, pipe.unfuse_qkv_projections()"
         )
 
     def blur(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return blurred(output, size, term.blur, name)
+        return blurred(output, change.size, change.term.blur, change.name)
 
     handle = queries.register_forward_hook(blur)
     try:
@@ -331,7 +379,7 @@ def blurred(queries: Tensor, size: Size, sigma: float, name: str = "seg") -> Ten
     if math.isinf(sigma):
         return queries.mean(dim=1, keepdim=True).expand_as(queries)
     height, width = _grid(queries.shape[1], size, name)
-    picture = queries.transpose(1, 2).unflatten(2, (height, width))
+    picture = queries.transpose(1, 2).reshape(len(queries), -1, height, width)
     vertical, horizontal = (_kernel(n, sigma).to(queries) for n in (height, width))
     channels = picture.shape[1]
     pads = (len(horizontal) // 2,) * 2 + (len(vertical) // 2,) * 2

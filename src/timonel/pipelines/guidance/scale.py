@@ -163,7 +163,7 @@ def _to_network(
         raise ArgumentError(
             f"the model of this {type(pipe).__name__} is guidance-distilled: the scale is an input"
             " of its network, which has no unconditional part, so there is nothing to switch"
-            f" off, vary, rescale, forecast or combine in another way; give guidance= one number{true}"
+            f" off, vary, rescale, forecast or combine otherwise; give guidance= one number{true}"
         )
     _write(options, name, guidance.scale)
 
