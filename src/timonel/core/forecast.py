@@ -22,7 +22,7 @@ the first. Higher orders pay where steps are so short that predictions hardly be
 they mostly cost (measured in `benchmarks/forecast.py`).
 
 **The unconditional output.** `cfg(4.0, forecast=2)` forecasts its difference from the conditional
-one; see `guidance.py`.
+one; see `guidance/guidance.py`.
 """
 
 from __future__ import annotations
@@ -151,6 +151,11 @@ def _calls(table: Table, steps: Sequence[int]) -> list[int]:
             f"{table.solver!r} calls the network {table.nfe} times in {table.steps} steps; only"
             " steps of one call can be left out: use a multistep sampler, e.g. 'dpmpp_2m' or"
             " 'unipc'"
+        )
+    if table.reads_uncond:
+        raise ArgumentError(
+            f"{table.solver!r} reads the unconditional prediction of every step, which no forecast"
+            f" has: leave skip= out, or use {table.solver.removesuffix('_cfg_pp')!r}"
         )
     if table.stochastic:
         raise ArgumentError(

@@ -94,6 +94,7 @@ def _besides(session: Session, options: Mapping[str, Any]) -> list[str]:
     besides = [f"hook {hook.name!r}" for hook in hooks]
     besides += [name for name in CALLBACKS if options.get(name) is not None]
     besides += ["resume="] if session.request.resume is not None else []
+    besides += ["weak="] if session.request.weak is not None else []
     return besides + ([] if session.request.seeds else ["generator="])
 
 
