@@ -59,7 +59,7 @@ class EncodingGate(Gate):
         super().__init__(*call)
         self.captured, self.row = captured, row
 
-    def combined(self, raw: Tensor) -> Tensor:
+    def combined(self, raw: Tensor, x: Tensor) -> Tensor:
         """Never right: the row would have fewer parts than when it was captured."""
         raise NotCaptured(f"{self._name} calls its network for fewer parts than in the capture")
 
