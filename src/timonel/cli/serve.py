@@ -24,7 +24,7 @@ def serve(
     new_key: Annotated[
         bool, typer.Option("--new-key", help="Make a key, add it to --keys, show it, and end.")
     ] = False,
-    rows: Annotated[int, typer.Option(min=1, help="Network evaluations a call, at most.")] = 16,
+    rows: Annotated[int, typer.Option(min=1, help="Network evaluations a call, at most.")] = 32,
     waiting: Annotated[int, typer.Option(min=1, help="Runs that may wait.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a run, at most.")] = 200,
     side: Annotated[int, typer.Option(min=8, help="Pixels of a side, at most.")] = 2048,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import threading
+from functools import lru_cache
 from typing import Any
 
 READING = threading.RLock()
 
 
+@lru_cache(maxsize=256)  # of a long method it takes 8 ms, and every call of a helm asks
 def getsource(of: Any) -> str:
     """As `inspect.getsource`. Raises `OSError` or `TypeError` where there is none."""
     with READING:

@@ -42,7 +42,7 @@ from .bucket import Bucket, bytes_of
 from .finish import Ended, Finisher
 from .ticket import Output, Request, Ticket
 
-ROWS = 16  # network evaluations a call
+ROWS = 32  # network evaluations a call
 WAITING = 256  # calls that wait at most
 MEMORY = 1 << 30  # bytes of the tensors of all runs that take part
 DECODED = 8  # samples decoded at once
