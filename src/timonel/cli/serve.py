@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,13 @@ import typer
 from . import say
 
 EXTRA = "timonel serve needs more packages: pip install 'timonel[serve]'"
+
+
+def _free(host: str) -> int:
+    """A port that nobody listens at."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.bind((host, 0))
+        return int(one.getsockname()[1])
 
 
 def serve(
@@ -64,6 +72,7 @@ def serve(
     }
     engines = {name: Engine(name, rows=rows, waiting=waiting, **loading) for name in models}
     settings = Settings(Limits(steps=steps, side=side), known, state, tuple(origin or ()))
+    port = port or _free(host)
     say.say(f"timonel serves {', '.join(engines)} at http://{host}:{port} (API: /docs)")
     uvicorn.run(
         application(engines, settings), host=host, port=port, log_level="warning",
