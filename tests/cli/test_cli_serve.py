@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,7 @@ from timonel.cli import app
 from timonel.errors import ArgumentError
 
 SECONDS = 120
+CALL = {"prompt": "red apple", "sampler": "euler", "steps": 4, "seed": 7}
 
 
 def free_port() -> int:
@@ -26,16 +29,17 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def test_it_answers_until_it_is_told_to_end_and_ends_what_it_accepted(tmp_path: Path) -> None:
+@contextmanager
+def serving(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of the command line that answers, and its address."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-W", "ignore", "-m", "timonel", "serve", "emoji", "--port"]
     server = subprocess.Popen(
-        [*command, str(port), "--state", str(tmp_path)], env=environment(HF_HUB_OFFLINE="1"),
+        [*command, str(port), "--state", str(state)], env=environment(HF_HUB_OFFLINE="1"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    url, ends = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
     try:
-        ends = time.monotonic() + SECONDS
         while True:
             try:
                 assert httpx.get(f"{url}/health").json() == {"status": "ok"}
@@ -44,14 +48,33 @@ def test_it_answers_until_it_is_told_to_end_and_ends_what_it_accepted(tmp_path: 
                 assert time.monotonic() < ends
                 assert server.poll() is None
                 time.sleep(0.1)
-        body = {"prompt": "red apple", "steps": 4, "seed": 7}
-        name = httpx.post(f"{url}/runs", json=body).json()["id"]
-        server.send_signal(signal.SIGTERM)
-        said, _ = server.communicate(timeout=SECONDS)
+        yield server, url
     finally:
         server.kill()
+        server.communicate()
+
+
+def test_it_answers_until_it_is_told_to_end_and_ends_what_it_accepted(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, url):
+        name = httpx.post(f"{url}/runs", json=CALL).json()["id"]
+        server.send_signal(signal.SIGTERM)
+        said, _ = server.communicate(timeout=SECONDS)
     assert f"timonel serves emoji at {url}" in said
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}.png"]
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_next_server_makes_what_was_accepted(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, url):
+        names = [httpx.post(f"{url}/runs", json=CALL).json()["id"] for _ in range(12)]
+        server.kill()
+    with serving(tmp_path) as (_, url):
+        ends = time.monotonic() + SECONDS
+        while any(httpx.get(f"{url}/runs/{name}/picture").status_code != 200 for name in names):
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+    pictures = {(tmp_path / f"{name}.png").read_bytes() for name in names}
+    assert len(pictures) == 1
 
 
 @pytest.mark.parametrize(
