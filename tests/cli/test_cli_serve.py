@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from support.places import environment
@@ -73,8 +75,8 @@ def test_after_a_kill_the_next_server_makes_what_was_accepted(tmp_path: Path) ->
         while any(httpx.get(f"{url}/runs/{name}/picture").status_code != 200 for name in names):
             assert time.monotonic() < ends
             time.sleep(0.1)
-    pictures = {(tmp_path / f"{name}.png").read_bytes() for name in names}
-    assert len(pictures) == 1
+    first, *others = (np.asarray(Image.open(tmp_path / f"{name}.png"), int) for name in names)
+    assert all(abs(other - first).max() <= 1 for other in others)  # of batches of other sizes
 
 
 @pytest.mark.parametrize(

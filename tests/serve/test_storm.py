@@ -77,7 +77,7 @@ async def one(url: str, number: int, right: list[Any], ends: float) -> dict[str,
                 continue
             which = chance.randrange(len(CALLS))
             if chance.random() < 0.15:  # leaves in the middle of a stream
-                body = {key: v for key, v in CALLS[which].items()} | {"stream": True}
+                body = {**CALLS[which], "stream": True}
                 try:
                     await asyncio.wait_for(
                         client.post("/v1/images/generations", json=body), chance.random()
