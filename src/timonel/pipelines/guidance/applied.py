@@ -262,14 +262,11 @@ class Applied:
         guided, kept = layout.one(raw), dict[str, Tensor]()
         if both:
             kept["uncond"] = layout.back(seen[1])
-            if run.guided.method is not None:
-                outputs = Outputs(seen[0], seen[1], layout.one(x), run.guided.place(run.row))
-                momentum = run.momentum if run.started else None
-                guided, momentum = guide(
-                    outputs, scale, method=run.guided.method, momentum=momentum
-                )
-                if momentum is not None:
-                    kept["momentum"] = momentum
+            outputs = Outputs(seen[0], seen[1], layout.one(x), run.guided.place(run.row))
+            momentum = run.momentum if run.started else None
+            guided, momentum = guide(outputs, scale, method=run.guided.method, momentum=momentum)
+            if momentum is not None:
+                kept["momentum"] = momentum
         for share, worse in turn.worse:
             guided = guided + share * (seen[0] - layout.of(worse, raw))
         same = guided.shape == raw.shape or layout.twice
