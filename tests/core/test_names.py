@@ -47,6 +47,21 @@ WITHOUT_CFG_PP = (
         ("EulerAncestralDiscreteScheduler", "euler_ancestral", None, {}, "independent"),
         ("KDPM2DiscreteScheduler/Karras", "dpm2", "karras", {}, "independent"),
         ("DPM++ 2M Align Your Steps", "dpmpp_2m", "ays", {}, "independent"),
+        (
+            "linear/ralston_3s/Karras",
+            "runge_kutta",
+            "karras",
+            {"tableau": "bogacki_shampine"},
+            "independent",
+        ),
+        (
+            "res_6s bong_tangent",
+            "exponential_rk",
+            "bong_tangent",
+            {"tableau": "res_6s"},
+            "independent",
+        ),
+        ("res_3m_ode", "res_multistep", None, {"order": 3}, "independent"),
     ],
 )
 def test_a_typed_name_stands_for_a_sampler(typed, solver, grid, options, noise):
@@ -103,7 +118,8 @@ def test_own_options_win_over_an_alias():
             (f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'")
             for one in WITHOUT_CFG_PP
         ),
-        ("sa_solver_pece", ArgumentError, "does not exist yet.*'sa_solver'"),
+        ("gauss-legendre_2s", ArgumentError, "implicit.*'runge_kutta'"),
+        ("lawson4_4s", ArgumentError, r"constant denoised sample.*'exponential_rk'"),
         ("euler/karas", UnknownName, "'karras'"),
         ("DPM++ 2M Karras/ays", ArgumentError, "'karras'.*'ays'.*one"),
         ("euler_gpu", UnknownName, "euler"),

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, UnknownName
+from . import res4lyf
 from .grids import GRIDS
 from .solvers import SOLVERS
 
@@ -63,8 +64,10 @@ ALIASES: dict[str, Named] = {
     "uni pc bh2": Named("unipc", options={"order": 3, "variant": "bh2", **DISCARDS}),
     "exp heun 2 x0": Named("exponential_rk", options={"tableau": "heun"}),
     "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
-    "res 2m": Named("res_multistep"),
-    "res 3m": Named("res_multistep", options={"order": 3}),
+    **{
+        typed: Named(solver, options=options)
+        for typed, (solver, options) in res4lyf.RESOLVED.items()
+    },
     # the words of diffusers' algorithm_type
     "dpmsolver": Named("dpm_multistep"),
     "dpmsolver++": Named("dpmpp_2m"),
@@ -140,10 +143,7 @@ NOT_TABLES = {
         "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'"
     ),
     **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
-    "sa solver pece": (
-        "predicting, correcting and calling the network again does not exist yet; use 'sa_solver',"
-        " which makes one call a step"
-    ),
+    **res4lyf.REFUSED,
 }
 
 
@@ -189,6 +189,8 @@ def sampler(name: str) -> Named:
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
     front, slash, back = name.partition("/")
+    if slash and key(front) in {key(folder) for folder in res4lyf.FOLDERS}:
+        return sampler(back)
     if slash:
         named = sampler(front)
         if named.grid is not None and named.grid != grid(back):
@@ -223,6 +225,9 @@ def _solver(typed: str) -> Named | None:
     known = _solvers()
     if typed in known:
         return known[typed]
+    ode = typed.removesuffix(" ode")  # RES4LYF's, whose plain names add noise
+    if ode != typed and (ode in res4lyf.RESOLVED or ode in ("res 2s", "res 3s")):
+        return known[ode]
     base = typed.removesuffix(" gpu")
     if base != typed and base in known and known[base].solver in PATHS:
         return known[base]._replace(noise=BROWNIAN)
