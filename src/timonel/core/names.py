@@ -51,7 +51,6 @@ ALIASES: dict[str, Named] = {
     "dpm++ 2s": Named("dpmpp_2s"),
     "dpm++ 3s": Named("dpmpp_3s"),
     "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
-    "ipndm v": Named("ipndm"),
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
@@ -63,7 +62,6 @@ ALIASES: dict[str, Named] = {
     "uni pc": Named("unipc", options={"order": 3, "variant": "bh1", **DISCARDS}),
     "uni pc bh2": Named("unipc", options={"order": 3, "variant": "bh2", **DISCARDS}),
     "exp heun 2 x0": Named("exponential_rk", options={"tableau": "heun"}),
-    "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
     **{
         typed: Named(solver, options=options)
         for typed, (solver, options) in res4lyf.RESOLVED.items()

@@ -104,6 +104,7 @@ SOLVERS: dict[str, SolverSpec] = {
         adams.pndm, 2, "N + 9", False, "arXiv 2202.09778", rest=adams.pndm_rest, extrapolates=True
     ),
     "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902"),
+    "ipndm_v": SolverSpec(adams.ipndm_v, 4, "N", False, "arXiv 2204.13902; ComfyUI"),
     "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902"),
     "dpm_multistep": SolverSpec(adams.dpm_multistep, 2, "N", False, "arXiv 2206.00927"),
     "gradient_estimation": SolverSpec(adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848"),
@@ -131,6 +132,9 @@ SOLVERS: dict[str, SolverSpec] = {
     ),
     "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267"),
     "seeds_3": SolverSpec(exponential.seeds_3, 2, "3N - 2", True, "arXiv 2305.14267"),
+    "exp_heun_2_x0_sde": SolverSpec(
+        exponential.exp_heun_2_x0_sde, 2, "2N - 1", True, "arXiv 2305.14267; ComfyUI"
+    ),
     # exponential, multistep
     "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2"),
     "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion"),
@@ -140,6 +144,9 @@ SOLVERS: dict[str, SolverSpec] = {
     "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI"),
     "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867"),
     "sa_solver": SolverSpec(sa_solver.sa_solver, 2, "N", True, "arXiv 2309.05019"),
+    "sa_solver_pece": SolverSpec(
+        sa_solver.sa_solver_pece, 2, "2N - 1", True, "arXiv 2309.05019; ComfyUI"
+    ),
     "er_sde": SolverSpec(er_sde.er_sde, 2, "N", True, "arXiv 2309.06169"),
     # distilled models
     "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", "lcm"),

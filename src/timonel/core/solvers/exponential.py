@@ -195,12 +195,27 @@ def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5, variant: str = "phi
         eta: noise, 0 … 100.
         r: place of the second call in the step, in [0.01, 1].
         variant: "phi_1"; "phi_2" integrates the line through both predictions exactly, and at r = 1
-            is ComfyUI's exp_heun_2_x0_sde.
+            is `exp_heun_2_x0_sde`.
 
     Source: Gonzalez et al. 2023, arXiv 2305.14267.
     """
     among("variant", variant, SEEDS_2)
     return singlestep("seeds_2", grid, SEEDS_2[variant](finite("r", r, 0.01, 1)), eta)
+
+
+def exp_heun_2_x0_sde(grid: Grid, *, eta: float = 1.0, variant: str = "phi_2") -> Table:
+    """Exponential Heun on the reverse SDE: `seeds_2` whose second call is at the end of the step.
+
+    Args:
+        grid: the levels.
+        eta: noise, 0 … 100; 0 is ComfyUI's exp_heun_2_x0.
+        variant: "phi_2" integrates the line through both predictions exactly; "phi_1" takes their
+            mean.
+
+    Source: Gonzalez et al. 2023, arXiv 2305.14267; ComfyUI.
+    """
+    among("variant", variant, SEEDS_2)
+    return singlestep("exp_heun_2_x0_sde", grid, SEEDS_2[variant](1.0), eta)
 
 
 def seeds_3(grid: Grid, *, eta: float = 1.0) -> Table:
