@@ -113,7 +113,6 @@ def test_own_options_win_over_an_alias():
     [
         ("eler", UnknownName, "'euler'"),
         ("DPM++ 2M Karas", UnknownName, "dpm\\+\\+ 2m"),
-        ("dpm_adaptive", ArgumentError, "levels from the sample.*res_3s"),
         *(
             (f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'")
             for one in WITHOUT_CFG_PP

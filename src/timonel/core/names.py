@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import ArgumentError, UnknownName
 from . import res4lyf
 from .grids import GRIDS
-from .solvers import SOLVERS
+from .solvers import CONTROLLED, SOLVERS
 
 
 class Named(NamedTuple):
@@ -137,9 +137,6 @@ WITH_CFG_PP = {
 }  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
-    "dpm adaptive": (
-        "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'"
-    ),
     **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
     **res4lyf.REFUSED,
 }
@@ -171,7 +168,7 @@ def grid(name: str) -> str:
 
 def is_solver(name: Any) -> bool:
     """Whether it is the plain name of a solver, without a grid or options."""
-    return isinstance(name, str) and name in SOLVERS and key(name) not in ALIASES
+    return isinstance(name, str) and name in SOLVERS | CONTROLLED and key(name) not in ALIASES
 
 
 def sampler(name: str) -> Named:
@@ -209,13 +206,13 @@ def sampler(name: str) -> Named:
         begins, tail = _solver(" ".join(words[:cut])), "_".join(words[cut:])
         if begins is not None and (tail in GRIDS or tail.replace("_", " ") in GRID_ALIASES):
             return begins._replace(grid=grid(tail))
-    raise UnknownName("sampler", name, SOLVERS, ALIASES)
+    raise UnknownName("sampler", name, SOLVERS | CONTROLLED, ALIASES)
 
 
 @cache
 def _solvers() -> dict[str, Named]:
     """Every solver and alias by its name as `key` writes it."""
-    return {key(s): Named(s) for s in SOLVERS} | ALIASES
+    return {key(s): Named(s) for s in SOLVERS | CONTROLLED} | ALIASES
 
 
 def _solver(typed: str) -> Named | None:

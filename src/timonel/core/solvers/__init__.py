@@ -24,6 +24,7 @@ from ..process import Process
 from ..table import Table
 from . import (
     adams,
+    adaptive,
     consistency,
     dpmpp,
     er_sde,
@@ -48,7 +49,7 @@ class SolverSpec:
     """One line of the table of solvers: all that the rest of timonel needs to know of one.
 
     Args:
-        make: the function `(grid, **options) -> Table`.
+        make: the function `(grid, **options) -> Table`; a plan, of those in `CONTROLLED`.
         order: of convergence with the default options: strong on the ODE, weak for stochastic
             solvers; 0 where it does not converge.
         calls: network calls for N steps that end at the clean level.
@@ -60,7 +61,7 @@ class SolverSpec:
             the denoised sample of the last call.
     """
 
-    make: Callable[..., Table]
+    make: Callable[..., Any]
     order: int
     calls: str
     stochastic: bool
@@ -154,15 +155,25 @@ SOLVERS: dict[str, SolverSpec] = {
 }
 
 
+#: what makes its rows as it goes: such a function returns no table but a plan, see `adaptive`
+CONTROLLED: dict[str, SolverSpec] = {
+    "dpm_adaptive": SolverSpec(
+        adaptive.dpm_adaptive, 3, "as rtol asks", False, "arXiv 2206.00927; k-diffusion",
+        "exponential",
+    ),
+}  # fmt: skip
+
+
 def find(name: str) -> SolverSpec:
     """The line of the table called `name`. Raises `UnknownName` with the nearest names."""
-    return SOLVERS[among("sampler", name, SOLVERS)]
+    known = SOLVERS | CONTROLLED
+    return known[among("sampler", name, known)]
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` for options that the solver `name` does not have."""
     spec = find(name)
-    known = (*spec.options, *COMMON)
+    known = spec.options if name in CONTROLLED else (*spec.options, *COMMON)
     for key in options:
         if key not in known:
             raise ArgumentError(
@@ -196,9 +207,16 @@ def make(name: str, grid: Grid, *, before: int = 0, **options: Any) -> Table:
 
     Raises:
         UnknownName: for a name that no solver has.
-        ArgumentError: for options that it does not have, or that never act.
+        ArgumentError: for options that it does not have, or that never act, and for a name of
+            `CONTROLLED`.
     """
     check(name, options)
+    if name in CONTROLLED:
+        raise ArgumentError(
+            f"{name!r} decides its levels from the sample, so it has no table: it runs in tm.sample"
+            " and tm.begin alone. Here use 'dpm_solver', the same step on fixed levels, or"
+            " 'dpmpp_2m'"
+        )
     rest, acts = options, False
     while True:
         try:
