@@ -75,9 +75,7 @@ _HYBRID = (
     "it mixes stages with older predictions by weights for even spacing, which few grids have; use"
     " 'unipc'"
 )
-_ORDER_2 = (
-    "its published weights are not to be had, and RES4LYF's leave order 2; use 'exponential_rk'"
-)
+_ORDER_2 = "RES4LYF's weights leave order 2, less than its name says; use 'exponential_rk'"
 
 
 def _like(reason: str, *names: str) -> dict[str, str]:
@@ -87,7 +85,9 @@ def _like(reason: str, *names: str) -> dict[str, str]:
 #: normalised names that are refused, and why
 REFUSED: dict[str, str] = {
     **_like(_ORDER_2, "res 3s sunstar", "res 3s strehmel weiner", "res 4s friedli",
-            "res 4s minchev", "res 8s", "res 8s alt"),
+            "res 4s minchev"),
+    **_like("its weights in RES4LYF are of order 4.4 as measured, not 5; use 'exponential_rk' with "
+            + _RK.format("res_10s"), "res 8s", "res 8s alt"),
     **_like("it makes 15 or 16 network calls a step; use 'exponential_rk' with "
             + _RK.format("res_10s"), "res 15s", "res 16s"),
     **_like(_LAWSON, "lawson2a 2s", "lawson2b 2s", "lawson4 4s", "lawson41-gen 4s",
