@@ -61,6 +61,10 @@ WITHOUT_CFG_PP = (
             {"tableau": "res_6s"},
             "independent",
         ),
+        ("DPM2++ 2M FlowMatch", "dpmpp_2m", None, {}, "independent"),
+        ("kdpm_2_a_k", "dpm2_ancestral", "karras", {}, "independent"),
+        ("dpm++2m_sde_bt", "dpmpp_2m_sde", None, {}, "brownian"),
+        ("res_2m/beta57", "res_multistep", "beta57", {}, "independent"),
         ("res_3m_ode", "res_multistep", None, {"order": 3}, "independent"),
     ],
 )
@@ -117,6 +121,8 @@ def test_own_options_win_over_an_alias():
             (f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'")
             for one in WITHOUT_CFG_PP
         ),
+        ("ODE dopri5", ArgumentError, "tolerance.*'dpm_adaptive'.*'dormand-prince'"),
+        ("DC Solver", ArgumentError, "'unipc'"),
         ("gauss-legendre_2s", ArgumentError, "implicit.*'runge_kutta'"),
         ("lawson4_4s", ArgumentError, r"constant denoised sample.*'exponential_rk'"),
         ("euler/karas", UnknownName, "'karras'"),

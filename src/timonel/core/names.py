@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, UnknownName
-from . import res4lyf
+from . import other_names, res4lyf
 from .grids import GRIDS
 from .solvers import CONTROLLED, SOLVERS
 
@@ -65,6 +65,10 @@ ALIASES: dict[str, Named] = {
     **{
         typed: Named(solver, options=options)
         for typed, (solver, options) in res4lyf.RESOLVED.items()
+    },
+    **{
+        typed: Named(solver, options=options, noise=noise)
+        for typed, (solver, options, noise) in other_names.RESOLVED.items()
     },
     # the words of diffusers' algorithm_type
     "dpmsolver": Named("dpm_multistep"),
@@ -138,6 +142,7 @@ WITH_CFG_PP = {
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
     **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
+    **other_names.REFUSED,
     **res4lyf.REFUSED,
 }
 
@@ -223,6 +228,12 @@ def _solver(typed: str) -> Named | None:
     ode = typed.removesuffix(" ode")  # RES4LYF's, whose plain names add noise
     if ode != typed and (ode in res4lyf.RESOLVED or ode in ("res 2s", "res 3s")):
         return known[ode]
+    plain = typed.removesuffix(" flowmatch")  # SD.Next's
+    if plain != typed and plain in known:
+        return known[plain]
+    karras = typed.removesuffix(" k")  # InvokeAI's
+    if karras != typed and karras in known:
+        return known[karras]._replace(grid="karras")
     base = typed.removesuffix(" gpu")
     if base != typed and base in known and known[base].solver in PATHS:
         return known[base]._replace(noise=BROWNIAN)
