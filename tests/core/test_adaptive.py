@@ -238,6 +238,8 @@ def test_other_levels_noise_and_orders_are_refused_with_what_works():
         run.guidance = tm.cfg(2.0, between=(0.1, 0.5))
     with pytest.raises(RunError, match=r"branch\(\).*dpm_solver"):
         run.save("nowhere")
+    with pytest.raises(RunError, match=r"no tail.*tm\.begin"):
+        run.tail("euler", steps=4)
     brownian = tm.Sampler("dpm_adaptive", options={"eta": 1.0}, noise="brownian")
     with pytest.raises(ArgumentError, match="independent"):
         tm.begin(START, brownian, process=PROCESSES["vp"], seeds=[1, 2, 3, 4])

@@ -236,6 +236,21 @@ class AdaptiveRun(Run):
             twin._stand_at(here.clone())
             return twin
 
+    def tail(self, *args: Any, **settings: Any) -> Any:
+        """Refused: a tail begins where a step of a known table ends.
+
+        Args:
+            *args: of `Run.tail`.
+            **settings: of `Run.tail`.
+
+        Raises:
+            RunError: always.
+        """
+        raise RunError(
+            "a run of 'dpm_adaptive' takes no tail, for its rows are not decided: stop it, and"
+            " begin another run at its latents, tm.begin(run.latents, tm.Sampler(…, sigmas=[…]))"
+        )
+
     def save(self, path: str | PathLike[str]) -> None:
         """Refused: a file holds a table, and this run has yet to make its own.
 
