@@ -188,9 +188,7 @@ def sampler(name: str) -> Named:
     """
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
-    front, slash, back = name.partition("/")
-    if slash and key(front) in {key(folder) for folder in res4lyf.FOLDERS}:
-        return sampler(back)
+    front, slash, back = _without_folder(name).partition("/")
     if slash:
         named = sampler(front)
         if named.grid is not None and named.grid != grid(back):
@@ -198,7 +196,7 @@ def sampler(name: str) -> Named:
                 f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one"
             )
         return named._replace(grid=grid(back))
-    typed = key(name)
+    typed = key(front)
     named_solver = _solver(typed)
     if named_solver is not None:
         return named_solver
@@ -212,6 +210,12 @@ def sampler(name: str) -> Named:
         if begins is not None and (tail in GRIDS or tail.replace("_", " ") in GRID_ALIASES):
             return begins._replace(grid=grid(tail))
     raise UnknownName("sampler", name, SOLVERS | CONTROLLED, ALIASES)
+
+
+def _without_folder(name: str) -> str:
+    """The name without one of RES4LYF's folders before it."""
+    front, _, back = name.partition("/")
+    return back if key(front) in res4lyf.FOLDERS else name
 
 
 @cache

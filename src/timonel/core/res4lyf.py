@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-FOLDERS = ("multistep", "exponential", "hybrid", "linear", "diag_implicit", "fully_implicit")
+#: before the name of a tableau, as `names.key` writes them
+FOLDERS = ("multistep", "exponential", "hybrid", "linear", "diag implicit", "fully implicit")
 
 
 def _tableaus(solver: str, names: Mapping[str, str]) -> dict[str, tuple[str, Mapping[str, Any]]]:

@@ -123,11 +123,8 @@ def _sa_solver(
     ahead = whole("predictor_order", predictor_order, 1, MOST)
     back = whole("corrector_order", corrector_order, 0, MOST)
     early = among("variant", variant, VARIANTS) == "comfyui"
-    order = min(back, ahead + 1) if back else ahead
-    order = min(order, 2) if noise.eta else order
-    order = 1 if again and grid.ends is not None else order
     history = max(2 * ahead - 1, 2 * back - 2, 1) if again else max(ahead, back)
-    rows = Rows(name, grid, order=order, history=history)
+    rows = Rows(name, grid, order=_order(grid, noise, ahead, back, again), history=history)
     eta_here = 0.0  # of the step that led to level k
     newest: list[int] = []  # the row of every level's prediction that later steps read
     for k in range(grid.steps):
@@ -153,6 +150,14 @@ def _sa_solver(
             x[name] = x.get(name, 0.0) + c
         rows.add(k, now, x, base=evolved)
     return rows.table()
+
+
+def _order(grid: Grid, noise: _Noise, ahead: int, back: int, again: bool) -> int:
+    """The order; fresh noise between the predictions of `again` leaves 1."""
+    if again and grid.ends is not None:
+        return 1
+    order = min(back, ahead + 1) if back else ahead
+    return min(order, 2) if noise.eta else order
 
 
 def _placed(weights: list[Tensor], newest: Sequence[int]) -> dict[str, Tensor]:
