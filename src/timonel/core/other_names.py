@@ -48,7 +48,10 @@ _PICTURE = "it resizes or repeats the picture inside its steps; use {!r}"
 
 #: normalised names that are refused, and why
 REFUSED: dict[str, str] = {
-    "cab": "the formula of arXiv 2605.16736 is not here; use 'lms' or 'ipndm', Adams-Bashforth's",
+    "cab": (
+        "its correction (arXiv 2605.16736) does not exist here yet; use 'lms', whose order=2 and 3"
+        " are its predictors"
+    ),
     "dc solver": "its correction is searched for a model; use 'unipc', or fit one: timonel tune",
     **dict.fromkeys(("dpm++ inverse", "dpm++ 2m inverse", "dpm++ 3m inverse"), _INVERSE),
     "tdd": _DISTILLED.format("tcd"),
