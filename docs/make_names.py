@@ -131,9 +131,8 @@ def sampler_line(row: Row) -> str:
     if row.refused:
         return line(f"`{row.name}`", "-", "refused", "", "", row.refused)
     if not row.differs:
-        return line(
-            f"`{row.name}`", row.here, "", "", "", "later than this ComfyUI; by its formula"
-        )
+        note = measured.NOTES.get(row.name, "later than this ComfyUI; by its formula")
+        return line(f"`{row.name}`", row.here, "", "", "", note)
     note = measured.NOTES.get(row.name, "")
     return line(f"`{row.name}`", row.here, *map(difference, row.differs), note)
 
@@ -178,14 +177,12 @@ def page() -> str:
                 line(f"`sample_{row.name}`", "-", f"refused: {row.refused}", *[""] * len(STEPS))
             ]
         elif not row.differs:
-            parts += [
-                line(
-                    f"`sample_{row.name}`",
-                    row.here,
-                    "`n` is calls there, N is steps here",
-                    *[""] * len(STEPS),
-                )
-            ]
+            note = (
+                "the same steps are kept; here one more call goes to the clean level"
+                if row.name in measured.CONTROLLED
+                else "`n` is calls there, N is steps here"
+            )
+            parts += [line(f"`sample_{row.name}`", row.here, note, *[""] * len(STEPS))]
         else:
             cells = distances(row, least if row.stochastic else 0.0)
             parts += [line(f"`sample_{row.name}`", row.here, difference(row.differs[0]), *cells)]

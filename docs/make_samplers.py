@@ -15,7 +15,7 @@ from support.places import DOCS, ROOT
 from timonel.core import names, solvers
 from timonel.core.grids import GRIDS, GridSpec
 from timonel.core.process import EDM
-from timonel.core.solvers import SOLVERS, SolverSpec
+from timonel.core.solvers import CONTROLLED, SOLVERS, SolverSpec
 from timonel.core.table import Table
 
 PAGE = DOCS / "samplers.md"
@@ -98,6 +98,17 @@ def alias_rows() -> list[str]:
     return rows
 
 
+def refusals() -> list[str]:
+    """A paragraph for every reason, with the names that have it."""
+    alike: dict[str, list[str]] = {}
+    for name, why in names.NOT_TABLES.items():
+        alike.setdefault(why, []).append(name)
+    return [
+        f"{quoted(some)} {'is' if len(some) == 1 else 'are'} refused: {why}.\n"
+        for why, some in alike.items()
+    ]
+
+
 HEAD = """# Samplers and grids
 
 Made by `python docs/make_samplers.py`. \
@@ -118,6 +129,13 @@ churn) and, where it adds noise, `s_noise`; \
 those with one call a step also `skip` and `skip_order` (steps whose
 prediction is forecast instead of computed). [Which one to choose](which-sampler.md);
 [how they compare with diffusers and k-diffusion](parity.md).
+"""
+CONTROLLED_HEAD = """
+**As many steps as asked.** A controlled sampler makes its rows as it goes, so it has no table and \
+takes no number of steps:
+it runs in `tm.sample`, `tm.begin` and `tm.start`, on the first and the last noisy level of its \
+grid. What needs a table
+(pipelines, `compare`, `Scheduler`) refuses it with the nearest.
 """
 GRID_HEAD = """
 **Long steps.** A multistep method extrapolates, which goes astray over a step much longer than \
@@ -155,11 +173,15 @@ def page() -> str:
         row("sampler", "order", "measured", "calls", "noise", "options", "reference"),
         row(*["---"] * 7),
         *samplers,
+        CONTROLLED_HEAD,
+        row("sampler", "order", "calls", "options", "reference"), row(*["---"] * 5),
+        *(row(f"`{n}`", s.order, s.calls, quoted(s.options), s.reference)
+          for n, s in CONTROLLED.items()),
         GRID_HEAD.format(grids=len(GRIDS)),
         row("grid", "levels", "space", "options", "reference"), row(*["---"] * 5), *grids,
         NAME_HEAD,
         row("typed", "is"), row(*["---"] * 2), *alias_rows(), "",
-        *(f"`{name}` is refused: {why}.\n" for name, why in names.NOT_TABLES.items()),
+        *refusals(),
     ])  # fmt: skip
 
 

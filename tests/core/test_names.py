@@ -43,6 +43,25 @@ from timonel.errors import ArgumentError, UnknownName
         ("dpmpp_2m_cfg_pp/karras", "dpmpp_2m_cfg_pp", "karras", {}, "independent"),
         ("Euler a CFG++ Karras", "euler_ancestral_cfg_pp", "karras", {}, "independent"),
         ("DPM++ 2M Align Your Steps", "dpmpp_2m", "ays", {}, "independent"),
+        (
+            "linear/ralston_3s/Karras",
+            "runge_kutta",
+            "karras",
+            {"tableau": "bogacki_shampine"},
+            "independent",
+        ),
+        (
+            "res_6s bong_tangent",
+            "exponential_rk",
+            "bong_tangent",
+            {"tableau": "res_6s"},
+            "independent",
+        ),
+        ("DPM2++ 2M FlowMatch", "dpmpp_2m", None, {}, "independent"),
+        ("kdpm_2_a_k", "dpm2_ancestral", "karras", {}, "independent"),
+        ("dpm++2m_sde_bt", "dpmpp_2m_sde", None, {}, "brownian"),
+        ("res_2m/beta57", "res_multistep", "beta57", {}, "independent"),
+        ("res_3m_ode", "res_multistep", None, {"order": 3}, "independent"),
     ],
 )
 def test_a_typed_name_stands_for_a_sampler(typed, solver, grid, options, noise):
@@ -94,8 +113,10 @@ def test_own_options_win_over_an_alias():
     [
         ("eler", UnknownName, "'euler'"),
         ("DPM++ 2M Karas", UnknownName, "dpm\\+\\+ 2m"),
-        ("dpm_adaptive", ArgumentError, "levels from the sample.*res_3s"),
-        ("sa_solver_pece", ArgumentError, "does not exist yet.*'sa_solver'"),
+        ("ODE dopri5", ArgumentError, "tolerance.*'dpm_adaptive'.*'dormand-prince'"),
+        ("DC Solver", ArgumentError, "'unipc'"),
+        ("gauss-legendre_2s", ArgumentError, "implicit.*'runge_kutta'"),
+        ("lawson4_4s", ArgumentError, r"constant denoised sample.*'exponential_rk'"),
         ("euler/karas", UnknownName, "'karras'"),
         ("DPM++ 2M Karras/ays", ArgumentError, "'karras'.*'ays'.*one"),
         ("euler_gpu", UnknownName, "euler"),

@@ -51,9 +51,9 @@ def _measured(
 ) -> tuple[list[float], int]:
     """The slope of the error on each model, and the order that is declared."""
     order = solvers.make(variant[0], lam_grid(WIDE[process], 8, start), **variant[1]).order
-    steps = [
-        n * (2 if order == 4 else 1) for n in STEPS
-    ]  # the first steps are of lower order, and show for longer
+    # the first steps are of lower order, and show for longer; above order 4 fewer are near rounding
+    fewer = 2 / 3 if start < -5 else 1 / 4  # the sooner, the nearer the start is to the end
+    steps = [n * 2 if order == 4 else int(n * fewer) if order > 4 else n for n in STEPS]
     tables = [
         solvers.make(variant[0], lam_grid(WIDE[process], n, start, bend=0.4), **variant[1])
         for n in steps

@@ -21,7 +21,7 @@ from torch import Tensor
 import timonel as tm
 from timonel import compat
 from timonel.core.grids import GRIDS
-from timonel.core.solvers import SOLVERS
+from timonel.core.solvers import CONTROLLED, SOLVERS
 from timonel.exact import Mixture
 
 Case = tuple[str, Callable[[], Any]]
@@ -74,6 +74,12 @@ def sampled(process: str, sampler: str, steps: int = 6, **more: Any) -> Tensor:
     return clean
 
 
+def controlled(process: str, sampler: str) -> Tensor:
+    """The result of a sampler that chooses how many steps it makes."""
+    clean: Tensor = tm.sample(mixture(), noise(), sampler, process=PROCESSES[process])
+    return clean
+
+
 def levels(process: str, grid: str) -> list[float]:
     table = tm.Sampler(f"euler/{grid}", steps=7).compile(PROCESSES[process])
     at = [table.level(row) for row in range(table.nfe)]
@@ -123,6 +129,8 @@ def native() -> Iterator[Case]:
     for process in PROCESSES:
         for solver in SOLVERS:
             yield f"native/{process}/{solver}", partial(sampled, process, solver)
+        for solver in CONTROLLED:
+            yield f"native/{process}/{solver}", partial(controlled, process, solver)
         for grid in GRIDS:
             yield f"levels/{process}/{grid}", partial(levels, process, grid)
     for sampler in (

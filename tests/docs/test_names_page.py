@@ -162,6 +162,30 @@ def even(k: int, s: tuple[float, ...]) -> list[float]:
     return [(s[k + 1] - s[k]) * w for w in table[min(k, 3)]]
 
 
+def slipped(k: int, s: tuple[float, ...]) -> list[float]:
+    """ComfyUI's ipndm_v: Newton's differences, with a bracket and a ratio that are not theirs.
+
+    The third term of Newton's polynomial is (2h + 3·h1)·h / (6·h1·(h1 + h2)); theirs lacks the
+    bracket around 1 - h/(3·(h + h1)). The weight of the fourth slope has h1/h2 for h2/h3.
+    """
+    h, h1, h2, h3 = (s[max(k - j, -1) + 1] - s[k - j] if k >= j else math.nan for j in range(4))
+    w = [1.0]
+    if k > 0:
+        w = [1 + h / h1 / 2, -h / h1 / 2]
+    if k > 1:
+        u = (1 - h**2 / (3 * h1 * (h1 + h2))) / 2
+        w = [w[0] + u, w[1] - u * (h1 + h2) / h2, u * h1 / h2]
+    if k > 2:
+        inner = (2 * h + 3 * h1) / (6 * (h + h1)) + h * (h + 2 * h1) / (
+            12 * (h + h1) * (h + h1 + h2)
+        )
+        v = inner * h * (h + h1) * (h + h1 + h2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
+        q = h1 * (h1 + h2) / (h2 * (h2 + h3))
+        w = [w[0] + v, w[1] - v * ((h1 + h2) / h2 + q), w[2] + v * (h1 / h2 + q * (h2 + h3) / h3),
+             -v * q * h1 / h2]  # fmt: skip
+    return [h * one for one in w]
+
+
 def estimated(k: int, s: tuple[float, ...]) -> list[float]:
     return [(s[k + 1] - s[k]) * w for w in ([1] if k == 0 else [2, -1])]
 
@@ -182,7 +206,8 @@ def deis_time(sigma: float) -> float:
     [
         ("lms", integrated(4, lambda s: s)),
         ("ipndm", even),
-        ("ipndm_v", even),
+        ("ipndm_v", integrated(4, lambda s: s)),
+        ("ipndm_v", slipped),
         ("gradient_estimation", estimated),
         ("deis", integrated(3, deis_time)),
     ],
@@ -192,6 +217,7 @@ def test_a_multistep_name_of_comfyui_has_its_weights_and_ends_with_the_denoised_
 ):
     """Liu et al. 2022 and Zhang & Chen 2022; the last step returns the denoised sample."""
     options = {"variant": "tab"} if name == "deis" else {}
+    options = {"variant": "comfyui"} if weights is slipped else options
     assert torch.allclose(
         ours(name, process, options), slopes(process, weights), atol=1e-10, rtol=0
     )
@@ -298,6 +324,48 @@ def test_exponential_heun_of_comfyui_is_seeds_2_with_both_ends(eta):
         x = kept + one * clean + (1 - one / big) * (after - clean) + fresh
     name = "exp_heun_2_x0_sde" if eta else "exp_heun_2_x0"
     assert torch.allclose(ours(name, "vp", noise=source if eta else None), x, atol=1e-11, rtol=0)
+
+
+def adams(lam: list[float], start: float, end: float, big: float) -> list[float]:
+    """Weights of the polynomial through predictions at `lam` over a step of the reverse SDE."""
+
+    def basis(at: float, j: int) -> float:
+        share = math.prod((at - n) / (lam[j] - n) for i, n in enumerate(lam) if i != j)
+        return big * math.exp(-big * (end - at)) * share
+
+    return [scipy.integrate.quad(basis, start, end, (j,), epsrel=1e-12)[0] for j in range(len(lam))]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["sa_solver", "sa_solver_pece"])
+def test_sa_solver_of_comfyui_predicts_corrects_and_evaluates_again(again):
+    """Xue et al. 2023, eq. 15 and 18, predictor 3 and corrector 4, orders that fall to the end."""
+    source, x, n = tm.SeededNoise(tuple(range(5))), first("vp", SIGMAS), len(SIGMAS) - 1
+    lam = [-math.log(s) for s in SIGMAS[:-1]]
+    times = PROCESSES["vp"].at_lam(double(lam)).time / 1000
+    predictions: list[torch.Tensor] = []
+    evolved, big = x, 1.0  # the sample of the step evolved, noise included; 1 + tau²
+    for k, (s, to) in enumerate(itertools.pairwise(SIGMAS)):
+        predictions.insert(0, denoised("vp", x, s))
+        corrects = min(4, k + 1, n - k) if k and (again or to > 0) else 0
+        if corrects:
+            weights = adams(lam[k::-1][:corrects], lam[k - 1], lam[k], big)
+            x = evolved + sum(w * d for w, d in zip(weights, predictions, strict=False))
+            predictions[0] = denoised("vp", x, s) if again else predictions[0]
+        if to == 0:
+            x = predictions[0]
+            continue
+        tau = 1.0 if 0.2 <= float(times[k + 1]) <= 0.8 else 0.0
+        big, h = 1 + tau, math.log(s / to)
+        fresh = to * math.sqrt(-math.expm1(-2 * tau * h)) * source(k, x)
+        evolved = to / s * math.exp(-tau * h) * x + fresh
+        weights = adams(lam[k::-1][: min(3, k + 1, n - 1 - k)], lam[k], lam[k + 1], big)
+        x = evolved + sum(w * d for w, d in zip(weights, predictions, strict=False))
+    name = "sa_solver_pece" if again else "sa_solver"
+    options = {"predictor_order": 3, "corrector_order": 4, "variant": "comfyui"}
+    table = tm.Sampler(name, sigmas=SIGMAS, options=options).compile(PROCESSES["vp"])
+    result = drive(table, DATA, START, noise=lambda row, like: source(table.step[row], like))
+    assert table.nfe == (2 * n - 1 if again else n)
+    assert torch.allclose(result, x, atol=1e-10, rtol=0)
 
 
 # -- the last level but one ------------------------------------------------------------------------

@@ -175,6 +175,7 @@ def test_ddim_uniform_has_the_sigmas_of_comfy_where_the_steps_divide_the_table()
     ("name", "curve"),
     [
         ("beta", lambda u: scipy.stats.beta.ppf(u, 0.6, 0.6)),
+        ("beta57", lambda u: scipy.stats.beta.ppf(u, 0.5, 0.7)),
         ("smoothstep", lambda u: u * u * (3 - 2 * u)),
     ],
 )

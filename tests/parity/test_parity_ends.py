@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from support import parity, parity_draw
-from support.parity import Case, apart, draw, net
+from support.parity import Case, apart, net
 from support.parity_exact import FULL, SD, levels, mine, theirs
-from support.peers import k_diffusion_sampling
 from timonel.core.process import double
 
 
@@ -179,23 +178,3 @@ def farthest(one: Sequence[Any], exact: Sequence[Any]) -> float:
     """The largest error of a run, over what the network was shown and the result."""
     pairs = [*zip(one[0], exact[0], strict=False), (one[1], exact[1])]
     return max(apart(a, b) for a, b in pairs)
-
-
-# -- not a table -----------------------------------------------------------------------------------
-@pytest.mark.skipif(k_diffusion_sampling() is None, reason="k-diffusion is not installed")
-def test_dpm_adaptive_of_k_diffusion_chooses_its_levels_from_the_data():
-    counts = []
-    for width in (0.01, 3.0):
-
-        def model(
-            y: torch.Tensor, sigma: torch.Tensor, width: float = width, **_: object
-        ) -> torch.Tensor:
-            s = float(sigma.flatten()[0])
-            return torch.tanh(3 * y / (s * s + width**2) ** 0.5) * width
-
-        y = draw(-1) * 14.6
-        info = k_diffusion_sampling().sample_dpm_adaptive(
-            model, y, 0.03, 14.6, disable=True, return_info=True
-        )[1]
-        counts.append(info["steps"])
-    assert counts[0] != counts[1]

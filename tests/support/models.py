@@ -40,7 +40,10 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ),
     *(("lms", {"order": order}) for order in (1, 2, 3)),
     *(("ipndm", {"order": order}) for order in (1, 2, 3)),
-    *((name, {"euler_at_final": False}) for name in ("lms", "ipndm", "gradient_estimation")),
+    *(
+        (name, {"euler_at_final": False})
+        for name in ("lms", "ipndm", "ipndm_v", "gradient_estimation")
+    ),
     *(("deis", {"order": order}) for order in (1, 2)),
     *(("deis", {"order": order, "variant": "tab"}) for order in (1, 2, 3)),
     *(("res_multistep", {"order": order}) for order in (1, 3, 4)),
@@ -89,6 +92,16 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in solvers.SOLVERS] + [
     ("sa_solver", {"predictor_order": 4, "corrector_order": 0}),
     ("sa_solver", {"predictor_order": 1, "corrector_order": 1}),
     ("sa_solver", {"variant": "simple"}),
+    ("sa_solver", {"variant": "comfyui", "predictor_order": 3, "corrector_order": 4}),
+    ("sa_solver_pece", {"eta": 0.0}),
+    (
+        "sa_solver_pece",
+        {"eta": 0.5, "predictor_order": 2, "corrector_order": 2, "variant": "exact"},
+    ),
+    ("sa_solver_pece", {"variant": "simple", "predictor_order": 2, "corrector_order": 1}),
+    ("exp_heun_2_x0_sde", {"eta": 0.0}),
+    ("exp_heun_2_x0_sde", {"eta": 0.5, "variant": "phi_1"}),
+    *(("ipndm_v", {"order": order}) for order in (1, 2, 3)),
     ("restart", {"restarts": 2, "restart_steps": 3}),
     # what any solver takes: churn, and more or less of its noise
     ("dpmpp_2m", {"s_churn": 4.0}),

@@ -56,6 +56,7 @@ SAMPLERS = (
     "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
 LATER = ("exp_heun_2_x0", "exp_heun_2_x0_sde")  # not in the version that the page was made with
+CONTROLLED = ("dpm_adaptive",)  # no table: the same steps are kept, tests/core/test_adaptive.py
 SCHEDULERS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
     "linear_quadratic",
@@ -102,9 +103,14 @@ NOTES = {
     "dpmpp_3m_sde": "see docs/differences.md", "dpmpp_3m_sde_gpu": "see docs/differences.md",
     "lcm": "ComfyUI's network has no boundary scaling here; LCM's own has",
     "ipndm_v": (
-        "runs ipndm: ComfyUI's weights of 3 and 4 slopes are for even spacing and do not sum to 1, "
-        "so it goes astray where levels crowd (beta); lms has the exact weights"
+        "the weights of uneven levels, as lms; ComfyUI's have two slips, so that those of 4 slopes "
+        "sum to 1 on even levels only, and go astray where levels crowd (beta): `variant=comfyui`"
     ),
+    "dpm_adaptive": (
+        "keeps the same steps; then one more call goes to the clean level. In `tm.sample` alone: a "
+        "pipeline needs a table, and refuses it with the nearest"
+    ),
+    "sa_solver_pece": f"{OFFSET}, and its interval of noise is in the time before the shift",
     "deis": (
         "on image models a polynomial in log sigma, which is nearer on most levels; ComfyUI's: "
         "`variant=tab`"
@@ -114,7 +120,7 @@ NOTES = {
     ),
     "sa_solver": (
         "orders 2 and 2 here, 3 and 4 in ComfyUI; the last step but one falls to order 1 here only "
-        "where it is long"
+        "where it is long; the same: `predictor_order=3, corrector_order=4, variant=comfyui`"
     ),
     "dpm_fast": (
         "N is steps here, of up to 3 calls each, on the grid lam without its cleanest level if "
@@ -182,14 +188,18 @@ def job(name: str, process: str, scheduler: str, steps: int) -> comfyui.Job:
 
 
 def result(table: Table, count: int) -> torch.Tensor:
-    """Our result with the peer's noise: a draw a row for stages that have their own, else a draw a
-    step.
+    """Our result with the peer's noise: a draw a row for stages that have their own; else a draw a
+    step, for SA-Solver a draw a step that has noise.
     """
     source = tm.SeededNoise(tuple(range(count)))
-    by_row = table.solver in ("dpmpp_sde", "seeds_2", "seeds_3")
+    keys = list(table.step)
+    if table.solver in ("dpmpp_sde", "seeds_2", "seeds_3", "exp_heun_2_x0_sde"):
+        keys = list(range(table.nfe))
+    elif table.solver.startswith("sa_solver"):
+        keys = (torch.cumsum(table.x[:, -1] != 0, 0) - 1).tolist()
 
     def noise(row: int, like: torch.Tensor) -> torch.Tensor:
-        return source(row if by_row else table.step[row], like)
+        return source(keys[row], like)
 
     draws = noise if table.stochastic else None
     if not table.reads_uncond:
@@ -244,7 +254,8 @@ def distance(samples: torch.Tensor, process: str, stochastic: bool) -> float:
 # -- rows ------------------------------------------------------------------------------------------
 def comfy_rows() -> tuple[comfyui.Answer, list[Row], list[Row]]:
     """ComfyUI's answer, and the rows of its samplers and schedulers."""
-    known = [name for name in SAMPLERS if not refused(name) and name not in LATER]
+    unmeasured = (*LATER, *CONTROLLED)
+    known = [name for name in SAMPLERS if not refused(name) and name not in unmeasured]
     keys = [(name, *place, n) for name in known for place in PLACES for n in STEPS]
     lists = [(name, p, n) for name in SCHEDULERS for p in PROCESSES for n in STEPS]
     levels = [comfyui.Job(None, p, name, n) for name, p, n in lists]
@@ -261,6 +272,8 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
     why = refused(name)
     if why:
         return Row(name, "-", False, refused=why)
+    if name in CONTROLLED:
+        return Row(name, here(name), False)
     stochastic = compiled(name, "vp", "karras", 8).stochastic
     if name in LATER:
         return Row(name, here(name), stochastic)
@@ -319,7 +332,7 @@ def k_row(name: str) -> Row:
     why = refused(name)
     if why:
         return Row(name, "-", False, refused=why)
-    if name == "dpm_fast":
+    if name == "dpm_fast" or name in CONTROLLED:
         return Row(name, here(name), False)
     worst, there, mine = 0.0, [], []
     stochastic = compiled(name, "vp", "karras", 8).stochastic

@@ -156,7 +156,12 @@ PEERS: dict[str, Peer] = {
     "dpmpp_2m_sde": Peer(dpmpp_2m_sde, 18),
     "dpmpp_3m_sde": Peer(dpmpp_3m_sde, 18),
 }
-OUT_OF_SCOPE = {"dpm_adaptive": "chooses its levels from the samples it sees, so it is no table"}
+OUT_OF_SCOPE = {
+    "dpm_adaptive": (
+        "makes its rows as it goes, so there is no table to draw; `tests/core/test_adaptive.py`"
+        " holds that `dpm_adaptive` keeps the same steps, with results equal to 1e-8"
+    )
+}
 
 
 @functools.cache

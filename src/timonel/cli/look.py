@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def samplers(as_json: Json = False) -> None:
     """List the samplers: order, network calls for N steps, noise, options, reference."""
-    from ..core.solvers import SOLVERS
+    from ..core.solvers import CONTROLLED, SOLVERS
 
     facts = [
         {
@@ -30,7 +30,7 @@ def samplers(as_json: Json = False) -> None:
             "options": list(s.options),
             "reference": s.reference,
         }
-        for name, s in SOLVERS.items()
+        for name, s in (SOLVERS | CONTROLLED).items()
     ]
     _listed(facts, as_json)
 

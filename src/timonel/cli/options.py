@@ -88,7 +88,7 @@ def sampler_of(
     from ..core import names
     from ..core.grids import GRIDS
     from ..core.sampler import Sampler, is_file
-    from ..core.solvers import SOLVERS
+    from ..core.solvers import find
     from ..errors import ArgumentError
 
     if is_file(name):
@@ -99,7 +99,7 @@ def sampler_of(
             )
         return Sampler(name, steps=steps, noise=noise)
     parsed = names.sampler(name)
-    of_solver = SOLVERS[parsed.solver].options
+    of_solver = find(parsed.solver).options
     of_grid = GRIDS[parsed.grid].options if parsed.grid else ()
     options, grid_options = dict[str, Any](), dict[str, Any]()
     for setting in settings:

@@ -13,8 +13,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, UnknownName
+from . import other_names, res4lyf
 from .grids import GRIDS
-from .solvers import SOLVERS
+from .solvers import CONTROLLED, SOLVERS
 
 
 class Named(NamedTuple):
@@ -50,7 +51,6 @@ ALIASES: dict[str, Named] = {
     "dpm++ 2s": Named("dpmpp_2s"),
     "dpm++ 3s": Named("dpmpp_3s"),
     "dpm++ 2s a": Named("dpmpp_2s_ancestral"),
-    "ipndm v": Named("ipndm"),
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
@@ -66,9 +66,14 @@ ALIASES: dict[str, Named] = {
     "uni pc": Named("unipc", options={"order": 3, "variant": "bh1", **DISCARDS}),
     "uni pc bh2": Named("unipc", options={"order": 3, "variant": "bh2", **DISCARDS}),
     "exp heun 2 x0": Named("exponential_rk", options={"tableau": "heun"}),
-    "exp heun 2 x0 sde": Named("seeds_2", options={"r": 1.0, "variant": "phi_2"}),
-    "res 2m": Named("res_multistep"),
-    "res 3m": Named("res_multistep", options={"order": 3}),
+    **{
+        typed: Named(solver, options=options)
+        for typed, (solver, options) in res4lyf.RESOLVED.items()
+    },
+    **{
+        typed: Named(solver, options=options, noise=noise)
+        for typed, (solver, options, noise) in other_names.RESOLVED.items()
+    },
     # the words of diffusers' algorithm_type
     "dpmsolver": Named("dpm_multistep"),
     "dpmsolver++": Named("dpmpp_2m"),
@@ -127,13 +132,8 @@ GRID_ALIASES = {
 }  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
-    "dpm adaptive": (
-        "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'"
-    ),
-    "sa solver pece": (
-        "predicting, correcting and calling the network again does not exist yet; use 'sa_solver',"
-        " which makes one call a step"
-    ),
+    **other_names.REFUSED,
+    **res4lyf.REFUSED,
 }
 
 
@@ -163,7 +163,7 @@ def grid(name: str) -> str:
 
 def is_solver(name: Any) -> bool:
     """Whether it is the plain name of a solver, without a grid or options."""
-    return isinstance(name, str) and name in SOLVERS and key(name) not in ALIASES
+    return isinstance(name, str) and name in SOLVERS | CONTROLLED and key(name) not in ALIASES
 
 
 def sampler(name: str) -> Named:
@@ -178,7 +178,7 @@ def sampler(name: str) -> Named:
     """
     if not isinstance(name, str):
         raise ArgumentError(f"a sampler is a name such as 'dpmpp_2m/karras', got {name!r}")
-    front, slash, back = name.partition("/")
+    front, slash, back = _without_folder(name).partition("/")
     if slash:
         named = sampler(front)
         if named.grid is not None and named.grid != grid(back):
@@ -186,7 +186,7 @@ def sampler(name: str) -> Named:
                 f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one"
             )
         return named._replace(grid=grid(back))
-    typed = key(name)
+    typed = key(front)
     named_solver = _solver(typed)
     if named_solver is not None:
         return named_solver
@@ -199,13 +199,19 @@ def sampler(name: str) -> Named:
         begins, tail = _solver(" ".join(words[:cut])), "_".join(words[cut:])
         if begins is not None and (tail in GRIDS or tail.replace("_", " ") in GRID_ALIASES):
             return begins._replace(grid=grid(tail))
-    raise UnknownName("sampler", name, SOLVERS, ALIASES)
+    raise UnknownName("sampler", name, SOLVERS | CONTROLLED, ALIASES)
+
+
+def _without_folder(name: str) -> str:
+    """The name without one of RES4LYF's folders before it."""
+    front, _, back = name.partition("/")
+    return back if key(front) in res4lyf.FOLDERS else name
 
 
 @cache
 def _solvers() -> dict[str, Named]:
     """Every solver and alias by its name as `key` writes it."""
-    return {key(s): Named(s) for s in SOLVERS} | ALIASES
+    return {key(s): Named(s) for s in SOLVERS | CONTROLLED} | ALIASES
 
 
 def _solver(typed: str) -> Named | None:
@@ -213,6 +219,15 @@ def _solver(typed: str) -> Named | None:
     known = _solvers()
     if typed in known:
         return known[typed]
+    ode = typed.removesuffix(" ode")  # RES4LYF's, whose plain names add noise
+    if ode != typed and (ode in res4lyf.RESOLVED or ode in ("res 2s", "res 3s")):
+        return known[ode]
+    plain = typed.removesuffix(" flowmatch")  # SD.Next's
+    if plain != typed and plain in known:
+        return known[plain]
+    karras = typed.removesuffix(" k")  # InvokeAI's
+    if karras != typed and karras in known:
+        return known[karras]._replace(grid="karras")
     base = typed.removesuffix(" gpu")
     if base != typed and base in known and known[base].solver in PATHS:
         return known[base]._replace(noise=BROWNIAN)

@@ -27,6 +27,7 @@ from .table import Table
 if TYPE_CHECKING:
     from .fitted.sampler_file import Fitted
     from .guidance import Guidance
+    from .solvers.adaptive import Plan
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
@@ -260,6 +261,11 @@ class Sampler:
         return {key: value for key, value in self.options.items() if key != DISCARD}
 
     @property
+    def controlled(self) -> bool:
+        """Whether it makes its rows as it goes, see `plan`."""
+        return self.fitted is None and self.name in solvers.CONTROLLED
+
+    @property
     def cuts(self) -> dict[str, Any]:
         """Which part of the levels is sampled; empty for all of them."""
         return {key: getattr(self, key) for key in PART if getattr(self, key) is not None}
@@ -342,6 +348,30 @@ class Sampler:
         else:
             table = solvers.make(self.name, self.levels(process), **self.solver_options)
         return self.drawing(table, process)
+
+    def plan(self, process: Process) -> Plan:
+        """The plan of a sampler that makes its rows as it goes.
+
+        Args:
+            process: of the model.
+
+        Raises:
+            ArgumentError: an option out of its range, or what such a run cannot have.
+        """
+        if self.source != noises.DEFAULT:
+            raise ArgumentError(
+                f"{self.name!r} does not know its intervals beforehand, so its noise is"
+                f" {noises.DEFAULT!r}, not {self.source!r}"
+            )
+        if self.options.get(DISCARD):
+            raise ArgumentError(f"{self.name!r} has no level that {DISCARD} could leave out")
+        if self.steps is not None and self.sigmas is None and self.times is None:
+            raise ArgumentError(
+                f"{self.name!r} makes as many steps as its tolerance asks, so steps={self.steps}"
+                " has nothing to set: leave it out, or give options={'rtol': 0.02}"
+            )
+        plan: Plan = solvers.find(self.name).make(self.levels(process), **self.solver_options)
+        return plan
 
     def _part(self, process: Process) -> Table:
         """The rows of the whole journey's table that the cuts leave."""

@@ -394,6 +394,11 @@ class Rows:
         self.x: list[Tensor] = []
         self.base: list[Tensor] = []
 
+    @property
+    def count(self) -> int:
+        """How many rows there are so far."""
+        return len(self.step)
+
     def add(
         self, step: int, level: Level, x: Coefficients, base: Coefficients | None = None
     ) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..core import border
 from ..core import guidance as guide
 from ..core import noise as noises
+from ..core.adaptive import AdaptiveRun
 from ..core.driver import Driver
 from ..core.guidance import Guidance
-from ..core.noise import Noise
+from ..core.noise import Noise, Seeded
 from ..core.not_finite import check_result
 from ..core.process import Process
 from ..core.program import DenoisedFn
@@ -74,21 +75,25 @@ def begin(
     chosen = Sampler.of(sampler, steps).guided_by(guidance)
     if noise is not None and chosen.source != noises.DEFAULT:
         raise ArgumentError(f"give noise= or Sampler(noise={chosen.source!r}), not both")
-    table = chosen.compile(process)
-    if seeds is not None:
-        noise = seeded = noises.source(chosen.source, seeds, table)
-        seeded.check(len(x))
-    run = Run(
-        table,
-        prediction,
-        noise=noise,
-        guidance=guidance,
-        hooks=hooks,
-        denoised_fn=denoised_fn,
-        keep=keep,
-    )
+    settings: dict[str, Any] = {
+        "guidance": guidance, "hooks": hooks, "denoised_fn": denoised_fn, "keep": keep,
+    }  # fmt: skip
+    if chosen.controlled:
+        plan = chosen.plan(process)
+        noise = noise if seeds is None else _seeded(noises.SeededNoise(seeds), x)
+        run: Run = AdaptiveRun(plan, prediction, noise=noise, **settings)
+    else:
+        table = chosen.compile(process)
+        noise = noise if seeds is None else _seeded(noises.source(chosen.source, seeds, table), x)
+        run = Run(table, prediction, noise=noise, **settings)
     run.start(x)
     return run
+
+
+def _seeded(source: Seeded, x: Tensor) -> Seeded:
+    """A source that has a seed for each sample."""
+    source.check(len(x))
+    return source
 
 
 class NativeLoop(Driver):
@@ -138,7 +143,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         driver.admit(run, run.guidance)
     run.drive_by(driver)
     network = Denoisers(denoise, unconditional)
-    return (run for row in drive(run, network) if run.table.ends[row])
+    return (run for row in drive(run, network) if run.row > row and run.table.ends[row])
 
 
 def sample(

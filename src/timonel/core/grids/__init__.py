@@ -68,6 +68,7 @@ GRIDS: dict[str, GridSpec] = {
     "sgm_uniform": GridSpec(index.sgm_uniform, INDEX, "Stability generative-models"),
     "ddim_uniform": GridSpec(index.ddim_uniform, INDEX, "DDIM, arXiv 2010.02502; ComfyUI"),
     "beta": GridSpec(beta.beta, INDEX, "arXiv 2407.12173; ComfyUI"),
+    "beta57": GridSpec(beta.beta57, INDEX, "RES4LYF"),
     "smoothstep": GridSpec(index.smoothstep, INDEX, "stable-diffusion.cpp"),
     "lcm": GridSpec(index.lcm, INDEX, "arXiv 2310.04378"),
     "karras": GridSpec(sigma.karras, SIGMA, "arXiv 2206.00364, eq. 5"),

@@ -70,13 +70,26 @@ def beta(process: Process, steps: int, *, alpha: float = 0.6, beta: float = 0.6)
         process: the noise process.
         steps: number of steps N.
         alpha: in [0.1, 20].
-        beta: in [0.1, 20]; alpha=0.5, beta=0.7 is RES4LYF's beta57.
+        beta: in [0.1, 20].
 
     Source: Lee et al. 2024, arXiv 2407.12173.
     """
     a, b = _checked(alpha, beta)
     u = 1 - torch.arange(few_enough("steps", steps), dtype=torch.float64) / steps
     return Grid.of(process, process.at_index((process.train_steps - 1) * quantile(u, a, b)), "beta")
+
+
+def beta57(process: Process, steps: int) -> Grid:
+    """Training indices (T - 1)·Q(1 - i/N), Q the quantiles of Beta(0.5, 0.7): more at both ends.
+
+    Args:
+        process: the noise process.
+        steps: number of steps N.
+
+    Source: RES4LYF.
+    """
+    grid = beta(process, steps, alpha=0.5, beta=0.7)
+    return Grid(process, grid.alpha, grid.sigma, grid.time, "beta57")
 
 
 def beta_sigma(

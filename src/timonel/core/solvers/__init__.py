@@ -24,6 +24,7 @@ from ..process import Process
 from ..table import Table
 from . import (
     adams,
+    adaptive,
     cfg_pp,
     consistency,
     dpmpp,
@@ -49,7 +50,7 @@ class SolverSpec:
     """One line of the table of solvers: all that the rest of timonel needs to know of one.
 
     Args:
-        make: the function `(grid, **options) -> Table`.
+        make: the function `(grid, **options) -> Table`; a plan, of those in `CONTROLLED`.
         order: of convergence with the default options: strong on the ODE, weak for stochastic
             solvers; 0 where it does not converge.
         calls: network calls for N steps that end at the clean level.
@@ -62,7 +63,7 @@ class SolverSpec:
         reads_uncond: whether it reads the unconditional prediction of guided rows, as CFG++ does.
     """
 
-    make: Callable[..., Table]
+    make: Callable[..., Any]
     order: int
     calls: str
     stochastic: bool
@@ -114,6 +115,7 @@ SOLVERS: dict[str, SolverSpec] = {
         adams.pndm, 2, "N + 9", False, "arXiv 2202.09778", rest=adams.pndm_rest, extrapolates=True
     ),
     "ipndm": SolverSpec(adams.ipndm, 2, "N", False, "arXiv 2204.13902"),
+    "ipndm_v": SolverSpec(adams.ipndm_v, 4, "N", False, "arXiv 2204.13902; ComfyUI"),
     "deis": SolverSpec(adams.deis, 3, "N", False, "arXiv 2204.13902"),
     "dpm_multistep": SolverSpec(adams.dpm_multistep, 2, "N", False, "arXiv 2206.00927"),
     "gradient_estimation": SolverSpec(adams.gradient_estimation, 1, "N", False, "arXiv 2306.04848"),
@@ -141,6 +143,9 @@ SOLVERS: dict[str, SolverSpec] = {
     ),
     "seeds_2": SolverSpec(exponential.seeds_2, 2, "2N - 1", True, "arXiv 2305.14267"),
     "seeds_3": SolverSpec(exponential.seeds_3, 2, "3N - 2", True, "arXiv 2305.14267"),
+    "exp_heun_2_x0_sde": SolverSpec(
+        exponential.exp_heun_2_x0_sde, 2, "2N - 1", True, "arXiv 2305.14267; ComfyUI"
+    ),
     # exponential, multistep
     "dpmpp_2m": SolverSpec(dpmpp.dpmpp_2m, 2, "N", False, "arXiv 2211.01095, algorithm 2"),
     "dpmpp_2m_sde": SolverSpec(dpmpp.dpmpp_2m_sde, 2, "N", True, "arXiv 2211.01095; k-diffusion"),
@@ -150,6 +155,9 @@ SOLVERS: dict[str, SolverSpec] = {
     "res_multistep_ancestral": SolverSpec(dpmpp.res_multistep_ancestral, 1, "N", True, "ComfyUI"),
     "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867"),
     "sa_solver": SolverSpec(sa_solver.sa_solver, 2, "N", True, "arXiv 2309.05019"),
+    "sa_solver_pece": SolverSpec(
+        sa_solver.sa_solver_pece, 2, "2N - 1", True, "arXiv 2309.05019; ComfyUI"
+    ),
     "er_sde": SolverSpec(er_sde.er_sde, 2, "N", True, "arXiv 2309.06169"),
     # the noise of the unconditional prediction: CFG++
     "euler_cfg_pp": _cfg_pp(cfg_pp.euler_cfg_pp, 1, "N", False),
@@ -190,15 +198,25 @@ def twin(name: str) -> tuple[str, dict[str, Any]]:
     return TWINS[name]
 
 
+#: what makes its rows as it goes: such a function returns no table but a plan, see `adaptive`
+CONTROLLED: dict[str, SolverSpec] = {
+    "dpm_adaptive": SolverSpec(
+        adaptive.dpm_adaptive, 3, "as rtol asks", False, "arXiv 2206.00927; k-diffusion",
+        "exponential",
+    ),
+}  # fmt: skip
+
+
 def find(name: str) -> SolverSpec:
     """The line of the table called `name`. Raises `UnknownName` with the nearest names."""
-    return SOLVERS[among("sampler", name, SOLVERS)]
+    known = SOLVERS | CONTROLLED
+    return known[among("sampler", name, known)]
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Raise `ArgumentError` for options that the solver `name` does not have."""
     spec = find(name)
-    known = (*spec.options, *COMMON)
+    known = spec.options if name in CONTROLLED else (*spec.options, *COMMON)
     for key in options:
         if key not in known:
             raise ArgumentError(
@@ -232,9 +250,16 @@ def make(name: str, grid: Grid, *, before: int = 0, **options: Any) -> Table:
 
     Raises:
         UnknownName: for a name that no solver has.
-        ArgumentError: for options that it does not have, or that never act.
+        ArgumentError: for options that it does not have, or that never act, and for a name of
+            `CONTROLLED`.
     """
     check(name, options)
+    if name in CONTROLLED:
+        raise ArgumentError(
+            f"{name!r} decides its levels from the sample, so it has no table: it runs in tm.sample"
+            " and tm.begin alone. Here use 'dpm_solver', the same step on fixed levels, or"
+            " 'dpmpp_2m'"
+        )
     rest, acts = options, False
     while True:
         try:

@@ -7,8 +7,10 @@ extrapolate there is the worse, the coarser the last step (docs/names.md has num
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,13 +85,18 @@ def lms(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
     Source: k-diffusion, sample_lms; Liu et al. 2022, arXiv 2202.09778.
     """
     top = whole("order", order, 1, 4)
+    return _multistep("lms", grid, top, top, uneven(grid), euler_at_final=euler_at_final)
+
+
+def uneven(grid: Grid) -> Weights:
+    """The weights of Adams-Bashforth for uneven levels (Hairer, Nørsett & Wanner, III.5)."""
 
     def weights(at: Frame, k: int, count: int) -> list[Tensor]:
         s, step = at.s(grid[k]), at.s(grid.end(k)) - at.s(grid[k])
         nodes = [(at.s(grid[k - j]) - s) / step for j in range(count)]
         return [step * w for w in fit(nodes, [torch.ones_like(s) / (p + 1) for p in range(count)])]
 
-    return _multistep("lms", grid, top, top, weights, euler_at_final=euler_at_final)
+    return weights
 
 
 def ipndm(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
@@ -110,6 +117,67 @@ def ipndm(grid: Grid, *, order: int = 4, euler_at_final: bool = True) -> Table:
         return [step * w for w in ADAMS_BASHFORTH[count - 1]]
 
     return _multistep("ipndm", grid, top, min(top, 2), weights, euler_at_final=euler_at_final)
+
+
+IPNDM_V = {"exact": 4, "comfyui": 2}  # variants, and the order of the method
+
+
+def ipndm_v(
+    grid: Grid, *, order: int = 4, variant: str = "exact", euler_at_final: bool = True
+) -> Table:
+    """iPNDM for uneven levels, which is `lms`; or ComfyUI's weights for the same pictures.
+
+    ComfyUI's weights of three and four slopes have two slips, so that those of four sum to 1 where
+    the levels are even only: it does not meet a constant denoised sample, and goes astray where
+    levels crowd (`beta` on a flow, 8 steps: .83 from the answer for .10).
+
+    Args:
+        grid: the levels.
+        order: number of slopes, 1 … 4.
+        variant: "exact", or "comfyui", which is of order 2 at most.
+        euler_at_final: Euler on the step to the clean level, which returns the denoised sample, as
+            ComfyUI; False extrapolates there too, as `lms`.
+
+    Source: Zhang & Chen 2022, arXiv 2204.13902, "iPNDM"; `sample_ipndm_v` of ComfyUI.
+    """
+    top, kind = whole("order", order, 1, 4), among("variant", variant, IPNDM_V)
+    weights, most = uneven(grid) if kind == "exact" else _comfyui(grid), min(top, IPNDM_V[kind])
+    return _multistep("ipndm_v", grid, top, most, weights, euler_at_final=euler_at_final)
+
+
+def _comfyui(grid: Grid) -> Weights:
+    """ComfyUI's ipndm_v: h the step to come, h1, h2, h3 those before it, newest first."""
+
+    def weights(at: Frame, k: int, count: int) -> list[Tensor]:
+        s = [at.s(grid.end(k)), *(at.s(grid[k - j]) for j in range(count))]
+        h, *before = (a - b for a, b in itertools.pairwise(s))
+        w = [torch.ones_like(h)]
+        if count > 1:
+            w = _added(w, h / (2 * before[0]), [1.0, -1.0])
+        if count > 2:
+            h1, h2 = before[:2]
+            bend = (1 - h / (3 * (h + h1)) * h * (h + h1) / (h1 * (h1 + h2))) / 2
+            w = _added(w, bend, [1.0, -1 - h1 / h2, h1 / h2])
+        if count > 3:
+            w = _added(w, *_comfyui_fourth(h, *before))
+        return [h * one for one in w]
+
+    return weights
+
+
+def _comfyui_fourth(h: Tensor, h1: Tensor, h2: Tensor, h3: Tensor) -> tuple[Tensor, list[Any]]:
+    """The fourth difference of ComfyUI's, and its share of every slope."""
+    all_ = h * (h + h1) * (h + h1 + h2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
+    one = (1 - h / (3 * (h + h1))) / 2
+    size = (one + (1 - h / (2 * (h + h1))) * h / (6 * (h + h1 + h2))) * all_
+    r, far = h1 / h2, h1 * (h1 + h2) / (h2 * (h2 + h3))
+    return size, [1.0, -1 - r - far, r + far * (1 + h2 / h3), -far * r]
+
+
+def _added(weights: list[Tensor], size: Tensor, shares: list[Any]) -> list[Tensor]:
+    """Weights with a difference of one slope more."""
+    longer = [*weights, torch.zeros_like(size)]
+    return [w + size * share for w, share in zip(longer, shares, strict=True)]
 
 
 DEIS_VARIANTS = ("tab", "logrho")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,91 +27,16 @@ from ..grids import Grid, ancestral
 from ..process import Level, double
 from ..table import Coefficients, Rows, Table
 from .algebra import ancestral_kept, finite_lam, frame, gain, gap, keep, noised, phi, shrink
+from .exponential_tableaus import (
+    EXPONENTIALS,
+    Exponential,
+    dpm_3_tableau,
+    dpmpp_2s_tableau,
+    first,
+    res_2s_tableau,
+    res_3s_tableau,
+)
 from .runge_kutta import at_s, clean_step
-
-#: z -> weights of D_2, D_3, …; D_1 has the rest
-Stage = Callable[[Tensor], "Sequence[Tensor | float]"]
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """An explicit method: nodes c_i and weights a_ij(z), j >= 2, of stages 2, 3, …; weights b."""
-
-    order: int
-    nodes: tuple[float, ...]
-    stages: tuple[Stage, ...]
-    b: Stage
-
-
-def _first(c: float, weights: Sequence[Tensor | float], z: Tensor) -> list[Tensor]:
-    """All weights of a stage; that of D_1 makes their sum c·phi_1(c·z)."""
-    rest = [double(w) for w in weights]
-    return [c * phi(1, c * z) - sum(rest, start=torch.zeros_like(z)), *rest]
-
-
-def dpmpp_2s_tableau(r: float) -> Exponential:
-    """arXiv 2211.01095, algorithm 1."""
-    return Exponential(2, (r,), (lambda z: (),), lambda z: (phi(1, z) / (2 * r),))
-
-
-def res_2s_tableau(c: float = 0.5) -> Exponential:
-    """arXiv 2308.02157; Hochbruck & Ostermann 2005, "Explicit exponential Runge-Kutta methods"."""
-    return Exponential(2, (c,), (lambda z: (),), lambda z: (phi(2, z) / c,))
-
-
-def res_3s_tableau(c2: float = 0.5, c3: float = 1.0) -> Exponential:
-    """arXiv 2308.02157; Hochbruck & Ostermann 2005."""
-    g = (3 * c3**3 - 2 * c3) / (c2 * (2 - 3 * c2))
-    return Exponential(
-        3, (c2, c3),
-        (lambda z: (), lambda z: (g * c2 * phi(2, c2 * z) + c3**2 / c2 * phi(2, c3 * z),)),
-        lambda z: (g / (g * c2 + c3) * phi(2, z), phi(2, z) / (g * c2 + c3)),
-    )  # fmt: skip
-
-
-def dpm_3_tableau(c2: float = 1 / 3, c3: float = 2 / 3) -> Exponential:
-    """arXiv 2206.00927: DPM-Solver-3."""
-    return Exponential(
-        3,
-        (c2, c3),
-        (lambda z: (), lambda z: (c3**2 / c2 * phi(2, c3 * z),)),
-        lambda z: (0.0, phi(2, z) / c3),
-    )
-
-
-def _etdrk4() -> Exponential:
-    """Cox & Matthews 2002, eq. 26 to 29."""
-    return Exponential(
-        4, (0.5, 0.5, 1.0),
-        (
-            lambda z: (),
-            lambda z: (phi(1, z / 2) / 2,),
-            lambda z: (0.0, phi(1, z / 2)),
-        ),
-        lambda z: (2 * phi(2, z) - 4 * phi(3, z), 2 * phi(2, z) - 4 * phi(3, z),
-        4 * phi(3, z) - phi(2, z)),
-    )  # fmt: skip
-
-
-def _krogstad() -> Exponential:
-    """Krogstad 2005: like Cox & Matthews', with smaller error constants."""
-    return Exponential(
-        4, (0.5, 0.5, 1.0),
-        (lambda z: (), lambda z: (phi(2, z / 2),), lambda z: (0.0, 2 * phi(2, z))),
-        lambda z: (2 * phi(2, z) - 4 * phi(3, z), 2 * phi(2, z) - 4 * phi(3, z),
-        4 * phi(3, z) - phi(2, z)),
-    )  # fmt: skip
-
-
-EXPONENTIALS = {
-    "dpmpp_2s": dpmpp_2s_tableau(0.5),
-    "res_2s": res_2s_tableau(),
-    "heun": res_2s_tableau(1.0),
-    "res_3s": res_3s_tableau(),
-    "dpm_3": dpm_3_tableau(),
-    "etdrk4": _etdrk4(),
-    "krogstad": _krogstad(),
-}
 
 
 def singlestep(name: str, grid: Grid, method: Exponential, eta: float = 0.0) -> Table:
@@ -157,7 +82,7 @@ def _stages(
         z = torch.zeros_like(new.alpha)
         scales = [at.alpha / c for at, c in zip(levels, nodes, strict=True)]
     return levels[:-1], [
-        [s * w for w in _first(c, a(z), z)] for s, c, a in zip(scales, nodes, stages, strict=True)
+        [s * w for w in first(c, a(z), z)] for s, c, a in zip(scales, nodes, stages, strict=True)
     ]
 
 
@@ -247,7 +172,10 @@ def exponential_rk(grid: Grid, *, tableau: str = "krogstad") -> Table:
 
     Args:
         grid: the levels.
-        tableau: dpmpp_2s, res_2s, heun (order 2), res_3s, dpm_3 (3), etdrk4, krogstad (4).
+        tableau: dpmpp_2s, res_2s, heun (order 2), res_3s, res_3s_down, dpm_3, etd3rk,
+            etdrk3, etdrk3_b, etd2cf3 (3), etdrk4, krogstad, strehmel_weiner, cfree4, rkmk4t (4),
+            res_5s (Hochbruck & Ostermann, 5 calls, 4), res_6s and res_10s (Luan 2021, 6 and 10
+            calls, 4 and 5).
     """
     among("tableau", tableau, EXPONENTIALS)
     return singlestep("exponential_rk", grid, EXPONENTIALS[tableau])
@@ -267,12 +195,27 @@ def seeds_2(grid: Grid, *, eta: float = 1.0, r: float = 0.5, variant: str = "phi
         eta: noise, 0 … 100.
         r: place of the second call in the step, in [0.01, 1].
         variant: "phi_1"; "phi_2" integrates the line through both predictions exactly, and at r = 1
-            is ComfyUI's exp_heun_2_x0_sde.
+            is `exp_heun_2_x0_sde`.
 
     Source: Gonzalez et al. 2023, arXiv 2305.14267.
     """
     among("variant", variant, SEEDS_2)
     return singlestep("seeds_2", grid, SEEDS_2[variant](finite("r", r, 0.01, 1)), eta)
+
+
+def exp_heun_2_x0_sde(grid: Grid, *, eta: float = 1.0, variant: str = "phi_2") -> Table:
+    """Exponential Heun on the reverse SDE: `seeds_2` whose second call is at the end of the step.
+
+    Args:
+        grid: the levels.
+        eta: noise, 0 … 100; 0 is ComfyUI's exp_heun_2_x0.
+        variant: "phi_2" integrates the line through both predictions exactly; "phi_1" takes their
+            mean.
+
+    Source: Gonzalez et al. 2023, arXiv 2305.14267; ComfyUI.
+    """
+    among("variant", variant, SEEDS_2)
+    return singlestep("exp_heun_2_x0_sde", grid, SEEDS_2[variant](1.0), eta)
 
 
 def seeds_3(grid: Grid, *, eta: float = 1.0) -> Table:
@@ -335,7 +278,7 @@ def _on_slopes(name: str, grid: Grid, orders: Sequence[int]) -> Table:
         for i, (c, weights) in enumerate(stages):
             to = new if c == 1 else at_s(grid, at, s * torch.exp(-c * h))
             row: dict[str, Tensor] = {"x" if i == 0 else "base": at.m(to) / at.m(now)}
-            row |= {f"h{i - j}": -to.sigma * h * w for j, w in enumerate(_first(c, weights(h), h))}
+            row |= {f"h{i - j}": -to.sigma * h * w for j, w in enumerate(first(c, weights(h), h))}
             rows.add(k, level, row, base={"x": 1.0} if i == 0 else None)
             level = to
     return rows.table()
