@@ -22,7 +22,7 @@ from timonel import cli, zoo
 from timonel.cli import app, complete, say
 from timonel.cli.options import sampler_of
 from timonel.core.grids import GRIDS
-from timonel.core.solvers import SOLVERS
+from timonel.core.solvers import CONTROLLED, SOLVERS
 from timonel.files import plain
 from timonel.pipelines.load import DTYPES
 
@@ -152,7 +152,7 @@ def test_json_is_all_of_standard_output_and_says_the_same(shell, tmp_path: Path)
         assert status == code
         return json.loads(out)
 
-    assert [row["sampler"] for row in data("samplers")] == list(SOLVERS)
+    assert [row["sampler"] for row in data("samplers")] == [*SOLVERS, *CONTROLLED]
     assert [row["grid"] for row in data("grids")] == list(GRIDS)
     assert [row["model"] for row in data("models")] == list(zoo.MODELS)
     assert data("models", "--concepts")[0]["concepts"] == zoo.card("emoji").concepts

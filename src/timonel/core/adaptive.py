@@ -26,7 +26,7 @@ from .guidance import CompiledGuidance, Guidance, assigned, cfg
 from .hook import Hook
 from .noise import Noise
 from .process import Level
-from .program import DenoisedFn, Program, State
+from .program import NOTHING, DenoisedFn, Program, State
 from .run import Run
 from .solvers.adaptive import Pace, Plan
 from .table import Table
@@ -164,7 +164,7 @@ class AdaptiveRun(Run):
             self._paces[step] = replace(self._paces[step], pace=pace)
             self._trial = self.plan.trial(self._trial.start, pace.h)
             self._extend(first)
-            self._at, self._flight, self._difference = self._began, None, None
+            self._at, self._flight, self._aside = self._began, None, NOTHING
             self.advances, self.rejected = self.advances + 1, self.rejected + 1
             self._moved = False
             self._change.notify_all()

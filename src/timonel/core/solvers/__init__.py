@@ -227,7 +227,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
 
 def _sibling(name: str, option: str) -> str:
     """Which sampler of the same family has the option."""
-    family, twin_too = name.split("_")[0], SOLVERS[name].reads_uncond
+    family, twin_too = name.split("_")[0], find(name).reads_uncond
     have = [
         n for n, spec in SOLVERS.items()
         if option in spec.options and n.startswith(family) and spec.reads_uncond == twin_too
