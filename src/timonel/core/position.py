@@ -119,6 +119,29 @@ class Position:
                 self._at = self._at._replace(call=call._replace(clean=clean))
         return clean
 
+    @property
+    def log_prob(self) -> Tensor | None:
+        """The log density of the sample, before the row that led to it drew its noise.
+
+        (batch,) in float64, summed over all dimensions: `program.log_prob` of that row. None where
+        the newest row of a stochastic sampler drew nothing. An edit of the sample changes it.
+
+        Raises:
+            RunError: the sampler draws no noise at all, or no row was computed since the start, a
+                rewind or a load.
+        """
+        if not self.table.stochastic:
+            raise RunError(
+                f"{self.table.solver!r} draws no noise here, so its samples have no density: choose"
+                " a stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
+            )
+        call = self._call
+        if call is None or call.raw is None:
+            raise RunError("there is no newest row: advance the run by one, then read log_prob")
+        if call.before is None:
+            return None
+        return self.program.log_prob(call.before, call.raw, self._here.x)
+
     def _clean_of(self, call: NetworkCall) -> Tensor:
         if call.clean is not None:
             return call.clean

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import RunError
+from .density import Transition, wide
 from .kernel import Terms, WeightedSums, combine, linear
 from .noise import Noise
 from .process import At
@@ -84,6 +86,7 @@ class Row:
         sums: what the row computes.
         carry: what an edit of x adds to the base, per unit; None where the row reads no base.
         directed: weights of c and d in the prediction that a `Directed` means.
+        std: standard deviation of the noise in the next x; 0 where the row draws none.
     """
 
     denoised: tuple[float, float]
@@ -95,6 +98,7 @@ class Row:
     sums: WeightedSums
     carry: float | None
     directed: tuple[float, float] | None = None
+    std: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,70 @@ class Program:
         history = (h0, *state.history[:-1]) if state.history else ()
         return State(state.row + 1, out[-1], base, history, state.differences), clean
 
+    # -- as a distribution -------------------------------------------------------------------------
+    def transition(self, state: State, raw: Tensor) -> Transition:
+        """The law of the next x: N(mean, std²) in every dimension; it is differentiable.
+
+        Args:
+            state: before the row.
+            raw: (batch, …), the network's output at its x.
+
+        Returns:
+            The mean, in float32 or wider, and the row's standard deviation.
+
+        Raises:
+            RunError: the row draws no noise, so its next x has no density.
+        """
+        std = self.rows[state.row].std
+        if not std:
+            drawing = [k for k, row in enumerate(self.rows) if row.std]
+            raise RunError(
+                f"row {state.row} draws no noise, so its next sample has no density; rows that"
+                f" draw: {drawing if drawing else 'none, choose a stochastic sampler'}"
+            )
+        state, raw = _widened(state), wide(raw)
+        return Transition(self.execute(state, raw, _silence)[0].x, std)
+
+    def log_prob(self, state: State, raw: Tensor, x_next: Tensor) -> Tensor:
+        """The log density of a next x, as policy gradients read it.
+
+        Args:
+            state: before the row; its x, base and history may carry gradients.
+            raw: (batch, …), the network's output at its x, of this or of another policy.
+            x_next: (batch, …), where the row went.
+
+        Returns:
+            (batch,) in float64 (float32 where the device has none), the sum over all dimensions.
+
+        Raises:
+            RunError: the row draws no noise.
+
+        Source: Flow-GRPO, arXiv 2505.05470, and DanceGRPO, arXiv 2505.07818.
+        """
+        return self.transition(state, raw).log_prob(x_next)
+
+    def follow(self, state: State, raw: Tensor, x_next: Tensor) -> State:
+        """The next state of a recorded journey under this raw output.
+
+        Base and history are those of `raw`, with its gradients; x is the recorded one. Of a
+        multistep table the whole journey is evaluated so, row after row: a later row reads the
+        predictions of earlier ones.
+
+        Args:
+            state: before the row.
+            raw: (batch, …), the network's output at its x.
+            x_next: (batch, …), where the row went.
+
+        Returns:
+            The state before the next row.
+        """
+        std = self.rows[state.row].std
+        new = self.execute(state, raw, _silence)[0]
+        if std:
+            eps = (x_next - new.x) / std
+            new = self.execute(state, raw, lambda row, like: eps)[0]
+        return new._replace(x=x_next)
+
     def _changed(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the denoised prediction, which `denoised_fn` has changed."""
         clean = used = self.denoised(state.row, state.x, raw)
@@ -220,7 +288,10 @@ class _Binder:
         reads, numbered = _numbered([*sums, *([base] if base else []), next_x], sums_h0)
         carry = self._carry(k, moved == BASE) if self.uses_base else None
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
-        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed)
+        std = float(self.table.std[k])
+        return Row(
+            (c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed, std
+        )
 
     def _rebase(self, k: int) -> tuple[float, float]:
         """From x and the denoised prediction to the table's basis."""
@@ -279,6 +350,18 @@ class _Binder:
         a, b = x + h0 * rebase[0], h0 * rebase[1]
         kept, free = self.alpha[k + 1], -a * self.alpha[k]
         return (kept / b, free / b) if b else None
+
+
+def _silence(row: int, like: Tensor) -> Tensor:
+    """Noise of nothing, which leaves a row's mean."""
+    return torch.zeros_like(like)
+
+
+def _widened(state: State) -> State:
+    """The state in float32 at least."""
+    base = None if state.base is None else wide(state.base)
+    history = tuple(None if h is None else wide(h) for h in state.history)
+    return state._replace(x=wide(state.x), base=base, history=history)
 
 
 def _inputs(row: int, reads: Sequence[int], registers: Sequence[Tensor | None]) -> list[Tensor]:
