@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import RunError
+from . import journey
 from .checkpoints import NetworkCall, Point
 from .driver import UNKNOWN
 from .guidance import CompiledGuidance
@@ -141,6 +143,24 @@ class Position:
         if call.before is None:
             return None
         return self.program.log_prob(call.before, call.raw, self._here.x)
+
+    def log_probs(
+        self, xs: Sequence[Tensor], denoise: Callable[[Tensor, At], Tensor]
+    ) -> Tensor:
+        """The log densities of a recorded journey under a policy, see `journey.log_probs`.
+
+        Args:
+            xs: K + 1 samples (batch, …): what the network saw at every row, and the result.
+            denoise: `denoise(x, level)`, the network that is evaluated, with gradients.
+
+        Returns:
+            (rows that draw, batch).
+
+        Raises:
+            ArgumentError: another number of samples, or none.
+            RunError: no row draws noise.
+        """
+        return journey.log_probs(self.program, self.table, xs, denoise)
 
     def _clean_of(self, call: NetworkCall) -> Tensor:
         if call.clean is not None:
