@@ -10,10 +10,11 @@ an error of the order of the step. Repeated it is a fixed-point iteration, mixed
 its error is the tolerance wherever it converges: the inverse is then that of the very table, with
 the network calls, coefficients and rounding of a run.
 
-A table is linear in its first sample and in the predicted noise of its rows. So where a row reads
-predictions of rows before it, as multistep solvers do, its equation has their predicted noise as it
-was in the sweep before, and sweeps go from the end to the beginning until none changes; the first
-sweep takes the row's own for them.
+A row of a multistep solver also reads predictions of rows before it, so its equation has more than
+one unknown. But a table is linear in its first sample and in the predicted noise of its rows: from
+the noise of all rows the whole journey to the given end follows, and from its samples the noise.
+That is solved as one fixed point, mixed after Anderson too. It needs memory for twice twelve
+journeys, where single steps need that of eight samples.
 
 Source: Song et al. 2020, arXiv 2010.02502, section 4.3 (reverse Euler); Pan et al. 2023, AIDI,
 arXiv 2309.04907, and Garibi et al. 2024, ReNoise, arXiv 2403.14602 (fixed points); Hong et al. 2023,
@@ -39,10 +40,9 @@ from .drive import finish, run_on
 from .network import Query, RunnableNetwork
 
 METHODS = ("fixed_point", "ddim")
-DEPTH = 4  # earlier iterates that Anderson's mixing reads
+DEPTH, LONG = 4, 12  # iterates that Anderson's mixing reads, of a step and of a whole journey
 FLOW = 1e-6  # how far alpha + sigma of a flow is from 1
-ROUNDING = 1e-12  # of the largest weight of a row, below which one is nothing
-WORSE = 1e3  # times the smallest change: then the sweeps do not converge
+WORSE = 1e3  # times its smallest residual: then an iteration does not converge
 FAINT = 1e-3  # alpha below which the noise says nothing of the sample
 
 
@@ -54,9 +54,10 @@ class Inverted:
         latents: (batch, …), the sample at the table's beginning.
         method: "fixed_point" or "ddim".
         calls: network calls of the inversion, without those of the round trip.
-        sweeps: from the end to the beginning.
+        iterations: the most that a step took; of a multistep table those of the whole journey.
         residuals: of every step, in order: rms of what its equation is off by, relative to the rms
-            of its sample, of the worst sample; empty for "ddim", which does not look.
+            of its sample, of the worst sample (of a multistep table that of the whole journey);
+            empty for "ddim", which does not look.
         converged: whether every residual is within the tolerance; False for "ddim".
         result: (batch, …), where the table takes `latents`; it ran once more for it.
         error: (batch,), rms of `result` minus the sample, relative to the rms of that.
@@ -65,7 +66,7 @@ class Inverted:
     latents: Tensor = field(repr=False)
     method: str
     calls: int
-    sweeps: int
+    iterations: int
     residuals: tuple[float, ...] = field(repr=False)
     converged: bool
     result: Tensor = field(repr=False)
@@ -110,7 +111,7 @@ def invert(
         method: "fixed_point" solves every step; "ddim" reverses it approximately, in one call a
             row.
         tolerance: residual of a step, relative to its sample, 1e-12 … 1.
-        iterations: at most so many for a step, and at most so many sweeps.
+        iterations: at most so many for a step, or for the journey of a multistep table.
 
     Returns:
         The inverse, and how far its round trip is off.
@@ -129,7 +130,7 @@ def invert(
         raise ArgumentError("guidance with a forecast cannot be inverted: leave forecast= out")
     solving = Solving(model, table, guided, tuple(conditions), tolerance, iterations)
     with torch.no_grad():
-        start, sweeps = solving.back(x, method)
+        start, iterations = solving.back(x, method)
         run = run_on(model, table, guidance=guidance)
         run.start(start)
         result = finish(run, model, conditions)
@@ -137,7 +138,14 @@ def invert(
     converged = bool(residuals) and solving.settled
     error = _rms(result - x) / _rms(x)
     return Inverted(
-        start, method, solving.calls, sweeps, residuals, converged, result, tuple(error.tolist())
+        start,
+        method,
+        solving.calls,
+        iterations,
+        residuals,
+        converged,
+        result,
+        tuple(error.tolist()),
     )
 
 
@@ -166,80 +174,66 @@ class Solving:
         self.tolerance, self.iterations = tolerance, iterations
         self.program = Program.bind(table, model.prediction, model.denoised_fn)
         self.remembers = any(table.remembers(step) for step in range(1, table.steps))
-        sums = linear_parts(table)[:, 0]
+        self.sums = linear_parts(table)
         begins = [table.first_row(step) for step in range(table.steps + 1)]
-        self.slopes = (sums[begins[1:]] / sums[begins[:-1]]).tolist()
+        self.slopes = (self.sums[begins[1:], 0] / self.sums[begins[:-1], 0]).tolist()
         self.residuals = [0.0] * table.steps
-        self.held: dict[int, Tensor] = {}  # what each row has predicted
         self.calls, self.settled = 0, False
 
     def back(self, x: Tensor, method: str) -> tuple[Tensor, int]:
-        """The sample at the beginning, and the sweeps that it took."""
+        """The sample at the beginning, and the most iterations that a step took."""
         steps = range(self.table.steps)
+        if method == "ddim" and self.remembers:
+            return self._guess(x)[:, 0], 1
         if method == "ddim":
             for step in reversed(steps):
-                x = x + (x - self._end(step, x)) / self.slopes[step]
+                x = x + self._mover(step, x)(x)
             return x, 1
         if self.remembers:
-            return self._sweeps(x)
+            return self._journey(x)
+        most = 0
         for step in reversed(steps):
-            x, self.residuals[step] = self._solved(self._mover(step, x), x)
+            x, self.residuals[step], count = self._solved(self._mover(step, x), x)
+            most = max(most, count)
         self.settled = max(self.residuals) <= self.tolerance
-        return x, 1
+        return x, most
 
     def _mover(self, step: int, target: Tensor) -> Callable[[Tensor], Tensor]:
         """What takes x nearer to where a step arrives at `target`."""
         return lambda x: (target - self._end(step, x)) / self.slopes[step]
 
-    def _sweeps(self, x: Tensor) -> tuple[Tensor, int]:
-        """The sample at the beginning of a multistep table, and the sweeps that it took.
+    def _guess(self, x: Tensor) -> Tensor:
+        """The samples (batch, K, …) of a journey to x, with each row's noise for that of all."""
+        each: list[Tensor] = []
+        for row in reversed(range(self.table.nfe)):
+            now, new = self.sums[row], self.sums[row + 1]
+            slope = float(new[0] / now[0])
+            x = (x - float((new - slope * now)[1:].sum()) * self._held(row, x)) / slope
+            each.append(x)
+        return torch.stack(each[::-1], 1)
 
-        The predicted noise of a sweep is a function of that of the sweep before; what is solved is
-        that they are the same.
+    def _journey(self, x: Tensor) -> tuple[Tensor, int]:
+        """The sample at the beginning of a multistep table, and the iterations that it took.
+
+        From the predicted noise of every row all samples of the journey follow, the first one too;
+        from the samples follows the noise.
         """
-        sums, mixing = linear_parts(self.table), Anderson()
-        lagged, before = list[Tensor](), list[Tensor]()
-        best, least, change = x, math.inf, 1.0  # of the predicted noise, relative
-        for sweep in range(1, self.iterations + 1):
-            target, each = x, list[Tensor]()
-            for row in reversed(range(self.table.nfe)):
-                guess = before[-1 - len(each)] if before else target
-                target = self._row(row, sums, guess, target, lagged)
-                each.append(target)
-            before = each[::-1]
-            seen = torch.stack([self.held[row] for row in range(self.table.nfe)], 1)
-            if sweep == 1:
-                best, lagged = target, list(seen.unbind(1))
-                continue
-            newest = torch.stack(lagged, 1)
-            change = float((_rms(seen - newest) / _rms(seen)).nan_to_num(math.inf).max())
-            if change < least:
-                best, least = target, change
-            self.settled = max(change, *self.residuals) <= self.tolerance
-            if self.settled or change > WORSE * least:
-                break
-            lagged = list(mixing(newest, seen - newest).unbind(1))
-        return best, sweep
+        sums = self.sums
 
-    def _row(
-        self, row: int, sums: Tensor, x: Tensor, target: Tensor, lagged: Sequence[Tensor]
-    ) -> Tensor:
-        """The sample from which a row arrives at `target`, with the noise of earlier ones."""
-        now, new = sums[row], sums[row + 1]
-        slope = float(new[0] / now[0])
-        weights = (new - slope * now)[1 : row + 2].tolist()
-        size = max(map(abs, weights))
-        earlier = [(w, k) for k, w in enumerate(weights[:-1]) if abs(w) > ROUNDING * size]
-        if lagged and earlier:
-            target = target - combine([(w, lagged[k]) for w, k in earlier], x.dtype)
-        own = weights[-1] if lagged else weights[-1] + sum(w for w, _ in earlier)
+        def move(samples: Tensor) -> Tensor:
+            held = [self._held(row, samples[:, row]) for row in range(self.table.nfe)]
+            flat = torch.stack(held, 1).flatten(2)
+            weights = sums.to(flat)
+            gone = torch.einsum("j,bjd->bd", weights[-1, 1:], flat)
+            start = (x.flatten(1) - gone) / weights[-1, 0]
+            moved = torch.einsum("kj,bjd->bkd", weights[:-1, 1:], flat)
+            moved = moved + weights[:-1, :1] * start[:, None]
+            return moved.reshape(samples.shape) - samples
 
-        def move(x: Tensor) -> Tensor:
-            held = self.held[row] = self._held(row, x)
-            return (target - own * held) / slope - x
-
-        best, self.residuals[self.table.step[row]] = self._solved(move, x)
-        return best
+        best, worst, count = self._solved(move, self._guess(x), LONG)
+        self.residuals = [worst] * self.table.steps
+        self.settled = worst <= self.tolerance
+        return best[:, 0], count
 
     def _held(self, row: int, x: Tensor) -> Tensor:
         """The predicted noise, or velocity, of a row."""
@@ -247,19 +241,22 @@ class Solving:
         c_x, c_held = _clean(self.table, row)
         return combine([(1 / c_held, clean), (-c_x / c_held, x)], x.dtype)
 
-    def _solved(self, move: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
-        """Where `move` is nothing: the best of all iterates, per sample, and its residual."""
-        mixing, best, least = Anderson(), x, x.new_full((len(x),), math.inf, dtype=torch.float64)
-        for _ in range(self.iterations):
+    def _solved(
+        self, move: Callable[[Tensor], Tensor], x: Tensor, depth: int = DEPTH
+    ) -> tuple[Tensor, float, int]:
+        """Where `move` is nothing: the best of all iterates, per sample; its residual; how many."""
+        mixing, best = Anderson(depth), x
+        least, count = torch.full((len(x),), math.inf, dtype=torch.float64), 0
+        for count in range(1, self.iterations + 1):
             step = move(x)
             off = (_rms(step) / _rms(x)).nan_to_num(math.inf)
             better = (off < least).to(x.device)
             best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, best)
             least = torch.minimum(least, off)
-            if float(least.max()) <= self.tolerance:
+            if float(least.max()) <= self.tolerance or not bool((off < WORSE * least).any()):
                 break
             x = mixing(x, step)
-        return best, float(least.max())
+        return best, float(least.max()), count
 
     def _end(self, step: int, x: Tensor) -> Tensor:
         """Where a step takes x, by the rows of a run."""
@@ -281,10 +278,12 @@ class Solving:
 class Anderson:
     """Anderson's mixing of fixed-point iterates, of each sample for itself.
 
-    A sample whose residual grows far beyond its best begins anew from there, by shorter steps.
+    Args:
+        depth: how many iterates it reads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
         self.xs: list[Tensor] = []
         self.moves: list[Tensor] = []
 
@@ -299,8 +298,8 @@ class Anderson:
             (batch, …).
         """
         wide = torch.float32 if x.device.type == "mps" else torch.float64
-        self.xs = [*self.xs, x.flatten(1).to(wide)][-DEPTH:]
-        self.moves = [*self.moves, move.flatten(1).to(wide)][-DEPTH:]
+        self.xs = [*self.xs, x.flatten(1).to(wide)][-self.depth :]
+        self.moves = [*self.moves, move.flatten(1).to(wide)][-self.depth :]
         newest, moved = self.xs[-1], self.moves[-1]
         following = newest + moved
         if len(self.xs) > 1:
