@@ -97,7 +97,9 @@ def test_half_precision_is_read_in_float32() -> None:
 
 
 # -- policy gradients -----------------------------------------------------------------------------
-def gradients(name: str, process: Any, window: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(
+    name: str, process: Any, window: tuple[int, int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of E[reward] by the mean of the data: from log densities, its error, and closed."""
     options = {} if window is None else {"sde": window}
     table = compiled(name, process, 4, **options)
@@ -221,7 +223,7 @@ def test_a_window_is_text_too_and_is_part_of_a_part() -> None:
 def test_what_has_no_density_says_so(tmp_path: Path) -> None:
     data, x = Mixture.random(0, dimension=5), noise()
     plain = Recorded(compiled("euler"), data, x).run
-    with pytest.raises(RunError, match="'euler' draws no noise.*Sampler\\('ddim'"):
+    with pytest.raises(RunError, match=r"'euler' draws no noise.*Sampler\('ddim'"):
         _ = plain.log_prob
     with pytest.raises(RunError, match="draws no noise"):
         plain.log_probs([x] * 7, data)

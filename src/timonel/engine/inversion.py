@@ -5,10 +5,10 @@ A step takes x to `end(x)`, and its inverse solves `end(x) = target` by
     x  <-  x + (target - end(x)) / slope
 
 where `slope` is the step's factor of x while the predicted noise (of a flow the velocity) stays
-what it is. One such iteration from x = target is DDIM inversion: reverse Euler, one call a row, with
-an error of the order of the step. Repeated it is a fixed-point iteration, mixed after Anderson, and
-its error is the tolerance wherever it converges: the inverse is then that of the very table, with
-the network calls, coefficients and rounding of a run.
+what it is. One such iteration from x = target is DDIM inversion: reverse Euler, one call a row, its
+error of the order of the step. Repeated it is a fixed-point iteration, mixed after Anderson, and its
+error is the tolerance wherever it converges: the inverse is then that of the very table, with the
+network calls, coefficients and rounding of a run.
 
 A row of a multistep solver also reads predictions of rows before it, so its equation has more than
 one unknown. But a table is linear in its first sample and in the predicted noise of its rows: from
@@ -17,8 +17,9 @@ That is solved as one fixed point, mixed after Anderson too. It needs memory for
 journeys, where single steps need that of eight samples.
 
 Source: Song et al. 2020, arXiv 2010.02502, section 4.3 (reverse Euler); Pan et al. 2023, AIDI,
-arXiv 2309.04907, and Garibi et al. 2024, ReNoise, arXiv 2403.14602 (fixed points); Hong et al. 2023,
-arXiv 2311.18387 (exact inverses of multistep solvers); Walker & Ni 2011 (Anderson's mixing).
+arXiv 2309.04907, and Garibi et al. 2024, ReNoise, arXiv 2403.14602 (fixed points); Hong et al.
+2023, arXiv 2311.18387 (exact inverses of multistep solvers); Walker & Ni 2011, "Anderson
+acceleration for fixed-point iterations".
 """
 
 from __future__ import annotations
@@ -247,7 +248,8 @@ class Solving:
         """Where `move` is nothing: the best of all iterates, per sample; its residual; how many."""
         mixing, best = Anderson(depth), x
         least, count = torch.full((len(x),), math.inf, dtype=torch.float64), 0
-        for count in range(1, self.iterations + 1):
+        while count < self.iterations:
+            count += 1
             step = move(x)
             off = (_rms(step) / _rms(x)).nan_to_num(math.inf)
             better = (off < least).to(x.device)
