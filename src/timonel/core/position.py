@@ -144,9 +144,7 @@ class Position:
             return None
         return self.program.log_prob(call.before, call.raw, self._here.x)
 
-    def log_probs(
-        self, xs: Sequence[Tensor], denoise: Callable[[Tensor, At], Tensor]
-    ) -> Tensor:
+    def log_probs(self, xs: Sequence[Tensor], denoise: Callable[[Tensor, At], Tensor]) -> Tensor:
         """The log densities of a recorded journey under a policy, see `journey.log_probs`.
 
         Args:

@@ -6,7 +6,7 @@ A step takes x to `end(x)`, and its inverse solves `end(x) = target` by
 
 where `slope` is the step's factor of x while the predicted noise (of a flow the velocity) stays
 what it is. One such iteration from x = target is DDIM inversion: reverse Euler, one call a row, its
-error of the order of the step. Repeated it is a fixed-point iteration, mixed after Anderson, and its
+error of the order of the step. Repeated it is a fixed-point iteration, mixed after Anderson, whose
 error is the tolerance wherever it converges: the inverse is then that of the very table, with the
 network calls, coefficients and rounding of a run.
 
@@ -90,6 +90,23 @@ def check(table: Table) -> None:
         )
 
 
+def settings(method: str, tolerance: float, iterations: int) -> None:
+    """Refuse how an inversion cannot be made.
+
+    Args:
+        method: see `invert`.
+        tolerance: see `invert`.
+        iterations: see `invert`.
+
+    Raises:
+        ArgumentError: a value that is none.
+        UnknownName: no method of that name.
+    """
+    among("inversion method", method, METHODS)
+    finite("tolerance", tolerance, 1e-12, 1)
+    whole("iterations", iterations, 1, 10_000)
+
+
 def invert(
     model: RunnableNetwork,
     table: Table,
@@ -121,9 +138,7 @@ def invert(
         ArgumentError: before any network call, for a table without an inverse or a bad argument.
     """
     border.tensor("the sample to invert", x)
-    among("inversion method", method, METHODS)
-    finite("tolerance", tolerance, 1e-12, 1)
-    whole("iterations", iterations, 1, 10_000)
+    settings(method, tolerance, iterations)
     check(instance("table", table, Table, "a timonel table, Sampler(…).compile(process)"))
     table = table.detach()
     guided = CompiledGuidance.of(guidance, table, model.prediction)

@@ -147,6 +147,7 @@ def invert(
         NotCaptured: the pipeline's network cannot be taken out of its loop.
     """
     instance("helm", helm, Helm, "tm.Helm(…)")
+    engine.settings(method, tolerance, iterations)
     name = type(helm.pipe).__name__
     if "latents" not in helm.parameters:
         raise ArgumentError(f"{name} takes no latents=, so no call could begin at the inverse")

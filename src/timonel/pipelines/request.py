@@ -62,6 +62,7 @@ class HelmArguments(NamedTuple):
     seeds: Any
     keep: int
     resume: Run | None
+    variation: Any = None
 
 
 def arguments(

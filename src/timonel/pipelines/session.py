@@ -84,6 +84,7 @@ class Request:
         named: whether the sampler's grid goes before a list that the pipeline makes; None: nobody
             says who made a list.
         listed: whether the list of levels that comes is the caller's.
+        variation: other seeds, one per sample, and how much of their noise is mixed in.
     """
 
     guidance: Guidance | None = None
@@ -96,6 +97,7 @@ class Request:
     recall: bool = False
     named: bool | None = None
     listed: bool = False
+    variation: tuple[tuple[int, ...], float] | None = None
 
 
 class Loop:
