@@ -77,13 +77,17 @@ def test_another_prompt_edits_the_picture(emoji: tm.Helm, inversion: Inversion) 
     assert green[1] > green[0] + 10
 
 
-def test_guidance_of_a_flow() -> None:
+def test_guidance_that_does_not_contract_says_how_far_it_is_off() -> None:
+    """The last of few steps of a guided flow takes many samples to one picture."""
     helm = tm.Helm("emoji-flow")
     helm.pipe.set_progress_bar_config(disable=True)
     picture = helm("red apple", steps=6, seeds=[3]).images[0]
-    back = tm.invert(helm, picture, "red apple", sampler="ddim", steps=6, guidance=2.0)
-    assert back.converged
-    assert back.latents_error < 1e-3
+    back = tm.invert(
+        helm, picture, "red apple", sampler="ddim", steps=6, guidance=2.0, iterations=20
+    )
+    assert not back.converged
+    assert "not solved" in str(back)
+    assert 1e-3 < back.latents_error < 0.1
 
 
 @pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "ChromaPipeline"])

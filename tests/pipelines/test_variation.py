@@ -1,4 +1,4 @@
-"""Laws of variations: on the great circle between two seeds' noise, whose ends are their pictures."""
+"""Laws of variations: on the great circle of two seeds' noise, whose ends are their pictures."""
 
 from __future__ import annotations
 

@@ -104,11 +104,12 @@ def latents_of(path: str | PathLike[str]) -> Tensor:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)["latents"]
+        latents: Tensor = load_file(path)["latents"]
     except (OSError, SafetensorError, KeyError) as error:
         raise ArgumentError(
             f"{str(path)!r} is no file of latents ({error}); timonel invert writes one"
         ) from error
+    return latents
 
 
 def invert(
@@ -156,7 +157,9 @@ def invert(
             raise ArgumentError(f"{taken}= is not of an inversion; leave it out")
     picture = _read(image)
     inputs = {**options, **({} if prompt is None else {"prompt": prompt})}
-    settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "seeds": [0]}
+    settings: dict[str, Any] = {
+        "sampler": sampler, "steps": steps, "guidance": guidance, "seeds": [0],
+    }  # fmt: skip
     table, chosen, like = _table(helm, {**settings, **inputs})
     clean = _encoded(helm, picture, like, options)
     captured = capture(helm, seeds=[0], guidance=guidance, **inputs)

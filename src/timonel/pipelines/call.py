@@ -150,7 +150,7 @@ class Call:
         if variation is None or not variation[1]:
             yield
             return
-        each = generator if isinstance(generator, list) else [generator]
+        each: list[Any] = generator if isinstance(generator, list) else [generator]
         self._mixed = Mixed(each, *variation)
         with self._mixed:
             yield

@@ -91,7 +91,7 @@ def spliced(table: Table, twin: Table, window: tuple[int, int], *, rest: bool = 
             some if first < table.steps else {"sde": None, "eta": 0.0},
         )
     rows = [_rows(table if first <= k < stop else twin, k) for k in range(table.steps)]
-    arrays = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    arrays: dict[str, Any] = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
     seen = arrays.pop("seen") if table.seen is not None else None
     for key in ("alpha", "sigma", "time"):
         arrays[key] = torch.cat([arrays[key], getattr(table, key)[-1:]])
