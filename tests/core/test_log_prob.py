@@ -244,3 +244,44 @@ def test_what_has_no_density_says_so(tmp_path: Path) -> None:
     transition = seen.run.program.transition(seen.run._here._replace(row=0, x=x), x)
     with pytest.raises(ArgumentError, match="shape"):
         transition.log_prob(x[:, :2])
+
+
+# -- the SDE of Flow-GRPO --------------------------------------------------------------------------
+def flow_grpo(x: Tensor, clean: Tensor, t: float, new: float, a: float) -> tuple[Tensor, float]:
+    """Mean and std of a published step (arXiv 2505.05470, eq. 9), from a denoised prediction."""
+    dt, sigma = new - t, a * (t / (1 - t)) ** 0.5
+    velocity = (x - clean) / t
+    drift = velocity + sigma**2 / (2 * t) * (x + (1 - t) * velocity)
+    return x + drift * dt, sigma * (-dt) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_the_sde_of_flow_grpo_is_a_share_of_ours(name: str) -> None:
+    """Per step the std agrees to a share of order h, the mean to order h²."""
+    a = 0.7
+    eta = a / 2**0.5 if name == "euler_ancestral" else a**2 / 2
+    data, x, off = Gaussian(torch.zeros(4), torch.ones(4)), noise(3, 4), []
+    for steps in (20, 40, 80):
+        table = compiled(name, FLOW, steps, eta=eta)
+        row = steps // 2
+        t, new = float(table.sigma[row]), float(table.sigma[row + 1])
+        clean = data(x, tm.At(1 - t, t, t))
+        # of a multistep row with equal predictions
+        weights = table.x[row]
+        mean = weights[0] * x + weights[2:-1].sum() * clean
+        theirs, std = flow_grpo(x, clean, t, new, a)
+        off.append((abs(float(table.std[row]) / std - 1), float((mean - theirs).abs().max())))
+    for i in range(2):
+        assert 1.7 < off[i][0] / off[i + 1][0] < 2.3
+        assert 3.3 < off[i][1] / off[i + 1][1] < 4.7
+
+
+def test_the_coefficients_preserving_step_is_ddim() -> None:
+    """x' = alpha'·D + sqrt(sigma'² - std²)·(predicted noise) + std·eps, of every row."""
+    table = compiled("ddim", FLOW, 8, eta=0.6)
+    for row in range(table.nfe):
+        alpha, sigma = float(table.alpha[row]), float(table.sigma[row])
+        new_alpha, new_sigma = float(table.alpha[row + 1]), float(table.sigma[row + 1])
+        kept = (new_sigma**2 - float(table.std[row]) ** 2) ** 0.5
+        assert abs(float(table.x[row, 0]) - kept / sigma) < 1e-9
+        assert abs(float(table.x[row, 2]) - (new_alpha - alpha * kept / sigma)) < 1e-9

@@ -12,6 +12,7 @@ import typer
 from ..files import plain
 from ..version import VERSION
 from . import compare, say, tune
+from .invert import invert
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
 
@@ -140,7 +141,7 @@ def root(
     """Options before any command."""
 
 
-for command in (generate, animate, replay, samplers, grids, models, explain, doctor):
+for command in (generate, animate, replay, invert, samplers, grids, models, explain, doctor):
     app.command()(command)
 compare.add(app)
 tune.add(app)

@@ -100,8 +100,8 @@ def generate(
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
-    folder, name = placed(out, count, overwrite)
     varied = variation_of(variation)
+    folder, name = placed(out, count, overwrite)
     with reporting(as_json) as report:
         card = zoo.card(model) if model in zoo.MODELS else None
         scale = card.default_guidance if card and guidance is None else guidance

@@ -10,6 +10,8 @@ the table of the very call is inverted; then the call is made once, with those l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -23,7 +25,7 @@ from ..core.sampler import Sampler
 from ..core.table import Table
 from ..engine import inversion as engine
 from ..errors import ArgumentError, ModelError, instance
-from ..files import replacing
+from ..files import write_tensors
 from ..pipelines.capture import capture
 from ..pipelines.guidance.gate import Called, Gate
 from ..pipelines.helm import Helm
@@ -85,12 +87,9 @@ class Inversion:
         Returns:
             The path.
         """
-        from safetensors.torch import save_file
-
         notes = {"sampler": self.sampler, "steps": str(self.steps), "method": self.method}
         notes["latents_error"] = repr(self.latents_error)
-        with replacing(path) as temporary:
-            save_file({"latents": self.latents.contiguous()}, temporary, metadata=notes)
+        write_tensors(path, {"latents": self.latents.contiguous()}, notes)
         return Path(path)
 
 
@@ -160,9 +159,10 @@ def invert(
     settings: dict[str, Any] = {
         "sampler": sampler, "steps": steps, "guidance": guidance, "seeds": [0],
     }  # fmt: skip
-    table, chosen, like = _table(helm, {**settings, **inputs})
-    clean = _encoded(helm, picture, like, options)
-    captured = capture(helm, seeds=[0], guidance=guidance, **inputs)
+    with _unseen(helm.pipe):
+        table, chosen, like = _table(helm, {**settings, **inputs})
+        clean = _encoded(helm, picture, like, options)
+        captured = capture(helm, seeds=[0], guidance=guidance, **inputs)
     if clean.shape != captured.start.shape:
         raise ModelError(
             f"{name} begins with latents {tuple(captured.start.shape)}, and its autoencoder makes"
@@ -172,7 +172,8 @@ def invert(
         captured, table, clean.to(captured.start), conditions=(0,), guidance=assigned(guidance),
         method=method, tolerance=tolerance, iterations=iterations,
     )  # fmt: skip
-    output = helm(**settings, **inputs, latents=inverted.latents, output_type="pil")
+    with _unseen(helm.pipe):
+        output = helm(**settings, **inputs, latents=inverted.latents, output_type="pil")
     assert helm.run is not None
     made, back = output.images[0], helm.run.result.float()
     off = (back - clean.to(back)).pow(2).mean().sqrt() / clean.float().pow(2).mean().sqrt()
@@ -181,6 +182,17 @@ def invert(
         max(inverted.residuals, default=None), inverted.converged, inverted.calls, method,
         chosen.label, table.steps,
     )  # fmt: skip
+
+
+@contextmanager
+def _unseen(pipe: Any) -> Iterator[None]:
+    """Calls of a pipeline without its progress bar."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe._progress_bar_config = {**(before or {}), "disable": True}
+    try:
+        yield
+    finally:
+        pipe._progress_bar_config = before or {}
 
 
 class _Opened(BaseException):
