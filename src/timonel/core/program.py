@@ -179,6 +179,10 @@ class Program:
         return State(state.row + 1, out[-1], base, history, state.differences), clean
 
     # -- as a distribution -------------------------------------------------------------------------
+    def drawing(self, state: State) -> State | None:
+        """The state before a row that draws noise; None of another row."""
+        return state if self.rows[state.row].std else None
+
     def transition(self, state: State, raw: Tensor) -> Transition:
         """The law of the next x: N(mean, std²) in every dimension; it is differentiable.
 

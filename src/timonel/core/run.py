@@ -237,7 +237,7 @@ class Run(Controlled):
         with self._change:
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()
-            drew = state if self.program.rows[state.row].std else None
+            drew = self.program.drawing(state)
             self._at, self._flight = Point(new, NetworkCall(state.row, x, raw, clean, drew)), None
             if self._coming is not None:
                 self._settle()
