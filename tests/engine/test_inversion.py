@@ -160,7 +160,7 @@ def test_guidance_is_inverted_with_its_scale() -> None:
     end = finish(run, model)
     back = inversion.invert(model, table, end, guidance=tm.cfg(2.0, until=0.5), tolerance=1e-8)
     assert relative(back.latents, x) < 1e-5
-    with pytest.raises(ArgumentError, match="leave forecast= out"):
+    with pytest.raises(ArgumentError, match="only plain guidance"):
         inversion.invert(model, table, end, guidance=tm.cfg(2.0, forecast=2))
 
 

@@ -43,6 +43,7 @@ from .network import Query, RunnableNetwork
 METHODS = ("fixed_point", "ddim")
 DEPTH, LONG = 4, 12  # iterates that Anderson's mixing reads, of a step and of a whole journey
 FLOW = 1e-6  # how far alpha + sigma of a flow is from 1
+BETTER, PATIENCE = 0.95, 4  # progress of a residual; iterations without it, by depth
 WORSE = 1e3  # times its smallest residual: then an iteration does not converge
 FAINT = 1e-3  # alpha below which the noise says nothing of the sample
 
@@ -142,8 +143,10 @@ def invert(
     check(instance("table", table, Table, "a timonel table, Sampler(…).compile(process)"))
     table = table.detach()
     guided = CompiledGuidance.of(guidance, table, model.prediction)
-    if any(guided.weights):
-        raise ArgumentError("guidance with a forecast cannot be inverted: leave forecast= out")
+    if any(guided.weights) or getattr(guidance, "method", None) is not None:
+        raise ArgumentError(
+            "only plain guidance is inverted, cfg(scale): leave forecast= and other methods out"
+        )
     solving = Solving(model, table, guided, tuple(conditions), tolerance, iterations)
     with torch.no_grad():
         start, iterations = solving.back(x, method)
@@ -263,6 +266,7 @@ class Solving:
         """Where `move` is nothing: the best of all iterates, per sample; its residual; how many."""
         mixing, best = Anderson(depth), x
         least, count = torch.full((len(x),), math.inf, dtype=torch.float64), 0
+        mark, since = math.inf, 0  # the residual that counts as progress, and when it was reached
         while count < self.iterations:
             count += 1
             step = move(x)
@@ -270,7 +274,10 @@ class Solving:
             better = (off < least).to(x.device)
             best = torch.where(better.reshape(-1, *[1] * (x.ndim - 1)), x, best)
             least = torch.minimum(least, off)
-            if float(least.max()) <= self.tolerance or not bool((off < WORSE * least).any()):
+            if float(least.max()) < BETTER * mark:
+                mark, since = float(least.max()), count
+            stuck = count - since >= PATIENCE * depth or not bool((off < WORSE * least).any())
+            if stuck or float(least.max()) <= self.tolerance:
                 break
             x = mixing(x, step)
         return best, float(least.max()), count

@@ -168,17 +168,20 @@ def invert(
             f"{name} begins with latents {tuple(captured.start.shape)}, and its autoencoder makes"
             f" {tuple(clean.shape)} of the picture: they cannot be inverted"
         )
+    start = captured.start
+    wide = torch.promote_types(start.dtype, torch.float32)  # half precision would round each step
     inverted = engine.invert(
-        captured, table, clean.to(captured.start), conditions=(0,), guidance=assigned(guidance),
+        captured, table, clean.to(start.device, wide), conditions=(0,), guidance=assigned(guidance),
         method=method, tolerance=tolerance, iterations=iterations,
     )  # fmt: skip
     with _unseen(helm.pipe):
-        output = helm(**settings, **inputs, latents=inverted.latents, output_type="pil")
+        latents = inverted.latents.to(start.dtype)
+        output = helm(**settings, **inputs, latents=latents, output_type="pil")
     assert helm.run is not None
     made, back = output.images[0], helm.run.result.float()
     off = (back - clean.to(back)).pow(2).mean().sqrt() / clean.float().pow(2).mean().sqrt()
     return Inversion(
-        inverted.latents, made, float(off), _difference(picture, made),
+        latents, made, float(off), _difference(picture, made),
         max(inverted.residuals, default=None), inverted.converged, inverted.calls, method,
         chosen.label, table.steps,
     )  # fmt: skip
@@ -192,7 +195,10 @@ def _unseen(pipe: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        pipe._progress_bar_config = before or {}
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
 
 
 class _Opened(BaseException):
