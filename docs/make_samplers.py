@@ -126,6 +126,7 @@ stochastic that of the variance of Gaussian data, propagated exactly. \
 end at the clean level, options at their defaults. \
 Every sampler also takes `s_churn`, `s_tmin`, `s_tmax` (EDM's
 churn) and, where it adds noise, `s_noise`; \
+those with `eta` also `sde` ([the steps that draw noise](rl.md)); \
 those with one call a step also `skip` and `skip_order` (steps whose
 prediction is forecast instead of computed). [Which one to choose](which-sampler.md);
 [how they compare with diffusers and k-diffusion](parity.md).

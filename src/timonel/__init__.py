@@ -52,6 +52,7 @@ _WHERE = {
     "doctor": "diagnosis",
     "edit": "hooks.control",
     "guard": "hooks.guard",
+    "invert": "make.inversion",
     "iterate": "engine.loop",
     "mambo": "core.guidance",
     "pag": "core.guidance",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from .hooks.progress import progress as progress
     from .hooks.rgb import LatentRGB as LatentRGB
     from .hooks.trace import trace as trace
+    from .make.inversion import invert as invert
     from .make.recipe import Recipe as Recipe
     from .make.recipe import replay as replay
     from .pipelines.helm import Helm as Helm

@@ -40,7 +40,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "s_min": (0.2,),
     "s_max": (1.5,), "s_churn": (4.0,), "s_tmin": (0.1,), "s_tmax": (5.0,), "s_noise": (1.1,),
     "skip": (2, "2/3"),
-    "skip_order": (2,), "euler_at_final": (True, False), "uncorrected": ((0,),), "scaling": (5.0,),
+    "sde": ((0, 2),), "skip_order": (2,), "euler_at_final": (True, False),
+    "uncorrected": ((0,),), "scaling": (5.0,),
 }  # fmt: skip
 
 

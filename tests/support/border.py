@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 import timonel as tm
 from timonel import compat
@@ -353,7 +354,7 @@ def helms(every: bool = False) -> list[Target]:
 
 def jobs() -> list[Target]:
     """The long jobs; whoever tries them ends them where they would compute."""
-    helm = tm.Helm("emoji")
+    helm, picture = tm.Helm("emoji"), Image.new("RGB", (64, 64))
     names = [
         name
         for name in inspect.signature(tm.tune).parameters
@@ -363,4 +364,5 @@ def jobs() -> list[Target]:
         target("compare", tm.compare, subjects="red apple", sampler="euler", steps=4),
         Target("compare axes", tm.compare, {"subjects": "red apple"}, AXES),
         target("tune", tm.tune, *names, model=helm, steps=4),
+        target("invert", tm.invert, helm=helm, image=picture, prompt="red apple", steps=4),
     ]

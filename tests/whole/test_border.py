@@ -54,6 +54,7 @@ def test_every_public_function_is_tried() -> None:
     tried = {one.name.split(".")[0].rstrip("(…)") for group in SOME for one in every(group)} | {
         "Helm",
         "compare",
+        "invert",
         "tune",
     }
     made = {
@@ -90,6 +91,7 @@ def test_an_odd_argument_of_a_long_job_is_refused_before_any_compute(
 
     monkeypatch.setattr("timonel.comparison.engine.Engine.run", reached)
     monkeypatch.setattr("timonel.tuning.samples_of", reached)
+    monkeypatch.setattr("timonel.make.inversion.capture", reached)
     for one in border.jobs():
         assert not border.wrong(one, FEW)
 

@@ -12,6 +12,7 @@ import typer
 from ..files import plain
 from ..version import VERSION
 from . import compare, say, tune
+from .invert import invert
 from .look import doctor, explain, grids, models, samplers
 from .make import animate, generate, replay
 from .serve import serve
@@ -141,7 +142,9 @@ def root(
     """Options before any command."""
 
 
-for command in (generate, animate, replay, samplers, grids, models, explain, doctor, serve):
+for command in (
+    generate, animate, replay, invert, samplers, grids, models, explain, doctor, serve,
+):  # fmt: skip
     app.command()(command)
 compare.add(app)
 tune.add(app)

@@ -26,6 +26,7 @@ from .options import (
     quiet,
     sampler_of,
     stoppable,
+    variation_of,
 )
 from .say import Json, kept, reporting, say
 
@@ -55,6 +56,13 @@ def generate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEEDS, help="Seed of the (first) picture.")] = 0,
+    variation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEED:AMOUNT",
+            help="Another seed, and how much of its noise is mixed in, such as 8:0.2.",
+        ),
+    ] = None,
     count: Annotated[
         int, typer.Option(min=1, help="Number of pictures, with consecutive seeds.")
     ] = 1,
@@ -92,6 +100,7 @@ def generate(
 
     if not prompt.strip():
         raise ArgumentError('the prompt is empty; say what to paint, e.g. "red apple"')
+    varied = variation_of(variation)
     folder, name = placed(out, count, overwrite)
     with reporting(as_json) as report:
         card = zoo.card(model) if model in zoo.MODELS else None
@@ -112,6 +121,7 @@ def generate(
             prompt=prompt,
             negative_prompt=negative,
             seed=seed,
+            variation=varied,
             steps=chosen.steps,
             width=width,
             height=height,
@@ -134,6 +144,10 @@ def _paint(helm: Helm, recipe: Recipe, count: int, where: dict[str, Any]) -> lis
     for number in range(recipe.seed, recipe.seed + count):
         with stoppable(helm):
             one = recipe.model_copy(update={"seed": number})
+            if recipe.variation is not None:
+                other, amount = recipe.variation
+                varied = other + number - recipe.seed, amount
+                one = one.model_copy(update={"variation": varied})
             result = make(one, helm=helm, hooks=[progress(recipe.title), guard()], **where)
         reports.append(_report(result))
         if result.stopped:

@@ -162,6 +162,23 @@ def guidance_of(scale: float | str | None, until: str | None) -> Guidance | None
     return parsed(scale, until)
 
 
+def variation_of(text: str | None) -> tuple[int, float] | None:
+    """The variation of a command, SEED:AMOUNT."""
+    from ..errors import ArgumentError
+
+    if text is None:
+        return None
+    seed, colon, amount = text.partition(":")
+    numbers = number_or_text(seed), number_or_text(amount)
+    if not colon or not isinstance(numbers[0], int) or isinstance(numbers[1], str):
+        raise ArgumentError(f"--variation takes SEED:AMOUNT such as 8:0.2, got {text!r}")
+    if numbers[0] < 0 or not 0 <= numbers[1] <= 1:
+        raise ArgumentError(
+            f"--variation takes a seed from 0 and an amount of 0 to 1, such as 8:0.2, got {text!r}"
+        )
+    return numbers[0], float(numbers[1])
+
+
 def quiet() -> None:
     """Silence what the libraries print while loading, but for errors."""
     from diffusers.utils import logging as diffusers

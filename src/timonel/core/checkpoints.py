@@ -19,12 +19,14 @@ class NetworkCall(NamedTuple):
         x: (batch, …), its sample; None where only the prediction was kept.
         raw: (batch, …), its output, or None as x.
         clean: (batch, …), the denoised prediction, where it is a tensor already.
+        before: the state before a row that drew noise.
     """
 
     row: int
     x: Tensor | None = None
     raw: Tensor | None = None
     clean: Tensor | None = None
+    before: State | None = None
 
 
 class Point(NamedTuple):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import RunError
+from . import journey
 from .checkpoints import NetworkCall, Point
 from .driver import UNKNOWN
 from .guidance import CompiledGuidance
@@ -118,6 +120,46 @@ class Position:
             if self._at is not None and self._at.call is call and call.clean is None:
                 self._at = self._at._replace(call=call._replace(clean=clean))
         return clean
+
+    @property
+    def log_prob(self) -> Tensor | None:
+        """The log density of the sample, before the row that led to it drew its noise.
+
+        (batch,) in float64, summed over all dimensions: `program.log_prob` of that row. None where
+        the newest row of a stochastic sampler drew nothing. An edit of the sample changes it.
+
+        Raises:
+            RunError: the sampler draws no noise at all, or reads unconditional predictions, or no row was computed since the start, a
+                rewind or a load.
+        """
+        if not self.table.stochastic:
+            raise RunError(
+                f"{self.table.solver!r} draws no noise here, so its samples have no density: choose"
+                " a stochastic sampler, e.g. Sampler('ddim', options={'eta': 1})"
+            )
+        journey.check_density(self.table)
+        call = self._call
+        if call is None or call.raw is None:
+            raise RunError("there is no newest row: advance the run by one, then read log_prob")
+        if call.before is None:
+            return None
+        return self.program.log_prob(call.before, call.raw, self._here.x)
+
+    def log_probs(self, xs: Sequence[Tensor], denoise: Callable[[Tensor, At], Tensor]) -> Tensor:
+        """The log densities of a recorded journey under a policy, see `journey.log_probs`.
+
+        Args:
+            xs: K + 1 samples (batch, …): what the network saw at every row, and the result.
+            denoise: `denoise(x, level)`, the network that is evaluated, with gradients.
+
+        Returns:
+            (rows that draw, batch).
+
+        Raises:
+            ArgumentError: another number of samples, or none.
+            RunError: no row draws noise.
+        """
+        return journey.log_probs(self.program, self.table, xs, denoise)
 
     def _clean_of(self, call: NetworkCall) -> Tensor:
         if call.clean is not None:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import RunError
+from .density import Transition, wide
 from .kernel import Terms, WeightedSums, combine, linear
 from .noise import Noise
 from .process import At
@@ -111,6 +113,7 @@ class Row:
         directed: weights of c and d in the prediction that a `Directed` means.
         convert: from x and a raw output to a prediction in the table's basis.
         keeps_u0: whether the unconditional prediction becomes a tensor.
+        std: standard deviation of the noise in the next x; 0 where the row draws none.
     """
 
     denoised: tuple[float, float]
@@ -124,6 +127,7 @@ class Row:
     directed: tuple[float, float] | None = None
     convert: tuple[float, float] = (0.0, 1.0)
     keeps_u0: bool = False
+    std: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,74 @@ class Program:
         c_x, c_raw = row.convert
         return combine([(c_raw, raw), (c_x, state.x)], state.x.dtype)
 
+    # -- as a distribution -------------------------------------------------------------------------
+    def drawing(self, state: State) -> State | None:
+        """The state before a row that draws noise; None of another row."""
+        return state if self.rows[state.row].std else None
+
+    def transition(self, state: State, raw: Tensor) -> Transition:
+        """The law of the next x: N(mean, std²) in every dimension; it is differentiable.
+
+        Args:
+            state: before the row.
+            raw: (batch, …), the network's output at its x.
+
+        Returns:
+            The mean, in float32 or wider, and the row's standard deviation.
+
+        Raises:
+            RunError: the row draws no noise, so its next x has no density.
+        """
+        std = self.rows[state.row].std
+        if not std:
+            drawing = [k for k, row in enumerate(self.rows) if row.std]
+            raise RunError(
+                f"row {state.row} draws no noise, so its next sample has no density; rows that"
+                f" draw: {drawing if drawing else 'none, choose a stochastic sampler'}"
+            )
+        state, raw = _widened(state), wide(raw)
+        return Transition(self.execute(state, raw, _silence)[0].x, std)
+
+    def log_prob(self, state: State, raw: Tensor, x_next: Tensor) -> Tensor:
+        """The log density of a next x, as policy gradients read it.
+
+        Args:
+            state: before the row; its x, base and history may carry gradients.
+            raw: (batch, …), the network's output at its x, of this or of another policy.
+            x_next: (batch, …), where the row went.
+
+        Returns:
+            (batch,) in float64 (float32 where the device has none), the sum over all dimensions.
+
+        Raises:
+            RunError: the row draws no noise.
+
+        Source: Flow-GRPO, arXiv 2505.05470, and DanceGRPO, arXiv 2505.07818.
+        """
+        return self.transition(state, raw).log_prob(x_next)
+
+    def follow(self, state: State, raw: Tensor, x_next: Tensor) -> State:
+        """The next state of a recorded journey under this raw output.
+
+        Base and history are those of `raw`, with its gradients; x is the recorded one. Of a
+        multistep table the whole journey is evaluated so, row after row: a later row reads the
+        predictions of earlier ones.
+
+        Args:
+            state: before the row.
+            raw: (batch, …), the network's output at its x.
+            x_next: (batch, …), where the row went.
+
+        Returns:
+            The state before the next row.
+        """
+        std = self.rows[state.row].std
+        new = self.execute(state, raw, _silence)[0]
+        if std:
+            eps = (x_next - new.x) / std
+            new = self.execute(state, raw, lambda row, like: eps)[0]
+        return new._replace(x=x_next)
+
     def _changed(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the denoised prediction, which `denoised_fn` has changed."""
         clean = used = self.denoised(state.row, state.x, raw)
@@ -268,7 +340,7 @@ class _Binder:
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
         return Row(
             (c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed,
-            convert, self._keeps_uncond(k),
+            convert, self._keeps_uncond(k), float(self.table.std[k]),
         )  # fmt: skip
 
     def _of_uncond(self, k: int, convert: tuple[float, float]) -> Terms:
@@ -349,6 +421,18 @@ class _Binder:
         a, b = x + h0 * rebase[0], h0 * rebase[1]
         kept, free = self.alpha[k + 1], -a * self.alpha[k]
         return (kept / b, free / b) if b else None
+
+
+def _silence(row: int, like: Tensor) -> Tensor:
+    """Noise of nothing, which leaves a row's mean."""
+    return torch.zeros_like(like)
+
+
+def _widened(state: State) -> State:
+    """The state in float32 at least."""
+    base = None if state.base is None else wide(state.base)
+    history = tuple(None if h is None else wide(h) for h in state.history)
+    return state._replace(x=wide(state.x), base=base, history=history)
 
 
 def _inputs(

@@ -92,8 +92,7 @@ class Run(Controlled):
             )
         program = Program.bind(table, prediction, denoised_fn)
         guided = CompiledGuidance.of(assigned(guidance), table, prediction)
-        driver = Driver() if driver is None else driver
-        super().__init__(table, program, guided, keep, driver)
+        super().__init__(table, program, guided, keep, driver or Driver())
         self.hooks = border.hooks(hooks)
         self.lent: tuple[Hook, ...] = tuple(self.hooks) if lent else ()
         self.sampler, self.context = sampler, context
@@ -227,7 +226,8 @@ class Run(Controlled):
         with self._change:
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()
-            self._at, self._flight = Point(new, NetworkCall(state.row, x, raw, clean)), None
+            drew = self.program.drawing(state)
+            self._at, self._flight = Point(new, NetworkCall(state.row, x, raw, clean, drew)), None
             if self._coming is not None:
                 self._settle()
             self.advances, self._moved = self.advances + 1, False

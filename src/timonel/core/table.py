@@ -171,6 +171,11 @@ class Table:
         return bool((self.x[:, -1] != 0).any() or (self.base[:, -1] != 0).any())
 
     @property
+    def std(self) -> Tensor:
+        """(K,) standard deviation of the noise in every row's next x; 0 where it draws none."""
+        return self.x[:, -1].abs()
+
+    @property
     def uses_base(self) -> bool:
         """Whether any row's next x depends on `base`."""
         return bool((self.x[:, 1] != 0).any())

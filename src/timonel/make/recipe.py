@@ -50,6 +50,7 @@ class Recipe(RecipeData):
         times: network times, in place of a grid.
         part: which part of the levels, see `Sampler`.
         noise: source of the solver's noise, "independent" or "brownian".
+        variation: another seed, and how much of its noise is mixed in, see `Helm`.
         guidance: scale and interval; None is the pipeline's own.
         width: in pixels.
         height: in pixels.
@@ -120,6 +121,7 @@ class Recipe(RecipeData):
             guidance=None if self.guidance is None else self.guidance.guidance(),
             seeds=[self.seed],
             hooks=hooks,
+            variation=self.variation,
             **{**self.inputs(), **more},
         )
 

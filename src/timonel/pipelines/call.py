@@ -21,6 +21,7 @@ from .recipe.sign import sign
 from .session import Phase, Session
 from .sockets import requested_levels
 from .sockets.timesteps import Rewound
+from .variation import Mixed
 
 if TYPE_CHECKING:
     from .steered import Steered
@@ -60,6 +61,7 @@ class Call:
             session.run.drive_by(session.driver)
         stack.enter_context(gated(gate, claim))
         self._stack = stack.pop_all()
+        self._mixed: Mixed | None = None
 
     def cancel(self) -> None:
         """Make no call."""
@@ -88,7 +90,7 @@ class Call:
         if session.driver is not None:
             session.driver.recall(None)  # a plain call that failed leaves its caches as they are
         try:
-            with one_row_loops(self.helm.pipe, session), decoded:
+            with one_row_loops(self.helm.pipe, session), decoded, self._varied():
                 output = self._pass()
             if session.run is not None:
                 session.run.leave()
@@ -138,6 +140,21 @@ class Call:
                 self.session.phase = Phase.AGAIN
                 for generator, state in zip(generators, states, strict=True):
                     generator.set_state(state)
+                if self._mixed is not None:
+                    self._mixed.again()
+
+    @contextmanager
+    def _varied(self) -> Iterator[None]:
+        """With the noise of a variation, where the call has one that acts."""
+        variation, generator = self.session.request.variation, self.options.get("generator")
+        if variation is None or not variation[1]:
+            yield
+            return
+        each: list[Any] = generator if isinstance(generator, list) else [generator]
+        self._mixed = Mixed(each, *variation)
+        with self._mixed:
+            yield
+        self._mixed.check()
 
     @contextmanager
     def _steered(self) -> Iterator[None]:

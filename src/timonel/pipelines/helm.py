@@ -18,6 +18,7 @@ from ..engine.handle import Handle, in_background
 from ..errors import ArgumentError, GridError, Inexact, RunError
 from ..zoo import prompts
 from . import choice, fitted_check, request
+from . import variation as variations
 from .call import Call
 from .decode.previews import previewed
 from .guidance import applied, scale
@@ -107,6 +108,7 @@ class Helm(Steered):
         keep: int = 0,
         resume: Run | None = None,
         weak: Any = None,
+        variation: tuple[int | Sequence[int], float] | None = None,
         **options: Any,
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
@@ -130,6 +132,9 @@ class Helm(Steered):
                 continue with its own sampler and steps, and with its guidance unless another is
                 named; a finished one is only decoded.
             weak: another network than the pipeline's, for `autoguidance(scale)`.
+            variation: (seed, amount): the first noise is that of the seeds, turned by so much
+                towards another seed's: 0 is the picture of `seeds`, 1 begins where the other's
+                does. One number is the first of consecutive seeds.
             options: the pipeline's own arguments by name.
 
         Returns:
@@ -142,7 +147,7 @@ class Helm(Steered):
         """
         named = {
             "sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks,
-            "seeds": seeds, "keep": keep, "resume": resume, "weak": weak,
+            "seeds": seeds, "keep": keep, "resume": resume, "weak": weak, "variation": variation,
         }  # fmt: skip
         return self.ready(args, {**named, **options})()
 
@@ -241,6 +246,7 @@ class Helm(Steered):
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
             resume, counts(self.pipe), named, requested_levels.lists(options), arguments.weak,
+            variations.of(arguments.variation, self.seeds, options),
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         if resume is not None:

@@ -63,6 +63,7 @@ class HelmArguments(NamedTuple):
     keep: int
     resume: Run | None
     weak: Any = None
+    variation: Any = None
 
 
 def arguments(

@@ -85,6 +85,7 @@ class Request:
             says who made a list.
         listed: whether the list of levels that comes is the caller's.
         weak: another network, for autoguidance.
+        variation: other seeds, one per sample, and how much of their noise is mixed in.
     """
 
     guidance: Guidance | None = None
@@ -98,6 +99,7 @@ class Request:
     named: bool | None = None
     listed: bool = False
     weak: Any = None
+    variation: tuple[tuple[int, ...], float] | None = None
 
 
 class Loop:

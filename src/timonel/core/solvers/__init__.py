@@ -6,7 +6,8 @@ and add one line to `SOLVERS`.
 Any solver also takes EDM's churn, `s_churn, s_tmin, s_tmax` (see `grids.churn`), and `s_noise`, a
 factor of all the noise it adds. Where it adds none and makes one call a step, it takes `skip` and
 `skip_order` too: steps that use a forecast instead of a network call (see `forecast.py`), e.g.
-`skip=3` or `skip="4,6"`.
+`skip=3` or `skip="4,6"`. Where it has `eta`, `sde=(2, 6)` lets only steps 2 to 5 draw noise (see
+`window.py`).
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from . import (
     sa_solver,
     singlestep,
     unipc,
+    window,
 )
 from .partial import first_rows as first_rows
 from .partial import part as part
 
 CHURN = ("s_churn", "s_tmin", "s_tmax")
 SKIP = ("skip", "skip_order")
-COMMON = (*CHURN, "s_noise", *SKIP)
+COMMON = (*CHURN, "s_noise", *SKIP, "sde")
 PROBE = 8  # steps in which every option has something to do that ever has
 
 
@@ -295,6 +297,9 @@ def _compile(name: str, grid: Grid, before: int, **options: Any) -> Table:
             {"order": 1},
         )
     s_noise, skipping = options.pop("s_noise", None), _popped(options, SKIP)
+    inside = options.pop("sde", None)
+    if inside is not None:
+        return _windowed(name, grid, before, inside, options, s_noise, skipping)
     if "s_churn" not in spec.options:
         grid = _churned(grid, _popped(options, CHURN))
     if before and spec.rest:
@@ -308,6 +313,23 @@ def _compile(name: str, grid: Grid, before: int, **options: Any) -> Table:
     if s_noise is not None:
         table = _scaled(table, finite("s_noise", s_noise, 0, 100))
     return _skipped(table, **skipping) if skipping else table
+
+
+def _windowed(
+    name: str, grid: Grid, before: int, inside: Any, options: dict[str, Any],
+    s_noise: float | None, skipping: dict[str, Any],
+) -> Table:  # fmt: skip
+    """The table whose noise is drawn in the steps of `inside` only, which count the whole run's."""
+    first, stop = window.bounds(inside)
+    if skipping:
+        raise ArgumentError("skip= forecasts steps without noise, sde= draws it: give one of them")
+    window.check(name, SOLVERS[name].options, not set(options).isdisjoint(CHURN))
+    noisy = {} if s_noise is None else {"s_noise": s_noise}
+    twin = _compile(name, grid, before, **{**options, "eta": 0.0})
+    if stop <= before:
+        return twin
+    table = _compile(name, grid, before, **options, **noisy)
+    return window.spliced(table, twin, (max(first - before, 0), stop - before), rest=before > 0)
 
 
 def _popped(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -20,6 +20,10 @@ KEY, INFOTEXT = "timonel", "parameters"
 PACKAGES = ("timonel", "torch", "diffusers", "transformers")
 
 
+Seed = Annotated[int, Field(ge=0, le=noises.MOST, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class RecipeData(Data):
     """The fields of a recipe, see `make.recipe.Recipe`, which makes the picture again."""
 
@@ -29,7 +33,7 @@ class RecipeData(Data):
     prompt: str | None = None
     image: str | None = None
     negative_prompt: str | None = None
-    seed: int = Field(ge=0, le=noises.MOST, strict=True)
+    seed: Seed
     sampler: str
     grid: str | None = None
     steps: int = Field(ge=1, le=MOST_STEPS, strict=True)
@@ -41,6 +45,7 @@ class RecipeData(Data):
     times: list[float] | None = None
     part: dict[str, float] | None = None
     noise: str = noises.DEFAULT
+    variation: tuple[Seed, Share] | None = None
     guidance: GuidanceData | None = None
     width: int | None = Field(default=None, ge=1, strict=True)
     height: int | None = Field(default=None, ge=1, strict=True)

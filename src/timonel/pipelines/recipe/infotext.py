@@ -58,6 +58,8 @@ def infotext(recipe: RecipeData, size: tuple[int, int]) -> str:
         "Schedule type": None if recipe.grid is None else SCHEDULES.get(recipe.grid, recipe.grid),
         "CFG scale": _scale(recipe),
         "Seed": recipe.seed,
+        "Variation seed": None if recipe.variation is None else recipe.variation[0],
+        "Variation seed strength": None if recipe.variation is None else recipe.variation[1],
         "Size": f"{size[0]}x{size[1]}",
         "Model": Path(recipe.model).name.removesuffix(".safetensors"),
         "Stopped after": recipe.stopped_after,

@@ -52,7 +52,8 @@ def sign(helm: Steered, session: Session, options: Mapping[str, Any], output: An
     for i, image in enumerate(images):
         seed = _seed(session.request.seeds, options, i)
         if seed is not None and hasattr(image, "info"):
-            recipe = RecipeData(**{**common, **_prompts(options, i, len(images)), "seed": seed})
+            own = {**_prompts(options, i, len(images)), "seed": seed, **_variation(session, i)}
+            recipe = RecipeData(**{**common, **own})
             into(image, texts(recipe, image.size))
 
 
@@ -175,6 +176,14 @@ def _seed(seeds: Sequence[int] | None, options: Mapping[str, Any], i: int) -> in
     if isinstance(generator, (list, tuple)):
         generator = generator[i] if i < len(generator) else None
     return generator.initial_seed() % 2**63 if isinstance(generator, torch.Generator) else None
+
+
+def _variation(session: Session, i: int) -> dict[str, Any]:
+    """The other seed of picture `i`, and how much of it."""
+    variation = session.request.variation
+    if variation is None or i >= len(variation[0]):
+        return {}
+    return {"variation": (variation[0][i], variation[1])}
 
 
 def _acts(hook: Any) -> bool:
