@@ -129,8 +129,8 @@ class Position:
         the newest row of a stochastic sampler drew nothing. An edit of the sample changes it.
 
         Raises:
-            RunError: the sampler draws no noise at all, or reads unconditional predictions, or no row was computed since the start, a
-                rewind or a load.
+            RunError: the sampler draws no noise at all, or reads unconditional predictions, or no
+                row was computed since the start, a rewind or a load.
         """
         if not self.table.stochastic:
             raise RunError(
