@@ -197,6 +197,7 @@ class Controlled(Position):
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
+                self._turn()
             if self.driver.outer and self.driver.interrupted():
                 self._stop("the pipeline was interrupted")
             waits = self._paused and self._status in ("running", "done")
@@ -286,6 +287,11 @@ class Controlled(Position):
         """Between two rows: what was assigned while one was computed holds from here on."""
         if self._coming is not None:
             self._guided, self._coming, self._difference = self._coming, None, None
+            self._past = ()
+        self._turn()
+
+    def _turn(self) -> None:
+        """Between two rows: a tail that was ordered holds from here on, see `tailed`."""
 
     # -- the sample --------------------------------------------------------------------------------
     @property

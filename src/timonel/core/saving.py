@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from .. import reading
@@ -21,12 +21,14 @@ from ..files import write_tensors
 from . import saved_noise
 from .checkpoints import NetworkCall, Point
 from .fitted.sampler_file import Fitted
-from .guidance import Guidance
+from .guidance import CompiledGuidance, Guidance
 from .noise import Noise, Seeded
+from .process import Process
 from .program import DenoisedFn, State
 from .sampler import Sampler
 from .saved_noise import DTYPES, OWN, Count, Strict, described, state_names
 from .table import Table
+from .tailed import Tail
 
 Run: TypeAlias = Any  # `run.Run`, which stands above this file
 
@@ -34,11 +36,31 @@ Run: TypeAlias = Any  # `run.Run`, which stands above this file
 FORMAT = "timonel-run-2"
 
 
+class SavedTail(Strict):
+    """A `tailed.Tail`."""
+
+    step: Count
+    sampler: dict[str, Any]
+    guidance: dict[str, Any] | None = None
+    reads: Count = 0
+
+
+class SavedPast(Strict):
+    """The guidance that acted up to a row, before a tail, with what it says for the rows."""
+
+    until: Count
+    guidance: dict[str, Any] | None
+    scales: list[float | None]
+    weights: list[list[float]]
+    since: Count
+
+
 class Saved(Strict):
     """What a file says of a run beside its tensors.
 
     Older files have no `digest` and may lack what has a default. `history`, `differences`: how many
     tensors of each the run remembers. `sampler`: what a pipeline's list was compiled from.
+    `journey`: its tails, of which `table` has the rows; `past`: the guidance before each.
     `digest`: of everything in the file.
     """
 
@@ -54,6 +76,8 @@ class Saved(Strict):
     history: Count
     differences: Count = 0
     sampler: dict[str, Any] | None = None
+    journey: list[SavedTail] = Field(default_factory=list)
+    past: list[SavedPast] = Field(default_factory=list)
     digest: str | None = None
 
 
@@ -71,6 +95,8 @@ def save(run: Run, path: str | PathLike[str]) -> None:
     tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
     if call is not None and call.clean is not None:
         tensors["denoised"] = call.clean.detach().contiguous().clone()
+        if call.x is not None:
+            tensors["called.x"] = call.x.detach().contiguous().clone()
     data = {
         "format": FORMAT,
         "row": here.row,
@@ -84,6 +110,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "history": len(here.history),
         "differences": len(here.differences),
         "sampler": None if run.sampler is None else _spelled(run.sampler),
+        **_turned(run),
     }
     write_tensors(path, tensors, {"timonel": json.dumps({**data, "digest": digest(tensors, data)})})
 
@@ -98,6 +125,7 @@ def load(
     keep: int = 0,
     context: Any = None,
     device: str = "cpu",
+    process: Process | None = None,
 ) -> Run:
     """The run saved at `path`, ready to advance; the arguments are those of `Run.load`.
 
@@ -120,7 +148,7 @@ def load(
         run = cls(
             table, saved.prediction, noise=source if noise is None else noise, hooks=hooks,
             guidance=None if saved.guidance is None else _guidance(saved.guidance),
-            denoised_fn=denoised_fn, keep=keep, context=context,
+            denoised_fn=denoised_fn, keep=keep, context=context, process=process,
             sampler=None if saved.sampler is None else _sampler(saved.sampler),
         )  # fmt: skip
         wrong = _misfit(saved, run, tensors)
@@ -130,9 +158,9 @@ def load(
         raise _no_run(path, wrong)
     start = _state(tensors, "start.", 0, saved.history, 0)
     here = _state(tensors, "", saved.row, saved.history, saved.differences)
-    clean = tensors.get("denoised")
-    call = None if saved.called is None else NetworkCall(saved.called, clean=clean)
-    run.restore(start, Point(here, call), saved.guided_since)
+    seen, clean = tensors.get("called.x"), tensors.get("denoised")
+    call = None if saved.called is None else NetworkCall(saved.called, seen, clean=clean)
+    run.restore(start, Point(here, call), saved.guided_since, _past(saved), _journey(saved))
     return run
 
 
@@ -188,6 +216,11 @@ def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     ):  # fmt: skip
         if value > most:
             return f"{what} {value} is more than the {most} of its table and guidance"
+    rows = [one.until for one in saved.past]
+    if any(len(one.scales) != one.until or len(one.weights) != one.until for one in saved.past):
+        return "its past guidance is not that of the rows before its tails"
+    if rows != sorted(rows) or any(until >= table.nfe for until in rows):
+        return f"its past guidance ends at rows {rows}"
     if saved.history != table.history - 1:
         return f"it remembers {saved.history} predictions and its table {table.history - 1}"
     return _misshapen(saved, run, tensors)
@@ -221,10 +254,10 @@ def _names(saved: Saved, run: Run) -> tuple[set[str], set[str]]:
     (needed if run.table.uses_base else possible).update({"start.base", "base"})
     for age in range(saved.history):
         row = saved.row - 1 - age
-        kept = row >= 0 and (saved.shaped or run.program.rows[row].keeps_h0)
-        (needed if kept else possible).add(f"h{age + 1}")
+        read = row >= 0 and run.table.reads(row, range(saved.row, run.table.nfe))
+        (needed if read else possible).add(f"h{age + 1}")
     if saved.called is not None:
-        possible.add("denoised")
+        possible.update(("denoised", "called.x"))
     return needed, possible
 
 
@@ -254,6 +287,57 @@ def _spelled(sampler: Sampler) -> dict[str, Any]:
     data = {field.name: getattr(sampler, field.name) for field in fields(Sampler)}
     data |= {key: dict(value) for key, value in data.items() if isinstance(value, Mapping)}
     return {**data, "fitted": None if sampler.fitted is None else sampler.fitted.to_dict()}
+
+
+def _turned(run: Run) -> dict[str, Any]:
+    """The tails of a run as plain data; nothing where it has none."""
+    if not run.journey:
+        return {}
+    journey = [
+        {
+            "step": one.step,
+            "sampler": _spelled(one.sampler),
+            "guidance": None if one.guidance is None else asdict(one.guidance),
+            "reads": one.reads,
+        }
+        for one in run.journey
+    ]
+    past = [
+        {
+            "until": until,
+            "guidance": None if one.guidance is None else asdict(one.guidance),
+            "scales": list(one.scales[:until]),
+            "weights": [list(each) for each in one.weights[:until]],
+            "since": one.since,
+        }
+        for until, one in run.past
+    ]
+    return {"journey": journey, "past": past}
+
+
+def _journey(saved: Saved) -> tuple[Tail, ...]:
+    """The inverse of `_turned`, the tails."""
+    return tuple(
+        Tail(
+            one.step, _sampler(one.sampler),
+            None if one.guidance is None else _guidance(one.guidance), one.reads,
+        )
+        for one in saved.journey
+    )  # fmt: skip
+
+
+def _past(saved: Saved) -> tuple[tuple[int, CompiledGuidance], ...]:
+    """The inverse of `_turned`, the guidance before each tail."""
+    return tuple(
+        (
+            one.until,
+            CompiledGuidance(
+                None if one.guidance is None else _guidance(one.guidance), tuple(one.scales),
+                tuple(tuple(each) for each in one.weights), one.since,
+            ),
+        )
+        for one in saved.past
+    )  # fmt: skip
 
 
 def _known(what: str, data: dict[str, Any], cls: type[Sampler] | type[Guidance]) -> dict[str, Any]:

@@ -29,12 +29,13 @@ from torch import Tensor
 
 from .. import reading
 from ..errors import ArgumentError, GridError, instance, whole
+from . import legs
 from .grids import Grid
+from .legs import BASES, Leg, Legs
 from .prediction import coefficients
 from .process import Level, double
 
 FORMAT = 2
-BASES = ("denoised", "noise", "velocity")
 ARRAYS = ("alpha", "sigma", "time", "x", "base")
 Coefficients = Mapping[str, "Tensor | float"]
 ZERO = double(0.0)
@@ -50,7 +51,7 @@ def registers(history: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(Legs):
     """A sampler compiled for one grid: K rows, R registers, N steps.
 
     Args:
@@ -68,6 +69,8 @@ class Table:
             the whole.
         seen: (K,) the factor by which the network sees a row's sample; None where it sees the
             sample itself.
+        legs: of a table that several solvers share, each one's rows; solver, grid, basis and order
+            of the table are then those of the last.
 
     Raises:
         ArgumentError: the shapes or steps do not fit together.
@@ -86,6 +89,7 @@ class Table:
     base: Tensor
     first: int = 0
     seen: Tensor | None = None
+    legs: tuple[Leg, ...] = ()
 
     def __post_init__(self) -> None:
         if self.basis not in BASES:
@@ -103,6 +107,7 @@ class Table:
             raise ArgumentError(
                 f"steps of the rows must rise from 0 without a gap, got {self.step}"
             )
+        legs.check(self)
 
     def _check_shapes(self, k: int) -> None:
         if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
@@ -201,7 +206,10 @@ class Table:
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
         steps = tuple(k - first for k in self.step[start:stop])
         seen = None if self.seen is None else self.seen[start:stop]
-        return replace(self, **levels, **rows, step=steps, first=self.first + start, seen=seen)
+        part = replace(
+            self, **levels, **rows, step=steps, first=self.first + start, seen=seen, legs=()
+        )
+        return replace(part, **legs.part(self, start, stop, first)) if self.legs else part
 
     def remembers(self, step: int) -> bool:
         """Whether `step` or a later one reads a prediction or a base from before `step`."""
@@ -226,6 +234,7 @@ class Table:
         data |= {"step": list(self.step), "registers": list(self.registers)}
         data |= {key: getattr(self, key).tolist() for key in ARRAYS}
         data |= {"first": self.first} if self.first else {}
+        data |= {"legs": legs.plain(self.legs)} if self.legs else {}
         return data if self.seen is None else {**data, "seen": self.seen.tolist()}
 
     @classmethod
@@ -311,6 +320,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields["order"] = whole("order", data["order"], 0, 99)
     fields["first"] = whole("first", data.get("first", 0), 0, 2**31)
     fields["seen"] = None if data.get("seen") is None else double(data["seen"])
+    fields["legs"] = legs.read(data.get("legs", []))
     _check_levels(fields, len(steps))
     return fields
 

@@ -86,6 +86,8 @@ def begin(
         hooks=hooks,
         denoised_fn=denoised_fn,
         keep=keep,
+        sampler=chosen,
+        process=process,
     )
     run.start(x)
     return run
