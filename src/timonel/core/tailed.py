@@ -22,6 +22,7 @@ from .process import Process
 from .program import Program
 from .sampler import Sampler
 from .table import Table
+from .tail_levels import Turn
 
 #: guidance that acted up to a row
 Past = tuple[tuple[int, CompiledGuidance], ...]
@@ -128,7 +129,7 @@ class Tailed(Controlled):
         table = self.table
         last = self._last(table, row)
         sampler = _asked(named, steps, grid, sigmas, last)
-        turn = tail.Turn(table, row, process, last, self._knows_newest(row))
+        turn = Turn(table, row, process, last, self._knows_newest(row))
         sampler = _graded(sampler, turn, last, process)
         new = tail.splice(turn, sampler).detach()
         self.driver.turn(self, new)
@@ -300,7 +301,7 @@ def _name(sampler: Any) -> str:
     return name
 
 
-def _graded(sampler: Sampler, turn: tail.Turn, last: Sampler | None, process: Process) -> Sampler:
+def _graded(sampler: Sampler, turn: Turn, last: Sampler | None, process: Process) -> Sampler:
     """The sampler with steps and a grid, unless its levels are those that were to come."""
     if sampler.fitted is not None or sampler.sigmas is not None or sampler.times is not None:
         return sampler

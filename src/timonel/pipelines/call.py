@@ -55,7 +55,7 @@ class Call:
         self.helm, self.session, self.gate, self.options = helm, session, gate, options
         self._claim = claim
         claim.session = session
-        session.driver = Piped(helm.pipe, gate, claim)
+        session.driver = Piped(session, helm.pipe, gate, claim)
         if session.run is not None:
             session.run.drive_by(session.driver)
         stack.enter_context(gated(gate, claim))

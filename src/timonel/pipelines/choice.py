@@ -33,6 +33,7 @@ from typing import Any
 
 from .. import zoo
 from ..core import grids, solvers
+from ..core.guidance import Guidance
 from ..core.process import Process
 from ..core.run import Run
 from ..core.sampler import STEPS, Sampler
@@ -168,6 +169,52 @@ def of_run(run: Run) -> Sampler:
         " goes on there (for row in run.rows(): run.advance(…)); for another name its sampler= and"
         " steps="
     )
+
+
+def turned(
+    run: Run,
+    sampler: Sampler | str | None,
+    steps: int | None,
+    guidance: Guidance | float | None,
+) -> dict[str, Any] | None:
+    """The tail that a call gives the run that it goes on with, as arguments of `Run.tail`.
+
+    Args:
+        run: to go on with.
+        sampler: what the call names; None is nothing.
+        steps: as `sampler`.
+        guidance: as `sampler`.
+
+    Returns:
+        None where the call names what the run was begun with, or nothing.
+    """
+    if sampler is None and steps is None:
+        return None
+    try:
+        begun: Sampler | None = of_run(run)
+    except ArgumentError:
+        begun = None
+    if run.journey:
+        begun, total = run.journey[-1].sampler, run.steps
+    else:
+        total = run.steps if begun is None or begun.steps is None else begun.steps
+    named = None if sampler is None else Sampler.of(sampler)
+    if named is not None and steps is None:
+        steps = named.steps
+    if (named is None or _same(named, begun, run)) and steps in (None, total):
+        return None
+    if named is not None and named.steps is not None:
+        named = replace(named, steps=None)
+    return {"sampler": named, "steps": steps, "guidance": guidance}
+
+
+def _same(named: Sampler, begun: Sampler | None, run: Run) -> bool:
+    """Whether a sampler is what a run has."""
+    if begun is None:
+        return (named.name, named.grid or run.table.grid) == (run.table.solver, run.table.grid)
+    known = replace(begun, steps=None, grid=None, grid_options={})
+    levels = named.grid is None or begun.grid is None or named.grid == begun.grid
+    return levels and replace(named, steps=None, grid=None, grid_options={}) == known
 
 
 def resumed(model: Model, run: Run, steps: int | None) -> Choice:

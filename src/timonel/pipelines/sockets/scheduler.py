@@ -35,7 +35,7 @@ from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
 from ..piped import calling
 from ..session import Request, Session
-from . import acting, kept, model, parts, requested_levels
+from . import acting, kept, model, parts, requested_levels, turning
 from .configured import Configured
 from .generators import drawn
 from .listing import Listing
@@ -97,6 +97,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
     """
 
     order = 1
+    turns = True  # a run may get a tail
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -325,14 +326,9 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
-        table = self._compile(sampler, grid)
-        listing = Listing.of(sampler, grid, table, self.process)
-        self.session.list(listing)
-        self._timesteps = Timesteps.of(listing.times.to(device), self.session, listing.times)
-        ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
-        self.sigmas = ratio.to(torch.float32)
-        self.order = parts.Order.of(table, grid)
-        self.num_inference_steps, self._begin_index = table.steps, None
+        table = turning.listed(self.session, self._compile(sampler, grid), grid.process)
+        self.session.list(Listing.of(sampler, grid, table, self.process))
+        turning.show(self, device)
         self._begin(table, (0, table.nfe))
 
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
@@ -347,7 +343,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             hooks=[*call.hooks, *modular.counted(self)],
             denoised_fn=self._shape(), keep=call.keep, context=call.context,
             sampler=kept.begun(self.sampler, settled, self._listed.table),
-            driver=session.driver or calling(self), lent=True,
+            driver=session.driver or calling(self), lent=True, process=self._listed.grid.process,
         )  # fmt: skip
         session.begin(run, rows)
 
@@ -368,6 +364,14 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
     def _bring(self, run: Run, sample: Tensor) -> None:
         """The pipeline comes back with a sample that it has changed."""
         run.replace(sample)
+
+    def turn(self, run: Run) -> None:
+        """Give a run to resume the tail that the call asks for; see `turning.turn`."""
+        turning.turn(self.session, run)
+
+    def follow(self, run: Run) -> None:
+        """Show the rows of a run that has a tail; see `turning.follow`."""
+        turning.follow(self.session, run)
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)
