@@ -45,6 +45,14 @@ class Tail:
     guidance: Guidance | None = None
     reads: int = 0
 
+    def __str__(self) -> str:
+        one = self.sampler
+        how = "the levels that were to come" if one.grid is None else f"{one.steps} steps"
+        listed = one.sigmas or one.times
+        how = f"{len(listed)} levels" if listed is not None else how
+        read = f"reads {self.reads} older" if self.reads else "starts anew"
+        return f"from step {self.step} on {one.label}, {how}, {read}"
+
 
 @dataclass(frozen=True)
 class _Ahead:

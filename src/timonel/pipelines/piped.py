@@ -51,6 +51,12 @@ class Stepped(Driver):
             )
 
 
+    def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
+        """The noise of the call's seeds."""
+        seeds = self.session.request.seeds
+        return None if seeds is None else source(kind, seeds, table).spread(sample)
+
+
 class Piped(Stepped):
     """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
 
@@ -113,11 +119,6 @@ class Piped(Stepped):
                 f"{name} reads its scheduler at whole times, and these levels have others: take"
                 " grid='trailing' or 'leading' for the tail"
             )
-
-    def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
-        """The noise of the call's seeds."""
-        seeds = self.session.request.seeds
-        return None if seeds is None else source(kind, seeds, table).spread(sample)
 
     def remembered(self) -> Any:
         """What the pipeline's networks keep in caches of diffusers'; None: nothing."""

@@ -14,7 +14,8 @@ import torch
 from ...core import tail
 from ...core.process import Process
 from ...core.table import Table
-from ...errors import ArgumentError
+from ...errors import ArgumentError, TimonelError
+from ..piped import Stepped
 from ..session import Phase, Session
 from . import parts
 from .listing import Listing
@@ -61,8 +62,7 @@ def listed(session: Session, table: Table, process: Process) -> Table:
         return table
     if session.request.tail is not None:
         resume = resume.branch()
-        resume.process = process
-        resume.tail(**session.request.tail)
+        _turned(session, resume, process)
     if not resume.table.legs and session.request.tail is None:
         return table
     return tail.behind(table, resume.table)
@@ -85,8 +85,18 @@ def turn(session: Session, run: Run) -> None:
             raise ArgumentError(differs(run.table, table))
         if session.request.tail is not None:
             assert session.listing is not None
-            run.process = session.listing.grid.process
-            run.tail(**session.request.tail)
+            _turned(session, run, session.listing.grid.process)
+
+
+def _turned(session: Session, run: Run, process: Process) -> None:
+    """Give a run the tail that the call asks for, with the call's process and seeds."""
+    before = run.process, run.driver
+    run.process, run.driver = process, session.driver or Stepped(session)
+    try:
+        run.tail(**session.request.tail or {})
+    except TimonelError:
+        run.process, run.driver = before
+        raise
 
 
 def follow(session: Session, run: Run) -> None:
