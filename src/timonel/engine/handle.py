@@ -237,9 +237,7 @@ class Handle:
         """
         done: Tail = self._order(
             "tail",
-            lambda run: run.tail(
-                sampler, steps=steps, grid=grid, sigmas=sigmas, guidance=guidance
-            ),
+            lambda run: run.tail(sampler, steps=steps, grid=grid, sigmas=sigmas, guidance=guidance),
         )
         return done
 

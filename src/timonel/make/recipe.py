@@ -17,6 +17,8 @@ from ..core.sampler import Sampler
 from ..errors import ArgumentError, shown
 from ..files import replacing
 from ..pipelines.recipe.data import KEY, RecipeData, versions
+from ..pipelines.recipe.tails import Tails
+from ..pipelines.recipe.tails import check as check_tails
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +53,7 @@ class Recipe(RecipeData):
         part: which part of the levels, see `Sampler`.
         noise: source of the solver's noise, "independent" or "brownian".
         guidance: scale and interval; None is the pipeline's own.
+        tails: other samplers, steps or levels from some steps on, see `Run.tail`.
         width: in pixels.
         height: in pixels.
         more_prompts: `prompt_2` and the like.
@@ -112,6 +115,9 @@ class Recipe(RecipeData):
         from ..hooks.control import stop_when
 
         hooks = list(hooks)
+        if self.tails:
+            check_tails(self.tails, self.steps)
+            hooks.append(Tails(self.tails))
         if self.stopped_after is not None:
             last = self.stopped_after
             hooks.append(stop_when(lambda run: run.step == last, "the recipe stops here"))

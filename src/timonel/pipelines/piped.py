@@ -50,7 +50,6 @@ class Stepped(Driver):
                 " over scheduler.timesteps"
             )
 
-
     def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
         """The noise of the call's seeds."""
         seeds = self.session.request.seeds
@@ -113,8 +112,7 @@ class Piped(Stepped):
                 f"the loop of {name} counts its turns, so it has to be called again for other"
                 " levels: steer it with timonel.Helm(pipe)"
             )
-        times = table.time[:-1]
-        if indexes_by_time(self.pipe) and bool((times != times.round()).any()):
+        if indexes_by_time(self.pipe) and _whole(run.table) and not _whole(table):
             raise ArgumentError(
                 f"{name} reads its scheduler at whole times, and these levels have others: take"
                 " grid='trailing' or 'leading' for the tail"
@@ -132,6 +130,12 @@ class Piped(Stepped):
         """The rows begin or are over; outside them the pipeline has its autoencoders for itself."""
         if self.claim is not None and self.claim.has_turns is on:
             self.claim.looping(on)
+
+
+def _whole(table: Table) -> bool:
+    """Whether all times of a table are whole."""
+    times = table.time[:-1]
+    return bool((times == times.round()).all())
 
 
 def calling(scheduler: Any) -> Driver:
