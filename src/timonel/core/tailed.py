@@ -79,6 +79,14 @@ class Tailed(Controlled):
         self.journey: tuple[Tail, ...] = ()
         self._ahead: _Ahead | None = None
 
+    def on(self, process: Process | None) -> None:
+        """The noise process that levels of a tail follow from.
+
+        Args:
+            process: of the model; None where it is not known.
+        """
+        self.process = process
+
     def _go_as(self, run: Tailed) -> None:
         """With the guidance and the tails of another run of the same table."""
         self._guided, self._past = run._coming or run._guided, run._past
@@ -159,8 +167,10 @@ class Tailed(Controlled):
 
     def _boundary(self) -> int:
         """The row where the step under way ends, or where a rewind that is ordered goes to."""
-        if self._goto is not None:
-            return self.table.first_row(self._goto)
+        back = self._until if self._goto is None else self._goto
+        behind = self._goto is not None or self.step < self._until
+        if behind and self._hooking != threading.get_ident():
+            return self.table.first_row(back)
         flies = self._flight not in (None, threading.get_ident())
         row = self.row + flies
         if row < self.table.nfe and row == self.table.first_row(self.table.step_at(row)):

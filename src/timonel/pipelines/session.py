@@ -160,6 +160,8 @@ class Session:
         self.rows = (0, 0)
         self.table: Table | None = None  # that the loop follows; the run's, until it gets a tail
         self.begun: Table | None = None  # of the list, before the tail of a run to resume
+        self.added = 0  # steps that tails have added to those of the list
+        self.bar: Any = None  # the pipeline's progress bar
         self.mixed = False
         self.phase = Phase.COMPUTE if self.request.resume is None else Phase.RESUME
         self.loops: list[Loop] = []

@@ -65,7 +65,9 @@ def listed(session: Session, table: Table, process: Process) -> Table:
         _turned(session, resume, process)
     if not resume.table.legs and session.request.tail is None:
         return table
-    return tail.behind(table, resume.table)
+    both = tail.behind(table, resume.table)
+    session.added = both.steps - table.steps
+    return both
 
 
 def turn(session: Session, run: Run) -> None:
@@ -90,12 +92,14 @@ def turn(session: Session, run: Run) -> None:
 
 def _turned(session: Session, run: Run, process: Process) -> None:
     """Give a run the tail that the call asks for, with the call's process and seeds."""
-    before = run.process, run.driver
-    run.process, run.driver = process, session.driver or Stepped(session)
+    known, driver = run.process, run.driver
+    run.on(process)
+    run.drive_by(session.driver or Stepped(session))
     try:
         run.tail(**session.request.tail or {})
     except TimonelError:
-        run.process, run.driver = before
+        run.on(known)
+        run.drive_by(driver)
         raise
 
 
@@ -109,6 +113,11 @@ def follow(session: Session, run: Run) -> None:
     listing, scheduler, first = session.listing, session.scheduler, session.rows[0]
     assert listing is not None
     table = tail.behind(listing.table, run.table, first)
+    more = table.steps - listing.table.steps
+    session.added += more
+    if session.bar is not None and getattr(session.bar, "total", None) is not None:
+        session.bar.total += more
+        session.bar.refresh()
     session.listing = Listing.of(listing.sampler, listing.grid, table, scheduler.process)
     session.rows, session.table = (first, first + run.table.nfe), run.table
     show(scheduler, scheduler.timesteps.device)
