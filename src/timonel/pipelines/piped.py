@@ -112,6 +112,12 @@ class Piped(Stepped):
                 f"the loop of {name} counts its turns, so it has to be called again for other"
                 " levels: steer it with timonel.Helm(pipe)"
             )
+        before = self.session.before
+        if before is not None and before.started and counts(self.pipe):
+            raise RunError(
+                f"{name} makes several runs in a call and counts their turns, so the levels of the"
+                " later ones stay: begin a new call with another sampler"
+            )
         if indexes_by_time(self.pipe) and _whole(run.table) and not _whole(table):
             raise ArgumentError(
                 f"{name} reads its scheduler at whole times, and these levels have others: take"

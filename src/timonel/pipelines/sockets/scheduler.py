@@ -365,13 +365,8 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
         """The pipeline comes back with a sample that it has changed."""
         run.replace(sample)
 
-    def turn(self, run: Run) -> None:
-        """Give a run to resume the tail that the call asks for; see `turning.turn`."""
-        turning.turn(self.session, run)
-
-    def follow(self, run: Run) -> None:
-        """Show the rows of a run that has a tail; see `turning.follow`."""
-        turning.follow(self.session, run)
+    def _turned(self, run: Run, live: bool) -> None:
+        turning.turned(self.session, run, live)
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)

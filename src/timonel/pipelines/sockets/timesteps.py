@@ -154,7 +154,7 @@ class Rows:
         session = self.session
         resume = session.request.resume if session.phase is Phase.RESUME else None
         if resume is not None:
-            session.scheduler.turn(resume)
+            session.scheduler._turned(resume, live=False)
             self.cover(loop.start, loop.stop)
             if is_part(resume.table, self.run.table):
                 return False
@@ -408,7 +408,7 @@ def _other(run: Run, times: list[Tensor], session: Session) -> list[Tensor]:
     Raises:
         Rewound: the pipeline has to be called again.
     """
-    session.scheduler.follow(run)
+    session.scheduler._turned(run, live=True)
     if session.request.recall:
         run.take_rewind()
         raise Rewound

@@ -62,7 +62,7 @@ def listed(session: Session, table: Table, process: Process) -> Table:
         return table
     if session.request.tail is not None:
         resume = resume.branch()
-        _turned(session, resume, process)
+        _order(session, resume, process)
     if not resume.table.legs and session.request.tail is None:
         return table
     both = tail.behind(table, resume.table)
@@ -70,7 +70,24 @@ def listed(session: Session, table: Table, process: Process) -> Table:
     return both
 
 
-def turn(session: Session, run: Run) -> None:
+def turned(session: Session, run: Run, live: bool) -> None:
+    """Let the list have the rows of a run with a tail.
+
+    Args:
+        session: of the call.
+        run: of it, whose table has become another one; else to resume.
+        live: whether it goes on already.
+
+    Raises:
+        TimonelError: a run to resume was not begun with these levels, or cannot go on so.
+    """
+    if live:
+        _follow(session, run)
+    else:
+        _turn(session, run)
+
+
+def _turn(session: Session, run: Run) -> None:
     """Give a run to resume the tail that the call asks for.
 
     Args:
@@ -87,10 +104,10 @@ def turn(session: Session, run: Run) -> None:
             raise ArgumentError(differs(run.table, table))
         if session.request.tail is not None:
             assert session.listing is not None
-            _turned(session, run, session.listing.grid.process)
+            _order(session, run, session.listing.grid.process)
 
 
-def _turned(session: Session, run: Run, process: Process) -> None:
+def _order(session: Session, run: Run, process: Process) -> None:
     """Give a run the tail that the call asks for, with the call's process and seeds."""
     known, driver = run.process, run.driver
     run.on(process)
@@ -103,7 +120,7 @@ def _turned(session: Session, run: Run, process: Process) -> None:
         raise
 
 
-def follow(session: Session, run: Run) -> None:
+def _follow(session: Session, run: Run) -> None:
     """Let the list have the rows of a run whose table has become another one.
 
     Args:
