@@ -190,31 +190,29 @@ def turned(
     """
     if sampler is None and steps is None:
         return None
-    try:
-        begun: Sampler | None = of_run(run)
-    except ArgumentError:
-        begun = None
     if run.journey:
         begun, total = run.journey[-1].sampler, run.steps
     else:
-        total = run.steps if begun is None or begun.steps is None else begun.steps
+        try:
+            begun = of_run(run)
+        except ArgumentError:
+            return None  # then the levels of the call have to be those of the run
+        total = begun.steps or run.steps
     named = None if sampler is None else Sampler.of(sampler)
     if named is not None and steps is None:
         steps = named.steps
-    if (named is None or _same(named, begun, run)) and steps in (None, total):
+    if (named is None or _same(named, begun)) and steps in (None, total):
         return None
     if named is not None and named.steps is not None:
         named = replace(named, steps=None)
     return {"sampler": named, "steps": steps, "guidance": guidance}
 
 
-def _same(named: Sampler, begun: Sampler | None, run: Run) -> bool:
+def _same(named: Sampler, begun: Sampler) -> bool:
     """Whether a sampler is what a run has."""
-    if begun is None:
-        return (named.name, named.grid or run.table.grid) == (run.table.solver, run.table.grid)
-    known = replace(begun, steps=None, grid=None, grid_options={})
+    plain: dict[str, Any] = {"steps": None, "grid": None, "grid_options": {}}
     levels = named.grid is None or begun.grid is None or named.grid == begun.grid
-    return levels and replace(named, steps=None, grid=None, grid_options={}) == known
+    return levels and replace(named, **plain) == replace(begun, **plain)
 
 
 def resumed(model: Model, run: Run, steps: int | None) -> Choice:
