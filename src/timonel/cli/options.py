@@ -170,28 +170,36 @@ def _tail(text: str) -> TailData:
     from ..errors import ArgumentError
     from ..pipelines.recipe.tails import EXAMPLE, TailData
 
-    at, colon, rest = text.partition(":")
+    at, _, rest = text.partition(":")
     name, *settings = [part.strip() for part in rest.split(",")]
-    if not colon or not at.strip().isdigit() or not name or "=" in name:
+    if not at.strip().isdigit() or not name or "=" in name:
         raise ArgumentError(
             f"--tail is STEP:SAMPLER and what else changes, such as {EXAMPLE}, got {text!r}"
         )
     pairs = dict(_pair(setting, text) for setting in settings)
     steps, grid = pairs.pop("steps", None), pairs.pop("grid", None)
-    sigmas, scale = pairs.pop("sigmas", None), pairs.pop("guidance", None)
-    if steps is not None and not steps.isdigit():
-        raise ArgumentError(f"steps={steps!r} of --tail is no number of steps, e.g. {EXAMPLE}")
+    sigmas, scale = pairs.pop("sigmas", ""), pairs.pop("guidance", None)
     label = name if grid is None else f"{name}/{grid}"
     chosen = sampler_of(label, None, [f"{key}={value}" for key, value in pairs.items()])
     data = TailData(
-        step=int(at), sampler=chosen.label, steps=None if steps is None else int(steps),
+        step=int(at), sampler=chosen.label, steps=_count(steps),
         options=dict(chosen.options), grid_options=dict(chosen.grid_options),
-        sigmas=None if sigmas is None else [_number("sigmas", one) for one in sigmas.split("/")],
+        sigmas=[_number("sigmas", one) for one in sigmas.split("/") if one] or None,
         noise=chosen.source,
         guidance=None if scale is None else GuidanceData.of(cfg(_number("guidance", scale))),
     )  # fmt: skip
     data.chosen()
     return data
+
+
+def _count(steps: str | None) -> int | None:
+    """The steps of a tail."""
+    from ..errors import ArgumentError
+    from ..pipelines.recipe.tails import EXAMPLE
+
+    if steps is not None and not steps.isdigit():
+        raise ArgumentError(f"steps={steps!r} of --tail is no number of steps, e.g. {EXAMPLE}")
+    return None if steps is None else int(steps)
 
 
 def _pair(setting: str, text: str) -> tuple[str, str]:

@@ -287,7 +287,7 @@ class Controlled(Position):
         """Between two rows: what was assigned while one was computed holds from here on."""
         if self._coming is not None:
             self._guided, self._coming, self._difference = self._coming, None, None
-            self._past = ()
+            self._past = tuple(one for one in self._past if one[0] <= self.row)
         self._turn()
 
     def _turn(self) -> None:

@@ -95,12 +95,18 @@ def check(table: Table) -> None:
     if not table.legs:
         return
     rows = [leg.row for leg in table.legs]
-    rises = rows[0] == 0 and rows == sorted(set(rows)) and rows[-1] < table.nfe
-    older = all(row < leg.row for leg in table.legs for row in (*leg.reads, *leg.formed))
-    steps = [leg.step for leg in table.legs] == [table.step[row] for row in rows if rises]
-    bases = all(leg.basis in BASES for leg in table.legs) and table.legs[-1].basis == table.basis
-    if not rises or not older or not steps or not bases:
+    if not _follow(table, rows):
         raise ArgumentError(f"the legs of a table follow each other from row 0, got {rows}")
+
+
+def _follow(table: Table, rows: list[int]) -> bool:
+    """Whether legs that begin at `rows` follow each other, in the bases that there are."""
+    if rows[0] != 0 or rows != sorted(set(rows)) or rows[-1] >= table.nfe:
+        return False
+    older = all(row < leg.row for leg in table.legs for row in (*leg.reads, *leg.formed))
+    steps = [leg.step for leg in table.legs] == [table.step[row] for row in rows]
+    bases = {leg.basis for leg in table.legs} <= set(BASES)
+    return older and steps and bases and table.legs[-1].basis == table.basis
 
 
 def part(table: Table, start: int, stop: int, first: int) -> dict[str, Any]:

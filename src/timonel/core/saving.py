@@ -216,14 +216,18 @@ def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     ):  # fmt: skip
         if value > most:
             return f"{what} {value} is more than the {most} of its table and guidance"
-    rows = [one.until for one in saved.past]
-    if any(len(one.scales) != one.until or len(one.weights) != one.until for one in saved.past):
+    if not _before_tails(saved, table):
         return "its past guidance is not that of the rows before its tails"
-    if rows != sorted(rows) or any(until >= table.nfe for until in rows):
-        return f"its past guidance ends at rows {rows}"
     if saved.history != table.history - 1:
         return f"it remembers {saved.history} predictions and its table {table.history - 1}"
     return _misshapen(saved, run, tensors)
+
+
+def _before_tails(saved: Saved, table: Table) -> bool:
+    """Whether the past guidance is of rows before others."""
+    rows = [one.until for one in saved.past]
+    sizes = [{len(one.scales), len(one.weights)} == {one.until} for one in saved.past]
+    return all(sizes) and rows == sorted(rows) and all(until < table.nfe for until in rows)
 
 
 def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:

@@ -231,12 +231,10 @@ def _checked(turn: Turn, sampler: Sampler, made: _Candidate) -> _Candidate | Non
         return None
     starts = {table.first_row(step): row for step, row in enumerate(older)}
     reads: set[int] = set()
-    fresh = False
+    if _reads_base(made) and not _keeps_base(turn, sampler, made):
+        return None
     for row in range(begin, table.nfe):
         x, base = table.x[row], table.base[row]
-        if bool(x[1] != 0) and not fresh and not _keeps_base(turn, sampler, made):
-            return None
-        fresh = fresh or not bool(base[1] != 0)
         for age in range(row - begin + 1, table.history):
             if bool(x[2 + age] != 0) or bool(base[2 + age] != 0):
                 if row - age not in starts:
@@ -244,6 +242,16 @@ def _checked(turn: Turn, sampler: Sampler, made: _Candidate) -> _Candidate | Non
                 reads.add(starts[row - age])
     old = tuple(sorted(reads, reverse=True))
     return replace(made, reads=old) if _readable(turn, sampler, table.basis, old) else None
+
+
+def _reads_base(made: _Candidate) -> bool:
+    """Whether its rows read a base from before them."""
+    for row in range(made.begin, made.table.nfe):
+        if bool(made.table.x[row, 1] != 0):
+            return True
+        if bool(made.table.base[row, 1] == 0):
+            return False
+    return False
 
 
 def _keeps_base(turn: Turn, sampler: Sampler, made: _Candidate) -> bool:

@@ -285,33 +285,40 @@ def _asked(
     last: Sampler | None,
 ) -> Sampler:
     """The sampler that an order names, in the place of the last one."""
-    if sampler is None and steps is None and grid is None and sigmas is None:
+    if all(value is None for value in (sampler, steps, grid, sigmas)):
         raise ArgumentError(
             "a tail names what changes: tail('dpmpp_2m'), tail(steps=4), tail(grid='ays') or"
             " tail(sigmas=[…]); for guidance alone assign run.guidance"
         )
-    if sampler is not None:
-        named = sampler if isinstance(sampler, Sampler) else Sampler(_name(sampler), grid=grid)
-        if isinstance(sampler, Sampler) and grid is not None:
-            named = replace(named, grid=grid)
-    elif last is None:
+    if isinstance(sampler, Sampler):
+        named = sampler if grid is None else replace(sampler, grid=grid)
+    elif sampler is not None:
+        named = Sampler(_name(sampler), grid=grid)
+    else:
+        named = _kept(last, grid, listed=sigmas is not None)
+    if sigmas is not None:
+        named = replace(named, sigmas=tuple(sigmas), grid=None, grid_options={})
+    return named if steps is None else replace(named, steps=steps)
+
+
+def _kept(last: Sampler | None, grid: str | None, listed: bool) -> Sampler:
+    """The last sampler, for other levels."""
+    if last is None:
         raise ArgumentError(
             "the run does not say which sampler it has: name one, e.g. tail('dpmpp_2m', …)"
         )
-    elif last.fitted is not None:
+    if last.fitted is not None:
         raise ArgumentError(
             f"sampler {last.name!r} is fitted as a whole journey, so it has no other levels: name"
             " a sampler for the tail, e.g. tail('dpmpp_2m', …)"
         )
-    else:
-        named = Sampler(
-            last.name, grid=grid, noise=last.noise,
-            options=last.options if sigmas is None else last.solver_options,
-            grid_options=last.grid_options if grid in (None, last.grid) and not sigmas else {},
-        )  # fmt: skip
-    if sigmas is not None:
-        named = replace(named, sigmas=tuple(sigmas), grid=None, grid_options={})
-    return named if steps is None else replace(named, steps=steps)
+    if listed:
+        return Sampler(last.name, options=last.solver_options, noise=last.noise)
+    same = grid in (None, last.grid)
+    return Sampler(
+        last.name, grid=grid, options=last.options, noise=last.noise,
+        grid_options=last.grid_options if same else {},
+    )  # fmt: skip
 
 
 def _name(sampler: Any) -> str:
@@ -321,18 +328,20 @@ def _name(sampler: Any) -> str:
 
 def _graded(sampler: Sampler, turn: Turn, last: Sampler | None, process: Process) -> Sampler:
     """The sampler with steps and a grid, unless its levels are those that were to come."""
-    if sampler.fitted is not None or sampler.sigmas is not None or sampler.times is not None:
-        return sampler
-    if sampler.grid is None and sampler.steps is None:
+    listed = (sampler.fitted, sampler.sigmas, sampler.times)
+    if any(value is not None for value in listed) or (sampler.grid, sampler.steps) == (None, None):
         return sampler
     if sampler.grid is None:
-        named = last is not None and last.fitted is None and last.sigmas is None
-        own = last.on(process) if last is not None and named and last.times is None else None
-        if own is None or own.grid is None:
-            sampler = replace(sampler, grid=sampler.on(process).grid)
-        else:
-            sampler = replace(sampler, grid=own.grid, grid_options=own.grid_options)
+        own = _graded_by(last, process) or sampler.on(process)
+        sampler = replace(sampler, grid=own.grid, grid_options=own.grid_options)
     return replace(sampler, steps=sampler.steps or turn.left)
+
+
+def _graded_by(last: Sampler | None, process: Process) -> Sampler | None:
+    """The last sampler, where a grid makes its levels."""
+    if last is None or any(v is not None for v in (last.fitted, last.sigmas, last.times)):
+        return None
+    return last.on(process)
 
 
 def _seeded(noise: Seeded, table: Table, sampler: Sampler, draws: bool, drew: bool) -> Seeded:

@@ -188,24 +188,26 @@ def turned(
     Returns:
         None where the call names what the run was begun with, or nothing.
     """
-    if sampler is None and steps is None:
+    begun, total = _going(run)
+    if begun is None or (sampler is None and steps is None):
         return None
-    if run.journey:
-        begun, total = run.journey[-1].sampler, run.steps
-    else:
-        try:
-            begun = of_run(run)
-        except ArgumentError:
-            return None  # then the levels of the call have to be those of the run
-        total = begun.steps or run.steps
     named = None if sampler is None else Sampler.of(sampler)
-    if named is not None and steps is None:
-        steps = named.steps
+    if named is not None:
+        steps, named = named.steps if steps is None else steps, replace(named, steps=None)
     if (named is None or _same(named, begun)) and steps in (None, total):
         return None
-    if named is not None and named.steps is not None:
-        named = replace(named, steps=None)
     return {"sampler": named, "steps": steps, "guidance": guidance}
+
+
+def _going(run: Run) -> tuple[Sampler | None, int]:
+    """The sampler and steps that a run goes on with; where it says none its levels have to fit."""
+    if run.journey:
+        return run.journey[-1].sampler, run.steps
+    try:
+        begun = of_run(run)
+    except ArgumentError:
+        return None, run.steps
+    return begun, begun.steps or run.steps
 
 
 def _same(named: Sampler, begun: Sampler) -> bool:
