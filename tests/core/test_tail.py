@@ -446,5 +446,6 @@ def test_parts_of_a_table_of_several_solvers_keep_their_legs() -> None:
     run.tail("dpmpp_2m", steps=3)
     assert [leg.row for leg in run.table.part(2, 7).legs] == [0, 2]
     assert run.table.part(2, 7).legs[1].reads == (1,)
+    assert "from row 4: dpmpp_2m on karras, denoised basis, reads rows 3\n" in str(run.table)
     assert run.table.part(0, 3).legs == ()
     assert run.table.part(0, 3).solver == "euler"

@@ -292,6 +292,9 @@ class Table(Legs):
             f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order"
             f" {self.order}, {noise}, {self.basis} basis"
         )
+        for leg in self.legs:
+            reads = "" if not leg.reads else f", reads rows {', '.join(map(str, leg.reads))}"
+            yield f"from row {leg.row}: {leg.solver} on {leg.grid}, {leg.basis} basis{reads}"
         for r in range(self.nfe):
             alpha, sigma, time = (v.item() for v in self.level(r))
             ratio = sigma / alpha if alpha > 0 else math.inf
