@@ -70,7 +70,7 @@ GIVE: dict[str, Callable[[Run, Path], Any]] = {
     path: setattr(run, "latents", torch.zeros(1, 4)),
     "guidance": lambda run, path: setattr(run, "guidance", 2.0), "branch": lambda run,
     path: run.branch(),
-    "save": lambda run, path: run.save(path),
+    "save": lambda run, path: run.save(path), "tail": lambda run, path: run.tail("ddim"),
 }  # fmt: skip
 
 

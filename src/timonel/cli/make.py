@@ -20,12 +20,14 @@ from .options import (
     Scale,
     Settings,
     Steps,
+    TailTexts,
     Until,
     choose,
     guidance_of,
     quiet,
     sampler_of,
     stoppable,
+    tails_of,
     variation_of,
 )
 from .say import Json, kept, reporting, say
@@ -68,6 +70,7 @@ def generate(
     ] = 1,
     guidance: Scale = None,
     guidance_until: Until = None,
+    tail: TailTexts = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     width: Pixels = None,
     height: Pixels = None,
@@ -106,16 +109,21 @@ def generate(
         card = zoo.card(model) if model in zoo.MODELS else None
         scale = card.default_guidance if card and guidance is None else guidance
         interval = guidance_of(scale, guidance_until)
+        tails = tails_of(tail or [])
         options = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
         named = None if sampler is None else sampler_of(sampler, steps, options, noise)
         quiet()
         from ..core.data import GuidanceData
         from ..make.recipe import Recipe
         from ..pipelines.helm import Helm  # which takes seconds: after what may be refused
+        from ..pipelines.recipe.tails import check as check_tails
 
+        if steps is not None:
+            check_tails(tails, steps)
         helm = Helm(model, dtype=dtype, device=device)
         chosen = choose(helm, named, steps, options, noise, interval)
         assert chosen.steps is not None
+        check_tails(tails, chosen.steps)
         recipe = Recipe(
             model=model,
             prompt=prompt,
@@ -128,6 +136,7 @@ def generate(
             dtype=dtype,
             device=device,
             guidance=None if interval is None else GuidanceData.of(interval),
+            tails=tails or None,
             **Recipe.choice(chosen),
         )
         where = {"folder": folder, "name": name, "preview": preview, "overwrite": overwrite}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..core.guidance import Guidance
     from ..core.sampler import Sampler
     from ..pipelines.helm import Helm
+    from ..pipelines.recipe.tails import TailData
 
 Model = Annotated[
     str,
@@ -70,6 +71,16 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="An option of the sampler or its grid, such as order=3 or rho=5.",
+    ),
+]
+
+TailTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tail",
+        metavar="STEP:SAMPLER,KEY=VALUE",
+        help="Another sampler from a step on: 12:euler/ays,steps=4 (steps still to come). Also"
+        " grid=, sigmas=3/1.2/0.4, guidance= and the sampler's own options; may be repeated.",
     ),
 ]
 
@@ -143,6 +154,81 @@ def steps_of(name: str, steps: int | None, usual: int) -> int | None:
     from ..core.sampler import is_file
 
     return usual if steps is None and not is_file(name) else steps
+
+
+def tails_of(texts: Sequence[str]) -> list[TailData]:
+    """The tails of a command.
+
+    Args:
+        texts: STEP:SAMPLER,KEY=VALUE,… each; the sampler may be left out.
+
+    Raises:
+        ArgumentError: a text is none.
+    """
+    return [_tail(text) for text in texts]
+
+
+def _tail(text: str) -> TailData:
+    from ..core.data import GuidanceData
+    from ..core.guidance import cfg
+    from ..errors import ArgumentError
+    from ..pipelines.recipe.tails import EXAMPLE, TailData
+
+    at, _, rest = text.partition(":")
+    name, *settings = [part.strip() for part in rest.split(",")]
+    if not at.strip().isdigit() or not name or "=" in name:
+        raise ArgumentError(
+            f"--tail is STEP:SAMPLER and what else changes, such as {EXAMPLE}, got {text!r}"
+        )
+    pairs = dict(_pair(setting, text) for setting in settings)
+    steps, grid = pairs.pop("steps", None), pairs.pop("grid", None)
+    sigmas, scale = pairs.pop("sigmas", ""), pairs.pop("guidance", None)
+    label = name if grid is None else f"{name}/{grid}"
+    chosen = sampler_of(label, None, [f"{key}={value}" for key, value in pairs.items()])
+    data = TailData(
+        step=int(at), sampler=chosen.label, steps=_count(steps),
+        options=dict(chosen.options), grid_options=dict(chosen.grid_options),
+        sigmas=[_number("sigmas", one) for one in sigmas.split("/") if one] or None,
+        noise=chosen.source,
+        guidance=None if scale is None else GuidanceData.of(cfg(_number("guidance", scale))),
+    )  # fmt: skip
+    data.chosen()
+    return data
+
+
+def _count(steps: str | None) -> int | None:
+    """The steps of a tail."""
+    from ..errors import ArgumentError
+    from ..pipelines.recipe.tails import EXAMPLE
+
+    if steps is not None and not steps.isdigit():
+        raise ArgumentError(f"steps={steps!r} of --tail is no number of steps, e.g. {EXAMPLE}")
+    return None if steps is None else int(steps)
+
+
+def _pair(setting: str, text: str) -> tuple[str, str]:
+    """KEY=VALUE of a tail."""
+    from ..errors import ArgumentError
+    from ..pipelines.recipe.tails import EXAMPLE
+
+    key, equals, value = (part.strip() for part in setting.partition("="))
+    if not (key and equals and value):
+        raise ArgumentError(
+            f"--tail takes KEY=VALUE after the sampler, such as {EXAMPLE}, got {setting!r} in"
+            f" {text!r}"
+        )
+    return key, value
+
+
+def _number(what: str, text: str) -> float:
+    """A number of a tail."""
+    from ..errors import ArgumentError
+
+    try:
+        return float(text)
+    except ValueError:
+        example = "sigmas=3/1.2/0.4" if what == "sigmas" else "guidance=3"
+        raise ArgumentError(f"{what} of --tail takes numbers, {example}, got {text!r}") from None
 
 
 def number_or_text(text: str) -> int | float | str:

@@ -57,6 +57,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
     """
 
     keeps_sampler = False
+    turns = False
     row: ClassVar[Row]
     defaults: ClassVar[Mapping[str, Any]] = {}
     kinds: ClassVar[tuple[str, ...]] = ()

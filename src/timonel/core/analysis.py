@@ -90,10 +90,13 @@ def trace(
     base, history, path = x, [torch.zeros_like(x)] * (table.history - 1), [x]
     for row in range(table.nfe):
         clean, (alpha, sigma, _) = denoised(row, x), table.level(row)
-        scale = alpha + sigma if table.basis == "velocity" else alpha
-        h0 = clean if table.basis == "denoised" else (x - scale * clean) / sigma
+        bases = {"denoised": clean}
+        for basis, scale in (("noise", alpha), ("velocity", alpha + sigma)):
+            bases[basis] = (x - scale * clean) / sigma
+        h0 = bases[table.leg(row).basis]
         registers = torch.stack([x, base, h0, *history, noise(row)])
         x, base = table.x[row] @ registers, table.base[row] @ registers
+        h0 = bases[table.passes(row) or table.leg(row).basis]
         history = [h0, *history][: table.history - 1]
         path.append(x)
     return path

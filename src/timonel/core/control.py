@@ -197,6 +197,7 @@ class Controlled(Position):
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
+                self._turn()
             if self.driver.outer and self.driver.interrupted():
                 self._stop("the pipeline was interrupted")
             waits = self._paused and self._status in ("running", "done")
@@ -284,13 +285,17 @@ class Controlled(Position):
 
     def _settle(self) -> None:
         """Between two rows: what was assigned while one was computed holds from here on."""
-        if self._coming is None:
-            return
-        if self._coming.method != self._guided.method:  # whose momentum means nothing to it
-            self._checkpoints.forget_momentum()
-            if self._at is not None:
-                self._go_on_with(self._here._replace(momentum=None))
-        self._guided, self._coming, self._aside = self._coming, None, NOTHING
+        if self._coming is not None:
+            if self._coming.method != self._guided.method:  # whose momentum means nothing to it
+                self._checkpoints.forget_momentum()
+                if self._at is not None:
+                    self._go_on_with(self._here._replace(momentum=None))
+            self._guided, self._coming, self._aside = self._coming, None, NOTHING
+            self._past = tuple(one for one in self._past if one[0] <= self.row)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Between two rows: a tail that was ordered holds from here on, see `tailed`."""
 
     def remember(
         self, difference: Tensor | None = None, *, uncond: Tensor | None = None,
@@ -308,7 +313,7 @@ class Controlled(Position):
     def _take_aside(self, state: State) -> Aside:
         """What guidance leaves of the row that is applied. Raises `RunError` where it lacks."""
         aside, self._aside = self._aside, NOTHING
-        guided = self._guided
+        guided = self.guided
         if (
             aside.uncond is None and self.table.reads_uncond
             and guided.guidance is not None and guided.scales[state.row] != 1.0
@@ -321,7 +326,7 @@ class Controlled(Position):
 
     def _with(self, aside: Aside, state: State) -> State:
         """The state after a row, with what its guidance leaves."""
-        order, new = self._guided.order, aside.difference
+        order, new = self.guided.order, aside.difference
         if new is not None and order:
             state = state._replace(differences=(new, *state.differences)[:order])
         return state if aside.momentum is None else state._replace(momentum=aside.momentum)

@@ -6,7 +6,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .guidance import Guidance
+    from .noise import Noise
+    from .table import Table
 
 Run: TypeAlias = Any  # `run.Run`, which stands above this file
 
@@ -50,6 +54,12 @@ class Driver:
 
     def recall(self, memory: Any) -> None:
         """Give the network back what it kept; None is what it knows before its first call."""
+
+    def turn(self, run: Run, table: Table) -> None:
+        """Raises `TimonelError` where the loop cannot go on with the rows of another table."""
+
+    def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
+        """The noise of a table for a run that has had none; None where no seeds are known."""
 
     def looping(self, on: bool) -> None:
         """The rows begin (True) or are over (False), in the thread that computes them."""

@@ -24,6 +24,7 @@ class Position:
     def __init__(self, table: Table, program: Program, guided: CompiledGuidance) -> None:
         self.table, self.program = table, program
         self._guided = guided
+        self._past: tuple[tuple[int, CompiledGuidance], ...] = ()  # up to a row, before a tail
         self._at: Point | None = None
         self._change = threading.Condition(threading.RLock())
 
@@ -177,18 +178,27 @@ class Position:
     # -- how its network call is guided ------------------------------------------------------------
     @property
     def guided(self) -> CompiledGuidance:
-        """The guidance that acts on every row; one assigned during a row acts from the next on."""
-        return self._guided
+        """The guidance that acts on every row; one assigned during a row acts from the next on.
+
+        Of the rows before a tail that which acted there.
+        """
+        row = self.row
+        return next((guided for until, guided in self._past if row < until), self._guided)
+
+    @property
+    def past(self) -> tuple[tuple[int, CompiledGuidance], ...]:
+        """The guidance that acted before each tail, with the row up to which it did."""
+        return self._past
 
     @property
     def scale(self) -> float | None:
         """Guidance scale of the coming call: 1.0 is no guidance, None the pipeline's scale."""
-        return self._guided.scales[min(self.row, self.table.nfe - 1)]
+        return self.guided.scales[min(self.row, self.table.nfe - 1)]
 
     @property
     def forecasting(self) -> bool:
         """Whether the coming call computes its conditional output only, guided by a forecast."""
-        return bool(self._guided.weights[min(self.row, self.table.nfe - 1)])
+        return bool(self.guided.weights[min(self.row, self.table.nfe - 1)])
 
     @property
     def forecast(self) -> Tensor | None:
@@ -199,12 +209,12 @@ class Position:
         """
         if not self.forecasting:
             return None
-        return self._guided.forecast(self.row, self._here.differences)
+        return self.guided.forecast(self.row, self._here.differences)
 
     @property
     def remembers(self) -> bool:
         """Whether later rows may need cond - uncond of the coming call."""
-        return self._guided.order > 0
+        return self.guided.order > 0
 
     @property
     def momentum(self) -> Tensor | None:

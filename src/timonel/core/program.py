@@ -114,6 +114,9 @@ class Row:
         convert: from x and a raw output to a prediction in the table's basis.
         keeps_u0: whether the unconditional prediction becomes a tensor.
         std: standard deviation of the noise in the next x; 0 where the row draws none.
+        basis: what `h0` is kept as.
+        passed: of the last row of a leg whose prediction the next one reads: from x and the
+            denoised prediction, the one in the basis of that leg.
     """
 
     denoised: tuple[float, float]
@@ -128,6 +131,8 @@ class Row:
     convert: tuple[float, float] = (0.0, 1.0)
     keeps_u0: bool = False
     std: float = 0.0
+    basis: str = "denoised"
+    passed: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,6 @@ class Program:
     Args:
         rows: (K,) rows.
         levels: (K + 1,) levels of the rows and of the result.
-        basis: of the table.
         prediction: what the network's raw output means.
         denoised_fn: changes denoised predictions before a row is applied.
         uses_base: whether a row reads the base.
@@ -145,7 +149,6 @@ class Program:
 
     rows: tuple[Row, ...]
     levels: tuple[At, ...]
-    basis: str
     prediction: str
     denoised_fn: DenoisedFn | None = None
     uses_base: bool = False
@@ -161,7 +164,7 @@ class Program:
         rows = tuple(binder.row(k) for k in range(table.nfe))
         levels = (v.tolist() for v in (table.alpha, table.sigma, table.time))
         at = tuple(At(*level) for level in zip(*levels, strict=True))
-        return cls(rows, at, table.basis, prediction, denoised_fn, table.uses_base)
+        return cls(rows, at, prediction, denoised_fn, table.uses_base)
 
     def denoised(self, row: int, x: Tensor, raw: Tensor) -> Tensor:
         """The denoised prediction of a row, as the solver uses it.
@@ -206,7 +209,10 @@ class Program:
         out = linear(row.sums, _inputs(state.row, row.reads, registers, eps), x.dtype)
         if row.keeps_h0 and self.denoised_fn is None:
             h0 = registers[H0] = out[0]
-            clean = h0 if self.basis == "denoised" else None
+            clean = h0 if row.basis == "denoised" else None
+        if row.passed is not None:
+            clean = self.denoised(state.row, x, raw) if clean is None else clean
+            h0 = self.passed(state.row, x, clean)
         base = out[-2] if row.makes_base else None if row.base is None else registers[row.base]
         history = (h0, *state.history[:-1]) if state.history else ()
         kept = (u0, *state.unconditional[:-1]) if state.unconditional else ()
@@ -291,6 +297,17 @@ class Program:
             new = self.execute(state, raw, lambda row, like: eps)[0]
         return new._replace(x=x_next)
 
+    def passed(self, row: int, x: Tensor, clean: Tensor) -> Tensor:
+        """The prediction of the last row of a leg, in the basis of the leg that reads it.
+
+        Args:
+            row: whose `passed` is not None.
+            x: (batch, …), its sample.
+            clean: (batch, …), its denoised prediction.
+        """
+        on_x, on_clean = self.rows[row].passed or (0.0, 1.0)
+        return combine([(on_x, x), (on_clean, clean)], x.dtype) if on_x else clean
+
     def _changed(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the denoised prediction, which `denoised_fn` has changed."""
         clean = used = self.denoised(state.row, state.x, raw)
@@ -298,7 +315,7 @@ class Program:
         if isinstance(change, Directed) and not change.consistent and row.directed is not None:
             (c_x, c_raw), (kept, free) = row.denoised, row.directed
             used = combine([(kept, clean), (free * c_x, state.x), (free * c_raw, raw)], dtype)
-        if self.basis == "denoised":
+        if row.basis == "denoised":
             return used, clean
         return combine([(row.rebase[0], state.x), (row.rebase[1], used)], dtype), clean
 
@@ -327,9 +344,13 @@ class _Binder:
         self.u = [] if table.u is None else table.u.tolist()
 
     def row(self, k: int) -> Row:
-        (c_x, c_raw), rebase = self.denoised[k], self._rebase(k)
+        basis, passes = self.table.leg(k).basis, self.table.passes(k)
+        (c_x, c_raw), rebase = self.denoised[k], self._rebase(k, basis)
         convert = (rebase[0] + rebase[1] * c_x, rebase[1] * c_raw)
-        keeps, sums_h0 = self._keeps(k), False
+        keeps, sums_h0 = self.denoised_fn is not None or self.table.forms(k), False
+        passed = None
+        if passes is not None and self.table.leg_end(k) == k + 1:
+            passed = self._rebase(k, passes)
         sums: list[Terms] = []
         if keeps and self.denoised_fn is None:
             sums, sums_h0 = [((convert[1], RAW), (convert[0], X))], True
@@ -340,7 +361,7 @@ class _Binder:
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
         return Row(
             (c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed,
-            convert, self._keeps_uncond(k), float(self.table.std[k]),
+            convert, self._keeps_uncond(k), float(self.table.std[k]), basis, passed,
         )  # fmt: skip
 
     def _of_uncond(self, k: int, convert: tuple[float, float]) -> Terms:
@@ -364,19 +385,12 @@ class _Binder:
         later = any(k + age < len(self.u) and self.u[k + age][age] for age in ages)
         return later or bool(self.u and self.denoised_fn is not None)
 
-    def _rebase(self, k: int) -> tuple[float, float]:
-        """From x and the denoised prediction to the table's basis."""
-        alpha, sigma, basis = self.alpha[k], self.sigma[k], self.table.basis
+    def _rebase(self, k: int, basis: str) -> tuple[float, float]:
+        """From x and the denoised prediction to a basis."""
+        alpha, sigma = self.alpha[k], self.sigma[k]
         if basis == "denoised":
             return 0.0, 1.0
         return 1 / sigma, -(alpha if basis == "noise" else alpha + sigma) / sigma
-
-    def _keeps(self, k: int) -> bool:
-        """Whether the prediction has to be a tensor: it is changed, or a later row reads it."""
-        later = range(k + 1, min(self.table.nfe, k + self.table.history))
-        return self.denoised_fn is not None or any(
-            rows[j][2 + j - k] for rows in (self.x, self.base) for j in later
-        )
 
     def _next_base(
         self, k: int, convert: tuple[float, float], keeps: bool

@@ -18,7 +18,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from os import PathLike
 from typing import Any
 
 from torch import Tensor
@@ -27,18 +26,19 @@ from ..errors import ArgumentError, HookError, RunError, TimonelError, function,
 from . import border
 from . import prediction as predictions
 from .checkpoints import NetworkCall, Point
-from .control import Controlled
 from .driver import UNKNOWN, Driver
 from .guidance import CompiledGuidance, Guidance, assigned
 from .hook import Hook
 from .noise import Noise
+from .process import Process
 from .program import DenoisedFn, Program, State
 from .sampler import Sampler
 from .states import REMEDIES
+from .stored import Stored
 from .table import Table
 
 
-class Run(Controlled):
+class Run(Stored):
     """One journey from noise to sample.
 
     Args:
@@ -53,6 +53,7 @@ class Run(Controlled):
         sampler: what the levels of a call were compiled from, of which `table` may be a part.
         driver: what calls the network; a plain loop needs none.
         lent: whether the hooks belong to a call, and go when it is over.
+        process: the model's noise process, which `tail` needs.
 
     Raises:
         ArgumentError: a stochastic table gets no noise, or an argument is none.
@@ -73,6 +74,7 @@ class Run(Controlled):
         sampler: Sampler | None = None,
         driver: Driver | None = None,
         lent: bool = False,
+        process: Process | None = None,
     ) -> None:
         instance("table", table, Table, "a timonel table, Sampler(…).compile(process)")
         if denoised_fn is not None:
@@ -80,6 +82,7 @@ class Run(Controlled):
         for what, value, kind, example in (
             ("sampler", sampler, Sampler, "tm.Sampler('euler')"),
             ("driver", driver, Driver, "what calls the network, a Driver"),
+            ("process", process, Process, "a timonel process such as tm.VP.from_schedule()"),
         ):
             if value is not None:
                 instance(what, value, kind, example)
@@ -95,7 +98,8 @@ class Run(Controlled):
         super().__init__(table, program, guided, keep, driver or Driver())
         self.hooks = border.hooks(hooks)
         self.lent: tuple[Hook, ...] = tuple(self.hooks) if lent else ()
-        self.sampler, self.context = sampler, context
+        self.sampler, self.context, self.process = sampler, context, process
+        self._straight()
         self.advances = 0  # rows computed so far, those computed again after a rewind included
         self.firing = False  # hooks are being called
 
@@ -228,8 +232,7 @@ class Run(Controlled):
                 self._before, self._hooking = before, threading.get_ident()
             drew = self.program.drawing(state)
             self._at, self._flight = Point(new, NetworkCall(state.row, x, raw, clean, drew)), None
-            if self._coming is not None:
-                self._settle()
+            self._settle()
             self.advances, self._moved = self.advances + 1, False
             if new.row == self.table.nfe and self._goto is None:
                 self._status = "done"
@@ -252,7 +255,7 @@ class Run(Controlled):
         call = self._call
         if not self._checkpoints.keep or self.row == self.table.nfe or call is None:
             return
-        seen = NetworkCall(call.row, clean=self.denoised)
+        seen = NetworkCall(call.row, call.x, clean=self.denoised)
         point = Point(self._here.clone(), seen, self.driver.remembered())
         with self._change:  # other threads copy what is kept
             self._checkpoints.add(self.step, point)
@@ -359,6 +362,7 @@ class Run(Controlled):
         self.driver = fresh.driver
         self.hooks, self.lent = [*self.hooks, *fresh.hooks], tuple(fresh.hooks)
         self.context, self.noise = fresh.context, self.noise or fresh.noise
+        self.process = fresh.process or self.process
         self._at = self._point._replace(memory=None if self.memory is UNKNOWN else self.memory)
         self._take_back()
         for hook in self.lent:
@@ -384,18 +388,13 @@ class Run(Controlled):
             here = self._between()
             twin = Run(
                 self.table, self.prediction, noise=self.noise, hooks=hooks, sampler=self.sampler,
-                denoised_fn=self.denoised_fn, context=self.context,
+                denoised_fn=self.denoised_fn, context=self.context, process=self.process,
             )  # fmt: skip
-            twin._guided = self._coming or self._guided
+            twin._go_as(self)
             twin._checkpoints = self._checkpoints.copy()
             twin._stand_at(here.clone())
+            twin._turn()
             return twin
-
-    def _stand_at(self, point: Point) -> None:
-        """Go on from a point of another run, which may be the end."""
-        self._stand(point)
-        if point.state.row == self.table.nfe:
-            self._status = "done"
 
     # -- copies ------------------------------------------------------------------------------------
     def __getstate__(self) -> dict[str, Any]:
@@ -412,78 +411,3 @@ class Run(Controlled):
         from .copying import deep
 
         return deep(self, memo)  # type: ignore[no-any-return]
-
-    # -- saving ------------------------------------------------------------------------------------
-    def snapshot(self) -> tuple[State, Point]:
-        """The start, and a copy of where the run stands between two rows, with its prediction.
-
-        Raises:
-            RunError: the run has not begun.
-        """
-        with self._change:
-            self.check("save")
-            here = self._between()
-            if here.call is not None and (here.call.clean is not None or here.call.x is not None):
-                clean = self._clean_of(here.call)
-                here = here._replace(call=NetworkCall(here.call.row, clean=clean))
-            assert self._checkpoints.start is not None
-            return self._checkpoints.start, here.clone()
-
-    def restore(self, start: State, here: Point, since: int = 0) -> None:
-        """Continue from a saved point instead of `start(x)`.
-
-        Args:
-            start: the state before the first row.
-            here: where the run stood.
-            since: the row from which the run has its guidance.
-        """
-        with self._change:
-            self._checkpoints.start = start
-            self._stand_at(here._replace(memory=UNKNOWN))
-            guidance = self._guided.guidance
-            self._guided = CompiledGuidance.of(guidance, self.table, self.prediction, since)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the run to one safetensors file, atomically; see `saving.save`.
-
-        Args:
-            path: of the file, which is replaced.
-
-        Raises:
-            RunError: the run has not begun.
-        """
-        from .saving import save
-
-        save(self, path)
-
-    @classmethod
-    def load(
-        cls, path: str | PathLike[str], *, noise: Noise | None = None,
-        denoised_fn: DenoisedFn | None = None,
-        hooks: Sequence[Hook | Callable[[Run], None]] = (), keep: int = 0, context: Any = None,
-        device: str = "cpu",
-    ) -> Run:  # fmt: skip
-        """A run that continues bit for bit from a saved file.
-
-        Args:
-            path: of the file.
-            noise: the run's source of noise, where it did not have seeds.
-            denoised_fn: as the run had it.
-            hooks: called after each step.
-            keep: as in `Run`.
-            context: as in `Run`.
-            device: where its tensors go.
-
-        Returns:
-            The run, at the step where it was saved.
-
-        Raises:
-            ArgumentError: the file is not a saved run, is damaged, or needs `noise` or
-                `denoised_fn` again.
-        """
-        from .saving import load
-
-        return load(  # type: ignore[no-any-return]
-            cls, path, noise=noise, denoised_fn=denoised_fn, hooks=hooks, keep=keep,
-            context=context, device=device,
-        )  # fmt: skip

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from .. import reading
@@ -21,13 +21,15 @@ from ..files import write_tensors
 from . import saved_noise
 from .checkpoints import NetworkCall, Point
 from .fitted.sampler_file import Fitted
-from .guidance import words
+from .guidance import CompiledGuidance, words
 from .guidance.outputs import known
 from .noise import Noise, Seeded
+from .process import Process
 from .program import DenoisedFn, State
 from .sampler import Sampler
 from .saved_noise import DTYPES, OWN, Count, Strict, described, state_names
 from .table import Table
+from .tailed import Tail
 
 Run: TypeAlias = Any  # `run.Run`, which stands above this file
 
@@ -35,12 +37,32 @@ Run: TypeAlias = Any  # `run.Run`, which stands above this file
 FORMAT = "timonel-run-2"
 
 
+class SavedTail(Strict):
+    """A `tailed.Tail`."""
+
+    step: Count
+    sampler: dict[str, Any]
+    guidance: dict[str, Any] | None = None
+    reads: Count = 0
+
+
+class SavedPast(Strict):
+    """The guidance that acted up to a row, before a tail, with what it says for the rows."""
+
+    until: Count
+    guidance: dict[str, Any] | None
+    scales: list[float | None]
+    weights: list[list[float]]
+    since: Count
+
+
 class Saved(Strict):
     """What a file says of a run beside its tensors.
 
     Older files have no `digest` and may lack what has a default. `history`, `differences`,
     `unconditional`: how many tensors of each the run remembers. `sampler`: what a pipeline's list
-    was compiled from. `digest`: of everything in the file.
+    was compiled from. `journey`: its tails, of which `table` has the rows; `past`: the guidance
+    before each. `digest`: of everything in the file.
     """
 
     format: str
@@ -56,6 +78,8 @@ class Saved(Strict):
     differences: Count = 0
     unconditional: Count = 0
     sampler: dict[str, Any] | None = None
+    journey: list[SavedTail] = Field(default_factory=list)
+    past: list[SavedPast] = Field(default_factory=list)
     digest: str | None = None
 
 
@@ -73,6 +97,8 @@ def save(run: Run, path: str | PathLike[str]) -> None:
     tensors = {f"start.{k}": v for k, v in _tensors(start).items()} | _tensors(here)
     if call is not None and call.clean is not None:
         tensors["denoised"] = call.clean.detach().contiguous().clone()
+        if call.x is not None:
+            tensors["called.x"] = call.x.detach().contiguous().clone()
     data = {
         "format": FORMAT,
         "row": here.row,
@@ -86,6 +112,7 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "history": len(here.history),
         "differences": len(here.differences),
         "sampler": None if run.sampler is None else _spelled(run.sampler),
+        **_turned(run),
     }
     if run.table.reads_uncond:
         data["unconditional"] = len(here.unconditional)
@@ -102,6 +129,7 @@ def load(
     keep: int = 0,
     context: Any = None,
     device: str = "cpu",
+    process: Process | None = None,
 ) -> Run:
     """The run saved at `path`, ready to advance; the arguments are those of `Run.load`.
 
@@ -124,7 +152,7 @@ def load(
         run = cls(
             table, saved.prediction, noise=source if noise is None else noise, hooks=hooks,
             guidance=None if saved.guidance is None else words.read(saved.guidance),
-            denoised_fn=denoised_fn, keep=keep, context=context,
+            denoised_fn=denoised_fn, keep=keep, context=context, process=process,
             sampler=None if saved.sampler is None else _sampler(saved.sampler),
         )  # fmt: skip
         wrong = _misfit(saved, run, tensors)
@@ -134,9 +162,9 @@ def load(
         raise _no_run(path, wrong)
     start = _state(tensors, "start.", 0, saved.model_copy(update={"differences": 0}))
     here = _state(tensors, "", saved.row, saved)
-    clean = tensors.get("denoised")
-    call = None if saved.called is None else NetworkCall(saved.called, clean=clean)
-    run.restore(start, Point(here, call), saved.guided_since)
+    seen, clean = tensors.get("called.x"), tensors.get("denoised")
+    call = None if saved.called is None else NetworkCall(saved.called, seen, clean=clean)
+    run.restore(start, Point(here, call), saved.guided_since, _past(saved, run), _journey(saved))
     return run
 
 
@@ -192,11 +220,20 @@ def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     ):  # fmt: skip
         if value > most:
             return f"{what} {value} is more than the {most} of its table and guidance"
+    if not _before_tails(saved, table):
+        return "its past guidance is not that of the rows before its tails"
     unread = 0 if table.u is None else table.u.shape[1] - 1
     for count, most in ((saved.history, table.history - 1), (saved.unconditional, unread)):
         if count != most:
             return f"it remembers {count} predictions and its table {most}"
     return _misshapen(saved, run, tensors)
+
+
+def _before_tails(saved: Saved, table: Table) -> bool:
+    """Whether the past guidance is of rows before others."""
+    rows = [one.until for one in saved.past]
+    sizes = [{len(one.scales), len(one.weights)} == {one.until} for one in saved.past]
+    return all(sizes) and rows == sorted(rows) and all(until < table.nfe for until in rows)
 
 
 def _misshapen(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
@@ -227,14 +264,14 @@ def _names(saved: Saved, run: Run) -> tuple[set[str], set[str]]:
     (needed if run.table.uses_base else possible).update({"start.base", "base"})
     for age in range(saved.history):
         row = saved.row - 1 - age
-        kept = row >= 0 and (saved.shaped or run.program.rows[row].keeps_h0)
-        (needed if kept else possible).add(f"h{age + 1}")
+        read = row >= 0 and run.table.reads(row, range(saved.row, run.table.nfe))
+        (needed if read else possible).add(f"h{age + 1}")
     for age in range(saved.unconditional):
         row = saved.row - 1 - age
         kept = row >= 0 and run.program.rows[row].keeps_u0
         (needed if kept else possible).add(f"u{age + 1}")
     if saved.called is not None:
-        possible.add("denoised")
+        possible.update(("denoised", "called.x"))
     if run.guided.method is not None and run.guided.method.momentous:
         possible.add("momentum")
     return needed, possible
@@ -271,6 +308,60 @@ def _spelled(sampler: Sampler) -> dict[str, Any]:
     data = {field.name: getattr(sampler, field.name) for field in fields(Sampler)}
     data |= {key: dict(value) for key, value in data.items() if isinstance(value, Mapping)}
     return {**data, "fitted": None if sampler.fitted is None else sampler.fitted.to_dict()}
+
+
+def _turned(run: Run) -> dict[str, Any]:
+    """The tails of a run as plain data; nothing where it has none."""
+    if not run.journey:
+        return {}
+    journey = [
+        {
+            "step": one.step,
+            "sampler": _spelled(one.sampler),
+            "guidance": None if one.guidance is None else words.spelled(one.guidance),
+            "reads": one.reads,
+        }
+        for one in run.journey
+    ]
+    past = [
+        {
+            "until": until,
+            "guidance": None if one.guidance is None else words.spelled(one.guidance),
+            "scales": list(one.scales[:until]),
+            "weights": [list(each) for each in one.weights[:until]],
+            "since": one.since,
+        }
+        for until, one in run.past
+    ]
+    return {"journey": journey, "past": past}
+
+
+def _journey(saved: Saved) -> tuple[Tail, ...]:
+    """The inverse of `_turned`, the tails."""
+    return tuple(
+        Tail(
+            one.step, _sampler(one.sampler),
+            None if one.guidance is None else words.read(one.guidance), one.reads,
+        )
+        for one in saved.journey
+    )  # fmt: skip
+
+
+def _past(saved: Saved, run: Run) -> tuple[tuple[int, CompiledGuidance], ...]:
+    """The inverse of `_turned`, the guidance before each tail."""
+    return tuple((one.until, _guided(one, run)) for one in saved.past)
+
+
+def _guided(past: SavedPast, run: Run) -> CompiledGuidance:
+    """The guidance of the rows before a tail; its scales were one per step of another table."""
+    guidance = None if past.guidance is None else words.read(past.guidance)
+    if guidance is not None and isinstance(guidance.scale, tuple):
+        guidance = replace(guidance, scale=guidance.scale[:1][0])
+    made = CompiledGuidance.of(guidance, run.table, run.prediction, past.since)
+    scales, weights = tuple(past.scales), tuple(map(tuple, past.weights))
+    if past.guidance is not None:
+        made = replace(made, guidance=words.read(past.guidance))
+    return replace(made, scales=scales, weights=weights)
 
 
 def _sampler(data: dict[str, Any]) -> Sampler:

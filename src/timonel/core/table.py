@@ -31,12 +31,13 @@ from torch import Tensor
 
 from .. import reading
 from ..errors import ArgumentError, GridError, instance, whole
+from . import legs
 from .grids import Grid
+from .legs import BASES, Leg, Legs
 from .prediction import coefficients
 from .process import Level, double
 
 FORMAT = 2
-BASES = ("denoised", "noise", "velocity")
 ARRAYS = ("alpha", "sigma", "time", "x", "base")
 Coefficients = Mapping[str, "Tensor | float"]
 ZERO = double(0.0)
@@ -53,7 +54,7 @@ def registers(history: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(Legs):
     """A sampler compiled for one grid: K rows, R registers, N steps.
 
     Args:
@@ -73,6 +74,8 @@ class Table:
             sample itself.
         u: (K, U) coefficients of the next x of the newest U unconditional predictions; None where
             the solver reads none.
+        legs: of a table that several solvers share, each one's rows; solver, grid, basis and order
+            of the table are then those of the last.
 
     Raises:
         ArgumentError: the shapes or steps do not fit together.
@@ -92,6 +95,7 @@ class Table:
     first: int = 0
     seen: Tensor | None = None
     u: Tensor | None = None
+    legs: tuple[Leg, ...] = ()
 
     def __post_init__(self) -> None:
         if self.basis not in BASES:
@@ -109,6 +113,7 @@ class Table:
             raise ArgumentError(
                 f"steps of the rows must rise from 0 without a gap, got {self.step}"
             )
+        legs.check(self)
 
     def _check_shapes(self, k: int) -> None:
         if k < 1 or any(len(v) != k + 1 for v in (self.alpha, self.sigma, self.time)):
@@ -234,8 +239,10 @@ class Table:
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
         steps = tuple(k - first for k in self.step[start:stop])
         seen, u = (None if v is None else v[start:stop] for v in (self.seen, self.u))
-        first = self.first + start
-        return replace(self, **levels, **rows, step=steps, first=first, seen=seen, u=u)
+        part = replace(
+            self, **levels, **rows, step=steps, first=self.first + start, seen=seen, u=u, legs=()
+        )
+        return replace(part, **legs.part(self, start, stop, first)) if self.legs else part
 
     def remembers(self, step: int) -> bool:
         """Whether `step` or a later one reads a prediction or a base from before `step`."""
@@ -262,6 +269,7 @@ class Table:
         data |= {"step": list(self.step), "registers": list(self.registers)}
         data |= {key: getattr(self, key).tolist() for key in ARRAYS}
         data |= {"first": self.first} if self.first else {}
+        data |= {"legs": legs.plain(self.legs)} if self.legs else {}
         more = (("seen", self.seen), ("u", self.u))
         return data | {key: value.tolist() for key, value in more if value is not None}
 
@@ -320,6 +328,9 @@ class Table:
             f"{self.solver} on {self.grid}: {self.steps} steps, {self.nfe} network calls, order"
             f" {self.order}, {noise}, {self.basis} basis"
         )
+        for leg in self.legs:
+            reads = "" if not leg.reads else f", reads rows {', '.join(map(str, leg.reads))}"
+            yield f"from row {leg.row}: {leg.solver} on {leg.grid}, {leg.basis} basis{reads}"
         for r in range(self.nfe):
             alpha, sigma, time = (v.item() for v in self.level(r))
             ratio = sigma / alpha if alpha > 0 else math.inf
@@ -351,6 +362,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields["first"] = whole("first", data.get("first", 0), 0, 2**31)
     for key in ("seen", "u"):
         fields[key] = None if data.get(key) is None else double(data[key])
+    fields["legs"] = legs.read(data.get("legs", []))
     _check_levels(fields, len(steps))
     return fields
 

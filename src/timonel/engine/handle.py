@@ -16,6 +16,7 @@ from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..core.states import GOES, allowed, check
+from ..core.tailed import Tail
 from ..errors import RunError, flag, function, instance
 from .loop import NativeCall
 from .network import Denoiser
@@ -204,6 +205,36 @@ class Handle:
             RunError: the step was not reached, or the loop is over.
         """
         self._order("rewind", lambda run: run.rewind(step))
+
+    def tail(
+        self,
+        sampler: Sampler | str | None = None,
+        *,
+        steps: int | None = None,
+        grid: str | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance: Guidance | float | Sequence[float] | None = None,
+    ) -> Tail:
+        """Go on with another sampler, number of steps, or levels; see `Run.tail`.
+
+        Args:
+            sampler: of the steps to come.
+            steps: how many are to come.
+            grid: the name of their levels.
+            sigmas: the levels themselves.
+            guidance: of the steps to come.
+
+        Returns:
+            What was done.
+
+        Raises:
+            TimonelError: it cannot be; the run goes on as it was.
+        """
+        done: Tail = self._order(
+            "tail",
+            lambda run: run.tail(sampler, steps=steps, grid=grid, sigmas=sigmas, guidance=guidance),
+        )
+        return done
 
     def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
         """A second run at the same point.

@@ -85,7 +85,7 @@ def begin(
     else:
         table = chosen.compile(process)
         noise = noise if seeds is None else _seeded(noises.source(chosen.source, seeds, table), x)
-        run = Run(table, prediction, noise=noise, **settings)
+        run = Run(table, prediction, noise=noise, sampler=chosen, process=process, **settings)
     run.start(x)
     return run
 

@@ -32,10 +32,11 @@ class _Bars:
             self._open.add(task)
             return task
 
-    def update(self, task: int, step: int, note: str) -> None:
+    def update(self, task: int, run: Run, note: str) -> None:
         with self._lock:
             if task in self._open:
-                self._display.update(task, completed=step, note=note, refresh=True)
+                done = {"completed": run.step, "total": run.steps}  # a tail changes the total
+                self._display.update(task, **done, note=note, refresh=True)
 
     def close(self, task: int) -> None:
         with self._lock:
@@ -87,7 +88,7 @@ class ProgressBar(Hook):
             self._open(run, run.step - 1)
         note = self._note(run)
         if self._task is not None:
-            _BARS.update(self._task, run.step, note)
+            _BARS.update(self._task, run, note)
             return
         tenth = run.step * 10 // run.steps
         if tenth != self._tenth:

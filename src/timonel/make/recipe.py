@@ -17,6 +17,8 @@ from ..core.sampler import Sampler
 from ..errors import ArgumentError, shown
 from ..files import replacing
 from ..pipelines.recipe.data import KEY, RecipeData, versions
+from ..pipelines.recipe.tails import Tails
+from ..pipelines.recipe.tails import check as check_tails
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +54,7 @@ class Recipe(RecipeData):
         noise: source of the solver's noise, "independent" or "brownian".
         variation: another seed, and how much of its noise is mixed in, see `Helm`.
         guidance: scale and interval; None is the pipeline's own.
+        tails: other samplers, steps or levels from some steps on, see `Run.tail`.
         width: in pixels.
         height: in pixels.
         more_prompts: `prompt_2` and the like.
@@ -113,6 +116,9 @@ class Recipe(RecipeData):
         from ..hooks.control import stop_when
 
         hooks = list(hooks)
+        if self.tails:
+            check_tails(self.tails, self.steps)
+            hooks.append(Tails(self.tails))
         if self.stopped_after is not None:
             last = self.stopped_after
             hooks.append(stop_when(lambda run: run.step == last, "the recipe stops here"))

@@ -56,7 +56,7 @@ class Call:
         self.helm, self.session, self.gate, self.options = helm, session, gate, options
         self._claim = claim
         claim.session = session
-        session.driver = Piped(helm.pipe, gate, claim)
+        session.driver = Piped(session, helm.pipe, gate, claim)
         if session.run is not None:
             session.run.drive_by(session.driver)
         stack.enter_context(gated(gate, claim))
@@ -166,7 +166,8 @@ class Call:
         if any(getattr(hook, "shows_progress", False) for hook in session.request.hooks):
             pipe._progress_bar_config = {**(bar or {}), "disable": True}
         try:
-            yield
+            with _counted(pipe, session):
+                yield
         finally:
             if session.newest is None or not session.newest.started:
                 # it ended before its run began: the last run is still there to go on with
@@ -176,6 +177,33 @@ class Call:
                 pipe._progress_bar_config = bar
             elif hasattr(pipe, "_progress_bar_config"):
                 del pipe._progress_bar_config
+
+
+@contextmanager
+def _counted(pipe: Any, session: Session) -> Iterator[None]:
+    """The pipeline's progress bar with as many steps as its run has, also where that gets a tail.
+
+    Args:
+        pipe: that is called in this context.
+        session: of the call.
+    """
+    make = getattr(pipe, "progress_bar", None)
+    if make is None or "progress_bar" in vars(pipe):
+        yield
+        return
+
+    def counted(iterable: Any = None, total: int | None = None) -> Any:
+        if total is not None:
+            total += session.added
+        session.bar = make(iterable, total)
+        return session.bar
+
+    pipe.progress_bar = counted
+    try:
+        yield
+    finally:
+        session.bar = None
+        vars(pipe).pop("progress_bar", None)
 
 
 def _has_ended(run: Run | None) -> bool:

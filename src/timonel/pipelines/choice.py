@@ -33,6 +33,7 @@ from typing import Any
 
 from .. import zoo
 from ..core import grids, solvers
+from ..core.guidance import Guidance
 from ..core.process import Process
 from ..core.run import Run
 from ..core.sampler import STEPS, Sampler
@@ -168,6 +169,52 @@ def of_run(run: Run) -> Sampler:
         " goes on there (for row in run.rows(): run.advance(…)); for another name its sampler= and"
         " steps="
     )
+
+
+def turned(
+    run: Run,
+    sampler: Sampler | str | None,
+    steps: int | None,
+    guidance: Guidance | float | None,
+) -> dict[str, Any] | None:
+    """The tail that a call gives the run that it goes on with, as arguments of `Run.tail`.
+
+    Args:
+        run: to go on with.
+        sampler: what the call names; None is nothing.
+        steps: as `sampler`.
+        guidance: as `sampler`.
+
+    Returns:
+        None where the call names what the run was begun with, or nothing.
+    """
+    begun, total = _going(run)
+    if begun is None or (sampler is None and steps is None):
+        return None
+    named = None if sampler is None else Sampler.of(sampler)
+    if named is not None:
+        steps, named = named.steps if steps is None else steps, replace(named, steps=None)
+    if (named is None or _same(named, begun)) and steps in (None, total):
+        return None
+    return {"sampler": named, "steps": steps, "guidance": guidance}
+
+
+def _going(run: Run) -> tuple[Sampler | None, int]:
+    """The sampler and steps that a run goes on with; where it says none its levels have to fit."""
+    if run.journey:
+        return run.journey[-1].sampler, run.steps
+    try:
+        begun = of_run(run)
+    except ArgumentError:
+        return None, run.steps
+    return begun, begun.steps or run.steps
+
+
+def _same(named: Sampler, begun: Sampler) -> bool:
+    """Whether a sampler is what a run has."""
+    plain: dict[str, Any] = {"steps": None, "grid": None, "grid_options": {}}
+    levels = named.grid is None or begun.grid is None or named.grid == begun.grid
+    return levels and replace(named, **plain) == replace(begun, **plain)
 
 
 def resumed(model: Model, run: Run, steps: int | None) -> Choice:

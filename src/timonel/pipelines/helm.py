@@ -130,7 +130,8 @@ class Helm(Steered):
             keep: how many step states stay in memory for instant rewinds.
             resume: a run that was loaded, branched, stopped or interrupted, or that failed, to
                 continue with its own sampler and steps, and with its guidance unless another is
-                named; a finished one is only decoded.
+                named; a finished one is only decoded. Another sampler, or another number of steps,
+                is a tail: `steps` are then those still to come, see `Run.tail`.
             weak: another network than the pipeline's, for `autoguidance(scale)`.
             variation: (seed, amount): the first noise is that of the seeds, turned by so much
                 towards another seed's: 0 is the picture of `seeds`, 1 begins where the other's
@@ -215,6 +216,11 @@ class Helm(Steered):
         """
         arguments, options = request.arguments(self.pipe, self.parameters, args, options)
         resume, sampler = arguments.resume, arguments.sampler
+        steps = choice.checked(arguments.steps, options.pop("num_inference_steps", None))
+        turned = None
+        if resume is not None:
+            turned = choice.turned(resume, sampler, steps, arguments.guidance)
+            sampler, steps = (sampler, steps) if turned is None else (None, None)
         levels = sampler
         if resume is not None and sampler is None:
             levels = choice.of_run(resume)
@@ -228,7 +234,6 @@ class Helm(Steered):
             self.pipe, self.parameters, options, guidance, both
         )
         applied.refuse(self.pipe, self.parameters, options, guidance, arguments.weak)
-        steps = choice.checked(arguments.steps, options.pop("num_inference_steps", None))
         requested_levels.agree(steps, options)
         scheduler, chosen = self._choose(sampler, steps, options, guidance, resume)
         if guidance is None and _reads_uncond(scheduler.sampler):
@@ -246,7 +251,7 @@ class Helm(Steered):
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
             resume, counts(self.pipe), named, requested_levels.lists(options), arguments.weak,
-            variations.of(arguments.variation, self.seeds, options),
+            variations.of(arguments.variation, self.seeds, options), turned,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         if resume is not None:
@@ -291,6 +296,8 @@ class Helm(Steered):
         if not run.row:
             raise RunError("the run to resume has made no step; call without resume= to begin one")
         table, sampler = run.table, scheduler.sampler
+        if scheduler.session.request.tail is not None:
+            return
         if table.solver != scheduler.run.table.solver or scheduler.run.table.nfe < table.nfe:
             raise ArgumentError(
                 f"the run to resume is {table.solver!r} with {table.steps} steps, this call is"

@@ -4,22 +4,67 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..core.driver import Driver
 from ..core.guidance import Guidance
+from ..core.noise import Noise, source
 from ..core.run import Run
-from ..errors import ArgumentError
+from ..core.table import Table
+from ..errors import ArgumentError, RunError
 from .caller import everywhere, pipeline_of
 from .guidance.gate import Gate, networks
+from .inspect_source import counts, indexes_by_time
 from .network import caches
 from .network.busy import Claim
+from .session import Session
 
 
-class Piped(Driver):
+class Stepped(Driver):
+    """A loop over the list of a scheduler, whose session it is."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def turn(self, run: Run, table: Table) -> None:
+        """Check that the loop can go on with the rows of another table.
+
+        Raises:
+            RunError: it cannot.
+        """
+        session = self.session
+        name = type(session.scheduler).__name__
+        if not session.scheduler.turns:
+            raise RunError(
+                f"{name} steps as its own class does, at the times of its list: take a tail with"
+                " timonel.Scheduler, or steer the pipeline with timonel.Helm(pipe)"
+            )
+        if session.copied or session.leader is not None:
+            raise RunError(
+                "this pipeline steps a copy of its scheduler too, so its levels stay: begin a new"
+                " call with another sampler"
+            )
+        if run is session.run and run.started and not session.stepping:
+            raise RunError(
+                f"the loop over this {name} is over a list of its own, which stays as it is: loop"
+                " over scheduler.timesteps"
+            )
+
+    def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
+        """The noise of the call's seeds."""
+        seeds = self.session.request.seeds
+        return None if seeds is None else source(kind, seeds, table).spread(sample)
+
+
+class Piped(Stepped):
     """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
 
     outer, patience = True, 0.2
 
-    def __init__(self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None) -> None:
+    def __init__(
+        self, session: Session, pipe: Any, gate: Gate | None = None, claim: Claim | None = None
+    ) -> None:
+        super().__init__(session)
         self.pipe, self.gate, self.claim = pipe, gate, claim
         self.modules = list(networks(pipe))
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
@@ -53,6 +98,32 @@ class Piped(Driver):
             )
         self.gate.admit(run, guidance)
 
+    def turn(self, run: Run, table: Table) -> None:
+        """Check that the pipeline's loop can go on with the rows of another table.
+
+        Raises:
+            RunError: it counts its turns, and no helm calls it again.
+            ArgumentError: it reads its scheduler at whole times, and these are none.
+        """
+        super().turn(run, table)
+        name = type(self.pipe).__name__
+        if counts(self.pipe) and not self.session.request.recall:
+            raise RunError(
+                f"the loop of {name} counts its turns, so it has to be called again for other"
+                " levels: steer it with timonel.Helm(pipe)"
+            )
+        before = self.session.before
+        if before is not None and before.started and counts(self.pipe):
+            raise RunError(
+                f"{name} makes several runs in a call and counts their turns, so the levels of the"
+                " later ones stay: begin a new call with another sampler"
+            )
+        if indexes_by_time(self.pipe) and _whole(run.table) and not _whole(table):
+            raise ArgumentError(
+                f"{name} reads its scheduler at whole times, and these levels have others: take"
+                " grid='trailing' or 'leading' for the tail"
+            )
+
     def remembered(self) -> Any:
         """What the pipeline's networks keep in caches of diffusers'; None: nothing."""
         return caches.take(self.modules)
@@ -67,7 +138,14 @@ class Piped(Driver):
             self.claim.looping(on)
 
 
+def _whole(table: Table) -> bool:
+    """Whether all times of a table are whole."""
+    times = table.time[:-1]
+    return bool((times == times.round()).all())
+
+
 def calling(scheduler: Any) -> Driver:
     """The pipeline that calls a method of `scheduler` now, as a driver; a plain one without it."""
     pipe = pipeline_of(scheduler)
-    return Driver() if pipe is None else Piped(pipe)
+    session = scheduler.session
+    return Stepped(session) if pipe is None else Piped(session, pipe)

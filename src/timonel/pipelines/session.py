@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..core.guidance import Guidance
     from ..core.noise import Noise
     from ..core.run import Run
+    from ..core.table import Table
 
 # any class here, so that this file imports nothing of those above it, which import it
 Gate: TypeAlias = Any  # `guidance.gate.Gate`
@@ -86,6 +87,7 @@ class Request:
         listed: whether the list of levels that comes is the caller's.
         weak: another network, for autoguidance.
         variation: other seeds, one per sample, and how much of their noise is mixed in.
+        tail: the tail that the run to resume gets first, as arguments of `Run.tail`.
     """
 
     guidance: Guidance | None = None
@@ -100,6 +102,7 @@ class Request:
     listed: bool = False
     weak: Any = None
     variation: tuple[tuple[int, ...], float] | None = None
+    tail: dict[str, Any] | None = None
 
 
 class Loop:
@@ -159,6 +162,10 @@ class Session:
         self.run: Run | None = None
         self.before: Run | None = None
         self.rows = (0, 0)
+        self.table: Table | None = None  # that the loop follows; the run's, until it gets a tail
+        self.begun: Table | None = None  # of the list, before the tail of a run to resume
+        self.added = 0  # steps that tails have added to those of the list
+        self.bar: Any = None  # the pipeline's progress bar
         self.mixed = False
         self.phase = Phase.COMPUTE if self.request.resume is None else Phase.RESUME
         self.loops: list[Loop] = []
@@ -175,6 +182,7 @@ class Session:
         fresh = Session(self.scheduler, request)
         fresh.noise, fresh.listing, fresh.run = self.noise, self.listing, self.run
         fresh.rows, fresh.mixed, fresh.handed = self.rows, self.mixed, COPIED
+        fresh.table = self.table
         return vars(fresh)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
@@ -245,12 +253,13 @@ class Session:
     def begin(self, run: Run, rows: tuple[int, int]) -> None:
         """`run`, which has not started, is that of `rows` of the list."""
         self.before = self.newest
-        self.run, self.rows = run, rows
+        self.run, self.rows, self.table = run, rows, run.table
         self.let_go()
 
     def adopt(self) -> None:
         """The run to resume takes the place of the present one, and the loop passes by its rows."""
         self.run, self.phase = self.request.resume, Phase.AGAIN
+        self.table = None if self.run is None else self.run.table
 
     def follow(self, run: Run) -> None:
         """Stop `run` where that of the scheduler that this one was copied from was stopped."""

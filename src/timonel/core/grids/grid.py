@@ -31,6 +31,7 @@ class Grid:
         time: (steps + 1,), float64: network times.
         name: for messages and tables.
         ends: the levels where steps end, (steps,) each; None: where the next step begins.
+        slopes: the basis of slopes that come before, "noise" or "velocity"; None: the grid's own.
 
     Raises:
         GridError: for levels that are not finite or do not fall, or ends above the next level.
@@ -42,6 +43,7 @@ class Grid:
     time: Tensor
     name: str = "custom"
     ends: Level | None = None
+    slopes: str | None = None
 
     def __post_init__(self) -> None:
         sizes = {tuple(v.shape) for v in (self.alpha, self.sigma, self.time)}

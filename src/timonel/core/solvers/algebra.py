@@ -90,7 +90,12 @@ class Frame(NamedTuple):
 
 
 def frame(grid: Grid) -> Frame:
-    """Velocity for flows and grids that begin at pure noise, where sigma / alpha is infinite."""
+    """Velocity for flows and grids that begin at pure noise, where sigma / alpha is infinite.
+
+    Behind other slopes, those that they are kept in.
+    """
+    if grid.slopes is not None:
+        return Frame(grid.slopes)
     flow = grid.process.kind == "flow" or bool((grid.alpha == 0).any())
     return Frame("velocity" if flow else "noise")
 

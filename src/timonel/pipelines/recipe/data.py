@@ -14,6 +14,7 @@ from ...core import noise as noises
 from ...core.data import Data, GuidanceData
 from ...core.grids import MOST_STEPS
 from ...core.sampler import Sampler
+from .tails import TailData
 
 # names of the text chunks in a PNG: the recipe, and the same as A1111 writes it
 KEY, INFOTEXT = "timonel", "parameters"
@@ -47,6 +48,7 @@ class RecipeData(Data):
     noise: str = noises.DEFAULT
     variation: tuple[Seed, Share] | None = None
     guidance: GuidanceData | None = None
+    tails: list[TailData] | None = None
     width: int | None = Field(default=None, ge=1, strict=True)
     height: int | None = Field(default=None, ge=1, strict=True)
     more_prompts: dict[str, str] | None = None  # prompt_2, …

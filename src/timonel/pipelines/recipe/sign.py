@@ -18,8 +18,10 @@ from ...hooks.control import Edit
 from .. import request
 from ..guidance import scale
 from .data import RecipeData, versions
+from .tails import TailData, Tails
 
 if TYPE_CHECKING:
+    from ...core.run import Run
     from ..session import Session
     from ..sockets.scheduler import Scheduler
     from ..steered import Steered
@@ -68,6 +70,8 @@ def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict
     """What all pictures of a call share."""
     run, guidance = session.newest, session.request.guidance
     assert run is not None
+    if run.past:  # that which the run was begun with
+        guidance = run.past[0][1].guidance
     arguments, missing = _arguments(helm, options, session.request.scale)
     scheduler = session.scheduler
     listed = "sigmas" in arguments or "timesteps" in arguments
@@ -76,8 +80,9 @@ def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict
         **_model(helm),
         **RecipeData.choice(sampler),
         "listed": (sampler.fitted is None and sampler.grid is None) or None,
-        "steps": (None if listed else scheduler.sampler.steps) or run.steps,
+        "steps": (None if listed else scheduler.sampler.steps) or _begun_steps(session, run),
         "guidance": None if guidance is None else GuidanceData.of(guidance),
+        "tails": [TailData.of(tail) for tail in run.journey] or None,
         "width": arguments.pop("width", None),
         "height": arguments.pop("height", None),
         "missing": missing,
@@ -87,6 +92,11 @@ def _common(helm: Steered, session: Session, options: Mapping[str, Any]) -> dict
         "versions": versions(),
     }
     return {**{k: v for k, v in fields.items() if v not in (None, [])}, "arguments": arguments}
+
+
+def _begun_steps(session: Session, run: Run) -> int:
+    """The steps of the list that a run was begun with."""
+    return session.begun.steps if run.journey and session.begun is not None else run.steps
 
 
 def _besides(session: Session, options: Mapping[str, Any]) -> list[str]:
@@ -188,6 +198,8 @@ def _variation(session: Session, i: int) -> dict[str, Any]:
 
 def _acts(hook: Any) -> bool:
     """Whether a hook may change the run; those of timonel look on, but for edits."""
+    if isinstance(hook, Tails):  # the recipe has what it orders
+        return False
     return isinstance(hook, Edit) or not type(hook).__module__.startswith("timonel.hooks.")
 
 

@@ -112,7 +112,7 @@ class Order(int):
         """The order of a table.
 
         Args:
-            table: on `grid`.
+            table: on `grid`, or where it begins with the rows of another one with a tail.
             grid: of the whole list.
 
         Returns:
@@ -122,7 +122,9 @@ class Order(int):
         usual = counts[max(table.steps - 2, 0)]
         alike = all(counts[k] == usual for k in range(table.steps - 1))
         order = cls(usual if alike else 1)
-        order.first_rows, order.rows = solvers.first_rows(table, grid), table.nfe
+        steps = tuple(table.first_row(step) for step in range(table.steps))
+        order.first_rows = steps if table.legs else solvers.first_rows(table, grid)
+        order.rows = table.nfe
         return order
 
     def __mul__(self, step: object) -> Any:

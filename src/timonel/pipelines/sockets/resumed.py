@@ -22,18 +22,40 @@ def adopt(run: Run, fresh: Run) -> None:
     """
     old, new = run.table, fresh.table
     if not _alike(old, new):
-        same = (old.solver, old.grid, old.nfe) == (new.solver, new.grid, new.nfe)
-        raise ArgumentError(
-            f"the run to resume is {old.solver!r} on {old.grid!r} with {old.steps} steps, this call"
-            f" is {new.solver!r} on {new.grid!r} with {new.steps}: give the same sampler and steps,"
-            f" or leave both out{_difference(old, new) if same else ''}"
-        )
+        raise ArgumentError(differs(old, new))
     if run.prediction != fresh.prediction:
         raise ArgumentError(
             f"the run to resume has predictions of kind {run.prediction!r}, this model"
             f" {fresh.prediction!r}: resume it with the model it was begun with"
         )
     run.adopt(fresh)
+
+
+def differs(old: Table, new: Table) -> str:
+    """The message for a run of table `old` that cannot go on in a call of table `new`."""
+    same = (old.solver, old.grid, old.nfe) == (new.solver, new.grid, new.nfe)
+    return (
+        f"the run to resume is {old.solver!r} on {old.grid!r} with {old.steps} steps, this call"
+        f" is {new.solver!r} on {new.grid!r} with {new.steps}: give the same sampler and steps,"
+        f" or leave both out{_difference(old, new) if same else ''}"
+    )
+
+
+def begins(old: Table, new: Table) -> bool:
+    """Whether the first rows of a run's table are rows of a list's, but for rounding.
+
+    Args:
+        old: of the run, which may be a part of the list and may have a tail.
+        new: of the whole list.
+    """
+    rows, first = old.leg_end(0) if old.legs else old.nfe, old.first
+    if first + rows > new.nfe or (old.seen is None) != (new.seen is None):
+        return False
+    here, there = slice(0, rows), slice(first, first + rows)
+    return all(
+        _near(getattr(old, field)[here], getattr(new, field)[there])
+        for field in ("alpha", "sigma", "time")
+    )
 
 
 def _alike(old: Table, new: Table) -> bool:

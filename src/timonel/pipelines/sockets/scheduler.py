@@ -35,7 +35,7 @@ from ..guidance import modular
 from ..inspect_source import keeps_unit_variance
 from ..piped import calling
 from ..session import Request, Session
-from . import acting, kept, model, parts, requested_levels
+from . import acting, kept, model, parts, requested_levels, turning
 from .configured import Configured
 from .generators import drawn
 from .listing import Listing
@@ -97,6 +97,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
     """
 
     order = 1
+    turns = True  # a run may get a tail
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -325,14 +326,11 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
-        table = parts.alone(self._compile(sampler, grid), self.session)
-        listing = Listing.of(sampler, grid, table, self.process)
-        self.session.list(listing)
-        self._timesteps = Timesteps.of(listing.times.to(device), self.session, listing.times)
-        ratio = table.sigma if self.process.kind == "flow" else table.sigma / table.alpha
-        self.sigmas = ratio.to(torch.float32)
-        self.order = parts.Order.of(table, grid)
-        self.num_inference_steps, self._begin_index = table.steps, None
+        table = turning.listed(
+            self.session, parts.alone(self._compile(sampler, grid), self.session), grid.process
+        )
+        self.session.list(Listing.of(sampler, grid, table, self.process))
+        turning.show(self, device)
         self._begin(table, (0, table.nfe))
 
     def _begin(self, table: Table, rows: tuple[int, int]) -> None:
@@ -347,7 +345,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
             hooks=[*call.hooks, *modular.counted(self)],
             denoised_fn=self._shape(), keep=call.keep, context=call.context,
             sampler=kept.begun(self.sampler, settled, self._listed.table),
-            driver=session.driver or calling(self), lent=True,
+            driver=session.driver or calling(self), lent=True, process=self._listed.grid.process,
         )  # fmt: skip
         session.begin(run, rows)
 
@@ -368,6 +366,9 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
     def _bring(self, run: Run, sample: Tensor) -> None:
         """The pipeline comes back with a sample that it has changed."""
         run.replace(sample)
+
+    def _turned(self, run: Run, live: bool) -> None:
+        turning.turned(self.session, run, live)
 
     def _shape(self) -> Callable[[Tensor], Tensor] | None:
         return model.shape(self.config)

@@ -154,6 +154,7 @@ class Rows:
         session = self.session
         resume = session.request.resume if session.phase is Phase.RESUME else None
         if resume is not None:
+            session.scheduler._turned(resume, live=False)
             self.cover(loop.start, loop.stop)
             if is_part(resume.table, self.run.table):
                 return False
@@ -387,6 +388,8 @@ def _follow(loop: Loop, times: list[Tensor], session: Session) -> Iterator[Tenso
             if not run.proceed():
                 break
             row = run.row
+            if run.table is not session.table:
+                times = _other(run, times, session)
             if run.take_rewind():
                 yield from _went_back(run, times, session)
             elif stamp(run.latents) != before or not session.is_held(run.latents):
@@ -397,6 +400,19 @@ def _follow(loop: Loop, times: list[Tensor], session: Session) -> Iterator[Tenso
         yield times[row]
     if session.run is run:
         yield from _end(run, times, session)
+
+
+def _other(run: Run, times: list[Tensor], session: Session) -> list[Tensor]:
+    """The times of the rows that the run goes on with.
+
+    Raises:
+        Rewound: the pipeline has to be called again.
+    """
+    session.scheduler._turned(run, live=True)
+    if session.request.recall:
+        run.take_rewind()
+        raise Rewound
+    return [*run.table.time[:-1].to(times[0]).unbind()]
 
 
 def _went_back(run: Run, times: list[Tensor], session: Session) -> Iterator[Tensor]:
