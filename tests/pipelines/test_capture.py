@@ -166,7 +166,7 @@ def test_a_scheduler_alone_refuses_a_solver_of_both_outputs_and_a_helm_chooses_i
     chosen = tm.Sampler("euler_cfg_pp", steps=3)
     assert helm.choose(chosen).sampler.name == "euler_cfg_pp"
     alone = tm.Scheduler.from_config(helm.pipe.scheduler.config, sampler="euler_cfg_pp")
-    with pytest.raises(ArgumentError, match="reads the unconditional output.*'euler'"):
+    with pytest.raises(ArgumentError, match=r"reads the unconditional output.*'euler'"):
         alone.set_timesteps(3)
 
 
