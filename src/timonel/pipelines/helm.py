@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,13 @@ from ..core import border
 from ..core.driver import UNKNOWN
 from ..core.guidance import Guidance
 from ..core.noise import Seeded
+from ..core.prompts import Prompts
 from ..core.run import Run
 from ..core.sampler import DEFAULT, Sampler
 from ..engine.handle import Handle
 from ..errors import ArgumentError, GridError, Inexact, RunError
-from ..zoo import prompts
-from . import choice, fitted_check, request
+from ..zoo import prompts as known
+from . import choice, fitted_check, prompting, request
 from .call import Call
 from .decode.previews import previewed
 from .guidance import scale
@@ -30,6 +31,7 @@ from .inspect_source import (
 from .load import Loading
 from .network import busy, caches
 from .network.busy import Claim
+from .prompting import written
 from .session import Request, Session
 from .sockets import requested_levels
 from .sockets.model import forward
@@ -105,6 +107,8 @@ class Helm(Steered):
         seeds: Sequence[int] | int | None = None,
         keep: int = 0,
         resume: Run | None = None,
+        prompts: Prompts | Mapping[Any, Any] | str | None = None,
+        negative_prompts: Prompts | Mapping[Any, Any] | str | None = None,
         **options: Any,
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
@@ -127,6 +131,9 @@ class Helm(Steered):
             resume: a run that was loaded, branched, stopped or interrupted, or that failed, to
                 continue with its own sampler and steps, and with its guidance unless another is
                 named; a finished one is only decoded.
+            prompts: over the steps, e.g. {0.0: "a fox", 0.4: "a fox in the snow"}, see
+                `timonel.prompts`; the first is the pipeline's own `prompt`.
+            negative_prompts: likewise.
             options: the pipeline's own arguments by name.
 
         Returns:
@@ -139,7 +146,8 @@ class Helm(Steered):
         """
         named = {
             "sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks,
-            "seeds": seeds, "keep": keep, "resume": resume,
+            "seeds": seeds, "keep": keep, "resume": resume, "prompts": prompts,
+            "negative_prompts": negative_prompts,
         }  # fmt: skip
         return self.ready(args, {**named, **options})()
 
@@ -211,6 +219,9 @@ class Helm(Steered):
         if resume is not None and sampler is None:
             levels = choice.of_run(resume)
         named = requested_levels.named(levels, options)
+        plan = prompting.plan(
+            self.pipe, self.parameters, options, arguments.prompts, arguments.negative_prompts
+        )
         samples = request.samples(options)
         for hook in arguments.hooks:
             takes_the_run(hook)
@@ -230,9 +241,12 @@ class Helm(Steered):
         options |= request.generator(self.seeds, self.parameters)
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
-            resume, counts(self.pipe), named, requested_levels.lists(options),
+            resume, counts(self.pipe), named, requested_levels.lists(options), plan,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
+        if plan is not None:
+            prompting.check_guidance(plan, guidance)
+            plan.rows(scheduler.run.table)
         if resume is not None:
             self._check_resumed(resume, scheduler)
         self._check_refined(scheduler, options)
@@ -241,7 +255,13 @@ class Helm(Steered):
             guided = fitted_check.guided(self.pipe, self.parameters, options, guidance)
             fitted_check.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         if self.card is not None:
-            prompts.warn(self.card, options.get("prompt"), stacklevel=4)
+            texts = (
+                [options.get("prompt")]
+                if plan is None or plan.positive is None
+                else [written(text) for text in plan.positive.texts]
+            )
+            for text in texts:
+                known.warn(self.card, text, stacklevel=4)
         return session, samples, options
 
     def _guidance(

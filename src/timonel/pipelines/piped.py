@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..core.driver import Driver
@@ -15,12 +16,16 @@ from .network.busy import Claim
 
 
 class Piped(Driver):
-    """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
+    """The loop of `pipe`; `gate`, `claim` and what changes its prompt where a helm steers it."""
 
     outer, patience = True, 0.2
 
-    def __init__(self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None) -> None:
+    def __init__(
+        self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None,
+        change: Callable[[Run, Any, Any], None] | None = None,
+    ) -> None:  # fmt: skip
         self.pipe, self.gate, self.claim = pipe, gate, claim
+        self._change = change
         self.modules = list(networks(pipe))
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
             # others switch it off where their call begins; here it is of an earlier call

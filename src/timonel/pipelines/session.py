@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # any class here, so that this file imports nothing of those above it, which import it
 Gate: TypeAlias = Any  # `guidance.gate.Gate`
+Plan: TypeAlias = Any  # `guidance.prompts.Plan`
 Listing: TypeAlias = Any  # `sockets.listing.Listing`
 Scheduler: TypeAlias = Any  # `sockets.scheduler.Scheduler`
 
@@ -84,6 +85,7 @@ class Request:
         named: whether the sampler's grid goes before a list that the pipeline makes; None: nobody
             says who made a list.
         listed: whether the list of levels that comes is the caller's.
+        prompts: that change over the run.
     """
 
     guidance: Guidance | None = None
@@ -96,6 +98,7 @@ class Request:
     recall: bool = False
     named: bool | None = None
     listed: bool = False
+    prompts: Plan | None = None
 
 
 class Loop:

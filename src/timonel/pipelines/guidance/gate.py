@@ -24,6 +24,7 @@ from ...engine.tensor_trees import equal
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import batch_tree
+from .prompts import Prompted
 from .turn import Did, Turn
 
 # the first of these groups that a pipeline has is called once a step (or once a part) with the
@@ -95,14 +96,20 @@ class Gate:
         self.shift = 0.0  # 1 where a pipeline's scale is that of c + g·(c - u)
         self.sums = False  # the pipeline was seen to make nothing but a sum of two parts
         self.did = Did(0)
+        self.prompts: Prompted | None = None  # where they change over the run
+        self.watcher: Any = None  # the pipeline is called for its first turn alone
 
     # -- around a network ------------------------------------------------------------------------
     def call(self, called: Called) -> Any:
         """A network's output: computed, computed in part, or remembered."""
+        if self.watcher is not None:
+            return self.watcher.call(called)
         session = self.session
         run = session.coming() if session.opens else session.run
         if run is None:
             return called.compute()
+        if self.prompts is not None:
+            called = self.prompts.at(run, called, (run, run.advances, session.turn))
         turn, idle, module = self.turn, session.phase.idle, called.module
         if turn is None or turn.at != (run, run.advances, session.turn):
             turn = self.turn = self._begin(run)
