@@ -194,6 +194,9 @@ class Controlled(Position):
             self._unwatch()
             self._waiting = False
             self._settle()
+            if self.driver.asked():
+                self._serve()
+                continue
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
@@ -210,6 +213,14 @@ class Controlled(Position):
                 self._change.wait(self.driver.patience)
             finally:
                 self._waiting = False
+
+    def _serve(self) -> None:
+        """Let the driver do what other threads ask for; orders are taken meanwhile."""
+        self._change.release()
+        try:
+            self.driver.serve()
+        finally:
+            self._change.acquire()
 
     def _stand(self, point: Point) -> None:
         """Go on from another point."""
@@ -286,6 +297,24 @@ class Controlled(Position):
         """Between two rows: what was assigned while one was computed holds from here on."""
         if self._coming is not None:
             self._guided, self._coming, self._difference = self._coming, None, None
+
+    # -- prompts -----------------------------------------------------------------------------------
+    def prompt(self, prompts: Any = None, *, negative: Any = None) -> None:
+        """Let another prompt hold for every row that is computed from here on.
+
+        In a hook or from any thread; another thread waits until the row that is computed is
+        finished, and the pipeline has encoded the prompt. After a rewind it holds too.
+
+        Args:
+            prompts: a prompt, a mixture or a schedule, see `timonel.prompts`; None leaves it.
+            negative: likewise the negative prompt.
+
+        Raises:
+            TimonelError: it is refused, and the run goes on as it was: the pipeline cannot take
+                it, no row is to come, or the state forbids it, see `states`.
+        """
+        self.check("prompt")
+        self.driver.prompt(self, prompts, negative)
 
     # -- the sample --------------------------------------------------------------------------------
     @property

@@ -45,6 +45,7 @@ ORDERS: Mapping[str, Order] = MappingProxyType({
     "rewind": Order("goes back before its next row", (*GOES, "done", *RESTS)),
     "latents": Order("changes the sample", (*GOES, "done", *RESTS)),
     "guidance": Order("guides the rows to come", ("new", *GOES, *RESTS)),
+    "prompt": Order("changes the prompt of the rows to come", GOES),
     "branch": Order("copies it", (*GOES, "finishing", "done", *RESTS, "ended")),
     "save": Order("writes it to a file", (*GOES, "finishing", "done", *RESTS, "ended")),
     "preview": Order("shows the newest prediction", (*GOES, "finishing", "done", *RESTS, "ended")),

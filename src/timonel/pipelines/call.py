@@ -56,7 +56,8 @@ class Call:
         self._claim = claim
         claim.session = session
         self._first = FirstTurn(helm.pipe, session, gate, claim, options)
-        session.driver = Piped(helm.pipe, gate, claim, partial(prompting.change, self._first))
+        self._driver = Piped(helm.pipe, gate, claim, partial(prompting.change, self._first))
+        session.driver = self._driver
         if session.run is not None:
             session.run.drive_by(session.driver)
         stack.enter_context(gated(gate, claim))
@@ -100,6 +101,7 @@ class Call:
             self._let_go(error)
             raise
         finally:
+            self._driver.close()
             if session.run is not None:
                 session.run.disown()
         return output

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.tensor_trees import map_leaves
 from ..errors import ArgumentError
 from .guidance.gate import Called, Gate, networks
 from .guidance.prompts import Learned, Pair, Seen, tree_of
@@ -41,18 +42,28 @@ class Standin(tuple[Any, ...]):
 class Watcher:
     """Notes the calls of a turn.
 
+    A network beside the pipeline's own, such as a ControlNet, computes for the first prompt. For
+    the others it repeats that: what it makes of the prompt is none of the prompt's arguments, for
+    it is called again at every row.
+
     Args:
-        computes: whether the networks compute.
+        computes: whether the pipeline's own networks compute.
+        beside: outputs of the others, to be repeated.
     """
 
-    def __init__(self, computes: bool) -> None:
+    def __init__(self, computes: bool, beside: Sequence[Any] = ()) -> None:
         self.seen: list[Seen] = []
-        self.computes = computes
+        self.beside: list[Any] = []
+        self.computes, self._known = computes, list(beside)
 
     def call(self, called: Called) -> Any:
         """Note a call, and answer it."""
         self.seen.append(Seen(called.main, tree_of(called)))
-        if self.computes or not called.main:
+        if not called.main:
+            output = self._known.pop(0) if self._known else called.compute()
+            self.beside.append(map_leaves(_copy, output))
+            return output
+        if self.computes:
             return called.compute()
         sample = called.sample
         zeros: Any = [torch.zeros_like(s) if isinstance(s, Tensor) else s for s in sample]
@@ -85,26 +96,31 @@ class FirstTurn:
         Raises:
             ArgumentError: the prompt of this pipeline cannot change on the way.
         """
-        return Learned(type(self.pipe).__name__, pairs, [self._turn(pair) for pair in pairs])
+        turns, beside = list[list[Seen]](), list[Any]()
+        for pair in pairs:
+            watcher = self._turn(pair, beside)
+            beside = watcher.beside
+            turns.append(watcher.seen)
+        return Learned(type(self.pipe).__name__, pairs, turns)
 
-    def _turn(self, pair: Pair) -> list[Seen]:
+    def _turn(self, pair: Pair, beside: list[Any]) -> Watcher:
         """The calls of the networks in the first turn with a pair of prompts."""
         written = {"prompt": _written(pair.prompt), "negative_prompt": _written(pair.negative)}
         options = {**self.options, **{k: v for k, v in written.items() if v is not None}}
-        watcher = Watcher(computes=False)
+        watcher = Watcher(False, beside)
         try:
             self._look(options, watcher)
         except Exception:
             if not any(seen.main for seen in watcher.seen):
                 raise  # no network was called: the error is the pipeline's
-            watcher = Watcher(computes=True)
+            watcher = Watcher(True, beside)
             self._look(options, watcher)
         if not any(seen.main for seen in watcher.seen):
             raise ArgumentError(
                 f"{type(self.pipe).__name__} makes a step without calling a network that timonel"
                 " knows, so its prompt cannot change on the way"
             )
-        return watcher.seen
+        return watcher
 
     def _look(self, options: Mapping[str, Any], watcher: Watcher) -> None:
         """Call the pipeline up to its first step."""
@@ -153,12 +169,16 @@ class FirstTurn:
         """A scheduler of the same levels, whose first step leaves the pipeline."""
         main: Scheduler = self.session.scheduler
         config = {key: value for key, value in main.config.items() if not key.startswith("_")}
-        twin = type(main)._of(config)
+        twin: Scheduler = type(main)._of(config)
         twin.sampler = main.sampler
         request = replace(self.session.request, resume=None, recall=False, hooks=(), keep=0)
         twin.session = Session(twin, request)
         twin.__dict__["step"] = _leave
         return twin
+
+
+def _copy(_: str, leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _leave(*_: Any, **__: Any) -> None:

@@ -22,6 +22,7 @@ from .call import Call
 from .decode.previews import previewed
 from .guidance import scale
 from .guidance.gate import Gate, networks
+from .guidance.prompts import check_guidance
 from .inspect_source import (
     changes,
     counts,
@@ -245,7 +246,7 @@ class Helm(Steered):
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         if plan is not None:
-            prompting.check_guidance(plan, guidance)
+            check_guidance(plan, guidance)
             plan.rows(scheduler.run.table)
         if resume is not None:
             self._check_resumed(resume, scheduler)

@@ -7,19 +7,14 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.guidance import Guidance
 from ..core.prompts import Prompts, read
 from ..core.run import Run
 from ..errors import ArgumentError, RunError, shown
 from .first_turn import FirstTurn
-from .guidance.prompts import Learned, Pair, Plan, Prompted, expanded, weighted
+from .guidance.prompts import FORECAST, Learned, Pair, Plan, Prompted, expanded, weighted
 
 MOST_TOKENS = 10**6  # a tokenizer that says more says that it has no limit
 KINDS = (("prompts", "prompt"), ("negative_prompts", "negative_prompt"))
-FORECAST = (
-    "forecast= reads the differences of the rows before, which are of another prompt where the"
-    " prompt changes: leave it out of cfg(…), or leave the prompt as it is"
-)
 
 
 # -- before the call -----------------------------------------------------------------------------
@@ -170,12 +165,6 @@ def _words(tokenizer: Any, ids: list[int]) -> str:
 
 
 # -- the call --------------------------------------------------------------------------------------
-def check_guidance(plan: Plan | None, guidance: Guidance | None) -> None:
-    """Raises `ArgumentError` for a forecast across a change of the prompt."""
-    if plan is not None and not plan.constant and guidance is not None and guidance.forecast > 1:
-        raise ArgumentError(FORECAST)
-
-
 def begin(first: FirstTurn, plan: Plan | None) -> None:
     """Learn the prompts of a call before its first network call, and give them to its gate.
 
@@ -225,8 +214,8 @@ def change(first: FirstTurn, run: Run, prompts: Any, negative: Any) -> None:
             continue
         _check_takes(pipe, parameters, options, what, key)
         batch = options.get(key) if isinstance(options.get(key), list) else options.get("prompt")
-        schedules[i] = expanded(read(value), batch, what)
-        check_lengths(pipe, parameters, options, schedules[i], key)
+        schedule = schedules[i] = expanded(read(value), batch, what)
+        check_lengths(pipe, parameters, options, schedule, key)
     plan = Plan(schedules[0], schedules[1], present.base)
     rows = plan.rows(run.table)
     learned = _learned(first, plan.pairs(rows[run.row :]), rows[run.row :])

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from ...core.guidance import Guidance
 from ...core.prompts import Mix, Prompts, Text
 from ...core.run import Run
 from ...core.table import Table
@@ -31,6 +32,12 @@ Called: TypeAlias = Any  # `gate.Called`, whose file imports nothing of this one
 
 POSITIONAL = "arguments"
 """The name of the leaves that were passed by position."""
+
+
+FORECAST = (
+    "forecast= reads the differences of the rows before, which are of another prompt where the"
+    " prompt changes: leave it out of cfg(…), or leave the prompt as it is"
+)
 
 
 class Pair(NamedTuple):
@@ -82,6 +89,12 @@ class Plan:
         return list(dict.fromkeys([self.base, *each]))
 
 
+def check_guidance(plan: Plan, guidance: Guidance | None) -> None:
+    """Raises `ArgumentError` for a forecast across a change of the prompt."""
+    if not plan.constant and guidance is not None and guidance.forecast > 1:
+        raise ArgumentError(FORECAST)
+
+
 def weighted(positive: Mix, negative: Mix) -> Weights:
     """The pairs of a row and their weights."""
     return tuple((Pair(p, n), a * b) for p, a in positive for n, b in negative)
@@ -125,11 +138,11 @@ class Varying:
             isinstance(one, Tensor) and one.shape == first.shape for one in [first, *others]
         )
         if not alike:
-            lengths = " and ".join(_size(one) for one in (first, *others))
+            lengths = " and ".join(map(_size, (first, *others)))
             raise ArgumentError(
-                f"the conditions of these prompts are of different lengths ({self.name}: {lengths}),"
-                " so they cannot be mixed: let the prompt change at one step, without a mixture or"
-                " a passage"
+                f"the conditions of these prompts are of different lengths ({self.name}:"
+                f" {lengths}), so they cannot be mixed: let the prompt change at one step, without"
+                " a mixture or a passage"
             )
         if "mask" in self.name:  # whatever one of them sees
             return torch.stack([first, *others]).amax(0)
