@@ -14,8 +14,10 @@ from .options import (
     Device,
     Dtype,
     Model,
+    NegativeAt,
     Overwrite,
     Pixels,
+    PromptAt,
     SamplerName,
     Scale,
     Settings,
@@ -25,6 +27,7 @@ from .options import (
     guidance_of,
     quiet,
     sampler_of,
+    schedules,
     stoppable,
 )
 from .say import Json, kept, reporting, say
@@ -61,6 +64,8 @@ def generate(
     guidance: Scale = None,
     guidance_until: Until = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    prompt_at: PromptAt = None,
+    negative_at: NegativeAt = None,
     width: Pixels = None,
     height: Pixels = None,
     dtype: Dtype = None,
@@ -97,6 +102,7 @@ def generate(
         card = zoo.card(model) if model in zoo.MODELS else None
         scale = card.default_guidance if card and guidance is None else guidance
         interval = guidance_of(scale, guidance_until)
+        prompts = schedules(prompt, prompt_at, negative, negative_at)
         options = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
         named = None if sampler is None else sampler_of(sampler, steps, options, noise)
         quiet()
@@ -118,6 +124,7 @@ def generate(
             dtype=dtype,
             device=device,
             guidance=None if interval is None else GuidanceData.of(interval),
+            **prompts,
             **Recipe.choice(chosen),
         )
         where = {"folder": folder, "name": name, "preview": preview, "overwrite": overwrite}

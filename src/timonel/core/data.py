@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ArgumentError, plain, shown
 from .guidance import Guidance, cfg
+from .prompts import Prompts, prompts
 
 
 class Data(BaseModel):
@@ -65,3 +66,55 @@ class GuidanceData(Data):
             self.scale, between=between, unit=self.unit, rescale=self.rescale,
             forecast=1 if self.forecast is None else self.forecast, order=self.order,
         )  # fmt: skip
+
+
+class EntryData(Data):
+    """An entry of a schedule of prompts; `at` is None for sigma's infinity, `to` without passage.
+
+    Args:
+        at: where it begins.
+        to: where the passage to it ends.
+        prompt: a text, or texts and their weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: float | None = None
+    to: float | None = None
+    prompt: str | dict[str, float]
+
+
+class PromptsData(Data):
+    """`Prompts` as data, of one picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entries: list[EntryData]
+    unit: str = "ratio"
+
+    @classmethod
+    def of(cls, schedule: Prompts) -> PromptsData:
+        """The data of a schedule that has one text for all samples."""
+        entries = []
+        for entry in schedule.entries:
+            weights = {str(text): weight for text, weight in entry.mix}
+            entries.append(EntryData(
+                at=entry.start if math.isfinite(entry.start) else None,
+                to=entry.stop if entry.stop != entry.start else None,
+                prompt=next(iter(weights)) if len(weights) == 1 else weights,
+            ))  # fmt: skip
+        return cls(entries=entries, unit=schedule.unit)
+
+    def prompts(self) -> Prompts:
+        """The schedule, checked by `prompts`."""
+        return prompts([(self._position(one), one.prompt) for one in self.entries], unit=self.unit)
+
+    def _position(self, entry: EntryData) -> Any:
+        """Where an entry begins, or the two ends of its passage."""
+        if entry.to is None:
+            return math.inf if entry.at is None else self._end(entry.at)
+        return (math.inf if entry.at is None else self._end(entry.at), self._end(entry.to))
+
+    def _end(self, value: float) -> float:
+        whole = self.unit == "step" and value.is_integer()
+        return int(value) if whole else value

@@ -63,6 +63,14 @@ class Prompts:
         """All prompts, each once."""
         return tuple(dict.fromkeys(text for entry in self.entries for text, _ in entry.mix))
 
+    def of(self, i: int, count: int) -> Prompts:
+        """The schedule of sample `i` of `count`, with one text in every entry."""
+
+        def one(text: Text) -> Text:
+            return text if isinstance(text, str) else text[i * len(text) // count]
+
+        return self.mapped(one)
+
     @property
     def constant(self) -> bool:
         """Whether one prompt holds everywhere."""
@@ -338,7 +346,7 @@ def _check_order(entries: Sequence[Entry], unit: str, beginning: float) -> None:
     first = entries[0]
     if first.start != first.stop or (unit != "sigma" and first.start != beginning):
         raise ArgumentError(
-            f"the first prompt holds from the beginning, {beginning:g}: got it at"
+            f"the first prompt holds from the beginning, {beginning:g}: got the first at"
             f" {first.start:g}{'' if first.start == first.stop else f' to {first.stop:g}'}"
         )
     sign = -1.0 if unit == "sigma" else 1.0

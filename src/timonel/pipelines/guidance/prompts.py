@@ -13,6 +13,7 @@ a turn, or the windows of a long video, each get the other prompt's arguments of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...core.guidance import Guidance
-from ...core.prompts import Mix, Prompts, Text
+from ...core.prompts import Entry, Mix, Prompts, Text
 from ...core.run import Run
 from ...core.table import Table
 from ...engine.tensor_trees import equal, map_leaves
@@ -303,6 +304,24 @@ class Prompted:
             self._rows, self._table = self.plan.rows(table), table
         return self._rows
 
+    def journey_of(self, table: Table) -> tuple[Prompts | None, Prompts | None] | None:
+        """The schedules of what really held, where prompts changed on the way.
+
+        Args:
+            table: of the run.
+
+        Returns:
+            Of the prompt and of the negative prompt, by steps; None where no schedule says it, as
+            for a prompt that changed in the midst of a step.
+        """
+        each = [(table.step[row], self.journey[row]) for row in sorted(self.journey)]
+        if any(s == t and a != b for (s, a), (t, b) in itertools.pairwise(each)):
+            return None
+        prompts = _journey([(step, positive) for step, (positive, _) in each], self.plan.base[0])
+        negative = _journey([(step, other) for step, (_, other) in each], self.plan.base[1])
+        texts = () if negative is None else negative.texts
+        return None if None in texts else (prompts, negative)  # none is more than an empty one
+
     def change(self, plan: Plan, learned: Learned, rows: tuple[tuple[Mix, Mix], ...]) -> None:
         """Go on with another plan.
 
@@ -355,6 +374,16 @@ class Prompted:
         )
 
 
+def _journey(each: Sequence[tuple[int, Mix]], base: Any) -> Prompts | None:
+    """A schedule of what held at steps; None where it was `base` at all of them."""
+    entries: list[Entry] = []
+    for step, mix in each:
+        if not entries or entries[-1].mix != mix:
+            entries.append(Entry(mix, float(step), float(step)))
+    still = len(entries) == 1 and entries[0].mix == ((base, 1.0),)
+    return None if still else Prompts(tuple(entries), "step")
+
+
 def _put(_: str, now: Any, varying: Any, value: Any) -> Any:
     """A leaf of a call: as it is, or replaced where it holds the prompt."""
     if varying is SAME:
@@ -385,8 +414,9 @@ def expanded(schedule: Prompts, call: Any, what: str) -> Prompts:
             return text if count is None else (text,) * count
         if count is None or len(text) != count:
             raise ArgumentError(
-                f"{what} has {len(text)} prompts at once and the call has {count or 'one'}: give"
-                " as many, or one text for all"
+                f"an entry of {what}= is a list of {len(text)} and the call has"
+                f" {'one prompt' if count is None else f'{count} prompts'}: give as many, or one"
+                " text for all"
             )
         return text
 
