@@ -179,7 +179,7 @@ def test_a_mixture_of_masks_sees_what_one_of_them_sees() -> None:
 @quiet
 def test_prompts_of_different_lengths_change_and_are_not_mixed() -> None:
     case = Case("QwenImagePipeline")
-    with pytest.raises(ArgumentError, match="different lengths .* change at one step"):
+    with pytest.raises(ArgumentError, match=r"different lengths .* change at one step"):
         case.call(prompts={0: APPLE, (0.25, 0.75): PEARS})
 
 
@@ -298,7 +298,9 @@ def test_a_schedule_that_cannot_be_is_refused(schedule: Any, unit: str, said: st
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another prompt": ({"prompt": "a boat", "prompts": {0: APPLE, 0.5: PEARS}}, "leave prompt= out"),
+    "another prompt": (
+        {"prompt": "a boat", "prompts": {0: APPLE, 0.5: PEARS}}, "leave prompt= out"
+    ),
     "a list": ({"prompts": {0: APPLE, 0.5: ["a", "b"]}}, "is a list of 2 and the call has one"),
     "other batch": (
         {"prompt": ["a", "b"], "seeds": 1, "prompts": {0: ["a", "b"], 0.5: ["a", "b", "c"]}},

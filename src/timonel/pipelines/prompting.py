@@ -151,7 +151,8 @@ def _tokens(pipe: Any, tokenizer: Any, text: str) -> list[int] | None:
     convert = getattr(pipe, "maybe_convert_prompt", None)
     try:
         text = text if convert is None else convert(text, tokenizer)
-        ids = tokenizer(text, truncation=False, padding=False, verbose=False)["input_ids"]
+        # up to a length that no prompt has, else some say that the model reads less
+        ids = tokenizer(text, truncation=True, max_length=MOST_TOKENS, padding=False)["input_ids"]
     except Exception:  # a processor of pictures, which any class may be
         return None
     listed = ids.tolist() if hasattr(ids, "tolist") else ids
