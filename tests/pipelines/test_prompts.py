@@ -47,7 +47,15 @@ class Case:
 
     def __init__(self, key: str) -> None:
         self.pipe, self.inputs = tiny.case(KINDS[key], key)
-        self.helm = tm.Helm(self.pipe)
+        self.helm, self.computed = tm.Helm(self.pipe), list[dict[str, Any]]()
+        self.network = getattr(self.pipe, "transformer", None) or self.pipe.unet
+        forward = self.network.forward
+
+        def through(*args: Any, **kwargs: Any) -> Any:
+            self.computed.append(kwargs)
+            return forward(*args, **kwargs)
+
+        self.network.forward = through
 
     def call(self, **orders: Any) -> Tensor:
         torch.manual_seed(0)
@@ -108,11 +116,12 @@ def test_nothing_is_drawn_and_no_network_computes_for_the_prompts() -> None:
     left, calls = [], list[int]()
     for orders in ({"prompt": APPLE}, {"prompts": {0: APPLE, 0.5: PEARS, 0.75: "a boat"}}):
         case, generator = Case("FluxPipeline (true CFG)"), torch.Generator().manual_seed(7)
-        network, counted = case.pipe.transformer, [0]
-        network.register_forward_pre_hook(lambda *_, c=counted: c.__setitem__(0, c[0] + 1))
+        hooked = list[int]()
+        case.network.register_forward_pre_hook(lambda *_, to=hooked: to.append(1))
         case.call(**orders, seeds=None, generator=generator, sampler="euler_ancestral")
         left.append((generator.get_state(), torch.get_rng_state()))
-        calls.append(counted[0])
+        assert len(hooked) == len(case.computed)
+        calls.append(len(case.computed))
     for one, other in zip(*left, strict=True):
         assert torch.equal(one, other)
     assert calls[0] == calls[1] > 0
@@ -127,21 +136,15 @@ def test_what_the_pipeline_had_it_has_afterwards() -> None:
     case.call(prompts={0: APPLE, 0.5: PEARS})
     assert pipe.scheduler is scheduler
     assert pipe.unet.attn_processors == processors
-    assert "forward" not in vars(pipe.unet)
     assert vars(pipe)["_progress_bar_config"] == before["_progress_bar_config"]
 
 
 # -- mixtures and passages -------------------------------------------------------------------------
 def seen(case: Case, name: str, **orders: Any) -> list[Tensor]:
     """An argument of the network at every row."""
-    network = getattr(case.pipe, "transformer", None) or case.pipe.unet
-    got: list[Tensor] = []
-    hook = network.register_forward_pre_hook(
-        lambda _, args, kwargs: got.append(kwargs[name].clone()), with_kwargs=True
-    )
+    case.computed.clear()
     case.call(**orders)
-    hook.remove()
-    return got
+    return [kwargs[name] for kwargs in case.computed]
 
 
 @quiet
@@ -221,7 +224,9 @@ def test_a_handle_changes_the_prompt_from_the_next_row_on(paused: bool) -> None:
 
 
 @quiet
-def test_a_prompt_of_in_flight_holds_after_a_rewind_too() -> None:
+@pytest.mark.parametrize("keep", [0, 4])
+def test_after_a_rewind_a_prompt_of_in_flight_holds_from_its_step_on(keep: int) -> None:
+    """The rows before, which are computed again where no state was kept, are as they were."""
     case, done = Case("StableDiffusion3Pipeline"), list[int]()
 
     def back(run: Run) -> None:
@@ -230,7 +235,7 @@ def test_a_prompt_of_in_flight_holds_after_a_rewind_too() -> None:
             run.prompt(PEARS)
             run.rewind(1)
 
-    changed = case.call(prompt=APPLE, hooks=[back])
+    changed = case.call(prompt=APPLE, hooks=[back], keep=keep)
     assert torch.equal(changed, case.call(prompts=prompts({0: APPLE, 1: PEARS}, unit="step")))
 
 
@@ -322,12 +327,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_a_call_cannot_have_is_refused_before_its_network_is_called(why: str) -> None:
     orders, said = REFUSED[why]
-    case, calls = Case("StableDiffusionXLPipeline"), list[int]()
-    case.pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    case = Case("StableDiffusionXLPipeline")
     orders = {**({} if "prompts" in orders else {"prompt": APPLE}), **orders}
     with pytest.raises(ArgumentError, match=said):
         case.call(**orders)
-    assert calls == []
+    assert case.computed == []
 
 
 @quiet

@@ -230,6 +230,11 @@ class Controlled(Position):
         self._stand(self._checkpoints.back_to(step))
         self._moved = True
 
+    @property
+    def returning(self) -> bool:
+        """Whether the coming row is computed again only to reach the step of a rewind."""
+        return self.step < self._until
+
     def take_rewind(self) -> bool:
         """Whether the run went back since its last row, and since the last call of this."""
         moved, self._moved = self._moved, False

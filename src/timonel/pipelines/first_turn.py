@@ -9,13 +9,14 @@ are what they were, so that the call goes on as if this had not happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine.tensor_trees import map_leaves
 from ..errors import ArgumentError
@@ -144,6 +145,9 @@ class FirstTurn:
         turns = claim.has_turns
         if not turns:
             claim.looping(False)
+        unhook = _hooks_off(
+            [] if watcher.computes else [m for m, main in networks(pipe).items() if main]
+        )
         gate.watcher, pipe.scheduler = watcher, self._scheduler()
         pipe._progress_bar_config = {
             **(attributes.get("_progress_bar_config") or {}),
@@ -159,6 +163,7 @@ class FirstTurn:
             for key, value in attributes.items():
                 if vars(pipe).get(key) is not value:
                     setattr(pipe, key, value)
+            unhook()
             restore()
             for generator, state in states:
                 generator.set_state(state)
@@ -175,6 +180,19 @@ class FirstTurn:
         twin.session = Session(twin, request)
         twin.__dict__["step"] = _leave
         return twin
+
+
+def _hooks_off(modules: Sequence[nn.Module]) -> Callable[[], None]:
+    """Let a call of networks that compute nothing go by their hooks; returns what ends that."""
+    before = [(module, module._forward_pre_hooks, module._forward_hooks) for module in modules]
+    for module, _, _ in before:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+
+    def end() -> None:
+        for module, first, last in before:
+            module._forward_pre_hooks, module._forward_hooks = first, last
+
+    return end
 
 
 def _copy(_: str, leaf: Any) -> Any:

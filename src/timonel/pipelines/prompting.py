@@ -219,12 +219,14 @@ def change(first: FirstTurn, run: Run, prompts: Any, negative: Any) -> None:
         check_lengths(pipe, parameters, options, schedule, key)
     plan = Plan(schedules[0], schedules[1], present.base)
     rows = plan.rows(run.table)
-    learned = _learned(first, plan.pairs(rows[run.row :]), rows[run.row :])
+    prompted = gate.prompts or Prompted(Plan(None, None, present.base))
     if gate.prompts is None:
-        gate.prompts = Prompted(Plan(None, None, present.base))
-        gate.prompts.rows(run.table)
-        gate.prompts.journey = dict(enumerate(gate.prompts.rows(run.table)[: run.row]))
-    gate.prompts.change(plan, learned, rows)
+        prompted.journey = dict(enumerate(prompted.rows(run.table)[: run.row]))
+    # a rewind may compute the rows behind once more, as they were
+    coming = [*prompted.journey.values(), *rows[run.row :]]
+    learned = _learned(first, plan.pairs(coming), coming)
+    prompted.change(plan, learned, rows)
+    gate.prompts = prompted
 
 
 def _learned(first: FirstTurn, pairs: list[Pair], rows: Any) -> Learned:

@@ -345,7 +345,8 @@ class Prompted:
             ModelError: the pipeline calls its network otherwise than in its first turn.
         """
         row = min(run.row, run.table.nfe - 1)
-        self.journey[row] = mixes = self.rows(run.table)[row]
+        again = self.journey.get(row) if run.returning else None
+        self.journey[row] = mixes = again or self.rows(run.table)[row]
         weights, learned = weighted(*mixes), self.learned
         if self._turn != turn:
             self._opens, self._turn, self._count = self._turn is None, turn, 0
