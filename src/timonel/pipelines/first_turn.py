@@ -142,17 +142,13 @@ class FirstTurn:
         states = [(one, one.get_state()) for one in generators(self.options)]
         attributes = {key: value for key, value in vars(pipe).items() if key.startswith("_")}
         scheduler, restore = pipe.scheduler, processors(networks(pipe))
-        turns = claim.has_turns
+        bar, twin = attributes.get("_progress_bar_config") or {}, self._scheduler()
+        idle = [m for m, main in networks(pipe).items() if main and not watcher.computes]
+        turns, unhook = claim.has_turns, _hooks_off(idle)
         if not turns:
             claim.looping(False)
-        unhook = _hooks_off(
-            [] if watcher.computes else [m for m, main in networks(pipe).items() if main]
-        )
-        gate.watcher, pipe.scheduler = watcher, self._scheduler()
-        pipe._progress_bar_config = {
-            **(attributes.get("_progress_bar_config") or {}),
-            "disable": True,
-        }
+        gate.watcher, pipe.scheduler = watcher, twin
+        pipe._progress_bar_config = {**bar, "disable": True}
         try:
             with claim.again():
                 yield
