@@ -140,7 +140,7 @@ class FirstTurn:
         """The pipeline can be called beside its own call, and is as before afterwards."""
         pipe, gate, claim = self.pipe, self.gate, self.claim
         states = [(one, one.get_state()) for one in generators(self.options)]
-        attributes = {key: value for key, value in vars(pipe).items() if key.startswith("_")}
+        attributes = _own(pipe)
         scheduler, restore = pipe.scheduler, processors(networks(pipe))
         bar, twin = attributes.get("_progress_bar_config") or {}, self._scheduler()
         idle = [m for m, main in networks(pipe).items() if main and not watcher.computes]
@@ -154,11 +154,7 @@ class FirstTurn:
                 yield
         finally:
             gate.watcher, pipe.scheduler = None, scheduler
-            for key in [key for key in vars(pipe) if key.startswith("_") and key not in attributes]:
-                delattr(pipe, key)
-            for key, value in attributes.items():
-                if vars(pipe).get(key) is not value:
-                    setattr(pipe, key, value)
+            _put_back(pipe, attributes)
             unhook()
             restore()
             for generator, state in states:
@@ -176,6 +172,20 @@ class FirstTurn:
         twin.session = Session(twin, request)
         twin.__dict__["step"] = _leave
         return twin
+
+
+def _own(pipe: Any) -> dict[str, Any]:
+    """The attributes in which a pipeline keeps what its call is at."""
+    return {key: value for key, value in vars(pipe).items() if key.startswith("_")}
+
+
+def _put_back(pipe: Any, attributes: Mapping[str, Any]) -> None:
+    """Give a pipeline its own attributes back."""
+    for key in _own(pipe).keys() - attributes.keys():
+        delattr(pipe, key)
+    for key, value in attributes.items():
+        if vars(pipe).get(key) is not value:
+            setattr(pipe, key, value)
 
 
 def _hooks_off(modules: Sequence[nn.Module]) -> Callable[[], None]:

@@ -22,7 +22,6 @@ from .call import Call
 from .decode.previews import previewed
 from .guidance import scale
 from .guidance.gate import Gate, networks
-from .guidance.prompts import check_guidance
 from .inspect_source import (
     changes,
     counts,
@@ -32,7 +31,6 @@ from .inspect_source import (
 from .load import Loading
 from .network import busy, caches
 from .network.busy import Claim
-from .prompting import written
 from .session import Request, Session
 from .sockets import requested_levels
 from .sockets.model import forward
@@ -245,9 +243,7 @@ class Helm(Steered):
             resume, counts(self.pipe), named, requested_levels.lists(options), plan,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
-        if plan is not None:
-            check_guidance(plan, guidance)
-            plan.rows(scheduler.run.table)
+        prompting.check(plan, guidance, scheduler.run.table)
         if resume is not None:
             self._check_resumed(resume, scheduler)
         self._check_refined(scheduler, options)
@@ -256,12 +252,7 @@ class Helm(Steered):
             guided = fitted_check.guided(self.pipe, self.parameters, options, guidance)
             fitted_check.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         if self.card is not None:
-            texts = (
-                [options.get("prompt")]
-                if plan is None or plan.positive is None
-                else [written(text) for text in plan.positive.texts]
-            )
-            for text in texts:
+            for text in prompting.texts(plan, options):
                 known.warn(self.card, text, stacklevel=4)
         return session, samples, options
 

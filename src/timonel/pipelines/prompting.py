@@ -7,11 +7,22 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..core.guidance import Guidance
 from ..core.prompts import Prompts, read
 from ..core.run import Run
+from ..core.table import Table
 from ..errors import ArgumentError, RunError, shown
 from .first_turn import FirstTurn
-from .guidance.prompts import FORECAST, Learned, Pair, Plan, Prompted, expanded, weighted
+from .guidance.prompts import (
+    FORECAST,
+    Learned,
+    Pair,
+    Plan,
+    Prompted,
+    check_guidance,
+    expanded,
+    weighted,
+)  # fmt: skip
 
 MOST_TOKENS = 10**6  # a tokenizer that says more says that it has no limit
 KINDS = (("prompts", "prompt"), ("negative_prompts", "negative_prompt"))
@@ -64,6 +75,20 @@ def plan(
         check_lengths(pipe, parameters, options, schedule, key)
         read.append(schedule)
     return Plan(read[0], read[1], base(options))
+
+
+def check(plan: Plan | None, guidance: Guidance | None, table: Table) -> None:
+    """Raises `ArgumentError` where the prompts of a call fit neither its guidance nor its steps."""
+    if plan is not None:
+        check_guidance(plan, guidance)
+        plan.rows(table)
+
+
+def texts(plan: Plan | None, options: Mapping[str, Any]) -> list[Any]:
+    """All prompts of a call, as pipelines take them."""
+    if plan is None or plan.positive is None:
+        return [options.get("prompt")]
+    return [written(text) for text in plan.positive.texts]
 
 
 def base(options: Mapping[str, Any]) -> Pair:
@@ -174,11 +199,11 @@ def begin(first: FirstTurn, plan: Plan | None) -> None:
     """
     if plan is None or plan.constant:
         return
-    texts = (
+    choices = (
         [base] if schedule is None else schedule.texts
         for schedule, base in zip((plan.positive, plan.negative), plan.base, strict=True)
     )
-    pairs = [Pair(*pair) for pair in itertools.product(*texts)]
+    pairs = [Pair(*pair) for pair in itertools.product(*choices)]
     prompted = Prompted(plan)
     rows = prompted.rows(first.session.scheduler.run.table)
     prompted.learned = _learned(first, [plan.base, *pairs], rows)
