@@ -58,6 +58,7 @@ _WHERE = {
     "pag": "core.guidance",
     "preview": "hooks.preview",
     "progress": "hooks.progress",
+    "prompts": "core.prompts",
     "replay": "make.recipe",
     "sample": "engine.loop",
     "save_steps": "hooks.preview",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from .core.process import At as At
     from .core.process import Flow as Flow
     from .core.process import Process as Process
+    from .core.prompts import prompts as prompts
     from .core.run import Run as Run
     from .core.sampler import Sampler as Sampler
     from .core.solvers import SOLVERS as SOLVERS

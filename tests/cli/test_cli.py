@@ -71,6 +71,19 @@ def test_generate_leaves_picture_sheet_animation_and_previews(tmp_path: Path) ->
     assert (recipe.guidance.scale, recipe.guidance.stop) == (4.0, 0.4)
 
 
+def test_prompts_over_the_run_are_in_the_recipe_that_replays_them(tmp_path: Path) -> None:
+    changes = ["--prompt-at", "step:2:pizza", "--prompt-at", "step:3-5:dog"]
+    here(*APPLE, *changes, "--negative-at", "0.5:house", folder=tmp_path)
+    picture = tmp_path / "out/red-apple-7.png"
+    recipe = Recipe.read(picture)
+    assert recipe.prompts is not None
+    assert [(one.at, one.to, one.prompt) for one in recipe.prompts.entries] == [
+        (0.0, None, "red apple"), (2.0, None, "pizza"), (3.0, 5.0, "dog"),
+    ]  # fmt: skip
+    assert recipe.negative_prompts is not None
+    assert "identical, bit for bit" in here("replay", str(picture), folder=tmp_path)
+
+
 def test_replay_makes_the_same_bits_and_says_when_it_cannot(tmp_path: Path) -> None:
     here(*APPLE[:-2], "--sampler", "dpmpp_2m_sde", folder=tmp_path)
     picture = tmp_path / "out/red-apple-7.png"
@@ -121,6 +134,8 @@ def test_same_seed_and_prompt_give_the_same_picture_whatever_the_count(tmp_path:
     (["generate", "x", "--eta", "0.5"], "has no option 'eta'"),
     (["generate", "x", "--guidance-until", "40"], "not a ratio"),
     (["generate", "x", "--guidance-until", "half"], "step:4 or sigma:1.2"),
+    (["generate", "x", "--prompt-at", "0.4 a fox"], "a position and a prompt"),
+    (["generate", "x", "--prompt-at", "4:a fox"], "no ratio of the steps"),
     (["generate", "x", "--model", "no/such-model"], "cannot load the model 'no/such-model'"),
     (["generate", "x", "--dtype", "fp8"], "unknown dtype 'fp8'"),
     (["generate", "  "], "the prompt is empty"),

@@ -59,6 +59,12 @@ def paused() -> Run:
     return run
 
 
+def heard(run: Run) -> Run:
+    """The run, with a loop that takes another prompt."""
+    run.driver.prompt = lambda *_: None
+    return run
+
+
 RUNS: dict[str, Callable[[], Run]] = {
     "new": new, "running": begun, "paused": paused,
     **{status: lambda s=status: ended(s) for status in FINAL},
@@ -71,6 +77,7 @@ GIVE: dict[str, Callable[[Run, Path], Any]] = {
     "guidance": lambda run, path: setattr(run, "guidance", 2.0), "branch": lambda run,
     path: run.branch(),
     "save": lambda run, path: run.save(path), "tail": lambda run, path: run.tail("ddim"),
+    "prompt": lambda run, path: heard(run).prompt("a fox"),
 }  # fmt: skip
 
 

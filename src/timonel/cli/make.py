@@ -14,8 +14,10 @@ from .options import (
     Device,
     Dtype,
     Model,
+    NegativeAt,
     Overwrite,
     Pixels,
+    PromptAt,
     SamplerName,
     Scale,
     Settings,
@@ -26,6 +28,7 @@ from .options import (
     guidance_of,
     quiet,
     sampler_of,
+    schedules,
     stoppable,
     tails_of,
     variation_of,
@@ -72,6 +75,8 @@ def generate(
     guidance_until: Until = None,
     tail: TailTexts = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    prompt_at: PromptAt = None,
+    negative_at: NegativeAt = None,
     width: Pixels = None,
     height: Pixels = None,
     dtype: Dtype = None,
@@ -110,6 +115,7 @@ def generate(
         scale = card.default_guidance if card and guidance is None else guidance
         interval = guidance_of(scale, guidance_until)
         tails = tails_of(tail or [])
+        prompts = schedules(prompt, prompt_at, negative, negative_at)
         options = [*(settings or []), *([] if eta is None else [f"eta={eta}"])]
         named = None if sampler is None else sampler_of(sampler, steps, options, noise)
         quiet()
@@ -137,6 +143,7 @@ def generate(
             device=device,
             guidance=None if interval is None else GuidanceData.of(interval),
             tails=tails or None,
+            **prompts,
             **Recipe.choice(chosen),
         )
         where = {"folder": folder, "name": name, "preview": preview, "overwrite": overwrite}

@@ -57,6 +57,23 @@ Scale = Annotated[
 Until = Annotated[
     str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
 ]
+PromptAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt-at",
+        metavar="WHERE:PROMPT",
+        help="Another prompt from there on: '0.4:a fox in the snow' (of the steps), step:12:… or"
+        " sigma:1.2:…; 0.3-0.6:… passes to it. May be repeated.",
+    ),
+]
+NegativeAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--negative-at",
+        metavar="WHERE:PROMPT",
+        help="Another negative prompt from there on, as --prompt-at.",
+    ),
+]
 Pixels = Annotated[int | None, typer.Option(min=8)]
 Overwrite = Annotated[
     bool,
@@ -263,6 +280,20 @@ def variation_of(text: str | None) -> tuple[int, float] | None:
             f"--variation takes a seed from 0 and an amount of 0 to 1, such as 8:0.2, got {text!r}"
         )
     return numbers[0], float(numbers[1])
+
+
+def schedules(
+    prompt: str, changes: Sequence[str] | None, negative: str | None, others: Sequence[str] | None
+) -> dict[str, Any]:
+    """The prompts of a command over the steps, as fields of its recipe."""
+    from ..core.data import PromptsData
+    from ..core.prompts import parsed
+
+    read = {
+        "prompts": parsed(prompt, changes or ()),
+        "negative_prompts": parsed(negative or "", others or ()),
+    }
+    return {key: PromptsData.of(one) for key, one in read.items() if one is not None}
 
 
 def quiet() -> None:

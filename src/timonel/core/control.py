@@ -194,6 +194,9 @@ class Controlled(Position):
             self._unwatch()
             self._waiting = False
             self._settle()
+            if self.driver.asked():
+                self._serve()
+                continue
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
@@ -212,6 +215,14 @@ class Controlled(Position):
             finally:
                 self._waiting = False
 
+    def _serve(self) -> None:
+        """Let the driver do what other threads ask for; orders are taken meanwhile."""
+        self._change.release()
+        try:
+            self.driver.serve()
+        finally:
+            self._change.acquire()
+
     def _stand(self, point: Point) -> None:
         """Go on from another point."""
         self._at, self._status = point, "running"
@@ -219,6 +230,11 @@ class Controlled(Position):
     def _go_back(self, step: int) -> None:
         self._stand(self._checkpoints.back_to(step))
         self._moved = True
+
+    @property
+    def returning(self) -> bool:
+        """Whether the coming row is computed again only to reach the step of a rewind."""
+        return self.step < self._until
 
     def take_rewind(self) -> bool:
         """Whether the run went back since its last row, and since the last call of this."""
@@ -330,6 +346,24 @@ class Controlled(Position):
         if new is not None and order:
             state = state._replace(differences=(new, *state.differences)[:order])
         return state if aside.momentum is None else state._replace(momentum=aside.momentum)
+
+    # -- prompts -----------------------------------------------------------------------------------
+    def prompt(self, prompts: Any = None, *, negative: Any = None) -> None:
+        """Let another prompt hold for every row that is computed from here on.
+
+        In a hook or from any thread; another thread waits until the row that is computed is
+        finished, and the pipeline has encoded the prompt. After a rewind it holds too.
+
+        Args:
+            prompts: a prompt, a mixture or a schedule, see `timonel.prompts`; None leaves it.
+            negative: likewise the negative prompt.
+
+        Raises:
+            TimonelError: it is refused, and the run goes on as it was: the pipeline cannot take
+                it, no row is to come, or the state forbids it, see `states`.
+        """
+        self.check("prompt")
+        self.driver.prompt(self, prompts, negative)
 
     # -- the sample --------------------------------------------------------------------------------
     @property

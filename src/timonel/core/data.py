@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 from ..errors import ArgumentError, plain, shown
 from .guidance import Guidance, Term, cfg
 from .guidance.methods import from_dict
+from .prompts import Prompts, prompts
 
 
 class Data(BaseModel):
@@ -83,3 +84,55 @@ class GuidanceData(Data):
         )  # fmt: skip
         method = None if self.method is None else from_dict(self.method)
         return replace(guidance, method=method, terms=tuple(map(Term.from_dict, self.terms or ())))
+
+
+class EntryData(Data):
+    """An entry of a schedule of prompts; `at` is None for sigma's infinity, `to` without passage.
+
+    Args:
+        at: where it begins.
+        to: where the passage to it ends.
+        prompt: a text, or texts and their weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: float | None = None
+    to: float | None = None
+    prompt: str | dict[str, float]
+
+
+class PromptsData(Data):
+    """`Prompts` as data, of one picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entries: list[EntryData]
+    unit: str = "ratio"
+
+    @classmethod
+    def of(cls, schedule: Prompts) -> PromptsData:
+        """The data of a schedule that has one text for all samples."""
+        entries = []
+        for entry in schedule.entries:
+            weights = {str(text): weight for text, weight in entry.mix}
+            entries.append(EntryData(
+                at=entry.start if math.isfinite(entry.start) else None,
+                to=entry.stop if entry.stop != entry.start else None,
+                prompt=next(iter(weights)) if len(weights) == 1 else weights,
+            ))  # fmt: skip
+        return cls(entries=entries, unit=schedule.unit)
+
+    def prompts(self) -> Prompts:
+        """The schedule, checked by `prompts`."""
+        return prompts([(self._position(one), one.prompt) for one in self.entries], unit=self.unit)
+
+    def _position(self, entry: EntryData) -> Any:
+        """Where an entry begins, or the two ends of its passage."""
+        if entry.to is None:
+            return math.inf if entry.at is None else self._end(entry.at)
+        return (math.inf if entry.at is None else self._end(entry.at), self._end(entry.to))
+
+    def _end(self, value: float) -> float:
+        whole = self.unit == "step" and value.is_integer()
+        return int(value) if whole else value

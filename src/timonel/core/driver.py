@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..errors import RunError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -47,6 +49,24 @@ class Driver:
         Raises:
             TimonelError: it is refused.
         """
+
+    def prompt(self, run: Run, prompts: Any, negative: Any) -> None:
+        """Let other prompts hold for the coming rows of a run.
+
+        Raises:
+            TimonelError: they are refused, and the run goes on as it was.
+        """
+        raise RunError(
+            "the denoiser of this run has its prompt itself: change it there; a prompt changes in"
+            " calls of a helm, helm.start(…) or helm(…, prompts=…)"
+        )
+
+    def asked(self) -> bool:
+        """Whether another thread asks for something that only the loop's own thread can do."""
+        return False
+
+    def serve(self) -> None:
+        """Do what other threads ask for, in the loop's thread, between two rows."""
 
     def remembered(self) -> Any:
         """What the network keeps of its calls so far, beside its weights; None for nothing."""

@@ -46,6 +46,7 @@ ORDERS: Mapping[str, Order] = MappingProxyType({
     "latents": Order("changes the sample", (*GOES, "done", *RESTS)),
     "guidance": Order("guides the rows to come", ("new", *GOES, *RESTS)),
     "tail": Order("goes on with another sampler or levels", (*GOES, *RESTS)),
+    "prompt": Order("changes the prompt of the rows to come", GOES),
     "branch": Order("copies it", (*GOES, "finishing", "done", *RESTS, "ended")),
     "save": Order("writes it to a file", (*GOES, "finishing", "done", *RESTS, "ended")),
     "preview": Order("shows the newest prediction", (*GOES, "finishing", "done", *RESTS, "ended")),

@@ -236,6 +236,21 @@ class Handle:
         )
         return done
 
+    def prompt(self, prompts: Any = None, *, negative: Any = None) -> None:
+        """Let another prompt hold for every row that is computed from here on.
+
+        Args:
+            prompts: a prompt, a mixture or a schedule, see `timonel.prompts`; None leaves it.
+            negative: likewise the negative prompt.
+
+        Raises:
+            TimonelError: it is refused, and the call goes on as it was.
+        """
+        with self._change:
+            check("prompt", self._phase, self.status)
+        # not under the lock: the loop, which it waits for, needs it
+        self.run.prompt(prompts, negative=negative)
+
     def branch(self, *, hooks: Sequence[Any] = ()) -> Run:
         """A second run at the same point.
 

@@ -58,6 +58,8 @@ class Recipe(RecipeData):
         width: in pixels.
         height: in pixels.
         more_prompts: `prompt_2` and the like.
+        prompts: those that hold at later steps too; `prompt` is the first.
+        negative_prompts: likewise.
         arguments: the pipeline's other arguments.
         dtype: that the model was loaded in, or one for each component.
         device: that it was loaded to.
@@ -128,6 +130,10 @@ class Recipe(RecipeData):
             seeds=[self.seed],
             hooks=hooks,
             variation=self.variation,
+            prompts=None if self.prompts is None else self.prompts.prompts(),
+            negative_prompts=(
+                None if self.negative_prompts is None else self.negative_prompts.prompts()
+            ),
             **{**self.inputs(), **more},
         )
 

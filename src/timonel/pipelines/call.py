@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ..core.run import Run
 from ..errors import ModelError
-from . import request
+from . import prompting, request
 from .decode.not_finite import Decoded
+from .first_turn import FirstTurn, generators
 from .guidance import scale
 from .guidance.gate import Gate
 from .inspect_source import one_row_loops
@@ -56,7 +56,11 @@ class Call:
         self.helm, self.session, self.gate, self.options = helm, session, gate, options
         self._claim = claim
         claim.session = session
-        session.driver = Piped(session, helm.pipe, gate, claim)
+        self._first = FirstTurn(helm.pipe, session, gate, claim, options)
+        self._driver = Piped(
+            session, helm.pipe, gate, claim, partial(prompting.change, self._first)
+        )
+        session.driver = self._driver
         if session.run is not None:
             session.run.drive_by(session.driver)
         stack.enter_context(gated(gate, claim))
@@ -90,6 +94,7 @@ class Call:
         if session.driver is not None:
             session.driver.recall(None)  # a plain call that failed leaves its caches as they are
         try:
+            prompting.begin(self._first, session.request.prompts)
             with one_row_loops(self.helm.pipe, session), decoded, self._varied():
                 output = self._pass()
             if session.run is not None:
@@ -100,6 +105,7 @@ class Call:
             self._let_go(error)
             raise
         finally:
+            self._driver.close()
             if session.run is not None:
                 session.run.disown()
         return output
@@ -125,12 +131,8 @@ class Call:
 
     def _pass(self) -> Any:
         """Run the pipeline; again from its beginning after a rewind that its loop cannot follow."""
-        option = self.options.get("generator")
-        several = isinstance(option, (list, tuple))
-        generators = [] if option is None else list(option) if several else [option]
-        # some draw from these too
-        generators += [torch.default_generator, *torch.cuda.default_generators]
-        states = [generator.get_state() for generator in generators]
+        each = generators(self.options)
+        states = [generator.get_state() for generator in each]
         while True:
             try:
                 return self.helm.pipe(**self.options)
@@ -138,7 +140,7 @@ class Call:
                 self._claim.looping(False)
                 self.session.let_go()
                 self.session.phase = Phase.AGAIN
-                for generator, state in zip(generators, states, strict=True):
+                for generator, state in zip(each, states, strict=True):
                     generator.set_state(state)
                 if self._mixed is not None:
                     self._mixed.again()

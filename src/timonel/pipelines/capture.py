@@ -61,6 +61,11 @@ def capture(
         NotCaptured: Where the pipeline's loop does more than call one network and step.
         TimonelError: What a call of the helm raises.
     """
+    if any(options.get(name) is not None for name in ("prompts", "negative_prompts")):
+        raise ArgumentError(
+            "a capture has one prompt in a slot: capture each prompt, captured.admit(other) takes"
+            " it in, and name the slot of the row in every call"
+        )
     watch = watched.Watch()
     settings = {
         "sampler": Sampler("euler"), "steps": watched.ROWS, "guidance": guidance, "hooks": [watch],

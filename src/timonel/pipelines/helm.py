@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,13 @@ from ..core import border, solvers
 from ..core.driver import UNKNOWN
 from ..core.guidance import Guidance
 from ..core.noise import Seeded
+from ..core.prompts import Prompts
 from ..core.run import Run
 from ..core.sampler import DEFAULT, Sampler
 from ..engine.handle import Handle, in_background
 from ..errors import ArgumentError, GridError, Inexact, RunError
-from ..zoo import prompts
-from . import choice, fitted_check, request
+from ..zoo import prompts as known
+from . import choice, fitted_check, prompting, request
 from . import variation as variations
 from .call import Call
 from .decode.previews import previewed
@@ -109,6 +110,8 @@ class Helm(Steered):
         resume: Run | None = None,
         weak: Any = None,
         variation: tuple[int | Sequence[int], float] | None = None,
+        prompts: Prompts | Mapping[Any, Any] | str | None = None,
+        negative_prompts: Prompts | Mapping[Any, Any] | str | None = None,
         **options: Any,
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
@@ -136,6 +139,9 @@ class Helm(Steered):
             variation: (seed, amount): the first noise is that of the seeds, turned by so much
                 towards another seed's: 0 is the picture of `seeds`, 1 begins where the other's
                 does. One number is the first of consecutive seeds.
+            prompts: over the steps, e.g. {0.0: "a fox", 0.4: "a fox in the snow"}, see
+                `timonel.prompts`; the first is the pipeline's own `prompt`.
+            negative_prompts: likewise.
             options: the pipeline's own arguments by name.
 
         Returns:
@@ -149,6 +155,8 @@ class Helm(Steered):
         named = {
             "sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks,
             "seeds": seeds, "keep": keep, "resume": resume, "weak": weak, "variation": variation,
+            "prompts": prompts,
+            "negative_prompts": negative_prompts,
         }  # fmt: skip
         return self.ready(args, {**named, **options})()
 
@@ -225,6 +233,9 @@ class Helm(Steered):
         if resume is not None and sampler is None:
             levels = choice.of_run(resume)
         named = requested_levels.named(levels, options)
+        plan = prompting.plan(
+            self.pipe, self.parameters, options, arguments.prompts, arguments.negative_prompts
+        )
         samples = request.samples(options)
         for hook in arguments.hooks:
             takes_the_run(hook)
@@ -251,9 +262,10 @@ class Helm(Steered):
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
             resume, counts(self.pipe), named, requested_levels.lists(options), arguments.weak,
-            variations.of(arguments.variation, self.seeds, options), turned,
+            variations.of(arguments.variation, self.seeds, options), turned, plan,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
+        prompting.check(plan, guidance, scheduler.run.table)
         if resume is not None:
             self._check_resumed(resume, scheduler)
         self._check_refined(scheduler, options)
@@ -262,7 +274,8 @@ class Helm(Steered):
             guided = fitted_check.guided(self.pipe, self.parameters, options, guidance)
             fitted_check.warn(scheduler.sampler.fitted, self.pipe, scheduler.prediction, guided)
         if self.card is not None:
-            prompts.warn(self.card, options.get("prompt"), stacklevel=4)
+            for text in prompting.texts(plan, options):
+                known.warn(self.card, text, stacklevel=4)
         return session, samples, options
 
     def _guidance(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +18,38 @@ from ..errors import ArgumentError, RunError
 from .caller import everywhere, pipeline_of
 from .guidance.gate import Gate, networks
 from .inspect_source import counts, indexes_by_time
+from .guidance.prompts import check_guidance
 from .network import caches
 from .network.busy import Claim
 from .session import Session
+
+OVER = "the loop of the call is over: no row is to come for another prompt"
+
+
+class Letter:
+    """What another thread asks the pipeline's thread to do.
+
+    Args:
+        order: does it.
+    """
+
+    def __init__(self, order: Callable[[], None]) -> None:
+        self.order, self.done = order, threading.Event()
+        self.error: BaseException | None = None
+
+    def serve(self) -> None:
+        """Do it, and let the one who asks go on."""
+        try:
+            self.order()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+    def refuse(self) -> None:
+        """Let the one who asks go on without it."""
+        self.error = RunError(OVER)
+        self.done.set()
 
 
 class Stepped(Driver):
@@ -57,15 +89,20 @@ class Stepped(Driver):
 
 
 class Piped(Stepped):
-    """The loop of `pipe`; `gate` and `claim` where a helm steers it."""
+    """The loop of `pipe`; `gate`, `claim` and what changes its prompt where a helm steers it."""
 
     outer, patience = True, 0.2
 
     def __init__(
-        self, session: Session, pipe: Any, gate: Gate | None = None, claim: Claim | None = None
-    ) -> None:
+        self, session: Session, pipe: Any, gate: Gate | None = None, claim: Claim | None = None,
+        change: Callable[[Run, Any, Any], None] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(session)
         self.pipe, self.gate, self.claim = pipe, gate, claim
+        self._change = change
+        self._letters: list[Letter] = []
+        self._open = threading.Lock()
+        self._over = change is None
         self.modules = list(networks(pipe))
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
             # others switch it off where their call begins; here it is of an earlier call
@@ -97,6 +134,54 @@ class Piped(Stepped):
                 " timonel.Helm(pipe), or change the pipeline's own scale"
             )
         self.gate.admit(run, guidance)
+        if self.gate.prompts is not None:
+            check_guidance(self.gate.prompts.plan, guidance)
+
+    def prompt(self, run: Run, prompts: Any, negative: Any) -> None:
+        """Let other prompts hold for the coming rows of a run.
+
+        The pipeline encodes them in its own thread, for which others wait.
+
+        Raises:
+            TimonelError: they are refused, and the run goes on as it was.
+        """
+        if self._change is None or self.claim is None:
+            raise RunError(
+                "a scheduler alone leaves the prompt to the pipeline: steer it with"
+                " timonel.Helm(pipe)"
+            )
+        order = partial(self._change, run, prompts, negative)
+        if self.claim.thread == threading.get_ident():
+            return order()
+        letter = Letter(order)
+        with self._open:
+            if self._over:
+                raise RunError(OVER)
+            self._letters.append(letter)
+        with run.holding():
+            run.holding().notify_all()
+        letter.done.wait()
+        if letter.error is not None:
+            raise letter.error
+
+    def asked(self) -> bool:
+        """Whether another thread waits for this one."""
+        return bool(self._letters) and self._is_mine()
+
+    def serve(self) -> None:
+        """Do what other threads wait for."""
+        while self._letters:
+            self._letters.pop(0).serve()
+
+    def close(self) -> None:
+        """The call is over: nobody is served any more."""
+        with self._open:
+            self._over = True
+        while self._letters:
+            self._letters.pop(0).refuse()
+
+    def _is_mine(self) -> bool:
+        return self.claim is not None and self.claim.thread == threading.get_ident()
 
     def turn(self, run: Run, table: Table) -> None:
         """Check that the pipeline's loop can go on with the rows of another table.

@@ -14,6 +14,7 @@ from ..core.grids import few_enough
 from ..core.guidance import Guidance, cfg
 from ..core.noise import MOST, checked
 from ..core.process import keys
+from ..core.prompts import Prompts, read
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import (
@@ -64,6 +65,8 @@ class HelmArguments(NamedTuple):
     resume: Run | None
     weak: Any = None
     variation: Any = None
+    prompts: Prompts | None = None
+    negative_prompts: Prompts | None = None
 
 
 def arguments(
@@ -115,7 +118,13 @@ def _of_helm(values: dict[str, Any]) -> HelmArguments:
     keep = 0 if values["keep"] is None else whole("keep", helm.keep, 0)
     if helm.resume is not None:
         instance("resume", helm.resume, Run, "a run, e.g. helm.run or Run.load(path)")
-    return helm._replace(sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep)
+    prompts, negative = (
+        None if one is None else read(one) for one in (helm.prompts, helm.negative_prompts)
+    )
+    return helm._replace(
+        sampler=sampler, steps=steps, guidance=guidance, hooks=hooks, keep=keep, prompts=prompts,
+        negative_prompts=negative,
+    )  # fmt: skip
 
 
 def _one_video_each(

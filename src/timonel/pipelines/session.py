@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # any class here, so that this file imports nothing of those above it, which import it
 Gate: TypeAlias = Any  # `guidance.gate.Gate`
+Plan: TypeAlias = Any  # `guidance.prompts.Plan`
 Listing: TypeAlias = Any  # `sockets.listing.Listing`
 Scheduler: TypeAlias = Any  # `sockets.scheduler.Scheduler`
 
@@ -88,6 +89,7 @@ class Request:
         weak: another network, for autoguidance.
         variation: other seeds, one per sample, and how much of their noise is mixed in.
         tail: the tail that the run to resume gets first, as arguments of `Run.tail`.
+        prompts: that change over the run.
     """
 
     guidance: Guidance | None = None
@@ -103,6 +105,7 @@ class Request:
     weak: Any = None
     variation: tuple[tuple[int, ...], float] | None = None
     tail: dict[str, Any] | None = None
+    prompts: Plan | None = None
 
 
 class Loop:

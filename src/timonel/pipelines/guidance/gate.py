@@ -28,6 +28,7 @@ from . import batch_tree
 from .applied import NO_SUM, Applied
 from .called import Called as Called  # where others have known them
 from .called import networks as networks
+from .prompts import Prompted
 from .turn import Did, FirstRow, Turn
 
 NO_PART = (
@@ -66,14 +67,20 @@ class Gate:
         self.weight: float | None = None  # of the conditional part, where nobody says a scale
         self.sums = False  # the pipeline was seen to make nothing but a sum of two parts
         self.did = Did(0)
+        self.prompts: Prompted | None = None  # where they change over the run
+        self.watcher: Any = None  # the pipeline is called for its first turn alone
 
     # -- around a network ------------------------------------------------------------------------
     def call(self, called: Called) -> Any:
         """A network's output: computed, computed in part, or remembered."""
+        if self.watcher is not None:
+            return self.watcher.call(called)
         session = self.session
         run = session.coming() if session.opens else session.run
         if run is None:
             return called.compute()
+        if self.prompts is not None:
+            called = self.prompts.at(run, called, (run, run.advances, session.turn))
         turn, idle, module = self.turn, session.phase.idle, called.module
         if turn is None or turn.at != (run, run.advances, session.turn):
             turn = self.turn = self._begin(run)

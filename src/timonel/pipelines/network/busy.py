@@ -156,6 +156,16 @@ class Claim:
             self.inside = False
 
     @contextmanager
+    def again(self) -> Iterator[None]:
+        """The pipeline is called once more, in the midst of its call or before."""
+        session, inside = self.session, self.inside
+        self.session, self.inside = None, False  # its networks are the call's, in hooks too
+        try:
+            yield
+        finally:
+            self.session, self.inside = session, inside
+
+    @contextmanager
     def working(self) -> Iterator[None]:
         """This thread makes the call."""
         self.thread = threading.get_ident()
@@ -215,7 +225,7 @@ def gated(gate: Any, claim: Claim) -> Iterator[None]:
     modules = networks(gate.pipe)
     with ExitStack() as stack:
         if hasattr(gate.pipe, "_set_pag_attn_processor"):
-            stack.callback(_processors(modules))
+            stack.callback(processors(modules))
         for module, main in modules.items():
             stack.callback(_put(gate, module, main, claim))
         claim.check()
@@ -253,7 +263,7 @@ def _put(gate: Any, module: nn.Module, main: bool, claim: Claim) -> Callable[[],
     return take_out
 
 
-def _processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
+def processors(modules: dict[nn.Module, bool]) -> Callable[[], None]:
     """What restores attention processors, which perturbed attention leaves after an error."""
     processors: list[tuple[Any, dict[str, Any]]] = [
         (module, dict(module.attn_processors))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from ...core import noise as noises
-from ...core.data import Data, GuidanceData
+from ...core.data import Data, GuidanceData, PromptsData
 from ...core.grids import MOST_STEPS
 from ...core.sampler import Sampler
 from .tails import TailData
@@ -52,6 +52,8 @@ class RecipeData(Data):
     width: int | None = Field(default=None, ge=1, strict=True)
     height: int | None = Field(default=None, ge=1, strict=True)
     more_prompts: dict[str, str] | None = None  # prompt_2, …
+    prompts: PromptsData | None = None  # where they change over the run
+    negative_prompts: PromptsData | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     dtype: str | dict[str, Any] | None = None
     device: str | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import words
-from ...core.data import GuidanceData
+from ...core.data import GuidanceData, PromptsData
 from ...core.hook import adapt
 from ...core.sampler import Sampler
 from ...hooks.control import Edit
@@ -32,6 +32,7 @@ LEFT_OUT = {
     "callback_on_step_end_tensor_inputs", "num_inference_steps", *request.PER_PROMPT,
 }  # fmt: skip
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
+LIVE = "a prompt that was changed on the way"
 CALLBACKS = ("callback_on_step_end", "callback")
 
 
@@ -55,6 +56,7 @@ def sign(helm: Steered, session: Session, options: Mapping[str, Any], output: An
         seed = _seed(session.request.seeds, options, i)
         if seed is not None and hasattr(image, "info"):
             own = {**_prompts(options, i, len(images)), "seed": seed, **_variation(session, i)}
+            own |= _scheduled(session, i, len(images))
             recipe = RecipeData(**{**common, **own})
             into(image, texts(recipe, image.size))
 
@@ -104,6 +106,7 @@ def _besides(session: Session, options: Mapping[str, Any]) -> list[str]:
     hooks = [hook for hook in map(adapt, session.request.hooks) if _acts(hook)]
     besides = [f"hook {hook.name!r}" for hook in hooks]
     besides += [name for name in CALLBACKS if options.get(name) is not None]
+    besides += [LIVE] if _schedules(session) is None else []
     besides += ["resume="] if session.request.resume is not None else []
     besides += ["weak="] if session.request.weak is not None else []
     return besides + ([] if session.request.seeds else ["generator="])
@@ -176,6 +179,25 @@ def _prompts(options: Mapping[str, Any], i: int, count: int) -> dict[str, Any]:
         if isinstance(value, str):
             (fields if key in ("prompt", "negative_prompt") else more)[key] = value
     return {**fields, "more_prompts": more or None}
+
+
+def _schedules(session: Session) -> tuple[Any, Any] | None:
+    """The schedules of the prompts as they held; None where no schedule says it."""
+    prompted, plan = session.gate.prompts if session.gate else None, session.request.prompts
+    if prompted is not None and prompted.live and session.run is not None:
+        journey: tuple[Any, Any] | None = prompted.journey_of(session.run.table)
+        return journey
+    return (None, None) if plan is None else (plan.positive, plan.negative)
+
+
+def _scheduled(session: Session, i: int, count: int) -> dict[str, Any]:
+    """The prompts of picture `i` of `count` at its later steps."""
+    schedules = zip(("prompts", "negative_prompts"), _schedules(session) or (), strict=False)
+    return {
+        key: PromptsData.of(schedule.of(i, count))
+        for key, schedule in schedules
+        if schedule is not None
+    }
 
 
 def _seed(seeds: Sequence[int] | None, options: Mapping[str, Any], i: int) -> int | None:
