@@ -188,10 +188,13 @@ class Piped(Stepped):
 
         Raises:
             RunError: it counts its turns, and no helm calls it again.
-            ArgumentError: it reads its scheduler at whole times, and these are none.
+            ArgumentError: it reads its scheduler at whole times, and these are none, or its prompts
+                do not fit the new steps.
         """
         super().turn(run, table)
         name = type(self.pipe).__name__
+        if self.gate is not None and self.gate.prompts is not None:
+            self.gate.prompts.plan.rows(table)
         if counts(self.pipe) and not self.session.request.recall:
             raise RunError(
                 f"the loop of {name} counts its turns, so it has to be called again for other"
