@@ -10,6 +10,7 @@ from ..core.run import Run
 from ..errors import ArgumentError
 from .caller import everywhere, pipeline_of
 from .guidance.gate import Gate, networks
+from .guidance.guider import memories
 from .network import caches
 from .network.busy import Claim
 
@@ -21,7 +22,7 @@ class Piped(Driver):
 
     def __init__(self, pipe: Any, gate: Gate | None = None, claim: Claim | None = None) -> None:
         self.pipe, self.gate, self.claim = pipe, gate, claim
-        self.modules = list(networks(pipe))
+        self.modules: list[Any] = [*networks(pipe), *memories(pipe)]
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
             # others switch it off where their call begins; here it is of an earlier call
             pipe._interrupt = False

@@ -12,8 +12,9 @@ is forecast, u is `c - d`, d the difference of the parts, forecast from those of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -80,7 +81,12 @@ class Gate:
         session: of the call.
         samples: how many the call makes, where known.
         usual: the scale that the pipeline guides with, whoever chose it.
+
+    Attributes:
+        parts_in: parts of the pipeline that are other ones for the time of the call, by name.
     """
+
+    parts_in: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, pipe: Any, session: Session, samples: int | None, usual: float | None = None

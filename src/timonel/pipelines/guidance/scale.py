@@ -9,6 +9,7 @@ from typing import Any
 
 from ...core.guidance import Guidance, cfg
 from ...errors import ArgumentError
+from .. import modular
 from .gate import networks
 
 SCALES = ("max_guidance_scale", "guidance_scale", "decoder_guidance_scale", "prior_guidance_scale")
@@ -58,8 +59,7 @@ def guiders(pipe: Any, parameters: Mapping[str, Any]) -> list[Any]:
     """The guider objects of a pipeline whose call has no scale."""
     if any(name in parameters for name in (*SCALES, TRUE)):
         return []
-    parts = (getattr(pipe, name, None) for name in ("guider", "ocr_guider"))
-    return [guider for guider in parts if hasattr(guider, "guidance_scale")]
+    return [one for one in modular.guiders(pipe).values() if hasattr(one, "guidance_scale")]
 
 
 def usual(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
