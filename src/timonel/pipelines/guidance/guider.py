@@ -62,13 +62,15 @@ class StandIn:
     """What a stand-in adds to the class of its guider.
 
     `_timonel_gate`: of the call. `_timonel_original`: the guider that is set. `_timonel_set`: its
-    scale, whether it is on, its start and stop. Names are long so that no guider has them.
+    scale, whether it is on, its start and stop. `_timonel_barred`: the pipeline has switched it
+    off, for a distilled network. Names are long so that no guider has them.
     """
 
     if TYPE_CHECKING:
         _timonel_gate: GuiderGate
         _timonel_original: Any
         _timonel_set: tuple[Any, bool, float, float]
+        _timonel_barred: bool
         _identifier_key: str
         _input_predictions: list[str]
         _enabled: bool
@@ -85,13 +87,11 @@ class StandIn:
 
     def enable(self) -> None:
         """The pipeline lets the guider guide; a row may still go without."""
-        self._timonel_set = (self._timonel_set[0], True, *self._timonel_set[2:])
-        self._enabled = True
+        self._timonel_barred, self._enabled = False, True
 
     def disable(self) -> None:
         """The pipeline lets the guider not guide."""
-        self._timonel_set = (self._timonel_set[0], False, *self._timonel_set[2:])
-        self._enabled = False
+        self._timonel_barred, self._enabled = True, False
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """The guider's own, with the run's row in the place of the turn of the loop."""
@@ -109,7 +109,8 @@ class StandIn:
         guided = scale not in (None, 1.0)
         if hasattr(self, "guidance_scale"):
             self.guidance_scale = scale if guided else own  # type: ignore[assignment]
-        self._enabled = enabled and scale != 1.0 and not idle
+        barred = self._timonel_barred or scale == 1.0 or idle
+        self._enabled = (enabled or guided) and not barred
         self._start, self._stop = (0.0, 1.0) if guided else (start, stop)
 
     def prepare_inputs(self, data: Any) -> list[Any]:
@@ -188,6 +189,7 @@ class GuiderGate(Gate):
         stand_in._timonel_set = (
             own if scale is None else scale, guider._enabled, guider._start, guider._stop,
         )  # fmt: skip
+        stand_in._timonel_barred = False
         stand_in._step = stand_in._num_inference_steps = stand_in._timestep = None
         stand_in._timonel_turn(scale, idle=False)
         return stand_in
@@ -257,8 +259,10 @@ class GuiderGate(Gate):
             ArgumentError: the row is to be guided, and the guider has one part.
         """
         run = self.session.run
-        asked = run is not None and run.guided.guidance is not None and run.scale not in (None, 1.0)
-        if asked and not self.did & Did.GUIDED:
+        if run is None or run.guided.guidance is None or run.scale == 1.0:
+            return raw
+        # at its own scale a guider has an interval of its own
+        if not self.did & Did.GUIDED and (run.scale is not None or not self.offered):
             raise ArgumentError(NO_PART.format(pipe=self._name))
         return raw
 
