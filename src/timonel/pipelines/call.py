@@ -149,7 +149,7 @@ class Call:
         before, helm.session = helm.session, session
         shows = any(getattr(hook, "shows_progress", False) for hook in session.request.hooks)
         try:
-            with modular.without_bar(pipe) if shows else nullcontext():
+            with modular.without_log(pipe), modular.without_bar(pipe) if shows else nullcontext():
                 for name, part in parts.items():
                     setattr(pipe, name, part)
                 yield

@@ -9,7 +9,9 @@ is different; a function takes either kind, and says of a classic one what it al
 from __future__ import annotations
 
 import inspect
+import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from inspect import Parameter
@@ -18,6 +20,7 @@ from typing import Any
 from ..errors import ModelError
 from .caller import is_modular
 
+BLOCKS = "diffusers.modular_pipelines.modular_pipeline"
 GUIDERS = ("guider", "ocr_guider")  # what guides in a classic pipeline
 OUTPUTS = ("images", "videos", "audio")  # in a state, as the last block leaves them
 # the only uses of a loop's number that do not matter after a rewind: progress bars, and the step of
@@ -124,7 +127,7 @@ def counts(pipe: Any, options: Mapping[str, Any]) -> bool:
     return nested or any(CHANGING.search(text) for text in told)
 
 
-# -- progress bars ---------------------------------------------------------------------------------
+# -- what a pipeline prints ------------------------------------------------------------------------
 @contextmanager
 def without_bar(pipe: Any) -> Iterator[None]:
     """No progress bar of a pipeline's own while the context is open."""
@@ -142,3 +145,16 @@ def without_bar(pipe: Any) -> Iterator[None]:
                 bar._progress_bar_config = config
             else:
                 vars(bar).pop("_progress_bar_config", None)
+
+
+@contextmanager
+def without_log(pipe: Any) -> Iterator[None]:
+    """No tracebacks in diffusers' log, one for each block, of an error that a call raises anyway."""
+    logger, thread = logging.getLogger(BLOCKS), threading.get_ident()
+    quiet: Any = lambda record: record.levelno < logging.ERROR or record.thread != thread  # noqa: E731
+    if is_modular(pipe):
+        logger.addFilter(quiet)
+    try:
+        yield
+    finally:
+        logger.removeFilter(quiet)
