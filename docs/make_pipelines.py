@@ -3,8 +3,9 @@
     python docs/make_pipelines.py [--rows FILE] [--only CHECK|FAMILY] [NAME …]
 
 `--only CHECK`: that column alone; the others, and with NAME … the other rows, stay as the page has
-them. `--only modular`: the rows of that family alone. `--rows FILE`: one line of JSON for each pipeline is added to FILE; pipelines that are in it
-already are not run again, except those named. Takes about 15 minutes on one core.
+them. `--only modular`: the rows of that family alone. `--rows FILE`: one line of JSON for each
+pipeline is added to FILE; pipelines that are in it already are not run again, except those named.
+Takes about 15 minutes on one core.
 """
 
 from __future__ import annotations

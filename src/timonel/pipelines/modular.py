@@ -149,9 +149,12 @@ def without_bar(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def without_log(pipe: Any) -> Iterator[None]:
-    """No tracebacks in diffusers' log, one for each block, of an error that a call raises anyway."""
+    """No tracebacks in diffusers' log, one for each block, of an error that is raised anyway."""
     logger, thread = logging.getLogger(BLOCKS), threading.get_ident()
-    quiet: Any = lambda record: record.levelno < logging.ERROR or record.thread != thread  # noqa: E731
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or record.thread != thread
+
     if is_modular(pipe):
         logger.addFilter(quiet)
     try:

@@ -39,8 +39,9 @@ def read(name: str, path: Path, dtype: Any, options: Mapping[str, Any]) -> Any:
 
     parts = trust.modular_folder(name, path)
     index = trust.read(name, path / MODULAR, trust.MOST_INDEX)
-    cls = getattr(diffusers, str(index["_class_name"]), None)
-    if not isinstance(cls, type) or not issubclass(cls, diffusers.ModularPipeline):
+    cls: Any = getattr(diffusers, str(index["_class_name"]), None)
+    known = isinstance(cls, type) and issubclass(cls, diffusers.ModularPipeline)
+    if not known:
         raise refused(name, f"diffusers has no modular pipeline {index['_class_name']!r}")
     if index.get(BLOCKS) is not None and not hasattr(diffusers, str(index[BLOCKS])):
         raise refused(

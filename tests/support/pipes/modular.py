@@ -12,9 +12,9 @@ import diffusers as d
 import torch
 
 from . import dit_new, flux, sd3, sdxl, video, video_new
-from .nets import WIDTH, flow, mask, picture
-from .registry import LEFT_OUT, Case, fill, register
-from .standins import Processor, Text, Words
+from .nets import mask, picture
+from .registry import Case, fill, register
+from .standins import Text, Words
 
 FAMILY = "Modular"
 

@@ -29,6 +29,7 @@ from ..session import Session
 from .gate import NO_FORECAST, NO_PART, Called, Gate, networks
 from .turn import Did, Turn
 
+OFFERED = 2.0  # the scale of a guider before the loop of a call that begins without guidance
 PARTS = ["pred_cond", "pred_uncond"]  # of every guider that can be forecast
 NO_SCALE = "{guider} has no guidance scale: leave the scale out of cfg(…), or set it on the guider"
 
@@ -180,7 +181,8 @@ class GuiderGate(Gate):
 
     def _stand_in(self, guider: Any) -> Any:
         """A copy of a guider that has not begun, at the scale of the call."""
-        stand_in = _class(type(guider)).__new__(_class(type(guider)))
+        kind: Any = type(guider)  # as what it is, mypy takes no class for hashable
+        stand_in = _class(kind).__new__(_class(kind))
         vars(stand_in).update(vars(guider))
         vars(stand_in).pop("set_state", None)  # of `Counted`, whose run never ended
         vars(stand_in).pop("momentum_buffer", None)
@@ -191,7 +193,11 @@ class GuiderGate(Gate):
         )  # fmt: skip
         stand_in._timonel_barred = False
         stand_in._step = stand_in._num_inference_steps = stand_in._timestep = None
-        stand_in._timonel_turn(scale, idle=False)
+        # the unconditional prompt is encoded also where no row is guided: rows may be guided later,
+        # and the blocks of some pipelines fail without it
+        stand_in._timonel_turn(
+            scale if scale != 1.0 or not guider._enabled else OFFERED, idle=False
+        )
         return stand_in
 
     # -- the row that comes ------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 from ...core.guidance import Guidance, cfg
 from ...errors import ArgumentError
 from .. import modular
+from ..caller import is_modular
 from .gate import networks
 
 SCALES = ("max_guidance_scale", "guidance_scale", "decoder_guidance_scale", "prior_guidance_scale")
@@ -25,7 +26,7 @@ def distilled(pipe: Any) -> bool:
     """
     configs = [getattr(module, "config", None) for module, main in networks(pipe).items() if main]
     # of UNets alone: other networks have other inputs of this name
-    unet = hasattr(pipe, "get_guidance_scale_embedding")
+    unet = hasattr(pipe, "get_guidance_scale_embedding") or is_modular(pipe)
     keys = ("guidance_embeds", "time_cond_proj_dim") if unet else ("guidance_embeds",)
     return any(getattr(config, key, None) for config in configs for key in keys)
 
@@ -127,8 +128,7 @@ def resolve_guidance(
     guidance = guidance if isinstance(guidance, Guidance) else cfg(guidance)
     name = argument(pipe, parameters, options)
     if name is None and distilled(pipe):
-        _to_network(pipe, parameters, options, guidance)
-        return None, None
+        return None, _to_network(pipe, parameters, options, guidance)
     if guidance.scale is None:
         return guidance, None
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
@@ -147,19 +147,26 @@ def resolve_guidance(
 
 def _to_network(
     pipe: Any, parameters: Mapping[str, Any], options: dict[str, Any], guidance: Guidance
-) -> None:
-    """Write the one scale of a distilled network; refuse everything else of guidance."""
-    name = _in_call(parameters)
+) -> float | None:
+    """Write the one scale of a distilled network; refuse everything else of guidance.
+
+    Returns:
+        The scale where the pipeline reads it from its guider; else None.
+    """
+    name, guided = _in_call(parameters), guiders(pipe, parameters)
     always = (guidance.start, guidance.stop, guidance.unit) == (0.0, math.inf, "ratio")
     constant = isinstance(guidance.scale, (int, float)) and always
-    if not constant or guidance.rescale or guidance.forecast > 1 or name is None:
+    if not constant or guidance.rescale or guidance.forecast > 1 or not (name or guided):
         true = f", or give negative_prompt= for its {TRUE}" if TRUE in parameters else ""
         raise ArgumentError(
             f"the model of this {type(pipe).__name__} is guidance-distilled: the scale is an input"
             " of its network, which has no unconditional part, so there is nothing to switch"
             f" off, vary, rescale or forecast; give guidance= one number{true}"
         )
+    if name is None:
+        return float(guidance.scale)  # type: ignore[arg-type]
     _write(options, name, guidance.scale)
+    return None
 
 
 def _write(options: dict[str, Any], name: str, value: Any) -> None:
