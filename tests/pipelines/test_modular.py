@@ -376,7 +376,7 @@ def entry(key: str, value: Any, file: str = "modular_model_index.json") -> Calla
             entry("auto_map", {"ModularPipelineBlocks": "block.B"}, "modular_config.json"),
             "never run",
         ),
-        (entry("_blocks_class_name", "EvilBlocks"), "blocks 'EvilBlocks' are code of its own"),
+        (entry("_blocks_class_name", "EvilBlocks"), "blocks 'EvilBlocks' are code that comes"),
         (entry("_class_name", "EvilModularPipeline"), "no modular pipeline 'EvilModular"),
         (entry("unet", ["evil", "X", {"type_hint": ["evil", "X"]}]), "is of 'evil'"),
         (entry("auto_map", {"AutoModel": "x.B"}, "unet/config.json"), "never run here"),

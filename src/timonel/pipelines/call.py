@@ -70,8 +70,8 @@ class Call:
         with self._stack:
             helm, session = self.helm, self.session
             decoded = Decoded(helm.pipe, lambda: _has_ended(session.run))
-            own = None if self.gate.parts_in else session.request.scale
-            guiders = scale.guiders_at(helm.pipe, helm.parameters, own)
+            scaled = None if self.gate.parts_in else session.request.scale
+            guiders = scale.guiders_at(helm.pipe, helm.parameters, scaled)
             with self._claim.working(), self._steered(), guiders:
                 output = self._run(decoded)
             self._check_stepped()
@@ -145,7 +145,7 @@ class Call:
         """The pipeline with the call's scheduler and guiders, and with one progress bar at most."""
         helm, pipe, session = self.helm, self.helm.pipe, self.session
         parts = {"scheduler": session.scheduler, **self.gate.parts_in}
-        own = {name: getattr(pipe, name) for name in parts}
+        former = {name: getattr(pipe, name) for name in parts}
         before, helm.session = helm.session, session
         shows = any(getattr(hook, "shows_progress", False) for hook in session.request.hooks)
         try:
@@ -157,7 +157,7 @@ class Call:
             if session.newest is None or not session.newest.started:
                 # it ended before its run began: the last run is still there to go on with
                 helm.session = before
-            for name, part in own.items():
+            for name, part in former.items():
                 setattr(pipe, name, part)
 
 

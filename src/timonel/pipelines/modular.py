@@ -1,7 +1,7 @@
 """What the helm reads of a modular pipeline of diffusers, whose call runs a tree of blocks.
 
 A classic pipeline has one `__call__` with the loop in it. A modular one has blocks: the inputs of
-the call are those of the blocks, the loop is a block of its own with a block for each part of a
+the call are those of the blocks, the loop is a block with another one for each part of a
 turn, and progress bars hang on the loops (diffusers 0.42.1, `modular_pipelines`). Here is all that
 is different; a function takes either kind, and says of a classic one what it always said.
 """
@@ -40,8 +40,8 @@ def parameters(pipe: Any) -> dict[str, Parameter]:
     Of a modular pipeline these are the inputs of its blocks in their order, then `state` and
     `output`. An input that several blocks have with unlike defaults has None.
     """
-    own = inspect.signature(pipe.__call__).parameters
-    named = {name: one for name, one in own.items() if one.kind is not one.VAR_KEYWORD}
+    signature = inspect.signature(pipe.__call__).parameters
+    named = {name: one for name, one in signature.items() if one.kind is not one.VAR_KEYWORD}
     if not is_modular(pipe):
         return named
     inputs = {
@@ -84,7 +84,7 @@ def guiders(pipe: Any) -> dict[str, Any]:
 
 # -- blocks --------------------------------------------------------------------------------------
 def leaves(pipe: Any) -> Iterator[Any]:
-    """Every block of a modular pipeline that is made of no others, loops with their parts."""
+    """Every block of a modular pipeline that holds no others, and loops with their parts."""
     yield from _leaves(pipe._blocks)
 
 
@@ -97,7 +97,7 @@ def _leaves(block: Any) -> Iterator[Any]:
 
 
 def classes(pipe: Any) -> tuple[type, ...]:
-    """The classes whose source says what a pipeline does: its own, or those of its blocks."""
+    """The classes whose source says what a pipeline does: that of it, or those of its blocks."""
     if not is_modular(pipe):
         return (type(pipe),)
     return tuple(dict.fromkeys(type(block) for block in leaves(pipe)))
@@ -122,15 +122,15 @@ def counts(pipe: Any, options: Mapping[str, Any]) -> bool:
         texts = [inspect.getsource(inspect.unwrap(type(part).__call__)) for part in turns]
     except (OSError, TypeError):
         return True
-    told = [STEPPED.sub("", HARMLESS.sub("", text)) for text in texts]
+    left = [STEPPED.sub("", HARMLESS.sub("", text)) for text in texts]
     nested = any("in enumerate(" in text for text in texts[1:]) or len(loops) != 1
-    return nested or any(CHANGING.search(text) for text in told)
+    return nested or any(CHANGING.search(text) for text in left)
 
 
 # -- what a pipeline prints ------------------------------------------------------------------------
 @contextmanager
 def without_bar(pipe: Any) -> Iterator[None]:
-    """No progress bar of a pipeline's own while the context is open."""
+    """No progress bar of the pipeline while the context is open."""
     bars = (
         [one for one in leaves(pipe) if hasattr(one, "loop_step")] if is_modular(pipe) else [pipe]
     )

@@ -1,4 +1,4 @@
-"""A folder that a modular pipeline of diffusers was saved in, read without code of its own.
+"""The folder of a modular pipeline of diffusers, read without running code that comes with it.
 
 diffusers' loader follows the index to wherever it says that a part lies, and only warns where one
 cannot be read. Here every part is read from the folder itself, or the model is refused.
@@ -46,8 +46,8 @@ def read(name: str, path: Path, dtype: Any, options: Mapping[str, Any]) -> Any:
     if index.get(BLOCKS) is not None and not hasattr(diffusers, str(index[BLOCKS])):
         raise refused(
             name,
-            f"its blocks {index[BLOCKS]!r} are code of its own, which is never run here; build the"
-            " pipeline yourself and give the object",
+            f"its blocks {index[BLOCKS]!r} are code that comes with the model, which is never run"
+            " here; build the pipeline yourself and give the object",
         )
     pipe = cls.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     for part in parts:

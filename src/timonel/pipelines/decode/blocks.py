@@ -89,7 +89,7 @@ class BlocksTail(Tail):
     """
 
     def __init__(self, pipe: Any, levels: list[Level]) -> None:
-        super().__init__(pipe, Rest(_nothing.__code__, (), None), {}, {})
+        super().__init__(pipe)
         self.levels = [self._kept(level) for level in levels]
         if not any(level.rest is not None for level in levels):
             raise NoTail(f"{type(pipe).__name__} steps its scheduler outside of its blocks")
@@ -130,8 +130,8 @@ class BlocksTail(Tail):
             {"progress_bar": SilentBar()} if "progress_bar" in known else {}
         )
         assert level.rest is not None
-        made: Result = level.rest.call(known, level.names)
-        return made
+        returned: Result = level.rest.call(known, level.names)
+        return returned
 
     def _turn(self) -> dict[str, Any]:
         """The variables of the loop in its last turn, as its parts get them."""
@@ -159,10 +159,6 @@ class _Around(StandIn):
     def progress_bar(self, *_: Any, **__: Any) -> SilentBar:
         """A bar that shows nothing."""
         return SilentBar()
-
-
-def _nothing() -> None:
-    return None
 
 
 def _copied(value: Any, memo: dict[int, Any], leaf: Callable[[Any], Any]) -> Any:

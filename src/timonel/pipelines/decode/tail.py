@@ -75,7 +75,7 @@ class Rest:
         return types.FunctionType(self.code, names)(*(values.get(name) for name in wanted))
 
 
-def look(pipe: Any) -> Tail | None:
+def look(pipe: Any) -> CallTail | None:
     """The rest of the present call of `pipe`, from inside a step of its scheduler.
 
     Returns:
@@ -93,7 +93,7 @@ def look(pipe: Any) -> Tail | None:
         raise NoTail(f"{type(pipe).__name__} steps its scheduler in {method}, outside of its call")
     rest, values = rest_of(frame.f_code, frame.f_lineno), frame.f_locals
     values = {name: values[name] for name in rest.names if name in values}
-    return Tail(pipe, rest, values, frame.f_globals)
+    return CallTail(pipe, rest, values, frame.f_globals)
 
 
 @lru_cache(maxsize=64)
@@ -174,12 +174,10 @@ def _loop(loop: ast.For, local: set[str]) -> tuple[str | None, str | None, str] 
 
 # -- the rest of it --------------------------------------------------------------------------------
 class Tail:
-    """The rest of one call, to be run with other latents. Make one with `look`."""
+    """The rest of one call, to be run with other latents: `CallTail` or `blocks.BlocksTail`."""
 
-    def __init__(
-        self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]
-    ) -> None:
-        self.pipe, self.rest, self.values, self.globals = pipe, rest, values, names
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
         self._formats, self._thread = list(FORMATS), threading.get_ident()
 
     def output(self, latents: Tensor, decode: Decode | None = None) -> tuple[Any, list[Tensor]]:
@@ -222,18 +220,7 @@ class Tail:
 
     def _run(self, stage: Stage, form: str) -> Any:
         """Run the rest on a stage, with pictures of a form of `FORMATS`."""
-        values = {name: self._value(name, value, stage) for name, value in self.values.items()}
-        other = {**CHANGED, **self._last_turn(), "output_type": form, "self": stage}
-        values |= {name: value for name, value in other.items() if name in values}
-        return self.rest.call(values, self.globals)
-
-    def _last_turn(self) -> dict[Any, Any]:
-        """The loop's variables in its last turn."""
-        count, time, listed = self.rest.loop or (None, None, "")
-        turns = self.values.get(listed)
-        if not isinstance(turns, (Tensor, list, tuple)) or not len(turns):
-            return {}
-        return {count: len(turns) - 1, time: turns[-1]}
+        raise NotImplementedError
 
     def _value(self, name: str, value: Any, stage: Stage) -> Any:
         """A variable of the call that may change without changing the call."""
@@ -250,6 +237,31 @@ class Tail:
         if hasattr(value, "set_timesteps") and hasattr(value, "step"):
             return IdleScheduler(value, [])
         return SilentBar() if name == "progress_bar" else stage._stage_part(value)
+
+
+class CallTail(Tail):
+    """The rest of a pipeline's `__call__`. Make one with `look`."""
+
+    def __init__(
+        self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]
+    ) -> None:
+        super().__init__(pipe)
+        self.rest, self.values, self.globals = rest, values, names
+
+    def _run(self, stage: Stage, form: str) -> Any:
+        """Run the rest on a stage, with pictures of a form of `FORMATS`."""
+        values = {name: self._value(name, value, stage) for name, value in self.values.items()}
+        other = {**CHANGED, **self._last_turn(), "output_type": form, "self": stage}
+        values |= {name: value for name, value in other.items() if name in values}
+        return self.rest.call(values, self.globals)
+
+    def _last_turn(self) -> dict[Any, Any]:
+        """The loop's variables in its last turn."""
+        count, time, listed = self.rest.loop or (None, None, "")
+        turns = self.values.get(listed)
+        if not isinstance(turns, (Tensor, list, tuple)) or not len(turns):
+            return {}
+        return {count: len(turns) - 1, time: turns[-1]}
 
 
 class StandIn:

@@ -3,10 +3,10 @@
 In diffusers a guider (`diffusers.guiders`) says which parts of a turn the network is called for,
 conditional and unconditional ones among them, and combines what it returns, by a formula that is
 the guider's: plain, projected (APG), CFG-Zero*, … For a call of the helm a stand-in takes its
-place: a copy that is of a class made from the guider's own, so that the guider which is set never
+place: a copy, of a class that is derived from the guider's, so that the guider which is set never
 changes. With every turn of the loop the stand-in is set to the row of the run: to its step and
 scale, or off where the row is not guided, and then the network is called for the conditional part
-alone. A forecast unconditional part is handed to the formula as if it had been computed.
+alone. A forecast unconditional part goes into the formula as if it had been computed.
 
 So `guidance=` says the scale and the interval, and the guider that is set keeps its formula. Where
 the call says nothing the guider is as it was set, with the steps of the run for calls of the loop.
@@ -59,7 +59,7 @@ def _memory(guider: Any) -> Memory:
     return _MEMORIES.setdefault(getattr(guider, "_timonel_original", guider), Memory())
 
 
-class StandIn:
+class Guiding:
     """What a stand-in adds to the class of its guider.
 
     `_timonel_gate`: of the call. `_timonel_original`: the guider that is set. `_timonel_set`: its
@@ -95,7 +95,7 @@ class StandIn:
         self._timonel_barred, self._enabled = True, False
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
-        """The guider's own, with the run's row in the place of the turn of the loop."""
+        """As the guider, with the run's row in the place of the turn of the loop."""
         run, idle = self._timonel_gate.coming()
         which: Any = (step, num_inference_steps) if run is None else (run.step, run.steps)
         if idle:
@@ -106,10 +106,10 @@ class StandIn:
 
     def _timonel_turn(self, scale: float | None, idle: bool) -> None:
         """Guide the coming row with a scale: 1 is not at all, None as the guider is set."""
-        own, enabled, start, stop = self._timonel_set
+        usual, enabled, start, stop = self._timonel_set
         guided = scale not in (None, 1.0)
         if hasattr(self, "guidance_scale"):
-            self.guidance_scale = scale if guided else own  # type: ignore[assignment]
+            self.guidance_scale = scale if guided else usual  # type: ignore[assignment]
         barred = self._timonel_barred or scale == 1.0 or idle
         self._enabled = (enabled or guided) and not barred
         self._start, self._stop = (0.0, 1.0) if guided else (start, stop)
@@ -156,7 +156,7 @@ def _class(cls: Any) -> Any:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    return type(cls.__name__, (StandIn, cls), members)
+    return type(cls.__name__, (Guiding, cls), members)
 
 
 class GuiderGate(Gate):
@@ -186,10 +186,10 @@ class GuiderGate(Gate):
         vars(stand_in).update(vars(guider))
         vars(stand_in).pop("set_state", None)  # of `Counted`, whose run never ended
         vars(stand_in).pop("momentum_buffer", None)
-        scale, own = self.session.request.scale, getattr(guider, "guidance_scale", None)
+        scale, usual = self.session.request.scale, getattr(guider, "guidance_scale", None)
         stand_in._timonel_gate, stand_in._timonel_original = self, guider
         stand_in._timonel_set = (
-            own if scale is None else scale, guider._enabled, guider._start, guider._stop,
+            usual if scale is None else scale, guider._enabled, guider._start, guider._stop,
         )  # fmt: skip
         stand_in._timonel_barred = False
         stand_in._step = stand_in._num_inference_steps = stand_in._timestep = None
@@ -206,7 +206,7 @@ class GuiderGate(Gate):
         session = self.session
         return (session.coming() if session.opens else session.run), session.phase.idle
 
-    def forecasts(self, guider: StandIn, batches: list[Any]) -> bool:
+    def forecasts(self, guider: Guiding, batches: list[Any]) -> bool:
         """Whether the unconditional part of a row is forecast.
 
         Raises:
@@ -218,24 +218,24 @@ class GuiderGate(Gate):
         self._two_parts(guider)
         return run.forecasting
 
-    def _two_parts(self, guider: StandIn) -> None:
+    def _two_parts(self, guider: Guiding) -> None:
         """Raises `ArgumentError` where a guider may have other parts than the usual two."""
         if guider._input_predictions != PARTS:
             why = f"guides by up to {len(guider._input_predictions)} parts"
             raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=why))
 
-    def delta(self, guider: StandIn) -> Tensor | None:
+    def delta(self, guider: Guiding) -> Tensor | None:
         """The forecast of conditional minus unconditional part, where the row has one."""
         run, idle = self.coming()
         return None if run is None or idle or not guider._enabled else run.forecast
 
-    def combine(self, guider: StandIn, parts: dict[str, Tensor], combined: Any) -> Any:
-        """What the parts of a row become: here alone the guider's own formula may be replaced.
+    def combine(self, guider: Guiding, parts: dict[str, Tensor], combined: Any) -> Any:
+        """What the parts of a row become: the one place where a formula may replace the guider's.
 
         Args:
             guider: that has combined them, at the scale of the row.
             parts: what the network returned, by the guider's names.
-            combined: what the guider made of them, a `GuiderOutput`.
+            combined: what it combined them to, a `GuiderOutput`.
 
         Returns:
             The same, or changed.
@@ -259,7 +259,7 @@ class GuiderGate(Gate):
         return called.compute()
 
     def combined(self, raw: Tensor) -> Tensor:
-        """What the row is advanced with: what the guider made.
+        """What the row is advanced with: what the guider has combined.
 
         Raises:
             ArgumentError: the row is to be guided, and the guider has one part.
@@ -267,7 +267,7 @@ class GuiderGate(Gate):
         run = self.session.run
         if run is None or run.guided.guidance is None or run.scale == 1.0:
             return raw
-        # at its own scale a guider has an interval of its own
+        # at the scale that it is set to a guider has also the interval that it is set to
         if not self.did & Did.GUIDED and (run.scale is not None or not self.offered):
             raise ArgumentError(NO_PART.format(pipe=self._name))
         return raw
