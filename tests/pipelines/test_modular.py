@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import timonel as tm
 from support import pipes
 from support.pipes.features import Trial, gap
 from timonel.errors import ArgumentError, GridError, Inexact, ModelError, RunError, UnknownName
+from timonel.pipelines import modular as read
 
 CASES = pipes.load()
 XL, STEPS = "StableDiffusionXLModularPipeline", 5
@@ -296,6 +298,35 @@ def test_preview_of_the_last_step_is_the_picture(key: str) -> None:
     assert len(shown) == 3
     ours = np.asarray(shown[-1], dtype=float)[: frame.shape[0], : frame.shape[1]]
     assert abs(ours - frame * 255).max() <= 1.5
+
+
+def test_call_in_the_background_is_looked_at_while_it_goes_on() -> None:
+    trial = modular()
+    options = {**trial.case.inputs(), **trial.case.shown("pil"), "seeds": [0], "steps": 3}
+    handle = trial.helm.start(**options, hooks=[lambda run: run.pause() if run.step == 1 else None])
+    while handle.status != "paused":
+        time.sleep(0.01)
+    assert [one.size for one in handle.preview(decode=True)] == [(16, 16)]
+    handle.resume()
+    made = handle.result()[0].tobytes()
+    assert made == trial.helm(**options)[0].tobytes()
+
+
+@pytest.mark.parametrize("key", ["StableDiffusionPipeline", XL])
+def test_progress_bars_are_as_before_where_a_hook_shows_the_progress(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = Trial(CASES[key])
+    bars = (
+        [one for one in read.leaves(trial.pipe) if hasattr(one, "loop_step")] if key == XL else []
+    )
+    for one in bars or [trial.pipe]:
+        one.set_progress_bar_config(desc="mine")
+    steered(trial)
+    assert "mine" in capsys.readouterr().err
+    steered(trial, hooks=[tm.progress()])
+    assert "mine" not in capsys.readouterr().err
+    assert all(one._progress_bar_config == {"desc": "mine"} for one in bars or [trial.pipe])
 
 
 def test_state_and_outputs_are_the_pipelines_own(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ QWEN: dict[str, Any] = {"negative_prompt": "blur", "max_sequence_length": 64}
 blocks("QwenImageModularPipeline", "QwenImageAutoBlocks", dit_new.qwen, lambda: QWEN)
 blocks("QwenImageModularPipeline", "QwenImageAutoBlocks", dit_new.qwen, lambda: QWEN | IMAGE,
        label=" (img2img)")  # fmt: skip
+blocks("Flux2ModularPipeline", "Flux2AutoBlocks", flux.flux2, lambda: flux.LAYERS,
+       guidance="embedded")  # fmt: skip
+VIDEO: dict[str, Any] = {"kind": "video", "output": "videos"}
+LTX = {key: value for key, value in video.LTX.items() if key != "guidance_scale"}
+LTX2 = {key: value for key, value in video_new.LTX2.items() if key != "guidance_scale"}
+blocks("LTXModularPipeline", "LTXAutoBlocks", lambda: video.ltx(**video.DYNAMIC), lambda: LTX,
+       **VIDEO)  # fmt: skip
+blocks("LTX2ModularPipeline", "LTX2AutoBlocks", video_new.ltx2, lambda: LTX2, **VIDEO)
 blocks("ZImageModularPipeline", "ZImageAutoBlocks",
        lambda: dit_new.zed(guider=d.ClassifierFreeGuidance(guidance_scale=3.0)))  # fmt: skip
 blocks("HunyuanVideo15ModularPipeline", "HunyuanVideo15AutoBlocks",
