@@ -39,8 +39,12 @@ _WHERE = {
     "Table": "core.table",
     "TimonelError": "errors",
     "VP": "core.process",
+    "apg": "core.guidance",
+    "autoguidance": "core.guidance",
     "begin": "engine.loop",
     "cfg": "core.guidance",
+    "cfg_pp": "core.guidance",
+    "cfg_zero": "core.guidance",
     "checkpoint": "hooks.checkpoint",
     "collect": "hooks.collect",
     "compare": "comparison",
@@ -48,15 +52,21 @@ _WHERE = {
     "edit": "hooks.control",
     "guard": "hooks.guard",
     "iterate": "engine.loop",
+    "mambo": "core.guidance",
+    "pag": "core.guidance",
     "preview": "hooks.preview",
     "progress": "hooks.progress",
     "replay": "make.recipe",
     "sample": "engine.loop",
     "save_steps": "hooks.preview",
+    "seg": "core.guidance",
+    "skip_layers": "core.guidance",
     "start": "engine.handle",
     "stop_when": "hooks.control",
+    "tcfg": "core.guidance",
     "trace": "hooks.trace",
     "tune": "tuning",
+    "zero_init": "core.guidance",
 }
 __all__ = ["__version__", *sorted(_WHERE)]
 
@@ -65,7 +75,17 @@ if TYPE_CHECKING:
     from .core.grids import GRIDS as GRIDS
     from .core.grids import Grid as Grid
     from .core.guidance import Guidance as Guidance
+    from .core.guidance import apg as apg
+    from .core.guidance import autoguidance as autoguidance
     from .core.guidance import cfg as cfg
+    from .core.guidance import cfg_pp as cfg_pp
+    from .core.guidance import cfg_zero as cfg_zero
+    from .core.guidance import mambo as mambo
+    from .core.guidance import pag as pag
+    from .core.guidance import seg as seg
+    from .core.guidance import skip_layers as skip_layers
+    from .core.guidance import tcfg as tcfg
+    from .core.guidance import zero_init as zero_init
     from .core.hook import Hook as Hook
     from .core.noise import BrownianNoise as BrownianNoise
     from .core.noise import SeededNoise as SeededNoise

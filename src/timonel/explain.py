@@ -106,6 +106,7 @@ def _steps(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
 
 
 def _weights(axis: Axes, table: Table, color: str, i: int, of: int) -> None:
+    table = table.unguided()
     newest = table.x[:, 2 : 2 + table.history]
     total = newest.sum(1, keepdim=True)
     share = newest / torch.where(total == 0, 1.0, total)

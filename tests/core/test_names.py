@@ -10,12 +10,6 @@ from timonel.core import names, solvers
 from timonel.core.grids import GRIDS
 from timonel.errors import ArgumentError, UnknownName
 
-WITHOUT_CFG_PP = (
-    "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2s_ancestral", "res_multistep",
-    "res_multistep_ancestral",
-    "gradient_estimation",
-)  # fmt: skip
-
 
 @pytest.mark.parametrize(
     ("typed", "solver", "grid", "options", "noise"),
@@ -46,6 +40,8 @@ WITHOUT_CFG_PP = (
         ("DPM++ 3M SDE Polyexponential", "dpmpp_3m_sde", "polyexponential", {}, "brownian"),
         ("EulerAncestralDiscreteScheduler", "euler_ancestral", None, {}, "independent"),
         ("KDPM2DiscreteScheduler/Karras", "dpm2", "karras", {}, "independent"),
+        ("dpmpp_2m_cfg_pp/karras", "dpmpp_2m_cfg_pp", "karras", {}, "independent"),
+        ("Euler a CFG++ Karras", "euler_ancestral_cfg_pp", "karras", {}, "independent"),
         ("DPM++ 2M Align Your Steps", "dpmpp_2m", "ays", {}, "independent"),
     ],
 )
@@ -99,10 +95,6 @@ def test_own_options_win_over_an_alias():
         ("eler", UnknownName, "'euler'"),
         ("DPM++ 2M Karas", UnknownName, "dpm\\+\\+ 2m"),
         ("dpm_adaptive", ArgumentError, "levels from the sample.*res_3s"),
-        *(
-            (f"{one}_cfg_pp", ArgumentError, rf"CFG\+\+.*does not exist yet.*'{one}'")
-            for one in WITHOUT_CFG_PP
-        ),
         ("sa_solver_pece", ArgumentError, "does not exist yet.*'sa_solver'"),
         ("euler/karas", UnknownName, "'karras'"),
         ("DPM++ 2M Karras/ays", ArgumentError, "'karras'.*'ays'.*one"),

@@ -85,14 +85,57 @@ CLASSIC = {
 def test_modular_pipeline_makes_what_the_classic_one_of_its_parts_makes(
     key: str, sampler: str, guidance: Any
 ) -> None:
-    ours, theirs = Trial(CASES[key]), Trial(CASES[CLASSIC[key]])
+    ours, theirs = both(key)
     orders = {"sampler": sampler, "guidance": guidance}
-    for made, other in zip(ours.networks, theirs.networks, strict=True):
-        other.load_state_dict(made.state_dict())
+    assert same(steered(ours, **orders), steered(theirs, **orders))
+
+
+def both(key: str, guider: Any = None) -> tuple[Trial, Trial]:
+    """A modular pipeline and the classic one with its parts."""
+    ours, theirs = modular(key, guider), Trial(CASES[CLASSIC[key]])
+    for network, other in zip(ours.networks, theirs.networks, strict=True):
+        other.load_state_dict(network.state_dict())
     for name in ("text_encoder", "text_encoder_2"):
         if hasattr(theirs.pipe, name):
             setattr(theirs.pipe, name, getattr(ours.pipe, name))
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance"),
+    [
+        ("euler", tm.apg(4.0, momentum=-0.5)), ("heun", tm.cfg_zero(4.0)),
+        ("dpmpp_2m", tm.tcfg(4.0, until=0.6)), ("euler", tm.cfg_pp(0.6)), ("euler", tm.cfg(4.0) + tm.pag(2.0)),
+        ("euler", tm.cfg(1.0) + tm.pag(2.0)), ("euler", tm.apg(4.0, forecast=2)),
+        ("euler", tm.apg(4.0, rescale=0.5) + tm.pag(1.0)),
+    ],
+    ids=["APG", "CFG-Zero*", "TCFG", "CFG++", "PAG", "PAG alone", "forecast", "rescaled"],
+)  # fmt: skip
+@pytest.mark.parametrize("guider", [None, lambda: apg(7.0)], ids=["plain", "APG is set"])
+@pytest.mark.parametrize("key", [XL, "WanModularPipeline (2.1)"])
+def test_method_of_the_call_takes_the_place_of_the_guiders_formula(
+    key: str, guider: Any, sampler: str, guidance: Any
+) -> None:
+    if key != XL and guidance.terms:
+        pytest.skip("this network has no layers that are perturbed")
+    ours, theirs = both(key, guider and guider())
+    orders = {"sampler": sampler, "guidance": guidance}
+    if guider and guidance.method is None:
+        return  # plain guidance keeps the formula of the guider that is set
     assert same(steered(ours, **orders), steered(theirs, **orders))
+
+
+def test_method_may_be_assigned_and_goes_back_exactly() -> None:
+    trial = modular()
+
+    def change(run: tm.Run) -> None:
+        if run.step == 2:
+            run.guidance = tm.apg(4.0, momentum=-0.5)
+
+    straight = steered(trial, sampler="euler", guidance=4.0, hooks=[change])
+    hooks = [change, back_once(3, 4)]
+    assert torch.equal(steered(trial, sampler="euler", guidance=4.0, keep=6, hooks=hooks), straight)
+    assert not same(straight, steered(trial, sampler="euler", guidance=4.0), 1e-6)
 
 
 @pytest.mark.parametrize("key", [*CLASSIC, "QwenImageModularPipeline", "WanModularPipeline (2.2)"])

@@ -236,6 +236,7 @@ def propagate(
     Entry 0 is the mean, entry 1 the coefficient of the start's noise, entry 2 + k that of row k's.
     `affine(level) -> (a, b)` is the denoiser. The variance is the sum of squares of entries 1….
     """
+    table = table.unguided()
     k_rows, dims = table.nfe, mean.shape[0]
 
     def unit(row: int) -> torch.Tensor:

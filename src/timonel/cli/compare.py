@@ -63,7 +63,10 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0.")] = None,
     seed: Annotated[Many, typer.Option(help="These seeds.")] = None,
     guidance: Annotated[
-        Many, typer.Option(help="Guidance scales; none is the model's own.")
+        Many,
+        typer.Option(
+            help="Guidance scales, or methods such as apg:5,eta=0.5; none is the model's own."
+        ),
     ] = None,
     guidance_until: Annotated[
         Many, typer.Option(help="Ends of guidance: none, 0.4, step:4 or sigma:1.2.")
@@ -119,7 +122,7 @@ def compare(
         "grid": _nones(grid),
         "steps": _whole("steps", steps),
         "seed": _whole("seed", seed),
-        "guidance": _real("guidance", guidance),
+        "guidance": _numbers(guidance),
         "guidance_until": _nones(guidance_until),
         "negative_prompt": negative,
         "width": _whole("width", width),
@@ -301,9 +304,17 @@ def _whole(name: str, words: Many) -> list[int] | None:
     return None if words is None else [_parsed(name, word, int) for word in words]
 
 
-def _real(name: str, words: Many) -> list[Any] | None:
+def _numbers(words: Many) -> list[Any] | None:
+    """Words, those that are numbers as such."""
     values = _nones(words)
-    return values and [None if word is None else _parsed(name, word, float) for word in values]
+    return values and [None if word is None else _number_or_word(word) for word in values]
+
+
+def _number_or_word(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _parsed(name: str, word: str, kind: Any) -> Any:

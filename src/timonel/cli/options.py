@@ -47,7 +47,11 @@ Dtype = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler. Default: the model's own.")]
 Scale = Annotated[
-    float | None, typer.Option(help="Guidance scale; 1 is none. Default: the model's own.")
+    str | None,
+    typer.Option(
+        help="Guidance scale, 1 is none, or a method such as apg:5,eta=0.5. Default: the model's"
+        " own."
+    ),
 ]
 Until = Annotated[
     str | None, typer.Option(help="End of guidance: 0.4 (of the steps), step:4 or sigma:1.2.")
@@ -151,7 +155,7 @@ def number_or_text(text: str) -> int | float | str:
     return text
 
 
-def guidance_of(scale: float | None, until: str | None) -> Guidance | None:
+def guidance_of(scale: float | str | None, until: str | None) -> Guidance | None:
     """Guidance of a command: its scale, and where it ends."""
     from ..core.guidance import parsed
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core import noise as noises
+from ..core import solvers
 from ..core.data import GuidanceData
 from ..core.fitted.fingerprint import fingerprint
 from ..core.grids import usual
@@ -69,12 +70,18 @@ def reference(recipe: Recipe, process: Process, steps: int) -> Recipe:
 def _fine(recipe: Recipe, grid: str, steps: int) -> Recipe:
     always = recipe.guidance
     if always is not None:
-        always = GuidanceData(scale=None if isinstance(always.scale, list) else always.scale)
+        scale = None if isinstance(always.scale, list) else always.scale
+        always = GuidanceData(scale=scale, method=always.method)
     return recipe.model_copy(update={
         "sampler": SOLVER, "grid": grid, "steps": steps, "options": {}, "grid_options": {},
         "table": None, "sigmas": None, "noise": noises.DEFAULT, "guidance": always,
         "stopped_after": None,
     })  # fmt: skip
+
+
+def converges(recipe: Recipe) -> bool:
+    """Whether more steps come nearer to one picture; with CFG++ they push further at its scale."""
+    return recipe.table is not None or not solvers.find(recipe.chosen().name).reads_uncond
 
 
 def shared(recipe: Recipe) -> str:
@@ -118,9 +125,7 @@ class Engine:
         known = [self.store.outcomes.get(cell.id) for cell in self.plan]
         gone = sum(o is not None and o.status == "done" and not self.store.whole(o) for o in known)
         self._ended = sum(self.store.done(cell.id) is not None for cell in self.plan)
-        self._samples = len(
-            {shared(cell.recipe) for cell in self.plan if self.referring and self._unmeasured(cell)}
-        )
+        self._samples = len({shared(cell.recipe) for cell in self.plan if self._unmeasured(cell)})
         self._state = replace(self._state, gone=gone)
         with _quiet(self.plan.helms.values()):
             for work in works(self.plan):
@@ -159,12 +164,13 @@ class Engine:
     def _unmeasured(self, cell: Cell) -> bool:
         """Whether a cell has not run, or has no reference to be measured against."""
         outcome = self.store.done(cell.id)
-        return outcome is None or self.store.done(outcome.reference) is None
+        missing = outcome is None or self.store.done(outcome.reference) is None
+        return missing and self.referring and converges(cell.recipe)
 
     def _work(self, work: Work) -> None:
         self.store.refresh()  # another process may have done some of it
         todo = [cell for cell in work.cells if self.store.done(cell.id) is None]
-        unmeasured = [cell for cell in work.cells if self.referring and self._unmeasured(cell)]
+        unmeasured = [cell for cell in work.cells if self._unmeasured(cell)]
         if not todo and not unmeasured:
             return
         helm = self.helm(work.samples[0])

@@ -10,7 +10,7 @@ import torch
 
 from ..engine.network import evaluations
 from ..errors import TimonelError
-from .engine import BATCH, FIRST, Engine, reference
+from .engine import BATCH, FIRST, Engine, converges, reference
 from .plan import Plan
 from .store import Store
 from .work import works
@@ -92,7 +92,7 @@ def estimate(plan: Plan, out: Path, batch: int | None = None, references: bool =
         fine = {
             reference(cell.recipe, captured.process, FIRST).model_dump_json()
             for cell in todo
-            if references
+            if references and converges(cell.recipe)
         }
         count += len(fine) * 3 * FIRST * captured.parts
         size = min(batch or BATCH, count)

@@ -251,6 +251,7 @@ def recipe(at: Mapping[str, Value]) -> Recipe:
         fitted=sampler.fitted if isinstance(sampler, Sampler) else None,
     )
     guidance = parsed(at["guidance"], at.get("guidance_until"), values.get("rescale", 0.0))
+    chosen = chosen.guided_by(guidance)
     plain = ("prompt", "negative_prompt", "image", "width", "height", "dtype", "device")
     return Recipe(
         model=_label(model),

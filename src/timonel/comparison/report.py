@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import shell
+from ..core.guidance import words as guided_words
 from ..core.sampler import FILE
 from ..make.recipe import Recipe
 from ..version import VERSION
@@ -168,7 +169,8 @@ def _guided(recipe: Recipe) -> list[str]:
     g = recipe.guidance
     if g is None:
         return []
-    scale = [] if g.scale is None or isinstance(g.scale, list) else ["--guidance", f"{g.scale:g}"]
+    typed = guided_words.typed(g.guidance())
+    scale = [] if typed is None else ["--guidance", typed]
     unit = "" if g.unit == "ratio" else f"{g.unit}:"
     return scale + ([] if g.stop is None else ["--guidance-until", f"{unit}{g.stop:g}"])
 

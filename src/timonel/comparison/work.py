@@ -11,6 +11,7 @@ from ..make.recipe import Recipe
 from .plan import Cell
 
 SAMPLES = 64  # conditions captured at once
+BOTH_PARTS = 2.0  # a scale at which pipelines compute both parts
 
 
 @dataclass
@@ -36,7 +37,9 @@ class Work:
         """The largest guidance scale, to capture with; None is the pipeline's."""
         guided = [cell.recipe.guidance for cell in self.cells if cell.recipe.guidance is not None]
         scales = [g.scale if isinstance(g.scale, list) else [g.scale] for g in guided]
-        return max((s for some in scales for s in some if s is not None), default=None)
+        largest = max((s for some in scales for s in some if s is not None), default=None)
+        both = any(g.method is not None for g in guided)  # CFG++ needs both parts at 0.6 too
+        return max(largest, BOTH_PARTS) if both and largest is not None else largest
 
 
 def _subject(recipe: Recipe) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """What a table does, as numbers: weights of predictions, noise, and the spread of Gaussian data.
 
+A table that reads unconditional predictions does here what it does to a run that is not guided.
 Everything follows from the rows by linear algebra in float64; no network is called.
 """
 
@@ -85,6 +86,7 @@ def trace(
     Returns:
         K + 1 vectors.
     """
+    table = table.unguided()
     base, history, path = x, [torch.zeros_like(x)] * (table.history - 1), [x]
     for row in range(table.nfe):
         clean, (alpha, sigma, _) = denoised(row, x), table.level(row)

@@ -69,6 +69,13 @@ class Checkpoints:
         assert self.start is not None
         return Point(self.start.clone(), None, None)
 
+    def forget_momentum(self) -> None:
+        """Another guidance method goes on from the points, and begins anew."""
+        self.points = {
+            step: point._replace(state=point.state._replace(momentum=None))
+            for step, point in self.points.items()
+        }
+
     def copy(self) -> Checkpoints:
         """The same points with copies of their states."""
         return self._with({step: point.clone() for step, point in self.points.items()})

@@ -20,7 +20,7 @@ from .checkpoints import Checkpoints, Point
 from .driver import UNKNOWN, Driver
 from .guidance import CompiledGuidance, Guidance, assigned
 from .position import Position
-from .program import Program, State
+from .program import NOTHING, Aside, Program, State
 from .table import Table
 
 # seconds that an edit from another thread waits for a hook, which may be waiting for that thread
@@ -56,7 +56,7 @@ class Controlled(Position):
         self.reason = ""  # why the run was stopped
         self._checkpoints = Checkpoints(keep)
         self._coming: CompiledGuidance | None = None  # from the next row on
-        self._difference: Tensor | None = None  # of the row that is computed
+        self._aside = NOTHING  # of the row that is computed
         # the orders
         self._status = "new"
         self._paused, self._stopping, self._finished = False, False, False
@@ -284,8 +284,47 @@ class Controlled(Position):
 
     def _settle(self) -> None:
         """Between two rows: what was assigned while one was computed holds from here on."""
-        if self._coming is not None:
-            self._guided, self._coming, self._difference = self._coming, None, None
+        if self._coming is None:
+            return
+        if self._coming.method != self._guided.method:  # whose momentum means nothing to it
+            self._checkpoints.forget_momentum()
+            if self._at is not None:
+                self._go_on_with(self._here._replace(momentum=None))
+        self._guided, self._coming, self._aside = self._coming, None, NOTHING
+
+    def remember(
+        self, difference: Tensor | None = None, *, uncond: Tensor | None = None,
+        momentum: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Keep what the guidance of the coming row leaves beside its output, before `advance`.
+
+        Args:
+            difference: (batch, …), cond - uncond of the raw outputs, where both were computed.
+            uncond: (batch, …), the unconditional raw output, where `table.reads_uncond`.
+            momentum: what `guided.combine` returned with the output.
+        """
+        self._aside = Aside(difference, uncond, momentum)
+
+    def _take_aside(self, state: State) -> Aside:
+        """What guidance leaves of the row that is applied. Raises `RunError` where it lacks."""
+        aside, self._aside = self._aside, NOTHING
+        guided = self._guided
+        if (
+            aside.uncond is None and self.table.reads_uncond
+            and guided.guidance is not None and guided.scales[state.row] != 1.0
+        ):  # fmt: skip
+            raise RunError(
+                f"row {state.row} of {self.table.solver!r} reads the unconditional output of a"
+                " guided row: give run.remember(uncond=…) before run.advance(…)"
+            )
+        return aside
+
+    def _with(self, aside: Aside, state: State) -> State:
+        """The state after a row, with what its guidance leaves."""
+        order, new = self._guided.order, aside.difference
+        if new is not None and order:
+            state = state._replace(differences=(new, *state.differences)[:order])
+        return state if aside.momentum is None else state._replace(momentum=aside.momentum)
 
     # -- the sample --------------------------------------------------------------------------------
     @property

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from ..errors import ArgumentError, plain, shown
-from .guidance import Guidance, cfg
+from .guidance import Guidance, Term, cfg
+from .guidance.methods import from_dict
 
 
 class Data(BaseModel):
@@ -27,7 +29,11 @@ class Data(BaseModel):
 
 
 class GuidanceData(Data):
-    """`Guidance` as data; an open end of the interval is None, as is a `forecast` of 1."""
+    """`Guidance` as data; an open end of the interval is None, as is a `forecast` of 1.
+
+    `method` is the name and the fields of a method, `terms` are the fields of terms; without them
+    the data has no such keys.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +44,14 @@ class GuidanceData(Data):
     rescale: float = 0.0
     forecast: int | None = None
     order: int | None = None
+    method: dict[str, Any] | None = None
+    terms: list[dict[str, Any]] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, write: Any) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        absent = [key for key in ("method", "terms") if getattr(self, key) is None]
+        return {k: v for k, v in data.items() if k not in absent}
 
     @classmethod
     def of(cls, guidance: Guidance) -> GuidanceData:
@@ -52,6 +66,8 @@ class GuidanceData(Data):
             rescale=guidance.rescale,
             forecast=guidance.forecast if forecasts else None,
             order=guidance.order if forecasts else None,
+            method=None if guidance.method is None else guidance.method.to_dict(),
+            terms=[term.to_dict() for term in guidance.terms] or None,
         )
 
     def guidance(self) -> Guidance:
@@ -61,7 +77,9 @@ class GuidanceData(Data):
             first if self.start is None else self.start,
             last if self.stop is None else self.stop,
         )
-        return cfg(
+        guidance = cfg(
             self.scale, between=between, unit=self.unit, rescale=self.rescale,
             forecast=1 if self.forecast is None else self.forecast, order=self.order,
         )  # fmt: skip
+        method = None if self.method is None else from_dict(self.method)
+        return replace(guidance, method=method, terms=tuple(map(Term.from_dict, self.terms or ())))

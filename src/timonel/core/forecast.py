@@ -152,6 +152,11 @@ def _calls(table: Table, steps: Sequence[int]) -> list[int]:
             " steps of one call can be left out: use a multistep sampler, e.g. 'dpmpp_2m' or"
             " 'unipc'"
         )
+    if table.reads_uncond:
+        raise ArgumentError(
+            f"{table.solver!r} reads the unconditional prediction of every step, which no forecast"
+            f" has: leave skip= out, or use {table.solver.removesuffix('_cfg_pp')!r}"
+        )
     if table.stochastic:
         raise ArgumentError(
             f"{table.solver!r} adds noise here, which no forecast foresees: skip= goes with a"

@@ -54,6 +54,10 @@ ALIASES: dict[str, Named] = {
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
+    "euler cfg++": Named("euler_cfg_pp"),
+    "euler a cfg++": Named("euler_ancestral_cfg_pp"),
+    "dpm++ 2m cfg++": Named("dpmpp_2m_cfg_pp"),
+    "dpm++ 2s a cfg++": Named("dpmpp_2s_ancestral_cfg_pp"),
     # ComfyUI
     "dpm fast": Named("dpm_fast", options=DISCARDS),
     "dpm 2": Named("dpm2", options=DISCARDS),
@@ -121,25 +125,11 @@ GRID_ALIASES = {
     "use beta sigmas": "beta_sigma",
     "use lu lambdas": "lam",
 }  # fmt: skip
-CFG_PP = (
-    "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does"
-    " not exist yet"
-)
-PLAIN = f"{CFG_PP}, so use {{0!r}} with guidance"
-#: ComfyUI's samplers with CFG++, and the same without it
-WITH_CFG_PP = {
-    f"{plain} cfg pp": plain.replace(" ", "_")
-    for plain in (
-        "euler", "euler ancestral", "dpmpp 2m", "dpmpp 2s ancestral", "res multistep",
-        "res multistep ancestral", "gradient estimation",
-    )
-}  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
     "dpm adaptive": (
         "it chooses its levels from the sample, so it is no table; use 'res_3s' or 'dpm_solver'"
     ),
-    **{name: PLAIN.format(plain) for name, plain in WITH_CFG_PP.items()},
     "sa solver pece": (
         "predicting, correcting and calling the network again does not exist yet; use 'sa_solver',"
         " which makes one call a step"

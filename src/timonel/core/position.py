@@ -163,3 +163,8 @@ class Position:
     def remembers(self) -> bool:
         """Whether later rows may need cond - uncond of the coming call."""
         return self._guided.order > 0
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """What the guidance method has to know of the rows before; see `Method`."""
+        return self._here.momentum

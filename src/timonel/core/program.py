@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -51,6 +51,8 @@ class State(NamedTuple):
         base: where the current step began; None where the solver needs none.
         history: predictions, newest first; None where no later row reads one.
         differences: cond - uncond of raw outputs, newest first, where guidance is forecast.
+        momentum: what the guidance method has to know of the rows before.
+        unconditional: unconditional predictions, newest first, where the solver reads them.
     """
 
     row: int
@@ -58,14 +60,37 @@ class State(NamedTuple):
     base: Tensor | None
     history: tuple[Tensor | None, ...]
     differences: tuple[Tensor, ...] = ()
+    momentum: Tensor | None = None
+    unconditional: tuple[Tensor | None, ...] = ()
 
     def clone(self) -> State:
         """A copy of the state and its tensors."""
-        base = None if self.base is None else self.base.clone()
-        history = tuple(None if h is None else h.clone() for h in self.history)
+
+        def copied(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+            return tuple(None if t is None else t.clone() for t in tensors)
+
+        base, momentum = copied((self.base, self.momentum))
         return State(
-            self.row, self.x.clone(), base, history, tuple(d.clone() for d in self.differences)
-        )
+            self.row, self.x.clone(), base, copied(self.history), copied(self.differences),
+            momentum, copied(self.unconditional),
+        )  # fmt: skip
+
+
+class Aside(NamedTuple):
+    """What the guidance of a row leaves beside its raw output.
+
+    Args:
+        difference: cond - uncond of the raw outputs, for forecasts.
+        uncond: the unconditional raw output, for solvers that read it.
+        momentum: what the guidance method has to know at the next row.
+    """
+
+    difference: Tensor | None = None
+    uncond: Tensor | None = None
+    momentum: Tensor | None = None
+
+
+NOTHING = Aside()
 
 
 @dataclass(frozen=True)
@@ -84,6 +109,8 @@ class Row:
         sums: what the row computes.
         carry: what an edit of x adds to the base, per unit; None where the row reads no base.
         directed: weights of c and d in the prediction that a `Directed` means.
+        convert: from x and a raw output to a prediction in the table's basis.
+        keeps_u0: whether the unconditional prediction becomes a tensor.
     """
 
     denoised: tuple[float, float]
@@ -95,6 +122,8 @@ class Row:
     sums: WeightedSums
     carry: float | None
     directed: tuple[float, float] | None = None
+    convert: tuple[float, float] = (0.0, 1.0)
+    keeps_u0: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +172,7 @@ class Program:
         return clean if self.denoised_fn is None else self.denoised_fn(clean)
 
     def execute(
-        self, state: State, raw: Tensor, noise: Noise | None
+        self, state: State, raw: Tensor, noise: Noise | None, uncond: Tensor | None = None
     ) -> tuple[State, Tensor | None]:
         """Apply the state's row.
 
@@ -151,6 +180,7 @@ class Program:
             state: before the row; it is not changed.
             raw: (batch, …), the network's output at its x.
             noise: the source, for rows that draw.
+            uncond: (batch, …), its unconditional output; None where the row is not guided.
 
         Returns:
             The next state, and the denoised prediction where it became a tensor.
@@ -164,15 +194,30 @@ class Program:
             h0, clean = self._changed(row, state, raw)
         eps = H1 + len(state.history)
         registers: list[Tensor | None] = [x, raw, state.base, h0, *state.history, None]
+        uncond = raw if uncond is None else uncond
+        u0 = self._unconditional(row, state, uncond)
+        registers += [uncond, u0, *state.unconditional]
         if noise is not None and eps in row.reads:
             registers[eps] = noise(state.row, x)
-        out = linear(row.sums, _inputs(state.row, row.reads, registers), x.dtype)
+        out = linear(row.sums, _inputs(state.row, row.reads, registers, eps), x.dtype)
         if row.keeps_h0 and self.denoised_fn is None:
             h0 = registers[H0] = out[0]
             clean = h0 if self.basis == "denoised" else None
         base = out[-2] if row.makes_base else None if row.base is None else registers[row.base]
         history = (h0, *state.history[:-1]) if state.history else ()
-        return State(state.row + 1, out[-1], base, history, state.differences), clean
+        kept = (u0, *state.unconditional[:-1]) if state.unconditional else ()
+        return state._replace(
+            row=state.row + 1, x=out[-1], base=base, history=history, unconditional=kept
+        ), clean
+
+    def _unconditional(self, row: Row, state: State, raw: Tensor) -> Tensor | None:
+        """u0 in the table's basis, changed as h0 is; None where it becomes no tensor."""
+        if not row.keeps_u0:
+            return None
+        if self.denoised_fn is not None:
+            return self._changed(row, state, raw)[0]
+        c_x, c_raw = row.convert
+        return combine([(c_raw, raw), (c_x, state.x)], state.x.dtype)
 
     def _changed(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the denoised prediction, which `denoised_fn` has changed."""
@@ -207,6 +252,7 @@ class _Binder:
         c_x, c_raw = table.clean(prediction)
         self.denoised = list(zip(c_x.tolist(), c_raw.tolist(), strict=True))
         self.uses_base = table.uses_base
+        self.u = [] if table.u is None else table.u.tolist()
 
     def row(self, k: int) -> Row:
         (c_x, c_raw), rebase = self.denoised[k], self._rebase(k)
@@ -216,11 +262,35 @@ class _Binder:
         if keeps and self.denoised_fn is None:
             sums, sums_h0 = [((convert[1], RAW), (convert[0], X))], True
         base, moved = self._next_base(k, convert, keeps)
-        next_x = _terms(self.x[k], convert, keeps)
+        next_x = _sum(_terms(self.x[k], convert, keeps), self._of_uncond(k, convert))
         reads, numbered = _numbered([*sums, *([base] if base else []), next_x], sums_h0)
         carry = self._carry(k, moved == BASE) if self.uses_base else None
         directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
-        return Row((c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed)
+        return Row(
+            (c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed,
+            convert, self._keeps_uncond(k),
+        )  # fmt: skip
+
+    def _of_uncond(self, k: int, convert: tuple[float, float]) -> Terms:
+        """The terms of unconditional predictions; u0 is read off x and the output where it may be.
+
+        Their registers follow eps: the unconditional output, u0, u1, …
+        """
+        if not self.u:
+            return ()
+        place, (newest, *older) = H1 + self.table.history, self.u[k]
+        if self._keeps_uncond(k):
+            first: Terms = ((newest, place + 1),)
+        else:
+            first = ((newest * convert[0], X), (newest * convert[1], place))
+        rest = tuple((c, place + 2 + i) for i, c in enumerate(older))
+        return tuple((c, at) for c, at in (*first, *rest) if c)
+
+    def _keeps_uncond(self, k: int) -> bool:
+        """Whether the unconditional prediction has to be a tensor, as `_keeps` of the guided one."""
+        ages = range(1, len(self.u[0])) if self.u else ()
+        later = any(k + age < len(self.u) and self.u[k + age][age] for age in ages)
+        return later or bool(self.u and self.denoised_fn is not None)
 
     def _rebase(self, k: int) -> tuple[float, float]:
         """From x and the denoised prediction to the table's basis."""
@@ -281,13 +351,15 @@ class _Binder:
         return (kept / b, free / b) if b else None
 
 
-def _inputs(row: int, reads: Sequence[int], registers: Sequence[Tensor | None]) -> list[Tensor]:
-    """The registers that a row reads."""
+def _inputs(
+    row: int, reads: Sequence[int], registers: Sequence[Tensor | None], eps: int
+) -> list[Tensor]:
+    """The registers that a row reads; what is unconditional follows the noise at `eps`."""
     inputs = []
     for place in reads:
         tensor = registers[place]
         if tensor is None:
-            name = _name(place, len(registers) - 1)
+            name = _name(place, eps)
             raise RunError(f"row {row} reads {name}, which no row before it writes")
         inputs.append(tensor)
     return inputs
@@ -302,6 +374,16 @@ def _terms(row: list[float], convert: tuple[float, float], keeps: bool) -> Terms
     return tuple((c, place) for place, c in enumerate(sums) if c != 0) or ((0.0, X),)
 
 
+def _sum(a: Terms, b: Terms) -> Terms:
+    """The terms of two sums, one per register."""
+    if not b:
+        return a
+    total: dict[int, float] = {}
+    for c, place in (*a, *b):
+        total[place] = total.get(place, 0.0) + c
+    return tuple((c, place) for place, c in total.items())
+
+
 def _numbered(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], WeightedSums]:
     """The registers to read, and the sums with places among those; h0 may be the first sum."""
     used = {place for terms in sums for c, place in terms if c != 0}
@@ -314,4 +396,4 @@ def _numbered(sums: Sequence[Terms], sums_h0: bool) -> tuple[tuple[int, ...], We
 def _name(place: int, eps: int) -> str:
     """The name of a register, for messages."""
     names = {X: "x", RAW: "raw", BASE: "base", eps: "eps"}
-    return names.get(place, f"h{place - H0}")
+    return names.get(place, f"h{place - H0}" if place < eps else f"u{place - eps - 2}")

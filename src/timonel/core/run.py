@@ -132,20 +132,6 @@ class Run(Controlled):
         self.program = Program.bind(longer, self.prediction, self.denoised_fn)
 
     # -- going -------------------------------------------------------------------------------------
-    def remember(self, difference: Tensor) -> None:
-        """Keep the difference of the coming row's outputs, before `advance`.
-
-        Args:
-            difference: (batch, …), cond - uncond of the raw outputs, where both were computed.
-        """
-        self._difference = difference
-
-    def _remembered(self, before: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The differences after a row that began with `before`."""
-        new, self._difference = self._difference, None
-        order = self._guided.order
-        return before if new is None or not order else (new, *before)[:order]
-
     def start(self, x: Tensor, behind: Sequence[Tensor] = ()) -> None:
         """Begin at the table's first level.
 
@@ -161,7 +147,9 @@ class Run(Controlled):
             self.check("start")
             x = x.clone() if self.hooks else x  # hooks may edit in place what is the caller's
             past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
-            self._stand(Point(State(0, x, x if self.program.uses_base else None, past)))
+            unread = [None] * (0 if self.table.u is None else self.table.u.shape[1] - 1)
+            base = x if self.program.uses_base else None
+            self._stand(Point(State(0, x, base, past, unconditional=tuple(unread))))
             self._checkpoints.start, self._hooking = self._here, threading.get_ident()
         try:
             self.driver.looping(True)
@@ -233,8 +221,9 @@ class Run(Controlled):
         if type(raw) is not Tensor or (raw.dtype, raw.device, raw.shape) != like:
             border.output(raw, x)
         self._flight = threading.get_ident()
-        new, clean = self.program.execute(state, raw, self.noise if noise is None else noise)
-        new = new._replace(differences=self._remembered(state.differences))
+        aside, source = self._take_aside(state), self.noise if noise is None else noise
+        new, clean = self.program.execute(state, raw, source, aside.uncond)
+        new = self._with(aside, new)
         with self._change:
             if ends and self.hooks:
                 self._before, self._hooking = before, threading.get_ident()

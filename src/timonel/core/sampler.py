@@ -26,6 +26,7 @@ from .table import Table
 
 if TYPE_CHECKING:
     from .fitted.sampler_file import Fitted
+    from .guidance import Guidance
 
 DEFAULT = "dpmpp_2m"
 STEPS = 20
@@ -223,6 +224,30 @@ class Sampler:
         if not isinstance(sampler, Sampler):
             sampler = cls(DEFAULT if sampler is None else sampler)
         return sampler if steps is None else replace(sampler, steps=steps)
+
+    def guided_by(self, guidance: Guidance | None) -> Sampler:
+        """The sampler for such guidance: of CFG++ the twin that reads the unconditional prediction.
+
+        Args:
+            guidance: of the run.
+
+        Raises:
+            ArgumentError: the solver has no such twin.
+        """
+        method = None if guidance is None else guidance.method
+        if method is None or not method.reads_uncond:
+            return self
+        if self.fitted is not None:
+            raise ArgumentError(
+                f"a sampler that was fitted to a model reads no unconditional prediction, which"
+                f" {method.name} needs: name a solver, e.g. sampler='euler_cfg_pp'"
+            )
+        name, more = solvers.twin(self.name)
+        return (
+            self
+            if name == self.name
+            else replace(self, name=name, options={**more, **self.options})
+        )
 
     @property
     def source(self) -> str:

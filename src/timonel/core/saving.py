@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +21,8 @@ from ..files import write_tensors
 from . import saved_noise
 from .checkpoints import NetworkCall, Point
 from .fitted.sampler_file import Fitted
-from .guidance import Guidance
+from .guidance import words
+from .guidance.outputs import known
 from .noise import Noise, Seeded
 from .program import DenoisedFn, State
 from .sampler import Sampler
@@ -37,9 +38,9 @@ FORMAT = "timonel-run-2"
 class Saved(Strict):
     """What a file says of a run beside its tensors.
 
-    Older files have no `digest` and may lack what has a default. `history`, `differences`: how many
-    tensors of each the run remembers. `sampler`: what a pipeline's list was compiled from.
-    `digest`: of everything in the file.
+    Older files have no `digest` and may lack what has a default. `history`, `differences`,
+    `unconditional`: how many tensors of each the run remembers. `sampler`: what a pipeline's list
+    was compiled from. `digest`: of everything in the file.
     """
 
     format: str
@@ -53,6 +54,7 @@ class Saved(Strict):
     shaped: bool
     history: Count
     differences: Count = 0
+    unconditional: Count = 0
     sampler: dict[str, Any] | None = None
     digest: str | None = None
 
@@ -78,13 +80,15 @@ def save(run: Run, path: str | PathLike[str]) -> None:
         "prediction": run.prediction,
         "noise": described(run.noise, tensors),
         "called": None if call is None else call.row,
-        "guidance": None if run.guidance is None else asdict(run.guidance),
+        "guidance": None if run.guidance is None else words.spelled(run.guidance),
         "guided_since": run.guided_since,
         "shaped": run.denoised_fn is not None,
         "history": len(here.history),
         "differences": len(here.differences),
         "sampler": None if run.sampler is None else _spelled(run.sampler),
     }
+    if run.table.reads_uncond:
+        data["unconditional"] = len(here.unconditional)
     write_tensors(path, tensors, {"timonel": json.dumps({**data, "digest": digest(tensors, data)})})
 
 
@@ -119,7 +123,7 @@ def load(
         source = saved_noise.source(saved.noise, table, tensors)
         run = cls(
             table, saved.prediction, noise=source if noise is None else noise, hooks=hooks,
-            guidance=None if saved.guidance is None else _guidance(saved.guidance),
+            guidance=None if saved.guidance is None else words.read(saved.guidance),
             denoised_fn=denoised_fn, keep=keep, context=context,
             sampler=None if saved.sampler is None else _sampler(saved.sampler),
         )  # fmt: skip
@@ -128,8 +132,8 @@ def load(
         raise ArgumentError(f"the run saved at {str(path)!r} cannot go on: {error}") from error
     if wrong:
         raise _no_run(path, wrong)
-    start = _state(tensors, "start.", 0, saved.history, 0)
-    here = _state(tensors, "", saved.row, saved.history, saved.differences)
+    start = _state(tensors, "start.", 0, saved.model_copy(update={"differences": 0}))
+    here = _state(tensors, "", saved.row, saved)
     clean = tensors.get("denoised")
     call = None if saved.called is None else NetworkCall(saved.called, clean=clean)
     run.restore(start, Point(here, call), saved.guided_since)
@@ -188,8 +192,10 @@ def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
     ):  # fmt: skip
         if value > most:
             return f"{what} {value} is more than the {most} of its table and guidance"
-    if saved.history != table.history - 1:
-        return f"it remembers {saved.history} predictions and its table {table.history - 1}"
+    unread = 0 if table.u is None else table.u.shape[1] - 1
+    for count, most in ((saved.history, table.history - 1), (saved.unconditional, unread)):
+        if count != most:
+            return f"it remembers {count} predictions and its table {most}"
     return _misshapen(saved, run, tensors)
 
 
@@ -223,8 +229,14 @@ def _names(saved: Saved, run: Run) -> tuple[set[str], set[str]]:
         row = saved.row - 1 - age
         kept = row >= 0 and (saved.shaped or run.program.rows[row].keeps_h0)
         (needed if kept else possible).add(f"h{age + 1}")
+    for age in range(saved.unconditional):
+        row = saved.row - 1 - age
+        kept = row >= 0 and run.program.rows[row].keeps_u0
+        (needed if kept else possible).add(f"u{age + 1}")
     if saved.called is not None:
         possible.add("denoised")
+    if run.guided.method is not None and run.guided.method.momentous:
+        possible.add("momentum")
     return needed, possible
 
 
@@ -233,20 +245,25 @@ def _no_run(path: str | PathLike[str], reason: object) -> ArgumentError:
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    named = {"x": state.x, "base": state.base} | {
+    named: dict[str, Tensor | None] = {"x": state.x, "base": state.base} | {
         f"h{i + 1}": h for i, h in enumerate(state.history)
     }
     named |= {f"d{i}": d for i, d in enumerate(state.differences)}
+    named |= {f"u{i + 1}": u for i, u in enumerate(state.unconditional)}
+    named["momentum"] = state.momentum
     # cloned: safetensors refuses tensors that share memory, as x and base do at the start
     return {name: t.detach().contiguous().clone() for name, t in named.items() if t is not None}
 
 
-def _state(
-    tensors: dict[str, Tensor], prefix: str, row: int, history: int, differences: int
-) -> State:
-    predictions = tuple(tensors.get(f"{prefix}h{i + 1}") for i in range(history))
-    known = tuple(tensors[f"{prefix}d{i}"] for i in range(differences))
-    return State(row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), predictions, known)
+def _state(tensors: dict[str, Tensor], prefix: str, row: int, saved: Saved) -> State:
+    def several(letter: str, count: int, first: int = 1) -> tuple[Tensor | None, ...]:
+        return tuple(tensors.get(f"{prefix}{letter}{i + first}") for i in range(count))
+
+    known: Any = several("d", saved.differences, 0)
+    return State(
+        row, tensors[f"{prefix}x"], tensors.get(f"{prefix}base"), several("h", saved.history),
+        known, tensors.get(f"{prefix}momentum"), several("u", saved.unconditional),
+    )  # fmt: skip
 
 
 def _spelled(sampler: Sampler) -> dict[str, Any]:
@@ -256,22 +273,10 @@ def _spelled(sampler: Sampler) -> dict[str, Any]:
     return {**data, "fitted": None if sampler.fitted is None else sampler.fitted.to_dict()}
 
 
-def _known(what: str, data: dict[str, Any], cls: type[Sampler] | type[Guidance]) -> dict[str, Any]:
-    """`data`, whose keys are fields of the class."""
-    unknown = sorted(set(data) - {field.name for field in fields(cls)})
-    if unknown:
-        raise ArgumentError(f"{what} has no {unknown[0]!r}")
-    return data
-
-
 def _sampler(data: dict[str, Any]) -> Sampler:
     """The inverse of `_spelled`. Raises `ArgumentError`."""
-    fitted = _known("a sampler", data, Sampler).get("fitted")
+    known("a sampler", data, (field.name for field in fields(Sampler)))
+    fitted = data.get("fitted")
     if fitted is not None:
         fitted = Fitted.from_dict(fitted, str(data.get("name")))
     return Sampler(**{**data, "fitted": fitted})
-
-
-def _guidance(data: dict[str, Any]) -> Guidance:
-    scale = _known("guidance", data, Guidance).get("scale")
-    return Guidance(**{**data, "scale": tuple(scale) if isinstance(scale, list) else scale})

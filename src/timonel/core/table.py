@@ -9,6 +9,8 @@ next `x` (and, where the solver needs it, the next `base`) as a linear combinati
 | `base`        | the sample where the current step began (multi-stage, predictor-corrector)     |
 | `h0, h1, …`   | predictions, newest first; `h0` is this row's, in the table's basis            |
 | `eps`         | fresh unit noise of this row                                                   |
+| `u0, u1, …`   | unconditional predictions, newest first, where the solver reads them (CFG++);  |
+|               | those of a row that is not guided are its `h0`                                 |
 
 The basis says what a prediction is kept as: `denoised` D; `noise` (x - alpha·D)/sigma; or
 `velocity` noise - D, which is finite at pure noise too. All coefficients are float64 and keep their
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -38,6 +40,7 @@ BASES = ("denoised", "noise", "velocity")
 ARRAYS = ("alpha", "sigma", "time", "x", "base")
 Coefficients = Mapping[str, "Tensor | float"]
 ZERO = double(0.0)
+UNCONDITIONAL = tuple(f"u{i}" for i in range(9))  # names of the columns of `u`
 
 
 def registers(history: int) -> tuple[str, ...]:
@@ -68,6 +71,8 @@ class Table:
             the whole.
         seen: (K,) the factor by which the network sees a row's sample; None where it sees the
             sample itself.
+        u: (K, U) coefficients of the next x of the newest U unconditional predictions; None where
+            the solver reads none.
 
     Raises:
         ArgumentError: the shapes or steps do not fit together.
@@ -86,12 +91,13 @@ class Table:
     base: Tensor
     first: int = 0
     seen: Tensor | None = None
+    u: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.basis not in BASES:
             raise ArgumentError(f"table basis must be one of {BASES}, got {self.basis!r}")
         self._check_shapes(len(self.step))
-        if not _finite(self.alpha, self.sigma, self.time, self.x, self.base, self.seen):
+        if not _finite(self.alpha, self.sigma, self.time, self.x, self.base, self.seen, self.u):
             rows = (row for row in range(self.nfe) if not _finite(self.x[row], self.base[row]))
             row = next(rows, None)
             where = "a level" if row is None else f"row {row}"
@@ -110,6 +116,12 @@ class Table:
         shape, other = tuple(self.x.shape), tuple(self.base.shape)
         if shape != other or len(shape) != 2 or shape[0] != k or shape[1] < 4:
             raise ArgumentError(f"coefficients must both be ({k}, R>=4), got {shape} and {other}")
+        most = len(UNCONDITIONAL)
+        if self.u is not None and self.u.shape not in [(k, count + 1) for count in range(most)]:
+            raise ArgumentError(
+                f"coefficients of unconditional predictions must be ({k}, 1 to {most}), got"
+                f" {tuple(self.u.shape)}"
+            )
         if self.seen is not None and len(self.seen) != k:
             raise ArgumentError(
                 f"a table of {k} rows needs {k} factors of what the network sees, got"
@@ -136,6 +148,22 @@ class Table:
     def registers(self) -> tuple[str, ...]:
         """Names of the columns of `x` and `base`."""
         return registers(self.history)
+
+    @property
+    def reads_uncond(self) -> bool:
+        """Whether rows read unconditional predictions, the columns of `u`."""
+        return self.u is not None
+
+    def unguided(self) -> Table:
+        """What it does to a run that is not guided: `h0, h1, …` in the place of `u0, u1, …`."""
+        if self.u is None:
+            return self
+        more = self.u.shape[1] - self.history
+        fill = self.x.new_zeros(self.nfe, max(more, 0))
+        x, base = (torch.cat([v[:, :-1], fill, v[:, -1:]], 1) for v in (self.x, self.base))
+        shifted = torch.zeros_like(x)
+        shifted[:, 2 : 2 + self.u.shape[1]] = self.u
+        return replace(self, x=x + shifted, base=base, u=None)
 
     @property
     def stochastic(self) -> bool:
@@ -200,11 +228,14 @@ class Table:
         levels = {key: getattr(self, key)[start : stop + 1] for key in ("alpha", "sigma", "time")}
         rows = {key: getattr(self, key)[start:stop] for key in ("x", "base")}
         steps = tuple(k - first for k in self.step[start:stop])
-        seen = None if self.seen is None else self.seen[start:stop]
-        return replace(self, **levels, **rows, step=steps, first=self.first + start, seen=seen)
+        seen, u = (None if v is None else v[start:stop] for v in (self.seen, self.u))
+        first = self.first + start
+        return replace(self, **levels, **rows, step=steps, first=first, seen=seen, u=u)
 
     def remembers(self, step: int) -> bool:
         """Whether `step` or a later one reads a prediction or a base from before `step`."""
+        if self.u is not None:
+            return self.unguided().remembers(step)
         if self.history == 1 and not self.uses_base:
             return False
         start, fresh = self.first_row(step), False
@@ -226,7 +257,8 @@ class Table:
         data |= {"step": list(self.step), "registers": list(self.registers)}
         data |= {key: getattr(self, key).tolist() for key in ARRAYS}
         data |= {"first": self.first} if self.first else {}
-        return data if self.seen is None else {**data, "seen": self.seen.tolist()}
+        more = (("seen", self.seen), ("u", self.u))
+        return data | {key: value.tolist() for key, value in more if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Table:
@@ -269,8 +301,8 @@ class Table:
 
     def detach(self) -> Table:
         """The same numbers without a gradient."""
-        seen = None if self.seen is None else self.seen.detach()
-        return replace(self, **{key: getattr(self, key).detach() for key in ARRAYS}, seen=seen)
+        seen, u = (None if v is None else v.detach() for v in (self.seen, self.u))
+        return replace(self, **{key: getattr(self, key).detach() for key in ARRAYS}, seen=seen, u=u)
 
     # -- text --------------------------------------------------------------------------------------
     def __str__(self) -> str:
@@ -288,12 +320,14 @@ class Table:
             ratio = sigma / alpha if alpha > 0 else math.inf
             where = f"{r:4d}  step {self.step[r]:<4d} time {time:9.4f}  sigma/alpha {ratio:10.5f}"
             base = f"   base' = {self._sum(self.base[r])}" if self.uses_base else ""
-            yield f"{where}  x' = {self._sum(self.x[r])}{base}"
+            more = ""
+            if self.u is not None and bool((self.u[r] != 0).any()):
+                more = f" {self._sum(self.u[r], UNCONDITIONAL)}"
+            yield f"{where}  x' = {self._sum(self.x[r])}{more}{base}"
 
-    def _sum(self, row: Tensor) -> str:
-        terms = [
-            f"{c:+.5f}·{n}" for c, n in zip(row.tolist(), self.registers, strict=True) if c != 0
-        ]
+    def _sum(self, row: Tensor, names: Sequence[str] = ()) -> str:
+        named = zip(row.tolist(), names or self.registers, strict=False)
+        terms = [f"{c:+.5f}·{n}" for c, n in named if c != 0]
         return " ".join(terms) or "0"
 
 
@@ -310,7 +344,8 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields["step"] = tuple(whole("step", step, 0, 2**31) for step in steps)
     fields["order"] = whole("order", data["order"], 0, 99)
     fields["first"] = whole("first", data.get("first", 0), 0, 2**31)
-    fields["seen"] = None if data.get("seen") is None else double(data["seen"])
+    for key in ("seen", "u"):
+        fields[key] = None if data.get(key) is None else double(data[key])
     _check_levels(fields, len(steps))
     return fields
 
@@ -344,13 +379,16 @@ class Rows:
         order: order of convergence.
         history: how many predictions a row reads, with its newest.
         basis: what predictions are kept as.
+        unconditional: how many unconditional predictions a row reads, with its newest.
     """
 
     def __init__(
-        self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised"
-    ) -> None:
+        self, solver: str, grid: Grid, *, order: int, history: int = 1, basis: str = "denoised",
+        unconditional: int = 0,
+    ) -> None:  # fmt: skip
         self.solver, self.grid, self.order, self.basis = solver, grid, order, basis
-        self.names = registers(history)
+        self.names, self.u_names = registers(history), UNCONDITIONAL[:unconditional]
+        self.u: list[Tensor] = []
         self.levels: list[Level] = []
         self.step: list[int] = []
         self.x: list[Tensor] = []
@@ -371,9 +409,11 @@ class Rows:
         self.levels.append(level)
         self.x.append(self._row(x))
         self.base.append(self._row({"base": 1.0} if base is None else base))
+        if self.u_names:
+            self.u.append(self._row(x, self.u_names))
 
-    def _row(self, coefficients: Coefficients) -> Tensor:
-        values = (coefficients.get(name, ZERO) for name in self.names)
+    def _row(self, coefficients: Coefficients, names: Sequence[str] = ()) -> Tensor:
+        values = (coefficients.get(name, ZERO) for name in names or self.names)
         return torch.stack(
             [v if isinstance(v, Tensor) and v.ndim == 0 else double(v).reshape(()) for v in values]
         )
@@ -385,6 +425,8 @@ class Rows:
         rise = new.alpha / end.alpha
         fresh = new.sigma**2 - (rise * end.sigma) ** 2
         self.x[last] = torch.cat([rise * row[:-1], torch.sqrt((rise * row[-1:]) ** 2 + fresh)])
+        if self.u:
+            self.u[last] = rise * self.u[last]
 
     def table(self) -> Table:
         """The finished table; the result is at the grid's last level."""
@@ -400,4 +442,5 @@ class Rows:
             self.solver, self.grid.name, self.basis, self.order, alpha, sigma, time,
             tuple(self.step), torch.stack(self.x), torch.stack(self.base),
             seen=self.grid.process.seen(Level(alpha[:-1], sigma[:-1], time[:-1])),
+            u=torch.stack(self.u) if self.u else None,
         )  # fmt: skip

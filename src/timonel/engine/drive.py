@@ -42,19 +42,25 @@ def query(run: Run, conditions: Sequence[int] = ()) -> Query:
     """
     guidance = run.guided.guidance
     if guidance is None:
-        return Query(run.latents, run.level, conditions)
+        return Query(run.latents, run.level, conditions, uncond=run.table.reads_uncond)
     forecasts = guidance.forecast > 1
     forecast = run.forecast if forecasts else None
-    return Query(
-        run.latents, run.level, conditions, run.scale, guidance.rescale, forecast, forecasts
-    )
+    plain = Query(
+        run.latents, run.level, conditions, run.scale, guidance.rescale, forecast, forecasts,
+        uncond=run.table.reads_uncond,
+    )  # fmt: skip
+    if guidance.method is None:
+        return plain
+    place = run.guided.place(run.row)
+    return plain._replace(method=guidance.method, place=place, momentum=run.momentum)
 
 
 def advance(run: Run, answer: Answer) -> None:
     """Compute the next row of a run from the network's answer."""
-    if answer.difference is not None:
-        run.remember(answer.difference)
-    run.advance(answer.raw)
+    raw, *aside = answer
+    if any(part is not None for part in aside):
+        run.remember(answer.difference, uncond=answer.uncond, momentum=answer.momentum)
+    run.advance(raw)
 
 
 def drive(run: Run, network: Network, conditions: Sequence[int] = ()) -> Iterator[int]:

@@ -71,7 +71,7 @@ def begin(
     seeds = None if seeds is None else noises.checked(seeds)
     if guidance is not None and not isinstance(guidance, Guidance):
         guidance = guide.cfg(guidance)
-    chosen = Sampler.of(sampler, steps)
+    chosen = Sampler.of(sampler, steps).guided_by(guidance)
     if noise is not None and chosen.source != noises.DEFAULT:
         raise ArgumentError(f"give noise= or Sampler(noise={chosen.source!r}), not both")
     table = chosen.compile(process)

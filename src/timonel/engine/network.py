@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import border
-from ..core.guidance import CompiledGuidance, combine
+from ..core.guidance import CompiledGuidance, Method, Outputs, Place, guide
 from ..core.process import At, Level, Process
 from ..core.program import DenoisedFn
 
@@ -33,6 +33,10 @@ class Query(NamedTuple):
         rescale: Share of the guided output that gets the standard deviation of the conditional one.
         forecast: cond - uncond (n, …) where it is known, so that cond alone is computed.
         difference: Whether cond - uncond is wanted where both are computed.
+        method: How the outputs are combined; None by the scale alone.
+        place: Of the row, for the method.
+        momentum: Of the method (n, …), from the row before.
+        uncond: Whether the unconditional output is wanted where there is one.
     """
 
     x: Tensor
@@ -42,6 +46,10 @@ class Query(NamedTuple):
     rescale: float = 0.0
     forecast: Tensor | None = None
     difference: bool = False
+    method: Method | None = None
+    place: Place | None = None
+    momentum: Tensor | None = None
+    uncond: bool = False
 
     def cost(self, network: Network) -> int:
         """Network evaluations, conditional and unconditional ones."""
@@ -54,6 +62,7 @@ class Query(NamedTuple):
             level=self.level if isinstance(self.level, At) else Level(*(v[i] for v in self.level)),
             conditions=self.conditions[i : i + 1],
             forecast=None if self.forecast is None else self.forecast[i : i + 1],
+            momentum=None if self.momentum is None else self.momentum[i : i + 1],
         ) for i in range(len(self.x))]  # fmt: skip
 
     @classmethod
@@ -62,34 +71,67 @@ class Query(NamedTuple):
         if len(queries) == 1:
             return queries[0]
         forecasts = [q.forecast for q in queries if q.forecast is not None]
+        momenta = [q.momentum for q in queries if q.momentum is not None]
         return queries[0]._replace(
             x=torch.cat([q.x for q in queries]),
             conditions=[slot for q in queries for slot in q.conditions],
             forecast=torch.cat(forecasts) if forecasts else None,
+            momentum=torch.cat(momenta) if momenta else None,
         )
+
+    @property
+    def guidance(self) -> tuple[object, ...]:
+        """What queries have to agree in to be guided as one, but for their level."""
+        known = self.forecast is None, self.momentum is None
+        return (
+            self.scale,
+            self.rescale,
+            self.method,
+            self.place,
+            self.difference,
+            self.uncond,
+            *known,
+        )
+
+    def guided(self, cond: Tensor, uncond: Tensor) -> Answer:
+        """The answer that the two raw outputs make; the scale is a number."""
+        outputs = Outputs(cond, uncond, self.x, self.place)
+        assert self.scale is not None
+        raw, momentum = guide(
+            outputs, self.scale, rescale=self.rescale, method=self.method, momentum=self.momentum
+        )
+        difference = cond - uncond if self.difference and self.forecast is None else None
+        return Answer(raw, difference, uncond if self.uncond else None, momentum)
 
 
 class Answer(NamedTuple):
-    """A network's raw output (n, …), and cond - uncond of it where that was wanted and computed."""
+    """A network's raw output (n, …), and what the guidance of the row leaves beside it.
+
+    Args:
+        raw: The guided output.
+        difference: cond - uncond, where that was wanted and computed.
+        uncond: The unconditional output, where that was wanted and there is one.
+        momentum: Of the guidance method, for the next row.
+    """
 
     raw: Tensor
     difference: Tensor | None = None
+    uncond: Tensor | None = None
+    momentum: Tensor | None = None
 
     def split(self, sizes: list[int]) -> list[Answer]:
         """The answers to the queries of `sizes` samples that were joined."""
         if len(sizes) == 1:
             return [self]
-        rest = [None] * len(sizes)
-        differences = rest if self.difference is None else torch.split(self.difference, sizes)
-        return list(map(Answer, torch.split(self.raw, sizes), differences))
+        none = [None] * len(sizes)
+        parts = (none if field is None else torch.split(field, sizes) for field in self)
+        return [Answer(*each) for each in zip(*parts, strict=True)]
 
     @classmethod
     def join(cls, answers: Sequence[Answer]) -> Answer:
         """Answers to queries of one level and guidance as a single one."""
-        differences = [a.difference for a in answers if a.difference is not None]
-        return cls(
-            torch.cat([a.raw for a in answers]), torch.cat(differences) if differences else None
-        )
+        fields = ([one for one in field if one is not None] for field in zip(*answers, strict=True))
+        return cls(*(torch.cat(field) if field else None for field in fields))  # type: ignore[arg-type]
 
 
 class Network(Protocol):
@@ -127,8 +169,7 @@ class Denoisers:
             return [self._answer(queries[0])]
         alike: dict[tuple[object, ...], list[int]] = {}  # of one level and guidance
         for i, q in enumerate(queries):
-            key = q.level, q.scale, q.rescale, q.forecast is None, q.difference
-            alike.setdefault(key, []).append(i)
+            alike.setdefault((q.level, *q.guidance), []).append(i)
         answers: dict[int, Answer] = {}
         for places in alike.values():
             some = [queries[i] for i in places]
@@ -137,16 +178,14 @@ class Denoisers:
         return [answers[i] for i in range(len(queries))]
 
     def _answer(self, query: Query) -> Answer:
-        x, level, _, scale, rescale, forecast, wanted = query
+        x, level, scale, forecast = query.x, query.level, query.scale, query.forecast
         cond = self.conditional(x, level)
         if scale is None or scale == 1.0 or self.unconditional is None:
-            return Answer(cond)  # the run looks at it
+            return Answer(cond, momentum=query.momentum)  # the run looks at it
         cond = border.output(cond, x)
         if forecast is not None:
-            return Answer(combine(cond, cond - forecast, scale, rescale))
-        uncond = border.output(self.unconditional(x, level), x)
-        difference = cond - uncond if wanted else None
-        return Answer(combine(cond, uncond, scale, rescale), difference)
+            return query.guided(cond, cond - forecast)
+        return query.guided(cond, border.output(self.unconditional(x, level), x))
 
 
 def evaluations(guided: CompiledGuidance, cost: Callable[[float | None], int]) -> int:

@@ -254,6 +254,8 @@ class Captured:
 
     def _answer(self, query: Query, outputs: list[Tensor]) -> Answer:
         """A query's raw output, from the parts (parts, …) of each of its samples."""
+        if query.method is not None or query.uncond:
+            return self._guided(query, outputs)
         raw, differences = [], []
         for i, output in enumerate(outputs):
             if query.difference and len(output) == 2:
@@ -263,6 +265,24 @@ class Captured:
                 output = torch.cat([output, uncond] if self.place == 0 else [uncond, output])
             raw.append(self._combined(output, query.scale, query.rescale))
         return Answer(torch.stack(raw), torch.stack(differences) if differences else None)
+
+    def _guided(self, query: Query, outputs: list[Tensor]) -> Answer:
+        """A query's answer where more is made of its two parts than a sum, or is read of them."""
+        scale = self.scale if query.scale is None else query.scale
+        parts = torch.stack(outputs) * self._sign
+        if parts.shape[1] == 1 and query.forecast is None:  # not guided
+            return Answer(parts[:, 0], None, parts[:, 0] if query.uncond else None, query.momentum)
+        if self.parts != 2 or scale is None:
+            raise ArgumentError(
+                f"a guidance method combines two parts by one scale, and this has {self.parts} at"
+                f" guidance {self.scale}: guide it by cfg(…)"
+            )
+        cond = parts[:, 0 if query.forecast is not None else self.place]
+        if query.forecast is not None:
+            uncond = cond - query.forecast.to(cond)
+        else:
+            uncond = parts[:, 1 - self.place]
+        return query._replace(scale=scale).guided(cond, uncond)
 
     def _combined(self, output: Tensor, scale: float | None, rescale: float) -> Tensor:
         """The parts (parts, …) of one sample, guided."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..core import border
+from ..core import border, solvers
 from ..core.driver import UNKNOWN
 from ..core.guidance import Guidance
 from ..core.noise import Seeded
@@ -19,7 +20,7 @@ from ..zoo import prompts
 from . import choice, fitted_check, request
 from .call import Call
 from .decode.previews import previewed
-from .guidance import scale
+from .guidance import applied, scale
 from .guidance.gate import Gate, networks
 from .guidance.guider import gate_of, memories
 from .inspect_source import (
@@ -106,6 +107,7 @@ class Helm(Steered):
         seeds: Sequence[int] | int | None = None,
         keep: int = 0,
         resume: Run | None = None,
+        weak: Any = None,
         **options: Any,
     ) -> Any:
         """Call the pipeline with its own arguments, under control, and return its own output.
@@ -128,6 +130,7 @@ class Helm(Steered):
             resume: a run that was loaded, branched, stopped or interrupted, or that failed, to
                 continue with its own sampler and steps, and with its guidance unless another is
                 named; a finished one is only decoded.
+            weak: another network than the pipeline's, for `autoguidance(scale)`.
             options: the pipeline's own arguments by name.
 
         Returns:
@@ -140,7 +143,7 @@ class Helm(Steered):
         """
         named = {
             "sampler": sampler, "steps": steps, "guidance": guidance, "hooks": hooks,
-            "seeds": seeds, "keep": keep, "resume": resume,
+            "seeds": seeds, "keep": keep, "resume": resume, "weak": weak,
         }  # fmt: skip
         return self.ready(args, {**named, **options})()
 
@@ -216,10 +219,17 @@ class Helm(Steered):
         for hook in arguments.hooks:
             takes_the_run(hook)
         guidance = self._guidance(arguments.guidance, options, resume)
-        guidance, scaled = scale.resolve_guidance(self.pipe, self.parameters, options, guidance)
+        both = sampler is not None and _reads_uncond(sampler)
+        guidance, scaled = scale.resolve_guidance(
+            self.pipe, self.parameters, options, guidance, both
+        )
+        applied.refuse(self.pipe, self.parameters, options, guidance, arguments.weak)
         steps = choice.checked(arguments.steps, options.pop("num_inference_steps", None))
         requested_levels.agree(steps, options)
         scheduler, chosen = self._choose(sampler, steps, options, guidance, resume)
+        if guidance is None and _reads_uncond(scheduler.sampler):
+            own = scale.usual(self.pipe, self.parameters, options)
+            guidance = Guidance() if own is not None and own > 1 else None
         steps = scheduler.sampler.steps
         if "num_inference_steps" in self.parameters:
             options["num_inference_steps"] = steps
@@ -232,6 +242,7 @@ class Helm(Steered):
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
             resume, counts(self.pipe, options), named, requested_levels.lists(options),
+            arguments.weak,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         if resume is not None:
@@ -368,6 +379,7 @@ class Helm(Steered):
                 call = (scheduler.prediction, self.pipe, self.parameters, options, guidance)
                 tuned = self._shipped_with(model, steps, *call)
             chosen = choice.choose(model, sampler, steps, fitted=tuned)
+        chosen = replace(chosen, sampler=chosen.sampler.guided_by(guidance))
         scheduler.sampler = chosen.sampler
         if choice.ends_low(model, chosen):
             scheduler.register_to_config(final_sigmas_type="sigma_min")
@@ -380,3 +392,8 @@ class Helm(Steered):
             return None
         count = model.card.default_steps if steps is None else steps
         return fitted_check.shipped(model.card.name, count, *call)
+
+
+def _reads_uncond(sampler: Sampler) -> bool:
+    """Whether a sampler reads unconditional predictions."""
+    return sampler.fitted is None and solvers.find(sampler.name).reads_uncond

@@ -62,6 +62,7 @@ class HelmArguments(NamedTuple):
     seeds: Any
     keep: int
     resume: Run | None
+    weak: Any = None
 
 
 def arguments(

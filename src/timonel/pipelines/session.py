@@ -84,6 +84,7 @@ class Request:
         named: whether the sampler's grid goes before a list that the pipeline makes; None: nobody
             says who made a list.
         listed: whether the list of levels that comes is the caller's.
+        weak: another network, for autoguidance.
     """
 
     guidance: Guidance | None = None
@@ -96,6 +97,7 @@ class Request:
     recall: bool = False
     named: bool | None = None
     listed: bool = False
+    weak: Any = None
 
 
 class Loop:
@@ -165,7 +167,9 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what belongs to a pipeline's call, for a copy that stands at one point."""
-        request = replace(self.request, context=None, resume=None, recall=False, hooks=())
+        request = replace(
+            self.request, context=None, resume=None, recall=False, hooks=(), weak=None
+        )
         fresh = Session(self.scheduler, request)
         fresh.noise, fresh.listing, fresh.run = self.noise, self.listing, self.run
         fresh.rows, fresh.mixed, fresh.handed = self.rows, self.mixed, COPIED

@@ -75,7 +75,7 @@ class WatchingGate(Gate):
         super().__init__(*call)
         self.watch = watch
 
-    def combined(self, raw: Tensor) -> Tensor:
+    def combined(self, raw: Tensor, x: Tensor) -> Tensor:
         """The pipeline's combination as it is."""
         return raw
 

@@ -102,7 +102,8 @@ class Arrays:
 def supports(table: Table) -> bool:
     """Whether a fit can begin at a table: deterministic, denoised basis, one call a step."""
     calls = table.step == tuple(range(table.nfe))
-    return calls and table.basis == "denoised" and not table.stochastic and not table.uses_base
+    plain = not (table.stochastic or table.uses_base or table.reads_uncond)
+    return calls and table.basis == "denoised" and plain
 
 
 @dataclass(frozen=True, eq=False)

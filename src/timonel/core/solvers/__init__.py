@@ -24,6 +24,7 @@ from ..process import Process
 from ..table import Table
 from . import (
     adams,
+    cfg_pp,
     consistency,
     dpmpp,
     er_sde,
@@ -58,6 +59,7 @@ class SolverSpec:
         rest: the steps after the first so many, where those are unlike the others.
         extrapolates: whether it keeps its weights on the step to the clean level; others return
             the denoised sample of the last call.
+        reads_uncond: whether it reads the unconditional prediction of guided rows, as CFG++ does.
     """
 
     make: Callable[..., Table]
@@ -68,6 +70,7 @@ class SolverSpec:
     grid: str | None = None
     rest: Callable[[Grid, int], Table] | None = None
     extrapolates: bool = False
+    reads_uncond: bool = False
 
     @cached_property
     def options(self) -> tuple[str, ...]:
@@ -78,6 +81,13 @@ class SolverSpec:
     def multistep(self) -> bool:
         """Whether a step makes one network call, so that earlier predictions raise its order."""
         return self.calls.startswith("N")
+
+
+def _cfg_pp(make: Callable[..., Table], order: int, calls: str, stochastic: bool) -> SolverSpec:
+    """A CFG++ twin."""
+    return SolverSpec(
+        make, order, calls, stochastic, "arXiv 2406.08070; ComfyUI", reads_uncond=True
+    )
 
 
 SOLVERS: dict[str, SolverSpec] = {
@@ -141,10 +151,43 @@ SOLVERS: dict[str, SolverSpec] = {
     "unipc": SolverSpec(unipc.unipc, 3, "N", False, "arXiv 2302.04867"),
     "sa_solver": SolverSpec(sa_solver.sa_solver, 2, "N", True, "arXiv 2309.05019"),
     "er_sde": SolverSpec(er_sde.er_sde, 2, "N", True, "arXiv 2309.06169"),
+    # the noise of the unconditional prediction: CFG++
+    "euler_cfg_pp": _cfg_pp(cfg_pp.euler_cfg_pp, 1, "N", False),
+    "euler_ancestral_cfg_pp": _cfg_pp(cfg_pp.euler_ancestral_cfg_pp, 1, "N", True),
+    "dpmpp_2m_cfg_pp": _cfg_pp(cfg_pp.dpmpp_2m_cfg_pp, 2, "N", False),
+    "dpmpp_2s_ancestral_cfg_pp": _cfg_pp(cfg_pp.dpmpp_2s_ancestral_cfg_pp, 2, "2N - 1", True),
+    "res_multistep_cfg_pp": _cfg_pp(cfg_pp.res_multistep_cfg_pp, 2, "N", False),
+    "res_multistep_ancestral_cfg_pp": _cfg_pp(cfg_pp.res_multistep_ancestral_cfg_pp, 1, "N", True),
+    "gradient_estimation_cfg_pp": _cfg_pp(cfg_pp.gradient_estimation_cfg_pp, 1, "N", False),
     # distilled models
     "lcm": SolverSpec(consistency.lcm, 0, "N", True, "arXiv 2310.04378, algorithm 3", "lcm"),
     "tcd": SolverSpec(consistency.tcd, 0, "N", True, "arXiv 2402.19159", "lcm"),
 }
+
+
+#: the twin with CFG++ of a solver, and the options that make it so
+TWINS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name.removesuffix("_cfg_pp"): (name, {}) for name, spec in SOLVERS.items()
+       if spec.reads_uncond},
+    "ddim": ("euler_ancestral_cfg_pp", {"eta": 0.0}),
+    "ddpm": ("euler_ancestral_cfg_pp", {"eta": 1.0}),
+}  # fmt: skip
+
+
+def twin(name: str) -> tuple[str, dict[str, Any]]:
+    """The solver that is `name` with CFG++, and its options beside those of `name`.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if find(name).reads_uncond:
+        return name, {}
+    if name not in TWINS:
+        raise ArgumentError(
+            f"cfg_pp needs a solver that reads the unconditional prediction, and {name!r} has no"
+            f" such twin; these have one: {', '.join(TWINS)}"
+        )
+    return TWINS[name]
 
 
 def find(name: str) -> SolverSpec:
@@ -166,11 +209,11 @@ def check(name: str, options: Mapping[str, Any]) -> None:
 
 def _sibling(name: str, option: str) -> str:
     """Which sampler of the same family has the option."""
+    family, twin_too = name.split("_")[0], SOLVERS[name].reads_uncond
     have = [
-        n
-        for n, spec in SOLVERS.items()
-        if option in spec.options and n.startswith(name.split("_")[0])
-    ]
+        n for n, spec in SOLVERS.items()
+        if option in spec.options and n.startswith(family) and spec.reads_uncond == twin_too
+    ]  # fmt: skip
     near = [n for n in have if n.startswith(name)] or have
     return f" ({' and '.join(near[:2])} {'has' if len(near) == 1 else 'have'} it)" if near else ""
 

@@ -72,19 +72,41 @@ def weights(parts: Sequence[Tensor], combined: Tensor) -> list[float] | None:
         The weights, divided by their sum; None where `combined` is no such sum, its weights do not
         sum to about 1, or a value is not finite (which a guard reports, not this).
     """
+    solution = solved(parts, combined)
+    if solution is None or not 0.5 < abs(sum(solution)) < 2:
+        return None
+    return [w / sum(solution) for w in solution]
+
+
+def solved(parts: Sequence[Tensor], combined: Tensor, slack: float = SLACK) -> list[float] | None:
+    """Weights w with `combined = sum(w·part)`, by least squares.
+
+    Computed of the first part and what the others differ from it, which may be little.
+
+    Args:
+        parts: of one number of values.
+        combined: what was made of them.
+        slack: the largest distance from such a sum, relative.
+
+    Returns:
+        The weights; None where `combined` is no such sum, or a value is not finite.
+    """
     if len({*(p.numel() for p in parts), combined.numel()}) > 1:
         return None
-    rows = torch.stack([p.detach().float().flatten() for p in (*parts, combined)])
-    products = (rows @ rows.T).double().cpu()
-    if not bool(torch.isfinite(products).all()):
+    first, *others = (p.detach().float().flatten() for p in parts)
+    rows = torch.stack([first, *(p - first for p in others), combined.detach().float().flatten()])
+    lengths = rows.norm(dim=1, keepdim=True)
+    rows = rows / lengths.clamp(min=torch.finfo(rows.dtype).tiny)
+    products, long = (rows @ rows.T).double().cpu(), lengths[:, 0].double().cpu()
+    if not bool(torch.isfinite(products).all()) or not long[-1] > 0:
         return None
-    inner, mixed, norm = products[:-1, :-1], products[:-1, -1], float(products[-1, -1])
+    inner, mixed = products[:-1, :-1], products[:-1, -1]
     solution = torch.linalg.lstsq(inner, mixed[:, None], driver="gelsd").solution[:, 0]
-    residual = norm - 2 * float(solution @ mixed) + float(solution @ inner @ solution)
-    total = float(solution.sum())
-    if not norm > 0 or residual > SLACK**2 * norm or not 0.5 < abs(total) < 2:
+    residual = 1 - 2 * float(solution @ mixed) + float(solution @ inner @ solution)
+    if residual > slack**2:
         return None
-    return [float(w) / total for w in solution]
+    total, *apart = (solution * long[-1] / long[:-1].clamp(min=1e-300)).tolist()
+    return [total - sum(apart), *apart]
 
 
 # -- reading a tree ------------------------------------------------------------------------------

@@ -7,15 +7,16 @@ step is not guided it computes the conditional part only and hands that back for
 any such formula yields it, at half the cost or less. Where a step has a scale of its own it hands
 back `c + k·(u - c)`, which scales the guidance of the pipeline by k. Where the unconditional part
 is forecast, u is `c - d`, d the difference of the parts, forecast from those of the steps before.
+Methods of guidance, and terms that compare with a worse network, see `applied.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,52 +26,20 @@ from ...engine.tensor_trees import equal
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import batch_tree
-from .turn import Did, Turn
+from .applied import NO_SUM, Applied
+from .called import Called as Called  # where others have known them
+from .called import networks as networks
+from .turn import Did, FirstRow, Turn
 
-# the first of these groups that a pipeline has is called once a step (or once a part) with the
-# sample
-NETWORKS = (("unet", "transformer", "transformer_2"), ("prior",), ("decoder",), ("dit",))
-HELPERS = ("controlnet",)  # called beside the network, with inputs that are batched alike
 NO_PART = (
     "guidance was requested, but {pipe} gives its network no unconditional part that can be"
     " recognised: raise its guidance scale above 1 and give what it needs for guidance (a negative"
     " prompt, for some), or leave guidance out for a guidance-distilled model"
 )
 CHANGED = "{pipe} changes what its network returns; it cannot be rescaled from outside"
-NO_SUM = "makes something else of its two parts than a sum"
 NO_FORECAST = (
     "the unconditional part of {pipe} cannot be forecast: it {why}; leave forecast= out of cfg(…)"
 )
-
-
-def networks(pipe: Any) -> dict[nn.Module, bool]:
-    """The modules that a pipeline calls in its loop, and whether each makes the prediction."""
-
-    def modules(names: Sequence[str]) -> list[nn.Module]:
-        values = (getattr(pipe, name, None) for name in names)
-        return [module for module in values if isinstance(module, nn.Module)]
-
-    main = next(filter(None, map(modules, NETWORKS)), [])
-    return dict.fromkeys(modules(HELPERS) if main else (), False) | dict.fromkeys(main, True)
-
-
-class Called(NamedTuple):
-    """A call of a network: which, whether that makes the prediction, and what computes it."""
-
-    module: nn.Module
-    main: bool
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def compute(self) -> Any:
-        """The network's own output."""
-        return self.forward(*self.args, **self.kwargs)
-
-    @property
-    def sample(self) -> Any:
-        """The sample among its arguments, or the list of samples."""
-        return batch_tree.sample_of(self.args, self.kwargs)
 
 
 class Gate:
@@ -92,13 +61,15 @@ class Gate:
         self, pipe: Any, session: Session, samples: int | None, usual: float | None = None
     ) -> None:
         self.pipe, self.session, self.samples, self.usual = pipe, session, samples, usual
+        self.applied = Applied(pipe, session.request.weak)
         self.turn: Turn | None = None
         self.outputs: dict[nn.Module, list[Any]] = {}  # of the newest row that was computed
         # of the first row, which may hold what later ones reuse
         self.opening: dict[nn.Module, list[Any]] = {}
-        self.first_row: tuple[list[Tensor], Tensor, bool] | None = None  # see `_first_row`
+        self.first_row: FirstRow | None = None
         self.place: int | None = None  # which part is conditional, once measured
         self.shift = 0.0  # 1 where a pipeline's scale is that of c + g·(c - u)
+        self.weight: float | None = None  # of the conditional part, where nobody says a scale
         self.sums = False  # the pipeline was seen to make nothing but a sum of two parts
         self.did = Did(0)
 
@@ -172,13 +143,17 @@ class Gate:
                 f"{NO_PART.format(pipe=self._name)} (its network got {size} for {samples} samples)"
             )
         shape = batch_tree.Shape(count, size, isinstance(sample, list))
+        self.applied.admit(run, count)
         output = (self._alone if count == 1 else self._together)(turn, run, shape, called)
         turn.first = (sample, count, output)
+        place = 0 if count == 1 else self._conditional(count)
+        if self.applied.evaluate(turn, run, called, shape, place):
+            self.did |= Did.WORSE
         return output
 
     def _alone(self, turn: Turn, run: Run, shape: batch_tree.Shape, called: Called) -> Any:
         """The output of a batch that has one part."""
-        if batch_tree.guides(self.pipe) is False and not self._off(run):
+        if batch_tree.guides(self.pipe) is False and self._needs_both(run):
             raise ArgumentError(NO_PART.format(pipe=self._name))
         output = called.compute()
         self._note(turn, run, output, shape)
@@ -192,15 +167,14 @@ class Gate:
         self.did |= Did.GUIDED
         if run.scale == 1.0:
             self.did |= Did.SKIPPED
-            return self._cut(called, shape.parts, samples)
-        if run.forecasting:
+            output = self._cut(called, shape.parts, samples)
+        elif run.forecasting:
             output = self._cut(called, shape.parts, samples, delta=self._delta(run))
         else:
             output = called.compute()
             self._note(turn, run, output, shape)
             output = self._scaled(run, output, shape)
-        guidance = run.guided.guidance
-        if self.place is None or (guidance is not None and guidance.rescale):
+        if self.place is None or run.guided.rescale or self.applied.wants(run):
             whole = batch_tree.tensors(output)
             fits = whole is not None and len(whole) == shape.size
             turn.parts = list(whole.chunk(shape.parts)) if fits and whole is not None else []
@@ -296,6 +270,8 @@ class Gate:
         """k: this row's guidance in units of the pipeline's own."""
         if run.scale is None or self.usual is None or run.scale == self.usual:
             return 1.0
+        if run.guided.method is not None:
+            return 1.0  # what the pipeline makes of the parts is replaced
         self.did |= Did.SCALED
         return (run.scale - 1 + self.shift) / (self.usual - 1 + self.shift)
 
@@ -340,11 +316,12 @@ class Gate:
         return pair[place] - pair[1 - place]
 
     # -- after the pipeline combined them ------------------------------------------------------
-    def combined(self, raw: Tensor) -> Tensor:
-        """What the row is advanced with: the pipeline's combination, or that rescaled.
+    def combined(self, raw: Tensor, x: Tensor) -> Tensor:
+        """What the row is advanced with: the pipeline's combination, or another, or that rescaled.
 
         Args:
             raw: (batch, …), what the pipeline made of the parts; it is checked the first time.
+            x: the sample that it steps.
 
         Raises:
             ArgumentError, ModelError: the pipeline cannot be guided so.
@@ -352,19 +329,40 @@ class Gate:
         run = self.session.run
         assert run is not None
         if self.first_row is None:
-            self.first_row = self._first_row(run, raw)
-        guidance = run.guided.guidance
-        if guidance is None or self._off(run):
+            self.first_row = self._first_row(run, raw, x)
+        guidance, terms = run.guided.guidance, bool(run.guided.terms(run.row))
+        if guidance is None or (self._off(run) and not terms):
             return raw
-        self._check_guided()
-        if run.scale == 1.0:
+        if self._needs_both(run):
+            self._check_guided()
+        if run.scale == 1.0 and not terms:
             return raw
         turn = self.turn or Turn((run, run.advances, 0), True)
-        if self.place is None and len(turn.parts) > 1:
-            self._measure(turn.parts, raw, turn.first is not None and turn.first[1] == 1)
-        if run.remembers and not run.forecasting:
-            run.remember(self._difference(turn, raw))
-        return self._rescaled(turn, raw, guidance.rescale) if guidance.rescale else raw
+        alone = turn.first is not None and turn.first[1] == 1
+        if self.place is None and len(turn.parts) > 1 and run.scale != 1.0:
+            self._measure(turn.parts, raw, alone)
+        kept: dict[str, Tensor] = {}
+        if run.remembers and run.scale != 1.0 and not run.forecasting:
+            kept["difference"] = self._difference(turn, raw)
+        if self.applied.wants(run):
+            place = 0 if alone else self._conditional(len(turn.parts) or 2)
+            raw, more = self.applied.combined(
+                turn, run, raw, x, (place, 1 - place), self._weight(run)
+            )
+            kept |= more
+        if kept:
+            run.remember(**kept)
+        rescales = guidance.rescale and (terms or run.scale != 1.0)
+        return self._rescaled(turn, raw, guidance.rescale) if rescales else raw
+
+    def _weight(self, run: Run) -> float:
+        """w of the row where parts combine as `u + w·(c - u)`."""
+        scale = self.usual if run.scale is None else run.scale
+        if scale is not None:
+            return scale + self.shift
+        if self.weight is None:
+            raise ArgumentError(f"give {self._name} a scale in guidance=, e.g. tm.apg(4.0)")
+        return self.weight
 
     def _check_guided(self) -> None:
         """Raises where guidance was requested, and no second part was seen."""
@@ -376,17 +374,18 @@ class Gate:
         if not self.did & Did.GUIDED and getattr(self.pipe, "guider", None) is None:
             raise ArgumentError(NO_PART.format(pipe=self._name))
 
-    def _first_row(self, run: Run, raw: Tensor) -> tuple[list[Tensor], Tensor, bool]:
-        """A row's parts, what the pipeline made of them, and whether each had its call."""
+    def _first_row(self, run: Run, raw: Tensor, x: Tensor) -> FirstRow:
+        """A row's parts, what the pipeline made of them, its sample, and how they were computed."""
         modules = [module for module, main in networks(self.pipe).items() if main]
         outputs = (
             batch_tree.tensors(one) for module in modules for one in self.outputs.get(module, ())
         )
         each = [t for t in outputs if t is not None and t.ndim]
         if len(each) != 1:
-            return each, raw, True
+            return FirstRow(each, raw, x, True)
         count = len(each[0]) // self._samples(run, len(each[0]))
-        return list(each[0].chunk(count)) if 1 < count <= 3 else each, raw, False
+        each = list(each[0].chunk(count)) if 1 < count <= 3 else each
+        return FirstRow(each, raw, x, False)
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Check that the coming rows of a call, as it was begun, can be guided so.
@@ -395,8 +394,9 @@ class Gate:
             ModelError: the pipeline's network is unknown.
             ArgumentError: the call has no unconditional part, or no scale.
         """
+        self.applied.check(guidance)
         scales = set(guidance.scales(run.table)) - {1.0}
-        if not scales:
+        if not scales or guidance.bare:
             return
         if not networks(self.pipe):
             raise ModelError(
@@ -416,17 +416,13 @@ class Gate:
                 f"{self._name} has no guidance scale to change: leave the scale out of cfg(…)"
             )
         if self.first_row is not None:
-            self._admit_parts(guidance, scales, *self.first_row)
+            self._admit_parts(run, guidance, scales, self.first_row)
 
     def _admit_parts(
-        self,
-        guidance: Guidance,
-        scales: set[float | None],
-        each: list[Tensor],
-        raw: Tensor,
-        sequential: bool,
+        self, run: Run, guidance: Guidance, scales: set[float | None], first: FirstRow
     ) -> None:
         """Raises `ArgumentError` where the network's parts do not let it be guided so."""
+        each, raw, x, sequential = first
         perturbed = batch_tree.perturbed(self.pipe)
         if self.place is None and len(each) > 1:
             self._measure(each, raw, sequential)
@@ -435,6 +431,8 @@ class Gate:
                 f"{self._name} guides by two things at once; give one scale, when the call begins"
             )
         place = 0 if sequential else self._conditional(len(each))
+        if len(each) > 1 and (guidance.method is not None or run.table.reads_uncond):
+            self.applied.admit_parts(guidance, each, raw, x)
         if guidance.rescale and each[place].shape != raw.shape:
             raise ArgumentError(CHANGED.format(pipe=self._name))
         if guidance.forecast > 1 and (
@@ -451,7 +449,7 @@ class Gate:
             return
         heaviest = max(range(len(weights)), key=weights.__getitem__)
         if heaviest != assumed and weights[heaviest] > 1:
-            if self.did & (Did.SKIPPED | Did.SCALED) or sequential:
+            if self.did & (Did.SKIPPED | Did.SCALED | Did.WORSE) or sequential:
                 raise ArgumentError(
                     f"{self._name} has its conditional part at {heaviest} of {len(weights)}, not at"
                     f" {assumed}: begin the guidance interval at the first step, without a scale"
@@ -475,6 +473,11 @@ class Gate:
     def _off(self, run: Run) -> bool:
         """Whether the caller wants guidance off everywhere."""
         return set(run.guided.scales) == {1.0}
+
+    def _needs_both(self, run: Run) -> bool:
+        """Whether the caller wants the prompt to guide; terms alone need no second part."""
+        guidance = run.guided.guidance
+        return not self._off(run) and not (guidance is not None and guidance.bare)
 
     @property
     def _name(self) -> str:

@@ -16,17 +16,21 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from ...core.guidance import Guidance, stretch
+from ...core.guidance import Guidance, rescaled
 from ...core.run import Run
 from ...errors import ArgumentError, ModelError
 from .. import modular
 from ..session import Session
-from .gate import NO_FORECAST, NO_PART, Called, Gate, networks
+from . import batch_tree
+from .called import Called, networks
+from .gate import NO_FORECAST, NO_PART, Gate
 from .turn import Did, Turn
 
 OFFERED = 2.0  # the scale of a guider before the loop of a call that begins without guidance
@@ -109,7 +113,8 @@ class Guiding:
         usual, enabled, start, stop = self._timonel_set
         guided = scale not in (None, 1.0)
         if hasattr(self, "guidance_scale"):
-            self.guidance_scale = scale if guided else usual  # type: ignore[assignment]
+            both = scale is not None and math.isclose(scale, 1.0)  # of a method at 1, or a solver
+            self.guidance_scale = (OFFERED if both else scale) if guided else usual  # type: ignore[assignment]
         barred = self._timonel_barred or scale == 1.0 or idle
         self._enabled = (enabled or guided) and not barred
         self._start, self._stop = (0.0, 1.0) if guided else (start, stop)
@@ -242,35 +247,66 @@ class GuiderGate(Gate):
         """
         run, idle = self.coming()
         guidance = None if run is None else run.guided.guidance
-        if run is None or guidance is None or idle or len(parts) < 2:
+        if run is None or guidance is None or idle:
+            return combined
+        if self.turn is not None:
+            self.turn.parts = list(parts.values())
+        if len(parts) < 2:
             return combined
         self.did |= Did.GUIDED
+        if self.applied.wants(run):
+            self.applied.admit(run, len(parts))
+            if run.guided.method is not None or run.table.reads_uncond:
+                # a sum, by which `applied` knows the parts when the pipeline steps with them
+                cond, uncond = (parts[name] for name in PARTS)
+                combined.pred = torch.lerp(uncond, cond, self._weight(run))
+            return combined
         if run.remembers and not run.forecasting and PARTS[1] in parts:
             run.remember(parts[PARTS[0]] - parts[PARTS[1]])
         if guidance.rescale and run.scale != 1.0:
-            combined.pred = _rescaled(parts[PARTS[0]], combined.pred, guidance.rescale)
+            combined.pred = rescaled(combined.pred, parts[PARTS[0]], guidance.rescale)
         return combined
 
     # -- what the gate of batches does by looking at them ------------------------------------------
     def _predict(self, turn: Turn, run: Run, called: Called) -> Any:
-        return called.compute()
+        output = called.compute()
+        if turn.first is None:  # the conditional part comes first
+            sample = called.sample
+            turn.first = (sample, 1, output)
+            shape = batch_tree.Shape(1, len(sample), isinstance(sample, list))
+            if self.applied.evaluate(turn, run, called, shape, 0):
+                self.did |= Did.WORSE
+        return output
+
+    def _difference(self, turn: Turn, raw: Tensor) -> Tensor:
+        return turn.parts[0] - turn.parts[1]
 
     def _help(self, run: Run, called: Called) -> Any:
         return called.compute()
 
-    def combined(self, raw: Tensor) -> Tensor:
-        """What the row is advanced with: what the guider has combined.
+    def combined(self, raw: Tensor, x: Tensor) -> Tensor:
+        """What the row is advanced with: what the guider has combined, or a method, and terms.
+
+        Args:
+            raw: (batch, …), what the pipeline made of what the guider has combined.
+            x: the sample that it steps.
 
         Raises:
             ArgumentError: the row is to be guided, and the guider has one part.
         """
         run = self.session.run
-        if run is None or run.guided.guidance is None or run.scale == 1.0:
+        if run is None or run.guided.guidance is None:
             return raw
+        self._check_parts(run)
+        return super().combined(raw, x) if self.applied.wants(run) else raw
+
+    def _check_parts(self, run: Run) -> None:
+        """Raises `ArgumentError` where a row is to be guided, and the guider has one part."""
+        if run.scale == 1.0 or not self._needs_both(run):
+            return
         # at the scale that it is set to a guider has also the interval that it is set to
         if not self.did & Did.GUIDED and (run.scale is not None or not self.offered):
             raise ArgumentError(NO_PART.format(pipe=self._name))
-        return raw
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Check that the coming rows of a call, as it was begun, can be guided so.
@@ -279,8 +315,9 @@ class GuiderGate(Gate):
             ModelError: the pipeline's network is unknown.
             ArgumentError: the call has no unconditional part, or no scale.
         """
+        self.applied.check(guidance)
         scales = set(guidance.scales(run.table)) - {1.0}
-        if not scales:
+        if not scales or guidance.bare:
             return
         if not networks(self.pipe):
             raise ModelError(
@@ -297,13 +334,6 @@ class GuiderGate(Gate):
                 raise ArgumentError(NO_SCALE.format(guider=type(guider).__name__))
             if guidance.forecast > 1:
                 self._two_parts(guider)
-
-
-def _rescaled(cond: Tensor, guided: Tensor, phi: float) -> Tensor:
-    """arXiv 2305.08891, eq. 15-16: the std of the conditional part, per sample."""
-    dims = tuple(range(1, cond.ndim))
-    factor = stretch(cond.std(dim=dims, keepdim=True), guided.std(dim=dims, keepdim=True))
-    return guided * (1 - phi + phi * factor)
 
 
 def gate_of(pipe: Any) -> type[Gate]:

@@ -107,6 +107,7 @@ def resolve_guidance(
     parameters: Mapping[str, Any],
     options: dict[str, Any],
     guidance: Guidance | float | None,
+    both: bool = False,
 ) -> tuple[Guidance | None, float | None]:
     """The guidance of a call, whose scale is written into the pipeline's own argument.
 
@@ -115,6 +116,7 @@ def resolve_guidance(
         parameters: of the pipeline's `__call__`, by name.
         options: the arguments of this call; the scale is added to them.
         guidance: what the caller asks for; a number is a constant scale.
+        both: whether the sampler reads the unconditional output at any scale.
 
     Returns:
         The guidance that the gate applies, None where it has nothing to do; and the scale that the
@@ -128,12 +130,15 @@ def resolve_guidance(
     guidance = guidance if isinstance(guidance, Guidance) else cfg(guidance)
     name = argument(pipe, parameters, options)
     if name is None and distilled(pipe):
-        return None, _to_network(pipe, parameters, options, guidance)
+        scaled = _to_network(pipe, parameters, options, guidance)
+        return (Guidance(terms=guidance.terms) if guidance.terms else None), scaled
     if guidance.scale is None:
         return guidance, None
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
     # above 1 the pipeline computes both parts; the gate applies the scales of the other rows
-    computed = next((s for s in scales if s > 1), 1.0 if set(scales) == {1.0} else 2.0)
+    both = both or (guidance.method is not None and guidance.method.reads_uncond)
+    off = set(scales) == {1.0} and not both
+    computed = next((s for s in scales if s > 1), 1.0 if off else 2.0)
     if name is not None:
         _write(options, name, computed)
         if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
@@ -155,13 +160,15 @@ def _to_network(
     """
     name, guided = _in_call(parameters), guiders(pipe, parameters)
     always = (guidance.start, guidance.stop, guidance.unit) == (0.0, math.inf, "ratio")
-    constant = isinstance(guidance.scale, (int, float)) and always
+    if guidance.bare:
+        return None  # terms, beside the pipeline's own number
+    constant = isinstance(guidance.scale, (int, float)) and always and guidance.method is None
     if not constant or guidance.rescale or guidance.forecast > 1 or not (name or guided):
         true = f", or give negative_prompt= for its {TRUE}" if TRUE in parameters else ""
         raise ArgumentError(
             f"the model of this {type(pipe).__name__} is guidance-distilled: the scale is an input"
             " of its network, which has no unconditional part, so there is nothing to switch"
-            f" off, vary, rescale or forecast; give guidance= one number{true}"
+            f" off, vary, rescale, forecast or combine otherwise; give guidance= one number{true}"
         )
     if name is None:
         return float(guidance.scale)  # type: ignore[arg-type]

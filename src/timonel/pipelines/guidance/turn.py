@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ class Did(Flag):
     """A part was left out."""
     SCALED = auto()
     """A row's scale was not the pipeline's own."""
+    WORSE = auto()
+    """The conditional part was computed by a worse network too."""
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Turn:
         parts: the parts, as the pipeline got them.
         outputs: of each of the network's outputs the parts, as the network made them.
         repeats: how many outputs of a network were handed out again.
+        worse: the outputs of worse networks, each with what `cond - worse` is multiplied by.
     """
 
     at: tuple[Run, int, int]
@@ -41,3 +44,13 @@ class Turn:
     parts: list[Tensor] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
     repeats: dict[nn.Module, int] = field(default_factory=dict)
+    worse: list[tuple[float, Tensor]] = field(default_factory=list)
+
+
+class FirstRow(NamedTuple):
+    """What the first row showed: parts, their sum, its sample, and whether each had its call."""
+
+    each: list[Tensor]
+    raw: Tensor
+    x: Tensor
+    sequential: bool

@@ -98,6 +98,7 @@ def _besides(helm: Steered, session: Session, options: Mapping[str, Any]) -> lis
     besides = [f"hook {hook.name!r}" for hook in hooks]
     besides += [name for name in CALLBACKS if options.get(name) is not None]
     besides += ["resume="] if session.request.resume is not None else []
+    besides += ["weak="] if session.request.weak is not None else []
     return besides + ([] if helm.seeds else ["generator="])
 
 

@@ -81,6 +81,21 @@ def at(table: Table, process: Process, times: torch.Tensor) -> Level:
     return process.at_time(times)
 
 
+def alone(table: Table, session: Any) -> Table:
+    """The table of a scheduler, which alone gets what the pipeline has combined.
+
+    Raises:
+        ArgumentError: it reads the unconditional output, and no helm's gate is there to give it.
+    """
+    if table.reads_uncond and session.request.context is None:
+        raise ArgumentError(
+            f"{table.solver!r} reads the unconditional output, and a scheduler gets what the"
+            " pipeline has combined: call the pipeline through tm.Helm(pipe), or take"
+            f" {table.solver.removesuffix('_cfg_pp')!r}"
+        )
+    return table
+
+
 class Order(int):
     """`Scheduler.order`: the network calls of a step; times a step, the place where that begins.
 

@@ -325,7 +325,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
 
     def _list(self, sampler: Sampler, grid: Grid, device: Any) -> None:
         """Compile the table on `grid`, list its rows, and make the run of all of them."""
-        table = self._compile(sampler, grid)
+        table = parts.alone(self._compile(sampler, grid), self.session)
         listing = Listing.of(sampler, grid, table, self.process)
         self.session.list(listing)
         self._timesteps = Timesteps.of(listing.times.to(device), self.session, listing.times)
@@ -445,7 +445,7 @@ class Scheduler(Rows, Attributes, Configured, SchedulerMixin, ConfigMixin):  # t
     ) -> tuple[Tensor, Tensor | None]:
         """What the row is advanced with, and a learned variance."""
         gate = self.session.gate
-        raw = output if gate is None else gate.combined(output)
+        raw = output if gate is None else gate.combined(output, sample)
         if tokens is not None:
             return per_token_velocity(raw, tokens, run.level.time), None
         twice = raw.ndim > 1 and raw.shape[1] == 2 * sample.shape[1]

@@ -1,4 +1,4 @@
-"""How conditional and unconditional outputs are combined, and at which network calls.
+"""Guidance as a table: a scale for every row, and the weights that forecast an output.
 
 `guided = uncond + scale·(cond - uncond)` on the raw output (Ho & Salimans 2022, arXiv 2207.12598);
 scale = 1 is no guidance. Outside the interval the unconditional output is not computed at all.
@@ -19,19 +19,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, RunError, among, finite, is_number, plain, several, shown, whole
-from .forecast import weights
-from .kernel import combine as weighted_sum
-from .process import Level
-from .table import Table
+from ...errors import ArgumentError, RunError, finite, instance, whole
+from ..forecast import weights
+from ..kernel import combine as weighted_sum
+from ..process import Level
+from ..table import Table
+from .outputs import Combined, Method, Outputs, Place, guide
+from .plan import ends, fits, inside, interval, scale_of
+from .terms import Term, added
 
-UNITS = ("ratio", "step", "sigma")
+# a scale of 1 whose unconditional output is computed all the same, for the solver reads it
+BOTH = math.nextafter(1.0, 2.0)
 SAME_LEVEL = 1e-9  # distance in lam of two calls at one level
 
 
@@ -48,6 +51,8 @@ class Guidance:
             the conditional one (arXiv 2305.08891, eq. 15-16).
         forecast: both outputs are computed at every so-many-th guided call; 1 is always.
         order: how many of the newest differences a forecast reads, 1 or 2.
+        method: how the outputs are combined, see `methods`; None is classifier-free guidance.
+        terms: what is added of further evaluations, see `terms`.
 
     Raises:
         ArgumentError: a value outside its range, or an empty interval.
@@ -60,24 +65,49 @@ class Guidance:
     rescale: float = 0.0
     forecast: int = 1
     order: int = 1
+    method: Method | None = None
+    terms: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
-        among("guidance unit", self.unit, UNITS)
-        start, stop = (_position(end, getattr(self, end), self.unit) for end in ("start", "stop"))
-        if (start <= stop) if self.unit == "sigma" else (start >= stop):
-            way = "from high to low" if self.unit == "sigma" else "from low to high"
-            raise ArgumentError(
-                f"a guidance interval runs {way} and is not empty, got between=({start:g},"
-                f" {stop:g})"
-            )
+        start, stop = ends(self.start, self.stop, self.unit)
         checked = {
-            "scale": _scale(self.scale), "start": start, "stop": stop,
+            "scale": None if self.scale is None else scale_of("guidance scale", self.scale),
+            "start": start, "stop": stop,
             "rescale": finite("rescale", self.rescale, 0, 1),
             "forecast": whole("forecast", self.forecast),
             "order": whole("order", self.order, 1, 2),
         }  # fmt: skip
         for key, value in checked.items():
             object.__setattr__(self, key, value)
+        for term in self.terms:
+            instance("a term", term, Term, "what tm.pag(…) and others have in .terms")
+        if self.method is not None:
+            instance("method", self.method, Method, "a guidance method, as tm.apg(…) has one")
+            if self.rescale and not self.method.rescales:
+                raise ArgumentError(
+                    f"nobody defines rescale={self.rescale:g} with {self.method.name}: leave it out"
+                )
+
+    def __add__(self, other: Guidance) -> Guidance:
+        """Guidance with the terms of another too: `cfg(5) + pag(3)`.
+
+        Raises:
+            ArgumentError: both say more than terms.
+        """
+        if not isinstance(other, Guidance):
+            return NotImplemented
+        base, added = (other, self) if self.bare else (self, other)
+        if not added.bare:
+            raise ArgumentError(
+                "guidance adds up of one of cfg(…), apg(…), … and terms: pag, seg, skip_layers,"
+                f" autoguidance; got {self} and {other}"
+            )
+        return replace(base, terms=self.terms + other.terms)
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is nothing but terms, and leaves the scale to the pipeline."""
+        return bool(self.terms) and replace(self, terms=()) == Guidance()
 
     def compile(self, table: Table, prediction: str, since: int = 0) -> CompiledGuidance:
         """What the guidance says for every row of a table.
@@ -95,7 +125,24 @@ class Guidance:
         """
         scales = self.scales(table)
         return CompiledGuidance(
-            self, scales, self._weights(table, prediction, scales, since), since
+            self, scales, self._weights(table, prediction, scales, since), since,
+            self._places(table, prediction), added(self.terms, table),
+        )  # fmt: skip
+
+    def _places(self, table: Table, prediction: str) -> tuple[Place, ...]:
+        """Where every row stands, for the method; empty where there is none."""
+        if self.method is None:
+            return ()
+        self.method.check(prediction)
+        if self.method.reads_uncond and not table.reads_uncond:
+            raise ArgumentError(
+                f"{self.method.name} needs a solver that reads the unconditional prediction, and"
+                f" {table.solver!r} does not: take one such as 'euler_cfg_pp'"
+            )
+        c_x, c_raw = (c.tolist() for c in table.clean(prediction))
+        return tuple(
+            Place(c_x[row], c_raw[row], step, table.steps, prediction)
+            for row, step in enumerate(table.step)
         )
 
     def scales(self, table: Table) -> tuple[float | None, ...]:
@@ -104,22 +151,14 @@ class Guidance:
         Raises:
             ArgumentError: the scales are not one per step of the table.
         """
-        if isinstance(self.scale, tuple) and len(self.scale) != table.steps:
-            raise ArgumentError(
-                f"{len(self.scale)} guidance scales for {table.steps} steps; give one per step"
-            )
+        fits("guidance scales", self.scale, table)
         return tuple(self._scale_of(table, step) for step in table.step)
 
     def _scale_of(self, table: Table, step: int) -> float | None:
-        if not self._inside(table, step):
+        if not inside(table, step, self.start, self.stop, self.unit):
             return 1.0
-        return self.scale[step] if isinstance(self.scale, tuple) else self.scale
-
-    def _inside(self, table: Table, step: int) -> bool:
-        if self.unit == "sigma":
-            alpha, sigma = (float(v) for v in table.level(table.first_row(step))[:2])
-            return self.stop < (sigma / alpha if alpha > 0 else math.inf) <= self.start
-        return self.start <= (step / table.steps if self.unit == "ratio" else step) < self.stop
+        scale = self.scale[step] if isinstance(self.scale, tuple) else self.scale
+        return BOTH if scale == 1.0 and table.reads_uncond else scale
 
     def _weights(
         self, table: Table, prediction: str, scales: Sequence[float | None], since: int
@@ -162,12 +201,16 @@ class CompiledGuidance:
         weights: (K,) of the remembered differences cond - uncond of raw outputs, newest first,
             whose sum forecasts the row's; empty where both outputs are computed, or one.
         since: the row from which it holds.
+        places: (K,) where its rows stand; empty without a method.
+        added: (K,) the terms of each row, with what they are multiplied by.
     """
 
     guidance: Guidance | None
     scales: tuple[float | None, ...]
     weights: tuple[tuple[float, ...], ...]
     since: int = 0
+    places: tuple[Place, ...] = ()
+    added: tuple[tuple[tuple[Term, float], ...], ...] = ()
 
     @classmethod
     def of(
@@ -182,6 +225,42 @@ class CompiledGuidance:
     def rescale(self) -> float:
         """Share of the guided output that is rescaled; 0 where there is no guidance."""
         return 0.0 if self.guidance is None else self.guidance.rescale
+
+    @property
+    def method(self) -> Method | None:
+        """How outputs are combined; None by the scale alone."""
+        return None if self.guidance is None else self.guidance.method
+
+    def terms(self, row: int) -> tuple[tuple[Term, float], ...]:
+        """The terms of a row, with what they are multiplied by."""
+        return self.added[row] if row < len(self.added) else ()
+
+    def place(self, row: int) -> Place | None:
+        """Where a row stands; None without a method."""
+        return self.places[row] if self.places else None
+
+    def combine(
+        self, row: int, outputs: Outputs, momentum: Tensor | None = None, scale: float | None = None
+    ) -> Combined:
+        """The guided raw output of a row, for loops that call the network themselves.
+
+        Args:
+            row: 0 to K - 1.
+            outputs: of the row, which get its place here.
+            momentum: `run.momentum`.
+            scale: where the row's is None, the pipeline's own.
+
+        Returns:
+            The raw output, and the momentum, for `run.remember(momentum=…)`.
+
+        Raises:
+            ArgumentError: neither the row nor the caller has a scale.
+        """
+        chosen = scale if self.scales[row] is None else self.scales[row]
+        if chosen is None:
+            raise ArgumentError("guidance needs a scale here: cfg(4.0, …)")
+        placed = outputs._replace(place=self.place(row))
+        return guide(placed, chosen, rescale=self.rescale, method=self.method, momentum=momentum)
 
     @property
     def order(self) -> int:
@@ -242,119 +321,23 @@ def cfg(
     Raises:
         ArgumentError: a value outside its unit's range.
     """
-    among("guidance unit", unit, UNITS)
-    if until is not None and between is not None:
-        raise ArgumentError("give either until= or between=, not both")
-    ends = None if between is None else several("between", between, "between=(0.2, 0.6)")
-    if ends is not None and len(ends) != 2:
-        raise ArgumentError(
-            f"between must be two numbers, e.g. between=(0.2, 0.6), got {shown(between)}"
-        )
-    first, last = (math.inf, 0.0) if unit == "sigma" else (0.0, math.inf)
-    start, stop = ends if ends is not None else (first, last if until is None else until)
+    start, stop = interval(until, between, unit)
+    newest = forecast_order(forecast, order)
+    return Guidance(scale, start, stop, unit, rescale, forecast, newest)  # type: ignore[arg-type]
+
+
+def forecast_order(forecast: int, order: int | None) -> int:
+    """How many differences a forecast reads, 1 by default.
+
+    Raises:
+        ArgumentError: an order without a forecast.
+    """
     if order is not None and whole("forecast", forecast) == 1:
         raise ArgumentError(
             f"order={order} says how the unconditional output is forecast; give forecast too, e.g."
             " forecast=2"
         )
-    newest = 1 if order is None else order
-    return Guidance(scale, start, stop, unit, rescale, forecast, newest)  # type: ignore[arg-type]
-
-
-def parsed(
-    scale: float | None, until: float | str | None, rescale: float = 0.0, forecast: int = 1
-) -> Guidance | None:
-    """Guidance from words of the command line.
-
-    Args:
-        scale: one number.
-        until: the end: 0.4 (of the steps), "step:4" or "sigma:1.2".
-        rescale: as in `cfg`.
-        forecast: as in `cfg`.
-
-    Returns:
-        None where nothing is set.
-
-    Raises:
-        ArgumentError: `until` is none of these.
-    """
-    if until is None:
-        if scale is None and not rescale and forecast == 1:
-            return None
-        return cfg(scale, rescale=rescale, forecast=forecast)
-    end, unit = _typed_end(until)
-    return cfg(scale, until=end, unit=unit, rescale=rescale, forecast=forecast)
-
-
-def _typed_end(until: float | str) -> tuple[float, str]:
-    """The end of an interval and its unit."""
-    unit, colon, number = str(until).rpartition(":")
-    try:
-        end = float(number)
-    except ValueError:
-        end = math.nan
-    if not colon and 1 < end < math.inf:
-        step = f"step:{end:g} for a step, or " if end.is_integer() else ""
-        raise ArgumentError(
-            f"the end of guidance {until!r} is not a ratio of the steps in [0, 1]: write"
-            f" {step}sigma:{end:g}"
-        )
-    if math.isnan(end) or (colon and unit not in UNITS):
-        raise ArgumentError(
-            f"the end of guidance is 0.4 (of the steps), step:4 or sigma:1.2, got {until!r}"
-        )
-    return end, unit or "ratio"
-
-
-def _scale(scale: Any) -> float | tuple[float, ...] | None:
-    """One scale, or one per step, as Python's numbers."""
-    if scale is None:
-        return None
-    listed = plain(scale)
-    if not isinstance(listed, (list, tuple, range)):
-        return finite("guidance scale", scale, 0)
-    if not listed:
-        raise ArgumentError("guidance scale is an empty list; give one number, or one per step")
-    return tuple(finite("guidance scale", one, 0) for one in listed)
-
-
-def _position(end: str, value: Any, unit: str) -> float:
-    """An end of the interval as a Python number."""
-    if is_number(value) and value == math.inf:
-        return math.inf
-    number = finite(f"guidance {end}", value, 0)
-    if unit == "ratio" and number > 1:
-        raise ArgumentError(
-            f"guidance {end} {number:g} is not a ratio of the steps in [0, 1]; "
-            "for a step index say unit='step', for a noise level unit='sigma'"
-        )
-    if unit == "step" and number != int(number):
-        raise ArgumentError(f"guidance {end} {number:g} is not a step index")
-    return number
-
-
-def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """The guided raw output, `uncond + scale·(cond - uncond)`, and its rescaled form.
-
-    Args:
-        cond: (batch, …), the conditional raw output.
-        uncond: (batch, …), the unconditional one.
-        scale: 1 is `cond`.
-        rescale: share, 0 to 1, of the output with the standard deviation of `cond`, per sample.
-
-    Source: arXiv 2207.12598; rescaling arXiv 2305.08891, eq. 15-16.
-    """
-    guided = torch.lerp(uncond, cond, scale)
-    if not rescale:
-        return guided
-    dims = tuple(range(1, cond.ndim))
-    factor = stretch(cond.std(dim=dims, keepdim=True), guided.std(dim=dims, keepdim=True))
-    return guided * (1 - rescale + rescale * factor)
-
-
-def stretch(cond: Tensor, guided: Tensor) -> Tensor:
-    """Ratio of two standard deviations, `cond / guided`; 1, its limit, where `guided` is 0."""
-    return torch.where(guided > 0, cond / guided, torch.ones_like(guided))
+    return 1 if order is None else order
 
 
 def assigned(value: Any) -> Guidance | None:
