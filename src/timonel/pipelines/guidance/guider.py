@@ -113,8 +113,10 @@ class Guiding:
         usual, enabled, start, stop = self._timonel_set
         guided = scale not in (None, 1.0)
         if hasattr(self, "guidance_scale"):
-            both = scale is not None and math.isclose(scale, 1.0)  # of a method at 1, or a solver
-            self.guidance_scale = (OFFERED if both else scale) if guided else usual  # type: ignore[assignment]
+            # of a method at 1, or of a solver that reads both parts
+            both = scale is not None and math.isclose(scale, 1.0)
+            chosen = OFFERED if both else scale
+            self.guidance_scale = chosen if guided else usual  # type: ignore[assignment]
         barred = self._timonel_barred or scale == 1.0 or idle
         self._enabled = (enabled or guided) and not barred
         self._start, self._stop = (0.0, 1.0) if guided else (start, stop)
@@ -246,8 +248,7 @@ class GuiderGate(Gate):
             The same, or changed.
         """
         run, idle = self.coming()
-        guidance = None if run is None else run.guided.guidance
-        if run is None or guidance is None or idle:
+        if run is None or run.guided.guidance is None or idle:
             return combined
         if self.turn is not None:
             self.turn.parts = list(parts.values())
@@ -255,17 +256,24 @@ class GuiderGate(Gate):
             return combined
         self.did |= Did.GUIDED
         if self.applied.wants(run):
-            self.applied.admit(run, len(parts))
-            if run.guided.method is not None or run.table.reads_uncond:
-                # a sum, by which `applied` knows the parts when the pipeline steps with them
-                cond, uncond = (parts[name] for name in PARTS)
-                combined.pred = torch.lerp(uncond, cond, self._weight(run))
-            return combined
+            self._for_method(run, parts, combined)
+        else:
+            self._by_guider(run, parts, combined)
+        return combined
+
+    def _for_method(self, run: Run, parts: dict[str, Tensor], combined: Any) -> None:
+        """Leave a sum, by which `applied` knows the parts when the pipeline steps with them."""
+        self.applied.admit(run, len(parts))
+        if run.guided.method is not None or run.table.reads_uncond:
+            cond, uncond = (parts[name] for name in PARTS)
+            combined.pred = torch.lerp(uncond, cond, self._weight(run))
+
+    def _by_guider(self, run: Run, parts: dict[str, Tensor], combined: Any) -> None:
+        """Keep what the guider has combined, rescaled, and what a forecast reads."""
         if run.remembers and not run.forecasting and PARTS[1] in parts:
             run.remember(parts[PARTS[0]] - parts[PARTS[1]])
-        if guidance.rescale and run.scale != 1.0:
-            combined.pred = rescaled(combined.pred, parts[PARTS[0]], guidance.rescale)
-        return combined
+        if run.guided.rescale and run.scale != 1.0:
+            combined.pred = rescaled(combined.pred, parts[PARTS[0]], run.guided.rescale)
 
     # -- what the gate of batches does by looking at them ------------------------------------------
     def _predict(self, turn: Turn, run: Run, called: Called) -> Any:
