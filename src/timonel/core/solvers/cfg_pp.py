@@ -23,7 +23,6 @@ from ..table import Rows, Table
 from .algebra import decaying, finite_lam, fit, frame, gain, gap, keep, rising, usable
 from .runge_kutta import clean_step
 
-
 CALLS = ("first", "second")
 
 
