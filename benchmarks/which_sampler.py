@@ -112,7 +112,7 @@ def names(stochastic: bool) -> list[str]:
     return [
         n
         for n, s in solvers.SOLVERS.items()
-        if s.stochastic == stochastic and n not in (*DISTILLED, *GENERIC)
+        if s.stochastic == stochastic and n not in (*DISTILLED, *GENERIC) and not s.reads_uncond
     ]
 
 

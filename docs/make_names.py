@@ -52,7 +52,8 @@ A1111's and Forge's names are listed in [samplers.md](samplers.md#other-names); 
 they run what ComfyUI's do. A1111, too,
 leaves out the last level but one for `DPM2 a`; \
 its `DPM2` is `dpm2` here, which leaves out none (`dpm_2` does).
-ComfyUI's `denoise` is `strength`.
+ComfyUI's `denoise` is `strength`. The `*_cfg_pp` ran with guidance {scale} to a class of the data; \
+no number of steps converges at one such scale, so no distance is measured.
 """
 SAMPLERS = """
 ## ComfyUI's samplers
@@ -147,7 +148,12 @@ def page() -> str:
     least = measured.floor()
     parts = [
         HEAD.format(
-            version=answer.version, same=SAME, count=measured.COUNT, floor=least, clear=CLEAR
+            version=answer.version,
+            same=SAME,
+            count=measured.COUNT,
+            floor=least,
+            clear=CLEAR,
+            scale=measured.LAMBDA,
         )
     ]
     parts += [SAMPLERS, *map(sampler_line, samplers)]

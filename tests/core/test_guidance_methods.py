@@ -17,7 +17,7 @@ from timonel.core import solvers
 from timonel.core.data import GuidanceData
 from timonel.core.guidance import METHODS, Guidance, Outputs, Place, guide, parsed, words
 from timonel.core.run import Run
-from timonel.engine.drive import drive
+from timonel.engine.drive import drive, finish
 from timonel.engine.network import Denoisers, Query
 from timonel.errors import ArgumentError, RunError, UnknownName
 
@@ -36,7 +36,7 @@ def start(count: int = 4) -> torch.Tensor:
     return torch.randn(count, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def sampled(sampler: str, guidance: Guidance | float, steps: int = 8, **more: object):
+def sampled(sampler: str | tm.Sampler, guidance: Guidance | float, steps: int = 8, **more: object):
     return tm.sample(
         COND, start(), sampler, process=PROCESSES["vp"], steps=steps, unconditional=DATA,
         guidance=guidance, **more,
@@ -52,9 +52,11 @@ def begun(guidance: Guidance | None, sampler: str = "dpmpp_2m", steps: int = 8, 
 
 
 def to_the_end(run: Run) -> torch.Tensor:
-    for _ in drive(run, NETWORK):
-        pass
-    return run.result
+    return finish(run, NETWORK)
+
+
+def to_the_end_of(run: Run, data: exact.Exact) -> torch.Tensor:
+    return finish(run, Denoisers(data))
 
 
 # -- formulas --------------------------------------------------------------------------------------
@@ -208,7 +210,8 @@ def test_another_method_begins_without_the_momentum_of_the_one_before():
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_twin_that_is_not_guided_is_its_plain_namesake(name, process):
-    for steps in (1, 2, 3, 8):
+    # res_multistep has order 1 on a long last step, and its twin is ComfyUI's
+    for steps in (1, 20) if name == "res_multistep_cfg_pp" else (1, 2, 3, 8):
         plain = tm.Sampler(name.removesuffix("_cfg_pp"), steps=steps).compile(PROCESSES[process])
         twin = tm.Sampler(name, steps=steps).compile(PROCESSES[process]).unguided()
         assert plain.nfe == twin.nfe
@@ -252,7 +255,7 @@ def test_twins_converge_to_the_guided_path_of_their_limit(name):
     assert all(rate > 0.8 for rate in rates), (errors, rates)
 
 
-def reference(name: str, levels: list[float], w: float, noise) -> torch.Tensor:
+def reference(name: str, levels: list[float], w: float, noise, variant: str) -> torch.Tensor:
     """The formulas of ComfyUI's samplers, in x/alpha and s = sigma/alpha, written out."""
 
     def model(y, s):
@@ -275,8 +278,8 @@ def reference(name: str, levels: list[float], w: float, noise) -> torch.Tensor:
             y_new = clean + down * d
         elif name.startswith("dpmpp_2s"):
             half = math.sqrt(s * down)
-            second, _ = model((half / s) * (y + clean - u) + (1 - half / s) * clean, half)
-            y_new = fall * (y + clean - u) + (1 - fall) * second
+            second, other = model((half / s) * (y + clean - u) + (1 - half / s) * clean, half)
+            y_new = fall * (y + clean - (other if variant else u)) + (1 - fall) * second
         elif name.startswith("dpmpp_2m"):
             y_new = clean + fall * (y - u)
             if u_old is not None:
@@ -299,18 +302,42 @@ def reference(name: str, levels: list[float], w: float, noise) -> torch.Tensor:
     return y
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", [*TWINS, "dpmpp_2s_ancestral_cfg_pp second"])
 @pytest.mark.parametrize("w", [0.6, 1.0, 1.8])
 def test_twins_are_comfyuis_samplers(name, w):
+    name, _, variant = name.partition(" ")
     source = tm.SeededNoise([0, 1, 2, 3])
     levels = tm.Sampler("euler", grid="karras", steps=10).levels(PROCESSES["vp"])
-    table = tm.Sampler(name, grid="karras", steps=10).compile(PROCESSES["vp"])
+    sampler = tm.Sampler(
+        name, grid="karras", steps=10, options={"variant": variant} if variant else {}
+    )
+    table = sampler.compile(PROCESSES["vp"])
     ours = sampled(
-        f"{name}/karras", tm.cfg(w), 10,
+        sampler, tm.cfg(w), 10,
         noise=(lambda row, like: source(table.step[row], like)) if table.stochastic else None,
     )  # fmt: skip
-    theirs = reference(name, (levels.sigma / levels.alpha).tolist(), w, source)
+    theirs = reference(name, (levels.sigma / levels.alpha).tolist(), w, source, variant)
     assert float((ours - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
+
+
+def test_comfyuis_dpmpp_2s_takes_the_unconditional_prediction_of_the_other_call():
+    """Where both predictions are one it does not converge, and the twin here does."""
+    data, x = exact.Gaussian(torch.tensor([1.0, -0.5], dtype=torch.float64), 0.6), start()[:, :2]
+    errors = {}
+    for variant in ("first", "second"):
+        for steps in (16, 64):
+            sampler = tm.Sampler(
+                "dpmpp_2s_ancestral_cfg_pp/karras", steps=steps,
+                options={"eta": 0.0, "variant": variant},
+            )  # fmt: skip
+            run = Run(table := sampler.compile(PROCESSES["vp"]))
+            run.start(x)
+            made = to_the_end_of(run, data)
+            off = made - data.solution(x, table.level(0))
+            errors[variant, steps] = float(off.square().mean().sqrt())
+    assert errors["first", 64] < errors["first", 16] / 4
+    assert errors["second", 64] > 0.1
+    assert errors["second", 64] > errors["second", 16] / 2
 
 
 def test_cfg_pp_takes_the_twin_of_a_sampler_or_names_those_that_have_one():

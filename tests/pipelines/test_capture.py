@@ -14,6 +14,7 @@ import timonel as tm
 from support.pipes import load
 from timonel.core import noise as noises
 from timonel.core.run import Run
+from timonel.engine.drive import finish, run_on
 from timonel.pipelines.capture import Captured, NotCaptured, capture
 
 pytestmark = pytest.mark.filterwarnings(
@@ -101,6 +102,32 @@ def test_another_scale_is_what_the_pipeline_makes_of_it(name):
     helm(sampler="euler", steps=2, seeds=[5], guidance=6.0, **given)
     ours = go(captured, tm.Sampler("euler", steps=2).on(captured.process), tm.cfg(6.0))
     assert (ours - helm.run.result).abs().max() <= 2e-3 * ours.abs().max()
+
+
+# noise, a flow, the conditional part first
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "ChromaPipeline"]
+)
+@pytest.mark.parametrize(
+    ("sampler", "guidance"),
+    [
+        ("dpmpp_2m", tm.apg(3.0, norm_threshold=5.0)),
+        ("heun", tm.tcfg(3.0, until=0.5, rescale=0.5)),
+        ("dpmpp_2m", tm.cfg_pp(1.0)),
+        ("dpmpp_2m_cfg_pp", tm.cfg(0.7)),
+        ("euler_cfg_pp", tm.cfg(1.8)),
+    ],
+)
+def test_methods_and_solvers_of_both_outputs_end_where_the_helm_does(name, sampler, guidance):
+    helm, given, captured = taken(name, 2.0)
+    chosen = tm.Sampler(sampler, steps=4)
+    helm(sampler=chosen, seeds=[5], guidance=guidance, **given)
+    table = chosen.on(captured.process).guided_by(guidance).compile(captured.process)
+    run = run_on(captured, table, guidance=guidance)
+    run.start(captured.start)
+    ours = finish(run, captured, (0,))
+    theirs = helm.run.result
+    assert (ours - theirs).abs().max() <= 2e-3 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -31,6 +31,7 @@ class Job:
     """One run of a sampler, or with `sampler` None one list of levels.
 
     `process`: "vp" (Stable Diffusion's betas) or "flow" (shift 3). `mix`: see `parity.mixed`.
+    `scale`: of guidance to class 0 of the data; 1 is none.
     """
 
     sampler: str | None
@@ -40,6 +41,7 @@ class Job:
     count: int = 64
     data: dict[str, int] = field(default_factory=lambda: dict(DATA))
     mix: dict[int, tuple[float, float]] = field(default_factory=dict)
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ import torch
 
 import timonel as tm
 from timonel import exact
+from timonel.core.guidance import combine
 from timonel.core.process import Level
 
 REAL = ("comfy.k_diffusion", "comfy.extra_samplers", "comfy.samplers", "comfy.model_sampling")
 BETAS = "comfy.ldm.modules.diffusionmodules.util"
+PATCHER, AFTER = "comfy.model_patcher", "after guidance"
 
 
 class Rest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -51,6 +53,10 @@ class Rest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.make_beta_schedule = lambda kind, count, linear_start, linear_end, **rest: (  # type: ignore[attr-defined]
                 torch.linspace(linear_start**0.5, linear_end**0.5, count, dtype=torch.float64) ** 2
             )
+        if spec.name == PATCHER:  # a function that sees both predictions of a call
+            module.set_model_options_post_cfg_function = lambda options, function, **rest: {  # type: ignore[attr-defined]
+                **options, AFTER: function,
+            }  # fmt: skip
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -71,20 +77,27 @@ def load(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
 class Model:
     """An exact denoiser where ComfyUI expects a guider, its network and its patcher."""
 
-    def __init__(self, sampling: Any, denoise: exact.Denoiser, flow: bool) -> None:
+    def __init__(self, sampling: Any, data: exact.Mixture, flow: bool, scale: float) -> None:
         self.inner_model = self.model_patcher = self
-        self.model_sampling, self.denoise, self.flow = sampling, denoise, flow
+        self.model_sampling, self.flow = sampling, flow
+        self.uncond, self.cond, self.scale = data, data, scale
+        if scale != 1.0:
+            self.cond = data.conditional(0)
 
     def get_model_object(self, name: str) -> Any:
         return {"model_sampling": self.model_sampling}[name]
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **rest: object) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **rest: Any) -> torch.Tensor:
         """The denoised x; ComfyUI's x of a VP model is x0 + sigma·noise."""
         s = sigma.double()
-        if self.flow:
-            return self.denoise(x, Level(1 - s, s, s))
-        alpha = 1 / torch.sqrt(1 + s**2)
-        return self.denoise(x * alpha.reshape(-1, *(1,) * (x.ndim - 1)), Level(alpha, alpha * s, s))
+        level = Level(1 - s, s, s)
+        if not self.flow:
+            alpha = 1 / torch.sqrt(1 + s**2)
+            x, level = x * alpha.reshape(-1, *(1,) * (x.ndim - 1)), Level(alpha, alpha * s, s)
+        uncond = self.uncond(x, level)
+        clean = uncond if self.scale == 1.0 else combine(self.cond(x, level), uncond, self.scale)
+        after = rest.get("model_options", {}).get(AFTER)
+        return clean if after is None else after({"denoised": clean, "uncond_denoised": uncond})
 
 
 def sampling_of(module: types.ModuleType, flow: bool) -> Any:
@@ -122,7 +135,7 @@ def run(
     """The levels of a job, and its result where a sampler is named."""
     flow = job["process"] == "flow"
     data = exact.Mixture.random(**job["data"])
-    model = Model(sampling_of(sampling, flow), data, flow)
+    model = Model(sampling_of(sampling, flow), data, flow, job["scale"])
     chosen = samplers.KSampler(
         model, job["steps"], "cpu", job["sampler"] or "euler", job["scheduler"]
     )

@@ -22,7 +22,10 @@ from support.peers import k_diffusion_sampling
 from timonel import exact
 from timonel.core import names
 from timonel.core.process import Level
+from timonel.core.run import Run
 from timonel.core.table import Table
+from timonel.engine.drive import finish
+from timonel.engine.network import Denoisers
 from timonel.errors import TimonelError
 
 STEPS = (4, 8, 20)
@@ -30,6 +33,9 @@ PLACES = (("vp", "karras"), ("vp", "normal"), ("flow", "simple"))
 PROCESSES = {"vp": tm.VP.from_schedule(), "flow": tm.Flow(3.0)}
 SAME = 2e-4  # relative: ComfyUI's levels are float32, and it sums its DEIS integrals
 DATA = exact.Mixture.random(**comfyui.DATA)
+LAMBDA = 0.6  # guidance scale of CFG++, to class 0 of the data
+GUIDED = {**comfyui.DATA, "classes": 2}
+BOTH = Denoisers(exact.Mixture.random(**GUIDED).conditional(0), DATA)
 COUNT, REFERENCE = (
     2000,
     4000,
@@ -77,6 +83,15 @@ NOTES = {
     "ddpm": (
         "ComfyUI takes the formula of image models on a flow too: nearer in few steps, and does "
         "not converge"
+    ),
+    **dict.fromkeys(
+        ("dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp",
+         "gradient_estimation_cfg_pp"),
+        "on a flow ComfyUI takes sigma for sigma/alpha",
+    ),
+    "dpmpp_2s_ancestral_cfg_pp": (
+        "ComfyUI subtracts the unconditional prediction of the other call: `variant=second`; on a "
+        "flow it takes sigma for sigma/alpha too"
     ),
     "dpmpp_2m": LAM, "res_multistep": f"{ONCE}; {LAM}",
     "res_multistep_ancestral": f"{LAM}, with noise that does not fit it",
@@ -161,6 +176,8 @@ def job(name: str, process: str, scheduler: str, steps: int) -> comfyui.Job:
     """The same run in ComfyUI, with our noise."""
     table = compiled(name, process, scheduler, steps)
     mix = mixed(table) if table.solver == "dpmpp_sde" else {}
+    if table.reads_uncond:
+        return comfyui.Job(name, process, scheduler, steps, data=GUIDED, scale=LAMBDA)
     return comfyui.Job(name, process, scheduler, steps, COUNT if table.stochastic else 64, mix=mix)
 
 
@@ -174,7 +191,12 @@ def result(table: Table, count: int) -> torch.Tensor:
     def noise(row: int, like: torch.Tensor) -> torch.Tensor:
         return source(row if by_row else table.step[row], like)
 
-    return drive(table, DATA, exact_start(count, DATA), noise=noise if table.stochastic else None)
+    draws = noise if table.stochastic else None
+    if not table.reads_uncond:
+        return drive(table, DATA, exact_start(count, DATA), noise=draws)
+    run = Run(table, noise=draws, guidance=tm.cfg(LAMBDA))
+    run.start(exact_start(count, DATA))
+    return finish(run, BOTH)
 
 
 def on_levels(name: str, process: str, levels: torch.Tensor) -> Table:
@@ -244,6 +266,7 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
         return Row(name, here(name), stochastic)
     differs: list[float | None] = []
     peer, ours = [], []
+    converges = not compiled(name, "vp", "karras", 8).reads_uncond
     for process, scheduler in PLACES:
         worst, there, mine = 0.0, [], []
         for n in STEPS:
@@ -253,6 +276,8 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
             if name != "dpm_fast":
                 same = on_levels(name, process, found.levels)
                 worst = max(worst, apart(result(same, count), found.result))
+            if not converges:
+                continue
             there.append(distance(found.result, process, stochastic))
             mine.append(
                 distance(result(as_typed(name, process, scheduler, n), count), process, stochastic)
@@ -260,7 +285,8 @@ def sampler_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:
         differs.append(None if name == "dpm_fast" else worst)
         peer.append(tuple(there))
         ours.append(tuple(mine))
-    return Row(name, here(name), stochastic, tuple(differs), tuple(peer), tuple(ours))
+    near = (tuple(peer), tuple(ours)) if converges else ((), ())
+    return Row(name, here(name), stochastic, tuple(differs), *near)
 
 
 def grid_row(name: str, ran: dict[tuple[object, ...], comfyui.Ran]) -> Row:

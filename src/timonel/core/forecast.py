@@ -22,7 +22,7 @@ the first. Higher orders pay where steps are so short that predictions hardly be
 they mostly cost (measured in `benchmarks/forecast.py`).
 
 **The unconditional output.** `cfg(4.0, forecast=2)` forecasts its difference from the conditional
-one; see `guidance.py`.
+one; see `guidance/guidance.py`.
 """
 
 from __future__ import annotations

@@ -73,7 +73,16 @@ def counts(
 
 
 def one_scale(guidance: Guidance | None) -> None:
-    """Refuses a scale for every step: a fit changes the steps, and targets have more of them."""
+    """Refuses a scale for every step: a fit changes the steps, and targets have more of them.
+
+    And what is not plain guidance: a fit differentiates through the sum of two outputs.
+    """
+    if guidance is not None and (guidance.method is not None or guidance.terms):
+        name = "further terms" if guidance.method is None else guidance.method.name
+        raise ArgumentError(
+            f"a fit is made under plain guidance, not under {name}: give a scale or cfg(…); what"
+            " is fitted so runs with any guidance"
+        )
     if guidance is not None and isinstance(guidance.scale, tuple):
         raise ArgumentError(
             f"a fit takes one guidance scale and an interval, got {len(guidance.scale)} scales, one"

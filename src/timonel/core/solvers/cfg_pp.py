@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...errors import finite
+from ...errors import among, finite
 from ..grids import Grid, ancestral
 from ..process import Level, double
 from ..table import Rows, Table
-from .algebra import decaying, finite_lam, fit, frame, gain, gap, keep, long_last, rising, usable
+from .algebra import decaying, finite_lam, fit, frame, gain, gap, keep, rising, usable
 from .runge_kutta import clean_step
+
+CALLS = ("first", "second")
 
 
 def _euler(now: Level, new: Level) -> dict[str, Tensor]:
@@ -70,16 +72,18 @@ def dpmpp_2m_cfg_pp(grid: Grid) -> Table:
     return rows.table()
 
 
-def dpmpp_2s_ancestral_cfg_pp(grid: Grid, *, eta: float = 1.0) -> Table:
+def dpmpp_2s_ancestral_cfg_pp(grid: Grid, *, eta: float = 1.0, variant: str = "first") -> Table:
     """`dpmpp_2s_ancestral` with CFG++: both of its calls begin at the sample moved by D - U.
 
     Args:
         grid: the levels.
         eta: part of DDPM's noise, in [0, 1].
+        variant: the call whose U the second one is moved by: "first", as its D; "second" is
+            ComfyUI's, which does not converge where D = U.
 
     Source: ComfyUI, sample_dpmpp_2s_ancestral_cfg_pp.
     """
-    down = ancestral(grid, eta)
+    down, age = ancestral(grid, eta), CALLS.index(among("variant", variant, CALLS))
     rows = Rows("dpmpp_2s_ancestral_cfg_pp", down, order=2, history=2, unconditional=2)
     for k in range(down.steps):
         now, new = down[k], down.end(k)
@@ -90,16 +94,15 @@ def dpmpp_2s_ancestral_cfg_pp(grid: Grid, *, eta: float = 1.0) -> Table:
         middle = down.process.at_lam(half)
         rows.add(k, now, _euler(now, middle), base={"x": 1.0})
         moved = now.alpha * keep(now, new)
-        rows.add(
-            k, middle, {"base": keep(now, new), "h0": gain(now, new), "h1": moved, "u1": -moved}
-        )
+        row = {"base": keep(now, new), "h0": gain(now, new), "h1": moved, f"u{1 - age}": -moved}
+        rows.add(k, middle, row)
     return rows.table()
 
 
 def res_multistep_cfg_pp(grid: Grid) -> Table:
     """`res_multistep` of order 2 with CFG++: it extrapolates the unconditional prediction.
 
-    Of first order on a long last step before the one to the clean level, as `res_multistep`.
+    On a long last step before the one to the clean level too, where `res_multistep` does not.
 
     Source: ComfyUI, sample_res_multistep_cfg_pp.
     """
@@ -122,8 +125,7 @@ def _res_multistep(name: str, grid: Grid, order: int) -> Table:
     rows = Rows(name, grid, order=order, unconditional=2)
     for k in range(grid.steps):
         now, new = grid[k], grid.end(k)
-        long = grid.ends is None and long_last(grid, k)
-        if long or usable(grid, k, 2) == 1:
+        if usable(grid, k, 2) == 1:
             rows.add(k, now, _euler(now, new))
             continue
         h = gap(now, new)

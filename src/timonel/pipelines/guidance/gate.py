@@ -270,7 +270,7 @@ class Gate:
         """k: this row's guidance in units of the pipeline's own."""
         if run.scale is None or self.usual is None or run.scale == self.usual:
             return 1.0
-        if run.guided.method is not None:
+        if self.applied.replaces(run):
             return 1.0  # what the pipeline makes of the parts is replaced
         self.did |= Did.SCALED
         return (run.scale - 1 + self.shift) / (self.usual - 1 + self.shift)
