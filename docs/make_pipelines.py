@@ -1,10 +1,11 @@
 """Writes docs/pipelines.md: every pipeline class that can be built, under the helm.
 
-    python docs/make_pipelines.py [--rows FILE] [--only CHECK] [NAME …]
+    python docs/make_pipelines.py [--rows FILE] [--only CHECK|FAMILY] [NAME …]
 
 `--only CHECK`: that column alone; the others, and with NAME … the other rows, stay as the page has
-them. `--rows FILE`: one line of JSON for each pipeline is added to FILE; pipelines that are in it
-already are not run again, except those named. Takes about 15 minutes on one core.
+them. `--only modular`: the rows of that family alone. `--rows FILE`: one line of JSON for each
+pipeline is added to FILE; pipelines that are in it already are not run again, except those named.
+Takes about 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from support.pipes import load
+from support.pipes.features import CHECKS
 from support.pipes.page import lines, read
 from support.pipes.worker import table
 from support.places import DOCS
@@ -30,6 +32,11 @@ def main(arguments: list[str]) -> None:
             row = json.loads(line)
             rows[row.pop("key")] = row
     cases = load()
+    if only not in ("", *CHECKS):
+        named += [key for key, case in cases.items() if case.family.lower() == only]
+        if not named:
+            raise SystemExit(f"{only!r} is no check and no family: {', '.join(CHECKS)}, modular")
+        only = ""
     page = read((DOCS / "pipelines.md").read_text()) if only or (named and not kept) else {}
     wanted = (
         (named or list(cases))

@@ -18,6 +18,7 @@ import timonel as tm
 from support import tiny
 from support.pipes import sd3
 from timonel.core.guidance import Guidance, Method
+from timonel.core.process.config import read
 from timonel.errors import ArgumentError, ModelError, UnknownName
 from timonel.pipelines.guidance import batch_tree, perturbed
 from timonel.pipelines.guidance.called import networks
@@ -88,42 +89,33 @@ def test_plain_guidance_as_a_method_is_the_pipelines_own(key: str) -> None:
     assert apart(made(pipe, inputs, guidance=1.5), own) > 1e-5
 
 
-def test_the_helm_and_the_native_loop_make_the_same_of_a_method() -> None:
+class Start(tm.Hook):
+    """Keeps the sample that a run begins with."""
+
+    def on_start(self, run: tm.Run) -> None:
+        self.x = run.latents.clone()
+
+
+@pytest.mark.parametrize(
+    "guidance", [tm.apg(6.0, norm_threshold=2.0), tm.cfg_zero(6.0), tm.cfg_pp(0.6)]
+)
+def test_the_helm_and_the_native_loop_make_the_same_of_a_method(guidance: Guidance) -> None:
     pipe, inputs = built("StableDiffusionPipeline", "sd")
-    kept: list[Tensor] = []
-    for guidance in (tm.apg(6.0, norm_threshold=2.0), tm.cfg_zero(6.0), tm.tcfg(6.0), tm.mambo(6)):
-        helm = tm.Helm(pipe)
-        starts = [lambda run: kept.append(run.latents)]
-        helm(**inputs, sampler="euler", steps=1, seeds=[0], hooks=starts)
-        begun: list[Tensor] = []
+    start = Start()
+    ours = made(pipe, inputs, guidance=guidance, sampler="euler/karras", hooks=[start])
+    words = pipe.encode_prompt(inputs["prompt"], "cpu", 1, True)
 
-        class Begin(tm.Hook):
-            def on_start(self, run: tm.Run) -> None:
-                begun.append(run.latents.clone())
+    def network(text: Tensor) -> Callable[[Tensor, Any], Tensor]:
+        return lambda x, level: pipe.unet(x, level.time, encoder_hidden_states=text)[0]
 
-        ours = first(
-            helm(**inputs, sampler="euler", steps=STEPS, seeds=[0], guidance=guidance,
-                 hooks=[Begin()])
-        )  # fmt: skip
-        words = inputs.get("prompt_embeds")
-        cond, uncond = _words(pipe, inputs) if words is None else (words, None)
-
-        def network(text: Tensor) -> Callable[[Tensor, Any], Tensor]:
-            return lambda x, level: pipe.unet(x, level.time, encoder_hidden_states=text)[0]
-
-        native = tm.sample(
-            network(cond), begun[0], "euler", process=helm.process, prediction="epsilon",
-            steps=STEPS, guidance=guidance, unconditional=network(uncond),
-        )  # fmt: skip
-        assert apart(native, ours) < 1e-5, guidance
-
-
-def _words(pipe: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    return pipe.encode_prompt(inputs["prompt"], "cpu", 1, True)
+    native = tm.sample(
+        network(words[0]), start.x, "euler/karras", process=read(dict(pipe.scheduler.config))[0],
+        prediction="epsilon", steps=STEPS, guidance=guidance, unconditional=network(words[1]),
+    )  # fmt: skip
+    assert apart(native, ours) < 1e-5
 
 
 def test_cfg_pp_steps_with_the_unconditional_part() -> None:
-    """One step of Euler is guided as λ·(1 - e^-h)^-1; the helm's two parts are those of cfg."""
     pipe, inputs = built("StableDiffusionPipeline", "sd")
     ours = made(pipe, inputs, guidance=tm.cfg_pp(0.7))
     assert apart(made(pipe, inputs, guidance=0.7, sampler="euler_cfg_pp"), ours) < 1e-5

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.not_finite import Decoded
 from ..pipelines.fitted_check import guided
 from ..pipelines.helm import Helm
+from ..pipelines.modular import without_bar
 from ..pipelines.network.busy import beside
 from . import measure
 from .plan import Cell, Plan
@@ -453,18 +454,10 @@ def _decoded(helm: Helm, latents: Tensor) -> list[Tensor | None]:
 @contextmanager
 def _quiet(helms: Iterable[Helm]) -> Iterator[None]:
     """Loaded pipelines without their progress bars; afterwards with what they had."""
-    pipes = [helm.pipe for helm in helms if hasattr(helm.pipe, "set_progress_bar_config")]
-    before = [vars(pipe).get("_progress_bar_config") for pipe in pipes]
-    for pipe in pipes:
-        pipe.set_progress_bar_config(disable=True)
-    try:
+    with ExitStack() as stack:
+        for helm in helms:
+            stack.enter_context(without_bar(helm.pipe))
         yield
-    finally:
-        for pipe, bar in zip(pipes, before, strict=True):
-            if bar is None:
-                del pipe._progress_bar_config
-            else:
-                pipe._progress_bar_config = bar
 
 
 def _levels(table: Table) -> tuple[list[float], list[float]]:

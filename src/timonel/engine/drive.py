@@ -10,6 +10,7 @@ from ..core.guidance import Guidance
 from ..core.noise import Noise
 from ..core.run import Run
 from ..core.table import Table
+from ..errors import ArgumentError
 from .network import Answer, Network, Query, RunnableNetwork
 
 
@@ -39,8 +40,13 @@ def query(run: Run, conditions: Sequence[int] = ()) -> Query:
     Args:
         run: One that has a row to compute.
         conditions: The slot of each of its samples' conditions.
+
+    Raises:
+        ArgumentError: Its guidance has terms.
     """
     guidance = run.guided.guidance
+    if guidance is not None:
+        without_terms(guidance)
     if guidance is None:
         return Query(run.latents, run.level, conditions, uncond=run.table.reads_uncond)
     forecasts = guidance.forecast > 1
@@ -53,6 +59,15 @@ def query(run: Run, conditions: Sequence[int] = ()) -> Query:
         return plain
     place = run.guided.place(run.row)
     return plain._replace(method=guidance.method, place=place, momentum=run.momentum)
+
+
+def without_terms(guidance: Guidance) -> None:
+    """Raises `ArgumentError` for terms, which change layers that only a pipeline's network has."""
+    if guidance.terms:
+        raise ArgumentError(
+            f"{guidance.terms[0].kind} makes the network of a pipeline worse, so it needs the helm:"
+            " helm(…, guidance=…); here give cfg(…) or a method alone"
+        )
 
 
 def advance(run: Run, answer: Answer) -> None:

@@ -26,7 +26,7 @@ from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
 from ..errors import ArgumentError, function, instance
-from .drive import drive
+from .drive import drive, without_terms
 from .network import Denoiser, Denoisers
 
 
@@ -104,6 +104,7 @@ class NativeLoop(Driver):
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
+        without_terms(guidance)
         if self.unconditional is None:
             raise ArgumentError(
                 "guidance needs the unconditional denoiser: sample(…, unconditional=…)"

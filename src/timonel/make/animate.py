@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -126,8 +125,7 @@ def animate(
         ArgumentError: before any compute, for what cannot be used or written.
     """
     target(out, overwrite=overwrite)
-    parameters = inspect.signature(type(helm.pipe).__call__).parameters
-    if not {"image", "motion_bucket_id"} <= set(parameters):
+    if not {"image", "motion_bucket_id"} <= set(helm.parameters):
         raise ArgumentError(
             f"{type(helm.pipe).__name__} does not make videos of pictures; name an image-to-video"
             " model, e.g. stabilityai/stable-video-diffusion-img2vid-xt"

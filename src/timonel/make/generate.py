@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -74,7 +73,7 @@ def generate(
         ArgumentError: before any compute, for what cannot be used or written.
     """
     helm = helm or recipe.helm()
-    if recipe.prompt and "prompt" not in inspect.signature(type(helm.pipe).__call__).parameters:
+    if recipe.prompt and "prompt" not in helm.parameters:
         raise ArgumentError(
             f"{type(helm.pipe).__name__} takes no prompt; it begins with a picture: timonel animate"
             " PICTURE"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.run import Run
 from ..errors import ModelError
-from . import prompting, request
+from . import modular, prompting, request
 from .decode.not_finite import Decoded
 from .first_turn import FirstTurn, generators
 from .guidance import scale
@@ -76,7 +76,8 @@ class Call:
         with self._stack:
             helm, session = self.helm, self.session
             decoded = Decoded(helm.pipe, lambda: _has_ended(session.run))
-            guiders = scale.guiders_at(helm.pipe, helm.parameters, session.request.scale)
+            scaled = None if self.gate.parts_in else session.request.scale
+            guiders = scale.guiders_at(helm.pipe, helm.parameters, scaled)
             with self._claim.working(), self._steered(), guiders:
                 output = self._run(decoded)
             self._check_stepped()
@@ -160,25 +161,24 @@ class Call:
 
     @contextmanager
     def _steered(self) -> Iterator[None]:
-        """The pipeline with the call's scheduler, and with one progress bar at most."""
+        """The pipeline with the call's scheduler and guiders, and with one progress bar at most."""
         helm, pipe, session = self.helm, self.helm.pipe, self.session
-        scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", None)
+        parts = {"scheduler": session.scheduler, **self.gate.parts_in}
+        former = {name: getattr(pipe, name) for name in parts}
         before, helm.session = helm.session, session
-        pipe.scheduler = session.scheduler
-        if any(getattr(hook, "shows_progress", False) for hook in session.request.hooks):
-            pipe._progress_bar_config = {**(bar or {}), "disable": True}
+        shows = any(getattr(hook, "shows_progress", False) for hook in session.request.hooks)
         try:
-            with _counted(pipe, session):
+            bars = modular.without_bar(pipe) if shows else nullcontext()
+            with modular.without_log(pipe), bars, _counted(pipe, session):
+                for name, part in parts.items():
+                    setattr(pipe, name, part)
                 yield
         finally:
             if session.newest is None or not session.newest.started:
                 # it ended before its run began: the last run is still there to go on with
                 helm.session = before
-            pipe.scheduler = scheduler
-            if bar is not None:
-                pipe._progress_bar_config = bar
-            elif hasattr(pipe, "_progress_bar_config"):
-                del pipe._progress_bar_config
+            for name, part in former.items():
+                setattr(pipe, name, part)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ sampler is lcm or tcd, else the pipeline's own default, else `STEPS`.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +47,7 @@ from .family.facts import read as facts
 from .family.families import recognise
 from .family.presets import PRESETS
 from .inspect_source import indexes_by_time
+from .modular import parameters
 from .sockets import kept
 from .sockets.configured import Configured
 
@@ -370,7 +370,7 @@ def _steps(model: Model, sampler: Sampler, steps: int | None) -> tuple[int, str]
 
 def steps_of(pipe: Any) -> int | None:
     """The number of steps that a pipeline makes by default; None where it has no such number."""
-    parameter = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    parameter = parameters(pipe).get("num_inference_steps")
     value = None if parameter is None else parameter.default
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 

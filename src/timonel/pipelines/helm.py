@@ -24,6 +24,7 @@ from .call import Call
 from .decode.previews import previewed
 from .guidance import applied, scale
 from .guidance.gate import Gate, networks
+from .guidance.guider import gate_of, memories
 from .inspect_source import (
     changes,
     counts,
@@ -188,14 +189,14 @@ class Helm(Steered):
         self,
         args: tuple[Any, ...],
         options: dict[str, Any],
-        gate: Callable[[Any, Session, int | None, float | None], Gate] = Gate,
+        gate: Callable[[Any, Session, int | None, float | None], Gate] | None = None,
     ) -> Call:
         """A call with everything checked and claimed, to be made later.
 
         Args:
             args: the pipeline's arguments by position.
             options: those by name, and the helm's own.
-            gate: makes what its networks are called through.
+            gate: makes what its networks are called through; None: as the pipeline guides.
 
         Returns:
             The call, which runs when it is called.
@@ -209,7 +210,7 @@ class Helm(Steered):
             usual = session.request.scale
             if usual is None:
                 usual = scale.usual(self.pipe, self.parameters, options)
-            through = gate(self.pipe, session, samples, usual)
+            through = (gate or gate_of(self.pipe))(self.pipe, session, samples, usual)
             session.gate = through
             return Call(self, session, through, options, claim, stack)
 
@@ -261,7 +262,7 @@ class Helm(Steered):
         options |= request.generator(self.seeds, self.parameters)
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
-            resume, counts(self.pipe), named, requested_levels.lists(options), arguments.weak,
+            resume, counts(self.pipe, options), named, requested_levels.lists(options), arguments.weak,
             variations.of(arguments.variation, self.seeds, options), turned, plan,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
@@ -318,7 +319,9 @@ class Helm(Steered):
                 " both out"
             )
         memory = None if run.memory is UNKNOWN else run.memory
-        if run.row < table.nfe and not caches.fits(networks(self.pipe), memory):
+        if run.row < table.nfe and not caches.fits(
+            [*networks(self.pipe), *memories(self.pipe)], memory
+        ):
             warnings.warn(
                 f"the network of this {type(self.pipe).__name__} has a cache, and what that"
                 " remembered was not kept with the run: it goes on with an empty one, near to what"

@@ -6,13 +6,15 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..core.hook import Hook
 from ..errors import ArgumentError, ModelError, TimonelError
+from . import modular
+from .caller import is_modular
 from .source import getsource
 
 if TYPE_CHECKING:
@@ -35,8 +37,10 @@ EXPLODES = r"scheduler\.scale_model_input\(sigma"
 FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
 SHARES = r"progress_bar\(timesteps\[:-1\]\)"  # of a list of shares, whose end is left out
 INDEXED = r"\b(?:alphas|alphas_cumprod|betas)\["
+STEPS = r"scheduler\w*\.step\("
 UTILITIES = (
     "diffusers.configuration_utils",
+    "diffusers.modular_pipelines.modular_pipeline",
     "diffusers.pipelines.pipeline_utils",
     "diffusers.utils.hub_utils",
 )
@@ -54,12 +58,18 @@ NUMBER = re.compile(
 )
 
 
-def counts(pipe: Any) -> bool:
+def counts(pipe: Any, options: Mapping[str, Any] | None = None) -> bool:
     """Whether a pipeline's loop uses the number of its turn, or draws noise in it.
 
     Then it cannot follow a rewind. True also where the source cannot be read: a rewind then calls
     the pipeline again, which is always right.
+
+    Args:
+        pipe: the pipeline.
+        options: of the call; a modular pipeline chooses its loop by them.
     """
+    if is_modular(pipe):
+        return modular.counts(pipe, options or {})
     try:
         source = getsource(inspect.unwrap(type(pipe).__call__))
     except (OSError, TypeError):
@@ -76,12 +86,14 @@ def counts(pipe: Any) -> bool:
 
 def steps_with_scheduler(pipe: Any) -> bool:
     """Whether a pipeline's module calls `scheduler.step`; True where the source cannot be read."""
+    if is_modular(pipe):
+        return _has(pipe, STEPS)
     for cls in type(pipe).__mro__:
         module = inspect.getmodule(cls)
         if module is None or cls is object:
             continue
         try:
-            if re.search(r"scheduler\w*\.step\(", getsource(module)):
+            if re.search(STEPS, getsource(module)):
                 return True
         except (OSError, TypeError):
             return True
@@ -122,8 +134,8 @@ def steps_twice(pipe: Any) -> bool:
 
 
 def _has(pipe: Any, pattern: str) -> bool:
-    cls: Any = type(pipe)  # as what it is, mypy takes no class for hashable
-    return _holds(cls, pattern)
+    each: Any = modular.classes(pipe)  # as what they are, mypy takes no class for hashable
+    return any(_holds(cls, pattern) for cls in each)
 
 
 @cache

@@ -22,7 +22,7 @@ import torch
 
 from .. import words, zoo
 from ..errors import ArgumentError, ModelError, TimonelError, UnknownName
-from . import trust
+from . import modular_folder, trust
 from .trust import INDEX, NO_PICKLE, PICKLES, refused
 
 if TYPE_CHECKING:
@@ -151,6 +151,9 @@ def _given(loading: Loading) -> dict[str, Any]:
 
 # -- the kinds of names --------------------------------------------------------------------------
 def _folder(name: str, path: Path, cls: Any, options: dict[str, Any], named: dict[str, Any]) -> Any:
+    if cls is None and modular_folder.is_one(path):
+        with _reading(name):
+            return modular_folder.read(name, path, named[DTYPE], options)
     parts, absent = trust.folder(name, path, cls)
     _has_variant(name, options.get("variant"), {part: _variants(path / part) for part in parts})
     with _reading(name):

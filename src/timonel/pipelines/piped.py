@@ -17,8 +17,9 @@ from ..core.table import Table
 from ..errors import ArgumentError, RunError
 from .caller import everywhere, pipeline_of
 from .guidance.gate import Gate, networks
-from .inspect_source import counts, indexes_by_time
+from .guidance.guider import memories
 from .guidance.prompts import check_guidance
+from .inspect_source import counts, indexes_by_time
 from .network import caches
 from .network.busy import Claim
 from .session import Session
@@ -103,7 +104,7 @@ class Piped(Stepped):
         self._letters: list[Letter] = []
         self._open = threading.Lock()
         self._over = change is None
-        self.modules = list(networks(pipe))
+        self.modules: list[Any] = [*networks(pipe), *memories(pipe)]
         if not hasattr(type(pipe), "interrupt") and getattr(pipe, "_interrupt", False):
             # others switch it off where their call begins; here it is of an earlier call
             pipe._interrupt = False

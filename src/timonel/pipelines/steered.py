@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
+from inspect import Parameter
 from typing import Any
 
 from .. import zoo
 from ..core.run import Run
 from ..errors import ModelError
-from . import choice
+from . import choice, modular
 from .decode.previews import PipelineContext
 from .inspect_source import foreign, steps_with_scheduler
 from .load import pipeline_of
@@ -35,6 +35,7 @@ class Steered:
         )
         self.pipe = pipeline_of(pipe, **loading)
         self.loading: dict[str, Any] = loading
+        modular.whole(self.pipe)
         if not callable(self.pipe) or not hasattr(getattr(self.pipe, "scheduler", None), "config"):
             raise ModelError(
                 f"{type(self.pipe).__name__} is not a diffusers pipeline with a scheduler; "
@@ -65,7 +66,6 @@ class Steered:
         return None if self.session is None else self.session.newest
 
     @property
-    def parameters(self) -> dict[str, inspect.Parameter]:
+    def parameters(self) -> dict[str, Parameter]:
         """The pipeline's own parameters by name."""
-        parameters = inspect.signature(self.pipe.__call__).parameters
-        return {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        return modular.parameters(self.pipe)

@@ -78,6 +78,34 @@ def folder(name: str, path: Path, cls: Any = None) -> tuple[list[str], list[str]
     return _pipeline(name, path, 0)
 
 
+def modular_folder(name: str, path: Path) -> list[str]:
+    """The parts that the folder of a modular pipeline has, each in a folder of its name.
+
+    Args:
+        name: of the model, for messages.
+        path: the folder, with a `MODULAR` index.
+
+    Raises:
+        ModelError: reading it would run code, or a part lies elsewhere.
+    """
+    code_free(name, (file.relative_to(path).as_posix() for file in _files(name, path)))
+    parts, _ = index(name, path / MODULAR)
+    for file in path.glob("*.json"):
+        _configuration(name, file, file.name)
+    for part in parts:
+        inside = path / part
+        if not inside.is_dir():
+            raise refused(
+                name,
+                f"its part {part} is not in the folder; load it yourself, give it to the pipeline"
+                " with update_components(…), and give the object",
+            )
+        if (inside / INDEX).is_file() or (inside / MODULAR).is_file():
+            raise refused(name, f"its part {part} is a pipeline; build it and give the object")
+        _part(name, path, list(_files(name, inside)), nested=False)
+    return parts
+
+
 def index(name: str, path: Path) -> tuple[list[str], list[str]]:
     """The parts that an index names, and those that it says the model leaves out.
 
@@ -94,7 +122,7 @@ def index(name: str, path: Path) -> tuple[list[str], list[str]]:
         what = "no pipeline class" if cls is None else f"code of its own ({shown(cls)})"
         raise refused(name, f"its {path.name} names {what}; build it and give the object")
     entries = {k: v for k, v in content.items() if isinstance(v, list) and k[:1] != "_"}
-    absent = [key for key, value in entries.items() if value == [None, None]]
+    absent = [key for key, value in entries.items() if value[:2] == [None, None]]
     parts = [key for key in entries if key not in absent]
     for part in parts:
         if not part.isidentifier():

@@ -27,6 +27,7 @@ from ..core.guidance import Guidance, cfg
 from ..core.process import from_config as process_of
 from ..core.sampler import Sampler
 from ..errors import ArgumentError
+from ..pipelines.modular import without_bar
 from . import checks, held_out
 from .checks import METHODS
 from .fitting import FitOutcome, Fitting, held_bytes
@@ -184,27 +185,24 @@ def _used(helm: Helm, inputs: dict[str, Any], guidance: Guidance | None) -> Guid
 @contextmanager
 def _still(pipe: Any) -> Iterator[None]:
     """The pipeline fast, without progress bars and gradients of weights; afterwards as it was."""
-    bar = dict(getattr(pipe, "_progress_bar_config", None) or {})
     parts = getattr(pipe, "components", {}).values()
     parameters = [
         p for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters()
     ]
     trained = [p for p in parameters if p.requires_grad]
     kernels = [p for p in parameters if _rearranges(p)]
-    quiet = getattr(pipe, "set_progress_bar_config", lambda **options: None)
     for parameter in trained:
         parameter.requires_grad_(False)
     for kernel in kernels:
         kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
-    quiet(**{**bar, "disable": True})
     try:
-        yield
+        with without_bar(pipe):
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
         for kernel in kernels:
             kernel.data = kernel.data.contiguous()
-        quiet(**bar)
 
 
 def _rearranges(p: torch.nn.Parameter) -> bool:

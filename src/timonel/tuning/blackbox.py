@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,8 +46,7 @@ class Whole(Model):
         config = helm.pipe.scheduler.config
         self.process, self.prediction = process_of(config), prediction_of(config)
         self.count = len(seeds)
-        outputs = inspect.signature(type(helm.pipe).__call__).parameters
-        self.more = {"output_type": "latent"} if "output_type" in outputs else {}
+        self.more = {"output_type": "latent"} if "output_type" in helm.parameters else {}
 
     def start(self, samples: Sequence[int]) -> Tensor:
         """Refused, as `answers`."""

@@ -5,7 +5,7 @@ A check raises what is wrong, or `Lacks` where there is nothing to try.
 
 from __future__ import annotations
 
-import inspect
+import functools
 import signal
 import time
 import warnings
@@ -68,7 +68,7 @@ class Trial:
 
     def __init__(self, case: Case) -> None:
         self.case, self.pipe = case, case.build()
-        self.parameters = inspect.signature(self.pipe.__call__).parameters
+        self.parameters = case.parameters()
         self._helm: tm.Helm | None = None
 
     @property
@@ -168,6 +168,7 @@ class Trial:
 
 
 def _counting(inner: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    @functools.wraps(inner)  # some pipelines look at what it takes
     def forward(*args: Any, **named: Any) -> Any:
         known = [named[name] for name in SAMPLE if name in named]
         sample = next(v for v in (*known, *args, *named.values()) if isinstance(v, (Tensor, list)))
@@ -463,7 +464,7 @@ def _own_picture(trial: Trial) -> Any:
     for form in ("np", "pil"):
         try:
             output = trial.helm(
-                **(trial.case.inputs() | {"seeds": [0], "steps": STEPS, "output_type": form})
+                **(trial.case.inputs() | {"seeds": [0], "steps": STEPS} | trial.case.shown(form))
             )
         except Exception:
             continue

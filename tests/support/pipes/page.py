@@ -90,7 +90,7 @@ def totals(rows: Mapping[str, dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name, check in CHECKS.items():
-        what, count = (inspect.getdoc(check) or "").rstrip("."), went[name]
+        what, count = " ".join((inspect.getdoc(check) or "").split()).rstrip("."), went[name]
         yes = count["yes"] + sum(n for word, n in count.items() if word not in plain)
         nothing = count["-"] + count["says no"]
         made.append(

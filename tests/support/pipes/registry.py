@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -93,9 +93,17 @@ class Case:
             self.after(pipe)
         return pipe
 
+    def parameters(self) -> Mapping[str, Any]:
+        """The arguments of the pipeline's call by name."""
+        return inspect.signature(self.cls.__call__).parameters
+
+    def shown(self, form: str) -> dict[str, Any]:
+        """Arguments with which a call returns pictures."""
+        return {"output_type": form}
+
     def inputs(self) -> dict[str, Any]:
         """Arguments of a call with one sample; steps, seeds and guidance are not among them."""
-        parameters = inspect.signature(self.cls.__call__).parameters
+        parameters = self.parameters()
         made = {key: value for key, value in USUAL.items() if key in parameters} | self.call()
         return {key: value for key, value in made.items() if value is not LEFT_OUT}
 
@@ -114,7 +122,10 @@ def add(
     name: str, family: str, components: Callable[[], dict[str, Any]], call: Any = dict, **facts: Any
 ) -> None:
     """Register a pipeline class."""
-    case = Case(name, family, components, call, **facts)
+    register(Case(name, family, components, call, **facts))
+
+
+def register(case: Case) -> None:
     assert case.key not in CASES, case.key
     CASES[case.key] = case
 
@@ -134,6 +145,7 @@ FAMILIES = (
     "pixels",
     "audio",
     "newest",
+    "modular",
 )
 
 

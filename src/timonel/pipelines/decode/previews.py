@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ...errors import ModelError, RunError
 from ...hooks.rgb import LatentRGB, to_images
+from ..caller import is_modular
+from ..modular import parameters
 from ..network.busy import beside
 from ..network.turns import turn, turns
-from . import tail
+from . import blocks, tail
 from .pictures import pictures, spectrogram, spread
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class PipelineContext:
         """Note, from a hook of a run, where the present call is, for latents of this shape."""
         self._shape = latents.shape
         try:
-            self._tail = tail.look(self.pipe)
+            self._tail = blocks.look(self.pipe) if is_modular(self.pipe) else tail.look(self.pipe)
         except tail.NoTail as error:
             self._tail = error
 
@@ -202,7 +204,7 @@ class PipelineContext:
 
     def _argument(self, name: str) -> Any:
         value = self.call.get(name)
-        return _parameters(self.pipe.__call__)[name].default if value is None else value
+        return parameters(self.pipe)[name].default if value is None else value
 
     def _size(self, tokens: int) -> tuple[int, int]:
         """Pixels of the picture: as called, or the square that has so many patches."""

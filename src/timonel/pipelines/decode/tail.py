@@ -18,7 +18,7 @@ import re
 import textwrap
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -70,8 +70,13 @@ class Rest:
     names: tuple[str, ...]
     loop: tuple[str | None, str | None, str] | None
 
+    def call(self, values: Mapping[str, Any], names: dict[str, Any]) -> Any:
+        """Run the rest with values of its variables, among the `names` of its module."""
+        wanted = self.code.co_varnames[: self.code.co_argcount]
+        return types.FunctionType(self.code, names)(*(values.get(name) for name in wanted))
 
-def look(pipe: Any) -> Tail | None:
+
+def look(pipe: Any) -> CallTail | None:
     """The rest of the present call of `pipe`, from inside a step of its scheduler.
 
     Returns:
@@ -87,13 +92,13 @@ def look(pipe: Any) -> Tail | None:
     method = frame.f_code.co_name
     if method != "__call__":
         raise NoTail(f"{type(pipe).__name__} steps its scheduler in {method}, outside of its call")
-    rest, values = _rest(frame.f_code, frame.f_lineno), frame.f_locals
+    rest, values = rest_of(frame.f_code, frame.f_lineno), frame.f_locals
     values = {name: values[name] for name in rest.names if name in values}
-    return Tail(pipe, rest, values, frame.f_globals)
+    return CallTail(pipe, rest, values, frame.f_globals)
 
 
 @lru_cache(maxsize=64)
-def _rest(code: types.CodeType, line: int) -> Rest:
+def rest_of(code: types.CodeType, line: int) -> Rest:
     """The rest of a function from the statement at `line` on."""
     with READING:
         return _read_rest(code, line)
@@ -176,12 +181,10 @@ def _loop(loop: ast.For, local: set[str]) -> tuple[str | None, str | None, str] 
 
 # -- the rest of it --------------------------------------------------------------------------------
 class Tail:
-    """The rest of one call, to be run with other latents. Make one with `look`."""
+    """The rest of one call, to be run with other latents: `CallTail` or `blocks.BlocksTail`."""
 
-    def __init__(
-        self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]
-    ) -> None:
-        self.pipe, self.rest, self.values, self.globals = pipe, rest, values, names
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
         self._formats, self._thread = list(FORMATS), threading.get_ident()
 
     def output(self, latents: Tensor, decode: Decode | None = None) -> tuple[Any, list[Tensor]]:
@@ -212,12 +215,6 @@ class Tail:
                 self._formats.pop(0)  # perhaps this pipeline does not know the format
 
     def _once(self, stage: Stage, form: str) -> Any:
-        code = self.rest.code
-        values = {name: self._value(name, value, stage) for name, value in self.values.items()}
-        other = {**CHANGED, **self._last_turn(), "output_type": form, "self": stage}
-        values |= {name: value for name, value in other.items() if name in values}
-        names = code.co_varnames[: code.co_argcount]
-        function = types.FunctionType(code, self.globals)
         latents = stage._stage_latents
         devices = [latents.device] if latents.device.type == "cuda" else []
         here = threading.get_ident() == self._thread  # elsewhere the call draws at the same time
@@ -226,15 +223,11 @@ class Tail:
             torch.no_grad(),
             torch.random.fork_rng(devices, here),
         ):
-            return function(*(values.get(name) for name in names))
+            return self._run(stage, form)
 
-    def _last_turn(self) -> dict[Any, Any]:
-        """The loop's variables in its last turn."""
-        count, time, listed = self.rest.loop or (None, None, "")
-        turns = self.values.get(listed)
-        if not isinstance(turns, (Tensor, list, tuple)) or not len(turns):
-            return {}
-        return {count: len(turns) - 1, time: turns[-1]}
+    def _run(self, stage: Stage, form: str) -> Any:
+        """Run the rest on a stage, with pictures of a form of `FORMATS`."""
+        raise NotImplementedError
 
     def _value(self, name: str, value: Any, stage: Stage) -> Any:
         """A variable of the call that may change without changing the call."""
@@ -251,6 +244,31 @@ class Tail:
         if hasattr(value, "set_timesteps") and hasattr(value, "step"):
             return IdleScheduler(value, [])
         return SilentBar() if name == "progress_bar" else stage._stage_part(value)
+
+
+class CallTail(Tail):
+    """The rest of a pipeline's `__call__`. Make one with `look`."""
+
+    def __init__(
+        self, pipe: Any, rest: Rest, values: dict[str, Any], names: dict[str, Any]
+    ) -> None:
+        super().__init__(pipe)
+        self.rest, self.values, self.globals = rest, values, names
+
+    def _run(self, stage: Stage, form: str) -> Any:
+        """Run the rest on a stage, with pictures of a form of `FORMATS`."""
+        values = {name: self._value(name, value, stage) for name, value in self.values.items()}
+        other = {**CHANGED, **self._last_turn(), "output_type": form, "self": stage}
+        values |= {name: value for name, value in other.items() if name in values}
+        return self.rest.call(values, self.globals)
+
+    def _last_turn(self) -> dict[Any, Any]:
+        """The loop's variables in its last turn."""
+        count, time, listed = self.rest.loop or (None, None, "")
+        turns = self.values.get(listed)
+        if not isinstance(turns, (Tensor, list, tuple)) or not len(turns):
+            return {}
+        return {count: len(turns) - 1, time: turns[-1]}
 
 
 class StandIn:

@@ -118,9 +118,8 @@ def read(model: Any) -> Facts:
         root = place = _from_hub(name)
     if name in zoo.MODELS:
         root = zoo.whole(name)  # a derived model's other files are its base's
-    index = (
-        trust.read(name, root / "model_index.json") if (root / "model_index.json").is_file() else {}
-    )
+    indexes = (root / file for file in (trust.INDEX, trust.MODULAR))
+    index = next((trust.read(name, file) for file in indexes if file.is_file()), {})
     path = place / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ModelError(

@@ -144,9 +144,9 @@ class Applied:
 
     def wants(self, run: Run) -> bool:
         """Whether the parts of the coming row are to be kept."""
-        return self._replaces(run) or bool(run.guided.terms(run.row))
+        return self.replaces(run) or bool(run.guided.terms(run.row))
 
-    def _replaces(self, run: Run) -> bool:
+    def replaces(self, run: Run) -> bool:
         """Whether both parts of the row are needed, for a method or a solver."""
         guided = run.scale != 1.0 and run.guided.guidance is not None
         return guided and (run.guided.method is not None or run.table.reads_uncond)
@@ -169,7 +169,7 @@ class Applied:
             ArgumentError: it cannot.
         """
         extra = batch_tree.perturbed(self.pipe)
-        if count == 3 and not extra and self._replaces(run):
+        if count == 3 and not extra and self.replaces(run):
             raise ArgumentError(THREE.format(self.name, _what(run)))
         if extra and self.wants(run):
             raise ArgumentError(PERTURBS.format(self.name, _what(run)))
@@ -250,7 +250,7 @@ class Applied:
         Raises:
             ArgumentError: the pipeline does something else than to sum.
         """
-        both = self._replaces(run)
+        both = self.replaces(run)
         parts = [turn.parts[i] for i in places if i < len(turn.parts)][: 2 if both else None]
         if not parts or (both and len(parts) < 2):
             raise ArgumentError(

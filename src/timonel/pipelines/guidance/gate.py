@@ -13,8 +13,9 @@ Methods of guidance, and terms that compare with a worse network, see `applied.p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +51,12 @@ class Gate:
         session: of the call.
         samples: how many the call makes, where known.
         usual: the scale that the pipeline guides with, whoever chose it.
+
+    Attributes:
+        parts_in: parts of the pipeline that are other ones for the time of the call, by name.
     """
+
+    parts_in: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, pipe: Any, session: Session, samples: int | None, usual: float | None = None
@@ -271,7 +277,7 @@ class Gate:
         """k: this row's guidance in units of the pipeline's own."""
         if run.scale is None or self.usual is None or run.scale == self.usual:
             return 1.0
-        if run.guided.method is not None or run.table.reads_uncond:
+        if self.applied.replaces(run):
             return 1.0  # what the pipeline makes of the parts is replaced
         self.did |= Did.SCALED
         return (run.scale - 1 + self.shift) / (self.usual - 1 + self.shift)

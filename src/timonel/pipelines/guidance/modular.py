@@ -62,8 +62,9 @@ def counted(scheduler: Scheduler) -> list[Hook]:
         Hooks that leave the guiders as they were when the run ends; none for other pipelines.
     """
     pipeline = pipeline_of(scheduler)
-    if not is_modular(pipeline):
-        return []
+    gate = scheduler.session.gate
+    if not is_modular(pipeline) or (gate is not None and gate.parts_in):
+        return []  # a helm puts other guiders in, which follow its run
     from diffusers.guiders import BaseGuidance
 
     guiders = [part for part in pipeline.components.values() if isinstance(part, BaseGuidance)]

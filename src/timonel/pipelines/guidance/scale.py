@@ -9,6 +9,8 @@ from typing import Any
 
 from ...core.guidance import Guidance, cfg
 from ...errors import ArgumentError
+from .. import modular
+from ..caller import is_modular
 from .gate import networks
 
 SCALES = ("max_guidance_scale", "guidance_scale", "decoder_guidance_scale", "prior_guidance_scale")
@@ -24,7 +26,7 @@ def distilled(pipe: Any) -> bool:
     """
     configs = [getattr(module, "config", None) for module, main in networks(pipe).items() if main]
     # of UNets alone: other networks have other inputs of this name
-    unet = hasattr(pipe, "get_guidance_scale_embedding")
+    unet = hasattr(pipe, "get_guidance_scale_embedding") or is_modular(pipe)
     keys = ("guidance_embeds", "time_cond_proj_dim") if unet else ("guidance_embeds",)
     return any(getattr(config, key, None) for config in configs for key in keys)
 
@@ -58,8 +60,7 @@ def guiders(pipe: Any, parameters: Mapping[str, Any]) -> list[Any]:
     """The guider objects of a pipeline whose call has no scale."""
     if any(name in parameters for name in (*SCALES, TRUE)):
         return []
-    parts = (getattr(pipe, name, None) for name in ("guider", "ocr_guider"))
-    return [guider for guider in parts if hasattr(guider, "guidance_scale")]
+    return [one for one in modular.guiders(pipe).values() if hasattr(one, "guidance_scale")]
 
 
 def usual(pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
@@ -129,8 +130,8 @@ def resolve_guidance(
     guidance = guidance if isinstance(guidance, Guidance) else cfg(guidance)
     name = argument(pipe, parameters, options)
     if name is None and distilled(pipe):
-        _to_network(pipe, parameters, options, guidance)
-        return (Guidance(terms=guidance.terms) if guidance.terms else None), None
+        scaled = _to_network(pipe, parameters, options, guidance)
+        return (Guidance(terms=guidance.terms) if guidance.terms else None), scaled
     if guidance.scale is None:
         return guidance, None
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
@@ -151,21 +152,28 @@ def resolve_guidance(
 
 def _to_network(
     pipe: Any, parameters: Mapping[str, Any], options: dict[str, Any], guidance: Guidance
-) -> None:
-    """Write the one scale of a distilled network; refuse everything else of guidance."""
-    name = _in_call(parameters)
+) -> float | None:
+    """Write the one scale of a distilled network; refuse everything else of guidance.
+
+    Returns:
+        The scale where the pipeline reads it from its guider; else None.
+    """
+    name, guided = _in_call(parameters), guiders(pipe, parameters)
     always = (guidance.start, guidance.stop, guidance.unit) == (0.0, math.inf, "ratio")
     if guidance.bare:
-        return  # terms, beside the pipeline's own number
+        return None  # terms, beside the pipeline's own number
     constant = isinstance(guidance.scale, (int, float)) and always and guidance.method is None
-    if not constant or guidance.rescale or guidance.forecast > 1 or name is None:
+    if not constant or guidance.rescale or guidance.forecast > 1 or not (name or guided):
         true = f", or give negative_prompt= for its {TRUE}" if TRUE in parameters else ""
         raise ArgumentError(
             f"the model of this {type(pipe).__name__} is guidance-distilled: the scale is an input"
             " of its network, which has no unconditional part, so there is nothing to switch"
             f" off, vary, rescale, forecast or combine otherwise; give guidance= one number{true}"
         )
+    if name is None:
+        return float(guidance.scale)  # type: ignore[arg-type]
     _write(options, name, guidance.scale)
+    return None
 
 
 def _write(options: dict[str, Any], name: str, value: Any) -> None:

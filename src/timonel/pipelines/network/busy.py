@@ -19,13 +19,13 @@ from typing import Any
 from torch import nn
 
 from ...errors import RunError
+from .. import modular
 from ..caller import everywhere, pipelines
 from ..guidance.gate import Called, networks
 from ..session import Session
 from .turns import autoencoders, cast, settle, turn, turns, watch
 
 REMEDY = "wait for its end (handle.result()), stop it, or load a second pipeline"
-GUIDERS = ("guider", "ocr_guider")
 _GUARD = threading.Condition(threading.RLock())
 _CLAIMS: weakref.WeakKeyDictionary[Any, Claim] = weakref.WeakKeyDictionary()
 
@@ -37,8 +37,7 @@ def needs(pipe: Any) -> list[Any]:
         inner = [getattr(module, name, None) for name in ("_orig_mod", "module")]
         inner += list(getattr(module, "nets", ()))
         modules += [m for m in inner if isinstance(m, nn.Module) and m not in modules]
-    guiders = (getattr(pipe, name, None) for name in GUIDERS)
-    return [*modules, *(guider for guider in guiders if hasattr(guider, "guidance_scale"))]
+    return [*modules, *modular.guiders(pipe).values()]
 
 
 class Claim:
@@ -56,7 +55,7 @@ class Claim:
         self.session: Session | None = None
         self.thread: int | None = None
         self.inside = False
-        self._own = getattr(pipe, "scheduler", None)
+        self._own = {"scheduler": getattr(pipe, "scheduler", None), **modular.guiders(pipe)}
         self._turns: list[Any] = []
         self.held = [pipe, *needs(pipe)]
         self.brief = threading.Event() if brief else None
@@ -414,9 +413,9 @@ def _attended(cls: Any) -> Any:
         read = components.fget
 
         def of_before(self: Any) -> Any:
-            """The components with the scheduler of before the call, for others that share them."""
+            """The components of before the call, for others that share them."""
             claim, parts = _CLAIMS.get(self), read(self)
-            return parts if claim is None else {**parts, "scheduler": claim._own}
+            return parts if claim is None else {**parts, **claim._own}
 
         members["components"] = property(of_before)
     return type(cls.__name__, (cls,), {**members, "__doc__": cls.__doc__})

@@ -16,11 +16,13 @@ from torch import nn
 from ...engine.tensor_trees import map_leaves
 
 
-def holders(modules: Iterable[nn.Module]) -> list[Any]:
-    """The objects that hold the states of caches on `modules`, each once."""
+def holders(modules: Iterable[Any]) -> list[Any]:
+    """The objects that hold the states of caches on `modules`, or that are some, each once."""
     states: dict[int, Any] = {}
     for module in modules:
-        for part in module.modules():
+        if hasattr(module, "_state_cache"):  # what a guider remembers
+            states[id(module)] = module
+        for part in module.modules() if isinstance(module, nn.Module) else ():
             registry = part.__dict__.get("_diffusers_hook")
             for hook in () if registry is None else registry.hooks.values():
                 for value in vars(hook).values():
@@ -29,12 +31,12 @@ def holders(modules: Iterable[nn.Module]) -> list[Any]:
     return list(states.values())
 
 
-def take(modules: Iterable[nn.Module]) -> Any:
+def take(modules: Iterable[Any]) -> Any:
     """The states of all caches on `modules` as they are now; None where there are none."""
     return [(holder, _copy(_content(holder))) for holder in holders(modules)] or None
 
 
-def put(modules: Iterable[nn.Module], taken: Any) -> None:
+def put(modules: Iterable[Any], taken: Any) -> None:
     """Put states back into the caches on `modules`.
 
     Args:
@@ -51,7 +53,7 @@ def put(modules: Iterable[nn.Module], taken: Any) -> None:
             holder.reset()
 
 
-def fits(modules: Iterable[nn.Module], taken: Any) -> bool:
+def fits(modules: Iterable[Any], taken: Any) -> bool:
     """Whether `taken` has a state for every cache on `modules`."""
     known = {id(holder) for holder, _ in taken or ()}
     return all(id(holder) in known for holder in holders(modules))
@@ -65,7 +67,10 @@ def _content(holder: Any) -> dict[str, Any]:
 
 def _is_state(value: Any) -> bool:
     cls = type(value)
-    return cls.__module__.startswith("diffusers.hooks") and cls.__name__.endswith("State")
+    known = (("diffusers.hooks", "State"), ("diffusers.guiders", "MomentumBuffer"))
+    return any(
+        cls.__module__.startswith(module) and cls.__name__.endswith(name) for module, name in known
+    )
 
 
 def _copy(value: Any) -> Any:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # arguments of a pipeline that are no part of a recipe, or a field of it
 LEFT_OUT = {
     "generator", "output_type", "return_dict", "callback", "callback_on_step_end",
-    "callback_on_step_end_tensor_inputs", "num_inference_steps", *request.PER_PROMPT,
+    "callback_on_step_end_tensor_inputs", "num_inference_steps", "output", *request.PER_PROMPT,
 }  # fmt: skip
 KEPT = ("variant", "revision", "pipeline_class", "config")  # of how a model is loaded
 LIVE = "a prompt that was changed on the way"
@@ -63,7 +63,11 @@ def sign(helm: Steered, session: Session, options: Mapping[str, Any], output: An
 
 def _images(output: Any) -> list[Any]:
     images = getattr(output, "images", None)
-    if images is None and isinstance(output, tuple) and output:
+    if type(output) is dict:  # of a modular pipeline, several outputs by name
+        images = output.get("images")
+    elif isinstance(output, list):  # and one of them
+        images = output
+    elif images is None and isinstance(output, tuple) and output:
         images = output[0]
     return list(images) if isinstance(images, list) else []
 
@@ -128,6 +132,7 @@ def _model(helm: Steered) -> dict[str, Any]:
     if helm.name is None:
         origin = getattr(pipe, "name_or_path", None)
         origin = origin or getattr(pipe, "config", {}).get("_name_or_path")
+        origin = origin or getattr(pipe, "_pretrained_model_name_or_path", None)
         return {"model": str(origin or "unknown"), "pipeline": type(pipe).__name__}
     dtype = loading.get("dtype", loading.get("torch_dtype"))
     if isinstance(dtype, dict):
