@@ -41,13 +41,16 @@ _CALLBACKS = (
     "SDXLControlnetCFGCutoffCallback",
 )  # fmt: skip
 _SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler",
-    "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler",
-    "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
-    "UniPCMultistepScheduler",
+    "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDIMParallelScheduler", "DDIMScheduler",
+    "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
+    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler",
+    "UnCLIPScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 # diffusers asks the module of a saved scheduler for SchedulerMixin, to know how to load it
 _DIFFUSERS = ("AysSchedules", "SchedulerMixin")
@@ -62,7 +65,13 @@ if TYPE_CHECKING:
     from .callbacks import SDCFGCutoffCallback as SDCFGCutoffCallback
     from .callbacks import SDXLCFGCutoffCallback as SDXLCFGCutoffCallback
     from .callbacks import SDXLControlnetCFGCutoffCallback as SDXLControlnetCFGCutoffCallback
+    from .schedulers import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+    from .schedulers import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
+    from .schedulers import CogVideoXDPMScheduler as CogVideoXDPMScheduler
+    from .schedulers import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
+    from .schedulers import DDIMParallelScheduler as DDIMParallelScheduler
     from .schedulers import DDIMScheduler as DDIMScheduler
+    from .schedulers import DDPMParallelScheduler as DDPMParallelScheduler
     from .schedulers import DDPMScheduler as DDPMScheduler
     from .schedulers import DEISMultistepScheduler as DEISMultistepScheduler
     from .schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -74,6 +83,7 @@ if TYPE_CHECKING:
     from .schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
     from .schedulers import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
     from .schedulers import FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler
+    from .schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
     from .schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
     from .schedulers import IPNDMScheduler as IPNDMScheduler
     from .schedulers import KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler
@@ -82,7 +92,9 @@ if TYPE_CHECKING:
     from .schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
     from .schedulers import PNDMScheduler as PNDMScheduler
     from .schedulers import SASolverScheduler as SASolverScheduler
+    from .schedulers import SCMScheduler as SCMScheduler
     from .schedulers import TCDScheduler as TCDScheduler
+    from .schedulers import UnCLIPScheduler as UnCLIPScheduler
     from .schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
 
 

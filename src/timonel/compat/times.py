@@ -27,7 +27,7 @@ from ..core.sampler import Sampler
 from ..core.table import Table
 from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
-from ..pipelines.classes.rule import NUDGE, SAME
+from ..pipelines.classes.rule import NUDGE, SAME, joined
 from ..pipelines.session import Loop
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.times import equal, number
@@ -187,6 +187,28 @@ class Times(Coordinates):
         place = int(cleaner.nonzero()[0]) if bool(cleaner.any()) else listed.table.nfe
         table = self._compile(listed.sampler, grid, alone=True)
         self._begin(table, (place - 1, listed.table.nfe))
+        self._astray = True
+
+    def _aim(self, time: float, target: float) -> None:
+        """Let the step from `time` end at `target`, which is below it; below 0 is the list's end.
+
+        Where the list goes there anyhow, or a loop over it turns, the step is the list's.
+        """
+        listed = self._listed
+        rows = [] if self.session.gate is not None else listed.rows(time, None, False)
+        after = [float(listed.table.time[row + 1]) for row in rows]
+        ends = [row + 1 == listed.table.nfe for row in rows]
+        if self.session.gate is not None or any(
+            equal(one, target) or (last and target < 0)
+            for one, last in zip(after, ends, strict=True)
+        ):
+            return
+        if target >= time:
+            raise ArgumentError(f"a step from time {time:g} ends below it, not at {target:g}")
+        start = listed.process.at_time(double([time]))
+        end = listed.process.at_time(double([target])) if target >= 0 else listed.process.clean()
+        grid = Grid(listed.process, *joined(start, end), listed.grid.name)
+        self._begin(self._compile(listed.sampler, grid, alone=True), self.session.rows)
         self._astray = True
 
     if TYPE_CHECKING:

@@ -17,8 +17,17 @@ from typing import Any, NamedTuple
 
 from ...core import names, solvers
 from ...core import process as processes
-from ...core.process import EDM, VE, Crash, Flow, Process
-from ...core.process.config import CRASH, class_of, prediction_of, read
+from ...core.process import EDM, VE, VP, Crash, Flow, Process, Trig
+from ...core.process.config import (
+    ANGLED,
+    CONSISTENT,
+    COSINE,
+    CRASH,
+    SHIFTED,
+    class_of,
+    prediction_of,
+    read,
+)
 from ...core.sampler import Sampler
 from ...errors import ArgumentError, TimonelError, UnknownName
 from .. import request
@@ -39,6 +48,8 @@ MODEL = (
 )  # fmt: skip
 #: keys of timonel.Scheduler's sampler, which another class is not for
 SAMPLER = ("sampler", "sampler_options", "sampler_noise")
+#: the clocks of EDM classes that are not 0.25·log(sigma)
+OWN_CLOCKS = {ANGLED: "angle", CONSISTENT: "250 log"}
 #: timonel's names of predictions in diffusers' words
 WORDS = {"v": "v_prediction", "edm_v": "v_prediction", "flow": "flow_prediction"}
 logger = logging.getLogger("timonel")
@@ -226,6 +237,7 @@ def _read(name: str, config: Config, changes: Config) -> tuple[Process, dict[str
     dropped = {*unwritten, *_said(process)}
     keys = {k: v for k, v in written.items() if not k.startswith("_") and k not in dropped}
     keys |= _in_words_of(name, process, prediction)
+    keys |= _betas_in_words_of(name, process, full)
     keys = {key: value for key, value in keys.items() if key not in changes}
     if "prediction_type" not in {**config, **changes}:
         _drop_implied(name, keys, changes, prediction)
@@ -259,6 +271,8 @@ def _in_words_of(name: str, process: Process, prediction: str) -> dict[str, Any]
     word = WORDS.get(prediction, prediction)
     if isinstance(process, EDM):
         return _edm_in_words_of(name, process, prediction)
+    if isinstance(process, Trig) and name == "SCMScheduler":
+        return {"prediction_type": "trigflow"}
     if not isinstance(process, Flow):
         crashed = {"process": "crash"} if isinstance(process, Crash) and name != CRASH else {}
         return {**crashed, "prediction_type": word}
@@ -270,18 +284,37 @@ def _in_words_of(name: str, process: Process, prediction: str) -> dict[str, Any]
     return {"shift": shift, "prediction_type": word}
 
 
+def _betas_in_words_of(name: str, process: Process, config: Config) -> dict[str, Any]:
+    """The keys of betas that a config leaves to its class, where class `name` has other defaults.
+
+    A config with `process` or without a class name leaves them to nobody.
+    """
+    if not isinstance(process, VP):
+        return {}
+    old, keys = class_of(config), {}
+    if old in COSINE and config.get("beta_schedule") is None:
+        keys["beta_schedule"] = "squaredcos_cap_v2"
+    if name in SHIFTED or old in SHIFTED:
+        shift = config.get("snr_shift_scale")
+        keys["snr_shift_scale"] = (3.0 if old in SHIFTED else 1.0) if shift is None else shift
+    return keys
+
+
 def _edm_in_words_of(name: str, process: EDM, prediction: str) -> dict[str, Any]:
     """What an EDM model was trained for, in the words of class `name`."""
     word = WORDS.get(prediction, prediction)
     keys: dict[str, Any] = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
-    data, logs = {"sigma_data": process.sigma_data}, process.clock == "log"
+    data, own = {"sigma_data": process.sigma_data}, OWN_CLOCKS.get(name, "log")
+    ticks = process.clock == own
     if isinstance(process, VE):
         return {**keys, **data, "process": "ve", "prediction_type": prediction}
-    if name.startswith("EDM") and logs:
+    if name == CONSISTENT and ticks and prediction == "edm":
+        return {**keys, **data}
+    if (name.startswith("EDM") or name == ANGLED) and ticks:
         return {**keys, **data, "prediction_type": "epsilon" if prediction == "edm" else word}
-    if prediction == "v" and process.sigma_data == 1 and logs:
+    if prediction == "v" and process.sigma_data == 1 and ticks and own == "log":
         return {**keys, "timestep_type": "continuous", "prediction_type": word}
-    clock = {} if logs else {"clock": process.clock}
+    clock = {} if ticks else {"clock": process.clock}
     return {**keys, **data, **clock, "process": "edm", "prediction_type": prediction}
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...core import grids
 from ...core.grids import Grid
-from ...core.process import EDM, VE, Crash, Flow, Level, Process, double
+from ...core.process import EDM, VE, Crash, Flow, Level, Process, Trig, double
 from ...core.process.exploding import FINITE
 from ...core.process.level import interpolate
 from ...errors import ArgumentError, GridError, UnknownName, finite, whole
-from .other_levels import of_angles, of_edm, of_flow
+from .other_levels import of_angles, of_edm, of_flow, of_places, of_trig
 from .rule import (
     SAME,
     Flags,
@@ -58,6 +58,10 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
     _agree(process, flags, request)
     if isinstance(process, Flow):
         return of_flow(rule, process, flags, request)
+    if isinstance(process, Trig):
+        return of_trig(process, request)
+    if rule.family == "consistency":
+        return of_places(process, request)
     if isinstance(process, EDM):
         return of_edm(rule, process, flags, request)
     if isinstance(process, Crash):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...core import grids
 from ...core.grids import Grid
-from ...core.process import EDM, Crash, Flow, Level, double, from_config
+from ...core.process import EDM, Crash, Flow, Level, Trig, double, from_config
 from ...core.process.level import short
-from ...errors import ArgumentError, whole
+from ...errors import ArgumentError, GridError, whole
 from .rule import (
     Flags,
     LevelRequest,
@@ -63,6 +63,43 @@ def of_angles(process: Crash, flags: Flags, request: LevelRequest) -> Levels:
         return Levels(Grid(process, *process.at_time(torch.asin(sigma) * (2 / math.pi)), "sigma"))
     steps = whole("num_inference_steps", request.steps or 0)
     return Levels(grids.make("trailing", process, steps))
+
+
+def of_trig(process: Trig, request: LevelRequest) -> Levels:
+    """Levels of a TrigFlow: listed angles with their end, or even ones."""
+    if request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, request.sigmas))
+    if request.times is None:
+        steps = whole("num_inference_steps", request.steps or 0)
+        angles = torch.linspace(math.pi / 2, 0, steps + 1, dtype=torch.float64)[:-1]
+        return Levels(Grid.of(process, process.at_time(angles), "angles"))
+    times = double(request.times).flatten()
+    clean = len(times) < 2 or bool(times[-1] == 0)
+    level = process.at_time(times[:-1] if clean and len(times) > 1 else times)
+    return Levels(Grid.of(process, level, "angles", clean=clean))
+
+
+def of_places(process: EDM, request: LevelRequest) -> Levels:
+    """Levels of a consistency model: places 0 … T - 1 in the list of its T training levels."""
+    total = process.train_steps
+    if request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, listed(process, request.sigmas)))
+    if request.times is not None:
+        places = double(request.times).flatten().flip(0)
+        if bool(((places < 0) | (places >= total)).any()):
+            raise ArgumentError(
+                f"timesteps of a consistency model are places in its list of {total} levels, from 0"
+                f" to {total - 1}; got {short(places)}"
+            )
+    else:
+        n = whole("num_inference_steps", request.steps or 0)
+        if n > total:
+            raise GridError(
+                f"{n} steps are more than the {total} training levels of this model; use at most"
+                f" {total}"
+            )
+        places = torch.arange(n, dtype=torch.float64) * (total // n)
+    return Levels(Grid.of(process, process.at_index(total - 1 - places), "places"))
 
 
 # -- flow ------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from ...core.process import Level, Process, double
 from ...errors import ArgumentError, GridError
 
 Flags = Mapping[str, Any]
-Family = Literal["index", "sigma", "dpm", "distilled", "flow", "edm"]
+Family = Literal[
+    "index", "sigma", "dpm", "distilled", "flow", "edm", "angles", "consistency"
+]  # fmt: skip
 SHAPES = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
@@ -43,7 +45,8 @@ class LevelRule:
     Args:
         family: whose list it is. "index": whole training times; "sigma": training times and their
             sigma / alpha; "dpm": the same with one time more, the last left out; "distilled": a
-            part of the distillation's times; "flow" and "edm": lists of these processes.
+            part of the distillation's times; "flow" and "edm": lists of these processes;
+            "angles": of TrigFlow; "consistency": places in the list of the training.
         end: "clean" or "lowest" level; None leaves it to the flags.
         corrects: whether a last call that moves nothing corrects the sample, by flags and the
             number of calls.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...core import solvers
 from ...core.grids import Grid
+from ...core.process import double
 from ...core.sampler import Sampler
 from ...core.solvers.adams import pndm_rest
 from ...core.solvers.consistency import lcm as consistency
@@ -128,6 +129,16 @@ def multistep(part: Part) -> Table:
         return solvers.make(name, grid, **options)
 
     return lowered(make, orders if grid.steps > 1 else [1])
+
+
+def cosine_solver(flags: Flags) -> Named:
+    """That of `multistep_solver` with the noise of "sde-dpmsolver++", the only algorithm there."""
+    return multistep_solver({**flags, "algorithm_type": "sde-dpmsolver++"})
+
+
+def cosine(part: Part) -> Table:
+    """The table of `multistep` with the same."""
+    return multistep(part._replace(flags={**part.flags, "algorithm_type": "sde-dpmsolver++"}))
 
 
 def singlestep_solver(flags: Flags) -> Named:
@@ -253,8 +264,7 @@ def ddpm(part: Part) -> Table:
     if part.flags["variance_type"] not in LARGE:
         return table
     top, low = table.sigma[:-1], table.sigma[1:]
-    size = torch.where(low > 0, top / torch.where(low > 0, low, 1.0), 1.0)[:, None]
-    return replace(table, x=torch.cat([table.x[:, :-1], table.x[:, -1:] * size], 1))
+    return _noisy(table, torch.where(low > 0, top / torch.where(low > 0, low, 1.0), 1.0))
 
 
 def pndm(part: Part) -> Table:
@@ -275,3 +285,28 @@ def pndm(part: Part) -> Table:
             "a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True"
         )
     return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest has
+
+
+def cogvideox(part: Part) -> Table:
+    """The table of CogVideoX's DPM class: of order 1 at the end of its list, and alone."""
+    orders = [min(2, part.grid.steps - k) for k in range(part.grid.steps)]
+    names = {1: "ddpm", 2: "dpmpp_2m_sde"}
+    return lowered(lambda order: solvers.make(names[order], part.grid), orders)
+
+
+def scm(part: Part) -> Table:
+    """The table of `lcm` on angles, with noise of the data's deviation as its samples have it."""
+    return _noisy(usual(part), double(float(part.flags["sigma_data"])))
+
+
+def iterative(part: Part) -> Table:
+    """The table of `lcm` for a consistency model, whose noise leaves sigma_min of itself out."""
+    table, flags = usual(part), part.flags
+    sigma = table.sigma[1:] / table.alpha[1:]
+    kept = (sigma**2 - flags["sigma_min"] ** 2).clamp(min=0).sqrt() * flags["s_noise"]
+    return _noisy(table, kept / torch.where(sigma > 0, sigma, 1.0))
+
+
+def _noisy(table: Table, size: Tensor) -> Table:
+    """A table whose rows have so many times their noise: one number, or one for each row."""
+    return replace(table, x=torch.cat([table.x[:, :-1], table.x[:, -1:] * size.reshape(-1, 1)], 1))

@@ -1,0 +1,112 @@
+"""The drop-ins of diffusers' classes for video, distilled and pixel models: step by step the same.
+
+Both sides get the same config, generator and network; every sample on the way is compared.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import timonel.compat as compat
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+COG = {
+    **SD, "clip_sample": False, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}  # fmt: skip
+SHAPE = (2, 4, 6, 6)
+#: of a path between sigmas that float32 has rounded
+LOOSE = {"CosineDPMSolverMultistep": 5e-3}
+#: class, config of a released model or of a test, what `set_timesteps` gets
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("DDIMParallel", {**SD, "clip_sample": False}, {"num_inference_steps": 7}),
+    ("DDPMParallel", {**SD, "clip_sample": False}, {"num_inference_steps": 7}),
+    ("CogVideoXDDIM", {**COG, "snr_shift_scale": 3.0}, {"num_inference_steps": 8}),
+    ("CogVideoXDDIM", {**COG, "snr_shift_scale": 4.0}, {"num_inference_steps": 10}),
+    ("CogVideoXDDIM", {}, {"num_inference_steps": 5}),
+    ("CogVideoXDPM", {**COG, "snr_shift_scale": 1.0}, {"num_inference_steps": 8}),
+    ("CogVideoXDPM", {"set_alpha_to_one": False, "steps_offset": 1}, {"num_inference_steps": 5}),
+    ("CogVideoXDPM", {"timestep_spacing": "trailing"}, {"num_inference_steps": 1}),
+    ("FlowMatchLCM", {"shift": 3.0}, {"num_inference_steps": 4}),
+    ("FlowMatchLCM", {"shift": 3.0, "use_karras_sigmas": True}, {"num_inference_steps": 5}),
+    ("FlowMatchLCM", {"use_dynamic_shifting": True}, {"num_inference_steps": 4, "mu": 0.8}),
+    ("FlowMatchLCM", {"shift": 2.0}, {"sigmas": [1.0, 0.7, 0.2]}),
+    ("SCM", {}, {"num_inference_steps": 2}),
+    ("SCM", {"sigma_data": 1.0}, {"num_inference_steps": 4, "intermediate_timesteps": None}),
+    ("SCM", {}, {
+        "num_inference_steps": 3, "timesteps": [1.57, 1.1, 0.5, 0.0], "max_timesteps": None,
+        "intermediate_timesteps": None,
+    }),
+    ("UnCLIP", {"prediction_type": "sample", "clip_sample_range": 5.0}, {"num_inference_steps": 7}),
+    ("UnCLIP", {"variance_type": "learned_range"}, {"num_inference_steps": 7}),
+    ("CosineDPMSolverMultistep", {}, {"num_inference_steps": 8}),
+    ("CosineDPMSolverMultistep", {"solver_type": "heun", "sigma_schedule": "karras"}, {"num_inference_steps": 16}),
+    ("CMStochasticIterative", {}, {"num_inference_steps": 2}),
+    ("CMStochasticIterative", {}, {"num_inference_steps": 1}),
+    ("CMStochasticIterative", {"num_train_timesteps": 201, "clip_denoised": False},
+     {"timesteps": [106, 40, 0]}),
+    ("CMStochasticIterative", {"s_noise": 0.9, "sigma_data": 1.0}, {"num_inference_steps": 40}),
+]  # fmt: skip
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Should have t[ab][<>]=t[01]:UserWarning"),  # of torchsde
+]
+
+
+def network(seen: torch.Tensor, time: float, channels: int = 1) -> torch.Tensor:
+    return torch.cat([torch.tanh(1.3 * seen + time / 700) + 0.2 * seen] * channels, 1)
+
+
+def in_double(scheduler: Any) -> None:
+    """Compute diffusers' cosine betas in float64: float32 has no digits of abar 2e-9."""
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    scheduler.betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+
+
+def loop(library: Any, name: str, config: dict[str, Any], levels: dict[str, Any]) -> Any:
+    """Times, samples on the way, and the generator's state where it has come to."""
+    scheduler = getattr(library, f"{name}Scheduler")(**config)
+    if library is diffusers and name == "UnCLIP":
+        in_double(scheduler)
+    scheduler.set_timesteps(**levels)
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x, old, states = x * float(getattr(scheduler, "init_noise_sigma", 1.0)), None, []
+    times = scheduler.timesteps[:-1] if name == "SCM" else scheduler.timesteps
+    channels = 2 if config.get("variance_type") == "learned_range" else 1
+    for i, t in enumerate(times):
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        out, after = network(seen, float(t), channels), times[i + 1] if i + 1 < len(times) else None
+        if name == "CogVideoXDPM":
+            back = times[i - 1] if i else None
+            x, old = scheduler.step(out, old, t, back, x, generator=generator, return_dict=False)
+        else:
+            more = {} if name in ("DDIMParallel", "CogVideoXDDIM") else {"generator": generator}
+            more |= {"prev_timestep": after} if name == "UnCLIP" else {}
+            x = scheduler.step(out, t, x, **more, return_dict=False)[0]
+        states.append(x.double())
+    return scheduler, times, states, generator.get_state()
+
+
+@pytest.mark.parametrize(("name", "config", "levels"), CASES)
+def test_every_step_is_that_of_diffusers_class(
+    name: str, config: dict[str, Any], levels: dict[str, Any]
+) -> None:
+    (theirs, listed, wanted, state), (ours, times, found, left) = (
+        loop(library, name, config, levels) for library in (diffusers, compat)
+    )
+    assert torch.allclose(times.double(), listed.double(), rtol=2e-6, atol=1e-6)
+    size = float(getattr(theirs, "init_noise_sigma", 1.0))
+    assert float(ours.init_noise_sigma) == pytest.approx(size, rel=1e-6)
+    assert len(found) == len(wanted)
+    for here, there in zip(found, wanted, strict=True):
+        assert float((here - there).abs().max() / there.abs().max()) < LOOSE.get(name, 1e-5)
+    assert torch.equal(left, state)
