@@ -272,7 +272,9 @@ class Compat(Members, Times, Draws, metaclass=Named):
     # -- steps -------------------------------------------------------------------------------------
     def step(self, *args: Any, **others: Any) -> Any:
         """Advance by one network call; by position it takes what diffusers' class does."""
-        names = (*self.row.placed, *self.row.takes)
+        # pipelines of other classes place output, time and sample only
+        bare = len(args) == 3 and "sample" not in others
+        names = (*(Row.placed if bare else self.row.placed), *self.row.takes)
         if len(args) > len(names):
             raise TypeError(
                 f"step takes up to {len(names)} arguments by position: {', '.join(names)}"

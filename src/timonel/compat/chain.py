@@ -227,5 +227,6 @@ class UnCLIPScheduler(DDPM):
     ) -> Any:
         """Advance by one network call, to training time `prev_timestep`; below 0 is the end."""
         time = number(timestep)
-        self._aim(time, time - 1 if prev_timestep is None else number(prev_timestep))
-        return super()._step(model_output, timestep, sample, **others)
+        target = time - 1 if prev_timestep is None else number(prev_timestep)
+        one = self._aimed(time, target)
+        return super(UnCLIPScheduler, one)._step(model_output, timestep, sample, **others)

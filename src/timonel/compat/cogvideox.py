@@ -16,6 +16,8 @@ from ..pipelines.classes.rule import joined
 from ..pipelines.sockets.times import equal, number
 from .base import Compat
 
+UNSAID = "what the run remembers"
+
 
 class CogVideoXDDIMScheduler(Compat):
     """`ddim`; its `eta` acts or is refused, where diffusers' class never reads it."""
@@ -28,7 +30,8 @@ class CogVideoXDPMScheduler(Compat):
     then on, until `set_timesteps`.
     """
 
-    _before: tuple[Tensor | None, Any] = (None, None)  # prediction and time of the coming step
+    #: prediction and time before the coming step; None: what the run remembers
+    _before: tuple[Tensor | None, Any] | None = None
     _alone = False
 
     def _step(  # type: ignore[override]
@@ -36,11 +39,14 @@ class CogVideoXDPMScheduler(Compat):
         model_output: Tensor,
         timestep: Any,
         sample: Tensor,
-        old_pred_original_sample: Tensor | None = None,
-        timestep_back: Any = None,
+        old_pred_original_sample: Tensor | str | None = UNSAID,
+        timestep_back: Any = UNSAID,
         **others: Any,
     ) -> Any:
         """Advance by one network call, from two predictions where there are two."""
+        if isinstance(old_pred_original_sample, str) and timestep_back is UNSAID:
+            self._before = None
+            return super()._step(model_output, timestep, sample, **others)
         if (old_pred_original_sample is None) != (timestep_back is None):
             raise ArgumentError(
                 "old_pred_original_sample and timestep_back belong together: the prediction of the"
@@ -55,7 +61,7 @@ class CogVideoXDPMScheduler(Compat):
 
     def _follows_on(self) -> bool:
         """Whether the run remembers what the coming step was given."""
-        if self.session.gate is not None or self.session.idle:
+        if self.session.gate is not None or self.session.idle or self._before is None:
             return True
         run, (old, back) = self.run, self._before
         begins = not run.row or run.row >= run.table.nfe
@@ -70,6 +76,7 @@ class CogVideoXDPMScheduler(Compat):
         if self._follows_on():
             return super()._at(timestep, sample)
         self._alone = True
+        assert self._before is not None
         grid, (old, back) = self._journey(number(timestep)), self._before
         first = Grid(grid.process, grid.alpha[:2], grid.sigma[:2], grid.time[:2], grid.name)
         if old is None or grid.steps == 1:
@@ -91,4 +98,6 @@ class CogVideoXDPMScheduler(Compat):
 
     def _times_drawn(self) -> int:
         """Twice where it has two predictions, for a step of order 1 is made first."""
-        return 2 if bool(self.run.table.x[self.run.row, 3:-1].any()) else 1
+        last = bool(self.run.table.sigma[self.run.row + 1] <= self._listed.table.sigma[-1])
+        first = not self.session.row if self._before is None else self._before[0] is None
+        return 1 if first or last else 2

@@ -189,27 +189,26 @@ class Times(Coordinates):
         self._begin(table, (place - 1, listed.table.nfe))
         self._astray = True
 
-    def _aim(self, time: float, target: float) -> None:
-        """Let the step from `time` end at `target`, which is below it; below 0 is the list's end.
+    def _aimed(self, time: float, target: float) -> Times:
+        """The scheduler for a step from `time` that ends at `target`; below 0 is the list's end.
 
-        Where the list goes there anyhow, or a loop over it turns, the step is the list's.
+        This one where its list goes there anyhow; else another one whose run is that step.
         """
-        listed = self._listed
-        rows = [] if self.session.gate is not None else listed.rows(time, None, False)
-        after = [float(listed.table.time[row + 1]) for row in rows]
-        ends = [row + 1 == listed.table.nfe for row in rows]
-        if self.session.gate is not None or any(
-            equal(one, target) or (last and target < 0)
-            for one, last in zip(after, ends, strict=True)
-        ):
-            return
+        listed, table = self._listed, self._listed.table
+        rows = range(table.nfe) if self.session.gate is not None else listed.rows(time, None, False)
+        for row in rows:
+            ends = row + 1 == table.nfe and target < 0
+            if ends or self.session.gate is not None or equal(float(table.time[row + 1]), target):
+                return self
         if target >= time:
             raise ArgumentError(f"a step from time {time:g} ends below it, not at {target:g}")
-        start = listed.process.at_time(double([time]))
-        end = listed.process.at_time(double([target])) if target >= 0 else listed.process.clean()
-        grid = Grid(listed.process, *joined(start, end), listed.grid.name)
-        self._begin(self._compile(listed.sampler, grid, alone=True), self.session.rows)
-        self._astray = True
+        process, twin = listed.grid.process, copy.copy(self)
+        start = process.at_time(double([time]))
+        end = process.at_time(double([target])) if target >= 0 else process.clean()
+        grid = Grid(process, *joined(start, end), listed.grid.name)
+        twin._begin(twin._compile(listed.sampler, grid, alone=True), self.session.rows)
+        twin._astray = True
+        return twin
 
     if TYPE_CHECKING:
 

@@ -99,7 +99,7 @@ def of_places(process: EDM, request: LevelRequest) -> Levels:
                 f" {total}"
             )
         places = torch.arange(n, dtype=torch.float64) * (total // n)
-    return Levels(Grid.of(process, process.at_index(total - 1 - places), "places"))
+    return ended(process, process.at_index(total - 1 - places), corrects=True)
 
 
 # -- flow ------------------------------------------------------------------------------------------
