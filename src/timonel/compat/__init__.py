@@ -42,13 +42,13 @@ _CALLBACKS = (
 )  # fmt: skip
 _SCHEDULERS = (
     "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
-    "CosineDPMSolverMultistepScheduler", "DDIMParallelScheduler", "DDIMScheduler",
-    "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
-    "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
-    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler",
+    "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler",
+    "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
     "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler",
     "UnCLIPScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
@@ -69,11 +69,13 @@ if TYPE_CHECKING:
     from .schedulers import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
     from .schedulers import CogVideoXDPMScheduler as CogVideoXDPMScheduler
     from .schedulers import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
+    from .schedulers import DDIMInverseScheduler as DDIMInverseScheduler
     from .schedulers import DDIMParallelScheduler as DDIMParallelScheduler
     from .schedulers import DDIMScheduler as DDIMScheduler
     from .schedulers import DDPMParallelScheduler as DDPMParallelScheduler
     from .schedulers import DDPMScheduler as DDPMScheduler
     from .schedulers import DEISMultistepScheduler as DEISMultistepScheduler
+    from .schedulers import DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler
     from .schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
     from .schedulers import DPMSolverSDEScheduler as DPMSolverSDEScheduler
     from .schedulers import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler

@@ -28,6 +28,8 @@ from .distilled import LCMScheduler as LCMScheduler
 from .distilled import SCMScheduler as SCMScheduler
 from .distilled import TCDScheduler as TCDScheduler
 from .edm import EDMEulerScheduler as EDMEulerScheduler
+from .inverse import DDIMInverseScheduler as DDIMInverseScheduler
+from .inverse import DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler
 
 
 class EulerDiscreteScheduler(Compat):

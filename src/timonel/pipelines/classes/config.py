@@ -23,6 +23,7 @@ from ...core.process.config import (
     CONSISTENT,
     COSINE,
     CRASH,
+    INVERSE,
     SHIFTED,
     class_of,
     prediction_of,
@@ -361,7 +362,11 @@ def of_class(name: str, config: Config) -> Sampler:
     Raises:
         ArgumentError: it is none of timonel's.
     """
-    if name == "DDPMScheduler" and config.get("variance_type") in LEARNED:
+    if name in INVERSE:
+        raise ArgumentError(f"{name} goes from a picture to noise; the way back is {INVERSE[name]}")
+    if name in ("DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler") and (
+        config.get("variance_type") in LEARNED
+    ):
         raise ArgumentError(
             f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel"
         )

@@ -371,4 +371,21 @@ CLASSES |= {
         "lcm", LevelRule("consistency"), kinds=("consistency",), unit=False, table=tables.iterative,
         draws=lambda flags: True, takes=DRAWS,
     ),
+    "DDIMInverseScheduler": Row(
+        {
+            **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, **PREDICTS,
+            "clip_sample_range": 1.0, "timestep_spacing": "leading", **RESCALES,
+        },
+        lambda flags: ("ddim", {"eta": 0.0}),
+        LevelRule("inverse", rises=True), kinds=("vp",), table=tables.inverse, by_time=True,
+    ),
+    "DPMSolverMultistepInverseScheduler": Row(
+        {
+            **BETAS, **ORDER, **MULTISTEP, "lower_order_final": True, "euler_at_final": False,
+            **SHAPES, **FLOW, **CLIPPED, **SPACING,
+        },
+        tables.multistep_solver, LevelRule("dpm", rises=True), kinds=("vp",),
+        table=tables.risen, words=_dpm(("dpmsolver", "dpmsolver++")),
+        takes=("generator", "variance_noise", "return_dict"),
+    ),
 }  # fmt: skip

@@ -15,7 +15,7 @@ from ...errors import ArgumentError, GridError
 
 Flags = Mapping[str, Any]
 Family = Literal[
-    "index", "sigma", "dpm", "distilled", "flow", "edm", "angles", "consistency"
+    "index", "sigma", "dpm", "distilled", "flow", "edm", "angles", "consistency", "inverse"
 ]  # fmt: skip
 SHAPES = {
     "use_karras_sigmas": "karras",
@@ -46,7 +46,8 @@ class LevelRule:
         family: whose list it is. "index": whole training times; "sigma": training times and their
             sigma / alpha; "dpm": the same with one time more, the last left out; "distilled": a
             part of the distillation's times; "flow" and "edm": lists of these processes;
-            "angles": of TrigFlow; "consistency": places in the list of the training.
+            "angles": of TrigFlow; "consistency": places in the list of the training; "inverse":
+            whole training times that rise, each at the level a stride below.
         end: "clean" or "lowest" level; None leaves it to the flags.
         corrects: whether a last call that moves nothing corrects the sample, by flags and the
             number of calls.
@@ -54,6 +55,7 @@ class LevelRule:
         snaps: as UniPC, it ends a list of a shape at its last level, begins a flow just below pure
             noise, and spaces Karras' levels of a flow by sigma / alpha.
         anywhere: the number of the distillation's steps that `set_timesteps` gets is a limit only.
+        rises: the list goes from a picture to noise.
         spacing: of the training times, where no flag says it.
     """
 
@@ -63,6 +65,7 @@ class LevelRule:
     rounds: bool = False
     snaps: bool = False
     anywhere: bool = False
+    rises: bool = False
     spacing: str | None = None
 
 

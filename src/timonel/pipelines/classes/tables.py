@@ -20,7 +20,7 @@ from ...core.sampler import Sampler
 from ...core.solvers.adams import pndm_rest
 from ...core.solvers.consistency import lcm as consistency
 from ...core.solvers.unipc import unipc as unipc_table
-from ...core.table import Table
+from ...core.table import Rows, Table
 from ...errors import ArgumentError
 from .rule import Flags, Levels
 
@@ -310,3 +310,22 @@ def iterative(part: Part) -> Table:
 def _noisy(table: Table, size: Tensor) -> Table:
     """A table whose rows have so many times their noise: one number, or one for each row."""
     return replace(table, x=torch.cat([table.x[:, :-1], table.x[:, -1:] * size.reshape(-1, 1)], 1))
+
+
+def inverse(part: Part) -> Table:
+    """DDIM's inversion: Euler's steps of the predicted noise, up to the end of each step.
+
+    Source: Song et al. 2020, arXiv 2010.02502, section 4.3; Mokady et al. 2022, arXiv 2211.09794.
+    """
+    grid = part.grid
+    rows = Rows("ddim_inverse", grid, order=1, basis="noise")
+    for k in range(grid.steps):
+        now, new = grid[k], grid.end(k)
+        scale = new.alpha / now.alpha
+        rows.add(k, now, {"x": scale, "h0": new.sigma - scale * now.sigma})
+    return rows.table()
+
+
+def risen(part: Part) -> Table:
+    """The table of `multistep` on the way up, whose list always goes on to the noisiest level."""
+    return multistep(part._replace(flags={**part.flags, "final_sigmas_type": "sigma_min"}))
