@@ -106,7 +106,8 @@ def loop(library: Any, name: str, config: dict[str, Any], levels: dict[str, Any]
             back = times[i - 1] if i else None
             x, old = scheduler.step(out, old, t, back, x, generator=generator, return_dict=False)
         else:
-            more = {} if name in ("DDIMParallel", "CogVideoXDDIM", "DDIMInverse") else {"generator": generator}
+            drawn = name not in ("DDIMParallel", "CogVideoXDDIM", "DDIMInverse")
+            more = {"generator": generator} if drawn else {}
             more |= {"prev_timestep": after} if name == "UnCLIP" else {}
             x = scheduler.step(out, t, x, **more, return_dict=False)[0]
         states.append(x.double())

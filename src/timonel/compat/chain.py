@@ -160,15 +160,15 @@ class DDPM(Chained):
         run, kind = self.run, self.config["variance_type"]
         if kind not in LEARNED:
             return super()._apply(raw, noise, learned)
+        top, low = run.table.level(run.row), run.table.level(run.row + 1)
+        if float(low.sigma) == 0:
+            return super()._apply(raw, noise, None)
         if learned is None:
             raise ArgumentError(
                 f"variance_type={kind!r} is for a network that predicts its variance beside its"
                 f" noise, here {2 * raw.shape[1]} channels; this output has {raw.shape[1]}: pass"
                 " variance_type='fixed_small'"
             )
-        top, low = run.table.level(run.row), run.table.level(run.row + 1)
-        if float(low.sigma) == 0:
-            return super()._apply(raw, noise, None)
         # standard deviation of the forward step, in units of the posterior's
         most = float(top.sigma / low.sigma)
         if kind == "learned_range":
@@ -229,4 +229,6 @@ class UnCLIPScheduler(DDPM):
         time = number(timestep)
         target = time - 1 if prev_timestep is None else number(prev_timestep)
         one = self._aimed(time, target)
-        return super(UnCLIPScheduler, one)._step(model_output, timestep, sample, **others)
+        if one is self:
+            return super()._step(model_output, timestep, sample, **others)
+        return DDPM._step(one, model_output, timestep, sample, **others)  # type: ignore[arg-type]

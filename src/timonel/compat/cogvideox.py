@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core import solvers
 from ..core.grids import Grid
-from ..core.process import double
+from ..core.process import Level, double
 from ..core.run import Run
 from ..errors import ArgumentError, RunError
 from ..pipelines.classes.rule import joined
@@ -17,6 +17,10 @@ from ..pipelines.sockets.times import equal, number
 from .base import Compat
 
 UNSAID = "what the run remembers"
+TOGETHER = (
+    "old_pred_original_sample and timestep_back belong together: the prediction of the step before"
+    " and its time, or None and None"
+)
 
 
 class CogVideoXDDIMScheduler(Compat):
@@ -44,14 +48,13 @@ class CogVideoXDPMScheduler(Compat):
         **others: Any,
     ) -> Any:
         """Advance by one network call, from two predictions where there are two."""
-        if isinstance(old_pred_original_sample, str) and timestep_back is UNSAID:
+        if isinstance(old_pred_original_sample, str):
+            if timestep_back is not UNSAID:
+                raise ArgumentError(TOGETHER)
             self._before = None
             return super()._step(model_output, timestep, sample, **others)
         if (old_pred_original_sample is None) != (timestep_back is None):
-            raise ArgumentError(
-                "old_pred_original_sample and timestep_back belong together: the prediction of the"
-                " step before and its time, or None and None"
-            )
+            raise ArgumentError(TOGETHER)
         self._before = old_pred_original_sample, timestep_back
         return super()._step(model_output, timestep, sample, **others)
 
@@ -89,7 +92,7 @@ class CogVideoXDPMScheduler(Compat):
                 f"timestep_back={number(back):g} is not a noisier level than that of time"
                 f" {number(timestep):g}"
             )
-        levels = joined(before, (first.alpha, first.sigma, first.time))
+        levels = joined(before, Level(first.alpha, first.sigma, first.time))
         table = solvers.make("dpmpp_2m_sde", Grid(grid.process, *levels, grid.name)).part(1, 2)
         self._begin(table, self.session.rows)
         self._astray = True

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, UnknownName
+from . import other_names
 from .grids import GRIDS
 from .solvers import SOLVERS
 
@@ -112,6 +113,7 @@ ALIASES: dict[str, Named] = {
     "flowmatchlcmscheduler": Named("lcm"),
     "tcdscheduler": Named("tcd"),
 }
+ALIASES |= {name: Named(*named) for name, named in other_names.OTHERS.items()}
 #: other names of grids, normalised by `key`
 GRID_ALIASES = {
     "uniform": "linspace", "discrete": "linspace", "align your steps": "ays",
@@ -120,6 +122,7 @@ GRID_ALIASES = {
     "use karras sigmas": "karras", "use exponential sigmas": "exponential",
     "use beta sigmas": "beta_sigma",
     "use lu lambdas": "lam",
+    **other_names.GRIDS,
 }  # fmt: skip
 CFG_PP = (
     "CFG++ is a guidance, not a solver: it needs the unconditional prediction in the step; it does"
@@ -144,12 +147,22 @@ NOT_TABLES = {
         "predicting, correcting and calling the network again does not exist yet; use 'sa_solver',"
         " which makes one call a step"
     ),
+    "ddim cfg pp": PLAIN.format("ddim"),
+    **other_names.REFUSED,
 }
 
 
 def key(name: str) -> str:
     """A name as names are compared: lower case, words separated by one space."""
-    return re.sub(r"[\s_]+", " ", name.strip().lower())
+    return re.sub(r"[\s_]+", " ", name.strip().lower()).replace("cfg++", "cfg pp")
+
+
+def _unprefixed(typed: str) -> str:
+    """A name without the "k_" of A1111's and InvokeAI's API, whose "_ka" is Karras' grid."""
+    if not typed.startswith("k "):
+        return typed
+    bare = typed.removeprefix("k ")
+    return bare.removesuffix(" ka") + " karras" if bare.endswith(" ka") else bare
 
 
 def grid(name: str) -> str:
@@ -168,6 +181,8 @@ def grid(name: str) -> str:
     known = {key(g): g for g in GRIDS} | GRID_ALIASES
     if known.get(key(name)) in GRIDS:
         return known[key(name)]
+    if key(name) in other_names.REFUSED_GRIDS:
+        raise ArgumentError(f"there is no grid {name!r}: {other_names.REFUSED_GRIDS[key(name)]}")
     raise UnknownName("grid", name, GRIDS, GRID_ALIASES)
 
 
@@ -196,7 +211,7 @@ def sampler(name: str) -> Named:
                 f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one"
             )
         return named._replace(grid=grid(back))
-    typed = key(name)
+    typed = _unprefixed(key(name))
     named_solver = _solver(typed)
     if named_solver is not None:
         return named_solver

@@ -32,6 +32,7 @@ COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")
 #: classes of flows, without a key that says so
 FLOWS = ("LTXEulerAncestralRFScheduler",)
 ANGLED, CRASH = "CosineDPMSolverMultistepScheduler", "IPNDMScheduler"
+TRIG = "SCMScheduler"  # whose network's prediction is "trigflow" where none is named
 CONSISTENT = "CMStochasticIterativeScheduler"
 #: classes whose default divides alpha² / sigma² by 3
 SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
@@ -47,6 +48,7 @@ SILENT = {
     "EntropyBoundScheduler": "it chooses discrete tokens",
     "RFD4ProteinaScheduler": "its steps are of proteins",
     "ConsistencyDecoderScheduler": "it belongs to a decoder",
+    "PiflowScheduler": "its network names a policy of many predictions",
 }
 #: classes that go from a picture to noise, and the class that comes back
 INVERSE = {
@@ -176,7 +178,7 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     word = words.prediction(config.get("prediction_type") or "epsilon")
     if config.get("process"):
         return str(config["process"]), None
-    if word == "trigflow":
+    if word == "trigflow" or (name == TRIG and not config.get("prediction_type")):
         return "trig", "v"
     if _explodes(name, config):
         return "ve", "epsilon"
@@ -227,6 +229,8 @@ def _process(config: Config) -> Process:
     steps = _number(config, 1000, "num_train_timesteps")
     kind = among("process", _kinds(name, config)[0], PROCESSES)
     silent = name in SILENT and not _betas(config)
+    if str(config.get("_class_name") or "") == "PiflowScheduler":
+        name, kind, silent = "PiflowScheduler", "vp", True
     if config.get("process") is None and kind == "vp" and silent:
         raise ArgumentError(
             f"the config of {name} names no noise process that timonel has: {SILENT[name]}; keep"

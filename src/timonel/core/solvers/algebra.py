@@ -99,8 +99,9 @@ def frame(grid: Grid) -> Frame:
 def rising(grid: Grid, k: int, wanted: int, *, across_noise: bool = True) -> int:
     """How many of the newest predictions at step k lie ever farther behind it: 1 … `wanted`.
 
-    At noisier levels; of an inversion, whose steps go up, at cleaner ones. A restart ends the history. Without `across_noise` fresh noise ends it too, for slopes contain
-    the noise and would extrapolate it.
+    At noisier levels; of an inversion, whose steps go up, at cleaner ones. A restart ends the
+    history. Without `across_noise` fresh noise ends it too, for slopes contain the noise and would
+    extrapolate it.
     """
     count, way = 1, torch.sign(gap(grid[k], grid.end(k)))
     while count < wanted and k - count >= 0:

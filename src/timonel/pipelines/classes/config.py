@@ -292,7 +292,8 @@ def _betas_in_words_of(name: str, process: Process, config: Config) -> dict[str,
     """
     if not isinstance(process, VP):
         return {}
-    old, keys = class_of(config), {}
+    old = class_of(config)
+    keys: dict[str, Any] = {}
     if old in COSINE and config.get("beta_schedule") is None:
         keys["beta_schedule"] = "squaredcos_cap_v2"
     if name in SHIFTED or old in SHIFTED:

@@ -66,9 +66,9 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
         return rising(rule, process, flags, request)
     if isinstance(process, Trig):
         return of_trig(process, request)
-    if rule.family == "consistency":
-        return of_places(process, request)
     if isinstance(process, EDM):
+        if rule.family == "consistency":
+            return of_places(process, request)
         return of_edm(rule, process, flags, request)
     if isinstance(process, Crash):
         return of_angles(process, flags, request)
@@ -324,9 +324,7 @@ def rising(rule: LevelRule, process: Process, flags: Flags, request: LevelReques
     return Levels(Rising(process, *joined(level, end), "inverse"), int(idle))
 
 
-def _rising_times(
-    rule: LevelRule, process: Process, flags: Flags, request: LevelRequest
-) -> Tensor:
+def _rising_times(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Tensor:
     """The training times of the list that goes back, and of DPM-Solver's classes their 0 too."""
     n, total = whole("num_inference_steps", request.steps or 0), process.train_steps
     if rule.family != "dpm" or flags.get("timestep_spacing") == "trailing":

@@ -369,7 +369,7 @@ CLASSES |= {
             "s_noise": 1.0, "rho": 7.0, "clip_denoised": True,
         },
         "lcm", LevelRule("consistency"), kinds=("consistency",), unit=False, table=tables.iterative,
-        draws=lambda flags: True, takes=DRAWS,
+        draws=lambda flags: True, takes=DRAWS, one_list=True,
     ),
     "DDIMInverseScheduler": Row(
         {
