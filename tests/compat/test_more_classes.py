@@ -5,6 +5,7 @@ Both sides get the same config, generator and network; every sample on the way i
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ COG = {
     "timestep_spacing": "trailing",
 }  # fmt: skip
 SHAPE = (2, 4, 6, 6)
+LISTS_END = ("SCM", "DDPMWuerstchen")
 #: of a path between sigmas that float32 has rounded
 LOOSE = {"CosineDPMSolverMultistep": 5e-3}
 #: class, config of a released model or of a test, what `set_timesteps` gets
@@ -67,6 +69,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DPMSolverMultistepInverse", {**SD, "use_karras_sigmas": True}, {"num_inference_steps": 9}),
     ("DPMSolverMultistepInverse", {**SD, "timestep_spacing": "trailing"},
      {"num_inference_steps": 7}),
+    ("FlowMapEulerDiscrete", {"shift": 5.0}, {"num_inference_steps": 4}),
+    ("FlowMapEulerDiscrete", {}, {"timesteps": [1000.0, 600.0, 250.0]}),
+    ("MiniMaxH3", {}, {"num_inference_steps": 6}),
+    ("MiniMaxH3", {"shift": 3.0}, {"sigmas": [1.0, 0.7, 0.2, 0.0]}),
+    ("DDPMWuerstchen", {}, {"num_inference_steps": 8}),
+    ("DDPMWuerstchen", {}, {"timesteps": [1.0, 0.6, 0.3, 0.0]}),
 ]  # fmt: skip
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
@@ -97,7 +105,7 @@ def loop(library: Any, name: str, config: dict[str, Any], levels: dict[str, Any]
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x, old, states = x * float(getattr(scheduler, "init_noise_sigma", 1.0)), None, []
-    times = scheduler.timesteps[:-1] if name == "SCM" else scheduler.timesteps
+    times = scheduler.timesteps[:-1] if name in LISTS_END else scheduler.timesteps
     channels = 2 if config.get("variance_type") == "learned_range" else 1
     for i, t in enumerate(times):
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -106,10 +114,12 @@ def loop(library: Any, name: str, config: dict[str, Any], levels: dict[str, Any]
             back = times[i - 1] if i else None
             x, old = scheduler.step(out, old, t, back, x, generator=generator, return_dict=False)
         else:
-            drawn = name not in ("DDIMParallel", "CogVideoXDDIM", "DDIMInverse")
+            drawn = "generator" in inspect.signature(scheduler.step).parameters
+            drawn = drawn and name not in ("DDIMParallel", "CogVideoXDDIM")
             more = {"generator": generator} if drawn else {}
             more |= {"prev_timestep": after} if name == "UnCLIP" else {}
-            x = scheduler.step(out, t, x, **more, return_dict=False)[0]
+            time = t.expand(len(x)) if name == "DDPMWuerstchen" else t
+            x = scheduler.step(out, time, x, **more, return_dict=False)[0]
         states.append(x.double())
     return scheduler, times, states, generator.get_state()
 

@@ -43,14 +43,15 @@ _CALLBACKS = (
 _SCHEDULERS = (
     "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
     "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler",
-    "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DDPMWuerstchenScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler",
     "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler",
-    "UnCLIPScheduler", "UniPCMultistepScheduler",
+    "LMSDiscreteScheduler", "MiniMaxH3Scheduler", "PNDMScheduler", "SASolverScheduler",
+    "SCMScheduler", "TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 # diffusers asks the module of a saved scheduler for SchedulerMixin, to know how to load it
 _DIFFUSERS = ("AysSchedules", "SchedulerMixin")
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from .schedulers import DDIMScheduler as DDIMScheduler
     from .schedulers import DDPMParallelScheduler as DDPMParallelScheduler
     from .schedulers import DDPMScheduler as DDPMScheduler
+    from .schedulers import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
     from .schedulers import DEISMultistepScheduler as DEISMultistepScheduler
     from .schedulers import DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler
     from .schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from .schedulers import EDMEulerScheduler as EDMEulerScheduler
     from .schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
     from .schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
+    from .schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
     from .schedulers import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
     from .schedulers import FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler
     from .schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from .schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
     from .schedulers import LCMScheduler as LCMScheduler
     from .schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
+    from .schedulers import MiniMaxH3Scheduler as MiniMaxH3Scheduler
     from .schedulers import PNDMScheduler as PNDMScheduler
     from .schedulers import SASolverScheduler as SASolverScheduler
     from .schedulers import SCMScheduler as SCMScheduler

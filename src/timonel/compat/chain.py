@@ -231,4 +231,4 @@ class UnCLIPScheduler(DDPM):
         one = self._aimed(time, target)
         if one is self:
             return super()._step(model_output, timestep, sample, **others)
-        return DDPM._step(one, model_output, timestep, sample, **others)  # type: ignore[arg-type]
+        return DDPM._step(one, model_output, timestep, sample, **others)

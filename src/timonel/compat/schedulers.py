@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core import tree
 from ..core.noise import source
 from ..core.run import Run
 from ..pipelines.classes.tables import groups
 from ..pipelines.sockets.scheduler import Scheduler
+from ..pipelines.sockets.times import number
 from .adams import IPNDMScheduler as IPNDMScheduler
 from .adams import PNDMScheduler as PNDMScheduler
 from .base import CLASSES as CLASSES
@@ -46,6 +48,33 @@ class FlowMatchEulerDiscreteScheduler(Compat):
     With `stochastic_sampling` it is `lcm`: denoise and add noise. With `invert_sigmas` its times
     run backwards and the network predicts x0 - noise, as Mochi's does.
     """
+
+
+class FlowMapEulerDiscreteScheduler(Compat):
+    """`euler` on a flow, from any time to any below it: `r_timestep`, else the next of the list."""
+
+    def _step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        r_timestep: Any = None,
+        **others: Any,
+    ) -> Any:
+        """Advance by one network call, to time `r_timestep`."""
+        if r_timestep is not None:
+            one = self._aimed(number(timestep), number(r_timestep))
+            if one is not self:
+                return Compat._step(one, model_output, timestep, sample, **others)
+        return super()._step(model_output, timestep, sample, **others)
+
+
+class MiniMaxH3Scheduler(Compat):
+    """`euler` on a flow whose network gets 1 - t and predicts x0 - noise; N levels with the end."""
+
+
+class DDPMWuerstchenScheduler(Compat):
+    """`ddpm` on the cosine in continuous time, whose list shows its end."""
 
 
 class HeunDiscreteScheduler(Compat):

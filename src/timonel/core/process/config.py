@@ -28,9 +28,11 @@ PREDICTIONS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v")
 WORDS_OF_DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 #: classes without a beta schedule in their config
-COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")
+WUERSTCHEN = "DDPMWuerstchenScheduler"
+COSINE = ("UnCLIPScheduler", WUERSTCHEN)
 #: classes of flows, without a key that says so
-FLOWS = ("LTXEulerAncestralRFScheduler",)
+H3 = "MiniMaxH3Scheduler"  # whose network gets 1 - t and predicts x0 - noise
+FLOWS = ("LTXEulerAncestralRFScheduler", "FlowMapEulerDiscreteScheduler", H3)
 ANGLED, CRASH = "CosineDPMSolverMultistepScheduler", "IPNDMScheduler"
 TRIG = "SCMScheduler"  # whose network's prediction is "trigflow" where none is named
 CONSISTENT = "CMStochasticIterativeScheduler"
@@ -178,6 +180,8 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     word = words.prediction(config.get("prediction_type") or "epsilon")
     if config.get("process"):
         return str(config["process"]), None
+    if name == WUERSTCHEN and not _betas(config):
+        return "cosine", None
     if word == "trigflow" or (name == TRIG and not config.get("prediction_type")):
         return "trig", "v"
     if _explodes(name, config):
@@ -201,8 +205,13 @@ def _flows(name: str, config: Config, word: str) -> bool:
 
 def _of_flow(config: Config, word: str) -> str:
     """The prediction of a flow: the velocity to the noise, or to the clean sample."""
-    backwards = word == "reverse_flow" or config.get("invert_sigmas")
+    backwards = word == "reverse_flow" or config.get("invert_sigmas") or _h3(config)
     return "reverse_flow" if backwards else "flow"
+
+
+def _h3(config: Config) -> bool:
+    """Whether a config is MiniMax H3's, by its class alone."""
+    return config.get("_class_name") == H3 and not config.get("process")
 
 
 def _explodes(name: str, config: Config) -> bool:
@@ -241,15 +250,16 @@ def _process(config: Config) -> Process:
 
 def _flow(name: str, config: Config, steps: int) -> Process:
     number = partial(_number, config)
+    steps = 1 if _h3(config) else steps
     return Flow(
-        number(1.0, "shift", "flow_shift"),
+        number(12.0 if _h3(config) else 1.0, "shift", "flow_shift"),
         train_steps=1000 if steps == 1 else steps,
         time_scale=float(steps),
         base_shift=number(0.5, "base_shift"),
         max_shift=number(1.15, "max_shift"),
         base_tokens=number(256, "base_image_seq_len"),
         max_tokens=number(4096, "max_image_seq_len"),
-        clock="1 - t" if config.get("invert_sigmas") else "t",
+        clock="1 - t" if config.get("invert_sigmas") or _h3(config) else "t",
     )
 
 

@@ -23,6 +23,7 @@ from ...core.process.config import (
     CONSISTENT,
     COSINE,
     CRASH,
+    H3,
     INVERSE,
     SHIFTED,
     class_of,
@@ -239,6 +240,8 @@ def _read(name: str, config: Config, changes: Config) -> tuple[Process, dict[str
     keys = {k: v for k, v in written.items() if not k.startswith("_") and k not in dropped}
     keys |= _in_words_of(name, process, prediction)
     keys |= _betas_in_words_of(name, process, full)
+    if full.get("_class_name") == H3 and name != H3:
+        keys |= {"invert_sigmas": True, "num_train_timesteps": 1}
     keys = {key: value for key, value in keys.items() if key not in changes}
     if "prediction_type" not in {**config, **changes}:
         _drop_implied(name, keys, changes, prediction)
@@ -278,6 +281,8 @@ def _in_words_of(name: str, process: Process, prediction: str) -> dict[str, Any]
         crashed = {"process": "crash"} if isinstance(process, Crash) and name != CRASH else {}
         return {**crashed, "prediction_type": word}
     defaults, shift = CLASSES[name].defaults, process.shift
+    if name == H3:
+        return {"shift": shift}
     if "shift" in defaults:
         return {"shift": shift}
     if "flow_shift" in defaults:

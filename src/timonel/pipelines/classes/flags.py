@@ -72,6 +72,8 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         "use timonel.Scheduler with sampler=Sampler('sa_solver', options={'eta': …, 'start': …,"
         " 'stop': …})",
     ),
+    "scaler": ((1.0,), "leave it out; no released model has another one"),
+    "s": ((0.008,), "leave it out; no released model has another one"),
     "scale_factors": (
         (None,), "a run keeps the size of its sample; enlarge it between two runs of fewer steps"
     ),

@@ -21,7 +21,7 @@ from ...core.process import EDM, VE, Crash, Flow, Level, Process, Trig, double
 from ...core.process.exploding import FINITE
 from ...core.process.level import interpolate
 from ...errors import ArgumentError, GridError, UnknownName, finite, whole
-from .other_levels import of_angles, of_edm, of_flow, of_places, of_trig
+from .other_levels import of_angles, of_cosine, of_edm, of_flow, of_places, of_trig
 from .rule import (
     SAME,
     Flags,
@@ -64,6 +64,8 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
         return of_flow(rule, process, flags, request)
     if rule.rises:
         return rising(rule, process, flags, request)
+    if rule.family == "continuous":
+        return of_cosine(process, request)
     if isinstance(process, Trig):
         return of_trig(process, request)
     if isinstance(process, EDM):

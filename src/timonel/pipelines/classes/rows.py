@@ -388,4 +388,15 @@ CLASSES |= {
         table=tables.risen, words=_dpm(("dpmsolver", "dpmsolver++")),
         takes=("generator", "variance_noise", "return_dict"),
     ),
+    "FlowMapEulerDiscreteScheduler": Row(
+        SHIFT, "euler", LevelRule("flow", even="begins"), kinds=("flow",), by_time=True,
+        takes=("r_timestep", "return_dict"),
+    ),
+    "MiniMaxH3Scheduler": Row(
+        {"shift": 12.0}, "euler", LevelRule("flow", even="ends"), kinds=("flow",),
+    ),
+    "DDPMWuerstchenScheduler": Row(
+        {"scaler": 1.0, "s": 0.008}, "ddpm", LevelRule("continuous"), kinds=("cosine",),
+        table=tables.wuerstchen, draws=lambda flags: True, takes=DRAWS,
+    ),
 }  # fmt: skip

@@ -329,3 +329,10 @@ def inverse(part: Part) -> Table:
 def risen(part: Part) -> Table:
     """The table of `multistep` on the way up, whose list always goes on to the noisiest level."""
     return multistep(part._replace(flags={**part.flags, "final_sigmas_type": "sigma_min"}))
+
+
+def wuerstchen(part: Part) -> Table:
+    """The table of `ddpm` whose last step adds no noise, though it ends above sigma = 0."""
+    size = torch.ones(part.grid.steps, dtype=torch.float64)
+    size[-1] = float(part.grid.time[-1] > 0)
+    return _noisy(usual(part), size)

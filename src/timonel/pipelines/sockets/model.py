@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core import prediction as predictions
 from ...core import process as processes
-from ...core.process.config import ANGLED, COSINE, INVERSE, PROCESSES, SHIFTED, name_of
+from ...core.process.config import ANGLED, COSINE, H3, INVERSE, PROCESSES, SHIFTED, name_of
 from ...core.process.config import read as read_config
 from ...core.process.edm import CLOCKS
 from ...errors import ArgumentError, UnknownName
@@ -64,6 +64,8 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     keys: dict[str, Any] = {"process": name_of(process), "prediction_type": prediction}
     if isinstance(process, processes.EDM):
         keys |= _of_edm(process, config)
+    elif name == H3 and not config.get("process"):
+        keys |= {"invert_sigmas": True, "num_train_timesteps": 1, "shift": process.shift}  # type: ignore[attr-defined]
     elif isinstance(process, processes.Trig):
         keys["sigma_data"] = 1.0  # the unit of pipelines that scale samples by what the config says
     elif isinstance(process, processes.VP) and name in COSINE:
