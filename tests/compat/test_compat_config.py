@@ -18,7 +18,7 @@ import torch
 import timonel as tm
 import timonel.compat as compat
 from support import tiny
-from support.compat_runs import CONFIG, relative, trained
+from support.compat_runs import CONFIG, INVERSE, relative, trained
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError, UnknownName
 
@@ -30,7 +30,7 @@ SVD = {
     "use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1, **CONFIG,
 }  # fmt: skip
 FOR = {
-    kind: [name for name, cls in CLASSES.items() if kind in cls.kinds]
+    kind: [name for name, cls in CLASSES.items() if kind in cls.kinds and name not in INVERSE]
     for kind in ("vp", "edm", "flow")
 }
 MODELS = {
@@ -64,6 +64,7 @@ def facts(scheduler: Any) -> tuple[Any, ...]:
         "edm": ("sigma_data", "sigma_min", "sigma_max"),
         "flow": ("shift", "_dynamic"),
         "trig": ("train_steps",),
+        "cosine": ("train_steps",),
     }
     return (
         process.kind,

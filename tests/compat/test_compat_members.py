@@ -42,6 +42,7 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
         "a function is no plain data; the config's None means the same one",
     ),
     ("PNDMScheduler", "timesteps"): ("made", FIRST_LIST),
+    ("DDIMInverseScheduler", "ignore_for_config"): ("always", "there are no deprecated keys"),
     **{
         (f"CogVideoX{kind}Scheduler", name): ("always", "those of abar, which diffusers shifts")
         for kind in ("DDIM", "DPM")
@@ -68,6 +69,9 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
         (f"{name}Scheduler", member): ("made", FIRST_LIST)
         for name, listed in (
             ("SCM", ("timesteps",)),
+            ("DDPMWuerstchen", ("timesteps",)),
+            ("MiniMaxH3", ("timesteps", "sigmas", "num_inference_steps")),
+            ("FlowMapEulerDiscrete", ("timesteps", "sigmas", "num_inference_steps")),
             ("CMStochasticIterative", ("sigmas",)),
             ("CosineDPMSolverMultistep", ("timesteps", "sigmas")),
         )

@@ -136,7 +136,10 @@ def test_every_class_whose_step_takes_a_generator_in_diffusers_is_held_here_or_d
         "FlowMatchHeunDiscreteScheduler",
     }  # only with s_churn, which is refused
     # in test_more_classes.py, for their steps take more
-    others = "UnCLIP", "SCM", "CosineDPMSolverMultistep", "CMStochasticIterative", "CogVideoXDPM"
+    others = (
+        "UnCLIP", "SCM", "CosineDPMSolverMultistep", "CMStochasticIterative", "CogVideoXDPM",
+        "DDPMWuerstchen", "DPMSolverMultistepInverse",
+    )  # fmt: skip
     elsewhere = {f"{name}Scheduler" for name in others}
     takes = {
         name

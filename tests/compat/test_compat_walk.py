@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "max_image_seq_len": (5000,), "invert_sigmas": (False,), "stochastic_sampling": BOOL,
     "noise_sampler_seed": (3,), "snr_shift_scale": (1.0,), "scale_factors": (None,),
     "upscale_mode": ("nearest",), "clip_denoised": BOOL, "s_noise": (0.9,),
+    "scaler": (1.0,), "s": (0.008,),
 }  # fmt: skip
 #: keys with a walk of their own below, or whose meaning a pipeline decides
 ELSEWHERE = {"trained_betas", "use_flow_sigmas", "use_dynamic_shifting"}

@@ -34,7 +34,7 @@ GRIDS = pytest.mark.parametrize("process", ["vp", "flow"])
 
 def rows(heading: str, inside: bool = False) -> list[list[str]]:
     """The cells of the first table below a heading of the page, or `inside` whose head it is."""
-    before, found, after = PAGE.read_text("utf-8").partition(heading)
+    _, found, after = PAGE.read_text("utf-8").partition(heading)
     lines = (found + after if inside else after).splitlines()
     first = next(i for i, one in enumerate(lines) if one.startswith("| ---"))
     last = next(

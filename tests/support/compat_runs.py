@@ -20,8 +20,11 @@ SHAPE = (1, 4, 8, 8)
 #: classes whose constructor alone describes the model they are for
 ALONE = (
     "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
-    "CosineDPMSolverMultistepScheduler", "SCMScheduler", "UnCLIPScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDPMWuerstchenScheduler", "FlowMapEulerDiscreteScheduler",
+    "MiniMaxH3Scheduler", "SCMScheduler", "UnCLIPScheduler",
 )  # fmt: skip
+ENDED = ("DDPMWuerstchenScheduler", "SCMScheduler")  # whose list shows where it ends
+INVERSE = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
 
 
 def counted(scheduler: Any, steps: int) -> Any:
@@ -33,7 +36,7 @@ def counted(scheduler: Any, steps: int) -> Any:
 
 def turns(scheduler: Any) -> Any:
     """The times that a pipeline's loop goes through."""
-    ends = type(scheduler).__name__ == "SCMScheduler"
+    ends = type(scheduler).__name__ in ENDED
     return scheduler.timesteps[:-1] if ends else scheduler.timesteps
 
 
@@ -50,6 +53,8 @@ class Stepped:
             x, old = step(output, old, t, back, x, **more, return_dict=False)
             self.before = old, t
             return x
+        if name == "DDPMWuerstchenScheduler":
+            t = t.expand(len(x))
         if name == "UnCLIPScheduler":
             later = [one for one in self.scheduler.timesteps if one < t]
             more["prev_timestep"] = later[0] if later else None

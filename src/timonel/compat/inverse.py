@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.grids import Grid
 from ..core.process import double
 from ..core.program import Directed
-from ..pipelines.classes.levels import inverse_steps
+from ..pipelines.classes.levels import clipped, inverse_steps
 from ..pipelines.sockets import model
 from .base import Compat
 
@@ -41,3 +41,8 @@ class DDIMInverseScheduler(Inverse):
 
 class DPMSolverMultistepInverseScheduler(Inverse):
     """`dpmpp_2m` and its kin on levels that rise."""
+
+    @property
+    def noisiest_timestep(self) -> int:
+        """The training time where the list ends."""
+        return len(self) - 1 - clipped(self.process, self._flags)

@@ -53,6 +53,11 @@ class FlowMatchEulerDiscreteScheduler(Compat):
 class FlowMapEulerDiscreteScheduler(Compat):
     """`euler` on a flow, from any time to any below it: `r_timestep`, else the next of the list."""
 
+    def apply_shift(self, sigmas: Tensor) -> Tensor:
+        """The t = s·u / (1 + (s - 1)·u) of even u, with the config's shift s."""
+        s = float(self.config["shift"])
+        return s * sigmas / (1 + (s - 1) * sigmas)
+
     def _step(  # type: ignore[override]
         self,
         model_output: Tensor,
@@ -75,6 +80,16 @@ class MiniMaxH3Scheduler(Compat):
 
 class DDPMWuerstchenScheduler(Compat):
     """`ddpm` on the cosine in continuous time, whose list shows its end."""
+
+    @property
+    def s(self) -> Tensor:
+        """The offset of the cosine, (1,)."""
+        return torch.tensor([float(self.config["s"])])
+
+    @property
+    def scaler(self) -> float:
+        """The power by which times are warped; 1."""
+        return float(self.config["scaler"])
 
 
 class HeunDiscreteScheduler(Compat):

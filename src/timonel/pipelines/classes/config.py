@@ -234,6 +234,8 @@ def _read(name: str, config: Config, changes: Config) -> tuple[Process, dict[str
     full = {**written, **changes}
     if not class_of(full) and {"process", *TRAINING[1:5]}.isdisjoint(full):
         full["_class_name"] = name  # a config of nothing but this class's own flags
+    if name == H3 and {key for key in full if not key.startswith("_")} <= {"shift"}:
+        full.setdefault("_class_name", H3)  # a shift alone is any flow's
     stays_flow({**written, "_class_name": full.get("_class_name")}, changes)
     process, prediction = read(full)
     dropped = {*unwritten, *_said(process)}

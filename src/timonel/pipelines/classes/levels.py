@@ -133,7 +133,7 @@ def _times(rule: LevelRule, process: Process, flags: Flags, request: LevelReques
     spacing = rule.spacing or flags.get("timestep_spacing") or "linspace"
     if spacing not in SPACINGS:
         raise UnknownName("timestep_spacing", spacing, SPACINGS)
-    highest = total - _clipped(process, flags)
+    highest = total - clipped(process, flags)
     if spacing == "trailing":
         left = highest + torch.arange(n, dtype=torch.float64) * ((highest - total / n) - highest)
         times = left[left > 0].round() - 1  # the rounding of numpy's arange
@@ -204,7 +204,7 @@ def _share(count: int, strength: float, what: str) -> int:
     return left
 
 
-def _clipped(process: Process, flags: Flags) -> int:
+def clipped(process: Process, flags: Flags) -> int:
     """How many of the noisiest training levels `lambda_min_clipped` leaves out."""
     low = flags.get("lambda_min_clipped")
     if low is None or low == -math.inf:
@@ -310,7 +310,7 @@ def rising(rule: LevelRule, process: Process, flags: Flags, request: LevelReques
     if rule.family == "inverse":
         return inverse_steps(process, flags, times, request.steps or len(times))
     ratios, name = _ratios(process), shape(flags)
-    top = process.train_steps - _clipped(process, flags) - 1.0
+    top = process.train_steps - clipped(process, flags) - 1.0
     level = process.at_time(times)
     if name is not None:
         low, high = float(ratios[0]), float(ratios[-1])
@@ -331,7 +331,7 @@ def _rising_times(rule: LevelRule, process: Process, flags: Flags, request: Leve
     n, total = whole("num_inference_steps", request.steps or 0), process.train_steps
     if rule.family != "dpm" or flags.get("timestep_spacing") == "trailing":
         return _times(rule, process, flags, request).flip(0)
-    highest = total - _clipped(process, flags)
+    highest = total - clipped(process, flags)
     if flags.get("timestep_spacing") == "leading":
         count = torch.arange(n, dtype=torch.float64)
         return count * (highest // (n + 1)) + int(flags.get("steps_offset") or 0)

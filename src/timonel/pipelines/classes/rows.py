@@ -32,7 +32,8 @@ class Row:
         defaults: the constructor's arguments, in diffusers' order.
         solver: timonel's solver, or solver and options by the flags.
         levels: which levels it visits.
-        kinds: the processes it can be made for; "consistency" is EDM's with that clock.
+        kinds: the processes it can be made for; "consistency" is EDM's with its clock, "minimax" a
+            flow whose network gets 1 - t.
         words: of flags that take one of several words.
         unread: flags that diffusers' class never reads, and why.
         table: the table of a part of its list.
@@ -81,7 +82,9 @@ class Row:
     def fits(self, process: Process) -> bool:
         """Whether the class can be made for a process."""
         names = {process.kind, name_of(process)}
-        names |= {"consistency"} if getattr(process, "clock", "") == "250 log" else set()
+        clock, scale = getattr(process, "clock", ""), getattr(process, "time_scale", 0.0)
+        names |= {"consistency"} if clock == "250 log" else set()
+        names |= {"minimax"} if (clock, scale) == ("1 - t", 1.0) else set()
         return not names.isdisjoint(self.kinds)
 
 
@@ -393,7 +396,7 @@ CLASSES |= {
         takes=("r_timestep", "return_dict"),
     ),
     "MiniMaxH3Scheduler": Row(
-        {"shift": 12.0}, "euler", LevelRule("flow", even="ends"), kinds=("flow",),
+        {"shift": 12.0}, "euler", LevelRule("flow", even="ends"), kinds=("minimax",),
     ),
     "DDPMWuerstchenScheduler": Row(
         {"scaler": 1.0, "s": 0.008}, "ddpm", LevelRule("continuous"), kinds=("cosine",),

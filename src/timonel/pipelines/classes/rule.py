@@ -47,8 +47,9 @@ class LevelRule:
         family: whose list it is. "index": whole training times; "sigma": training times and their
             sigma / alpha; "dpm": the same with one time more, the last left out; "distilled": a
             part of the distillation's times; "flow" and "edm": lists of these processes;
-            "angles": of TrigFlow; "consistency": places in the list of the training; "continuous": of
-            the cosine in continuous time; "inverse": whole training times that rise, each at the level a stride below.
+            "angles": of TrigFlow; "consistency": places in the list of the training; "continuous":
+            of the cosine in continuous time; "inverse": whole training times that rise, each at
+            the level a stride below.
         end: "clean" or "lowest" level; None leaves it to the flags.
         corrects: whether a last call that moves nothing corrects the sample, by flags and the
             number of calls.
