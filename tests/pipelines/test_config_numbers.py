@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import timonel as tm
+from support.compat_runs import ALONE, Stepped, counted, turns
 from support.published_schedulers import CONFIGS, folders
 from timonel.compat.schedulers import CLASSES
 from timonel.core import process as processes
@@ -44,8 +45,10 @@ ORDERS = {
 
 def base(name: str) -> dict[str, Any]:
     """A config that fits the class."""
-    if name.startswith("FlowMatch"):
+    if name.startswith(("FlowMatch", "FlowMap")):
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    if name in ALONE and name != "UnCLIPScheduler" and not name.startswith("CogVideoX"):
+        return {"_class_name": name}
     return {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5} if name.startswith("EDM") else SD
 
 
@@ -174,16 +177,15 @@ def test_zero_is_not_what_is_left_out() -> None:
 
 
 def walked(scheduler: Any) -> Tensor:
-    scheduler.set_timesteps(3)
+    counted(scheduler, 3)
+    step = Stepped(scheduler)
     x, drawn = (
         torch.ones(1, 1, 2, 2) * float(scheduler.init_noise_sigma),
         torch.Generator().manual_seed(0),
     )
     torch.manual_seed(0)
-    for t in scheduler.timesteps:
-        x = scheduler.step(
-            torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn
-        ).prev_sample
+    for t in turns(scheduler):
+        x = step(torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn)
     return x
 
 
