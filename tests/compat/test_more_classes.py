@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import timonel.compat as compat
+from timonel.errors import ArgumentError, GridError
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 COG = {
     **SD, "clip_sample": False, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
 }  # fmt: skip
+UP = {"clip_sample": False, "steps_offset": 1}
 SHAPE = (2, 4, 6, 6)
 LISTS_END = ("SCM", "DDPMWuerstchen")
 #: of a path between sigmas that float32 has rounded
@@ -140,3 +142,94 @@ def test_every_step_is_that_of_diffusers_class(
     for here, there in zip(found, wanted, strict=True):
         assert float((here - there).abs().max() / there.abs().max()) < LOOSE.get(name, 1e-5)
     assert torch.equal(left, state)
+
+
+# -- what diffusers' step reads beside the run -----------------------------------------------------
+def test_a_step_of_cogvideox_combines_the_prediction_that_it_is_given() -> None:
+    """Out of order, with another prediction or none, each step is one by itself."""
+    ends = []
+    for library in (diffusers, compat):
+        scheduler = library.CogVideoXDPMScheduler(**COG)
+        scheduler.set_timesteps(8)
+        times = scheduler.timesteps
+        g = torch.Generator().manual_seed(3)
+        x, old = (torch.randn(SHAPE, generator=g, dtype=torch.float64) for _ in range(2))
+        seen = []
+        for at, back in ((4, 3), (2, 1), (5, None), (6, 4), (7, 6)):
+            given = (None, None) if back is None else (old, times[back])
+            x, _ = scheduler.step(
+                network(x, float(times[at])), given[0], times[at], given[1], x, generator=g,
+                return_dict=False,
+            )  # fmt: skip
+            seen.append(x)
+        ends.append((seen, g.get_state()))
+    for here, there in zip(ends[1][0], ends[0][0], strict=True):
+        assert float((here - there).abs().max() / there.abs().max()) < 1e-5
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_half_of_what_a_step_of_cogvideox_combines_is_refused() -> None:
+    scheduler = compat.CogVideoXDPMScheduler()
+    scheduler.set_timesteps(4)
+    x, t = torch.ones(SHAPE), scheduler.timesteps
+    with pytest.raises(ArgumentError, match="belong together"):
+        scheduler.step(x, x, t[1], None, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "to"),
+    [("UnCLIP", "prev_timestep", 400), ("FlowMapEulerDiscrete", "r_timestep", 400.0)],
+)
+def test_a_step_ends_at_the_time_it_names(name: str, key: str, to: float) -> None:
+    ends = []
+    for library in (diffusers, compat):
+        scheduler = getattr(library, f"{name}Scheduler")()
+        if library is diffusers and name == "UnCLIP":
+            in_double(scheduler)
+        scheduler.set_timesteps(5)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        t = scheduler.timesteps[1]
+        drawn = {"generator": torch.Generator().manual_seed(1)} if name == "UnCLIP" else {}
+        ends.append(scheduler.step(network(x, float(t)), t, x, **{key: to}, **drawn).prev_sample)
+    assert torch.allclose(ends[1], ends[0], atol=1e-5)
+    with pytest.raises(ArgumentError, match="ends below it"):
+        scheduler.step(x, t, x, **{key: float(t) + 1})
+
+
+@pytest.mark.parametrize("name", ["DDIMParallel", "DDPMParallel"])
+@pytest.mark.parametrize("flags", [{"clip_sample": False}, {"prediction_type": "v_prediction"}])
+def test_samples_at_times_of_their_own_are_stepped_at_once(
+    name: str, flags: dict[str, Any]
+) -> None:
+    ends = []
+    for library in (diffusers, compat):
+        scheduler = getattr(library, f"{name}Scheduler")(**SD, **flags)
+        scheduler.set_timesteps(10)
+        x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(3))
+        times = scheduler.timesteps[torch.tensor([0, 4, 9])]
+        ends.append(scheduler.batch_step_no_noise(torch.tanh(x), times, x))
+        assert library is diffusers or not scheduler.run.started
+    assert torch.allclose(ends[1], ends[0], atol=1e-5)
+
+
+def test_ddims_inverse_and_ddim_come_back_where_the_network_says_the_same_noise() -> None:
+    """Of a network that names one noise the way up and down are the same line."""
+    up, down = compat.DDIMInverseScheduler(**SD, **UP), compat.DDIMScheduler(**SD, **UP)
+    x = start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for scheduler in (up, down):
+        scheduler.set_timesteps(10)
+        for t in scheduler.timesteps:
+            x = scheduler.step(noise, t, x).prev_sample
+    assert torch.allclose(x, start, atol=1e-7)
+
+
+def test_what_cannot_go_up_is_refused() -> None:
+    for flags in ({"algorithm_type": "sde-dpmsolver++"}, {"use_flow_sigmas": True}):
+        with pytest.raises(ArgumentError):
+            compat.DPMSolverMultistepInverseScheduler(**flags)
+    scheduler = compat.DDIMInverseScheduler()
+    with pytest.raises(ArgumentError, match="not sigmas"):
+        scheduler.set_timesteps(sigmas=[3.0, 1.0])
+    with pytest.raises(GridError, match="must rise"):
+        compat.DPMSolverMultistepInverseScheduler().set_timesteps(timesteps=[800, 200])
