@@ -247,7 +247,7 @@ def _read(name: str, config: Config, changes: Config) -> tuple[Process, dict[str
     keys = {key: value for key, value in keys.items() if key not in changes}
     if "prediction_type" not in {**config, **changes}:
         _drop_implied(name, keys, changes, prediction)
-    if name.startswith(("EDM", "FlowMatch")):
+    if name.startswith(("EDM", "FlowMa")) or name == H3:
         # without a class name, betas would say that the model is none of these
         passed_on = set(TRAINING) - set(CLASSES[name].defaults)
         keys = {key: value for key, value in keys.items() if key not in passed_on}

@@ -23,6 +23,7 @@ from ...core.process.level import interpolate
 from ...errors import ArgumentError, GridError, UnknownName, finite, whole
 from .other_levels import of_angles, of_cosine, of_edm, of_flow, of_places, of_trig
 from .rule import (
+    NUDGE,
     SAME,
     Flags,
     LevelRequest,
@@ -351,5 +352,11 @@ def inverse_steps(process: Process, flags: Flags, times: Tensor, steps: int) -> 
         alpha = torch.where(below, torch.ones_like(low), start.alpha)
         start = Level(alpha, torch.where(below, CLEAN, start.sigma), times)
     ends = process.at_time(times)
+    still = start.ratio >= ends.ratio  # a first step at time 0 moves nothing
+    below = process.at_lam(ends.lam + NUDGE)
+    start = Level(
+        torch.where(still, below.alpha, start.alpha), torch.where(still, below.sigma, start.sigma),
+        times,
+    )  # fmt: skip
     joint = joined(Level(start.alpha, start.sigma, times), last(ends))
     return Levels(Rising(process, *joint, "inverse", ends))
