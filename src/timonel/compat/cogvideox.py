@@ -70,9 +70,11 @@ class CogVideoXDPMScheduler(Compat):
         begins = not run.row or run.row >= run.table.nfe
         if self._alone or begins or old is None:
             return not self._alone and begins and old is None
-        if not equal(run.table.time[run.row - 1].item(), number(back)):
-            return False
-        kept = run.history[0]  # None where the row reads none
+        return equal(run.table.time[run.row - 1].item(), number(back)) and self._remembers(old)
+
+    def _remembers(self, old: Tensor) -> bool:
+        """Whether the run's newest prediction is `old`."""
+        kept = self.run.history[0]  # None where the row reads none
         return kept is None or kept is old or (kept.shape == old.shape and torch.equal(kept, old))
 
     def _at(self, timestep: Any, sample: Tensor) -> Run:

@@ -180,10 +180,8 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     word = words.prediction(config.get("prediction_type") or "epsilon")
     if config.get("process"):
         return str(config["process"]), None
-    if name == WUERSTCHEN and not _betas(config):
-        return "cosine", None
-    if word == "trigflow" or (name == TRIG and not config.get("prediction_type")):
-        return "trig", "v"
+    if _angles(name, config, word):
+        return ("cosine", None) if name == WUERSTCHEN else ("trig", "v")
     if _explodes(name, config):
         return "ve", "epsilon"
     if _flows(name, config, word):
@@ -195,6 +193,13 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     if config.get("timestep_type") == "continuous" and word == "v":
         return "edm", None
     return ("crash", "v") if _crashes(name, config) else ("vp", None)
+
+
+def _angles(name: str, config: Config, word: str) -> bool:
+    """Whether a config is of Wuerstchen's cosine in continuous time, or of a TrigFlow."""
+    if name == WUERSTCHEN:
+        return not _betas(config)
+    return word == "trigflow" or (name == TRIG and not config.get("prediction_type"))
 
 
 def _flows(name: str, config: Config, word: str) -> bool:

@@ -234,16 +234,13 @@ def _read(name: str, config: Config, changes: Config) -> tuple[Process, dict[str
     full = {**written, **changes}
     if not class_of(full) and {"process", *TRAINING[1:5]}.isdisjoint(full):
         full["_class_name"] = name  # a config of nothing but this class's own flags
-    if name == H3 and {key for key in full if not key.startswith("_")} <= {"shift"}:
-        full.setdefault("_class_name", H3)  # a shift alone is any flow's
+    _name_alone(name, full)
     stays_flow({**written, "_class_name": full.get("_class_name")}, changes)
     process, prediction = read(full)
     dropped = {*unwritten, *_said(process)}
     keys = {k: v for k, v in written.items() if not k.startswith("_") and k not in dropped}
     keys |= _in_words_of(name, process, prediction)
-    keys |= _betas_in_words_of(name, process, full)
-    if full.get("_class_name") == H3 and name != H3:
-        keys |= {"invert_sigmas": True, "num_train_timesteps": 1}
+    keys |= _left_to_class(name, process, full)
     keys = {key: value for key, value in keys.items() if key not in changes}
     if "prediction_type" not in {**config, **changes}:
         _drop_implied(name, keys, changes, prediction)
@@ -292,13 +289,20 @@ def _in_words_of(name: str, process: Process, prediction: str) -> dict[str, Any]
     return {"shift": shift, "prediction_type": word}
 
 
-def _betas_in_words_of(name: str, process: Process, config: Config) -> dict[str, Any]:
-    """The keys of betas that a config leaves to its class, where class `name` has other defaults.
+def _name_alone(name: str, full: dict[str, Any]) -> None:
+    """Give a config of nothing but a shift, any flow's, the class that is made from it."""
+    if name == H3 and {key for key in full if not key.startswith("_")} <= {"shift"}:
+        full.setdefault("_class_name", H3)
+
+
+def _left_to_class(name: str, process: Process, config: Config) -> dict[str, Any]:
+    """The keys that a config leaves to its class, where class `name` has other defaults.
 
     A config with `process` or without a class name leaves them to nobody.
     """
     if not isinstance(process, VP):
-        return {}
+        other = config.get("_class_name") == H3 and name != H3
+        return {"invert_sigmas": True, "num_train_timesteps": 1} if other else {}
     old = class_of(config)
     keys: dict[str, Any] = {}
     if old in COSINE and config.get("beta_schedule") is None:
@@ -317,10 +321,9 @@ def _edm_in_words_of(name: str, process: EDM, prediction: str) -> dict[str, Any]
     ticks = process.clock == own
     if isinstance(process, VE):
         return {**keys, **data, "process": "ve", "prediction_type": prediction}
-    if name == CONSISTENT and ticks and prediction == "edm":
-        return {**keys, **data}
-    if (name.startswith("EDM") or name == ANGLED) and ticks:
-        return {**keys, **data, "prediction_type": "epsilon" if prediction == "edm" else word}
+    if ticks and name in (CONSISTENT, ANGLED, *(n for n in CLASSES if n.startswith("EDM"))):
+        said = {"prediction_type": "epsilon" if prediction == "edm" else word}
+        return {**keys, **data, **({} if name == CONSISTENT else said)}
     if prediction == "v" and process.sigma_data == 1 and ticks and own == "log":
         return {**keys, "timestep_type": "continuous", "prediction_type": word}
     clock = {} if ticks else {"clock": process.clock}

@@ -65,16 +65,8 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
         return of_flow(rule, process, flags, request)
     if rule.rises:
         return rising(rule, process, flags, request)
-    if rule.family == "continuous":
-        return of_cosine(process, request)
-    if isinstance(process, Trig):
-        return of_trig(process, request)
-    if isinstance(process, EDM):
-        if rule.family == "consistency":
-            return of_places(process, request)
-        return of_edm(rule, process, flags, request)
-    if isinstance(process, Crash):
-        return of_angles(process, flags, request)
+    if process.kind != "vp":
+        return _without_betas(rule, process, flags, request)
     if request.sigmas is not None:
         grid = grids.custom_sigmas(process, listed(process, request.sigmas))
         if not stops(flags):
@@ -82,6 +74,19 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
         return ended(process, before_end(grid), rule.corrects(flags, grid.steps))
     by_index = rule.family in ("index", "distilled")
     return (_indexed if by_index else _by_sigma)(rule, process, flags, request)
+
+
+def _without_betas(
+    rule: LevelRule, process: Process, flags: Flags, request: LevelRequest
+) -> Levels:
+    """The levels of a process that is neither of betas nor a flow."""
+    if isinstance(process, EDM):
+        if rule.family == "consistency":
+            return of_places(process, request)
+        return of_edm(rule, process, flags, request)
+    if isinstance(process, Crash):
+        return of_angles(process, flags, request)
+    return of_trig(process, request) if isinstance(process, Trig) else of_cosine(process, request)
 
 
 def _agree(process: Process, flags: Flags, request: LevelRequest) -> None:
@@ -353,9 +358,9 @@ def inverse_steps(process: Process, flags: Flags, times: Tensor, steps: int) -> 
         start = Level(alpha, torch.where(below, CLEAN, start.sigma), times)
     ends = process.at_time(times)
     still = start.ratio >= ends.ratio  # a first step at time 0 moves nothing
-    below = process.at_lam(ends.lam + NUDGE)
+    near = process.at_lam(ends.lam + NUDGE)
     start = Level(
-        torch.where(still, below.alpha, start.alpha), torch.where(still, below.sigma, start.sigma),
+        torch.where(still, near.alpha, start.alpha), torch.where(still, near.sigma, start.sigma),
         times,
     )  # fmt: skip
     joint = joined(Level(start.alpha, start.sigma, times), last(ends))

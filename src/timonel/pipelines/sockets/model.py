@@ -62,10 +62,9 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     process, prediction = read_config(config)
     name = config.get("_class_name")
     keys: dict[str, Any] = {"process": name_of(process), "prediction_type": prediction}
+    keys |= _of_minimax(process, config)
     if isinstance(process, processes.EDM):
         keys |= _of_edm(process, config)
-    elif name == H3 and not config.get("process"):
-        keys |= {"invert_sigmas": True, "num_train_timesteps": 1, "shift": process.shift}  # type: ignore[attr-defined]
     elif isinstance(process, processes.Trig):
         keys["sigma_data"] = 1.0  # the unit of pipelines that scale samples by what the config says
     elif isinstance(process, processes.VP) and name in COSINE:
@@ -79,6 +78,14 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if schedule == "exponential":
         keys["use_exponential_sigmas"] = True
     return keys
+
+
+def _of_minimax(process: processes.Process, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class of MiniMax H3 says of a flow; nothing of another class."""
+    own = config.get("_class_name") == H3 and not config.get("process")
+    if not own or not isinstance(process, processes.Flow):
+        return {}
+    return {"invert_sigmas": True, "num_train_timesteps": 1, "shift": process.shift}
 
 
 def _of_edm(process: processes.EDM, config: Mapping[str, Any]) -> dict[str, Any]:
