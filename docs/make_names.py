@@ -1,13 +1,18 @@
-"""Writes names.md: ComfyUI's and k-diffusion's names, measured. TIMONEL_COMFYUI=CHECKOUT python
-docs/make_names.py
+"""Writes names.md: every name that people type. TIMONEL_COMFYUI=CHECKOUT python docs/make_names.py
 
-Takes some minutes. The checkout is any folder with ComfyUI's source; see tests/support/comfyui.py.
+ComfyUI's part is measured for some minutes, on a checkout that is any folder with ComfyUI's source;
+see tests/support/comfyui.py. `--only k-diffusion webui sdnext diffusers` makes these parts anew
+(without "k-diffusion" in seconds) and keeps the others as the page has them.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Sequence
+
 import torch
 
+from support import names_lists as listed
 from support import names_page as measured
 from support.names_page import SAME, STEPS, Row
 from support.places import DOCS
@@ -16,7 +21,7 @@ from timonel.files import replacing
 PAGE = DOCS / "names.md"
 CLEAR = 1.15  # one distance is called nearer where the other is so many times as large
 
-HEAD = """# ComfyUI's, A1111's and k-diffusion's names
+HEAD = """# Every name that people type
 
 Made by `TIMONEL_COMFYUI=… python docs/make_names.py` with ComfyUI {version}; \
 `tests/docs/test_names_page.py` holds it.
@@ -24,7 +29,9 @@ Made by `TIMONEL_COMFYUI=… python docs/make_names.py` with ComfyUI {version}; 
 Type the names you know: `tm.Sampler("dpmpp_2m_sde_gpu/karras")`, `--sampler "DPM++ 2M Karras"`, \
 "Euler a". This page
 says for every name of ComfyUI's KSampler and of k-diffusion's functions whether it does the same \
-here.
+here, and lists
+[A1111's and Forge's](#a1111s-and-forges-labels), [SD.Next's](#sdnexts-samplers) and \
+[diffusers' classes](#diffusers-scheduler-classes).
 
 - **same**: on the same levels, with the same noise, the results are equal, \
 to {same:g} of their size or better.
@@ -48,12 +55,11 @@ other is {clear:g} times as large or more. \
 A network has errors of its own, so small differences here are none on
 pictures.
 
-A1111's and Forge's names are listed in [samplers.md](samplers.md#other-names); \
-they run what ComfyUI's do. A1111, too,
+A1111's and Forge's names run what ComfyUI's do. A1111, too,
 leaves out the last level but one for `DPM2 a`; \
 its `DPM2` is `dpm2` here, which leaves out none (`dpm_2` does).
-ComfyUI's `denoise` is `strength`. The `*_cfg_pp` ran with guidance {scale} to a class of the data; \
-no number of steps converges at one such scale, so no distance is measured.
+ComfyUI's `denoise` is `strength`. The `*_cfg_pp` ran with guidance {scale} to a \
+class of the data; no number of steps converges at one such scale, so no distance is measured.
 """
 SAMPLERS = """
 ## ComfyUI's samplers
@@ -86,6 +92,40 @@ ComfyUI, unless `options={{"euler_at_final": False}}`.
 
 | function | here | karras | {columns} |
 | --- | --- | --- | {lines} |
+"""
+WEBUI = """
+## A1111's and Forge's labels
+
+A label may name its grid as well (`DPM++ 2M Karras`), and the names of their API work too \
+(`k_dpmpp_2m_ka`). They call
+k-diffusion's functions, whose parity is above.
+
+| sampler | here | remarks |
+| --- | --- | --- |
+"""
+WEBUI_GRIDS = """
+| schedule type | here | remarks |
+| --- | --- | --- |
+"""
+SDNEXT = """
+## SD.Next's samplers
+
+They are diffusers' classes with settings of their own; the flags of a class are those of \
+`timonel.compat`.
+
+| sampler | here | remarks |
+| --- | --- | --- |
+"""
+DIFFUSERS = """
+## diffusers' scheduler classes
+
+Of each class: what `Sampler("…")` is, whether `timonel.compat` has it, what \
+`Scheduler.from_config` samples with where a
+config names the class alone, and what [parity.md](parity.md) measured, with the largest \
+difference in float64.
+
+| class | sampler | timonel.compat | from_config | parity | remarks |
+| --- | --- | --- | --- | --- | --- |
 """
 GRID_NOTES = {
     "simple": "ComfyUI rounds down to a training index; a flow's is not rounded here",
@@ -142,7 +182,7 @@ def head(places: list[str]) -> dict[str, str]:
     return {"columns": " | ".join(columns), "lines": " | ".join(["---"] * len(columns))}
 
 
-def page() -> str:
+def comfyui() -> str:
     answer, samplers, grids = measured.comfy_rows()
     least = measured.floor()
     parts = [
@@ -170,27 +210,81 @@ def page() -> str:
         line(f"`{r.name}`", *map(difference, r.differs), GRID_NOTES.get(r.name, ""), *distances(r))
         for r in grids
     ]
-    parts += [K.format(**head(["karras"]))]
-    for row in map(measured.k_row, measured.K_DIFFUSION):
-        if row.refused:
-            parts += [
-                line(f"`sample_{row.name}`", "-", f"refused: {row.refused}", *[""] * len(STEPS))
-            ]
-        elif not row.differs:
-            note = (
-                "the same steps are kept; here one more call goes to the clean level"
-                if row.name in measured.CONTROLLED
-                else "`n` is calls there, N is steps here"
-            )
-            parts += [line(f"`sample_{row.name}`", row.here, note, *[""] * len(STEPS))]
-        else:
-            cells = distances(row, least if row.stochastic else 0.0)
-            parts += [line(f"`sample_{row.name}`", row.here, difference(row.differs[0]), *cells)]
     return "".join(parts)
 
 
+def k_diffusion() -> str:
+    least = measured.floor()
+    parts = [K.format(**head(["karras"]))]
+    for row in map(measured.k_row, measured.K_DIFFUSION):
+        name, blank = f"`sample_{row.name}`", [""] * len(STEPS)
+        if row.refused:
+            parts += [line(name, "-", f"refused: {row.refused}", *blank)]
+        elif not row.differs:
+            parts += [line(name, row.here, "`n` is calls there, N is steps here", *blank)]
+        else:
+            cells = distances(row, least if row.stochastic else 0.0)
+            parts += [line(name, row.here, difference(row.differs[0]), *cells)]
+    return "".join(parts)
+
+
+def entries(rows: Sequence[listed.Entry]) -> str:
+    return "".join(
+        line(one.name, one.here, f"refused: {one.refused}" if one.refused else one.note)
+        for one in rows
+    )
+
+
+def webui() -> str:
+    samplers = [listed.sampler(name, "WebUI") for name in listed.WEBUI]
+    grids = [listed.grid(name, "WebUI") for name in listed.WEBUI_GRIDS]
+    return WEBUI + entries(samplers) + WEBUI_GRIDS + entries(grids)
+
+
+def sdnext() -> str:
+    return SDNEXT + entries([listed.sampler(name, "SD.Next") for name in listed.SDNEXT])
+
+
+def diffusers() -> str:
+    parts = [DIFFUSERS]
+    for one in map(listed.of_class, listed.classes()):
+        drop_in = "drop-in" if one.drop_in else "-"
+        cells = one.here, drop_in, one.config, one.parity
+        parts += [line(f"`{one.name}`", *cells, f"refused: {one.refused}" if one.refused else "")]
+    return "".join(parts)
+
+
+#: what makes a part of the page, and the heading where it begins
+PARTS: dict[str, tuple[Callable[[], str], str]] = {
+    "comfyui": (comfyui, "# Every name"),
+    "k-diffusion": (k_diffusion, "\n## k-diffusion's functions"),
+    "webui": (webui, "\n## A1111's and Forge's labels"),
+    "sdnext": (sdnext, "\n## SD.Next's samplers"),
+    "diffusers": (diffusers, "\n## diffusers' scheduler classes"),
+}
+
+
+def kept(part: str, text: str) -> str:
+    """A part of the page as it stands."""
+    starts = [text.find(heading) for _, heading in PARTS.values()]
+    place = starts[list(PARTS).index(part)]
+    if place < 0:
+        raise SystemExit(f"{PAGE} has no part {part!r}: make it too")
+    return text[place : min((one for one in starts if one > place), default=len(text))]
+
+
+def page(only: Sequence[str] = tuple(PARTS)) -> str:
+    before = PAGE.read_text("utf-8")
+    return "".join(
+        make() if part in only else kept(part, before) for part, (make, _) in PARTS.items()
+    )
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write docs/names.md.")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     torch.set_num_threads(1)
+    text = page(parser.parse_args().only)
     with replacing(PAGE) as temporary:
-        temporary.write_text(page(), "utf-8")
+        temporary.write_text(text, "utf-8")
     print(PAGE)

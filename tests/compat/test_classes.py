@@ -12,6 +12,7 @@ import pytest
 
 import timonel as tm
 import timonel.compat as compat
+from support.compat_runs import INVERSE
 from support.places import TESTS
 from timonel.compat.schedulers import CLASSES as SHELLS
 from timonel.core import prediction
@@ -34,7 +35,8 @@ def theirs(name: str, **flags: Any) -> Any:
     known = inspect.signature(cls).parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of numpy, inside diffusers
-        return cls(**{key: value for key, value in {**BETAS, **flags}.items() if key in known})
+        betas = {} if name == "UnCLIPScheduler" else BETAS  # which has its own
+        return cls(**{key: value for key, value in {**betas, **flags}.items() if key in known})
 
 
 def test_every_row_is_a_class_of_compat_and_every_class_a_row() -> None:
@@ -42,10 +44,11 @@ def test_every_row_is_a_class_of_compat_and_every_class_a_row() -> None:
     assert set(compat.__all__) >= set(CLASSES)
     for name, row in CLASSES.items():
         assert SHELLS[name].row is row
-        assert list(row.defaults) == list(inspect.signature(getattr(diffusers, name)).parameters)
+        theirs = inspect.signature(getattr(diffusers, name)).parameters.values()
+        assert list(row.defaults) == [p.name for p in theirs if p.kind is not p.VAR_KEYWORD]
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in INVERSE])
 def test_the_helm_reads_a_class_of_diffusers_as_the_class_of_compat_does(name: str) -> None:
     scheduler = theirs(name)
     ours = getattr(compat, name).from_config(scheduler.config)

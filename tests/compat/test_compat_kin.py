@@ -17,13 +17,13 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
+from support.compat_runs import ALONE, Stepped, counted, turns
 from timonel import compat
 from timonel.compat.kin import defined
 from timonel.compat.schedulers import CLASSES
 from timonel.errors import ArgumentError
 
 MODEL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
 def made(name: str) -> Any:
@@ -31,12 +31,14 @@ def made(name: str) -> Any:
     cls = CLASSES[name]
     if name == "IPNDMScheduler":
         return cls.from_config({"_class_name": "DDIMScheduler", **MODEL})
-    return cls() if name in FLOW or name.startswith("EDM") else cls(**MODEL)
+    plain = name.startswith(("EDM", "FlowMatch")) or name in ALONE
+    return cls() if plain else cls(**MODEL)
 
 
 def walked(scheduler: Any, steps: int = 4) -> Tensor:
     """The end of a loop as pipelines write it."""
-    scheduler.set_timesteps(steps)
+    counted(scheduler, steps)
+    step = Stepped(scheduler)
     torch.manual_seed(
         0
     )  # DPM-Solver++ SDE draws its path from torch's own generator, as in diffusers
@@ -44,10 +46,8 @@ def walked(scheduler: Any, steps: int = 4) -> Tensor:
         scheduler.init_noise_sigma
     )
     drawn = torch.Generator().manual_seed(1)
-    for t in scheduler.timesteps:
-        x = scheduler.step(
-            torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn, return_dict=False
-        )[0]
+    for t in turns(scheduler):
+        x = step(torch.tanh(scheduler.scale_model_input(x, t)), t, x, generator=drawn)
     return x
 
 

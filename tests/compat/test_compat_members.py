@@ -16,7 +16,7 @@ import torch
 
 import timonel as tm
 from support import pipes
-from support.compat_runs import relative, same_noise
+from support.compat_runs import ALONE, Stepped, counted, relative, same_noise
 from timonel import compat
 from timonel.compat.members import INTERNAL
 from timonel.compat.schedulers import CLASSES
@@ -42,6 +42,12 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
         "a function is no plain data; the config's None means the same one",
     ),
     ("PNDMScheduler", "timesteps"): ("made", FIRST_LIST),
+    ("DDIMInverseScheduler", "ignore_for_config"): ("always", "there are no deprecated keys"),
+    **{
+        (f"CogVideoX{kind}Scheduler", name): ("always", "those of abar, which diffusers shifts")
+        for kind in ("DDIM", "DPM")
+        for name in ("alphas", "betas")
+    },
     **{
         ("IPNDMScheduler", name): ("always", AUDIO)
         for name in ("alphas", "betas", "timesteps", "ets")
@@ -59,6 +65,18 @@ OTHER: dict[tuple[str, str], tuple[str, str]] = {
         for member in ("num_inference_steps", "timesteps", "sigmas")
         if (name, member) != ("IPNDM", "timesteps")
     },
+    **{
+        (f"{name}Scheduler", member): ("made", FIRST_LIST)
+        for name, listed in (
+            ("SCM", ("timesteps",)),
+            ("DDPMWuerstchen", ("timesteps",)),
+            ("MiniMaxH3", ("timesteps", "sigmas", "num_inference_steps")),
+            ("FlowMapEulerDiscrete", ("timesteps", "sigmas", "num_inference_steps")),
+            ("CMStochasticIterative", ("sigmas",)),
+            ("CosineDPMSolverMultistep", ("timesteps", "sigmas")),
+        )
+        for member in listed
+    },
     **{("EDMEulerScheduler", name): ("made", FIRST_LIST) for name in ("timesteps", "sigmas")},
     **{
         (f"{name}Scheduler", "sigmas"): ("always", CALLS)
@@ -71,7 +89,7 @@ def made(library: Any, name: str) -> Any:
     cls = getattr(library, name)
     if name.startswith("FlowMatch"):
         return cls(shift=3.0)
-    return cls() if name.startswith("EDM") else cls.from_config(XL)
+    return cls() if name.startswith("EDM") or name in ALONE else cls.from_config(XL)
 
 
 def theirs_made(name: str, steps: int | None = None) -> Any:
@@ -79,7 +97,7 @@ def theirs_made(name: str, steps: int | None = None) -> Any:
         warnings.simplefilter("ignore")  # diffusers' own, of numpy
         scheduler = made(diffusers, name)
         if steps is not None:
-            scheduler.set_timesteps(steps)
+            counted(scheduler, steps)
         return scheduler
 
 
@@ -110,13 +128,13 @@ def test_each_public_member_of_diffusers_class_is_there_with_its_value(name: str
     theirs, ours = theirs_made(name), made(compat, name)
     for when in ("made", "set", "running"):
         if when == "set":
-            theirs, _ = theirs_made(name, 8), ours.set_timesteps(8)
+            theirs, _ = theirs_made(name, 8), counted(ours, 8)
         if when == "running":
             x = torch.ones(1, 2, 4, 4)
-            ours.step(0.1 * x, ours.timesteps[0], x)
+            Stepped(ours)(0.1 * x, ours.timesteps[0], x)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                theirs.step(0.1 * x, theirs.timesteps[0], x)
+                Stepped(theirs)(0.1 * x, theirs.timesteps[0], x)
         for member, value in members(theirs).items():
             if member in INTERNAL:
                 with pytest.raises(AttributeError, match=member):
@@ -135,7 +153,7 @@ def test_no_name_is_left_out_without_need() -> None:
         theirs, x = theirs_made(name, 8), torch.ones(1, 2, 4, 4)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            theirs.step(0.1 * x, theirs.timesteps[0], x)
+            Stepped(theirs)(0.1 * x, theirs.timesteps[0], x)
         public |= set(dir(theirs))
     assert set(INTERNAL) <= public
     assert not [name for name in INTERNAL for cls in CLASSES.values() if hasattr(cls, name)]
@@ -166,7 +184,7 @@ def test_methods_take_the_arguments_of_diffusers_methods_by_name(name: str) -> N
 )
 def test_a_time_is_at_its_place(name: str) -> None:
     theirs, ours = theirs_made(name, 8), made(compat, name)
-    ours.set_timesteps(8)
+    counted(ours, 8)
     if name not in (
         "IPNDMScheduler",
         "KDPM2AncestralDiscreteScheduler",

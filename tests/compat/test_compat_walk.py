@@ -55,7 +55,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "skip_prk_steps": BOOL, "shift": (3.0,), "base_shift": (0.7,), "max_shift": (2.0,),
     "base_image_seq_len": (300,),
     "max_image_seq_len": (5000,), "invert_sigmas": (False,), "stochastic_sampling": BOOL,
-    "noise_sampler_seed": (3,),
+    "noise_sampler_seed": (3,), "snr_shift_scale": (1.0,), "scale_factors": (None,),
+    "upscale_mode": ("nearest",), "clip_denoised": BOOL, "s_noise": (0.9,),
+    "scaler": (1.0,), "s": (0.008,),
 }  # fmt: skip
 #: keys with a walk of their own below, or whose meaning a pipeline decides
 ELSEWHERE = {"trained_betas", "use_flow_sigmas", "use_dynamic_shifting"}
@@ -65,6 +67,9 @@ REFUSED = {("SASolver", "algorithm_type", "noise_prediction")}
 #: where the results differ, with the reason in docs/differences.md
 DIFFERS = {
     ("DDIM", "timestep_spacing", "linspace"), ("PNDM", "timestep_spacing", "linspace"),
+    ("DDIMParallel", "timestep_spacing", "linspace"), ("DDIMParallel", "set_alpha_to_one", False),
+    ("CogVideoXDDIM", "timestep_spacing", "linspace"),
+    ("CogVideoXDPM", "timestep_spacing", "linspace"),
     ("DDIM", "set_alpha_to_one", False), ("PNDM", "prediction_type", "v_prediction"),
 }  # fmt: skip
 

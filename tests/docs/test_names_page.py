@@ -7,20 +7,22 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
+import runpy
 
 import pytest
 import scipy.integrate
 import torch
 
 import timonel as tm
-from support import comfyui
+from support import comfyui, names_lists
 from support import names_page as measured
 from support.models import PROCESSES, drive
 from support.places import DOCS
 from timonel import exact
 from timonel.core import names, solvers
 from timonel.core.process import Level, double
-from timonel.errors import ArgumentError, GridError
+from timonel.errors import ArgumentError, GridError, UnknownName
 
 PAGE = DOCS / "names.md"
 DATA = exact.Mixture.random(seed=3, components=3, dimension=2, rank=0, classes=1)
@@ -30,9 +32,10 @@ TIMES = (1.0, 0.9, 0.7, 0.45, 0.3, 0.1, 0.0)  # of a flow
 GRIDS = pytest.mark.parametrize("process", ["vp", "flow"])
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading of the page."""
-    lines = PAGE.read_text("utf-8").partition(heading)[2].splitlines()
+def rows(heading: str, inside: bool = False) -> list[list[str]]:
+    """The cells of the first table below a heading of the page, or `inside` whose head it is."""
+    _, found, after = PAGE.read_text("utf-8").partition(heading)
+    lines = (found + after if inside else after).splitlines()
     first = next(i for i, one in enumerate(lines) if one.startswith("| ---"))
     last = next(
         (i for i, one in enumerate(lines[first:], first) if not one.startswith("|")), len(lines)
@@ -62,6 +65,60 @@ def test_the_page_has_every_function_of_k_diffusion():
     shown = {cells[0].strip("`") for cells in rows("## k-diffusion's functions")}
     assert shown == {f"sample_{name}" for name in measured.K_DIFFUSION}
     assert shown == {name for name in dir(module) if name.startswith("sample_")}
+
+
+@pytest.mark.parametrize(
+    ("heading", "entry", "listed"),
+    [
+        ("## A1111's and Forge's labels", "WebUI", names_lists.WEBUI),
+        ("## SD.Next's samplers", "SD.Next", names_lists.SDNEXT),
+    ],
+)
+def test_every_label_of_a_peer_is_on_the_page_as_it_is_here(heading, entry, listed):
+    shown = rows(heading)
+    assert [cells[0] for cells in shown] == list(listed)
+    for name, *cells in shown:
+        known = names_lists.sampler(name, entry)
+        assert cells == [known.here, f"refused: {known.refused}" if known.refused else known.note]
+        _resolves_or_says_why(lambda name=name: tm.Sampler(name), cells)
+
+
+def test_every_schedule_type_of_a1111_and_forge_is_on_the_page_as_it_is_here():
+    shown = rows("| schedule type |", inside=True)
+    assert [cells[0] for cells in shown] == list(names_lists.WEBUI_GRIDS)
+    for name, *cells in shown:
+        assert cells[0] == names_lists.grid(name, "WebUI").here
+        _resolves_or_says_why(lambda name=name: names.grid(name), cells)
+
+
+def test_every_class_of_diffusers_is_on_the_page_as_it_is_here():
+    shown = rows("## diffusers' scheduler classes")
+    assert [cells[0].strip("`") for cells in shown] == names_lists.classes()
+    for name, *cells in shown:
+        known = names_lists.of_class(name.strip("`"))
+        why = f"refused: {known.refused}" if known.refused else ""
+        drop_in = "drop-in" if known.drop_in else "-"
+        assert cells == [known.here, drop_in, known.config, known.parity, why]
+        _resolves_or_says_why(lambda name=name: tm.Sampler(name.strip("`")), [cells[0], cells[-1]])
+
+
+def _resolves_or_says_why(make, cells):
+    """A name is made, or refused with the words of the page, which name what is nearest."""
+    if cells[0] != "-":
+        make()
+        return
+    with pytest.raises(ArgumentError) as refused:
+        make()
+    assert not isinstance(refused.value, UnknownName)
+    assert cells[-1].removeprefix("refused: ") in str(refused.value)
+    assert re.search("'[a-z_0-9/]+'|keep diffusers' own|leave it out", cells[-1])
+
+
+def test_a_part_of_the_page_is_made_anew_and_the_others_stay():
+    made = runpy.run_path(str(DOCS / "make_names.py"))
+    text = PAGE.read_text("utf-8")
+    assert "".join(made["kept"](part, text) for part in made["PARTS"]) == text
+    assert made["page"](["webui", "sdnext"]) == text
 
 
 def test_what_differs_says_why():

@@ -30,8 +30,9 @@ QUICK = (
 ASKING = (
     "BriaPipeline", "CogView4Pipeline", "Cosmos2TextToImagePipeline", "CosmosVideoToWorldPipeline",
     "CycleDiffusionPipeline", "DDIMPipeline", "IFPipeline", "KandinskyV22Pipeline",
-    "LatentConsistencyModelPipeline",
-    "LongCatAudioDiTPipeline", "LTXConditionPipeline", "MochiPipeline",
+    "LatentConsistencyModelPipeline", "CogVideoXPipeline (DPM)", "SanaSprintPipeline",
+    "ConsistencyModelPipeline", "AnyFlowPipeline", "StableCascadePriorPipeline",
+    "StableAudioPipeline", "LongCatAudioDiTPipeline", "LTXConditionPipeline", "MochiPipeline",
     "StableDiffusionLatentUpscalePipeline",
     "TextToVideoZeroPipeline",
 )  # fmt: skip

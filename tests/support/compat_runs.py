@@ -17,6 +17,50 @@ CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 SHAPE = (1, 4, 8, 8)
 
 
+#: classes whose constructor alone describes the model they are for
+ALONE = (
+    "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDPMWuerstchenScheduler", "FlowMapEulerDiscreteScheduler",
+    "MiniMaxH3Scheduler", "SCMScheduler", "UnCLIPScheduler",
+)  # fmt: skip
+ENDED = ("DDPMWuerstchenScheduler", "SCMScheduler")  # whose list shows where it ends
+INVERSE = ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler")
+
+
+def counted(scheduler: Any, steps: int) -> Any:
+    """The scheduler with a list of so many steps, as the pipelines of its class make it."""
+    angles = type(scheduler).__name__ == "SCMScheduler"
+    scheduler.set_timesteps(steps, **({"intermediate_timesteps": None} if angles else {}))
+    return scheduler
+
+
+def turns(scheduler: Any) -> Any:
+    """The times that a pipeline's loop goes through."""
+    ends = type(scheduler).__name__ in ENDED
+    return scheduler.timesteps[:-1] if ends else scheduler.timesteps
+
+
+class Stepped:
+    """Steps of a loop as the pipelines of a scheduler's class make them."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.before = scheduler, (None, None)
+
+    def __call__(self, output: Any, t: Any, x: Any, **more: Any) -> Any:
+        name, step = type(self.scheduler).__name__, self.scheduler.step
+        if name == "CogVideoXDPMScheduler":
+            old, back = self.before
+            x, old = step(output, old, t, back, x, **more, return_dict=False)
+            self.before = old, t
+            return x
+        if name == "DDPMWuerstchenScheduler":
+            t = t.expand(len(x))
+        if name == "UnCLIPScheduler":
+            later = [one for one in self.scheduler.timesteps if one < t]
+            more["prev_timestep"] = later[0] if later else None
+        return step(output, t, x, **more, return_dict=False)[0]
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
@@ -28,7 +72,7 @@ def start() -> torch.Tensor:
 def trained(name: str) -> Any:
     """A scheduler of `timonel.compat` for a model that suits it."""
     cls = getattr(ours, name)
-    return cls.from_config(CONFIG) if "vp" in cls.kinds else cls()
+    return cls.from_config(CONFIG) if "vp" in cls.kinds and name != "UnCLIPScheduler" else cls()
 
 
 def draws() -> list[torch.Tensor]:
@@ -42,6 +86,9 @@ def same_noise(scheduler: Any, monkeypatch: Any) -> None:
     following = iter(drawn)
     if isinstance(scheduler, ours.SASolverScheduler):
         scheduler.session.noise = lambda row, like: drawn[row].to(like)
+    elif isinstance(scheduler, ours.CogVideoXDPMScheduler):  # drawn twice between its ends
+        last = lambda: 2 * scheduler.run.table.nfe - 3  # noqa: E731
+        scheduler.session.noise = lambda row, like: drawn[min(2 * row, max(0, last()))].to(like)
     elif type(scheduler).__module__.startswith("timonel"):
         scheduler.session.noise = lambda row, like: next(following).to(like)
     else:
@@ -69,10 +116,9 @@ def loop(scheduler: Any, monkeypatch: Any, **asked: Any) -> tuple[torch.Tensor, 
     same_noise(scheduler, monkeypatch)
     scheduler.set_timesteps(**asked)
     x, times = start() * float(getattr(scheduler, "init_noise_sigma", 1.0)), []
-    for t in scheduler.timesteps:
+    step = Stepped(scheduler)
+    for t in turns(scheduler):
         times.append(float(t))
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(
-            torch.tanh(1.3 * seen + float(t) / 700) + 0.2 * seen, t, x, return_dict=False
-        )[0]
+        x = step(torch.tanh(1.3 * seen + float(t) / 700) + 0.2 * seen, t, x)
     return x, times

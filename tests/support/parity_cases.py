@@ -77,8 +77,10 @@ PEERS: dict[str, tuple[Peer, ...]] = {
 
 
 OUT_OF_SCOPE: dict[str, str] = {
-    "DDIMInverseScheduler": "inversion: from a picture to noise",
-    "DPMSolverMultistepInverseScheduler": "inversion: from a picture to noise",
+    **dict.fromkeys(
+        ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
+        "inversion: from a picture to noise; `timonel.compat` has it, step by step the same",
+    ),
     "RePaintScheduler": (
         "inpainting: mixes a masked picture in at every step and jumps back in time"
     ),

@@ -41,13 +41,17 @@ _CALLBACKS = (
     "SDXLControlnetCFGCutoffCallback",
 )  # fmt: skip
 _SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler",
+    "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DDPMWuerstchenScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler",
     "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler",
-    "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
-    "UniPCMultistepScheduler",
+    "LMSDiscreteScheduler", "MiniMaxH3Scheduler", "PNDMScheduler", "SASolverScheduler",
+    "SCMScheduler", "TCDScheduler", "UnCLIPScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 # diffusers asks the module of a saved scheduler for SchedulerMixin, to know how to load it
 _DIFFUSERS = ("AysSchedules", "SchedulerMixin")
@@ -62,9 +66,18 @@ if TYPE_CHECKING:
     from .callbacks import SDCFGCutoffCallback as SDCFGCutoffCallback
     from .callbacks import SDXLCFGCutoffCallback as SDXLCFGCutoffCallback
     from .callbacks import SDXLControlnetCFGCutoffCallback as SDXLControlnetCFGCutoffCallback
+    from .schedulers import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+    from .schedulers import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
+    from .schedulers import CogVideoXDPMScheduler as CogVideoXDPMScheduler
+    from .schedulers import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
+    from .schedulers import DDIMInverseScheduler as DDIMInverseScheduler
+    from .schedulers import DDIMParallelScheduler as DDIMParallelScheduler
     from .schedulers import DDIMScheduler as DDIMScheduler
+    from .schedulers import DDPMParallelScheduler as DDPMParallelScheduler
     from .schedulers import DDPMScheduler as DDPMScheduler
+    from .schedulers import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
     from .schedulers import DEISMultistepScheduler as DEISMultistepScheduler
+    from .schedulers import DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler
     from .schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
     from .schedulers import DPMSolverSDEScheduler as DPMSolverSDEScheduler
     from .schedulers import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
@@ -72,17 +85,22 @@ if TYPE_CHECKING:
     from .schedulers import EDMEulerScheduler as EDMEulerScheduler
     from .schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
     from .schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
+    from .schedulers import FlowMapEulerDiscreteScheduler as FlowMapEulerDiscreteScheduler
     from .schedulers import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
     from .schedulers import FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler
+    from .schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
     from .schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
     from .schedulers import IPNDMScheduler as IPNDMScheduler
     from .schedulers import KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler
     from .schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
     from .schedulers import LCMScheduler as LCMScheduler
     from .schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
+    from .schedulers import MiniMaxH3Scheduler as MiniMaxH3Scheduler
     from .schedulers import PNDMScheduler as PNDMScheduler
     from .schedulers import SASolverScheduler as SASolverScheduler
+    from .schedulers import SCMScheduler as SCMScheduler
     from .schedulers import TCDScheduler as TCDScheduler
+    from .schedulers import UnCLIPScheduler as UnCLIPScheduler
     from .schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
 
 

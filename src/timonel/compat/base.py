@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -72,7 +72,7 @@ class Compat(Members, Times, Draws, metaclass=Named):
         CLASSES[cls.__name__] = cls
         cls._name, cls.row = cls.__name__, ROWS[cls.__name__]
         cls.defaults, cls.kinds = cls.row.defaults, cls.row.kinds
-        cls.step = _placed(cls.row.takes)  # type: ignore[method-assign]
+        cls.step = _placed(cls.row)  # type: ignore[method-assign]
         cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         cls.__module__ = "timonel.compat"  # so that a saved pipeline names the package
 
@@ -271,20 +271,20 @@ class Compat(Members, Times, Draws, metaclass=Named):
         return self.row.table(Part(self._flags, self._levels, sampler, grid, before, alone))
 
     # -- steps -------------------------------------------------------------------------------------
-    def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any
-    ) -> Any:
+    def step(self, *args: Any, **others: Any) -> Any:
         """Advance by one network call; by position it takes what diffusers' class does."""
-        takes = self.row.takes
-        if len(args) > len(takes):
+        # pipelines of other classes place output, time and sample only
+        bare = len(args) == 3 and "sample" not in others
+        names = (*(Row.placed if bare else self.row.placed), *self.row.takes)
+        if len(args) > len(names):
             raise TypeError(
-                f"step takes up to {3 + len(takes)} arguments by position: {', '.join(takes)}"
+                f"step takes up to {len(names)} arguments by position: {', '.join(names)}"
             )
-        placed = dict(zip(takes, args, strict=False))
+        placed = dict(zip(names, args, strict=False))
         twice = next((name for name in placed if name in others), None)
         if twice is not None:
             raise TypeError(f"step got {twice!r} twice, by position and by name")
-        return self._step(model_output, timestep, sample, **placed, **others)
+        return self._step(**placed, **others)
 
     def _step(
         self,
@@ -389,21 +389,18 @@ def _constructor(cls: type[Compat]) -> Any:
     return __init__
 
 
-def _placed(takes: Sequence[str]) -> Any:
+def _placed(row: Row) -> Any:
     """`Compat.step` whose signature says what it takes by position, for pipelines look at it."""
 
-    def step(
-        self: Compat, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **others: Any
-    ) -> Any:
-        return Compat.step(self, model_output, timestep, sample, *args, **others)
+    def step(self: Compat, *args: Any, **others: Any) -> Any:
+        return Compat.step(self, *args, **others)
 
     place, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     defaults = {"eta": None, "generator": None, "return_dict": True, **STEP_DEFAULTS}
-    known = [name for name in ("eta", "generator", "return_dict") if name not in takes]
-    first = ("self", "model_output", "timestep", "sample")
+    known = [name for name in ("eta", "generator", "return_dict") if name not in row.takes]
     step.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
-        *(inspect.Parameter(name, place) for name in first),
-        *(inspect.Parameter(name, place, default=defaults.get(name)) for name in takes),
+        *(inspect.Parameter(name, place) for name in ("self", *row.placed)),
+        *(inspect.Parameter(name, place, default=defaults.get(name)) for name in row.takes),
         *(inspect.Parameter(name, named, default=defaults[name]) for name in known),
         inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD),
     ])  # fmt: skip

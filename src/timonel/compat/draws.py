@@ -46,14 +46,23 @@ class Draws(Scheduler):
         """One row; its noise is drawn first, as diffusers' class does even where it adds none."""
         run, draws = self.run, self._draws()
         if noise is None and draws and isinstance(run.noise, DrawnNoise):
-            kind = self.row.draws_in
-            dtype = raw.dtype if kind == "output" else kind
-            if kind == "both":
-                dtype = torch.promote_types(raw.dtype, run.latents.dtype)
-            assert isinstance(dtype, torch.dtype)
-            run.noise.draw(run.row, raw.shape, dtype, raw.device)
+            run.noise.draw(run.row, raw.shape, self._dtype(raw), raw.device, self._times_drawn())
         unused = draws and not self._adds()  # diffusers adds 0 times the noise that it gets
         self._apply(raw, None if unused else noise, learned)
+
+    def _times_drawn(self) -> int:
+        """How often diffusers' class draws in the coming call; the last noise is what it adds."""
+        return 1
+
+    def _dtype(self, raw: Tensor) -> torch.dtype:
+        """The dtype of the noise that diffusers' class draws."""
+        kind, sample = self.row.draws_in, self.run.latents.dtype
+        if isinstance(kind, torch.dtype):
+            return kind
+        if kind in ("output", "sample"):
+            return raw.dtype if kind == "output" else sample
+        other = sample if kind == "both" else torch.float32
+        return torch.promote_types(raw.dtype, other)
 
     def _apply(self, raw: Tensor, noise: Tensor | None, learned: Tensor | None) -> None:
         super()._advance(raw, noise, learned)

@@ -40,7 +40,8 @@ INTERNAL: Mapping[str, str] = {
         (
             "deis_first_order_update", "dpm_solver_first_order_update",
             "get_coefficients_exponential_negative", "get_coefficients_exponential_positive",
-            "get_coefficients_fn", "get_lms_coefficient", "lagrange_polynomial_coefficient",
+            "get_coefficients_fn", "get_lms_coefficient", "get_mult", "get_variables",
+            "lagrange_polynomial_coefficient",
             "multistep_deis_second_order_update", "multistep_deis_third_order_update",
             "multistep_dpm_solver_second_order_update", "multistep_dpm_solver_third_order_update",
             "multistep_uni_c_bh_update", "multistep_uni_p_bh_update", "sigmas_down",
@@ -59,6 +60,7 @@ INTERNAL: Mapping[str, str] = {
         _STATE,
     ),
     **dict.fromkeys(("get_order_list", "order_list"), _LIST),
+    "set_scale_factors": "a run keeps the size of its sample; enlarge it between two runs",
 }  # fmt: skip
 #: keys of the config that diffusers' classes have as attributes too
 DIRECT = (

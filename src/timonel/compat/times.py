@@ -27,7 +27,7 @@ from ..core.sampler import Sampler
 from ..core.table import Table
 from ..core.tree import TreeNoise
 from ..errors import ArgumentError, GridError, RunError
-from ..pipelines.classes.rule import NUDGE, SAME
+from ..pipelines.classes.rule import NUDGE, SAME, joined
 from ..pipelines.session import Loop
 from ..pipelines.sockets.listing import Listing
 from ..pipelines.sockets.times import equal, number
@@ -188,6 +188,27 @@ class Times(Coordinates):
         table = self._compile(listed.sampler, grid, alone=True)
         self._begin(table, (place - 1, listed.table.nfe))
         self._astray = True
+
+    def _aimed(self, time: float, target: float) -> Times:
+        """The scheduler for a step from `time` that ends at `target`; below 0 is the list's end.
+
+        This one where its list goes there anyhow; else another one whose run is that step.
+        """
+        listed, table = self._listed, self._listed.table
+        rows = range(table.nfe) if self.session.gate is not None else listed.rows(time, None, False)
+        for row in rows:
+            ends = row + 1 == table.nfe and target < 0
+            if ends or self.session.gate is not None or equal(float(table.time[row + 1]), target):
+                return self
+        if target >= time:
+            raise ArgumentError(f"a step from time {time:g} ends below it, not at {target:g}")
+        process, twin = listed.grid.process, copy.copy(self)
+        start = process.at_time(double([time]))
+        end = process.at_time(double([target])) if target >= 0 else process.clean()
+        grid = Grid(process, *joined(start, end), listed.grid.name)
+        twin._begin(twin._compile(listed.sampler, grid, alone=True), self.session.rows)
+        twin._astray = True
+        return twin
 
     if TYPE_CHECKING:
 

@@ -11,6 +11,7 @@ stretch, 5 kB on a CPU and 16 bytes on CUDA, however many steps there are.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ class Stretch:
         order: for every sample, which of them draws it; one entry where one draws the whole batch.
         shape: of a draw, (batch, …).
         dtype: of a draw.
-        rows: in the order of the draws.
+        rows: in the order of the draws; of a row that was drawn several times the last counts.
     """
 
     states: tuple[Tensor, ...]
@@ -77,7 +78,12 @@ class DrawnNoise:
         return any(row in stretch.rows for stretch in self.stretches)
 
     def draw(
-        self, row: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+        self,
+        row: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        times: int = 1,
     ) -> None:
         """Draw the noise of a row as diffusers' `randn_tensor` does, unless it was drawn before.
 
@@ -86,6 +92,7 @@ class DrawnNoise:
             shape: of the sample, (batch, …).
             dtype: of the noise.
             device: of the sample.
+            times: how often it is drawn, of which the last counts.
 
         Raises:
             ArgumentError: generators of another accelerator, or fewer than samples.
@@ -103,8 +110,9 @@ class DrawnNoise:
             if last is None or not last.alike(new) or not all(map(torch.equal, self.ends, states)):
                 self.stretches.append(new)
                 last = new
-            numbers = _normal(sources, last)
-            last.rows.append(row)
+            for _ in range(times):
+                numbers = _normal(sources, last)
+                last.rows.append(row)
             self.ends = tuple(source.get_state() for source in sources)
             self._held = (row, numbers)
 
@@ -134,13 +142,14 @@ class DrawnNoise:
                 " first"
             )
         last = self.stretches[-1]
-        self.draw(row, last.shape, last.dtype, like.device)
+        times = last.rows.count(last.rows[-1])
+        self.draw(row, last.shape, last.dtype, like.device, times)
 
     def _redrawn(self, row: int) -> Tensor:
         """The numbers of a row that was drawn before."""
         at = next(i for i, stretch in enumerate(self.stretches) if row in stretch.rows)
         stretch = self.stretches[at]
-        place = stretch.rows.index(row)
+        place = len(stretch.rows) - 1 - stretch.rows[::-1].index(row)
         if self._again is None or self._again[0] != at or self._again[1] > place:
             self._again = (at, 0, _at(stretch.states, stretch.devices))
         _, done, sources = self._again
@@ -170,7 +179,7 @@ class DrawnNoise:
         Raises:
             ArgumentError: the states are none, or belong to devices that are not here.
         """
-        rows = [row for stretch in stretches for row in stretch.rows]
+        rows = [row for stretch in stretches for row, _ in itertools.groupby(stretch.rows)]
         empty = any(not stretch.rows for stretch in stretches)
         if empty or len(set(rows)) < len(rows) or any(row >= nfe for row in rows):
             raise ArgumentError(

@@ -129,6 +129,7 @@ GRID_ALIASES = {
     "use karras sigmas": "karras", "use exponential sigmas": "exponential",
     "use beta sigmas": "beta_sigma",
     "use lu lambdas": "lam",
+    **other_names.GRIDS,
 }  # fmt: skip
 #: what a name may mean that no table can do, or none can yet, and what to use instead
 NOT_TABLES = {
@@ -139,7 +140,15 @@ NOT_TABLES = {
 
 def key(name: str) -> str:
     """A name as names are compared: lower case, words separated by one space."""
-    return re.sub(r"[\s_]+", " ", name.strip().lower())
+    return re.sub(r"[\s_]+", " ", name.strip().lower()).replace("cfg++", "cfg pp")
+
+
+def _unprefixed(typed: str) -> str:
+    """A name without the "k_" of A1111's and InvokeAI's API, whose "_ka" is Karras' grid."""
+    if not typed.startswith("k "):
+        return typed
+    bare = typed.removeprefix("k ")
+    return bare.removesuffix(" ka") + " karras" if bare.endswith(" ka") else bare
 
 
 def grid(name: str) -> str:
@@ -158,6 +167,8 @@ def grid(name: str) -> str:
     known = {key(g): g for g in GRIDS} | GRID_ALIASES
     if known.get(key(name)) in GRIDS:
         return known[key(name)]
+    if key(name) in other_names.REFUSED_GRIDS:
+        raise ArgumentError(f"there is no grid {name!r}: {other_names.REFUSED_GRIDS[key(name)]}")
     raise UnknownName("grid", name, GRIDS, GRID_ALIASES)
 
 
@@ -186,7 +197,7 @@ def sampler(name: str) -> Named:
                 f"sampler {name!r} names the grids {named.grid!r} and {back!r}; give one"
             )
         return named._replace(grid=grid(back))
-    typed = key(front)
+    typed = _unprefixed(key(front))
     named_solver = _solver(typed)
     if named_solver is not None:
         return named_solver

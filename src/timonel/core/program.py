@@ -110,7 +110,8 @@ class Row:
             next x.
         sums: what the row computes.
         carry: what an edit of x adds to the base, per unit; None where the row reads no base.
-        directed: weights of c and d in the prediction that a `Directed` means.
+        directed: weights of the changed clean sample, x and the raw output in the prediction, in
+            the table's basis, that a `Directed` means.
         convert: from x and a raw output to a prediction in the table's basis.
         keeps_u0: whether the unconditional prediction becomes a tensor.
         std: standard deviation of the noise in the next x; 0 where the row draws none.
@@ -127,7 +128,7 @@ class Row:
     reads: tuple[int, ...]
     sums: WeightedSums
     carry: float | None
-    directed: tuple[float, float] | None = None
+    directed: tuple[float, float, float] | None = None
     convert: tuple[float, float] = (0.0, 1.0)
     keeps_u0: bool = False
     std: float = 0.0
@@ -310,14 +311,14 @@ class Program:
 
     def _changed(self, row: Row, state: State, raw: Tensor) -> tuple[Tensor, Tensor]:
         """h0 in the table's basis and the denoised prediction, which `denoised_fn` has changed."""
-        clean = used = self.denoised(state.row, state.x, raw)
+        clean = self.denoised(state.row, state.x, raw)
         change, dtype = self.denoised_fn, state.x.dtype
         if isinstance(change, Directed) and not change.consistent and row.directed is not None:
-            (c_x, c_raw), (kept, free) = row.denoised, row.directed
-            used = combine([(kept, clean), (free * c_x, state.x), (free * c_raw, raw)], dtype)
+            terms = zip(row.directed, (clean, state.x, raw), strict=True)
+            return combine(list(terms), dtype), clean
         if row.basis == "denoised":
-            return used, clean
-        return combine([(row.rebase[0], state.x), (row.rebase[1], used)], dtype), clean
+            return clean, clean
+        return combine([(row.rebase[0], state.x), (row.rebase[1], clean)], dtype), clean
 
     def edited(self, state: State, before: Tensor) -> State:
         """`state` with the edit of its x, which was `before`, carried into its base.
@@ -358,7 +359,8 @@ class _Binder:
         next_x = _sum(_terms(self.x[k], convert, keeps), self._of_uncond(k, convert))
         reads, numbered = _numbered([*sums, *([base] if base else []), next_x], sums_h0)
         carry = self._carry(k, moved == BASE) if self.uses_base else None
-        directed = self._directed(k, rebase) if isinstance(self.denoised_fn, Directed) else None
+        changes = isinstance(self.denoised_fn, Directed)
+        directed = self._directed(k, rebase, (c_x, c_raw)) if changes else None
         return Row(
             (c_x, c_raw), rebase, keeps, bool(base), moved, reads, numbered, carry, directed,
             convert, self._keeps_uncond(k), float(self.table.std[k]), basis, passed,
@@ -425,16 +427,24 @@ class _Binder:
             size, kept = x[j][0] * size + x[j][1] * kept, base[j][0] * size + base[j][1] * kept
         return kept / size if size else None
 
-    def _directed(self, k: int, rebase: tuple[float, float]) -> tuple[float, float] | None:
-        """Weights of the changed and the unchanged prediction in the one that the row applies.
+    def _directed(
+        self, k: int, rebase: tuple[float, float], denoised: tuple[float, float]
+    ) -> tuple[float, float, float] | None:
+        """Weights of the changed prediction, x and the raw output in the one that the row applies.
 
-        None where the step ends at its own level.
-        Such a table's rows are `x' = a·x + b·prediction`, with b = alpha' - a·alpha.
+        None where the step ends at its own level. Such a table's rows are `x' = a·x +
+        b·prediction`, with b = alpha' - a·alpha; nothing is divided by sigma, which may be 0.
         """
         x, _, h0, *_ = self.x[k]
         a, b = x + h0 * rebase[0], h0 * rebase[1]
-        kept, free = self.alpha[k + 1], -a * self.alpha[k]
-        return (kept / b, free / b) if b else None
+        if not b:
+            return None
+        free = -a * self.alpha[k] / b
+        return (
+            rebase[1] * (self.alpha[k + 1] / b),
+            rebase[0] + rebase[1] * free * denoised[0],
+            rebase[1] * free * denoised[1],
+        )
 
 
 def _silence(row: int, like: Tensor) -> Tensor:

@@ -79,11 +79,14 @@ class SavedDraws(Strict):
         return [[f"noise.{at}.{i}" for i in range(n)] for at, n in counts.items()]
 
 
+Entropy = Annotated[int, Field(ge=0, le=tree.MOST)]
+
+
 class SavedTree(Strict):
     """The arguments of `tree.TreeNoise`."""
 
     kind: Literal["torchsde"]
-    entropy: Annotated[int, Field(ge=0, le=tree.MOST)]
+    entropy: Entropy | list[Entropy]
     low: float
     high: float
 

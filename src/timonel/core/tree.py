@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -38,7 +38,7 @@ class TreeNoise:
     and another one after the inner call; so that is what remains of the second.
 
     Args:
-        entropy: what the path is drawn from, 0 … 2^63 - 1.
+        entropy: what the path is drawn from, 0 … 2^63 - 1; a list has one for each sample.
         low: sigma where the path ends, above 0.
         high: sigma where it begins.
         table: of the run.
@@ -49,15 +49,21 @@ class TreeNoise:
 
     kind = "torchsde"
 
-    def __init__(self, entropy: int, low: float, high: float, table: Table) -> None:
+    def __init__(self, entropy: int | Sequence[int], low: float, high: float, table: Table) -> None:
         if not installed():
             raise ArgumentError(
                 "this noise is a path of torchsde, which is not installed: pip install torchsde"
             )
-        self.entropy, self.high = whole("entropy", entropy, 0, MOST), finite("high", high, 0)
+        several = isinstance(entropy, Sequence)
+        self.entropy: int | list[int] = (
+            [whole("entropy", one, 0, MOST) for one in entropy]  # type: ignore[union-attr]
+            if several
+            else whole("entropy", entropy, 0, MOST)
+        )
+        self.high = finite("high", high, 0)
         self.low = finite("low", low, 0, self.high)
         self._spans = _spans(table)
-        self._tree: tuple[Any, Any] | None = None
+        self._tree: tuple[Any, list[Any]] | None = None
         self._lock = threading.RLock()
 
     def over(self, table: Table) -> TreeNoise:
@@ -87,17 +93,30 @@ class TreeNoise:
 
     def _unit(self, span: Span, like: Tensor) -> Tensor:
         kind = (like.shape, like.dtype, like.device)
+        begin, end = (min(max(sigma, self.low), self.high) for sigma in span)
         with self._lock:
             if self._tree is None or self._tree[0] != kind:
-                interval = importlib.import_module("torchsde").BrownianInterval
-                self._tree = kind, interval(
-                    t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), tol=10.0**-DIGITS,
-                    size=like.shape, dtype=like.dtype, device=like.device, entropy=self.entropy,
-                    pool_size=24, halfway_tree=True,
-                )  # fmt: skip
-            begin, end = (min(max(sigma, self.low), self.high) for sigma in span)
-            increment: Tensor = self._tree[1](round(end, DIGITS), round(begin, DIGITS))
+                self._tree = kind, self._paths(like)
+            paths = self._tree[1]
+            parts = [path(round(end, DIGITS), round(begin, DIGITS)) for path in paths]
+        increment: Tensor = torch.stack(parts) if isinstance(self.entropy, list) else parts[0]
         return -increment / math.sqrt(begin - end)
+
+    def _paths(self, like: Tensor) -> list[Any]:
+        """One path for the batch, or one for each sample."""
+        one = not isinstance(self.entropy, list)
+        drawn = [self.entropy] if isinstance(self.entropy, int) else self.entropy
+        if not one and len(drawn) != len(like):
+            raise ArgumentError(f"{len(drawn)} generators for a batch of {len(like)}: give as many")
+        interval = importlib.import_module("torchsde").BrownianInterval
+        return [
+            interval(
+                t0=round(self.low, DIGITS), t1=round(self.high, DIGITS), tol=10.0**-DIGITS,
+                size=like.shape if one else like.shape[1:], dtype=like.dtype, device=like.device,
+                entropy=entropy, pool_size=24, halfway_tree=True,
+            )
+            for entropy in drawn
+        ]  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_tree": None, "_lock": None}

@@ -23,6 +23,10 @@ MEANT = {
         "counts; the last 0.01 is that timonel's combines slopes over sigma / (alpha + sigma), "
         "which begins at 1, not at infinity"
     ),
+    "CogVideoXDDIMScheduler": (
+        "on trailing times in 3 steps diffusers' steps end below the next time of its own list"
+    ),
+    "UnCLIPScheduler": "diffusers' float32 has no digits of the abar 2e-9 where the cosine begins",
 }
 
 

@@ -132,6 +132,29 @@ class Grid:
         return cls(process, alpha, sigma, time, name)
 
 
+class Rising(Grid):
+    """The levels of a run from a picture to noise, cleanest first.
+
+    Step k goes from level k up to `end(k)`, and no noise is added.
+    """
+
+    def _check_falling(self) -> None:
+        noise = -self.lam.detach()
+        end = noise[1:] if self.ends is None else -self.ends.lam.detach()
+        flat = (end <= noise[:-1]).nonzero().flatten()
+        if len(flat):
+            k = int(flat[0])
+            raise GridError(
+                f"levels of an inversion must rise: in grid {self.name!r} the end of step {k}"
+                f" (sigma/alpha {ratio(self.end(k)):.6g}) is not above its level"
+                f" ({self.ratio_at(k):.6g})"
+            )
+
+    def renoised(self, k: int) -> bool:
+        """Never."""
+        return False
+
+
 def few_enough(what: str, value: Any, low: int = 1, most: int = MOST_STEPS) -> int:
     """A number of steps as a Python int. Raises `GridError` for more than `most`."""
     count = whole(what, value, low)

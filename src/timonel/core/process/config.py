@@ -28,10 +28,13 @@ PREDICTIONS = ("epsilon", "sample", "v", "flow", "reverse_flow", "edm", "edm_v")
 WORDS_OF_DIFFUSERS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 #: classes without a beta schedule in their config
-COSINE = ("UnCLIPScheduler", "DDPMWuerstchenScheduler")
+WUERSTCHEN = "DDPMWuerstchenScheduler"
+COSINE = ("UnCLIPScheduler", WUERSTCHEN)
 #: classes of flows, without a key that says so
-FLOWS = ("LTXEulerAncestralRFScheduler",)
+H3 = "MiniMaxH3Scheduler"  # whose network gets 1 - t and predicts x0 - noise
+FLOWS = ("LTXEulerAncestralRFScheduler", "FlowMapEulerDiscreteScheduler", H3)
 ANGLED, CRASH = "CosineDPMSolverMultistepScheduler", "IPNDMScheduler"
+TRIG = "SCMScheduler"  # whose network's prediction is "trigflow" where none is named
 CONSISTENT = "CMStochasticIterativeScheduler"
 #: classes whose default divides alpha² / sigma² by 3
 SHIFTED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
@@ -47,6 +50,7 @@ SILENT = {
     "EntropyBoundScheduler": "it chooses discrete tokens",
     "RFD4ProteinaScheduler": "its steps are of proteins",
     "ConsistencyDecoderScheduler": "it belongs to a decoder",
+    "PiflowScheduler": "its network names a policy of many predictions",
 }
 #: classes that go from a picture to noise, and the class that comes back
 INVERSE = {
@@ -176,8 +180,8 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     word = words.prediction(config.get("prediction_type") or "epsilon")
     if config.get("process"):
         return str(config["process"]), None
-    if word == "trigflow":
-        return "trig", "v"
+    if _angles(name, config, word):
+        return ("cosine", None) if name == WUERSTCHEN else ("trig", "v")
     if _explodes(name, config):
         return "ve", "epsilon"
     if _flows(name, config, word):
@@ -191,6 +195,13 @@ def _kinds(name: str, config: Config) -> tuple[str, str | None]:
     return ("crash", "v") if _crashes(name, config) else ("vp", None)
 
 
+def _angles(name: str, config: Config, word: str) -> bool:
+    """Whether a config is of Wuerstchen's cosine in continuous time, or of a TrigFlow."""
+    if name == WUERSTCHEN:
+        return not _betas(config)
+    return word == "trigflow" or (name == TRIG and not config.get("prediction_type"))
+
+
 def _flows(name: str, config: Config, word: str) -> bool:
     """Whether a config is a flow's, whose network predicts the velocity."""
     named = word in ("flow", "reverse_flow")
@@ -199,8 +210,13 @@ def _flows(name: str, config: Config, word: str) -> bool:
 
 def _of_flow(config: Config, word: str) -> str:
     """The prediction of a flow: the velocity to the noise, or to the clean sample."""
-    backwards = word == "reverse_flow" or config.get("invert_sigmas")
+    backwards = word == "reverse_flow" or config.get("invert_sigmas") or _h3(config)
     return "reverse_flow" if backwards else "flow"
+
+
+def _h3(config: Config) -> bool:
+    """Whether a config is MiniMax H3's, by its class alone."""
+    return config.get("_class_name") == H3 and not config.get("process")
 
 
 def _explodes(name: str, config: Config) -> bool:
@@ -227,6 +243,8 @@ def _process(config: Config) -> Process:
     steps = _number(config, 1000, "num_train_timesteps")
     kind = among("process", _kinds(name, config)[0], PROCESSES)
     silent = name in SILENT and not _betas(config)
+    if str(config.get("_class_name") or "") == "PiflowScheduler":
+        name, kind, silent = "PiflowScheduler", "vp", True
     if config.get("process") is None and kind == "vp" and silent:
         raise ArgumentError(
             f"the config of {name} names no noise process that timonel has: {SILENT[name]}; keep"
@@ -237,15 +255,16 @@ def _process(config: Config) -> Process:
 
 def _flow(name: str, config: Config, steps: int) -> Process:
     number = partial(_number, config)
+    steps = 1 if _h3(config) else steps
     return Flow(
-        number(1.0, "shift", "flow_shift"),
+        number(12.0 if _h3(config) else 1.0, "shift", "flow_shift"),
         train_steps=1000 if steps == 1 else steps,
         time_scale=float(steps),
         base_shift=number(0.5, "base_shift"),
         max_shift=number(1.15, "max_shift"),
         base_tokens=number(256, "base_image_seq_len"),
         max_tokens=number(4096, "max_image_seq_len"),
-        clock="1 - t" if config.get("invert_sigmas") else "t",
+        clock="1 - t" if config.get("invert_sigmas") or _h3(config) else "t",
     )
 
 

@@ -71,6 +71,7 @@ RANGES: dict[str, Range] = {
     "clip_sample_range": Range(0, above=True, infinite=True),
     "sample_max_value": Range(0, above=True, infinite=True),
     "dynamic_thresholding_ratio": Range(0, 1), "timestep_scaling": Range(0, 1e9),
+    "s_noise": Range(0, 1e9), "scaler": POSITIVE, "s": POSITIVE,
     "noise_sampler_seed": Range(0, MOST_SEED, whole=True),
 }  # fmt: skip
 

@@ -102,13 +102,16 @@ def frame(grid: Grid) -> Frame:
 
 # -- history -------------------------------------------------------------------------------------
 def rising(grid: Grid, k: int, wanted: int, *, across_noise: bool = True) -> int:
-    """How many of the newest predictions at step k lie at ever noisier levels: 1 … `wanted`.
+    """How many of the newest predictions at step k lie ever farther behind it: 1 … `wanted`.
 
-    A restart ends the history. Without `across_noise` fresh noise ends it too, for slopes contain
-    the noise and would extrapolate it.
+    At noisier levels; of an inversion, whose steps go up, at cleaner ones. A restart ends the
+    history. Without `across_noise` fresh noise ends it too, for slopes contain the noise and would
+    extrapolate it.
     """
-    count = 1
-    while count < wanted and k - count >= 0 and bool(grid[k - count].lam < grid[k - count + 1].lam):
+    count, way = 1, torch.sign(gap(grid[k], grid.end(k)))
+    while count < wanted and k - count >= 0:
+        if not bool(way * gap(grid[k - count], grid[k - count + 1]) > 0):
+            break
         if not across_noise and grid.renoised(k - count + 1):
             break
         count += 1

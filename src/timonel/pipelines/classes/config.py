@@ -17,8 +17,19 @@ from typing import Any, NamedTuple
 
 from ...core import names, solvers
 from ...core import process as processes
-from ...core.process import EDM, VE, Crash, Flow, Process
-from ...core.process.config import CRASH, class_of, prediction_of, read
+from ...core.process import EDM, VE, VP, Crash, Flow, Process, Trig
+from ...core.process.config import (
+    ANGLED,
+    CONSISTENT,
+    COSINE,
+    CRASH,
+    H3,
+    INVERSE,
+    SHIFTED,
+    class_of,
+    prediction_of,
+    read,
+)
 from ...core.sampler import Sampler
 from ...errors import ArgumentError, TimonelError, UnknownName
 from .. import request
@@ -39,6 +50,8 @@ MODEL = (
 )  # fmt: skip
 #: keys of timonel.Scheduler's sampler, which another class is not for
 SAMPLER = ("sampler", "sampler_options", "sampler_noise")
+#: the clocks of EDM classes that are not 0.25·log(sigma)
+OWN_CLOCKS = {ANGLED: "angle", CONSISTENT: "250 log"}
 #: timonel's names of predictions in diffusers' words
 WORDS = {"v": "v_prediction", "edm_v": "v_prediction", "flow": "flow_prediction"}
 logger = logging.getLogger("timonel")
@@ -221,15 +234,17 @@ def _read(name: str, config: Config, changes: Config) -> tuple[Process, dict[str
     full = {**written, **changes}
     if not class_of(full) and {"process", *TRAINING[1:5]}.isdisjoint(full):
         full["_class_name"] = name  # a config of nothing but this class's own flags
+    _name_alone(name, full)
     stays_flow({**written, "_class_name": full.get("_class_name")}, changes)
     process, prediction = read(full)
     dropped = {*unwritten, *_said(process)}
     keys = {k: v for k, v in written.items() if not k.startswith("_") and k not in dropped}
     keys |= _in_words_of(name, process, prediction)
+    keys |= _left_to_class(name, process, full)
     keys = {key: value for key, value in keys.items() if key not in changes}
     if "prediction_type" not in {**config, **changes}:
         _drop_implied(name, keys, changes, prediction)
-    if name.startswith(("EDM", "FlowMatch")):
+    if name.startswith(("EDM", "FlowMa")) or name == H3:
         # without a class name, betas would say that the model is none of these
         passed_on = set(TRAINING) - set(CLASSES[name].defaults)
         keys = {key: value for key, value in keys.items() if key not in passed_on}
@@ -259,10 +274,14 @@ def _in_words_of(name: str, process: Process, prediction: str) -> dict[str, Any]
     word = WORDS.get(prediction, prediction)
     if isinstance(process, EDM):
         return _edm_in_words_of(name, process, prediction)
+    if isinstance(process, Trig) and name == "SCMScheduler":
+        return {"prediction_type": "trigflow"}
     if not isinstance(process, Flow):
         crashed = {"process": "crash"} if isinstance(process, Crash) and name != CRASH else {}
         return {**crashed, "prediction_type": word}
     defaults, shift = CLASSES[name].defaults, process.shift
+    if name == H3:
+        return {"shift": shift}
     if "shift" in defaults:
         return {"shift": shift}
     if "flow_shift" in defaults:
@@ -270,18 +289,44 @@ def _in_words_of(name: str, process: Process, prediction: str) -> dict[str, Any]
     return {"shift": shift, "prediction_type": word}
 
 
+def _name_alone(name: str, full: dict[str, Any]) -> None:
+    """Give a config of nothing but a shift, any flow's, the class that is made from it."""
+    if name == H3 and {key for key in full if not key.startswith("_")} <= {"shift"}:
+        full.setdefault("_class_name", H3)
+
+
+def _left_to_class(name: str, process: Process, config: Config) -> dict[str, Any]:
+    """The keys that a config leaves to its class, where class `name` has other defaults.
+
+    A config with `process` or without a class name leaves them to nobody.
+    """
+    if not isinstance(process, VP):
+        other = config.get("_class_name") == H3 and name != H3
+        return {"invert_sigmas": True, "num_train_timesteps": 1} if other else {}
+    old = class_of(config)
+    keys: dict[str, Any] = {}
+    if old in COSINE and config.get("beta_schedule") is None:
+        keys["beta_schedule"] = "squaredcos_cap_v2"
+    if name in SHIFTED or old in SHIFTED:
+        shift = config.get("snr_shift_scale")
+        keys["snr_shift_scale"] = (3.0 if old in SHIFTED else 1.0) if shift is None else shift
+    return keys
+
+
 def _edm_in_words_of(name: str, process: EDM, prediction: str) -> dict[str, Any]:
     """What an EDM model was trained for, in the words of class `name`."""
     word = WORDS.get(prediction, prediction)
     keys: dict[str, Any] = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
-    data, logs = {"sigma_data": process.sigma_data}, process.clock == "log"
+    data, own = {"sigma_data": process.sigma_data}, OWN_CLOCKS.get(name, "log")
+    ticks = process.clock == own
     if isinstance(process, VE):
         return {**keys, **data, "process": "ve", "prediction_type": prediction}
-    if name.startswith("EDM") and logs:
-        return {**keys, **data, "prediction_type": "epsilon" if prediction == "edm" else word}
-    if prediction == "v" and process.sigma_data == 1 and logs:
+    if ticks and name in (CONSISTENT, ANGLED, *(n for n in CLASSES if n.startswith("EDM"))):
+        said = {"prediction_type": "epsilon" if prediction == "edm" else word}
+        return {**keys, **data, **({} if name == CONSISTENT else said)}
+    if prediction == "v" and process.sigma_data == 1 and ticks and own == "log":
         return {**keys, "timestep_type": "continuous", "prediction_type": word}
-    clock = {} if logs else {"clock": process.clock}
+    clock = {} if ticks else {"clock": process.clock}
     return {**keys, **data, **clock, "process": "edm", "prediction_type": prediction}
 
 
@@ -328,7 +373,11 @@ def of_class(name: str, config: Config) -> Sampler:
     Raises:
         ArgumentError: it is none of timonel's.
     """
-    if name == "DDPMScheduler" and config.get("variance_type") in LEARNED:
+    if name in INVERSE:
+        raise ArgumentError(f"{name} goes from a picture to noise; the way back is {INVERSE[name]}")
+    if name in ("DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler") and (
+        config.get("variance_type") in LEARNED
+    ):
         raise ArgumentError(
             f"variance_type={config['variance_type']!r} of {name} has no sampler of timonel"
         )

@@ -9,6 +9,7 @@
 | `lower_order_final` | False in UniPC to sigma = 0 | diffusers' result is NaN |
 | `predict_x0`, `solver_p` | all but the defaults | UniPC predicts x0 |
 | `rescale_betas_zero_snr` | True with epsilon, where alpha = 0 | epsilon says nothing there |
+| `scale_factors` | a list | a run keeps the size of its sample |
 | `tau_func` | a function | no function can be saved in a config |
 
 A flag of the class that changes nothing, in diffusers' class as here, is taken. The logger says so
@@ -70,6 +71,11 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         (None,),
         "use timonel.Scheduler with sampler=Sampler('sa_solver', options={'eta': …, 'start': …,"
         " 'stop': …})",
+    ),
+    "scaler": ((1.0,), "leave it out; no released model has another one"),
+    "s": ((0.008,), "leave it out; no released model has another one"),
+    "scale_factors": (
+        (None,), "a run keeps the size of its sample; enlarge it between two runs of fewer steps"
     ),
     "solver_order": ((1, 2, 3), "pass solver_order=1, 2 or 3"),
 }  # fmt: skip

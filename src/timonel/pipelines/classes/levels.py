@@ -9,18 +9,21 @@ times repeats (`Levels.repeated`).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...core import grids
 from ...core.grids import Grid
-from ...core.process import EDM, VE, Crash, Flow, Level, Process, double
+from ...core.grids.grid import Rising
+from ...core.process import EDM, VE, Crash, Flow, Level, Process, Trig, double
 from ...core.process.exploding import FINITE
 from ...core.process.level import interpolate
 from ...errors import ArgumentError, GridError, UnknownName, finite, whole
-from .other_levels import of_angles, of_edm, of_flow
+from .other_levels import of_angles, of_cosine, of_edm, of_flow, of_places, of_trig
 from .rule import (
+    NUDGE,
     SAME,
     Flags,
     LevelRequest,
@@ -28,6 +31,7 @@ from .rule import (
     Levels,
     before_end,
     ended,
+    joined,
     last,
     listed,
     shape,
@@ -36,6 +40,7 @@ from .rule import (
 )
 
 SPACINGS = ("linspace", "leading", "trailing")
+CLEAN = 1e-8  # sigma of a picture without noise, where a step of an inversion begins
 
 
 def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Levels:
@@ -58,10 +63,10 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
     _agree(process, flags, request)
     if isinstance(process, Flow):
         return of_flow(rule, process, flags, request)
-    if isinstance(process, EDM):
-        return of_edm(rule, process, flags, request)
-    if isinstance(process, Crash):
-        return of_angles(process, flags, request)
+    if rule.rises:
+        return rising(rule, process, flags, request)
+    if process.kind != "vp":
+        return _without_betas(rule, process, flags, request)
     if request.sigmas is not None:
         grid = grids.custom_sigmas(process, listed(process, request.sigmas))
         if not stops(flags):
@@ -69,6 +74,19 @@ def make(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest)
         return ended(process, before_end(grid), rule.corrects(flags, grid.steps))
     by_index = rule.family in ("index", "distilled")
     return (_indexed if by_index else _by_sigma)(rule, process, flags, request)
+
+
+def _without_betas(
+    rule: LevelRule, process: Process, flags: Flags, request: LevelRequest
+) -> Levels:
+    """The levels of a process that is neither of betas nor a flow."""
+    if isinstance(process, EDM):
+        if rule.family == "consistency":
+            return of_places(process, request)
+        return of_edm(rule, process, flags, request)
+    if isinstance(process, Crash):
+        return of_angles(process, flags, request)
+    return of_trig(process, request) if isinstance(process, Trig) else of_cosine(process, request)
 
 
 def _agree(process: Process, flags: Flags, request: LevelRequest) -> None:
@@ -121,7 +139,7 @@ def _times(rule: LevelRule, process: Process, flags: Flags, request: LevelReques
     spacing = rule.spacing or flags.get("timestep_spacing") or "linspace"
     if spacing not in SPACINGS:
         raise UnknownName("timestep_spacing", spacing, SPACINGS)
-    highest = total - _clipped(process, flags)
+    highest = total - clipped(process, flags)
     if spacing == "trailing":
         left = highest + torch.arange(n, dtype=torch.float64) * ((highest - total / n) - highest)
         times = left[left > 0].round() - 1  # the rounding of numpy's arange
@@ -192,7 +210,7 @@ def _share(count: int, strength: float, what: str) -> int:
     return left
 
 
-def _clipped(process: Process, flags: Flags) -> int:
+def clipped(process: Process, flags: Flags) -> int:
     """How many of the noisiest training levels `lambda_min_clipped` leaves out."""
     low = flags.get("lambda_min_clipped")
     if low is None or low == -math.inf:
@@ -283,3 +301,67 @@ def _falling(ratio: Tensor) -> Tensor:
     if len(ratio) < 2 or bool(ratio[0] > ratio[1]):
         return ratio
     return torch.cat([ratio[1:2] * (1 + SAME), ratio[1:]])
+
+
+# -- from a picture to noise -----------------------------------------------------------------------
+def rising(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Levels:
+    """The levels of an inversion, cleanest first."""
+    if request.sigmas is not None:
+        raise ArgumentError("an inversion takes timesteps that rise, or a number, not sigmas")
+    if request.times is not None:
+        times = double(request.times).flatten()
+    else:
+        plain = rule if rule.family == "dpm" else replace(rule, family="index")
+        times = _rising_times(plain, process, flags, request)
+    if rule.family == "inverse":
+        return inverse_steps(process, flags, times, request.steps or len(times))
+    ratios, name = _ratios(process), shape(flags)
+    top = process.train_steps - clipped(process, flags) - 1.0
+    level = process.at_time(times)
+    if name is not None:
+        low, high = float(ratios[0]), float(ratios[-1])
+        grid = grids.make(name, process, len(times), sigma_min=low, sigma_max=high)
+        shaped = before_end(grid).ratio.flip(0)
+        alpha = 1 / torch.sqrt(1 + shaped**2)
+        level = Level(alpha, alpha * shaped, _times_of(rule, name, shaped, ratios))
+    end = last(level) if name is not None else process.at_time(double([top]))
+    idle = bool(last(level).ratio >= end.ratio * (1 - SAME))
+    if idle:
+        end = last(level)
+        level = Level(*(value[:-1] for value in level))
+    return Levels(Rising(process, *joined(level, end), "inverse"), int(idle))
+
+
+def _rising_times(rule: LevelRule, process: Process, flags: Flags, request: LevelRequest) -> Tensor:
+    """The training times of the list that goes back, and of DPM-Solver's classes their 0 too."""
+    n, total = whole("num_inference_steps", request.steps or 0), process.train_steps
+    if rule.family != "dpm" or flags.get("timestep_spacing") == "trailing":
+        return _times(rule, process, flags, request).flip(0)
+    highest = total - clipped(process, flags)
+    if flags.get("timestep_spacing") == "leading":
+        count = torch.arange(n, dtype=torch.float64)
+        return count * (highest // (n + 1)) + int(flags.get("steps_offset") or 0)
+    return _even_times(highest - 1, n + 1).round()[:-1]
+
+
+def inverse_steps(process: Process, flags: Flags, times: Tensor, steps: int) -> Levels:
+    """Steps of DDIM's inversion to these training times, each from the level a stride below.
+
+    The network is called with the time that a step goes to. Below time 0 the level is the clean
+    one, or without `set_alpha_to_one` that of time 0.
+    """
+    low = times - process.train_steps // steps
+    start = process.at_time(low.clamp(min=0))
+    if flags["set_alpha_to_one"]:
+        below = low < 0
+        alpha = torch.where(below, torch.ones_like(low), start.alpha)
+        start = Level(alpha, torch.where(below, CLEAN, start.sigma), times)
+    ends = process.at_time(times)
+    still = start.ratio >= ends.ratio  # a first step at time 0 moves nothing
+    near = process.at_lam(ends.lam + NUDGE)
+    start = Level(
+        torch.where(still, near.alpha, start.alpha), torch.where(still, near.sigma, start.sigma),
+        times,
+    )  # fmt: skip
+    joint = joined(Level(start.alpha, start.sigma, times), last(ends))
+    return Levels(Rising(process, *joint, "inverse", ends))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...core import grids
 from ...core.grids import Grid
-from ...core.process import EDM, Crash, Flow, Level, double, from_config
+from ...core.process import EDM, Crash, Flow, Level, Process, Trig, double, from_config
 from ...core.process.level import short
-from ...errors import ArgumentError, whole
+from ...errors import ArgumentError, GridError, whole
 from .rule import (
     Flags,
     LevelRequest,
@@ -26,6 +26,7 @@ from .rule import (
 )
 
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+MOST_ALPHA = (1 - 1e-4) ** 0.5  # of the cleanest level of Wuerstchen's class
 SNAP = 1e-6  # the first t of a UniPC flow stays this far below pure noise
 
 
@@ -65,9 +66,71 @@ def of_angles(process: Crash, flags: Flags, request: LevelRequest) -> Levels:
     return Levels(grids.make("trailing", process, steps))
 
 
+def of_trig(process: Trig, request: LevelRequest) -> Levels:
+    """Levels of a TrigFlow: listed angles with their end, or even ones."""
+    if request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, request.sigmas))
+    if request.times is None:
+        steps = whole("num_inference_steps", request.steps or 0)
+        angles = torch.linspace(math.pi / 2, 0, steps + 1, dtype=torch.float64)[:-1]
+        return Levels(Grid.of(process, process.at_time(angles), "angles"))
+    times = double(request.times).flatten()
+    clean = len(times) < 2 or bool(times[-1] == 0)
+    level = process.at_time(times[:-1] if clean and len(times) > 1 else times)
+    return Levels(Grid.of(process, level, "angles", clean=clean))
+
+
+def of_places(process: EDM, request: LevelRequest) -> Levels:
+    """Levels of a consistency model: places 0 … T - 1 in the list of its T training levels."""
+    total = process.train_steps
+    if request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, listed(process, request.sigmas)))
+    if request.times is not None:
+        places = double(request.times).flatten().flip(0)
+        if bool(((places < 0) | (places >= total)).any()):
+            raise ArgumentError(
+                f"timesteps of a consistency model are places in its list of {total} levels, from 0"
+                f" to {total - 1}; got {short(places)}"
+            )
+    else:
+        n = whole("num_inference_steps", request.steps or 0)
+        if n > total:
+            raise GridError(
+                f"{n} steps are more than the {total} training levels of this model; use at most"
+                f" {total}"
+            )
+        places = torch.arange(n, dtype=torch.float64) * (total // n)
+    return ended(process, process.at_index(total - 1 - places), corrects=True)
+
+
+def of_cosine(process: Process, request: LevelRequest) -> Levels:
+    """Levels of the cosine in continuous time, whose end keeps 1e-4 of noise, as diffusers' does.
+
+    Levels at its noisiest bound are one.
+    """
+    if request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, request.sigmas))
+    if request.times is not None:
+        times = double(request.times).flatten()
+    else:
+        steps = whole("num_inference_steps", request.steps or 0)
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    level = process.at_time(times)
+    alpha = level.alpha.clamp(max=MOST_ALPHA)
+    new = torch.ones_like(alpha, dtype=torch.bool)
+    new[1:] = alpha[1:] > alpha[:-1]
+    kept = Level(alpha[new], torch.sqrt(1 - alpha[new] ** 2), times[new])
+    repeated = int((~new).sum())
+    return Levels(Grid.of(process, kept, "continuous", clean=False), repeated=repeated)
+
+
 # -- flow ------------------------------------------------------------------------------------------
 def of_flow(rule: LevelRule, process: Flow, flags: Flags, request: LevelRequest) -> Levels:
     """Levels of a flow: even or listed t, then shifted, stretched to `shift_terminal`, shaped."""
+    if rule.even == "begins" and request.times is not None:
+        request = request._replace(sigmas=double(request.times) / process.time_scale, times=None)
+    if rule.even == "ends" and request.sigmas is not None:
+        return Levels(grids.custom_sigmas(process, request.sigmas))
     if request.times is not None and request.sigmas is None:
         t, time = process.at_time(double(request.times).flatten())[1:]
         return _with_end(rule, process, Level(1 - t, t, time), flags)
@@ -115,6 +178,9 @@ def _evenly(rule: LevelRule, process: Flow, flags: Flags, request: LevelRequest)
     if rule.family == "dpm":
         even = torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)
         return even[:-1] if rule.snaps else (1.0 - even).flip(0)[:-1]
+    if rule.even is not None:
+        count = n if rule.even == "begins" else whole("num_inference_steps", n, 2) - 1
+        return 1 - torch.arange(count, dtype=torch.float64) / count
     low, first = double(1 / total), request.first_shift or process.shift
     if not flags.get("use_dynamic_shifting"):
         low = first * low / (1 + (first - 1) * low)

@@ -18,6 +18,8 @@ from .rule import Flags, LevelRule, Levels, always
 from .tables import LARGE, SMALL, Named, Part
 
 Defaults = dict[str, Any]
+#: the processes that most classes are made for
+LATENT = ("vp", "edm", "flow")
 #: variances that a network predicts beside its noise; DDPM's class alone reads them
 LEARNED = ("learned", "learned_range")
 
@@ -30,7 +32,8 @@ class Row:
         defaults: the constructor's arguments, in diffusers' order.
         solver: timonel's solver, or solver and options by the flags.
         levels: which levels it visits.
-        kinds: the processes it can be made for.
+        kinds: the processes it can be made for; "consistency" is EDM's with its clock, "minimax" a
+            flow whose network gets 1 - t.
         words: of flags that take one of several words.
         unread: flags that diffusers' class never reads, and why.
         table: the table of a part of its list.
@@ -38,8 +41,10 @@ class Row:
         draws: whether diffusers' class draws noise in every call, by the flags; None: where the
             row adds some.
         source: where its noise comes from, if not independent.
-        draws_in: dtype of the noise: the output's, or what it and the sample promote to ("both").
+        draws_in: dtype of the noise: the output's, the sample's, what these promote to ("both"), or
+            what the output's and float32 do ("single").
         calls: network calls of a step in its list, as pipelines count them when they cut it.
+        placed: what `step` takes by position up to the sample.
         takes: what `step` takes by position after the sample.
         one_list: whether `set_timesteps` refuses a number beside a list.
         unit: whether samples have unit variance; else they are x0 + sigma·noise.
@@ -52,15 +57,16 @@ class Row:
     defaults: Mapping[str, Any]
     solver: str | Callable[[Flags], Named]
     levels: LevelRule = LevelRule()  # noqa: RUF009 (frozen)
-    kinds: tuple[str, ...] = ("vp", "edm", "flow")
+    kinds: tuple[str, ...] = LATENT
     words: Mapping[str, Words] = field(default_factory=dict)
     unread: Mapping[str, str] = field(default_factory=dict)
     table: Callable[[Part], Table] = tables.usual
     orders: Callable[[Flags, Levels, int], str] | None = None
     draws: Callable[[Flags], bool] | None = None
     source: str | None = None
-    draws_in: torch.dtype | Literal["output", "both"] = "output"
+    draws_in: torch.dtype | Literal["output", "sample", "both", "single"] = "output"
     calls: int = 1
+    placed: tuple[str, ...] = ("model_output", "timestep", "sample")
     takes: tuple[str, ...] = ("return_dict",)
     one_list: bool = False
     unit: bool = True
@@ -75,7 +81,11 @@ class Row:
 
     def fits(self, process: Process) -> bool:
         """Whether the class can be made for a process."""
-        return not {process.kind, name_of(process)}.isdisjoint(self.kinds)
+        names = {process.kind, name_of(process)}
+        clock, scale = getattr(process, "clock", ""), getattr(process, "time_scale", 0.0)
+        names |= {"consistency"} if clock == "250 log" else set()
+        names |= {"minimax"} if (clock, scale) == ("1 - t", 1.0) else set()
+        return not names.isdisjoint(self.kinds)
 
 
 # -- arguments that several classes share ----------------------------------------------------------
@@ -104,6 +114,17 @@ DISTILLED: Defaults = {
     **NARROW, "beta_schedule": "scaled_linear", "original_inference_steps": 50,
     "clip_sample": False, "clip_sample_range": 1.0, "set_alpha_to_one": True, "steps_offset": 0,
     **PREDICTS, **THRESHOLD, "timestep_spacing": "leading", "timestep_scaling": 10.0, **RESCALES,
+}  # fmt: skip
+COGVIDEOX: Defaults = {
+    **NARROW, "beta_schedule": "scaled_linear", "clip_sample": True, "set_alpha_to_one": True,
+    "steps_offset": 0, **PREDICTS, "clip_sample_range": 1.0, "sample_max_value": 1.0,
+    "timestep_spacing": "leading", **RESCALES, "snr_shift_scale": 3.0,
+}  # fmt: skip
+SHIFT: Defaults = {"num_train_timesteps": 1000, "shift": 1.0}
+SIZED: Defaults = {
+    **SHIFT, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
+    "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False,
+    "shift_terminal": None, **SHAPES, "time_shift_type": "exponential",
 }  # fmt: skip
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")  # of steps, by position
 DRAWS = ("generator", "return_dict")
@@ -139,6 +160,7 @@ _SA_SOLVER = {
         ("data_prediction",), "pass algorithm_type='data_prediction'", ("noise_prediction",)
     )
 }
+_ODE = ("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict")
 _LEVELS_UNREAD = dict.fromkeys(
     ("timestep_spacing", "steps_offset"),
     "its levels are those of the distillation, original_inference_steps of them",
@@ -147,6 +169,8 @@ _UNCLIPPED = dict.fromkeys(
     ("clip_sample", "clip_sample_range", *THRESHOLD),
     "diffusers' class never reads it; its predictions are not clipped",
 )
+
+_COGVIDEOX_UNREAD = {key: _UNCLIPPED[key] for key in _UNCLIPPED if key in COGVIDEOX}
 
 # -- the rows --------------------------------------------------------------------------------------
 CLASSES: dict[str, Row] = {
@@ -157,8 +181,7 @@ CLASSES: dict[str, Row] = {
             "timestep_spacing": "leading", **RESCALES,
         },
         lambda flags: ("ddim", {"eta": 0.0}),
-        LevelRule("index"), eta=0.0, by_time=True, strides=True,
-        takes=("eta", "use_clipped_model_output", "generator", "variance_noise", "return_dict"),
+        LevelRule("index"), eta=0.0, by_time=True, strides=True, takes=_ODE,
     ),
     "DDPMScheduler": Row(
         {
@@ -219,12 +242,7 @@ CLASSES: dict[str, Row] = {
         "euler_ancestral", unit=False, draws=lambda flags: True, takes=DRAWS,
     ),
     "FlowMatchEulerDiscreteScheduler": Row(
-        {
-            "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False,
-            "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256,
-            "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None, **SHAPES,
-            "time_shift_type": "exponential", "stochastic_sampling": False,
-        },
+        {**SIZED, "stochastic_sampling": False},
         lambda flags: ("lcm" if flags["stochastic_sampling"] else "euler", {}),
         LevelRule("flow"), kinds=("flow", "ve"), draws=lambda flags: flags["stochastic_sampling"],
         draws_in=torch.float32,
@@ -238,8 +256,7 @@ CLASSES: dict[str, Row] = {
         "heun", calls=2, unit=False, one_list=True,
     ),
     "FlowMatchHeunDiscreteScheduler": Row(
-        {"num_train_timesteps": 1000, "shift": 1.0},
-        "heun", LevelRule("flow"), kinds=("flow",), calls=2, takes=(*CHURN, *DRAWS),
+        SHIFT, "heun", LevelRule("flow"), kinds=("flow",), calls=2, takes=(*CHURN, *DRAWS),
     ),
     "KDPM2DiscreteScheduler": Row(
         {**NARROW, **SHAPES, **PREDICTS, **SPACING},
@@ -304,5 +321,85 @@ CLASSES: dict[str, Row] = {
         },
         tables.sa_solver_named, LevelRule("dpm", end="lowest", corrects=always),
         table=tables.sa_solver, draws=lambda flags: True, words=_SA_SOLVER, takes=DRAWS,
+    ),
+}  # fmt: skip
+CLASSES |= {
+    "DDIMParallelScheduler": CLASSES["DDIMScheduler"],
+    "DDPMParallelScheduler": CLASSES["DDPMScheduler"],
+    "CogVideoXDDIMScheduler": Row(
+        COGVIDEOX, lambda flags: ("ddim", {"eta": 0.0}), LevelRule("index"), kinds=("vp",),
+        clips=False, unread=_COGVIDEOX_UNREAD, by_time=True, strides=True, takes=_ODE,
+    ),
+    "CogVideoXDPMScheduler": Row(
+        COGVIDEOX, "dpmpp_2m_sde", LevelRule("index"), kinds=("vp",), clips=False,
+        unread=_COGVIDEOX_UNREAD, strides=True, table=tables.cogvideox,
+        draws=lambda flags: True, draws_in="sample",
+        placed=("model_output", "old_pred_original_sample", "timestep", "timestep_back", "sample"),
+        takes=_ODE,
+    ),
+    "UnCLIPScheduler": Row(
+        {
+            "num_train_timesteps": 1000, "variance_type": "fixed_small_log", "clip_sample": True,
+            "clip_sample_range": 1.0, **PREDICTS, "beta_schedule": "squaredcos_cap_v2",
+        },
+        "ddpm", LevelRule("index", spacing="linspace"), kinds=("vp",), by_time=True,
+        words={"variance_type": Words(("fixed_small_log", "learned_range"), "")},
+        takes=("prev_timestep", *DRAWS),
+    ),
+    "FlowMatchLCMScheduler": Row(
+        {**SIZED, "scale_factors": None, "upscale_mode": "bicubic"},
+        "lcm", LevelRule("flow"), kinds=("flow",), draws=lambda flags: True, draws_in="single",
+        takes=DRAWS, unread={"upscale_mode": "latents keep their size in a run"},
+    ),
+    "SCMScheduler": Row(
+        {"num_train_timesteps": 1000, "prediction_type": "trigflow", "sigma_data": 0.5},
+        "lcm", LevelRule("angles"), kinds=("trig",), table=tables.scm, draws=lambda flags: True,
+        draws_in=torch.float32, takes=DRAWS,
+    ),
+    "CosineDPMSolverMultistepScheduler": Row(
+        {
+            "sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0, "sigma_schedule": "exponential",
+            "num_train_timesteps": 1000, "solver_order": 2, "prediction_type": "v_prediction",
+            "rho": 7.0, "solver_type": "midpoint", "lower_order_final": True,
+            "euler_at_final": False, "final_sigmas_type": "zero",
+        },
+        tables.cosine_solver, LevelRule("edm"), kinds=("edm",), unit=False, source="brownian",
+        table=tables.cosine, words={"solver_type": _dpm(ANY_DPM)["solver_type"]}, takes=DRAWS,
+    ),
+    "CMStochasticIterativeScheduler": Row(
+        {
+            "num_train_timesteps": 40, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5,
+            "s_noise": 1.0, "rho": 7.0, "clip_denoised": True,
+        },
+        "lcm", LevelRule("consistency"), kinds=("consistency",), unit=False, table=tables.iterative,
+        draws=lambda flags: True, takes=DRAWS, one_list=True,
+    ),
+    "DDIMInverseScheduler": Row(
+        {
+            **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, **PREDICTS,
+            "clip_sample_range": 1.0, "timestep_spacing": "leading", **RESCALES,
+        },
+        lambda flags: ("ddim", {"eta": 0.0}),
+        LevelRule("inverse", rises=True), kinds=("vp",), table=tables.inverse, by_time=True,
+    ),
+    "DPMSolverMultistepInverseScheduler": Row(
+        {
+            **BETAS, **ORDER, **MULTISTEP, "lower_order_final": True, "euler_at_final": False,
+            **SHAPES, **FLOW, **CLIPPED, **SPACING,
+        },
+        tables.multistep_solver, LevelRule("dpm", rises=True), kinds=("vp",),
+        table=tables.risen, words=_dpm(("dpmsolver", "dpmsolver++")),
+        takes=("generator", "variance_noise", "return_dict"),
+    ),
+    "FlowMapEulerDiscreteScheduler": Row(
+        SHIFT, "euler", LevelRule("flow", even="begins"), kinds=("flow",), by_time=True,
+        takes=("r_timestep", "return_dict"),
+    ),
+    "MiniMaxH3Scheduler": Row(
+        {"shift": 12.0}, "euler", LevelRule("flow", even="ends"), kinds=("minimax",),
+    ),
+    "DDPMWuerstchenScheduler": Row(
+        {"scaler": 1.0, "s": 0.008}, "ddpm", LevelRule("continuous"), kinds=("cosine",),
+        table=tables.wuerstchen, draws=lambda flags: True, takes=DRAWS,
     ),
 }  # fmt: skip

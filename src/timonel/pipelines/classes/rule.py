@@ -14,7 +14,10 @@ from ...core.process import Level, Process, double
 from ...errors import ArgumentError, GridError
 
 Flags = Mapping[str, Any]
-Family = Literal["index", "sigma", "dpm", "distilled", "flow", "edm"]
+Family = Literal[
+    "index", "sigma", "dpm", "distilled", "flow", "edm", "angles", "consistency", "inverse",
+    "continuous"
+]  # fmt: skip
 SHAPES = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
@@ -43,7 +46,10 @@ class LevelRule:
     Args:
         family: whose list it is. "index": whole training times; "sigma": training times and their
             sigma / alpha; "dpm": the same with one time more, the last left out; "distilled": a
-            part of the distillation's times; "flow" and "edm": lists of these processes.
+            part of the distillation's times; "flow" and "edm": lists of these processes;
+            "angles": of TrigFlow; "consistency": places in the list of the training; "continuous":
+            of the cosine in continuous time; "inverse": whole training times that rise, each at
+            the level a stride below.
         end: "clean" or "lowest" level; None leaves it to the flags.
         corrects: whether a last call that moves nothing corrects the sample, by flags and the
             number of calls.
@@ -51,6 +57,9 @@ class LevelRule:
         snaps: as UniPC, it ends a list of a shape at its last level, begins a flow just below pure
             noise, and spaces Karras' levels of a flow by sigma / alpha.
         anywhere: the number of the distillation's steps that `set_timesteps` gets is a limit only.
+        even: N levels of a flow are u = 1 - i/N before the shift ("begins"), or 1 - i/(N - 1)
+            without the last, and listed sigmas are shifted already ("ends").
+        rises: the list goes from a picture to noise.
         spacing: of the training times, where no flag says it.
     """
 
@@ -60,6 +69,8 @@ class LevelRule:
     rounds: bool = False
     snaps: bool = False
     anywhere: bool = False
+    rises: bool = False
+    even: Literal["begins", "ends"] | None = None
     spacing: str | None = None
 
 

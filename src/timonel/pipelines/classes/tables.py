@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ...core import solvers
 from ...core.grids import Grid
+from ...core.process import double
 from ...core.sampler import Sampler
 from ...core.solvers.adams import pndm_rest
 from ...core.solvers.consistency import lcm as consistency
 from ...core.solvers.unipc import unipc as unipc_table
-from ...core.table import Table
+from ...core.table import Rows, Table
 from ...errors import ArgumentError
 from .rule import Flags, Levels
 
@@ -128,6 +129,16 @@ def multistep(part: Part) -> Table:
         return solvers.make(name, grid, **options)
 
     return lowered(make, orders if grid.steps > 1 else [1])
+
+
+def cosine_solver(flags: Flags) -> Named:
+    """That of `multistep_solver` with the noise of "sde-dpmsolver++", the only algorithm there."""
+    return multistep_solver({**flags, "algorithm_type": "sde-dpmsolver++"})
+
+
+def cosine(part: Part) -> Table:
+    """The table of `multistep` with the same."""
+    return multistep(part._replace(flags={**part.flags, "algorithm_type": "sde-dpmsolver++"}))
 
 
 def singlestep_solver(flags: Flags) -> Named:
@@ -253,8 +264,7 @@ def ddpm(part: Part) -> Table:
     if part.flags["variance_type"] not in LARGE:
         return table
     top, low = table.sigma[:-1], table.sigma[1:]
-    size = torch.where(low > 0, top / torch.where(low > 0, low, 1.0), 1.0)[:, None]
-    return replace(table, x=torch.cat([table.x[:, :-1], table.x[:, -1:] * size], 1))
+    return _noisy(table, torch.where(low > 0, top / torch.where(low > 0, low, 1.0), 1.0))
 
 
 def pndm(part: Part) -> Table:
@@ -275,3 +285,54 @@ def pndm(part: Part) -> Table:
             "a part of the list cannot begin with Runge-Kutta steps; pass skip_prk_steps=True"
         )
     return solvers.make("ipndm", grid, euler_at_final=False)  # one call a step, as the rest has
+
+
+def cogvideox(part: Part) -> Table:
+    """The table of CogVideoX's DPM class: of order 1 at the end of its list, and alone."""
+    orders = [min(2, part.grid.steps - k) for k in range(part.grid.steps)]
+    names = {1: "ddpm", 2: "dpmpp_2m_sde"}
+    return lowered(lambda order: solvers.make(names[order], part.grid), orders)
+
+
+def scm(part: Part) -> Table:
+    """The table of `lcm` on angles, with noise of the data's deviation as its samples have it."""
+    return _noisy(usual(part), double(float(part.flags["sigma_data"])))
+
+
+def iterative(part: Part) -> Table:
+    """The table of `lcm` for a consistency model, whose noise leaves sigma_min of itself out."""
+    table, flags = usual(part), part.flags
+    sigma = table.sigma[1:] / table.alpha[1:]
+    kept = (sigma**2 - flags["sigma_min"] ** 2).clamp(min=0).sqrt() * flags["s_noise"]
+    return _noisy(table, kept / torch.where(sigma > 0, sigma, 1.0))
+
+
+def _noisy(table: Table, size: Tensor) -> Table:
+    """A table whose rows have so many times their noise: one number, or one for each row."""
+    return replace(table, x=torch.cat([table.x[:, :-1], table.x[:, -1:] * size.reshape(-1, 1)], 1))
+
+
+def inverse(part: Part) -> Table:
+    """DDIM's inversion: Euler's steps of the predicted noise, up to the end of each step.
+
+    Source: Song et al. 2020, arXiv 2010.02502, section 4.3; Mokady et al. 2022, arXiv 2211.09794.
+    """
+    grid = part.grid
+    rows = Rows("ddim_inverse", grid, order=1, basis="noise")
+    for k in range(grid.steps):
+        now, new = grid[k], grid.end(k)
+        scale = new.alpha / now.alpha
+        rows.add(k, now, {"x": scale, "h0": new.sigma - scale * now.sigma})
+    return rows.table()
+
+
+def risen(part: Part) -> Table:
+    """The table of `multistep` on the way up, whose list always goes on to the noisiest level."""
+    return multistep(part._replace(flags={**part.flags, "final_sigmas_type": "sigma_min"}))
+
+
+def wuerstchen(part: Part) -> Table:
+    """The table of `ddpm` whose last step adds no noise, though it ends above sigma = 0."""
+    size = torch.ones(part.grid.steps, dtype=torch.float64)
+    size[-1] = float(part.grid.time[-1] > 0)
+    return _noisy(usual(part), size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core import prediction as predictions
 from ...core import process as processes
-from ...core.process.config import ANGLED, COSINE, INVERSE, PROCESSES, SHIFTED, name_of
+from ...core.process.config import ANGLED, COSINE, H3, INVERSE, PROCESSES, SHIFTED, name_of
 from ...core.process.config import read as read_config
 from ...core.process.edm import CLOCKS
 from ...errors import ArgumentError, UnknownName
@@ -62,6 +62,7 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     process, prediction = read_config(config)
     name = config.get("_class_name")
     keys: dict[str, Any] = {"process": name_of(process), "prediction_type": prediction}
+    keys |= _of_minimax(process, config)
     if isinstance(process, processes.EDM):
         keys |= _of_edm(process, config)
     elif isinstance(process, processes.Trig):
@@ -77,6 +78,14 @@ def keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if schedule == "exponential":
         keys["use_exponential_sigmas"] = True
     return keys
+
+
+def _of_minimax(process: processes.Process, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the class of MiniMax H3 says of a flow; nothing of another class."""
+    own = config.get("_class_name") == H3 and not config.get("process")
+    if not own or not isinstance(process, processes.Flow):
+        return {}
+    return {"invert_sigmas": True, "num_train_timesteps": 1, "shift": process.shift}
 
 
 def _of_edm(process: processes.EDM, config: Mapping[str, Any]) -> dict[str, Any]:
