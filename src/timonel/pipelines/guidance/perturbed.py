@@ -68,7 +68,7 @@ def check(module: nn.Module, term: Term) -> None:
     if caches.holders([module]):
         raise ModelError(
             f"{term.kind} needs an evaluation of its own, and {name} has a cache of diffusers',"
-            f" which would hand out what it remembers: call disable_cache() or leave {term.kind} out"
+            f" which would hand out what it remembers: call disable_cache(), or do without it"
         )
     if term.kind == "seg" and name not in SMOOTHED:
         raise ModelError(
