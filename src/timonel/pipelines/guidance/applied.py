@@ -11,6 +11,8 @@ added to what was made, `s·(cond - worse)`.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +30,17 @@ from .turn import Turn
 EXACT = 0.02  # relative distance from the sum of a pipeline that does nothing else
 # arguments of pipelines that change what they have combined
 RESCALERS = ("guidance_rescale", "cfg_normalization")
+# what another network has to have alike to be called in the place of the pipeline's
+INPUTS = ("in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim")
 OWN_LAYERS = "skip_guidance_layers"  # of pipelines that skip layers themselves
 PERTURBS = "{} perturbs attention itself: give pag_scale=0 for {}"
 THREE = (
     "{} guides by two things at once, and {} is made for two parts: guide it by one scale,"
     " guidance=4.0"
 )
+ALONE = ", so that no other guidance can take its place: guide it by cfg(…) alone"
+SCALED = "rescales what it makes of its parts"
+NORMS = re.compile(r"torch\.norm\(")
 NO_SUM = "makes something else of its two parts than a sum"
 
 
@@ -116,12 +123,10 @@ def find(parts: Sequence[Tensor], raw: Tensor, x: Tensor, name: str, strict: boo
         if solution is None:
             reason = NO_SUM
         elif strict and abs(abs(sum(solution)) - 1) > EXACT:
-            reason = "rescales what it makes of its parts"
+            reason = SCALED
         else:
             return Layout(view, 1.0 if sum(solution) > 0 else -1.0, twice, target.shape)
-    raise ArgumentError(
-        f"{name} {reason}, so that no other guidance can take its place: guide it by cfg(…) alone"
-    )
+    raise ArgumentError(f"{name} {reason}{ALONE}")
 
 
 class Applied:
@@ -157,6 +162,8 @@ class Applied:
         Raises:
             ArgumentError, UnknownName, ModelError: they cannot.
         """
+        if guidance.method is not None:
+            _refuse_norms(self.pipe)
         modules = [module for module, main in networks(self.pipe).items() if main]
         refuse_terms(self.pipe, guidance.terms, modules, self.weak)
         if guidance.terms and batch_tree.perturbed(self.pipe):
@@ -323,6 +330,8 @@ def refuse(
                 f" guidance: give {key}={0.0 if 'rescale' in key else False}, and"
                 f" {method.name}(…, rescale=…) for a rescaling"
             )
+        if not any(key in parameters for key in RESCALERS):
+            _refuse_norms(pipe)
     refuse_terms(pipe, terms, [module for module, main in networks(pipe).items() if main], weak)
     if not terms:
         return
@@ -330,6 +339,16 @@ def refuse(
         raise ArgumentError(PERTURBS.format(name, terms[0].kind))
     if options.get(OWN_LAYERS) is not None:
         raise ArgumentError(f"give {terms[0].kind}(…) or {OWN_LAYERS}=, not both")
+
+
+def _refuse_norms(pipe: Any) -> None:
+    """Raises `ArgumentError` where a pipeline's source scales its sum to the norm of a part."""
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except (OSError, TypeError):
+        return  # measured at the first row
+    if NORMS.search(source):
+        raise ArgumentError(f"{type(pipe).__name__} {SCALED}{ALONE}")
 
 
 def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module], weak: Any) -> None:
@@ -354,6 +373,14 @@ def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module],
         raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
     if needs and (not isinstance(weak, nn.Module) or any(weak is module for module in modules)):
         raise ArgumentError(f"weak= is another network, an nn.Module, got {type(weak).__name__}")
+    if needs and modules:
+        theirs, ours = (getattr(module, "config", {}) for module in (weak, modules[0]))
+        for key in INPUTS:
+            if key in theirs and key in ours and theirs[key] != ours[key]:
+                raise ArgumentError(
+                    f"weak= gets what the pipeline's network gets, and its {key} is {theirs[key]},"
+                    f" not {ours[key]}"
+                )
     if terms and not modules:
         raise ModelError(
             f"timonel does not know the network of {type(pipe).__name__}, so it cannot guide it"

@@ -340,9 +340,8 @@ class Gate:
             kept["difference"] = self._difference(turn, raw)
         if self.applied.wants(run):
             place = 0 if alone else self._conditional(len(turn.parts) or 2)
-            raw, more = self.applied.combined(
-                turn, run, raw, x, (place, 1 - place), self._weight(run)
-            )
+            weight = self._weight(run) if self.applied.replaces(run) else 1.0
+            raw, more = self.applied.combined(turn, run, raw, x, (place, 1 - place), weight)
             kept |= more
         if kept:
             run.remember(**kept)
@@ -450,6 +449,7 @@ class Gate:
                     " per step"
                 )
             self.place = heaviest
+        self.weight = weights[self.place]
         if len(weights) == 2 and self.usual is not None and not self.did & Did.SCALED:
             off = weights[heaviest] - self.usual
             self.shift = 1.0 if abs(off - 1) < abs(off) else 0.0
