@@ -229,7 +229,7 @@ class Applied:
 
     def _worse(self, term: Term, called: Called, args: Any, kwargs: Any, size: Any) -> Any:
         """The output of the worse network of a term."""
-        if term.kind == "autoguidance" and term.layers is None:
+        if _compares(term):
             assert self.weak is not None
             return self.weak(*args, **kwargs)
         module = called.module
@@ -332,6 +332,8 @@ def refuse(
             )
         if not any(key in parameters for key in RESCALERS):
             _refuse_norms(pipe)
+    if weak is not None and not any(_compares(term) for term in terms):
+        raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
     refuse_terms(pipe, terms, [module for module, main in networks(pipe).items() if main], weak)
     if not terms:
         return
@@ -363,14 +365,12 @@ def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module],
     Raises:
         ArgumentError, UnknownName, ModelError: why.
     """
-    needs = any(term.kind == "autoguidance" and term.layers is None for term in terms)
+    needs = any(_compares(term) for term in terms)
     if needs and weak is None:
         raise ArgumentError(
             "autoguidance compares with a worse network: give its layers to leave out,"
             " autoguidance(2.0, layers=[7, 8]), or another network in the call, weak=unet"
         )
-    if weak is not None and not needs:
-        raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
     if needs and (not isinstance(weak, nn.Module) or any(weak is module for module in modules)):
         raise ArgumentError(f"weak= is another network, an nn.Module, got {type(weak).__name__}")
     if needs and modules:
@@ -388,6 +388,11 @@ def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module],
     for term in terms:
         for module in modules:
             perturbed.check(module, term)
+
+
+def _compares(term: Term) -> bool:
+    """Whether a term compares with another network of the caller."""
+    return term.kind == "autoguidance" and term.layers is None
 
 
 def _given(key: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
