@@ -29,7 +29,7 @@ from .turn import Turn
 
 EXACT = 0.02  # relative distance from the sum of a pipeline that does nothing else
 # arguments of pipelines that change what they have combined
-RESCALERS = ("guidance_rescale", "cfg_normalization")
+RESCALERS = ("guidance_rescale", "cfg_normalization", "enable_cfg_renorm")
 # what another network has to have alike to be called in the place of the pipeline's
 INPUTS = ("in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim")
 OWN_LAYERS = "skip_guidance_layers"  # of pipelines that skip layers themselves
