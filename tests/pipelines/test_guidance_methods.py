@@ -9,7 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers.hooks import HookRegistry, LayerSkipConfig
+from diffusers.hooks import (
+    FirstBlockCacheConfig,
+    HookRegistry,
+    LayerSkipConfig,
+    apply_first_block_cache,
+)
 from diffusers.hooks.layer_skip import _apply_layer_skip_hook
 from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from torch import Tensor, nn
@@ -441,6 +446,13 @@ def test_what_is_no_sum_of_two_parts_is_measured(combined: Any, match: str) -> N
         applied.find([c, u], combined(c, u), c, "A pipeline", strict=True)
     turned = applied.find([c, u], -(u + 4 * (c - u)), c, "A pipeline", strict=True)
     assert turned.sign == -1.0
+
+
+def test_a_network_with_a_cache_has_no_terms() -> None:
+    module = tiny.case("sd3", "StableDiffusion3Pipeline")[0].transformer
+    apply_first_block_cache(module, FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ModelError, match="disable_cache"):
+        perturbed.check(module, tm.skip_layers(0).terms[0])
 
 
 def test_guidances_add_up_only_with_terms() -> None:
