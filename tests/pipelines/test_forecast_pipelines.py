@@ -234,7 +234,8 @@ def test_a_network_of_two_outputs_is_refused():
 
 def test_a_pipeline_that_makes_something_else_of_its_parts_is_refused(monkeypatch):
     pipe, combined = tiny.sd(), Gate.combined
-    monkeypatch.setattr(Gate, "combined", lambda gate, out: combined(gate, torch.sin(40 * out)))
+    sine = lambda gate, out, x: combined(gate, torch.sin(40 * out), x)  # noqa: E731
+    monkeypatch.setattr(Gate, "combined", sine)
     with pytest.raises(ArgumentError, match="something else of its two parts than a sum"):
         tm.Helm(pipe)(**tiny.prompt(pipe), steps=4, seeds=[0], guidance=cfg(4.0, forecast=2))
 

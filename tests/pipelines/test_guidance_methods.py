@@ -9,7 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers.hooks import HookRegistry, LayerSkipConfig
+from diffusers.hooks import (
+    FirstBlockCacheConfig,
+    HookRegistry,
+    LayerSkipConfig,
+    apply_first_block_cache,
+)
 from diffusers.hooks.layer_skip import _apply_layer_skip_hook
 from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from torch import Tensor, nn
@@ -17,10 +22,11 @@ from torch import Tensor, nn
 import timonel as tm
 from support import tiny
 from support.pipes import sd3
+from support.pipes.registry import CASES
 from timonel.core.guidance import Guidance, Method
 from timonel.core.process.config import read
 from timonel.errors import ArgumentError, ModelError, UnknownName
-from timonel.pipelines.guidance import batch_tree, perturbed
+from timonel.pipelines.guidance import applied, batch_tree, perturbed
 from timonel.pipelines.guidance.called import networks
 
 STEPS = 3
@@ -312,7 +318,8 @@ def test_the_formula_is_that_of_diffusers_guiders() -> None:
 
 def test_autoguidance_compares_with_another_network_of_the_caller() -> None:
     pipe, inputs = built("StableDiffusionPipeline", "sd")
-    weak = tiny.sd(seed=5).unet.eval()
+    torch.manual_seed(5)
+    weak = CASES["StableDiffusionPipeline"].components()["unet"].eval().requires_grad_(False)
     counted, layer = [], next(weak.children())
     layer.register_forward_pre_hook(lambda *_: counted.append(1))
     alone = made(pipe, inputs, guidance=tm.cfg(1.0) + tm.autoguidance(2.0), weak=weak)
@@ -352,6 +359,9 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "a normalization of its own": (
         "Lumina2Pipeline", "dit", {"guidance": tm.apg(4.0)}, "cfg_normalization=False",
+    ),
+    "a norm of its own": (
+        "QwenImagePipeline", "dit_new", {"guidance": tm.apg(4.0)}, "guide it by cfg",
     ),
     "a distilled network": ("FluxPipeline (dev)", "flux", {"guidance": tm.apg(4.0)}, "distilled"),
     "no guidance": (
@@ -406,22 +416,44 @@ def test_what_cannot_be_is_refused_before_the_network_is_called(case: str) -> No
     assert counted.sizes == []
 
 
-def test_a_formula_that_is_no_sum_is_refused_at_its_first_row_and_the_run_stands() -> None:
+def test_a_method_is_refused_in_a_run_that_cannot_have_it_which_goes_on() -> None:
     pipe, inputs = built("QwenImagePipeline", "dit_new")
-    counted = Calls(pipe)
-    with pytest.raises(ArgumentError, match="guide it by cfg"):
-        made(pipe, inputs, guidance=tm.apg(4.0))
-    assert len(counted.sizes) <= 4
-    helm, seen = tm.Helm(pipe), []
+    seen = []
 
     def change(run: tm.Run) -> None:
         if run.step == 1:
             with pytest.raises(ArgumentError, match="guide it by cfg"):
                 run.guidance = tm.apg(4.0)
+            with pytest.raises(ArgumentError, match="not one of the"):
+                run.guidance = tm.cfg(4.0) + tm.pag(2.0, layers=99)
             seen.append(run.guidance)
 
-    helm(**inputs, sampler="euler", steps=2, seeds=[0], guidance=tm.cfg(4.0), hooks=[change])
+    made(pipe, inputs, steps=2, guidance=tm.cfg(4.0), hooks=[change])
     assert seen == [tm.cfg(4.0)]
+
+
+@pytest.mark.parametrize(
+    ("combined", "match"),
+    [
+        (lambda c, u: (u + 4 * (c - u)) * 0.8, "rescales"),
+        (lambda c, u: u + torch.linspace(1, 4, 8) * (c - u), "than a sum"),
+        (lambda c, u: (u + 4 * (c - u))[..., :4], "changes what"),
+    ],
+)
+def test_what_is_no_sum_of_two_parts_is_measured(combined: Any, match: str) -> None:
+    c, u = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ArgumentError, match=match):
+        applied.find([c, u], combined(c, u), c, "A pipeline", strict=True)
+    turned = applied.find([c, u], -(u + 4 * (c - u)), c, "A pipeline", strict=True)
+    assert turned.sign == -1.0
+
+
+def test_a_network_with_a_cache_has_no_terms(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sd3.NET, "num_layers", 4)
+    module = tiny.case("sd3", "StableDiffusion3Pipeline")[0].transformer
+    apply_first_block_cache(module, FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ModelError, match="disable_cache"):
+        perturbed.check(module, tm.skip_layers(0).terms[0])
 
 
 def test_guidances_add_up_only_with_terms() -> None:

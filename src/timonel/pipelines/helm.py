@@ -241,16 +241,14 @@ class Helm(Steered):
         for hook in arguments.hooks:
             takes_the_run(hook)
         guidance = self._guidance(arguments.guidance, options, resume)
-        both = sampler is not None and _reads_uncond(sampler)
+        both = _reads_uncond(sampler)
         guidance, scaled = scale.resolve_guidance(
             self.pipe, self.parameters, options, guidance, both
         )
         applied.refuse(self.pipe, self.parameters, options, guidance, arguments.weak)
         requested_levels.agree(steps, options)
         scheduler, chosen = self._choose(sampler, steps, options, guidance, resume)
-        if guidance is None and _reads_uncond(scheduler.sampler):
-            own = scale.usual(self.pipe, self.parameters, options)
-            guidance = Guidance() if own is not None and own > 1 else None
+        guidance = self._for_both(guidance, scheduler.sampler, options)
         steps = scheduler.sampler.steps
         if "num_inference_steps" in self.parameters:
             options["num_inference_steps"] = steps
@@ -292,6 +290,15 @@ class Helm(Steered):
         if resume is not None:
             return resumed
         return None if name is None or self.card is None else self.card.default_guidance
+
+    def _for_both(
+        self, guidance: Guidance | None, sampler: Sampler, options: dict[str, Any]
+    ) -> Guidance | None:
+        """The guidance of a call, the pipeline's own where the sampler reads both of its parts."""
+        if guidance is not None or not _reads_uncond(sampler):
+            return guidance
+        own = scale.usual(self.pipe, self.parameters, options)
+        return Guidance() if own is not None and own > 1 else None
 
     def _seeds_of(self, resume: Run | None, samples: int | None) -> tuple[int, ...]:
         """The seeds that a run was begun with; empty where nobody knows them."""
@@ -420,6 +427,8 @@ class Helm(Steered):
         return fitted_check.shipped(model.card.name, count, *call)
 
 
-def _reads_uncond(sampler: Sampler) -> bool:
+def _reads_uncond(sampler: Sampler | None) -> bool:
     """Whether a sampler reads unconditional predictions."""
-    return sampler.fitted is None and solvers.find(sampler.name).reads_uncond
+    return (
+        sampler is not None and sampler.fitted is None and solvers.find(sampler.name).reads_uncond
+    )

@@ -182,4 +182,5 @@ def _term(
     """A guidance that has nothing but a term."""
     start, stop = interval(until, between, unit)
     named = layers if layers is None or not isinstance(layers, (int, str)) else (layers,)
-    return Guidance(terms=(Term(kind, scale, named, start, stop, unit, blur),))  # type: ignore[arg-type]
+    term = Term(kind, scale, named, start, stop, unit, blur)  # type: ignore[arg-type]
+    return Guidance(terms=(term,))

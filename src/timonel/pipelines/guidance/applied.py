@@ -11,6 +11,9 @@ added to what was made, `s·(cond - worse)`.
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +30,18 @@ from .turn import Turn
 
 EXACT = 0.02  # relative distance from the sum of a pipeline that does nothing else
 # arguments of pipelines that change what they have combined
-RESCALERS = ("guidance_rescale", "cfg_normalization")
+RESCALERS = ("guidance_rescale", "cfg_normalization", "enable_cfg_renorm")
+# what another network has to have alike to be called in the place of the pipeline's
+INPUTS = ("in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim")
 OWN_LAYERS = "skip_guidance_layers"  # of pipelines that skip layers themselves
 PERTURBS = "{} perturbs attention itself: give pag_scale=0 for {}"
 THREE = (
     "{} guides by two things at once, and {} is made for two parts: guide it by one scale,"
     " guidance=4.0"
 )
+ALONE = ", so that no other guidance can take its place: guide it by cfg(…) alone"
+SCALED = "rescales what it makes of its parts"
+NORMS = re.compile(r"torch\.norm\(")
 NO_SUM = "makes something else of its two parts than a sum"
 
 
@@ -102,26 +110,27 @@ def find(parts: Sequence[Tensor], raw: Tensor, x: Tensor, name: str, strict: boo
     Raises:
         ArgumentError: it does something else with them.
     """
-    count, target = len(parts[0]), raw
-    twice = len(raw) == 2 * count and torch.equal(*raw.chunk(2))
-    target = raw[:count] if twice else raw
-    if target.ndim > 1 and target.ndim == x.ndim and target.shape[1] == 2 * x.shape[1]:
-        target = target[:, : x.shape[1]]  # the rest is a learned variance
+    target, twice = _stepped(len(parts[0]), raw, x)
     reason = "changes what its network returns before it steps with it"
     for view, seen in enumerate(VIEWS):
         viewed = [v for v in (seen(part, target.shape) for part in parts) if v is not None]
         if len(viewed) < len(parts):
             continue
         solution = batch_tree.solved(viewed, target, EXACT if strict else batch_tree.SLACK)
-        if solution is None:
-            reason = NO_SUM
-        elif strict and abs(abs(sum(solution)) - 1) > EXACT:
-            reason = "rescales what it makes of its parts"
-        else:
-            return Layout(view, 1.0 if sum(solution) > 0 else -1.0, twice, target.shape)
-    raise ArgumentError(
-        f"{name} {reason}, so that no other guidance can take its place: guide it by cfg(…) alone"
-    )
+        total = 0.0 if solution is None else sum(solution)
+        if solution is not None and (not strict or abs(abs(total) - 1) <= EXACT):
+            return Layout(view, math.copysign(1.0, total), twice, target.shape)
+        reason = NO_SUM if solution is None else SCALED
+    raise ArgumentError(f"{name} {reason}{ALONE}")
+
+
+def _stepped(count: int, raw: Tensor, x: Tensor) -> tuple[Tensor, bool]:
+    """What is stepped of `count` samples, without a learned variance, and whether it is twice."""
+    twice = len(raw) == 2 * count and torch.equal(*raw.chunk(2))
+    target = raw[:count] if twice else raw
+    if target.ndim > 1 and target.ndim == x.ndim and target.shape[1] == 2 * x.shape[1]:
+        target = target[:, : x.shape[1]]
+    return target, twice
 
 
 class Applied:
@@ -157,6 +166,8 @@ class Applied:
         Raises:
             ArgumentError, UnknownName, ModelError: they cannot.
         """
+        if guidance.method is not None:
+            _refuse_norms(self.pipe)
         modules = [module for module, main in networks(self.pipe).items() if main]
         refuse_terms(self.pipe, guidance.terms, modules, self.weak)
         if guidance.terms and batch_tree.perturbed(self.pipe):
@@ -222,7 +233,7 @@ class Applied:
 
     def _worse(self, term: Term, called: Called, args: Any, kwargs: Any, size: Any) -> Any:
         """The output of the worse network of a term."""
-        if term.kind == "autoguidance" and term.layers is None:
+        if _compares(term):
             assert self.weak is not None
             return self.weak(*args, **kwargs)
         module = called.module
@@ -313,23 +324,42 @@ def refuse(
     Raises:
         ArgumentError, UnknownName, ModelError: why.
     """
-    name, terms = type(pipe).__name__, () if guidance is None else guidance.terms
-    method = None if guidance is None else guidance.method
-    if method is not None:
-        key = next((key for key in RESCALERS if _given(key, parameters, options)), None)
-        if key is not None:
-            raise ArgumentError(
-                f"{name} rescales what it guides by {key}, and {method.name} takes the place of its"
-                f" guidance: give {key}={0.0 if 'rescale' in key else False}, and"
-                f" {method.name}(…, rescale=…) for a rescaling"
-            )
+    terms = () if guidance is None else guidance.terms
+    if guidance is not None and guidance.method is not None:
+        _refuse_method(pipe, parameters, options, guidance.method.name)
+    if weak is not None and not any(_compares(term) for term in terms):
+        raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
     refuse_terms(pipe, terms, [module for module, main in networks(pipe).items() if main], weak)
-    if not terms:
-        return
-    if hasattr(pipe, "_set_pag_attn_processor") and _given("pag_scale", parameters, options):
-        raise ArgumentError(PERTURBS.format(name, terms[0].kind))
-    if options.get(OWN_LAYERS) is not None:
-        raise ArgumentError(f"give {terms[0].kind}(…) or {OWN_LAYERS}=, not both")
+    if terms:
+        if hasattr(pipe, "_set_pag_attn_processor") and _given("pag_scale", parameters, options):
+            raise ArgumentError(PERTURBS.format(type(pipe).__name__, terms[0].kind))
+        if options.get(OWN_LAYERS) is not None:
+            raise ArgumentError(f"give {terms[0].kind}(…) or {OWN_LAYERS}=, not both")
+
+
+def _refuse_method(
+    pipe: Any, parameters: Mapping[str, Any], options: Mapping[str, Any], method: str
+) -> None:
+    """Raises `ArgumentError` where a pipeline rescales what it guides in this call."""
+    for key in RESCALERS:
+        if _given(key, parameters, options):
+            raise ArgumentError(
+                f"{type(pipe).__name__} rescales what it guides by {key}, and {method} takes the"
+                f" place of its guidance: give {key}={0.0 if 'rescale' in key else False}, and"
+                f" {method}(…, rescale=…) for a rescaling"
+            )
+    if not any(key in parameters for key in RESCALERS):
+        _refuse_norms(pipe)
+
+
+def _refuse_norms(pipe: Any) -> None:
+    """Raises `ArgumentError` where a pipeline's source scales its sum to the norm of a part."""
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except (OSError, TypeError):
+        return  # measured at the first row
+    if NORMS.search(source):
+        raise ArgumentError(f"{type(pipe).__name__} {SCALED}{ALONE}")
 
 
 def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module], weak: Any) -> None:
@@ -344,16 +374,8 @@ def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module],
     Raises:
         ArgumentError, UnknownName, ModelError: why.
     """
-    needs = any(term.kind == "autoguidance" and term.layers is None for term in terms)
-    if needs and weak is None:
-        raise ArgumentError(
-            "autoguidance compares with a worse network: give its layers to leave out,"
-            " autoguidance(2.0, layers=[7, 8]), or another network in the call, weak=unet"
-        )
-    if weak is not None and not needs:
-        raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
-    if needs and (not isinstance(weak, nn.Module) or any(weak is module for module in modules)):
-        raise ArgumentError(f"weak= is another network, an nn.Module, got {type(weak).__name__}")
+    if any(_compares(term) for term in terms):
+        _check_weak(weak, modules)
     if terms and not modules:
         raise ModelError(
             f"timonel does not know the network of {type(pipe).__name__}, so it cannot guide it"
@@ -361,6 +383,30 @@ def refuse_terms(pipe: Any, terms: Sequence[Term], modules: Sequence[nn.Module],
     for term in terms:
         for module in modules:
             perturbed.check(module, term)
+
+
+def _check_weak(weak: Any, modules: Sequence[nn.Module]) -> None:
+    """Raises `ArgumentError` where `weak` cannot be called in the place of a pipeline's network."""
+    if weak is None:
+        raise ArgumentError(
+            "autoguidance compares with a worse network: give its layers to leave out,"
+            " autoguidance(2.0, layers=[7, 8]), or another network in the call, weak=unet"
+        )
+    if not isinstance(weak, nn.Module) or any(weak is module for module in modules):
+        raise ArgumentError(f"weak= is another network, an nn.Module, got {type(weak).__name__}")
+    for module in modules[:1]:
+        theirs, ours = (getattr(one, "config", {}) for one in (weak, module))
+        for key in INPUTS:
+            if key in theirs and theirs[key] != ours.get(key, theirs[key]):
+                raise ArgumentError(
+                    f"weak= gets what the pipeline's network gets, and its {key} is {theirs[key]},"
+                    f" not {ours[key]}"
+                )
+
+
+def _compares(term: Term) -> bool:
+    """Whether a term compares with another network of the caller."""
+    return term.kind == "autoguidance" and term.layers is None
 
 
 def _given(key: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> bool:

@@ -345,22 +345,29 @@ class Gate:
         if run.scale == 1.0 and not terms:
             return raw
         turn = self.turn or Turn((run, run.advances, 0), True)
-        alone = turn.first is not None and turn.first[1] == 1
-        if self.place is None and len(turn.parts) > 1 and run.scale != 1.0:
-            self._measure(turn.parts, raw, alone)
-        kept: dict[str, Tensor] = {}
-        if run.remembers and run.scale != 1.0 and not run.forecasting:
-            kept["difference"] = self._difference(turn, raw)
+        kept = {} if run.scale == 1.0 else self._look(turn, run, raw)
         if self.applied.wants(run):
-            place = 0 if alone else self._conditional(len(turn.parts) or 2)
-            raw, more = self.applied.combined(
-                turn, run, raw, x, (place, 1 - place), self._weight(run)
-            )
+            raw, more = self._apply(turn, run, raw, x)
             kept |= more
         if kept:
             run.remember(**kept)
-        rescales = guidance.rescale and (terms or run.scale != 1.0)
-        return self._rescaled(turn, raw, guidance.rescale) if rescales else raw
+        return self._rescaled(turn, raw, guidance.rescale) if guidance.rescale else raw
+
+    def _look(self, turn: Turn, run: Run, raw: Tensor) -> dict[str, Tensor]:
+        """Measure the parts of a guided row; what forecasts are to remember of it."""
+        if self.place is None and len(turn.parts) > 1:
+            self._measure(turn.parts, raw, turn.alone)
+        if not run.remembers or run.forecasting:
+            return {}
+        return {"difference": self._difference(turn, raw)}
+
+    def _apply(
+        self, turn: Turn, run: Run, raw: Tensor, x: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output of a method and terms, and what the run is to remember."""
+        place = 0 if turn.alone else self._conditional(len(turn.parts) or 2)
+        weight = self._weight(run) if self.applied.replaces(run) else 1.0
+        return self.applied.combined(turn, run, raw, x, (place, 1 - place), weight)
 
     def _weight(self, run: Run) -> float:
         """w of the row where parts combine as `u + w·(c - u)`."""
@@ -437,9 +444,14 @@ class Gate:
             raise ArgumentError(
                 f"{self._name} guides by two things at once; give one scale, when the call begins"
             )
-        place = 0 if sequential else self._conditional(len(each))
         if len(each) > 1 and (guidance.method is not None or run.table.reads_uncond):
             self.applied.admit_parts(guidance, each, raw, x)
+        self._admit_rest(guidance, first, perturbed)
+
+    def _admit_rest(self, guidance: Guidance, first: FirstRow, perturbed: bool) -> None:
+        """Raises `ArgumentError` where parts cannot be rescaled or forecast."""
+        each, raw, _, sequential = first
+        place = 0 if sequential else self._conditional(len(each))
         if guidance.rescale and each[place].shape != raw.shape:
             raise ArgumentError(CHANGED.format(pipe=self._name))
         if guidance.forecast > 1 and (
@@ -463,6 +475,7 @@ class Gate:
                     " per step"
                 )
             self.place = heaviest
+        self.weight = weights[self.place]
         if len(weights) == 2 and self.usual is not None and not self.did & Did.SCALED:
             off = weights[heaviest] - self.usual
             self.shift = 1.0 if abs(off - 1) < abs(off) else 0.0

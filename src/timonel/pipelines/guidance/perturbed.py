@@ -30,7 +30,6 @@ from torch.overrides import TorchFunctionMode
 
 from ...core.guidance import Term
 from ...errors import ArgumentError, ModelError, UnknownName
-from ..network import caches
 
 Size: TypeAlias = "tuple[int, int] | None"
 
@@ -65,10 +64,10 @@ def check(module: nn.Module, term: Term) -> None:
     if term.kind == "autoguidance" and term.layers is None:
         return  # another network
     name = type(module).__name__
-    if caches.holders([module]):
+    if _cached(module):
         raise ModelError(
             f"{term.kind} needs an evaluation of its own, and {name} has a cache of diffusers',"
-            f" which would hand out what it remembers: call disable_cache() or leave {term.kind} out"
+            f" which would hand out what it remembers: call disable_cache(), or do without it"
         )
     if term.kind == "seg" and name not in SMOOTHED:
         raise ModelError(
@@ -84,6 +83,17 @@ def check(module: nn.Module, term: Term) -> None:
             f"{term.kind} changes layers of {name}, and {type(compiled).__name__} is compiled:"
             " compile the whole network, network.compile(), whose own forward is used for it"
         )
+
+
+def _cached(module: nn.Module) -> bool:
+    """Whether a cache of diffusers' remembers what the network's blocks returned."""
+    registries = (part.__dict__.get("_diffusers_hook") for part in module.modules())
+    return any(
+        getattr(hook, "_is_stateful", False)
+        for registry in registries
+        if registry is not None
+        for hook in registry.hooks.values()
+    )
 
 
 @contextmanager

@@ -135,10 +135,7 @@ def resolve_guidance(
     if guidance.scale is None:
         return guidance, None
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
-    # above 1 the pipeline computes both parts; the gate applies the scales of the other rows
-    both = both or (guidance.method is not None and guidance.method.reads_uncond)
-    off = set(scales) == {1.0} and not both
-    computed = next((s for s in scales if s > 1), 1.0 if off else 2.0)
+    computed = _computed(guidance, scales, both)
     if name is not None:
         _write(options, name, computed)
         if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
@@ -148,6 +145,13 @@ def resolve_guidance(
             f"{type(pipe).__name__} takes no guidance_scale; leave the scale out of guidance="
         )
     return guidance, computed
+
+
+def _computed(guidance: Guidance, scales: tuple[float, ...], both: bool) -> float:
+    """The scale for the pipeline: above 1 it computes both parts, which the gate then changes."""
+    both = both or (guidance.method is not None and guidance.method.reads_uncond)
+    off = set(scales) == {1.0} and not both
+    return next((s for s in scales if s > 1), 1.0 if off else 2.0)
 
 
 def _to_network(

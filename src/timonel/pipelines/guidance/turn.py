@@ -46,6 +46,11 @@ class Turn:
     repeats: dict[nn.Module, int] = field(default_factory=dict)
     worse: list[tuple[float, Tensor]] = field(default_factory=list)
 
+    @property
+    def alone(self) -> bool:
+        """Whether the conditional part had a call of its own."""
+        return self.first is not None and self.first[1] == 1
+
 
 class FirstRow(NamedTuple):
     """What the first row showed: parts, their sum, its sample, and whether each had its call."""
