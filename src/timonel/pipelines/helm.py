@@ -260,8 +260,8 @@ class Helm(Steered):
         options |= request.generator(self.seeds, self.parameters)
         session = scheduler.session = Session(scheduler, Request(
             guidance, scaled, arguments.hooks, self.seeds or None, arguments.keep, self.context,
-            resume, counts(self.pipe, options), named, requested_levels.lists(options), arguments.weak,
-            variations.of(arguments.variation, self.seeds, options), turned, plan,
+            resume, counts(self.pipe, options), named, requested_levels.lists(options),
+            arguments.weak, variations.of(arguments.variation, self.seeds, options), turned, plan,
         ))  # fmt: skip
         scheduler.set_timesteps(steps)
         prompting.check(plan, guidance, scheduler.run.table)
