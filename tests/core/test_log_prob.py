@@ -18,8 +18,8 @@ from timonel.exact import Gaussian, Mixture
 
 VP, FLOW = tm.VP.from_schedule(), tm.Flow()
 ETA = {"ddim": 1.0, "dpmpp_singlestep": 1.0}
-WINDOWED = [n for n, s in solvers.SOLVERS.items() if "eta" in s.options and n != "sa_solver"]
-STOCHASTIC = [n for n, s in solvers.SOLVERS.items() if s.stochastic]
+WINDOWED = [n for n, s in solvers.SOLVERS.items() if "eta" in s.options and "stop" not in s.options]
+STOCHASTIC = [n for n, s in solvers.SOLVERS.items() if s.stochastic and not s.reads_uncond]
 
 
 def compiled(name: str, process: Any = VP, steps: int = 6, **options: Any) -> tm.Table:

@@ -21,7 +21,7 @@ from timonel.errors import ArgumentError, TimonelError, UnknownName
 from timonel.exact import Gaussian, Mixture
 
 VP, FLOW = tm.VP.from_schedule(), tm.Flow()
-DETERMINISTIC = [name for name, spec in solvers.SOLVERS.items() if not spec.stochastic]
+DETERMINISTIC = [n for n, s in solvers.SOLVERS.items() if not (s.stochastic or s.reads_uncond)]
 DATA = Gaussian(torch.full((8,), 0.3), torch.linspace(0.05, 1.5, 8))
 
 

@@ -238,6 +238,7 @@ def test_a_file_that_holds_no_digests_is_refused(tmp_path: Any, text: str) -> No
 
 
 def test_metrics_count_answers_and_network_calls(client: TestClient) -> None:
+    ended(client, client.post("/runs", json=CALL).json()["id"])
     text = client.get("/metrics").text
     assert 'timonel_network_calls{model="emoji"}' in text
     assert 'timonel_answers_total{method="POST",path="/runs",status="202"}' in text

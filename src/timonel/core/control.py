@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ..errors import ArgumentError, RunError, instance, shown, whole
 from . import border, states
 from .checkpoints import Checkpoints, Point
 from .driver import UNKNOWN, Driver
+from .edits import EditWatch
 from .guidance import CompiledGuidance, Guidance, assigned
 from .position import Position
 from .program import NOTHING, Aside, Program, State
@@ -26,23 +27,6 @@ from .table import Table
 # seconds that an edit from another thread waits for a hook, which may be waiting for that thread
 PATIENCE = 60.0
 TICK = 0.1  # seconds after which a thread that waits asks whether the other one is still alive
-
-
-class EditWatch(NamedTuple):
-    """A sample that may be edited in place, with its version and a copy from before."""
-
-    x: Tensor
-    version: int  # -1 where torch counts none
-    before: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor) -> EditWatch:
-        """The sample as it is now."""
-        return cls(x, -1 if x.is_inference() else x._version, x.clone())
-
-    def touched(self, x: Tensor) -> bool:
-        """Whether x is the sample, and may have been edited since."""
-        return x is self.x and (self.version < 0 or x._version != self.version)
 
 
 class Controlled(Position):

@@ -7,7 +7,7 @@ only where a later row reads it. Executing a row is a pure function of the state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,32 +16,15 @@ from torch import Tensor
 
 from ..errors import RunError
 from .density import Transition, wide
+from .directed import DenoisedFn as DenoisedFn
+from .directed import Directed as Directed
 from .kernel import Terms, WeightedSums, combine, linear
 from .noise import Noise
 from .process import At
 from .table import Table
 
-DenoisedFn = Callable[[Tensor], Tensor]  # changes the denoised prediction, as clipping does
 # places of a row's registers: h1 is followed by older predictions, these by eps
 X, RAW, BASE, H0, H1 = range(5)
-
-
-class Directed:
-    """A `denoised_fn` that changes the clean part of a step only, and not the direction of its end.
-
-    From the unchanged prediction d and the changed one c a row makes `alpha'·c + b·(x - alpha·d) /
-    sigma`, as DDIM's formula says; a plain function makes `alpha'·c + b·(x - alpha·c) / sigma`.
-
-    Args:
-        denoised_fn: the change.
-        consistent: do the latter; may be changed between rows.
-    """
-
-    def __init__(self, denoised_fn: DenoisedFn, consistent: bool = False) -> None:
-        self.denoised_fn, self.consistent = denoised_fn, consistent
-
-    def __call__(self, clean: Tensor) -> Tensor:
-        return self.denoised_fn(clean)
 
 
 class State(NamedTuple):

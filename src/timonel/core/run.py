@@ -120,6 +120,20 @@ class Run(Stored):
             function("noise", noise, "tm.SeededNoise([0])", 2)
         self.noise = noise
 
+    def equip(self, hooks: Sequence[Any] | None = None, context: Any = None) -> None:
+        """Take the hooks and the context of another caller.
+
+        Args:
+            hooks: called after each step from here on; None keeps those of before.
+            context: what hooks may need of the model; None keeps that of before.
+
+        Raises:
+            ArgumentError: a hook is none.
+        """
+        if hooks is not None:
+            self.hooks = border.hooks(hooks)
+        self.context = self.context if context is None else context
+
     def keep_for(self, longer: Table) -> None:
         """Keep the predictions that the rows of a longer table read, for a run of them may follow.
 

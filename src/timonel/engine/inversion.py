@@ -84,6 +84,11 @@ def check(table: Table) -> None:
     Raises:
         ArgumentError: it draws noise.
     """
+    if table.reads_uncond:
+        raise ArgumentError(
+            f"{table.solver!r} reads unconditional predictions, which no inverse follows here:"
+            f" choose {table.solver.removesuffix('_cfg_pp')!r}"
+        )
     if table.stochastic:
         raise ArgumentError(
             f"{table.solver!r} draws noise, so what it began with does not follow from its end:"

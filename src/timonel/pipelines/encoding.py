@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import border
 from ..core.driver import Driver
 from ..core.guidance import Guidance
 from ..core.run import Run
@@ -119,7 +118,7 @@ def encode(
     if session.rows[0]:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
     network = _of(captured, row, call.gate.samples or 1)
-    run.hooks = border.hooks(hooks)
+    run.equip(hooks)
     session.request = replace(session.request, guidance=guidance, hooks=tuple(hooks))
     run.drive_by(CapturedLoop(captured))
     run.guidance = guidance

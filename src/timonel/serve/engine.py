@@ -156,7 +156,7 @@ class Engine:
             ticket = Ticket(next(self._numbers), asked, self._pictures, self._wake)
             if encoded is not None:  # a branch: its run exists
                 ticket.encoded = encoded
-                encoded.run.hooks = border.hooks(ticket.hooks())
+                encoded.run.equip(ticket.hooks())
                 ticket.begin(encoded.run)
             heapq.heappush(self._queue, (-asked.priority, ticket.number, ticket))
             self._count_positions()
@@ -359,7 +359,7 @@ class Engine:
         except Exception as error:
             ticket.end(error=error)
             return
-        encoded.run.context = context
+        encoded.run.equip(context=context)
         for bucket in self.buckets:
             slots = bucket.takes(encoded)
             if slots is not None:

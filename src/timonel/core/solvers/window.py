@@ -53,7 +53,9 @@ def check(solver: str, options: tuple[str, ...], churned: bool) -> None:
         ArgumentError: its steps have no deterministic twin.
     """
     instead = {
-        "sa_solver": "it has a window of its own, start= and stop=",
+        **dict.fromkeys(
+            ("sa_solver", "sa_solver_pece"), "it has a window of its own, start= and stop="
+        ),
         "ddpm": "take 'ddim' with options={'eta': 1, 'sde': (2, 6)}, which is the same",
         "edm": "s_tmin= and s_tmax= say where its churn acts",
     }
@@ -92,11 +94,11 @@ def spliced(table: Table, twin: Table, window: tuple[int, int], *, rest: bool = 
         )
     rows = [_rows(table if first <= k < stop else twin, k) for k in range(table.steps)]
     arrays: dict[str, Any] = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    seen = arrays.pop("seen") if table.seen is not None else None
+    seen, u = (arrays.pop(key, None) for key in ("seen", "u"))
     for key in ("alpha", "sigma", "time"):
         arrays[key] = torch.cat([arrays[key], getattr(table, key)[-1:]])
     steps = tuple(k for k, row in enumerate(rows) for _ in row["x"])
-    both = replace(table, **arrays, seen=seen, step=steps, order=min(table.order, twin.order))
+    both = replace(table, **arrays, seen=seen, u=u, step=steps, order=min(table.order, twin.order))
     if not both.stochastic and not rest:
         raise Idle(
             f"no step of sde={window} draws noise with {table.solver!r}: choose eta above 0, and a"
@@ -109,5 +111,6 @@ def spliced(table: Table, twin: Table, window: tuple[int, int], *, rest: bool = 
 def _rows(table: Table, step: int) -> dict[str, Tensor]:
     """The rows of a step."""
     rows = slice(table.first_row(step), table.first_row(step + 1))
-    arrays = {key: getattr(table, key) for key in ("alpha", "sigma", "time", "x", "base", "seen")}
+    names = ("alpha", "sigma", "time", "x", "base", "seen", "u")
+    arrays = {key: getattr(table, key) for key in names}
     return {key: value[rows] for key, value in arrays.items() if value is not None}

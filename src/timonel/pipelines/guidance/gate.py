@@ -4,10 +4,8 @@ Pipelines call their network for a conditional and an unconditional part, in one
 each, and combine the outputs themselves, by a formula that is theirs: `u + g·(c - u)`, per frame,
 with an image's part, rescaled. The gate leaves the formula alone and changes the parts. Where a
 step is not guided it computes the conditional part only and hands that back for every part, so that
-any such formula yields it, at half the cost or less. Where a step has a scale of its own it hands
-back `c + k·(u - c)`, which scales the guidance of the pipeline by k. Where the unconditional part
-is forecast, u is `c - d`, d the difference of the parts, forecast from those of the steps before.
-Methods of guidance, and terms that compare with a worse network, see `applied.py`.
+any such formula yields it. Where a step has a scale of its own it hands back `c + k·(u - c)`. A
+forecast u is `c - d`, d the difference of the parts. Methods and terms: see `applied.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The scheduler socket: a diffusers scheduler whose `step` advances a run.
 
-    pipe.scheduler = timonel.Scheduler.from_config(pipe.scheduler.config,
-    sampler="dpmpp_2m_sde/karras")
+    pipe.scheduler = timonel.Scheduler.from_config(config, sampler="dpmpp_2m_sde/karras")
 
 It works alone, on any pipeline, and survives `save_pretrained`. The helm also hangs guidance, hooks
 and seeds on it. Samples are in unit-variance coordinates, so the network's input needs no scaling.
