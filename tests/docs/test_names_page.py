@@ -8,12 +8,12 @@ import functools
 import itertools
 import math
 import re
-import runpy
 
 import pytest
 import scipy.integrate
 import torch
 
+import make_names
 import timonel as tm
 from support import comfyui, names_lists
 from support import names_page as measured
@@ -115,10 +115,9 @@ def _resolves_or_says_why(make, cells):
 
 
 def test_a_part_of_the_page_is_made_anew_and_the_others_stay():
-    made = runpy.run_path(str(DOCS / "make_names.py"))
     text = PAGE.read_text("utf-8")
-    assert "".join(made["kept"](part, text) for part in made["PARTS"]) == text
-    assert made["page"](["webui", "sdnext"]) == text
+    assert "".join(make_names.kept(part, text) for part in make_names.PARTS) == text
+    assert make_names.page(["webui", "sdnext"]) == text
 
 
 def test_what_differs_says_why():

@@ -198,11 +198,10 @@ class Program:
             clean = self.denoised(state.row, x, raw) if clean is None else clean
             h0 = self.passed(state.row, x, clean)
         base = out[-2] if row.makes_base else None if row.base is None else registers[row.base]
-        history = (h0, *state.history[:-1]) if state.history else ()
-        kept = (u0, *state.unconditional[:-1]) if state.unconditional else ()
         return state._replace(
-            row=state.row + 1, x=out[-1], base=base, history=history, unconditional=kept
-        ), clean
+            row=state.row + 1, x=out[-1], base=base, history=_pushed(h0, state.history),
+            unconditional=_pushed(u0, state.unconditional),
+        ), clean  # fmt: skip
 
     def _unconditional(self, row: Row, state: State, raw: Tensor) -> Tensor | None:
         """u0 in the table's basis, changed as h0 is; None where it becomes no tensor."""
@@ -428,6 +427,11 @@ class _Binder:
             rebase[0] + rebase[1] * free * denoised[0],
             rebase[1] * free * denoised[1],
         )
+
+
+def _pushed(new: Tensor | None, older: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """As many predictions as before, with the newest first."""
+    return (new, *older[:-1]) if older else ()
 
 
 def _silence(row: int, like: Tensor) -> Tensor:

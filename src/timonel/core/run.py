@@ -164,7 +164,7 @@ class Run(Stored):
             self.check("start")
             x = x.clone() if self.hooks else x  # hooks may edit in place what is the caller's
             past = (*behind, *[None] * self.table.history)[: self.table.history - 1]
-            unread = [None] * (0 if self.table.u is None else self.table.u.shape[1] - 1)
+            unread = [None] * self.table.unconditional
             base = x if self.program.uses_base else None
             self._stand(Point(State(0, x, base, past, unconditional=tuple(unread))))
             self._checkpoints.start, self._hooking = self._here, threading.get_ident()

@@ -222,8 +222,10 @@ def _misfit(saved: Saved, run: Run, tensors: Mapping[str, Tensor]) -> str:
             return f"{what} {value} is more than the {most} of its table and guidance"
     if not _before_tails(saved, table):
         return "its past guidance is not that of the rows before its tails"
-    unread = 0 if table.u is None else table.u.shape[1] - 1
-    for count, most in ((saved.history, table.history - 1), (saved.unconditional, unread)):
+    for count, most in (
+        (saved.history, table.history - 1),
+        (saved.unconditional, table.unconditional),
+    ):
         if count != most:
             return f"it remembers {count} predictions and its table {most}"
     return _misshapen(saved, run, tensors)

@@ -150,6 +150,11 @@ class Table(Legs):
         return self.x.shape[1] - 3
 
     @property
+    def unconditional(self) -> int:
+        """How many older unconditional predictions a run has to remember."""
+        return 0 if self.u is None else self.u.shape[1] - 1
+
+    @property
     def registers(self) -> tuple[str, ...]:
         """Names of the columns of `x` and `base`."""
         return registers(self.history)

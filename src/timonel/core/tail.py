@@ -450,8 +450,7 @@ def carried(point: Point, program: Program, table: Table, turned: int) -> Point:
         RunError: the newest network call is not known.
     """
     state = point.state
-    width = table.history - 1
-    history = [*state.history, *[None] * width][:width]
+    history = _padded(state.history, table.history - 1)
     row = program.rows[state.row - 1] if state.row else None
     if row is not None and row.passed is not None and state.row == turned:
         call = point.call
@@ -467,8 +466,12 @@ def carried(point: Point, program: Program, table: Table, turned: int) -> Point:
     base = state.base
     if base is None and program.uses_base:
         base = state.x
-    read = 0 if table.u is None else table.u.shape[1] - 1
-    uncond = tuple([*state.unconditional, *[None] * read][:read])
+    uncond = _padded(state.unconditional, table.unconditional)
     return point._replace(
-        state=state._replace(history=tuple(history), base=base, unconditional=uncond)
+        state=state._replace(history=tuple(history), base=base, unconditional=tuple(uncond))
     )
+
+
+def _padded(kept: Sequence[Tensor | None], width: int) -> list[Tensor | None]:
+    """So many predictions, those that are kept first."""
+    return [*kept, *[None] * width][:width]

@@ -172,7 +172,7 @@ def of_run(run: Run) -> Sampler:
 
 
 def turned(
-    run: Run,
+    run: Run | None,
     sampler: Sampler | str | None,
     steps: int | None,
     guidance: Guidance | float | None,
@@ -180,7 +180,7 @@ def turned(
     """The tail that a call gives the run that it goes on with, as arguments of `Run.tail`.
 
     Args:
-        run: to go on with.
+        run: to go on with; None begins a new one.
         sampler: what the call names; None is nothing.
         steps: as `sampler`.
         guidance: as `sampler`.
@@ -188,7 +188,7 @@ def turned(
     Returns:
         None where the call names what the run was begun with, or nothing.
     """
-    begun, total = _going(run)
+    begun, total = (None, 0) if run is None else _going(run)
     if begun is None or (sampler is None and steps is None):
         return None
     named = None if sampler is None else Sampler.of(sampler)

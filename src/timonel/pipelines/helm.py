@@ -226,13 +226,9 @@ class Helm(Steered):
         arguments, options = request.arguments(self.pipe, self.parameters, args, options)
         resume, sampler = arguments.resume, arguments.sampler
         steps = choice.checked(arguments.steps, options.pop("num_inference_steps", None))
-        turned = None
-        if resume is not None:
-            turned = choice.turned(resume, sampler, steps, arguments.guidance)
-            sampler, steps = (sampler, steps) if turned is None else (None, None)
-        levels = sampler
-        if resume is not None and sampler is None:
-            levels = choice.of_run(resume)
+        turned = choice.turned(resume, sampler, steps, arguments.guidance)
+        sampler, steps = (sampler, steps) if turned is None else (None, None)
+        levels = choice.of_run(resume) if sampler is None and resume is not None else sampler
         named = requested_levels.named(levels, options)
         plan = prompting.plan(
             self.pipe, self.parameters, options, arguments.prompts, arguments.negative_prompts

@@ -452,9 +452,8 @@ class Gate:
         place = 0 if sequential else self._conditional(len(each))
         if guidance.rescale and each[place].shape != raw.shape:
             raise ArgumentError(CHANGED.format(pipe=self._name))
-        if guidance.forecast > 1 and (
-            len(each) != 2 or perturbed or not batch_tree.is_sum(each, raw)
-        ):
+        summed = len(each) == 2 and not perturbed and batch_tree.is_sum(each, raw)
+        if guidance.forecast > 1 and not summed:
             raise ArgumentError(NO_FORECAST.format(pipe=self._name, why=NO_SUM))
 
     def _measure(self, each: Sequence[Tensor], raw: Tensor, sequential: bool) -> None:
