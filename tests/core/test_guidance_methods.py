@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def to_the_end_of(run: Run, data: exact.Exact) -> torch.Tensor:
     return finish(run, Denoisers(data))
 
 
-# -- formulas --------------------------------------------------------------------------------------
+# -- formulas -------------------------------------------------------------------------------------
 def test_the_tangential_part_is_that_of_the_singular_vectors():
     cond, uncond = (torch.randn(5, 4, 7, dtype=torch.float64) for _ in range(2))
     right = torch.linalg.svd(torch.stack([cond, uncond], 1).flatten(2), full_matrices=False)[2]
@@ -116,7 +117,7 @@ def test_rows_of_velocity_zero_leave_a_flow_where_it_is():
     assert not torch.allclose(seen[2], start())
 
 
-# -- intervals and evaluations ----------------------------------------------------------------------
+# -- intervals and evaluations --------------------------------------------------------------------
 @EVERY
 def test_outside_the_interval_one_output_is_computed_and_the_method_is_idle(guidance):
     calls = []
@@ -157,7 +158,7 @@ def test_a_forecast_of_a_slow_difference_is_near_and_costs_less(guidance):
     assert float((forecast - full).square().mean().sqrt()) < 0.2
 
 
-# -- between rows -----------------------------------------------------------------------------------
+# -- between rows ---------------------------------------------------------------------------------
 @EVERY
 def test_rewound_branched_and_saved_runs_end_bit_for_bit(guidance, tmp_path):
     sampler = "dpmpp_2m_cfg_pp" if guidance.method.reads_uncond else "dpmpp_2m"
@@ -206,7 +207,7 @@ def test_another_method_begins_without_the_momentum_of_the_one_before():
     assert torch.allclose(run.momentum, fresh)
 
 
-# -- solvers that read the unconditional prediction -------------------------------------------------
+# -- solvers that read the unconditional prediction -----------------------------------------------
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_twin_that_is_not_guided_is_its_plain_namesake(name, process):
@@ -225,7 +226,7 @@ def test_a_twin_that_is_not_guided_is_its_plain_namesake(name, process):
 def push(table: tm.Table, w: float) -> list[float]:
     """λ per step that pushes as guidance w does in Euler's method."""
     lam = [float(table.level(k).lam) for k in range(table.steps)]
-    return [w * -math.expm1(a - b) for a, b in zip(lam, lam[1:], strict=False)] + [w]
+    return [w * -math.expm1(a - b) for a, b in pairwise(lam)] + [w]
 
 
 def test_a_step_of_eulers_twin_is_eulers_at_another_scale():
@@ -251,7 +252,7 @@ def test_twins_converge_to_the_guided_path_of_their_limit(name):
         whole = guided.solution(x, table.level(0))
         errors.append(float((made - whole).square().mean().sqrt()))
     assert errors[-1] < 0.12
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(rate > 0.8 for rate in rates), (errors, rates)
 
 
@@ -270,7 +271,7 @@ def reference(name: str, levels: list[float], w: float, noise, variant: str) -> 
 
     eta = 1.0 if "ancestral" in name else 0.0
     y, u_old, d_old, before = start() * math.sqrt(1 + levels[0] ** 2), None, None, None
-    for k, (s, after) in enumerate(zip(levels, levels[1:], strict=False)):
+    for k, (s, after) in enumerate(pairwise(levels)):
         clean, u = model(y, s)
         down, up = down_up(s, after, eta) if after else (0.0, 0.0)
         d, fall = (y - u) / s, down / s
@@ -344,7 +345,7 @@ def test_cfg_pp_takes_the_twin_of_a_sampler_or_names_those_that_have_one():
     assert begun(tm.cfg_pp(0.6), "dpmpp_2m").table.solver == "dpmpp_2m_cfg_pp"
     assert begun(tm.cfg_pp(0.6), "ddim").table.solver == "euler_ancestral_cfg_pp"
     assert not begun(tm.cfg_pp(0.6), "ddim").table.stochastic
-    with pytest.raises(ArgumentError, match="'unipc' has no such twin.*dpmpp_2m"):
+    with pytest.raises(ArgumentError, match=r"'unipc' has no such twin.*dpmpp_2m"):
         begun(tm.cfg_pp(0.6), "unipc")
     with pytest.raises(ArgumentError, match="reads the unconditional prediction"):
         Run(tm.Sampler("euler", steps=4).compile(PROCESSES["vp"]), guidance=tm.cfg_pp(0.6))
@@ -352,12 +353,12 @@ def test_cfg_pp_takes_the_twin_of_a_sampler_or_names_those_that_have_one():
 
 def test_a_guided_row_of_a_twin_needs_the_unconditional_output():
     run = begun(tm.cfg(0.6), "euler_cfg_pp")
-    with pytest.raises(RunError, match="remember\\(uncond="):
+    with pytest.raises(RunError, match=r"remember\(uncond="):
         run.advance(COND(run.latents, run.level))
     assert run.row == 0
 
 
-# -- bad input --------------------------------------------------------------------------------------
+# -- bad input ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("make", "match"),
     [

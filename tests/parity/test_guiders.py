@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import guiders as d
@@ -78,9 +80,8 @@ def test_a_call_after_another_is_that_of_the_guider(name, shape):
         if name == "mambo":  # torch takes the guider's norms over two dimensions at most
             cond, uncond = cond.flatten(1), uncond.flatten(1)
         guider._step, guider._num_inference_steps = step, STEPS
-        if step == 3:
-            if "momentum" in name or "mix" in name:
-                guider.momentum_buffer = d.adaptive_projected_guidance.MomentumBuffer(-0.5)
+        if step == 3 and ("momentum" in name or "mix" in name):
+            guider.momentum_buffer = d.adaptive_projected_guidance.MomentumBuffer(-0.5)
         theirs = guider.forward(cond, uncond).pred
         scale = guidance.scale[step] if isinstance(guidance.scale, tuple) else guidance.scale
         ours, momentum = guide(
@@ -106,7 +107,7 @@ def of_diffusers(guider: object) -> torch.Tensor:
     if getattr(guider, "adaptive_projected_guidance_momentum", None) is not None:
         momentum = guider.adaptive_projected_guidance_momentum
         guider.momentum_buffer = d.adaptive_projected_guidance.MomentumBuffer(momentum)
-    for step, (sigma, after) in enumerate(zip(levels, levels[1:], strict=False)):
+    for step, (sigma, after) in enumerate(pairwise(levels)):
         guider.set_state(step, STEPS, torch.tensor(1000 * sigma))
         cond, uncond = velocity(COND, x, sigma), velocity(DATA, x, sigma)
         x = x + (after - sigma) * guider.forward(cond, uncond).pred

@@ -12,9 +12,12 @@ from torch import Tensor
 
 import timonel as tm
 from support.pipes import load
+from timonel.comparison.engine import converges
+from timonel.comparison.plan import Plan
 from timonel.core import noise as noises
 from timonel.core.run import Run
 from timonel.engine.drive import finish, run_on
+from timonel.errors import ArgumentError
 from timonel.pipelines.capture import Captured, NotCaptured, capture
 
 pytestmark = pytest.mark.filterwarnings(
@@ -156,3 +159,21 @@ def test_without_guidance_there_is_one_part():
     given = {key: value for key, value in case.inputs().items() if key not in SCALES}
     captured = capture(helm, seeds=[5], guidance=1.0, **given)
     assert (captured.parts, captured.cost(None)) == (1, 1)
+
+
+def test_a_scheduler_alone_refuses_a_solver_of_both_outputs_and_a_helm_chooses_it():
+    helm = tm.Helm(CASES["StableDiffusionPipeline"].build())
+    chosen = tm.Sampler("euler_cfg_pp", steps=3)
+    assert helm.choose(chosen).sampler.name == "euler_cfg_pp"
+    alone = tm.Scheduler.from_config(helm.pipe.scheduler.config, sampler="euler_cfg_pp")
+    with pytest.raises(ArgumentError, match=r"reads the unconditional output.*'euler'"):
+        alone.set_timesteps(3)
+
+
+def test_a_plan_takes_methods_and_their_samplers():
+    plan = Plan.of("a", model="emoji", sampler="euler", guidance=[4.0, "apg:4", "cfg_pp:0.6"])
+    recipes = [cell.recipe for cell in plan]
+    assert [recipe.sampler for recipe in recipes] == ["euler", "euler", "euler_cfg_pp"]
+    assert [converges(recipe) for recipe in recipes] == [True, True, False]
+    assert recipes[1].guidance is not None
+    assert recipes[1].guidance.guidance() == tm.apg(4.0)

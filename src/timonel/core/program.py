@@ -287,7 +287,7 @@ class _Binder:
         return tuple((c, at) for c, at in (*first, *rest) if c)
 
     def _keeps_uncond(self, k: int) -> bool:
-        """Whether the unconditional prediction has to be a tensor, as `_keeps` of the guided one."""
+        """Whether the unconditional prediction has to be a tensor, as in `_keeps`."""
         ages = range(1, len(self.u[0])) if self.u else ()
         later = any(k + age < len(self.u) and self.u[k + age][age] for age in ages)
         return later or bool(self.u and self.denoised_fn is not None)

@@ -130,8 +130,9 @@ class Answer(NamedTuple):
     @classmethod
     def join(cls, answers: Sequence[Answer]) -> Answer:
         """Answers to queries of one level and guidance as a single one."""
-        fields = ([one for one in field if one is not None] for field in zip(*answers, strict=True))
-        return cls(*(torch.cat(field) if field else None for field in fields))  # type: ignore[arg-type]
+        raw, *aside = zip(*answers, strict=True)
+        kept = ([one for one in field if one is not None] for field in aside)
+        return cls(torch.cat(raw), *(torch.cat(field) if field else None for field in kept))
 
 
 class Network(Protocol):

@@ -350,6 +350,7 @@ class Helm(Steered):
             guided = self._guidance(guidance, {})
             settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, guided)
         scheduler, chosen = self._choose(sampler, steps, {}, settled, fitted=fitted)
+        scheduler.session = Session(scheduler, Request(context=self.context))
         scheduler.set_timesteps(scheduler.sampler.steps)
         return chosen.on(scheduler.settled)
 

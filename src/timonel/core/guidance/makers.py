@@ -62,6 +62,7 @@ def apg(
         eta: share, 0 to 1, of the part along D_c, which saturates; 1 keeps all.
         norm_threshold: the largest length of d; None for any. It grows with the size of the sample:
             the paper has 15 for SDXL's latents, 7.5 for Stable Diffusion 2.1's.
+            With a momentum and few steps it is needed, see docs/which-guidance.md.
         momentum: of d, -1 to 1; the paper takes -0.75 to -0.5; 0 for none.
         plain_steps: the first steps combine as `cfg` does, while the momentum grows; HunyuanImage
             2.1 has 6 (diffusers' AdaptiveProjectedMixGuidance).

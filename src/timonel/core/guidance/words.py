@@ -105,14 +105,13 @@ def _typed(text: str, where: dict[str, Any]) -> Guidance:
     if not colon and _value(name) is not None:
         name, number = "cfg", name
     make = MAKERS[among("guidance method", name, MAKERS)]
-    names = [n for n in inspect.signature(make).parameters if n not in ("scale", "where")]
-    names += [n for n in Where.__annotations__ if n not in names]
+    known_options = {*inspect.signature(make).parameters, *Where.__annotations__}
     taken = dict(where)
     for option in options:
         key, equals, value = (part.strip() for part in option.partition("="))
         if not equals or _value(value) is None:
             raise ArgumentError(f"{GRAMMAR}, got {option!r} in {text!r}")
-        if among(f"option of {name}", key, names) in taken:
+        if among(f"option of {name}", key, sorted(known_options - {"scale", "where"})) in taken:
             raise ArgumentError(f"{key} was passed twice, in {text!r} and beside it")
         taken[key] = _value(value)
     if number and not isinstance(_value(number), (int, float)):
