@@ -54,6 +54,7 @@ ALIASES: dict[str, Named] = {
     "heun++": Named("heunpp2"),
     "er-sde": Named("er_sde"),
     "sa-solver": Named("sa_solver"),
+    "ddim cfg pp": Named("euler_ancestral_cfg_pp", options={"eta": 0.0}),
     "euler cfg pp": Named("euler_cfg_pp"),
     "euler a cfg pp": Named("euler_ancestral_cfg_pp"),
     "dpm++ 2m cfg pp": Named("dpmpp_2m_cfg_pp"),

@@ -4,8 +4,7 @@ Pipelines call their network for a conditional and an unconditional part, in one
 each, and combine the outputs themselves, by a formula that is theirs: `u + g·(c - u)`, per frame,
 with an image's part, rescaled. The gate leaves the formula alone and changes the parts. Where a
 step is not guided it computes the conditional part only and hands that back for every part, so that
-any such formula yields it. Where a step has a scale of its own it hands back `c + k·(u - c)`. A
-forecast u is `c - d`, d the difference of the parts. Methods and terms: see `applied.py`.
+any such formula yields it. A scale of its own hands back `c + k·(u - c)`, a forecast `c - d`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
 from . import batch_tree
 from .applied import NO_SUM, Applied
-from .called import Called as Called  # where others have known them
+from .called import Called as Called
 from .called import networks as networks
 from .prompts import Prompted
 from .turn import Did, FirstRow, Turn
