@@ -501,7 +501,7 @@ def constructed() -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, about diffusers
 def test_a_scheduler_made_in_code_is_examined_as_the_one_that_is_loaded(tmp_path: Path) -> None:
     schedulers = {name: made for name, made in constructed().items() if name not in SILENT}
-    assert len(schedulers) > 40
+    assert len(schedulers) >= 40
     for name, scheduler in schedulers.items():
         assert "_class_name" not in scheduler.config
         found = doctor(scheduler, steps=2)

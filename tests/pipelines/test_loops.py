@@ -199,7 +199,15 @@ def test_a_loop_that_begins_on_the_way_is_the_part_of_the_journey(sampler: str, 
     assert float(level.time) == float(scheduler.timesteps[start])
 
 
-@pytest.mark.parametrize("sampler", [name for name, spec in SOLVERS.items() if spec.grid != "lcm"])
+#: of those that a scheduler alone drives; PECE's first step has fewer calls than the others
+CUT = [
+    name
+    for name, spec in SOLVERS.items()
+    if spec.grid != "lcm" and not spec.reads_uncond and name != "sa_solver_pece"
+]
+
+
+@pytest.mark.parametrize("sampler", CUT)
 def test_every_sampler_begins_where_a_pipeline_cuts_its_list(sampler: str) -> None:
     """`timesteps[t_start * scheduler.order:]` begins step t_start of the levels, and the last loop
     entry is a step.
@@ -367,7 +375,11 @@ def test_a_base_that_holds_no_whole_step_is_refused_with_the_remedy() -> None:
 
 
 # -- generators ------------------------------------------------------------------------------------
-STOCHASTIC = [name for name, spec in SOLVERS.items() if spec.stochastic and name != "restart"]
+STOCHASTIC = [
+    name
+    for name, spec in SOLVERS.items()
+    if spec.stochastic and not spec.reads_uncond and name != "restart"
+]
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

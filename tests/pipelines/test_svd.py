@@ -62,7 +62,7 @@ def test_euler_on_karras_is_diffusers_own(pipe: Any) -> None:
     assert relative(ours, theirs) < 1e-4  # measured 1e-5: diffusers computes its levels in float32
 
 
-@pytest.mark.parametrize("sampler", SOLVERS)
+@pytest.mark.parametrize("sampler", [n for n, spec in SOLVERS.items() if not spec.reads_uncond])
 def test_every_sampler_tells_the_network_a_quarter_of_log_sigma(pipe: Any, sampler: str) -> None:
     told, helm = Told(pipe), tm.Helm(pipe)
     made = helm(**call(), sampler=sampler, steps=6, seeds=[1]).frames

@@ -172,6 +172,9 @@ def native() -> list[Target]:
         target("mambo", tm.mambo, scale=4.0),
         target("tcfg", tm.tcfg, scale=4.0),
         target("zero_init", tm.zero_init, scale=4.0),
+        target("pag", tm.pag), target("seg", tm.seg), target("autoguidance", tm.autoguidance),
+        target("skip_layers", tm.skip_layers, layers=[1]),
+        target("prompts", tm.prompts, schedule={0.0: "a", 0.5: "b"}),
         target("Guidance", lambda **k: tm.Guidance(**k).scales(TABLE), of=tm.Guidance, scale=4.0),
         target("sample", tm.sample, denoise=denoise, **loop),
         target("begin", tm.begin, **loop),
@@ -342,6 +345,7 @@ def helms(every: bool = False) -> list[Target]:
     return [
         target("Helm()", ready, of=tm.Helm.__call__, steps=1),
         target("Helm", tm.Helm, pipe="none"),
+        target("Engine", tm.Engine, model="none"),
         target(
             "Helm.start",
             lambda hooks: helm.start(

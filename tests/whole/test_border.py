@@ -52,6 +52,7 @@ def test_every_public_function_is_tried() -> None:
     make.
     """
     tried = {one.name.split(".")[0].rstrip("(…)") for group in SOME for one in every(group)} | {
+        "Engine",
         "Helm",
         "compare",
         "invert",
@@ -73,8 +74,8 @@ def test_every_public_function_is_tried() -> None:
 
 
 def test_an_odd_argument_of_a_helm_is_refused_before_any_compute() -> None:
-    own, load, start, pipe = border.helms()
-    for one, values in ((own, ODD), (load, FEW), (start, FEW), (pipe, FEW)):
+    own, load, engine, start, pipe = border.helms()
+    for one, values in ((own, ODD), (load, FEW), (engine, FEW), (start, FEW), (pipe, FEW)):
         assert not border.wrong(one, values)
 
 

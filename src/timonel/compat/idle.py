@@ -11,6 +11,7 @@ from ..core.process.config import name_of
 from ..errors import ArgumentError, TimonelError
 from ..pipelines.classes.config import TRAINING, Keys
 from ..pipelines.classes.flags import REMEDIES, UNSEEN
+from ..pipelines.classes.rows import Row
 from ..pipelines.classes.rule import LevelRequest, shaping
 from ..pipelines.classes.tables import FEW
 from ..pipelines.sockets import acting
@@ -47,7 +48,7 @@ def check(scheduler: Compat, keys: Keys, process: Process, describes: bool) -> N
     visible = {key: value for key, value in explicit.items() if key not in UNSEEN}
     never = [key for key in explicit if key in unread and explicit[key] != defaults[key]]
     for key in dict.fromkeys([*acting.idle(see, visible, defaults), *never]):
-        remedy = unread.get(key) or _remedy(key, keys.flags, process.kind)
+        remedy = unread.get(key) or _remedy(key, keys.flags, process.kind, cls.row)
         if key not in defaults:
             raise ArgumentError(f"{key}={explicit[key]!r} changes nothing in {name}: {remedy}")
         stronger = _stronger(key, explicit)
@@ -89,7 +90,7 @@ def _stronger(key: str, explicit: Config) -> str | None:
     return next(iter(shaping(explicit)), None)
 
 
-def _remedy(key: str, flags: Config, kind: str) -> str:
+def _remedy(key: str, flags: Config, kind: str, row: Row) -> str:
     """What would act instead of a key that does not."""
     if kind not in acting.FOR.get(key, (kind,)):
         models = " and ".join(acting.FOR[key])
@@ -97,7 +98,10 @@ def _remedy(key: str, flags: Config, kind: str) -> str:
     if key in ("sigma_min", "sigma_max"):
         karras = "use_karras_sigmas" in flags
         flag = "e.g. use_karras_sigmas=True" if karras else "which EulerDiscreteScheduler has"
-        return f"it needs a sigma flag, {flag}; or leave it out"
+        needs = f"it needs a sigma flag, {flag}; or leave it out"
+        return "leave it out" if row.levels.rises else needs
+    if key == "timestep_type" and "edm" not in row.kinds:
+        return "leave it out"
     shape = next(iter(shaping(flags)), None)
     if shape and key in ("timestep_spacing", "steps_offset", "lambda_min_clipped", *SHIFTS):
         return f"{shape}=True sets the levels; pass {shape}=False as well"

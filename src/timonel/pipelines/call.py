@@ -194,10 +194,10 @@ def _counted(pipe: Any, session: Session) -> Iterator[None]:
         yield
         return
 
-    def counted(iterable: Any = None, total: int | None = None) -> Any:
+    def counted(iterable: Any = None, total: int | None = None, **more: Any) -> Any:
         if total is not None:
             total += session.added
-        session.bar = make(iterable, total)
+        session.bar = make(iterable, total, **more)
         return session.bar
 
     pipe.progress_bar = counted

@@ -79,6 +79,7 @@ class Guidance:
         }  # fmt: skip
         for key, value in checked.items():
             object.__setattr__(self, key, value)
+        instance("terms", self.terms, tuple, "what tm.pag(…) and others have in .terms")
         for term in self.terms:
             instance("a term", term, Term, "what tm.pag(…) and others have in .terms")
         if self.method is not None:

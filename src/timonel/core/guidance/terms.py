@@ -14,7 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...errors import ArgumentError, among, finite, instance, plain, shown, whole
+from ...errors import (
+    ArgumentError,
+    among,
+    finite,
+    instance,
+    is_number,
+    plain,
+    shown,
+    whole,
+)
 from ..table import Table
 from .outputs import known
 from .plan import ends, fits, inside, scale_of
@@ -128,7 +137,7 @@ def _layers(kind: str, layers: Any) -> tuple[int | str, ...]:
 
 def _blur(value: Any) -> float:
     """A standard deviation above 0, or infinity."""
-    if value == math.inf:
+    if is_number(value) and value == math.inf:
         return math.inf
     number = finite("blur", value, 0)
     if not number:

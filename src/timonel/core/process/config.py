@@ -32,6 +32,7 @@ WUERSTCHEN = "DDPMWuerstchenScheduler"
 COSINE = ("UnCLIPScheduler", WUERSTCHEN)
 #: classes of flows, without a key that says so
 H3 = "MiniMaxH3Scheduler"  # whose network gets 1 - t and predicts x0 - noise
+FLOW = "FlowMatchEulerDiscreteScheduler"
 FLOWS = ("LTXEulerAncestralRFScheduler", "FlowMapEulerDiscreteScheduler", H3)
 ANGLED, CRASH = "CosineDPMSolverMultistepScheduler", "IPNDMScheduler"
 TRIG = "SCMScheduler"  # whose network's prediction is "trigflow" where none is named
@@ -141,15 +142,23 @@ def class_of(config: Config) -> str:
     A config may have no class name, or one that says nothing of the process: its keys do then.
     """
     name = str(config.get("_class_name") or "")
-    speaks = name.startswith(("FlowMatch", "EDM")) or name in (*COSINE, ANGLED, CONSISTENT)
-    if speaks or config.get("process") or _betas(config):
+    if config.get("process"):
         return name
-    if name in FLOWS or not {"shift", "base_image_seq_len"}.isdisjoint(config):
-        return "FlowMatchEulerDiscreteScheduler"
+    if name in FLOWS:
+        return FLOW
+    if _speaks(name) or _betas(config):
+        return name
+    if not {"shift", "base_image_seq_len"}.isdisjoint(config):
+        return FLOW
     if "sigma_data" in config and words.prediction(config.get("prediction_type")) != "trigflow":
         return _class_with_data(config)
     bare = {key for key in config if not key.startswith("_")} - {"variance_type"}
     return CRASH if not name and bare == {"num_train_timesteps", "trained_betas"} else name
+
+
+def _speaks(name: str) -> bool:
+    """Whether the name of a class says what the process is."""
+    return name.startswith(("FlowMatch", "EDM")) or name in (*COSINE, ANGLED, CONSISTENT)
 
 
 def _class_with_data(config: Config) -> str:
