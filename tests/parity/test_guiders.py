@@ -160,7 +160,7 @@ def papers_apg(cond, uncond, w, eta, limit, beta, average):
 @pytest.mark.parametrize("prediction", ["flow", "epsilon", "v", "sample"])
 def test_apg_is_the_papers_on_denoised_predictions_whatever_the_network_predicts(prediction):
     process = PROCESS if prediction == "flow" else tm.VP.from_schedule()
-    guidance = tm.apg(W, eta=0.3, norm_threshold=2.0)
+    guidance = tm.apg(W, eta=0.3, norm_threshold=2.0, momentum=-0.5)
     table = tm.Sampler("euler", steps=STEPS).compile(process)
     run = Run(table, prediction, guidance=guidance)
     run.start(start())

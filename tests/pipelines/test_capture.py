@@ -114,7 +114,7 @@ def test_another_scale_is_what_the_pipeline_makes_of_it(name):
 @pytest.mark.parametrize(
     ("sampler", "guidance"),
     [
-        ("dpmpp_2m", tm.apg(3.0, norm_threshold=5.0)),
+        ("dpmpp_2m", tm.apg(3.0, norm_threshold=5.0, momentum=-0.5)),
         ("heun", tm.tcfg(3.0, until=0.5, rescale=0.5)),
         ("dpmpp_2m", tm.cfg_pp(1.0)),
         ("dpmpp_2m_cfg_pp", tm.cfg(0.7)),

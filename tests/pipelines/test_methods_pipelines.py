@@ -103,7 +103,7 @@ class Start(tm.Hook):
 
 
 @pytest.mark.parametrize(
-    "guidance", [tm.apg(6.0, norm_threshold=2.0), tm.cfg_zero(6.0), tm.cfg_pp(0.6)]
+    "guidance", [tm.apg(6.0, norm_threshold=2.0, momentum=-0.5), tm.cfg_zero(6.0), tm.cfg_pp(0.6)]
 )
 def test_the_helm_and_the_native_loop_make_the_same_of_a_method(guidance: Guidance) -> None:
     pipe, inputs = built("StableDiffusionPipeline", "sd")
@@ -135,7 +135,9 @@ def test_cfg_pp_steps_with_the_unconditional_part() -> None:
     assert torch.equal(own, made(pipe, inputs, guidance=5.0, sampler="euler_cfg_pp"))
 
 
-@pytest.mark.parametrize("guidance", [tm.apg(6.0), tm.apg(6.0) + tm.pag(2.0), tm.cfg_pp(0.6)])
+@pytest.mark.parametrize(
+    "guidance", [tm.apg(6.0, momentum=-0.5), tm.apg(6.0) + tm.pag(2.0), tm.cfg_pp(0.6)]
+)
 def test_rewound_branched_and_saved_calls_end_bit_for_bit(
     guidance: Guidance, tmp_path: Any
 ) -> None:
@@ -164,7 +166,7 @@ def test_a_method_and_a_term_may_be_switched_on_in_a_run() -> None:
     def change(run: tm.Run) -> None:
         kept.append(run.latents.clone())
         if run.step == 1:
-            run.guidance = tm.apg(4.0) + tm.pag(2.0)
+            run.guidance = tm.apg(4.0, momentum=-0.5) + tm.pag(2.0)
 
     made(pipe, inputs, guidance=4.0, hooks=[change])
     changed = list(kept)

@@ -39,7 +39,7 @@ def apg(
     *,
     eta: float = 0.0,
     norm_threshold: float | None = None,
-    momentum: float = -0.5,
+    momentum: float = 0.0,
     plain_steps: int = 0,
     formula: str = "paper",
     **where: Unpack[Where],
@@ -63,7 +63,8 @@ def apg(
         norm_threshold: the largest length of d; None for any. It grows with the size of the sample:
             the paper has 15 for SDXL's latents, 7.5 for Stable Diffusion 2.1's.
             With a momentum and few steps it is needed, see docs/which-guidance.md.
-        momentum: of d, -1 to 1; the paper takes -0.75 to -0.5; 0 for none.
+        momentum: of d, -1 to 1; the paper takes -0.75 to -0.5 with a threshold, for 25 steps and
+            more. 0 is none, which is better in few steps.
         plain_steps: the first steps combine as `cfg` does, while the momentum grows; HunyuanImage
             2.1 has 6 (diffusers' AdaptiveProjectedMixGuidance).
         formula: "paper", on denoised predictions; "diffusers": on the raw outputs, and from u, as

@@ -44,7 +44,7 @@ class APG(Method):
 
     eta: float = 0.0
     norm_threshold: float | None = None
-    momentum: float = -0.5
+    momentum: float = 0.0
     plain_steps: int = 0
     formula: str = "paper"
 
