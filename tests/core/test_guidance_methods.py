@@ -26,7 +26,8 @@ DATA = exact.Mixture.random(seed=3, components=6, dimension=6, rank=1, classes=2
 COND = DATA.conditional(0)
 NETWORK = Denoisers(COND, DATA)
 METHODICAL = {
-    "apg": tm.apg(4.0, norm_threshold=2.0, momentum=-0.5), "cfg_zero": tm.cfg_zero(4.0, zero_init=0),
+    "apg": tm.apg(4.0, norm_threshold=2.0, momentum=-0.5),
+    "cfg_zero": tm.cfg_zero(4.0, zero_init=0),
     "tcfg": tm.tcfg(4.0), "mambo": tm.mambo(4.0, damping=2.0), "cfg_pp": tm.cfg_pp(0.7),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("guidance", METHODICAL.values(), ids=METHODICAL)
