@@ -148,9 +148,10 @@ def invert(
     check(instance("table", table, Table, "a timonel table, Sampler(…).compile(process)"))
     table = table.detach()
     guided = CompiledGuidance.of(guidance, table, model.prediction)
-    if any(guided.weights) or getattr(guidance, "method", None) is not None:
+    if any(guided.weights) or guided.method is not None or any(guided.added):
         raise ArgumentError(
-            "only plain guidance is inverted, cfg(scale): leave forecast= and other methods out"
+            "only plain guidance is inverted, cfg(scale): leave forecast=, other methods and terms"
+            " such as pag(…) out"
         )
     solving = Solving(model, table, guided, tuple(conditions), tolerance, iterations)
     with torch.no_grad():
