@@ -34,7 +34,7 @@ from ..errors import ArgumentError, RunError, finite, whole
 from ..pipelines import request
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.previews import PipelineContext, previewed
-from ..pipelines.encoding import Encoded, encode
+from ..pipelines.encoding import Encoded, check_shared, encode
 from ..pipelines.guidance import scale
 from ..pipelines.helm import Helm
 from ..pipelines.network.busy import Claim
@@ -380,6 +380,7 @@ class Engine:
         if ticket.encoded is not None:
             return ticket.encoded, ticket.encoded.run.context
         submitted, hooks = ticket.request, ticket.hooks()
+        check_shared(submitted.options, submitted.guidance)
         learned = self._scale(submitted)
         if learned not in self._learned:
             self._learn(submitted, learned)
