@@ -49,7 +49,8 @@ Made by `python benchmarks/which_guidance.py`.
 c and u are the conditional and the unconditional output, w the scale, D_c and D_u the denoised \
 predictions that they mean. Every method has an interval (`until`, `between`, `unit`), one scale \
 per step (`tm.apg([8.0] * 6 + [4.0] * 6)`), `forecast` and, but for CFG++, `rescale`. A guided \
-row costs two network evaluations, a row outside the interval, at scale 1 or forecast costs one.
+row costs two network evaluations, a row outside the interval, at scale 1 or forecast costs one; \
+with CFG++ a row at λ = 1 costs two.
 
 | call | formula | source |
 | --- | --- | --- |

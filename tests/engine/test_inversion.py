@@ -160,8 +160,9 @@ def test_guidance_is_inverted_with_its_scale() -> None:
     end = finish(run, model)
     back = inversion.invert(model, table, end, guidance=tm.cfg(2.0, until=0.5), tolerance=1e-8)
     assert relative(back.latents, x) < 1e-5
-    with pytest.raises(ArgumentError, match="only plain guidance"):
-        inversion.invert(model, table, end, guidance=tm.cfg(2.0, forecast=2))
+    for other in (tm.cfg(2.0, forecast=2), tm.apg(2.0), tm.cfg(2.0) + tm.skip_layers([0])):
+        with pytest.raises(ArgumentError, match="only plain guidance"):
+            inversion.invert(model, table, end, guidance=other)
 
 
 @pytest.mark.parametrize(("arguments", "error", "said"), [

@@ -214,7 +214,7 @@ def test_a_handle_changes_the_prompt_from_the_next_row_on(paused: bool) -> None:
             handle.prompt()
         handle.resume()
     else:
-        while not handle.run.driver._letters:  # the order waits for the row's end
+        while not handle.run.driver._tasks:  # the order waits for the row's end
             threading.Event().wait(0.01)
         go.set()
     torch.testing.assert_close(values(handle.result(60)), wanted, rtol=0, atol=0)

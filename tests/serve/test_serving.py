@@ -290,6 +290,30 @@ def test_a_pipeline_that_is_not_captured_makes_its_calls_alone() -> None:
     assert all("mixes a picture with noise" in ticket.alone for ticket in tickets)
 
 
+@pytest.mark.parametrize("call", [
+    {"prompts": {0.0: "red apple", 0.5: "pizza"}},
+    {"prompt": "red apple", "guidance": tm.cfg(4.0) + tm.pag(3.0)},
+    {"prompt": "red apple", "sampler": "euler", "guidance": tm.cfg_pp(0.6)},
+], ids=["prompts", "terms", "twin"])  # fmt: skip
+def test_what_shared_calls_cannot_do_is_made_alone_and_is_the_helms(call: dict[str, Any]) -> None:
+    helm, call = tm.Helm("emoji"), {**call, "steps": 3, "seeds": [7]}
+    right = pixels(helm(**call))[0]
+    with Engine(helm) as engine:
+        ticket = engine.submit(**call)
+        assert np.array_equal(pixels(ticket.result(SECONDS))[0], right)
+    assert ticket.alone
+
+
+def test_a_shared_run_refuses_terms_when_they_are_assigned(engine: Engine, pipe: Any) -> None:
+    keeper = Gatekeeper()
+    ticket = engine.submit(**made(pipe, CALLS[0]), hooks=[keeper])
+    assert keeper.reached.wait(SECONDS)
+    with pytest.raises(ArgumentError, match="needs the helm"):
+        ticket.run.guidance = tm.cfg(4.0) + tm.skip_layers("mid_block")
+    keeper.go.set()
+    assert ticket.result(SECONDS).images
+
+
 def test_its_events_are_every_state_in_order_and_end_with_the_call(
     engine: Engine, pipe: Any
 ) -> None:

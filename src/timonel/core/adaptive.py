@@ -231,7 +231,7 @@ class AdaptiveRun(Run):
             for name in ("table", "program", "rejected", "advances", "_trial", "_began"):
                 setattr(twin, name, getattr(self, name))
             twin._paces = dict(self._paces)
-            twin._go_as(self)
+            twin._copy_tails(self)
             twin._checkpoints = self._checkpoints.copy()
             twin._stand_at(here.clone())
             return twin

@@ -178,13 +178,13 @@ class Controlled(Position):
             self._unwatch()
             self._waiting = False
             self._settle()
-            if self.driver.asked():
+            if self.driver.pending():
                 self._serve()
                 continue
             if self._goto is not None:  # also while paused: rewind, look, edit and go on
                 self._go_back(self._goto)
                 self._goto = None
-                self._turn()
+                self._apply_tail()
             if self.driver.outer and self.driver.interrupted():
                 self._stop("the pipeline was interrupted")
             waits = self._paused and self._status in ("running", "done")
@@ -200,7 +200,7 @@ class Controlled(Position):
                 self._waiting = False
 
     def _serve(self) -> None:
-        """Let the driver do what other threads ask for; orders are taken meanwhile."""
+        """Let the driver carry out the tasks of other threads; orders are taken meanwhile."""
         self._change.release()
         try:
             self.driver.serve()
@@ -273,14 +273,15 @@ class Controlled(Position):
         """Guide the rows to come so."""
         run: Any = self
         with self._change:
-            flies = self._flight not in (None, threading.get_ident())  # a row is computed elsewhere
+            # whether another thread computes a row
+            in_flight = self._flight not in (None, threading.get_ident())
             new = CompiledGuidance.of(
-                guidance, self.table, self.program.prediction, self.row + flies
+                guidance, self.table, self.program.prediction, self.row + in_flight
             )
             if guidance is not None:
                 self.driver.admit(run, guidance)
             self._coming = new if guidance != self._guided.guidance else None
-            if not flies:
+            if not in_flight:
                 self._settle()
 
     def _settle(self) -> None:
@@ -292,10 +293,10 @@ class Controlled(Position):
                     self._go_on_with(self._here._replace(momentum=None))
             self._guided, self._coming, self._aside = self._coming, None, NOTHING
             self._past = tuple(one for one in self._past if one[0] <= self.row)
-        self._turn()
+        self._apply_tail()
 
-    def _turn(self) -> None:
-        """Between two rows: a tail that was ordered holds from here on, see `tailed`."""
+    def _apply_tail(self) -> None:
+        """Between two rows: let a tail that was ordered hold from here on, see `tailed`."""
 
     def remember(
         self, difference: Tensor | None = None, *, uncond: Tensor | None = None,
@@ -311,7 +312,7 @@ class Controlled(Position):
         self._aside = Aside(difference, uncond, momentum)
 
     def _take_aside(self, state: State) -> Aside:
-        """What guidance leaves of the row that is applied. Raises `RunError` where it lacks."""
+        """What `remember` has kept of this row. Raises `RunError` where a part is missing."""
         aside, self._aside = self._aside, NOTHING
         guided = self.guided
         if (
@@ -325,7 +326,7 @@ class Controlled(Position):
         return aside
 
     def _with(self, aside: Aside, state: State) -> State:
-        """The state after a row, with what its guidance leaves."""
+        """The state after a row, with what its guidance leaves beside the output."""
         order, new = self.guided.order, aside.difference
         if new is not None and order:
             state = state._replace(differences=(new, *state.differences)[:order])

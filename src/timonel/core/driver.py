@@ -61,12 +61,12 @@ class Driver:
             " calls of a helm, helm.start(…) or helm(…, prompts=…)"
         )
 
-    def asked(self) -> bool:
-        """Whether another thread asks for something that only the loop's own thread can do."""
+    def pending(self) -> bool:
+        """Whether another thread waits for a task that only the loop's own thread can do."""
         return False
 
     def serve(self) -> None:
-        """Do what other threads ask for, in the loop's thread, between two rows."""
+        """Carry out the tasks of other threads, in the loop's thread, between two rows."""
 
     def remembered(self) -> Any:
         """What the network keeps of its calls so far, beside its weights; None for nothing."""

@@ -128,8 +128,8 @@ def part(table: Table, start: int, stop: int, first: int) -> dict[str, Any]:
             place = {"row": max(leg.row - start, 0), "step": max(leg.step - first, 0)}
             kept.append(replace(leg, **place, **rows))
     last = kept[-1]
-    said = {key: getattr(last, key) for key in ("solver", "grid", "basis", "order")}
-    return {**said, "legs": tuple(kept) if len(kept) > 1 else ()}
+    values = {key: getattr(last, key) for key in ("solver", "grid", "basis", "order")}
+    return {**values, "legs": tuple(kept) if len(kept) > 1 else ()}
 
 
 def plain(legs: Iterable[Leg]) -> list[dict[str, Any]]:

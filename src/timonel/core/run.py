@@ -99,7 +99,7 @@ class Run(Stored):
         self.hooks = border.hooks(hooks)
         self.lent: tuple[Hook, ...] = tuple(self.hooks) if lent else ()
         self.sampler, self.context, self.process = sampler, context, process
-        self._straight()
+        self._no_tails()
         self.advances = 0  # rows computed so far, those computed again after a rewind included
         self.firing = False  # hooks are being called
 
@@ -404,10 +404,10 @@ class Run(Stored):
                 self.table, self.prediction, noise=self.noise, hooks=hooks, sampler=self.sampler,
                 denoised_fn=self.denoised_fn, context=self.context, process=self.process,
             )  # fmt: skip
-            twin._go_as(self)
+            twin._copy_tails(self)
             twin._checkpoints = self._checkpoints.copy()
             twin._stand_at(here.clone())
-            twin._turn()
+            twin._apply_tail()
             return twin
 
     # -- copies ------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def _names(saved: Saved, run: Run) -> tuple[set[str], set[str]]:
         (needed if kept else possible).add(f"u{age + 1}")
     if saved.called is not None:
         possible.update(("denoised", "called.x"))
-    if run.guided.method is not None and run.guided.method.momentous:
+    if run.guided.method is not None and run.guided.method.has_momentum:
         possible.add("momentum")
     return needed, possible
 
@@ -295,8 +295,8 @@ def _tensors(state: State) -> dict[str, Tensor]:
 
 
 def _state(tensors: dict[str, Tensor], prefix: str, row: int, saved: Saved) -> State:
-    def several(letter: str, count: int, first: int = 1) -> tuple[Tensor | None, ...]:
-        return tuple(tensors.get(f"{prefix}{letter}{i + first}") for i in range(count))
+    def several(key: str, count: int, first: int = 1) -> tuple[Tensor | None, ...]:
+        return tuple(tensors.get(f"{prefix}{key}{i + first}") for i in range(count))
 
     known: Any = several("d", saved.differences, 0)
     return State(

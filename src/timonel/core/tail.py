@@ -1,4 +1,4 @@
-"""Another way from here: the rows of a table up to a step, then those of another solver.
+"""A tail: the rows of a table up to a step, then those of another solver.
 
 **The levels.** A tail begins where the run stands. Its levels are those that were to come, a list
 of sigmas, or the last part of a named grid: of the grid of N steps whose level with `steps` steps
@@ -14,7 +14,8 @@ kept, fresh noise ends them, for it is no part of what they extrapolate. Of the 
 older predictions the one is taken of which the solver reads most. What it cannot read it does
 without, as at the beginning of a run: `Table.legs` says what was read.
 
-**The base** of a solver that corrects its last step (UniPC, SA-Solver) is left by itself only.
+**The base** of a solver that corrects its last step (UniPC, SA-Solver) is read only by a tail of
+the same solver.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ def splice(turn: Turn, sampler: Sampler) -> Table:
             f" run.rewind({max(turn.table.steps - 1, 0)})"
         )
     _check_whole(sampler)
-    same = _unturned(turn, sampler)
+    same = _whole_table(turn, sampler)
     if same is not None:
         return same
-    come = levels(turn, sampler)
-    return _joined(turn, sampler, come)
+    ahead = levels(turn, sampler)
+    return _joined(turn, sampler, ahead)
 
 
 def _check_whole(sampler: Sampler) -> None:
@@ -80,7 +81,7 @@ def _check_whole(sampler: Sampler) -> None:
 
 
 # -- the rows --------------------------------------------------------------------------------------
-def _unturned(turn: Turn, sampler: Sampler) -> Table | None:
+def _whole_table(turn: Turn, sampler: Sampler) -> Table | None:
     """The whole table of a sampler that has made the rows so far; None where it has not.
 
     What a solver does at a step may depend on its place in the whole journey.
@@ -90,7 +91,7 @@ def _unturned(turn: Turn, sampler: Sampler) -> Table | None:
         return None
     if sampler.grid is None:
         return table
-    come = sampler.steps or turn.left
+    left = sampler.steps or turn.left
     for total in ("its own", "nearest"):
         try:
             own = last.on(turn.process).steps
@@ -98,7 +99,7 @@ def _unturned(turn: Turn, sampler: Sampler) -> Table | None:
             whole = replace(sampler, steps=steps, **last.cuts).compile(turn.process)
         except TimonelError:
             continue
-        if whole.steps - turn.step == come and _begins(whole, table, turn.row):
+        if whole.steps - turn.step == left and _begins(whole, table, turn.row):
             return whole
     return None
 
@@ -143,13 +144,13 @@ class _Candidate:
     reads: tuple[int, ...]
 
 
-def _joined(turn: Turn, sampler: Sampler, come: Grid) -> Table:
+def _joined(turn: Turn, sampler: Sampler, ahead: Grid) -> Table:
     """The old rows, and the sampler's on the levels to come."""
     best: _Candidate | None = None
-    for older in _histories(turn, sampler, come):
-        made = _candidate(turn, sampler, come, older)
-        if made is not None and (best is None or len(made.reads) > len(best.reads)):
-            best = made
+    for older in _histories(turn, sampler, ahead):
+        candidate = _candidate(turn, sampler, ahead, older)
+        if candidate is not None and (best is None or len(candidate.reads) > len(best.reads)):
+            best = candidate
     if best is None:
         raise ArgumentError(
             f"{sampler.name!r} cannot begin at sigma/alpha {grids.ratio(turn.present):.6g}"
@@ -157,13 +158,13 @@ def _joined(turn: Turn, sampler: Sampler, come: Grid) -> Table:
     return _concatenated(turn, best)
 
 
-def _histories(turn: Turn, sampler: Sampler, come: Grid) -> list[tuple[int, ...]]:
+def _histories(turn: Turn, sampler: Sampler, ahead: Grid) -> list[tuple[int, ...]]:
     """The older rows that may be read, oldest first: none, the newest, the newest two and so on."""
     if "skip" in sampler.options:  # counts the steps of its table
         return [()]
     table, row = turn.table, turn.row
     rows: list[int] = []
-    cleanest = come[0].lam
+    cleanest = ahead[0].lam
     for old in range(row - 1, max(row - table.history, -1), -1):
         if old == row - 1 and not turn.newest:
             continue
@@ -181,11 +182,11 @@ def _held(table: Table, old: int, row: int) -> bool:
 
 
 def _candidate(
-    turn: Turn, sampler: Sampler, come: Grid, older: tuple[int, ...]
+    turn: Turn, sampler: Sampler, ahead: Grid, older: tuple[int, ...]
 ) -> _Candidate | None:
     """The sampler behind some older predictions; None where it reads what is not there."""
-    both = [*(turn.table.level(row) for row in older), *(come[k] for k in range(len(come)))]
-    grid = through(both, turn.process, come.name, _slopes(turn, older))
+    both = [*(turn.table.level(row) for row in older), *(ahead[k] for k in range(len(ahead)))]
+    grid = through(both, turn.process, ahead.name, _slopes(turn, older))
     for options in _variants(turn, sampler, len(older)):
         try:
             table = solvers.make(
@@ -196,9 +197,9 @@ def _candidate(
             if older:
                 continue
             raise
-        made = _checked(turn, sampler, _Candidate(table, begin, older, ()))
-        if made is not None:
-            return made
+        candidate = _checked(turn, sampler, _Candidate(table, begin, older, ()))
+        if candidate is not None:
+            return candidate
     return None
 
 
@@ -211,9 +212,9 @@ def _slopes(turn: Turn, older: tuple[int, ...]) -> str | None:
 def _variants(turn: Turn, sampler: Sampler, older: int) -> list[dict[str, Any]]:
     """The options of the sampler behind so many steps, best first."""
     options, spec = sampler.solver_options, solvers.find(sampler.name)
-    come = sampler.steps or turn.left
+    left = sampler.steps or turn.left
     order = options.get("order")
-    if isinstance(order, str) and len(order) == come:  # of the steps to come
+    if isinstance(order, str) and len(order) == left:  # of the steps to come
         options = {**options, "order": "1" * turn.step + order}
     if "s_churn" in (*options, *spec.options):  # the sample is not raised above where it is
         top = grids.ratio(turn.present) * (1 - SNAP)
@@ -224,16 +225,16 @@ def _variants(turn: Turn, sampler: Sampler, older: int) -> list[dict[str, Any]]:
     return [options, {**options, "uncorrected": alone}]
 
 
-def _checked(turn: Turn, sampler: Sampler, made: _Candidate) -> _Candidate | None:
+def _checked(turn: Turn, sampler: Sampler, candidate: _Candidate) -> _Candidate | None:
     """The candidate with the rows that it reads; None where the run cannot give them."""
-    table, begin, older = made.table, made.begin, made.older
+    table, begin, older = candidate.table, candidate.begin, candidate.older
     if any(bool(a != b) for a, b in zip(table.level(begin), turn.present, strict=True)):
         return None
     starts = {table.first_row(step): row for step, row in enumerate(older)}
     reads: set[int] = set()
-    if _reads_base(made) and not _keeps_base(turn, sampler, made):
+    if _reads_base(candidate) and not _keeps_base(turn, sampler, candidate):
         return None
-    if _reads_older_uncond(made):
+    if _reads_older_uncond(candidate):
         return None
     for row in range(begin, table.nfe):
         x, base = table.x[row], table.base[row]
@@ -243,33 +244,33 @@ def _checked(turn: Turn, sampler: Sampler, made: _Candidate) -> _Candidate | Non
                     return None
                 reads.add(starts[row - age])
     old = tuple(sorted(reads, reverse=True))
-    return replace(made, reads=old) if _readable(turn, sampler, table.basis, old) else None
+    return replace(candidate, reads=old) if _readable(turn, sampler, table.basis, old) else None
 
 
-def _reads_older_uncond(made: _Candidate) -> bool:
+def _reads_older_uncond(candidate: _Candidate) -> bool:
     """Whether its rows read unconditional predictions from before them, which no run holds."""
-    u = made.table.u
+    u = candidate.table.u
     if u is None:
         return False
     return any(
-        bool((u[row, row - made.begin + 1 :] != 0).any())
-        for row in range(made.begin, min(made.table.nfe, made.begin + u.shape[1]))
+        bool((u[row, row - candidate.begin + 1 :] != 0).any())
+        for row in range(candidate.begin, min(candidate.table.nfe, candidate.begin + u.shape[1]))
     )
 
 
-def _reads_base(made: _Candidate) -> bool:
+def _reads_base(candidate: _Candidate) -> bool:
     """Whether its rows read a base from before them."""
-    for row in range(made.begin, made.table.nfe):
-        if bool(made.table.x[row, 1] != 0):
+    for row in range(candidate.begin, candidate.table.nfe):
+        if bool(candidate.table.x[row, 1] != 0):
             return True
-        if bool(made.table.base[row, 1] == 0):
+        if bool(candidate.table.base[row, 1] == 0):
             return False
     return False
 
 
-def _keeps_base(turn: Turn, sampler: Sampler, made: _Candidate) -> bool:
+def _keeps_base(turn: Turn, sampler: Sampler, candidate: _Candidate) -> bool:
     """Whether the run holds the base that the solver would have left."""
-    known = turn.table.uses_base and made.older[-1:] == (turn.row - 1,)
+    known = turn.table.uses_base and candidate.older[-1:] == (turn.row - 1,)
     return known and continues(turn, sampler)
 
 
@@ -285,47 +286,48 @@ def _readable(turn: Turn, sampler: Sampler, basis: str, rows: tuple[int, ...]) -
     return True
 
 
-def _concatenated(turn: Turn, made: _Candidate) -> Table:
+def _concatenated(turn: Turn, candidate: _Candidate) -> Table:
     """One table of both."""
-    old, new, row = turn.table, made.table, turn.row
-    shift = row - made.begin  # of a row of the new table
-    ages = [[row - one + k for one in made.older] for k in range(new.nfe - made.begin)]
+    old, new, row = turn.table, candidate.table, turn.row
+    shift = row - candidate.begin  # of a row of the new table
+    ages = [[row - one + k for one in candidate.older] for k in range(new.nfe - candidate.begin)]
     width = max(old.history, new.history, 1 + max((a for age in ages for a in age), default=0))
     names = registers(width)
-    joined = {key: torch.cat([getattr(old, key)[:row], getattr(new, key)[made.begin :]])
+    joined = {key: torch.cat([getattr(old, key)[:row], getattr(new, key)[candidate.begin :]])
               for key in ("alpha", "sigma", "time")}  # fmt: skip
     rows = {
         key: torch.cat([
             _columns(getattr(old, key)[:row], old.registers, names),
-            _recolumned(getattr(new, key), made, shift, names),
+            _recolumned(getattr(new, key), candidate, shift, names),
         ])
         for key in ("x", "base")
     }  # fmt: skip
-    _rest_bases(rows["base"], row, old.uses_base, bool((new.x[made.begin :, 1] != 0).any()))
-    first = new.step[made.begin]
-    step = (*old.step[:row], *(turn.step + k - first for k in new.step[made.begin :]))
-    step_rows = new.nfe - made.begin
+    _rest_bases(rows["base"], row, old.uses_base, bool((new.x[candidate.begin :, 1] != 0).any()))
+    first = new.step[candidate.begin]
+    step = (*old.step[:row], *(turn.step + k - first for k in new.step[candidate.begin :]))
+    step_rows = new.nfe - candidate.begin
+    u = None if new.u is None else new.u[candidate.begin :]
     seen = None
     if old.seen is not None and new.seen is not None:
-        seen = torch.cat([old.seen[:row], new.seen[made.begin :]])
+        seen = torch.cat([old.seen[:row], new.seen[candidate.begin :]])
     table = Table(
         new.solver, new.grid, new.basis, new.order, **joined, step=step, **rows,
-        first=old.first, seen=seen, legs=_legs(turn, made),
-        u=_unconditional((old.u, row), (None if new.u is None else new.u[made.begin :], step_rows)),
+        first=old.first, seen=seen, legs=_legs(turn, candidate),
+        u=_unconditional((old.u, row), (u, step_rows)),
     )  # fmt: skip
     return _narrowed(table, old.history)
 
 
-def _legs(turn: Turn, made: _Candidate) -> tuple[Leg, ...]:
+def _legs(turn: Turn, candidate: _Candidate) -> tuple[Leg, ...]:
     """The legs of both; one that ends where it begins is left out."""
-    old, new, row = turn.table, made.table, turn.row
+    old, new, row = turn.table, candidate.table, turn.row
     if not row:
         return ()
     kept = [leg for leg in old.legs if leg.row < row] or [old.leg(0)]
     formed = tuple(k for k in range(max(row - old.history, 0), row) if old.forms(k))
     return (
         *kept,
-        Leg(row, turn.step, new.solver, new.grid, new.basis, new.order, made.reads, formed),
+        Leg(row, turn.step, new.solver, new.grid, new.basis, new.order, candidate.reads, formed),
     )
 
 
@@ -355,11 +357,11 @@ def _columns(rows: Tensor, names: Sequence[str], wide: Sequence[str]) -> Tensor:
     return out
 
 
-def _recolumned(rows: Tensor, made: _Candidate, shift: int, wide: Sequence[str]) -> Tensor:
+def _recolumned(rows: Tensor, candidate: _Candidate, shift: int, wide: Sequence[str]) -> Tensor:
     """The rows from the present level on, whose older predictions are those of the run's rows."""
-    table, begin = made.table, made.begin
+    table, begin = candidate.table, candidate.begin
     out = _columns(rows[begin:], table.registers, wide)
-    starts = {table.first_row(step): row for step, row in enumerate(made.older)}
+    starts = {table.first_row(step): row for step, row in enumerate(candidate.older)}
     for k in range(len(out)):
         older = range(k + 1, table.history)  # ages that reach before the present level
         moved = {shift + begin + k - starts[begin + k - age]: rows[begin + k, 2 + age]

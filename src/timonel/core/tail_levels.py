@@ -21,13 +21,13 @@ BOUND = 40.0  # |lam| beyond which levels count as pure noise, or as clean
 
 @dataclass(frozen=True)
 class Turn:
-    """What another way begins with.
+    """Where a tail begins, and what the run has there.
 
     Args:
         table: of the run so far.
         row: the first row of a step, where it turns.
         process: of the model.
-        last: the sampler of the rows before; None where nobody knows it.
+        last: the sampler of the rows before; None where it is not known.
         newest: whether the newest prediction can be had in another basis.
     """
 
@@ -143,26 +143,26 @@ def named(turn: Turn, sampler: Sampler) -> tuple[Grid, int]:
         GridError: the grid has no such part.
     """
     steps, here = sampler.steps or turn.left, _lam(turn.present)
-    found: dict[int, tuple[Grid, int] | None] = {}
+    tried: dict[int, tuple[Grid, int] | None] = {}
 
     def at(count: int) -> tuple[Grid, int] | None:
         """The grid of `count` steps and the place; None where it has too few."""
-        if count not in found:
+        if count not in tried:
             try:
                 full = replace(sampler, steps=count).levels(turn.process)
-                found[count] = full, _end(turn, full) - steps
+                tried[count] = full, _end(turn, full) - steps
             except TimonelError:
                 if count == steps:
                     raise
-                found[count] = None
-        known = found[count]
+                tried[count] = None
+        known = tried[count]
         return known if known is not None and known[1] >= 0 else None
 
     def below(count: int) -> bool:
         """Whether the place in the grid of `count` steps is cleaner than the present level."""
         known = at(count)
         if known is None:
-            return found[count] is None
+            return tried[count] is None
         return _lam(known[0][known[1]]) > here + SAME
 
     exact = at(turn.table.steps) if turn.table.steps > steps else None

@@ -1,4 +1,4 @@
-"""Orders to a run that change its way: another sampler, other steps or levels from here on.
+"""The order `run.tail`: another sampler, other steps or levels from here on.
 
 The table of the run is another one then, see `tail.py`; what is behind it stays as it was, so the
 whole journey is computed again after a rewind, and is saved and branched as any other.
@@ -30,7 +30,7 @@ Past = tuple[tuple[int, CompiledGuidance], ...]
 
 @dataclass(frozen=True)
 class Tail:
-    """One change of way, for the record.
+    """A change to another sampler, other levels or guidance, as the run records it.
 
     Args:
         step: completed steps where it begins.
@@ -68,27 +68,27 @@ class _Ahead:
 
 
 class Tailed(Controlled):
-    """The part of a `Run` that can change its way."""
+    """The part of a `Run` that takes tails."""
 
     process: Process | None
     sampler: Sampler | None
     noise: Noise | None
 
-    def _straight(self) -> None:
-        """A run begins with one way."""
+    def _no_tails(self) -> None:
+        """A run begins without tails."""
         self.journey: tuple[Tail, ...] = ()
         self._ahead: _Ahead | None = None
 
     def on(self, process: Process | None) -> None:
-        """The noise process that levels of a tail follow from.
+        """Set the noise process, from which the levels of a tail follow.
 
         Args:
             process: of the model; None where it is not known.
         """
         self.process = process
 
-    def _go_as(self, run: Tailed) -> None:
-        """With the guidance and the tails of another run of the same table."""
+    def _copy_tails(self, run: Tailed) -> None:
+        """Take over the guidance and the tails of another run of the same table."""
         self._guided, self._past = run._coming or run._guided, run._past
         self.journey, self._ahead = run.journey, run._ahead
 
@@ -126,7 +126,7 @@ class Tailed(Controlled):
             self.check("tail")
             ahead = self._prepared(sampler, steps, grid, sigmas, assigned(guidance))
             self._ahead = ahead
-            self._turn()
+            self._apply_tail()
             self._change.notify_all()
         return ahead.journey[-1]
 
@@ -139,12 +139,12 @@ class Tailed(Controlled):
         sigmas: Sequence[float] | None,
         guidance: Guidance | None,
     ) -> _Ahead:
-        """The change that an order means."""
+        """The change that an order stands for, checked and compiled."""
         process = self._process()
         row = self._boundary()
         table = self.table
         last = self._last(table, row)
-        sampler = _asked(named, steps, grid, sigmas, last)
+        sampler = _sampler_to_come(named, steps, grid, sigmas, last)
         turn = Turn(table, row, process, last, self._knows_newest(row))
         now = (self._coming or self._guided).guidance if guidance is None else guidance
         sampler = _graded(sampler, turn, last, process).guided_by(now)
@@ -172,8 +172,8 @@ class Tailed(Controlled):
         behind = self._goto is not None or self.step < self._until
         if behind and self._hooking != threading.get_ident():
             return self.table.first_row(back)
-        flies = self._flight not in (None, threading.get_ident())
-        row = self.row + flies
+        in_flight = self._flight not in (None, threading.get_ident())
+        row = self.row + in_flight
         if row < self.table.nfe and row == self.table.first_row(self.table.step_at(row)):
             return row
         step = self.table.step_at(min(row, self.table.nfe - 1)) + 1
@@ -248,11 +248,11 @@ class Tailed(Controlled):
         return noise
 
     # -- from where it holds -----------------------------------------------------------------------
-    def _turn(self) -> None:
+    def _apply_tail(self) -> None:
         """Let a change that is prepared hold, where no row is computed elsewhere."""
         ahead = self._ahead
-        flies = self._flight not in (None, threading.get_ident())
-        if ahead is None or flies or self.row > ahead.row:
+        in_flight = self._flight not in (None, threading.get_ident())
+        if ahead is None or in_flight or self.row > ahead.row:
             return
         with self._unwatched():
             points = self._checkpoints.points.items()
@@ -278,7 +278,7 @@ class Tailed(Controlled):
         return tail.carried(point, ahead.program, ahead.table, ahead.row)
 
 
-def _asked(
+def _sampler_to_come(
     sampler: Sampler | str | None,
     steps: int | None,
     grid: str | None,

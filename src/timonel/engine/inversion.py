@@ -97,7 +97,7 @@ def check(table: Table) -> None:
 
 
 def settings(method: str, tolerance: float, iterations: int) -> None:
-    """Refuse how an inversion cannot be made.
+    """Refuse settings that no inversion can have.
 
     Args:
         method: see `invert`.
@@ -148,9 +148,10 @@ def invert(
     check(instance("table", table, Table, "a timonel table, Sampler(…).compile(process)"))
     table = table.detach()
     guided = CompiledGuidance.of(guidance, table, model.prediction)
-    if any(guided.weights) or getattr(guidance, "method", None) is not None:
+    if any(guided.weights) or guided.method is not None or any(guided.added):
         raise ArgumentError(
-            "only plain guidance is inverted, cfg(scale): leave forecast= and other methods out"
+            "only plain guidance is inverted, cfg(scale): leave forecast=, other methods and terms"
+            " such as pag(…) out"
         )
     solving = Solving(model, table, guided, tuple(conditions), tolerance, iterations)
     with torch.no_grad():
@@ -223,7 +224,7 @@ class Solving:
         return x, most
 
     def _mover(self, step: int, target: Tensor) -> Callable[[Tensor], Tensor]:
-        """What takes x nearer to where a step arrives at `target`."""
+        """What one iteration adds to x, so that a step from there comes nearer to `target`."""
         return lambda x: (target - self._end(step, x)) / self.slopes[step]
 
     def _guess(self, x: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ class Solving:
         for row in reversed(range(self.table.nfe)):
             now, new = self.sums[row], self.sums[row + 1]
             slope = float(new[0] / now[0])
-            x = (x - float((new - slope * now)[1:].sum()) * self._held(row, x)) / slope
+            x = (x - float((new - slope * now)[1:].sum()) * self._predicted(row, x)) / slope
             each.append(x)
         return torch.stack(each[::-1], 1)
 
@@ -245,7 +246,7 @@ class Solving:
         sums = self.sums
 
         def move(samples: Tensor) -> Tensor:
-            held = [self._held(row, samples[:, row]) for row in range(self.table.nfe)]
+            held = [self._predicted(row, samples[:, row]) for row in range(self.table.nfe)]
             flat = torch.stack(held, 1).flatten(2)
             weights = sums.to(flat)
             gone = torch.einsum("j,bjd->bd", weights[-1, 1:], flat)
@@ -259,7 +260,7 @@ class Solving:
         self.settled = worst <= self.tolerance
         return best[:, 0], count
 
-    def _held(self, row: int, x: Tensor) -> Tensor:
+    def _predicted(self, row: int, x: Tensor) -> Tensor:
         """The predicted noise, or velocity, of a row."""
         clean = self.program.denoised(row, x, self._raw(row, x))
         c_x, c_held = _clean(self.table, row)
@@ -268,7 +269,7 @@ class Solving:
     def _solved(
         self, move: Callable[[Tensor], Tensor], x: Tensor, depth: int = DEPTH
     ) -> tuple[Tensor, float, int]:
-        """Where `move` is nothing: the best of all iterates, per sample; its residual; how many."""
+        """Where `move` is 0: the best iterate of each sample, its residual, and their number."""
         mixing, best = Anderson(depth), x
         least, count = torch.full((len(x),), math.inf, dtype=torch.float64), 0
         mark, since = math.inf, 0  # the residual that counts as progress, and when it was reached

@@ -159,7 +159,7 @@ def invert(
     settings: dict[str, Any] = {
         "sampler": sampler, "steps": steps, "guidance": guidance, "seeds": [0],
     }  # fmt: skip
-    with _unseen(helm.pipe):
+    with _without_progress_bar(helm.pipe):
         table, chosen, like = _table(helm, {**settings, **inputs})
         clean = _encoded(helm, picture, like, options)
         captured = capture(helm, seeds=[0], guidance=guidance, **inputs)
@@ -174,7 +174,7 @@ def invert(
         captured, table, clean.to(start.device, wide), conditions=(0,), guidance=assigned(guidance),
         method=method, tolerance=tolerance, iterations=iterations,
     )  # fmt: skip
-    with _unseen(helm.pipe):
+    with _without_progress_bar(helm.pipe):
         latents = inverted.latents.to(start.dtype)
         output = helm(**settings, **inputs, latents=latents, output_type="pil")
     assert helm.run is not None
@@ -188,7 +188,7 @@ def invert(
 
 
 @contextmanager
-def _unseen(pipe: Any) -> Iterator[None]:
+def _without_progress_bar(pipe: Any) -> Iterator[None]:
     """Calls of a pipeline without its progress bar."""
     before = getattr(pipe, "_progress_bar_config", None)
     pipe._progress_bar_config = {**(before or {}), "disable": True}
@@ -202,7 +202,7 @@ def _unseen(pipe: Any) -> Iterator[None]:
 
 
 class _Opened(BaseException):
-    """The first network call of a run is at hand."""
+    """Ends a call before the first network call of its run."""
 
     def __init__(self, table: Table, sample: Tensor) -> None:
         super().__init__()

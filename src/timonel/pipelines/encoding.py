@@ -17,7 +17,9 @@ from torch import Tensor
 from ..core.driver import Driver
 from ..core.guidance import Guidance
 from ..core.run import Run
+from ..core.table import Table
 from ..engine.conditions import Conditions
+from ..engine.drive import without_terms
 from ..errors import ArgumentError
 from . import watched
 from .capture import Captured, NotCaptured, not_noised
@@ -100,6 +102,7 @@ def encode(
         NotCaptured: the pipeline calls its network otherwise than in the capture.
         TimonelError: what a call of the helm raises.
     """
+    check_shared(options, guidance)
     row, helm = watched.WatchedRow(), captured.helm
     call = helm.ready(
         tuple(args),
@@ -117,12 +120,40 @@ def encode(
     assert run is not None
     if session.rows[0]:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
+    _check_method(guidance, run.table)
     network = _of(captured, row, call.gate.samples or 1)
     run.equip(hooks)
     session.request = replace(session.request, guidance=guidance, hooks=tuple(hooks))
     run.drive_by(CapturedLoop(captured))
     run.guidance = guidance
     return Encoded(network, run, session, call.options)
+
+
+def check_shared(options: Mapping[str, Any], guidance: Guidance | None) -> None:
+    """Refuse what a captured network cannot do for one of the runs that share its calls.
+
+    Args:
+        options: of a call of the helm.
+        guidance: of its run.
+
+    Raises:
+        NotCaptured: the helm alone can make the call.
+    """
+    for name in ("prompts", "negative_prompts"):
+        if options.get(name) is not None:
+            raise NotCaptured(f"{name}= change over the run, and its conditions stay the same")
+    if guidance is not None and guidance.terms:
+        raise NotCaptured(f"{guidance.terms[0].kind} changes layers of the network that others use")
+
+
+def _check_method(guidance: Guidance | None, table: Table) -> None:
+    """Raises `NotCaptured` where the helm would take the CFG++ twin of the sampler."""
+    method = None if guidance is None else guidance.method
+    if method is not None and method.reads_uncond and not table.reads_uncond:
+        raise NotCaptured(
+            f"{method.name} takes the twin of {table.solver!r}: name it, e.g."
+            " sampler='euler_cfg_pp', to share network calls"
+        )
 
 
 class CapturedLoop(Driver):
@@ -137,6 +168,7 @@ class CapturedLoop(Driver):
 
     def admit(self, run: Run, guidance: Guidance) -> None:
         """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
+        without_terms(guidance)
         parts = self.captured.parts
         others = set(guidance.scales(run.table)) - {None, 1.0, self.captured.scale}
         if others and parts != 2:

@@ -1,4 +1,4 @@
-"""What a pipeline hands its networks for a prompt: the first turn of its loop, looked at.
+"""What a pipeline passes to its networks for a prompt, read in the first turn of its loop.
 
 The pipeline is called as the call calls it, but for the prompt, with a scheduler of the same levels
 and the same seeds, until its first step, where it is left. Its networks compute nothing: zeros of
@@ -27,8 +27,8 @@ from .session import Session
 from .sockets.scheduler import Scheduler
 
 
-class Left(BaseException):
-    """The pipeline has shown its first turn."""
+class FirstTurnOver(BaseException):
+    """Leaves the pipeline at its first step."""
 
 
 class Standin(tuple[Any, ...]):
@@ -110,12 +110,12 @@ class FirstTurn:
         options = {**self.options, **{k: v for k, v in written.items() if v is not None}}
         watcher = Watcher(False, beside)
         try:
-            self._look(options, watcher)
+            self._run(options, watcher)
         except Exception:
             if not any(seen.main for seen in watcher.seen):
                 raise  # no network was called: the error is the pipeline's
             watcher = Watcher(True, beside)
-            self._look(options, watcher)
+            self._run(options, watcher)
         if not any(seen.main for seen in watcher.seen):
             raise ArgumentError(
                 f"{type(self.pipe).__name__} makes a step without calling a network that timonel"
@@ -123,12 +123,12 @@ class FirstTurn:
             )
         return watcher
 
-    def _look(self, options: Mapping[str, Any], watcher: Watcher) -> None:
+    def _run(self, options: Mapping[str, Any], watcher: Watcher) -> None:
         """Call the pipeline up to its first step."""
-        with self._aside(watcher):
+        with self._beside(watcher):
             try:
                 self.pipe(**options)
-            except Left:
+            except FirstTurnOver:
                 return
         raise ArgumentError(
             f"{type(self.pipe).__name__} made no step with its scheduler, so its prompt cannot"
@@ -136,15 +136,15 @@ class FirstTurn:
         )
 
     @contextmanager
-    def _aside(self, watcher: Watcher) -> Iterator[None]:
+    def _beside(self, watcher: Watcher) -> Iterator[None]:
         """The pipeline can be called beside its own call, and is as before afterwards."""
         pipe, gate, claim = self.pipe, self.gate, self.claim
         states = [(one, one.get_state()) for one in generators(self.options)]
-        attributes = _own(pipe)
+        attributes = _private(pipe)
         scheduler, restore = pipe.scheduler, processors(networks(pipe))
         bar, twin = attributes.get("_progress_bar_config") or {}, self._scheduler()
         idle = [m for m, main in networks(pipe).items() if main and not watcher.computes]
-        turns, unhook = claim.has_turns, _hooks_off(idle)
+        turns, unhook = claim.has_turns, _without_hooks(idle)
         if not turns:
             claim.looping(False)
         gate.watcher, pipe.scheduler = watcher, twin
@@ -174,22 +174,22 @@ class FirstTurn:
         return twin
 
 
-def _own(pipe: Any) -> dict[str, Any]:
-    """The attributes in which a pipeline keeps what its call is at."""
+def _private(pipe: Any) -> dict[str, Any]:
+    """The private attributes of a pipeline, in which it keeps the state of its call."""
     return {key: value for key, value in vars(pipe).items() if key.startswith("_")}
 
 
 def _put_back(pipe: Any, attributes: Mapping[str, Any]) -> None:
-    """Give a pipeline its own attributes back."""
-    for key in _own(pipe).keys() - attributes.keys():
+    """Set the private attributes of a pipeline to what they were."""
+    for key in _private(pipe).keys() - attributes.keys():
         delattr(pipe, key)
     for key, value in attributes.items():
         if vars(pipe).get(key) is not value:
             setattr(pipe, key, value)
 
 
-def _hooks_off(modules: Sequence[nn.Module]) -> Callable[[], None]:
-    """Let a call of networks that compute nothing go by their hooks; returns what ends that."""
+def _without_hooks(modules: Sequence[nn.Module]) -> Callable[[], None]:
+    """Switch the hooks of networks that compute nothing off; returns what puts them back."""
     before = [(module, module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module, _, _ in before:
         module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
@@ -206,7 +206,7 @@ def _copy(_: str, leaf: Any) -> Any:
 
 
 def _leave(*_: Any, **__: Any) -> None:
-    raise Left
+    raise FirstTurnOver
 
 
 def generators(options: Mapping[str, Any]) -> list[torch.Generator]:

@@ -27,11 +27,11 @@ from .session import Session
 OVER = "the loop of the call is over: no row is to come for another prompt"
 
 
-class Letter:
-    """What another thread asks the pipeline's thread to do.
+class Task:
+    """An order from another thread that the pipeline's own thread has to carry out.
 
     Args:
-        order: does it.
+        order: carries it out.
     """
 
     def __init__(self, order: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class Letter:
         self.error: BaseException | None = None
 
     def serve(self) -> None:
-        """Do it, and let the one who asks go on."""
+        """Carry it out, and let the thread that waits for it go on."""
         try:
             self.order()
         except Exception as error:
@@ -48,7 +48,7 @@ class Letter:
             self.done.set()
 
     def refuse(self) -> None:
-        """Let the one who asks go on without it."""
+        """Let the thread that waits for it go on, with an error."""
         self.error = RunError(OVER)
         self.done.set()
 
@@ -101,7 +101,7 @@ class Piped(Stepped):
         super().__init__(session)
         self.pipe, self.gate, self.claim = pipe, gate, claim
         self._change = change
-        self._letters: list[Letter] = []
+        self._tasks: list[Task] = []
         self._open = threading.Lock()
         self._over = change is None
         self.modules: list[Any] = [*networks(pipe), *memories(pipe)]
@@ -154,32 +154,32 @@ class Piped(Stepped):
         order = partial(self._change, run, prompts, negative)
         if self.claim.thread == threading.get_ident():
             return order()
-        letter = Letter(order)
+        task = Task(order)
         with self._open:
             if self._over:
                 raise RunError(OVER)
-            self._letters.append(letter)
+            self._tasks.append(task)
         with run.holding():
             run.holding().notify_all()
-        letter.done.wait()
-        if letter.error is not None:
-            raise letter.error
+        task.done.wait()
+        if task.error is not None:
+            raise task.error
 
-    def asked(self) -> bool:
-        """Whether another thread waits for this one."""
-        return bool(self._letters) and self._is_mine()
+    def pending(self) -> bool:
+        """Whether another thread waits for a task, and this is the pipeline's thread."""
+        return bool(self._tasks) and self._is_mine()
 
     def serve(self) -> None:
-        """Do what other threads wait for."""
-        while self._letters:
-            self._letters.pop(0).serve()
+        """Carry out the tasks that other threads wait for."""
+        while self._tasks:
+            self._tasks.pop(0).serve()
 
     def close(self) -> None:
-        """The call is over: nobody is served any more."""
+        """The call is over: tasks are refused from here on."""
         with self._open:
             self._over = True
-        while self._letters:
-            self._letters.pop(0).refuse()
+        while self._tasks:
+            self._tasks.pop(0).refuse()
 
     def _is_mine(self) -> bool:
         return self.claim is not None and self.claim.thread == threading.get_ident()

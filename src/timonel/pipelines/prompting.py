@@ -1,4 +1,4 @@
-"""The prompts of a call: what is asked of them, read and held against the pipeline."""
+"""The prompts of a call: its arguments read, and checked against the pipeline."""
 
 from __future__ import annotations
 
@@ -154,14 +154,14 @@ def _cuts(
     key: str,
 ) -> Iterator[tuple[int, int, str] | None]:
     """For every tokenizer its limit, the number of tokens and what is cut off; None: nothing."""
-    asked = options.get("max_sequence_length")
-    if asked is None and "max_sequence_length" in parameters:
-        asked = parameters["max_sequence_length"].default
+    most = options.get("max_sequence_length")
+    if most is None and "max_sequence_length" in parameters:
+        most = parameters["max_sequence_length"].default
     for suffix in ("", "_2", "_3", "_4"):
         tokenizer = getattr(pipe, f"tokenizer{suffix}", None)
         if tokenizer is None or (suffix and options.get(f"{key}{suffix}") is not None):
             continue
-        limits = [getattr(tokenizer, "model_max_length", None), asked]
+        limits = [getattr(tokenizer, "model_max_length", None), most]
         limit = min((n for n in limits if isinstance(n, int) and n < MOST_TOKENS), default=None)
         ids = None if limit is None else _tokens(pipe, tokenizer, text)
         if limit is None or ids is None:

@@ -72,23 +72,23 @@ class Mixed(TorchFunctionMode):
         if twin is None:
             return func(*args, **kwargs)
         self.draws += 1
-        own: Tensor = func(*args, **kwargs)
-        return mixed(own, func(*args, **{**kwargs, "generator": twin}), self.amount)
+        noise: Tensor = func(*args, **kwargs)
+        return mixed(noise, func(*args, **{**kwargs, "generator": twin}), self.amount)
 
 
-def mixed(own: Tensor, other: Tensor, amount: float) -> Tensor:
+def mixed(noise: Tensor, other: Tensor, amount: float) -> Tensor:
     """Two unit noises on their great circle.
 
     Args:
-        own: where it is at 0.
+        noise: where it is at 0.
         other: where it is at 1.
         amount: 0 … 1; the ends are the very tensors.
     """
     if amount in (0, 1):
-        return other if amount else own
+        return other if amount else noise
     a, b = math.cos(amount * math.pi / 2), math.sin(amount * math.pi / 2)
-    wide = torch.promote_types(own.dtype, torch.float32)
-    return (a * own.to(wide) + b * other.to(wide)).to(own.dtype)
+    wide = torch.promote_types(noise.dtype, torch.float32)
+    return (a * noise.to(wide) + b * other.to(wide)).to(noise.dtype)
 
 
 def of(

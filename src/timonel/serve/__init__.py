@@ -1,1 +1,1 @@
-"""Many calls on one model at once: an engine that batches them, and what serves it to others."""
+"""Many calls on one model at once: an engine that batches them, and a server of it over HTTP."""

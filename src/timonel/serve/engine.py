@@ -34,7 +34,7 @@ from ..errors import ArgumentError, RunError, finite, whole
 from ..pipelines import request
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.previews import PipelineContext, previewed
-from ..pipelines.encoding import Encoded, encode
+from ..pipelines.encoding import Encoded, check_shared, encode
 from ..pipelines.guidance import scale
 from ..pipelines.helm import Helm
 from ..pipelines.network.busy import Claim
@@ -140,25 +140,25 @@ class Engine:
             raise ArgumentError("an engine begins its runs itself: leave resume= out")
         known = request.arguments(self.helm.pipe, self.helm.parameters, args, options)[0]
         self.helm.choose(known.sampler, known.steps, chosen)
-        asked = Request(
+        submitted = Request(
             args, options, chosen, tuple(hooks), whole("priority", priority, -100, 100),
             None if deadline is None else finite("deadline", deadline, 0),
         )  # fmt: skip
-        return self._enqueue(asked)
+        return self._enqueue(submitted)
 
-    def _enqueue(self, asked: Request, encoded: Encoded | None = None) -> Ticket:
+    def _enqueue(self, submitted: Request, encoded: Encoded | None = None) -> Ticket:
         """Let a call wait for its turn. Raises `Full`, or `RunError` where the engine is closed."""
         with self._change:
             if self._closing:
                 raise RunError("the engine is closed: make another")
             if len(self._queue) >= self.waiting:
                 raise Full(len(self._queue))
-            ticket = Ticket(next(self._numbers), asked, self._pictures, self._wake)
+            ticket = Ticket(next(self._numbers), submitted, self._pictures, self._wake)
             if encoded is not None:  # a branch: its run exists
                 ticket.encoded = encoded
                 encoded.run.equip(ticket.hooks())
                 ticket.begin(encoded.run)
-            heapq.heappush(self._queue, (-asked.priority, ticket.number, ticket))
+            heapq.heappush(self._queue, (-submitted.priority, ticket.number, ticket))
             self._count_positions()
             self._change.notify_all()
         return ticket
@@ -307,7 +307,7 @@ class Engine:
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
-        """The pipeline for a call of the helm, in this thread."""
+        """Without the claim on the pipeline, so that the helm can call it in this thread."""
         self._claim.release()
         try:
             yield
@@ -379,37 +379,38 @@ class Engine:
         """A call, encoded; how the network is called for a new size is learned first."""
         if ticket.encoded is not None:
             return ticket.encoded, ticket.encoded.run.context
-        asked, hooks = ticket.request, ticket.hooks()
-        learned = self._scale(asked)
+        submitted, hooks = ticket.request, ticket.hooks()
+        check_shared(submitted.options, submitted.guidance)
+        learned = self._scale(submitted)
         if learned not in self._learned:
-            self._learn(asked, learned)
+            self._learn(submitted, learned)
         sizes = self._learned[learned]
         captured = next(iter(sizes.values()))[0]
-        encoded = encode(captured, asked.args, asked.options, asked.guidance, hooks)
+        encoded = encode(captured, submitted.args, submitted.options, submitted.guidance, hooks)
         network = encoded.network
         if network.start.shape[1:] not in sizes:
-            self._learn(asked, learned)
+            self._learn(submitted, learned)
         captured, context = sizes[network.start.shape[1:]]
         network = replace(captured, start=network.start, conditions=network.conditions)
         return replace(encoded, network=network), context
 
-    def _scale(self, asked: Request) -> float | None:
+    def _scale(self, submitted: Request) -> float | None:
         """The scale that the pipeline is called with: its usual one, or one above 1."""
         card = self.helm.card
-        usual = scale.usual(self.helm.pipe, self.helm.parameters, dict(asked.options))
+        usual = scale.usual(self.helm.pipe, self.helm.parameters, dict(submitted.options))
         if card is not None and card.default_guidance is not None:
             usual = card.default_guidance
         if usual is not None and usual > 1:
             return float(usual)
-        wanted = None if asked.guidance is None else asked.guidance.scale
+        wanted = None if submitted.guidance is None else submitted.guidance.scale
         most = max(wanted) if isinstance(wanted, tuple) else wanted
         return most if most is not None and most > 1 else None
 
-    def _learn(self, asked: Request, guidance: float | None) -> None:
+    def _learn(self, submitted: Request, guidance: float | None) -> None:
         """Capture the network for samples of a call's size."""
         left_out = ("sampler", "steps", "keep")
-        options = {key: value for key, value in asked.options.items() if key not in left_out}
-        captured = capture(self.helm, *asked.args, guidance=guidance, **options)
+        options = {key: value for key, value in submitted.options.items() if key not in left_out}
+        captured = capture(self.helm, *submitted.args, guidance=guidance, **options)
         sizes = self._learned.setdefault(guidance, {})
         sizes[captured.start.shape[1:]] = captured, copy(self.helm.context)
 
@@ -426,10 +427,10 @@ class Engine:
 
     def _make_alone(self, ticket: Ticket) -> None:
         """A call through the helm, where the network cannot leave the pipeline's loop."""
-        asked = ticket.request
-        options = {**asked.options, "guidance": asked.guidance, "hooks": ticket.hooks()}
+        submitted = ticket.request
+        options = {**submitted.options, "guidance": submitted.guidance, "hooks": ticket.hooks()}
         try:
-            call = self.helm.ready(asked.args, options)
+            call = self.helm.ready(submitted.args, options)
             output, run = call(), call.session.newest
         except Exception as error:
             ticket.end(error=error)

@@ -33,7 +33,7 @@ class Ended(NamedTuple):
 
 
 class Finisher:
-    """Decodes what it is given, in its thread, and ends the tickets.
+    """Decodes the results of calls in its own thread, and ends their tickets.
 
     Args:
         helm: with the autoencoder.

@@ -204,11 +204,11 @@ class Ticket(Handle):
         """
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
-        def tell() -> None:
+        def notify() -> None:
             loop.call_soon_threadsafe(news.set)
 
         with self._change:
-            self._watchers.append(tell)
+            self._watchers.append(notify)
         try:
             last: Event | None = None
             while last is None or last.kind not in ENDS:
@@ -221,7 +221,7 @@ class Ticket(Handle):
                     await news.wait()
         finally:
             with self._change:
-                self._watchers.remove(tell)
+                self._watchers.remove(notify)
 
 
 class _Changed(Hook):

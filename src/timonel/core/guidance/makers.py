@@ -79,7 +79,7 @@ def apg(
 
     Source: Sadat et al. 2024, arXiv 2410.02416, section 5 and algorithm 1.
     """
-    return _made(APG(eta, norm_threshold, momentum, plain_steps, formula), scale, where)
+    return _guidance(APG(eta, norm_threshold, momentum, plain_steps, formula), scale, where)
 
 
 def cfg_zero(
@@ -106,7 +106,7 @@ def cfg_zero(
 
     Source: Fan et al. 2025, arXiv 2503.18886, eq. 8-9 and section 4.2.
     """
-    return _made(CFGZero(zero_init), scale, where)
+    return _guidance(CFGZero(zero_init), scale, where)
 
 
 def zero_init(scale: Scale = None, *, steps: int = 1, **where: Unpack[Where]) -> Guidance:
@@ -125,7 +125,7 @@ def zero_init(scale: Scale = None, *, steps: int = 1, **where: Unpack[Where]) ->
 
     Source: Fan et al. 2025, arXiv 2503.18886, section 4.2.
     """
-    return _made(CFGZero(steps, optimized=False), scale, where)
+    return _guidance(CFGZero(steps, optimized=False), scale, where)
 
 
 def tcfg(scale: Scale = None, **where: Unpack[Where]) -> Guidance:
@@ -148,7 +148,7 @@ def tcfg(scale: Scale = None, **where: Unpack[Where]) -> Guidance:
 
     Source: Kwon et al. 2025, arXiv 2503.18137, algorithm 1.
     """
-    return _made(TCFG(), scale, where)
+    return _guidance(TCFG(), scale, where)
 
 
 def cfg_pp(scale: Scale = 0.6, **where: Unpack[Where]) -> Guidance:
@@ -174,15 +174,15 @@ def cfg_pp(scale: Scale = 0.6, **where: Unpack[Where]) -> Guidance:
 
     Source: Chung et al. 2024, arXiv 2406.08070, algorithm 2.
     """
-    made = _made(CFGpp(), scale, where)
-    scales = made.scale if isinstance(made.scale, tuple) else (made.scale,)
+    guidance = _guidance(CFGpp(), scale, where)
+    scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
     for one in scales:
         if one is None or one > 1:
             raise ArgumentError(
                 f"the scale of cfg_pp is λ, 0 to 1, got {plain(scale)}: the paper matches 0.6 with"
                 " a scale of 7.5 in 50 steps; for more than 1 give cfg(…) with 'euler_cfg_pp'"
             )
-    return made
+    return guidance
 
 
 def mambo(scale: Scale = None, *, damping: float = 8.0, **where: Unpack[Where]) -> Guidance:
@@ -205,10 +205,10 @@ def mambo(scale: Scale = None, *, damping: float = 8.0, **where: Unpack[Where]) 
 
     Source: arXiv 2508.03442; diffusers, MagnitudeAwareGuidance.
     """
-    return _made(Mambo(damping), scale, where)
+    return _guidance(Mambo(damping), scale, where)
 
 
-def _made(method: Method, scale: Any, where: Where) -> Guidance:
+def _guidance(method: Method, scale: Any, where: Where) -> Guidance:
     """The guidance of a method."""
     unit, forecast = where.get("unit", "ratio"), where.get("forecast", 1)
     start, stop = interval(where.get("until"), where.get("between"), unit)

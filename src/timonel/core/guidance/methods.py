@@ -40,7 +40,7 @@ class APG(Method):
     """Adaptive projected guidance; see `apg`."""
 
     name = "apg"
-    momentous = True
+    has_momentum = True
 
     eta: float = 0.0
     norm_threshold: float | None = None

@@ -1,4 +1,4 @@
-"""What the network calls of one row gave, and the one function that combines it.
+"""The outputs of the network calls of one row, and the one function that combines them.
 
 Native loop, captured networks, fits and the gate of a helm all call `guide`.
 """
@@ -75,7 +75,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    momentous: ClassVar[bool] = False  # whether it returns a momentum
+    has_momentum: ClassVar[bool] = False  # whether it returns a momentum
     reads_uncond: ClassVar[bool] = False  # whether the solver has to read the unconditional output
     rescales: ClassVar[bool] = True  # whether `rescale` composes with it
 

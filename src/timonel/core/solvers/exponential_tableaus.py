@@ -183,8 +183,8 @@ def _stacked(order: int, *groups: tuple[float, ...]) -> Exponential:
             moments = [
                 math.factorial(p + 1) * c ** (p + 2) * phi(p + 2, c * z) for p in range(len(read))
             ]
-            found = fit([double(node) for node in read], moments)
-            return [0.0] * older + [w / node for w, node in zip(found, read, strict=True)]
+            solution = fit([double(node) for node in read], moments)
+            return [0.0] * older + [w / node for w, node in zip(solution, read, strict=True)]
 
         return weights
 

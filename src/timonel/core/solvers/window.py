@@ -30,8 +30,8 @@ def bounds(window: Any) -> tuple[int, int]:
     Raises:
         ArgumentError: it is none, or it is empty.
     """
-    if isinstance(window, str) and (found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", window)):
-        window = (int(found[1]), int(found[2]))
+    if isinstance(window, str) and (match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", window)):
+        window = (int(match[1]), int(match[2]))
     pair = list(window) if isinstance(window, (list, tuple)) else []
     steps = [plain(one) if is_number(one) else one for one in pair]
     if len(steps) != 2 or any(type(step) is not int or step < 0 for step in steps):

@@ -331,7 +331,7 @@ def refuse(
         raise ArgumentError("weak= is the network of autoguidance(scale): give it in guidance=")
     refuse_terms(pipe, terms, [module for module, main in networks(pipe).items() if main], weak)
     if terms:
-        if hasattr(pipe, "_set_pag_attn_processor") and _given("pag_scale", parameters, options):
+        if hasattr(pipe, "_set_pag_attn_processor") and _is_set("pag_scale", parameters, options):
             raise ArgumentError(PERTURBS.format(type(pipe).__name__, terms[0].kind))
         if options.get(OWN_LAYERS) is not None:
             raise ArgumentError(f"give {terms[0].kind}(…) or {OWN_LAYERS}=, not both")
@@ -342,7 +342,7 @@ def _refuse_method(
 ) -> None:
     """Raises `ArgumentError` where a pipeline rescales what it guides in this call."""
     for key in RESCALERS:
-        if _given(key, parameters, options):
+        if _is_set(key, parameters, options):
             raise ArgumentError(
                 f"{type(pipe).__name__} rescales what it guides by {key}, and {method} takes the"
                 f" place of its guidance: give {key}={0.0 if 'rescale' in key else False}, and"
@@ -409,7 +409,7 @@ def _compares(term: Term) -> bool:
     return term.kind == "autoguidance" and term.layers is None
 
 
-def _given(key: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+def _is_set(key: str, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     """Whether an argument of the call has a value that acts."""
     if key not in parameters:
         return False

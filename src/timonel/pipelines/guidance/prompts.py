@@ -165,8 +165,8 @@ class Same:
 SAME = Same()
 
 
-class Other(Exception):
-    """A call brings something else than was learned."""
+class Mismatch(Exception):
+    """An argument of a call is not the one that was learned in the first turn."""
 
 
 class Seen(NamedTuple):
@@ -225,7 +225,9 @@ class Learned:
     def _check_differs(self, place: int) -> None:
         """Raises `ArgumentError` where a pair changes nothing of what the network gets."""
         if any(
-            not equal(v.values[0], v.values[place]) for _, tree in self.calls for v in held(tree)
+            not equal(v.values[0], v.values[place])
+            for _, tree in self.calls
+            for v in varying_leaves(tree)
         ):
             return
         base, pair = self.pairs[0], self.pairs[place]
@@ -262,7 +264,7 @@ class Leaf(NamedTuple):
     value: Any
 
 
-def held(tree: Any) -> list[Varying]:
+def varying_leaves(tree: Any) -> list[Varying]:
     """What in a tree varies with the prompt."""
     leaves: list[Varying] = []
     map_leaves(lambda _, leaf: leaves.append(leaf) if isinstance(leaf, Varying) else None, tree)
@@ -290,7 +292,7 @@ class Prompted:
 
     def __init__(self, plan: Plan, learned: Learned | None = None) -> None:
         self.plan, self.learned = plan, learned
-        self.journey: dict[int, tuple[Mix, Mix]] = {}  # what held at the rows that were computed
+        self.journey: dict[int, tuple[Mix, Mix]] = {}  # of the rows that were computed
         self.live = False  # the plan was changed on the way
         self._table: Table | None = None
         self._rows: tuple[tuple[Mix, Mix], ...] = ()
@@ -305,7 +307,7 @@ class Prompted:
         return self._rows
 
     def journey_of(self, table: Table) -> tuple[Prompts | None, Prompts | None] | None:
-        """The schedules of what really held, where prompts changed on the way.
+        """The schedules of what was really used, where prompts changed on the way.
 
         Args:
             table: of the run.
@@ -367,7 +369,7 @@ class Prompted:
         for i in sorted(known, key=lambda i: i != place):
             try:
                 return map_leaves(_put, tree_of(called), learned.calls[i][1], values[i])
-            except Other:
+            except Mismatch:
                 continue
         raise ModelError(
             f"{learned.name} gives {type(called.module).__name__} other conditions here than in the"
@@ -376,7 +378,7 @@ class Prompted:
 
 
 def _journey(each: Sequence[tuple[int, Mix]], base: Any) -> Prompts | None:
-    """A schedule of what held at steps; None where it was `base` at all of them."""
+    """A schedule of the prompts of steps; None where it was `base` at all of them."""
     entries: list[Entry] = []
     for step, mix in each:
         if not entries or entries[-1].mix != mix:
@@ -391,7 +393,7 @@ def _put(_: str, now: Any, varying: Any, value: Any) -> Any:
         return now
     if isinstance(varying, Varying) and varying.matches(now):
         return value.value
-    raise Other
+    raise Mismatch
 
 
 Encode = Callable[[Sequence[Pair]], Learned]

@@ -1,8 +1,8 @@
-"""A list of timesteps whose run goes another way: one with a tail, see `core.tail`.
+"""The list of timesteps of a run with a tail, see `core.tail`.
 
 While a run is driven its table may become another one. The loop over the list goes on with the rows
 of that; a pipeline whose loop counts its turns is called again, and gets the new list. A run to
-resume brings its tail with it, or is given one: then the list has its rows from the beginning.
+resume has a tail already, or the call orders one: then the list has its rows from the beginning.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def listed(session: Session, table: Table, process: Process) -> Table:
         return table
     if session.request.tail is not None:
         resume = resume.branch()
-        _order(session, resume, process)
+        _order_tail(session, resume, process)
     if not resume.table.legs and session.request.tail is None:
         return table
     both = tail.behind(table, resume.table)
@@ -84,10 +84,10 @@ def turned(session: Session, run: Run, live: bool) -> None:
     if live:
         _follow(session, run)
     else:
-        _turn(session, run)
+        _resume_with_tail(session, run)
 
 
-def _turn(session: Session, run: Run) -> None:
+def _resume_with_tail(session: Session, run: Run) -> None:
     """Give a run to resume the tail that the call asks for.
 
     Args:
@@ -104,10 +104,10 @@ def _turn(session: Session, run: Run) -> None:
             raise ArgumentError(differs(run.table, table))
         if session.request.tail is not None:
             assert session.listing is not None
-            _order(session, run, session.listing.grid.process)
+            _order_tail(session, run, session.listing.grid.process)
 
 
-def _order(session: Session, run: Run, process: Process) -> None:
+def _order_tail(session: Session, run: Run, process: Process) -> None:
     """Give a run the tail that the call asks for, with the call's process and seeds."""
     known, driver = run.process, run.driver
     run.on(process)

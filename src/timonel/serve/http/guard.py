@@ -1,4 +1,4 @@
-"""What stands before every request: its number, its key, the size and the time of its body."""
+"""Checks before every request: its key, the size of its body and the time that it takes."""
 
 from __future__ import annotations
 

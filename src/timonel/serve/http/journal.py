@@ -50,7 +50,7 @@ class Journal:
         return self.folder / f"{name}{ending}"
 
     def accept(self, run: Accepted) -> None:
-        """Write a run before its client hears of it."""
+        """Write a run, before its client gets an answer."""
         with replacing(self._path(run.name, ".json")) as temporary:
             temporary.write_text(json.dumps(asdict(run)))
 

@@ -1,4 +1,4 @@
-"""OpenAI's images API, as its client speaks it."""
+"""OpenAI's images API, as far as its client needs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs of a server by their names, and what may be asked of one."""
+"""The runs of a server by their names, and the requests that begin them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Served:
     """A run of the server.
 
     Attributes:
-        name: by which it is found.
+        name: its id in the API.
         model: its model.
         ticket: of the engine.
         created: seconds since 1970.

@@ -63,8 +63,8 @@ class Settings:
         if not self.keys:
             return True
         digest = hashed(key or "")
-        found = [hmac.compare_digest(digest, known) for known in self.keys]
-        return any(found)
+        matches = [hmac.compare_digest(digest, known) for known in self.keys]
+        return any(matches)
 
 
 def hashed(key: str) -> str:
