@@ -18,6 +18,8 @@ import copy
 import functools
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +70,8 @@ class Guiding:
 
     `_timonel_gate`: of the call. `_timonel_original`: the guider that is set. `_timonel_set`: its
     scale, whether it is on, its start and stop. `_timonel_barred`: the pipeline has switched it
-    off, for a distilled network. Names are long so that no guider has them.
+    off, for a distilled network. `_timonel_most`: the most parts of a row. `_timonel_inside`: the
+    guider itself is at work. Names are long so that no guider has them.
     """
 
     if TYPE_CHECKING:
@@ -76,6 +79,8 @@ class Guiding:
         _timonel_original: Any
         _timonel_set: tuple[Any, bool, float, float]
         _timonel_barred: bool
+        _timonel_most: int
+        _timonel_inside: bool
         _identifier_key: str
         _input_predictions: list[str]
         _enabled: bool
@@ -121,15 +126,34 @@ class Guiding:
         self._enabled = (enabled or guided) and not barred
         self._start, self._stop = (0.0, 1.0) if guided else (start, stop)
 
+    @property
+    def num_conditions(self) -> int:
+        """How many parts a pipeline has to have inputs for: as many as any row of the call."""
+        base: Any = super()
+        now: int = base.num_conditions
+        exact = self._timonel_inside or self._timonel_barred
+        return now if exact else max(now, self._timonel_most)
+
     def prepare_inputs(self, data: Any) -> list[Any]:
         """The parts that the network is called for."""
         base: Any = super()
-        return self._timonel_called(base.prepare_inputs(data))
+        with self._timonel_row():
+            return self._timonel_called(base.prepare_inputs(data))
+
+    @contextmanager
+    def _timonel_row(self) -> Iterator[None]:
+        """The guider itself is at work, on the parts of this row."""
+        self._timonel_inside = True
+        try:
+            yield
+        finally:
+            self._timonel_inside = False
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
         """The parts that the network is called for, with fields by name."""
         base: Any = super()
-        return self._timonel_called(base.prepare_inputs_from_block_state(data, input_fields))
+        with self._timonel_row():
+            return self._timonel_called(base.prepare_inputs_from_block_state(data, input_fields))
 
     def _timonel_called(self, batches: list[Any]) -> list[Any]:
         if not self._timonel_gate.forecasts(self, batches):
@@ -149,7 +173,9 @@ class Guiding:
             setattr(other, self._identifier_key, PARTS[1])
             other.noise_pred = parts[PARTS[1]] = parts[PARTS[0]] - delta
             data = [*data, other]
-        return self._timonel_gate.combine(self, parts, base.__call__(data))
+        with self._timonel_row():
+            combined = base.__call__(data)
+        return self._timonel_gate.combine(self, parts, combined)
 
     def __reduce__(self) -> Any:
         return copy.copy, (self._timonel_original,)  # of a copy: the guider itself
@@ -198,13 +224,15 @@ class GuiderGate(Gate):
         stand_in._timonel_set = (
             usual if scale is None else scale, guider._enabled, guider._start, guider._stop,
         )  # fmt: skip
-        stand_in._timonel_barred = False
+        stand_in._timonel_barred = stand_in._timonel_inside = False
+        stand_in._timonel_most = 0
         stand_in._step = stand_in._num_inference_steps = stand_in._timestep = None
         # the unconditional prompt is encoded also where no row is guided: rows may be guided later,
         # and the blocks of some pipelines fail without it
         stand_in._timonel_turn(
             scale if scale != 1.0 or not guider._enabled else OFFERED, idle=False
         )
+        stand_in._timonel_most = stand_in.num_conditions
         return stand_in
 
     # -- the row that comes ------------------------------------------------------------------------
