@@ -329,6 +329,8 @@ class Controlled(Position):
         order, new = self.guided.order, aside.difference
         if new is not None and order:
             state = state._replace(differences=(new, *state.differences)[:order])
+        if self._guided_at(state.row).method != self.guided.method:  # a tail's, which begins anew
+            return state._replace(momentum=None)
         return state if aside.momentum is None else state._replace(momentum=aside.momentum)
 
     # -- prompts -----------------------------------------------------------------------------------

@@ -78,6 +78,9 @@ class Driver:
     def turn(self, run: Run, table: Table) -> None:
         """Raises `TimonelError` where the loop cannot go on with the rows of another table."""
 
+    def fits(self, table: Table) -> None:
+        """Raises `TimonelError` where the call has what the rows of another table cannot have."""
+
     def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
         """The noise of a table for a run that has had none; None where no seeds are known."""
 
