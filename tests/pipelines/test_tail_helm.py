@@ -216,3 +216,25 @@ def test_a_recipe_holds_the_whole_journey_and_makes_it_again(tmp_path: Path) -> 
     late = recipe.model_copy(update={"tails": [recipe.tails[0].model_copy(update={"step": 6})]})
     with pytest.raises(ArgumentError, match="nothing left of 6 steps"):
         late.make(helm)
+
+
+@pytest.mark.parametrize("scales", [[3.0] * 3 + [1.0, 2.0], [3.0] * 3 + [2.0] * 6])
+def test_the_scales_of_a_tail_are_one_for_each_step_of_the_whole_run(scales: list[float]) -> None:
+    pipe, call = sdxl()
+    helm, tail = tm.Helm(pipe), {"sampler": "heun", "steps": len(scales) - 3}
+
+    def run_of(guidance: Any) -> Run:
+        turn = [lambda run: ordered(run, {**tail, "guidance": guidance})]
+        helm(**call, seeds=[1], sampler="euler", steps=7, guidance=3.0, hooks=turn)
+        assert helm.run is not None
+        return helm.run
+
+    run = run_of(scales)
+    assert [run.guided.scales[run.table.first_row(step)] for step in range(3, run.steps)] == (
+        scales[3:]
+    )
+    with pytest.raises(TimonelError, match="one per step"):
+        run_of(scales[3:])
+    if len(set(scales[3:])) == 1:
+        alike = run_of(scales[3])
+        assert torch.equal(run.result, alike.result)

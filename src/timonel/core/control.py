@@ -278,7 +278,7 @@ class Controlled(Position):
                 guidance, self.table, self.program.prediction, self.row + flies
             )
             if guidance is not None:
-                self.driver.admit(run, guidance)
+                self.driver.admit(run, guidance, self.table)
             self._coming = new if guidance != self._guided.guidance else None
             if not flies:
                 self._settle()

@@ -43,8 +43,13 @@ class Driver:
         """Whether the call that drives the run is past its loop; no order is done meanwhile."""
         return False
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Refuse guidance that the coming rows of a run cannot have.
+
+        Args:
+            run: that goes on.
+            guidance: of its coming rows.
+            table: that they are of, the run's own or the one of a tail.
 
         Raises:
             TimonelError: it is refused.

@@ -209,7 +209,7 @@ class Tailed(Controlled):
         goes_on = guidance is None
         if guidance is not None:
             run: Any = self
-            self.driver.admit(run, guidance)
+            self.driver.admit(run, guidance, table)
         try:
             new = CompiledGuidance.of(
                 now.guidance if goes_on else guidance, table, self.prediction,

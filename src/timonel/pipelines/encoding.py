@@ -176,11 +176,11 @@ class CapturedLoop(Driver):
     def __init__(self, captured: Captured, session: Session) -> None:
         self.captured, self.session = captured, session
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
         without_terms(guidance)
         parts = self.captured.parts
-        scales = set(guidance.scales(run.table)) - {1.0}
+        scales = set(guidance.scales(table)) - {1.0}
         more = guidance.method is not None or guidance.rescale or guidance.forecast > 1
         others = scales if more else scales - {None, self.captured.scale}
         if others and parts != 2:

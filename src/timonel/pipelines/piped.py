@@ -123,7 +123,7 @@ class Piped(Stepped):
             return self.claim.thread is not None
         return any(pipe is self.pipe for _, pipe in everywhere())
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Check that the coming rows can be guided so.
 
         Raises:
@@ -134,7 +134,7 @@ class Piped(Stepped):
                 "a scheduler alone leaves guidance to the pipeline: steer it with"
                 " timonel.Helm(pipe), or change the pipeline's own scale"
             )
-        self.gate.admit(run, guidance)
+        self.gate.admit(run, guidance, table)
         if self.gate.prompts is not None:
             check_guidance(self.gate.prompts.plan, guidance)
 
