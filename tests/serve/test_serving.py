@@ -292,6 +292,8 @@ def test_what_does_not_fit_waits_and_a_full_queue_refuses(pipe: Any) -> None:
         ({"sampler": "eulr"}, UnknownName), ({"stepz": 3}, UnknownName),
         ({"steps": 0}, ArgumentError), ({"guidance": -1}, ArgumentError),
         ({"deadline": -1}, ArgumentError), ({"priority": 1000}, ArgumentError),
+        ({"guidance": tm.cfg(3.0) + tm.autoguidance(2.0)}, ArgumentError),
+        ({"guidance": tm.cfg_pp(0.6), "sampler": "heun"}, ArgumentError),
         ({"resume": None}, ArgumentError), ({"hooks": [3]}, ArgumentError),
     ],
 )  # fmt: skip

@@ -370,7 +370,7 @@ class Helm(Steered):
         Raises:
             ArgumentError: what the call would raise for these arguments.
         """
-        settled: Guidance | None = None
+        settled = guidance if isinstance(guidance, Guidance) else None
         if self.card is not None:
             guided = self._guidance(guidance, {})
             settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, guided)

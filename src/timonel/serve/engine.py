@@ -36,7 +36,7 @@ from ..pipelines import request
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.previews import PipelineContext, previewed
 from ..pipelines.encoding import CapturedLoop, Encoded, encode, stays_in_loop
-from ..pipelines.guidance import scale
+from ..pipelines.guidance import applied, scale
 from ..pipelines.helm import Helm, reads_uncond
 from ..pipelines.network.busy import Claim
 from .bucket import Bucket, bytes_of
@@ -141,8 +141,10 @@ class Engine:
         border.hooks(hooks)
         if "resume" in options:
             raise ArgumentError("an engine begins its runs itself: leave resume= out")
-        known = request.arguments(self.helm.pipe, self.helm.parameters, args, options)[0]
+        pipe, parameters = self.helm.pipe, self.helm.parameters
+        known, named = request.arguments(pipe, parameters, args, options)
         self.helm.choose(known.sampler, known.steps, chosen)
+        applied.refuse(pipe, parameters, named, chosen, known.weak)
         asked = Request(
             args, options, chosen, tuple(hooks), whole("priority", priority, -100, 100),
             None if deadline is None else finite("deadline", deadline, 0),
