@@ -16,6 +16,7 @@ from timonel.compat import EulerDiscreteScheduler
 from timonel.errors import ArgumentError, RunError, TimonelError
 from timonel.make.recipe import Recipe
 from timonel.pipelines.inspect_source import counts
+from timonel.pipelines.recipe.tails import TailData, Tails
 
 
 def first(output: Any) -> torch.Tensor:
@@ -238,3 +239,21 @@ def test_the_scales_of_a_tail_are_one_for_each_step_of_the_whole_run(scales: lis
     if len(set(scales[3:])) == 1:
         alike = run_of(scales[3])
         assert torch.equal(run.result, alike.result)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "tail", "match"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], {"sampler": "euler", "steps": 4}, "4 guidance scales for 6 steps"),
+        (tm.cfg_pp(0.5), {"sampler": "heun", "steps": 4}, "'heun' has no such twin"),
+    ],
+)
+def test_tails_of_a_recipe_are_held_against_its_guidance_before_the_first_step(
+    guidance: Any, tail: dict[str, Any], match: str
+) -> None:
+    made: list[int] = []
+    pipe, call = sdxl()
+    hooks = [Tails([TailData(step=2, **tail)]), lambda run: made.append(run.step)]
+    with pytest.raises(ArgumentError, match=match):
+        tm.Helm(pipe)(**call, seeds=[1], sampler="euler", steps=4, guidance=guidance, hooks=hooks)
+    assert made == []
