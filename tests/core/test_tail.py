@@ -358,6 +358,48 @@ def test_the_guidance_of_a_tail_holds_from_there_on_and_the_other_before(tmp_pat
     assert kept.guided.scales[4:] == (1.0, 1.0)  # 4 of 6 steps is behind the half
 
 
+@pytest.mark.parametrize("then", [3.0, tm.apg(4.0, norm_threshold=1.0), tm.tcfg(3.0)], ids=str)
+def test_a_tail_of_another_method_begins_without_the_momentum_of_the_rows_before(
+    then: Any, tmp_path: Path
+) -> None:
+    def there(**more: Any) -> Run:
+        run = forth(begun("euler/karras", guidance=tm.apg(4.0, norm_threshold=2.0), **more), 4)
+        assert run.momentum is not None
+        run.tail("dpmpp_2m", steps=4, guidance=then)
+        return run
+
+    assert there().momentum is None
+    results = []
+    for steps in (0, 2):
+        run = forth(there(), steps)
+        run.save(tmp_path / "run")
+        twin, loaded = run.branch(), Run.load(tmp_path / "run")
+        results += [forth(one).result for one in (run, twin, loaded)]
+        run.rewind(2)
+        results.append(forth(run).result)
+    assert all(torch.equal(one, results[0]) for one in results)
+
+
+def test_a_tail_of_the_same_method_keeps_its_momentum() -> None:
+    run = forth(begun("euler/karras", guidance=tm.apg(4.0, norm_threshold=2.0)), 4)
+    before = run.momentum
+    run.tail(steps=3)
+    assert before is not None
+    assert run.momentum is before
+
+
+def test_guidance_that_needs_another_solver_is_a_tail_of_its_twin() -> None:
+    run = forth(begun("euler/karras", guidance=3.0), 4)
+    with pytest.raises(ArgumentError, match="for guidance alone"):
+        run.tail(guidance=2.0)
+    named = run.branch()
+    named.tail("euler", guidance=tm.cfg_pp(0.6))
+    run.tail(guidance=tm.cfg_pp(0.6))
+    assert run.table.solver == "euler_cfg_pp"
+    assert same(run.table, named.table)
+    assert torch.equal(forth(run).result, forth(named).result)
+
+
 # -- what is refused ---------------------------------------------------------------------------
 def untouched(run: Run, error: type[Exception], match: str, *args: Any, **more: Any) -> None:
     """The order is refused, and the run goes on as if nobody had given it."""

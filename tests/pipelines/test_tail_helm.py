@@ -16,6 +16,7 @@ from timonel.compat import EulerDiscreteScheduler
 from timonel.errors import ArgumentError, RunError, TimonelError
 from timonel.make.recipe import Recipe
 from timonel.pipelines.inspect_source import counts
+from timonel.pipelines.recipe.tails import TailData, Tails
 
 
 def first(output: Any) -> torch.Tensor:
@@ -216,3 +217,43 @@ def test_a_recipe_holds_the_whole_journey_and_makes_it_again(tmp_path: Path) -> 
     late = recipe.model_copy(update={"tails": [recipe.tails[0].model_copy(update={"step": 6})]})
     with pytest.raises(ArgumentError, match="nothing left of 6 steps"):
         late.make(helm)
+
+
+@pytest.mark.parametrize("scales", [[3.0] * 3 + [1.0, 2.0], [3.0] * 3 + [2.0] * 6])
+def test_the_scales_of_a_tail_are_one_for_each_step_of_the_whole_run(scales: list[float]) -> None:
+    pipe, call = sdxl()
+    helm, tail = tm.Helm(pipe), {"sampler": "heun", "steps": len(scales) - 3}
+
+    def run_of(guidance: Any) -> Run:
+        turn = [lambda run: ordered(run, {**tail, "guidance": guidance})]
+        helm(**call, seeds=[1], sampler="euler", steps=7, guidance=3.0, hooks=turn)
+        assert helm.run is not None
+        return helm.run
+
+    run = run_of(scales)
+    assert [run.guided.scales[run.table.first_row(step)] for step in range(3, run.steps)] == (
+        scales[3:]
+    )
+    with pytest.raises(TimonelError, match="one per step"):
+        run_of(scales[3:])
+    if len(set(scales[3:])) == 1:
+        alike = run_of(scales[3])
+        assert torch.equal(run.result, alike.result)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "tail", "match"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], {"sampler": "euler", "steps": 4}, "4 guidance scales for 6 steps"),
+        (tm.cfg_pp(0.5), {"sampler": "heun", "steps": 4}, "'heun' has no such twin"),
+    ],
+)
+def test_tails_of_a_recipe_are_held_against_its_guidance_before_the_first_step(
+    guidance: Any, tail: dict[str, Any], match: str
+) -> None:
+    made: list[int] = []
+    pipe, call = sdxl()
+    hooks = [Tails([TailData(step=2, **tail)]), lambda run: made.append(run.step)]
+    with pytest.raises(ArgumentError, match=match):
+        tm.Helm(pipe)(**call, seeds=[1], sampler="euler", steps=4, guidance=guidance, hooks=hooks)
+    assert made == []

@@ -269,3 +269,15 @@ def test_a_journal_that_holds_something_else_is_refused(tmp_path: Any) -> None:
     with pytest.raises(tm.ArgumentError, match="is no run of a server"):
         application({"emoji": engine}, Settings(state=tmp_path))
     engine.close()
+
+
+@pytest.mark.parametrize("body", [
+    r'{"prompt": "a", "\ud800": 3}', r'{"prompt": "\ud800"}',
+    r'{"prompt": "a", "sampler": "\udfff"}',
+    r'{"prompt": "a", "sampler_name": "\udfff"}', r'{"prompt": "a", "guidance": NaN}',
+    r'{"prompt": "a", "steps": 1e400}', r'{"prompt": "a", "prompt": 3}',
+])  # fmt: skip
+@pytest.mark.parametrize("path", ["/runs", "/sdapi/v1/txt2img", "/v1/images/generations"])
+def test_text_and_numbers_of_no_use_are_refused(client: TestClient, path: str, body: str) -> None:
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422), answer.text

@@ -90,6 +90,74 @@ def test_every_call_makes_the_picture_of_the_helm(pipe: Any) -> None:
     assert not any(ticket.alone for ticket in tickets)
 
 
+# what the sampler, the capture's scale or the pipeline's own loop has to be chosen for
+GUIDED: tuple[dict[str, Any], ...] = (
+    {"guidance": tm.apg(4.0, norm_threshold=5.0)},
+    {"guidance": tm.apg(norm_threshold=5.0)},  # at the pipeline's own scale, not at the card's
+    {"guidance": tm.cfg_pp(0.6)},  # takes the twin of the sampler
+    {"guidance": 1.0, "sampler": "euler_cfg_pp"},  # computes both parts at 1
+    {"guidance": tm.cfg(4.0) + tm.pag(2.0)},
+    {"prompts": {0.0: "red apple", 0.4: "pizza"}},
+)
+
+
+@pytest.mark.parametrize("model", ["emoji", "emoji-lcm"])
+def test_every_guidance_and_prompts_over_a_run_make_the_picture_of_the_helm(model: str) -> None:
+    helm = tm.Helm(model)
+    calls = [{"prompt": "red apple", "sampler": "euler", "steps": 3, "seeds": [1], **one}
+             for one in GUIDED]  # fmt: skip
+    for call in calls:
+        if "prompts" in call:
+            del call["prompt"]
+    alone = [pixels(helm(**call))[0] for call in calls]
+    with Engine(helm) as engine:
+        tickets = [engine.submit(**call) for call in calls]
+        shared = [pixels(ticket.result(SECONDS))[0] for ticket in tickets]
+    for mine, its in zip(shared, alone, strict=True):
+        assert abs(mine - its).max() <= 1
+    assert ["loop" in ticket.alone for ticket in tickets] == [False] * 4 + [True] * 2
+
+
+def test_a_call_that_shares_takes_a_tail_and_refuses_what_only_a_loop_does(pipe: Any) -> None:
+    helm, call = tm.Helm(pipe), made(pipe, CALLS[0])
+
+    def turn(run: Any) -> None:
+        if run.step == 2 and not run.journey:
+            run.tail("euler_ancestral", steps=3, guidance=tm.apg(3.0, norm_threshold=5.0))
+
+    alone = pixels(helm(**call, hooks=[turn]))[0]
+    with Engine(helm) as engine:
+        keeper = Gatekeeper(2)
+        ticket = engine.submit(**call, hooks=[keeper])
+        assert keeper.reached.wait(SECONDS)
+        ticket.pause()
+        keeper.go.set()
+        until(lambda: all(bucket.idle for bucket in engine.buckets))
+        twin = engine.branch(ticket, paused=True)
+        for one in (ticket, twin):
+            with pytest.raises(ArgumentError, match="pag makes the network"):
+                one.guidance = tm.cfg(3.0) + tm.pag(2.0)
+            with pytest.raises(RunError, match="submit"):
+                one.prompt("pizza")
+            turn(one.run)
+            one.resume()
+        assert all(abs(pixels(t.result(SECONDS))[0] - alone).max() <= 1 for t in (ticket, twin))
+        until(lambda: len(engine) == 0)
+        assert engine.held == 0
+
+
+def test_closing_gives_up_a_paused_call_that_is_made_alone() -> None:
+    engine, keeper = Engine("emoji"), Gatekeeper()
+    ticket = engine.submit(prompts={0.0: "apple", 0.5: "pizza"}, steps=3, hooks=[keeper])
+    assert keeper.reached.wait(SECONDS)
+    ticket.pause()
+    keeper.go.set()
+    until(lambda: ticket.status == "paused")
+    engine.close()
+    with pytest.raises(RunError, match="while it was paused"):
+        ticket.result(SECONDS)
+
+
 def test_its_pictures_have_the_recipe_of_the_call() -> None:
     with Engine("emoji") as engine:
         call: dict[str, Any] = {
@@ -224,6 +292,8 @@ def test_what_does_not_fit_waits_and_a_full_queue_refuses(pipe: Any) -> None:
         ({"sampler": "eulr"}, UnknownName), ({"stepz": 3}, UnknownName),
         ({"steps": 0}, ArgumentError), ({"guidance": -1}, ArgumentError),
         ({"deadline": -1}, ArgumentError), ({"priority": 1000}, ArgumentError),
+        ({"guidance": tm.cfg(3.0) + tm.autoguidance(2.0)}, ArgumentError),
+        ({"guidance": tm.cfg_pp(0.6), "sampler": "heun"}, ArgumentError),
         ({"resume": None}, ArgumentError), ({"hooks": [3]}, ArgumentError),
     ],
 )  # fmt: skip

@@ -279,7 +279,7 @@ class Controlled(Position):
                 guidance, self.table, self.program.prediction, self.row + in_flight
             )
             if guidance is not None:
-                self.driver.admit(run, guidance)
+                self.driver.admit(run, guidance, self.table)
             self._coming = new if guidance != self._guided.guidance else None
             if not in_flight:
                 self._settle()
@@ -330,6 +330,8 @@ class Controlled(Position):
         order, new = self.guided.order, aside.difference
         if new is not None and order:
             state = state._replace(differences=(new, *state.differences)[:order])
+        if self._guided_at(state.row).method != self.guided.method:  # a tail's, which begins anew
+            return state._replace(momentum=None)
         return state if aside.momentum is None else state._replace(momentum=aside.momentum)
 
     # -- prompts -----------------------------------------------------------------------------------

@@ -43,8 +43,13 @@ class Driver:
         """Whether the call that drives the run is past its loop; no order is done meanwhile."""
         return False
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Refuse guidance that the coming rows of a run cannot have.
+
+        Args:
+            run: that goes on.
+            guidance: of its coming rows.
+            table: that they are of, the run's own or the one of a tail.
 
         Raises:
             TimonelError: it is refused.
@@ -77,6 +82,9 @@ class Driver:
 
     def turn(self, run: Run, table: Table) -> None:
         """Raises `TimonelError` where the loop cannot go on with the rows of another table."""
+
+    def fits(self, table: Table) -> None:
+        """Raises `TimonelError` where the call has what the rows of another table cannot have."""
 
     def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
         """The noise of a table for a run that has had none; None where no seeds are known."""

@@ -182,7 +182,10 @@ class Position:
 
         Of the rows before a tail that which acted there.
         """
-        row = self.row
+        return self._guided_at(self.row)
+
+    def _guided_at(self, row: int) -> CompiledGuidance:
+        """The guidance that acts on a row."""
         return next((guided for until, guided in self._past if row < until), self._guided)
 
     @property

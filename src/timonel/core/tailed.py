@@ -144,10 +144,10 @@ class Tailed(Controlled):
         row = self._boundary()
         table = self.table
         last = self._last(table, row)
-        sampler = _sampler_to_come(named, steps, grid, sigmas, last)
+        sampler = _sampler_to_come(named, steps, grid, sigmas, last, guidance)
         turn = Turn(table, row, process, last, self._knows_newest(row))
         now = (self._coming or self._guided).guidance if guidance is None else guidance
-        sampler = _graded(sampler, turn, last, process).guided_by(now)
+        sampler = graded(sampler, turn, last, process).guided_by(now)
         new = tail.splice(turn, sampler).detach()
         self.driver.turn(self, new)
         noise = self._noise_of(new, row, sampler)
@@ -209,7 +209,7 @@ class Tailed(Controlled):
         goes_on = guidance is None
         if guidance is not None:
             run: Any = self
-            self.driver.admit(run, guidance)
+            self.driver.admit(run, guidance, table)
         try:
             new = CompiledGuidance.of(
                 now.guidance if goes_on else guidance, table, self.prediction,
@@ -275,6 +275,9 @@ class Tailed(Controlled):
         """A point of the run as one of the new table."""
         if point.state.row == ahead.row and point.call is not None and point.call.clean is None:
             point = point._replace(call=point.call._replace(clean=self._clean_of(point.call)))
+        before = ahead.past[-1][1] if ahead.past else ahead.guided
+        if point.state.row == ahead.row and before.method != ahead.guided.method:
+            point = point._replace(state=point.state._replace(momentum=None))
         return tail.carried(point, ahead.program, ahead.table, ahead.row)
 
 
@@ -284,9 +287,12 @@ def _sampler_to_come(
     grid: str | None,
     sigmas: Sequence[float] | None,
     last: Sampler | None,
+    guidance: Guidance | None,
 ) -> Sampler:
     """The sampler that an order names, in the place of the last one."""
-    if all(value is None for value in (sampler, steps, grid, sigmas)):
+    method = None if guidance is None else guidance.method
+    twin = method is not None and method.reads_uncond  # it needs another solver
+    if not twin and all(value is None for value in (sampler, steps, grid, sigmas)):
         raise ArgumentError(
             "a tail names what changes: tail('dpmpp_2m'), tail(steps=4), tail(grid='ays') or"
             " tail(sigmas=[…]); for guidance alone assign run.guidance"
@@ -327,8 +333,15 @@ def _name(sampler: Any) -> str:
     return name
 
 
-def _graded(sampler: Sampler, turn: Turn, last: Sampler | None, process: Process) -> Sampler:
-    """The sampler with steps and a grid, unless its levels are those that were to come."""
+def graded(sampler: Sampler, turn: Turn, last: Sampler | None, process: Process) -> Sampler:
+    """The sampler with steps and a grid, unless its levels are those that were to come.
+
+    Args:
+        sampler: of a tail.
+        turn: where it begins.
+        last: the sampler before.
+        process: of the model.
+    """
     listed = (sampler.fitted, sampler.sigmas, sampler.times)
     if any(value is not None for value in listed) or (sampler.grid, sampler.steps) == (None, None):
         return sampler

@@ -236,6 +236,19 @@ class Handle:
         )
         return done
 
+    @property
+    def guidance(self) -> Guidance | None:
+        """How the run is guided; assign `cfg(…)`, a scale or None to change it, as `run.guidance`.
+
+        Raises:
+            TimonelError: at the assignment, and the call goes on as it was.
+        """
+        return self.run.guidance
+
+    @guidance.setter
+    def guidance(self, value: Guidance | float | Sequence[float] | None) -> None:
+        self._order("guidance", lambda run: setattr(run, "guidance", value))
+
     def prompt(self, prompts: Any = None, *, negative: Any = None) -> None:
         """Let another prompt hold for every row that is computed from here on.
 

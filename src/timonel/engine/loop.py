@@ -25,6 +25,7 @@ from ..core.process import Process
 from ..core.program import DenoisedFn
 from ..core.run import Run
 from ..core.sampler import Sampler
+from ..core.table import Table
 from ..errors import ArgumentError, function, instance
 from .drive import drive, without_terms
 from .network import Denoiser, Denoisers
@@ -102,7 +103,7 @@ class NativeLoop(Driver):
     def __init__(self, unconditional: Denoiser | None) -> None:
         self.unconditional = unconditional
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
         without_terms(guidance)
         if self.unconditional is None:
@@ -141,7 +142,7 @@ def iterate(run: Run, denoise: Denoiser, unconditional: Denoiser | None = None) 
         )
     driver = NativeLoop(unconditional)
     if run.guidance is not None:
-        driver.admit(run, run.guidance)
+        driver.admit(run, run.guidance, run.table)
     run.drive_by(driver)
     network = Denoisers(denoise, unconditional)
     return (run for row in drive(run, network) if run.row > row and run.table.ends[row])

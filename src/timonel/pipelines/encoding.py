@@ -16,16 +16,20 @@ from torch import Tensor
 
 from ..core.driver import Driver
 from ..core.guidance import Guidance
+from ..core.noise import Noise, source
 from ..core.run import Run
+from ..core.sampler import Sampler
 from ..core.table import Table
 from ..engine.conditions import Conditions
 from ..engine.drive import without_terms
-from ..errors import ArgumentError
+from ..errors import ArgumentError, RunError
 from . import watched
 from .capture import Captured, NotCaptured, not_noised
 from .guidance import batch_tree
 from .guidance.gate import Called, Gate
+from .helm import Helm
 from .session import Session
+from .sockets import requested_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +106,10 @@ def encode(
         NotCaptured: the pipeline calls its network otherwise than in the capture.
         TimonelError: what a call of the helm raises.
     """
-    check_shared(options, guidance)
     row, helm = watched.WatchedRow(), captured.helm
     call = helm.ready(
         tuple(args),
-        {**options, "guidance": captured.scale},
+        {**options, "guidance": captured.scale, **_sampler(helm, options, guidance)},
         partial(EncodingGate, captured, row),
     )
     session = call.session
@@ -120,63 +123,92 @@ def encode(
     assert run is not None
     if session.rows[0]:
         raise NotCaptured(f"{type(helm.pipe).__name__} begins on the way, not at pure noise")
-    _check_method(guidance, run.table)
     network = _of(captured, row, call.gate.samples or 1)
     run.equip(hooks)
     session.request = replace(session.request, guidance=guidance, hooks=tuple(hooks))
-    run.drive_by(CapturedLoop(captured))
+    run.drive_by(CapturedLoop(captured, session))
     run.guidance = guidance
     return Encoded(network, run, session, call.options)
 
 
-def check_shared(options: Mapping[str, Any], guidance: Guidance | None) -> None:
-    """Refuse what a captured network cannot do for one of the runs that share its calls.
+def stays_in_loop(options: Mapping[str, Any], guidance: Guidance | None) -> str:
+    """Why a call needs the pipeline's own loop, whatever its network is.
 
     Args:
-        options: of a call of the helm.
-        guidance: of its run.
+        options: of the call of the helm.
+        guidance: of the run.
 
-    Raises:
-        NotCaptured: the helm alone can make the call.
+    Returns:
+        A sentence; empty where it does not.
     """
     for name in ("prompts", "negative_prompts"):
         if options.get(name) is not None:
-            raise NotCaptured(f"{name}= change over the run, and its conditions stay the same")
+            return f"{name}= change on the way, which the pipeline's own loop does"
     if guidance is not None and guidance.terms:
-        raise NotCaptured(f"{guidance.terms[0].kind} changes layers of the network that others use")
+        kind = guidance.terms[0].kind
+        return f"{kind} makes the network worse, which the pipeline's own loop does"
+    return ""
 
 
-def _check_method(guidance: Guidance | None, table: Table) -> None:
-    """Raises `NotCaptured` where the helm would take the CFG++ twin of the sampler."""
-    method = None if guidance is None else guidance.method
-    if method is not None and method.reads_uncond and not table.reads_uncond:
-        raise NotCaptured(
-            f"{method.name} takes the twin of {table.solver!r}: name it, e.g."
-            " sampler='euler_cfg_pp', to share network calls"
-        )
+def _sampler(
+    helm: Helm, options: Mapping[str, Any], guidance: Guidance | None
+) -> dict[str, Sampler]:
+    """The sampler that such guidance needs, for the call itself is guided by the capture's scale.
+
+    Empty where it is the same.
+    """
+    named = options.get("sampler")
+    if guidance is None or (named is None and requested_levels.lists(options)):
+        return {}
+    if named is None:
+        return {"sampler": helm.choose(None, options.get("steps"), guidance).sampler}
+    return {"sampler": Sampler.of(named).guided_by(guidance)}
 
 
 class CapturedLoop(Driver):
-    """The loop of a captured network: it guides by a scale where it has two parts.
+    """The loop of a captured network: it guides where it has two parts.
 
     Args:
         captured: the network.
+        session: of the call.
     """
 
-    def __init__(self, captured: Captured) -> None:
-        self.captured = captured
+    def __init__(self, captured: Captured, session: Session) -> None:
+        self.captured, self.session = captured, session
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Raises `ArgumentError` where the coming rows of `run` cannot be guided so."""
         without_terms(guidance)
         parts = self.captured.parts
-        others = set(guidance.scales(run.table)) - {None, 1.0, self.captured.scale}
+        scales = set(guidance.scales(table)) - {1.0}
+        more = guidance.method is not None or guidance.rescale or guidance.forecast > 1
+        others = scales if more else scales - {None, self.captured.scale}
         if others and parts != 2:
             raise ArgumentError(
-                f"guidance {max(filter(None, others)):g} needs a conditional and an unconditional"
+                f"guidance {_named(guidance, others)} needs a conditional and an unconditional"
                 f" part, and {type(self.captured.helm.pipe).__name__} has {parts} here: leave"
-                " guidance out"
+                " guidance out, or name a scale above 1 when the call begins"
             )
+
+    def prompt(self, run: Run, prompts: Any, negative: Any) -> None:
+        """Raises `RunError`: the conditions of a call are encoded when it is admitted."""
+        raise RunError(
+            "this call shares its network calls, and its prompt was encoded when it was admitted:"
+            " let prompts change by submit(prompts={0.0: …, 0.4: …}), whose call is made alone"
+        )
+
+    def source(self, kind: str, table: Table, sample: Tensor) -> Noise | None:
+        """The noise of the call's seeds."""
+        seeds = self.session.request.seeds
+        return None if seeds is None else source(kind, seeds, table).spread(sample)
+
+
+def _named(guidance: Guidance, scales: set[float | None]) -> str:
+    """What of guidance needs two parts, in few words."""
+    if guidance.method is not None:
+        return guidance.method.name
+    numbers = [scale for scale in scales if scale is not None]
+    return f"{max(numbers):g}" if numbers else "with forecast= or rescale="
 
 
 def _of(captured: Captured, row: watched.WatchedRow, count: int) -> Captured:

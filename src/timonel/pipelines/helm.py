@@ -237,7 +237,7 @@ class Helm(Steered):
         for hook in arguments.hooks:
             takes_the_run(hook)
         guidance = self._guidance(arguments.guidance, options, resume)
-        both = _reads_uncond(sampler)
+        both = reads_uncond(sampler)
         guidance, scaled = scale.resolve_guidance(
             self.pipe, self.parameters, options, guidance, both
         )
@@ -291,7 +291,7 @@ class Helm(Steered):
         self, guidance: Guidance | None, sampler: Sampler, options: dict[str, Any]
     ) -> Guidance | None:
         """The guidance of a call, the pipeline's own where the sampler reads both of its parts."""
-        if guidance is not None or not _reads_uncond(sampler):
+        if guidance is not None or not reads_uncond(sampler):
             return guidance
         own = scale.usual(self.pipe, self.parameters, options)
         return Guidance() if own is not None and own > 1 else None
@@ -370,7 +370,7 @@ class Helm(Steered):
         Raises:
             ArgumentError: what the call would raise for these arguments.
         """
-        settled: Guidance | None = None
+        settled = guidance if isinstance(guidance, Guidance) else None
         if self.card is not None:
             guided = self._guidance(guidance, {})
             settled, _ = scale.resolve_guidance(self.pipe, self.parameters, {}, guided)
@@ -423,7 +423,7 @@ class Helm(Steered):
         return fitted_check.shipped(model.card.name, count, *call)
 
 
-def _reads_uncond(sampler: Sampler | None) -> bool:
+def reads_uncond(sampler: Sampler | None) -> bool:
     """Whether a sampler reads unconditional predictions."""
     return (
         sampler is not None and sampler.fitted is None and solvers.find(sampler.name).reads_uncond

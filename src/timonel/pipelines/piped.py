@@ -123,7 +123,7 @@ class Piped(Stepped):
             return self.claim.thread is not None
         return any(pipe is self.pipe for _, pipe in everywhere())
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Check that the coming rows can be guided so.
 
         Raises:
@@ -134,7 +134,7 @@ class Piped(Stepped):
                 "a scheduler alone leaves guidance to the pipeline: steer it with"
                 " timonel.Helm(pipe), or change the pipeline's own scale"
             )
-        self.gate.admit(run, guidance)
+        self.gate.admit(run, guidance, table)
         if self.gate.prompts is not None:
             check_guidance(self.gate.prompts.plan, guidance)
 
@@ -194,8 +194,7 @@ class Piped(Stepped):
         """
         super().turn(run, table)
         name = type(self.pipe).__name__
-        if self.gate is not None and self.gate.prompts is not None:
-            self.gate.prompts.plan.rows(table)
+        self.fits(table)
         if counts(self.pipe) and not self.session.request.recall:
             raise RunError(
                 f"the loop of {name} counts its turns, so it has to be called again for other"
@@ -212,6 +211,14 @@ class Piped(Stepped):
                 f"{name} reads its scheduler at whole times, and these levels have others: take"
                 " grid='trailing' or 'leading' for the tail"
             )
+
+    def fits(self, table: Table) -> None:
+        """Raises `ArgumentError` where the prompts of the call do not fit the steps of a table."""
+        plan = self.session.request.prompts
+        if self.gate is not None and self.gate.prompts is not None:
+            plan = self.gate.prompts.plan
+        if plan is not None:
+            plan.rows(table)
 
     def remembered(self) -> Any:
         """What the pipeline's networks keep in caches of diffusers'; None: nothing."""

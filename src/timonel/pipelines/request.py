@@ -102,7 +102,25 @@ def arguments(
         if key in named:
             raise ArgumentError(f"{key} was passed twice, by position and by name")
         named[key] = value
+    for key, value in {
+        **named,
+        "prompts": helm.prompts,
+        "negative_prompts": helm.negative_prompts,
+    }.items():
+        _check_texts(key, value.texts if isinstance(value, Prompts) else value)
     return helm, shares(_one_video_each(_typed_options(named, parameters), parameters))
+
+
+def _check_texts(name: str, value: Any) -> None:
+    """Raises `ArgumentError` for a text that no file can hold, and no tokenizer reads."""
+    for text in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(text, (list, tuple)):
+            _check_texts(name, text)
+        elif isinstance(text, str) and any("\ud800" <= one <= "\udfff" for one in text):
+            raise ArgumentError(
+                f"{name}={shown(text)} has a half of a surrogate pair alone, which is no character:"
+                " leave it out"
+            )
 
 
 def _of_helm(values: dict[str, Any]) -> HelmArguments:

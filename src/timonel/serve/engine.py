@@ -29,14 +29,15 @@ import torch
 from ..core import border
 from ..core.guidance import Guidance, assigned
 from ..core.run import Run
+from ..core.sampler import Sampler
 from ..engine.batch import Job
 from ..errors import ArgumentError, RunError, finite, whole
 from ..pipelines import request
 from ..pipelines.capture import Captured, NotCaptured, capture
 from ..pipelines.decode.previews import PipelineContext, previewed
-from ..pipelines.encoding import Encoded, check_shared, encode
-from ..pipelines.guidance import scale
-from ..pipelines.helm import Helm
+from ..pipelines.encoding import CapturedLoop, Encoded, encode, stays_in_loop
+from ..pipelines.guidance import applied, scale
+from ..pipelines.helm import Helm, reads_uncond
 from ..pipelines.network.busy import Claim
 from .bucket import Bucket, bytes_of
 from .finish import Ended, Finisher
@@ -47,6 +48,7 @@ WAITING = 256  # calls that wait at most
 MEMORY = 1 << 30  # bytes of the tensors of all runs that take part
 DECODED = 8  # samples decoded at once
 Learned = tuple[Captured, PipelineContext]
+PAUSED = "the engine was closed while it was paused"
 TICK = 0.05  # seconds after which paused runs and deadlines are looked at again
 
 
@@ -100,6 +102,7 @@ class Engine:
         self._queue: list[tuple[int, int, Ticket]] = []  # by priority, then by number
         self._change = threading.Condition()
         self._closing = False
+        self._single: Ticket | None = None  # whose call the pipeline's own loop makes now
         # nobody else may call the pipeline; they may look at it
         self._claim = Claim(self.helm.pipe)
         self._finisher = Finisher(self.helm, DECODED)
@@ -138,8 +141,10 @@ class Engine:
         border.hooks(hooks)
         if "resume" in options:
             raise ArgumentError("an engine begins its runs itself: leave resume= out")
-        known = request.arguments(self.helm.pipe, self.helm.parameters, args, options)[0]
+        pipe, parameters = self.helm.pipe, self.helm.parameters
+        known, named = request.arguments(pipe, parameters, args, options)
         self.helm.choose(known.sampler, known.steps, chosen)
+        applied.refuse(pipe, parameters, named, chosen, known.weak)
         submitted = Request(
             args, options, chosen, tuple(hooks), whole("priority", priority, -100, 100),
             None if deadline is None else finite("deadline", deadline, 0),
@@ -187,6 +192,7 @@ class Engine:
             run.rewind(step)
         session = copy(ticket.encoded.session)
         session.run = run
+        run.drive_by(CapturedLoop(ticket.encoded.network, session))
         twin = self._enqueue(ticket.request, replace(ticket.encoded, run=run, session=session))
         if paused:
             twin.pause()
@@ -212,9 +218,12 @@ class Engine:
         with self._change:
             self._closing = True
             tickets = [] if drain else [*(t for _, _, t in self._queue), *self._active()]
+            single = self._single
             self._change.notify_all()
         for ticket in tickets:
             ticket.cancel("the engine was closed")
+        if single is not None and single.status == "paused":  # its loop holds the thread
+            single.cancel(PAUSED)
         self._thread.join()
         self._finisher.close()
 
@@ -242,7 +251,8 @@ class Engine:
 
     # -- the queue ---------------------------------------------------------------------------------
     def _active(self) -> list[Ticket]:
-        return [ticket for bucket in self.buckets for ticket, _ in bucket.jobs.values()]
+        shared = [ticket for bucket in self.buckets for ticket, _ in bucket.jobs.values()]
+        return shared if self._single is None else [*shared, self._single]
 
     def _wake(self) -> None:
         """Look at paused runs and at the queue again."""
@@ -341,7 +351,7 @@ class Engine:
     def _abandon(self) -> None:
         """Give up paused calls, which nobody is left to resume."""
         for ticket in self._active():
-            ticket.cancel("the engine was closed while it was paused")
+            ticket.cancel(PAUSED)
 
     def _room(self) -> bool:
         """Whether a call waits that could be admitted."""
@@ -373,14 +383,16 @@ class Engine:
             spent = [b.spent for b in self.buckets if b.jobs]
             bucket.spent = max(bucket.spent, min(spent, default=0.0))
         bucket.add(ticket, encoded, slots)
-        self.held += bytes_of(encoded)
+        ticket.held = bytes_of(encoded)
+        self.held += ticket.held
 
     def _encoded(self, ticket: Ticket) -> tuple[Encoded, PipelineContext]:
         """A call, encoded; how the network is called for a new size is learned first."""
         if ticket.encoded is not None:
             return ticket.encoded, ticket.encoded.run.context
         submitted, hooks = ticket.request, ticket.hooks()
-        check_shared(submitted.options, submitted.guidance)
+        if alone := stays_in_loop(submitted.options, submitted.guidance):
+            raise NotCaptured(alone)
         learned = self._scale(submitted)
         if learned not in self._learned:
             self._learn(submitted, learned)
@@ -396,14 +408,16 @@ class Engine:
 
     def _scale(self, submitted: Request) -> float | None:
         """The scale that the pipeline is called with: its usual one, or one above 1."""
-        card = self.helm.card
+        card, wanted = self.helm.card, submitted.guidance
         usual = scale.usual(self.helm.pipe, self.helm.parameters, dict(submitted.options))
-        if card is not None and card.default_guidance is not None:
+        own = wanted is not None and wanted.scale is None  # the pipeline's, as in the helm
+        if card is not None and card.default_guidance is not None and not own:
             usual = card.default_guidance
         if usual is not None and usual > 1:
             return float(usual)
-        wanted = None if submitted.guidance is None else submitted.guidance.scale
-        most = max(wanted) if isinstance(wanted, tuple) else wanted
+        sampler = submitted.options.get("sampler")
+        both = sampler is not None and reads_uncond(Sampler.of(sampler))
+        most = None if wanted is None else scale.computed(wanted, both)
         return most if most is not None and most > 1 else None
 
     def _learn(self, submitted: Request, guidance: float | None) -> None:
@@ -417,7 +431,7 @@ class Engine:
     def _ended(self, bucket: Bucket, job: Job) -> None:
         """A run has ended: it failed, or it is decoded."""
         ticket, encoded = bucket.jobs.pop(job)
-        self.held -= bytes_of(encoded)
+        self.held -= ticket.held
         if job.reason and not ticket.cancelled:
             ticket.end(error=RunError(f"the call has failed: {job.reason}"))
         elif ticket.cancelled:
@@ -429,12 +443,15 @@ class Engine:
         """A call through the helm, where the network cannot leave the pipeline's loop."""
         submitted = ticket.request
         options = {**submitted.options, "guidance": submitted.guidance, "hooks": ticket.hooks()}
+        self._single = ticket
         try:
             call = self.helm.ready(submitted.args, options)
             output, run = call(), call.session.newest
         except Exception as error:
             ticket.end(error=error)
             return
+        finally:
+            self._single = None
         frames = list(getattr(output, "frames", None) or [])
         images = list(getattr(output, "images", None) or [video[0] for video in frames])
         ticket.end(Output(images, frames, 0 if run is None else run.advances))

@@ -91,6 +91,7 @@ class Ticket(Handle):
         self.number, self.request = number, request
         self.submitted = time.monotonic()
         self.cancelled = ""
+        self.held = 0  # bytes that its run was admitted with
         self.position = 0
         self.encoded: Encoded | None = None  # once it is admitted
         self.alone = ""  # why it does not share its network calls

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...core.guidance import Guidance, stretch
 from ...core.run import Run
+from ...core.table import Table
 from ...engine.tensor_trees import equal
 from ...errors import ArgumentError, ModelError
 from ..session import Phase, Session
@@ -398,15 +399,14 @@ class Gate:
         each = list(each[0].chunk(count)) if 1 < count <= 3 else each
         return FirstRow(each, raw, x, False)
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Check that the coming rows of a call, as it was begun, can be guided so.
 
         Raises:
-            ModelError: the pipeline's network is unknown.
-            ArgumentError: the call has no unconditional part, or no scale.
+            TimonelError: the network is unknown, or the call has no unconditional part or no scale.
         """
         self.applied.check(guidance)
-        scales = set(guidance.scales(run.table)) - {1.0}
+        scales = set(guidance.scales(table)) - {1.0}
         if not scales or guidance.bare:
             return
         if not networks(self.pipe):
@@ -427,10 +427,10 @@ class Gate:
                 f"{self._name} has no guidance scale to change: leave the scale out of cfg(…)"
             )
         if self.first_row is not None:
-            self._admit_parts(run, guidance, scales, self.first_row)
+            self._admit_parts(table, guidance, scales, self.first_row)
 
     def _admit_parts(
-        self, run: Run, guidance: Guidance, scales: set[float | None], first: FirstRow
+        self, table: Table, guidance: Guidance, scales: set[float | None], first: FirstRow
     ) -> None:
         """Raises `ArgumentError` where the network's parts do not let it be guided so."""
         each, raw, x, sequential = first
@@ -441,7 +441,7 @@ class Gate:
             raise ArgumentError(
                 f"{self._name} guides by two things at once; give one scale, when the call begins"
             )
-        if len(each) > 1 and (guidance.method is not None or run.table.reads_uncond):
+        if len(each) > 1 and (guidance.method is not None or table.reads_uncond):
             self.applied.admit_parts(guidance, each, raw, x)
         self._admit_rest(guidance, first, perturbed)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...core.guidance import Guidance, rescaled
 from ...core.run import Run
+from ...core.table import Table
 from ...errors import ArgumentError, ModelError
 from .. import modular
 from ..session import Session
@@ -344,15 +345,14 @@ class GuiderGate(Gate):
         if not self.did & Did.GUIDED and (run.scale is not None or not self.offered):
             raise ArgumentError(NO_PART.format(pipe=self._name))
 
-    def admit(self, run: Run, guidance: Guidance) -> None:
+    def admit(self, run: Run, guidance: Guidance, table: Table) -> None:
         """Check that the coming rows of a call, as it was begun, can be guided so.
 
         Raises:
-            ModelError: the pipeline's network is unknown.
-            ArgumentError: the call has no unconditional part, or no scale.
+            TimonelError: the network is unknown, or the call has no unconditional part or no scale.
         """
         self.applied.check(guidance)
-        scales = set(guidance.scales(run.table)) - {1.0}
+        scales = set(guidance.scales(table)) - {1.0}
         if not scales or guidance.bare:
             return
         if not networks(self.pipe):

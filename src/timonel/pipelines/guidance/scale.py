@@ -135,20 +135,31 @@ def resolve_guidance(
     if guidance.scale is None:
         return guidance, None
     scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
-    computed = _computed(guidance, scales, both)
+    above = computed(guidance, both)
     if name is not None:
-        _write(options, name, computed)
+        _write(options, name, above)
         if len(set(scales)) > 1 and options.get(f"{name}_2") is not None:
             raise ArgumentError(f"give one scale per step or {name}_2=, not both")
     elif not guiders(pipe, parameters):
         raise ArgumentError(
             f"{type(pipe).__name__} takes no guidance_scale; leave the scale out of guidance="
         )
-    return guidance, computed
+    return guidance, above
 
 
-def _computed(guidance: Guidance, scales: tuple[float, ...], both: bool) -> float:
-    """The scale for the pipeline: above 1 it computes both parts, which the gate then changes."""
+def computed(guidance: Guidance, both: bool) -> float | None:
+    """The scale for the pipeline: above 1 it computes both parts, which the gate then changes.
+
+    Args:
+        guidance: of a call.
+        both: whether the sampler reads the unconditional output at any scale.
+
+    Returns:
+        The scale; None where it stays the pipeline's own.
+    """
+    if guidance.scale is None:
+        return None
+    scales = guidance.scale if isinstance(guidance.scale, tuple) else (guidance.scale,)
     both = both or (guidance.method is not None and guidance.method.reads_uncond)
     off = set(scales) == {1.0} and not both
     return next((s for s in scales if s > 1), 1.0 if off else 2.0)

@@ -191,7 +191,9 @@ def _schedules(session: Session) -> tuple[Any, Any] | None:
     prompted, plan = session.gate.prompts if session.gate else None, session.request.prompts
     if prompted is not None and prompted.live and session.run is not None:
         journey: tuple[Any, Any] | None = prompted.journey_of(session.run.table)
-        return journey
+        steps = _begun_steps(session, session.run)
+        late = any(one is not None and one.entries[-1].stop >= steps for one in journey or ())
+        return None if late else journey  # behind the steps that the call begins with
     return (None, None) if plan is None else (plan.positive, plan.negative)
 
 

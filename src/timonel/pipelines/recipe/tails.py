@@ -9,12 +9,13 @@ from pydantic import ConfigDict, Field
 
 from ...core.data import Data, GuidanceData
 from ...core.grids import MOST_STEPS
+from ...core.guidance import CompiledGuidance
 from ...core.hook import Hook
 from ...core.noise import DEFAULT
 from ...core.sampler import Sampler
 from ...core.tail import splice
 from ...core.tail_levels import Turn
-from ...core.tailed import Tail
+from ...core.tailed import Tail, graded
 from ...errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -116,13 +117,16 @@ class Tails(Hook):
         self.tails = tuple(tails)
 
     def on_start(self, run: Run) -> None:
-        table, last = run.table, run.sampler
+        table, last, guidance = run.table, run.sampler, run.guidance
         for tail in self.tails if run.process is not None else ():  # before any compute
             assert run.process is not None
             check((tail,), table.steps)
-            sampler = tail.chosen()
-            table = splice(Turn(table, table.first_row(tail.step), run.process, last), sampler)
-            last = sampler
+            turn = Turn(table, table.first_row(tail.step), run.process, last)
+            guidance = guidance if tail.guidance is None else tail.guidance.guidance()
+            last = graded(tail.chosen(), turn, last, run.process).guided_by(guidance)
+            table = splice(turn, last)
+            CompiledGuidance.of(guidance, table, run.prediction)
+            run.driver.fits(table)
         self._order(run)
 
     def on_step(self, run: Run) -> None:

@@ -90,6 +90,7 @@ def wrong(
     message: str, status: int, kind: str = "invalid_request_error", **headers: str
 ) -> Response:
     """An error as OpenAI's API has it."""
+    message = message.encode(errors="backslashreplace").decode()  # a lone half of a surrogate
     body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return JSONResponse(body, status, {key.replace("_", "-"): v for key, v in headers.items()})
 
