@@ -358,12 +358,17 @@ def test_the_guidance_of_a_tail_holds_from_there_on_and_the_other_before(tmp_pat
     assert kept.guided.scales[4:] == (1.0, 1.0)  # 4 of 6 steps is behind the half
 
 
-@pytest.mark.parametrize("then", [3.0, tm.apg(4.0, norm_threshold=1.0), tm.tcfg(3.0)], ids=str)
+@pytest.mark.parametrize(
+    "then", [3.0, tm.apg(4.0, norm_threshold=1.0, momentum=-0.5), tm.tcfg(3.0)], ids=str
+)
 def test_a_tail_of_another_method_begins_without_the_momentum_of_the_rows_before(
     then: Any, tmp_path: Path
 ) -> None:
     def there(**more: Any) -> Run:
-        run = forth(begun("euler/karras", guidance=tm.apg(4.0, norm_threshold=2.0), **more), 4)
+        run = forth(
+            begun("euler/karras", guidance=tm.apg(4.0, norm_threshold=2.0, momentum=-0.5), **more),
+            4,
+        )
         assert run.momentum is not None
         run.tail("dpmpp_2m", steps=4, guidance=then)
         return run
@@ -381,7 +386,7 @@ def test_a_tail_of_another_method_begins_without_the_momentum_of_the_rows_before
 
 
 def test_a_tail_of_the_same_method_keeps_its_momentum() -> None:
-    run = forth(begun("euler/karras", guidance=tm.apg(4.0, norm_threshold=2.0)), 4)
+    run = forth(begun("euler/karras", guidance=tm.apg(4.0, norm_threshold=2.0, momentum=-0.5)), 4)
     before = run.momentum
     run.tail(steps=3)
     assert before is not None

@@ -363,8 +363,7 @@ def test_a_pipeline_that_is_not_captured_makes_its_calls_alone() -> None:
 @pytest.mark.parametrize("call", [
     {"prompts": {0.0: "red apple", 0.5: "pizza"}},
     {"prompt": "red apple", "guidance": tm.cfg(4.0) + tm.pag(3.0)},
-    {"prompt": "red apple", "sampler": "euler", "guidance": tm.cfg_pp(0.6)},
-], ids=["prompts", "terms", "twin"])  # fmt: skip
+], ids=["prompts", "terms"])  # fmt: skip
 def test_what_shared_calls_cannot_do_is_made_alone_and_is_the_helms(call: dict[str, Any]) -> None:
     helm, call = tm.Helm("emoji"), {**call, "steps": 3, "seeds": [7]}
     right = pixels(helm(**call))[0]
