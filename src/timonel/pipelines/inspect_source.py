@@ -36,6 +36,8 @@ FOREIGN[TWICE] = "calls step twice a turn, once to read its own scheduler's pred
 EXPLODES = r"scheduler\.scale_model_input\(sigma"
 FOREIGN[EXPLODES] = "computes with samples x0 + sigma·noise, which are kept at unit variance here"
 SHARES = r"progress_bar\(timesteps\[:-1\]\)"  # of a list of shares, whose end is left out
+# Stable Cascade's, which makes its share of a whole time of a scheduler that is not Wuerstchen's
+RATIOS = r"get_timestep_ratio_conditioning\("
 INDEXED = r"\b(?:alphas|alphas_cumprod|betas)\["
 STEPS = r"scheduler\w*\.step\("
 UTILITIES = (
@@ -165,7 +167,9 @@ def rounds_down(pipe: Any) -> bool:
 
 def changes(pipe: Any) -> dict[str, Any]:
     """Keys that a pipeline's source says of its model beyond its scheduler's config."""
-    return {"process": "cosine"} if _has(pipe, SHARES) else {}
+    if _has(pipe, SHARES):
+        return {"process": "cosine"}
+    return {"process": "vp"} if _has(pipe, RATIOS) else {}
 
 
 def indexes_by_time(pipe: Any) -> bool:
