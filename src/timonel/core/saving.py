@@ -359,11 +359,11 @@ def _guided(past: SavedPast, run: Run) -> CompiledGuidance:
     guidance = None if past.guidance is None else words.read(past.guidance)
     if guidance is not None and isinstance(guidance.scale, tuple):
         guidance = replace(guidance, scale=guidance.scale[:1][0])
-    made = CompiledGuidance.of(guidance, run.table, run.prediction, past.since)
+    compiled = CompiledGuidance.of(guidance, run.table, run.prediction, past.since)
     scales, weights = tuple(past.scales), tuple(map(tuple, past.weights))
     if past.guidance is not None:
-        made = replace(made, guidance=words.read(past.guidance))
-    return replace(made, scales=scales, weights=weights)
+        compiled = replace(compiled, guidance=words.read(past.guidance))
+    return replace(compiled, scales=scales, weights=weights)
 
 
 def _sampler(data: dict[str, Any]) -> Sampler:

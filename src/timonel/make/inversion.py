@@ -178,10 +178,10 @@ def invert(
         latents = inverted.latents.to(start.dtype)
         output = helm(**settings, **inputs, latents=latents, output_type="pil")
     assert helm.run is not None
-    made, back = output.images[0], helm.run.result.float()
+    remade, back = output.images[0], helm.run.result.float()
     off = (back - clean.to(back)).pow(2).mean().sqrt() / clean.float().pow(2).mean().sqrt()
     return Inversion(
-        latents, made, float(off), _difference(picture, made),
+        latents, remade, float(off), _difference(picture, remade),
         max(inverted.residuals, default=None), inverted.converged, inverted.calls, method,
         chosen.label, table.steps,
     )  # fmt: skip

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...core import grids, names, solvers
 from ...errors import ArgumentError, shown
 from ...pipelines.recipe.data import INFOTEXT
-from .answers import base64_of, finished, preview
+from .answers import finished, preview
+from .pictures import base64_of
 from .runs import Runs, Served, Wanted
 
 AUTOMATIC = "automatic"  # A1111's word for the sampler's usual grid

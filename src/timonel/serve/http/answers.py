@@ -1,13 +1,11 @@
-"""What the server's APIs share: waiting for runs, pictures as bytes, events, errors as answers."""
+"""What the server's APIs share: waiting for runs, previews, events, errors as answers."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,14 +13,11 @@ from fastapi.responses import JSONResponse, Response
 
 from ...errors import ArgumentError, GuardStop, RunError, TimonelError, UnknownName
 from ..engine import Full
+from .pictures import base64_of
 from .runs import Served
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LOOK = 0.25  # seconds after which a client that waits is looked at
 GONE = 499  # status of an answer that nobody is left to read
-FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 RETRY = 5  # seconds after which a refused client may come again
 
 
@@ -53,19 +48,6 @@ async def finished(request: Request, runs: Sequence[Served]) -> None:
     for run in runs:
         if run.ticket.error is not None:
             raise run.ticket.error
-
-
-def encoded(image: Image.Image, kind: str = "png") -> bytes:
-    """A picture as the bytes of a file; a PNG has its recipe."""
-    buffer = io.BytesIO()
-    picture = image if kind == "png" else image.convert("RGB")
-    picture.save(buffer, FORMATS[kind])
-    return buffer.getvalue()
-
-
-def base64_of(image: Image.Image, kind: str = "png") -> str:
-    """A picture as the text of a file."""
-    return base64.b64encode(encoded(image, kind)).decode()
 
 
 async def preview(run: Served, kind: str = "png") -> str | None:

@@ -1,4 +1,4 @@
-"""What a server has accepted and made, in a folder, so that a killed server loses no run.
+"""What a server has accepted and answered, in a folder, so that a killed server loses no run.
 
 A run is written when it is accepted and goes when its picture is written. A server that starts with
 the folder makes again what was left, with the same seed, under the same name.

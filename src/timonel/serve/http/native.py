@@ -12,7 +12,8 @@ from ...core import grids, solvers
 from ...core.guidance import cfg
 from ...pipelines.recipe.data import KEY
 from ...reading import parsed
-from .answers import encoded, events
+from .answers import events
+from .pictures import encoded
 from .runs import Runs, Served, Wanted
 
 

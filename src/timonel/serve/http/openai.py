@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse
 
 from ...errors import ArgumentError, shown
-from .answers import base64_of, finished, preview
+from .answers import finished, preview
+from .pictures import base64_of
 from .runs import Runs, Served, Wanted
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core.guidance import Guidance, cfg
 from ...core.sampler import DEFAULT, is_file
@@ -17,10 +16,8 @@ from ...errors import ArgumentError, UnknownName, number_of_steps, shown
 from ..engine import Engine
 from ..ticket import Output, Ticket
 from .journal import Accepted, Journal
+from .pictures import encoded
 from .settings import Limits
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ class Runs:
         output = run.output
         if self.journal is None or (output is None and self.engines[run.model].closing):
             return
-        self.journal.finish(run.name, None if output is None else png(output.images[0]))
+        self.journal.finish(run.name, None if output is None else encoded(output.images[0]))
 
     def go_on(self) -> int:
         """Submit what a server before has left in the journal; how many runs that were.
@@ -198,7 +195,7 @@ class Runs:
         """The PNG of a run that has ended; None where there is none."""
         run = self.find(name)
         if run is not None and run.output is not None:
-            return png(run.output.images[0])
+            return encoded(run.output.images[0])
         return None if self.journal is None else self.journal.picture(name)
 
     def branch(self, run: Served, step: int | None = None, paused: bool = False) -> Served:
@@ -230,13 +227,6 @@ class Runs:
     def all(self) -> Iterable[Served]:
         """Every run that is known, the newest last."""
         return list(self._runs.values())
-
-
-def png(image: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG, with its recipe."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _check_steps(engine: Engine, options: Mapping[str, Any], limits: Limits) -> None:
